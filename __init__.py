@@ -1,0 +1,23 @@
+"""crushproof: robustness and privacy audits of compressed neural networks.
+
+The public face. Everything is imported when first used, so that `import crushproof` and the command line start fast.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "audit_model": ".audit.api",
+}
+
+__all__ = [*_HOMES, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'crushproof' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name], __name__), name)

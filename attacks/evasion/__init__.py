@@ -1,0 +1,1 @@
+"""Evasion: inputs inside an allowed set that the deployed model gets wrong."""

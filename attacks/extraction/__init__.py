@@ -1,0 +1,1 @@
+"""Extraction: a copy of the model from its answers."""

@@ -1,0 +1,1 @@
+"""The suite: plan in; findings, verdict and report out."""

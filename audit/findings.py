@@ -1,0 +1,223 @@
+"""The schema of audit.json, `crushproof.audit/1`: the product. The HTML report is a view of it.
+
+Everything here follows from plan, data, seed and machine type, except `environment`, where times and host facts live.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA = "crushproof.audit/1"
+
+Verdict = Literal["pass", "fail", "inconclusive"]
+RowVerdict = Literal["pass", "fail", "inconclusive", "not-gated", "not-measured"]
+
+
+class Row(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Estimate(Row):
+    """A figure with its 95 % interval and the number of records it rests on."""
+
+    estimate: float
+    low: float
+    high: float
+    n: int
+
+
+class Change(Row):
+    """A paired difference `candidate - baseline`, with its 95 % interval."""
+
+    baseline: str = Field(description="name of the model compared with")
+    baseline_estimate: float
+    difference: float
+    low: float
+    high: float
+    p_value: float | None = Field(None, description="exact McNemar for rates, paired DeLong for AUC")
+
+
+class ThreatModel(Row):
+    access: str = Field(description="white-box, scores, labels or none")
+    knowledge: str = Field(description="one sentence: what the attacker knows and has")
+    budget: str = Field(description="one phrase: epsilon, queries, shadows")
+
+
+class Point(Row):
+    """One point of a curve that a chart draws: `x` is epsilon, queries, false positive rate ..."""
+
+    x: float
+    estimate: float
+    low: float | None = None
+    high: float | None = None
+
+
+class Part(Row):
+    """One attack among those a finding takes the worst case (or the headline) over."""
+
+    name: str
+    estimate: float | None = Field(description="None: did not run")
+    low: float | None = None
+    high: float | None = None
+    flags: list[str] = []
+    skipped: str | None = Field(None, description="why it did not run")
+    headline: bool = Field(False, description="the one the finding reports, where one is chosen")
+
+
+class Finding(Row):
+    """One measured risk of one candidate, or the reason why it was not measured."""
+
+    id: str = Field(description="<candidate>/<risk>[/<detail>], e.g. int8/evasion; what --only takes")
+    candidate: str
+    risk: Literal["evasion", "membership", "extraction"]
+    attack: str = Field(description="what the estimate is the result of, in words")
+    metric: Literal["robust_accuracy", "tpr_at_1_percent_fpr", "auc", "fidelity", "copy_accuracy", "copy_transfer"]
+    better: Literal["higher", "lower"] = Field(description="which direction of the metric is safer")
+    setting: dict[str, str | float | int] = Field({}, description="e.g. {'norm': 'linf', 'epsilon': 0.1}")
+    threat_model: ThreatModel
+    estimate: Estimate | None = Field(description="None: not measured, see `reason`")
+    changes: list[Change] = Field([], description="first: against the candidate's own parent; then the plain dense")
+    gated: bool = False
+    verdict: RowVerdict = "not-gated"
+    reason: str | None = Field(None, description="why not measured, not gated or inconclusive")
+    flags: list[str] = []
+    notes: list[str] = Field([], description="sentences the reader must know, e.g. 'not attributable to membership'")
+    parts: list[Part] = []
+    curves: dict[str, list[Point]] = Field({}, description="by series name; see the risk's section of the report")
+    who_is_hit: list[dict[str, str | float | int]] = Field([], description="per class or group: name, estimate, n")
+    taxonomy: dict[str, list[str]] = Field({}, description="framework -> ids")
+    queries: int = 0
+    forwards: int = 0
+    backwards: int = 0
+    evidence: str | None = Field(None, description="path of the evidence inside the output folder")
+    evidence_digest: str | None = None
+    reproduce: str = Field("", description="the command that reproduces it")
+
+
+class Latency(Row):
+    """Milliseconds per call on fixed threads. A timing: kept under `environment`, never decides anything."""
+
+    batch: int
+    threads: int
+    p50: float
+    p95: float
+
+
+class Footprint(Row):
+    """What a candidate weighs. All but latency and peak memory follow from its bytes."""
+
+    disk_bytes: int = Field(description="of the deployed ONNX file")
+    payload_bytes: int = Field(description="of the packed weights; encode -> decode -> equal was checked")
+    ratio: float = Field(description="the plain dense model's payload / this payload")
+    parameters: int
+    nonzero_parameters: int
+    macs: int = Field(description="multiply-accumulates for one record")
+    energy_uj_modelled: float
+
+
+class Certificate(Row):
+    """Measured agreement of the twin with the deployed model; label agreement in [0, 1]."""
+
+    inputs: str = Field(description="what it was measured on: clean, random and adversarial")
+    n: int
+    label_agreement: float
+    max_logit_difference: float
+
+
+class Candidate(Row):
+    name: str
+    role: Literal["dense", "candidate", "control"]
+    technique: str = Field(description="prune, quantize, distill, factorize, share, chain, or dense")
+    recipe: dict[str, Any] | None
+    recipe_words: str = Field(description="the recipe in a phrase, e.g. '8-bit weights and activations'")
+    parent: str | None = Field(description="name of the dense model it came from; None for a dense one")
+    defense: str | None = Field(None, description="kind of the defense in its making")
+    defense_words: str | None = Field(None, description="e.g. 'DP-SGD, epsilon 8.0 at delta 1e-5'")
+    statement: dict[str, Any] = Field({}, description="what the defense promises: epsilon, delta, steps, ...")
+    verdict: RowVerdict
+    deciding: str | None = Field(None, description="the sentence that decides the verdict")
+    accuracy: Estimate
+    accuracy_change: Change | None = None
+    accuracy_change_dense: Change | None = Field(None, description="against the plain dense model")
+    footprint: Footprint
+    certificate: Certificate | None
+    worst_risk: str | None = Field(None, description="id of the finding nearest to or furthest beyond its limit")
+    digest: str = Field(description="sha256 of the deployed bytes")
+    draws: list[dict[str, float]] = Field([], description="stochastic rounding: accuracy and robust accuracy per draw")
+
+
+class Gate(Row):
+    """One rule of the policy applied to one candidate."""
+
+    candidate: str
+    rule: str = Field(description="accuracy, robust_accuracy, tpr_at_1_percent_fpr, auc, ...")
+    finding: str | None = Field(description="id of the finding judged; None for accuracy")
+    value: float | None
+    low: float | None
+    high: float | None
+    limit: float | None
+    compares: Literal["change", "absolute"]
+    verdict: RowVerdict
+    p_value: float | None = Field(None, description="of a fail; Holm-corrected over the report")
+    sentence: str
+
+
+class NotMeasured(Row):
+    """A row that says what was left out and why (rule 9)."""
+
+    candidate: str | None
+    what: str
+    reason: str
+
+
+class DataSummary(Row):
+    name: str
+    digest: str
+    shape: list[int]
+    classes: list[str]
+    members: int | None
+    non_members: int
+    evaluation: int
+    attacker: int
+
+
+class Environment(BaseModel):
+    """Host facts and times; the only part of an audit that two identical runs may differ in."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    date: str = ""
+    versions: dict[str, str] = {}
+    machine: dict[str, str] = {}
+    seconds: dict[str, float] = Field({}, description="CPU seconds by phase")
+    wall_seconds: float = 0.0
+    peak_bytes: int = 0
+    latency: dict[str, list[Latency]] = Field({}, description="by candidate")
+    candidate_peak_bytes: dict[str, int] = Field({}, description="resident bytes of a fresh process serving it")
+
+
+class Audit(BaseModel):
+    """A whole audit. `Audit.model_validate_json` reads one; unknown keys and NaN are refused."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    schema_: Literal["crushproof.audit/1"] = Field(SCHEMA, alias="schema")
+    name: str
+    verdict: Verdict
+    deciding: list[str] = Field(description="the one or two sentences that decide the verdict")
+    plan: dict[str, Any]
+    plan_digest: str
+    seed: int
+    data: DataSummary
+    candidates: list[Candidate]
+    findings: list[Finding]
+    policy: list[Gate]
+    policy_name: str
+    release: list[str] = Field(description="candidates the overall verdict covers")
+    not_measured: list[NotMeasured]
+    power: list[str] = Field(description="sentences: which leak or loss would not have been seen at these sizes")
+    limits: list[str] = Field(description="sentences: what the method does not prove")
+    declared: dict[str, str] = Field({}, description="TEE, encryption at rest ...: declared by the user, not verified")
+    environment: Environment

@@ -1,0 +1,1 @@
+"""Recipes: dense module -> candidate; what a candidate is; and its footprint."""

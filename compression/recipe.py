@@ -1,0 +1,48 @@
+"""What every recipe is: data plus `apply`, pure in (module, records, seed), so that shadows replay it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar
+
+from torch import nn
+
+from ..targets.data import Bounds, Records
+from ..targets.technique import Registry, Technique
+
+
+class Recipe(Technique):
+    """How a candidate is made from a dense module.
+
+    `touches_records` and `trains` are what an audit must know before it runs the recipe: whether the members leave a
+    trace in the candidate (calibration, fine-tuning: then DP-SGD's epsilon is void), and whether it is costly enough
+    for fewer shadow replays.
+    """
+
+    kind: str
+    control: ClassVar[bool] = False
+
+    @abstractmethod
+    def apply(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> nn.Module:
+        """A compressed copy of `module`, in evaluation mode on its device; `module` is left as it is.
+
+        Args:
+            records: what the model was trained on (a shadow's own training records on a shadow).
+            bounds: what an input may be; the input's quantisation range follows from it, never from records.
+
+        Raises:
+            NotApplicable: the recipe cannot do its work on this module; the message says why.
+        """
+
+    @property
+    @abstractmethod
+    def touches_records(self) -> bool:
+        """Whether any value of the result depends on `records`."""
+
+    @property
+    @abstractmethod
+    def trains(self) -> bool:
+        """Whether applying it runs a training loop."""
+
+
+RECIPES: Registry[Recipe] = Registry("recipe", "crushproof.compression", "crushproof.recipes")

@@ -1,0 +1,1 @@
+"""What is judged: data and models, loaded safely and run as shipped."""

@@ -1,0 +1,161 @@
+"""The records of an audit and who is who among them.
+
+Members were trained on; non-members were not. The non-members are split once, by the audit's seed, into the records
+an attack is *evaluated* on and the *attacker's own* (extraction queries, thresholds): the two never meet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import InputError
+from .seeds import generator
+
+ATTACKER_SHARE = 1 / 3  # of the non-members; the rest is evaluated on
+
+
+@dataclass(frozen=True, eq=False)
+class Bounds:
+    """The values an input may take: `low` and `high`, float32, broadcastable to one record (scalar, [c, 1, 1], [f])."""
+
+    low: Tensor
+    high: Tensor
+
+    def __post_init__(self) -> None:
+        if not (torch.isfinite(self.low).all() and torch.isfinite(self.high).all() and (self.low < self.high).all()):
+            raise InputError(
+                "The bounds of the data must be finite with low < high in every channel. Give the smallest and largest "
+                "value an input can take, for example [0, 1] or [0, 255]."
+            )
+
+    @classmethod
+    def of(cls, low: float, high: float) -> Bounds:
+        """The same bounds for every channel."""
+        return cls(torch.tensor(float(low)), torch.tensor(float(high)))
+
+    @property
+    def scale(self) -> Tensor:
+        """`high - low`: an epsilon in units of [0, 1] pixels times this is the epsilon in units of the data."""
+        return self.high - self.low
+
+    def to(self, device: str | torch.device) -> Bounds:
+        return Bounds(self.low.to(device), self.high.to(device))
+
+    def clamp(self, x: Tensor) -> Tensor:
+        return torch.maximum(torch.minimum(x, self.high), self.low)
+
+
+@dataclass(frozen=True, eq=False)
+class Records:
+    """Inputs with their labels: `x` float32 [n, *shape], `y` int64 [n]."""
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def take(self, index: Tensor) -> Records:
+        """The records at `index` (int64 or bool [n]), in that order."""
+        return Records(self.x[index], self.y[index])
+
+    def to(self, device: str | torch.device) -> Records:
+        return Records(self.x.to(device), self.y.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """The records of one audit, checked. A record's id is its index in `members` or in `non_members`.
+
+    Args:
+        name: what the report calls the data.
+        members: records the model was trained on; None when only a test set is at hand (no membership audit then).
+        non_members: records the model has never seen.
+        bounds: what an input may be; epsilon is in units of [0, 1] and scaled by it.
+        class_names: one per class, shown in the report as text.
+        groups: a group name per non-member, for "who is hit"; optional.
+        seed: splits the non-members.
+
+    Raises:
+        InputError: empty or single-class splits, labels out of range, NaN, values outside the bounds, wrong shapes, or
+            members among the non-members; each with its own sentence.
+    """
+
+    name: str
+    members: Records | None
+    non_members: Records
+    bounds: Bounds
+    class_names: tuple[str, ...]
+    groups: tuple[str, ...] | None = None
+    seed: int = 0
+    _split: tuple[Tensor, Tensor] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        from .checks import check_data
+
+        check_data(self)
+        n = len(self.non_members)
+        order = torch.randperm(n, generator=generator(self.seed, "data", "split"))
+        attackers = max(1, int(n * ATTACKER_SHARE))
+        object.__setattr__(self, "_split", (order[attackers:].sort().values, order[:attackers].sort().values))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one record."""
+        return tuple(self.non_members.x.shape[1:])
+
+    @property
+    def classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def evaluation_ids(self) -> Tensor:
+        """int64: the non-members that attacks and accuracy are evaluated on."""
+        return self._split[0]
+
+    @property
+    def evaluation(self) -> Records:
+        return self.non_members.take(self._split[0])
+
+    @property
+    def attacker(self) -> Records:
+        """The non-members an attacker owns."""
+        return self.non_members.take(self._split[1])
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 (hex) of everything that decides a result: values, labels, order, bounds, names, split."""
+        digest = hashlib.sha256()
+        for records in (self.members, self.non_members):
+            for tensor in (records.x, records.y) if records is not None else ():
+                digest.update(str((tuple(tensor.shape), str(tensor.dtype))).encode())
+                digest.update(np.ascontiguousarray(tensor.cpu().numpy()).tobytes())
+        digest.update(np.ascontiguousarray(torch.cat([self.bounds.low.flatten(), self.bounds.high.flatten()])).tobytes())
+        digest.update(repr((self.class_names, self.groups, self._split[1].tolist())).encode())
+        return digest.hexdigest()
+
+
+def load_digits(seed: int = 0) -> Data:
+    """scikit-learn's digits (1,797 real 8x8 images), in seeded halves: 898 members, 899 non-members; values in [0, 1]."""
+    from sklearn.datasets import load_digits as sklearn_digits
+
+    x, y = sklearn_digits(return_X_y=True)
+    images = torch.from_numpy(np.asarray(x, dtype=np.float32) / 16).reshape(-1, 1, 8, 8)
+    labels = torch.from_numpy(np.asarray(y, dtype=np.int64))
+    order = torch.randperm(len(labels), generator=generator(seed, "digits", "halves"))
+    records = Records(images[order], labels[order])
+    half = len(labels) // 2
+    return Data(
+        name="digits",
+        members=Records(records.x[:half], records.y[:half]),
+        non_members=Records(records.x[half:], records.y[half:]),
+        bounds=Bounds.of(0, 1),
+        class_names=tuple(str(digit) for digit in range(10)),
+        seed=seed,
+    )

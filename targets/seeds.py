@@ -1,0 +1,41 @@
+"""Where every random number comes from: one integer seed, and labels that say what it is used for.
+
+Deriving by label (instead of drawing from one stream) makes each number independent of the order of the work, of the
+number of workers and of what else the audit contains.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def derive(seed: int, *labels: str | int) -> int:
+    """A 63-bit seed for the use named by `labels`, from the audit's `seed`; the same labels give the same seed."""
+    text = "\x1f".join([str(seed), *(str(label) for label in labels)])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def generator(seed: int, *labels: str | int, device: str | torch.device = "cpu") -> torch.Generator:
+    """A torch generator on `device`, seeded by `derive(seed, *labels)`."""
+    import torch
+
+    return torch.Generator(device=device).manual_seed(derive(seed, *labels))
+
+
+@contextmanager
+def global_seed(seed: int, *labels: str | int) -> Iterator[None]:
+    """Seeds torch's global generator inside the block and restores its state after it.
+
+    Only for code that accepts no generator: `nn.Module` initialisers, dropout, a user's own training function.
+    """
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(derive(seed, *labels))
+        yield

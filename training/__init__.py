@@ -1,0 +1,1 @@
+"""How a model is trained: one loop with its hyper-parameters as data, for one model or a stack of many at once."""

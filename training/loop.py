@@ -1,0 +1,161 @@
+"""The training loop. It always trains a stack of models (of one, when alone): same code, same results."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..targets.data import Records
+from ..targets.seeds import generator, global_seed
+from ..targets.technique import Technique
+from .architecture import Architecture
+from .stacked import Stack, group_size
+
+Forward = Callable[[Tensor], Tensor]
+"""x float32 [k, b, *shape] -> logits float32 [k, b, classes]: every model of the stack on its own batch."""
+
+Objective = Callable[[Forward, Tensor, Tensor, Tensor, Sequence[torch.Generator]], Tensor]
+"""(forward, x [k, b, *shape], y int64 [k, b], index int64 [k, b], one generator per model) -> losses float32 [k, b].
+
+`index` are positions in the records given to the loop; a distillation objective looks its teacher's logits up by it.
+"""
+
+
+class Training(Technique):
+    """Hyper-parameters of one training run."""
+
+    epochs: PositiveInt = Field(10, description="passes over the records")
+    batch_size: PositiveInt = Field(32, description="records per step and model")
+    learning_rate: PositiveFloat = Field(3e-3, description="at its peak")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="adamw, or sgd with Nesterov momentum .9")
+    weight_decay: float = Field(5e-4, ge=0)
+    schedule: Literal["constant", "cosine", "one-cycle"] = Field(
+        "one-cycle", description="of the learning rate: one-cycle warms up linearly over a quarter, then decays to 0"
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+
+
+def cross_entropy(training: Training) -> Objective:
+    """The plain objective."""
+
+    def objective(
+        forward: Forward, x: Tensor, y: Tensor, index: Tensor, generators: Sequence[torch.Generator]
+    ) -> Tensor:
+        logits = forward(x)
+        losses = F.cross_entropy(
+            logits.flatten(0, 1), y.flatten(), reduction="none", label_smoothing=training.label_smoothing
+        )
+        return losses.view_as(y)
+
+    return objective
+
+
+def rate(training: Training, step: int, steps: int) -> float:
+    """The learning rate at `step` of `steps`."""
+    progress = step / max(1, steps)
+    if training.schedule == "constant":
+        factor = 1.0
+    elif training.schedule == "cosine":
+        factor = 0.5 * (1 + float(torch.cos(torch.tensor(progress * torch.pi))))
+    else:
+        factor = progress / 0.25 if progress < 0.25 else (1 - progress) / 0.75
+    return training.learning_rate * max(factor, 1e-3)
+
+
+def train_stack(
+    modules: Sequence[nn.Module],
+    records: Records,
+    subsets: Sequence[Tensor],
+    seeds: Sequence[int],
+    training: Training,
+    *,
+    objective: Objective | None = None,
+    after_step: Callable[[Stack], None] | None = None,
+) -> None:
+    """Trains `modules` (one structure) in place, each on its own subset of `records`, side by side.
+
+    Args:
+        modules: on the device they are to be trained on; left in evaluation mode.
+        subsets: int64 indices into `records`, all of one length.
+        seeds: one per module; decides the order of its records and the objective's noise.
+        after_step: called after each step with the stack; a recipe re-applies its pruning mask there.
+    """
+    device = next(modules[0].parameters()).device
+    records = records.to(device)
+    loss = objective or cross_entropy(training)
+    generators = [generator(seed, "objective", device=device) for seed in seeds]
+    orders = [generator(seed, "order of records") for seed in seeds]
+    count = len(subsets[0])
+    batch = min(training.batch_size, count)
+    per_epoch = max(1, count // batch)  # the rest of an epoch is dropped: batch norm dislikes a batch of one
+    stack = Stack(modules)
+    parameters = stack.parameters()
+    if training.optimizer == "adamw":
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+            parameters, lr=training.learning_rate, weight_decay=training.weight_decay
+        )
+    else:
+        optimizer = torch.optim.SGD(
+            parameters, lr=training.learning_rate, momentum=0.9, nesterov=True, weight_decay=training.weight_decay
+        )
+    step = 0
+    with global_seed(seeds[0], "dropout"):
+        for _ in range(training.epochs):
+            shuffled = torch.stack(
+                [subset[torch.randperm(count, generator=order)] for subset, order in zip(subsets, orders, strict=True)]
+            ).to(device)
+            for first in range(0, per_epoch * batch, batch):
+                index = shuffled[:, first : first + batch]
+                for group in optimizer.param_groups:
+                    group["lr"] = rate(training, step, training.epochs * per_epoch)
+                losses = loss(stack, records.x[index], records.y[index], index, generators)
+                optimizer.zero_grad(set_to_none=True)
+                losses.mean(1).sum().backward()  # models share nothing, so the sum keeps their gradients apart
+                optimizer.step()
+                step += 1
+                if after_step is not None:
+                    after_step(stack)
+    stack.write_back()
+    for module in modules:
+        module.eval()
+
+
+def train(
+    module: nn.Module,
+    records: Records,
+    training: Training,
+    *,
+    seed: int,
+    objective: Objective | None = None,
+    after_step: Callable[[Stack], None] | None = None,
+) -> nn.Module:
+    """A trained copy of `module` (which is left as it is), in evaluation mode on the same device."""
+    trained = copy.deepcopy(module)
+    everything = torch.arange(len(records))
+    train_stack([trained], records, [everything], [seed], training, objective=objective, after_step=after_step)
+    return trained
+
+
+def train_many(
+    architecture: Architecture,
+    records: Records,
+    subsets: Sequence[Tensor],
+    seeds: Sequence[int],
+    training: Training,
+    *,
+    device: torch.device,
+    objective: Objective | None = None,
+) -> list[nn.Module]:
+    """Fresh models, each trained on its own subset; stacked in groups where the fixed rule of `group_size` says so."""
+    modules = [architecture.fresh(seed).to(device) for seed in seeds]
+    size = group_size(modules[0], training.batch_size, device)
+    for first in range(0, len(modules), size):
+        group = slice(first, first + size)
+        train_stack(modules[group], records, subsets[group], seeds[group], training, objective=objective)
+    return modules

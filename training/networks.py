@@ -1,0 +1,58 @@
+"""The networks of the built-in audit, its examples and its benchmarks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.norm1(self.conv1(x)))
+        return torch.relu(x + self.norm2(self.conv2(y)))
+
+
+class ResidualCnn(nn.Module):
+    """A small residual network for 8x8 to 32x32 images: stem, two residual blocks, average pooling, linear head."""
+
+    def __init__(self, classes: int = 10, channels: int = 16, in_channels: int = 1) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+        self.block1 = ResidualBlock(channels)
+        self.pool = nn.MaxPool2d(2)
+        self.block2 = ResidualBlock(channels)
+        self.head = nn.Linear(4 * channels, classes)
+        self.spread = nn.AdaptiveAvgPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.stem(x)))
+        x = self.block2(self.pool(self.block1(x)))
+        return self.head(self.spread(x).flatten(1))
+
+
+class Mlp(nn.Module):
+    """A multi-layer perceptron on flattened records, ReLU between layers."""
+
+    def __init__(self, features: int, classes: int, hidden: tuple[int, ...] = (64, 128)) -> None:
+        super().__init__()
+        sizes = (features, *hidden)
+        layers: list[nn.Module] = [nn.Flatten()]
+        for before, after in zip(sizes, sizes[1:], strict=False):
+            layers += [nn.Linear(before, after), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+def digits_cnn() -> nn.Module:
+    """The dense model of the built-in audit: about 10,000 parameters."""
+    return ResidualCnn(classes=10, channels=16)

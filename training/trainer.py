@@ -1,0 +1,94 @@
+"""Who trains: the built-in loop, a hardened training, or the user's own function. All fit one model or a population."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..targets.data import Records
+from ..targets.seeds import global_seed
+from .architecture import Architecture
+from .loop import Training, train_many
+
+
+class Trainer(ABC):
+    """Fits models from scratch. `identity` decides the cache key: same identity and inputs, same weights."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """Everything that decides the result, as text (JSON of the hyper-parameters, or a digest of the code)."""
+
+    @abstractmethod
+    def fit(
+        self,
+        architecture: Architecture,
+        records: Records,
+        subsets: Sequence[Tensor],
+        seeds: Sequence[int],
+        device: torch.device,
+    ) -> list[nn.Module]:
+        """One model per (subset, seed), in evaluation mode on `device`.
+
+        Args:
+            records: all that may be trained on.
+            subsets: int64 indices into `records`, one per model; equal lengths let a stack be trained at once.
+            seeds: decide initial weights and order of the records; a model depends on its own seed and subset only.
+        """
+
+
+class BuiltinTrainer(Trainer):
+    """The built-in loop with the given hyper-parameters."""
+
+    def __init__(self, training: Training) -> None:
+        self.training = training
+
+    @property
+    def identity(self) -> str:
+        return f"builtin:{self.training.model_dump_json()}"
+
+    def fit(
+        self,
+        architecture: Architecture,
+        records: Records,
+        subsets: Sequence[Tensor],
+        seeds: Sequence[int],
+        device: torch.device,
+    ) -> list[nn.Module]:
+        return train_many(architecture, records, subsets, seeds, self.training, device=device)
+
+
+class UserTrainer(Trainer):
+    """The user's own training function.
+
+    Args:
+        function: `function(module, x, y, seed) -> module`; trains the fresh `module` on x float32 [n, *shape] and
+            y int64 [n] and returns it. It runs with torch's global generator seeded.
+        identity: names the function and its source's digest.
+    """
+
+    def __init__(self, function: Callable[[nn.Module, Tensor, Tensor, int], nn.Module], identity: str) -> None:
+        self.function, self._identity = function, identity
+
+    @property
+    def identity(self) -> str:
+        return f"user:{self._identity}"
+
+    def fit(
+        self,
+        architecture: Architecture,
+        records: Records,
+        subsets: Sequence[Tensor],
+        seeds: Sequence[int],
+        device: torch.device,
+    ) -> list[nn.Module]:
+        models = []
+        for subset, seed in zip(subsets, seeds, strict=True):
+            own = records.take(subset).to(device)
+            with global_seed(seed, "user training"):
+                module = self.function(architecture.fresh(seed).to(device), own.x, own.y, seed)
+            models.append(module.to(device).eval())
+        return models
