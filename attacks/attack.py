@@ -54,6 +54,38 @@ class Ledger:
 
 
 @dataclass(frozen=True)
+class ShadowSignals:
+    """What one population of shadow models says of the attacked records.
+
+    Args:
+        inside: bool [k, n], record j was in the training set of shadow i (each record in half of the shadows).
+        phi: float32 [k, n], the logit margin `z_y - logsumexp(z_others)` of shadow i on record j.
+    """
+
+    inside: np.ndarray[Any, np.dtype[np.bool_]]
+    phi: np.ndarray[Any, np.dtype[np.float32]]
+
+
+@dataclass(frozen=True)
+class MembershipCase:
+    """The records of a membership audit, equal numbers of both sorts, and what shadow models say of them.
+
+    Args:
+        records: members first, then as many non-members.
+        is_member: bool [n], the truth for the audited model.
+        ids: int64 [n], indices into `Data.members` or `Data.non_members`.
+        own: shadows compressed as the candidate was.
+        dense: uncompressed shadows; None when the candidate is the uncompressed model itself.
+    """
+
+    records: Records
+    is_member: np.ndarray[Any, np.dtype[np.bool_]]
+    ids: np.ndarray[Any, np.dtype[np.int64]]
+    own: ShadowSignals
+    dense: ShadowSignals | None
+
+
+@dataclass(frozen=True)
 class Case:
     """What an attacker may use against one deployed model. Which parts it does use is the attack's declared access.
 
@@ -68,6 +100,7 @@ class Case:
         bounds: of an input; epsilon counts in units of [0, 1] and is scaled by `bounds.scale`.
         parent_adversarial: inputs crafted on the parent, by epsilon: float32 like evaluation.x; what transfer replays.
         twin_agrees: the certificate's label agreement is at least 99.5 %.
+        membership: None when membership is not audited (no training records).
     """
 
     deployed: Target
@@ -81,6 +114,7 @@ class Case:
     classes: int
     parent_adversarial: dict[float, Any] = field(default_factory=dict)
     twin_agrees: bool = True
+    membership: MembershipCase | None = None
 
 
 @dataclass
