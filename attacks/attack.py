@@ -76,6 +76,8 @@ class MembershipCase:
         ids: int64 [n], indices into `Data.members` or `Data.non_members`.
         own: shadows compressed as the candidate was.
         dense: uncompressed shadows; None when the candidate is the uncompressed model itself.
+        blind: float64 [n], scores of a classifier that never asks a model, the same for all models of a population;
+            None: the attack computes them.
     """
 
     records: Records
@@ -83,6 +85,7 @@ class MembershipCase:
     ids: np.ndarray[Any, np.dtype[np.int64]]
     own: ShadowSignals
     dense: ShadowSignals | None
+    blind: np.ndarray[Any, np.dtype[np.float64]] | None = None
 
 
 @dataclass(frozen=True)

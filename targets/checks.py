@@ -1,12 +1,310 @@
-"""The checks every `Data` passes before anything is computed on it."""
+"""The checks every `Data` passes before anything is computed on it, and every model before it is audited.
+
+Each fault has its own sentence: what is wrong, where, and how to mend it.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .errors import InputError
+from .files import shown
+
 if TYPE_CHECKING:
-    from .data import Data
+    from .data import Bounds, Data, Records
+    from .model import Target
+
+FEWEST = 10  # records of a split; below it no interval says anything
+NAME_LENGTH = 200  # characters of a class or group name
+OVERLAP = 0.01  # of the smaller split; see _check_overlap
+CHANCE_P = 0.01  # a model whose agreement with the labels is this likely by luck is at chance
+PROBED = 2_000  # records a model is checked on
 
 
-def check_data(data: Data) -> None:
-    """Raises InputError with one sentence per fault."""
+def check_data(data: Data) -> list[str]:
+    """Notes for the reader of the report: sentences about what is allowed but worth knowing.
+
+    Raises:
+        InputError: wrong types or shapes, too few records, a split of a single class, labels out of range, NaN, values
+            outside the bounds, members among the non-members, class or group names that cannot be shown.
+    """
+    _check_names(list(data.class_names), "class name")
+    if len(data.class_names) < 2:
+        raise InputError(
+            f"The data has {len(data.class_names)} class name(s). A classifier needs at least two classes: give one "
+            "name for each output of the model."
+        )
+    double = next((name for at, name in enumerate(data.class_names) if name in data.class_names[:at]), None)
+    if double is not None:
+        raise InputError(f"Two classes are named {shown(double)}. Give each class a name of its own.")
+    splits = {"non-members": data.non_members} | ({"members": data.members} if data.members is not None else {})
+    for split, records in splits.items():
+        _check_form(records, split)
+    if data.members is not None and data.members.x.shape[1:] != data.non_members.x.shape[1:]:
+        raise InputError(
+            f"A member has shape {list(data.members.x.shape[1:])} and a non-member "
+            f"{list(data.non_members.x.shape[1:])}. Prepare both in the same way."
+        )
+    _check_bounds_shape(data.bounds, data.non_members.x.shape[1:])
+    for split, records in splits.items():
+        _check_labels(records.y, split, data.class_names)
+        _check_values(records.x, split, data.bounds)
+    if data.groups is not None:
+        if len(data.groups) != len(data.non_members):
+            raise InputError(
+                f"There are {len(data.groups)} group names for {len(data.non_members)} non-members. Give one group for "
+                "each non-member, in the same order."
+            )
+        _check_names(sorted(set(data.groups)), "group name")
+    notes = [
+        f"No record of class {shown(name)} is among the {split}."
+        for split, records in splits.items()
+        for label, name in enumerate(data.class_names)
+        if len(data.class_names) <= 100 and not bool((records.y == label).any())
+    ]
+    if data.members is not None:
+        notes += _check_overlap(data.members, data.non_members)
+    return notes
+
+
+def _check_names(names: list[str], what: str) -> None:
+    for name in names:
+        if not isinstance(name, str) or not name.strip():
+            raise InputError(f"A {what} is {shown(name)}. Give each a text that can be read.")
+        if len(name) > NAME_LENGTH:
+            raise InputError(
+                f"The {what} {shown(name)} has {len(name):,} characters. At most {NAME_LENGTH} are shown: shorten it."
+            )
+        if any(0xD800 <= ord(character) < 0xE000 for character in name):
+            raise InputError(
+                f"The {what} {shown(name)} contains half of a surrogate pair, which is no character. Decode the names "
+                "as UTF-8 anew."
+            )
+
+
+def _check_form(records: Records, split: str) -> None:
+    """x float32 [n, *shape], y int64 [n], enough of them."""
+    x, y = records.x, records.y
+    if x.dtype != torch.float32 or y.dtype != torch.int64:
+        raise InputError(
+            f"The {split} hold x as {_word(x)} and y as {_word(y)}. Give x as float32 and y as int64: x.float(), "
+            "y.long()."
+        )
+    if y.ndim != 1:
+        raise InputError(
+            f"The labels of the {split} have shape {list(y.shape)}. Give one class number per record, [n]."
+        )
+    if x.ndim < 2 or len(x) != len(y):
+        raise InputError(
+            f"The {split} have inputs of shape {list(x.shape)} and {len(y)} labels. Inputs are [n, features] or "
+            "[n, channels, height, width], with one label each."
+        )
+    if len(y) == 0:
+        raise InputError(f"There are no {split}: the split is empty. Check how the data was divided.")
+    if x[0].numel() == 0:
+        raise InputError(f"The {split} have inputs of shape {list(x.shape)}, which hold no value. Check the features.")
+    if len(y) < FEWEST:
+        raise InputError(
+            f"There are only {len(y)} {split}. At least {FEWEST} are needed, and hundreds for a useful audit."
+        )
+
+
+def _check_bounds_shape(bounds: Bounds, shape: torch.Size) -> None:
+    for side in (bounds.low, bounds.high):
+        try:
+            side.expand(shape)
+        except RuntimeError:
+            raise InputError(
+                f"The bounds have shape {list(side.shape)}, which does not fit a record of shape {list(shape)}. Give "
+                "one number, or one per channel as [c, 1, 1]."
+            ) from None
+
+
+def _check_labels(y: Tensor, split: str, class_names: tuple[str, ...]) -> None:
+    low, high, classes = int(y.min()), int(y.max()), len(class_names)
+    if low < 0 or high >= classes:
+        hint = " They seem to start at 1: subtract 1." if low == 1 and high == classes else ""
+        raise InputError(
+            f"The labels of the {split} run from {low} to {high}, and the {classes} class names allow 0 to "
+            f"{classes - 1}.{hint} Number the classes from 0 on and give a name for each."
+        )
+    if low == high:
+        raise InputError(
+            f"All {len(y)} {split} are of class {shown(class_names[low])}: a single-class split measures nothing. "
+            "Shuffle the data before it is divided."
+        )
+
+
+def _check_values(x: Tensor, split: str, bounds: Bounds) -> None:
+    per_record = x.flatten(1)
+    finite = torch.isfinite(per_record).all(1)
+    if not bool(finite.all()):
+        count = int((~torch.isfinite(per_record)).sum())
+        raise InputError(
+            f"The inputs of the {split} hold {count} NaN or infinite value(s), first in record "
+            f"{int((~finite).nonzero()[0])}. Fill in or leave out such records."
+        )
+    outside = ((x < bounds.low.to(x.device)) | (x > bounds.high.to(x.device))).flatten(1).any(1)
+    if bool(outside.any()):
+        low, high = float(x.min()), float(x.max())
+        raise InputError(
+            f"{int(outside.sum()):,} of the {len(x):,} {split} have values outside the bounds: the bounds are "
+            f"{_range(bounds)} and the values run from {low:g} to {high:g} (first in record "
+            f"{int(outside.nonzero()[0])}). {_bounds_hint(low, high)}"
+        )
+
+
+def _bounds_hint(low: float, high: float) -> str:
+    if low >= 0 and 1 < high <= 255:
+        return "They look like 0..255: divide the inputs by 255, or give bounds [0, 255]."
+    if -1 <= low < 0 and high <= 1:
+        return "They look like -1..1: give bounds [-1, 1]."
+    if low < 0:
+        return (
+            "They look normalised: give the bounds after normalisation, or hand over the raw values and let the model "
+            "normalise in its forward."
+        )
+    return "Give the smallest and largest value an input can take as bounds."
+
+
+def _range(bounds: Bounds) -> str:
+    if bounds.low.numel() == 1 and bounds.high.numel() == 1:
+        return f"[{float(bounds.low):g}, {float(bounds.high):g}]"
+    return f"per feature, from {float(bounds.low.min()):g} to {float(bounds.high.max()):g} at the widest"
+
+
+def _check_overlap(members: Records, non_members: Records) -> list[str]:
+    """Refuses a test set that contains training records; allows what repeated records explain.
+
+    Tables of few, coarse columns repeat themselves: 16 % of UCI Adult's test records (without its weight column) equal
+    a training record in every value, and 17 % of the training records equal another one. That is not a leak. So an
+    overlap is allowed up to 1 % of the smaller split, or up to twice the share of members that equal another member.
+    """
+    codes = _codes(members), _codes(non_members)
+    shared = np.intersect1d(*codes)
+    if not len(shared):
+        return []
+    ids = [np.flatnonzero(np.isin(code, shared)) for code in codes]
+    share = len(ids[1]) / min(len(members), len(non_members))
+    _, counts = np.unique(codes[0], return_counts=True)
+    repeated = float(counts[counts > 1].sum()) / len(members)
+    what = f"{len(ids[1]):,} of the {len(non_members):,} non-members equal a member in every value and in the label"
+    if share > max(OVERLAP, 2 * repeated):
+        raise InputError(
+            f"Members are among the non-members: {what} (non-members {_some(ids[1])}; members {_some(ids[0])}). "
+            "Divide the data anew so that no record is in both; else membership cannot be told and accuracy is too "
+            "good."
+        )
+    return [f"{what} ({share:.1%}). Whether those were trained on cannot be told, which lowers membership figures."]
+
+
+def _codes(records: Records) -> NDArray[np.uint64]:
+    """A 64-bit code of each record's values and label: equal for equal records, different for others (but for luck).
+
+    The values' bits, weighted by random odd numbers and added up modulo 2^64.
+    """
+    rows = np.ascontiguousarray((records.x.flatten(1) + 0.0).cpu().numpy()).view(np.uint32)  # + 0.0: -0 equals 0
+    weights = np.random.default_rng(0x5EED).integers(0, 2**63, rows.shape[1], dtype=np.uint64) * 2 + 1
+    codes: NDArray[np.uint64] = records.y.cpu().numpy().astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    for first in range(0, len(rows), 1024):  # in parts, so that the 64-bit copies stay small
+        part = rows[first : first + 1024]
+        part = part ^ (part >> np.uint32(16))  # round floats end in zero bits, which a product would keep
+        codes[first : first + 1024] += (part * weights).sum(1, dtype=np.uint64)
+    return codes
+
+
+def _some(ids: NDArray[np.int64]) -> str:
+    return ", ".join(str(number) for number in ids[:5].tolist()) + (", ..." if len(ids) > 5 else "")
+
+
+def _word(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+# Models ---------------------------------------------------------------------------------------------------------------
+
+
+def check_model(target: Target, records: Records, bounds: Bounds, classes: int) -> list[str]:
+    """Notes about a model that does answer as an audit assumes.
+
+    Args:
+        target: answers x float32 [n, *shape] with logits.
+        records: non-members; at most 2,000 of them, evenly spread, are asked about.
+        bounds: of the inputs.
+        classes: outputs expected.
+
+    Raises:
+        InputError: it cannot take the records, answers with another shape, with NaN, with probabilities instead of
+            logits, or agrees with the labels no better than chance.
+    """
+    step = -(-len(records) // PROBED)
+    x, y = records.x[::step], records.y[::step]
+    try:
+        logits = target.logits(x)
+    except Exception as error:  # the user's own forward can raise anything
+        raise InputError(
+            f"The model cannot take records of shape {list(x.shape[1:])}: {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}. Give it float32 inputs [n, {', '.join(map(str, x.shape[1:]))}] and "
+            "let it return one tensor."
+        ) from error
+    if logits.shape != (len(x), classes):
+        hint = " Give a two-class model two outputs." if classes == 2 and logits.shape[1:] in ((), (1,)) else ""
+        raise InputError(
+            f"The model answers {len(x)} records with shape {list(logits.shape)}, and [{len(x)}, {classes}] is "
+            f"expected: one logit per class.{hint} Check the output layer and the class names."
+        )
+    if not bool(torch.isfinite(logits).all()):
+        broken = int((~torch.isfinite(logits)).any(1).sum())
+        raise InputError(
+            f"The model answers {broken} of {len(x)} records with NaN or infinite logits. Its weights are broken, or "
+            "the inputs are in other units than it was trained on."
+        )
+    in_unit = bool((logits >= 0).all() and (logits <= 1).all())
+    if in_unit and bool(((logits.sum(1) - 1).abs() < 1e-3).all()):
+        raise InputError(
+            "The model answers with probabilities (each row lies in [0, 1] and sums to 1), and logits are expected: "
+            "gradients through a softmax vanish and would hide weaknesses. Remove the softmax, or return its logarithm."
+        )
+    notes = ["All outputs lie in [0, 1]; if they come from a sigmoid, return the values before it."] if in_unit else []
+    return notes + _check_accuracy(target, x, y, logits, bounds, classes)
+
+
+def _check_accuracy(target: Target, x: Tensor, y: Tensor, logits: Tensor, bounds: Bounds, classes: int) -> list[str]:
+    """Cohen's kappa above zero, by a one-sided binomial test against the agreement of unrelated predictions."""
+    from scipy.stats import binomtest
+
+    predicted = logits.argmax(1)
+    right, n = int((predicted == y).sum()), len(y)
+    shares = [torch.bincount(labels, minlength=classes).double() / n for labels in (predicted, y)]
+    chance = float((shares[0] * shares[1]).sum())
+    if chance < 1 and binomtest(right, n, chance, alternative="greater").pvalue < CHANCE_P:
+        kappa = (right / n - chance) / (1 - chance)
+        return [f"The model agrees with the labels only weakly (Cohen's kappa {kappa:.2f})."] if kappa < 0.2 else []
+    raise InputError(
+        f"The model gets {right} of {n} non-members right, which is chance ({chance:.0%}), and a model at chance is "
+        f"neither private nor robust. {_suspicion(target, x, y, predicted, bounds, classes)}Check that the inputs "
+        f"are scaled and normalised as in training (the data's bounds are {_range(bounds)}), that labels and class "
+        "names are in the order of the model's outputs, and that the right weights were loaded into the right "
+        "architecture."
+    )
+
+
+def _suspicion(target: Target, x: Tensor, y: Tensor, predicted: Tensor, bounds: Bounds, classes: int) -> str:
+    """Which assumption is broken, where trying the usual ones tells: other class order, other units."""
+    from scipy.optimize import linear_sum_assignment
+
+    if classes <= 1_000:
+        confusion = torch.bincount(y * classes + predicted, minlength=classes**2).reshape(classes, classes).numpy()
+        rows, columns = linear_sum_assignment(-confusion)
+        if confusion[rows, columns].sum() > 0.7 * len(y):
+            return "Its predictions fit once classes are renamed, so the order of the classes is the likely cause. "
+    unit = (x - bounds.low) / bounds.scale
+    for words, other in (("[0, 1]", unit), ("[0, 255]", unit * 255), ("[-1, 1]", unit * 2 - 1)):
+        if float((target.logits(other).argmax(1) == y).float().mean()) > 0.7:
+            return f"It is right on most when the inputs are scaled to {words}, so their units are the likely cause. "
+    return ""

@@ -81,6 +81,7 @@ class Data:
         class_names: one per class, shown in the report as text.
         groups: a group name per non-member, for "who is hit"; optional.
         seed: splits the non-members.
+        notes: sentences a reader of the report must know about the data; the loaders' and the checks' own.
 
     Raises:
         InputError: empty or single-class splits, labels out of range, NaN, values outside the bounds, wrong shapes, or
@@ -94,12 +95,13 @@ class Data:
     class_names: tuple[str, ...]
     groups: tuple[str, ...] | None = None
     seed: int = 0
+    notes: tuple[str, ...] = ()
     _split: tuple[Tensor, Tensor] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         from .checks import check_data
 
-        check_data(self)
+        object.__setattr__(self, "notes", (*self.notes, *check_data(self)))
         n = len(self.non_members)
         order = torch.randperm(n, generator=generator(self.seed, "data", "split"))
         attackers = max(1, int(n * ATTACKER_SHARE))

@@ -56,3 +56,8 @@ class Mlp(nn.Module):
 def digits_cnn() -> nn.Module:
     """The dense model of the built-in audit: about 10,000 parameters."""
     return ResidualCnn(classes=10, channels=16)
+
+
+def digits_mlp() -> nn.Module:
+    """The usual network of membership-inference papers, on digits: 64-64-128-10."""
+    return Mlp(64, 10)

@@ -1,1 +1,1 @@
-"""Evasion: inputs inside an allowed set that the deployed model gets wrong."""
+"""Adversarial inputs: a batched engine, its perturbers, and the worst case over all of them on the deployed model."""

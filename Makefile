@@ -1,0 +1,52 @@
+# Two commands for a fresh machine with Python >= 3.11, make and a package index:
+#   make audit   audits compressed versions of a small CNN on real data and writes crushproof-audit/report.html
+#   make test    runs every check
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= crushproof-audit
+
+.PHONY: audit test lint types layers pytest format clean
+
+audit: $(VENV)/.runtime
+	@$(BIN)/crushproof audit --out $(OUT); code=$$?; \
+	case $$code in 0|1|3) test -f $(OUT)/report.html || exit $$code ;; *) exit $$code ;; esac; \
+	echo; echo "Open the report: $(CURDIR)/$(OUT)/report.html   (verdict's exit code: $$code)"
+
+test: lint types layers pytest
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The package is the repository's root, whatever the checkout's folder is called: mypy sees it through a link.
+types: $(VENV)/.test
+	@mkdir -p $(VENV)/roof && ln -sfn "$(CURDIR)" $(VENV)/roof/crushproof
+	cd $(VENV)/roof && ../bin/mypy --config-file crushproof/pyproject.toml --cache-dir ../mypy_cache -m crushproof \
+		$(foreach part,audit attacks defenses compression training targets report_templates,-p crushproof.$(part))
+
+layers: $(VENV)/.test
+	$(BIN)/lint-imports --no-cache
+
+pytest: $(VENV)/.test
+	$(BIN)/pytest -n 2 --dist loadfile -q
+
+format: $(VENV)/.test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(VENV)/.venv:
+	$(PYTHON) -c 'import sys; sys.exit("crushproof needs Python 3.11 or newer: make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.runtime: $(VENV)/.venv pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0 -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.venv pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0 -e ".[test]"
+	@touch $@ $(VENV)/.runtime
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

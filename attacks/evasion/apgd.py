@@ -1,0 +1,118 @@
+"""Auto-PGD (Croce & Hein 2020, arXiv:2003.01690): momentum, and steps that halve where progress stalls."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..attack import Case
+from .ball import per_record
+from .engine import PERTURBERS, Gradients, Search
+from .pgd import GradientPerturber
+
+MOMENTUM = 0.75  # alpha in the paper
+ENOUGH = 0.75  # rho: share of the steps since the last checkpoint that must have raised the loss
+
+
+def checkpoints(steps: int) -> list[int]:
+    """The steps after which progress is judged (section 3.2): the first at 22 %, then ever closer, never below 6 %."""
+    shares = [0.0, 0.22]
+    while shares[-1] < 1:
+        shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))
+    return sorted({min(steps, -int(-share * steps // 1)) for share in shares[1:]})
+
+
+@PERTURBERS.register
+class Apgd(GradientPerturber):
+    """Auto-PGD (Croce & Hein 2020, arXiv:2003.01690) with random starts."""
+
+    kind: Literal["apgd"] = "apgd"
+
+    def perturb(self, search: Search, case: Case) -> None:
+        model = self.model(search, case)
+        for restart in range(self.restarts):
+            if not self._ascend(search, model, restart):
+                return
+        search.close()
+
+    def _ascend(self, search: Search, model: Gradients, restart: int) -> bool:
+        """One run from a random start; False when there is nothing left to do."""
+        x = search.start(restart)
+        gradient, margin, value = model(x, search.y)
+        if restart == 0 and not search.check_gradients(gradient):
+            return False
+        # Per active record: the best input so far with its loss and gradient, and what the checkpoints compare.
+        state = {
+            "x": x,
+            "before": x,
+            "gradient": gradient,
+            "best": x,
+            "best_gradient": gradient,
+            "best_value": value,
+            "value": value,
+            "size": torch.full_like(value, 2 * search.ball.epsilon),
+            "rises": torch.zeros_like(value),
+            "halved": torch.ones_like(value, dtype=torch.bool),  # at the last checkpoint; never twice for one stall
+            "value_then": value,
+        }
+        last_checkpoint = 0
+        progress = restart / self.restarts
+        if not keep(state, search.offer(x, margin, progress)):
+            return False
+        judged = checkpoints(self.steps)
+        for step in range(1, self.steps + 1):
+            size = per_record(state["size"], state["x"]).to(state["x"].dtype)
+            ahead = search.ball.step(state["x"], state["gradient"], size)
+            weight = MOMENTUM if step > 1 else 1.0
+            moved = state["x"] + weight * (ahead - state["x"]) + (1 - weight) * (state["x"] - state["before"])
+            x = search.ball.project(moved)
+            gradient, margin, value = model(x, search.y)
+            state["rises"] = state["rises"] + (value > state["value"])
+            better = value > state["best_value"]
+            wide = per_record(better, x)
+            state |= {
+                "before": state["x"],
+                "x": x,
+                "gradient": gradient,
+                "value": value,
+                "best": torch.where(wide, x, state["best"]),
+                "best_gradient": torch.where(wide, gradient, state["best_gradient"]),
+                "best_value": torch.where(better, value, state["best_value"]),
+            }
+            if not keep(state, search.offer(x, margin, progress + step / self.steps / self.restarts)):
+                return False
+            if step in judged:
+                halve_where_stalled(state, step - last_checkpoint)
+                last_checkpoint = step
+        return True
+
+
+def keep(state: dict[str, Tensor], stay: Tensor | None) -> bool:
+    """Drops the rows of the records that left; whether any is left."""
+    if stay is not None:
+        for key, rows in state.items():
+            state[key] = rows[stay]
+    return len(state["x"]) > 0
+
+
+def halve_where_stalled(state: dict[str, Tensor], since: int) -> None:
+    """The paper's two conditions: too few of the steps since the last checkpoint rose, or no new best without halving.
+
+    Such a record halves its step and goes back to its best input.
+    """
+    few = state["rises"] < ENOUGH * since
+    stuck = ~state["halved"] & (state["best_value"] <= state["value_then"])
+    halve = few | stuck
+    wide = per_record(halve, state["x"])
+    state |= {
+        "size": torch.where(halve, state["size"] / 2, state["size"]),
+        "x": torch.where(wide, state["best"], state["x"]),
+        "before": torch.where(wide, state["best"], state["before"]),
+        "gradient": torch.where(wide, state["best_gradient"], state["gradient"]),
+        "value": torch.where(halve, state["best_value"], state["value"]),
+        "halved": halve,
+        "value_then": state["best_value"],
+        "rises": torch.zeros_like(state["rises"]),
+    }

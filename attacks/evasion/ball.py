@@ -1,0 +1,107 @@
+"""The set an adversarial input must lie in: within epsilon of its record, and within the data's bounds.
+
+Epsilon and every step size count in units of [0, 1] pixels; `Bounds.scale` turns them into units of the data, channel
+by channel. The L2 norm is measured in [0, 1] units too, so one epsilon means the same for any scaling of the data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ...targets.data import Bounds
+
+Norm = Literal["linf", "l2"]
+
+TOLERANCE = 1e-6  # of the membership check, in [0, 1] units: what float32 rounding can add
+SMALLEST = 1e-30  # below it a vector has no direction
+
+
+@dataclass(frozen=True, eq=False)
+class Ball:
+    """One ball per record, cut off at the bounds.
+
+    Args:
+        norm: "linf" or "l2".
+        epsilon: radius in [0, 1] units.
+        center: the clean records, float32 [n, *shape], within `bounds`.
+        bounds: what an input may be, on center's device.
+    """
+
+    norm: Norm
+    epsilon: float
+    center: Tensor
+    bounds: Bounds
+
+    def take(self, index: Tensor) -> Ball:
+        """The balls at `index` (int64 or bool [n])."""
+        return Ball(self.norm, self.epsilon, self.center[index], self.bounds)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Inputs inside the ball near `x` [n, *shape]: shrunk to the radius, then clamped to the bounds.
+
+        For L-inf this is the nearest point. For L2 the clamp comes second, as in AutoAttack; it only moves towards the
+        center, so the result stays inside both.
+        """
+        if self.norm == "linf":
+            radius = self.epsilon * self.bounds.scale
+            x = torch.maximum(torch.minimum(x, self.center + radius), self.center - radius)
+        else:
+            change = (x - self.center) / self.bounds.scale
+            shrink = (self.epsilon / l2_norm(change).clamp_min(SMALLEST)).clamp_max(1)
+            x = self.center + change * shrink * self.bounds.scale
+        return self.bounds.clamp(x)
+
+    def step(self, x: Tensor, gradient: Tensor, size: float | Tensor) -> Tensor:
+        """The projection of one steepest-ascent step: sign of the gradient for L-inf, its direction for L2.
+
+        Args:
+            gradient: of the loss with respect to x, [n, *shape]; a zero or non-finite one moves nothing.
+            size: in [0, 1] units; a number, or [n, 1, ...] for a size per record.
+        """
+        gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
+        if self.norm == "linf":
+            return self.project(x + size * self.bounds.scale * gradient.sign())
+        gradient = gradient * self.bounds.scale  # the gradient with respect to the input in [0, 1] units
+        gradient = gradient / largest(gradient).clamp_min(SMALLEST)  # squares of tiny gradients underflow in float32
+        direction = gradient / l2_norm(gradient).clamp_min(SMALLEST)
+        return self.project(x + size * self.bounds.scale * direction)
+
+    def random_start(self, noise: Tensor) -> Tensor:
+        """A starting point from uniform noise in [0, 1), [n, *shape]: uniform in the cube, or on the sphere for L2."""
+        if self.norm == "linf":
+            return self.project(self.center + (2 * noise - 1) * self.epsilon * self.bounds.scale)
+        gaussian = torch.special.ndtri(noise.clamp(1e-6, 1 - 1e-6))
+        direction = gaussian / l2_norm(gaussian).clamp_min(SMALLEST)
+        return self.project(self.center + direction * self.epsilon * self.bounds.scale)
+
+    def contains(self, x: Tensor) -> Tensor:
+        """bool [n]: whether `x` is finite, within the bounds and within epsilon, up to `TOLERANCE`."""
+        change = (x - self.center) / self.bounds.scale
+        distance = largest(change) if self.norm == "linf" else l2_norm(change)
+        outside = ((x - self.bounds.clamp(x)) / self.bounds.scale).abs()
+        # NaN compares false, so a non-finite input is outside
+        return (distance.flatten() <= self.epsilon + TOLERANCE) & (outside.flatten(1) <= TOLERANCE).all(1)
+
+
+def whole_range(norm: Norm, shape: tuple[int, ...]) -> float:
+    """The epsilon at which the ball around any record of `shape` holds every input within the bounds."""
+    return 1.0 if norm == "linf" else float(torch.Size(shape).numel()) ** 0.5
+
+
+def l2_norm(x: Tensor) -> Tensor:
+    """Per record, [n, 1, ...] so that it broadcasts against x [n, *shape]."""
+    return per_record(torch.linalg.vector_norm(x.flatten(1), dim=1), x)
+
+
+def largest(x: Tensor) -> Tensor:
+    """The largest absolute value per record, [n, 1, ...]."""
+    return per_record(x.flatten(1).abs().amax(1), x)
+
+
+def per_record(values: Tensor, x: Tensor) -> Tensor:
+    """values [n] as [n, 1, ...], to broadcast against x [n, *shape]."""
+    return values.view(-1, *([1] * (x.dim() - 1)))

@@ -1,0 +1,264 @@
+"""The engine: who is still to be fooled, which gradients lead there, and the deployed model that decides.
+
+A perturber proposes inputs; a `Search` asks the deployed model about those that look promising, and lets a record go as
+soon as it is fooled. Every random number of a record follows from the seed and the record's id, so its result depends
+neither on the batch it is in nor on who else is left.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...targets.data import Bounds, Records
+from ...targets.model import BATCH, Target
+from ...targets.seeds import derive
+from ...targets.technique import Registry, Technique
+from ..attack import Access, Case, Ledger, frozen_copy
+from .ball import Ball, Norm
+
+Loss = Literal["ce", "margin", "dlr"]
+
+SATURATED = 10.0  # a logit gap from which softmax loses its small terms to float rounding
+
+
+def margins(logits: Tensor, y: Tensor) -> Tensor:
+    """`z_y - max z_other` [n]: negative once the record is misclassified."""
+    own = logits.gather(1, y[:, None]).squeeze(1)
+    others = logits.scatter(1, y[:, None], -torch.inf)
+    return own - others.amax(1)
+
+
+def losses(logits: Tensor, y: Tensor, loss: Loss) -> Tensor:
+    """What a gradient attack ascends, float [n]. None of them goes flat where the logits saturate.
+
+    - "margin": minus the logit margin (Carlini & Wagner 2017).
+    - "ce": cross-entropy in float64, the logits divided by a temperature per record (held fixed in the gradient) that
+      brings a gap beyond `SATURATED` back to it; a plain softmax has no gradient there.
+    - "dlr": the difference of logits ratio (Croce & Hein 2020), which no rescaling of the logits changes; needs three
+      classes and is the margin below that.
+    """
+    if loss == "ce":
+        temperature = (margins(logits, y).detach().abs().double() / SATURATED).clamp_min(1)
+        return F.cross_entropy(logits.double() / temperature[:, None], y, reduction="none")
+    if loss == "dlr" and logits.shape[1] >= 3:
+        top = logits.topk(3, dim=1).values
+        return -margins(logits, y) / (top[:, 0] - top[:, 2]).clamp_min(1e-12)
+    return -margins(logits, y)
+
+
+class Gradients:
+    """Losses, margins and input gradients of one module, counted in the ledger.
+
+    Args:
+        module: differentiated as it is; it is copied and its parameters need no gradient.
+        loss: what the gradient ascends.
+    """
+
+    def __init__(self, module: nn.Module, loss: Loss, ledger: Ledger) -> None:
+        self._module, self._loss, self._ledger = frozen_copy(module), loss, ledger
+
+    def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(gradient like x, margins [n], losses [n]); zeros where the module gives no gradient."""
+        parts = [self._batch(*batch) for batch in zip(x.split(BATCH), y.split(BATCH), strict=True)]
+        gradients, gaps, values = (torch.cat(column) for column in zip(*parts, strict=True))
+        return gradients, gaps, values
+
+    def margins(self, x: Tensor, y: Tensor) -> Tensor:
+        """float32 [n], by a forward pass alone."""
+        self._ledger.forwards += len(x)
+        with torch.no_grad():
+            parts = [margins(self._module(b).float(), c) for b, c in zip(x.split(BATCH), y.split(BATCH), strict=True)]
+        return torch.cat(parts)
+
+    def _batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = x.detach().requires_grad_()
+        self._ledger.forwards += len(x)
+        logits = self._module(x).float()
+        values = losses(logits, y, self._loss)
+        gradient = None
+        if values.requires_grad:  # some quantised graphs cut the gradient without an error
+            self._ledger.backwards += len(x)
+            (gradient,) = torch.autograd.grad(values.sum(), x, allow_unused=True)
+        gradient = torch.zeros_like(x) if gradient is None else gradient
+        return gradient.detach(), margins(logits, y).detach(), values.detach()
+
+
+def usable(gradient: Tensor) -> Tensor:
+    """bool [n]: whether each record's gradient [n, *shape] is finite and not zero throughout."""
+    flat = gradient.flatten(1)
+    return torch.isfinite(flat).all(1) & (flat != 0).any(1)
+
+
+def uniform(seed: int, ids: np.ndarray[tuple[int], np.dtype[np.int64]], size: tuple[int, ...]) -> Tensor:
+    """Noise in [0, 1), float32 [n, *size] on the CPU; a row follows from the seed and the record's id alone."""
+    stream = torch.Generator()
+    rows = torch.empty(len(ids), *size)
+    for row, identity in zip(rows, ids.tolist(), strict=True):
+        torch.rand(size, generator=stream.manual_seed(derive(seed, identity)), out=row)
+    return rows
+
+
+class Search:
+    """One perturber's search at one epsilon: the records it has not fooled yet, and the best input of each.
+
+    A perturber works on the *active* records (`y`, `ball`, what it gets from `start` and `noise` are all in their
+    order); when `offer` or `query` reports that some were fooled, it drops their rows from its own state.
+
+    Args:
+        target: the deployed model; only its answers count.
+        records: all that are evaluated, [n]; ids: int64 [n], their identities, which seed their randomness.
+        among: bool [n], the records to fool.
+        seed: of this perturber at this epsilon.
+        from_center: start from the clean record instead of at random (the unbounded check).
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        records: Records,
+        ids: np.ndarray[tuple[int], np.dtype[np.int64]],
+        norm: Norm,
+        epsilon: float,
+        bounds: Bounds,
+        *,
+        among: Tensor,
+        seed: int,
+        ledger: Ledger,
+        from_center: bool = False,
+    ) -> None:
+        self.ledger = ledger
+        self.active = among.nonzero().squeeze(1)  # int64, positions in `records`
+        self.y = records.y[self.active]
+        self.ball = Ball(norm, epsilon, records.x[self.active], bounds)
+        self.fooled = torch.zeros(len(records), dtype=torch.bool, device=records.x.device)
+        self.found_at = torch.full((len(records),), torch.nan)  # share of the budget spent when it was fooled
+        self.best = records.x.clone()  # the input that fooled the deployed model, or else the most promising one
+        self.unusable_gradients = 0  # records whose first gradient was zero or not finite
+        self._best_margin = torch.full((len(records),), torch.inf, device=records.x.device)
+        self._asked_margin = torch.full((len(records),), torch.inf, device=records.x.device)
+        self.seed = seed
+        self._target, self._ids, self._from_center = target, ids, from_center
+
+    def noise(self, size: tuple[int, ...], *labels: str | int) -> Tensor:
+        """Uniform in [0, 1), float32 [active, *size]; a record's own, for the use that the labels name."""
+        rows = uniform(derive(self.seed, *labels), self._ids[self.active.cpu().numpy()], size)
+        return rows.to(self.ball.center.device)
+
+    def start(self, *labels: str | int) -> Tensor:
+        """A random starting point for each active record, inside its ball."""
+        if self._from_center:
+            return self.ball.center.clone()
+        return self.ball.random_start(self.noise(tuple(self.ball.center.shape[1:]), "start", *labels))
+
+    def check_gradients(self, gradient: Tensor) -> bool:
+        """Notes how many first gradients are of no use; False when none is, and the search is pointless."""
+        self.unusable_gradients = int((~usable(gradient)).sum())
+        return self.unusable_gradients < len(gradient)
+
+    def offer(self, x: Tensor, margin: Tensor, progress: float) -> Tensor | None:
+        """Proposes inputs whose margin on the twin is known; asks the deployed model where that looks like a success.
+
+        When the deployed model disagrees with the twin, the record stays, and the model is asked again as soon as the
+        twin's margin is lower still.
+
+        Args:
+            x: [active, *shape]; margin: [active]; progress: share of the budget spent, in [0, 1].
+
+        Returns:
+            bool [active]: which records stay; None when all do.
+        """
+        better = margin < self._best_margin[self.active]
+        rows = self.active[better]
+        self._best_margin[rows] = margin[better]
+        self.best[rows] = x[better]
+        promising = (margin < 0) & (margin < self._asked_margin[self.active])
+        if not promising.any():
+            return None
+        self._asked_margin[self.active[promising]] = margin[promising]
+        wrong = torch.zeros_like(promising)
+        wrong[promising] = self._ask(x[promising], self.y[promising]) < 0
+        return self._settle(x, wrong, progress)
+
+    def query(self, x: Tensor, progress: float) -> tuple[Tensor, Tensor | None]:
+        """The deployed model's margins [active] on x [active, *shape], and which records stay (None: all).
+
+        The margins come before any record leaves. Inputs outside the ball never count.
+        """
+        margin = self._ask(x, self.y)
+        better = margin < self._best_margin[self.active]
+        if better.any():
+            better &= self.ball.contains(x)
+            rows = self.active[better]
+            self._best_margin[rows] = margin[better]
+            self.best[rows] = x[better]
+        return margin, self._settle(x, margin < 0, progress)
+
+    def close(self) -> None:
+        """Asks the deployed model about the most promising input of each record that is left."""
+        fresh = self._best_margin[self.active] < self._asked_margin[self.active]
+        if fresh.any():
+            x = self.best[self.active]
+            wrong = torch.zeros_like(fresh)
+            wrong[fresh] = self._ask(x[fresh], self.y[fresh]) < 0
+            self._settle(x, wrong, 1.0)
+
+    def _ask(self, x: Tensor, y: Tensor) -> Tensor:
+        """Margins, set to minus the smallest number where a tie is decided against the label."""
+        self.ledger.queries += len(x)
+        logits = self._target.logits(x)
+        margin = margins(logits, y)
+        wrong = logits.argmax(1) != y
+        return torch.where(wrong, margin.clamp_max(-1e-38), margin.clamp_min(0))
+
+    def _settle(self, x: Tensor, wrong: Tensor, progress: float) -> Tensor | None:
+        """Lets the records go whose input is misclassified inside the ball."""
+        if not wrong.any():
+            return None
+        wrong = wrong & self.ball.contains(x)
+        done = self.active[wrong]
+        self.fooled[done] = True
+        self.best[done] = x[wrong]
+        self.found_at[done.cpu()] = progress
+        stay = ~wrong
+        self.active, self.y, self.ball = self.active[stay], self.y[stay], self.ball.take(stay)
+        return stay
+
+
+class Perturber(Technique):
+    """One way to find adversarial inputs; a part of the evasion attack. Adding one means adding one file."""
+
+    kind: str
+    label: str = Field("", pattern=r"^[\w.-]*$", description="the part's name in the report; default: its kind")
+    at: Literal["all", "gate"] = Field("all", description="attack at every epsilon, or at the gate's only")
+
+    @property
+    def part(self) -> str:
+        """What the part is called in evidence and report."""
+        return self.label or self.kind
+
+    @property
+    @abstractmethod
+    def access(self) -> Access:
+        """What this perturber needs to see of the deployed model."""
+
+    def why_not(self, case: Case) -> str | None:
+        """The reason why it cannot run on this case; None when it can."""
+        return None
+
+    @abstractmethod
+    def perturb(self, search: Search, case: Case) -> None:
+        """Looks for an input that fools the deployed model, for each active record of the search.
+
+        Raises:
+            NotApplicable: it cannot do its work on this case after all; the message says why.
+        """
+
+
+PERTURBERS: Registry[Perturber] = Registry("perturber", "crushproof.attacks.evasion", "crushproof.perturbers")

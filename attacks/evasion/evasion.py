@@ -1,0 +1,271 @@
+"""The evasion attack: the worst case per record over its parts, each success confirmed by the deployed model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import BeforeValidator, Field, PositiveInt, SerializeAsAny, field_validator, model_validator
+from torch import Tensor
+
+from ...targets.data import Records
+from ...targets.errors import InputError, NotApplicable
+from ...targets.seeds import derive
+from ..attack import ATTACKS, Access, Attack, Case, Evidence, Flag, Ledger
+from . import trust
+from .apgd import Apgd
+from .ball import Norm, whole_range
+from .engine import PERTURBERS, Perturber, Search
+from .pgd import GradientPerturber, Pgd
+from .square import Square
+from .transfer import Transfer
+
+UNBOUNDED_RECORDS = 100  # attacked without a limit on epsilon, to see whether an attack works at all
+
+
+def parse_part(raw: Any) -> Perturber:
+    """A part from a mapping with `kind`, a bare kind, or a perturber as it is."""
+    try:
+        return PERTURBERS.parse(raw)
+    except InputError as error:
+        raise ValueError(str(error)) from None  # pydantic adds where in the plan it stands
+
+
+Part = Annotated[SerializeAsAny[Perturber], BeforeValidator(parse_part)]
+
+# On digits, APGD with 30 steps leaves fewer records standing than PGD with 100 steps and 3 restarts; a short PGD on
+# another loss finds a few more.
+DEFAULT_PARTS: tuple[Perturber, ...] = (
+    Pgd(steps=20),
+    Apgd(steps=30),
+    Pgd(steps=20, gradients="native"),
+    Transfer(),
+    Square(queries=200),
+)
+
+
+@ATTACKS.register
+class Evasion(Attack):
+    """Adversarial inputs within epsilon of the record: robust accuracy, worst case over several attackers.
+
+    Evidence arrays, n records each in the order of `ids`: `ids` int64; `clean_correct` bool; `fooled/<part>/<epsilon>`
+    bool, what a part fooled on its own (clean errors and its successes at smaller epsilons included), at the epsilons
+    where it ran; `worst/<epsilon>` bool, the records fooled by any part at up to that epsilon; `adversarial` float32
+    [n, *shape], at the gate's epsilon: what fooled the deployed model, or else came closest to it. Epsilons are
+    written as `%g`.
+
+    Summary: `norm`, `epsilons`, `gate_epsilon`, `parts` (those that ran, in order), `part_access`, `union_flags` (of
+    the worst case at the gate's epsilon; see `trust.union_flags`).
+    """
+
+    kind: Literal["evasion"] = "evasion"
+    risk: ClassVar[str] = "evasion"
+
+    norm: Norm = Field("linf", description="linf or l2; both in units of [0, 1] pixels")
+    epsilons: tuple[float, ...] = Field((0.03, 0.05, 0.1, 0.15), min_length=1, description="radii, smallest first")
+    gate_epsilon: float = Field(0.1, description="the epsilon that the policy judges; one of `epsilons`")
+    records: PositiveInt = Field(300, description="how many of the evaluation records are attacked, at most")
+    parts: tuple[Part, ...] = Field(DEFAULT_PARTS, min_length=1, description="the attackers the worst case is over")
+
+    @field_validator("epsilons")
+    @classmethod
+    def _ascending(cls, epsilons: tuple[float, ...]) -> tuple[float, ...]:
+        if min(epsilons) <= 0 or len(set(epsilons)) < len(epsilons):
+            raise ValueError("epsilons must be positive, each named once")
+        return tuple(sorted(epsilons))
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Evasion:
+        largest = max(self.epsilons)
+        if self.norm == "linf" and largest > 1:
+            raise ValueError(
+                f"epsilon {largest:g} is more than the whole range of a pixel: epsilon counts in units of [0, 1]. "
+                f"Did you mean {largest:g}/255?"
+            )
+        if self.gate_epsilon not in self.epsilons:
+            raise ValueError(f"gate_epsilon {self.gate_epsilon:g} is not among epsilons {list(self.epsilons)}")
+        names = [part.part for part in self.parts]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two parts are called {twice[0]!r}: give one of them a `label` of its own")
+        return self
+
+    def run(self, case: Case, *, seed: int) -> Evidence:
+        arena = Arena.of(self, case)
+        if max(self.epsilons) > whole_range(self.norm, tuple(arena.records.x.shape[1:])):
+            raise InputError(
+                f"The L2 epsilon {max(self.epsilons):g} is more than the distance between any two inputs: it counts in "
+                "units of [0, 1] pixels."
+            )
+        results: dict[str, Result] = {}
+        skipped: dict[str, str] = {}
+        for part in distinct(self.parts, case):
+            reason = part.why_not(case)
+            if reason is None:
+                try:
+                    results[part.part] = attack_by(part, arena, self, seed=derive(seed, "evasion", part.part))
+                except NotApplicable as error:
+                    reason = str(error)
+            if reason is not None:
+                skipped[part.part] = reason
+        if not results:
+            raise NotApplicable("no part of the attack can run: " + "; ".join(f"{k}: {v}" for k, v in skipped.items()))
+        return arena.evidence(self, results, skipped)
+
+
+def distinct(parts: tuple[Perturber, ...], case: Case) -> list[Perturber]:
+    """The parts without those that would repeat another: a float candidate's native gradients are its twin's."""
+    followed = {
+        part.kind for part in parts if isinstance(part, GradientPerturber) and part.gradients == "straight-through"
+    }
+
+    def repeats(part: Perturber) -> bool:
+        native = isinstance(part, GradientPerturber) and part.gradients == "native"
+        return native and case.native is not None and case.native is case.twin and part.kind in followed
+
+    return [part for part in parts if not repeats(part)]
+
+
+@dataclass
+class Result:
+    """What one part found.
+
+    Args:
+        access: of the part.
+        fooled: by epsilon, bool [n].
+        inputs: float32 [n, *shape], at the gate's epsilon: what fooled the deployed model or came closest.
+        flags: why its figures may be too optimistic.
+    """
+
+    access: Access
+    inputs: Tensor
+    fooled: dict[float, Tensor] = field(default_factory=dict)
+    flags: set[Flag] = field(default_factory=set)
+
+
+@dataclass
+class Arena:
+    """The records under attack, where the gradients are, and what everything costs."""
+
+    case: Case
+    records: Records
+    ids: np.ndarray[tuple[int], np.dtype[np.int64]]
+    correct: Tensor
+    ledger: Ledger
+
+    @classmethod
+    def of(cls, attack: Evasion, case: Case) -> Arena:
+        count = min(attack.records, len(case.evaluation))
+        module = case.twin if case.twin is not None else case.native
+        parameter = next(module.parameters(), None) if module is not None else None
+        device = case.evaluation.x.device if parameter is None else parameter.device
+        records = Records(case.evaluation.x[:count], case.evaluation.y[:count]).to(device)
+        ids = np.asarray(case.ids[:count], dtype=np.int64)
+        correct = case.deployed.logits(records.x).argmax(1) == records.y
+        return cls(case, records, ids, correct, Ledger(queries=count))
+
+    def search(self, norm: Norm, epsilon: float, among: Tensor, seed: int, *, from_center: bool = False) -> Search:
+        return Search(
+            self.case.deployed,
+            self.records,
+            self.ids,
+            norm,
+            epsilon,
+            self.case.bounds.to(self.records.x.device),
+            among=among,
+            seed=seed,
+            ledger=self.ledger,
+            from_center=from_center,
+        )
+
+    @property
+    def labels(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        labels: np.ndarray[tuple[int], np.dtype[np.int64]] = self.records.y.cpu().numpy()
+        return labels
+
+    def evidence(self, attack: Evasion, results: dict[str, Result], skipped: dict[str, str]) -> Evidence:
+        arrays: dict[str, np.ndarray[Any, Any]] = {"ids": self.ids, "clean_correct": self.correct.cpu().numpy()}
+        access = {part: result.access for part, result in results.items()}
+        fooled = {
+            part: {epsilon: outcome.cpu().numpy() for epsilon, outcome in result.fooled.items()}
+            for part, result in results.items()
+        }
+        for part, result in results.items():
+            if result.access is Access.WHITE_BOX and trust.black_box_wins(part, access, fooled):
+                result.flags.add(Flag.BLACK_BOX_WINS)
+            if trust.at_chance(arrays["clean_correct"], self.labels):
+                result.flags.add(Flag.AT_CHANCE)
+        flags = {part: sorted(str(flag) for flag in result.flags) for part, result in results.items()}
+        worst = ~self.correct.cpu().numpy()
+        for epsilon in attack.epsilons:
+            for part in results:
+                if epsilon in fooled[part]:
+                    arrays[f"fooled/{part}/{epsilon:g}"] = fooled[part][epsilon]
+                    worst = worst | fooled[part][epsilon]
+            arrays[f"worst/{epsilon:g}"] = worst
+        gate = attack.gate_epsilon
+        arrays["adversarial"] = self._adversarial(gate, results).cpu().numpy()
+        at_gate = {part: outcomes[gate] for part, outcomes in fooled.items()}
+        summary = {
+            "norm": attack.norm,
+            "epsilons": list(attack.epsilons),
+            "gate_epsilon": gate,
+            "parts": list(results),
+            "part_access": {part: str(result.access) for part, result in results.items()},
+            "union_flags": trust.union_flags(access, flags, at_gate, arrays[f"worst/{gate:g}"]),
+        }
+        return Evidence(
+            arrays=arrays,
+            summary=summary,
+            flags={part: raised for part, raised in flags.items() if raised},
+            skipped=skipped,
+            ledger=self.ledger,
+        )
+
+    def _adversarial(self, gate: float, results: dict[str, Result]) -> Tensor:
+        """Per record the input of the first part that fooled the deployed model; of the first part where none did."""
+        chosen = next(iter(results.values())).inputs.clone()
+        for result in reversed(results.values()):
+            chosen[result.fooled[gate]] = result.inputs[result.fooled[gate]]
+        chosen[~self.correct] = self.records.x[~self.correct]
+        return chosen
+
+
+def attack_by(part: Perturber, arena: Arena, attack: Evasion, *, seed: int) -> Result:
+    """One part at each of its epsilons, smallest first; a record it has fooled once is fooled at larger ones too."""
+    count = len(arena.records)
+    result = Result(part.access, arena.records.x.clone())
+    fooled, latest = ~arena.correct, arena.records.x.clone()
+    for epsilon in attack.epsilons if part.at == "all" else (attack.gate_epsilon,):
+        if not fooled.all() and Flag.NO_GRADIENT not in result.flags:
+            search = arena.search(attack.norm, epsilon, ~fooled, derive(seed, repr(epsilon)))
+            part.perturb(search, arena.case)
+            latest[~fooled] = search.best[~fooled]
+            fooled = fooled | search.fooled
+            if trust.gradients_missing(search.unusable_gradients, count):
+                result.flags.add(Flag.NO_GRADIENT)
+            if part.access is Access.WHITE_BOX and trust.unfinished(search.found_at.numpy(), count):
+                result.flags.add(Flag.UNFINISHED)
+        result.fooled[epsilon] = fooled
+        if epsilon == attack.gate_epsilon:
+            result.inputs = latest.clone()
+    if part.access is Access.WHITE_BOX:
+        if not arena.case.twin_agrees:
+            result.flags.add(Flag.TWIN_DISAGREES)
+        if Flag.NO_GRADIENT not in result.flags and unbounded_fails(part, arena, attack, fooled, seed):
+            result.flags.add(Flag.UNBOUNDED_FAILS)
+    return result
+
+
+def unbounded_fails(part: Perturber, arena: Arena, attack: Evasion, fooled: Tensor, seed: int) -> bool:
+    """Whether the part, from the clean records and with the whole range to itself, leaves the model above chance."""
+    tried = torch.arange(len(arena.records), device=fooled.device) < UNBOUNDED_RECORDS
+    labels = arena.labels[:UNBOUNDED_RECORDS]
+    if not trust.unbounded_fails(fooled[tried].cpu().numpy(), labels):
+        return False  # it got there within epsilon
+    epsilon = whole_range(attack.norm, tuple(arena.records.x.shape[1:]))
+    search = arena.search(attack.norm, epsilon, tried & ~fooled, derive(seed, "unbounded"), from_center=True)
+    part.perturb(search, arena.case)
+    return trust.unbounded_fails((fooled | search.fooled)[tried].cpu().numpy(), labels)

@@ -1,0 +1,105 @@
+"""When a robustness figure may be too optimistic: trust flags (Carlini et al. 2019; Pintor et al. 2022, arXiv:2106.09947).
+
+Pure functions over per-record outcomes, so that they can be recomputed from stored evidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy.stats import binomtest
+
+from ..attack import Access, Flag
+
+Outcomes = np.ndarray[tuple[int], np.dtype[np.bool_]]
+
+MATERIAL = 0.01  # share of the records from which a difference counts
+SIGNIFICANT = 0.01  # p of an exact McNemar test
+LATE = 0.75  # share of the budget after which a success is a late one
+LATE_RECORDS = 0.03  # late successes: at least this share of the records ...
+LATE_SUCCESSES = 0.25  # ... and of the successes at that epsilon, i.e. no slower than at the beginning
+UNBOUNDED_MARGIN = 0.05  # above chance
+
+
+def beats(stronger: Outcomes, weaker: Outcomes) -> bool:
+    """Whether one attack fooled more than another, by at least 1 % of the records and exact McNemar p < .01.
+
+    Args:
+        stronger, weaker: bool [n], the records each of them fooled.
+    """
+    gained = int((stronger & ~weaker).sum())
+    lost = int((weaker & ~stronger).sum())
+    if gained - lost < max(1.0, MATERIAL * len(stronger)):
+        return False
+    return bool(binomtest(gained, gained + lost, 0.5).pvalue < SIGNIFICANT)
+
+
+def chance(labels: np.ndarray[tuple[int], np.dtype[np.int64]]) -> float:
+    """The accuracy of always guessing the commonest label, in (0, 1]."""
+    return float(np.bincount(labels).max() / len(labels))
+
+
+def at_chance(correct: Outcomes, labels: np.ndarray[tuple[int], np.dtype[np.int64]]) -> bool:
+    """Whether the 95 % Clopper-Pearson interval of the clean accuracy reaches down to chance."""
+    interval = binomtest(int(correct.sum()), len(correct)).proportion_ci(0.95, method="exact")
+    return bool(interval.low <= chance(labels))
+
+
+def gradients_missing(unusable: int, records: int) -> bool:
+    """Whether zero, missing or non-finite gradients concern at least 1 % of the records."""
+    return unusable > 0 and unusable >= MATERIAL * records
+
+
+def unfinished(found_at: np.ndarray[tuple[int], np.dtype[np.float32]], records: int) -> bool:
+    """Whether an optimisation was cut off: successes still came as thick at its end as on average.
+
+    Args:
+        found_at: float32, the share of the budget spent at each success at one epsilon (NaN: no success).
+        records: how many were evaluated.
+    """
+    late = int((found_at > LATE).sum())
+    successes = int(np.isfinite(found_at).sum())
+    return late >= max(5.0, LATE_RECORDS * records) and late >= LATE_SUCCESSES * successes
+
+
+def unbounded_fails(fooled: Outcomes, labels: np.ndarray[tuple[int], np.dtype[np.int64]]) -> bool:
+    """Whether an attack free to use the whole range of inputs leaves the model better than chance (plus a margin)."""
+    return float(1 - fooled.mean()) > chance(labels) + UNBOUNDED_MARGIN
+
+
+def black_box_wins(part: str, access: Mapping[str, Access], fooled: Mapping[str, Mapping[float, Outcomes]]) -> bool:
+    """Whether any part without gradients beats this one at an epsilon where both ran.
+
+    Args:
+        fooled: by part and epsilon, bool [n].
+    """
+    return any(
+        beats(outcomes, fooled[part][epsilon])
+        for other in fooled
+        if access[other] is not Access.WHITE_BOX
+        for epsilon, outcomes in fooled[other].items()
+        if epsilon in fooled[part]
+    )
+
+
+def union_flags(
+    access: Mapping[str, Access], flags: Mapping[str, Sequence[str]], fooled: Mapping[str, Outcomes], union: Outcomes
+) -> list[str]:
+    """The flags of the worst case over all parts at one epsilon, in alphabetical order.
+
+    The union carries the flags of its parts unless the white-box parts that have none explain it, i.e. the union does
+    not beat what they found together. With no white-box part at all there were no gradients to trust.
+
+    Args:
+        access, flags: by part.
+        fooled: by part, bool [n], its own successes at this epsilon.
+        union: bool [n], the records fooled by any part.
+    """
+    white = [part for part in fooled if access[part] is Access.WHITE_BOX]
+    if not white:
+        return sorted({str(Flag.NO_GRADIENT), *(flag for part in fooled for flag in flags.get(part, ()))})
+    trusted = [fooled[part] for part in white if not flags.get(part)]
+    if trusted and not beats(union, np.logical_or.reduce(trusted)):
+        return []
+    return sorted({str(flag) for part in fooled for flag in flags.get(part, ())})

@@ -1,0 +1,257 @@
+"""Extraction: a copy of the deployed model, trained from its answers alone, and what the copy is good for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...targets.data import Records
+from ...targets.errors import InputError, NotApplicable
+from ...targets.model import TorchTarget
+from ...targets.seeds import derive, generator
+from ...training.architecture import Architecture
+from ...training.loop import Forward, Objective, Training, cross_entropy, train
+from ...training.networks import Mlp, ResidualCnn
+from ..attack import ATTACKS, Attack, Case, Evidence, Ledger
+from ..evasion.pgd import craft
+
+Answers = Literal["scores", "labels"]
+
+UNQUERIED = "without-queries"  # the copy that shows what the queries bought
+
+
+@ATTACKS.register
+class Extraction(Attack):
+    """Trains a copy of the model from its answers to chosen queries (Tramèr et al. 2016; Orekondy et al. 2019).
+
+    The attacker asks for the records it owns and, beyond them, for mixes of two of them. It knows the architecture of
+    the uncompressed model when that is at hand, and trains a built-in one otherwise. A copy is judged by its fidelity
+    (it gives the deployed model's label), its accuracy, and by whether adversarial examples crafted on it fool the
+    deployed model. A copy trained on the attacker's own labels, without a query, shows what the queries bought.
+
+    Evidence on all evaluation records, n of them; C is `<answers>/<budget>` or `without-queries`:
+        `ids` int64 [n]; `target_correct` bool [n]; `agrees/C` and `copy_correct/C` bool [n], the copy's label against
+        the deployed model's and the true one; `transfer/C` bool [m], for the largest budget of each sort of answers:
+        the deployed model misclassifies the copy's adversarial example of evaluation record 0 .. m - 1 (one that it
+        gets wrong without a perturbation counts only if the example is misclassified too, so this is the complement
+        of robust accuracy against this one attack).
+    Summary: `copies` (every C in order), `budgets`, `queries` (spent on each copy), `fidelity` and `copy accuracy` by
+    copy, `fidelity without queries`, `transfer` by copy, `architecture known`, `records owned`, `judging queries`
+    (asked to judge the copies; no attacker spends them, so the ledger leaves them out).
+    """
+
+    risk: ClassVar[str] = "extraction"
+
+    kind: Literal["extraction"] = "extraction"
+    budgets: tuple[PositiveInt, ...] = Field((50, 150, 500), min_length=1, description="queries, ascending")
+    answers: tuple[Answers, ...] = Field(
+        ("scores", "labels"), min_length=1, description="what the attacker sees of an answer: all logits, or the class"
+    )
+    label_budgets: tuple[PositiveInt, ...] | None = Field(
+        None, min_length=1, description="queries of the attacker who sees labels only; default: the largest budget"
+    )
+    training: Training = Field(
+        Training(epochs=10, batch_size=32, learning_rate=1e-2), description="of a copy, in passes over its queries"
+    )
+    least_steps: int = Field(120, ge=0, description="a copy from few queries gets more passes, to take so many steps")
+    temperature: PositiveFloat = Field(
+        3.0, description="scores are compared after dividing logits by it: small probabilities tell a lot"
+    )
+    transfer_epsilon: float = Field(0.1, gt=0, le=1, description="L-inf, in [0, 1] units")
+    transfer_steps: PositiveInt = Field(20, description="PGD steps on the copy")
+    transfer_records: PositiveInt = Field(300, description="evaluation records attacked through the copy, at most")
+
+    @field_validator("budgets", "label_budgets")
+    @classmethod
+    def _ascending(cls, budgets: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if budgets is not None and list(budgets) != sorted(set(budgets)):
+            raise ValueError("budgets must ascend and differ, for example [50, 150, 500]")
+        return budgets
+
+    def budgets_of(self, answers: Answers) -> tuple[int, ...]:
+        """The budgets of the attacker who sees these answers."""
+        if answers == "labels":
+            return self.label_budgets or self.budgets[-1:]
+        return self.budgets
+
+    def run(self, case: Case, *, seed: int) -> Evidence:
+        ledger = Ledger()
+        seed = derive(seed, "extraction")  # also keeps a copy's initial weights from being the target's own
+        device = case.evaluation.x.device if case.parent is None else next(case.parent.parameters()).device
+        architecture, known = surrogate_architecture(case.parent, case.evaluation, case.classes)
+
+        most = max(budget for answers in self.answers for budget in self.budgets_of(answers))
+        x = choose_queries(case.attacker, most, seed=seed)
+        logits = case.deployed.logits(x)
+        ledger.queries += len(x)
+        if not torch.isfinite(logits).all():
+            raise NotApplicable("The deployed model answers some queries with NaN or infinity; nothing can be learnt.")
+
+        def copy_from(records: Records, objective: Objective, *labels: str | int) -> nn.Module:
+            training = at_least(self.training, self.least_steps, len(records))
+            fresh = architecture.fresh(derive(seed, *labels)).to(device).requires_grad_(True)
+            return train(
+                fresh,
+                records.to(device),
+                training,
+                seed=derive(seed, "train", *labels),
+                objective=counted(objective, ledger),
+            )
+
+        copies: dict[str, nn.Module] = {}
+        spent: dict[str, int] = {}
+        for answers in self.answers:
+            for budget in self.budgets_of(answers):
+                name = f"{answers}/{budget}"
+                objective = cross_entropy(self.training)
+                if answers == "scores":
+                    objective = match_scores(logits[:budget].to(device), self.temperature)
+                queried = Records(x[:budget], logits[:budget].argmax(1))
+                copies[name], spent[name] = copy_from(queried, objective, answers, budget), budget
+        owned = Records(x, choose_labels(case.attacker, most, seed=seed)).take(
+            torch.arange(min(most, len(case.attacker)))
+        )
+        copies[UNQUERIED], spent[UNQUERIED] = copy_from(owned, cross_entropy(self.training), UNQUERIED), 0
+
+        arrays, judging = self._judge(case, copies, ledger, seed=seed)
+        fidelity = {name: float(arrays[f"agrees/{name}"].mean()) for name in copies}
+        summary: dict[str, Any] = {
+            "copies": list(copies),
+            "budgets": list(self.budgets),
+            "queries": spent,
+            "fidelity": fidelity,
+            "copy accuracy": {name: float(arrays[f"copy_correct/{name}"].mean()) for name in copies},
+            "fidelity without queries": fidelity[UNQUERIED],
+            "transfer": {
+                name: float(arrays[f"transfer/{name}"].mean()) for name in copies if f"transfer/{name}" in arrays
+            },
+            "architecture known": known,
+            "records owned": len(case.attacker),
+            "judging queries": judging,
+        }
+        return Evidence(arrays, summary, ledger=ledger)
+
+    def _judge(
+        self, case: Case, copies: dict[str, nn.Module], ledger: Ledger, *, seed: int
+    ) -> tuple[dict[str, np.ndarray[Any, Any]], int]:
+        """The evidence arrays, and how many answers of the deployed model they took."""
+        evaluation = case.evaluation
+        truth = case.deployed.logits(evaluation.x).argmax(1)
+        judging = len(evaluation)
+        arrays: dict[str, np.ndarray[Any, Any]] = {
+            "ids": case.ids,
+            "target_correct": (truth == evaluation.y).cpu().numpy(),
+        }
+        for name, module in copies.items():
+            labels = TorchTarget(module).logits(evaluation.x).argmax(1)
+            arrays[f"agrees/{name}"] = (labels == truth).cpu().numpy()
+            arrays[f"copy_correct/{name}"] = (labels == evaluation.y).cpu().numpy()
+        attacked = evaluation.take(torch.arange(min(self.transfer_records, len(evaluation))))
+        for answers in self.answers:
+            name = f"{answers}/{self.budgets_of(answers)[-1]}"
+            epsilon = self.transfer_epsilon
+            crafted = craft(
+                copies[name],
+                attacked,
+                [epsilon],
+                "linf",
+                case.bounds,
+                seed=derive(seed, "transfer"),
+                steps=self.transfer_steps,
+                ledger=ledger,
+            )[epsilon]
+            wrong = case.deployed.logits(crafted).argmax(1) != attacked.y
+            judging += len(attacked)
+            arrays[f"transfer/{name}"] = wrong.cpu().numpy()
+        return arrays, judging
+
+
+def surrogate_architecture(parent: nn.Module | None, records: Records, classes: int) -> tuple[Architecture, bool]:
+    """What the attacker trains, and whether it is the parent's own architecture."""
+    if parent is not None:
+        try:
+            return Architecture.like(parent, "parent"), True
+        except InputError:  # a layer that cannot be started anew: the attacker falls back on its own
+            pass
+    shape = tuple(records.x.shape[1:])
+    if len(shape) == 3 and min(shape[1:]) >= 4:
+        return Architecture("residual cnn", lambda: ResidualCnn(classes, in_channels=shape[0])), False
+    return Architecture("mlp", lambda: Mlp(math.prod(shape), classes)), False
+
+
+def _own_order(attacker: Records, seed: int) -> Tensor:
+    return torch.randperm(len(attacker), generator=generator(seed, "own records")).to(attacker.y.device)
+
+
+def choose_queries(attacker: Records, count: int, *, seed: int) -> Tensor:
+    """What is asked: the attacker's records in random order, then mixes of two of them; a smaller budget is a prefix.
+
+    A mix is convex, so it stays within the bounds.
+
+    Args:
+        count: queries to choose.
+
+    Returns:
+        float32 [count, *shape].
+    """
+    x = attacker.x[_own_order(attacker, seed)[:count]]
+    more = count - len(x)
+    if more <= 0:
+        return x
+    stream = generator(seed, "mixes")
+    first, second = torch.randint(len(attacker), (2, more), generator=stream).to(x.device)
+    share = 0.5 + 0.5 * torch.rand(more, generator=stream).to(x.device)
+    share = share.view(-1, *[1] * (x.dim() - 1))
+    return torch.cat([x, torch.lerp(attacker.x[second], attacker.x[first], share)])
+
+
+def choose_labels(attacker: Records, count: int, *, seed: int) -> Tensor:
+    """The true labels of the attacker's own records among the queries, int64 [min(count, own)], in their order."""
+    return attacker.y[_own_order(attacker, seed)[:count]]
+
+
+def match_scores(logits: Tensor, temperature: float) -> Objective:
+    """KL divergence from the answered to the copy's distribution, both softened (Hinton et al. 2015).
+
+    It is scaled by temperature^2, as distillation is, and computed from logits: an answer of probability 1 is no
+    trouble.
+
+    Args:
+        logits: the answers, float32 [n, classes], looked up by index.
+    """
+    answered = F.log_softmax(logits / temperature, 1)
+
+    def objective(
+        forward: Forward, x: Tensor, y: Tensor, index: Tensor, generators: Sequence[torch.Generator]
+    ) -> Tensor:
+        learnt = F.log_softmax(forward(x) / temperature, -1)
+        target = answered[index.to(answered.device)]
+        return temperature**2 * F.kl_div(learnt, target, reduction="none", log_target=True).sum(-1)
+
+    return objective
+
+
+def counted(objective: Objective, ledger: Ledger) -> Objective:
+    """The same objective, its passes noted in the ledger."""
+
+    def counting(
+        forward: Forward, x: Tensor, y: Tensor, index: Tensor, generators: Sequence[torch.Generator]
+    ) -> Tensor:
+        ledger.forwards += y.numel()
+        ledger.backwards += y.numel()
+        return objective(forward, x, y, index, generators)
+
+    return counting
+
+
+def at_least(training: Training, steps: int, records: int) -> Training:
+    """The same training with as many epochs as it takes to make `steps` steps on so many records."""
+    per_epoch = max(1, records // min(training.batch_size, records))
+    return training.model_copy(update={"epochs": max(training.epochs, math.ceil(steps / per_epoch))})

@@ -1,0 +1,141 @@
+"""Membership inference: was this record among those the model was trained on?"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from ...targets.errors import NotApplicable
+from ...targets.seeds import derive
+from ..attack import ATTACKS, Access, Attack, Case, Evidence, Flag, Ledger, ShadowSignals
+from . import scores
+from .blind import blind_scores
+from .roc import placements, tpr_at_fpr
+from .signals import margin
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
+
+ENOUGH_SHADOWS = 16  # below it only RMIA may be the headline (LiRA's variances rest on too little), and a flag is set
+
+
+@ATTACKS.register
+class Membership(Attack):
+    """LOSS, LiRA and RMIA against the scores of the deployed model, with shadow models.
+
+    Evidence arrays, per attacked record (members first): `ids` int64, `is_member` bool, `phi` float32 (the deployed
+    model's logit margin), `blind` float64, and `score/<name>` float64 for each name of "loss", "lira/own", "rmia/own",
+    "lira/dense" and "rmia/dense" (compressed and uncompressed shadows; the last two only where the case has both).
+    Higher scores mean "more likely a member".
+
+    Summary: `headline`, the name the finding reports; `n`, `fpr`; `shadows` by kind; `pseudo_targets`: by name
+    `targets`, `tpr_mean`, `tpr_sd`, `auc_mean`, `auc_sd` over the shadows of the own kind, each attacked in turn
+    without itself and its complement ("leave pair out"). These measure the training procedure, not the audited model;
+    the headline is the best of them, so the audited model has no say in it. TPR is None below 1 / fpr non-members;
+    all are empty below 4 own shadows.
+    """
+
+    kind: Literal["membership"] = "membership"
+    risk: ClassVar[str] = "membership"
+    access: ClassVar[Access] = Access.SCORES
+
+    fpr: float = Field(0.01, gt=0, lt=1, description="false positive rate at which the true positive rate is reported")
+
+    def run(self, case: Case, *, seed: int) -> Evidence:
+        if case.membership is None:
+            raise NotApplicable("no training records: membership can only be audited against the training's records")
+        population = case.membership
+        if len(population.own.phi) < 2:
+            raise NotApplicable("fewer than two shadow models: there is nothing to compare the model's scores with")
+        phi = margin(case.deployed.logits(population.records.x), population.records.y)
+        kinds = {"own": population.own} | ({"dense": population.dense} if population.dense is not None else {})
+        found = {f"score/{name}": score[0] for name, score in score_all(phi[None], kinds).items()}
+        blind = population.blind
+        if blind is None:
+            blind = blind_scores(population.records, population.is_member, seed=derive(seed, "blind"))
+        figures = self.pseudo_targets(kinds)
+        flags = []
+        if len(population.own.phi) < ENOUGH_SHADOWS:
+            flags.append(Flag.FEW_SHADOWS.value)
+        if not self._tells_tpr(int((~population.is_member).sum())):
+            flags.append(Flag.FEW_RECORDS.value)
+        headline = choose(figures, few=len(population.own.phi) < ENOUGH_SHADOWS)
+        return Evidence(
+            arrays={
+                "ids": population.ids,
+                "is_member": population.is_member,
+                "phi": phi,
+                "blind": blind,
+                **found,
+            },
+            summary={
+                "headline": headline,
+                "n": len(phi),
+                "fpr": self.fpr,
+                "shadows": {kind: len(signals.phi) for kind, signals in kinds.items()},
+                "pseudo_targets": figures,
+            },
+            flags={headline: flags} if flags else {},
+            ledger=Ledger(queries=len(phi)),
+        )
+
+    def pseudo_targets(self, kinds: dict[str, ShadowSignals]) -> dict[str, dict[str, float | int | None]]:
+        """Mean and standard deviation of TPR and AUC over own shadows as targets, by name; see the class."""
+        own = kinds["own"]
+        if len(own.phi) < 4:
+            return {}
+        keep = {kind: ~related(own.inside, signals.inside) for kind, signals in kinds.items()}
+        figures: dict[str, dict[str, float | int | None]] = {}
+        for name, score in score_all(own.phi, kinds, keep).items():
+            aucs = np.array([placements(row, inside)[0].mean() for row, inside in zip(score, own.inside, strict=True)])
+            tpr_mean = tpr_sd = None
+            if self._tells_tpr(int((~own.inside).sum(1).min())):
+                tprs = [tpr_at_fpr(row, inside, self.fpr) for row, inside in zip(score, own.inside, strict=True)]
+                tpr_mean, tpr_sd = float(np.mean(tprs)), float(np.std(tprs, ddof=1))
+            figures[name] = {
+                "targets": len(score),
+                "tpr_mean": tpr_mean,
+                "tpr_sd": tpr_sd,
+                "auc_mean": float(aucs.mean()),
+                "auc_sd": float(aucs.std(ddof=1)),
+            }
+        return figures
+
+    def _tells_tpr(self, non_members: int) -> bool:
+        return self.fpr * non_members + 1e-9 >= 1
+
+
+def score_all(
+    phi: np.ndarray[Any, Any], kinds: dict[str, ShadowSignals], keep: dict[str, Bools] | None = None
+) -> dict[str, Floats]:
+    """Every score of targets with margins phi [t, n]: float64 [t, n] by name; `keep` as in `scores.lira`, by kind."""
+    found = {"loss": scores.loss(phi)}
+    for kind, signals in kinds.items():
+        chosen = keep[kind] if keep is not None else None
+        found[f"lira/{kind}"] = scores.lira(phi, signals, chosen)
+        found[f"rmia/{kind}"] = scores.rmia(phi, signals, chosen)
+    return found
+
+
+def related(targets: Bools, shadows: Bools) -> Bools:
+    """bool [t, k]: the shadow was trained on the target's own half of the records, or on exactly the other half.
+
+    The complement must go too: without it a record of the target's would be missing once more on the inside of the
+    shadows that are left, and their number alone would give its membership away.
+    """
+    agreement = (targets[:, None, :] == shadows[None, :, :]).sum(2)
+    result: Bools = (agreement == 0) | (agreement == targets.shape[1])
+    return result
+
+
+def choose(figures: dict[str, dict[str, float | int | None]], *, few: bool) -> str:
+    """The name with the largest mean TPR (then AUC) over pseudo-targets; with few shadows, among RMIA's only."""
+
+    def merit(name: str) -> tuple[float, float]:
+        tpr, auc = figures[name]["tpr_mean"], figures[name]["auc_mean"]
+        return (tpr if tpr is not None else 0.0, auc if auc is not None else 0.0)
+
+    names = [name for name in figures if not few or name.startswith("rmia")]
+    return max(names, key=merit, default="rmia/own")

@@ -1,0 +1,64 @@
+"""What a membership attack keeps of a model's answers: one number per record, the logit margin phi."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...compression.recipe import Recipe
+from ...targets.data import Bounds
+from ...targets.model import Target, TorchTarget
+from ...targets.seeds import derive
+from ..attack import ShadowSignals
+from .population import PopulationPlan
+
+
+def margin(logits: Tensor, y: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """phi = z_y - logsumexp(z of the other classes), float32 [n], for logits [n, classes] and labels y int64 [n].
+
+    It is the logit of the label's probability, log(p / (1 - p)) (Carlini et al. 2022, section 4.2), computed without p:
+    in float32 one record in six has p = 1, a loss of exactly 0, and would tell an attacker nothing.
+    """
+    z = logits.detach().to(torch.float64)
+    label = y.to(z.device).unsqueeze(1)
+    others = torch.logsumexp(z.scatter(1, label, -torch.inf), dim=1)
+    phi: np.ndarray[Any, np.dtype[np.float32]] = (z.gather(1, label).squeeze(1) - others).float().cpu().numpy()
+    return phi
+
+
+def target_signals(target: Target, plan: PopulationPlan) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """phi of one model on the attacked records, float32 [n]; counts n queries."""
+    return margin(target.logits(plan.targets.x), plan.targets.y)
+
+
+def shadow_signals(
+    plan: PopulationPlan, modules: Sequence[nn.Module], *, first: int = 0, recipe: Recipe | None, bounds: Bounds
+) -> ShadowSignals:
+    """What shadows `first`, `first + 1`, ... of the plan say of the attacked records, each compressed by `recipe`.
+
+    Args:
+        modules: the trained, uncompressed shadows; left as they are.
+        recipe: replayed on each shadow with that shadow's own training records and seed; None: as trained.
+
+    Raises:
+        NotApplicable: the recipe cannot do its work on a shadow.
+    """
+    rows = []
+    for shadow, module in enumerate(modules, start=first):
+        if recipe is not None:
+            own = plan.records.take(plan.subset(shadow))
+            device = next(module.parameters()).device
+            module = recipe.apply(module, own.to(device), bounds, seed=derive(plan.seeds[shadow], "recipe"))
+        rows.append(target_signals(TorchTarget(module), plan))
+    return ShadowSignals(inside=plan.inside[first : first + len(modules)], phi=np.stack(rows))
+
+
+def concatenate(parts: Sequence[ShadowSignals]) -> ShadowSignals:
+    """The signals of one population, from those of its chunks in order."""
+    return ShadowSignals(
+        inside=np.concatenate([part.inside for part in parts]), phi=np.concatenate([part.phi for part in parts])
+    )

@@ -1,0 +1,158 @@
+"""The audit as a Python call, for a model and data that are already in memory."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..compression.recipe import RECIPES, Recipe
+from ..targets.data import Bounds, Data, Records
+from ..targets.errors import InputError
+from ..training.architecture import Architecture
+from ..training.loop import Training
+from ..training.trainer import BuiltinTrainer, Trainer, UserTrainer
+from .findings import Audit
+from .plan import Plan
+from .presets import RECIPE_WORDS
+from .progress import Progress
+from .run import run_audit
+from .subject import Subject, source_digest, state_digest
+
+Arraylike = np.ndarray[Any, Any] | Tensor
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """A finished audit. `audit` is the whole of audit.json as typed rows."""
+
+    audit: Audit
+
+    @property
+    def passed(self) -> bool:
+        """Whether the policy passed for every candidate up for release; inconclusive is not passed."""
+        return self.audit.verdict == "pass"
+
+    @property
+    def verdict(self) -> str:
+        return self.audit.verdict
+
+    def to_html(self, path: str | Path) -> Path:
+        """Writes the report; returns its path."""
+        from .report import render
+
+        render(self.audit, Path(path))
+        return Path(path)
+
+    def to_json(self, path: str | Path) -> Path:
+        """Writes audit.json; returns its path."""
+        from .report import write
+
+        write(Path(path), self.audit.model_dump_json(by_alias=True, indent=1))
+        return Path(path)
+
+
+def audit_model(
+    model: nn.Module,
+    train: tuple[Arraylike, Arraylike] | None,
+    test: tuple[Arraylike, Arraylike],
+    recipes: Sequence[str | Recipe] | Mapping[str, str | Recipe],
+    *,
+    policy: str | Mapping[str, Any] = "release",
+    attacks: str | Sequence[Any] = "standard",
+    training: Training | Callable[[nn.Module, Tensor, Tensor, int], nn.Module] | None = None,
+    shadows: Mapping[str, int] | None = None,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    class_names: Sequence[str] | None = None,
+    name: str = "model",
+    seed: int = 0,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+) -> AuditResult:
+    """Audits compressed versions of a trained model, in this process.
+
+    Args:
+        model: the trained dense model; it is copied, never changed.
+        train: x float [n, *shape] and y int [n] that it was trained on; None leaves out membership.
+        test: the same for records it has never seen.
+        recipes: short words ("int8"), kinds or recipes; a mapping gives each candidate its name.
+        training: how the model was trained, for shadow models: hyper-parameters of the built-in loop, or a function
+            `(module, x, y, seed) -> module`.
+        shadows: `{"training_free": 64, "trained": 16}`.
+        bounds: smallest and largest value of an input; epsilon counts in units of their distance.
+        out: a folder that keeps evidence and finished cells, so that the next call resumes; default: none is kept.
+
+    Raises:
+        InputError: data, model or a recipe is wrong; the message says how to mend it.
+        Incomplete: a cell failed.
+    """
+    data = _data(train, test, bounds, class_names, name, seed)
+    architecture = Architecture.like(model, type(model).__name__)
+    state = {key: tensor.detach().cpu().clone() for key, tensor in model.state_dict().items()}
+    trainer: Trainer
+    if training is None or isinstance(training, Training):
+        trainer = BuiltinTrainer(training or Training())
+    else:
+        trainer = UserTrainer(training, f"{training.__qualname__}@{source_digest(training)}")
+    identity = f"{architecture.name}|{model}|{state_digest(state)}|{trainer.identity}"
+    plan = Plan.model_validate(
+        {
+            "name": name,
+            "seed": seed,
+            "data": {"kind": "memory", "name": name},
+            "model": {"architecture": "memory:model"},
+            "candidates": _candidates(recipes),
+            "attacks": attacks if isinstance(attacks, str) else list(attacks),
+            "policy": policy if isinstance(policy, str) else dict(policy),
+            "shadows": dict(shadows or {}),
+            "workers": 0,
+        }
+    )
+    subject = Subject(data, architecture, trainer, state, identity)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) if out is None else Path(out)
+        return AuditResult(run_audit(plan, Path(), folder, subject=subject, progress=progress))
+
+
+def _data(
+    train: tuple[Arraylike, Arraylike] | None,
+    test: tuple[Arraylike, Arraylike],
+    bounds: tuple[float, float],
+    class_names: Sequence[str] | None,
+    name: str,
+    seed: int,
+) -> Data:
+    members = None if train is None else _records(*train)
+    non_members = _records(*test)
+    if class_names is None:
+        labels = [records.y for records in (members, non_members) if records is not None and len(records)]
+        most = max((int(y.max()) for y in labels), default=0)
+        class_names = [str(label) for label in range(most + 1)]
+    return Data(name, members, non_members, Bounds.of(*bounds), tuple(class_names), seed=seed)
+
+
+def _records(x: Arraylike, y: Arraylike) -> Records:
+    return Records(torch.as_tensor(x).detach().cpu().float(), torch.as_tensor(y).detach().cpu().long())
+
+
+def _candidates(recipes: Sequence[str | Recipe] | Mapping[str, str | Recipe]) -> dict[str, Any]:
+    if isinstance(recipes, Mapping):
+        return dict(recipes)
+    named: dict[str, Any] = {}
+    for recipe in recipes:
+        name = recipe if isinstance(recipe, str) else recipe.kind
+        if isinstance(recipe, str) and recipe not in RECIPE_WORDS:
+            recipe = RECIPES.parse(recipe)
+        base, number = name, 2
+        while name in named:
+            name, number = f"{base}-{number}", number + 1
+        named[name] = recipe
+    if not named:
+        raise InputError("recipes is empty: name at least one, for example recipes=['int8'].")
+    return named

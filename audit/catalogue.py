@@ -1,0 +1,121 @@
+"""Every recipe, attack and defense with its parameters, from the schemas themselves."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One field of a technique; `default` is None and `required` true when it must be given."""
+
+    name: str
+    type: str
+    bounds: str
+    default: Any
+    required: bool
+    description: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    sort: str  # recipe, attack or defense
+    kind: str
+    summary: str
+    parameters: list[Parameter]
+
+
+def catalogue() -> list[Entry]:
+    """Recipes, attacks and defenses in this order, each sort alphabetically; other packages' included."""
+    from ..attacks.attack import ATTACKS
+    from ..compression.recipe import RECIPES
+    from ..defenses.defense import DEFENSES
+
+    return [
+        Entry(sort, kind, summary_of(technique), parameters_of(technique))
+        for sort, kinds in (
+            ("recipe", RECIPES.kinds()),
+            ("attack", ATTACKS.kinds()),
+            ("defense", DEFENSES.kinds()),
+        )
+        for kind, technique in kinds.items()
+    ]
+
+
+def summary_of(technique: type[Any]) -> str:
+    """Its own one-sentence summary, else the first line of its docstring."""
+    return technique.summary or (inspect.getdoc(technique) or "").partition("\n")[0]
+
+
+def parameters_of(model: type[BaseModel]) -> list[Parameter]:
+    """The fields of a model but for `kind`, in their order."""
+    return [_parameter(name, field) for name, field in model.model_fields.items() if name != "kind"]
+
+
+def _parameter(name: str, field: FieldInfo) -> Parameter:
+    default: Any = None if field.default is PydanticUndefined else field.default
+    if field.default_factory is not None:
+        default = field.get_default(call_default_factory=True, validated_data={})
+    return Parameter(
+        name=name,
+        type=type_words(field.annotation),
+        bounds=_bounds(field),
+        default=_plain(default),
+        required=field.is_required(),
+        description=field.description or "",
+    )
+
+
+def type_words(annotation: Any) -> str:
+    """`integer`, `number`, `linf | l2`, `list of number` ...: a type as a plan's author writes it."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return " | ".join(str(value) for value in arguments)
+    if origin in (Union, types.UnionType):
+        return " | ".join(dict.fromkeys(type_words(one) for one in arguments))
+    if origin in (list, tuple, set, frozenset):
+        inner = dict.fromkeys(type_words(one) for one in arguments if one is not Ellipsis)
+        return f"list of {' or '.join(inner)}" if inner else "list"
+    if origin is dict:
+        return "mapping"
+    if hasattr(annotation, "__metadata__"):
+        return type_words(arguments[0])
+    names: dict[Any, str] = {int: "integer", float: "number", str: "text", bool: "true | false", type(None): "none"}
+    if annotation in names:
+        return names[annotation]
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return " | ".join(str(member.value) for member in annotation)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        kind = annotation.model_fields.get("kind")
+        return f"{kind.default} {{...}}" if kind is not None else f"{annotation.__name__} {{...}}"
+    return getattr(annotation, "__name__", str(annotation))
+
+
+def _bounds(field: FieldInfo) -> str:
+    """`> 0, <= 1`, from the field's own constraints."""
+    words = []
+    for one in field.metadata:
+        for kind, sign, attribute in ((Gt, ">", "gt"), (Ge, ">=", "ge"), (Lt, "<", "lt"), (Le, "<=", "le")):
+            if isinstance(one, kind):
+                words.append(f"{sign} {getattr(one, attribute):g}")
+    return ", ".join(words)
+
+
+def _plain(value: Any) -> Any:
+    """A default as JSON can say it."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, Enum):
+        return value.value
+    return value if value is None or isinstance(value, str | int | float | bool | dict) else str(value)

@@ -1,0 +1,224 @@
+"""The command line. Everything heavy is imported inside the commands, so that `crushproof --help` answers at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+import textwrap
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..targets.errors import CrushproofError
+
+if TYPE_CHECKING:
+    from .findings import Audit
+
+PASS, FAIL, INCOMPLETE, INTERNAL, INTERRUPTED = 0, 1, 3, 4, 130
+CODES = {"pass": PASS, "fail": FAIL, "inconclusive": INCOMPLETE}
+DEFAULT_OUT = Path("crushproof-audit")
+
+app = typer.Typer(
+    name="crushproof",
+    help="Robustness and privacy audits of compressed neural networks.",
+    epilog="Exit codes: 0 pass, 1 policy failed, 2 wrong plan or usage, 3 incomplete or inconclusive, "
+    "4 internal error, 5 unsafe input refused, 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
+
+
+@app.command()
+def audit(
+    plan: Annotated[Path | None, typer.Argument(help="A plan in YAML; without it the built-in one on digits.")] = None,
+    out: Annotated[Path, typer.Option(help="Where results go; a second run there resumes.")] = DEFAULT_OUT,
+    only: Annotated[str | None, typer.Option(help="Just this finding, e.g. int8/evasion.")] = None,
+    as_json: JsonOption = False,
+    workers: Annotated[int | None, typer.Option(min=0, max=256, help="Processes; 0 works in this one.")] = None,
+) -> None:
+    """Audit compressed candidates.
+
+    Writes audit.json and report.html. Can be stopped; the same command goes on from there.
+    """
+    with exit_codes():
+        from .plan import check_techniques, load_plan
+        from .progress import progress_on
+
+        if plan is None:
+            from .builtin import builtin_plan
+
+            loaded, folder = builtin_plan(), Path()
+        else:
+            loaded, folder = load_plan(plan), plan.parent
+        check_techniques(loaded)
+        from .run import run_audit
+
+        words = [
+            "crushproof",
+            "audit",
+            *([str(plan)] if plan else []),
+            *(["--out", str(out)] if out != DEFAULT_OUT else []),
+        ]
+        result = run_audit(
+            loaded,
+            folder,
+            out,
+            workers=workers,
+            only=only,
+            progress=progress_on(sys.stderr),
+            command=shlex.join(words),
+        )
+        show(result, as_json, None if only else out / "report.html", only)
+        raise typer.Exit(CODES[result.verdict] if only is None else PASS)
+
+
+@app.command()
+def init(folder: Annotated[Path, typer.Argument(help="Made when it is not there.")] = Path()) -> None:
+    """Write a commented plan and a model to start from."""
+    with exit_codes():
+        from .starter import write_starter
+
+        for path in write_starter(folder):
+            typer.echo(f"wrote {path}")
+        typer.echo(
+            f"Change them to your model and data, then: crushproof audit {shlex.quote(str(folder / 'plan.yaml'))}"
+        )
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="Holds audit.json.")]) -> None:
+    """Draw report.html anew.
+
+    From audit.json; nothing is measured again.
+    """
+    with exit_codes():
+        from .reading import read_audit
+
+        read = read_audit(folder)
+        from .report import render
+        from .store import writing
+
+        with writing(folder):
+            render(read, folder / "report.html")
+        typer.echo(f"wrote {folder / 'report.html'}")
+
+
+@app.command()
+def gate(
+    folder: Annotated[Path, typer.Argument(help="Holds audit.json.")],
+    policy: Annotated[str, typer.Option(help="A built-in policy (release) or a YAML file of limits.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Judge a finished audit by another policy.
+
+    Nothing is measured again, and audit.json stays as it is.
+    """
+    with exit_codes():
+        from .policy import load_policy, rejudge
+        from .reading import read_audit
+
+        result = rejudge(read_audit(folder), load_policy(policy, Path()))
+        show(result, as_json, None, None)
+        raise typer.Exit(CODES[result.verdict])
+
+
+@app.command()
+def catalogue(as_json: JsonOption = False) -> None:
+    """List recipes, attacks and defenses with their parameters."""
+    with exit_codes():
+        from dataclasses import asdict
+
+        from .catalogue import catalogue as entries_of
+
+        entries = entries_of()
+        if as_json:
+            typer.echo(json.dumps([asdict(entry) for entry in entries], indent=1, allow_nan=False))
+            return
+        for entry in entries:
+            typer.echo(f"{entry.sort} {entry.kind}: {entry.summary}")
+            for one in entry.parameters:
+                bounds = f" ({one.bounds})" if one.bounds else ""
+                default = "required" if one.required else f"default {json.dumps(one.default)}"
+                typer.echo(f"    {one.name}: {one.type}{bounds}, {default}")
+                if one.description:
+                    typer.echo(textwrap.indent(textwrap.fill(one.description, 100), " " * 8))
+            typer.echo()
+
+
+@app.command()
+def doctor() -> None:
+    """Say whether this machine can run an audit."""
+    with exit_codes():
+        from .doctor import examine
+
+        bad = 0
+        for check in examine(Path.cwd()):
+            typer.echo(f"{check.state:>4}  {check.what}: {check.words}")
+            bad += check.state == "bad"
+        raise typer.Exit(INCOMPLETE if bad else PASS)
+
+
+def show(result: Audit, as_json: bool, report_path: Path | None, only: str | None) -> None:
+    """Prints an audit: as JSON, or as a table with the verdict and what decides it."""
+    if as_json:
+        typer.echo(result.model_dump_json(by_alias=True, indent=1))
+        return
+    from .table import print_audit, print_findings
+
+    if only is not None:
+        print_findings(result)
+    else:
+        print_audit(result)
+    if report_path is not None:
+        typer.echo(f"Report: {report_path}")
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Turns errors into one paragraph on standard error and the exit code the README lists."""
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except CrushproofError as error:
+        complain(str(error))
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        complain("interrupted. Run the same command again to go on from here.")
+        raise typer.Exit(INTERRUPTED) from None
+    except BrokenPipeError:  # `crushproof catalogue | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(PASS) from None
+    except Exception as error:
+        with tempfile.NamedTemporaryFile("w", prefix="crushproof-", suffix=".txt", delete=False) as file:
+            file.write(traceback.format_exc())
+        complain(
+            f"something went wrong inside crushproof ({type(error).__name__}: {str(error)[:300]}). This is a fault of "
+            f"the program, not of your plan. The details are in {file.name}; please report them."
+        )
+        raise typer.Exit(INTERNAL) from None
+
+
+def complain(message: str) -> None:
+    """Prints `error: ...` to standard error, wrapped, without control characters."""
+    text = "".join(c if c.isprintable() else " " for c in f"error: {message}")
+    width = max(40, min(shutil.get_terminal_size((100, 24)).columns, 120))
+    typer.echo(textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False), err=True)
+
+
+def main() -> None:
+    """The console script."""
+    app()

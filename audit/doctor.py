@@ -1,0 +1,81 @@
+"""What `crushproof doctor` looks at: whether this machine can run an audit, and how large a one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+MEMORY_WANTED = 3_000_000_000  # bytes for the built-in audit with two workers
+DISK_WANTED = 500_000_000
+
+
+@dataclass(frozen=True)
+class Check:
+    """One fact about the machine. `state`: ok; note (works, but worth knowing); bad (an audit will fail)."""
+
+    state: str
+    what: str
+    words: str
+
+
+def examine(folder: Path) -> Iterator[Check]:
+    """Checks interpreter, packages, device, cores, memory, and `folder`, where results would be written."""
+    python = ".".join(str(number) for number in sys.version_info[:3])
+    yield Check("ok" if sys.version_info >= (3, 11) else "bad", "python", f"{python} at {sys.executable}")
+    yield from _packages()
+    yield _device()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    yield Check("ok", "cores", f"{cores} usable: as many workers by default")
+    yield _memory()
+    yield _disk(folder)
+
+
+def _packages() -> Iterator[Check]:
+    """Each requirement of this package: whether it is there and new enough."""
+    from packaging.requirements import Requirement
+
+    for line in requires("crushproof") or ():
+        wanted = Requirement(line)
+        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            found = version(wanted.name)
+        except PackageNotFoundError:
+            yield Check("bad", wanted.name, f"is missing; pip install '{wanted}'")
+            continue
+        good = wanted.specifier.contains(found, prereleases=True)
+        yield Check("ok" if good else "bad", wanted.name, found if good else f"{found}; pip install '{wanted}'")
+
+
+def _device() -> Check:
+    try:
+        import torch
+    except Exception as error:  # a broken installation may raise anything
+        return Check("bad", "device", f"torch cannot be imported: {type(error).__name__}: {error}")
+    if torch.cuda.is_available():
+        return Check("ok", "device", f"CUDA: {torch.cuda.get_device_name()}")
+    return Check("ok", "device", "CPU (torch sees no CUDA device)")
+
+
+def _memory() -> Check:
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return Check("note", "memory", "cannot be read on this system")
+    words = f"{free / 1e9:.1f} GB free"
+    if free < MEMORY_WANTED:
+        return Check("note", "memory", f"{words}; the built-in audit wants {MEMORY_WANTED / 1e9:.0f}: use --workers 0")
+    return Check("ok", "memory", words)
+
+
+def _disk(folder: Path) -> Check:
+    if not os.access(folder, os.W_OK):
+        return Check("bad", "folder", f"{folder} cannot be written; name another one with --out")
+    free = shutil.disk_usage(folder).free
+    state = "ok" if free >= DISK_WANTED else "note"
+    return Check(state, "folder", f"{folder} can be written, {free / 1e9:.1f} GB free")

@@ -1,0 +1,269 @@
+"""The HTML report: one self-contained file, a view of an audit and nothing else.
+
+No script, no request: styles and charts are inside, and the page's content security policy says so to the browser. The
+same audit gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from . import charts, views, words
+from .findings import Audit, Candidate, Finding, Point, ThreatModel
+
+# Charts hold this many models beside the grey reference; more would be hard to tell apart.
+_MODELS_PER_PANEL = 4
+_POINTS_PER_LINE = 60
+
+_TECHNIQUES = {
+    "prune": "Pruning",
+    "quantize": "Quantization",
+    "distill": "Distillation",
+    "factorize": "Factorization",
+    "share": "Weight sharing",
+    "chain": "Chains",
+}
+
+
+def render(audit: Audit, path: Path) -> None:
+    """Writes the report to `path`: whole or not at all (a file beside it is written first, then takes its place).
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    write(path, to_html(audit))
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all: under another name first, flushed to the disk, then renamed.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(text.encode("utf-8"))
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def to_html(audit: Audit) -> str:
+    """The report as one HTML document."""
+    ix = views.index(audit)
+    columns = views.columns(audit)
+    matrix = [c for c in columns if c.gated or "/" not in c.suffix]
+    hardened = views.hardened_models(ix, matrix)
+    style = resources.files(__package__.rpartition(".")[0]).joinpath("report_templates", "style.css")
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            audit=audit,
+            ix=ix,
+            style=Markup(style.read_text(encoding="utf-8")),  # ours, not the audit's
+            matrix=matrix,
+            risks=_risks(ix, columns),
+            sizes=charts.accuracy_against_size(_dots(ix)),
+            hardened=hardened,
+            defense_charts=_defense_charts(hardened, matrix),
+            plan=json.dumps(audit.plan, indent=2, sort_keys=True, default=str),
+            views=views,
+            words=words,
+        )
+    )
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader(__package__.rpartition(".")[0], "report_templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_final,
+    )
+    environment.filters["label"] = words.label
+    environment.filters["short_digest"] = words.digest
+    environment.filters["bytes"] = words.size
+    environment.filters["duration"] = words.duration
+    environment.filters["number"] = words.number
+    environment.filters["listed"] = words.enumerate_words
+    return environment
+
+
+_TOGETHER = re.compile(r"\[[-+\u2212.\d]+, [-+\u2212.\d]+\]|\d %")
+
+
+def _final(value: Any) -> Any:
+    """The last step of every value before it is escaped: no odd characters, no line break inside a figure."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return _TOGETHER.sub(lambda match: match[0].replace(" ", words.NO_BREAK), words.clean(value))
+
+
+@dataclass(frozen=True)
+class Risk:
+    """Everything the section of one risk prints."""
+
+    key: str
+    words: words.RiskWords
+    columns: list[views.Column]
+    threats: list[ThreatModel]
+    charts: list[charts.Chart]
+    taxonomy: dict[str, list[str]]
+    hit: tuple[views.Column, views.Hits] | None
+
+
+def _risks(ix: views.Index, columns: list[views.Column]) -> list[Risk]:
+    risks = []
+    for key, text in words.RISKS.items():
+        mine = [c for c in columns if c.risk == key]
+        if not mine:
+            continue
+        findings = [f for c in mine for f in c.findings.values()]
+        measured = [f for f in findings if f.estimate is not None] or findings
+        hit = next(((c, h) for c in mine if (h := views.who_is_hit(ix, c)) is not None), None)
+        panels, ids = _panels(ix, key, mine), views.taxonomy(findings)
+        risks.append(Risk(key, text, mine, views.threats(measured), panels, ids, hit))
+    return risks
+
+
+# --- charts ----------------------------------------------------------------------------------------------------------
+
+
+def _groups(ix: views.Index) -> list[tuple[str, list[str]]]:
+    """Models that belong together in one panel: by technique, then by defense; small neighbours share a panel."""
+    wanted: dict[str, list[str]] = {}
+    for c in ix.audit.candidates:
+        if c is not ix.plain and c.defense is None:
+            title = "Controls" if c.role == "control" else _TECHNIQUES.get(c.technique, words.label(c.technique))
+            wanted.setdefault(title, []).append(c.name)
+    for c in ix.audit.candidates:
+        if c.defense is not None:
+            wanted.setdefault(f"Defense: {words.defense(c.defense)}", []).append(c.name)
+    panels: list[tuple[list[str], list[str]]] = []
+    for title, names in wanted.items():
+        last = panels[-1] if panels else None
+        alike = last is not None and last[0][0].startswith("Defense") == title.startswith("Defense")
+        if last is not None and alike and len(last[1]) + len(names) <= _MODELS_PER_PANEL:
+            panels[-1] = ([*last[0], _lower(title.removeprefix("Defense: "))], [*last[1], *names])
+            continue
+        for start in range(0, len(names), _MODELS_PER_PANEL):
+            panels.append(([title], names[start : start + _MODELS_PER_PANEL]))
+    return [(words.enumerate_words(titles), names) for titles, names in panels]
+
+
+def _lower(title: str) -> str:
+    return title if title[:2].isupper() else title[0].lower() + title[1:]
+
+
+_HEADLINES = {"evasion": "worst case", "membership": "roc", "extraction": "scores"}
+
+
+def _main_curve(finding: Finding) -> list[Point]:
+    """The curve of the finding itself: the worst case, the ROC, the attacker who sees scores; else its first."""
+    name = _HEADLINES[finding.risk]
+    return finding.curves[name] if name in finding.curves else next(iter(finding.curves.values()), [])
+
+
+def _panels(ix: views.Index, risk: str, columns: Sequence[views.Column]) -> list[charts.Chart]:
+    """Small charts on common axes, a few models each, the plain dense model in grey in every one."""
+    column = next((c for c in columns if any(f.curves for f in c.findings.values())), None)
+    if column is None:
+        return []
+    curves = {name: _thinned(_main_curve(f)) for name, f in column.findings.items() if f.curves}
+    points = [p for line in curves.values() for p in line]
+    x, y = _axes(risk, column, points)
+    panels: list[tuple[str, list[charts.Series]]] = []
+    for title, names in _groups(ix):
+        series = []
+        if ix.plain is not None and ix.plain.name in curves:
+            series.append(charts.Series(ix.plain.name, curves[ix.plain.name], 0))
+        for place, name in enumerate(names, start=1):
+            if name not in curves:
+                continue
+            series.append(charts.Series(name, curves[name], place))
+            labels_only = column.findings[name].curves.get("labels")
+            if risk == "extraction" and labels_only:
+                series.append(charts.Series(name, labels_only, place, dashed=True))
+        if any(s.group for s in series):
+            panels.append((title, series))
+    rows = max((math.ceil(sum(not s.dashed for s in series) / 2) for _, series in panels), default=0)
+    drawn = [charts.lines(title, s, x, y, key_rows=rows, diagonal=risk == "membership") for title, s in panels]
+    return [panel for panel in drawn if panel is not None]
+
+
+def _axes(risk: str, column: views.Column, points: list[Point]) -> tuple[charts.Axis, charts.Axis]:
+    name = words.metric(column.metric).name.split(" (")[0].lower()
+    x_name = words.RISKS[risk].x_name
+    if risk == "membership":
+        rates = [v for p in points for v in (p.x, p.estimate) if v > 0]
+        ends = (max(1e-4, min([0.01, *rates])), 1.0)
+        return charts.Axis(x_name, log=True, percent=True, ends=ends), charts.Axis(
+            "true positive rate", log=True, percent=True, ends=ends
+        )
+    lowest = min([p.low if p.low is not None else p.estimate for p in points], default=0.0)
+    floor = max(0.0, int(lowest * 10) / 10 - 0.1) if risk == "extraction" else 0.0
+    return charts.Axis(x_name, log=risk == "extraction"), charts.Axis(name, percent=True, ends=(floor, 1.02))
+
+
+def _thinned(points: list[Point]) -> list[Point]:
+    """At most 60 points of a curve, evenly by their place, both ends kept."""
+    if len(points) <= _POINTS_PER_LINE:
+        return points
+    last = _POINTS_PER_LINE - 1
+    return [points[round(i * (len(points) - 1) / last)] for i in range(_POINTS_PER_LINE)]
+
+
+def _dots(ix: views.Index) -> list[charts.Dot]:
+    def kind(c: Candidate) -> str:
+        return c.verdict if c.role == "candidate" and c.verdict in charts.VERDICT_COLOURS else "reference"
+
+    return [
+        charts.Dot(c.name, max(c.footprint.ratio, 1e-3), c.accuracy.estimate, c.accuracy.low, c.accuracy.high, kind(c))
+        for c in ix.audit.candidates
+    ]
+
+
+def _defense_charts(rows: list[views.Hardened], columns: Sequence[views.Column]) -> list[charts.Chart]:
+    """Defenses side by side: accuracy first, then a chart per risk figure."""
+    accuracy = [
+        charts.Pair(
+            row.candidate.name, _ends(row.plain.accuracy) if row.plain else None, _ends(row.candidate.accuracy), None
+        )
+        for row in rows
+    ]
+    made = [charts.pairs("Accuracy", accuracy, percent=True)]
+    for column in columns:
+        pairs = []
+        for row in rows:
+            for b in row.bought:
+                if b.column is column and b.hardened.estimate is not None:
+                    plain = _ends(b.plain.estimate) if b.plain is not None and b.plain.estimate is not None else None
+                    naive = b.naive.estimate if b.naive is not None else None
+                    pairs.append(charts.Pair(row.candidate.name, plain, _ends(b.hardened.estimate), naive))
+        known = words.metric(column.metric)
+        made.append(charts.pairs(known.name, pairs, percent=known.unit == "percent"))
+    return [chart for chart in made if chart is not None]
+
+
+def _ends(estimate: Any) -> tuple[float, float, float]:
+    return estimate.estimate, estimate.low, estimate.high

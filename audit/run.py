@@ -1,0 +1,198 @@
+"""An audit from start to end: cells run or are taken from the store, findings are judged, the report is written."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from ..targets.errors import Incomplete, InputError
+from .assembly import Reader, findings_of
+from .candidates import candidate_row
+from .cells import Result
+from .engine import Outcome, run
+from .environment import host, latencies
+from .findings import SCHEMA, Audit, Candidate, DataSummary, Environment, Finding, NotMeasured
+from .lineup import Contender
+from .plan import Plan
+from .policy import apply_policy, load_policy
+from .power import limits_of, power_of
+from .progress import Progress
+from .store import Store
+from .subject import Subject, resolve
+from .suite import Suite, spawn_argument
+
+
+def run_audit(
+    plan: Plan,
+    folder: Path,
+    out: Path,
+    *,
+    workers: int | None = None,
+    only: str | None = None,
+    progress: Progress | None = None,
+    subject: Subject | None = None,
+    command: str = "crushproof audit",
+) -> Audit:
+    """Runs (or resumes) the audit of `plan` and writes audit.json and report.html into `out`.
+
+    Args:
+        folder: where the plan lies; its paths and modules are looked up there.
+        workers: processes; 0 works in this one; default: the plan's.
+        only: a finding's id; just the cells it needs are run, and nothing is written but cells.
+        subject: given when model and data come from Python instead of the plan's names; then `workers` is 0.
+        command: how this audit was started, for the findings' `reproduce` line.
+
+    Raises:
+        InputError, UnsafeInput: the plan or what it names is refused.
+        Incomplete: another run holds `out`, or cells failed; what is computed is kept.
+    """
+    started = time.monotonic()
+    spawn = None if subject is not None else ("crushproof.audit.suite:suite_of", spawn_argument(plan, folder))
+    suite = Suite(plan, subject or resolve(plan, folder))
+    policy = load_policy(plan.policy, folder)
+    with Store(out) as store:
+        cells = suite.cells() if only is None else suite.closure(cells_of(suite, only))
+        count = 0 if subject is not None else worker_count(plan.workers if workers is None else workers)
+        outcome = run(suite, store, cells=cells, workers=count, progress=progress, spawn=spawn)
+        audit = assemble(suite, store, outcome, policy, command, only)
+        audit.environment = environment_of(suite, store, outcome, started)
+        if only is None:
+            from .report import render, write
+
+            write(out / "audit.json", audit.model_dump_json(by_alias=True, indent=1))
+            render(audit, out / "report.html")
+    if outcome.failed:
+        names = "; ".join(f"{name}: {why}" for name, why in sorted(outcome.failed.items()))
+        raise Incomplete(
+            f"{len(outcome.failed)} of {len(cells)} cells failed: {names}. Everything else is kept in {out} and in the "
+            "report; mend the cause and run the same command again to compute what is missing."
+        )
+    return audit
+
+
+def worker_count(workers: int | str) -> int:
+    """A process per core by default: the findings do not depend on it."""
+    return len(os.sched_getaffinity(0)) if workers == "auto" else int(workers)
+
+
+def cells_of(suite: Suite, finding: str) -> list[str]:
+    """Names of the attack cells a finding rests on: the candidate's own and its baselines'."""
+    from .assembly import baselines
+
+    for contender in suite.lineup.contenders:
+        for _, label in suite.attacks:
+            if finding == f"{contender.name}/{label}" or finding.startswith(f"{contender.name}/{label}/"):
+                names = [f"{label}/{contender.name}", *(f"{label}/{name}" for name in baselines(contender))]
+                if finding.endswith("/without-draw"):
+                    names.append(f"{label}/{contender.name}/without-draw")
+                names += [suite.candidate_cell(contender)]
+                return [name for name in names if suite.has(name)]
+    known = ", ".join(
+        f"{contender.name}/{label}" for contender in suite.lineup.contenders for _, label in suite.attacks
+    )
+    raise InputError(f"There is no finding {finding!r} in this plan. Known: {known}.")
+
+
+def assemble(suite: Suite, store: Store, outcome: Outcome, policy: Any, command: str, only: str | None = None) -> Audit:
+    """The audit from what is in the store; what is missing becomes rows that say so."""
+    reader = reader_of(suite, store, outcome, command)
+    rows: list[Candidate] = []
+    findings: list[Finding] = []
+    missing: list[NotMeasured] = []
+    for contender in suite.lineup.contenders:
+        row = candidate_row(reader, contender)
+        if row is None:
+            why = reader.why(suite.candidate_cell(contender))
+            missing.append(NotMeasured(candidate=contender.name, what="the candidate itself", reason=why))
+            continue
+        found = [one for one in findings_of(reader, contender) if only is None or one.id == only]
+        if only is not None and not found:
+            continue
+        rows.append(row)
+        findings += found
+        missing += not_measured(contender, found)
+    release = [name for name in suite.plan.up_for_release if name in {row.name for row in rows}] or []
+    judged = apply_policy(rows, findings, policy, release)
+    data = suite.subject.data
+    return Audit(
+        schema=SCHEMA,
+        name=suite.plan.name,
+        verdict=judged.verdict,
+        deciding=judged.deciding,
+        plan=suite.plan.model_dump(mode="json", exclude={"workers"}),
+        plan_digest=suite.plan.digest,
+        seed=suite.plan.seed,
+        data=DataSummary(
+            name=data.name,
+            digest=data.digest,
+            shape=list(data.shape),
+            classes=list(data.class_names),
+            members=None if data.members is None else len(data.members),
+            non_members=len(data.non_members),
+            evaluation=len(data.evaluation_ids),
+            attacker=len(data.non_members) - len(data.evaluation_ids),
+        ),
+        candidates=judged.candidates,
+        findings=judged.findings,
+        policy=judged.gates,
+        policy_name=policy.name,
+        release=release,
+        not_measured=missing,
+        power=power_of(suite),
+        limits=[*data.notes, *limits_of(suite)],
+        declared=dict(suite.plan.declared),
+        environment=Environment(),
+    )
+
+
+def not_measured(contender: Contender, findings: list[Finding]) -> list[NotMeasured]:
+    """A row for each finding that has no estimate and each part of an attack that did not run."""
+    rows = []
+    for finding in findings:
+        if finding.estimate is None:
+            rows.append(NotMeasured(candidate=contender.name, what=finding.id, reason=finding.reason or "unknown"))
+        for part in finding.parts:
+            if part.skipped:
+                what = f"{finding.id}: {part.name}"
+                rows.append(NotMeasured(candidate=contender.name, what=what, reason=part.skipped))
+    return rows
+
+
+def reader_of(suite: Suite, store: Store, outcome: Outcome, command: str) -> Reader:
+    def get(name: str) -> Result | None:
+        if not suite.has(name) or not store.has(suite.cell(name).key):
+            return None
+        result = store.get(suite.cell(name).key)
+        return None if "not_applicable" in result.document else result
+
+    def why(name: str) -> str:
+        if name in outcome.failed:
+            return f"failed: {outcome.failed[name]}"
+        if suite.has(name) and store.has(suite.cell(name).key):
+            return str(store.get(suite.cell(name).key).document.get("not_applicable", "unknown"))
+        return "something it needs failed"
+
+    def evidence(name: str) -> tuple[str, str]:
+        return store.evidence(suite.cell(name).key)
+
+    return Reader(suite, get, why, evidence, command)
+
+
+def environment_of(suite: Suite, store: Store, outcome: Outcome, started: float) -> Environment:
+    environment = host(str(suite.device))
+    models, memory = {}, {}
+    for contender in suite.lineup.contenders:
+        candidate = suite.cell(suite.candidate_cell(contender)).key
+        if store.has(candidate) and "model.onnx" in store.get(candidate).files:
+            models[contender.name] = store.get(candidate).files["model.onnx"]
+        served = suite.cell(f"memory/{contender.name}").key
+        if store.has(served) and "peak_bytes" in store.get(served).document:
+            memory[contender.name] = store.get(served).document["peak_bytes"]
+    environment.latency = latencies(models, suite.subject.data.shape)
+    environment.candidate_peak_bytes = memory
+    environment.seconds = dict(outcome.seconds)
+    environment.peak_bytes = outcome.peak_bytes
+    environment.wall_seconds = time.monotonic() - started
+    return environment

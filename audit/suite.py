@@ -1,0 +1,325 @@
+"""The only place that orders the work: which cells an audit has, what each needs, and how it runs.
+
+A cell's key is the content hash of everything that decides its result, so two audits share what they have in common,
+a changed plan recomputes only what the change touches, and running the same command again resumes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..attacks.attack import Attack
+from ..attacks.evasion.evasion import Evasion
+from ..attacks.evasion.pgd import GradientPerturber
+from ..attacks.membership.membership import Membership
+from ..attacks.membership.population import PopulationPlan, plan_population
+from ..compression.recipe import Recipe
+from ..targets.errors import NotApplicable
+from ..targets.model import resolve_device
+from ..targets.seeds import derive
+from . import steps
+from .cells import Cell, Result, cell_key
+from .lineup import Contender, Dense, Lineup, assemble
+from .plan import Plan
+from .store import Store
+from .subject import Subject, resolve
+
+CHUNK = 16  # shadows per cell: one stack; small enough to resume from, and to share between two workers
+
+Compute = Callable[[Callable[[str], Result]], Result]
+
+
+@dataclass(frozen=True)
+class Job:
+    cell: Cell
+    compute: Compute
+
+
+class Suite:
+    """The work of one audit: its cells in topological order, and how each is computed."""
+
+    def __init__(self, plan: Plan, subject: Subject) -> None:
+        self.plan, self.subject = plan, subject
+        self.device = resolve_device(plan.device)
+        self.lineup: Lineup = assemble(plan, subject)
+        self._jobs: dict[str, Job] = {}
+        self._root = [
+            subject.data.digest,
+            subject.identity,
+            plan.seed,
+            self.device.type,
+            version("torch"),
+            version("onnxruntime"),
+        ]
+        for dense in self.lineup.dense:
+            self._train(dense)
+        if self.audits_membership:
+            for dense in self.lineup.dense:
+                self._shadows(dense)
+        for contender in self.lineup.contenders:
+            self._candidate(contender)
+        if self.audits_membership:
+            for contender in self.lineup.contenders:
+                self._signals(contender.parent, contender.recipe)
+        for attack, label in self.attacks:
+            for contender in self.lineup.contenders:
+                self._attack(contender, attack, label)
+
+    # -- what the suite is asked ------------------------------------------------------------------------------------
+
+    def cells(self) -> list[Cell]:
+        return [job.cell for job in self._jobs.values()]
+
+    def compute(self, cell: Cell, store: Store) -> Result:
+        """Computes one cell whose needs are in the store.
+
+        Raises:
+            NotApplicable: the technique cannot do its work here, or something it needs could not be made.
+        """
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # the findings must not depend on how many cores there are
+
+        def get(name: str) -> Result:
+            result = store.get(self._jobs[name].cell.key)
+            if "not_applicable" in result.document:
+                raise NotApplicable(result.document["not_applicable"])
+            return result
+
+        try:
+            return self._jobs[cell.name].compute(get)
+        finally:
+            torch.set_num_threads(threads)
+
+    def closure(self, names: list[str]) -> list[Cell]:
+        """The cells with these names and all they need, in order."""
+        wanted: set[str] = set()
+        stack = list(names)
+        while stack:
+            name = stack.pop()
+            if name not in wanted:
+                wanted.add(name)
+                stack.extend(self._jobs[name].cell.needs)
+        return [cell for cell in self.cells() if cell.name in wanted]
+
+    def cell(self, name: str) -> Cell:
+        return self._jobs[name].cell
+
+    def has(self, name: str) -> bool:
+        return name in self._jobs
+
+    @cached_property
+    def attacks(self) -> list[tuple[Attack, str]]:
+        """Each attack with the label its findings carry: its kind, numbered when a kind occurs twice."""
+        labelled: list[tuple[Attack, str]] = []
+        for attack in self.lineup.attacks:
+            before = sum(other.kind == attack.kind for other, _ in labelled)
+            labelled.append((attack, attack.kind if before == 0 else f"{attack.kind}-{before + 1}"))
+        return labelled
+
+    @property
+    def audits_membership(self) -> bool:
+        wanted = any(isinstance(attack, Membership) for attack in self.lineup.attacks)
+        return wanted and self.subject.data.members is not None
+
+    @cached_property
+    def population(self) -> PopulationPlan:
+        return plan_population(self.subject.data, self.plan.shadows.training_free, seed=self.plan.seed)
+
+    def shadow_count(self, dense: Dense, recipe: Recipe | None) -> int:
+        """Training-free replays on the plain model's shadows are cheap; everything that trains gets fewer."""
+        shadows = self.plan.shadows
+        costly = dense.defense is not None or (recipe is not None and recipe.trains)
+        return shadows.trained if costly else shadows.training_free
+
+    # -- the cells --------------------------------------------------------------------------------------------------
+
+    def _add(self, name: str, phase: str, spec: Any, needs: list[str], compute: Compute) -> None:
+        if name in self._jobs:
+            return
+        key = cell_key(phase, self._root, spec, [self._jobs[need].cell.key for need in needs])
+        self._jobs[name] = Job(Cell(name, key, tuple(needs), phase), compute)
+
+    def _train(self, dense: Dense) -> None:
+        self._add(
+            f"train/{dense.name}",
+            "training",
+            [
+                dense.name,
+                dense.architecture.name,
+                dense.trainer.identity,
+                dense.defense and dense.defense.model_dump(mode="json"),
+            ],
+            [],
+            lambda get: steps.train_dense(dense, self.subject, self.plan.seed, self.device),
+        )
+
+    def _dense(self, dense: Dense, get: Callable[[str], Result]) -> nn.Module:
+        return steps.load_dense(dense, get(f"train/{dense.name}"), self.device)
+
+    def _shadows(self, dense: Dense) -> None:
+        count = self.shadow_count(dense, None)
+        identity = [dense.architecture.name, dense.trainer.identity]
+        for first in range(0, count, CHUNK):
+            last = min(first + CHUNK, count)
+            self._add(
+                self._chunk(dense, first),
+                "shadows",
+                [*identity, first, last],
+                [],
+                lambda get, first=first, last=last: steps.train_shadows(  # type: ignore[misc]  # defaults bind the loop
+                    dense, self.population, first, last, self.device
+                ),
+            )
+
+    def _chunk(self, dense: Dense, first: int) -> str:
+        return f"shadows/{dense.name}/{first}"
+
+    def _candidate(self, contender: Contender) -> None:
+        for position, recipe in enumerate([contender.recipe, *contender.draws]):
+            self._add(
+                self.candidate_cell(contender, position),
+                "candidates",
+                [contender.name, recipe and recipe.model_dump(mode="json")],
+                [f"train/{contender.parent.name}"],
+                lambda get, recipe=recipe: steps.make_candidate(  # type: ignore[misc]  # defaults bind the loop
+                    contender, recipe, self._dense(contender.parent, get), self.subject.data, self.plan.seed
+                ),
+            )
+        self._add(
+            f"memory/{contender.name}",
+            "footprint",
+            [],
+            [self.candidate_cell(contender)],
+            lambda get: steps.serve_memory(get(self.candidate_cell(contender)), self.subject.data),
+        )
+
+    def candidate_cell(self, contender: Contender, draw: int = 0) -> str:
+        return f"candidate/{contender.name}" + (f"/draw-{draw}" if draw else "")
+
+    def _signals(self, dense: Dense, recipe: Recipe | None) -> None:
+        count = self.shadow_count(dense, recipe)
+        chunks = [self._chunk(dense, first) for first in range(0, count, CHUNK)]
+
+        def compute(get: Callable[[str], Result]) -> Result:
+            shadows: dict[int, steps.Arrays] = {}
+            for chunk in chunks:
+                for name, array in get(chunk).arrays.items():
+                    position, _, parameter = name.partition("/")
+                    shadows.setdefault(int(position), {})[parameter] = array
+            kept = [shadows[position] for position in range(count)]
+            return steps.signals(dense, recipe, self.population, kept, self.subject.data, self.device)
+
+        self._add(
+            self.signals_cell(dense, recipe),
+            "signals",
+            [recipe and recipe.model_dump(mode="json"), count],
+            chunks,
+            compute,
+        )
+
+    def signals_cell(self, dense: Dense, recipe: Recipe | None) -> str:
+        return f"signals/{dense.name}/" + ("dense" if recipe is None else cell_key(recipe.model_dump(mode="json"))[:12])
+
+    def _attack(self, contender: Contender, attack: Attack, label: str) -> None:
+        for defense in {id(one): one for one in (contender.parent.defense, contender.defense) if one}.values():
+            attack = defense.adapted(attack)
+        if isinstance(attack, Membership):
+            self._membership(contender, attack, label)
+            return
+        needs = [self.candidate_cell(contender), f"train/{contender.parent.name}"]
+        transfer = None
+        if isinstance(attack, Evasion) and contender.recipe is not None:
+            transfer = self._transfer(contender.parent, attack)
+            needs.append(transfer)
+        self._attack_cell(f"{label}/{contender.name}", attack, contender, needs, transfer)
+        if isinstance(attack, Evasion) and contender.draws:
+            self._attack_draws(contender, attack, label, transfer)
+
+    def _attack_cell(
+        self,
+        name: str,
+        attack: Attack,
+        contender: Contender,
+        needs: list[str],
+        transfer: str | None,
+        *,
+        draw: int = 0,
+        without_draw: bool = False,
+    ) -> None:
+        def compute(get: Callable[[str], Result]) -> Result:
+            others = range(1, len(contender.draws) + 1) if without_draw else ()
+            case = steps.make_case(
+                contender,
+                get(self.candidate_cell(contender, draw)),
+                self._dense(contender.parent, get),
+                self.subject.data,
+                self.device,
+                transfer=None if transfer is None else get(transfer),
+                other_draws=[
+                    steps.load_candidate(contender, get(self.candidate_cell(contender, other)), self.device)
+                    for other in others
+                ],
+            )
+            return steps.run_attack(attack, case, derive(self.plan.seed, attack.kind))
+
+        self._add(name, attack.kind, attack.model_dump(mode="json"), needs, compute)
+
+    def _attack_draws(self, contender: Contender, attack: Evasion, label: str, transfer: str | None) -> None:
+        """Beside the shipped draw: each other draw at the gate, and the attacker who does not know which one ships."""
+        parent = f"train/{contender.parent.name}"
+        gradients = tuple(part for part in attack.parts if isinstance(part, GradientPerturber))
+        gate = attack.model_copy(update={"epsilons": (attack.gate_epsilon,), "parts": gradients})
+        for draw in range(1, len(contender.draws) + 1):
+            needs = [self.candidate_cell(contender, draw), parent]
+            self._attack_cell(f"{label}/{contender.name}/draw-{draw}", gate, contender, needs, None, draw=draw)
+        needs = [self.candidate_cell(contender, draw) for draw in range(len(contender.draws) + 1)]
+        needs += [parent, *([transfer] if transfer else [])]
+        name = f"{label}/{contender.name}/without-draw"
+        self._attack_cell(name, attack, contender, needs, transfer, without_draw=True)
+
+    def _transfer(self, dense: Dense, attack: Evasion) -> str:
+        spec = [attack.norm, attack.epsilons, attack.records]
+        name = f"transfer/{dense.name}/{cell_key(spec)[:12]}"
+        self._add(
+            name,
+            attack.kind,
+            spec,
+            [f"train/{dense.name}"],
+            lambda get: steps.craft_transfer(self._dense(dense, get), self.subject.data, attack, self.plan.seed),
+        )
+        return name
+
+    def _membership(self, contender: Contender, attack: Membership, label: str) -> None:
+        if not self.audits_membership:
+            return
+        dense, recipe = contender.parent, contender.recipe
+        own = self.signals_cell(dense, recipe)
+        uncompressed = None if recipe is None else self.signals_cell(dense, None)
+        needs = [self.candidate_cell(contender), own, *([uncompressed] if uncompressed else [])]
+
+        def compute(get: Callable[[str], Result]) -> Result:
+            signals = steps.membership_case(self.population, get(own), None if not uncompressed else get(uncompressed))
+            case = steps.make_case(contender, get(needs[0]), None, self.subject.data, self.device, membership=signals)
+            return steps.run_attack(attack, case, derive(self.plan.seed, attack.kind))
+
+        self._add(f"{label}/{contender.name}", attack.kind, attack.model_dump(mode="json"), needs, compute)
+
+
+def suite_of(argument: str) -> Suite:
+    """Builds the suite in a worker process, from the JSON that `spawn_argument` wrote."""
+    raw = json.loads(argument)
+    plan = Plan.model_validate(raw["plan"])
+    return Suite(plan, resolve(plan, Path(raw["folder"])))
+
+
+def spawn_argument(plan: Plan, folder: Path) -> str:
+    return json.dumps({"plan": plan.model_dump(mode="json"), "folder": str(folder.resolve())})

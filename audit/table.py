@@ -1,0 +1,67 @@
+"""An audit on the terminal: a row per candidate, then the verdict in words."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from . import words
+from .findings import Audit, Candidate
+
+WIDTH = 140  # of the table where there is no terminal to ask
+COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
+RISKS = {
+    "robust_accuracy": "robust accuracy",
+    "tpr_at_1_percent_fpr": "members exposed",
+    "fidelity": "copy fidelity",
+}
+
+
+def print_audit(audit: Audit) -> None:
+    """Writes the table and the verdict to standard output."""
+    console = _console()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("candidate", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for name in ("accuracy", *RISKS.values(), "payload"):
+        table.add_column(name, justify="right")
+    for row in audit.candidates:
+        cells = [words.estimate(row.accuracy, "accuracy"), *(_risk(audit, row, metric) for metric in RISKS)]
+        verdict = Text(_verdict(row), style=COLOURS.get(row.verdict, ""))
+        name = words.label(row.name) + (" *" if row.name in audit.release else "")
+        table.add_row(Text(name), verdict, *cells, f"{row.footprint.ratio:.1f}x smaller")
+    console.print(table)
+    if audit.release:
+        console.print("* up for release", highlight=False)
+    console.print()
+    headline = Text(audit.verdict.upper(), style=f"bold {COLOURS[audit.verdict]}")
+    console.print(headline, Text(f"by policy {words.label(audit.policy_name)}"))
+    for sentence in audit.deciding:
+        console.print(Text(f"  {words.clean(sentence)}"))
+
+
+def print_findings(audit: Audit) -> None:
+    """Writes each finding in a line, with its flags and notes; for `--only`."""
+    console = _console()
+    for finding in audit.findings:
+        console.print(Text(f"{finding.id}: {words.finding_words(finding)} ({finding.verdict})"))
+        for line in (*filter(None, [finding.reason]), *finding.flags, *finding.notes):
+            console.print(Text(f"  {words.clean(line)}"))
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH)
+
+
+def _verdict(row: Candidate) -> str:
+    return f"({row.role})" if row.verdict == "not-gated" else row.verdict
+
+
+def _risk(audit: Audit, row: Candidate, metric: str) -> str:
+    """The finding's figure; the first of its metric is the one that policies judge."""
+    found = next((one for one in audit.findings if one.candidate == row.name and one.metric == metric), None)
+    if found is None:
+        return "\u2013"
+    return words.estimate(found.estimate, metric) + (" \u2691" if found.flags else "")

@@ -1,0 +1,103 @@
+"""What every benchmark here shares: its command line, its rows, the table and the JSON.
+
+    python benchmarks/NAME.py [--data DIR] [--json FILE]
+
+A row compares our figure with a peer's (or stands alone), in one unit. `target` is the figure asked for, and `met`
+follows from it; rows that only inform have none. Peers and ours alternate, CPU time, one thread unless stated, median
+of at least three.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a benchmark.
+
+    Args:
+        ratio: ours / peer (so below 1 is better for times and sizes); None without a peer.
+        target: what `value` must reach: the ratio where there is a peer, else ours.
+        better: whether `value` must be at most or at least the target.
+    """
+
+    name: str
+    setting: str
+    ours: float
+    unit: str
+    peer: float | None = None
+    target: float | None = None
+    better: Literal["lower", "higher"] = "lower"
+
+    @property
+    def ratio(self) -> float | None:
+        return None if self.peer is None else self.ours / self.peer
+
+    @property
+    def met(self) -> bool | None:
+        if self.target is None:
+            return None
+        value = self.ours if self.ratio is None else self.ratio
+        return value <= self.target if self.better == "lower" else value >= self.target
+
+
+def arguments(description: str) -> argparse.Namespace:
+    """The command line every benchmark has."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--data", type=Path, default=None, help="folder with the public data sets (README, Benchmarks)")
+    parser.add_argument("--json", type=Path, default=None, help="write the rows here")
+    return parser.parse_args()
+
+
+def cpu_seconds(work: Callable[[], object]) -> float:
+    """CPU seconds of one call."""
+    before = time.process_time()
+    work()
+    return time.process_time() - before
+
+
+def alternate(*works: Callable[[], object], rounds: int = 3) -> list[float]:
+    """Median CPU seconds of each work, taken in turns so that a slow minute of the machine hits all alike."""
+    measured: list[list[float]] = [[] for _ in works]
+    for _ in range(rounds):
+        for position, work in enumerate(works):
+            measured[position].append(cpu_seconds(work))
+    return [statistics.median(times) for times in measured]
+
+
+def publish(rows: list[Row], json_file: Path | None) -> None:
+    """Prints the table and writes the JSON."""
+    header = ("name", "setting", "ours", "peer", "ratio", "unit", "target", "met")
+    lines = [header, *(_cells(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    if json_file is not None:
+        document = {
+            "machine": {"system": platform.platform(), "processor": _processor(), "python": platform.python_version()},
+            "rows": [{**asdict(row), "ratio": row.ratio, "met": row.met} for row in rows],
+        }
+        json_file.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    def number(value: float | None) -> str:
+        return "" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+    met = {None: "", True: "yes", False: "NO"}[row.met]
+    return (row.name, row.setting, number(row.ours), number(row.peer), number(row.ratio), row.unit, number(row.target), met)
+
+
+def _processor() -> str:
+    from crushproof.audit.environment import processor
+
+    return processor()

@@ -1,0 +1,78 @@
+"""What every recipe needs of a module: a copy to work on, an input to run it with, its weighted layers, exchanges."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..targets.data import Bounds, Records
+from ..targets.errors import NotApplicable
+from ..targets.seeds import generator
+
+PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d)  # exactly these: a subclass may use its weight in ways of its own
+WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def working_copy(module: nn.Module) -> nn.Module:
+    """A deep copy in evaluation mode whose parameters can all be trained (an audit hands over frozen models)."""
+    return copy.deepcopy(module).eval().requires_grad_(True)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Of the first parameter or buffer; the CPU when there is none."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def noise(module: nn.Module, records: Records, bounds: Bounds, count: int, seed: int) -> Tensor:
+    """Inputs that no record decided: uniform in `bounds`, float32 [count, *record's shape], on the module's device."""
+    uniform = torch.rand((count, *records.x.shape[1:]), generator=generator(seed, "noise"))
+    low, high = bounds.low.cpu(), bounds.high.cpu()
+    return (low + uniform * (high - low)).to(device_of(module))
+
+
+def weights(module: nn.Module, noun: str) -> dict[str, Tensor]:
+    """The weight matrices and kernels of every linear and convolutional layer, by parameter name.
+
+    Raises:
+        NotApplicable: there is none; `noun` says what then cannot be done ("pruning").
+    """
+    layers = {layer.weight for layer in module.modules() if isinstance(layer, WEIGHTED)}
+    # By way of named_parameters, which lists a weight that two layers share once, as the training loop does.
+    found: dict[str, Tensor] = {name: value for name, value in module.named_parameters() if value in layers}
+    if not found:
+        raise NotApplicable(
+            f"The model has no linear or convolutional layer with a float weight, so {noun} has nothing to act on."
+        )
+    return found
+
+
+def called_layers(module: nn.Module, x: Tensor) -> list[nn.Linear | nn.Conv1d | nn.Conv2d]:
+    """The plain Linear, Conv1d and Conv2d layers that a pass over `x` calls, each once, in the order of first calls.
+
+    A layer whose weight is used without calling it (attention's fast path) is not among them: exchanging such a
+    layer would break the model or change nothing.
+    """
+    order: dict[nn.Module, None] = {}
+    candidates = [layer for layer in module.modules() if type(layer) in PLAIN]
+    handles = [layer.register_forward_pre_hook(lambda layer, _: order.setdefault(layer)) for layer in candidates]
+    try:
+        with torch.no_grad():
+            module(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [layer for layer in order if isinstance(layer, PLAIN)]
+
+
+def replace_layers(module: nn.Module, stand_ins: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    """`module` with layers exchanged in place, wherever they are registered; the stand-in itself if it is the root."""
+    for parent in list(module.modules()):
+        for name, child in parent._modules.items():
+            if child is not None and child in stand_ins:
+                parent._modules[name] = stand_ins[child]
+    return stand_ins.get(module, module)

@@ -1,0 +1,116 @@
+"""Weight sharing: each layer's weights take only a few values, found by k-means."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ..targets.data import Bounds, Records
+from ..targets.seeds import derive
+from ..training.loop import Training, train
+from ..training.stacked import Stack
+from .layers import weights, working_copy
+from .recipe import RECIPES, Recipe
+
+LLOYD_STEPS = 300  # at most; in one dimension Lloyd's algorithm stops long before
+
+
+@RECIPES.register
+class Share(Recipe):
+    """k-means weight sharing per layer (Han et al. 2016, Deep Compression, arXiv:1510.00149).
+
+    A weight that is exactly zero (pruned) stays zero and belongs to no cluster.
+    """
+
+    kind: Literal["share"] = "share"
+    clusters: int = Field(
+        16,
+        ge=2,
+        le=256,
+        description="values per layer at most, beside the zero of pruned weights; biases are not shared",
+    )
+    fine_tune: Training | None = Field(
+        None,
+        description="training of the shared values (and of biases and norms) on the model's own training records; "
+        "weights that share a value go on sharing it. None: none",
+    )
+
+    @property
+    def touches_records(self) -> bool:
+        return self.fine_tune is not None
+
+    @property
+    def trains(self) -> bool:
+        return self.fine_tune is not None
+
+    def apply(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> nn.Module:
+        shared = working_copy(module)
+        clusters: dict[str, Tensor] = {}
+        for name, weight in weights(shared, "weight sharing").items():
+            centroids, assignment = share_values(weight.detach().flatten(), self.clusters)
+            weight.data.copy_(centroids[assignment].view_as(weight))
+            clusters[name] = assignment
+        if self.fine_tune is None:
+            return shared
+
+        def tie(stack: Stack) -> None:
+            """Every weight takes its cluster's mean: the step of its shared value is the mean of its members' steps."""
+            parameters = stack.named_parameters()
+            for name, assignment in clusters.items():
+                parameters[name].copy_(_cluster_means(parameters[name], assignment).view_as(parameters[name]))
+
+        return train(shared, records, self.fine_tune, seed=derive(seed, "fine-tune"), after_step=tie)
+
+
+def share_values(values: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
+    """k-means in one dimension by Lloyd's algorithm from linearly spaced centroids; deterministic.
+
+    Works on the sorted values, where a cluster is an interval: means come from prefix sums in float64.
+
+    Args:
+        values: float32 [n].
+
+    Returns:
+        values of the clusters float32 [k + 1], the first of which is 0 for the weights that are exactly 0, and
+        int64 [n]: which of them each weight takes. k <= clusters; no cluster is empty.
+    """
+    alive = values != 0
+    ordered, order = values[alive].double().cpu().sort(stable=True)
+    assignment = torch.zeros(len(values), dtype=torch.int64)
+    if not len(ordered):
+        return values.new_zeros(1), assignment.to(values.device)
+    distinct = torch.unique(ordered)
+    if len(distinct) <= clusters:
+        centroids = distinct
+    else:
+        centroids = torch.linspace(float(ordered[0]), float(ordered[-1]), clusters, dtype=torch.float64)
+        sums = torch.cat([ordered.new_zeros(1), ordered.cumsum(0)])
+        edges = torch.zeros(0, dtype=torch.int64)
+        for _ in range(LLOYD_STEPS):
+            inner = torch.searchsorted(ordered, (centroids[1:] + centroids[:-1]) / 2)
+            new = torch.cat([inner.new_zeros(1), inner, inner.new_full((1,), len(ordered))])
+            if torch.equal(new, edges):
+                break
+            edges = new
+            counts = edges.diff()
+            means = sums[edges].diff() / counts.clamp_min(1)
+            centroids = torch.where(counts > 0, means, centroids).sort().values
+        centroids = centroids[edges.diff() > 0]
+    nearest = torch.searchsorted((centroids[1:] + centroids[:-1]) / 2, ordered, right=True)
+    positions = alive.nonzero().flatten().cpu()[order]
+    assignment[positions] = nearest + 1
+    table = torch.cat([centroids.new_zeros(1), centroids]).to(values)
+    return table, assignment.to(values.device)
+
+
+def _cluster_means(stacked: Tensor, assignment: Tensor) -> Tensor:
+    """float32 [k, n]: each weight's cluster mean, for weights [k, *shape] and clusters int64 [n]; cluster 0 is zero."""
+    rows = stacked.flatten(1).double()
+    counts = assignment.bincount()
+    sums = rows.new_zeros(len(rows), len(counts)).index_add_(1, assignment, rows)
+    means = sums / counts.clamp_min(1)
+    means[:, 0] = 0
+    return means[:, assignment].to(stacked.dtype)

@@ -1,0 +1,263 @@
+"""DP-SGD: training whose result hardly depends on any single record, with the epsilon that proves it."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn import functional as F
+
+from ..attacks.attack import Attack
+from ..compression.layers import replace_layers, working_copy
+from ..targets.data import Bounds, Records
+from ..targets.errors import NotApplicable
+from ..targets.seeds import generator, global_seed
+from ..training.architecture import Architecture
+from ..training.trainer import Trainer
+from .defense import DEFENSES, TrainingDefense
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+GRADIENT_FLOATS = 2**26  # per-record gradients held at once (256 MiB); fixed, so that float sums are too
+CHUNK = 256  # records whose gradients are computed side by side, at most
+
+
+@DEFENSES.register
+class DpSgd(TrainingDefense):
+    """Differentially private training (Abadi et al. 2016, arXiv:1607.00133) at a promised epsilon.
+
+    Every step draws each record with one probability (Poisson sampling), clips each record's gradient, adds Gaussian
+    noise to their sum and takes an Adam step, which is post-processing. The noise follows from epsilon by the PRV
+    accountant (Gopi et al. 2021, arXiv:2106.02848) for adding or removing one record. Batch norm mixes records and
+    becomes group norm. It replaces the plain training, a user's own function included, and needs no tuning by it.
+
+    The promise assumes that the noise is secret: it follows from the audit's seed, so whoever knows the seed can
+    subtract it. Nor does it cover hyper-parameters that were tuned on the members.
+    """
+
+    kind: Literal["dp-sgd"] = "dp-sgd"
+    epsilon: PositiveFloat = Field(8.0, description="the largest that the training may spend")
+    delta: float = Field(1e-5, gt=0, lt=1, description="probability that epsilon fails; must be below 1 / members")
+    max_gradient_norm: PositiveFloat = Field(1.0, description="L2 norm to which each record's gradient is clipped")
+    epochs: PositiveInt = Field(12, description="passes over the records, on average")
+    batch_size: PositiveInt = Field(256, description="records per step, on average")
+    learning_rate: PositiveFloat = Field(0.02, description="of Adam, constant")
+
+    def trainer(self, plain: Trainer, bounds: Bounds) -> Trainer:
+        return DpSgdTrainer(self)
+
+    def adapt(self, module: nn.Module) -> nn.Module:
+        """A copy with group norm (16 groups where the channels allow it) for batch norm; else the module itself."""
+        norms = [layer for layer in module.modules() if isinstance(layer, BATCH_NORMS)]
+        if not norms:
+            return module
+        adapted = working_copy(module)
+        stand_ins: dict[nn.Module, nn.Module] = {}
+        for layer in adapted.modules():
+            if isinstance(layer, BATCH_NORMS):
+                # A batch norm of plain features has one value per channel, and a group of one value would be erased.
+                groups = 1 if isinstance(layer, nn.BatchNorm1d) else math.gcd(16, layer.num_features)
+                device = layer.running_mean.device if layer.running_mean is not None else None
+                stand_ins[layer] = nn.GroupNorm(groups, layer.num_features, layer.eps, layer.affine, device=device)
+        return replace_layers(adapted, stand_ins).train(module.training)
+
+    def adapted(self, attack: Attack) -> Attack:
+        """The same attack: membership inference meets shadows trained by this defense, which is what adapts it."""
+        return attack
+
+    def schedule(self, training_records: int) -> tuple[float, int]:
+        """(sampling rate, steps) for so many records."""
+        sampling_rate = min(1.0, self.batch_size / training_records)
+        return sampling_rate, math.ceil(self.epochs / sampling_rate)
+
+    def noise_multiplier(self, training_records: int) -> float:
+        """Standard deviation of the noise in units of `max_gradient_norm`.
+
+        Raises:
+            NotApplicable: delta is not below 1 / records, where a promise means little.
+        """
+        if self.delta >= 1 / training_records:
+            raise NotApplicable(
+                f"DP-SGD's delta ({self.delta:g}) must be below 1 / {training_records} (the training records): at that "
+                "size publishing a whole record would be allowed. Give a smaller delta."
+            )
+        return smallest_noise(self.epsilon, self.delta, *self.schedule(training_records))
+
+    def statement(self, training_records: int) -> dict[str, Any]:
+        """What is promised: `epsilon` (PRV, an upper bound), `delta`, `sampling_rate`, `steps`, `noise_multiplier`,
+        `max_gradient_norm`, `accountant`, `neighbours`, `condition`, and `epsilon_pld_check`, the figure of
+        dp-accounting's independent privacy-loss-distribution accountant (Doroshenko et al. 2022).
+        """
+        sampling_rate, steps = self.schedule(training_records)
+        noise = self.noise_multiplier(training_records)
+        return {
+            "epsilon": prv_epsilon(noise, self.delta, sampling_rate, steps),
+            "delta": self.delta,
+            "sampling_rate": sampling_rate,
+            "steps": steps,
+            "noise_multiplier": noise,
+            "max_gradient_norm": self.max_gradient_norm,
+            "accountant": "prv",
+            "neighbours": "one record added or removed",
+            "condition": "the noise is secret: the audit's seed is not published",
+            "epsilon_pld_check": pld_epsilon(noise, self.delta, sampling_rate, steps),
+        }
+
+
+class DpSgdTrainer(Trainer):
+    """Trains one model after the other: stacking buys nothing, as a batch of per-record gradients fills the machine."""
+
+    def __init__(self, defense: DpSgd) -> None:
+        self.defense = defense
+
+    @property
+    def identity(self) -> str:
+        return f"dp-sgd:{self.defense.model_dump_json()}"
+
+    def fit(
+        self,
+        architecture: Architecture,
+        records: Records,
+        subsets: Sequence[Tensor],
+        seeds: Sequence[int],
+        device: torch.device,
+    ) -> list[nn.Module]:
+        """See `Trainer.fit`.
+
+        Raises:
+            NotApplicable: the architecture mixes records (batch norm); `DpSgd.adapt` makes one that does not.
+        """
+        defense = self.defense
+        modules = []
+        for subset, seed in zip(subsets, seeds, strict=True):
+            module = architecture.fresh(seed).to(device).requires_grad_(True)
+            refuse_mixing(module)
+            sampling_rate, steps = defense.schedule(len(subset))
+            train_privately(
+                module,
+                records.take(subset).to(device),
+                seed=seed,
+                sampling_rate=sampling_rate,
+                steps=steps,
+                noise_multiplier=defense.noise_multiplier(len(subset)),
+                max_gradient_norm=defense.max_gradient_norm,
+                learning_rate=defense.learning_rate,
+            )
+            modules.append(module.eval())
+        return modules
+
+
+def refuse_mixing(module: nn.Module) -> None:
+    """Raises NotApplicable if a layer lets records see each other, which no clipping per record can bound."""
+    for path, layer in module.named_modules():
+        if isinstance(layer, BATCH_NORMS) or getattr(layer, "track_running_stats", False):
+            raise NotApplicable(
+                f"DP-SGD bounds what each record contributes, and layer {path or type(module).__name__} "
+                f"({type(layer).__name__}) mixes the records of a batch. Use the architecture that the defense's "
+                "`adapt` returns (group norm), or one without batch statistics."
+            )
+
+
+def train_privately(
+    module: nn.Module,
+    records: Records,
+    *,
+    seed: int,
+    sampling_rate: float,
+    steps: int,
+    noise_multiplier: float,
+    max_gradient_norm: float,
+    learning_rate: float,
+) -> None:
+    """Trains `module` in place on its device, by DP-SGD with Poisson sampling and Adam.
+
+    Args:
+        records: on the module's device; their number counts as public.
+        sampling_rate: probability with which a record takes part in a step.
+        noise_multiplier: standard deviation of the noise / max_gradient_norm; 0 trains by clipped gradients alone.
+    """
+    device = records.y.device
+    sampling = generator(seed, "poisson sampling")
+    noise = generator(seed, "gaussian noise", device=device)
+    optimizer = torch.optim.Adam(module.parameters(), lr=learning_rate)
+    module.train()
+    with global_seed(seed, "dropout"):
+        for _ in range(steps):
+            drawn = torch.rand(len(records), generator=sampling) < sampling_rate
+            total = clipped_sum(module, records.take(drawn.to(device)), max_gradient_norm)
+            for name, parameter in module.named_parameters():
+                shake = torch.randn(parameter.shape, generator=noise, device=device)
+                noisy = total[name] + noise_multiplier * max_gradient_norm * shake
+                parameter.grad = noisy / (sampling_rate * len(records))
+            optimizer.step()
+
+
+def clipped_sum(module: nn.Module, records: Records, max_norm: float) -> dict[str, Tensor]:
+    """The sum over records of each one's cross-entropy gradient, clipped to L2 norm `max_norm` over all parameters.
+
+    Returns:
+        By parameter name, float32 like the parameter; zeros for no records.
+    """
+    parameters = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+
+    def loss(parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        logits: Tensor = functional_call(module, parameters, (x[None],))
+        return F.cross_entropy(logits, y[None])
+
+    each = vmap(grad(loss), in_dims=(None, 0, 0), randomness="different")
+    size = max(1, min(CHUNK, GRADIENT_FLOATS // sum(parameter.numel() for parameter in parameters.values())))
+    for x, y in zip(records.x.split(size), records.y.split(size), strict=True):
+        if len(y) == 0:
+            continue
+        gradients = each(parameters, x, y)
+        squares = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients.values()]).sum(0)
+        factor = (max_norm / squares.sqrt().clamp_min(1e-12)).clamp_max(1)
+        for name, gradient in gradients.items():
+            total[name] += torch.tensordot(factor, gradient, 1)
+    return total
+
+
+@lru_cache(maxsize=64)
+def smallest_noise(epsilon: float, delta: float, sampling_rate: float, steps: int) -> float:
+    """The noise multiplier whose PRV epsilon is at most `epsilon` and at least 99 % of it."""
+    from opacus.accountants.utils import get_noise_multiplier
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return float(
+            get_noise_multiplier(
+                target_epsilon=epsilon,
+                target_delta=delta,
+                sample_rate=sampling_rate,
+                steps=steps,
+                accountant="prv",
+                epsilon_tolerance=0.01 * epsilon,
+            )
+        )
+
+
+def prv_epsilon(noise_multiplier: float, delta: float, sampling_rate: float, steps: int) -> float:
+    """Upper bound on epsilon by opacus's PRV accountant."""
+    from opacus.accountants import PRVAccountant
+
+    accountant = PRVAccountant()
+    accountant.history = [(noise_multiplier, sampling_rate, steps)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return float(accountant.get_epsilon(delta=delta))
+
+
+def pld_epsilon(noise_multiplier: float, delta: float, sampling_rate: float, steps: int) -> float:
+    """Upper bound on epsilon by dp-accounting's privacy loss distributions."""
+    from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
+    from dp_accounting.pld import PLDAccountant
+
+    event = PoissonSampledDpEvent(sampling_rate, GaussianDpEvent(noise_multiplier))
+    return float(PLDAccountant().compose(event, steps).get_epsilon(delta))

@@ -1,0 +1,54 @@
+"""The certificate: how far a twin and the deployed model agree, measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .model import Target
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Of two targets on n records.
+
+    `label_agreement` is the share, in [0, 1], with the same largest logit; `max_logit_difference` the largest absolute
+    difference of two logits. A record for which either has a logit that is not finite counts as disagreement, and its
+    difference is left out (it has none).
+    """
+
+    n: int
+    label_agreement: float
+    max_logit_difference: float
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """`overall`, and for each kind of inputs by name ("clean", "random", "adversarial", ...)."""
+
+    overall: Agreement
+    kinds: dict[str, Agreement]
+
+
+def certify(deployed: Target, twin: Target, inputs: Mapping[str, Tensor]) -> Certificate:
+    """Compares the two on `inputs`: by kind, float32 [n, *shape]. Both count the queries.
+
+    Agreement on clean inputs alone says little about the inputs an attack finds: bring adversarial ones as well.
+    """
+    answers = {kind: (deployed.logits(x), twin.logits(x)) for kind, x in inputs.items() if len(x)}
+    kinds = {kind: _agreement(*pair) for kind, pair in answers.items()}
+    if not answers:
+        return Certificate(Agreement(0, 0.0, 0.0), {})
+    overall = _agreement(*(torch.cat([pair[side].cpu() for pair in answers.values()]) for side in (0, 1)))
+    return Certificate(overall, kinds)
+
+
+def _agreement(ours: Tensor, theirs: Tensor) -> Agreement:
+    difference = (ours.double() - theirs.double()).abs()
+    finite = difference.isfinite().all(1)
+    same = finite & (ours.argmax(1) == theirs.argmax(1))
+    largest = float(difference[finite].max()) if finite.any() else 0.0
+    return Agreement(len(ours), float(same.double().mean()), largest)

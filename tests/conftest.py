@@ -1,0 +1,31 @@
+"""Models shared by the tests: trained once per worker process."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from crushproof.targets.data import Data, load_digits
+from crushproof.training.architecture import Architecture
+from crushproof.training.loop import Training, train_many
+from crushproof.training.networks import digits_cnn
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Two test processes share two cores; more threads would only get in each other's way."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def digits() -> Data:
+    return load_digits()
+
+
+@pytest.fixture(scope="session")
+def dense(digits: Data) -> torch.nn.Module:
+    """The digits CNN, about 98 % right on records it has not seen."""
+    assert digits.members is not None
+    everything = [torch.arange(len(digits.members))]
+    architecture = Architecture("digits_cnn", digits_cnn)
+    return train_many(architecture, digits.members, everything, [0], Training(epochs=6), device=torch.device("cpu"))[0]

@@ -1,0 +1,165 @@
+"""The audit end to end on real records: complete, the same every time, resumable whatever happens to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from crushproof.audit.findings import Audit
+from crushproof.audit.plan import Plan
+from crushproof.audit.run import run_audit
+
+SMALL: dict[str, Any] = {
+    "name": "small",
+    "data": {"kind": "digits"},
+    "model": {"architecture": "crushproof.training.networks:digits_mlp", "training": {"epochs": 10}},
+    "candidates": {
+        "int8": "int8",
+        "prune80": {"kind": "prune", "sparsity": 0.8, "fine_tune": {"epochs": 1}},
+        "int4-stochastic": {"recipe": "int4", "defense": "stochastic-rounding"},
+        "impossible": {"kind": "factorize", "energy": 1.0},
+    },
+    "attacks": [
+        {"kind": "evasion", "epsilons": [0.05, 0.1], "records": 60, "parts": [{"kind": "pgd", "steps": 8}, "transfer"]},
+        "membership",
+        {"kind": "extraction", "budgets": [30, 60]},
+    ],
+    "shadows": {"training_free": 16, "trained": 4},
+}
+
+
+def findings(out: Path) -> dict[str, Any]:
+    """audit.json without what two identical runs may differ in."""
+    audit = json.loads((out / "audit.json").read_text())
+    del audit["environment"]
+    for finding in audit["findings"]:
+        del finding["reproduce"]  # names the command line, which names the folder
+    return audit  # type: ignore[no-any-return]  # json gives Any
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Audit]:
+    out = tmp_path_factory.mktemp("audit")
+    return out, run_audit(Plan.model_validate(SMALL), Path(), out, workers=0)
+
+
+def test_nothing_is_silently_missing(finished: tuple[Path, Audit]) -> None:
+    _, audit = finished
+    for candidate in audit.candidates:
+        risks = {finding.risk for finding in audit.findings if finding.candidate == candidate.name}
+        assert risks == {"evasion", "membership", "extraction"}, candidate.name
+    unmeasured = {row.what for row in audit.not_measured}
+    for finding in audit.findings:
+        assert (finding.estimate is not None) or finding.id in unmeasured
+
+
+def test_a_candidate_that_cannot_be_made_is_a_row_with_its_reason(finished: tuple[Path, Audit]) -> None:
+    _, audit = finished
+    (row,) = [row for row in audit.not_measured if row.candidate == "impossible"]
+    assert len(row.reason) > 20
+    assert audit.verdict != "pass"
+
+
+def test_every_figure_has_interval_n_and_access(finished: tuple[Path, Audit]) -> None:
+    _, audit = finished
+    for finding in audit.findings:
+        if finding.estimate is not None:
+            assert finding.estimate.low <= finding.estimate.estimate <= finding.estimate.high
+            assert finding.estimate.n > 0
+            assert finding.threat_model.access
+            assert finding.candidate.startswith("dense") or finding.changes or "without-draw" in finding.id
+
+
+def test_the_report_and_the_evidence_are_written(finished: tuple[Path, Audit]) -> None:
+    out, audit = finished
+    assert Audit.model_validate_json((out / "audit.json").read_text()).findings == audit.findings
+    assert "int4-stochastic" in (out / "report.html").read_text()
+    for finding in audit.findings:
+        if finding.estimate is not None:
+            assert finding.evidence is not None
+            assert (out / finding.evidence).is_file()
+    assert (out / "evidence").stat().st_mode & 0o077 == 0
+
+
+def test_same_plan_in_two_processes_gives_the_same_findings(finished: tuple[Path, Audit], tmp_path: Path) -> None:
+    out, _ = finished
+    run_audit(Plan.model_validate(SMALL), Path(), tmp_path, workers=2)
+    assert findings(tmp_path) == findings(out)
+
+
+def test_another_seed_gives_other_findings(finished: tuple[Path, Audit], tmp_path: Path) -> None:
+    out, _ = finished
+    plan = {**SMALL, "seed": 1, "candidates": {"int8": "int8"}, "attacks": SMALL["attacks"][:1]}
+    run_audit(Plan.model_validate(plan), Path(), tmp_path, workers=0)
+    before = {f["id"]: f["estimate"] for f in findings(out)["findings"]}
+    after = {f["id"]: f["estimate"] for f in findings(tmp_path)["findings"]}
+    assert any(after[name] != before[name] for name in after)
+
+
+def test_only_computes_what_one_finding_needs(finished: tuple[Path, Audit], tmp_path: Path) -> None:
+    _, whole = finished
+    audit = run_audit(Plan.model_validate(SMALL), Path(), tmp_path, workers=0, only="int8/evasion")
+    assert [finding.id for finding in audit.findings] == ["int8/evasion"]
+    (same,) = [finding for finding in whole.findings if finding.id == "int8/evasion"]
+    assert audit.findings[0].estimate == same.estimate
+    assert not (tmp_path / "audit.json").exists()
+
+
+def start(plan: Path, out: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "crushproof.audit.cli", "audit", str(plan), "--out", str(out)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def test_ten_kills_at_random_moments_lose_and_repeat_nothing(finished: tuple[Path, Audit], tmp_path: Path) -> None:
+    undisturbed, _ = finished
+    plan, out = tmp_path / "plan.yaml", tmp_path / "out"
+    plan.write_text(yaml.safe_dump({**SMALL, "workers": 1}))
+    moments = random.Random(0)
+    kills = 0
+    while kills < 10:
+        process = start(plan, out)
+        time.sleep(moments.uniform(2.0, 9.0))
+        if process.poll() is not None:
+            break  # it finished in the meantime: every cell is there
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        kills += 1
+    process = start(plan, out)
+    output = process.communicate(timeout=300)[0]
+    assert (out / "audit.json").exists(), output
+    journal = [json.loads(line) for line in (out / "evidence" / "journal.jsonl").read_text().splitlines()]
+    finished_cells = Counter(line["key"] for line in journal if line["event"] == "finished")
+    assert finished_cells
+    assert max(finished_cells.values()) == 1
+    assert findings(out) == findings(undisturbed)
+
+
+def test_a_second_run_on_the_folder_says_who_holds_it(tmp_path: Path) -> None:
+    plan, out = tmp_path / "plan.yaml", tmp_path / "out"
+    plan.write_text(yaml.safe_dump({**SMALL, "workers": 1}))
+    first = start(plan, out)
+    try:
+        deadline = time.monotonic() + 60
+        while not (out / "evidence" / "journal.jsonl").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        second = start(plan, out)
+        output = second.communicate(timeout=120)[0]
+        assert second.returncode == 3, output
+        assert str(first.pid) in output
+        assert "Traceback" not in output
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()

@@ -1,0 +1,313 @@
+"""What ships: the ONNX bytes compute what the module computes, hold integers where they should, and are weighed."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from crushproof.compression.export import to_onnx
+from crushproof.compression.fake_quantize import QuantizedLayer, quantize_layer
+from crushproof.compression.footprint import energy, footprint, latency, layer_macs, peak_resident_bytes
+from crushproof.compression.payload import encode
+from crushproof.compression.quantize import Quantize
+from crushproof.targets.certificate import certify
+from crushproof.targets.data import Data
+from crushproof.targets.errors import CrushproofError, InputError, NotApplicable, UnsafeInput
+from crushproof.targets.model import TorchTarget
+from crushproof.targets.onnx import OnnxTarget, executed_operators
+from crushproof.targets.seeds import generator
+from crushproof.training.networks import Mlp
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+SHAPE = (1, 8, 8)
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.rand(shape, generator=generator(4, "noise"))
+
+
+@pytest.fixture(scope="module")
+def quantized(digits: Data, dense: nn.Module) -> Callable[[int, bool], nn.Module]:
+    made: dict[tuple[int, bool], nn.Module] = {}
+
+    def quantize(bits: int, activations: bool) -> nn.Module:
+        if (bits, activations) not in made:
+            recipe = Quantize(weight_bits=bits, activation_bits=8 if activations else None)
+            made[bits, activations] = recipe.apply(dense, digits.members, digits.bounds, seed=0)
+        return made[bits, activations]
+
+    return quantize
+
+
+def agreement(module: nn.Module, x: Tensor) -> tuple[float, float]:
+    certificate = certify(OnnxTarget(to_onnx(module, tuple(x.shape[1:]))), TorchTarget(module), {"all": x})
+    return certificate.overall.label_agreement, certificate.overall.max_logit_difference
+
+
+def test_float_models_agree(digits: Data, dense: nn.Module) -> None:
+    labels, difference = agreement(dense, digits.non_members.x)
+    assert labels == 1.0
+    assert difference < 1e-4
+    assert agreement(Mlp(64, 10).eval(), noise(50, *SHAPE))[1] < 1e-5
+
+
+@pytest.mark.parametrize(("bits", "activations"), [(8, True), (4, True), (2, True), (8, False), (3, False)])
+def test_quantised_models_agree(
+    digits: Data, quantized: Callable[[int, bool], nn.Module], bits: int, activations: bool
+) -> None:
+    module = quantized(bits, activations)
+    inputs = torch.cat([digits.non_members.x, noise(600, *SHAPE)])
+    labels, difference = agreement(module, inputs)
+    assert labels >= 0.995
+    if not activations:
+        assert labels == 1.0
+        assert difference < 1e-4  # no rounding at run time, so no rounding to disagree about
+
+
+def test_integers_ship(dense: nn.Module, quantized: Callable[[int, bool], nn.Module]) -> None:
+    plain = to_onnx(dense, SHAPE)
+    for activations in (True, False):
+        module = quantized(8, activations)
+        data = to_onnx(module, SHAPE)
+        assert len(data) < 0.5 * len(plain)
+        graph = onnx.load_model_from_string(data).graph
+        layers = [layer for layer in module.modules() if isinstance(layer, QuantizedLayer)]
+        held = [numpy_helper.to_array(tensor) for tensor in graph.initializer]
+        held += [numpy_helper.to_array(node.attribute[0].t) for node in graph.node if node.op_type == "Constant"]
+        for layer in layers:
+            assert any(array.dtype == np.int8 and np.array_equal(array, layer.codes.numpy()) for array in held)
+            if layer.bias_codes is not None:
+                assert any(array.dtype == np.int32 and np.array_equal(array, layer.bias_codes) for array in held)
+        largest = max(array.size for array in held if array.dtype == np.float32)
+        assert largest <= max(len(layer.codes) for layer in layers)  # scales and biases; no float copy of the weights
+        kinds = {node.op_type for node in graph.node}
+        assert "DequantizeLinear" in kinds
+        assert ("QuantizeLinear" in kinds) == activations
+
+
+def test_integer_kernels_run(quantized: Callable[[int, bool], nn.Module], dense: nn.Module) -> None:
+    operators = executed_operators(to_onnx(quantized(8, True), SHAPE))
+    assert operators["QLinearConv"] >= 2
+    assert operators["QGemm"] == 1
+    weights_only = executed_operators(to_onnx(quantized(8, False), SHAPE))
+    assert not {"DequantizeLinear", "MatMulNBits"} & set(weights_only)  # unpacked on loading, computed in float32
+    assert not {"QLinearConv", "QGemm"} & set(executed_operators(to_onnx(dense, SHAPE)))
+
+
+def test_a_quantised_layer_is_integer_arithmetic() -> None:
+    """Against the arithmetic of Jacob et al. 2018, section 2.2, in numpy integers."""
+    weight = noise(6, 5) * 2 - 1
+    linear = nn.Linear(5, 6)
+    linear.weight.data, linear.bias.data = weight, noise(6) - 0.5
+    layer = quantize_layer(linear, 8, input_range=(-0.4, 1.0))
+    x = noise(200, 5) * 1.6 - 0.5  # partly outside the range: saturates
+    scale, zero = np.float32(layer.input_scale), int(layer.input_zero_point)
+    q = np.clip(np.rint(x.numpy() / scale) + zero, 0, 255).astype(np.int64) - zero
+    accumulator = q @ layer.codes.numpy().astype(np.int64).T + layer.bias_codes.numpy()
+    expected = accumulator * (scale * layer.weight_scale.numpy())
+    answered = OnnxTarget(to_onnx(layer, (5,))).logits(x).numpy()
+    np.testing.assert_allclose(answered, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("activations", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_every_quantised_geometry(activations: bool, bias: bool) -> None:
+    grid = (-0.2, 1.0) if activations else None
+
+    def quantise(layer: nn.Module) -> nn.Module:
+        return quantize_layer(layer, 8, input_range=grid)
+
+    convolution = nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(1, 2), dilation=(1, 2), groups=2, bias=bias)
+    along = nn.Conv1d(3, 4, 3, stride=2, padding=1, bias=bias)
+    for module, shape in (
+        (nn.Sequential(quantise(convolution), nn.Flatten()), (4, 9, 7)),
+        (nn.Sequential(quantise(along), nn.ReLU(), quantise(nn.Conv1d(4, 2, 1, bias=bias)), nn.Flatten()), (3, 11)),
+        (nn.Sequential(quantise(nn.Linear(5, 4, bias=bias)), nn.Flatten()), (3, 5)),  # on a sequence: a product
+    ):
+        x = noise(20, *shape)
+        with torch.no_grad():
+            expected = module.eval()(x)
+        answered = OnnxTarget(to_onnx(module, shape)).logits(x)
+        step = 1.2 / 255 if activations else 0.0  # of the later layer's input: one may round the other way
+        assert float((answered - expected).abs().max()) <= 1e-5 + step
+
+
+def test_same_module_same_bytes(quantized: Callable[[int, bool], nn.Module]) -> None:
+    module = quantized(4, True)
+    first = to_onnx(module, SHAPE)
+    to_onnx(Mlp(3, 2), (3,))
+    assert to_onnx(copy.deepcopy(module), SHAPE) == first
+    assert str(Path.cwd()).encode() not in first  # no trace of where it was made
+
+
+def test_what_cannot_be_exported() -> None:
+    class Odd(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.linalg.eigvals(x).real
+
+    with pytest.raises(NotApplicable, match="ONNX"):
+        to_onnx(Odd(), (3, 3))
+
+
+def test_batches_threads_and_queries(digits: Data, dense: nn.Module) -> None:
+    model = to_onnx(dense, SHAPE)
+    target = OnnxTarget(model)
+    x = digits.non_members.x.repeat(2, 1, 1, 1)[:1100]
+    together = target.logits(x)
+    assert together.dtype == torch.float32
+    assert together.shape == (1100, 10)
+    assert target.queries == 1100
+    assert float((torch.cat([target.logits(part) for part in x.split(7)]) - together).abs().max()) < 1e-4
+    assert torch.equal(OnnxTarget(model, threads=2).logits(x), together)
+    assert target.logits(x[:0]).shape[0] == 0
+    x.requires_grad_(True)
+    assert torch.equal(target.logits(x), together)
+
+
+def tiny(domain: str = "", **changes: object) -> onnx.ModelProto:
+    """logits = input @ weight, with one thing wrong."""
+    weight = numpy_helper.from_array(np.ones((3, 2), dtype=np.float32), "weight")
+    nodes = [helper.make_node("MatMul", ["input", "weight"], ["logits"], domain=domain)]
+    inputs = [helper.make_tensor_value_info("input", TensorProto.FLOAT, changes.get("shape", ["batch", 3]))]
+    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 2])]
+    opsets = [helper.make_opsetid("", 17)] + ([helper.make_opsetid(domain, 1)] if domain else [])
+    graph = helper.make_graph(nodes, "g", inputs, outputs, [weight])
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+def test_external_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "secret").write_bytes(np.full(6, 7, dtype=np.float32).tobytes())
+    monkeypatch.chdir(tmp_path)
+    assert OnnxTarget(tiny().SerializeToString()).logits(torch.ones(1, 3)).tolist() == [[3.0, 3.0]]
+    for location in ("secret", "../secret", str(tmp_path / "secret"), "junk/../../secret"):
+        model = tiny()
+        tensor = model.graph.initializer[0]
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value=location)
+        with pytest.raises(UnsafeInput, match="other files"):
+            OnnxTarget(model.SerializeToString())
+        hidden = tiny()  # the same tensor, inside an attribute of a node of a subgraph
+        branch = helper.make_graph([helper.make_node("Constant", [], ["c"], value=tensor)], "b", [], [])
+        hidden.graph.node.append(helper.make_node("If", ["c"], ["d"], then_branch=branch, else_branch=branch))
+        with pytest.raises(UnsafeInput, match="other files"):
+            OnnxTarget(hidden.SerializeToString())
+
+
+def test_operators_outside_the_standard_are_refused() -> None:
+    for domain in ("com.example", "com.microsoft", "ai.onnx.contrib"):
+        with pytest.raises(UnsafeInput, match=domain):
+            OnnxTarget(tiny(domain).SerializeToString())
+    unlisted = tiny()
+    unlisted.graph.node[0].domain = "com.example"
+    with pytest.raises(UnsafeInput, match=r"com\.example"):
+        OnnxTarget(unlisted.SerializeToString())
+
+
+class Payload:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return Path.touch, (Path("executed"),)  # type: ignore[return-value]  # what a malicious pickle does
+
+
+def test_what_is_no_onnx_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole = tiny().SerializeToString()
+    cut = [whole[:length] for length in range(0, len(whole), 3)]
+    for data in (b"", pickle.dumps(Payload()), b"\x80\x04.", b"PK\x03\x04", *cut):
+        with pytest.raises(UnsafeInput) as caught:
+            OnnxTarget(data)
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "executed").exists()
+    unknown = tiny()
+    unknown.graph.node[0].op_type = "Frobnicate"
+    with pytest.raises(UnsafeInput, match="Frobnicate"):
+        OnnxTarget(unknown.SerializeToString())
+    garbled = whole.replace(b"batch", b"batc\xff")
+    with pytest.raises(UnsafeInput, match="malformed"):
+        OnnxTarget(garbled)
+    with pytest.raises(InputError, match=r"shape \[4\]"):
+        OnnxTarget(whole).logits(torch.ones(2, 4))
+    with pytest.raises(InputError, match="absent"):
+        OnnxTarget(tmp_path / "absent.onnx")
+    with pytest.raises(InputError, match="dynamic"):
+        OnnxTarget(tiny(shape=[1, 3]).SerializeToString())
+
+
+def test_a_file_is_read_like_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(tiny().SerializeToString())
+    assert OnnxTarget(path).logits(torch.ones(2, 3)).tolist() == [[3.0, 3.0]] * 2
+
+
+class Fixed:
+    """Answers what it was given."""
+
+    def __init__(self, logits: list[list[float]]) -> None:
+        self.queries, self._logits = 0, torch.tensor(logits)
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self._logits[: len(x)]
+
+
+def test_certificate() -> None:
+    ours = Fixed([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0], [float("nan"), 0.0]])
+    theirs = Fixed([[1.5, 0.0], [1.0, 0.0], [2.0, 0.25], [float("nan"), 0.0]])
+    certificate = certify(
+        ours, theirs, {"three": torch.zeros(3, 1), "four": torch.zeros(4, 1), "none": torch.zeros(0, 1)}
+    )
+    assert set(certificate.kinds) == {"three", "four"}
+    assert certificate.kinds["three"].label_agreement == pytest.approx(2 / 3)
+    assert certificate.kinds["four"].label_agreement == pytest.approx(2 / 4)
+    assert certificate.overall.n == 7
+    assert certificate.overall.label_agreement == pytest.approx(4 / 7)
+    assert certificate.overall.max_logit_difference == 1.0
+
+
+def test_counts_by_hand(dense: nn.Module, quantized: Callable[[int, bool], nn.Module]) -> None:
+    # 3x3 convolutions at 8x8 (1 -> 16, then two 16 -> 16), two at 4x4, and the head 64 -> 10.
+    macs = 64 * 16 * 9 + 2 * 64 * 16 * 16 * 9 + 2 * 16 * 16 * 16 * 9 + 640
+    weights = 16 * 9 + 4 * 16 * 16 * 9 + 640
+    model, payload = to_onnx(dense, SHAPE), encode(dense)
+    weighed = footprint(dense, model, payload, SHAPE)
+    assert weighed["macs"] == macs
+    assert weighed["parameters"] == weights + 10 + 5 * 2 * 16  # with the head's bias and the batch norms'
+    assert weighed["disk_bytes"] == len(model)
+    assert weighed["payload_bytes"] == len(payload) <= 4 * (weights + 10 + 5 * 4 * 16) + 100
+    assert weighed["energy_uj_modelled"] == pytest.approx((macs * 4.6 + len(payload) / 4 * 640) / 1e6, abs=1e-6)
+
+    integer = quantized(4, True)
+    packed = encode(integer)
+    small = footprint(integer, to_onnx(integer, SHAPE), packed, SHAPE)
+    assert small["macs"] == macs
+    assert small["parameters"] == weights + 10 + 5 * 16  # batch norms are folded into biases
+    assert small["nonzero_parameters"] < small["parameters"]
+    assert small["energy_uj_modelled"] == pytest.approx((macs * 0.3 + len(packed) / 4 * 640) / 1e6, abs=1e-6)
+    assert 6.5 < len(payload) / len(packed) < 9
+
+    assert layer_macs(nn.Conv2d(4, 6, 3, groups=2, stride=2), (4, 9, 9)) == [(6 * 4 * 4 * 2 * 9, False)]
+    assert layer_macs(nn.ConvTranspose2d(4, 6, 2, stride=2), (4, 5, 5)) == [(4 * 5 * 5 * 6 * 4, False)]
+    assert energy([(10, True)], 0) < energy([(10, False)], 0)
+
+
+def test_a_payload_of_other_values_is_refused(dense: nn.Module) -> None:
+    other = copy.deepcopy(dense)
+    other.head.bias.data += 1
+    with pytest.raises(CrushproofError, match=r"head\.bias"):
+        footprint(dense, b"", encode(other), SHAPE)
+
+
+def test_latency_and_memory(dense: nn.Module) -> None:
+    model = to_onnx(dense, SHAPE)
+    rows = latency(model, SHAPE, seconds=0.05)
+    assert [(row["batch"], row["threads"]) for row in rows] == [(1, 1), (256, 1)]
+    assert all(0 < row["p50"] <= row["p95"] for row in rows)
+    assert rows[0]["p50"] < rows[1]["p50"]
+    resident = peak_resident_bytes(model, SHAPE)
+    assert 15e6 < resident < 150e6  # numpy and the runtime; this process, with torch, is far beyond

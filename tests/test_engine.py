@@ -1,0 +1,288 @@
+"""The engine: every cell once, in an order that respects needs, whatever dies on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from crushproof.audit.cells import Cell, Result
+from crushproof.audit.engine import run
+from crushproof.audit.progress import Lines
+from crushproof.audit.store import Store
+from crushproof.targets.errors import Incomplete, InputError
+
+TOY = Path(__file__).with_name("toy_work.py")
+
+
+@pytest.fixture(autouse=True)
+def toy_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.syspath_prepend(str(TOY.parent))
+    return
+
+
+def run_toy(out: Path, settings: dict[str, Any], workers: int = 0) -> Any:
+    import toy_work
+
+    return toy_work.run_toy(out, settings, workers)
+
+
+def evidence(out: Path) -> dict[str, bytes]:
+    cells = out / "evidence" / "cells"
+    return {str(path.relative_to(cells)): path.read_bytes() for path in sorted(cells.rglob("*")) if path.is_file()}
+
+
+def events(out: Path) -> list[tuple[str, str]]:
+    return [(line["event"], line["key"]) for line in Store(out).journal()]
+
+
+def assert_nothing_finished_was_computed_again(out: Path) -> None:
+    finished: set[str] = set()
+    for event, key in events(out):
+        assert not (event == "started" and key in finished), f"{key} was computed after it had finished"
+        if event == "finished":
+            finished.add(key)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("undisturbed")
+    sys.path.insert(0, str(TOY.parent))
+    try:
+        run_toy(out, {})
+    finally:
+        sys.path.remove(str(TOY.parent))
+    return evidence(out)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_workers_give_the_same_bytes(tmp_path: Path, undisturbed: dict[str, bytes], workers: int) -> None:
+    outcome = run_toy(tmp_path, {}, workers)
+    assert evidence(tmp_path) == undisturbed
+    assert sorted(outcome.computed)[-2:] == ["last", "root"]
+    assert (len(outcome.computed), outcome.stored, outcome.failed, outcome.skipped) == (11, [], {}, {})
+    assert set(outcome.seconds) == {"toy"}
+    pids = {line["pid"] for line in Store(tmp_path).journal()}
+    assert os.getpid() not in pids
+    assert len(pids) <= workers
+
+
+def test_a_second_run_computes_nothing(tmp_path: Path) -> None:
+    run_toy(tmp_path, {})
+    again = run_toy(tmp_path, {}, 2)
+    assert (again.computed, len(again.stored)) == ([], 11)
+    assert len(events(tmp_path)) == 22
+
+
+def test_another_seed_is_other_work(tmp_path: Path) -> None:
+    run_toy(tmp_path, {})
+    assert len(run_toy(tmp_path, {"seed": 1}).computed) == 11
+
+
+def test_some_cells_only(tmp_path: Path) -> None:
+    import toy_work
+
+    work = toy_work.toy("{}")
+    with Store(tmp_path) as store:
+        outcome = run(work, store, cells=[cell for cell in work.cells() if cell.name in ("root", "chain-1/0")])
+    assert outcome.computed == ["root", "chain-1/0"]
+
+
+def test_a_damaged_result_is_computed_anew_and_said_so(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    import toy_work
+
+    run_toy(tmp_path, {})
+    work = toy_work.toy("{}")
+    victim = work.cells()[2]
+    (Store(tmp_path).path(victim.key) / "document.json").write_text("{}")
+    with (tmp_path / "log").open("w") as stream, Store(tmp_path) as store:
+        outcome = run(work, store, progress=Lines(stream))
+    assert outcome.computed == [victim.name]
+    assert f"note: the stored result of {victim.name} was damaged" in (tmp_path / "log").read_text()
+    assert evidence(tmp_path) == undisturbed
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_failed_cell_costs_only_what_needs_it(tmp_path: Path, workers: int) -> None:
+    outcome = run_toy(tmp_path, {"inject": {"chain-1/1": "error"}}, workers)
+    assert outcome.failed == {"chain-1/1": "RuntimeError: a planted error"}
+    assert outcome.skipped == {"chain-1/2": "chain-1/1", "last": "chain-1/1"}
+    assert len(outcome.computed) == 8
+    traces = list((tmp_path / "evidence" / "failures").iterdir())
+    assert [path.name for path in traces] == ["chain-1_1.txt"]
+    assert "a planted error" in traces[0].read_text()
+    mended = run_toy(tmp_path, {}, 0)
+    assert mended.failed == {}
+    assert len(mended.computed) == 3
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_not_applicable_is_a_result(tmp_path: Path, workers: int) -> None:
+    settings = {"inject": {"last": "not applicable"}}
+    outcome = run_toy(tmp_path, settings, workers)
+    assert "last" in outcome.computed
+    import toy_work
+
+    key = toy_work.toy(json.dumps(settings)).cells()[-1].key
+    assert Store(tmp_path).get(key).document == {"not_applicable": "a planted reason"}
+    assert run_toy(tmp_path, settings).computed == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_for_the_user_stops_the_run(tmp_path: Path, workers: int) -> None:
+    with pytest.raises(InputError, match="a planted input error"):
+        run_toy(tmp_path, {"inject": {"chain-0/0": "input"}}, workers)
+    assert len(run_toy(tmp_path, {}).computed) <= 10  # the root at least was kept
+
+
+def test_work_that_cannot_be_built_in_a_worker(tmp_path: Path) -> None:
+    import toy_work
+
+    with Store(tmp_path) as store, pytest.raises(InputError, match="cannot be built"):
+        run(toy_work.toy("{}"), store, workers=1, spawn=("toy_work:toy", '{"explode": 1}'))
+
+
+def test_a_dead_worker_gets_one_more_try(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    settings = {"inject": {"chain-0/1": "die once"}, "log": str(tmp_path / "log")}
+    outcome = run_toy(tmp_path / "out", settings, 2)
+    assert outcome.failed == {}
+    assert evidence(tmp_path / "out") == undisturbed
+    assert (tmp_path / "log").read_text().splitlines().count("chain-0/1") == 2
+
+
+def test_a_cell_that_kills_its_worker_twice_fails(tmp_path: Path) -> None:
+    outcome = run_toy(tmp_path, {"inject": {"chain-0/1": "die"}}, 2)
+    assert "signal 9" in outcome.failed["chain-0/1"]
+    assert sorted(outcome.skipped) == ["chain-0/2", "last"]
+    assert len(outcome.computed) == 8
+
+
+def test_equal_keys_are_computed_once(tmp_path: Path) -> None:
+    class Twins:
+        calls = 0
+
+        def cells(self) -> list[Cell]:
+            return [Cell("one", "k" * 64), Cell("two", "k" * 64), Cell("after", "a" * 64, ("one", "two"))]
+
+        def compute(self, cell: Cell, store: Store) -> Result:
+            self.calls += 1
+            return Result(document={"name": "same"})
+
+    work = Twins()
+    with Store(tmp_path) as store:
+        outcome = run(work, store)
+        assert work.calls == 2
+        assert outcome.failed == {}
+        assert run(work, store).stored == ["one", "two", "after"]
+
+
+def test_long_chains_start_first(tmp_path: Path) -> None:
+    order: list[str] = []
+
+    class Chains:
+        def cells(self) -> list[Cell]:
+            short = [Cell(f"short-{number}", f"{number}" * 64) for number in range(3)]
+            heavy = Cell("heavy", "h" * 64, weight=2.5)
+            chain = [Cell(f"long-{step}", f"{step}a" * 32, (f"long-{step - 1}",) if step else ()) for step in range(3)]
+            return [*short, heavy, *chain]
+
+        def compute(self, cell: Cell, store: Store) -> Result:
+            order.append(cell.name)
+            return Result()
+
+    with Store(tmp_path) as store:
+        run(Chains(), store)
+    assert order == ["long-0", "heavy", "long-1", "short-0", "short-1", "short-2", "long-2"]
+
+
+@pytest.mark.parametrize("cells", [[Cell("a", "1", ("b",)), Cell("b", "2")], [Cell("a", "1"), Cell("a", "2")]])
+def test_cells_out_of_order_are_a_mistake(tmp_path: Path, cells: list[Cell]) -> None:
+    class Wrong:
+        def cells(self) -> list[Cell]:
+            return cells
+
+        def compute(self, cell: Cell, store: Store) -> Result:
+            return Result()
+
+    with Store(tmp_path) as store, pytest.raises(ValueError, match="listed twice, or before"):
+        run(Wrong(), store)
+
+
+def start(out: Path, settings: dict[str, Any], workers: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, str(TOY), str(out), json.dumps(settings), str(workers)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE)
+
+
+def workers_of(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in children.read_text().split()] if children.exists() else []
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; a zombie that its new parent has not yet buried does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_kill_at_random_moments_then_resume(tmp_path: Path) -> None:
+    """Ten kills; whatever was finished is never computed again, and the bytes are those of a quiet run."""
+    size = {"width": 4, "length": 6}
+    run_toy(tmp_path / "quiet", size)
+    out, moments, kills = tmp_path / "out", random.Random(1), 0
+    while kills < 10:
+        process = start(out, {**size, "seconds": 0.15}, kills % 3)
+        try:
+            process.wait(timeout=moments.uniform(0.1, 0.8))
+        except subprocess.TimeoutExpired:
+            children = workers_of(process.pid)
+            process.kill()
+            process.wait()
+            kills += 1
+            deadline = time.monotonic() + 10
+            while any(map(alive, children)) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert not any(map(alive, children)), "workers outlived their parent"
+        else:
+            assert process.returncode == 0
+            break
+    assert kills >= 5
+    run_toy(out, size)
+    assert evidence(out) == evidence(tmp_path / "quiet")
+    assert_nothing_finished_was_computed_again(out)
+    assert list((out / "evidence" / "temporary").iterdir()) == []
+
+
+def test_interrupt_keeps_what_is_done(tmp_path: Path) -> None:
+    process = start(tmp_path, {"seconds": 0.2}, 2)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and "finished" not in [event for event, _ in events(tmp_path)]:
+        time.sleep(0.02)
+    children = workers_of(process.pid)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=20)
+    assert b"KeyboardInterrupt" in stderr
+    assert not any(map(alive, children))
+    assert run_toy(tmp_path, {}).stored != []
+    assert_nothing_finished_was_computed_again(tmp_path)
+
+
+def test_a_second_run_is_refused_and_harms_nothing(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    first = start(tmp_path, {"seconds": 0.1}, 0)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and not events(tmp_path):
+        time.sleep(0.02)
+    with pytest.raises(Incomplete, match=f"process {first.pid} "):
+        run_toy(tmp_path, {})
+    assert first.wait(timeout=30) == 0
+    assert evidence(tmp_path) == undisturbed
+    assert_nothing_finished_was_computed_again(tmp_path)

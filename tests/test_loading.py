@@ -1,0 +1,559 @@
+"""Data files: what is accepted becomes the right records; what is broken or crafted is refused, and nothing runs."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import pickle
+import resource
+import struct
+import time
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from crushproof.targets import tables
+from crushproof.targets.data import Bounds, Data
+from crushproof.targets.errors import CrushproofError, InputError, UnsafeInput
+from crushproof.targets.loading import load_csv, load_npz, parse_npy
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+RNG = np.random.default_rng(0)
+N = 40
+
+
+def arrays(**changes: Any) -> dict[str, Any]:
+    base: dict[str, Any] = {
+        "x_train": RNG.random((N, 4, 4)),
+        "y_train": np.arange(N) % 3,
+        "x_test": RNG.random((N, 4, 4)),
+        "y_test": np.arange(N) % 3,
+    }
+    return {key: value for key, value in {**base, **changes}.items() if value is not None}
+
+
+def saved(folder: Path, **changes: Any) -> Path:
+    np.savez(folder / "data.npz", **arrays(**changes))
+    return folder / "data.npz"
+
+
+def refused(call: Callable[[], object], error: type[CrushproofError], *words: str) -> str:
+    """The one paragraph of exactly this `error`, which contains all `words`; and it came quickly, in little memory."""
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    with pytest.raises(CrushproofError) as caught:
+        call()
+    message = str(caught.value)
+    assert type(caught.value) is error, message
+    assert caught.value.exit_code == {InputError: 2, UnsafeInput: 5}[error]
+    assert message.isprintable(), "one paragraph, nothing a terminal would act on"
+    assert message.endswith((".", ".)")), message
+    assert ". " in message or "? " in message, "cause and cure are two sentences"
+    assert len(message) < 900
+    for word in words:
+        assert word in message, message
+    assert time.process_time() - start < 3
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # KiB
+    return message
+
+
+# Accepted -------------------------------------------------------------------------------------------------------------
+
+
+def test_an_npz_becomes_members_and_non_members(tmp_path: Path) -> None:
+    original = arrays()
+    np.savez_compressed(tmp_path / "mine.npz", **original, class_names=np.array(["α", "b", "c"]))
+    data = load_npz(tmp_path / "mine.npz")
+    assert data.members is not None
+    assert (data.name, data.shape, data.class_names) == ("mine", (1, 4, 4), ("α", "b", "c"))
+    assert (data.members.x[:, 0].numpy() == original["x_train"].astype(np.float32)).all()
+    assert (data.non_members.x[:, 0].numpy() == original["x_test"].astype(np.float32)).all()
+    assert data.non_members.y.tolist() == original["y_test"].tolist()
+    assert (float(data.bounds.low), float(data.bounds.high)) == (0, 1)
+
+
+def test_a_test_set_alone_is_enough(tmp_path: Path) -> None:
+    data = load_npz(saved(tmp_path, x_train=None, y_train=None), name="only", seed=3)
+    assert (data.members, data.name, data.seed) == (None, "only", 3)
+
+
+@pytest.mark.parametrize("dtype", ["u1", ">i4", "<i8", "f2", ">f8", "?"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_every_plain_type_and_order_is_read_as_numpy_does(tmp_path: Path, dtype: str, order: Any) -> None:
+    x = np.asarray(RNG.integers(0, 2, (N, 6)), dtype=dtype, order=order)
+    data = load_npz(saved(tmp_path, x_train=None, y_train=None, x_test=x, y_test=(np.arange(N) % 3).astype(">u2")))
+    assert (data.non_members.x.numpy() == x.astype(np.float32)).all()
+    assert data.non_members.x.is_contiguous()
+
+
+def test_pixels_keep_their_units_and_channels_come_first(tmp_path: Path) -> None:
+    x = RNG.integers(0, 256, (N, 8, 6, 3), dtype=np.uint8)
+    data = load_npz(saved(tmp_path, x_train=None, y_train=None, x_test=x, y_test=(np.arange(N) % 3)[:, None]))
+    assert data.shape == (3, 8, 6)
+    assert (float(data.bounds.low), float(data.bounds.high)) == (0, 255)
+    assert (data.non_members.x[5, 2].numpy() == x[5, :, :, 2]).all()
+    assert sorted(note.split()[1] for note in data.notes) == ["images", "values"]
+
+
+def test_channels_first_stays(tmp_path: Path) -> None:
+    x = RNG.random((N, 3, 8, 4))
+    assert load_npz(saved(tmp_path, x_train=None, y_train=None, x_test=x)).shape == (3, 8, 4)
+
+
+def test_groups_and_given_bounds_and_names(tmp_path: Path) -> None:
+    groups = np.array(["old", "young"] * (N // 2))
+    x = RNG.random((N, 5)) * 4 - 2
+    path = saved(tmp_path, x_train=None, y_train=None, x_test=x, groups_test=groups)
+    data = load_npz(path, bounds=Bounds.of(-2, 2), class_names=("x", "y", "z", "w"))
+    assert data.groups == tuple(groups.tolist())
+    assert data.classes == 4
+
+
+def test_a_link_to_a_file_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "link.npz").symlink_to(saved(tmp_path))
+    assert load_npz(tmp_path / "link.npz").name == "link"
+
+
+# Honest mistakes ------------------------------------------------------------------------------------------------------
+
+MISTAKES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "misspelt key": ({"y_tset": np.zeros(3)}, ("'y_tset'", "Did you mean 'y_test'?")),
+    "population": ({"x_population": np.zeros((3, 4, 4))}, ("x_population", "not read yet")),
+    "no labels": ({"y_train": None}, ("lacks y_train",)),
+    "no test records": ({"x_test": None, "y_test": None}, ("lacks x_test and y_test",)),
+    "one-hot": ({"y_test": np.eye(3)[np.arange(N) % 3]}, ("one-hot", "argmax")),
+    "labels as floats": ({"y_test": np.arange(N) % 3 / 1.0}, ("float64", "astype('int64')")),
+    "labels as text": ({"y_test": np.array(["a"] * N)}, ("y_test", "<U1")),
+    "a label of 2^63": ({"y_test": np.full(N, 2**63, np.uint64)}, ("9223372036854775808",)),
+    "negative label": ({"y_test": np.arange(N) % 3 - 1}, ("-1",)),
+    "single class": ({"y_test": np.zeros(N, int)}, ("single-class",)),
+    "empty split": ({"x_test": np.zeros((0, 4, 4)), "y_test": np.zeros(0, int)}, ("empty",)),
+    "NaN": ({"x_test": np.full((N, 4, 4), np.nan)}, ("NaN",)),
+    "beyond float32": ({"x_test": np.full((N, 4, 4), 1e300)}, ("1e+300", "bounds")),
+    "unknown bounds": ({"x_test": RNG.random((N, 4, 4)) * 9}, ("bounds", "cannot be guessed")),
+    "signed whole numbers": ({"x_test": RNG.integers(-9, 9, (N, 4, 4)), "x_train": None, "y_train": None}, ("-9",)),
+    "other shape": ({"x_train": RNG.random((N, 5, 5))}, ("[1, 5, 5]",)),
+    "one value per record": ({"x_test": RNG.random(N)}, ("[40]",)),
+    "text as inputs": ({"x_test": np.array([["a"]] * N)}, ("x_test", "<U1")),
+    "complex": ({"x_test": np.zeros((N, 2), complex)}, ("c16",)),
+    "structured": ({"x_test": np.zeros(N, [("a", "f4")])}, ("'a'",)),
+    "long double": ({"x_test": np.zeros((N, 2), np.longdouble)}, ("f16",)),
+    "too few names": ({"class_names": np.array(["a", "b"])}, ("0 to 1",)),
+    "names in a square": ({"class_names": np.array([["a"], ["b"]])}, ("class_names", "one row")),
+    "surrogate": ({"class_names": np.array(["a", "b", "\ud800"])}, ("\\ud800",)),
+    "groups": ({"groups_test": np.array(["a"])}, ("1 group names for 40",)),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_honest_mistakes(tmp_path: Path, mistake: str) -> None:
+    changes, words = MISTAKES[mistake]
+    refused(lambda: load_npz(saved(tmp_path, **changes)), InputError, *words)
+
+
+def test_members_among_the_non_members(tmp_path: Path) -> None:
+    x = RNG.random((N, 4, 4))
+    refused(lambda: load_npz(saved(tmp_path, x_train=x, x_test=x)), InputError, "40 of the 40")
+
+
+@pytest.mark.parametrize("load", [load_npz, lambda path: load_csv(None, path, label="y")], ids=["npz", "csv"])
+def test_paths_that_are_no_files(tmp_path: Path, load: Callable[[Path], Data]) -> None:
+    (tmp_path / "data.npz").write_bytes(b"")
+    (tmp_path / "broken").symlink_to(tmp_path / "gone")
+    os.mkfifo(tmp_path / "pipe")
+    refused(lambda: load(tmp_path / "data.npy"), InputError, "does not exist", "Did you mean 'data.npz'?")
+    refused(lambda: load(tmp_path / "no" / "folder"), InputError, "does not exist")
+    refused(lambda: load(tmp_path / "broken"), InputError, "link to", "gone")
+    refused(lambda: load(tmp_path), InputError, "is a folder")
+    refused(lambda: load(tmp_path / "pipe"), InputError, "pipe")
+    refused(lambda: load(Path("/dev/zero")), InputError, "device")
+    refused(lambda: load(tmp_path / "data.npz"), InputError, "0 bytes")
+    refused(lambda: load(tmp_path / "a\0b"), InputError, "null byte")
+    refused(lambda: load(tmp_path / ("a" * 5000)), InputError, "too long")
+
+
+# Crafted archives -----------------------------------------------------------------------------------------------------
+
+
+def npy(header: str | dict[str, Any], body: bytes = b"", version: bytes = b"\x01\x00") -> bytes:
+    text = header if isinstance(header, str) else repr(header)
+    length = struct.pack("<H" if version == b"\x01\x00" else "<I", len(text))
+    return b"\x93NUMPY" + version + length + text.encode() + body
+
+
+def header(shape: Any, descr: Any = "<f4") -> dict[str, Any]:
+    return {"descr": descr, "fortran_order": False, "shape": shape}
+
+
+def archive(x_test: bytes, method: int = zipfile.ZIP_STORED, name: str = "x_test.npy") -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", method) as writer:
+        writer.writestr(name, x_test)
+        writer.writestr("y_test.npy", npy(header((N,), "|u1"), bytes(i % 3 for i in range(N))))
+    return stream.getvalue()
+
+
+GOOD = npy(header((N, 2)), RNG.random((N, 2), dtype=np.float32).tobytes())
+
+
+def load_bytes(folder: Path, content: bytes) -> Data:
+    (folder / "crafted.npz").write_bytes(content)
+    return load_npz(folder / "crafted.npz")
+
+
+def test_the_builder_of_crafted_archives_builds_a_good_one(tmp_path: Path) -> None:
+    assert load_bytes(tmp_path, archive(GOOD)).shape == (2,)
+    assert load_bytes(tmp_path, archive(GOOD, zipfile.ZIP_DEFLATED)).shape == (2,)
+
+
+BAD_ARRAYS = {
+    "8 TiB": npy(header((2**20, 2**21)), b"1234"),
+    "a shape beyond 64 bits": npy(header((2**30, 2**30, 2**30)), b"1234"),
+    "negative shape": npy(header((-1, 2)), b"12345678"),
+    "two negatives": npy(header((-2, -2)), bytes(16)),
+    "empty, with a huge side": npy(header((0, 2**30, 2**30, 2**30))),
+    "thirty dimensions": npy(header((1,) * 30), b"1234"),
+    "shape of text": npy(header("12"), b"12"),
+    "shape of booleans": npy(header((True, True)), b"1234"),
+    "cut short": GOOD[:-3],
+    "trailing bytes": GOOD + b"!",
+    "header of 4 GiB": b"\x93NUMPY\x02\x00\xff\xff\xff\xff{}",
+    "header beyond the end": npy(header((1,)))[:40],
+    "version 9": npy(header((1,)), b"1234", b"\x09\x00"),
+    "not a literal": npy("__import__('os').mkdir('marker')", b"1234"),
+    "nested 4,000 deep": npy("[" * 4000 + "]" * 4000),
+    "a number of 5,000 digits": npy("{'descr': '<f4', 'fortran_order': False, 'shape': (" + "9" * 5000 + ",)}"),
+    "missing key": npy("{'descr': '<f4'}"),
+    "a list": npy("[1, 2]"),
+    "not UTF-8": npy("x").replace(b"x", b"\xff"),
+    "order of text": npy("{'descr': '<f4', 'fortran_order': 'yes', 'shape': (1,)}", b"1234"),
+    "empty array file": b"",
+    "text": b"hello",
+}
+
+
+@pytest.mark.parametrize("fault", BAD_ARRAYS)
+def test_malformed_arrays(tmp_path: Path, fault: str) -> None:
+    refused(lambda: load_bytes(tmp_path, archive(BAD_ARRAYS[fault])), UnsafeInput, "x_test.npy")
+
+
+def patched(content: bytes, at: bytes, offset: int, value: bytes, every: bool = False) -> bytes:
+    """`content` with `value` written `offset` behind each occurrence (or only the first) of `at`."""
+    result, position = bytearray(content), -1
+    while (position := content.find(at, position + 1)) >= 0:
+        result[position + offset : position + offset + len(value)] = value
+        if not every:
+            break
+    return bytes(result)
+
+
+LOCAL, CENTRAL, END = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06"
+
+
+def renamed(name: str) -> bytes:
+    stand_in = "z" * len(name.encode())
+    return archive(GOOD, name=stand_in).replace(stand_in.encode(), name.encode())
+
+
+def twice() -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as writer:
+        for name in ("x_test.npy", "x_tesT.npy"):
+            writer.writestr(name, GOOD)
+    return stream.getvalue().replace(b"x_tesT", b"x_test")
+
+
+def overlapping() -> bytes:
+    """Both directory entries point at the first entry's bytes."""
+    content = archive(GOOD)
+    second = content.rfind(CENTRAL)
+    return content[: second + 42] + bytes(4) + content[second + 46 :]
+
+
+BAD_ARCHIVES = {
+    "password": (lambda: patched(patched(archive(GOOD), LOCAL, 6, b"\x01"), CENTRAL, 8, b"\x01"), "password"),
+    "password in the directory only": (lambda: patched(archive(GOOD), CENTRAL, 8, b"\x01", every=True), "password"),
+    "flag bits": (lambda: patched(archive(GOOD), CENTRAL, 8, b"\x20"), "flags"),
+    "flags differ": (lambda: patched(archive(GOOD), LOCAL, 6, b"\x02"), "differs"),
+    "method differs": (lambda: patched(archive(GOOD), LOCAL, 8, b"\x08"), "differs"),
+    "unknown method": (lambda: patched(archive(GOOD), CENTRAL, 10, b"\x63", every=True), "compression method"),
+    "local size differs": (lambda: patched(archive(GOOD), LOCAL, 22, b"\x01\x00\x00\x00"), "differs"),
+    "directory sizes differ": (lambda: patched(archive(GOOD), CENTRAL, 24, b"\x01\x00\x00\x00"), "sizes"),
+    "local name differs": (lambda: patched(archive(GOOD), LOCAL, 30, b"q"), "differs"),
+    "wrong checksum": (lambda: archive(GOOD).replace(GOOD, GOOD[:-1] + b"~"), "damaged"),
+    "directory offset": (lambda: patched(archive(GOOD), END, 16, b"\xff\xff\xff\x7f"), "zip"),
+    "directory size": (lambda: patched(archive(GOOD), END, 12, b"\xff\xff\xff\x7f"), "zip"),
+    "entry offset": (lambda: patched(archive(GOOD), CENTRAL, 42, b"\x05\x00\x00\x00"), "gap"),
+    "overlapping entries": (overlapping, "overlaps"),
+    "two entries of one name": (twice, "two entries"),
+    "two entries that differ in case": (lambda: twice().replace(b"x_test", b"x_tesT", 1), "zip"),
+    "a comment": (lambda: archive(GOOD)[:-2] + b"\x03\x00abc", "comment"),
+    "bytes behind": (lambda: archive(GOOD) + b"!", "zip"),
+    "bytes inside": (lambda: archive(GOOD).replace(CENTRAL, bytes(64) + CENTRAL, 1), "zip"),
+    "cut short": (lambda: archive(GOOD)[:-40], "zip"),
+    "parent folder": (lambda: renamed("../../x_test.npy"), "leads out"),
+    "absolute": (lambda: renamed("/x_test.npy"), "leads out"),
+    "backslash": (lambda: renamed("..\\x_test.npy"), "leads out"),
+    "NUL": (lambda: renamed("x_test.npy\0.txt"), "control"),
+    "escape": (lambda: renamed("\x1b[31mx.npy"), "control"),
+    "bad deflate": (lambda: patched(archive(GOOD, zipfile.ZIP_DEFLATED), b"x_test.npy", 14, b"\xff" * 20), "damaged"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_ARCHIVES)
+def test_tampered_archives(tmp_path: Path, fault: str) -> None:
+    build, word = BAD_ARCHIVES[fault]
+    refused(lambda: load_bytes(tmp_path, build()), UnsafeInput, word)
+
+
+def bomb(blocks: int, declared: int | None = None) -> bytes:
+    """An npz whose entries unpack to `blocks` MiB of zeros each, from 1 KiB a block; `declared` is the size claimed."""
+    compressor = zlib.compressobj(9, zlib.DEFLATED, -15)
+    block = compressor.compress(bytes(2**20)) + compressor.flush(zlib.Z_FULL_FLUSH)
+    packed = block * blocks + b"\x03\x00"  # an empty last block
+    size = blocks * 2**20 if declared is None else declared
+    data, directory = b"", b""
+    for name in (b"x_test.npy", b"y_test.npy"):
+        fields = (0, 8, 0, 0, 0, len(packed), size, len(name), 0)
+        directory += struct.pack("<4s6H3I5H2I", CENTRAL, 20, 20, *fields, 0, 0, 0, 0, len(data)) + name
+        data += struct.pack("<4s5H3I2H", LOCAL, 20, *fields) + name + packed
+    return data + directory + struct.pack("<4s4H2IH", END, 0, 0, 2, 2, len(directory), len(data), 0)
+
+
+@pytest.mark.parametrize(("declared", "word"), [(None, "zip bomb"), (2**20, "damaged"), (2**32 - 2, "zip bomb")])
+def test_bombs_are_not_unpacked(tmp_path: Path, declared: int | None, word: str) -> None:
+    content = bomb(2048, declared)
+    assert len(content) < 6 * 2**20
+    refused(lambda: load_bytes(tmp_path, content), UnsafeInput, word)
+
+
+def test_sparse_but_honest_arrays_are_no_bomb(tmp_path: Path) -> None:
+    x = np.zeros((N, 1000))
+    x[np.arange(N), np.arange(N)] = 1
+    np.savez_compressed(tmp_path / "sparse.npz", x_test=x, y_test=np.arange(N) % 3)
+    assert load_npz(tmp_path / "sparse.npz").shape == (1000,)
+
+
+# Pickles --------------------------------------------------------------------------------------------------------------
+
+
+class Payload:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.marker),)
+
+
+def test_the_payload_is_live(tmp_path: Path) -> None:
+    pickle.loads(pickle.dumps(Payload(tmp_path / "marker")))
+    assert (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".npy", ".csv"])
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_pickle_never_runs_whatever_its_suffix(tmp_path: Path, suffix: str, protocol: int) -> None:
+    path = tmp_path / f"data{suffix}"
+    path.write_bytes(pickle.dumps(Payload(tmp_path / "marker"), protocol))
+    for load in (load_npz, lambda path: load_csv(None, path, label="y")):
+        refused(lambda load=load: load(path), UnsafeInput if protocol >= 2 else InputError)
+    assert not (tmp_path / "marker").exists()
+
+
+def test_object_arrays_never_run(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    objects = np.empty(N, object)
+    objects[:] = [Payload(marker)] * N
+    refused(lambda: load_npz(saved(tmp_path, y_test=objects)), UnsafeInput, "y_test", "pickled", "astype")
+    structured = npy(header((1,), [("a", "|O")]), pickle.dumps(Payload(marker)))
+    refused(lambda: load_bytes(tmp_path, archive(structured)), UnsafeInput, "pickled")
+    refused(lambda: load_bytes(tmp_path, archive(pickle.dumps(Payload(marker)))), UnsafeInput, "but a pickle")
+    assert not marker.exists()
+
+
+def test_other_formats_are_named(tmp_path: Path) -> None:
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    refused(lambda: load_npz(tmp_path / "one.npy"), InputError, "single numpy array", "numpy.savez")
+    (tmp_path / "notes.npz").write_text("hello world")
+    refused(lambda: load_npz(tmp_path / "notes.npz"), InputError, "not an npz")
+    with zipfile.ZipFile(tmp_path / "docs.npz", "w") as writer:
+        writer.writestr("a.txt", "hello")
+    refused(lambda: load_npz(tmp_path / "docs.npz"), InputError, "'a.txt'")
+
+
+# CSV ------------------------------------------------------------------------------------------------------------------
+
+
+def table(folder: Path, text: str | bytes, name: str = "test.csv") -> Path:
+    (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return folder / name
+
+
+def rows(n: int = 12, start: int = 0) -> str:
+    return "".join(f"{i},{(i * 7919) % 101 / 7},{'no' if i % 2 else 'yes'}\n" for i in range(start, start + n))
+
+
+HEAD = "age,income,bought\n"
+
+
+def test_tables_become_records(tmp_path: Path) -> None:
+    train = table(tmp_path, HEAD + rows(30, 50), "train.csv")
+    test = table(tmp_path, "bought,income,age\n" + "".join(f"yes,{i},{-i}\nno,{i / 3},{i}\n" for i in range(20)))
+    data = load_csv(train, test, label="bought")
+    assert data.members is not None
+    assert data.class_names == ("no", "yes")
+    assert data.members.x[:2].tolist() == [
+        [50, pytest.approx(50 * 7919 % 101 / 7)],
+        [51, pytest.approx(51 * 7919 % 101 / 7)],
+    ]
+    assert data.non_members.x[2:4].tolist() == [[-1, 1], [1, pytest.approx(1 / 3)]]  # the training table's order
+    assert data.non_members.y[:2].tolist() == [1, 0]
+    assert data.bounds.low[0] == -19  # of both tables
+    assert data.bounds.high[0] == 79
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeff" + HEAD + rows(),
+        (HEAD + rows()).replace("\n", "\r\n"),
+        HEAD + rows().rstrip("\n"),
+        HEAD + "\n" + rows() + "\n\n",
+        '"age","income","bought"\n' + rows().replace("yes", '"yes"'),
+    ],
+    ids=["BOM", "CRLF", "no last line end", "blank lines", "quotes"],
+)
+def test_dialects_of_honest_tables(tmp_path: Path, text: str) -> None:
+    data = load_csv(None, table(tmp_path, text), label="bought", bounds=Bounds.of(-1, 100))
+    plain = load_csv(None, table(tmp_path, HEAD + rows()), label="bought", bounds=Bounds.of(-1, 100))
+    assert data.digest == plain.digest
+
+
+def test_numeric_labels_are_sorted_as_numbers_and_names_can_be_given(tmp_path: Path) -> None:
+    path = table(tmp_path, "x,y\n" + "".join(f"{i},{i % 11}\n" for i in range(44)))
+    assert load_csv(None, path, label="y").class_names == tuple(str(i) for i in range(11))
+    names = tuple(str(i) for i in reversed(range(11)))
+    data = load_csv(None, path, label="y", class_names=names)
+    assert data.non_members.y[:3].tolist() == [10, 9, 8]
+
+
+def test_a_constant_column_has_a_range(tmp_path: Path) -> None:
+    path = table(tmp_path, "x,c,y\n" + "".join(f"{i},5e8,{i % 2}\n" for i in range(20)))
+    data = load_csv(None, path, label="y")
+    assert bool((data.bounds.low < data.bounds.high).all())
+
+
+BAD_TABLES: dict[str, tuple[str | bytes, tuple[str, ...]]] = {
+    "formula": (HEAD + rows(3) + "7,=cmd|' /C calc'!A0,no\n", ("Line 5", "=cmd", "'income'", "number is expected")),
+    "formula with escapes": (HEAD + "7,=\x1b[31m,no\n", ("Line 2", r"\x1b[31m")),
+    "category": (HEAD + "7,high,no\n", ("'high'", "Encode categories")),
+    "underscore": (HEAD + "7,1_000,no\n", ("'1_000'",)),
+    "empty cell": (HEAD + rows(2) + "7,,no\n", ("Line 4", "empty", "'income'")),
+    "NaN": (HEAD + rows(2) + "7,nan,no\n", ("Record 3", "'income'", "1 such")),
+    "infinite": (HEAD + rows(2) + "-inf,3,no\n", ("'age'",)),
+    "beyond float32": (HEAD + rows(2) + "1e300,3,no\n", ("'age'",)),
+    "no label in a line": (HEAD + "7,3,\n", ("Line 2", "no label")),
+    "ragged": (HEAD + rows(2) + "1,2\n", ("Line 4", "2 cells", "3")),
+    "too long a line": (HEAD + "1,2,yes,4\n", ("4 cells",)),
+    "no header": ("1,2,3\n4,5,6\n", ("holds numbers, not names",)),
+    "no such label": (
+        HEAD.replace("bought", "bougth") + rows(),
+        ("no label column 'bought'", "Did you mean 'bougth'?"),
+    ),
+    "same column twice": ("age,age,bought\n" + rows(), ("Two columns", "'age'")),
+    "index column": (",income,bought\n" + rows(), ("Column 1", "to_csv(index=False)")),
+    "only labels": ("bought\nyes\nno\n", ("no column beside",)),
+    "semicolons": (HEAD.replace(",", ";") + rows().replace(",", ";"), ("';'", "commas")),
+    "open quote": (HEAD + '1,"2,yes\n' + rows(), ("not CSV", "quote")),
+    "open quote in a long file": (HEAD + '1,"2,yes\n' + rows(20_000), ("not CSV", "quote")),
+    "Latin-1": (HEAD.encode() + b"1,2,\xe9t\xe9\n", ("UTF-8",)),
+    "UTF-16": ((HEAD + rows()).encode("utf-16"), ("UTF-16",)),
+    "spreadsheet": (b"PK\x03\x04 xlsx", ("spreadsheet",)),
+    "NUL": (HEAD.encode() + b"1,2,y\0es\n", ("Line 2", "NUL")),
+    "header only": (HEAD, ("two classes",)),
+    "blank": ("\n\n", ("no label column",)),
+    "single class": (HEAD + "".join(f"{i},1,no\n" for i in range(20)), ("two classes",)),
+    "long label": (HEAD + rows() + f"1,2,{'x' * 300}\n", ("300 characters",)),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_TABLES)
+def test_bad_tables(tmp_path: Path, fault: str) -> None:
+    text, words = BAD_TABLES[fault]
+    refused(lambda: load_csv(None, table(tmp_path, text), label="bought"), InputError, *words)
+
+
+def test_tables_that_do_not_belong_together(tmp_path: Path) -> None:
+    train = table(tmp_path, HEAD.replace("age", "Age") + rows(), "train.csv")
+    test = table(tmp_path, HEAD + rows(12, 20))
+    refused(lambda: load_csv(train, test, label="bought"), InputError, "'Age'", "'age'", "same header")
+    refused(lambda: load_csv(test, test, label="bought"), InputError, "12 of the 12")
+    refused(lambda: load_csv(None, test, label="bought", class_names=("a", "b")), InputError, "'no'", "class names")
+    refused(lambda: load_csv(None, test, label="bought", bounds=Bounds.of(0, 1)), InputError, "outside the bounds")
+
+
+def test_a_line_of_a_gigabyte_is_not_read(tmp_path: Path) -> None:
+    path = table(tmp_path, HEAD + "1,2")
+    with path.open("r+b") as handle:
+        handle.truncate(tables.TABLE_BYTES)  # sparse: NULs up to 1 GiB, and no line end
+    refused(lambda: load_csv(None, path, label="bought"), UnsafeInput, "Line 2", "1,048,576")
+    with path.open("r+b") as handle:
+        handle.truncate(tables.TABLE_BYTES + 1)
+    refused(lambda: load_csv(None, path, label="bought"), InputError, "1,073,741,824")
+
+
+# Anything at all ------------------------------------------------------------------------------------------------------
+
+ANYTHING = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def survives(call: Callable[[], object]) -> None:
+    with contextlib.suppress(InputError, UnsafeInput):
+        call()
+
+
+@ANYTHING
+@given(st.binary(min_size=1, max_size=200), st.sampled_from([b"", b"PK\x03\x04", b"\x93NUMPY\x01\x00", b"\x80\x02"]))
+def test_random_bytes_as_data(tmp_path: Path, content: bytes, start: bytes) -> None:
+    path = table(tmp_path, start + content, "any")
+    survives(lambda: load_npz(path))
+    survives(lambda: load_csv(None, path, label="y"))
+    survives(lambda: parse_npy(start + content, "it"))
+
+
+COMPRESSED, STORED = archive(GOOD, zipfile.ZIP_DEFLATED), archive(GOOD)
+
+
+@ANYTHING
+@given(
+    st.sampled_from([COMPRESSED, STORED]), st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=6)
+)
+def test_mutated_archives(tmp_path: Path, content: bytes, changes: list[tuple[int, int]]) -> None:
+    mutated = bytearray(content)
+    for position, value in changes:
+        # half of the changes hit the structure (the last 300 bytes and the first 150), where the faults are
+        place = position % len(mutated) if position % 2 else (position // 2 % 450 - 300) % len(mutated)
+        mutated[place] = value
+    survives(lambda: load_bytes(tmp_path, bytes(mutated)))
+
+
+@ANYTHING
+@given(st.text(alphabet=st.sampled_from('0123456789.,-eE"\n\r\t =;naif_\x1b'), max_size=120))
+def test_any_table(tmp_path: Path, text: str) -> None:
+    survives(lambda: load_csv(None, table(tmp_path, "a,b,y\n" + text), label="y"))
+
+
+def test_what_is_read_is_what_numpy_reads(tmp_path: Path) -> None:
+    """numpy.load as the oracle, on what `numpy.savez` and `savez_compressed` write."""
+    for save in (np.savez, np.savez_compressed):
+        x = RNG.standard_normal((N, 7)).astype(np.float32)
+        save(tmp_path / "a.npz", x_test=x, y_test=np.arange(N) % 3)
+        data = load_npz(tmp_path / "a.npz", bounds=Bounds.of(-9, 9))
+        with np.load(tmp_path / "a.npz", allow_pickle=False) as oracle:
+            assert torch.equal(data.non_members.x, torch.from_numpy(oracle["x_test"]))

@@ -1,0 +1,279 @@
+"""Policies: verdicts follow from intervals and limits, and never from a gap in the measurements."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from crushproof.audit.findings import Candidate, Change, Estimate, Finding, Footprint, ThreatModel
+from crushproof.audit.policy import BUILT_IN, Policy, apply_policy, beyond, judge, load_policy
+from crushproof.targets.errors import InputError, UnsafeInput
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import norm
+
+RELEASE = BUILT_IN["release"]
+WORST = {"fail": 0, "inconclusive": 1, "pass": 2}
+
+
+def change(difference: float, half: float = 0.01, baseline: float = 0.5) -> Change:
+    return Change(
+        baseline="dense",
+        baseline_estimate=baseline,
+        difference=difference,
+        low=difference - half,
+        high=difference + half,
+        p_value=None,
+    )
+
+
+def estimate(value: float, half: float = 0.04) -> Estimate:
+    return Estimate(estimate=value, low=value - half, high=value + half, n=300)
+
+
+def candidate(name: str, difference: float = 0.0, role: Any = "candidate") -> Candidate:
+    return Candidate(
+        name=name,
+        role=role,
+        technique="quantize",
+        recipe=None,
+        recipe_words="",
+        parent=None if role == "dense" else "dense",
+        verdict="not-gated",
+        accuracy=estimate(0.95, 0.01),
+        accuracy_change=None if role == "dense" else change(difference, 0.005, 0.95),
+        footprint=Footprint(
+            disk_bytes=1,
+            payload_bytes=1,
+            ratio=1,
+            parameters=1,
+            nonzero_parameters=1,
+            macs=1,
+            energy_uj_modelled=1,
+        ),
+        certificate=None,
+        digest="0",
+    )
+
+
+METRICS = {
+    "robust_accuracy": ("evasion", "higher"),
+    "tpr_at_1_percent_fpr": ("membership", "lower"),
+    "auc": ("membership", "lower"),
+    "fidelity": ("extraction", "lower"),
+}
+
+
+def finding(name: str, metric: str, difference: float = 0.0, half: float = 0.01, **fields: Any) -> Finding:
+    risk, better = METRICS[metric]
+    return Finding.model_validate(
+        {
+            "id": f"{name}/{metric}",
+            "candidate": name,
+            "risk": risk,
+            "attack": "",
+            "metric": metric,
+            "better": better,
+            "threat_model": ThreatModel(access="white-box", knowledge="", budget=""),
+            "estimate": estimate(0.5),
+            "changes": [change(difference, half)],
+            "gated": True,
+            **fields,
+        }
+    )
+
+
+def findings(name: str, **differences: float) -> list[Finding]:
+    metrics = ("robust_accuracy", "tpr_at_1_percent_fpr", "auc")
+    return [finding(name, metric, differences.get(metric, 0.0)) for metric in metrics]
+
+
+def test_the_three_verdicts_of_an_interval() -> None:
+    assert judge(-0.04, 0.0, -0.05, "higher") == "pass"
+    assert judge(-0.06, 0.0, -0.05, "higher") == "inconclusive"
+    assert judge(-0.10, -0.06, -0.05, "higher") == "fail"
+    assert judge(0.0, 0.04, 0.05, "lower") == "pass"
+    assert judge(0.0, 0.06, 0.05, "lower") == "inconclusive"
+    assert judge(0.06, 0.1, 0.05, "lower") == "fail"
+    assert judge(-0.05, 0.0, -0.05, "higher") == "pass"  # a limit is kept by its very value
+    assert judge(1 - 0.95 - 0.1, 0.0, -0.05, "higher") == "pass"  # ... in floating point too
+
+
+def test_a_flag_spoils_a_pass_and_never_softens_a_fail() -> None:
+    assert judge(-0.01, 0.0, -0.05, "higher", ["no-gradient"]) == "inconclusive"
+    assert judge(-0.10, -0.06, -0.05, "higher", ["no-gradient"]) == "fail"
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.floats(-1, 1),
+    st.floats(0, 1),
+    st.floats(-1, 1),
+    st.floats(0, 1),
+    st.sampled_from(["higher", "lower"]),
+    st.booleans(),
+)
+def test_tightening_a_limit_never_helps(
+    low: float, width: float, limit: float, tighter: float, better: str, flagged: bool
+) -> None:
+    flags = ["x"] if flagged else []
+    harder = limit + tighter if better == "higher" else limit - tighter
+    assert WORST[judge(low, low + width, harder, better, flags)] <= WORST[judge(low, low + width, limit, better, flags)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(-0.2, 0.1), st.floats(0.001, 0.1)), min_size=1, max_size=5),
+    st.floats(-0.15, 0),
+    st.floats(0, 0.1),
+)
+def test_tightening_a_policy_never_turns_a_fail_into_a_pass(
+    rows: list[tuple[float, float]], limit: float, tighter: float
+) -> None:
+    names = [f"c{position}" for position in range(len(rows))]
+    candidates = [candidate(name) for name in names]
+    found = [finding(name, "robust_accuracy", *row) for name, row in zip(names, rows, strict=True)]
+    loose, tight = (
+        apply_policy(candidates, found, Policy(changes={"robust_accuracy": max(-1.0, value)}, absolutes={}), names)
+        for value in (limit, min(0.0, limit + tighter))
+    )
+    for before, after in zip(loose.candidates, tight.candidates, strict=True):
+        assert WORST[after.verdict] <= WORST[before.verdict]
+    assert WORST[tight.verdict] <= WORST[loose.verdict]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.floats(-0.5, 0.5), st.floats(0.001, 0.2), st.floats(-0.5, 0.5), st.sampled_from(["higher", "lower"]))
+def test_the_p_value_is_the_normal_one_and_agrees_with_the_interval(
+    value: float, half: float, limit: float, better: str
+) -> None:
+    error = half / norm.ppf(0.975)
+    expected = norm.sf((limit - value) / error) if better == "higher" else norm.sf((value - limit) / error)
+    p_value = beyond(value, value - half, value + half, limit, better)
+    assert p_value == pytest.approx(expected, rel=1e-6, abs=1e-12)
+    if judge(value - half, value + half, limit, better) == "fail":
+        assert p_value < 0.025
+
+
+def test_a_candidate_passes_only_if_every_gate_does() -> None:
+    good = apply_policy([candidate("a")], findings("a"), RELEASE, ["a"])
+    assert (good.verdict, good.candidates[0].verdict) == ("pass", "pass")
+    assert {gate.rule for gate in good.gates} == {"accuracy", "robust_accuracy", "tpr_at_1_percent_fpr", "auc"}
+    bad = apply_policy([candidate("a")], findings("a", auc=0.2), RELEASE, ["a"])
+    assert (bad.verdict, bad.candidates[0].worst_risk) == ("fail", "a/auc")
+    assert [one.verdict for one in bad.findings] == ["pass", "pass", "fail"]
+    worse = apply_policy([candidate("a", -0.1)], findings("a"), RELEASE, ["a"])
+    assert worse.candidates[0].verdict == "fail"
+    assert worse.deciding == [worse.gates[0].sentence]
+
+
+def test_sentences_name_figures_and_limit() -> None:
+    low = finding("int8", "robust_accuracy", -0.123, 0.04, setting={"norm": "linf", "epsilon": 0.1})
+    judged = apply_policy(
+        [candidate("int8")], [low], Policy(changes={"robust_accuracy": -0.05}, absolutes={}), ["int8"]
+    )
+    sentence = judged.gates[0].sentence.replace("\u00a0", " ").replace("\u2212", "-")
+    assert sentence == (
+        "int8: robust accuracy at eps 0.1 is 50.0 % [46.0, 54.0], 12.3 points below its parent's [-16.3, -8.3]; "
+        "the policy allows at most 5.0 points less."
+    )
+    absolute = Policy(changes={}, absolutes={"robust_accuracy": 0.6})
+    sentence = apply_policy([candidate("int8")], [low], absolute, ["int8"]).gates[0].sentence.replace("\u00a0", " ")
+    assert sentence.endswith("[46.0, 54.0]; the policy asks for at least 60.0 %.")
+
+
+def test_what_was_not_measured_cannot_pass() -> None:
+    missing = finding("a", "robust_accuracy", estimate=None, changes=[], reason="it failed")
+    for rows in ([missing, *findings("a")[1:]], findings("a")[1:]):
+        judged = apply_policy([candidate("a")], rows, RELEASE, ["a"])
+        assert judged.verdict == "inconclusive"
+        assert "robust accuracy was not measured" in judged.deciding[0]
+    bare = finding("a", "robust_accuracy", changes=[])
+    assert apply_policy([candidate("a")], [bare, *findings("a")[1:]], RELEASE, ["a"]).verdict == "inconclusive"
+
+
+def test_a_flagged_finding_makes_its_candidate_inconclusive() -> None:
+    rows = [finding("a", "robust_accuracy", flags=["no-gradient"]), *findings("a")[1:]]
+    judged = apply_policy([candidate("a")], rows, RELEASE, ["a"])
+    assert (judged.verdict, judged.findings[0].verdict) == ("inconclusive", "inconclusive")
+    assert "no-gradient" in judged.deciding[0]
+
+
+def test_a_weak_fail_among_many_gates_does_not_survive_holm() -> None:
+    """One of 12 intervals 2.1 standard errors beyond its limit: p = .018 alone, .21 corrected."""
+    names = [f"c{number}" for number in range(12)]
+    policy = Policy(changes={"robust_accuracy": -0.05}, absolutes={})
+    rows = [finding(name, "robust_accuracy") for name in names]
+    half = 0.05
+    rows[3] = finding("c3", "robust_accuracy", -0.05 - 2.1 * half / norm.ppf(0.975), half)
+    judged = apply_policy([candidate(name) for name in names], rows, policy, names)
+    assert judged.candidates[3].verdict == "inconclusive"
+    assert judged.gates[3].p_value == pytest.approx(12 * norm.sf(2.1), rel=1e-6)
+    assert "Holm" in judged.gates[3].sentence
+    alone = apply_policy([candidate("c3")], [rows[3]], policy, ["c3"])
+    assert alone.verdict == "fail"
+
+
+def test_the_verdict_covers_the_release_only() -> None:
+    rows = [candidate("dense", role="dense"), candidate("good"), candidate("bad"), candidate("control", role="control")]
+    found = [*findings("good"), *findings("bad", auc=0.3), *findings("control", auc=0.3)]
+    assert apply_policy(rows, found, RELEASE, ["good"]).verdict == "pass"
+    both = apply_policy(rows, found, RELEASE, ["good", "bad"])
+    assert both.verdict == "fail"
+    assert [row.verdict for row in both.candidates] == ["not-gated", "pass", "fail", "fail"]
+    gone = apply_policy(rows, found, RELEASE, ["good", "gone"])
+    assert (gone.verdict, "gone" in gone.deciding[0]) == ("inconclusive", True)
+    assert apply_policy(rows, found, RELEASE, []).verdict == "inconclusive"
+
+
+def test_another_policy_judges_what_the_first_did_not() -> None:
+    rows = [*findings("a"), finding("a", "fidelity", gated=False)]
+    first = apply_policy([candidate("a")], rows, Policy(changes={"accuracy": -0.02}, absolutes={}), ["a"])
+    assert [one.verdict for one in first.findings] == ["not-gated"] * 4
+    assert not any(one.gated for one in first.findings)
+    second = apply_policy(first.candidates, first.findings, RELEASE, ["a"])
+    assert [one.verdict for one in second.findings] == ["pass", "pass", "pass", "not-gated"]
+    assert all(one.reason is None for one in second.findings[:3])
+    copies = Policy(changes={}, absolutes={"fidelity": 0.3})
+    third = apply_policy(second.candidates, second.findings, copies, ["a"])
+    assert [one.verdict for one in third.findings] == ["not-gated", "not-gated", "not-gated", "fail"]
+
+
+def test_policies_from_files_and_plans(tmp_path: Path) -> None:
+    (tmp_path / "strict.yaml").write_text("changes: {accuracy: -1/100}\nabsolutes: {auc: 0.6}\n")
+    strict = load_policy("strict.yaml", tmp_path)
+    assert (strict.name, strict.changes, strict.absolutes) == ("strict", {"accuracy": -0.01}, {"auc": 0.6})
+    assert load_policy({"changes": {"auc": 0.1}}, tmp_path).changes == {"auc": 0.1}
+    assert load_policy("release", tmp_path) is RELEASE
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("changes: {acuracy: -0.02}", "line 1: changes.acuracy: is not a metric; did you mean 'accuracy'"),
+        ("name: x\nchanges: {accuracy: 0.02}", "line 2.*write -0.02"),
+        ("changes: {auc: -0.05}", "write 0.05"),
+        ("changes: {accuracy: -2}", "2 points are written 0.02"),
+        ("absolutes: {auc: -0.1}", "under `changes`"),
+        ("limits: {}", "limits: is not a key"),
+        ("name: x", "limits nothing"),
+        ("[]", "expected a mapping"),
+        ("changes: {auc: .nan}", "not a finite number"),
+        ("changes: {auc: 0.1, auc: 0.2}", "already given"),
+    ],
+)
+def test_bad_policies(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "p.yaml").write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_policy("p.yaml", tmp_path)
+
+
+def test_unknown_and_unsafe_policies(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="did you mean 'release'"):
+        load_policy("relaese", tmp_path)
+    with pytest.raises(InputError, match="does not exist"):
+        load_policy("gone.yaml", tmp_path)
+    (tmp_path / "p.yaml").write_text("changes: !!python/object:os.system {}")
+    with pytest.raises(UnsafeInput):
+        load_policy("p.yaml", tmp_path)

@@ -1,0 +1,110 @@
+"""A stack of models trains each as it would be trained alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from crushproof.targets.data import Records
+from crushproof.training.architecture import Architecture
+from crushproof.training.loop import Training, train_many, train_stack
+from crushproof.training.networks import Mlp, ResidualCnn
+from crushproof.training.stacked import GROUP, group_size
+
+CPU = torch.device("cpu")
+MLP = Architecture("mlp", lambda: Mlp(64, 10, (16,)))
+CNN = Architecture("cnn", lambda: ResidualCnn(channels=4))
+
+
+def some_records(n: int = 96) -> Records:
+    draws = torch.Generator().manual_seed(0)
+    return Records(torch.rand(n, 1, 8, 8, generator=draws), torch.randint(0, 10, (n,), generator=draws))
+
+
+def halves(count: int, records: Records) -> list[torch.Tensor]:
+    draws = torch.Generator().manual_seed(1)
+    return [torch.randperm(len(records), generator=draws)[: len(records) // 2] for _ in range(count)]
+
+
+def flat(module: nn.Module) -> torch.Tensor:
+    return torch.cat([value.flatten().float() for value in module.state_dict().values()])
+
+
+def trained_alone(architecture: Architecture, records: Records, subset: torch.Tensor, seed: int, training: Training):
+    module = architecture.fresh(seed)
+    train_stack([module], records, [subset], [seed], training)
+    return module
+
+
+def test_a_stack_equals_training_alone() -> None:
+    """After a few steps, before float rounding is amplified; batch norm's running statistics included."""
+    records = some_records()
+    subsets, seeds = halves(3, records), [7, 8, 9]
+    for architecture, optimizer in ((MLP, "adamw"), (MLP, "sgd"), (CNN, "adamw")):
+        training = Training(epochs=2, batch_size=16, optimizer=optimizer)
+        for module, subset, seed in zip(
+            train_many(architecture, records, subsets, seeds, training, device=CPU), subsets, seeds, strict=True
+        ):
+            alone = trained_alone(architecture, records, subset, seed, training)
+            assert not module.training
+            assert torch.allclose(flat(module), flat(alone), atol=2e-4), architecture.name
+            assert not torch.allclose(flat(module), flat(architecture.fresh(seed)), atol=1e-2)
+
+
+def test_long_training_gives_the_same_answers() -> None:
+    records = some_records()
+    subset = torch.arange(len(records))
+    training = Training(epochs=30, batch_size=16)
+    stacked = train_many(MLP, records, [subset] * 2, [3, 4], training, device=CPU)[0]
+    alone = trained_alone(MLP, records, subset, 3, training)
+    agree = (stacked(records.x).argmax(1) == alone(records.x).argmax(1)).float().mean()
+    assert agree >= 0.97
+
+
+def test_a_model_does_not_depend_on_its_neighbours() -> None:
+    """Same seed and subset beside other models and at another place of the stack: the same weights, bit by bit."""
+    records, training = some_records(), Training(epochs=2, batch_size=16)
+    subsets = halves(4, records)
+    for architecture in (MLP, CNN):
+        one = train_many(architecture, records, subsets, [1, 2, 3, 4], training, device=CPU)
+        two = train_many(
+            architecture, records, [subsets[i] for i in (3, 0, 1, 2)], [4, 1, 20, 30], training, device=CPU
+        )
+        assert torch.equal(flat(one[0]), flat(two[1])), architecture.name
+        assert torch.equal(flat(one[3]), flat(two[0])), architecture.name
+        assert not torch.equal(flat(one[1]), flat(two[2])), "another seed, another model"
+
+
+def test_chunks_of_whole_groups_agree_bit_by_bit() -> None:
+    records, training = some_records(), Training(epochs=1, batch_size=16)
+    subsets, seeds = halves(GROUP + 2, records), list(range(GROUP + 2))
+    together = train_many(MLP, records, subsets, seeds, training, device=CPU)
+    apart = train_many(MLP, records, subsets[:GROUP], seeds[:GROUP], training, device=CPU)
+    apart += train_many(MLP, records, subsets[GROUP:], seeds[GROUP:], training, device=CPU)
+    assert all(torch.equal(flat(one), flat(two)) for one, two in zip(together, apart, strict=True))
+
+
+def test_training_changes_no_global_generator_and_repeats() -> None:
+    records, training = some_records(), Training(epochs=1, batch_size=16)
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    one = train_many(MLP, records, halves(2, records), [1, 2], training, device=CPU)
+    assert torch.equal(before, torch.random.get_rng_state())
+    torch.manual_seed(6)
+    two = train_many(MLP, records, halves(2, records), [1, 2], training, device=CPU)
+    assert all(torch.equal(flat(a), flat(b)) for a, b in zip(one, two, strict=True))
+
+
+def test_what_cannot_be_stacked_is_trained_alone() -> None:
+    with_dropout = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Dropout(0.5))
+    recurrent = nn.LSTM(4, 4)
+    assert group_size(Mlp(64, 10), 32, CPU) == GROUP
+    assert group_size(Mlp(64, 10), 128, CPU) == 1
+    assert group_size(Mlp(64, 10, (512,)), 32, CPU) == 1
+    assert group_size(with_dropout, 32, CPU) == group_size(recurrent, 32, CPU) == 1
+    records = some_records()
+    dropout = Architecture("dropout", lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Dropout(0.5)))
+    training = Training(epochs=1, batch_size=16)
+    first = train_many(dropout, records, halves(2, records), [1, 2], training, device=CPU)
+    again = train_many(dropout, records, halves(2, records)[::-1], [2, 1], training, device=CPU)
+    assert torch.equal(flat(first[0]), flat(again[1]))

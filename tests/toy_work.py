@@ -1,0 +1,85 @@
+"""Work whose results are easy to check, for the tests of engine and store: numbers that depend on their needs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from crushproof.audit.cells import Cell, Result, cell_key
+from crushproof.audit.engine import Outcome, run
+from crushproof.audit.store import Store
+from crushproof.targets.errors import InputError, NotApplicable
+
+
+class ToyWork:
+    """`width` chains of `length` cells on one common root, and a last cell that needs them all.
+
+    Settings: `seconds` per cell, `inject` (cell name -> what goes wrong there), `seed`, `log` (a file that gets a line
+    per call of `compute`).
+    """
+
+    def __init__(self, argument: str) -> None:
+        self.settings = json.loads(argument)
+        if "explode" in self.settings:
+            raise InputError("the work cannot be built")
+        self.list: list[Cell] = []
+        self._add("root", ())
+        for chain in range(self.settings.get("width", 3)):
+            before = "root"
+            for step in range(self.settings.get("length", 3)):
+                before = self._add(f"chain-{chain}/{step}", (before,))
+        ends = tuple(cell.name for cell in self.list if cell.name.endswith(f"/{self.settings.get('length', 3) - 1}"))
+        self._add("last", ends)
+
+    def _add(self, name: str, needs: tuple[str, ...]) -> str:
+        keys = [cell.key for cell in self.list if cell.name in needs]
+        self.list.append(Cell(name, cell_key("toy", name, self.settings.get("seed", 0), keys), needs, "toy"))
+        return name
+
+    def cells(self) -> list[Cell]:
+        return self.list
+
+    def compute(self, cell: Cell, store: Store) -> Result:
+        if "log" in self.settings:
+            with Path(self.settings["log"]).open("a") as stream:
+                stream.write(cell.name + "\n")
+        time.sleep(self.settings.get("seconds", 0))
+        wrong = self.settings.get("inject", {}).get(cell.name)
+        if wrong == "error":
+            raise RuntimeError("a planted error")
+        if wrong == "input":
+            raise InputError("a planted input error")
+        if wrong == "not applicable":
+            raise NotApplicable("a planted reason")
+        if wrong == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if wrong == "die once" and not Path(self.settings["log"] + ".died").exists():
+            Path(self.settings["log"] + ".died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        keys = {one.name: one.key for one in self.list}
+        total = sum(float(store.get(keys[need]).arrays["value"].sum()) for need in cell.needs)
+        rng = np.random.default_rng(int(cell.key[:8], 16))
+        return Result(
+            arrays={"value": rng.random((64, 3)) + total, "mask": np.array([True, False])},
+            document={"total": total, "pid": None},
+            files={"model.bin": rng.bytes(100)},
+        )
+
+
+def toy(argument: str) -> ToyWork:
+    return ToyWork(argument)
+
+
+def run_toy(out: Path, settings: dict[str, object], workers: int) -> Outcome:
+    argument = json.dumps(settings)
+    with Store(out) as store:
+        return run(toy(argument), store, workers=workers, spawn=("toy_work:toy", argument))
+
+
+if __name__ == "__main__":
+    run_toy(Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3]))
