@@ -6,12 +6,30 @@ The public face. Everything is imported when first used, so that `import crushpr
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "audit_model": ".audit.api",
+    "AuditResult": ".audit.api",
+    "Audit": ".audit.findings",
+    "Finding": ".audit.findings",
+    "Training": ".training.loop",
+    "Chain": ".compression.chain",
+    "Distill": ".compression.distill",
+    "Factorize": ".compression.factorize",
+    "Prune": ".compression.prune",
+    "Quantize": ".compression.quantize",
+    "Share": ".compression.share",
+    "Evasion": ".attacks.evasion.evasion",
+    "Membership": ".attacks.membership.membership",
+    "Extraction": ".attacks.extraction.extraction",
+    "CrushproofError": ".targets.errors",
+    "InputError": ".targets.errors",
+    "UnsafeInput": ".targets.errors",
+    "Incomplete": ".targets.errors",
+    "NotApplicable": ".targets.errors",
 }
 
 __all__ = [*_HOMES, "__version__"]

@@ -19,11 +19,12 @@ from ..training.architecture import Architecture
 from ..training.loop import Training
 from ..training.trainer import BuiltinTrainer, Trainer, UserTrainer
 from .findings import Audit
-from .plan import Plan
+from .plan import Plan, check_techniques, validated
 from .presets import RECIPE_WORDS
 from .progress import Progress
 from .run import run_audit
 from .subject import Subject, source_digest, state_digest
+from .yaml_plan import Source
 
 Arraylike = np.ndarray[Any, Any] | Tensor
 
@@ -101,7 +102,8 @@ def audit_model(
     else:
         trainer = UserTrainer(training, f"{training.__qualname__}@{source_digest(training)}")
     identity = f"{architecture.name}|{model}|{state_digest(state)}|{trainer.identity}"
-    plan = Plan.model_validate(
+    plan = validated(
+        Plan,
         {
             "name": name,
             "seed": seed,
@@ -112,8 +114,10 @@ def audit_model(
             "policy": policy if isinstance(policy, str) else dict(policy),
             "shadows": dict(shadows or {}),
             "workers": 0,
-        }
+        },
+        Source("the call of audit_model"),
     )
+    check_techniques(plan)
     subject = Subject(data, architecture, trainer, state, identity)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) if out is None else Path(out)

@@ -326,6 +326,7 @@ def _shell(
                 "threat_model": threat,
                 "taxonomy": taxonomy(risk),
                 "reproduce": f"{reader.command} --only {identifier}",
+                "estimate": None,
                 **fields,
             }
         )

@@ -37,7 +37,7 @@ def candidate_row(reader: Reader, contender: Contender) -> Candidate | None:
         role="dense" if recipe is None else "control" if contender.control else "candidate",
         technique="dense" if recipe is None else recipe.kind,
         recipe=None if recipe is None else recipe.model_dump(mode="json"),
-        recipe_words="uncompressed" if recipe is None else recipe.kind,
+        recipe_words="uncompressed" if recipe is None else recipe.words,
         parent=None if recipe is None else contender.parent.name,
         defense=None if contender.defense is None else contender.defense.kind,
         defense_words=_defense_words(contender, statement),

@@ -2,7 +2,7 @@
 
 Drawn by matplotlib's object interface (no global state), one SVG unit per CSS pixel, text kept as text. The same input
 gives the same bytes. An SVG goes into the page as an `<img>`: inline, a strict content security policy would strip its
-styles. Series are told apart by marker and dash as well as by colour (the palette of Okabe and Ito, darkened for white).
+styles. Series are told apart by marker and dash as well as by colour (after Okabe and Ito, darkened for white).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import io
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .findings import Point
@@ -26,13 +26,11 @@ INK, MUTED, GRID = "#1d2733", "#5d6875", "#dfe4ea"
 REFERENCE = "#87919c"
 PALETTE = ("#0068a8", "#c14a00", "#00795a", "#8a3f87", "#8a6d00")
 MARKERS = ("o", "s", "^", "D", "v")
-VERDICT_COLOURS = {"pass": "#00694f", "fail": "#b23a00", "inconclusive": "#4b569b"}
-VERDICT_MARKERS = {"pass": "o", "fail": "X", "inconclusive": "D"}
 
 # What a browser uses to draw; the layout is computed with DejaVu Sans, which matplotlib ships and which is wider.
 FONT_STACK = "-apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'Liberation Sans', sans-serif"
 
-_STYLE: dict[str, Any] = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "crushproof",
     "text.parse_math": False,
@@ -67,7 +65,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a chart. `group` gives colour and marker (0 is the grey reference), so that two lines of one model match."""
+    """One line. `group` gives colour and marker, 0 the grey reference: two lines of one model share theirs."""
 
     name: str
     points: list[Point]
@@ -85,23 +83,11 @@ class Axis:
     ends: tuple[float, float] | None = None
 
 
-@dataclass(frozen=True)
-class Dot:
-    """One model in the chart of accuracy against size."""
-
-    name: str
-    x: float
-    y: float
-    low: float
-    high: float
-    kind: str = field(metadata={"values": "pass, fail, inconclusive or reference"})
-
-
 def _colour(group: int) -> str:
     return REFERENCE if group == 0 else PALETTE[(group - 1) % len(PALETTE)]
 
 
-def _svg(figure: Figure) -> str:
+def to_data_uri(figure: Figure) -> str:
     """The figure as a data URI. Sizes lose their unit `pt`, so that one unit is one CSS pixel."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
@@ -117,13 +103,13 @@ def _svg(figure: Figure) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(text.encode("utf-8")).decode("ascii")
 
 
-def _figure(width: int, height: int) -> Figure:
+def new_figure(width: int, height: int) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width / 72, height / 72), dpi=72, facecolor="white")
 
 
-def _box(figure: Figure, left: float, bottom: float, right: float, top: float) -> Axes:
+def new_axes(figure: Figure, left: float, bottom: float, right: float, top: float) -> Axes:
     """Axes with margins in pixels, a light horizontal grid and no frame on top and right."""
     width, height = (72 * inches for inches in figure.get_size_inches())
     axes = figure.add_axes(
@@ -156,7 +142,7 @@ def _set_axis(axes: Axes, which: str, axis: Axis, values: Sequence[float]) -> No
         set_limits(*axis.ends)
     if not axis.log and which == "x" and len(set(values)) <= 7:
         target.set_major_locator(FixedLocator(_spread(sorted(set(values)))))
-    target.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, axis.percent)))
+    target.set_major_formatter(FuncFormatter(lambda value, _: tick(value, axis.percent)))
 
 
 def _spread(values: list[float]) -> list[float]:
@@ -176,7 +162,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return [tick for tick in ticks if low * 0.97 <= tick <= high * 1.03]
 
 
-def _tick(value: float, percent: bool) -> str:
+def tick(value: float, percent: bool) -> str:
     return f"{100 * value:.3g}\u00a0%" if percent else f"{value:,.4g}".replace(",", "\u00a0")
 
 
@@ -222,9 +208,9 @@ def lines(title: str, series: list[Series], x: Axis, y: Axis, *, key_rows: int, 
     named = [s for s in shown if not s.dashed]
     key_height = 16 * key_rows + 8
     width, height = 344, 214 + key_height
-    with matplotlib.rc_context(_STYLE):
-        figure = _figure(width, height)
-        axes = _box(figure, left=48, bottom=42, right=14, top=key_height + 4)
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(width, height)
+        axes = new_axes(figure, left=48, bottom=42, right=14, top=key_height + 4)
         xs = [point.x for s in shown for point in s.points]
         reach = max(xs) - min(xs) or 1.0
         for place, s in enumerate(shown):
@@ -264,11 +250,11 @@ def lines(title: str, series: list[Series], x: Axis, y: Axis, *, key_rows: int, 
         _set_axis(axes, "y", y, [point.estimate for s in shown for point in s.points])
         axes.set_xlabel(x.words, fontsize=10.5, labelpad=3)
         _key(figure, named)
-        src = _svg(figure)
+        src = to_data_uri(figure)
     names = [label(s.name) + (" (labels only)" if s.dashed else "") for s in shown]
     ends_in_words = "; ".join(
-        f"{name} goes from {_tick(s.points[0].estimate, y.percent)} at {x.words} {_tick(s.points[0].x, x.percent)} "
-        f"to {_tick(s.points[-1].estimate, y.percent)} at {_tick(s.points[-1].x, x.percent)}"
+        f"{name} goes from {tick(s.points[0].estimate, y.percent)} at {x.words} {tick(s.points[0].x, x.percent)} "
+        f"to {tick(s.points[-1].estimate, y.percent)} at {tick(s.points[-1].x, x.percent)}"
         for name, s in zip(names, shown, strict=True)
     )
     alt = f"Line chart, {title}: {y.words} against {x.words}. {ends_in_words}."
@@ -285,189 +271,9 @@ def _line_rows(shown: list[Series], x: Axis, y: Axis) -> list[list[str]]:
         cells = []
         for s in shown:
             at = [p for p in s.points if p.x == value]
-            text = _tick(at[0].estimate, y.percent) if at else "\u2013"
+            text = tick(at[0].estimate, y.percent) if at else "\u2013"
             if at and at[0].low is not None and at[0].high is not None:
-                text += f" [{_tick(at[0].low, y.percent)}, {_tick(at[0].high, y.percent)}]"
+                text += f" [{tick(at[0].low, y.percent)}, {tick(at[0].high, y.percent)}]"
             cells.append(text)
-        rows.append([_tick(value, x.percent), *cells])
+        rows.append([tick(value, x.percent), *cells])
     return rows
-
-
-def accuracy_against_size(dots: list[Dot]) -> Chart | None:
-    """Accuracy against how many times smaller the payload is, in a wide form and one for phones."""
-    if not dots:
-        return None
-    wide, narrow = _scatter(dots, 920, 420), _scatter(dots, 344, 420)
-    best = max(dots, key=lambda d: d.x)
-    alt = (
-        f"Scatter chart of {len(dots)} models: accuracy against payload, times smaller than the dense model. "
-        f"The smallest, {label(best.name)}, is {best.x:.3g} times smaller at {_tick(best.y, True)} accuracy."
-    )
-    rows = [
-        [label(d.name), f"{d.x:.3g}\u00d7", f"{_tick(d.y, True)} [{_tick(d.low, True)}, {_tick(d.high, True)}]", d.kind]
-        for d in dots
-    ]
-    columns = ["Model", "Times smaller", "Accuracy", "Verdict"]
-    return Chart("", wide, 920, 420, alt, columns, rows, narrow, 344, 420)
-
-
-def _scatter(dots: list[Dot], width: int, height: int) -> str:
-    import matplotlib
-
-    with matplotlib.rc_context(_STYLE):
-        figure = _figure(width, height)
-        axes = _box(figure, left=52, bottom=44, right=18, top=14)
-        axes.grid(True, axis="x", color=GRID, linewidth=0.8)
-        high_x = max(2.0, *(d.x for d in dots))
-        axes.set_xscale("log", base=2)
-        axes.set_xlim(min(0.85, *(d.x for d in dots)) * 0.9, high_x * 1.35)
-        low_y = min(d.low for d in dots)
-        axes.set_ylim(max(0.0, low_y - 0.08 * (1.01 - low_y)), 1.01)
-        for d in dots:
-            colour = VERDICT_COLOURS.get(d.kind, REFERENCE)
-            axes.vlines([d.x], [d.low], [d.high], color=colour, linewidth=1.2, alpha=0.45)
-            axes.plot(
-                [d.x],
-                [d.y],
-                marker=VERDICT_MARKERS.get(d.kind, "s"),
-                color=colour,
-                markersize=8,
-                markeredgecolor="white",
-                markeredgewidth=0.8,
-                linestyle="none",
-                zorder=3,
-            )
-        _set_tick_words(axes)
-        axes.set_xlabel("payload, times smaller than the dense model", fontsize=10.5)
-        _place_names(figure, axes, dots)
-        return _svg(figure)
-
-
-def _set_tick_words(axes: Axes) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
-    low, high = axes.get_xlim()
-    powers = range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)
-    axes.xaxis.set_major_locator(FixedLocator([2.0**power for power in powers]))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}\u00d7"))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, True)))
-
-
-def _place_names(figure: Figure, axes: Axes, dots: list[Dot]) -> None:
-    """Puts each name at the first free place around its dot, nearest first, with a hair line when it is far.
-
-    A name without a free place is left out: the table under the chart has it.
-    """
-    width, height = (72 * inches for inches in figure.get_size_inches())
-    to_pixels = axes.transData.transform
-    centres = [tuple(to_pixels((d.x, d.y))) for d in dots]
-    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in centres]
-    for d, (x, y) in sorted(zip(dots, centres, strict=True), key=lambda pair: (-pair[1][1], pair[1][0])):
-        text = label(d.name, 24)
-        text_width, text_height = 6.3 * len(text), 12.0
-        for distance in (9, 16, 26, 38, 52, 68, 86):
-            boxes = [
-                (x + distance, y - text_height / 2),
-                (x - distance - text_width, y - text_height / 2),
-                (x - text_width / 2, y + distance - 2),
-                (x - text_width / 2, y - distance - text_height + 2),
-                (x + distance * 0.8, y + distance * 0.7),
-                (x + distance * 0.8, y - distance * 0.7 - text_height),
-                (x - distance * 0.8 - text_width, y + distance * 0.7),
-                (x - distance * 0.8 - text_width, y - distance * 0.7 - text_height),
-            ]
-            free = [
-                (a, b, a + text_width, b + text_height)
-                for a, b in boxes
-                if a >= 54
-                and a + text_width <= width - 2
-                and b >= 46
-                and b + text_height <= height - 2
-                and not any(a < t[2] and t[0] < a + text_width and b < t[3] and t[1] < b + text_height for t in taken)
-            ]
-            if free:
-                left, bottom, right, top = free[0]
-                taken.append(free[0])
-                if distance > 16:
-                    from matplotlib.lines import Line2D
-
-                    nearest = (min(max(x, left), right) / width, min(max(y, bottom), top) / height)
-                    figure.add_artist(
-                        Line2D([x / width, nearest[0]], [y / height, nearest[1]], color=REFERENCE, linewidth=0.7)
-                    )
-                figure.text(left / width, (bottom + top) / 2 / height, text, va="center", fontsize=10.5)
-                break
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A hardened model beside the same model without the defense: values with intervals, None where not measured."""
-
-    name: str
-    plain: tuple[float, float, float] | None
-    hardened: tuple[float, float, float]
-    naive: float | None
-
-
-def pairs(title: str, rows: list[Pair], *, percent: bool) -> Chart | None:
-    """Per hardened model: plain (open), hardened under its adaptive attack (filled), under the most flattering one (+)."""
-    import matplotlib
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    if not rows:
-        return None
-    width, height = 344, 72 + 42 * len(rows) + 30
-    with matplotlib.rc_context(_STYLE):
-        figure = _figure(width, height)
-        axes = _box(figure, left=14, bottom=32, right=18, top=40)
-        axes.grid(True, axis="x", color=GRID, linewidth=0.8)
-        axes.grid(False, axis="y")
-        axes.spines["left"].set_visible(False)
-        axes.set_yticks([])
-        axes.set_ylim(len(rows) - 0.4, -0.75)
-        values = [v for r in rows for v in (*r.hardened, *(r.plain or ()), *([] if r.naive is None else [r.naive]))]
-        reach = max(max(values) - min(values), 0.02)
-        axes.set_xlim(min(values) - 0.06 * reach, max(values) + 0.06 * reach)
-        for place, row in enumerate(rows):
-            axes.annotate(label(row.name, 34), (0, place), xycoords=("axes fraction", "data"), xytext=(0, 10),
-                          textcoords="offset points", fontsize=10.5, annotation_clip=False)  # fmt: skip
-            if row.plain is not None:
-                axes.hlines([place + 0.13], row.plain[1], row.plain[2], color=REFERENCE, linewidth=1.2)
-                axes.plot(
-                    [row.plain[0]], [place + 0.13], "o", markersize=7, color="white", markeredgecolor=MUTED, zorder=3
-                )
-            axes.hlines([place], row.hardened[1], row.hardened[2], color=PALETTE[0], linewidth=1.6)
-            axes.plot([row.hardened[0]], [place], "o", markersize=7, color=PALETTE[0], zorder=4)
-            if row.naive is not None:
-                axes.plot([row.naive], [place], "P", markersize=8, color=PALETTE[1], markeredgecolor="white", zorder=5)
-        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, percent)))
-        _pairs_key(figure, any(row.naive is not None for row in rows))
-        src = _svg(figure)
-    cells = [[label(r.name), _triple(r.plain, percent), _triple(r.hardened, percent), "\u2013" if r.naive is None else _tick(r.naive, percent)] for r in rows]  # fmt: skip
-    said = "; ".join(f"{c[0]}: {c[1]} without, {c[2]} with the defense" for c in cells)
-    columns = ["Hardened model", "Without the defense", "With it, adaptive attack", "With it, most flattering attack"]
-    return Chart(title, src, width, height, f"Dot chart, {title}. {said}.", columns, cells)
-
-
-def _pairs_key(figure: Figure, naive: bool) -> None:
-    from matplotlib.lines import Line2D
-
-    width, height = (72 * inches for inches in figure.get_size_inches())
-    entries = [("o", "white", MUTED, "without"), ("o", PALETTE[0], PALETTE[0], "with defense")]
-    if naive:
-        entries.append(("P", PALETTE[1], "white", "as it seems"))
-    x = 14.0
-    for marker, face, edge, text in entries:
-        figure.add_artist(
-            Line2D([(x + 4) / width], [1 - 13 / height], marker=marker, markersize=7, color=face, markeredgecolor=edge)
-        )
-        figure.text((x + 14) / width, 1 - 13 / height, text, va="center_baseline", fontsize=10.5)
-        x += 34 + 6.3 * len(text)
-
-
-def _triple(value: tuple[float, float, float] | None, percent: bool) -> str:
-    if value is None:
-        return "not measured"
-    return f"{_tick(value[0], percent)} [{_tick(value[1], percent)}, {_tick(value[2], percent)}]"

@@ -66,12 +66,8 @@ def audit(
         check_techniques(loaded)
         from .run import run_audit
 
-        words = [
-            "crushproof",
-            "audit",
-            *([str(plan)] if plan else []),
-            *(["--out", str(out)] if out != DEFAULT_OUT else []),
-        ]
+        # The findings name the command that reproduces them. --out is not part of it, so that they stay the same bytes.
+        words = ["crushproof", "audit", *([str(plan)] if plan else [])]
         result = run_audit(
             loaded,
             folder,

@@ -5,11 +5,11 @@ Everything here follows from plan, data, seed and machine type, except `environm
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA = "crushproof.audit/1"
+SCHEMA: Final = "crushproof.audit/1"
 
 Verdict = Literal["pass", "fail", "inconclusive"]
 RowVerdict = Literal["pass", "fail", "inconclusive", "not-gated", "not-measured"]

@@ -75,7 +75,8 @@ def assemble(plan: Plan, subject: Subject) -> Lineup:
             defense = None if entry.defense is None else DEFENSES.parse(entry.defense)
         except InputError as error:
             raise InputError(f"Candidate {name!r}: {error}") from None
-        parent, draws = plain, ()
+        parent = plain
+        draws: tuple[Recipe, ...] = ()
         if isinstance(defense, TrainingDefense):
             parent = dense.setdefault(_dense_name(defense, dense), _harden(defense, subject, dense))
         elif isinstance(defense, CompressionDefense):

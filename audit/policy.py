@@ -251,13 +251,11 @@ def _draft(
         return _Draft(gate.model_copy(update={"sentence": f"{subject} has no baseline to be compared with."}), None)
     better, flags = words.metric(metric).better, () if finding is None else finding.flags
     value = judged.difference if isinstance(judged, Change) else judged.estimate
-    measured = {
-        "value": value,
-        "low": judged.low,
-        "high": judged.high,
-        "verdict": judge(judged.low, judged.high, limit, better, flags),
-        "sentence": _sentence(subject, metric, estimate, change, compares, limit) + _doubt(flags),
-    }
+    verdict = judge(judged.low, judged.high, limit, better, flags)
+    sentence = _sentence(subject, metric, estimate, change, compares, limit) + _doubt(flags)
+    if verdict == "inconclusive" and judge(judged.low, judged.high, limit, better) == "inconclusive":
+        sentence += " The interval reaches across the limit; more records would narrow it."
+    measured = {"value": value, "low": judged.low, "high": judged.high, "verdict": verdict, "sentence": sentence}
     p_value = beyond(value, judged.low, judged.high, limit, better)
     if isinstance(judged, Change) and limit == 0 and judged.p_value is not None:
         worse = value < 0 if better == "higher" else value > 0

@@ -20,7 +20,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from . import charts, views, words
+from . import charts, defense_views, dot_charts, risk_views, views, words
 from .findings import Audit, Candidate, Finding, Point, ThreatModel
 
 # Charts hold this many models beside the grey reference; more would be hard to tell apart.
@@ -70,7 +70,7 @@ def to_html(audit: Audit) -> str:
     ix = views.index(audit)
     columns = views.columns(audit)
     matrix = [c for c in columns if c.gated or "/" not in c.suffix]
-    hardened = views.hardened_models(ix, matrix)
+    hardened = defense_views.hardened_models(ix, matrix)
     style = resources.files(__package__.rpartition(".")[0]).joinpath("report_templates", "style.css")
     return (
         _environment()
@@ -81,11 +81,13 @@ def to_html(audit: Audit) -> str:
             style=Markup(style.read_text(encoding="utf-8")),  # ours, not the audit's
             matrix=matrix,
             risks=_risks(ix, columns),
-            sizes=charts.accuracy_against_size(_dots(ix)),
+            sizes=dot_charts.accuracy_against_size(_dots(ix)),
             hardened=hardened,
             defense_charts=_defense_charts(hardened, matrix),
             plan=json.dumps(audit.plan, indent=2, sort_keys=True, default=str),
             views=views,
+            risk_views=risk_views,
+            defense_views=defense_views,
             words=words,
         )
     )
@@ -129,7 +131,7 @@ class Risk:
     threats: list[ThreatModel]
     charts: list[charts.Chart]
     taxonomy: dict[str, list[str]]
-    hit: tuple[views.Column, views.Hits] | None
+    hit: tuple[views.Column, risk_views.Hits] | None
 
 
 def _risks(ix: views.Index, columns: list[views.Column]) -> list[Risk]:
@@ -140,9 +142,9 @@ def _risks(ix: views.Index, columns: list[views.Column]) -> list[Risk]:
             continue
         findings = [f for c in mine for f in c.findings.values()]
         measured = [f for f in findings if f.estimate is not None] or findings
-        hit = next(((c, h) for c in mine if (h := views.who_is_hit(ix, c)) is not None), None)
+        hit = next(((c, h) for c in mine if (h := risk_views.who_is_hit(ix, c)) is not None), None)
         panels, ids = _panels(ix, key, mine), views.taxonomy(findings)
-        risks.append(Risk(key, text, mine, views.threats(measured), panels, ids, hit))
+        risks.append(Risk(key, text, mine, risk_views.threats(measured), panels, ids, hit))
     return risks
 
 
@@ -166,8 +168,8 @@ def _groups(ix: views.Index) -> list[tuple[str, list[str]]]:
         if last is not None and alike and len(last[1]) + len(names) <= _MODELS_PER_PANEL:
             panels[-1] = ([*last[0], _lower(title.removeprefix("Defense: "))], [*last[1], *names])
             continue
-        for start in range(0, len(names), _MODELS_PER_PANEL):
-            panels.append(([title], names[start : start + _MODELS_PER_PANEL]))
+        starts = range(0, len(names), _MODELS_PER_PANEL)
+        panels.extend(([title], names[start : start + _MODELS_PER_PANEL]) for start in starts)
     return [(words.enumerate_words(titles), names) for titles, names in panels]
 
 
@@ -233,25 +235,27 @@ def _thinned(points: list[Point]) -> list[Point]:
     return [points[round(i * (len(points) - 1) / last)] for i in range(_POINTS_PER_LINE)]
 
 
-def _dots(ix: views.Index) -> list[charts.Dot]:
+def _dots(ix: views.Index) -> list[dot_charts.Dot]:
     def kind(c: Candidate) -> str:
-        return c.verdict if c.role == "candidate" and c.verdict in charts.VERDICT_COLOURS else "reference"
+        return c.verdict if c.role == "candidate" and c.verdict in dot_charts.VERDICT_COLOURS else "reference"
 
     return [
-        charts.Dot(c.name, max(c.footprint.ratio, 1e-3), c.accuracy.estimate, c.accuracy.low, c.accuracy.high, kind(c))
+        dot_charts.Dot(
+            c.name, max(c.footprint.ratio, 1e-3), c.accuracy.estimate, c.accuracy.low, c.accuracy.high, kind(c)
+        )
         for c in ix.audit.candidates
     ]
 
 
-def _defense_charts(rows: list[views.Hardened], columns: Sequence[views.Column]) -> list[charts.Chart]:
+def _defense_charts(rows: list[defense_views.Hardened], columns: Sequence[views.Column]) -> list[charts.Chart]:
     """Defenses side by side: accuracy first, then a chart per risk figure."""
     accuracy = [
-        charts.Pair(
+        dot_charts.Pair(
             row.candidate.name, _ends(row.plain.accuracy) if row.plain else None, _ends(row.candidate.accuracy), None
         )
         for row in rows
     ]
-    made = [charts.pairs("Accuracy", accuracy, percent=True)]
+    made = [dot_charts.pairs("Accuracy", accuracy, percent=True)]
     for column in columns:
         pairs = []
         for row in rows:
@@ -259,9 +263,9 @@ def _defense_charts(rows: list[views.Hardened], columns: Sequence[views.Column])
                 if b.column is column and b.hardened.estimate is not None:
                     plain = _ends(b.plain.estimate) if b.plain is not None and b.plain.estimate is not None else None
                     naive = b.naive.estimate if b.naive is not None else None
-                    pairs.append(charts.Pair(row.candidate.name, plain, _ends(b.hardened.estimate), naive))
+                    pairs.append(dot_charts.Pair(row.candidate.name, plain, _ends(b.hardened.estimate), naive))
         known = words.metric(column.metric)
-        made.append(charts.pairs(known.name, pairs, percent=known.unit == "percent"))
+        made.append(dot_charts.pairs(known.name, pairs, percent=known.unit == "percent"))
     return [chart for chart in made if chart is not None]
 
 

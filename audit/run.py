@@ -74,7 +74,9 @@ def run_audit(
 
 def worker_count(workers: int | str) -> int:
     """A process per core by default: the findings do not depend on it."""
-    return len(os.sched_getaffinity(0)) if workers == "auto" else int(workers)
+    if workers != "auto":
+        return int(workers)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cells_of(suite: Suite, finding: str) -> list[str]:
@@ -113,11 +115,12 @@ def assemble(suite: Suite, store: Store, outcome: Outcome, policy: Any, command:
         rows.append(row)
         findings += found
         missing += not_measured(contender, found)
-    release = [name for name in suite.plan.up_for_release if name in {row.name for row in rows}] or []
+    made = {row.name for row in rows}
+    release = [name for name in suite.plan.up_for_release if only is None or name in made]
     judged = apply_policy(rows, findings, policy, release)
     data = suite.subject.data
     return Audit(
-        schema=SCHEMA,
+        schema_=SCHEMA,
         name=suite.plan.name,
         verdict=judged.verdict,
         deciding=judged.deciding,

@@ -319,13 +319,13 @@ def detectable_tpr(
     """
     allowed(fpr, non_members)
     rng = np.random.default_rng(0)
-    draws = [(np.sort(rng.normal(size=members)), np.sort(rng.normal(size=non_members))) for _ in range(200)]
+    draws = [(np.sort(rng.normal(size=members)), np.sort(rng.normal(size=non_members))) for _ in range(100)]
 
     def seen(shift: float) -> float:
         return float(np.mean([_tail_rate_distribution(m + shift, o, fpr)(fpr) < (1 - level) / 2 for m, o in draws]))
 
     low, high = 0.0, 8.0
-    while high - low > 0.01:
+    while high - low > 0.02:
         middle = (low + high) / 2
         low, high = (low, middle) if seen(middle) >= power else (middle, high)
     return float(stats.norm.sf(stats.norm.isf(fpr) - high))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..attacks.attack import Attack, Case, Evidence, MembershipCase, ShadowSignals, frozen_copy
 from ..attacks.evasion.evasion import Evasion
 from ..attacks.evasion.pgd import craft
+from ..attacks.membership.blind import blind_scores
 from ..attacks.membership.population import PopulationPlan
 from ..attacks.membership.signals import shadow_signals
 from ..compression.export import to_onnx
@@ -139,14 +140,17 @@ def signals(
     return Result(arrays={"inside": answers.inside, "phi": answers.phi}, document={})
 
 
-def membership_case(population: PopulationPlan, own: Result, dense: Result | None) -> MembershipCase:
-    return MembershipCase(
-        records=population.targets,
-        is_member=population.is_member,
-        ids=population.ids,
-        own=ShadowSignals(own.arrays["inside"], own.arrays["phi"]),
-        dense=None if dense is None else ShadowSignals(dense.arrays["inside"], dense.arrays["phi"]),
-    )
+def blind(population: PopulationPlan, seed: int) -> Result:
+    """Scores of a classifier that sees the attacked records and never a model."""
+    scores = blind_scores(population.targets, population.is_member, seed=derive(seed, "blind"))
+    return Result(arrays={"scores": scores}, document={})
+
+
+def membership_case(population: PopulationPlan, own: Result, dense: Result | None, blind: Result) -> MembershipCase:
+    def of(result: Result) -> ShadowSignals:
+        return ShadowSignals(result.arrays["inside"], result.arrays["phi"])
+
+    return population.case(of(own), None if dense is None else of(dense), blind.arrays["scores"])
 
 
 def make_case(

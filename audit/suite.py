@@ -304,10 +304,13 @@ class Suite:
         dense, recipe = contender.parent, contender.recipe
         own = self.signals_cell(dense, recipe)
         uncompressed = None if recipe is None else self.signals_cell(dense, None)
-        needs = [self.candidate_cell(contender), own, *([uncompressed] if uncompressed else [])]
+        self._add("blind", attack.kind, [], [], lambda get: steps.blind(self.population, self.plan.seed))
+        needs = [self.candidate_cell(contender), "blind", own, *([uncompressed] if uncompressed else [])]
 
         def compute(get: Callable[[str], Result]) -> Result:
-            signals = steps.membership_case(self.population, get(own), None if not uncompressed else get(uncompressed))
+            signals = steps.membership_case(
+                self.population, get(own), None if uncompressed is None else get(uncompressed), get("blind")
+            )
             case = steps.make_case(contender, get(needs[0]), None, self.subject.data, self.device, membership=signals)
             return steps.run_attack(attack, case, derive(self.plan.seed, attack.kind))
 

@@ -1,22 +1,19 @@
-"""What the report works out from an audit before a template prints it: picks, mends, the matrix, takeaways, comparisons.
+"""What the report works out from an audit before a template prints it: its rows by name, picks, mends, gaps.
 
 Nothing here measures anything; every figure comes from the audit or is a difference of two figures in it.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from .findings import Audit, Candidate, Estimate, Finding, Gate, Part, ThreatModel
+from .findings import Audit, Candidate, Finding, Gate
 from .words import (
     RISKS,
-    change,
     change_interval,
     change_unit,
-    defense,
     enumerate_words,
     estimate,
     figure,
@@ -88,7 +85,7 @@ def columns(audit: Audit) -> list[Column]:
     grouped: dict[str, list[Finding]] = {}
     for finding in audit.findings:
         grouped.setdefault(suffix(finding), []).append(finding)
-    made = []
+    made: list[Column] = []
     for name, findings in grouped.items():
         settings = {setting(f.setting) for f in findings}
         common = settings.pop() if len(settings) == 1 else ""
@@ -169,7 +166,7 @@ def mend(ix: Index, candidate: Candidate) -> str:
         return f"None of the measured defenses mends its {names}.{rest}"
 
     def other_recipe(c: Candidate) -> bool:
-        return _bones(c.recipe) != _bones(candidate.recipe)
+        return bool(_bones(c.recipe) != _bones(candidate.recipe))
 
     best = min(menders, key=lambda c: (other_recipe(c), c.verdict != "pass", -c.accuracy.estimate))
     cost = signed(best.accuracy.estimate - candidate.accuracy.estimate, "accuracy")
@@ -178,8 +175,8 @@ def mend(ix: Index, candidate: Candidate) -> str:
         f"What mends {names}: {label(best.defense_words or best.defense or '')}, measured as {label(best.name)}{also} "
         f"(accuracy {cost} points)."
     )
-    other = " That is another recipe of the same kind; this one was not measured with it." if other_recipe(best) else ""
-    return f"{how}{other}{rest}"
+    aside = " That is another recipe of the same kind; this one was not measured with it." if other_recipe(best) else ""
+    return f"{how}{aside}{rest}"
 
 
 def without_name(text: str | None, name: str) -> str:
@@ -192,260 +189,6 @@ def _safer(one: Finding, other: Finding) -> bool:
         return False
     difference = one.estimate.estimate - other.estimate.estimate
     return difference > 0 if one.better == "higher" else difference < 0
-
-
-# --- risks -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Scale:
-    """The ends of the small interval bars of one table."""
-
-    low: float
-    high: float
-
-    def at(self, value: float) -> str:
-        """Where a value stands, in percent of the width, as a style sheet wants it."""
-        share = (value - self.low) / (self.high - self.low)
-        return f"{100 * min(max(share, 0.0), 1.0):.1f}"
-
-
-def _nice(value: float) -> float:
-    """The next of 1, 2, 2.5, 5 times a power of ten."""
-    power = 10.0 ** math.floor(math.log10(max(value, 1e-9)))
-    return next((step * power for step in (1, 2, 2.5, 5) if value <= step * power * 1.0001), 10 * power)
-
-
-def estimate_scale(column: Column) -> Scale:
-    """0 to 100 % for rates that are better high and for copies; 0 to the next round number else."""
-    found = [f.estimate for f in column.findings.values() if f.estimate is not None]
-    if metric(column.metric).unit == "score":
-        low, high = min([0.45, *(e.low for e in found)]), max([0.6, *(e.high for e in found)])
-        return Scale(math.floor(low * 20) / 20, math.ceil(high * 20) / 20)
-    top = max([0.01, *(e.high for e in found)])
-    return Scale(0.0, 1.0 if top > 0.4 else _nice(top))
-
-
-def change_scale(ix: Index, column: Column) -> Scale:
-    """Zero, every interval of a change and the limit, with a little air."""
-    ends = [0.0]
-    for finding in column.findings.values():
-        ends += [end for c in finding.changes[:1] for end in (c.low, c.high)]
-        gate = ix.gate(finding)
-        if gate is not None and gate.limit is not None and gate.compares == "change":
-            ends.append(gate.limit * 1.3)
-    reach = max(ends) - min(ends) or 0.02
-    return Scale(min(ends) - 0.04 * reach, max(ends) + 0.04 * reach)
-
-
-def takeaways(ix: Index, column: Column) -> list[str]:
-    """What the figures of one column say, worked out: verdicts, who changed most, where the dense model stands."""
-    rows = [f for f in column.findings.values() if f.candidate in ix.audit.release]
-    sentences = []
-    gated = [f for f in rows if f.gated]
-    if gated:
-        counts = [
-            f"{count} {verdict.replace('-', ' ')}"
-            for verdict in ("pass", "fail", "inconclusive", "not-measured")
-            if (count := sum(f.verdict == verdict for f in gated))
-        ]
-        sentences.append(f"Of {plural(len(gated), 'judged candidate')}: {enumerate_words(counts)}.")
-    higher = metric(column.metric).better == "higher"
-    sign = 1 if higher else -1
-    compared = sorted((f for f in rows if f.changes), key=lambda f: sign * f.changes[0].difference)
-    if compared:
-        worst, moved = compared[0], compared[0].changes[0]
-        if sign * moved.difference >= 0:
-            sentences.append("No candidate is worse than its parent.")
-        else:
-            doubt = "; the interval includes no change" if moved.low <= 0 <= moved.high else ""
-            kind = "loss" if higher else "rise"
-            sentences.append(f"Largest {kind}: {label(worst.candidate)}, {change(moved, column.metric)}{doubt}.")
-    base = column.findings.get(ix.plain.name) if ix.plain else None
-    if base is not None and base.estimate is not None:
-        sentences.append(f"The dense model itself stands at {estimate(base.estimate, column.metric)}.")
-    missing = [f for f in column.findings.values() if f.estimate is None]
-    if missing:
-        sentences.append(f"Not measured for {enumerate_words([label(f.candidate) for f in missing])}.")
-    return sentences
-
-
-def threats(findings: Iterable[Finding]) -> list[ThreatModel]:
-    """The attackers of some findings; those that differ in their budget only are told in one."""
-    budgets: dict[tuple[str, str], list[str]] = {}
-    for finding in findings:
-        known = budgets.setdefault((finding.threat_model.access, finding.threat_model.knowledge), [])
-        if finding.threat_model.budget not in known:
-            known.append(finding.threat_model.budget)
-    return [ThreatModel(access=a, knowledge=k, budget=" or ".join(b)) for (a, k), b in budgets.items()]
-
-
-@dataclass(frozen=True)
-class Hits:
-    """Per class or group: the figures of every model, the worst of each row marked."""
-
-    groups: list[str]
-    rows: list[tuple[str, list[tuple[str, str]], int | None]]
-    sizes: list[int | None]
-    sentence: str
-
-
-def who_is_hit(ix: Index, column: Column) -> Hits | None:
-    """None when no finding of the column tells groups apart."""
-    tables = {
-        name: {str(row.get("name")): row for row in finding.who_is_hit if isinstance(row.get("estimate"), int | float)}
-        for name, finding in column.findings.items()
-        if finding.who_is_hit
-    }
-    if not tables:
-        return None
-    groups = list(dict.fromkeys(group for table in tables.values() for group in table))
-    classes = {name: place for place, name in enumerate(ix.audit.data.classes)}
-    groups.sort(key=lambda group: classes.get(group, len(classes)))
-    sign = 1 if metric(column.metric).better == "higher" else -1
-    rows, tally = [], dict.fromkeys(groups, 0)
-    for name, table in tables.items():
-        known = [
-            (sign * _number(table[group], "estimate"), place) for place, group in enumerate(groups) if group in table
-        ]
-        worst = min(known)[1] if known else None
-        if worst is not None:
-            tally[groups[worst]] += 1
-        rows.append((name, [_hit(table.get(group), column.metric) for group in groups], worst))
-    most = max(groups, key=lambda group: tally[group])
-    sizes = [next((int(_number(t[g], "n")) for t in tables.values() if g in t and "n" in t[g]), None) for g in groups]
-    sentence = f"\u201c{label(most)}\u201d is hit hardest in {tally[most]} of {plural(len(rows), 'model')}."
-    return Hits(groups, rows, sizes, sentence)
-
-
-def _number(row: dict[str, str | float | int], key: str) -> float:
-    return float(row[key])
-
-
-def _hit(row: dict[str, str | float | int] | None, name: str) -> tuple[str, str]:
-    if row is None:
-        return "\u2013", ""
-    ends = interval(_number(row, "low"), _number(row, "high"), name) if {"low", "high"} <= row.keys() else ""
-    return figure(_number(row, "estimate"), name), ends
-
-
-# --- defenses --------------------------------------------------------------------------------------------------------
-
-
-def difference(one: Estimate, other: Estimate) -> tuple[float, float, float]:
-    """`one - other` with a 95 % interval from the two intervals (Newcombe's method 10, as if the records differed).
-
-    Both figures usually rest on the same records, so this interval is wider than a paired one: it errs on the safe side.
-    """
-    middle = one.estimate - other.estimate
-    below = math.hypot(one.estimate - one.low, other.high - other.estimate)
-    above = math.hypot(one.high - one.estimate, other.estimate - other.low)
-    return middle, middle - below, middle + above
-
-
-@dataclass(frozen=True)
-class Bought:
-    """What one defense does to one risk figure of one model."""
-
-    column: Column
-    hardened: Finding
-    plain: Finding | None
-    gain: tuple[float, float, float] | None
-    words: str
-    naive: Part | None
-
-
-@dataclass(frozen=True)
-class Hardened:
-    """A hardened model beside its counterpart without the defense."""
-
-    candidate: Candidate
-    plain: Candidate | None
-    accuracy: tuple[float, float, float] | None
-    size_factor: float | None
-    time_factor: float | None
-    bought: list[Bought]
-
-
-def naive(ix: Index, finding: Finding) -> Part | None:
-    """What an evaluation by an attacker who does not know the defense would have reported, if that looks better.
-
-    For stored random rounding: the attacker without the draw. Else the single attack that shows the model in the best
-    light. None when nothing looks better than the finding itself.
-    """
-    if finding.estimate is None:
-        return None
-    without = ix.findings.get(f"{finding.id}/without-draw")
-    if without is not None and without.estimate is not None:
-        e = without.estimate
-        return Part(name="an attacker without the draw", estimate=e.estimate, low=e.low, high=e.high)
-    sign = 1 if finding.better == "higher" else -1
-    ran = [p for p in finding.parts if p.estimate is not None]
-    best = max(ran, key=lambda p: sign * (p.estimate or 0.0), default=None)
-    if best is None or best.estimate is None or sign * (best.estimate - finding.estimate.estimate) <= 1e-9:
-        return None
-    return best.model_copy(update={"name": f"{best.name} alone"})
-
-
-def hardened_models(ix: Index, shown: Sequence[Column]) -> list[Hardened]:
-    """One row per model made with a defense, dense ones first."""
-    rows = []
-    for candidate in sorted((c for c in ix.audit.candidates if c.defense), key=lambda c: c.role != "dense"):
-        plain = counterpart(ix, candidate)
-        times = [latency(ix.audit, c.name, 1) for c in (candidate, plain) if c is not None]
-        bought = []
-        for column in shown:
-            finding = column.findings.get(candidate.name)
-            if finding is None:
-                continue
-            base = column.findings.get(plain.name) if plain else None
-            gain = None
-            if finding.estimate is not None and base is not None and base.estimate is not None:
-                gain = difference(finding.estimate, base.estimate)
-            bought.append(Bought(column, finding, base, gain, _gain_words(gain, column), naive(ix, finding)))
-        rows.append(
-            Hardened(
-                candidate,
-                plain,
-                difference(candidate.accuracy, plain.accuracy) if plain else None,
-                candidate.footprint.payload_bytes / plain.footprint.payload_bytes if plain else None,
-                times[0] / times[1] if len(times) == 2 and times[0] is not None and times[1] else None,
-                bought,
-            )
-        )
-    return rows
-
-
-def _gain_words(gain: tuple[float, float, float] | None, column: Column) -> str:
-    if gain is None:
-        return "no comparison"
-    sign = 1 if metric(column.metric).better == "higher" else -1
-    low, high = sorted((sign * gain[1], sign * gain[2]))
-    return "better" if low > 0 else "worse" if high < 0 else "no clear effect"
-
-
-def defense_sentences(rows: list[Hardened]) -> list[str]:
-    """One sentence per defense: its best clear gain, and what it makes worse."""
-    sentences = []
-    for name in dict.fromkeys(row.candidate.defense for row in rows):
-        mine = [(row, b) for row in rows if row.candidate.defense == name for b in row.bought]
-        words = defense(name or "")
-        buys, harms = (
-            list(dict.fromkeys(RISKS[b.column.risk].title.lower() for _, b in mine if b.words == said))
-            for said in ("better", "worse")
-        )
-        costs = [row.accuracy[0] for row in rows if row.candidate.defense == name and row.accuracy is not None]
-        text = f"{words}: {'helps against ' + enumerate_words(buys) if buys else 'no clear gain against an attacker who knows it'}"
-        if harms:
-            text += f"; makes {enumerate_words(harms)} easier"
-        if costs:
-            span = sorted({signed(min(costs), "accuracy"), signed(max(costs), "accuracy")})
-            ends = (
-                f"{signed(min(costs), 'accuracy')} to {signed(max(costs), 'accuracy')}" if len(span) == 2 else span[0]
-            )
-            text += f"; accuracy {ends} points"
-        sentences.append(text + ".")
-    return sentences
 
 
 # --- trust and evidence ----------------------------------------------------------------------------------------------
@@ -497,37 +240,11 @@ def taxonomy(findings: Iterable[Finding]) -> dict[str, list[str]]:
     return merged
 
 
-def statements(rows: list[Hardened]) -> list[tuple[str, dict[str, Any]]]:
-    """What the defenses promise: the models it holds for, and the promise."""
-    grouped: list[tuple[list[str], dict[str, Any]]] = []
-    for row in rows:
-        promise = row.candidate.statement
-        same = next((names for names, known in grouped if known == promise), None)
-        if same is not None:
-            same.append(label(row.candidate.name))
-        elif promise:
-            grouped.append(([label(row.candidate.name)], promise))
-    return [(enumerate_words(names), promise) for names, promise in grouped]
-
-
-def draw_rows(candidate: Candidate) -> list[tuple[str, float, float, list[float]]]:
-    """Stochastic rounding: per figure its name, the mean and the worst over the draws, and all of them."""
-    keys = [
-        key
-        for key in dict.fromkeys(k for draw in candidate.draws for k in draw)
-        if key in ("accuracy", "robust_accuracy")
-    ]
-    rows = []
-    for key in keys:
-        values = [draw[key] for draw in candidate.draws if key in draw]
-        rows.append((key, sum(values) / len(values), min(values), values))
-    return rows
-
-
 def scope_words(ix: Index) -> str:
     """How many candidates the verdict covers and how they fared, in a sentence."""
     released = [ix.candidates[name] for name in ix.audit.release if name in ix.candidates]
-    counts = [f"{sum(c.verdict == v for c in released)} {v}" for v in ("pass", "fail", "inconclusive") if any(c.verdict == v for c in released)]  # fmt: skip
+    fared = [(v, sum(c.verdict == v for c in released)) for v in ("pass", "fail", "inconclusive")]
+    counts = [f"{count} {verdict}" for verdict, count in fared if count]
     others = len(ix.audit.candidates) - len(released)
     return (
         f"The verdict covers {plural(len(released), 'candidate')} up for release"

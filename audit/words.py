@@ -159,8 +159,8 @@ def estimate(value: Estimate | None, name: str) -> str:
 def size(count: int) -> str:
     """Bytes as kB or MB (powers of 1,000)."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
-            return f"{count / scale:.3g}{NO_BREAK}{unit}" if count < 999.5 * scale else f"{count / scale:.0f} {unit}"
+        if count >= 0.9995 * scale:
+            return f"{count / scale:.3g}{NO_BREAK}{unit}"
     return f"{count}{NO_BREAK}bytes"
 
 
@@ -174,7 +174,7 @@ def duration(seconds: float) -> str:
 def milliseconds(value: float | None) -> str:
     if value is None:
         return "\u2013"
-    return (f"{value:.2g}" if value < 1 else f"{value:#.3g}".rstrip(".")) + f"{NO_BREAK}ms"
+    return (f"{value:#.2g}" if value < 1 else f"{value:#.3g}".rstrip(".")) + f"{NO_BREAK}ms"
 
 
 _SETTING_NAMES = {"norm": "norm", "epsilon": "eps", "linf": "L\u221e", "l2": "L2"}

@@ -94,7 +94,16 @@ def _cells(row: Row) -> tuple[str, ...]:
         return "" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
     met = {None: "", True: "yes", False: "NO"}[row.met]
-    return (row.name, row.setting, number(row.ours), number(row.peer), number(row.ratio), row.unit, number(row.target), met)
+    return (
+        row.name,
+        row.setting,
+        number(row.ours),
+        number(row.peer),
+        number(row.ratio),
+        row.unit,
+        number(row.target),
+        met,
+    )
 
 
 def _processor() -> str:

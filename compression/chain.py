@@ -49,6 +49,10 @@ class Chain(Recipe):
     def trains(self) -> bool:
         return any(step.trains for step in self.steps)
 
+    @property
+    def words(self) -> str:
+        return "; then ".join(step.words for step in self.steps)
+
     def apply(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> nn.Module:
         for position, step in enumerate(self.steps):
             module = step.apply(module, records, bounds, seed=derive(seed, "step", position))

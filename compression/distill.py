@@ -45,6 +45,10 @@ class Distill(Recipe):
     def trains(self) -> bool:
         return True
 
+    @property
+    def words(self) -> str:
+        return f"student with {100 * self.width:g} % of the channels, temperature {self.temperature:g}"
+
     def apply(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> nn.Module:
         teacher = working_copy(module)
         student = teacher if self.width == 1 else thin(module, noise(module, records, bounds, 2, seed), self.width)

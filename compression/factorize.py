@@ -14,7 +14,7 @@ from ..targets.model import TorchTarget
 from ..targets.seeds import derive, generator
 from ..training.loop import Training, train
 from .layers import called_layers, noise, replace_layers, working_copy
-from .recipe import RECIPES, Recipe
+from .recipe import RECIPES, Recipe, fine_tuned
 
 ENERGIES = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.99)  # what cross-validation chooses from
 
@@ -62,6 +62,11 @@ class Factorize(Recipe):
     @property
     def trains(self) -> bool:
         return self.fine_tune is not None
+
+    @property
+    def words(self) -> str:
+        how = f"{100 * self.energy:g} % of the energy" if self.rank_choice == "energy" else "cross-validated rank"
+        return f"low rank, {how}{fine_tuned(self.fine_tune)}"
 
     def apply(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> nn.Module:
         example = noise(module, records, bounds, 2, seed)

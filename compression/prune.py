@@ -15,7 +15,7 @@ from ..targets.seeds import derive
 from ..training.loop import Training, train
 from ..training.stacked import Stack
 from .layers import called_layers, noise, weights, working_copy
-from .recipe import RECIPES, Recipe
+from .recipe import RECIPES, Recipe, fine_tuned
 
 
 @RECIPES.register
@@ -49,6 +49,11 @@ class Prune(Recipe):
     @property
     def trains(self) -> bool:
         return self.fine_tune is not None
+
+    @property
+    def words(self) -> str:
+        what = "channels" if self.structure == "channels" else "weights"
+        return f"{100 * self.sparsity:g} % of {what} pruned{fine_tuned(self.fine_tune)}"
 
     def apply(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> nn.Module:
         masks: dict[str, Tensor] = {}

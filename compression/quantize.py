@@ -51,6 +51,12 @@ class Quantize(Recipe):
     def trains(self) -> bool:
         return False
 
+    @property
+    def words(self) -> str:
+        rounding = ", stochastic rounding" if self.rounding == "stochastic" else ""
+        activations = "float activations" if self.activation_bits is None else f"{self.activation_bits}-bit activations"
+        return f"{self.weight_bits}-bit weights{rounding}, {activations}"
+
     def apply(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> nn.Module:
         example = noise(module, records, bounds, 2, seed)
         quantized = fold_batch_norm(module, example)
@@ -58,6 +64,11 @@ class Quantize(Recipe):
         if not layers:
             raise NotApplicable(
                 "The model calls no plain Linear, Conv1d or Conv2d layer, so there is nothing to quantize."
+            )
+        if self.weight_bits < 8 and self.keep_ends_8bit and len(layers) <= 2:
+            raise NotApplicable(
+                f"The model has {len(layers)} layers to quantize, first and last, and these keep 8 bits: nothing would "
+                f"get {self.weight_bits}. Set keep_ends_8bit: false to quantize them too."
             )
         ranges: Sequence[tuple[float, float] | None] = [None] * len(layers)
         if self.activation_bits is not None:

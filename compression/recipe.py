@@ -9,6 +9,7 @@ from torch import nn
 
 from ..targets.data import Bounds, Records
 from ..targets.technique import Registry, Technique
+from ..training.loop import Training
 
 
 class Recipe(Technique):
@@ -43,6 +44,16 @@ class Recipe(Technique):
     @abstractmethod
     def trains(self) -> bool:
         """Whether applying it runs a training loop."""
+
+    @property
+    @abstractmethod
+    def words(self) -> str:
+        """The recipe in a phrase for the report's tables, e.g. `8-bit weights, 8-bit activations`."""
+
+
+def fine_tuned(fine_tune: Training | None) -> str:
+    """How `words` ends when a recipe trains afterwards."""
+    return "" if fine_tune is None else f", fine-tuned for {fine_tune.epochs} epochs"
 
 
 RECIPES: Registry[Recipe] = Registry("recipe", "crushproof.compression", "crushproof.recipes")

@@ -13,7 +13,7 @@ from ..targets.seeds import derive
 from ..training.loop import Training, train
 from ..training.stacked import Stack
 from .layers import weights, working_copy
-from .recipe import RECIPES, Recipe
+from .recipe import RECIPES, Recipe, fine_tuned
 
 LLOYD_STEPS = 300  # at most; in one dimension Lloyd's algorithm stops long before
 
@@ -45,6 +45,10 @@ class Share(Recipe):
     @property
     def trains(self) -> bool:
         return self.fine_tune is not None
+
+    @property
+    def words(self) -> str:
+        return f"{self.clusters} shared values per layer{fine_tuned(self.fine_tune)}"
 
     def apply(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> nn.Module:
         shared = working_copy(module)

@@ -138,13 +138,15 @@ class Data:
             for tensor in (records.x, records.y) if records is not None else ():
                 digest.update(str((tuple(tensor.shape), str(tensor.dtype))).encode())
                 digest.update(np.ascontiguousarray(tensor.cpu().numpy()).tobytes())
-        digest.update(np.ascontiguousarray(torch.cat([self.bounds.low.flatten(), self.bounds.high.flatten()])).tobytes())
+        digest.update(
+            np.ascontiguousarray(torch.cat([self.bounds.low.flatten(), self.bounds.high.flatten()])).tobytes()
+        )
         digest.update(repr((self.class_names, self.groups, self._split[1].tolist())).encode())
         return digest.hexdigest()
 
 
 def load_digits(seed: int = 0) -> Data:
-    """scikit-learn's digits (1,797 real 8x8 images), in seeded halves: 898 members, 899 non-members; values in [0, 1]."""
+    """scikit-learn's digits (1,797 real 8x8 images) in seeded halves: 898 members, 899 non-members; values in [0, 1]."""
     from sklearn.datasets import load_digits as sklearn_digits
 
     x, y = sklearn_digits(return_X_y=True)

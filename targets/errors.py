@@ -1,4 +1,4 @@
-"""What can go wrong in a way the user can mend. Each error carries the process's exit code (see README, "Exit codes")."""
+"""What can go wrong in a way the user can mend. Each error carries its exit code (README, "Exit codes")."""
 
 from __future__ import annotations
 

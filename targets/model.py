@@ -42,7 +42,7 @@ def accuracy(target: Target, x: Tensor, y: Tensor) -> float:
 
 
 def resolve_device(device: str) -> torch.device:
-    """The device a setting means: "auto" is CUDA where there is one, else the CPU; anything else is torch's own word."""
+    """The device a setting means: "auto" is CUDA where there is one, else the CPU; others are torch's words."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(device)

@@ -64,7 +64,7 @@ class Registry(Generic[T]):
             return raw  # type: ignore[return-value]  # a Registry[T] is only ever handed its own sort
         fields = {"kind": raw} if isinstance(raw, str) else dict(raw) if isinstance(raw, Mapping) else {}
         kind = fields.get("kind")
-        if kind not in self.kinds():
+        if not isinstance(kind, str) or kind not in self.kinds():
             near = difflib.get_close_matches(str(kind), self.kinds(), 1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise InputError(f"There is no {self.noun} of kind {kind!r}.{hint} Known: {', '.join(self.kinds())}.")

@@ -26,7 +26,7 @@ SMALL: dict[str, Any] = {
     "model": {"architecture": "crushproof.training.networks:digits_mlp", "training": {"epochs": 10}},
     "candidates": {
         "int8": "int8",
-        "prune80": {"kind": "prune", "sparsity": 0.8, "fine_tune": {"epochs": 1}},
+        "prune80": {"kind": "prune", "sparsity": 0.8, "fine_tune": {"epochs": 1, "learning_rate": 4e-3}},
         "int4-stochastic": {"recipe": "int4", "defense": "stochastic-rounding"},
         "impossible": {"kind": "factorize", "energy": 1.0},
     },

@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
 from crushproof.targets.checks import check_model
 from crushproof.targets.data import Bounds, Data, Records, load_digits
 from crushproof.targets.errors import InputError
 from crushproof.targets.model import TorchTarget
 from crushproof.targets.seeds import generator
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import nn
 
 
 def records(n: int = 60, shape: tuple[int, ...] = (1, 4, 4), seed: int = 0, classes: int = 3) -> Records:

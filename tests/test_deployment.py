@@ -11,6 +11,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
 from crushproof.compression.export import to_onnx
 from crushproof.compression.fake_quantize import QuantizedLayer, quantize_layer
 from crushproof.compression.footprint import energy, footprint, latency, layer_macs, peak_resident_bytes
@@ -23,8 +26,6 @@ from crushproof.targets.model import TorchTarget
 from crushproof.targets.onnx import OnnxTarget, executed_operators
 from crushproof.targets.seeds import generator
 from crushproof.training.networks import Mlp
-from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor, nn
 
 SHAPE = (1, 8, 8)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from crushproof.audit.cells import Cell, Result
 from crushproof.audit.engine import run
 from crushproof.audit.progress import Lines

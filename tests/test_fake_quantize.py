@@ -7,6 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
 from crushproof.compression.fake_quantize import (
     QuantizedLayer,
     can_quantize,
@@ -17,9 +21,6 @@ from crushproof.compression.fake_quantize import (
     quantize_layer,
 )
 from crushproof.training.networks import digits_cnn
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor, nn
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from crushproof.targets import tables
 from crushproof.targets.data import Bounds, Data
 from crushproof.targets.errors import CrushproofError, InputError, UnsafeInput
 from crushproof.targets.loading import load_csv, load_npz, parse_npy
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 RNG = np.random.default_rng(0)
 N = 40

@@ -48,7 +48,9 @@ def test_wheel_holds_every_module_and_template(wheel_files: set[str]) -> None:
 
 def test_wheel_holds_nothing_else(wheel_files: set[str]) -> None:
     strangers = [
-        name for name in wheel_files if name.split("/")[0] == "crushproof" and name.split("/")[1] in ("tests", "benchmarks")
+        name
+        for name in wheel_files
+        if name.split("/")[0] == "crushproof" and name.split("/")[1] in ("tests", "benchmarks")
     ]
     assert not strangers
 

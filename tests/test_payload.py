@@ -7,6 +7,10 @@ import time
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
 from crushproof.compression.fake_quantize import quantize_layer
 from crushproof.compression.huffman import (
     LONGEST_CODE,
@@ -22,9 +26,6 @@ from crushproof.compression.payload import decode, encode, payload_bytes
 from crushproof.targets.errors import InputError
 from crushproof.targets.seeds import generator
 from crushproof.training.networks import Mlp, digits_cnn
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor, nn
 
 
 class Bag(nn.Module):

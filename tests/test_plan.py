@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from crushproof.audit.plan import Plan, check_techniques, load_plan, parse_plan
 from crushproof.audit.starter import PLAN
 from crushproof.audit.yaml_plan import load_yaml
 from crushproof.targets.errors import CrushproofError, InputError, UnsafeInput
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 BASE = """\
 name: test

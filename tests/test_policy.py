@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crushproof.audit.findings import Candidate, Change, Estimate, Finding, Footprint, ThreatModel
-from crushproof.audit.policy import BUILT_IN, Policy, apply_policy, beyond, judge, load_policy
-from crushproof.targets.errors import InputError, UnsafeInput
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
+
+from crushproof.audit.findings import Candidate, Change, Estimate, Finding, Footprint, ThreatModel
+from crushproof.audit.policy import BUILT_IN, Policy, apply_policy, beyond, judge, load_policy
+from crushproof.targets.errors import InputError, UnsafeInput
 
 RELEASE = BUILT_IN["release"]
 WORST = {"fail": 0, "inconclusive": 1, "pass": 2}

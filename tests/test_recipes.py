@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
 from crushproof.compression.distill import soft_labels
 from crushproof.compression.factorize import factors, rank_for, truncate
 from crushproof.compression.fake_quantize import QuantizedLayer
@@ -21,8 +24,6 @@ from crushproof.targets.model import TorchTarget, accuracy
 from crushproof.training.architecture import Architecture
 from crushproof.training.loop import Training, train
 from crushproof.training.networks import Mlp, digits_cnn
-from pydantic import ValidationError
-from torch import Tensor, nn
 
 BRIEF = {"epochs": 1, "learning_rate": 2e-3, "batch_size": 64}
 

@@ -30,7 +30,9 @@ def flat(module: nn.Module) -> torch.Tensor:
     return torch.cat([value.flatten().float() for value in module.state_dict().values()])
 
 
-def trained_alone(architecture: Architecture, records: Records, subset: torch.Tensor, seed: int, training: Training):
+def trained_alone(
+    architecture: Architecture, records: Records, subset: torch.Tensor, seed: int, training: Training
+) -> nn.Module:
     module = architecture.fresh(seed)
     train_stack([module], records, [subset], [seed], training)
     return module
@@ -41,14 +43,14 @@ def test_a_stack_equals_training_alone() -> None:
     records = some_records()
     subsets, seeds = halves(3, records), [7, 8, 9]
     for architecture, optimizer in ((MLP, "adamw"), (MLP, "sgd"), (CNN, "adamw")):
-        training = Training(epochs=2, batch_size=16, optimizer=optimizer)
+        training = Training(epochs=2, batch_size=16, optimizer=optimizer, learning_rate=0.02)
         for module, subset, seed in zip(
             train_many(architecture, records, subsets, seeds, training, device=CPU), subsets, seeds, strict=True
         ):
             alone = trained_alone(architecture, records, subset, seed, training)
             assert not module.training
             assert torch.allclose(flat(module), flat(alone), atol=2e-4), architecture.name
-            assert not torch.allclose(flat(module), flat(architecture.fresh(seed)), atol=1e-2)
+            assert (flat(module) - flat(architecture.fresh(seed))).abs().max() > 5e-3
 
 
 def test_long_training_gives_the_same_answers() -> None:

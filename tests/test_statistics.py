@@ -140,11 +140,11 @@ def test_paired_delong_rejects_a_null_as_often_as_it_says() -> None:
 
 def test_tpr_by_hand_and_ties_never_lift_the_false_positive_rate() -> None:
     is_member = np.array([True] * 4 + [False] * 10)
-    scores = np.array([9.0, 7, 5, 3] + [8.0, 6, 4, 2, 1, 0, 0, 0, 0, 0])
+    scores = np.array([9.0, 7, 5, 3, 8.0, 6, 4, 2, 1, 0, 0, 0, 0, 0])
     assert tpr_at_fpr(scores, is_member, 0.1).estimate == 0.25  # threshold 8
     assert tpr_at_fpr(scores, is_member, 0.2).estimate == 0.5  # threshold 6
     assert tpr_at_fpr(scores, is_member, 0.39).estimate == 0.75  # three allowed: threshold 4
-    tied = np.array([9.0, 8, 5, 3] + [8.0, 8, 4, 2, 1, 0, 0, 0, 0, 0])
+    tied = np.array([9.0, 8, 5, 3, 8.0, 8, 4, 2, 1, 0, 0, 0, 0, 0])
     assert tpr_at_fpr(tied, is_member, 0.1).estimate == 0.25  # 8 would let two in: the threshold is above 8
     assert tpr_at_fpr(np.zeros(14), is_member, 0.5).estimate == 0  # a constant score tells nothing
 

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from crushproof.audit import store as store_module
 from crushproof.audit.cells import Cell, Result, cell_key
 from crushproof.audit.store import Store
 from crushproof.targets.errors import Incomplete, InputError
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 KEY = cell_key("a test")
 
@@ -113,7 +114,6 @@ def test_a_manifest_that_points_elsewhere(tmp_path: Path) -> None:
 def test_only_the_owner_may_look(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir(mode=0o755)
-    os.umask(os.umask(0))
     with Store(out) as store:
         store.put(KEY, result())
         store.log("started", Cell("a", KEY))

@@ -5,12 +5,13 @@ import json
 
 import pytest
 import torch
+from torch import nn
+
 from crushproof.compression.fake_quantize import QuantizedLayer, quantize_layer, replace_layers
 from crushproof.compression.structure import describe, load_module, rebuild, save_module
 from crushproof.targets.errors import InputError, NotApplicable
 from crushproof.targets.seeds import generator, global_seed
 from crushproof.training.networks import Mlp, ResidualCnn, digits_cnn
-from torch import nn
 
 
 def randomise(module: nn.Module) -> nn.Module:

@@ -22,13 +22,14 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
 from crushproof.targets import sandbox
 from crushproof.targets.errors import CrushproofError, InputError, UnsafeInput
 from crushproof.targets.sandbox import run_limited
 from crushproof.targets.weights import load_weights, read_safetensors, read_weights
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from torch import Tensor, nn
 
 
 def net() -> nn.Module:

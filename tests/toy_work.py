@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+
 from crushproof.audit.cells import Cell, Result, cell_key
 from crushproof.audit.engine import Outcome, run
 from crushproof.audit.store import Store

@@ -49,8 +49,9 @@ class Architecture:
         def build() -> nn.Module:
             new = copy.deepcopy(pattern)
             for layer in new.modules():
-                if hasattr(layer, "reset_parameters"):
-                    layer.reset_parameters()
+                reset = getattr(layer, "reset_parameters", None)
+                if callable(reset):
+                    reset()
             return new
 
         return cls(name, build)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -35,7 +37,8 @@ class ResidualCnn(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.norm(self.stem(x)))
         x = self.block2(self.pool(self.block1(x)))
-        return self.head(self.spread(x).flatten(1))
+        logits: Tensor = self.head(self.spread(x).flatten(1))
+        return logits
 
 
 class Mlp(nn.Module):
@@ -45,12 +48,13 @@ class Mlp(nn.Module):
         super().__init__()
         sizes = (features, *hidden)
         layers: list[nn.Module] = [nn.Flatten()]
-        for before, after in zip(sizes, sizes[1:], strict=False):
+        for before, after in pairwise(sizes):
             layers += [nn.Linear(before, after), nn.ReLU()]
         self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
+        logits: Tensor = self.layers(x)
+        return logits
 
 
 def digits_cnn() -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -21,7 +22,7 @@ def checkpoints(steps: int) -> list[int]:
     shares = [0.0, 0.22]
     while shares[-1] < 1:
         shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))
-    return sorted({min(steps, -int(-share * steps // 1)) for share in shares[1:]})
+    return sorted({min(steps, math.ceil(share * steps - 1e-9)) for share in shares[1:]})
 
 
 @PERTURBERS.register

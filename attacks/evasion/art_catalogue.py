@@ -1,9 +1,10 @@
-"""Any evasion attack of the Adversarial Robustness Toolbox (Nicolae et al. 2018, arXiv:1807.01069) by its class name."""
+"""Any evasion attack of the Adversarial Robustness Toolbox (Nicolae et al. 2018, arXiv:1807.01069), by class name."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,9 @@ from .engine import PERTURBERS, Perturber, Search
 
 # Which of ART's classes work on answers alone. The rest get gradients: several of them use some without declaring it.
 LABELS_ONLY = frozenset({"BoundaryAttack", "GeoDA", "GRAPHITEBlackbox", "HopSkipJump", "SignOPTAttack"})
-SCORES_ONLY = frozenset({"PixelAttack", "SimBA", "SpatialTransformation", "SquareAttack", "ThresholdAttack", "ZooAttack"})
+SCORES_ONLY = frozenset(
+    {"PixelAttack", "SimBA", "SpatialTransformation", "SquareAttack", "ThresholdAttack", "ZooAttack"}
+)
 
 
 @PERTURBERS.register
@@ -78,7 +81,7 @@ class Art(Perturber):
             reason = " ".join(str(error).split())[:200]
             raise NotApplicable(f"ART's {self.name} failed: {type(error).__name__}: {reason}") from error
         x = torch.as_tensor(np.asarray(found, dtype=np.float32)).to(clean.device).reshape(clean.shape)
-        search.query(ball.project(ball.bounds.low + x * ball.bounds.scale), 1.0)
+        search.query(ball.project(ball.bounds.low + x * ball.bounds.scale), math.nan)
 
     def _keywords(self, search: Search) -> dict[str, Any]:
         ball = search.ball
@@ -86,6 +89,7 @@ class Art(Perturber):
             "eps": ball.epsilon,
             "eps_step": ball.epsilon / 4,
             "norm": np.inf if ball.norm == "linf" else 2,
+            "targeted": False,  # some default to True and then do nothing without target labels
             "verbose": False,
         }
         accepted = keywords(evasion_classes()[self.name])
@@ -125,15 +129,9 @@ class UnitInputs(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self._ledger.forwards += len(x)
-        x = x.float()
-        if x.requires_grad:
-            x = x.clone()
-            x.register_hook(self._count)
-        logits: Tensor = self.module(self._bounds.low + x * self._bounds.scale)
+        self._ledger.backwards += len(x) if x.requires_grad else 0  # ART asks for gradients only to follow them
+        logits: Tensor = self.module(self._bounds.low + x.float() * self._bounds.scale)
         return logits
-
-    def _count(self, gradient: Tensor) -> None:
-        self._ledger.backwards += len(gradient)
 
 
 @cache

@@ -66,7 +66,7 @@ class Gradients:
 
     def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(gradient like x, margins [n], losses [n]); zeros where the module gives no gradient."""
-        parts = [self._batch(*batch) for batch in zip(x.split(BATCH), y.split(BATCH), strict=True)]
+        parts = [self._batch(*batch) for batch in zip(torch.split(x, BATCH), torch.split(y, BATCH), strict=True)]
         gradients, gaps, values = (torch.cat(column) for column in zip(*parts, strict=True))
         return gradients, gaps, values
 
@@ -74,8 +74,8 @@ class Gradients:
         """float32 [n], by a forward pass alone."""
         self._ledger.forwards += len(x)
         with torch.no_grad():
-            parts = [margins(self._module(b).float(), c) for b, c in zip(x.split(BATCH), y.split(BATCH), strict=True)]
-        return torch.cat(parts)
+            logits = torch.cat([self._module(batch).float() for batch in torch.split(x, BATCH)])
+        return margins(logits, y)
 
     def _batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = x.detach().requires_grad_()
@@ -169,7 +169,7 @@ class Search:
         twin's margin is lower still.
 
         Args:
-            x: [active, *shape]; margin: [active]; progress: share of the budget spent, in [0, 1].
+            x: [active, *shape]; margin: [active]; progress: share of the budget spent, in [0, 1]; NaN when unknown.
 
         Returns:
             bool [active]: which records stay; None when all do.

@@ -100,8 +100,8 @@ def craft(
 ) -> dict[float, Tensor]:
     """Adversarial inputs crafted on one model to be replayed on others: what `transfer` needs of the parent.
 
-    PGD on the margin that goes on after success: of all inputs seen, a record keeps the one with the lowest margin,
-    because a confident one transfers best.
+    PGD on the cross-entropy that goes on after success: of all inputs seen, a record keeps the one with the lowest
+    margin, because a confident one transfers best.
 
     Args:
         module: on the device it is to run on.
@@ -110,7 +110,7 @@ def craft(
     Returns:
         By epsilon: float32 like `records.x`, on its device, inside the ball.
     """
-    model = Gradients(module, "margin", ledger if ledger is not None else Ledger())
+    model = Gradients(module, "ce", ledger if ledger is not None else Ledger())
     first = next(module.parameters(), None)
     device = records.x.device if first is None else first.device
     x0, y = records.x.to(device), records.y.to(device)

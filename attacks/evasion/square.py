@@ -34,7 +34,7 @@ class Square(Perturber):
         return Access.SCORES
 
     def perturb(self, search: Search, case: Case) -> None:
-        channels, height, width = image_shape(tuple(search.ball.center.shape[1:]))
+        channels, _, width = image_shape(tuple(search.ball.center.shape[1:]))
         columns = 5 + channels  # two window corners, one orientation, a sign per channel
         random = search.noise((self.queries, columns), "windows")
         if search.ball.norm == "linf":
@@ -123,14 +123,15 @@ def bumps(height: int, width: int) -> Tensor:
     """The paper's L2 pattern [height, width]: a bump up and a bump down, of unit norm."""
 
     def bump(tall: int, wide: int) -> Tensor:
-        pattern = torch.zeros(tall, wide)
+        pattern: Tensor = torch.zeros(tall, wide)
         top, left, low, high = tall // 2, wide // 2, tall // 2 + 1, wide // 2 + 1
         for layer in range(1, max(tall, wide) // 2 + 2):
             pattern[max(top, 0) : low, max(left, 0) : high] += 1.0 / layer**2
             top, left, low, high = top - 1, left - 1, low + 1, high + 1
-        return pattern / pattern.norm()
+        unit: Tensor = pattern / torch.linalg.vector_norm(pattern)
+        return unit
 
-    pattern = torch.zeros(height, width)
+    pattern: Tensor = torch.zeros(height, width)
     if height > 1:
         half = height // 2
         pattern[:half] = bump(half, width)
@@ -140,7 +141,8 @@ def bumps(height: int, width: int) -> Tensor:
         pattern[:, :half] = bump(1, half)
         if width > half:
             pattern[:, half:] = -bump(1, width - half)
-    return pattern / pattern.norm()
+    whole: Tensor = pattern / torch.linalg.vector_norm(pattern)
+    return whole
 
 
 def scaled(ball: Ball, change: Tensor) -> Tensor:
@@ -151,7 +153,7 @@ def scaled(ball: Ball, change: Tensor) -> Tensor:
 
 
 def tiles(ball: Ball, positive: Tensor) -> Tensor:
-    """The L2 start: bumps side by side over the whole image, a sign per tile and channel (`positive` [n, c, 10, 10])."""
+    """The L2 start: bumps side by side over the whole image, each with a sign from `positive`, bool [n, c, 10, 10]."""
     channels, height, width = image_shape(tuple(ball.center.shape[1:]))
     change = torch.zeros(len(ball.center), channels, height, width, device=ball.center.device)
     tall, wide = max(1, height // 5), max(1, width // 5)
@@ -185,9 +187,9 @@ def move_mass(ball: Ball, x: Tensor, share: float, draw: Tensor) -> Tensor:
         upright = torch.where(draw[:, 4, None, None] < 0.5, upright, lying)
     sign = torch.where(draw[:, 5:] < 0.5, 1.0, -1.0)[:, :, None, None]
     old = change * gains
-    old = old / old.flatten(2).norm(dim=2)[:, :, None, None].clamp_min(1e-12)
+    old = old / torch.linalg.vector_norm(old.flatten(2), dim=2)[:, :, None, None].clamp_min(1e-12)
     new = (upright[:, None] * sign + old) * gains
-    new = new / new.flatten(2).norm(dim=2)[:, :, None, None].clamp_min(1e-12)
+    new = new / torch.linalg.vector_norm(new.flatten(2), dim=2)[:, :, None, None].clamp_min(1e-12)
     spent = (change * (gains | pays)).flatten(1).square().sum(1)
     left = (ball.epsilon**2 - change.flatten(1).square().sum(1)).clamp_min(0)
     budget = (left + spent) / channels

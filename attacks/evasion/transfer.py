@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from ...targets.errors import NotApplicable
@@ -33,4 +34,4 @@ class Transfer(Perturber):
         crafted = case.parent_adversarial.get(search.ball.epsilon)
         if crafted is None:
             raise NotApplicable(f"nothing was crafted on the parent at epsilon {search.ball.epsilon:g}")
-        search.query(crafted.to(search.ball.center.device)[search.active], 1.0)
+        search.query(crafted.to(search.ball.center.device)[search.active], math.nan)

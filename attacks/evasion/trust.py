@@ -1,4 +1,4 @@
-"""When a robustness figure may be too optimistic: trust flags (Carlini et al. 2019; Pintor et al. 2022, arXiv:2106.09947).
+"""When a robustness figure may be too optimistic: trust flags (after Pintor et al. 2022, arXiv:2106.09947).
 
 Pure functions over per-record outcomes, so that they can be recomputed from stored evidence.
 """

@@ -12,6 +12,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...compression.layers import device_of
 from ...targets.data import Records
 from ...targets.errors import InputError, NotApplicable
 from ...targets.model import TorchTarget
@@ -39,9 +40,8 @@ class Extraction(Attack):
     Evidence on all evaluation records, n of them; C is `<answers>/<budget>` or `without-queries`:
         `ids` int64 [n]; `target_correct` bool [n]; `agrees/C` and `copy_correct/C` bool [n], the copy's label against
         the deployed model's and the true one; `transfer/C` bool [m], for the largest budget of each sort of answers:
-        the deployed model misclassifies the copy's adversarial example of evaluation record 0 .. m - 1 (one that it
-        gets wrong without a perturbation counts only if the example is misclassified too, so this is the complement
-        of robust accuracy against this one attack).
+        the deployed model misclassifies the copy's adversarial example of evaluation record 0 .. m - 1, or the record
+        itself (clean errors count, as in robust accuracy).
     Summary: `copies` (every C in order), `budgets`, `queries` (spent on each copy), `fidelity` and `copy accuracy` by
     copy, `fidelity without queries`, `transfer` by copy, `architecture known`, `records owned`, `judging queries`
     (asked to judge the copies; no attacker spends them, so the ledger leaves them out).
@@ -84,7 +84,7 @@ class Extraction(Attack):
     def run(self, case: Case, *, seed: int) -> Evidence:
         ledger = Ledger()
         seed = derive(seed, "extraction")  # also keeps a copy's initial weights from being the target's own
-        device = case.evaluation.x.device if case.parent is None else next(case.parent.parameters()).device
+        device = case.evaluation.x.device if case.parent is None else device_of(case.parent)
         architecture, known = surrogate_architecture(case.parent, case.evaluation, case.classes)
 
         most = max(budget for answers in self.answers for budget in self.budgets_of(answers))
@@ -167,7 +167,7 @@ class Extraction(Attack):
                 steps=self.transfer_steps,
                 ledger=ledger,
             )[epsilon]
-            wrong = case.deployed.logits(crafted).argmax(1) != attacked.y
+            wrong = (case.deployed.logits(crafted).argmax(1) != attacked.y) | (truth != evaluation.y)[: len(attacked)]
             judging += len(attacked)
             arrays[f"transfer/{name}"] = wrong.cpu().numpy()
         return arrays, judging
@@ -205,10 +205,10 @@ def choose_queries(attacker: Records, count: int, *, seed: int) -> Tensor:
     more = count - len(x)
     if more <= 0:
         return x
-    stream = generator(seed, "mixes")
-    first, second = torch.randint(len(attacker), (2, more), generator=stream).to(x.device)
-    share = 0.5 + 0.5 * torch.rand(more, generator=stream).to(x.device)
-    share = share.view(-1, *[1] * (x.dim() - 1))
+    chance = torch.rand(more, 3, generator=generator(seed, "mixes"), dtype=torch.float64).to(x.device)
+    first = (chance[:, 0] * len(attacker)).long()
+    second = (first + 1 + (chance[:, 1] * (len(attacker) - 1)).long()) % len(attacker)  # another one, where there is
+    share = (0.5 + 0.5 * chance[:, 2]).to(x.dtype).view(-1, *[1] * (x.dim() - 1))
     return torch.cat([x, torch.lerp(attacker.x[second], attacker.x[first], share)])
 
 

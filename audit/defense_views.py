@@ -1,0 +1,164 @@
+"""Hardened models beside the same models without the defense: what it costs, buys, and only seems to buy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .findings import Candidate, Estimate, Finding, Part
+from .views import Column, Index, counterpart, latency
+from .words import (
+    RISKS,
+    defense,
+    enumerate_words,
+    label,
+    metric,
+    signed,
+)
+
+
+def difference(one: Estimate, other: Estimate) -> tuple[float, float, float]:
+    """`one - other` with a 95 % interval from the two intervals (Newcombe's method 10, as if the records differed).
+
+    Both figures usually rest on the same records; this interval is wider than a paired one and errs on the safe side.
+    """
+    middle = one.estimate - other.estimate
+    below = math.hypot(one.estimate - one.low, other.high - other.estimate)
+    above = math.hypot(one.high - one.estimate, other.estimate - other.low)
+    return middle, middle - below, middle + above
+
+
+@dataclass(frozen=True)
+class Bought:
+    """What one defense does to one risk figure of one model."""
+
+    column: Column
+    hardened: Finding
+    plain: Finding | None
+    gain: tuple[float, float, float] | None
+    words: str
+    naive: Part | None
+
+
+@dataclass(frozen=True)
+class Hardened:
+    """A hardened model beside its counterpart without the defense."""
+
+    candidate: Candidate
+    plain: Candidate | None
+    accuracy: tuple[float, float, float] | None
+    size_factor: float | None
+    time_factor: float | None
+    bought: list[Bought]
+
+
+def naive(ix: Index, finding: Finding) -> Part | None:
+    """What an evaluation by an attacker who does not know the defense would have reported, if that looks better.
+
+    For stored random rounding: the attacker without the draw. Else the single attack that shows the model in the best
+    light. None when nothing looks better than the finding itself.
+    """
+    if finding.estimate is None:
+        return None
+    without = ix.findings.get(f"{finding.id}/without-draw")
+    if without is not None and without.estimate is not None:
+        e = without.estimate
+        who = "an attacker without the draw"
+        return Part(name=who, estimate=e.estimate, low=e.low, high=e.high, skipped=None, headline=False)
+    sign = 1 if finding.better == "higher" else -1
+    ran = [p for p in finding.parts if p.estimate is not None]
+    best = max(ran, key=lambda p: sign * (p.estimate or 0.0), default=None)
+    if best is None or best.estimate is None or sign * (best.estimate - finding.estimate.estimate) <= 1e-9:
+        return None
+    return best.model_copy(update={"name": f"{best.name} alone"})
+
+
+def hardened_models(ix: Index, shown: Sequence[Column]) -> list[Hardened]:
+    """One row per model made with a defense, dense ones first."""
+    rows = []
+    for candidate in sorted((c for c in ix.audit.candidates if c.defense), key=lambda c: c.role != "dense"):
+        plain = counterpart(ix, candidate)
+        times = [latency(ix.audit, c.name, 1) for c in (candidate, plain) if c is not None]
+        bought = []
+        for column in shown:
+            finding = column.findings.get(candidate.name)
+            if finding is None:
+                continue
+            base = column.findings.get(plain.name) if plain else None
+            gain = None
+            if finding.estimate is not None and base is not None and base.estimate is not None:
+                gain = difference(finding.estimate, base.estimate)
+            bought.append(Bought(column, finding, base, gain, _gain_words(gain, column), naive(ix, finding)))
+        rows.append(
+            Hardened(
+                candidate,
+                plain,
+                difference(candidate.accuracy, plain.accuracy) if plain else None,
+                candidate.footprint.payload_bytes / plain.footprint.payload_bytes if plain else None,
+                times[0] / times[1] if len(times) == 2 and times[0] is not None and times[1] else None,
+                bought,
+            )
+        )
+    return rows
+
+
+def _gain_words(gain: tuple[float, float, float] | None, column: Column) -> str:
+    if gain is None:
+        return "no comparison"
+    sign = 1 if metric(column.metric).better == "higher" else -1
+    low, high = sorted((sign * gain[1], sign * gain[2]))
+    return "better" if low > 0 else "worse" if high < 0 else "no clear effect"
+
+
+def defense_sentences(rows: list[Hardened]) -> list[str]:
+    """One sentence per defense: its best clear gain, and what it makes worse."""
+    sentences = []
+    for name in dict.fromkeys(row.candidate.defense for row in rows):
+        mine = [(row, b) for row in rows if row.candidate.defense == name for b in row.bought]
+        words = defense(name or "")
+        buys, harms = (
+            list(dict.fromkeys(RISKS[b.column.risk].title.lower() for _, b in mine if b.words == said))
+            for said in ("better", "worse")
+        )
+        costs = [row.accuracy[0] for row in rows if row.candidate.defense == name and row.accuracy is not None]
+        gain = f"helps against {enumerate_words(buys)}" if buys else "no clear gain against an attacker who knows it"
+        text = f"{words}: {gain}"
+        if harms:
+            text += f"; makes {enumerate_words(harms)} easier"
+        if costs:
+            span = sorted({signed(min(costs), "accuracy"), signed(max(costs), "accuracy")})
+            ends = (
+                f"{signed(min(costs), 'accuracy')} to {signed(max(costs), 'accuracy')}" if len(span) == 2 else span[0]
+            )
+            text += f"; accuracy {ends} points"
+        sentences.append(text + ".")
+    return sentences
+
+
+def statements(rows: list[Hardened]) -> list[tuple[str, dict[str, Any]]]:
+    """What the defenses promise: the models it holds for, and the promise."""
+    grouped: list[tuple[list[str], dict[str, Any]]] = []
+    for row in rows:
+        promise = row.candidate.statement
+        same = next((names for names, known in grouped if known == promise), None)
+        if same is not None:
+            same.append(label(row.candidate.name))
+        elif promise:
+            grouped.append(([label(row.candidate.name)], promise))
+    return [(enumerate_words(names), promise) for names, promise in grouped]
+
+
+def draw_rows(candidate: Candidate) -> list[tuple[str, float, float, list[float]]]:
+    """Stochastic rounding: per figure its name, the mean and the worst over the draws, and all of them."""
+    keys = [
+        key
+        for key in dict.fromkeys(k for draw in candidate.draws for k in draw)
+        if key in ("accuracy", "robust_accuracy")
+    ]
+    rows = []
+    for key in keys:
+        values = [draw[key] for draw in candidate.draws if key in draw]
+        rows.append((key, sum(values) / len(values), min(values), values))
+    return rows

@@ -1,0 +1,482 @@
+"""The evasion engine: balls, perturbers against ART's, what counts as a success, and what it does not depend on."""
+
+from __future__ import annotations
+
+import copy
+import random
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from crushproof.attacks.attack import ATTACKS, Access, Case, Evidence, Ledger
+from crushproof.attacks.evasion.apgd import Apgd, checkpoints
+from crushproof.attacks.evasion.art_catalogue import Art
+from crushproof.attacks.evasion.ball import Ball, Norm
+from crushproof.attacks.evasion.engine import Gradients, Perturber, Search, losses, margins
+from crushproof.attacks.evasion.evasion import Evasion
+from crushproof.attacks.evasion.pgd import Pgd, craft
+from crushproof.attacks.evasion.square import Square
+from crushproof.attacks.evasion.transfer import Transfer
+from crushproof.targets.data import Bounds, Data
+from crushproof.targets.errors import InputError, NotApplicable
+from crushproof.targets.model import TorchTarget
+from crushproof.training.networks import Mlp
+
+N = 100
+
+
+def case_of(data: Data, module: nn.Module, **changes: Any) -> Case:
+    """A float model: deployed, twin and native are one module."""
+    case = Case(
+        deployed=TorchTarget(module),
+        twin=module,
+        native=module,
+        parent=module,
+        evaluation=data.evaluation,
+        ids=data.evaluation_ids.numpy(),
+        attacker=data.attacker,
+        bounds=data.bounds,
+        classes=data.classes,
+    )
+    return replace(case, **changes)
+
+
+class Rounded(nn.Module):
+    """A layer with weights and inputs rounded to 8 bits; straight-through or with the true, zero, gradients."""
+
+    def __init__(self, layer: nn.Conv2d | nn.Linear, largest: float, *, straight_through: bool) -> None:
+        super().__init__()
+        self.layer, self.step, self.straight_through = layer, largest / 255, straight_through
+        scale = layer.weight.data.abs().max() / 127
+        layer.weight.data = torch.round(layer.weight.data / scale) * scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        rounded = torch.round(x / self.step) * self.step
+        return self.layer(x + (rounded - x).detach() if self.straight_through else rounded)
+
+
+def hard_round(module: nn.Module, x: Tensor, *, straight_through: bool) -> nn.Module:
+    """A W8A8 copy calibrated on `x`; batch norm is kept."""
+    copied, ranges = copy.deepcopy(module).eval(), {}
+    layers = [layer for layer in copied.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    hooks = [
+        layer.register_forward_pre_hook(lambda layer, inputs: ranges.update({layer: float(inputs[0].detach().max())}))
+        for layer in layers
+    ]
+    with torch.no_grad():
+        copied(x)
+    for hook in hooks:
+        hook.remove()
+    for parent in list(copied.modules()):
+        for name, child in list(parent.named_children()):
+            if child in ranges:
+                setattr(parent, name, Rounded(child, ranges[child], straight_through=straight_through))
+    return copied
+
+
+def survivors(case: Case, part: Perturber, norm: Norm, epsilon: float, *, seed: int = 0) -> int:
+    """How many of the first N records the part leaves standing."""
+    evidence = Evasion(norm=norm, epsilons=(epsilon,), gate_epsilon=epsilon, records=N, parts=(part,)).run(
+        case, seed=seed
+    )
+    return int((~evidence.arrays[f"worst/{epsilon:g}"]).sum())
+
+
+# --- the ball
+
+
+@st.composite
+def balls(draw: st.DrawFn) -> tuple[Ball, Tensor]:
+    """A ball with channels of different bounds, and inputs anywhere."""
+    stream = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    low = torch.tensor([draw(st.floats(-5, 0)), draw(st.floats(-300, 300))]).view(2, 1, 1)
+    high = low + torch.tensor([draw(st.floats(0.1, 5)), draw(st.floats(10, 500))]).view(2, 1, 1)
+    center = low + torch.rand(4, 2, 3, 3, generator=stream) * (high - low)
+    x = center + torch.randn(4, 2, 3, 3, generator=stream) * draw(st.floats(0, 2)) * (high - low)
+    norm: Norm = draw(st.sampled_from(["linf", "l2"]))
+    return Ball(norm, draw(st.floats(1e-3, 2)), center, Bounds(low, high)), x
+
+
+@settings(max_examples=80, deadline=None)
+@given(balls())
+def test_projection_is_inside_and_idempotent(drawn: tuple[Ball, Tensor]) -> None:
+    ball, x = drawn
+    once = ball.project(x)
+    assert ball.contains(once).all()
+    assert torch.equal(once, ball.bounds.clamp(once))
+    assert torch.allclose((ball.project(once) - once) / ball.bounds.scale, torch.zeros(()), atol=1e-6)
+    assert torch.allclose((ball.project(ball.center) - ball.center) / ball.bounds.scale, torch.zeros(()), atol=1e-6)
+    change = ((once - ball.center) / ball.bounds.scale).flatten(1).double().numpy()
+    distance = np.abs(change).max(1) if ball.norm == "linf" else np.linalg.norm(change, axis=1)
+    assert (distance <= ball.epsilon + 1e-6).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(balls())
+def test_starts_and_steps_stay_inside(drawn: tuple[Ball, Tensor]) -> None:
+    ball, x = drawn
+    noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(0))
+    start = ball.random_start(noise)
+    assert ball.contains(start).all()
+    for gradient in (x, torch.zeros_like(x), torch.full_like(x, torch.nan), x * 1e-30, x * 1e30):
+        assert ball.contains(ball.step(start, gradient, ball.epsilon)).all()
+    assert torch.equal(ball.step(ball.center, torch.zeros_like(x), ball.epsilon), ball.project(ball.center))
+
+
+def test_contains_refuses_what_is_outside() -> None:
+    center = torch.full((6, 1, 2, 2), 0.5)
+    x = center.clone()
+    x[1] += 0.1001
+    x[2, 0, 0, 0] = torch.nan
+    x[3, 0, 0, 0] = torch.inf
+    x[4] += 0.0999
+    center[5], x[5] = 0.95, 1.01  # within epsilon, not within the bounds
+    assert Ball("linf", 0.1, center, Bounds.of(0, 1)).contains(x).tolist() == [True, False, False, False, True, False]
+    assert Ball("l2", 0.2002, center, Bounds.of(0, 1)).contains(x).tolist() == [True, True, False, False, True, False]
+
+
+# --- losses and gradients
+
+
+@pytest.mark.parametrize("loss", ["ce", "margin", "dlr"])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e5])
+def test_saturated_logits_keep_their_gradients(digits: Data, dense: nn.Module, loss: Any, scale: float) -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return dense(x) * scale
+
+    records = digits.evaluation.take(torch.arange(50))
+    gradient, margin, _ = Gradients(Scaled(), loss, Ledger())(records.x, records.y)
+    plain, unscaled, _ = Gradients(dense, "margin", Ledger())(records.x, records.y)
+    assert torch.allclose(margin, unscaled * scale, rtol=1e-4)
+    cosine = nn.functional.cosine_similarity(gradient.flatten(1).double(), plain.flatten(1).double())
+    assert (cosine > 0.1).all()  # the other losses weigh the other classes too, so they only roughly agree
+
+
+def test_margin_by_hand() -> None:
+    logits, y = torch.tensor([[3.0, 1.0, 2.0], [0.0, 5.0, 1.0]]), torch.tensor([0, 2])
+    assert margins(logits, y).tolist() == [1, -4]
+    assert losses(logits, y, "dlr").tolist() == [-0.5, 0.8]
+    expected = nn.functional.cross_entropy(logits, y, reduction="none")
+    assert torch.allclose(losses(logits, y, "ce").float(), expected)
+
+
+def test_checkpoints_of_the_paper() -> None:
+    """Section 3.2 with 100 iterations: 22, 41, 57, 70, 80, 87, 93, 99."""
+    assert checkpoints(100)[:8] == [22, 41, 57, 70, 80, 87, 93, 99]
+
+
+# --- strength: as strong as ART's own
+
+
+def test_as_strong_as_art(digits: Data, dense: nn.Module) -> None:
+    case = case_of(digits, dense)
+    pairs: list[tuple[Perturber, Perturber, Norm, float]] = []
+    for norm, epsilon in (("linf", 0.1), ("l2", 0.6)):
+        pgd = Art(name="ProjectedGradientDescent", parameters={"max_iter": 20, "num_random_init": 1})
+        apgd = Art(name="AutoProjectedGradientDescent", parameters={"max_iter": 20, "nb_random_init": 1})
+        pairs += [(Pgd(steps=20), pgd, norm, epsilon), (Apgd(steps=20), apgd, norm, epsilon)]
+    square = Art(name="SquareAttack", parameters={"max_iter": 150, "p_init": 0.8, "nb_restarts": 1})
+    pairs += [(Square(queries=150), square, "linf", 0.1), (Square(queries=150), square, "l2", 0.8)]
+    for ours, peer, norm, epsilon in pairs:
+        own, other = survivors(case, ours, norm, epsilon), survivors(case, peer, norm, epsilon)
+        assert own <= other + 2, f"{ours.part} {norm}: {own} left, {peer.part}: {other}"
+        assert own < 80
+
+
+# --- what counts
+
+
+@pytest.fixture(scope="module")
+def evidence(digits: Data, dense: nn.Module) -> Evidence:
+    return Evasion(records=N, parts=(Pgd(steps=20), Apgd(steps=20), Square(queries=60))).run(
+        case_of(digits, dense), seed=0
+    )
+
+
+def test_every_success_is_one(digits: Data, dense: nn.Module, evidence: Evidence) -> None:
+    arrays = evidence.arrays
+    x, y = digits.evaluation.x[:N], digits.evaluation.y[:N]
+    adversarial = torch.from_numpy(arrays["adversarial"])
+    assert (adversarial - x).abs().max() <= 0.1 + 1e-6
+    assert adversarial.min() >= 0
+    assert adversarial.max() <= 1
+    with torch.no_grad():
+        wrong = (dense(adversarial).argmax(1) != y).numpy()
+        clean = (dense(x).argmax(1) == y).numpy()
+    assert (wrong == arrays["worst/0.1"]).all()
+    assert (arrays["clean_correct"] == clean).all()
+    assert (arrays["ids"] == digits.evaluation_ids[:N].numpy()).all()
+
+
+def test_clean_errors_and_smaller_epsilons_carry_over(evidence: Evidence) -> None:
+    arrays = evidence.arrays
+    for part in ("pgd", "apgd"):
+        before = ~arrays["clean_correct"]
+        for epsilon in (0.03, 0.05, 0.1, 0.15):
+            after = arrays[f"fooled/{part}/{epsilon:g}"]
+            assert (after >= before).all()
+            before = after
+    assert [key for key in arrays if "square" in key] == ["fooled/square/0.1"]
+    parts = [arrays[f"fooled/{part}/0.1"] for part in ("pgd", "apgd", "square")]
+    assert (arrays["worst/0.1"] == np.logical_or.reduce(parts)).all()
+    assert (arrays["worst/0.15"] >= arrays["worst/0.1"]).all()
+
+
+def test_the_ledger_is_the_targets_own_count(digits: Data, dense: nn.Module) -> None:
+    case = case_of(digits, dense)
+    passes = []
+    hook = dense.register_forward_hook(lambda _module, inputs, _output: passes.append(len(inputs[0])))
+    ledger = Evasion(records=40, parts=(Square(queries=20),)).run(case, seed=0).ledger
+    hook.remove()
+    assert ledger.queries == case.deployed.queries == sum(passes)
+    assert len(passes) <= 21  # the clean records, then one call per query
+    assert ledger.forwards == ledger.backwards == 0
+
+
+def test_the_deployed_model_decides(digits: Data, dense: nn.Module) -> None:
+    """A twin that can be fooled proves nothing about a deployed model that cannot."""
+
+    class Nearest:
+        """Answers with the label of the nearest clean record: right everywhere inside a small ball."""
+
+        queries = 0
+
+        def logits(self, x: Tensor) -> Tensor:
+            nearest = torch.cdist(x.flatten(1), digits.evaluation.x.flatten(1)).argmin(1)
+            return nn.functional.one_hot(digits.evaluation.y[nearest], 10).float()
+
+    case = case_of(digits, dense, deployed=Nearest())
+    found = Evasion(epsilons=(0.05,), gate_epsilon=0.05, records=N, parts=(Pgd(steps=20), Apgd(steps=20)))
+    assert not found.run(case, seed=0).arrays["worst/0.05"].any()
+
+
+def test_candidates_the_deployed_model_resists_are_not_lost(digits: Data, dense: nn.Module) -> None:
+    """A deployed model whose margin is a little wider than the twin's still falls: the search goes on."""
+
+    class Firmer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.bonus = dense, 0.0
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits = self.inner(x)
+            # the clean label's logit gets a bonus: known by the nearest clean record
+            nearest = torch.cdist(x.flatten(1), digits.evaluation.x.flatten(1)).argmin(1)
+            return logits + 1.0 * nn.functional.one_hot(digits.evaluation.y[nearest], 10)
+
+    firm = Firmer()
+    own = survivors(case_of(digits, firm), Pgd(steps=20), "linf", 0.1)
+    through_twin = survivors(case_of(digits, dense, deployed=TorchTarget(firm)), Pgd(steps=20), "linf", 0.1)
+    assert through_twin <= own + 5
+
+
+# --- what a result does not depend on
+
+
+@pytest.mark.parametrize("part", [Pgd(steps=15), Apgd(steps=15), Square(queries=40)], ids=lambda part: part.kind)
+def test_a_record_does_not_depend_on_its_company(digits: Data, part: Perturber) -> None:
+    torch.manual_seed(0)
+    module = Mlp(64, 10).eval()
+    case = case_of(digits, module)
+    attack = Evasion(records=40, parts=(part,))
+    together = attack.run(case, seed=3).arrays
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(1))[:17]
+    few = replace(case, evaluation=case.evaluation.take(order), ids=case.ids[order.numpy()])
+    alone = attack.run(few, seed=3).arrays
+    assert (alone["worst/0.1"] == together["worst/0.1"][order.numpy()]).all()
+    assert np.allclose(alone["adversarial"], together["adversarial"][order.numpy()], atol=1e-5)
+
+
+def test_same_seed_same_evidence_other_seed_another(digits: Data, dense: nn.Module, evidence: Evidence) -> None:
+    attack = Evasion(records=N, parts=(Pgd(steps=20), Apgd(steps=20), Square(queries=60)))
+    again, other = (attack.run(case_of(digits, dense), seed=seed) for seed in (0, 1))
+    assert again.arrays.keys() == evidence.arrays.keys()
+    assert all((again.arrays[key] == evidence.arrays[key]).all() for key in evidence.arrays)
+    assert again.summary == evidence.summary
+    assert again.ledger == evidence.ledger
+    assert not np.array_equal(other.arrays["adversarial"], evidence.arrays["adversarial"])
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_epsilon_counts_in_units_of_the_range(digits: Data, dense: nn.Module, norm: Norm) -> None:
+    """The same data in [-256, 0] (a shift and a power of two, so nothing is rounded) gives the same answers."""
+
+    class Wide(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return dense(x / 256 + 1)
+
+    wide = replace(digits.evaluation, x=digits.evaluation.x * 256 - 256)
+    attack = Evasion(norm=norm, epsilons=(0.1,), records=40, parts=(Pgd(steps=10), Apgd(steps=10), Square(queries=30)))
+    plain = attack.run(case_of(digits, dense), seed=0).arrays
+    case = case_of(digits, Wide(), evaluation=wide, bounds=Bounds.of(-256, 0))
+    scaled = attack.run(case, seed=0).arrays
+    assert abs(int(plain["worst/0.1"].sum()) - int(scaled["worst/0.1"].sum())) <= 1
+    assert np.abs(scaled["adversarial"] - wide.x[:40].numpy()).max() <= 25.6 * (1 if norm == "linf" else 1.01)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("shape", [(7,), (3, 5, 9), (2, 11)])
+def test_any_shape_of_record(digits: Data, norm: Norm, shape: tuple[int, ...]) -> None:
+    stream = torch.Generator().manual_seed(0)
+    x = torch.rand(12, *shape, generator=stream)
+    torch.manual_seed(0)
+    module = Mlp(x[0].numel(), 3).eval()
+    y = module(x).argmax(1)
+    case = replace(
+        case_of(digits, module), evaluation=replace(digits.evaluation, x=x, y=y), ids=np.arange(12), classes=3
+    )
+    for part in (Pgd(), Apgd(), Square(queries=50)):
+        search = Search(
+            case.deployed, case.evaluation, case.ids, norm, 0.9, case.bounds,
+            among=torch.ones(12, dtype=torch.bool), seed=0, ledger=Ledger(),
+        )  # fmt: skip
+        part.perturb(search, case)
+        assert Ball(norm, 0.9, x, case.bounds).contains(search.best).all()
+        assert search.fooled.any()
+
+
+# --- transfer and craft
+
+
+@pytest.mark.parametrize(("norm", "epsilon"), [("linf", 0.1), ("l2", 0.6)])
+def test_crafted_inputs_transfer(digits: Data, dense: nn.Module, norm: Norm, epsilon: float) -> None:
+    records = digits.evaluation.take(torch.arange(N))
+    crafted = craft(dense, records, [epsilon / 2, epsilon], norm, digits.bounds, seed=0)
+    assert list(crafted) == [epsilon / 2, epsilon]
+    x = crafted[epsilon]
+    assert Ball(norm, epsilon, records.x, digits.bounds).contains(x).all()
+    left = int((dense(x).argmax(1) == records.y).sum())
+    assert left <= survivors(case_of(digits, dense), Pgd(), norm, epsilon) + 3
+    rounded = hard_round(dense, records.x, straight_through=False)
+    case = case_of(digits, rounded, parent=dense, parent_adversarial=crafted)
+    found = Evasion(norm=norm, epsilons=(epsilon,), gate_epsilon=epsilon, records=N, parts=(Transfer(),))
+    fooled = found.run(case, seed=0).arrays["worst/" + f"{epsilon:g}"]
+    assert (fooled >= (rounded(x).argmax(1) != records.y).numpy()).all()
+
+
+def test_transfer_says_why_it_did_not_run(digits: Data, dense: nn.Module) -> None:
+    attack = Evasion(records=20, parts=(Pgd(steps=2), Transfer()))
+    assert attack.run(case_of(digits, dense), seed=0).skipped == {"transfer": "the dense model is its own parent"}
+    other = case_of(digits, dense, parent=Mlp(64, 10), parent_adversarial={0.05: digits.evaluation.x})
+    assert "epsilon 0.03" in attack.run(other, seed=0).skipped["transfer"]
+    with pytest.raises(NotApplicable, match="no part"):
+        Evasion(parts=(Transfer(),)).run(case_of(digits, dense, parent=None), seed=0)
+
+
+# --- hard rounding
+
+
+def test_hard_rounding_does_not_hide_adversarial_inputs(digits: Data, dense: nn.Module) -> None:
+    assert digits.members is not None
+    hard = hard_round(dense, digits.members.x, straight_through=False)
+    twin = hard_round(dense, digits.members.x, straight_through=True)
+    attack = Evasion(records=200)
+    of_dense = attack.run(case_of(digits, dense), seed=0)
+    crafted = craft(dense, digits.evaluation.take(torch.arange(200)), attack.epsilons, "linf", digits.bounds, seed=0)
+    case = Case(
+        deployed=TorchTarget(hard), twin=twin, native=hard, parent=dense, evaluation=digits.evaluation,
+        ids=digits.evaluation_ids.numpy(), attacker=digits.attacker, bounds=digits.bounds, classes=10,
+        parent_adversarial=crafted,
+    )  # fmt: skip
+    of_hard = attack.run(case, seed=0)
+    robust = {name: 1 - run.arrays["worst/0.1"].mean() for name, run in (("dense", of_dense), ("hard", of_hard))}
+    assert robust["hard"] <= robust["dense"] + 0.03
+    assert of_dense.flags == {}
+    assert of_dense.summary["union_flags"] == of_hard.summary["union_flags"] == []
+    assert of_hard.summary["parts"] == ["pgd", "apgd", "pgd-native", "transfer", "square"]
+    assert "no-gradient" in of_hard.flags["pgd-native"]
+    native = of_hard.arrays["fooled/pgd-native/0.15"]
+    assert (native == ~of_hard.arrays["clean_correct"]).all()  # it spent no steps
+    blind = Evasion(records=200, parts=(Pgd(gradients="native"),)).run(case, seed=0)
+    assert blind.summary["union_flags"] == ["no-gradient"]
+    assert 1 - blind.arrays["worst/0.1"].mean() > 0.9
+    assert blind.ledger.forwards <= 200
+
+
+def test_no_gradient_at_all(digits: Data, dense: nn.Module) -> None:
+    """A graph that cuts the gradient without an error (as some quantised ones do) is a missing gradient."""
+
+    class Cut(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return dense(x.detach())
+
+    for part in (Pgd(gradients="native"), Apgd(gradients="native")):
+        found = Evasion(records=30, parts=(part,)).run(case_of(digits, dense, native=Cut(), twin=None), seed=0)
+        assert found.flags == {part.part: ["no-gradient"]}
+
+
+# --- ART
+
+
+def test_art_runs_and_is_reproducible(digits: Data, dense: nn.Module) -> None:
+    hop = Art(name="HopSkipJump", parameters={"max_iter": 1, "max_eval": 30, "init_eval": 5})
+    attack = Evasion(records=8, parts=(hop, Art(name="FastGradientMethod"), Art(name="DPatch")))
+    states = [np.random.get_state()[1].copy(), random.getstate(), torch.get_rng_state()]
+    first = attack.run(case_of(digits, dense), seed=0)
+    assert (np.random.get_state()[1] == states[0]).all()
+    assert random.getstate() == states[1]
+    assert torch.equal(torch.get_rng_state(), states[2])
+    np.random.seed(99)
+    second = attack.run(case_of(digits, dense), seed=0)
+    assert (first.arrays["adversarial"] == second.arrays["adversarial"]).all()
+    assert first.ledger == second.ledger
+    assert first.summary["parts"] == ["HopSkipJump", "FastGradientMethod"]
+    assert first.summary["part_access"] == {"HopSkipJump": "labels", "FastGradientMethod": "white-box"}
+    assert "EstimatorError" in first.skipped["DPatch"]  # made for object detectors
+
+
+def test_art_names_are_checked() -> None:
+    with pytest.raises(InputError, match="Did you mean 'HopSkipJump'"):
+        ATTACKS.parse({"kind": "evasion", "parts": [{"kind": "art", "name": "HopSkipJmp"}]})
+    with pytest.raises(InputError, match="Did you mean 'max_iter'"):
+        ATTACKS.parse(
+            {"kind": "evasion", "parts": [{"kind": "art", "name": "HopSkipJump", "parameters": {"maxiter": 3}}]}
+        )
+    for name in ("EvasionAttack", "os", "__builtins__", "np"):
+        with pytest.raises(ValueError, match="no evasion attack"):
+            Art(name=name)
+    assert Art(name="SquareAttack").access is Access.SCORES
+
+
+# --- the plan
+
+
+def test_round_trip_through_a_plan() -> None:
+    attack = Evasion(norm="l2", epsilons=(0.5, 0.2), gate_epsilon=0.5, parts=(Apgd(steps=3), Square(label="slow")))
+    assert attack.epsilons == (0.2, 0.5)
+    assert ATTACKS.parse(attack.model_dump(mode="json")) == attack
+    assert ATTACKS.parse("evasion") == Evasion()
+    assert [part.part for part in Evasion().parts] == ["pgd", "apgd", "pgd-native", "transfer", "square"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"epsilons": [8], "gate_epsilon": 8}, r"Did you mean 8/255\?"),
+        ({"gate_epsilon": 0.2}, "gate_epsilon 0.2 is not among"),
+        ({"epsilons": [0.1, 0.1]}, "each named once"),
+        ({"epsilons": []}, "one or more"),
+        ({"epsilons": [-0.1]}, "positive"),
+        ({"parts": []}, "parts is empty"),
+        ({"parts": ["pgd", "pgd"]}, "two parts are called 'pgd'"),
+        ({"parts": ["pgdd"]}, "Did you mean 'pgd'"),
+        ({"parts": [{"kind": "pgd", "step": 3}]}, "did you mean 'steps'"),
+        ({"parts": [{"kind": "pgd", "label": "a/b"}]}, "label"),
+        ({"norm": "l1"}, "norm"),
+    ],
+)
+def test_mistakes_are_explained(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ATTACKS.parse({"kind": "evasion", **fields})
+
+
+def test_an_l2_epsilon_beyond_the_whole_range(digits: Data, dense: nn.Module) -> None:
+    with pytest.raises(InputError, match="distance between any two inputs"):
+        Evasion(norm="l2", epsilons=(9,), gate_epsilon=9).run(case_of(digits, dense), seed=0)

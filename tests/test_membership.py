@@ -1,0 +1,371 @@
+"""Membership inference: the population, the scores against naive oracles, planted leaks and nulls, end to end."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from scipy.special import polygamma
+from torch import Tensor, nn
+
+from crushproof.attacks.attack import ATTACKS, Case, Flag, ShadowSignals
+from crushproof.attacks.membership.blind import blind_scores
+from crushproof.attacks.membership.membership import Membership, related
+from crushproof.attacks.membership.population import PopulationPlan, masks, plan_population
+from crushproof.attacks.membership.scores import lira, loss, rmia, shrinkage, trigamma_inverse
+from crushproof.attacks.membership.signals import concatenate, margin, shadow_signals, target_signals
+from crushproof.audit.statistics import auc, tpr_at_fpr
+from crushproof.compression.recipe import Recipe
+from crushproof.targets.data import Bounds, Data, Records, load_digits
+from crushproof.targets.errors import NotApplicable
+from crushproof.targets.model import TorchTarget, accuracy
+from crushproof.training.architecture import Architecture
+from crushproof.training.loop import Training
+from crushproof.training.networks import Mlp
+from crushproof.training.trainer import BuiltinTrainer
+
+CPU = torch.device("cpu")
+MLP = Architecture("mlp", lambda: Mlp(64, 10, (64, 128)))
+TRAINER = BuiltinTrainer(Training(epochs=15))
+
+
+@pytest.fixture(scope="module")
+def digits() -> Data:
+    return load_digits(0)
+
+
+@pytest.fixture(scope="module")
+def plan(digits: Data) -> PopulationPlan:
+    return plan_population(digits, 64, seed=0)
+
+
+@pytest.fixture(scope="module")
+def shadows(plan: PopulationPlan) -> list[nn.Module]:
+    return plan.fit(TRAINER, MLP, first=0, last=64, device=CPU)
+
+
+@pytest.fixture(scope="module")
+def signals(plan: PopulationPlan, shadows: list[nn.Module], digits: Data) -> ShadowSignals:
+    return shadow_signals(plan, shadows, recipe=None, bounds=digits.bounds)
+
+
+# The population
+
+
+@given(st.integers(1, 60), st.integers(1, 20), st.integers(0, 10**6))
+def test_masks_are_balanced_both_ways(attacked: int, count: int, seed: int) -> None:
+    inside = masks(attacked, count, seed)
+    assert inside.shape == (count, attacked)
+    assert set(inside.sum(1).tolist()) <= {attacked // 2, attacked - attacked // 2}
+    assert set(inside.sum(0).tolist()) <= {count // 2, count - count // 2}
+    assert all((inside[i] != inside[i + 1]).all() for i in range(0, count - 1, 2))
+    assert (masks(attacked, count + 2, seed)[:count] == inside).all()
+
+
+def test_the_plan_keeps_who_is_who(digits: Data, plan: PopulationPlan) -> None:
+    assert digits.members is not None
+    n = plan.attacked
+    assert (n, int(plan.is_member.sum()), len(plan.records)) == (1200, 600, 898 + 600)
+    members, non_members = plan.ids[plan.is_member], plan.ids[~plan.is_member]
+    assert torch.equal(plan.targets.x[:600], digits.members.x[members])
+    assert torch.equal(plan.targets.x[600:], digits.non_members.x[non_members])
+    assert set(non_members.tolist()) <= set(digits.evaluation_ids.tolist()), "the attacker's own are never attacked"
+    for shadow in (0, 1, 63):
+        subset = plan.subset(shadow)
+        assert len(subset) == len(digits.members), "a shadow has as many records as the audited model"
+        assert len(set(subset.tolist())) == len(subset)
+        assert set(range(n, len(plan.records))) <= set(subset.tolist()), "the remaining members are in every shadow"
+        assert (np.isin(np.arange(n), subset.numpy()) == plan.inside[shadow]).all()
+    again, fewer, other = (plan_population(digits, k, seed=s) for k, s in ((64, 0), (16, 0), (64, 1)))
+    assert (again.inside == plan.inside).all()
+    assert again.seeds == plan.seeds
+    assert fewer.seeds == plan.seeds[:16]
+    assert (other.inside != plan.inside).any()
+    assert not np.array_equal(other.ids, plan.ids)
+
+
+def test_no_training_records_is_said(digits: Data) -> None:
+    with pytest.raises(NotApplicable, match="no training records"):
+        plan_population(dataclasses.replace(digits, members=None), 4, seed=0)
+
+
+def test_chunks_do_not_matter(plan: PopulationPlan, digits: Data) -> None:
+    """Bit by bit when a chunk is a whole group of the stack."""
+    quick = BuiltinTrainer(Training(epochs=1))
+
+    def fitted(first: int, last: int) -> ShadowSignals:
+        modules = plan.fit(quick, MLP, first=first, last=last, device=CPU)
+        return shadow_signals(plan, modules, first=first, recipe=None, bounds=digits.bounds)
+
+    whole, parts = fitted(0, 32), concatenate([fitted(0, 16), fitted(16, 32)])
+    assert np.array_equal(whole.phi, parts.phi)
+    assert np.array_equal(whole.inside, parts.inside)
+
+
+class Halve(Recipe):
+    """Halves the logits; refuses anything but the model's own training records."""
+
+    kind: str = "halve-for-test"
+
+    def apply(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> nn.Module:
+        assert len(records) == 898
+        assert accuracy(TorchTarget(module), records.x, records.y) > 0.99, "a shadow's own records"
+        compressed = copy.deepcopy(module)
+        head = compressed.layers[-1]
+        head.weight.data *= 0.5
+        head.bias.data *= 0.5
+        return compressed.eval()
+
+    @property
+    def touches_records(self) -> bool:
+        return False
+
+    @property
+    def trains(self) -> bool:
+        return False
+
+
+def test_a_recipe_is_replayed_on_each_shadow(plan: PopulationPlan, shadows: list[nn.Module], digits: Data) -> None:
+    halved = shadow_signals(plan, shadows[2:4], first=2, recipe=Halve(), bounds=digits.bounds)
+    for row, module in zip(halved.phi, shadows[2:4], strict=True):
+        logits = TorchTarget(module).logits(plan.targets.x)
+        assert np.allclose(row, margin(logits / 2, plan.targets.y), atol=1e-4)
+    assert np.array_equal(halved.inside, plan.inside[2:4])
+
+
+# Signals and scores
+
+
+def test_margin_is_the_logit_of_p_and_never_saturates() -> None:
+    logits = torch.randn(50, 7, generator=torch.Generator().manual_seed(0)) * 3
+    y = torch.arange(50) % 7
+    p = logits.double().softmax(1)[torch.arange(50), y].numpy()
+    assert margin(logits, y) == pytest.approx(np.log(p / (1 - p)), rel=1e-5)
+    assert margin(logits, y).dtype == np.float32
+    huge = torch.tensor([[1000.0, 0, 0], [-1000.0, 0, 0], [100.0, 99.0, -5000.0]])
+    assert margin(huge, torch.zeros(3, dtype=torch.long)) == pytest.approx(
+        [1000 - math.log(2), -1000 - math.log(2), 1.0], rel=1e-6
+    )
+
+
+def normal_signals(k: int, n: int, gap: float, seed: int) -> tuple[np.ndarray, np.ndarray, ShadowSignals]:
+    """A target and shadows whose margins are Normal(difficulty + gap * inside, 1): phi [1, n], is_member [n]."""
+    rng = np.random.default_rng(seed)
+    inside, is_member = masks(n, k, seed), np.arange(n) < n // 2
+    difficulty = rng.normal(2, 3, n)
+    phi = (difficulty + gap * inside + rng.normal(size=(k, n))).astype(np.float32)
+    target = (difficulty + gap * is_member + rng.normal(size=n)).astype(np.float32)
+    return target[None], is_member, ShadowSignals(inside, phi)
+
+
+def test_lira_equals_a_loop_over_records() -> None:
+    phi, _, population = normal_signals(12, 40, 1.0, 0)
+    keep = np.ones((1, 12), dtype=bool)
+    keep[0, [2, 3]] = False
+    fast = lira(phi, population, keep)[0]
+    prior = {}
+    for side in (True, False):
+        samples = [population.phi[keep[0] & (population.inside[:, j] == side), j].astype(float) for j in range(40)]
+        variance = np.array([[sample.var(ddof=1) for sample in samples]])
+        freedom = np.array([[len(sample) - 1.0 for sample in samples]])
+        d0, s0 = shrinkage(variance, freedom)
+        prior[side] = (samples, d0[0, 0], s0[0, 0])
+    for j in range(40):
+        likelihood = {}
+        for side, (samples, d0, s0) in prior.items():
+            own = samples[j]
+            df = len(own) - 1 + d0
+            scale = math.sqrt((((own - own.mean()) ** 2).sum() + d0 * s0) / df * (1 + 1 / len(own)))
+            likelihood[side] = stats.t.logpdf(float(phi[0, j]), df, own.mean(), scale)
+        assert fast[j] == pytest.approx(likelihood[True] - likelihood[False], rel=1e-5, abs=1e-6)
+
+
+def test_shrinkage_recovers_the_prior() -> None:
+    rng = np.random.default_rng(0)
+    true_variance = 3.0 * 8 / rng.chisquare(8, size=20_000)  # scaled inverse chi-square, 8 degrees of freedom
+    sample = true_variance * rng.chisquare(15, size=20_000) / 15
+    d0, s0 = shrinkage(sample[None], np.full((1, 20_000), 15.0))
+    assert d0[0, 0] == pytest.approx(8, rel=0.08)
+    assert s0[0, 0] == pytest.approx(3, rel=0.03)
+    d0, _ = shrinkage((2.0 * rng.chisquare(15, size=5000) / 15)[None], np.full((1, 5000), 15.0))
+    assert d0[0, 0] > 200, "one common variance is pooled"
+    x = np.array([[1e-3, 0.1, 1.0, 50.0]])
+    assert np.allclose(polygamma(1, trigamma_inverse(x)), x, rtol=1e-6)
+
+
+def test_lira_finds_a_planted_leak_nearly_as_well_as_the_optimum() -> None:
+    areas, optimal, blind, null = [], stats.norm.cdf(1.0 / math.sqrt(2)), [], []
+    for seed in range(10):
+        phi, is_member, population = normal_signals(64, 1200, 1.0, seed)
+        areas.append(auc(lira(phi, population)[0], is_member).estimate)
+        blind.append(auc(loss(phi)[0], is_member).estimate)
+        phi, is_member, population = normal_signals(64, 1200, 0.0, seed)
+        null.append(auc(lira(phi, population)[0], is_member).estimate)
+    assert optimal - 0.02 < np.mean(areas) < optimal + 0.01
+    assert np.mean(blind) < np.mean(areas) - 0.1, "the difficulty of a record hides its membership from LOSS"
+    assert abs(np.mean(null) - 0.5) < 0.02
+
+
+def test_rmia_ranks_as_its_definition_and_keeps_its_digits() -> None:
+    phi, _, population = normal_signals(8, 60, 1.0, 1)
+    fast = rmia(phi, population)[0]
+    p = 1 / (1 + np.exp(-phi[0].astype(np.longdouble)))
+    reference = (1 / (1 + np.exp(-population.phi.astype(np.longdouble)))).mean(0)
+    assert fast == pytest.approx(np.log(p / reference).astype(float), rel=1e-6, abs=1e-12)
+    ratio, z_ratio = np.exp(fast), np.exp(rmia(phi[:, ::-1] * 0.9, population)[0])
+    score = (ratio[:, None] / z_ratio[None, :] > 1.1).mean(1)  # Zarifzadeh et al. 2024, equation 2
+    assert (np.diff(score[np.argsort(ratio)]) >= 0).all()
+    easy = ShadowSignals(population.inside, np.full((8, 60), 60, np.float32))  # p = 1 - 1e-26
+    lead = rmia(np.full((1, 60), 80, np.float32), easy)
+    assert lead == pytest.approx(math.exp(-60) - math.exp(-80), rel=1e-9)
+    hard = ShadowSignals(population.inside, np.full((8, 60), -300, np.float32))
+    assert rmia(np.full((1, 60), -290, np.float32), hard) == pytest.approx(10)
+
+
+def test_leaving_the_complement_in_would_leak() -> None:
+    """Margins of pure noise, 6 shadows: as pseudo-targets they must look like what they are."""
+    areas, naive = [], []
+    for seed in range(40):
+        _, _, population = normal_signals(6, 400, 0.0, seed)
+        kept = ~related(population.inside, population.inside)
+        assert (kept.sum(1) == 4).all()
+        for row, inside in zip(lira(population.phi, population, kept), population.inside, strict=True):
+            areas.append(auc(row, inside).estimate)
+        with_complement = kept | (population.inside[:, None] != population.inside[None]).all(2)
+        for row, inside in zip(lira(population.phi, population, with_complement), population.inside, strict=True):
+            naive.append(auc(row, inside).estimate)
+    assert abs(np.mean(areas) - 0.5) < 0.01
+    assert abs(np.mean(naive) - 0.5) > 0.02
+
+
+# The blind baseline
+
+
+def test_blind_baseline_sees_a_shift_and_nothing_else(plan: PopulationPlan) -> None:
+    same = auc(blind_scores(plan.targets, plan.is_member, seed=0), plan.is_member)
+    assert same.low <= 0.5 <= same.high
+    brighter = Records(plan.targets.x + 0.05 * torch.from_numpy(plan.is_member).view(-1, 1, 1, 1), plan.targets.y)
+    shifted = auc(blind_scores(brighter, plan.is_member, seed=0), plan.is_member)
+    assert shifted.low > 0.6
+    again = blind_scores(brighter, plan.is_member, seed=0)
+    assert np.array_equal(again, blind_scores(brighter, plan.is_member, seed=0))
+
+
+# The attack
+
+
+class Fixed:
+    """A target with given margins on the attacked records, whatever the records."""
+
+    queries = 0
+
+    def __init__(self, phi: np.ndarray, y: Tensor) -> None:
+        self.phi, self.y = torch.from_numpy(phi), y
+
+    def logits(self, x: Tensor) -> Tensor:
+        logits = torch.full((len(self.y), 10), -math.log(9.0))
+        logits[torch.arange(len(self.y)), self.y] = self.phi
+        return logits
+
+
+def case(target: object, population: object, plan: PopulationPlan) -> Case:
+    return Case(
+        deployed=target,  # type: ignore[arg-type]  # Fixed is a stub
+        twin=None,
+        native=None,
+        parent=None,
+        evaluation=plan.targets,
+        ids=plan.ids,
+        attacker=plan.targets,
+        bounds=Bounds.of(0, 1),
+        classes=10,
+        membership=population,  # type: ignore[arg-type]
+    )
+
+
+def test_the_attack_is_registered_and_says_what_it_cannot(plan: PopulationPlan, signals: ShadowSignals) -> None:
+    assert ATTACKS.kinds()["membership"] is Membership
+    target = Fixed(signals.phi[0], plan.targets.y)
+    with pytest.raises(NotApplicable, match="no training records"):
+        Membership().run(case(target, None, plan), seed=0)
+    one = ShadowSignals(signals.inside[:1], signals.phi[:1])
+    with pytest.raises(NotApplicable, match="two shadow models"):
+        Membership().run(case(target, plan.case(one), plan), seed=0)
+
+
+def test_flags_and_headline_follow_the_shadows_not_the_target(plan: PopulationPlan, signals: ShadowSignals) -> None:
+    blind = np.zeros(plan.attacked)
+    few = ShadowSignals(signals.inside[:8], signals.phi[:8])
+    flagged = Membership().run(case(Fixed(signals.phi[9], plan.targets.y), plan.case(few, blind=blind), plan), seed=0)
+    assert flagged.summary["headline"] == "rmia/own"
+    assert flagged.flags == {"rmia/own": [Flag.FEW_SHADOWS]}
+    assert flagged.ledger.queries == plan.attacked
+    fine = Membership(fpr=0.0005).run(
+        case(Fixed(signals.phi[9], plan.targets.y), plan.case(signals, few, blind), plan), seed=0
+    )
+    assert list(fine.flags.values()) == [[Flag.FEW_RECORDS]]
+    assert fine.summary["pseudo_targets"]["rmia/own"]["tpr_mean"] is None
+    assert fine.summary["shadows"] == {"own": 64, "dense": 8}
+    # a target that LOSS tells apart perfectly changes nothing about the choice
+    given_away = np.where(plan.is_member, 9, -9).astype(np.float32)
+    one, two = (
+        Membership().run(case(Fixed(phi, plan.targets.y), plan.case(signals, blind=blind), plan), seed=0)
+        for phi in (given_away, signals.phi[3])
+    )
+    assert one.summary["headline"] == two.summary["headline"] != "loss"
+    assert one.summary["pseudo_targets"] == two.summary["pseudo_targets"]
+    assert auc(one.arrays["score/loss"], plan.is_member).estimate == 1
+    assert one.arrays["phi"] == pytest.approx(given_away, abs=1e-4)
+    assert not one.flags
+
+
+def test_dense_digits_mlp_leaks(plan: PopulationPlan, signals: ShadowSignals) -> None:
+    """TPR at 1 % FPR, mean over 64 leave-pair-out targets, at least 4.5 %; and own shadows of few beat LOSS."""
+    figures = Membership().pseudo_targets({"own": signals})
+    best = max(figures.values(), key=lambda row: row["tpr_mean"])
+    assert best["targets"] == 64
+    assert best["tpr_mean"] >= 0.045, figures
+    assert best["auc_mean"] >= 0.58
+    assert figures["loss"]["tpr_mean"] < 0.02
+
+
+def test_a_trained_model_is_found_out(plan: PopulationPlan, signals: ShadowSignals, digits: Data) -> None:
+    """A model trained on all members, attacked end to end, twice with the same result."""
+    members = torch.cat([torch.arange(600), torch.arange(plan.attacked, len(plan.records))])
+    model = TRAINER.fit(MLP, plan.records, [members], [77], CPU)[0]
+    attacked = case(TorchTarget(model), plan.case(signals), plan)
+    evidence = Membership().run(attacked, seed=0)
+    headline = evidence.arrays[f"score/{evidence.summary['headline']}"]
+    assert auc(headline, plan.is_member).low > 0.5
+    again = Membership().run(attacked, seed=0)
+    assert all(np.array_equal(again.arrays[name], array) for name, array in evidence.arrays.items())
+    assert again.summary == evidence.summary
+    blind = auc(evidence.arrays["blind"], plan.is_member)
+    assert blind.low <= 0.5 <= blind.high
+    assert target_signals(TorchTarget(model), plan) == pytest.approx(evidence.arrays["phi"])
+
+
+def test_twenty_nulls_end_to_end(plan: PopulationPlan, signals: ShadowSignals, digits: Data) -> None:
+    """Targets that have seen none of the attacked records, which are called members by a fresh coin each time."""
+    assert digits.members is not None
+    rest = plan.records.take(torch.arange(plan.attacked, len(plan.records)))
+    others = Records(torch.cat([rest.x, digits.attacker.x]), torch.cat([rest.y, digits.attacker.y]))
+    coin = torch.Generator().manual_seed(0)
+    subsets = [torch.randperm(len(others), generator=coin)[:500] for _ in range(20)]
+    models = TRAINER.fit(MLP, others, subsets, list(range(100, 120)), CPU)
+    few = ShadowSignals(signals.inside[:16], signals.phi[:16])
+    covered = np.zeros(2)
+    for model, is_member in zip(models, masks(plan.attacked, 40, 5)[::2], strict=True):
+        population = dataclasses.replace(plan.case(few, blind=np.zeros(plan.attacked)), is_member=is_member)
+        evidence = Membership().run(case(TorchTarget(model), population, plan), seed=0)
+        score = evidence.arrays[f"score/{evidence.summary['headline']}"]
+        area, rate = auc(score, is_member), tpr_at_fpr(score, is_member)
+        covered += [area.low <= 0.5 <= area.high, rate.low <= 0.01 <= rate.high]
+    assert (covered >= 17).all(), covered

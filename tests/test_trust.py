@@ -1,0 +1,216 @@
+"""Trust flags: raised on planted failures of an attack, silent on honest models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import comb
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from crushproof.attacks.attack import Access, Case
+from crushproof.attacks.evasion import trust
+from crushproof.attacks.evasion.apgd import Apgd
+from crushproof.attacks.evasion.ball import Ball
+from crushproof.attacks.evasion.evasion import Evasion
+from crushproof.attacks.evasion.pgd import Pgd
+from crushproof.attacks.evasion.square import Square
+from crushproof.targets.data import Data
+from crushproof.targets.model import TorchTarget
+from crushproof.training.architecture import Architecture
+from crushproof.training.loop import Forward, Training, train
+from crushproof.training.networks import digits_cnn
+
+
+def case_of(data: Data, deployed: nn.Module, twin: nn.Module | None = None, *, agrees: bool = True) -> Case:
+    twin = deployed if twin is None else twin
+    return Case(
+        deployed=TorchTarget(deployed),
+        twin=twin,
+        native=twin,
+        parent=None,
+        evaluation=data.evaluation,
+        ids=data.evaluation_ids.numpy(),
+        attacker=data.attacker,
+        bounds=data.bounds,
+        classes=data.classes,
+        twin_agrees=agrees,
+    )
+
+
+# --- honest models
+
+
+@pytest.fixture(scope="module")
+def hardened(digits: Data) -> nn.Module:
+    """The digits CNN trained on PGD-3 adversarial records at epsilon .1."""
+    assert digits.members is not None
+
+    def objective(
+        forward: Forward, x: Tensor, y: Tensor, index: Tensor, generators: Sequence[torch.Generator]
+    ) -> Tensor:
+        ball = Ball("linf", 0.1, x.flatten(0, 1), digits.bounds)
+        moved = ball.random_start(torch.rand(ball.center.shape, generator=generators[0]))
+        for _ in range(3):
+            moved.requires_grad_()
+            loss = F.cross_entropy(forward(moved.view_as(x)).flatten(0, 1), y.flatten(), reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, moved)
+            moved = ball.step(moved.detach(), gradient, 0.05)
+        logits = forward(moved.view_as(x))
+        return F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view_as(y)
+
+    fresh = Architecture("digits_cnn", digits_cnn).fresh(0)
+    return train(fresh, digits.members, Training(epochs=5), seed=0, objective=objective)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_honest_models_get_no_flag(digits: Data, dense: nn.Module, hardened: nn.Module, norm: str, seed: int) -> None:
+    grid = {"linf": (0.05, 0.1, 0.15), "l2": (0.4, 0.8)}[norm]
+    robust = {}
+    for name, module in (("plain", dense), ("hardened", hardened)):
+        attack = Evasion.model_validate({"norm": norm, "epsilons": grid, "gate_epsilon": grid[1], "records": 200})
+        evidence = attack.run(case_of(digits, module), seed=seed)
+        assert evidence.flags == {}
+        assert evidence.summary["union_flags"] == []
+        robust[name] = 1 - evidence.arrays[f"worst/{grid[1]:g}"].mean()
+    assert robust["hardened"] > robust["plain"] + 0.1  # the positive control: it is a hardened model
+
+
+# --- planted failures
+
+
+class Masked(nn.Module):
+    """Rounds its input to 8 bits; the gradient it offers instead is that of an unrelated linear map."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.decoy = nn.Linear(64, 10)
+        nn.init.normal_(self.decoy.weight, generator=torch.Generator().manual_seed(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.inner(torch.round(x * 255) / 255)
+        return logits + 1e-6 * self.decoy(x.flatten(1))
+
+
+def test_a_decoy_gradient_is_seen_through(digits: Data, dense: nn.Module) -> None:
+    attack = Evasion(epsilons=(0.1,), records=150, parts=(Pgd(steps=20), Square()))
+    evidence = attack.run(case_of(digits, Masked(dense)), seed=0)
+    assert evidence.flags == {"pgd": ["black-box-wins", "unbounded-fails"]}
+    assert evidence.summary["union_flags"] == ["black-box-wins", "unbounded-fails"]
+
+
+def test_too_few_steps_are_seen(digits: Data, dense: nn.Module) -> None:
+    """Steps so small that records fall one after the other until the very end."""
+    attack = Evasion(epsilons=(0.15,), gate_epsilon=0.15, records=200, parts=(Pgd(steps=20, step_size=0.008),))
+    evidence = attack.run(case_of(digits, dense), seed=0)
+    assert "unfinished-optimisation" in evidence.flags["pgd"]
+    assert evidence.summary["union_flags"] == evidence.flags["pgd"]
+
+
+def test_a_good_part_lifts_the_flags_of_a_bad_one(digits: Data, dense: nn.Module) -> None:
+    bad = Pgd(steps=20, step_size=0.0005, label="short")
+    attack = Evasion(epsilons=(0.1,), records=150, parts=(bad, Apgd(steps=20), Square()))
+    evidence = attack.run(case_of(digits, dense), seed=0)
+    assert set(evidence.flags) == {"short"}
+    assert evidence.summary["union_flags"] == []
+
+
+def test_a_twin_that_disagrees_is_flagged(digits: Data, dense: nn.Module) -> None:
+    attack = Evasion(epsilons=(0.1,), records=50, parts=(Pgd(steps=5), Square(queries=5)))
+    evidence = attack.run(case_of(digits, dense, agrees=False), seed=0)
+    assert evidence.flags == {"pgd": ["twin-disagrees"]}
+    assert "twin-disagrees" in evidence.summary["union_flags"]
+
+
+def test_a_model_at_chance_is_flagged(digits: Data) -> None:
+    torch.manual_seed(0)
+    untrained = digits_cnn().eval()
+    evidence = Evasion(epsilons=(0.1,), records=100, parts=(Pgd(steps=5),)).run(case_of(digits, untrained), seed=0)
+    assert "at-chance" in evidence.summary["union_flags"]
+
+
+def test_black_box_alone_has_no_gradients_to_trust(digits: Data, dense: nn.Module) -> None:
+    evidence = Evasion(epsilons=(0.1,), records=30, parts=(Square(queries=5),)).run(case_of(digits, dense), seed=0)
+    assert evidence.summary["union_flags"] == ["no-gradient"]
+
+
+# --- the pure rules
+
+
+def outcomes(*ones: int, n: int = 300) -> np.ndarray:
+    """bool [n], true at the given number of leading records or at given positions."""
+    array = np.zeros(n, dtype=bool)
+    array[list(range(ones[0])) if len(ones) == 1 else list(ones)] = True
+    return array
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(60, 2000))
+def test_beats_is_the_exact_mcnemar_test(gained: int, lost: int, n: int) -> None:
+    stronger, weaker = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
+    stronger[:gained] = True
+    weaker[n - lost :] = lost > 0
+    if gained + lost > n:
+        return
+    total = gained + lost
+    tail = sum(comb(total, k) for k in range(max(gained, lost), total + 1)) / 2**total
+    p_value = min(1.0, 2 * tail)
+    expected = gained - lost >= max(1, 0.01 * n) and p_value < 0.01
+    assert trust.beats(stronger, weaker) == expected
+
+
+def test_union_flags() -> None:
+    white, scores = Access.WHITE_BOX, Access.SCORES
+    access = {"pgd": white, "native": white, "square": scores}
+    fooled = {"pgd": outcomes(150), "native": outcomes(5), "square": outcomes(120)}
+    union = outcomes(150)
+    flags = {"native": ["no-gradient"]}
+    assert trust.union_flags(access, {}, fooled, union) == []
+    assert trust.union_flags(access, flags, fooled, union) == []
+    # without the part that explains it
+    rest = {part: fooled[part] for part in ("native", "square")}
+    assert trust.union_flags(access, flags, rest, outcomes(120)) == ["no-gradient"]
+    # an unflagged part that falls short of the union explains nothing
+    assert trust.union_flags(access, flags, fooled, outcomes(200)) == ["no-gradient"]
+    # a black-box part explains nothing, however strong
+    strong = {**fooled, "square": outcomes(290)}
+    assert trust.union_flags(access, {"pgd": ["black-box-wins"]} | flags, strong, outcomes(290)) == [
+        "black-box-wins",
+        "no-gradient",
+    ]
+    # two honest parts explain together what neither does alone
+    first, second = outcomes(100), np.roll(outcomes(100), 80)
+    access = {"a": white, "b": white, "native": white}
+    assert trust.union_flags(access, flags, {"a": first, "b": second, "native": outcomes(0)}, first | second) == []
+    assert trust.union_flags({"square": scores}, {}, {"square": union}, union) == ["no-gradient"]
+
+
+def test_unfinished() -> None:
+    steady = np.linspace(0.02, 1, 100, dtype=np.float32)
+    early = np.concatenate([np.full(90, 0.3), np.full(10, 0.9)]).astype(np.float32)
+    assert trust.unfinished(steady, 300)
+    assert not trust.unfinished(early, 300)
+    assert not trust.unfinished(np.full(300, np.nan, dtype=np.float32), 300)
+    assert not trust.unfinished(np.full(3, 0.9, dtype=np.float32), 300)  # three records are no evidence
+
+
+def test_chance() -> None:
+    labels = np.array([0] * 30 + [1] * 70)
+    assert trust.chance(labels) == 0.7
+    assert trust.at_chance(outcomes(70, n=100), labels)
+    assert not trust.at_chance(outcomes(90, n=100), labels)
+    assert trust.unbounded_fails(outcomes(20, n=100), labels)
+    assert not trust.unbounded_fails(outcomes(26, n=100), labels)
+
+
+def test_gradients_missing() -> None:
+    assert not trust.gradients_missing(0, 300)
+    assert not trust.gradients_missing(2, 300)
+    assert trust.gradients_missing(3, 300)
+    assert trust.gradients_missing(1, 30)
