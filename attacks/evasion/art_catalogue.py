@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, Literal
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -156,12 +157,20 @@ def hint(word: str, known: Any) -> str:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seeds the global generators of Python, numpy and torch inside the block and restores them: ART takes no seed."""
+    """Seeds the global generators of Python, numpy and torch inside the block and restores them: ART takes no seed.
+
+    Some of its attacks make a `RandomState` from the operating system's entropy; inside the block that is seeded too.
+    """
+
+    class Seeded(np.random.RandomState):
+        def __init__(self, seed: Any = None) -> None:
+            super().__init__(np.random.randint(2**31) if seed is None else seed)
+
     numpy_state, python_state = np.random.get_state(), random.getstate()
     np.random.seed(derive(seed, "numpy") % 2**32)
     random.seed(derive(seed, "python"))
     try:
-        with global_seed(seed, "torch"):
+        with global_seed(seed, "torch"), patch.object(np.random, "RandomState", Seeded):
             yield
     finally:
         np.random.set_state(numpy_state)

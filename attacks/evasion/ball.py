@@ -16,7 +16,7 @@ from ...targets.data import Bounds
 
 Norm = Literal["linf", "l2"]
 
-TOLERANCE = 1e-6  # of the membership check, in [0, 1] units: what float32 rounding can add
+TOLERANCE = 1e-6  # of the membership check, in [0, 1] units
 SMALLEST = 1e-30  # below it a vector has no direction
 
 
@@ -79,12 +79,20 @@ class Ball:
         return self.project(self.center + direction * self.epsilon * self.bounds.scale)
 
     def contains(self, x: Tensor) -> Tensor:
-        """bool [n]: whether `x` is finite, within the bounds and within epsilon, up to `TOLERANCE`."""
+        """bool [n]: whether `x` is finite, within the bounds and within epsilon, up to `tolerance`."""
         change = (x - self.center) / self.bounds.scale
         distance = largest(change) if self.norm == "linf" else l2_norm(change)
         outside = ((x - self.bounds.clamp(x)) / self.bounds.scale).abs()
         # NaN compares false, so a non-finite input is outside
-        return (distance.flatten() <= self.epsilon + TOLERANCE) & (outside.flatten(1) <= TOLERANCE).all(1)
+        return (distance.flatten() <= self.epsilon + self.tolerance) & (outside.flatten(1) <= TOLERANCE).all(1)
+
+    @property
+    def tolerance(self) -> float:
+        """`TOLERANCE`, and what rounding an input to float32 can add: more where the bounds lie far from zero."""
+        largest_value = torch.maximum(self.bounds.low.abs(), self.bounds.high.abs())
+        rounding = float((largest_value / self.bounds.scale).max()) * torch.finfo(torch.float32).eps
+        coordinates = self.center[0].numel() if len(self.center) else 1
+        return TOLERANCE + rounding * (1.0 if self.norm == "linf" else coordinates**0.5)
 
 
 def whole_range(norm: Norm, shape: tuple[int, ...]) -> float:
