@@ -146,7 +146,7 @@ class Data:
 
 
 def load_digits(seed: int = 0) -> Data:
-    """scikit-learn's digits (1,797 real 8x8 images) in seeded halves: 898 members, 899 non-members; values in [0, 1]."""
+    """scikit-learn's digits (1,797 real 8x8 images) in halves by `seed`: 898 members, 899 non-members, in [0, 1]."""
     from sklearn.datasets import load_digits as sklearn_digits
 
     x, y = sklearn_digits(return_X_y=True)
