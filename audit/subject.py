@@ -52,6 +52,7 @@ def resolve(plan: Plan, folder: Path) -> Subject:
     architecture = Architecture(
         f"{plan.model.architecture}({parameters})", lambda: checked_module(build, parameters, plan.model.architecture)
     )
+    fresh = architecture.fresh(plan.seed)  # here, so that a mistake in the plan is met before anything is computed
     digests = [architecture.name, source_digest(build)]
     if plan.model.training_function is not None:
         function = import_function(plan.model.training_function, folder)
@@ -60,9 +61,8 @@ def resolve(plan: Plan, folder: Path) -> Subject:
         trainer = BuiltinTrainer(Training.model_validate(plan.model.training))
     state = None
     if plan.model.weights is not None:
-        module = architecture.fresh(plan.seed)
-        load_weights(module, folder / plan.model.weights)
-        state = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+        load_weights(fresh, folder / plan.model.weights)
+        state = {name: tensor.detach().clone() for name, tensor in fresh.state_dict().items()}
         digests.append(state_digest(state))
     return Subject(data, architecture, trainer, state, "|".join([*digests, trainer.identity]))
 

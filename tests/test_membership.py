@@ -131,6 +131,10 @@ class Halve(Recipe):
     def trains(self) -> bool:
         return False
 
+    @property
+    def words(self) -> str:
+        return "half the logits"
+
 
 def test_a_recipe_is_replayed_on_each_shadow(plan: PopulationPlan, shadows: list[nn.Module], digits: Data) -> None:
     halved = shadow_signals(plan, shadows[2:4], first=2, recipe=Halve(), bounds=digits.bounds)

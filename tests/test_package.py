@@ -16,7 +16,11 @@ PARTS = ("audit", "attacks", "defenses", "compression", "training", "targets", "
 
 
 def sources() -> set[str]:
-    files = [ROOT / "__init__.py", *(file for part in PARTS for file in (ROOT / part).rglob("*.py"))]
+    files = [
+        ROOT / "__init__.py",
+        ROOT / "__main__.py",
+        *(file for part in PARTS for file in (ROOT / part).rglob("*.py")),
+    ]
     return {f"crushproof/{file.relative_to(ROOT)}" for file in files if "__pycache__" not in file.parts}
 
 

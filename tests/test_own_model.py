@@ -1,0 +1,73 @@
+"""examples/own_model: a model, a training function and data of one's own, through a plan and through Python."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from crushproof.audit.findings import Audit
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "own_model"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the example with its data."""
+    copy = tmp_path_factory.mktemp("example") / "own_model"
+    shutil.copytree(EXAMPLE, copy, ignore=shutil.ignore_patterns("*.npz", "*.html", "__pycache__", "out"))
+    subprocess.run([sys.executable, "make_data.py"], cwd=copy, check=True)
+    return copy
+
+
+def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+def test_through_a_plan(folder: Path) -> None:
+    done = run(folder, "-m", "crushproof", "audit", "plan.yaml", "--out", "out")
+    assert done.returncode in (0, 1, 3), done.stderr
+    assert "Traceback" not in done.stderr
+    audit = Audit.model_validate_json((folder / "out" / "audit.json").read_text())
+    assert {candidate.name for candidate in audit.candidates} == {"dense", "int8", "prune50"}
+    assert all(finding.estimate is not None for finding in audit.findings)
+    assert (folder / "out" / "report.html").stat().st_size > 10_000
+
+
+def test_through_python(folder: Path) -> None:
+    done = run(folder, "audit_in_python.py")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] in ("pass", "fail", "inconclusive")
+    assert (folder / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("change", "exit_code", "hint"),
+    [
+        (("my_model:build", "my_model:biuld"), 2, "biuld"),
+        (("my_model:train", "your_model:train"), 2, "your_model"),
+        (("path: data.npz", "path: dat.npz"), 2, "dat.npz"),
+        (("bounds: [0, 1]", "bounds: [0, 0.5]"), 2, "bounds"),
+        (("hidden: 32", "hiden: 32"), 2, "hiden"),
+        (("prune50: {kind: prune", "prune50: {kind: prun"), 2, "prune"),
+        (("sparsity: 0.5", "sparsity: 1.0"), 2, "sparsity"),
+        (("gate_epsilon: 0.05", "gate_epsilon: 8"), 2, "gate_epsilon"),
+        (("policy: release", "polcy: release"), 2, "policy"),
+    ],
+)
+def test_a_mistake_in_the_plan_is_named_and_mended(
+    folder: Path, tmp_path: Path, change: tuple[str, str], exit_code: int, hint: str
+) -> None:
+    plan = folder / "mistaken.yaml"
+    text = (folder / "plan.yaml").read_text()
+    assert change[0] in text
+    plan.write_text(text.replace(*change))
+    done = run(folder, "-m", "crushproof", "audit", "mistaken.yaml", "--out", str(tmp_path / "out"))
+    assert done.returncode == exit_code, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert hint in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "\n\n" not in done.stderr.strip()
