@@ -28,15 +28,16 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Entry:
-    sort: str  # recipe, attack or defense
+    sort: str  # recipe, attack, part of an evasion attack, or defense
     kind: str
     summary: str
     parameters: list[Parameter]
 
 
 def catalogue() -> list[Entry]:
-    """Recipes, attacks and defenses in this order, each sort alphabetically; other packages' included."""
+    """Recipes, attacks, the parts an evasion attack is made of and defenses, in this order, each sort alphabetically; other packages' included."""
     from ..attacks.attack import ATTACKS
+    from ..attacks.evasion.engine import PERTURBERS
     from ..compression.recipe import RECIPES
     from ..defenses.defense import DEFENSES
 
@@ -45,6 +46,7 @@ def catalogue() -> list[Entry]:
         for sort, kinds in (
             ("recipe", RECIPES.kinds()),
             ("attack", ATTACKS.kinds()),
+            ("evasion part", PERTURBERS.kinds()),
             ("defense", DEFENSES.kinds()),
         )
         for kind, technique in kinds.items()
@@ -96,7 +98,8 @@ def type_words(annotation: Any) -> str:
         return " | ".join(str(member.value) for member in annotation)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         kind = annotation.model_fields.get("kind")
-        return f"{kind.default} {{...}}" if kind is not None else f"{annotation.__name__} {{...}}"
+        named = kind is not None and isinstance(kind.default, str)  # a base class leaves its kind open
+        return f"{kind.default} {{...}}" if kind is not None and named else f"{annotation.__name__.lower()} {{...}}"
     return getattr(annotation, "__name__", str(annotation))
 
 

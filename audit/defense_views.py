@@ -68,7 +68,9 @@ def naive(ix: Index, finding: Finding) -> Part | None:
         who = "an attacker without the draw"
         return Part(name=who, estimate=e.estimate, low=e.low, high=e.high, skipped=None, headline=False)
     sign = 1 if finding.better == "higher" else -1
-    ran = [p for p in finding.parts if p.estimate is not None]
+    # an attacker who asks fewer queries is a weaker one, not a naive one: only the budget reported is compared
+    budget = f"/{finding.setting['queries']}" if "queries" in finding.setting else ""
+    ran = [p for p in finding.parts if p.estimate is not None and p.name.endswith(budget)]
     best = max(ran, key=lambda p: sign * (p.estimate or 0.0), default=None)
     if best is None or best.estimate is None or sign * (best.estimate - finding.estimate.estimate) <= 1e-9:
         return None
@@ -148,6 +150,22 @@ def statements(rows: list[Hardened]) -> list[tuple[str, dict[str, Any]]]:
         elif promise:
             grouped.append(([label(row.candidate.name)], promise))
     return [(enumerate_words(names), promise) for names, promise in grouped]
+
+
+def promise_words(promise: dict[str, Any]) -> str:
+    """What a training defense promises, as a sentence."""
+    epsilon = promise.get("epsilon")
+    if epsilon == "void":
+        return f"Epsilon: void, because {promise.get('why', 'the promise was broken')}."
+    if not isinstance(epsilon, int | float):
+        return "; ".join(f"{key.replace('_', ' ')}: {value}" for key, value in promise.items()) + "."
+    return (
+        f"Differential privacy with epsilon {epsilon:.2f} at delta {promise['delta']:.1e} "
+        f"({promise['neighbours']}), by the {str(promise['accountant']).upper()} accountant; a second accountant (PLD) "
+        f"gives {promise['epsilon_pld_check']:.2f}. It follows from a sampling rate of {promise['sampling_rate']:.3f}, "
+        f"{promise['steps']} steps, noise multiplier {promise['noise_multiplier']:.2f} and gradients clipped at norm "
+        f"{promise['max_gradient_norm']:g}. Condition: {promise['condition']}."
+    )
 
 
 def draw_rows(candidate: Candidate) -> list[tuple[str, float, float, list[float]]]:

@@ -125,13 +125,13 @@ def picks(ix: Index) -> list[tuple[str, Candidate, str]]:
     return [*found, ("Most accurate that passes", accurate, estimate(accurate.accuracy, "accuracy"))]
 
 
-_MADE_BY_CHANCE = {"seed", "rounding", "draw", "draws"}
+_OF_THE_DEFENSE = {"rounding", "rounding_seed", "calibration", "calibration_records"}
 
 
 def _bones(recipe: Any) -> Any:
     """A recipe without what a hardened form of it differs in."""
     if isinstance(recipe, dict):
-        return {key: _bones(value) for key, value in recipe.items() if key not in _MADE_BY_CHANCE}
+        return {key: _bones(value) for key, value in recipe.items() if key not in _OF_THE_DEFENSE}
     return [_bones(item) for item in recipe] if isinstance(recipe, list | tuple) else recipe
 
 

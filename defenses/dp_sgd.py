@@ -105,7 +105,8 @@ class DpSgd(TrainingDefense):
             "max_gradient_norm": self.max_gradient_norm,
             "accountant": "prv",
             "neighbours": "one record added or removed",
-            "condition": "the noise is secret: the audit's seed is not published",
+            "condition": "the seed of the noise stays secret; this audit prints its own, so train the model that ships "
+            "with another one",
             "epsilon_pld_check": pld_epsilon(noise, self.delta, sampling_rate, steps),
         }
 

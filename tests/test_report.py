@@ -443,7 +443,18 @@ def synthetic_audit(renamed: dict[str, str] | None = None, classes: list[str] | 
                     "dp-sgd": "DP-SGD, epsilon 8.0 at delta 1e-5",
                     "stochastic-rounding": "stochastic rounding, stored draw",
                 }.get(defense or ""),
-                statement={"epsilon": 8.0, "delta": 1e-5, "steps": 1120, "sampling_rate": 0.0713, "accountant": "PRV"}
+                statement={
+                    "epsilon": 8.0,
+                    "delta": 1e-5,
+                    "steps": 1120,
+                    "sampling_rate": 0.0713,
+                    "accountant": "prv",
+                    "noise_multiplier": 1.1,
+                    "max_gradient_norm": 1.0,
+                    "neighbours": "one record added or removed",
+                    "condition": "the seed stays secret",
+                    "epsilon_pld_check": 7.9,
+                }
                 if defense == "dp-sgd"
                 else {},
                 verdict=verdict,
