@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from ..attacks.evasion.evasion import Evasion
-from .assembly import Reader, baselines, robust_at
 from .cells import Result
+from .evasion_findings import robust_at
 from .findings import Candidate, Certificate, Footprint
 from .lineup import PLAIN, Contender
 from .measures import rate, rate_change
+from .reader import Reader
 
 
 def candidate_row(reader: Reader, contender: Contender) -> Candidate | None:
@@ -22,7 +23,7 @@ def candidate_row(reader: Reader, contender: Contender) -> Candidate | None:
         return None
     correct = result.arrays["evidence/correct"]
     changes = {}
-    for name in baselines(contender):
+    for name in contender.baselines:
         other = reader.get(suite.candidate_cell(suite.lineup.contender(name)))
         if other is not None:
             changes[name] = rate_change(correct, other.arrays["evidence/correct"], name)
@@ -103,7 +104,7 @@ def _draws(reader: Reader, contender: Contender, shipped: Result) -> list[dict[s
         if result is None:
             continue
         row = {"draw": float(draw), "accuracy": float(np.mean(result.arrays["evidence/correct"]))}
-        found = reader.get(f"{label}/{contender.name}" + (f"/draw-{draw}" if draw else ""))
+        found = reader.get(f"{label}/{contender.name}/draw-{draw}")  # one attack for all draws: gradients at the gate
         if isinstance(attack, Evasion) and found is not None:
             row["robust_accuracy"] = float(np.mean(robust_at(found, attack.gate_epsilon)))
         rows.append(row)

@@ -35,7 +35,7 @@ class Entry:
 
 
 def catalogue() -> list[Entry]:
-    """Recipes, attacks, the parts an evasion attack is made of and defenses, in this order, each sort alphabetically; other packages' included."""
+    """Recipes, attacks, parts of an evasion attack, defenses: each sort by kind, other packages' included."""
     from ..attacks.attack import ATTACKS
     from ..attacks.evasion.engine import PERTURBERS
     from ..compression.recipe import RECIPES

@@ -44,6 +44,12 @@ class Contender:
     draws: tuple[Recipe, ...] = ()
 
     @property
+    def baselines(self) -> list[str]:
+        """Names of the models it is compared with: its own parent first, then the plain dense model."""
+        names = [] if self.recipe is None else [self.parent.name]
+        return names if self.parent.name == PLAIN else [*names, PLAIN]
+
+    @property
     def touches_members_after_dp(self) -> bool:
         """Compression that looks at members voids the epsilon of a parent trained with differential privacy."""
         private = self.parent.defense is not None and self.parent.defense.kind == "dp-sgd"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..targets.errors import Incomplete, InputError
-from .assembly import Reader, findings_of
+from .assembly import findings_of, unread
 from .candidates import candidate_row
 from .cells import Result
 from .engine import Outcome, run
@@ -19,6 +19,7 @@ from .plan import Plan
 from .policy import apply_policy, load_policy
 from .power import limits_of, power_of
 from .progress import Progress
+from .reader import Reader
 from .store import Store
 from .subject import Subject, resolve
 from .suite import Suite, spawn_argument
@@ -81,14 +82,13 @@ def worker_count(workers: int | str) -> int:
 
 def cells_of(suite: Suite, finding: str) -> list[str]:
     """Names of the attack cells a finding rests on: the candidate's own and its baselines'."""
-    from .assembly import baselines
-
     for contender in suite.lineup.contenders:
         for _, label in suite.attacks:
             if finding == f"{contender.name}/{label}" or finding.startswith(f"{contender.name}/{label}/"):
-                names = [f"{label}/{contender.name}", *(f"{label}/{name}" for name in baselines(contender))]
-                if finding.endswith("/without-draw"):
-                    names.append(f"{label}/{contender.name}/without-draw")
+                names = [f"{label}/{contender.name}", f"{label}/{contender.name}/without-draw"]
+                for name in contender.baselines:
+                    shadows = suite.shadow_counts(contender)
+                    names += [f"{label}/{name}", *(suite.membership_cell(label, name, count) for count in shadows)]
                 names += [suite.candidate_cell(contender)]
                 return [name for name in names if suite.has(name)]
     known = ", ".join(
@@ -115,6 +115,11 @@ def assemble(suite: Suite, store: Store, outcome: Outcome, policy: Any, command:
         rows.append(row)
         findings += found
         missing += not_measured(contender, found)
+        missing += missing_draws(reader, contender)
+    missing += [
+        NotMeasured(candidate=None, what=label, reason="this version has no findings for the evidence of this attack")
+        for label in unread(suite)
+    ]
     made = {row.name for row in rows}
     release = [name for name in suite.plan.up_for_release if only is None or name in made]
     judged = apply_policy(rows, findings, policy, release)
@@ -161,6 +166,16 @@ def not_measured(contender: Contender, findings: list[Finding]) -> list[NotMeasu
                 what = f"{finding.id}: {part.name}"
                 rows.append(NotMeasured(candidate=contender.name, what=what, reason=part.skipped))
     return rows
+
+
+def missing_draws(reader: Reader, contender: Contender) -> list[NotMeasured]:
+    """A row for each draw of a random recipe that could not be made."""
+    cells = [reader.suite.candidate_cell(contender, draw) for draw in range(1, len(contender.draws) + 1)]
+    return [
+        NotMeasured(candidate=contender.name, what=cell, reason=reader.why(cell))
+        for cell in cells
+        if reader.get(cell) is None
+    ]
 
 
 def reader_of(suite: Suite, store: Store, outcome: Outcome, command: str) -> Reader:

@@ -30,7 +30,7 @@ from ..defenses.stochastic_rounding import ExpectationTwin
 from ..targets.certificate import certify
 from ..targets.checks import check_model
 from ..targets.data import Data, Records
-from ..targets.errors import CrushproofError
+from ..targets.errors import InputError, NotApplicable, UnsafeInput
 from ..targets.model import TorchTarget
 from ..targets.onnx import OnnxTarget
 from ..targets.seeds import derive, generator
@@ -43,10 +43,29 @@ AGREEMENT = 0.995  # label agreement below which white-box results through the t
 
 
 def members(data: Data) -> Records:
-    """The training records; a data set without any can still be attacked, with a model given by its weights."""
+    """The training records.
+
+    Raises:
+        NotApplicable: the data has none.
+    """
     if data.members is None:
-        raise CrushproofError("training records are needed here and the data has none")
+        raise NotApplicable("this needs training records (x_train, y_train), and the data has none")
     return data.members
+
+
+def seen_by(recipe: Recipe, data: Data) -> Records:
+    """The records a recipe is given: the members; none when there are none and the recipe looks at none."""
+    if data.members is None and recipe.touches_records:
+        raise NotApplicable(
+            "the recipe calibrates or trains on training records (x_train, y_train), and the data has none; "
+            "quantize can do without: calibration: range-free"
+        )
+    return data.members if data.members is not None else data.attacker.take(torch.arange(0))
+
+
+def check_finite(module: nn.Module, what: str) -> None:
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in module.state_dict().values()):
+        raise NotApplicable(f"{what} gave weights that are not finite: the training diverged; lower its learning rate")
 
 
 def train_dense(dense: Dense, subject: Subject, seed: int, device: torch.device) -> Result:
@@ -60,6 +79,7 @@ def train_dense(dense: Dense, subject: Subject, seed: int, device: torch.device)
         subset = torch.arange(len(records))
         module = dense.trainer.fit(dense.architecture, records, [subset], [derive(seed, dense.name)], device)[0]
         if dense.defense is not None:
+            check_finite(module, f"the defense {dense.defense.kind}")
             statement = dense.defense.statement(len(records))
     if dense.defense is None:  # a hardened model may well be at chance: that is a finding, with a flag, not a mistake
         check_model(TorchTarget(module), data.evaluation, data.bounds, data.classes)
@@ -76,12 +96,17 @@ def make_candidate(contender: Contender, recipe: Recipe | None, parent: nn.Modul
     """Compresses, exports and weighs one candidate, and certifies its twin on clean and on random inputs."""
     module = parent
     if recipe is not None:
-        module = recipe.apply(parent, members(data), data.bounds, seed=derive(seed, "recipe", contender.name))
-    model = to_onnx(module, data.shape)
-    payload = encode(module)
-    deployed = OnnxTarget(model)
+        module = recipe.apply(parent, seen_by(recipe, data), data.bounds, seed=derive(seed, "recipe", contender.name))
+        check_finite(module, f"the recipe {recipe.kind}")
     evaluation = data.evaluation
-    logits = deployed.logits(evaluation.x)
+    try:
+        model = to_onnx(module, data.shape)
+        payload = encode(module)
+        deployed = OnnxTarget(model)
+        logits = deployed.logits(evaluation.x)
+        weights = footprint(module, model, payload, data.shape)
+    except (InputError, UnsafeInput) as error:  # about our own artefact: one candidate's row, not the end of the audit
+        raise NotApplicable(f"it cannot be deployed: {error}") from error
     noise = torch.rand(evaluation.x.shape, generator=generator(seed, "certificate"))
     random = data.bounds.low + noise * data.bounds.scale
     certificate = certify(deployed, TorchTarget(module), {"clean": evaluation.x, "random": random})
@@ -91,7 +116,7 @@ def make_candidate(contender: Contender, recipe: Recipe | None, parent: nn.Modul
         arrays=arrays,
         document={
             "description": description,
-            "footprint": footprint(module, model, payload, data.shape),
+            "footprint": weights,
             "certificate": asdict(certificate),
             "digest": hashlib.sha256(model).hexdigest(),
         },
@@ -146,9 +171,13 @@ def blind(population: PopulationPlan, seed: int) -> Result:
     return Result(arrays={"scores": scores}, document={})
 
 
-def membership_case(population: PopulationPlan, own: Result, dense: Result | None, blind: Result) -> MembershipCase:
+def membership_case(
+    population: PopulationPlan, own: Result, dense: Result | None, blind: Result, shadows: int | None
+) -> MembershipCase:
+    """What the membership attacker has; `shadows` leaves it the first so many of its own, None all."""
+
     def of(result: Result) -> ShadowSignals:
-        return ShadowSignals(result.arrays["inside"], result.arrays["phi"])
+        return ShadowSignals(result.arrays["inside"][:shadows], result.arrays["phi"][:shadows])
 
     return population.case(of(own), None if dense is None else of(dense), blind.arrays["scores"])
 

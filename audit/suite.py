@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from ..targets.model import resolve_device
 from ..targets.seeds import derive
 from . import steps
 from .cells import Cell, Result, cell_key
+from .environment import versions
 from .lineup import Contender, Dense, Lineup, assemble
 from .plan import Plan
 from .store import Store
@@ -57,8 +57,7 @@ class Suite:
             subject.identity,
             plan.seed,
             self.device.type,
-            version("torch"),
-            version("onnxruntime"),
+            versions(),
         ]
         for dense in self.lineup.dense:
             self._train(dense)
@@ -132,7 +131,7 @@ class Suite:
 
     @cached_property
     def population(self) -> PopulationPlan:
-        return plan_population(self.subject.data, self.plan.shadows.training_free, seed=self.plan.seed)
+        return plan_population(self.subject.data, self.plan.shadows.most, seed=self.plan.seed)
 
     def shadow_count(self, dense: Dense, recipe: Recipe | None) -> int:
         """Training-free replays on the plain model's shadows are cheap; everything that trains gets fewer."""
@@ -166,14 +165,15 @@ class Suite:
         return steps.load_dense(dense, get(f"train/{dense.name}"), self.device)
 
     def _shadows(self, dense: Dense) -> None:
-        count = self.shadow_count(dense, None)
-        identity = [dense.architecture.name, dense.trainer.identity]
+        """As many shadows of a parent as any of its candidates asks for."""
+        recipes = [contender.recipe for contender in self.lineup.contenders if contender.parent is dense]
+        count = max(self.shadow_count(dense, recipe) for recipe in recipes)
         for first in range(0, count, CHUNK):
             last = min(first + CHUNK, count)
             self._add(
                 self._chunk(dense, first),
                 "shadows",
-                [*identity, first, last],
+                [dense.architecture.name, dense.trainer.identity, first, last],
                 [],
                 lambda get, first=first, last=last: steps.train_shadows(  # type: ignore[misc]  # defaults bind the loop
                     dense, self.population, first, last, self.device
@@ -274,11 +274,11 @@ class Suite:
         self._add(name, attack.kind, attack.model_dump(mode="json"), needs, compute)
 
     def _attack_draws(self, contender: Contender, attack: Evasion, label: str, transfer: str | None) -> None:
-        """Beside the shipped draw: each other draw at the gate, and the attacker who does not know which one ships."""
+        """Every draw under one attack, gradients at the gate; and the attacker who does not know which draw ships."""
         parent = f"train/{contender.parent.name}"
         gradients = tuple(part for part in attack.parts if isinstance(part, GradientPerturber))
         gate = attack.model_copy(update={"epsilons": (attack.gate_epsilon,), "parts": gradients})
-        for draw in range(1, len(contender.draws) + 1):
+        for draw in range(len(contender.draws) + 1):
             needs = [self.candidate_cell(contender, draw), parent]
             self._attack_cell(f"{label}/{contender.name}/draw-{draw}", gate, contender, needs, None, draw=draw)
         needs = [self.candidate_cell(contender, draw) for draw in range(len(contender.draws) + 1)]
@@ -301,6 +301,30 @@ class Suite:
     def _membership(self, contender: Contender, attack: Membership, label: str) -> None:
         if not self.audits_membership:
             return
+        cell = f"{label}/{contender.name}"
+        self._membership_cell(cell, contender, attack, None)
+        own, uncompressed = self.shadow_counts(contender)
+        for name in contender.baselines:
+            baseline = self.lineup.contender(name)
+            for count in {own, uncompressed}:
+                if count < self.shadow_count(baseline.parent, None):
+                    self._membership_cell(self.membership_cell(label, name, count), baseline, attack, count)
+
+    def membership_cell(self, label: str, baseline: str, shadows: int) -> str:
+        """The cell of a dense model attacked with so many shadows: what a candidate's change is measured against.
+
+        More shadows make a stronger attack, so a candidate attacked with 16 is compared with its parent under 16.
+        """
+        dense = self.lineup.contender(baseline).parent
+        full = shadows >= self.shadow_count(dense, None)
+        return f"{label}/{baseline}" + ("" if full else f"/{shadows}-shadows")
+
+    def shadow_counts(self, contender: Contender) -> tuple[int, int]:
+        """How many shadows compressed as the candidate is, and how many uncompressed ones, its attacker has."""
+        dense = contender.parent
+        return self.shadow_count(dense, contender.recipe), self.shadow_count(dense, None)
+
+    def _membership_cell(self, name: str, contender: Contender, attack: Membership, shadows: int | None) -> None:
         dense, recipe = contender.parent, contender.recipe
         own = self.signals_cell(dense, recipe)
         uncompressed = None if recipe is None else self.signals_cell(dense, None)
@@ -309,12 +333,16 @@ class Suite:
 
         def compute(get: Callable[[str], Result]) -> Result:
             signals = steps.membership_case(
-                self.population, get(own), None if uncompressed is None else get(uncompressed), get("blind")
+                self.population,
+                get(own),
+                None if uncompressed is None else get(uncompressed),
+                get("blind"),
+                shadows,
             )
             case = steps.make_case(contender, get(needs[0]), None, self.subject.data, self.device, membership=signals)
             return steps.run_attack(attack, case, derive(self.plan.seed, attack.kind))
 
-        self._add(f"{label}/{contender.name}", attack.kind, attack.model_dump(mode="json"), needs, compute)
+        self._add(name, attack.kind, [attack.model_dump(mode="json"), shadows], needs, compute)
 
 
 def suite_of(argument: str) -> Suite:

@@ -122,6 +122,8 @@ def thin(module: nn.Module, example: Tensor, width: float) -> nn.Module:
         ).step()
         with torch.no_grad():
             same = thinned(example).shape == shape
+    except (MemoryError, ImportError, OSError):
+        raise  # not an answer about the model: the cell fails and is tried again
     except Exception as error:  # third-party code on an unknown module: whatever stopped it, the audit goes on
         raise NotApplicable(f"torch-pruning cannot remove channels from this model: {error}") from error
     if not same:

@@ -105,7 +105,7 @@ class Data:
         n = len(self.non_members)
         order = torch.randperm(n, generator=generator(self.seed, "data", "split"))
         attackers = max(1, int(n * ATTACKER_SHARE))
-        object.__setattr__(self, "_split", (order[attackers:].sort().values, order[:attackers].sort().values))
+        object.__setattr__(self, "_split", (order[attackers:], order[:attackers]))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -118,7 +118,8 @@ class Data:
 
     @property
     def evaluation_ids(self) -> Tensor:
-        """int64: the non-members that attacks and accuracy are evaluated on."""
+        """int64: the non-members that attacks and accuracy are evaluated on, in random order: any first n of them are
+        a random sample, however the file was sorted."""
         return self._split[0]
 
     @property

@@ -311,9 +311,16 @@ def test_flags_and_headline_follow_the_shadows_not_the_target(plan: PopulationPl
     assert flagged.summary["headline"] == "rmia/own"
     assert flagged.flags == {"rmia/own": [Flag.FEW_SHADOWS]}
     assert flagged.ledger.queries == plan.attacked
-    fine = Membership(fpr=0.0005).run(
-        case(Fixed(signals.phi[9], plan.targets.y), plan.case(signals, few, blind), plan), seed=0
+    half = np.concatenate([np.flatnonzero(plan.is_member)[:50], np.flatnonzero(~plan.is_member)[:50]])
+    small = MembershipCase(
+        records=plan.targets.take(torch.from_numpy(half)),
+        is_member=plan.is_member[half],
+        ids=plan.ids[half],
+        own=ShadowSignals(signals.inside[:, half], signals.phi[:, half]),
+        dense=ShadowSignals(few.inside[:, half], few.phi[:, half]),
+        blind=blind[half],
     )
+    fine = Membership().run(case(Fixed(signals.phi[9][half], small.records.y), small, plan), seed=0)
     assert list(fine.flags.values()) == [[Flag.FEW_RECORDS]]
     assert fine.summary["pseudo_targets"]["rmia/own"]["tpr_mean"] is None
     assert fine.summary["shadows"] == {"own": 64, "dense": 8}

@@ -168,26 +168,29 @@ def test_union_flags() -> None:
     white, scores = Access.WHITE_BOX, Access.SCORES
     access = {"pgd": white, "native": white, "square": scores}
     fooled = {"pgd": outcomes(150), "native": outcomes(5), "square": outcomes(120)}
-    union = outcomes(150)
     flags = {"native": ["no-gradient"]}
-    assert trust.union_flags(access, {}, fooled, union) == []
-    assert trust.union_flags(access, flags, fooled, union) == []
+    assert trust.union_flags(access, {}, fooled) == []
+    assert trust.union_flags(access, flags, fooled) == []
     # without the part that explains it
     rest = {part: fooled[part] for part in ("native", "square")}
-    assert trust.union_flags(access, flags, rest, outcomes(120)) == ["no-gradient"]
-    # an unflagged part that falls short of the union explains nothing
-    assert trust.union_flags(access, flags, fooled, outcomes(200)) == ["no-gradient"]
+    assert trust.union_flags(access, flags, rest) == ["no-gradient"]
+    # an unflagged part that another one beats explains nothing
+    beaten = {**fooled, "square": outcomes(200)}
+    assert trust.union_flags(access, flags, beaten) == ["no-gradient"]
+    # single records more, scattered over several parts, are no sign that gradients failed
+    scattered = {**fooled, "square": outcomes(154), "native": np.roll(outcomes(5), 156)}
+    assert trust.union_flags(access, flags, scattered) == []
     # a black-box part explains nothing, however strong
     strong = {**fooled, "square": outcomes(290)}
-    assert trust.union_flags(access, {"pgd": ["black-box-wins"]} | flags, strong, outcomes(290)) == [
+    assert trust.union_flags(access, {"pgd": ["black-box-wins"]} | flags, strong) == [
         "black-box-wins",
         "no-gradient",
     ]
     # two honest parts explain together what neither does alone
     first, second = outcomes(100), np.roll(outcomes(100), 80)
     access = {"a": white, "b": white, "native": white}
-    assert trust.union_flags(access, flags, {"a": first, "b": second, "native": outcomes(0)}, first | second) == []
-    assert trust.union_flags({"square": scores}, {}, {"square": union}, union) == ["no-gradient"]
+    assert trust.union_flags(access, flags, {"a": first, "b": second, "native": outcomes(0)}) == []
+    assert trust.union_flags({"square": scores}, {}, {"square": outcomes(150)}) == ["no-gradient"]
 
 
 def test_unfinished() -> None:

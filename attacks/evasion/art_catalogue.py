@@ -78,6 +78,8 @@ class Art(Perturber):
             with seeded(search.seed):
                 attack = evasion_classes()[self.name](self._classifier(search, case), **self._keywords(search))
                 found = attack.generate(x=clean.cpu().numpy(), y=labels)
+        except (MemoryError, ImportError, OSError):
+            raise  # not ART's answer but this machine's: the cell fails and is tried again
         except Exception as error:  # a long tail of third-party classes, some made for other tasks than this one
             reason = " ".join(str(error).split())[:200]
             raise NotApplicable(f"ART's {self.name} failed: {type(error).__name__}: {reason}") from error

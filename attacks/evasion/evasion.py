@@ -217,7 +217,7 @@ class Arena:
             "gate_epsilon": gate,
             "parts": list(results),
             "part_access": {part: str(result.access) for part, result in results.items()},
-            "union_flags": trust.union_flags(access, flags, at_gate, arrays[f"worst/{gate:g}"]),
+            "union_flags": trust.union_flags(access, flags, at_gate),
         }
         return Evidence(
             arrays=arrays,

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
-
 from ...targets.errors import NotApplicable
 from ...targets.seeds import derive
 from ..attack import ATTACKS, Access, Attack, Case, Evidence, Flag, Ledger, ShadowSignals
@@ -18,6 +16,7 @@ from .signals import margin
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
+FPR = 0.01  # false positive rate at which the true positive rate is reported
 ENOUGH_SHADOWS = 16  # below it only RMIA may be the headline (LiRA's variances rest on too little), and a flag is set
 
 
@@ -30,18 +29,17 @@ class Membership(Attack):
     "lira/dense" and "rmia/dense" (compressed and uncompressed shadows; the last two only where the case has both).
     Higher scores mean "more likely a member".
 
-    Summary: `headline`, the name the finding reports; `n`, `fpr`; `shadows` by kind; `pseudo_targets`: by name
+    Summary: `headline` and `headline_auc`, the names the findings report, by TPR and by AUC; `n`; `shadows` by kind;
+    `pseudo_targets`: by name
     `targets`, `tpr_mean`, `tpr_sd`, `auc_mean`, `auc_sd` over the shadows of the own kind, each attacked in turn
     without itself and its complement ("leave pair out"). These measure the training procedure, not the audited model;
-    the headline is the best of them, so the audited model has no say in it. TPR is None below 1 / fpr non-members;
+    a headline is the best of them, so the audited model has no say in it. TPR is None below 100 non-members;
     all are empty below 4 own shadows.
     """
 
     kind: Literal["membership"] = "membership"
     risk: ClassVar[str] = "membership"
     access: ClassVar[Access] = Access.SCORES
-
-    fpr: float = Field(0.01, gt=0, lt=1, description="false positive rate at which the true positive rate is reported")
 
     def run(self, case: Case, *, seed: int) -> Evidence:
         if case.membership is None:
@@ -50,6 +48,8 @@ class Membership(Attack):
         if len(population.own.phi) < 2:
             raise NotApplicable("fewer than two shadow models: there is nothing to compare the model's scores with")
         phi = margin(case.deployed.logits(population.records.x), population.records.y)
+        if not all(np.isfinite(one).all() for one in (phi, population.own.phi)):
+            raise NotApplicable("the model or one of its shadows answers with numbers that are not finite")
         kinds = {"own": population.own} | ({"dense": population.dense} if population.dense is not None else {})
         found = {f"score/{name}": score[0] for name, score in score_all(phi[None], kinds).items()}
         blind = population.blind
@@ -61,7 +61,8 @@ class Membership(Attack):
             flags.append(Flag.FEW_SHADOWS.value)
         if not self._tells_tpr(int((~population.is_member).sum())):
             flags.append(Flag.FEW_RECORDS.value)
-        headline = choose(figures, few=len(population.own.phi) < ENOUGH_SHADOWS)
+        few = len(population.own.phi) < ENOUGH_SHADOWS
+        headline = choose(figures, "tpr_mean", few=few)
         return Evidence(
             arrays={
                 "ids": population.ids,
@@ -72,8 +73,8 @@ class Membership(Attack):
             },
             summary={
                 "headline": headline,
+                "headline_auc": choose(figures, "auc_mean", few=few),
                 "n": len(phi),
-                "fpr": self.fpr,
                 "shadows": {kind: len(signals.phi) for kind, signals in kinds.items()},
                 "pseudo_targets": figures,
             },
@@ -92,7 +93,7 @@ class Membership(Attack):
             aucs = np.array([placements(row, inside)[0].mean() for row, inside in zip(score, own.inside, strict=True)])
             tpr_mean = tpr_sd = None
             if self._tells_tpr(int((~own.inside).sum(1).min())):
-                tprs = [tpr_at_fpr(row, inside, self.fpr) for row, inside in zip(score, own.inside, strict=True)]
+                tprs = [tpr_at_fpr(row, inside, FPR) for row, inside in zip(score, own.inside, strict=True)]
                 tpr_mean, tpr_sd = float(np.mean(tprs)), float(np.std(tprs, ddof=1))
             figures[name] = {
                 "targets": len(score),
@@ -104,7 +105,7 @@ class Membership(Attack):
         return figures
 
     def _tells_tpr(self, non_members: int) -> bool:
-        return self.fpr * non_members + 1e-9 >= 1
+        return FPR * non_members + 1e-9 >= 1
 
 
 def score_all(
@@ -130,12 +131,12 @@ def related(targets: Bools, shadows: Bools) -> Bools:
     return result
 
 
-def choose(figures: dict[str, dict[str, float | int | None]], *, few: bool) -> str:
-    """The name with the largest mean TPR (then AUC) over pseudo-targets; with few shadows, among RMIA's only."""
+def choose(figures: dict[str, dict[str, float | int | None]], by: Literal["tpr_mean", "auc_mean"], *, few: bool) -> str:
+    """The name with the largest mean over pseudo-targets (AUC breaks ties); with few shadows, among RMIA's only."""
 
     def merit(name: str) -> tuple[float, float]:
-        tpr, auc = figures[name]["tpr_mean"], figures[name]["auc_mean"]
-        return (tpr if tpr is not None else 0.0, auc if auc is not None else 0.0)
+        first, auc = figures[name][by], figures[name]["auc_mean"]
+        return (first if first is not None else 0.0, auc if auc is not None else 0.0)
 
     names = [name for name in figures if not few or name.startswith("rmia")]
     return max(names, key=merit, default="rmia/own")

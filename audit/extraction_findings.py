@@ -1,0 +1,69 @@
+"""Evidence of extraction -> findings: fidelity of the copy at the largest budget, with its accuracy and transfer."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..attacks.extraction.extraction import Extraction
+from .findings import Finding, Point, ThreatModel
+from .lineup import Contender
+from .measures import point, rate, rate_change
+from .reader import Reader, chance_flag, part_of, shell_of, with_evidence
+
+
+def extraction(reader: Reader, contender: Contender, attack: Extraction, label: str) -> list[Finding]:
+    """Fidelity of the copy at the largest budget of queries; accuracy and transfer of the copy beside it."""
+    largest = max(attack.budgets)
+    threat = ThreatModel(
+        access="scores",
+        knowledge="owns records of the same kind and knows the architecture family; sees answers only",
+        budget=f"{largest} queries",
+    )
+    setting: dict[str, str | float | int] = {"queries": largest}
+    shell = shell_of(reader, contender, label, "extraction", "fidelity", "lower", threat, setting)
+    cell = f"{label}/{contender.name}"
+    result = reader.get(cell)
+    if result is None:
+        return [shell(attack="surrogate trained on answers", reason=reader.why(cell))]
+    copies = [copy for copy in result.document["summary"]["copies"] if "/" in copy]
+    headline = f"scores/{largest}" if f"scores/{largest}" in copies else copies[-1]
+    agrees = np.asarray(result.arrays[f"agrees/{headline}"], dtype=bool)
+    curves: dict[str, list[Point]] = {}
+    for copy in copies:
+        answers, _, budget = copy.partition("/")
+        curves.setdefault(answers, []).append(point(float(budget), result.arrays[f"agrees/{copy}"]))
+        curves.setdefault(f"{answers}: accuracy", []).append(
+            point(float(budget), result.arrays[f"copy_correct/{copy}"])
+        )
+    notes = []
+    for copy in copies:
+        fooled = result.arrays.get(f"transfer/{copy}")
+        if fooled is not None:
+            hit = rate(np.asarray(fooled, dtype=bool))
+            notes.append(
+                f"Adversarial examples made on the {copy.replace('/', ' copy of ')} queries fool the deployed model on "
+                f"{100 * hit.estimate:.1f} % [{100 * hit.low:.1f}, {100 * hit.high:.1f}] of {hit.n} records "
+                f"(L-inf epsilon {attack.transfer_epsilon:g}; clean errors count)."
+            )
+    alone = result.document["summary"].get("fidelity without queries")
+    if alone is not None:
+        notes.append(f"Without any query, the attacker's own labels give a copy of fidelity {100 * alone:.1f} %.")
+    changes = []
+    for name in contender.baselines:
+        other = reader.get(f"{label}/{name}")
+        if other is not None and f"agrees/{headline}" in other.arrays:
+            changes.append(rate_change(agrees, np.asarray(other.arrays[f"agrees/{headline}"], dtype=bool), name))
+    row = shell(
+        attack=f"surrogate trained on {largest} answers ({headline.partition('/')[0]})",
+        estimate=rate(agrees),
+        changes=changes,
+        flags=sorted(chance_flag(reader, contender)),
+        reason="not gated: no built-in limit on extraction",
+        notes=notes,
+        curves=curves,
+        parts=[
+            part_of(copy, rate(np.asarray(result.arrays[f"agrees/{copy}"], dtype=bool)), result, copy, copy == headline)
+            for copy in copies
+        ],
+    )
+    return [with_evidence(reader, row, cell, result)]
