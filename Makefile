@@ -9,6 +9,7 @@ OUT ?= crushproof-audit
 .PHONY: audit test lint types layers pytest format clean
 
 audit: $(VENV)/.runtime
+	@rm -f $(OUT)/report.html  # so that the one that is there afterwards is this run's
 	@$(BIN)/crushproof audit --out $(OUT); code=$$?; \
 	case $$code in 0|1|3) test -f $(OUT)/report.html || exit $$code ;; *) exit $$code ;; esac; \
 	echo; echo "Open the report: $(CURDIR)/$(OUT)/report.html   (verdict's exit code: $$code)"

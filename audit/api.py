@@ -19,12 +19,17 @@ from ..training.architecture import Architecture
 from ..training.loop import Training
 from ..training.trainer import BuiltinTrainer, Trainer, UserTrainer
 from .findings import Audit
+from .identity import code_digest, model_digest, name_of
 from .plan import Plan, check_techniques, validated
 from .presets import RECIPE_WORDS
 from .progress import Progress
 from .run import run_audit
-from .subject import Subject, source_digest, state_digest
+from .subject import SHADOWS_DIFFER, Subject, checked_module, checked_training
 from .yaml_plan import Source
+
+SHADOWS_DIFFER_HERE = SHADOWS_DIFFER.replace("the plan does not", "the call does not").replace(
+    "Name model.training or model.training_function.", "Name training=."
+)
 
 Arraylike = np.ndarray[Any, Any] | Tensor
 
@@ -68,6 +73,7 @@ def audit_model(
     policy: str | Mapping[str, Any] = "release",
     attacks: str | Sequence[Any] = "standard",
     training: Training | Callable[[nn.Module, Tensor, Tensor, int], nn.Module] | None = None,
+    build: Callable[[], nn.Module] | None = None,
     shadows: Mapping[str, int] | None = None,
     bounds: tuple[float, float] = (0.0, 1.0),
     class_names: Sequence[str] | None = None,
@@ -84,7 +90,10 @@ def audit_model(
         test: the same for records it has never seen.
         recipes: short words ("int8"), kinds or recipes; a mapping gives each candidate its name.
         training: how the model was trained, for shadow models: hyper-parameters of the built-in loop, or a function
-            `(module, x, y, seed) -> module`.
+            `(module, x, y, seed) -> module`. Left out, shadow models use the built-in training as it is, and the
+            report says so.
+        build: returns the untrained model, for shadow models; needed where a layer cannot initialise itself anew (it
+            holds an nn.Parameter and has no reset_parameters).
         shadows: `{"training_free": 64, "trained": 16}`.
         bounds: smallest and largest value of an input; epsilon counts in units of their distance.
         out: a folder that keeps evidence and finished cells, so that the next call resumes; default: none is kept.
@@ -94,14 +103,14 @@ def audit_model(
         Incomplete: a cell failed.
     """
     data = _data(train, test, bounds, class_names, name, seed)
-    architecture = Architecture.like(model, type(model).__name__)
+    architecture = _architecture(model, build)
     state = {key: tensor.detach().cpu().clone() for key, tensor in model.state_dict().items()}
     trainer: Trainer
     if training is None or isinstance(training, Training):
         trainer = BuiltinTrainer(training or Training())
     else:
-        trainer = UserTrainer(training, f"{training.__qualname__}@{source_digest(training)}")
-    identity = f"{architecture.name}|{model}|{state_digest(state)}|{trainer.identity}"
+        trainer = UserTrainer(checked_training(training), f"{name_of(training)}@{code_digest(training)}")
+    identity = f"{architecture.name}|{model_digest(model)}|{trainer.identity}"
     plan = validated(
         Plan,
         {
@@ -118,10 +127,36 @@ def audit_model(
         Source("the call of audit_model"),
     )
     check_techniques(plan)
-    subject = Subject(data, architecture, trainer, state, identity)
+    notes = (SHADOWS_DIFFER_HERE,) if training is None else ()
+    subject = Subject(data, architecture, trainer, state, identity, notes, training is None)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) if out is None else Path(out)
-        return AuditResult(run_audit(plan, Path(), folder, subject=subject, progress=progress))
+        return AuditResult(run_audit(plan, Path(), folder, subject=subject, progress=progress, command=""))
+
+
+def _architecture(model: nn.Module, build: Callable[[], nn.Module] | None) -> Architecture:
+    """How models of this structure are made.
+
+    Raises:
+        InputError: `build` fails, or builds something else.
+    """
+    like = Architecture.like(model, type(model).__name__)
+    if build is None:
+        return like
+    name, given = name_of(build), build
+    architecture = Architecture(
+        f"{like.name}|{name}@{code_digest(build)}", lambda: checked_module(given, {}, name).cpu(), like.pattern
+    )
+    wanted, built = (
+        {key: tuple(value.shape) for key, value in one.state_dict().items()} for one in (model, architecture.fresh(0))
+    )
+    if wanted != built:
+        odd = sorted(key for key in wanted.keys() | built.keys() if wanted.get(key) != built.get(key))
+        raise InputError(
+            f"build={name} returns another model than the one to be audited: they differ in {', '.join(odd[:5])}. "
+            "It must build the same layers, untrained."
+        )
+    return architecture
 
 
 def _data(

@@ -73,13 +73,14 @@ class Finding(Row):
     candidate: str
     risk: Literal["evasion", "membership", "extraction"]
     attack: str = Field(description="what the estimate is the result of, in words")
-    metric: Literal["robust_accuracy", "tpr_at_1_percent_fpr", "auc", "fidelity", "copy_accuracy", "copy_transfer"]
+    metric: Literal["robust_accuracy", "tpr_at_1_percent_fpr", "auc", "fidelity"]
     better: Literal["higher", "lower"] = Field(description="which direction of the metric is safer")
     setting: dict[str, str | float | int] = Field({}, description="e.g. {'norm': 'linf', 'epsilon': 0.1}")
     threat_model: ThreatModel
     estimate: Estimate | None = Field(description="None: not measured, see `reason`")
     changes: list[Change] = Field([], description="first: against the candidate's own parent; then the plain dense")
-    gated: bool = False
+    gateable: bool = Field(False, description="the row of its metric that a policy may judge")
+    gated: bool = Field(False, description="a policy judged it")
     verdict: RowVerdict = "not-gated"
     reason: str | None = Field(None, description="why not measured, not gated or inconclusive")
     flags: list[str] = []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..attacks.attack import ATTACKS, Attack
 from ..compression.recipe import RECIPES, Recipe
 from ..defenses.defense import DEFENSES, CompressionDefense, Defense, TrainingDefense
-from ..targets.errors import InputError
+from ..targets.errors import InputError, NotApplicable
 from ..training.architecture import Architecture
 from ..training.trainer import Trainer
 from .plan import Plan
@@ -83,13 +83,16 @@ def assemble(plan: Plan, subject: Subject) -> Lineup:
             raise InputError(f"Candidate {name!r}: {error}") from None
         parent = plain
         draws: tuple[Recipe, ...] = ()
-        if isinstance(defense, TrainingDefense):
-            parent = dense.setdefault(_dense_name(defense, dense), _harden(defense, subject, dense))
-        elif isinstance(defense, CompressionDefense):
-            if recipe is None:
-                raise InputError(f"Candidate {name!r}: defense {defense.kind!r} hardens a recipe, and there is none.")
-            recipe, *others = defense.recipes(recipe)
-            draws = tuple(others)
+        try:
+            if isinstance(defense, TrainingDefense):
+                parent = dense.setdefault(_dense_name(defense, dense), _harden(defense, subject, dense))
+            elif isinstance(defense, CompressionDefense):
+                if recipe is None:
+                    raise InputError(f"defense {defense.kind!r} hardens a recipe, and there is none.")
+                recipe, *others = defense.recipes(recipe)
+                draws = tuple(others)
+        except (InputError, NotApplicable) as error:
+            raise InputError(f"Candidate {name!r}: {error}") from None
         if recipe is None:
             raise InputError(f"Candidate {name!r} has no recipe. The dense models are audited without being listed.")
         candidates.append(Contender(name, parent, recipe, defense, entry.control, draws))

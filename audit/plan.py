@@ -167,7 +167,6 @@ class Plan(Settings):
     release: tuple[str, ...] | None = Field(
         None, description="the candidates the overall verdict covers; default: all but controls"
     )
-    show_records: bool = Field(False, description="whether the report may show inputs; it then leaks them")
     workers: int | Literal["auto"] = Field("auto", description="processes; 0 works in this one")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto is CUDA where there is one")
     declared: dict[str, str] = Field({}, description="measures the audit cannot verify, by name, e.g. tee")

@@ -28,8 +28,6 @@ SUBJECTS = {  # metric -> how a sentence calls it
     "tpr_at_1_percent_fpr": "the share of members exposed at 1 % false accusations",
     "auc": "the membership attack's AUC",
     "fidelity": "the stolen copy's fidelity",
-    "copy_accuracy": "the stolen copy's accuracy",
-    "copy_transfer": "the success of attacks made on a stolen copy",
 }
 LEVEL = 0.025  # one-sided: the whole of a two-sided 95 % interval lies beyond the limit
 Z = NormalDist().inv_cdf(1 - LEVEL)
@@ -37,7 +35,7 @@ EXACT = 1e-9  # slack for rounding in a limit or an interval's end
 
 
 class Policy(Settings):
-    """Limits by metric: accuracy, robust_accuracy, tpr_at_1_percent_fpr, auc, fidelity, copy_accuracy, copy_transfer.
+    """Limits by metric: accuracy, robust_accuracy, tpr_at_1_percent_fpr, auc, fidelity.
 
     All are fractions: 2 points are 0.02. A metric without a limit is reported and not judged.
     """
@@ -159,7 +157,7 @@ def apply_policy(
     """Judges every candidate; the overall verdict covers those named in `release`.
 
     Dense models are what candidates are compared with, and are not judged. A finding is judged when the policy limits
-    its metric and the suite marked it `gated`. A limited metric that was not measured cannot pass.
+    its metric and the finding is `gateable`. A limited metric that was not measured cannot pass.
     """
     drafts: list[_Draft] = []
     for candidate in candidates:
@@ -187,14 +185,6 @@ def rejudge(audit: Audit, policy: Policy) -> Audit:
     )
 
 
-NO_LIMIT = "not gated: the policy sets no limit on "
-
-
-def _eligible(finding: Finding) -> bool:
-    """The row of its metric that policies judge; also when an earlier policy had no limit on it."""
-    return finding.gated or finding.risk == "extraction" or NO_LIMIT in (finding.reason or "")
-
-
 @dataclass(frozen=True)
 class _Draft:
     """A gate before the correction for their number; `p_value` is None when nothing was measured."""
@@ -210,7 +200,7 @@ def _drafts(candidate: Candidate, findings: Sequence[Finding], policy: Policy) -
         ("absolute", policy.absolutes),
     ]
     for metric in SUBJECTS:
-        mine = [one for one in findings if one.candidate == candidate.name and one.metric == metric and _eligible(one)]
+        mine = [one for one in findings if one.candidate == candidate.name and one.metric == metric and one.gateable]
         judged = mine if metric != "accuracy" and mine else [None]
         for compares, by_metric in limits:
             if metric in by_metric:
@@ -292,9 +282,8 @@ def _judged_finding(finding: Finding, gates: Sequence[Gate]) -> Finding:
             reason = finding.reason
         return finding.model_copy(update={"gated": True, "verdict": worst.verdict, "reason": reason})
     reason = finding.reason
-    if finding.gated:
-        reason = f"{reason}; {NO_LIMIT}" if finding.estimate is None and reason else NO_LIMIT
-        reason += SUBJECTS[finding.metric]
+    if finding.gateable and finding.estimate is not None:
+        reason = f"not gated: the policy sets no limit on {SUBJECTS[finding.metric]}"
     verdict: RowVerdict = "not-measured" if finding.estimate is None else "not-gated"
     return finding.model_copy(update={"gated": False, "verdict": verdict, "reason": reason})
 

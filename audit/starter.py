@@ -50,7 +50,6 @@ policy: release                       # may lose 2 points of accuracy and 5 of r
 #   absolutes: {robust_accuracy: 0.4, auc: 0.6}
 # release: [int8, prune80]            # which candidates the verdict covers; default: all but controls
 
-show_records: false                   # true puts inputs into the report, which then leaks them
 # workers: 2                          # processes; default: one per core
 # device: cpu                         # default: CUDA where there is one
 # declared: {tee: "served in an enclave"}   # what the audit cannot verify; the report says so

@@ -47,22 +47,6 @@ def clopper_pearson(k: int, n: int, level: float = LEVEL) -> Interval:
     return Interval(k / n, low, high)
 
 
-def wilson(k: int, n: int, level: float = LEVEL) -> Interval:
-    """The score interval for a rate of `k` in `n` (Wilson 1927); covers `level` on average.
-
-    Raises:
-        ValueError: n < 1 or k outside [0, n].
-    """
-    _check_rate(k, n)
-    z = float(stats.norm.ppf((1 + level) / 2))
-    p = k / n
-    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    return Interval(
-        p, max(0.0, float(centre - half)) if k > 0 else 0.0, min(1.0, float(centre + half)) if k < n else 1.0
-    )
-
-
 def mcnemar(b: int, c: int) -> float:
     """The exact two-sided p-value of McNemar's test: `b` and `c` records changed one way and the other; 1 if none did.
 

@@ -72,7 +72,7 @@ def train_dense(dense: Dense, subject: Subject, seed: int, device: torch.device)
     """Trains a dense model (or takes the given weights of the plain one)."""
     data, statement = subject.data, {}
     if subject.state is not None and dense.defense is None:
-        module = dense.architecture.fresh(seed)
+        module = dense.architecture.blank()
         module.load_state_dict(subject.state)
     else:
         records = members(data)
@@ -87,7 +87,7 @@ def train_dense(dense: Dense, subject: Subject, seed: int, device: torch.device)
 
 
 def load_dense(dense: Dense, result: Result, device: torch.device) -> nn.Module:
-    module = dense.architecture.fresh(0)
+    module = dense.architecture.blank()
     _load(module, result.arrays)
     return frozen_copy(module.to(device))
 
@@ -127,7 +127,7 @@ def make_candidate(contender: Contender, recipe: Recipe | None, parent: nn.Modul
 def load_candidate(contender: Contender, result: Result, device: torch.device) -> nn.Module:
     """The candidate's torch module: differentiable, straight-through where it rounds."""
     arrays = {name: array for name, array in result.arrays.items() if not name.startswith("evidence/")}
-    fresh = contender.parent.architecture.fresh(0)
+    fresh = contender.parent.architecture.blank()
     return frozen_copy(load_module(fresh, result.document["description"], arrays).to(device))
 
 
@@ -158,7 +158,7 @@ def signals(
     """What each shadow, compressed by the recipe as the candidate was, says of the attacked records."""
     modules = []
     for arrays in shadows:
-        module = dense.architecture.fresh(0)
+        module = dense.architecture.blank()
         _load(module, arrays)
         modules.append(frozen_copy(module.to(device)))
     answers = shadow_signals(population, modules, recipe=recipe, bounds=data.bounds)

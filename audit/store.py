@@ -137,10 +137,6 @@ class Store:
         """The folder of a cell; the files in it are read-only to everybody but `put`."""
         return self._cells / key[:2] / key
 
-    def file(self, key: str, name: str) -> Path:
-        """Where a file of a stored result lies, for a library that wants a path. Its digest is not checked."""
-        return self.path(key) / FILES / name
-
     def evidence(self, key: str) -> tuple[str, str]:
         """Where a result lies, seen from the output folder, and the sha256 (hex) of its manifest, which covers it all.
 

@@ -15,11 +15,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..targets.data import Bounds, Data, load_digits
-from ..targets.errors import InputError
+from ..targets.errors import CrushproofError, InputError, blame
 from ..training.architecture import Architecture
 from ..training.loop import Training
 from ..training.trainer import BuiltinTrainer, Trainer, UserTrainer
+from .identity import name_of, source_digest, state_digest
 from .plan import Plan
+
+SHADOWS_DIFFER = (
+    "The dense model came with its weights and the plan does not say how it was trained: shadow models use the "
+    "built-in training, so membership may be underestimated. Name model.training or model.training_function."
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,10 @@ class Subject:
 
     Args:
         state: given weights of the dense model; None when the audit trains it.
-        identity: decides cache keys together with the data's digest: architecture, trainer, given weights.
+        identity: decides cache keys together with the data's digest: architecture, trainer, given weights, and the
+            code of all three.
+        notes: sentences the reader of the report must know.
+        shadows_differ: shadow models are not known to be trained as the dense model was.
     """
 
     data: Data
@@ -36,35 +45,50 @@ class Subject:
     trainer: Trainer
     state: dict[str, Tensor] | None
     identity: str
+    notes: tuple[str, ...] = ()
+    shadows_differ: bool = False
 
 
 def resolve(plan: Plan, folder: Path) -> Subject:
     """Loads what the plan names; paths and modules are looked up in `folder`, where the plan lies.
 
     Raises:
-        InputError, UnsafeInput: as the loaders of data and weights do, and for a `module:function` that is not there.
+        InputError, UnsafeInput: as the loaders of data and weights do, and for a `module:function` that is not there
+            or fails.
     """
     from ..targets.weights import load_weights
 
     data = load_data(plan, folder)
-    build = import_function(plan.model.architecture, folder)
-    parameters = dict(plan.model.parameters)
+    model = plan.model
+    named = [path for path in (model.architecture, model.training_function) if path is not None]
+    code = source_digest([path.partition(":")[0] for path in named], folder)
+    build = import_function(model.architecture, folder)
+    parameters = dict(model.parameters)
     architecture = Architecture(
-        f"{plan.model.architecture}({parameters})", lambda: checked_module(build, parameters, plan.model.architecture)
+        f"{model.architecture}({parameters})", lambda: checked_module(build, parameters, model.architecture)
     )
     fresh = architecture.fresh(plan.seed)  # here, so that a mistake in the plan is met before anything is computed
-    digests = [architecture.name, source_digest(build)]
-    if plan.model.training_function is not None:
-        function = import_function(plan.model.training_function, folder)
-        trainer: Trainer = UserTrainer(function, f"{plan.model.training_function}@{source_digest(function)}")
+    digests = [architecture.name, code]
+    if model.training_function is not None:
+        function = checked_training(import_function(model.training_function, folder), model.training_function)
+        trainer: Trainer = UserTrainer(function, f"{model.training_function}@{code}")
     else:
-        trainer = BuiltinTrainer(Training.model_validate(plan.model.training))
+        trainer = BuiltinTrainer(Training.model_validate(model.training))
     state = None
-    if plan.model.weights is not None:
-        load_weights(fresh, folder / plan.model.weights)
+    if model.weights is not None:
+        load_weights(fresh, folder / model.weights)
         state = {name: tensor.detach().clone() for name, tensor in fresh.state_dict().items()}
         digests.append(state_digest(state))
-    return Subject(data, architecture, trainer, state, "|".join([*digests, trainer.identity]))
+    differ = state is not None and model.training_function is None and not model.training
+    return Subject(
+        data,
+        architecture,
+        trainer,
+        state,
+        "|".join([*digests, trainer.identity]),
+        (SHADOWS_DIFFER,) if differ else (),
+        differ,
+    )
 
 
 def load_data(plan: Plan, folder: Path) -> Data:
@@ -101,11 +125,20 @@ def import_function(path: str, folder: Path) -> Callable[..., Any]:
         raise InputError(f"{path!r} must name a function as module:function, for example my_model:build.")
     try:
         module = import_module(module_name, folder)
+    except CrushproofError:
+        raise
     except ModuleNotFoundError as error:
+        if not f"{module_name}.".startswith(f"{error.name}."):
+            raise InputError(
+                f"{path!r}: importing {module_name} failed, because it needs a module that was not found: "
+                f"{blame(error)}. Put it beside the plan or install it."
+            ) from None
         raise InputError(
             f"{path!r}: module {error.name!r} was found neither in {folder} nor among the installed packages. Put "
             f"{module_name.replace('.', '/')}.py beside the plan or install the package."
         ) from None
+    except (Exception, SystemExit) as error:  # a plan's code may raise anything
+        raise InputError(f"{path!r}: importing {module_name} failed: {blame(error)}.") from None
     function = getattr(module, function_name, None)
     if not callable(function):
         raise InputError(f"{path!r}: module {module_name!r} has no function {function_name!r}.")
@@ -113,48 +146,93 @@ def import_function(path: str, folder: Path) -> Callable[..., Any]:
 
 
 def import_module(name: str, folder: Path) -> ModuleType:
+    folder = folder.absolute()
     file = folder / (name.replace(".", "/") + ".py")
     if not file.is_file():
         return importlib.import_module(name)
-    # Loaded under a name of its own, so that a my_model.py beside the plan never collides with an installed package.
-    unique = f"crushproof_plan_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]}_{file.stem}"
+    # Loaded under a name of its own, so that a my_model.py beside the plan never collides with an installed package,
+    # and a file that changed in the meantime is loaded anew.
+    digest = hashlib.sha256(f"{file.resolve()}{source_digest([name], folder)}".encode()).hexdigest()
+    unique = f"crushproof_plan_{digest[:12]}_{file.stem}"
     if unique not in sys.modules:
         spec = importlib.util.spec_from_file_location(unique, file)
         if spec is None or spec.loader is None:  # cannot be for a .py file; the type checker does not know
             raise ImportError(f"no loader for {file}")
         module = importlib.util.module_from_spec(spec)
         sys.modules[unique] = module
+        forget_changed_neighbours(folder)
+        before = set(sys.modules)
         sys.path.insert(0, str(folder))  # so that the file's own imports of its neighbours work
+        keep, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # bytecode misses edits within one second
         try:
             spec.loader.exec_module(module)
         except BaseException:
             del sys.modules[unique]
             raise
         finally:
+            sys.dont_write_bytecode = keep
             sys.path.remove(str(folder))
+            for neighbour in set(sys.modules) - before - {unique}:
+                source = getattr(sys.modules[neighbour], "__file__", None)
+                if source and source.endswith(".py") and Path(source).is_relative_to(folder):
+                    NEIGHBOURS[neighbour] = Path(source), hashlib.sha256(Path(source).read_bytes()).hexdigest()
     return sys.modules[unique]
 
 
+NEIGHBOURS: dict[str, tuple[Path, str]] = {}  # modules that plans' files imported: their files and those digests
+
+
+def forget_changed_neighbours(folder: Path) -> None:
+    """Unloads what an earlier plan of this process brought in, if it lies elsewhere or was edited since."""
+    for file, digest in NEIGHBOURS.values():
+        unchanged = file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == digest
+        if not unchanged or not file.is_relative_to(folder):
+            for name in NEIGHBOURS:
+                sys.modules.pop(name, None)
+            NEIGHBOURS.clear()
+            return
+
+
 def checked_module(build: Callable[..., Any], parameters: dict[str, Any], path: str) -> nn.Module:
+    """What `build` returns for the plan's parameters.
+
+    Raises:
+        InputError: it does not take them, fails, or returns no module.
+    """
+    problem = mismatch(build, **parameters)
+    if problem is not None:
+        raise InputError(f"{path!r} does not accept the plan's model.parameters: {problem}.")
     try:
         module = build(**parameters)
-    except TypeError as error:
-        raise InputError(f"{path!r} does not accept the plan's model.parameters: {error}.") from None
+    except CrushproofError:
+        raise
+    except Exception as error:
+        given = ", ".join(f"{name}={value!r}" for name, value in parameters.items())
+        raise InputError(f"{path}({given}) raised {blame(error)}.") from None
     if not isinstance(module, nn.Module):
         raise InputError(f"{path!r} must return a torch.nn.Module; it returned {type(module).__name__}.")
     return module
 
 
-def source_digest(function: Callable[..., Any]) -> str:
-    """Of the file the function lives in: a changed line there is another model."""
-    file = inspect.getsourcefile(function)
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else repr(function)
+def checked_training(function: Callable[..., Any], path: str | None = None) -> Callable[..., Any]:
+    """`function`, if it can be called as a training function is."""
+    problem = mismatch(function, None, None, None, 0)
+    if problem is not None:
+        raise InputError(
+            f"The training function {path or name_of(function)} cannot be called as function(module, x, y, seed): "
+            f"{problem}."
+        )
+    return function
 
 
-def state_digest(state: dict[str, Tensor]) -> str:
-    """sha256 (hex) of a state dict's names, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+def mismatch(function: Callable[..., Any], *arguments: Any, **named: Any) -> str | None:
+    """Why a function does not take these arguments; None when it does, or when it does not say."""
+    try:
+        signature = inspect.signature(function)
+    except (ValueError, TypeError):  # some builtins
+        return None
+    try:
+        signature.bind(*arguments, **named)
+    except TypeError as error:
+        return str(error)
+    return None

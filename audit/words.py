@@ -79,13 +79,6 @@ METRICS = {
         "lower",
         "Share of inputs on which the stolen copy answers as the deployed model does.",
     ),
-    "copy_accuracy": Metric("Accuracy of the copy", "percent", "lower", "Accuracy of the stolen copy on true labels."),
-    "copy_transfer": Metric(
-        "Attacks that transfer from the copy",
-        "percent",
-        "lower",
-        "Share of adversarial inputs made on the stolen copy that also fool the deployed model.",
-    ),
 }
 
 
@@ -258,6 +251,8 @@ FLAGS = {
     "other figures say.",
     "distribution-shift": "A classifier that never sees the model already tells members from non-members. What the "
     "attack finds is not attributable to membership.",
+    "shadows-differ": "Nothing says how the audited model was trained, so its shadow models may be trained differently. "
+    "An attacker who knows better may see more.",
     "epsilon-void": "The compression looked at training records after DP-SGD, so the promised epsilon does not hold.",
 }
 

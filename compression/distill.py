@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..targets.data import Bounds, Records
-from ..targets.errors import InputError, NotApplicable
-from ..targets.model import TorchTarget
+from ..targets.errors import NotApplicable
+from ..targets.model import TorchTarget, device_of
 from ..targets.seeds import derive
 from ..training.architecture import Architecture
 from ..training.loop import Forward, Objective, Training, train
-from .layers import device_of, noise, working_copy
+from .layers import noise, working_copy
 from .prune import thin
 from .recipe import RECIPES, Recipe
 
@@ -54,7 +54,7 @@ class Distill(Recipe):
         student = teacher if self.width == 1 else thin(module, noise(module, records, bounds, 2, seed), self.width)
         try:
             fresh = Architecture.like(student, "student").fresh(derive(seed, "student"))
-        except InputError as error:
+        except NotApplicable as error:
             raise NotApplicable(f"No student can be started from scratch. {error}") from error
         device = device_of(module)
         logits = TorchTarget(teacher).logits(records.x.to(device))

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from ..targets.errors import CrushproofError
+from ..targets.model import device_of
 from ..targets.onnx import OnnxTarget, session_settings
 from ..targets.onnx_safety import check_onnx
 from .fake_quantize import QuantizedLayer
-from .layers import WEIGHTED, device_of
+from .layers import WEIGHTED
 from .payload import decode
 
 # Picojoule per operation at 45 nm: M. Horowitz, "Computing's energy problem", ISSCC 2014.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..targets.data import Bounds, Records
 from ..targets.errors import NotApplicable
+from ..targets.model import device_of
 from ..targets.seeds import generator
 
 PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d)  # exactly these: a subclass may use its weight in ways of its own
@@ -19,13 +20,6 @@ WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.C
 def working_copy(module: nn.Module) -> nn.Module:
     """A deep copy in evaluation mode whose parameters can all be trained (an audit hands over frozen models)."""
     return copy.deepcopy(module).eval().requires_grad_(True)
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Of the first parameter or buffer; the CPU when there is none."""
-    for tensor in (*module.parameters(), *module.buffers()):
-        return tensor.device
-    return torch.device("cpu")
 
 
 def noise(module: nn.Module, records: Records, bounds: Bounds, count: int, seed: int) -> Tensor:

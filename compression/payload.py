@@ -82,11 +82,6 @@ def decode(payload: bytes, module: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def payload_bytes(module: nn.Module) -> int:
-    """The packed size of `module`."""
-    return len(encode(module))
-
-
 def _derived_biases(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Biases that follow from integers: quantised layers hold bias = bias_codes * (input_scale * weight_scale)."""
     biases = {}

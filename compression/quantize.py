@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from ..targets.data import Bounds, Records
 from ..targets.errors import NotApplicable
-from ..targets.model import BATCH
+from ..targets.model import BATCH, device_of
 from ..targets.seeds import derive, generator
 from .fake_quantize import Bits, Rounding, can_quantize, fold_batch_norm, quantize_layer
-from .layers import called_layers, device_of, noise, replace_layers
+from .layers import called_layers, noise, replace_layers
 from .recipe import RECIPES, Recipe
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
 
 from torch import nn
 
@@ -21,7 +20,6 @@ class Recipe(Technique):
     """
 
     kind: str
-    control: ClassVar[bool] = False
 
     @abstractmethod
     def apply(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> nn.Module:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from types import TracebackType
+
 
 class CrushproofError(Exception):
     """Base of every error whose message is written for the user: what happened, where, and how to mend it."""
@@ -34,3 +38,26 @@ class UnsafeInput(CrushproofError):
     """A file may be crafted: a pickle, a bomb, a malformed header. It was refused and nothing in it was executed."""
 
     exit_code = 5
+
+
+def blame(error: BaseException) -> str:
+    """What went wrong in the user's own code, on one line: `ValueError: too few heads (my_model.py, line 12)`."""
+    words = " ".join(str(error).split())
+    place = None
+    if isinstance(error, SyntaxError) and error.filename and error.lineno:
+        words, place = error.msg, (error.filename, error.lineno)
+    place = place or _place(error.__traceback__)
+    text = f"{type(error).__name__}: {words[:500]}" if words else type(error).__name__
+    return text if place is None else f"{text} ({os.path.basename(place[0])}, line {place[1]})"
+
+
+def _place(trace: TracebackType | None) -> tuple[str, int] | None:
+    """File and line of the innermost frame that is neither Python's, a library's nor this package's."""
+    own, found = __name__.partition(".")[0], None
+    while trace is not None:
+        file, module = trace.tb_frame.f_code.co_filename, str(trace.tb_frame.f_globals.get("__name__", ""))
+        top = module.partition(".")[0]
+        if top != own and top not in sys.stdlib_module_names and "-packages" not in file and "<frozen" not in file:
+            found = file, trace.tb_lineno
+        trace = trace.tb_next
+    return found

@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from .errors import InputError
+
 BATCH = 512  # records per forward pass; fixed, so that a result never depends on who asked for how many at once
 
 
@@ -30,8 +32,7 @@ class TorchTarget:
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
         self.queries += len(x)
-        parameter = next(self.module.parameters(), None)
-        device = x.device if parameter is None else parameter.device
+        device = device_of(self.module, x.device)
         parts = [self.module(batch.to(device)).float().to(x.device) for batch in x.split(BATCH)]
         return torch.cat(parts) if parts else torch.zeros(0, 0, device=x.device)
 
@@ -41,8 +42,35 @@ def accuracy(target: Target, x: Tensor, y: Tensor) -> float:
     return float((target.logits(x).argmax(1) == y).float().mean())
 
 
+def device_of(module: nn.Module, default: torch.device | None = None) -> torch.device:
+    """Of the first parameter, else the first buffer (a quantised module has nothing else), else `default`, the CPU."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        return tensor.device
+    return default or torch.device("cpu")
+
+
 def resolve_device(device: str) -> torch.device:
-    """The device a setting means: "auto" is CUDA where there is one, else the CPU; others are torch's words."""
+    """The device a setting means: "auto" is CUDA where there is one, else the CPU; others are torch's words.
+
+    Raises:
+        InputError: torch knows no such device, or this machine does not have it.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        raise InputError(f"There is no device {device!r}: write auto, cpu, cuda or cuda:0.") from None
+    if resolved.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0:
+            raise InputError(
+                f"Device {device}: torch finds no CUDA device on this machine. Write device: cpu (or auto), or install "
+                "a driver and a build of torch with CUDA."
+            )
+        if resolved.index is not None and resolved.index >= count:
+            raise InputError(
+                f"Device {device}: this machine has {count} CUDA device{'s' if count > 1 else ''}, numbered from 0. "
+                f"Write cuda:{count - 1} or lower, or auto."
+            )
+    return resolved

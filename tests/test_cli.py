@@ -81,6 +81,7 @@ def an_audit(robust_change: float = 0.0) -> Audit:
             threat_model=ThreatModel(access="scores", knowledge="", budget=""),
             estimate=a_rate(0.5),
             changes=[a_change(change)],
+            gateable=True,
             gated=True,
         )
         for risk, metric, better, change in (

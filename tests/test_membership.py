@@ -15,12 +15,12 @@ from scipy import stats
 from scipy.special import polygamma
 from torch import Tensor, nn
 
-from crushproof.attacks.attack import ATTACKS, Case, Flag, ShadowSignals
+from crushproof.attacks.attack import ATTACKS, Case, Flag, MembershipCase, ShadowSignals
 from crushproof.attacks.membership.blind import blind_scores
 from crushproof.attacks.membership.membership import Membership, related
 from crushproof.attacks.membership.population import PopulationPlan, masks, plan_population
 from crushproof.attacks.membership.scores import lira, loss, rmia, shrinkage, trigamma_inverse
-from crushproof.attacks.membership.signals import concatenate, margin, shadow_signals, target_signals
+from crushproof.attacks.membership.signals import margin, shadow_signals, target_signals
 from crushproof.audit.statistics import auc, tpr_at_fpr
 from crushproof.compression.recipe import Recipe
 from crushproof.targets.data import Bounds, Data, Records, load_digits
@@ -104,9 +104,9 @@ def test_chunks_do_not_matter(plan: PopulationPlan, digits: Data) -> None:
         modules = plan.fit(quick, MLP, first=first, last=last, device=CPU)
         return shadow_signals(plan, modules, first=first, recipe=None, bounds=digits.bounds)
 
-    whole, parts = fitted(0, 32), concatenate([fitted(0, 16), fitted(16, 32)])
-    assert np.array_equal(whole.phi, parts.phi)
-    assert np.array_equal(whole.inside, parts.inside)
+    whole, parts = fitted(0, 32), [fitted(0, 16), fitted(16, 32)]
+    assert np.array_equal(whole.phi, np.concatenate([part.phi for part in parts]))
+    assert np.array_equal(whole.inside, np.concatenate([part.inside for part in parts]))
 
 
 class Halve(Recipe):

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from crushproof.audit.cli import app
 from crushproof.audit.findings import Audit
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "own_model"
@@ -65,8 +67,8 @@ def test_a_mistake_in_the_plan_is_named_and_mended(
     text = (folder / "plan.yaml").read_text()
     assert change[0] in text
     plan.write_text(text.replace(*change))
-    done = run(folder, "-m", "crushproof", "audit", "mistaken.yaml", "--out", str(tmp_path / "out"))
-    assert done.returncode == exit_code, done.stderr
+    done = CliRunner().invoke(app, ["audit", str(plan), "--out", str(tmp_path / "out")])
+    assert done.exit_code == exit_code, done.stderr
     assert done.stderr.startswith("error: ")
     assert hint in done.stderr
     assert "Traceback" not in done.stderr

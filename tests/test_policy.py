@@ -79,7 +79,7 @@ def finding(name: str, metric: str, difference: float = 0.0, half: float = 0.01,
             "threat_model": ThreatModel(access="white-box", knowledge="", budget=""),
             "estimate": estimate(0.5),
             "changes": [change(difference, half)],
-            "gated": True,
+            "gateable": True,
             **fields,
         }
     )
@@ -229,7 +229,7 @@ def test_the_verdict_covers_the_release_only() -> None:
 
 
 def test_another_policy_judges_what_the_first_did_not() -> None:
-    rows = [*findings("a"), finding("a", "fidelity", gated=False)]
+    rows = [*findings("a"), finding("a", "fidelity")]
     first = apply_policy([candidate("a")], rows, Policy(changes={"accuracy": -0.02}, absolutes={}), ["a"])
     assert [one.verdict for one in first.findings] == ["not-gated"] * 4
     assert not any(one.gated for one in first.findings)

@@ -202,6 +202,7 @@ def synthetic_audit(renamed: dict[str, str] | None = None, classes: list[str] | 
             ),
             estimate=rate(robust, 300),
             changes=versus(6, robust, 0.028),
+            gateable=gated,
             gated=gated,
             verdict=judged(next(iter(versus(6, robust, 0.028)), None), -0.05) if gated else "not-gated",
             flags=["twin-disagrees"] if key == "int2" else [],
@@ -266,6 +267,7 @@ def synthetic_audit(renamed: dict[str, str] | None = None, classes: list[str] | 
             "candidate": name,
             "risk": "membership",
             "better": "lower",
+            "gateable": gated,
             "gated": gated,
             "attack": "Likelihood ratio (LiRA) with own shadows",
             "threat_model": ThreatModel(
@@ -354,6 +356,7 @@ def synthetic_audit(renamed: dict[str, str] | None = None, classes: list[str] | 
             ),
             estimate=rate(fidelity, 540),
             changes=versus(8, fidelity, 0.012),
+            gateable=gated,
             verdict="not-gated",
             reason="the policy has no limit for it",
             parts=[
@@ -380,8 +383,13 @@ def synthetic_audit(renamed: dict[str, str] | None = None, classes: list[str] | 
         )
         mine = [evasion, *leak, extraction]
         if defense == "stochastic-rounding":
-            without = {"id": f"{name}/evasion/without-draw", "estimate": rate(0.66, 300), "gated": False, "parts": []}
-            mine.append(evasion.model_copy(update={**without, "verdict": "not-gated", "changes": []}))
+            without = {
+                "id": f"{name}/evasion/without-draw",
+                "estimate": rate(0.66, 300),
+                "parts": [],
+                "gateable": False,
+            }
+            mine.append(evasion.model_copy(update={**without, "gated": False, "verdict": "not-gated", "changes": []}))
         findings += mine
         accuracy_change = next(iter(versus(5, accuracy, 0.011)), None)
         own = []

@@ -49,7 +49,7 @@ def test_a_result_comes_back_as_it_was(tmp_path: Path) -> None:
     for name, array in wrote.arrays.items():
         np.testing.assert_array_equal(read.arrays[name], array)
         assert (read.arrays[name].dtype, read.arrays[name].shape) == (array.dtype, array.shape)
-    assert store.file(KEY, "model.onnx").read_bytes() == b"\x00\x01"
+    assert (store.path(KEY) / "files" / "model.onnx").read_bytes() == b"\x00\x01"
 
 
 def test_equal_results_are_equal_bytes(tmp_path: Path) -> None:

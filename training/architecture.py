@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ..targets.errors import InputError
+from ..targets.errors import CrushproofError, NotApplicable, blame
 from ..targets.seeds import global_seed
 
 
@@ -19,39 +19,77 @@ class Architecture:
     Args:
         name: identifies the shape in cache keys and the report, for example `my_package.nets:build`.
         build: returns a new module; initialised from torch's global generator, as torch's own layers are.
+        pattern: a module of this shape, where there is one; never changed.
     """
 
     name: str
     build: Callable[[], nn.Module]
+    pattern: nn.Module | None = None
 
     def fresh(self, seed: int) -> nn.Module:
-        """A new module whose initial weights follow from `seed` alone."""
+        """A new module whose initial weights follow from `seed` alone, to be trained.
+
+        Raises:
+            NotApplicable: the architecture was made by `like`, and a layer of its pattern cannot be initialised anew.
+        """
         with global_seed(seed, "initial weights"):
             return self.build()
 
+    def blank(self) -> nn.Module:
+        """A module of this shape whose weights mean nothing: they are to be overwritten."""
+        return self.fresh(0) if self.pattern is None else copy.deepcopy(self.pattern)
+
     @classmethod
     def like(cls, module: nn.Module, name: str) -> Architecture:
-        """Modules of the same structure as `module` (which is copied, never changed), initialised anew.
-
-        Raises:
-            InputError: some layer holds parameters and cannot reset them (no `reset_parameters`).
-        """
+        """Modules of the same structure as `module` (which is copied, never changed), initialised anew."""
         pattern = copy.deepcopy(module).cpu()
-        for path, layer in pattern.named_modules():
-            own = [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
-            if own and not hasattr(layer, "reset_parameters"):
-                raise InputError(
-                    f"Layer {path or type(module).__name__} ({type(layer).__name__}) has weights and no "
-                    "reset_parameters(), so shadow models cannot be started from scratch. Name a function that builds "
-                    "the untrained model instead."
-                )
 
         def build() -> nn.Module:
+            refuse_unresettable(pattern)
             new = copy.deepcopy(pattern)
-            for layer in new.modules():
-                reset = getattr(layer, "reset_parameters", None)
-                if callable(reset):
-                    reset()
-            return new
+            layers = list(new.named_modules())
+            for path, layer in layers:
+                _reset(layer, "reset_parameters", path)
+            # After their parts, as their constructors do: attention's output bias starts at 0, unlike a Linear's.
+            for path, layer in reversed(layers):
+                _reset(layer, "_reset_parameters", path)
+            return new.requires_grad_(True)  # a model frozen for serving must not give shadows that never train
 
-        return cls(name, build)
+        return cls(name, build, pattern)
+
+
+RESETS = ("reset_parameters", "_reset_parameters")  # the second is what torch's attention calls it
+
+
+def unresettable(module: nn.Module) -> str | None:
+    """The first layer that holds weights and cannot initialise them anew, in words; None when all can."""
+    for path, layer in module.named_modules():
+        own = [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
+        if own and not any(hasattr(layer, name) for name in RESETS):
+            return f"{path or 'of the model'} ({type(layer).__name__})"
+    return None
+
+
+def refuse_unresettable(module: nn.Module) -> None:
+    layer = unresettable(module)
+    if layer is not None:
+        raise NotApplicable(
+            f"Layer {layer} has weights and no reset_parameters(), so no model can be started from scratch in its "
+            "likeness. Name a function that builds the untrained model: audit_model(..., build=...), or "
+            "model.architecture in a plan."
+        )
+
+
+def _reset(layer: nn.Module, name: str, path: str) -> None:
+    reset = getattr(layer, name, None)
+    if not callable(reset):
+        return
+    try:
+        reset()
+    except CrushproofError:
+        raise
+    except Exception as error:
+        raise NotApplicable(
+            f"{name}() of layer {path or 'of the model'} ({type(layer).__name__}) failed, so no model can be started "
+            f"from scratch in its likeness: {blame(error)}. Name a function that builds the untrained model."
+        ) from None

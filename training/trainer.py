@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..targets.data import Records
+from ..targets.errors import CrushproofError, InputError, blame
 from ..targets.seeds import global_seed
 from .architecture import Architecture
 from .loop import Training, train_many
@@ -67,7 +68,7 @@ class UserTrainer(Trainer):
     Args:
         function: `function(module, x, y, seed) -> module`; trains the fresh `module` on x float32 [n, *shape] and
             y int64 [n] and returns it. It runs with torch's global generator seeded.
-        identity: names the function and its source's digest.
+        identity: the function's name, "@" and a digest of its code.
     """
 
     def __init__(self, function: Callable[[nn.Module, Tensor, Tensor, int], nn.Module], identity: str) -> None:
@@ -89,6 +90,23 @@ class UserTrainer(Trainer):
         for subset, seed in zip(subsets, seeds, strict=True):
             own = records.take(subset).to(device)
             with global_seed(seed, "user training"):
-                module = self.function(architecture.fresh(seed).to(device), own.x, own.y, seed)
-            models.append(module.to(device).eval())
+                models.append(self._call(architecture.fresh(seed).to(device), own, seed).to(device).eval())
         return models
+
+    def _call(self, fresh: nn.Module, records: Records, seed: int) -> nn.Module:
+        name = self._identity.partition("@")[0]
+        try:
+            module = self.function(fresh, records.x, records.y, seed)
+        except CrushproofError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"The training function {name} raised {blame(error)}. It is called as function(module, x, y, seed) "
+                "and must return the trained module."
+            ) from None
+        if not isinstance(module, nn.Module):
+            raise InputError(
+                f"The training function {name} must return the trained torch.nn.Module; it returned "
+                f"{type(module).__name__}."
+            )
+        return module

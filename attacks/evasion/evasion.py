@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...targets.data import Records
 from ...targets.errors import InputError, NotApplicable
+from ...targets.model import device_of
 from ...targets.seeds import derive
 from ..attack import ATTACKS, Access, Attack, Case, Evidence, Flag, Ledger
 from . import trust
@@ -161,8 +162,7 @@ class Arena:
     def of(cls, attack: Evasion, case: Case) -> Arena:
         count = min(attack.records, len(case.evaluation))
         module = case.twin if case.twin is not None else case.native
-        parameter = next(module.parameters(), None) if module is not None else None
-        device = case.evaluation.x.device if parameter is None else parameter.device
+        device = case.evaluation.x.device if module is None else device_of(module, case.evaluation.x.device)
         records = Records(case.evaluation.x[:count], case.evaluation.y[:count]).to(device)
         ids = np.asarray(case.ids[:count], dtype=np.int64)
         correct = case.deployed.logits(records.x).argmax(1) == records.y

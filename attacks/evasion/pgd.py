@@ -11,6 +11,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from ...targets.data import Bounds, Records
+from ...targets.model import device_of
 from ...targets.seeds import derive
 from ..attack import Access, Case, Ledger
 from .ball import Ball, Norm, per_record
@@ -111,8 +112,7 @@ def craft(
         By epsilon: float32 like `records.x`, on its device, inside the ball.
     """
     model = Gradients(module, "ce", ledger if ledger is not None else Ledger())
-    first = next(module.parameters(), None)
-    device = records.x.device if first is None else first.device
+    device = device_of(module, records.x.device)
     x0, y = records.x.to(device), records.y.to(device)
     crafted = {}
     for epsilon in epsilons:

@@ -12,12 +12,11 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...compression.layers import device_of
 from ...targets.data import Records
-from ...targets.errors import InputError, NotApplicable
-from ...targets.model import TorchTarget
+from ...targets.errors import NotApplicable
+from ...targets.model import TorchTarget, device_of
 from ...targets.seeds import derive, generator
-from ...training.architecture import Architecture
+from ...training.architecture import Architecture, unresettable
 from ...training.loop import Forward, Objective, Training, cross_entropy, train
 from ...training.networks import Mlp, ResidualCnn
 from ..attack import ATTACKS, Attack, Case, Evidence, Ledger
@@ -175,11 +174,8 @@ class Extraction(Attack):
 
 def surrogate_architecture(parent: nn.Module | None, records: Records, classes: int) -> tuple[Architecture, bool]:
     """What the attacker trains, and whether it is the parent's own architecture."""
-    if parent is not None:
-        try:
-            return Architecture.like(parent, "parent"), True
-        except InputError:  # a layer that cannot be started anew: the attacker falls back on its own
-            pass
+    if parent is not None and unresettable(parent) is None:  # else the attacker falls back on its own
+        return Architecture.like(parent, "parent"), True
     shape = tuple(records.x.shape[1:])
     if len(shape) == 3 and min(shape[1:]) >= 4:
         return Architecture("residual cnn", lambda: ResidualCnn(classes, in_channels=shape[0])), False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+
 from ...targets.errors import NotApplicable
 from ...targets.seeds import derive
 from ..attack import ATTACKS, Access, Attack, Case, Evidence, Flag, Ledger, ShadowSignals
@@ -87,6 +88,7 @@ class Membership(Attack):
         own = kinds["own"]
         if len(own.phi) < 4:
             return {}
+        kinds = {kind: signals for kind, signals in kinds.items() if len(signals.phi) >= 4}  # one pair is left out
         keep = {kind: ~related(own.inside, signals.inside) for kind, signals in kinds.items()}
         figures: dict[str, dict[str, float | int | None]] = {}
         for name, score in score_all(own.phi, kinds, keep).items():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...compression.recipe import Recipe
 from ...targets.data import Bounds
-from ...targets.model import Target, TorchTarget
+from ...targets.model import Target, TorchTarget, device_of
 from ...targets.seeds import derive
 from ..attack import ShadowSignals
 from .population import PopulationPlan
@@ -51,14 +51,7 @@ def shadow_signals(
     for shadow, module in enumerate(modules, start=first):
         if recipe is not None:
             own = plan.records.take(plan.subset(shadow))
-            device = next(module.parameters()).device
+            device = device_of(module)
             module = recipe.apply(module, own.to(device), bounds, seed=derive(plan.seeds[shadow], "recipe"))
         rows.append(target_signals(TorchTarget(module), plan))
     return ShadowSignals(inside=plan.inside[first : first + len(modules)], phi=np.stack(rows))
-
-
-def concatenate(parts: Sequence[ShadowSignals]) -> ShadowSignals:
-    """The signals of one population, from those of its chunks in order."""
-    return ShadowSignals(
-        inside=np.concatenate([part.inside for part in parts]), phi=np.concatenate([part.phi for part in parts])
-    )

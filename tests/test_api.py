@@ -1,0 +1,195 @@
+"""audit_model: results follow from the code and values at hand, and models of any make are taken."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import crushproof
+from crushproof.audit.identity import code_digest, model_digest
+from crushproof.targets.errors import InputError, NotApplicable
+from crushproof.targets.seeds import generator
+from crushproof.training.architecture import Architecture
+
+SCALE = 1.0
+
+
+def helper(x: Tensor) -> Tensor:
+    return SCALE * x
+
+
+def train(module: nn.Module, x: Tensor, y: Tensor, seed: int, rate: float = 0.1) -> nn.Module:
+    optimizer = torch.optim.Adam(module.parameters(), lr=rate)
+    for _ in range(30):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(module(helper(x)), y).backward()
+        optimizer.step()
+    return module
+
+
+def made(source: str, **values: Any) -> Callable[..., Any]:
+    exec(source, values)
+    return values["f"]  # type: ignore[no-any-return]  # a dict of anything
+
+
+def test_code_is_told_apart_without_a_file() -> None:
+    one, same = (made("def f(m, x, y, s):\n    return g(m) + 1\ndef g(m):\n    return m * 2\n") for _ in range(2))
+    assert code_digest(one) == code_digest(same)
+    assert code_digest(one) != code_digest(
+        made("def f(m, x, y, s):\n    return g(m) + 2\ndef g(m):\n    return m * 2\n")
+    )
+    assert code_digest(one) != code_digest(
+        made("def f(m, x, y, s):\n    return g(m) + 1\ndef g(m):\n    return m * 3\n")
+    )
+    assert code_digest(made("f = lambda: 1")) != code_digest(made("f = lambda: True"))
+
+
+def test_defaults_captured_values_and_globals_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    def capturing(value: Any) -> Callable[[], Any]:
+        return lambda: value
+
+    different = [
+        1,
+        1.0,
+        "1",
+        [1],
+        (1,),
+        {"a": 1},
+        {"a": 2},
+        torch.ones(2),
+        torch.zeros(2),
+        nn.Linear(2, 2),
+        train,
+        None,
+    ]
+    assert len({code_digest(capturing(value)) for value in different}) == len(different)
+    assert code_digest(capturing(torch.ones(3))) == code_digest(capturing(torch.ones(3)))
+    assert code_digest(capturing({"a": 1, "b": 2})) == code_digest(capturing({"b": 2, "a": 1}))
+    whole = code_digest(train)
+    assert code_digest(functools.partial(train, rate=0.1)) != code_digest(functools.partial(train, rate=0.2))
+    assert code_digest(functools.partial(train, rate=0.1)) == code_digest(functools.partial(train, rate=0.1))
+    monkeypatch.setattr(sys.modules[__name__], "SCALE", 2.0)
+    assert code_digest(train) != whole, "through the helper that it calls"
+
+
+def test_what_cannot_be_identified_is_refused() -> None:
+    lock = threading.Lock()
+    with pytest.raises(InputError, match=r"captures 'lock'.*Create it inside"):
+        code_digest(lambda: lock)
+
+
+def test_digests_hold_no_address(tmp_path: Path) -> None:
+    """Two processes, with different hash seeds and addresses, agree; the model's class is made by -c."""
+    code = """
+import torch, functools
+from torch import nn
+from crushproof.audit.identity import code_digest, model_digest
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head, self.act, self.words = nn.Linear(2, 2), torch.relu, {"a", "b", "c"}
+        nn.init.ones_(self.head.weight); nn.init.zeros_(self.head.bias)
+    def forward(self, x):
+        return self.act(self.head(x)) * FACTOR
+class Config: pass
+config = Config(); config.rates = {"x", "y", "z"}
+def train(m, x, y, s):
+    return m if x in {"p", "q", "r"} else config
+print(model_digest(Net()), code_digest(functools.partial(train, s=object.__new__(Config))), code_digest(torch.relu))
+"""
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", text], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": seed}
+        ).stdout.split()
+        for text, seed in ((code, "1"), (code, "2"), (code.replace("* FACTOR", "- FACTOR"), "1"))
+    ]
+    assert runs[0] == runs[1]
+    assert runs[0][0] != runs[2][0], "the code of forward"
+    assert runs[0][1:] == runs[2][1:]
+
+
+def test_a_setting_of_a_layer_decides_too() -> None:
+    class Scaled(nn.Module):
+        def __init__(self, scale: float) -> None:
+            super().__init__()
+            self.scale = scale
+
+    assert model_digest(Scaled(1.0)) != model_digest(Scaled(2.0))
+    assert model_digest(Scaled(1.0)) == model_digest(Scaled(1.0))
+    hooked = Scaled(1.0)
+    hooked.register_forward_hook(lambda module, args, output: output)
+    assert model_digest(hooked) != model_digest(Scaled(1.0))
+
+
+class Bare(nn.Module):
+    """A parameter of its own, and nothing that resets it."""
+
+    def __init__(self, classes: int = 2) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(6))
+        self.head = nn.Linear(6, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x + self.token)
+
+
+def records(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    x = torch.rand(count, 6, generator=generator(seed, "records"))
+    return x, (x[:, 0] > 0.5).long()
+
+
+def audited(model: nn.Module, **options: Any) -> crushproof.AuditResult:
+    return crushproof.audit_model(
+        model,
+        records(80, 1),
+        records(120, 2),
+        recipes=["int8"],
+        shadows={"training_free": 4, "trained": 4},
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def bare() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return train(Bare(), *records(80, 1), seed=0)
+
+
+EVASION = crushproof.Evasion(epsilons=(0.05,), gate_epsilon=0.05, records=32)
+
+
+def test_a_bare_parameter_needs_no_builder_until_a_shadow_is_trained(bare: nn.Module) -> None:
+    like = Architecture.like(bare, "bare")
+    assert like.blank().state_dict().keys() == bare.state_dict().keys()
+    with pytest.raises(NotApplicable, match=r"Bare.*build="):
+        like.fresh(0)
+    result = audited(bare, attacks=[EVASION])
+    assert [finding.risk for finding in result.audit.findings] == ["evasion", "evasion"]
+    assert all(finding.estimate is not None for finding in result.audit.findings)
+
+
+def test_build_says_how_shadows_start(bare: nn.Module) -> None:
+    without = audited(bare, attacks=["membership"], training=functools.partial(train, rate=0.1))
+    assert all("build=" in (finding.reason or "") for finding in without.audit.findings)
+    result = audited(bare, attacks=["membership"], training=functools.partial(train, rate=0.1), build=Bare)
+    assert any(finding.estimate is not None for finding in result.audit.findings)
+    assert not any("--only" in finding.reproduce for finding in result.audit.findings)
+
+
+def test_a_builder_of_something_else_is_refused(bare: nn.Module) -> None:
+    with pytest.raises(InputError, match=r"differ in head\.bias, head\.weight"):
+        audited(bare, build=lambda: Bare(3))
+    with pytest.raises(InputError, match=r"must return a torch\.nn\.Module"):
+        audited(bare, build=lambda: 3)
+    with pytest.raises(InputError, match="cannot be called as function"):
+        audited(bare, training=lambda module: module)
