@@ -251,7 +251,7 @@ FLAGS = {
     "other figures say.",
     "distribution-shift": "A classifier that never sees the model already tells members from non-members. What the "
     "attack finds is not attributable to membership.",
-    "shadows-differ": "Nothing says how the audited model was trained, so its shadow models may be trained differently. "
+    "shadows-differ": "Nothing says how the audited model was trained, so its shadow models may be trained otherwise. "
     "An attacker who knows better may see more.",
     "epsilon-void": "The compression looked at training records after DP-SGD, so the promised epsilon does not hold.",
 }
