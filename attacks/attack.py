@@ -36,7 +36,7 @@ class Flag(StrEnum):
     FEW_SHADOWS = "few-shadows"
     AT_CHANCE = "at-chance"  # the model is no better than guessing: neither robust nor private
     DISTRIBUTION_SHIFT = "distribution-shift"  # a classifier that never sees the model tells members apart
-    SHADOWS_DIFFER = "shadows-differ"  # nothing says that the shadows are trained as the target was
+    SHADOWS_DIFFER = "shadows-differ"  # the shadows are not (known to be) trained as the target was
     EPSILON_VOID = "epsilon-void"  # compression touched members after DP-SGD
 
 

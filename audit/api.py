@@ -102,6 +102,8 @@ def audit_model(
         InputError: data, model or a recipe is wrong; the message says how to mend it.
         Incomplete: a cell failed.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be a trained torch.nn.Module; it is {type(model).__name__}.")
     data = _data(train, test, bounds, class_names, name, seed)
     architecture = _architecture(model, build)
     state = {key: tensor.detach().cpu().clone() for key, tensor in model.state_dict().items()}
@@ -183,6 +185,8 @@ def _records(x: Arraylike, y: Arraylike) -> Records:
 def _candidates(recipes: Sequence[str | Recipe] | Mapping[str, str | Recipe]) -> dict[str, Any]:
     if isinstance(recipes, Mapping):
         return dict(recipes)
+    if isinstance(recipes, str | Recipe):
+        recipes = [recipes]
     named: dict[str, Any] = {}
     for recipe in recipes:
         name = recipe if isinstance(recipe, str) else recipe.kind

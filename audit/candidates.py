@@ -12,7 +12,7 @@ from .evasion_findings import robust_at
 from .findings import Candidate, Certificate, Footprint
 from .lineup import PLAIN, Contender
 from .measures import rate, rate_change
-from .reader import Reader
+from .reader import Reader, candidate_flags
 
 
 def candidate_row(reader: Reader, contender: Contender) -> Candidate | None:
@@ -49,6 +49,7 @@ def candidate_row(reader: Reader, contender: Contender) -> Candidate | None:
         accuracy_change_dense=None if contender.parent.name == PLAIN else changes.get(PLAIN),
         footprint=Footprint.model_validate({**weights, "ratio": ratio / own}),
         certificate=_certificate(reader, contender, result),
+        flags=sorted(candidate_flags(reader, contender)),
         digest=result.document["digest"],
         draws=_draws(reader, contender, result),
     )

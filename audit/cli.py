@@ -78,7 +78,8 @@ def audit(
             command=shlex.join(words),
         )
         show(result, as_json, None if only else out / "report.html", only)
-        raise typer.Exit(CODES[result.verdict] if only is None else PASS)
+        verdict = result.verdict if only is None else result.findings[0].verdict
+        raise typer.Exit(CODES.get(verdict, PASS))  # a finding that no policy judges passes
 
 
 @app.command()
@@ -104,7 +105,10 @@ def report(folder: Annotated[Path, typer.Argument(help="Holds audit.json.")]) ->
         from .reading import read_audit
 
         read = read_audit(folder)
+        from .policy import check_verdicts
         from .report import render
+
+        check_verdicts(read, folder)
         from .store import writing
 
         with writing(folder):

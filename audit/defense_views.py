@@ -165,6 +165,7 @@ def promise_words(promise: dict[str, Any]) -> str:
         f"gives {promise['epsilon_pld_check']:.2f}. It follows from a sampling rate of {promise['sampling_rate']:.3f}, "
         f"{promise['steps']} steps, noise multiplier {promise['noise_multiplier']:.2f} and gradients clipped at norm "
         f"{promise['max_gradient_norm']:g}. Condition: {promise['condition']}."
+        + (f" The architecture changed: {promise['architecture']}." if "architecture" in promise else "")
     )
 
 

@@ -8,7 +8,7 @@ from ..attacks.extraction.extraction import Extraction
 from .findings import Finding, Point, ThreatModel
 from .lineup import Contender
 from .measures import point, rate, rate_change
-from .reader import Reader, chance_flag, part_of, shell_of, with_evidence
+from .reader import Reader, candidate_flags, part_of, shell_of, with_evidence
 
 
 def extraction(reader: Reader, contender: Contender, attack: Extraction, label: str) -> list[Finding]:
@@ -57,7 +57,7 @@ def extraction(reader: Reader, contender: Contender, attack: Extraction, label: 
         attack=f"surrogate trained on {largest} answers ({headline.partition('/')[0]})",
         estimate=rate(agrees),
         changes=changes,
-        flags=sorted(chance_flag(reader, contender)),
+        flags=sorted(candidate_flags(reader, contender)),
         reason="not gated: no built-in limit on extraction",
         notes=notes,
         curves=curves,

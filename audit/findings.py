@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+SLACK = 1e-9  # rounding of an interval's end
 SCHEMA: Final = "crushproof.audit/1"
 
 Verdict = Literal["pass", "fail", "inconclusive"]
@@ -27,6 +28,12 @@ class Estimate(Row):
     high: float
     n: int
 
+    @model_validator(mode="after")
+    def _ordered(self) -> Estimate:
+        if not self.low - SLACK <= self.estimate <= self.high + SLACK:
+            raise ValueError(f"estimate {self.estimate} lies outside its interval [{self.low}, {self.high}]")
+        return self
+
 
 class Change(Row):
     """A paired difference `candidate - baseline`, with its 95 % interval."""
@@ -37,6 +44,12 @@ class Change(Row):
     low: float
     high: float
     p_value: float | None = Field(None, description="exact McNemar for rates, paired DeLong for AUC")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Change:
+        if not self.low - SLACK <= self.difference <= self.high + SLACK:
+            raise ValueError(f"difference {self.difference} lies outside its interval [{self.low}, {self.high}]")
+        return self
 
 
 class ThreatModel(Row):
@@ -145,6 +158,7 @@ class Candidate(Row):
     footprint: Footprint
     certificate: Certificate | None
     worst_risk: str | None = Field(None, description="id of the finding nearest to or furthest beyond its limit")
+    flags: list[str] = Field(default=[], description="trust flags of the candidate itself: at-chance, epsilon-void")
     digest: str = Field(description="sha256 of the deployed bytes")
     draws: list[dict[str, float]] = Field([], description="stochastic rounding: accuracy and robust accuracy per draw")
 

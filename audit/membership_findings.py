@@ -14,7 +14,7 @@ from .cells import Result
 from .findings import Finding, ThreatModel
 from .lineup import Contender
 from .measures import FPR, Bools, auc, auc_change, roc, tpr, tpr_change
-from .reader import Reader, chance_flag, part_of, shell_of, with_evidence
+from .reader import Reader, candidate_flags, part_of, shell_of, with_evidence
 
 
 def membership(reader: Reader, contender: Contender, attack: Membership, label: str) -> list[Finding]:
@@ -106,7 +106,7 @@ def _procedure_note(summary: dict[str, Any], attack: str, metric: str, words: st
 def _membership_caveats(
     reader: Reader, result: Result, contender: Contender, is_member: Bools
 ) -> tuple[list[str], list[str]]:
-    flags = {flag for flags in result.document["flags"].values() for flag in flags} | chance_flag(reader, contender)
+    flags = {flag for flags in result.document["flags"].values() for flag in flags} | candidate_flags(reader, contender)
     notes = list(reader.suite.subject.notes)
     if reader.suite.subject.shadows_differ:
         flags.add(Flag.SHADOWS_DIFFER.value)
@@ -120,6 +120,5 @@ def _membership_caveats(
             f"(AUC {blind.estimate:.3f}, 99 % interval [{blind.low:.3f}, {blind.high:.3f}])."
         )
     if contender.touches_members_after_dp:
-        flags.add(Flag.EPSILON_VOID.value)
         notes.append("Epsilon: void. The compression looked at training records after DP-SGD.")
     return sorted(flags), notes

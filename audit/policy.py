@@ -170,6 +170,25 @@ def apply_policy(
     return Judgement(gates, rows, judged, verdict, deciding)
 
 
+def check_verdicts(audit: Audit, folder: Path) -> None:
+    """That the verdicts in an audit.json follow from its own figures under its own built-in or inline policy.
+
+    Raises:
+        InputError: they do not: somebody changed the file, or `crushproof gate` judged it by another policy.
+    """
+    named = audit.plan.get("policy", "release")
+    if isinstance(named, str) and named not in BUILT_IN:
+        return  # a policy file, which may have moved since
+    judged = rejudge(audit, load_policy(named, folder))
+    ours = [judged.verdict, *(row.verdict for row in judged.candidates), *(row.verdict for row in judged.findings)]
+    theirs = [audit.verdict, *(row.verdict for row in audit.candidates), *(row.verdict for row in audit.findings)]
+    if ours != theirs:
+        raise InputError(
+            f"{folder / 'audit.json'} contradicts itself: its verdicts do not follow from its figures, so it was "
+            "changed after the audit. Run the audit again; what is computed is kept."
+        )
+
+
 def rejudge(audit: Audit, policy: Policy) -> Audit:
     """The same measurements under another policy; nothing is computed again."""
     judgement = apply_policy(audit.candidates, audit.findings, policy, audit.release)
@@ -239,7 +258,8 @@ def _draft(
         return _Draft(gate, None)
     if judged is None:
         return _Draft(gate.model_copy(update={"sentence": f"{subject} has no baseline to be compared with."}), None)
-    better, flags = words.metric(metric).better, () if finding is None else finding.flags
+    better = words.metric(metric).better
+    flags = sorted({*candidate.flags, *(() if finding is None else finding.flags)})
     value = judged.difference if isinstance(judged, Change) else judged.estimate
     verdict = judge(judged.low, judged.high, limit, better, flags)
     sentence = _sentence(subject, metric, estimate, change, compares, limit) + _doubt(flags)

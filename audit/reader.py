@@ -26,12 +26,17 @@ class Reader:
     command: str  # how this audit was started, up to --only
 
 
-def chance_flag(reader: Reader, contender: Contender) -> set[str]:
-    """The flag of a model that is no better than guessing: neither robust nor private (rule 8)."""
+def candidate_flags(reader: Reader, contender: Contender) -> set[str]:
+    """What is wrong with a candidate whatever is measured on it.
+
+    A model no better than guessing is neither robust nor private (rule 8); compression that looked at members after
+    DP-SGD voids the epsilon its parent was promised.
+    """
     candidate = reader.get(reader.suite.candidate_cell(contender))
     labels = reader.suite.subject.data.evaluation.y.numpy()
     guessing = candidate is not None and no_better_than_guessing(candidate.arrays["evidence/correct"], labels)
-    return {Flag.AT_CHANCE.value} if guessing else set()
+    void = {Flag.EPSILON_VOID.value} if contender.touches_members_after_dp else set()
+    return void | ({Flag.AT_CHANCE.value} if guessing else set())
 
 
 def shell_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ from .cells import Result
 from .engine import Outcome, run
 from .environment import host, latencies
 from .findings import SCHEMA, Audit, Candidate, DataSummary, Environment, Finding, NotMeasured
-from .lineup import Contender
+from .lineup import PLAIN, Contender
 from .plan import Plan
 from .policy import apply_policy, load_policy
 from .power import limits_of, power_of
@@ -23,6 +24,8 @@ from .reader import Reader
 from .store import Store
 from .subject import Subject, resolve
 from .suite import Suite, spawn_argument
+
+UNMADE = "the candidate itself"
 
 
 def run_audit(
@@ -53,8 +56,10 @@ def run_audit(
     spawn = None if subject is not None else ("crushproof.audit.suite:suite_of", spawn_argument(plan, folder))
     suite = Suite(plan, subject or resolve(plan, folder))
     policy = load_policy(plan.policy, folder)
+    cells = suite.cells() if only is None else suite.closure(cells_of(suite, only))
+    if only is None:
+        check_folder(out, plan)
     with Store(out) as store:
-        cells = suite.cells() if only is None else suite.closure(cells_of(suite, only))
         count = 0 if subject is not None else worker_count(plan.workers if workers is None else workers)
         outcome = run(suite, store, cells=cells, workers=count, progress=progress, spawn=spawn)
         audit = assemble(suite, store, outcome, policy, command, only)
@@ -71,6 +76,23 @@ def run_audit(
             "report; mend the cause and run the same command again to compute what is missing."
         )
     return audit
+
+
+def check_folder(out: Path, plan: Plan) -> None:
+    """Refuses to overwrite the audit of another plan, or a file that is none of ours."""
+    path = out / "audit.json"
+    if not path.is_file():
+        return
+    try:
+        known = json.loads(path.read_bytes())
+        name = known["name"] if known["schema"] == SCHEMA else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        name = None
+    if name != plan.name:
+        whose = "is no audit of ours" if name is None else f"is the audit {name!r}"
+        raise InputError(
+            f"{path} {whose}, and this plan is {plan.name!r}: it would be lost. Choose another folder with --out."
+        )
 
 
 def worker_count(workers: int | str) -> int:
@@ -107,7 +129,7 @@ def assemble(suite: Suite, store: Store, outcome: Outcome, policy: Any, command:
         row = candidate_row(reader, contender)
         if row is None:
             why = reader.why(suite.candidate_cell(contender))
-            missing.append(NotMeasured(candidate=contender.name, what="the candidate itself", reason=why))
+            missing.append(NotMeasured(candidate=contender.name, what=UNMADE, reason=why))
             continue
         found = [one for one in findings_of(reader, contender) if only is None or one.id == only]
         if only is not None and not found:
@@ -122,13 +144,14 @@ def assemble(suite: Suite, store: Store, outcome: Outcome, policy: Any, command:
     ]
     made = {row.name for row in rows}
     release = [name for name in suite.plan.up_for_release if only is None or name in made]
+    unmade = [f"{row.candidate}: {row.reason}" for row in missing if row.what == UNMADE and row.candidate in release]
     judged = apply_policy(rows, findings, policy, release)
     data = suite.subject.data
     return Audit(
         schema_=SCHEMA,
         name=suite.plan.name,
         verdict=judged.verdict,
-        deciding=judged.deciding,
+        deciding=[*judged.deciding, *unmade],
         plan=suite.plan.model_dump(mode="json", exclude={"workers"}),
         plan_digest=suite.plan.digest,
         seed=suite.plan.seed,
@@ -149,7 +172,7 @@ def assemble(suite: Suite, store: Store, outcome: Outcome, policy: Any, command:
         release=release,
         not_measured=missing,
         power=power_of(suite),
-        limits=[*data.notes, *limits_of(suite)],
+        limits=[*data.notes, *model_notes(reader), *limits_of(suite)],
         declared=dict(suite.plan.declared),
         environment=Environment(),
     )
@@ -166,6 +189,12 @@ def not_measured(contender: Contender, findings: list[Finding]) -> list[NotMeasu
                 what = f"{finding.id}: {part.name}"
                 rows.append(NotMeasured(candidate=contender.name, what=what, reason=part.skipped))
     return rows
+
+
+def model_notes(reader: Reader) -> list[str]:
+    """What the check of the dense model noticed and did not refuse."""
+    trained = reader.get(f"train/{PLAIN}")
+    return [] if trained is None else list(trained.document["notes"])
 
 
 def missing_draws(reader: Reader, contender: Contender) -> list[NotMeasured]:

@@ -63,6 +63,10 @@ def seen_by(recipe: Recipe, data: Data) -> Records:
     return data.members if data.members is not None else data.attacker.take(torch.arange(0))
 
 
+def has_batch_norm(module: nn.Module) -> bool:
+    return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules())
+
+
 def check_finite(module: nn.Module, what: str) -> None:
     if not all(bool(torch.isfinite(tensor).all()) for tensor in module.state_dict().values()):
         raise NotApplicable(f"{what} gave weights that are not finite: the training diverged; lower its learning rate")
@@ -70,7 +74,7 @@ def check_finite(module: nn.Module, what: str) -> None:
 
 def train_dense(dense: Dense, subject: Subject, seed: int, device: torch.device) -> Result:
     """Trains a dense model (or takes the given weights of the plain one)."""
-    data, statement = subject.data, {}
+    data, statement, notes = subject.data, {}, []
     if subject.state is not None and dense.defense is None:
         module = dense.architecture.blank()
         module.load_state_dict(subject.state)
@@ -81,9 +85,11 @@ def train_dense(dense: Dense, subject: Subject, seed: int, device: torch.device)
         if dense.defense is not None:
             check_finite(module, f"the defense {dense.defense.kind}")
             statement = dense.defense.statement(len(records))
+            if has_batch_norm(subject.architecture.blank()) and not has_batch_norm(module):
+                statement["architecture"] = "batch norm was replaced by group norm"
     if dense.defense is None:  # a hardened model may well be at chance: that is a finding, with a flag, not a mistake
-        check_model(TorchTarget(module), data.evaluation, data.bounds, data.classes)
-    return Result(arrays=_state(module), document={"statement": statement})
+        notes = check_model(TorchTarget(module), data.evaluation, data.bounds, data.classes)
+    return Result(arrays=_state(module), document={"statement": statement, "notes": notes})
 
 
 def load_dense(dense: Dense, result: Result, device: torch.device) -> nn.Module:

@@ -251,8 +251,8 @@ FLAGS = {
     "other figures say.",
     "distribution-shift": "A classifier that never sees the model already tells members from non-members. What the "
     "attack finds is not attributable to membership.",
-    "shadows-differ": "Nothing says how the audited model was trained, so its shadow models may be trained otherwise. "
-    "An attacker who knows better may see more.",
+    "shadows-differ": "The shadow models are not trained as the audited model was, or nothing says that they are. An "
+    "attacker who knows better may see more: name the training function or its hyper-parameters.",
     "epsilon-void": "The compression looked at training records after DP-SGD, so the promised epsilon does not hold.",
 }
 

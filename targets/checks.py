@@ -54,6 +54,7 @@ def check_data(data: Data) -> list[str]:
     for split, records in splits.items():
         _check_labels(records.y, split, data.class_names)
         _check_values(records.x, split, data.bounds)
+    spans = _check_span(data)
     if data.groups is not None:
         if len(data.groups) != len(data.non_members):
             raise InputError(
@@ -61,7 +62,7 @@ def check_data(data: Data) -> list[str]:
                 "each non-member, in the same order."
             )
         _check_names(sorted(set(data.groups)), "group name")
-    notes = [
+    notes = spans + [
         f"No record of class {shown(name)} is among the {split}."
         for split, records in splits.items()
         for label, name in enumerate(data.class_names)
@@ -157,6 +158,21 @@ def _check_values(x: Tensor, split: str, bounds: Bounds) -> None:
             f"{_range(bounds)} and the values run from {low:g} to {high:g} (first in record "
             f"{int(outside.nonzero()[0])}). {_bounds_hint(low, high)}"
         )
+
+
+def _check_span(data: Data) -> list[str]:
+    """Bounds far wider than the values make every epsilon far larger than it looks."""
+    splits = [split.x for split in (data.members, data.non_members) if split is not None]
+    low, high = min(float(x.min()) for x in splits), max(float(x.max()) for x in splits)
+    room = float(data.bounds.scale.max())
+    if high - low < room / 20:
+        raise InputError(
+            f"The values run from {low:g} to {high:g} and the bounds are {_range(data.bounds)}: an epsilon, counted "
+            "in units of the bounds, would cover all of them. Give the smallest and largest value an input can take."
+        )
+    if high - low < room / 4:
+        return [f"The values run from {low:g} to {high:g}, less than a quarter of the bounds {_range(data.bounds)}."]
+    return []
 
 
 def _bounds_hint(low: float, high: float) -> str:
@@ -256,7 +272,8 @@ def check_model(target: Target, records: Records, bounds: Bounds, classes: int) 
         hint = " Give a two-class model two outputs." if classes == 2 and logits.shape[1:] in ((), (1,)) else ""
         raise InputError(
             f"The model answers {len(x)} records with shape {list(logits.shape)}, and [{len(x)}, {classes}] is "
-            f"expected: one logit per class.{hint} Check the output layer and the class names."
+            f"expected: one logit per class.{hint} The data has {classes} classes by its class names or its largest "
+            f"label ({classes - 1}). Check the output layer, the labels and the class names."
         )
     if not bool(torch.isfinite(logits).all()):
         broken = int((~torch.isfinite(logits)).any(1).sum())

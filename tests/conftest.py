@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import settings
 
 from crushproof.targets.data import Data, load_digits
 from crushproof.training.architecture import Architecture
 from crushproof.training.loop import Training, train_many
 from crushproof.training.networks import digits_cnn
+
+# Examples follow from the test, so that a failure repeats; and a loaded machine fails no test for being slow.
+settings.register_profile("crushproof", deadline=None, derandomize=True)
+settings.load_profile("crushproof")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -12,6 +12,7 @@ import torch
 import crushproof
 from crushproof.audit.findings import Audit
 from crushproof.audit.plan import Plan
+from crushproof.audit.policy import check_verdicts
 from crushproof.audit.run import run_audit
 from crushproof.audit.subject import resolve
 from crushproof.audit.suite import Suite
@@ -82,6 +83,65 @@ def test_a_shift_between_the_sets_is_not_called_membership(shift: float, flagged
     assert any("Not attributable to membership" in note for note in found.notes) == flagged
     if flagged:
         assert found.verdict != "pass"
+
+
+def test_shadows_that_do_not_train_are_noticed() -> None:
+    """A training function that does nothing would find no leak in any model, and pass it."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+    train = rows(300, 1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    for _ in range(60):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(torch.from_numpy(train[0])), torch.from_numpy(train[1])).backward()
+        optimizer.step()
+
+    def idle(module: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, seed: int) -> torch.nn.Module:
+        return module
+
+    result = crushproof.audit_model(
+        model,
+        train,
+        rows(450, 2),
+        ["int8"],
+        attacks=["membership"],
+        training=idle,
+        shadows={"training_free": 16, "trained": 16},
+        policy={"changes": {"auc": 0.05, "tpr_at_1_percent_fpr": 0.05}},
+    )
+    assert "shadows-differ" in finding(result.audit, "int8/membership").flags
+    assert not result.passed
+
+
+@pytest.mark.parametrize(("high", "what"), [(100.0, "refused"), (6.0, "noted"), (1.0, "nothing")])
+def test_bounds_far_wider_than_the_values_are_noticed(high: float, what: str) -> None:
+    x, y = rows(200, 5)
+
+    def build() -> Data:
+        records = Records(torch.from_numpy(x), torch.from_numpy(y))
+        return Data("wide", None, records, Bounds.of(0, high), ("no", "yes"))
+
+    if what == "refused":
+        with pytest.raises(crushproof.InputError, match="bounds"):
+            build()
+    else:
+        assert any("quarter" in note for note in build().notes) == (what == "noted")
+
+
+def test_an_audit_is_not_overwritten_by_another_plan(audit: Audit, tmp_path: Path) -> None:
+    (tmp_path / "audit.json").write_text(audit.model_dump_json(by_alias=True))
+    with pytest.raises(crushproof.InputError, match="--out"):
+        run_audit(Plan.model_validate({**PLAN, "name": "another"}), Path(), tmp_path, workers=0)
+    (tmp_path / "audit.json").write_text('{"mine": 1}')
+    with pytest.raises(crushproof.InputError, match="--out"):
+        run_audit(Plan.model_validate(PLAN), Path(), tmp_path, workers=0)
+
+
+def test_a_changed_verdict_is_noticed(audit: Audit, tmp_path: Path) -> None:
+    check_verdicts(audit, tmp_path)
+    for verdict in {"pass", "fail", "inconclusive"} - {audit.verdict}:
+        with pytest.raises(crushproof.InputError, match="contradicts itself"):
+            check_verdicts(audit.model_copy(update={"verdict": verdict}), tmp_path)
 
 
 def test_a_test_set_alone_is_enough_and_says_what_is_missing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -66,7 +67,7 @@ class Evasion(Attack):
 
     norm: Norm = Field("linf", description="linf or l2; both in units of [0, 1] pixels")
     epsilons: tuple[float, ...] = Field((0.03, 0.05, 0.1, 0.15), description="radii, smallest first")
-    gate_epsilon: float = Field(0.1, description="the epsilon that the policy judges; one of `epsilons`")
+    gate_epsilon: float = Field(0.1, description="what the policy judges; one of `epsilons`, the largest if .1 is none")
     records: PositiveInt = Field(300, description="how many of the evaluation records are attacked, at most")
     parts: tuple[Part, ...] = Field(DEFAULT_PARTS, description="the attackers the worst case is over")
 
@@ -76,6 +77,16 @@ class Evasion(Attack):
         if not epsilons or min(epsilons) <= 0 or len(set(epsilons)) < len(epsilons):
             raise ValueError("epsilons must be one or more positive numbers, each named once")
         return tuple(sorted(epsilons))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gate(cls, raw: Any) -> Any:
+        """Without a gate of its own, a plan that names other epsilons is judged at the largest."""
+        if isinstance(raw, Mapping) and "gate_epsilon" not in raw and isinstance(raw.get("epsilons"), list | tuple):
+            numbers = [epsilon for epsilon in raw["epsilons"] if isinstance(epsilon, int | float)]
+            if numbers and cls.model_fields["gate_epsilon"].default not in numbers:
+                return {**raw, "gate_epsilon": max(numbers)}
+        return raw
 
     @model_validator(mode="after")
     def _consistent(self) -> Evasion:

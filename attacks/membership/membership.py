@@ -60,6 +60,8 @@ class Membership(Attack):
         flags = []
         if len(population.own.phi) < ENOUGH_SHADOWS:
             flags.append(Flag.FEW_SHADOWS.value)
+        if unlike(phi, population.is_member, population.own):
+            flags.append(Flag.SHADOWS_DIFFER.value)
         if not self._tells_tpr(int((~population.is_member).sum())):
             flags.append(Flag.FEW_RECORDS.value)
         few = len(population.own.phi) < ENOUGH_SHADOWS
@@ -108,6 +110,20 @@ class Membership(Attack):
 
     def _tells_tpr(self, non_members: int) -> bool:
         return FPR * non_members + 1e-9 >= 1
+
+
+def unlike(phi: np.ndarray[Any, Any], is_member: Bools, own: ShadowSignals) -> bool:
+    """Whether the audited model gets records right at another rate than its shadows do, on either sort of record.
+
+    Shadows of another training (a wrong learning rate, a loop that does nothing) make an attack that finds nothing.
+    Different means by more than 5 points and more than four standard deviations of the shadows' own rates.
+    """
+    right = own.phi > 0
+    for target, side in ((phi[is_member] > 0, own.inside), (phi[~is_member] > 0, ~own.inside)):
+        rates = np.array([row[chosen].mean() for row, chosen in zip(right, side, strict=True)])
+        if abs(target.mean() - rates.mean()) > max(0.05, 4 * rates.std(ddof=1)):
+            return True
+    return False
 
 
 def score_all(
