@@ -9,9 +9,11 @@ from __future__ import annotations
 import copy
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,16 @@ def measure(plan: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def help_seconds() -> float:
+    """Wall seconds of `crushproof --help`, median of five."""
+    measured = []
+    for _ in range(5):
+        started = time.monotonic()
+        subprocess.run([sys.executable, "-m", "crushproof", "--help"], check=True, capture_output=True)
+        measured.append(time.monotonic() - started)
+    return statistics.median(measured)
+
+
 def small(records: int = 100, candidates: int = 2, shadows: int = 16) -> dict[str, Any]:
     """A small audit of the built-in model; candidates are copies of int8 and int4 under other calibration sizes."""
     from crushproof.audit.builtin import PLAN
@@ -77,6 +89,7 @@ def main() -> None:
         Row("built-in audit", "CPU, all processes", whole["total_cpu"], "s"),
         Row("built-in audit", "peak memory", whole["peak"] / 1e9, "GB", target=3.0),
     ]
+    rows.append(Row("crushproof --help", "wall, median of 5", help_seconds(), "s", target=0.4))
     rows += [Row("built-in audit", f"CPU: {phase}", seconds, "s") for phase, seconds in sorted(whole["cpu"].items())]
     base = measure(small())
     doubled = {
