@@ -83,4 +83,6 @@ def run_toy(out: Path, settings: dict[str, object], workers: int) -> Outcome:
 
 
 if __name__ == "__main__":
+    # Whoever starts the tests in the background makes them ignore Ctrl-C, and children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     run_toy(Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3]))
