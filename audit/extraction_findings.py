@@ -45,9 +45,11 @@ def extraction(reader: Reader, contender: Contender, attack: Extraction, label: 
                 f"{100 * hit.estimate:.1f} % [{100 * hit.low:.1f}, {100 * hit.high:.1f}] of {hit.n} records "
                 f"(L-inf epsilon {attack.transfer_epsilon:g}; clean errors count)."
             )
-    alone = result.document["summary"].get("fidelity without queries")
-    if alone is not None:
-        notes.append(f"Without any query, the attacker's own labels give a copy of fidelity {100 * alone:.1f} %.")
+    alone = rate(np.asarray(result.arrays["agrees/without-queries"], dtype=bool))
+    notes.append(
+        f"Without any query, the attacker's own labels give a copy of fidelity {100 * alone.estimate:.1f} % "
+        f"[{100 * alone.low:.1f}, {100 * alone.high:.1f}], n = {alone.n}."
+    )
     changes = []
     for name in contender.baselines:
         other = reader.get(f"{label}/{name}")

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..attacks.evasion.evasion import Evasion
+from ..attacks.membership.membership import Membership
 from ..targets.errors import Incomplete, InputError
 from .assembly import findings_of, unread
 from .candidates import candidate_row
@@ -104,19 +106,21 @@ def worker_count(workers: int | str) -> int:
 
 def cells_of(suite: Suite, finding: str) -> list[str]:
     """Names of the attack cells a finding rests on: the candidate's own and its baselines'."""
+    known = []
     for contender in suite.lineup.contenders:
-        for _, label in suite.attacks:
-            if finding == f"{contender.name}/{label}" or finding.startswith(f"{contender.name}/{label}/"):
+        for attack, label in suite.attacks:
+            own = [f"{contender.name}/{label}"]
+            own += [f"{own[0]}/auc"] if isinstance(attack, Membership) else []
+            own += [f"{own[0]}/without-draw"] if isinstance(attack, Evasion) and contender.draws else []
+            known += own
+            if finding in own:
                 names = [f"{label}/{contender.name}", f"{label}/{contender.name}/without-draw"]
                 for name in contender.baselines:
                     shadows = suite.shadow_counts(contender)
                     names += [f"{label}/{name}", *(suite.membership_cell(label, name, count) for count in shadows)]
                 names += [suite.candidate_cell(contender)]
                 return [name for name in names if suite.has(name)]
-    known = ", ".join(
-        f"{contender.name}/{label}" for contender in suite.lineup.contenders for _, label in suite.attacks
-    )
-    raise InputError(f"There is no finding {finding!r} in this plan. Known: {known}.")
+    raise InputError(f"There is no finding {finding!r} in this plan. Known: {', '.join(known)}.")
 
 
 def assemble(suite: Suite, store: Store, outcome: Outcome, policy: Any, command: str, only: str | None = None) -> Audit:

@@ -19,6 +19,7 @@ import yaml
 from crushproof.audit.findings import Audit
 from crushproof.audit.plan import Plan
 from crushproof.audit.run import run_audit
+from crushproof.targets.errors import InputError
 
 SMALL: dict[str, Any] = {
     "name": "small",
@@ -138,6 +139,13 @@ def test_hard_rounding_never_passes_by_hiding_its_gradients(parts: list[Any] | N
         assert int8.flags == []
         assert int8.estimate.estimate <= dense.estimate.estimate + 0.03
         assert int8.verdict == "pass"
+
+
+@pytest.mark.parametrize("name", ["int8/evasion/nothing", "int8/extraction/auc", "int8/evasion/without-draw", "int8"])
+def test_only_refuses_a_finding_that_is_not_there_and_leaves_no_folder(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="int8/membership/auc"):
+        run_audit(Plan.model_validate(SMALL), Path(), tmp_path / "out", workers=0, only=name)
+    assert not (tmp_path / "out").exists()
 
 
 def start(plan: Path, out: Path) -> subprocess.Popen[str]:
