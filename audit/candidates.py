@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from ..attacks.evasion.evasion import Evasion
 from .cells import Result
 from .evasion_findings import robust_at
@@ -104,9 +102,15 @@ def _draws(reader: Reader, contender: Contender, shipped: Result) -> list[dict[s
         result = shipped if draw == 0 else reader.get(reader.suite.candidate_cell(contender, draw))
         if result is None:
             continue
-        row = {"draw": float(draw), "accuracy": float(np.mean(result.arrays["evidence/correct"]))}
+        row = {"draw": float(draw), **_figures("accuracy", result.arrays["evidence/correct"])}
         found = reader.get(f"{label}/{contender.name}/draw-{draw}")  # one attack for all draws: gradients at the gate
         if isinstance(attack, Evasion) and found is not None:
-            row["robust_accuracy"] = float(np.mean(robust_at(found, attack.gate_epsilon)))
+            row |= _figures("robust_accuracy", robust_at(found, attack.gate_epsilon))
         rows.append(row)
     return rows
+
+
+def _figures(name: str, successes: Any) -> dict[str, float]:
+    """A rate with its interval and n, flat."""
+    own = rate(successes)
+    return {name: own.estimate, f"{name}_low": own.low, f"{name}_high": own.high, f"{name}_n": float(own.n)}

@@ -169,8 +169,8 @@ def promise_words(promise: dict[str, Any]) -> str:
     )
 
 
-def draw_rows(candidate: Candidate) -> list[tuple[str, float, float, list[float]]]:
-    """Stochastic rounding: per figure its name, the mean and the worst over the draws, and all of them."""
+def draw_rows(candidate: Candidate) -> list[tuple[str, float, float, list[float], float, float, int]]:
+    """Stochastic rounding: per figure its name, mean and worst over the draws, all of them; the worst's interval, n."""
     keys = [
         key
         for key in dict.fromkeys(k for draw in candidate.draws for k in draw)
@@ -179,5 +179,7 @@ def draw_rows(candidate: Candidate) -> list[tuple[str, float, float, list[float]
     rows = []
     for key in keys:
         values = [draw[key] for draw in candidate.draws if key in draw]
-        rows.append((key, sum(values) / len(values), min(values), values))
+        worst = min((draw for draw in candidate.draws if key in draw), key=lambda draw: draw[key])
+        interval = worst[f"{key}_low"], worst[f"{key}_high"], int(worst[f"{key}_n"])
+        rows.append((key, sum(values) / len(values), worst[key], values, *interval))
     return rows

@@ -489,7 +489,18 @@ def synthetic_audit(renamed: dict[str, str] | None = None, classes: list[str] | 
                 worst_risk=f"{name}/evasion" if tpr < 0.07 or role == "dense" else f"{name}/membership",
                 digest=f"{len(candidates):02d}" * 32,
                 draws=[
-                    {"seed": s, "accuracy": 0.966 - 0.004 * s, "robust_accuracy": 0.461 - 0.006 * s} for s in range(5)
+                    {
+                        "draw": s,
+                        **{
+                            "accuracy": 0.966 - 0.004 * s,
+                            "accuracy_low": 0.9,
+                            "accuracy_high": 0.98,
+                            "accuracy_n": 600,
+                        },
+                        **{"robust_accuracy": 0.461 - 0.006 * s, "robust_accuracy_low": 0.38},
+                        **{"robust_accuracy_high": 0.52, "robust_accuracy_n": 300},
+                    }
+                    for s in range(5)
                 ]
                 if defense == "stochastic-rounding"
                 else [],
