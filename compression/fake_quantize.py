@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers import PLAIN, replace_layers
+from .layers import PLAIN, rebuildable, replace_layers
 
 Bits = Literal[2, 3, 4, 8]
 Rounding = Literal["nearest", "stochastic"]
@@ -39,6 +39,7 @@ class _HardRound(torch.autograd.Function):
         return torch.zeros_like(gradients[0]), None, None
 
 
+@rebuildable("operation", "shape", "bits", "has_bias", "quantized_input", "stride", "padding", "dilation", "groups")
 class QuantizedLayer(nn.Module):
     """A Linear, Conv1d or Conv2d with integer weights; weight = codes * weight_scale.
 

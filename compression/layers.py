@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,30 @@ from ..targets.seeds import generator
 
 PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d)  # exactly these: a subclass may use its weight in ways of its own
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+L = TypeVar("L", bound=nn.Module)
+
+REBUILDABLE: dict[type[nn.Module], tuple[str, ...]] = {}  # layers of our own, with their constructor's arguments
+
+
+def rebuildable(*arguments: str) -> Callable[[type[L]], type[L]]:
+    """Class decorator for a layer that recipes put in place of others, so that a candidate is stored without a pickle.
+
+    Args:
+        arguments: of its constructor, all of them; JSON values (or tuples of them), kept as attributes of those names.
+
+    Such a layer may define:
+        `shipped() -> nn.Module`, what stands in for it during export to ONNX (`export.to_onnx`);
+        `operations(inputs, output) -> tuple[int, int, int]`, for a call: multiply-accumulates of one record, bits of a
+        weight, bits of an activation (`footprint.layer_macs`);
+        `native() -> None`, which switches its rounding to the zero gradients that it really has (`fake_quantize.native`).
+    """
+
+    def register(cls: type[L]) -> type[L]:
+        REBUILDABLE[cls] = arguments
+        return cls
+
+    return register
 
 
 def working_copy(module: nn.Module) -> nn.Module:

@@ -14,14 +14,14 @@ import torch
 from torch import nn
 
 from ..targets.errors import InputError, NotApplicable
-from .fake_quantize import QuantizedLayer
+from .layers import REBUILDABLE
+from .recipe import RECIPES
 
 Description = list[dict[str, Any]]
 """One entry per layer: `path` (dotted), `type`, and `arguments` of its constructor (None: cannot be rebuilt)."""
 
 CONVOLUTION = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "bias")
 BATCH_NORM = ("num_features", "eps", "momentum", "affine", "track_running_stats")
-QUANTIZED = ("operation", "shape", "bits", "has_bias", "quantized_input", "stride", "padding", "dilation", "groups")
 
 # The layers that can be rebuilt, with their constructor's arguments.
 ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
@@ -37,9 +37,13 @@ ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.GroupNorm: ("num_groups", "num_channels", "eps", "affine"),
     nn.LayerNorm: ("normalized_shape", "eps", "elementwise_affine", "bias"),
     nn.Identity: (),
-    QuantizedLayer: QUANTIZED,
 }
-TYPES: dict[str, type[nn.Module]] = {cls.__name__: cls for cls in ARGUMENTS}
+
+
+def _known() -> dict[type[nn.Module], tuple[str, ...]]:
+    """Every layer that can be rebuilt: torch's, and those that recipes bring (they register when they are imported)."""
+    RECIPES.kinds()
+    return {**ARGUMENTS, **REBUILDABLE}
 
 
 def describe(module: nn.Module) -> Description:
@@ -67,6 +71,7 @@ def rebuild(architecture_module: nn.Module, description: Description) -> nn.Modu
         NotApplicable: a layer differs and its type is not one that can be rebuilt; the message names it.
         InputError: the description is not one that `describe` writes.
     """
+    types = {cls.__name__: cls for cls in _known()}
     root = nn.ModuleDict({"module": architecture_module})  # so that a lone layer can be replaced as well
     for entry in description:
         try:
@@ -79,12 +84,12 @@ def rebuild(architecture_module: nn.Module, description: Description) -> nn.Modu
             continue
         if kind == "Sequential" and isinstance(arguments, list):
             layer: nn.Module = _sequence(present, arguments)
-        elif kind in TYPES and isinstance(arguments, dict):
-            layer = _build(path, kind, arguments)
+        elif kind in types and isinstance(arguments, dict):
+            layer = _build(path, types[kind], arguments)
         else:
             raise NotApplicable(
                 f"Layer {path or 'of the model'} was changed by compression and its type, {kind}, cannot be rebuilt "
-                f"from a description. Layers that can: {', '.join(TYPES)}, Sequential."
+                f"from a description. Layers that can: {', '.join(types)}, Sequential."
             )
         parent._modules[name] = layer
     rebuilt: nn.Module = root["module"]
@@ -129,9 +134,10 @@ def _entry(layer: nn.Module, path: str) -> dict[str, Any]:
     cls = type(layer)
     if cls is nn.Sequential:
         return {"path": path, "type": "Sequential", "arguments": [name for name, _ in layer.named_children()]}
-    if cls not in ARGUMENTS:
+    known = _known()
+    if cls not in known:
         return {"path": path, "type": f"{cls.__module__}.{cls.__qualname__}", "arguments": None}
-    arguments = {name: _argument(layer, name) for name in ARGUMENTS[cls]}
+    arguments = {name: _argument(layer, name) for name in known[cls]}
     return {"path": path, "type": cls.__name__, "arguments": arguments}
 
 
@@ -143,11 +149,12 @@ def _argument(layer: nn.Module, name: str) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _build(path: str, kind: str, arguments: dict[str, Any]) -> nn.Module:
-    if set(arguments) != set(ARGUMENTS[TYPES[kind]]):
+def _build(path: str, cls: type[nn.Module], arguments: dict[str, Any]) -> nn.Module:
+    kind = cls.__name__
+    if set(arguments) != set(_known()[cls]):
         raise InputError(f"The description of layer {path} ({kind}) does not name that layer's arguments.")
     restored = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
-    constructor: Callable[..., nn.Module] = TYPES[kind]
+    constructor: Callable[..., nn.Module] = cls
     try:
         return constructor(**restored)
     except (TypeError, ValueError, RuntimeError) as error:
