@@ -28,12 +28,14 @@ class Flag(StrEnum):
     """Why a measurement may be too optimistic. The report explains each in a sentence."""
 
     NO_GRADIENT = "no-gradient"  # missing, zero or non-finite gradients
+    NO_WHITE_BOX = "no-white-box"  # the file has no twin: only its answers were used
     BLACK_BOX_WINS = "black-box-wins"  # a black-box attack or a transfer beats the white-box one
     UNBOUNDED_FAILS = "unbounded-fails"  # an unbounded attack does not bring the model to chance
     UNFINISHED = "unfinished-optimisation"
     TWIN_DISAGREES = "twin-disagrees"  # certificate below 99.5 % label agreement
     FEW_RECORDS = "few-records"
     FEW_SHADOWS = "few-shadows"
+    NO_SHADOWS = "no-shadows"  # membership was attacked without shadow models
     AT_CHANCE = "at-chance"  # the model is no better than guessing: neither robust nor private
     DISTRIBUTION_SHIFT = "distribution-shift"  # a classifier that never sees the model tells members apart
     SHADOWS_DIFFER = "shadows-differ"  # the shadows are not (known to be) trained as the target was
@@ -75,7 +77,7 @@ class MembershipCase:
         records: members first, then as many non-members.
         is_member: bool [n], the truth for the audited model.
         ids: int64 [n], indices into `Data.members` or `Data.non_members`.
-        own: shadows compressed as the candidate was.
+        own: shadows compressed as the candidate was; None: the attacker has no shadow models.
         dense: uncompressed shadows; None when the candidate is the uncompressed model itself.
         blind: float64 [n], scores of a classifier that never asks a model, the same for all models of a population;
             None: the attack computes them.
@@ -84,7 +86,7 @@ class MembershipCase:
     records: Records
     is_member: np.ndarray[Any, np.dtype[np.bool_]]
     ids: np.ndarray[Any, np.dtype[np.int64]]
-    own: ShadowSignals
+    own: ShadowSignals | None
     dense: ShadowSignals | None
     blind: np.ndarray[Any, np.dtype[np.float64]] | None = None
 

@@ -6,13 +6,14 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..compression.recipe import RECIPES, Recipe
+from ..compression.student import offered
 from ..targets.data import Bounds, Data, Records
 from ..targets.errors import InputError
 from ..training.architecture import Architecture
@@ -24,7 +25,7 @@ from .plan import Plan, check_techniques, validated
 from .presets import RECIPE_WORDS
 from .progress import Progress
 from .run import run_audit
-from .subject import SHADOWS_DIFFER, Subject, checked_module, checked_training
+from .subject import SHADOWS_DIFFER, DenseModel, Subject, checked_module, checked_training, student_factories
 from .yaml_plan import Source
 
 SHADOWS_DIFFER_HERE = SHADOWS_DIFFER.replace("the plan does not", "the call does not").replace(
@@ -77,6 +78,7 @@ def audit_model(
     shadows: Mapping[str, int] | None = None,
     bounds: tuple[float, float] = (0.0, 1.0),
     class_names: Sequence[str] | None = None,
+    task: Literal["classification", "regression"] = "classification",
     name: str = "model",
     seed: int = 0,
     out: str | Path | None = None,
@@ -95,6 +97,7 @@ def audit_model(
         build: returns the untrained model, for shadow models; needed where a layer cannot initialise itself anew (it
             holds an nn.Parameter and has no reset_parameters).
         shadows: `{"training_free": 64, "trained": 16}`.
+        task: regression: y are values to predict, float [n] or [n, outputs]; the error is audited, and no attack.
         bounds: smallest and largest value of an input; epsilon counts in units of their distance.
         out: a folder that keeps evidence and finished cells, so that the next call resumes; default: none is kept.
 
@@ -104,7 +107,7 @@ def audit_model(
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a trained torch.nn.Module; it is {type(model).__name__}.")
-    data = _data(train, test, bounds, class_names, name, seed)
+    data = _data(train, test, bounds, class_names, name, seed, regression=task == "regression")
     architecture = _architecture(model, build)
     state = {key: tensor.detach().cpu().clone() for key, tensor in model.state_dict().items()}
     trainer: Trainer
@@ -129,8 +132,11 @@ def audit_model(
         Source("the call of audit_model"),
     )
     check_techniques(plan)
+    for path in student_factories(plan):
+        build_student = offered(path)
+        identity += f"|{path}" if build_student is None else f"|{path}@{code_digest(build_student)}"
     notes = (SHADOWS_DIFFER_HERE,) if training is None else ()
-    subject = Subject(data, architecture, trainer, state, identity, notes, training is None)
+    subject = Subject(data, DenseModel(architecture, trainer, state, training is None), identity, notes=notes)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) if out is None else Path(out)
         return AuditResult(run_audit(plan, Path(), folder, subject=subject, progress=progress, command=""))
@@ -168,18 +174,24 @@ def _data(
     class_names: Sequence[str] | None,
     name: str,
     seed: int,
+    *,
+    regression: bool,
 ) -> Data:
-    members = None if train is None else _records(*train)
-    non_members = _records(*test)
-    if class_names is None:
+    members = None if train is None else _records(*train, regression=regression)
+    non_members = _records(*test, regression=regression)
+    if regression:
+        class_names = []
+    elif class_names is None:
         labels = [records.y for records in (members, non_members) if records is not None and len(records)]
         most = max((int(y.max()) for y in labels), default=0)
         class_names = [str(label) for label in range(most + 1)]
     return Data(name, members, non_members, Bounds.of(*bounds), tuple(class_names), seed=seed)
 
 
-def _records(x: Arraylike, y: Arraylike) -> Records:
-    return Records(torch.as_tensor(x).detach().cpu().float(), torch.as_tensor(y).detach().cpu().long())
+def _records(x: Arraylike, y: Arraylike, *, regression: bool) -> Records:
+    wanted = torch.as_tensor(y).detach().cpu()
+    wanted = wanted.float().reshape(len(wanted), -1) if regression else wanted.long()
+    return Records(torch.as_tensor(x).detach().cpu().float(), wanted)
 
 
 def _candidates(recipes: Sequence[str | Recipe] | Mapping[str, str | Recipe]) -> dict[str, Any]:

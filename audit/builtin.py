@@ -35,7 +35,7 @@ PLAN: dict[str, Any] = {
             "defense": {"kind": "adversarial-training", "training": {"epochs": 6, "learning_rate": 5e-3}},
         },
         "private-int8": {
-            "recipe": {"kind": "quantize", "weight_bits": 8, "calibration": "range-free"},
+            "recipe": {"kind": "quantize", "weight_bits": 8, "calibration_inputs": "noise"},
             "defense": "dp-sgd",
         },
         "int2": {"recipe": "int2", "control": True},

@@ -13,11 +13,11 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..targets.errors import CrushproofError
+from ..targets.errors import CrushproofError, InputError
 
 if TYPE_CHECKING:
     from .findings import Audit
@@ -48,8 +48,19 @@ def audit(
     only: Annotated[str | None, typer.Option(help="Just this finding, e.g. int8/evasion.")] = None,
     as_json: JsonOption = False,
     workers: Annotated[int | None, typer.Option(min=0, max=256, help="Processes; 0 works in this one.")] = None,
+    artifact: Annotated[Path | None, typer.Option(help="In place of a plan: a finished .onnx or .tflite file.")] = None,
+    data: Annotated[Path | None, typer.Option(help="With --artifact: .npz with x_test, y_test.")] = None,
+    dense: Annotated[Path | None, typer.Option(help="With --artifact: the uncompressed model, .onnx.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="With --dense: how it was compressed, e.g. int8.")] = None,
+    bounds: Annotated[tuple[float, float] | None, typer.Option(help="Smallest and largest value of an input.")] = None,
+    layout: Annotated[str | None, typer.Option(help="channels-first, channels-last or flat.")] = None,
+    mean: Annotated[str | None, typer.Option(help="Per channel, of pixels in [0, 1]: 0.485,0.456,0.406.")] = None,
+    std: Annotated[str | None, typer.Option(help="The same for the standard deviation.")] = None,
+    units: Annotated[str | None, typer.Option(help="What it takes: 'as given', 0..1, 0..255 or -1..1.")] = None,
+    outputs: Annotated[str | None, typer.Option(help="logits, probabilities or log-probabilities.")] = None,
+    labels: Annotated[str | None, typer.Option(help="For each class, the file's output for it: 1,2,0.")] = None,
 ) -> None:
-    """Audit compressed candidates.
+    """Audit compressed candidates, or one finished file.
 
     Writes audit.json and report.html. Can be stopped; the same command goes on from there.
     """
@@ -57,10 +68,33 @@ def audit(
         from .plan import check_techniques, load_plan
         from .progress import progress_on
 
-        if plan is None:
+        of_file: dict[str, Any] = {
+            "--data": data,
+            "--dense": dense,
+            "--recipe": recipe,
+            "--bounds": bounds,
+            "--layout": layout,
+            "--mean": mean,
+            "--std": std,
+            "--units": units,
+            "--outputs": outputs,
+            "--labels": labels,
+        }
+        folder = Path()
+        if artifact is not None:
+            from .one_file import plan_of_options
+
+            if plan is not None:
+                raise InputError(f"Give either a plan ({plan}) or --artifact {artifact}: a plan names its own files.")
+            loaded = plan_of_options(artifact, of_file)
+        elif astray := [option for option, value in of_file.items() if value is not None]:
+            raise InputError(
+                f"{astray[0]} belongs to --artifact FILE, which is missing; a plan says such things itself."
+            )
+        elif plan is None:
             from .builtin import builtin_plan
 
-            loaded, folder = builtin_plan(), Path()
+            loaded = builtin_plan()
         else:
             loaded, folder = load_plan(plan), plan.parent
         check_techniques(loaded)
@@ -68,6 +102,10 @@ def audit(
 
         # The findings name the command that reproduces them. --out is not part of it, so that they stay the same bytes.
         words = ["crushproof", "audit", *([str(plan)] if plan else [])]
+        if artifact is not None:
+            from .one_file import words_of_options
+
+            words += words_of_options(artifact, of_file)
         result = run_audit(
             loaded,
             folder,
@@ -80,6 +118,64 @@ def audit(
         show(result, as_json, None if only else out / "report.html", only)
         verdict = result.verdict if only is None else result.findings[0].verdict
         raise typer.Exit(CODES.get(verdict, PASS))  # a finding that no policy judges passes
+
+
+@app.command()
+def search(
+    plan: Annotated[
+        Path | None, typer.Argument(help="A plan whose model is compressed; default: the built-in.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The plan to write, beside PLAN; default: found.yaml.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Recipes to try; default 40.")] = None,
+    objectives: Annotated[str | None, typer.Option(help="Of accuracy,payload,latency; default the first two.")] = None,
+    max_payload: Annotated[int | None, typer.Option(help="Bytes of packed weights, at most.")] = None,
+    max_latency: Annotated[float | None, typer.Option(help="Milliseconds of a call, at most.")] = None,
+    max_loss: Annotated[float | None, typer.Option(help="Points of accuracy lost, at most.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Records per call when latency is measured; default 1.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Of fine-tuning; default 2.")] = None,
+) -> None:
+    """Search for recipes under limits of size, time and accuracy.
+
+    The best trade-offs become the candidates of a new plan. Can be stopped; the same command goes on from there.
+    """
+    with exit_codes():
+        from .plan import check_techniques, load_plan
+
+        if plan is None:
+            from .builtin import builtin_plan
+
+            loaded, folder = builtin_plan(), Path()
+        else:
+            loaded, folder = load_plan(plan), plan.parent
+        check_techniques(loaded)
+        from .searching import figures, run_search, settings_of, words_of
+
+        settings = settings_of(
+            trials=trials,
+            objectives=None if objectives is None else tuple(objectives.replace(" ", "").split(",")),
+            largest_payload=max_payload,
+            largest_latency=max_latency,
+            largest_loss=None if max_loss is None else max_loss / 100,
+            batch=batch,
+            epochs=epochs,
+        )
+        target = folder / "found.yaml" if out is None else out
+        found = run_search(
+            loaded,
+            folder,
+            target,
+            settings,
+            show=lambda number, trial: typer.echo(f"[{number}] {words_of(trial)}: {figures(trial)}", err=True),
+        )
+        typer.echo(f"dense: {figures(found.dense)} (n = {found.dense.n}, members held out)")
+        for number, trial in enumerate(found.chosen, 1):
+            typer.echo(f"found-{number}: {figures(trial)}; {words_of(trial)}")
+        if not found.chosen:
+            raise InputError(
+                f"None of {len(found.trials)} recipes keeps to the limits. Try more (--trials), or allow more; "
+                "what was measured is kept."
+            )
+        typer.echo(f"wrote {target}. Audit what was found: crushproof audit {shlex.quote(str(target))}")
 
 
 @app.command()

@@ -48,7 +48,7 @@ class Hardened:
 
     candidate: Candidate
     plain: Candidate | None
-    accuracy: tuple[float, float, float] | None
+    quality: tuple[float, float, float] | None
     size_factor: float | None
     time_factor: float | None
     bought: list[Bought]
@@ -97,7 +97,7 @@ def hardened_models(ix: Index, shown: Sequence[Column]) -> list[Hardened]:
             Hardened(
                 candidate,
                 plain,
-                difference(candidate.accuracy, plain.accuracy) if plain else None,
+                difference(candidate.quality, plain.quality) if plain else None,
                 candidate.footprint.payload_bytes / plain.footprint.payload_bytes if plain else None,
                 times[0] / times[1] if len(times) == 2 and times[0] is not None and times[1] else None,
                 bought,
@@ -124,7 +124,7 @@ def defense_sentences(rows: list[Hardened]) -> list[str]:
             list(dict.fromkeys(RISKS[b.column.risk].title.lower() for _, b in mine if b.words == said))
             for said in ("better", "worse")
         )
-        costs = [row.accuracy[0] for row in rows if row.candidate.defense == name and row.accuracy is not None]
+        costs = [row.quality[0] for row in rows if row.candidate.defense == name and row.quality is not None]
         gain = f"helps against {enumerate_words(buys)}" if buys else "no clear gain against an attacker who knows it"
         text = f"{words}: {gain}"
         if harms:

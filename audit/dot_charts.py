@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .charts import GRID, MUTED, PALETTE, REFERENCE, STYLE, Chart, new_axes, new_figure, tick, to_data_uri
-from .words import label
+from .words import Metric, label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,25 +29,25 @@ class Dot:
     kind: str = field(metadata={"values": "pass, fail, inconclusive or reference"})
 
 
-def accuracy_against_size(dots: list[Dot]) -> Chart | None:
-    """Accuracy against how many times smaller the payload is, in a wide form and one for phones."""
+def quality_against_size(dots: list[Dot], known: Metric) -> Chart | None:
+    """Accuracy, or an error, against how many times smaller the payload is, in a wide form and one for phones."""
     if not dots:
         return None
-    wide, narrow = _scatter(dots, 920, 420), _scatter(dots, 344, 420)
-    best = max(dots, key=lambda d: d.x)
+    wide, narrow = _scatter(dots, 920, 420, known), _scatter(dots, 344, 420, known)
+    best, name = max(dots, key=lambda d: d.x), known.name
     alt = (
-        f"Scatter chart of {len(dots)} models: accuracy against payload, times smaller than the dense model. "
-        f"The smallest, {label(best.name)}, is {best.x:.3g} times smaller at {tick(best.y, True)} accuracy."
+        f"Scatter chart of {len(dots)} models: {name.lower()} against payload, times smaller than the dense model. "
+        f"The smallest, {label(best.name)}, is {best.x:.3g} times smaller at {tick(best.y, True)} {name.lower()}."
     )
     rows = [
         [label(d.name), f"{d.x:.3g}\u00d7", f"{tick(d.y, True)} [{tick(d.low, True)}, {tick(d.high, True)}]", d.kind]
         for d in dots
     ]
-    columns = ["Model", "Times smaller", "Accuracy", "Verdict"]
+    columns = ["Model", "Times smaller", name, "Verdict"]
     return Chart("", wide, 920, 420, alt, columns, rows, narrow, 344, 420)
 
 
-def _scatter(dots: list[Dot], width: int, height: int) -> str:
+def _scatter(dots: list[Dot], width: int, height: int, known: Metric) -> str:
     import matplotlib
 
     with matplotlib.rc_context(STYLE):
@@ -57,8 +57,11 @@ def _scatter(dots: list[Dot], width: int, height: int) -> str:
         high_x = max(2.0, *(d.x for d in dots))
         axes.set_xscale("log", base=2)
         axes.set_xlim(min(0.85, *(d.x for d in dots)) * 0.9, high_x * 1.35)
-        low_y = min(d.low for d in dots)
-        axes.set_ylim(max(0.0, low_y - 0.08 * (1.01 - low_y)), 1.01)
+        low_y, high_y = min(d.low for d in dots), max(d.high for d in dots)
+        if known.better == "higher":
+            axes.set_ylim(max(0.0, low_y - 0.08 * (1.01 - low_y)), 1.01)
+        else:
+            axes.set_ylim(0.0, 1.08 * high_y)
         for d in dots:
             colour = VERDICT_COLOURS.get(d.kind, REFERENCE)
             axes.vlines([d.x], [d.low], [d.high], color=colour, linewidth=1.2, alpha=0.45)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ..compression.footprint import latency
+from ..compression.footprint import interleaved_latency
+from ..targets.model import Target
 from .findings import Environment, Latency
 
 PACKAGES = (
@@ -56,23 +57,10 @@ def processor() -> str:
     return platform.processor() or "unknown"
 
 
-def latencies(models: Mapping[str, bytes], shape: tuple[int, ...], rounds: int = 3) -> dict[str, list[Latency]]:
-    """Milliseconds per call by model. Models take turns, so that a slow minute of the machine hits all alike.
-
-    Of the rounds, each model's is the one with the lowest median: the one least disturbed.
-    """
-    best: dict[tuple[str, int], Latency] = {}
-    for _ in range(rounds):
-        for name, model in models.items():
-            for row in latency(model, shape):
-                measured = Latency.model_validate(row)
-                known = best.get((name, measured.batch))
-                if known is None or measured.p50 < known.p50:
-                    best[name, measured.batch] = measured
-    table: dict[str, list[Latency]] = {name: [] for name in models}
-    for (name, _), measured in best.items():
-        table[name].append(measured)
-    return table
+def latencies(models: Mapping[str, Callable[[], Target]], shape: tuple[int, ...]) -> dict[str, list[Latency]]:
+    """Times by model, taken in turns: a slow minute of the machine hits all alike."""
+    rows = interleaved_latency(models, shape)
+    return {name: [Latency.model_validate(row) for row in timed] for name, timed in rows.items()}
 
 
 def today() -> str:

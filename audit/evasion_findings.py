@@ -18,15 +18,18 @@ from .steps import AGREEMENT
 
 def evasion(reader: Reader, contender: Contender, attack: Evasion, label: str) -> list[Finding]:
     """Robust accuracy at the gate's epsilon, the worst case per record over all parts."""
+    cell = f"{label}/{contender.name}"
+    result = reader.get(cell)
+    candidate = reader.get(reader.suite.candidate_cell(contender))
+    blind = candidate is not None and candidate.document["certificate"] is None
+    has = "the file's answers" if blind else "the shipped bytes (and so a differentiable twin), their answers"
     threat = ThreatModel(
-        access="white-box",
-        knowledge="has the shipped bytes (and so a differentiable twin), the dense model it came from, and its answers",
+        access="scores" if blind else "white-box",
+        knowledge=f"has {has}" + (" and the dense model it came from" if contender.parent is not None else ""),
         budget=f"{'L-inf' if attack.norm == 'linf' else 'L2'} epsilon {attack.gate_epsilon:g} of the input's range",
     )
     setting: dict[str, str | float | int] = {"norm": attack.norm, "epsilon": attack.gate_epsilon}
     shell = shell_of(reader, contender, label, "evasion", "robust_accuracy", "higher", threat, setting)
-    cell = f"{label}/{contender.name}"
-    result = reader.get(cell)
     if result is None:
         return [shell(reason=reader.why(cell), attack="worst case over all attacks")]
     robust = robust_at(result, attack.gate_epsilon)
@@ -54,6 +57,9 @@ def evasion(reader: Reader, contender: Contender, attack: Evasion, label: str) -
     ):
         flags.append(Flag.TWIN_DISAGREES.value)
     notes = []
+    if candidate is not None and blind:
+        flags.append(Flag.NO_WHITE_BOX.value)
+        notes.append(f"No white-box attack: {candidate.document['no_twin']}")
     if contender.draws:
         notes.append("This row is the shipped draw, attacked through its own bytes: a stored draw is deterministic.")
     main = shell(

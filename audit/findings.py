@@ -117,6 +117,15 @@ class Latency(Row):
     threads: int
     p50: float
     p95: float
+    records_per_second: float = Field(description="at the median")
+
+
+class Macs(Row):
+    """Multiply-accumulates of one record whose operands have these widths; 32: float32."""
+
+    weight_bits: int
+    activation_bits: int
+    macs: int
 
 
 class Footprint(Row):
@@ -124,11 +133,14 @@ class Footprint(Row):
 
     disk_bytes: int = Field(description="of the deployed ONNX file")
     payload_bytes: int = Field(description="of the packed weights; encode -> decode -> equal was checked")
-    ratio: float = Field(description="the plain dense model's payload / this payload")
+    entropy_bytes: int = Field(description="what no coding of single values can go below: their empirical entropy")
+    ratio: float = Field(description="the plain dense model's payload / this payload; 1 where none is known")
     parameters: int
     nonzero_parameters: int
     macs: int = Field(description="multiply-accumulates for one record")
+    macs_by_width: list[Macs] = Field(description="the same by the widths of their operands")
     energy_uj_modelled: float
+    energy_memory_share: float = Field(description="share of the modelled energy that is reading the weights, 0 to 1")
 
 
 class Certificate(Row):
@@ -138,12 +150,30 @@ class Certificate(Row):
     n: int
     label_agreement: float
     max_logit_difference: float
+    logit_difference_99: float = Field(description="not exceeded on 99 % of the inputs")
+
+
+class Kernels(Row):
+    """Operators that ONNX Runtime runs once it has optimised the file: what "int8" comes down to on this machine."""
+
+    integer: int = Field(description="products computed in integers")
+    floating: int = Field(description="products computed in floats")
+    operators: dict[str, int] = Field(description="these products, by type")
+
+
+class Lineage(Row):
+    """Whether a quantised file's codes are roundings of the dense model's weights."""
+
+    verdict: Literal["confirmed", "not nearest", "not a rounding of the dense model", "not comparable"]
+    sentences: list[str]
+    layers: list[dict[str, Any]] = Field(description="one row per quantised weight: how its codes were rounded")
+    unmatched: list[str] = Field([], description="weights of either file that have no counterpart in the other")
 
 
 class Candidate(Row):
     name: str
     role: Literal["dense", "candidate", "control"]
-    technique: str = Field(description="prune, quantize, distill, factorize, share, chain, or dense")
+    technique: str = Field(description="a recipe's kind, dense, or file")
     recipe: dict[str, Any] | None
     recipe_words: str = Field(description="the recipe in a phrase, e.g. '8-bit weights and activations'")
     parent: str | None = Field(description="name of the dense model it came from; None for a dense one")
@@ -152,15 +182,45 @@ class Candidate(Row):
     statement: dict[str, Any] = Field({}, description="what the defense promises: epsilon, delta, steps, ...")
     verdict: RowVerdict
     deciding: str | None = Field(None, description="the sentence that decides the verdict")
-    accuracy: Estimate
-    accuracy_change: Change | None = None
-    accuracy_change_dense: Change | None = Field(None, description="against the plain dense model")
+    accuracy: Estimate | None = Field(None, description="None where values are predicted")
+    mean_squared_error: Estimate | None = Field(
+        None, description="of a model of values, as a share of their variance; None for a classifier"
+    )
+    quality_change: Change | None = Field(None, description="of accuracy or error, against the parent")
+    quality_change_dense: Change | None = Field(None, description="against the plain dense model")
+    disagreement: Estimate | None = Field(None, description="share of records whose label is not the parent's")
     footprint: Footprint
     certificate: Certificate | None
+    kernels: Kernels | None = Field(None, description="None: not run by ONNX Runtime")
+    file: str | None = Field(None, description="a finished file's name, where that is what was audited")
+    assumed: list[str] = Field([], description="what was assumed about a finished file's inputs and outputs")
+    lineage: Lineage | None = Field(None, description="of a finished file whose dense model is known")
     worst_risk: str | None = Field(None, description="id of the finding nearest to or furthest beyond its limit")
     flags: list[str] = Field(default=[], description="trust flags of the candidate itself: at-chance, epsilon-void")
     digest: str = Field(description="sha256 of the deployed bytes")
     draws: list[dict[str, float]] = Field([], description="stochastic rounding: accuracy and robust accuracy per draw")
+
+    @model_validator(mode="after")
+    def _one_quality(self) -> Candidate:
+        if (self.accuracy is None) == (self.mean_squared_error is None):
+            raise ValueError("a candidate has either an accuracy or a mean squared error")
+        return self
+
+    @property
+    def quality(self) -> Estimate:
+        """How well it does its task: accuracy, or the mean squared error."""
+        found = self.accuracy if self.accuracy is not None else self.mean_squared_error
+        assert found is not None  # the validator saw to it
+        return found
+
+    @property
+    def quality_metric(self) -> str:
+        return "mean_squared_error" if self.accuracy is None else "accuracy"
+
+    @property
+    def merit(self) -> float:
+        """The quality as a number of which more is better."""
+        return self.quality.estimate if self.accuracy is not None else -self.quality.estimate
 
 
 class Gate(Row):
@@ -191,7 +251,7 @@ class DataSummary(Row):
     name: str
     digest: str
     shape: list[int]
-    classes: list[str]
+    classes: list[str] = Field(description="empty where values are predicted")
     members: int | None
     non_members: int
     evaluation: int
@@ -210,6 +270,7 @@ class Environment(BaseModel):
     wall_seconds: float = 0.0
     peak_bytes: int = 0
     latency: dict[str, list[Latency]] = Field({}, description="by candidate")
+    candidate_seconds: dict[str, float] = Field({}, description="CPU seconds it took to make it, training included")
     candidate_peak_bytes: dict[str, int] = Field({}, description="resident bytes of a fresh process serving it")
 
 

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from ..attacks.attack import ATTACKS, Attack
 from ..compression.recipe import RECIPES, Recipe
 from ..defenses.defense import DEFENSES, CompressionDefense, Defense, TrainingDefense
+from ..targets.data import Bounds
 from ..targets.errors import InputError, NotApplicable
 from ..training.architecture import Architecture
 from ..training.trainer import Trainer
+from .files import FinishedFile
 from .plan import Plan
 from .presets import ATTACK_PRESETS, RECIPE_WORDS
-from .subject import Subject
+from .subject import DenseModel, Subject
 
 PLAIN = "dense"
 
@@ -32,27 +34,42 @@ class Contender:
     """One model that is deployed and attacked.
 
     Args:
-        recipe: None for a dense model, which is audited as it is.
+        parent: the dense model it came from, or that it is; None for a finished file about which nothing is known.
+        recipe: None for a dense model, which is audited as it is; of a finished file, how it is declared to be made.
+        file: the finished file that is deployed; None: what the recipe makes, or the dense model as it was trained.
         draws: a random defense's other draws of the recipe, each audited beside the one that is shipped.
     """
 
     name: str
-    parent: Dense
+    parent: Dense | None
     recipe: Recipe | None
     defense: Defense | None = None
     control: bool = False
     draws: tuple[Recipe, ...] = ()
+    file: FinishedFile | None = None
+
+    @property
+    def is_dense(self) -> bool:
+        return self.parent is not None and self.parent.name == self.name
+
+    @property
+    def dense(self) -> Dense:
+        """The parent of a contender that has one."""
+        assert self.parent is not None, f"{self.name} came from no known model"
+        return self.parent
 
     @property
     def baselines(self) -> list[str]:
         """Names of the models it is compared with: its own parent first, then the plain dense model."""
-        names = [] if self.recipe is None else [self.parent.name]
+        if self.parent is None:
+            return []
+        names = [] if self.is_dense else [self.parent.name]
         return names if self.parent.name == PLAIN else [*names, PLAIN]
 
     @property
     def touches_members_after_dp(self) -> bool:
         """Compression that looks at members voids the epsilon of a parent trained with differential privacy."""
-        private = self.parent.defense is not None and self.parent.defense.kind == "dp-sgd"
+        private = self.parent is not None and self.parent.defense is not None and self.parent.defense.kind == "dp-sgd"
         return private and self.recipe is not None and self.recipe.touches_records
 
 
@@ -72,8 +89,8 @@ def assemble(plan: Plan, subject: Subject) -> Lineup:
     Raises:
         InputError: an unknown or ill-defined technique, named with its candidate.
     """
-    plain = Dense(PLAIN, None, subject.architecture, subject.trainer)
-    dense = {PLAIN: plain}
+    plain = None if subject.model is None else Dense(PLAIN, None, subject.model.architecture, subject.model.trainer)
+    dense = {} if plain is None else {PLAIN: plain}
     candidates: list[Contender] = []
     for name, entry in plan.candidates.items():
         try:
@@ -81,11 +98,15 @@ def assemble(plan: Plan, subject: Subject) -> Lineup:
             defense = None if entry.defense is None else DEFENSES.parse(entry.defense)
         except InputError as error:
             raise InputError(f"Candidate {name!r}: {error}") from None
+        if defense is not None and subject.data.regression:
+            raise InputError(f"Candidate {name!r}: the defense {defense.kind} is one of classifiers: leave it out.")
         parent = plain
         draws: tuple[Recipe, ...] = ()
         try:
-            if isinstance(defense, TrainingDefense):
-                parent = dense.setdefault(_dense_name(defense, dense), _harden(defense, subject, dense))
+            if isinstance(defense, TrainingDefense) and subject.model is not None:
+                parent = dense.setdefault(
+                    _dense_name(defense, dense), _harden(defense, subject.model, subject.data.bounds, dense)
+                )
             elif isinstance(defense, CompressionDefense):
                 if recipe is None:
                     raise InputError(f"defense {defense.kind!r} hardens a recipe, and there is none.")
@@ -93,10 +114,12 @@ def assemble(plan: Plan, subject: Subject) -> Lineup:
                 draws = tuple(others)
         except (InputError, NotApplicable) as error:
             raise InputError(f"Candidate {name!r}: {error}") from None
-        if recipe is None:
-            raise InputError(f"Candidate {name!r} has no recipe. The dense models are audited without being listed.")
-        candidates.append(Contender(name, parent, recipe, defense, entry.control, draws))
-    references = [Contender(one.name, one, None, one.defense) for one in dense.values()]
+        candidates.append(
+            Contender(name, parent, recipe, defense, entry.control, draws, subject.files.get(name)),
+        )
+    references = [
+        Contender(one.name, one, None, one.defense, file=subject.files.get(one.name)) for one in dense.values()
+    ]
     return Lineup(tuple(dense.values()), (*references, *candidates), _attacks(plan))
 
 
@@ -118,9 +141,7 @@ def _dense_name(defense: TrainingDefense, dense: dict[str, Dense]) -> str:
     return f"{PLAIN}-{defense.kind}" + (f"-{len(same_kind) + 1}" if same_kind else "")
 
 
-def _harden(defense: TrainingDefense, subject: Subject, dense: dict[str, Dense]) -> Dense:
-    plain = subject.architecture
+def _harden(defense: TrainingDefense, model: DenseModel, bounds: Bounds, dense: dict[str, Dense]) -> Dense:
+    plain = model.architecture
     architecture = Architecture(f"{plain.name}|{defense.kind}", lambda: defense.adapt(plain.build()))
-    return Dense(
-        _dense_name(defense, dense), defense, architecture, defense.trainer(subject.trainer, subject.data.bounds)
-    )
+    return Dense(_dense_name(defense, dense), defense, architecture, defense.trainer(model.trainer, bounds))

@@ -25,6 +25,18 @@ def rate_change(candidate: Bools, baseline: Bools, name: str) -> Change:
     return _change(statistics.paired_change(candidate, baseline), float(np.mean(baseline)), name)
 
 
+def mean(values: Any) -> Estimate:
+    """A mean (float [n]) with Student's t interval."""
+    interval = statistics.mean(values)
+    low, high = _ends(interval)
+    return Estimate(estimate=interval.estimate, low=low, high=high, n=len(values))
+
+
+def mean_change(values: Any, theirs: Any, name: str) -> Change:
+    """The change of a mean on the same records: the paired t interval and test."""
+    return _change(statistics.mean(np.asarray(values) - np.asarray(theirs)), float(np.mean(theirs)), name)
+
+
 def auc(scores: Any, is_member: Bools) -> Estimate:
     """Area under the ROC curve with DeLong's interval."""
     interval = statistics.auc(scores, is_member)

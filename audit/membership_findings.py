@@ -19,11 +19,12 @@ from .reader import Reader, candidate_flags, part_of, shell_of, with_evidence
 
 def membership(reader: Reader, contender: Contender, attack: Membership, label: str) -> list[Finding]:
     """TPR at 1 % FPR and AUC of the attack that was best on pseudo-targets."""
-    threat = ThreatModel(
-        access="scores",
-        knowledge="knows the training, the recipe and the members that are not attacked; trains shadow models",
-        budget=f"{reader.suite.shadow_counts(contender)[0]} shadow models",
-    )
+    if contender.parent is None:
+        knowledge, budget = "owns records of the same kind that were not trained on", "no shadow model"
+    else:
+        knowledge = "knows the training, the recipe and the members that are not attacked; trains shadow models"
+        budget = f"{reader.suite.shadow_counts(contender)[0]} shadow models"
+    threat = ThreatModel(access="scores", knowledge=knowledge, budget=budget)
     shell = shell_of(reader, contender, label, "membership", "tpr_at_1_percent_fpr", "lower", threat, {"fpr": FPR})
     auc_shell = shell_of(reader, contender, label, "membership", "auc", "lower", threat, {})
     cell = f"{label}/{contender.name}"
@@ -54,7 +55,7 @@ def membership(reader: Reader, contender: Contender, attack: Membership, label: 
     common: dict[str, Any] = {"flags": flags}
     curves = {"roc": roc(scores, is_member), "blind": roc(result.arrays["blind"], is_member)}
     few = f"{int((~is_member).sum())} non-members are too few for a false positive rate of 1 %"
-    words = "{}, chosen on shadows as pseudo-targets"
+    words = "{}, named beforehand" if contender.parent is None else "{}, chosen on shadows as pseudo-targets"
     tpr_row = shell(
         attack=words.format(by_tpr),
         estimate=measured,
@@ -107,9 +108,18 @@ def _membership_caveats(
     reader: Reader, result: Result, contender: Contender, is_member: Bools
 ) -> tuple[list[str], list[str]]:
     flags = {flag for flags in result.document["flags"].values() for flag in flags} | candidate_flags(reader, contender)
-    notes = list(reader.suite.subject.notes)
-    if reader.suite.subject.shadows_differ:
-        flags.add(Flag.SHADOWS_DIFFER.value)
+    notes: list[str] = []
+    model = reader.suite.subject.model
+    if contender.parent is not None:
+        notes += reader.suite.subject.notes
+        if model is not None and model.shadows_differ:
+            flags.add(Flag.SHADOWS_DIFFER.value)
+        if contender.file is not None and not contender.is_dense and contender.recipe is None:
+            flags.add(Flag.SHADOWS_DIFFER.value)
+            notes.append(
+                "How this file was compressed is not declared, so its shadow models are uncompressed: membership may "
+                "be underestimated. Name its recipe."
+            )
     # A 99 % interval: DeLong's takes the records for independent, and cross-validation ties their scores together
     # (on 100 splits at random a 95 % interval excluded .5 in 15, a 99 % one in about 3).
     blind = statistics.auc(result.arrays["blind"], is_member, level=0.99)

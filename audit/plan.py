@@ -6,151 +6,26 @@ suite looks them up, because that imports torch; everything else is checked here
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from ..targets.errors import InputError
 from ..targets.technique import Registry, Technique
+from .sections import CandidatePlan, DataPlan, MemoryData, ModelPlan, ShadowPlan
+from .settings import Settings, did_you_mean, fault, technique_like
 from .yaml_plan import SIZE_CAP, Source, Steps, load_yaml, read_text
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
-FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 LEVELS = ("quick", "standard", "thorough")
 DENSE = "dense"  # and dense-<defense>: the names the audit gives to the uncompressed models
 
 T = TypeVar("T", bound=Technique)
-
-
-def fault(message: str, *at: str | int) -> PydanticCustomError:
-    """A validation error in our own words; `at` leads from the model that raises it to the value that is wrong."""
-    return PydanticCustomError("plan", "{message}", {"message": message, "at": at})
-
-
-class Settings(BaseModel):
-    """A frozen section of a plan or policy; a key it does not know is refused with the nearest one it does."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_keys(cls, raw: Any) -> Any:
-        if isinstance(raw, Mapping):
-            for key in raw:
-                if key not in cls.model_fields:
-                    raise fault(did_you_mean("is not a key", str(key), list(cls.model_fields)), str(key))
-        return raw
-
-
-class DigitsData(Settings):
-    """scikit-learn's digits in seeded halves; needs no file."""
-
-    kind: Literal["digits"]
-
-
-class NpzData(Settings):
-    """An .npz with x_train, y_train (the members), x_test, y_test and what else README, "Data", lists."""
-
-    kind: Literal["npz"]
-    path: str = Field(description="of the file, seen from the plan's folder")
-    bounds: tuple[float, float] | None = Field(None, description="smallest and largest value of an input")
-    class_names: tuple[str, ...] | None = Field(None, description="default: as in the file, else the labels")
-    name: str | None = Field(None, description="what the report calls the data; default: the file's name")
-
-
-class CsvData(Settings):
-    """Two CSV files with a header line: one column of labels, the others numbers."""
-
-    kind: Literal["csv"]
-    train_path: str | None = Field(None, description="the members; without it membership is not audited")
-    test_path: str = Field(description="the non-members")
-    label: str = Field(description="name of the column of labels")
-    bounds: tuple[float, float] | None = Field(None, description="smallest and largest value of an input")
-    class_names: tuple[str, ...] | None = Field(None, description="default: the labels")
-    name: str | None = Field(None, description="what the report calls the data; default: the file's name")
-
-
-class MemoryData(Settings):
-    """Arrays handed over from Python (`crushproof.audit_model`); a plan file cannot ask for it."""
-
-    kind: Literal["memory"]
-    name: str
-
-
-DataPlan = Annotated[DigitsData | NpzData | CsvData | MemoryData, Field(discriminator="kind")]
-
-
-class ModelPlan(Settings):
-    """The dense model: how it is built, and its weights or how it is trained."""
-
-    architecture: str = Field(description="module:function that returns the untrained model, a torch.nn.Module")
-    parameters: dict[str, Any] = Field({}, description="keyword arguments of that function")
-    weights: str | None = Field(None, description="a .safetensors (or .pt) file; without it the audit trains the model")
-    training_function: str | None = Field(
-        None, description="module:function(module, x, y, seed) -> module; default: the built-in trainer"
-    )
-    training: dict[str, Any] = Field({}, description="hyper-parameters of the built-in trainer")
-
-    @field_validator("architecture", "training_function")
-    @classmethod
-    def _names_a_function(cls, value: str | None) -> str | None:
-        if value is not None and not FUNCTION.fullmatch(value):
-            raise fault(f"{value!r} must name a function as module:function, for example my_model:build")
-        return value
-
-    @model_validator(mode="after")
-    def _one_way_to_train(self) -> ModelPlan:
-        if self.training_function is not None and self.training:
-            raise fault(
-                "these are settings of the built-in trainer, which training_function replaces: keep one of the two",
-                "training",
-            )
-        return self
-
-
-class CandidatePlan(Settings):
-    """One compressed model: a recipe, perhaps hardened. A bare recipe may stand in the place of this mapping."""
-
-    recipe: Any = Field(description="a short word such as int8, a kind, or a mapping with kind and its fields")
-    defense: Any = Field(None, description="a kind, or a mapping with kind and its fields")
-    control: bool = Field(False, description="a model that is there to be compared with: never up for release")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bare_recipe(cls, raw: Any) -> Any:
-        bare = isinstance(raw, str | Technique) or (isinstance(raw, Mapping) and "kind" in raw and "recipe" not in raw)
-        return {"recipe": raw} if bare else raw
-
-    @field_validator("recipe", "defense")
-    @classmethod
-    def _technique(cls, value: Any) -> Any:
-        return None if value is None else technique_like(value)
-
-    @model_validator(mode="after")
-    def _has_a_recipe(self) -> CandidatePlan:
-        if self.recipe is None:
-            raise fault("recipe is empty; the dense models are audited without being listed", "recipe")
-        return self
-
-
-class ShadowPlan(Settings):
-    """How many shadow models membership inference trains. More see smaller leaks and take longer."""
-
-    training_free: int = Field(
-        default=64, ge=2, le=4096, description="for the dense model and recipes that do not train"
-    )
-    trained: int = Field(default=16, ge=2, le=4096, description="for hardened parents and recipes that train")
-
-    @property
-    def most(self) -> int:
-        return max(self.training_free, self.trained)
 
 
 class Plan(Settings):
@@ -159,7 +34,7 @@ class Plan(Settings):
     name: str = Field("audit", min_length=1, max_length=200, description="the report's title")
     seed: int = Field(0, ge=0, lt=2**63, strict=True, description="decides every random number of the audit")
     data: DataPlan
-    model: ModelPlan
+    model: ModelPlan | None = Field(None, description="the dense model; candidates that are files can do without")
     candidates: dict[str, CandidatePlan] = Field(min_length=1)
     attacks: Any = Field("standard", description="quick, standard, thorough, or a list of kinds and mappings")
     shadows: ShadowPlan = ShadowPlan()
@@ -217,6 +92,20 @@ class Plan(Settings):
                 raise fault(f"{name!r} and {folded[name.lower()]!r} differ only in case: rename one of them", name)
             folded[name.lower()] = name
         return value
+
+    @model_validator(mode="after")
+    def _a_model_to_compress(self) -> Plan:
+        for name, candidate in self.candidates.items():
+            if self.model is None and candidate.file is None:
+                raise fault("there is no dense model to compress: name one under model", "candidates", name)
+            if self.model is None and candidate.recipe is not None:
+                raise fault(
+                    "without a dense model (model) nothing can be compressed as this file was declared to be",
+                    "candidates",
+                    name,
+                    "recipe",
+                )
+        return self
 
     @model_validator(mode="after")
     def _release_names(self) -> Plan:
@@ -318,6 +207,8 @@ def check_techniques(plan: Plan) -> None:
 
     for name, candidate in plan.candidates.items():
         recipe = candidate.recipe
+        if recipe is None:
+            continue
         words = list(RECIPE_WORDS)
         if isinstance(recipe, str) and recipe not in RECIPE_WORDS and recipe not in RECIPES.kinds():
             message = did_you_mean(f"there is no recipe {recipe!r}", recipe, [*words, *RECIPES.kinds()])
@@ -329,6 +220,8 @@ def check_techniques(plan: Plan) -> None:
     if not isinstance(plan.attacks, str):
         for position, attack in enumerate(plan.attacks):
             parsed(ATTACKS, attack, plan, "attacks", position)
+    if plan.model is None:
+        return
     try:
         Training.model_validate(plan.model.training)
     except ValidationError as error:
@@ -344,22 +237,3 @@ def parsed(registry: Registry[T], raw: Any, plan: Plan, *at: str | int) -> T:
         fields = error.__context__  # the technique's own validation error, when that is what went wrong
         inside = tuple(fields.errors()[0]["loc"]) if isinstance(fields, ValidationError) else ("kind",)
         raise InputError(f"{plan.where(*at, *inside)}: {error}") from None
-
-
-def technique_like(value: Any, *at: str | int) -> Any:
-    """Checks the outer shape of a recipe, attack or defense; the techniques themselves check the rest."""
-    if isinstance(value, Technique):
-        return value.model_dump(mode="json")
-    if isinstance(value, str) and value:
-        return value
-    if isinstance(value, Mapping):
-        if not isinstance(value.get("kind"), str):
-            raise fault("needs a kind, for example kind: quantize", *at)
-        return dict(value)
-    raise fault("must be a word or a mapping with a kind", *at)
-
-
-def did_you_mean(message: str, word: str, known: list[str]) -> str:
-    """The message with the nearest known word, or with all of them when none is near."""
-    near = difflib.get_close_matches(word, known, 1)
-    return f"{message}; did you mean {near[0]!r}?" if near else f"{message}; known: {', '.join(known)}"

@@ -19,23 +19,26 @@ from pydantic import Field, field_validator
 from ..targets.errors import InputError
 from . import words
 from .findings import Audit, Candidate, Change, Estimate, Finding, Gate, RowVerdict, Verdict
-from .plan import Settings, did_you_mean, fault, validated
+from .plan import validated
+from .settings import Settings, did_you_mean, fault
 from .yaml_plan import SIZE_CAP, Source, load_yaml, read_text
 
 SUBJECTS = {  # metric -> how a sentence calls it
     "accuracy": "accuracy",
+    "mean_squared_error": "the mean squared error, as a share of the variance,",
     "robust_accuracy": "robust accuracy",
     "tpr_at_1_percent_fpr": "the share of members exposed at 1 % false accusations",
     "auc": "the membership attack's AUC",
     "fidelity": "the stolen copy's fidelity",
 }
+QUALITIES = ("accuracy", "mean_squared_error")  # of a candidate itself; the others are of findings
 LEVEL = 0.025  # one-sided: the whole of a two-sided 95 % interval lies beyond the limit
 Z = NormalDist().inv_cdf(1 - LEVEL)
 EXACT = 1e-9  # slack for rounding in a limit or an interval's end
 
 
 class Policy(Settings):
-    """Limits by metric: accuracy, robust_accuracy, tpr_at_1_percent_fpr, auc, fidelity.
+    """Limits by metric: accuracy (or mean_squared_error), robust_accuracy, tpr_at_1_percent_fpr, auc, fidelity.
 
     All are fractions: 2 points are 0.02. A metric without a limit is reported and not judged.
     """
@@ -84,7 +87,13 @@ class Policy(Settings):
 BUILT_IN = {
     "release": Policy(
         name="release",
-        changes={"accuracy": -0.02, "robust_accuracy": -0.05, "tpr_at_1_percent_fpr": 0.05, "auc": 0.05},
+        changes={
+            "accuracy": -0.02,
+            "mean_squared_error": 0.02,
+            "robust_accuracy": -0.05,
+            "tpr_at_1_percent_fpr": 0.05,
+            "auc": 0.05,
+        },
     )
 }
 
@@ -219,8 +228,12 @@ def _drafts(candidate: Candidate, findings: Sequence[Finding], policy: Policy) -
         ("absolute", policy.absolutes),
     ]
     for metric in SUBJECTS:
+        if metric in QUALITIES and metric != candidate.quality_metric:
+            continue
+        if candidate.accuracy is None and metric not in QUALITIES:
+            continue  # no attack here applies to models of values; the report says so in a row of each
         mine = [one for one in findings if one.candidate == candidate.name and one.metric == metric and one.gateable]
-        judged = mine if metric != "accuracy" and mine else [None]
+        judged = mine if metric not in QUALITIES and mine else [None]
         for compares, by_metric in limits:
             if metric in by_metric:
                 drafts += [_draft(candidate, one, metric, compares, by_metric[metric]) for one in judged]
@@ -232,8 +245,8 @@ def _draft(
 ) -> _Draft:
     """One limit applied to a finding; to the candidate's accuracy, or to a gap in the plan, when there is none."""
     change, why_not = None, None
-    if metric == "accuracy":
-        estimate, change = candidate.accuracy, candidate.accuracy_change
+    if metric in QUALITIES:
+        estimate, change = candidate.quality, candidate.quality_change
     elif finding is None:
         estimate, why_not = None, "the plan has no such attack"
     else:
@@ -257,7 +270,11 @@ def _draft(
     if estimate is None:
         return _Draft(gate, None)
     if judged is None:
-        return _Draft(gate.model_copy(update={"sentence": f"{subject} has no baseline to be compared with."}), None)
+        sentence = (
+            f"{subject} is {words.estimate(estimate, metric)}, and no dense model is known to compare it with: name "
+            "one, or a policy with absolute limits."
+        )
+        return _Draft(gate.model_copy(update={"sentence": sentence}), None)
     better = words.metric(metric).better
     flags = sorted({*candidate.flags, *(() if finding is None else finding.flags)})
     value = judged.difference if isinstance(judged, Change) else judged.estimate

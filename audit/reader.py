@@ -34,7 +34,8 @@ def candidate_flags(reader: Reader, contender: Contender) -> set[str]:
     """
     candidate = reader.get(reader.suite.candidate_cell(contender))
     labels = reader.suite.subject.data.evaluation.y.numpy()
-    guessing = candidate is not None and no_better_than_guessing(candidate.arrays["evidence/correct"], labels)
+    correct = None if candidate is None else candidate.arrays.get("evidence/correct")
+    guessing = correct is not None and no_better_than_guessing(correct, labels)
     void = {Flag.EPSILON_VOID.value} if contender.touches_members_after_dp else set()
     return void | ({Flag.AT_CHANCE.value} if guessing else set())
 
@@ -53,7 +54,7 @@ def shell_of(
 
     def build(detail: str = "", **fields: Any) -> Finding:
         identifier = f"{contender.name}/{label}" + (f"/{detail}" if detail else "")
-        judged = contender.recipe is not None and detail != "without-draw"
+        judged = not contender.is_dense and detail != "without-draw"
         if fields.get("estimate") is None:
             fields = {**fields, "verdict": "not-measured"}
         return Finding.model_validate(

@@ -20,7 +20,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from . import charts, defense_views, dot_charts, risk_views, views, words
+from . import charts, defense_views, dot_charts, footprint_views, risk_views, views, words
 from .findings import Audit, Candidate, Finding, Point, ThreatModel
 
 # Charts hold this many models beside the grey reference; more would be hard to tell apart.
@@ -34,6 +34,9 @@ _TECHNIQUES = {
     "factorize": "Factorization",
     "share": "Weight sharing",
     "chain": "Chains",
+    "mixed-precision": "Mixed precision",
+    "dynamic-sparsity": "Dynamic sparsity",
+    "file": "Finished files",
 }
 
 
@@ -81,11 +84,12 @@ def to_html(audit: Audit) -> str:
             style=Markup(style.read_text(encoding="utf-8")),  # ours, not the audit's
             matrix=matrix,
             risks=_risks(ix, columns),
-            sizes=dot_charts.accuracy_against_size(_dots(ix)),
+            sizes=dot_charts.quality_against_size(_dots(ix), views.quality(audit)),
             hardened=hardened,
             defense_charts=_defense_charts(hardened, matrix),
             plan=json.dumps(audit.plan, indent=2, sort_keys=True, default=str),
             views=views,
+            footprint_views=footprint_views,
             risk_views=risk_views,
             defense_views=defense_views,
             words=words,
@@ -240,9 +244,7 @@ def _dots(ix: views.Index) -> list[dot_charts.Dot]:
         return c.verdict if c.role == "candidate" and c.verdict in dot_charts.VERDICT_COLOURS else "reference"
 
     return [
-        dot_charts.Dot(
-            c.name, max(c.footprint.ratio, 1e-3), c.accuracy.estimate, c.accuracy.low, c.accuracy.high, kind(c)
-        )
+        dot_charts.Dot(c.name, max(c.footprint.ratio, 1e-3), c.quality.estimate, c.quality.low, c.quality.high, kind(c))
         for c in ix.audit.candidates
     ]
 
@@ -251,7 +253,7 @@ def _defense_charts(rows: list[defense_views.Hardened], columns: Sequence[views.
     """Defenses side by side: accuracy first, then a chart per risk figure."""
     accuracy = [
         dot_charts.Pair(
-            row.candidate.name, _ends(row.plain.accuracy) if row.plain else None, _ends(row.candidate.accuracy), None
+            row.candidate.name, _ends(row.plain.quality) if row.plain else None, _ends(row.candidate.quality), None
         )
         for row in rows
     ]

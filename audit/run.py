@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..attacks.evasion.evasion import Evasion
 from ..attacks.membership.membership import Membership
 from ..targets.errors import Incomplete, InputError
+from ..targets.model import Target
 from .assembly import findings_of, unread
 from .candidates import candidate_row
 from .cells import Result
@@ -23,6 +26,7 @@ from .policy import apply_policy, load_policy
 from .power import limits_of, power_of
 from .progress import Progress
 from .reader import Reader
+from .steps import deployed_of
 from .store import Store
 from .subject import Subject, resolve
 from .suite import Suite, spawn_argument
@@ -115,6 +119,7 @@ def cells_of(suite: Suite, finding: str) -> list[str]:
             known += own
             if finding in own:
                 names = [f"{label}/{contender.name}", f"{label}/{contender.name}/without-draw"]
+                names += [suite.lineage_cell(contender)]
                 for name in contender.baselines:
                     shadows = suite.shadow_counts(contender)
                     names += [f"{label}/{name}", *(suite.membership_cell(label, name, count) for count in shadows)]
@@ -233,16 +238,21 @@ def reader_of(suite: Suite, store: Store, outcome: Outcome, command: str) -> Rea
 
 def environment_of(suite: Suite, store: Store, outcome: Outcome, started: float) -> Environment:
     environment = host(str(suite.device))
-    models, memory = {}, {}
+    models: dict[str, Callable[[], Target]] = {}
+    memory = {}
     for contender in suite.lineup.contenders:
         candidate = suite.cell(suite.candidate_cell(contender)).key
-        if store.has(candidate) and "model.onnx" in store.get(candidate).files:
-            models[contender.name] = store.get(candidate).files["model.onnx"]
+        if store.has(candidate) and store.get(candidate).files:
+            models[contender.name] = partial(deployed_of, contender, store.get(candidate))
         served = suite.cell(f"memory/{contender.name}").key
         if store.has(served) and "peak_bytes" in store.get(served).document:
             memory[contender.name] = store.get(served).document["peak_bytes"]
     environment.latency = latencies(models, suite.subject.data.shape)
     environment.candidate_peak_bytes = memory
+    environment.candidate_seconds = {
+        contender.name: sum(store.seconds([suite.cell(suite.candidate_cell(contender)).key]).values())
+        for contender in suite.lineup.contenders
+    }
     environment.seconds = dict(outcome.seconds)
     environment.peak_bytes = outcome.peak_bytes
     environment.wall_seconds = time.monotonic() - started

@@ -93,6 +93,21 @@ def paired_change(after: Vector, before: Vector, level: float = LEVEL) -> Interv
     return tango(int((after & ~before).sum()), int((before & ~after).sum()), len(after), level)
 
 
+def mean(values: Vector, level: float = LEVEL) -> Interval:
+    """A mean with Student's t interval, and the two-sided p-value of a true mean of 0; values without spread leave no
+    doubt.
+    """
+    from scipy.stats import t
+
+    values = np.asarray(values, dtype=float)
+    n, estimate = len(values), float(np.mean(values))
+    error = float(np.std(values, ddof=1)) / n**0.5 if n > 1 else float("inf")
+    if error == 0:
+        return Interval(estimate, estimate, estimate, 1.0 if estimate == 0 else 0.0)
+    reach = float(t.ppf(0.5 + level / 2, n - 1)) * error
+    return Interval(estimate, estimate - reach, estimate + reach, float(2 * t.sf(abs(estimate) / error, n - 1)))
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """The p-values corrected for their number, in the given order (Holm 1979); valid under any dependence."""
     p = np.asarray(p_values, dtype=float)

@@ -21,8 +21,9 @@ from ..attacks.membership.blind import blind_scores
 from ..attacks.membership.population import PopulationPlan
 from ..attacks.membership.signals import shadow_signals
 from ..compression.export import to_onnx
-from ..compression.fake_quantize import QuantizedLayer, native
-from ..compression.footprint import footprint, peak_resident_bytes
+from ..compression.fake_quantize import native
+from ..compression.footprint import footprint, footprint_of_file, peak_resident_bytes
+from ..compression.lineage import check_lineage
 from ..compression.payload import encode
 from ..compression.recipe import Recipe
 from ..compression.structure import load_module, save_module
@@ -31,12 +32,14 @@ from ..targets.certificate import certify
 from ..targets.checks import check_model
 from ..targets.data import Data, Records
 from ..targets.errors import InputError, NotApplicable, UnsafeInput
-from ..targets.model import TorchTarget
-from ..targets.onnx import OnnxTarget
+from ..targets.model import Target, TorchTarget
+from ..targets.onnx import OnnxTarget, integer_kernels
 from ..targets.seeds import derive, generator
+from ..targets.twin import Twin, twin_of
 from .cells import Result
+from .files import FinishedFile
 from .lineup import Contender, Dense
-from .subject import Subject
+from .subject import DenseModel
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 AGREEMENT = 0.995  # label agreement below which white-box results through the twin are flagged
@@ -58,7 +61,7 @@ def seen_by(recipe: Recipe, data: Data) -> Records:
     if data.members is None and recipe.touches_records:
         raise NotApplicable(
             "the recipe calibrates or trains on training records (x_train, y_train), and the data has none; "
-            "quantize can do without: calibration: range-free"
+            "quantize can do without: calibration_inputs: noise"
         )
     return data.members if data.members is not None else data.attacker.take(torch.arange(0))
 
@@ -72,12 +75,12 @@ def check_finite(module: nn.Module, what: str) -> None:
         raise NotApplicable(f"{what} gave weights that are not finite: the training diverged; lower its learning rate")
 
 
-def train_dense(dense: Dense, subject: Subject, seed: int, device: torch.device) -> Result:
+def train_dense(dense: Dense, data: Data, model: DenseModel, seed: int, device: torch.device) -> Result:
     """Trains a dense model (or takes the given weights of the plain one)."""
-    data, statement, notes = subject.data, {}, []
-    if subject.state is not None and dense.defense is None:
+    statement, notes = {}, []
+    if model.state is not None and dense.defense is None:
         module = dense.architecture.blank()
-        module.load_state_dict(subject.state)
+        module.load_state_dict(model.state)
     else:
         records = members(data)
         subset = torch.arange(len(records))
@@ -85,10 +88,10 @@ def train_dense(dense: Dense, subject: Subject, seed: int, device: torch.device)
         if dense.defense is not None:
             check_finite(module, f"the defense {dense.defense.kind}")
             statement = dense.defense.statement(len(records))
-            if has_batch_norm(subject.architecture.blank()) and not has_batch_norm(module):
+            if has_batch_norm(model.architecture.blank()) and not has_batch_norm(module):
                 statement["architecture"] = "batch norm was replaced by group norm"
     if dense.defense is None:  # a hardened model may well be at chance: that is a finding, with a flag, not a mistake
-        notes = check_model(TorchTarget(module), data.evaluation, data.bounds, data.classes)
+        notes = check_model(TorchTarget(module), data.evaluation, data.bounds, data.outputs)
     return Result(arrays=_state(module), document={"statement": statement, "notes": notes})
 
 
@@ -104,37 +107,120 @@ def make_candidate(contender: Contender, recipe: Recipe | None, parent: nn.Modul
     if recipe is not None:
         module = recipe.apply(parent, seen_by(recipe, data), data.bounds, seed=derive(seed, "recipe", contender.name))
         check_finite(module, f"the recipe {recipe.kind}")
-    evaluation = data.evaluation
     try:
         model = to_onnx(module, data.shape)
         payload = encode(module)
-        deployed = OnnxTarget(model)
-        logits = deployed.logits(evaluation.x)
         weights = footprint(module, model, payload, data.shape)
+        result = _deployed(OnnxTarget(model), _twin(module, model), data, seed)
     except (InputError, UnsafeInput) as error:  # about our own artefact: one candidate's row, not the end of the audit
         raise NotApplicable(f"it cannot be deployed: {error}") from error
-    noise = torch.rand(evaluation.x.shape, generator=generator(seed, "certificate"))
-    random = data.bounds.low + noise * data.bounds.scale
-    certificate = certify(deployed, TorchTarget(module), {"clean": evaluation.x, "random": random})
     description, arrays = save_module(module)
-    arrays = {**arrays, "evidence/correct": (logits.argmax(1) == evaluation.y).numpy()}
+    document = {"description": description, "footprint": weights, "digest": hashlib.sha256(model).hexdigest()}
     return Result(
-        arrays=arrays,
-        document={
-            "description": description,
-            "footprint": weights,
-            "certificate": asdict(certificate),
-            "digest": hashlib.sha256(model).hexdigest(),
-        },
+        arrays={**arrays, **result.arrays},
+        document={**result.document, **document, "kernels": kernels(model)},
         files={"model.onnx": model, "payload.bin": payload},
     )
 
 
-def load_candidate(contender: Contender, result: Result, device: torch.device) -> nn.Module:
-    """The candidate's torch module: differentiable, straight-through where it rounds."""
-    arrays = {name: array for name, array in result.arrays.items() if not name.startswith("evidence/")}
-    fresh = contender.parent.architecture.blank()
-    return frozen_copy(load_module(fresh, result.document["description"], arrays).to(device))
+def take_file(file: FinishedFile, data: Data, seed: int) -> Result:
+    """A finished file as a candidate: weighed, and its twin certified where it has one."""
+    twin, why = None, None
+    try:
+        twin = file.differentiable(data)
+    except NotApplicable as error:
+        why = str(error)
+    target = file.deployed()
+    notes = check_model(target, data.evaluation, data.bounds, data.outputs)
+    result = _deployed(target, twin, data, seed)
+    document = {
+        "footprint": footprint_of_file(file.content, file.kind, data.shape),
+        "digest": file.digest,
+        "no_twin": why,
+        "notes": [*file.notes, *notes],
+        "kernels": kernels(file.content) if file.kind == "onnx" else None,
+    }
+    return Result(
+        arrays=result.arrays, document={**result.document, **document}, files={f"model.{file.kind}": file.content}
+    )
+
+
+def kernels(model: bytes) -> dict[str, Any]:
+    """How many products ONNX Runtime computes in integers and in floats once it has optimised the file."""
+    found = integer_kernels(model)
+    integer, floating = found["integer"], found["float"]
+    return {
+        "integer": sum(integer.values()),
+        "floating": sum(floating.values()),
+        "operators": dict(sorted({**integer, **floating}.items())),
+    }
+
+
+def _twin(module: nn.Module, model: bytes) -> nn.Module:
+    """The attacker's twin comes from the bytes that ship; the module it was exported from stands in where it cannot."""
+    try:
+        return twin_of(model)
+    except NotApplicable:
+        return module
+
+
+def _deployed(target: Target, twin: nn.Module | None, data: Data, seed: int) -> Result:
+    """What a deployed model answers on the evaluation records, and how far its twin agrees."""
+    evaluation = data.evaluation
+    answers = target.logits(evaluation.x)
+    noise = torch.rand(evaluation.x.shape, generator=generator(seed, "certificate"))
+    random = data.bounds.low + noise * data.bounds.scale
+    inputs = {"clean": evaluation.x, "random": random}
+    certificate = None if twin is None else asdict(certify(target, TorchTarget(twin), inputs))
+    if data.regression:
+        error = (answers - evaluation.y).double().square().mean(1) / data.variance
+        return Result(arrays={"evidence/error": error.numpy()}, document={"certificate": certificate})
+    predicted = answers.argmax(1)
+    arrays = {"evidence/predicted": predicted.numpy(), "evidence/correct": (predicted == evaluation.y).numpy()}
+    return Result(arrays=arrays, document={"certificate": certificate})
+
+
+def deployed_of(contender: Contender, candidate: Result) -> Target:
+    """The candidate as it runs."""
+    return OnnxTarget(candidate.files["model.onnx"]) if contender.file is None else contender.file.deployed()
+
+
+def twin_for(contender: Contender, candidate: Result, data: Data, device: torch.device) -> nn.Module | None:
+    """The differentiable stand-in of the deployed bytes, straight-through where it rounds; None: they have none."""
+    if contender.file is not None:
+        twin = None if candidate.document["certificate"] is None else contender.file.differentiable(data)
+    else:
+        arrays = {name: array for name, array in candidate.arrays.items() if not name.startswith("evidence/")}
+        fresh = contender.dense.architecture.blank()
+        module = load_module(fresh, candidate.document["description"], arrays)
+        twin = _twin(module, candidate.files["model.onnx"])
+    return None if twin is None else frozen_copy(twin.to(device))
+
+
+def native_of(twin: nn.Module | None) -> nn.Module | None:
+    """The twin with the gradients that its rounding really has; the twin itself where nothing rounds."""
+    if twin is None:
+        return None
+    hard = native(twin)
+    followed = [layer for layer in hard.modules() if isinstance(layer, Twin) and layer.rounds]
+    for layer in followed:
+        layer.straight_through = False
+    rounds = bool(followed) or any(hasattr(layer, "native") for layer in hard.modules())
+    return frozen_copy(hard) if rounds else twin
+
+
+def lineage(dense: Result, candidate: Result) -> Result:
+    """Whether the codes of a quantised file are roundings of the dense model's weights."""
+    found = check_lineage(dense.files["model.onnx"], candidate.files["model.onnx"])
+    layers = [{**asdict(layer), "shape": list(layer.shape)} for layer in found.layers]
+    return Result(
+        document={
+            "verdict": found.verdict,
+            "sentences": list(found.sentences),
+            "layers": layers,
+            "unmatched": [*found.unmatched_artifact, *found.unmatched_dense],
+        }
+    )
 
 
 def craft_transfer(parent: nn.Module, data: Data, attack: Evasion, seed: int) -> Result:
@@ -178,14 +264,19 @@ def blind(population: PopulationPlan, seed: int) -> Result:
 
 
 def membership_case(
-    population: PopulationPlan, own: Result, dense: Result | None, blind: Result, shadows: int | None
+    population: PopulationPlan, own: Result | None, dense: Result | None, blind: Result, shadows: int | None
 ) -> MembershipCase:
-    """What the membership attacker has; `shadows` leaves it the first so many of its own, None all."""
+    """What the membership attacker has; `shadows` leaves it the first so many of its own, None all.
 
-    def of(result: Result) -> ShadowSignals:
+    Without own signals it has no shadow model, and compares with the records it owns.
+    """
+
+    def of(result: Result | None) -> ShadowSignals | None:
+        if result is None:
+            return None
         return ShadowSignals(result.arrays["inside"][:shadows], result.arrays["phi"][:shadows])
 
-    return population.case(of(own), None if dense is None else of(dense), blind.arrays["scores"])
+    return population.case(of(own), of(dense), blind.arrays["scores"])
 
 
 def make_case(
@@ -204,14 +295,13 @@ def make_case(
     Args:
         other_draws: when given, the attacker lacks the shipped draw and differentiates the mean of these instead.
     """
-    module = load_candidate(contender, candidate, device)
-    rounds = any(isinstance(layer, QuantizedLayer) for layer in module.modules())
-    twin: nn.Module = module
-    hard: nn.Module = frozen_copy(native(module)) if rounds else module
+    twin = twin_for(contender, candidate, data, device)
+    hard = native_of(twin)
     if other_draws:
         twin = hard = ExpectationTwin(list(other_draws))
+    certificate = candidate.document["certificate"]
     return Case(
-        deployed=OnnxTarget(candidate.files["model.onnx"]),
+        deployed=deployed_of(contender, candidate),
         twin=twin,
         native=hard,
         parent=parent,
@@ -223,7 +313,7 @@ def make_case(
         parent_adversarial={}
         if transfer is None
         else {float(name): torch.from_numpy(array) for name, array in transfer.arrays.items()},
-        twin_agrees=candidate.document["certificate"]["overall"]["label_agreement"] >= AGREEMENT,
+        twin_agrees=certificate is not None and certificate["overall"]["label_agreement"] >= AGREEMENT,
         membership=membership,
     )
 
@@ -244,8 +334,15 @@ def run_attack(attack: Attack, case: Case, seed: int) -> Result:
     return Result(arrays=evidence.arrays, document=document)
 
 
+def refuse_regression() -> Result:
+    """What an attack on classes says of a model that predicts values."""
+    raise NotApplicable("not applicable: the attack is one on classifiers, and this model predicts values")
+
+
 def serve_memory(candidate: Result, data: Data) -> Result:
     """Resident bytes of a fresh process serving the candidate: a host fact, kept under `environment`."""
+    if "model.onnx" not in candidate.files:
+        raise NotApplicable("its memory is measured in ONNX Runtime only")
     return Result(arrays={}, document={"peak_bytes": peak_resident_bytes(candidate.files["model.onnx"], data.shape)})
 
 

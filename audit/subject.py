@@ -6,21 +6,24 @@ import hashlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
 
+from ..compression.student import offer_factory
 from ..targets.data import Bounds, Data, load_digits
-from ..targets.errors import CrushproofError, InputError, blame
+from ..targets.errors import CrushproofError, InputError, NotApplicable, blame
 from ..training.architecture import Architecture
 from ..training.loop import Training
 from ..training.trainer import BuiltinTrainer, Trainer, UserTrainer
+from .files import FinishedFile, open_file
 from .identity import name_of, source_digest, state_digest
-from .plan import Plan
+from .plan import DENSE, Plan
+from .sections import ModelPlan
 
 SHADOWS_DIFFER = (
     "The dense model came with its weights and the plan does not say how it was trained: shadow models use the "
@@ -29,66 +32,124 @@ SHADOWS_DIFFER = (
 
 
 @dataclass(frozen=True)
-class Subject:
-    """The model and data under audit.
+class DenseModel:
+    """The uncompressed model: how it is built and trained, and its weights if they are given.
 
     Args:
-        state: given weights of the dense model; None when the audit trains it.
-        identity: decides cache keys together with the data's digest: architecture, trainer, given weights, and the
-            code of all three.
-        notes: sentences the reader of the report must know.
-        shadows_differ: shadow models are not known to be trained as the dense model was.
+        state: given weights; None when the audit trains it.
+        shadows_differ: shadow models are not known to be trained as it was.
     """
 
-    data: Data
     architecture: Architecture
     trainer: Trainer
     state: dict[str, Tensor] | None
-    identity: str
-    notes: tuple[str, ...] = ()
     shadows_differ: bool = False
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The models and data under audit.
+
+    Args:
+        model: the dense model; None when only finished files are at hand.
+        files: finished files by the name of their candidate, or of the dense model.
+        identity: decides cache keys together with the data's digest: architecture, trainer, given weights, and the
+            code of all three. Files count in the cells of their own candidates.
+        notes: sentences the reader of the report must know.
+    """
+
+    data: Data
+    model: DenseModel | None
+    identity: str
+    files: Mapping[str, FinishedFile] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def resolve(plan: Plan, folder: Path) -> Subject:
     """Loads what the plan names; paths and modules are looked up in `folder`, where the plan lies.
 
     Raises:
-        InputError, UnsafeInput: as the loaders of data and weights do, and for a `module:function` that is not there
-            or fails.
+        InputError, UnsafeInput: as the loaders of data, weights and files do, and for a `module:function` that is not
+            there or fails.
     """
-    from ..targets.weights import load_weights
-
     data = load_data(plan, folder)
-    model = plan.model
-    named = [path for path in (model.architecture, model.training_function) if path is not None]
-    code = source_digest([path.partition(":")[0] for path in named], folder)
-    build = import_function(model.architecture, folder)
-    parameters = dict(model.parameters)
-    architecture = Architecture(
-        f"{model.architecture}({parameters})", lambda: checked_module(build, parameters, model.architecture)
-    )
-    fresh = architecture.fresh(plan.seed)  # here, so that a mistake in the plan is met before anything is computed
-    digests = [architecture.name, code]
-    if model.training_function is not None:
-        function = checked_training(import_function(model.training_function, folder), model.training_function)
-        trainer: Trainer = UserTrainer(function, f"{model.training_function}@{code}")
+    files: dict[str, FinishedFile] = {}
+    if plan.model is not None and plan.model.file is not None:
+        files[DENSE] = open_file(plan.model.file, folder, plan.model.interface, data)
+    for name, candidate in plan.candidates.items():
+        if candidate.file is not None:
+            files[name] = open_file(candidate.file, folder, candidate.interface, data, files.get(DENSE))
+    if plan.model is None:
+        return Subject(data, None, "files", files)
+    state: dict[str, Tensor] | None
+    if plan.model.file is not None:
+        architecture, state, digests = _imported(files[DENSE], data)
     else:
-        trainer = BuiltinTrainer(Training.model_validate(model.training))
-    state = None
-    if model.weights is not None:
-        load_weights(fresh, folder / model.weights)
-        state = {name: tensor.detach().clone() for name, tensor in fresh.state_dict().items()}
-        digests.append(state_digest(state))
-    differ = state is not None and model.training_function is None and not model.training
+        architecture, state, digests = _built(plan, plan.model, folder)
+    if plan.model.training_function is not None:
+        path = plan.model.training_function
+        function = checked_training(import_function(path, folder), path)
+        trainer: Trainer = UserTrainer(function, f"{path}@{source_digest([path.partition(':')[0]], folder)}")
+    else:
+        trainer = BuiltinTrainer(Training.model_validate(plan.model.training))
+    for path in student_factories(plan):
+        offer_factory(path, import_function(path, folder))
+        digests.append(f"{path}@{source_digest([path.partition(':')[0]], folder)}")
+    differ = state is not None and plan.model.training_function is None and not plan.model.training
     return Subject(
         data,
-        architecture,
-        trainer,
-        state,
+        DenseModel(architecture, trainer, state, differ),
         "|".join([*digests, trainer.identity]),
+        files,
         (SHADOWS_DIFFER,) if differ else (),
-        differ,
     )
+
+
+def student_factories(plan: Plan) -> list[str]:
+    """Every `module:function` that a recipe of the plan names as its student."""
+    found: dict[str, None] = {}
+    todo: list[Any] = [candidate.recipe for candidate in plan.candidates.values()]
+    while todo:
+        one = todo.pop(0)
+        if isinstance(one, Mapping):
+            if one.get("kind") == "distill" and isinstance(one.get("student"), str):
+                found[one["student"]] = None
+            todo += one.values()
+        elif isinstance(one, list | tuple):
+            todo += one
+    return list(found)
+
+
+def _built(plan: Plan, model: ModelPlan, folder: Path) -> tuple[Architecture, dict[str, Tensor] | None, list[str]]:
+    """The architecture the plan names, its weights if it names any, and what identifies both."""
+    from ..targets.weights import load_weights
+
+    path = str(model.architecture)
+    code = source_digest([path.partition(":")[0]], folder)
+    build = import_function(path, folder)
+    parameters = dict(model.parameters)
+    architecture = Architecture(f"{path}({parameters})", lambda: checked_module(build, parameters, path))
+    fresh = architecture.fresh(plan.seed)  # here, so that a mistake in the plan is met before anything is computed
+    digests = [architecture.name, code]
+    if model.weights is None:
+        return architecture, None, digests
+    load_weights(fresh, folder / model.weights)
+    state = {name: tensor.detach().clone() for name, tensor in fresh.state_dict().items()}
+    return architecture, state, [*digests, state_digest(state)]
+
+
+def _imported(file: FinishedFile, data: Data) -> tuple[Architecture, dict[str, Tensor], list[str]]:
+    """A dense model from an ONNX file: its twin is a torch module, which recipes compress and shadows are like."""
+    try:
+        module = file.differentiable(data)
+    except NotApplicable as error:
+        raise InputError(
+            f"The dense model {file.name} cannot be turned into a torch module, which compression and white-box "
+            f"attacks need: {error} Name it as architecture and weights instead, or leave it out."
+        ) from None
+    architecture = Architecture.like(module, f"file:{file.digest}")
+    state = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+    return architecture, state, [architecture.name, file.identity]
 
 
 def load_data(plan: Plan, folder: Path) -> Data:
@@ -101,8 +162,16 @@ def load_data(plan: Plan, folder: Path) -> Data:
         raise InputError("data.kind memory is for crushproof.audit_model only: save the records as .npz and name it.")
     bounds = None if source.bounds is None else Bounds.of(*source.bounds)
     names = None if source.class_names is None else tuple(source.class_names)
+    regression = source.task == "regression"
     if source.kind == "npz":
-        return load_npz(folder / source.path, bounds=bounds, class_names=names, seed=plan.seed, name=source.name)
+        return load_npz(
+            folder / source.path,
+            bounds=bounds,
+            class_names=names,
+            seed=plan.seed,
+            name=source.name,
+            regression=regression,
+        )
     train = None if source.train_path is None else folder / source.train_path
     return load_csv(
         train,
@@ -112,6 +181,7 @@ def load_data(plan: Plan, folder: Path) -> Data:
         class_names=names,
         seed=plan.seed,
         name=source.name,
+        regression=regression,
     )
 
 

@@ -28,6 +28,7 @@ from ..targets.seeds import derive
 from . import steps
 from .cells import Cell, Result, cell_key
 from .environment import versions
+from .files import FinishedFile
 from .lineup import Contender, Dense, Lineup, assemble
 from .plan import Plan
 from .store import Store
@@ -68,7 +69,8 @@ class Suite:
             self._candidate(contender)
         if self.audits_membership:
             for contender in self.lineup.contenders:
-                self._signals(contender.parent, contender.recipe)
+                if contender.parent is not None:
+                    self._signals(contender.parent, contender.recipe)
         for attack, label in self.attacks:
             for contender in self.lineup.contenders:
                 self._attack(contender, attack, label)
@@ -127,7 +129,7 @@ class Suite:
     @property
     def audits_membership(self) -> bool:
         wanted = any(isinstance(attack, Membership) for attack in self.lineup.attacks)
-        return wanted and self.subject.data.members is not None
+        return wanted and self.subject.data.members is not None and not self.subject.data.regression
 
     @cached_property
     def population(self) -> PopulationPlan:
@@ -148,6 +150,8 @@ class Suite:
         self._jobs[name] = Job(Cell(name, key, tuple(needs), phase), compute)
 
     def _train(self, dense: Dense) -> None:
+        model = self.subject.model
+        assert model is not None  # there are dense models only where there is one
         self._add(
             f"train/{dense.name}",
             "training",
@@ -158,7 +162,7 @@ class Suite:
                 dense.defense and dense.defense.model_dump(mode="json"),
             ],
             [],
-            lambda get: steps.train_dense(dense, self.subject, self.plan.seed, self.device),
+            lambda get: steps.train_dense(dense, self.subject.data, model, self.plan.seed, self.device),
         )
 
     def _dense(self, dense: Dense, get: Callable[[str], Result]) -> nn.Module:
@@ -184,16 +188,10 @@ class Suite:
         return f"shadows/{dense.name}/{first}"
 
     def _candidate(self, contender: Contender) -> None:
-        for position, recipe in enumerate([contender.recipe, *contender.draws]):
-            self._add(
-                self.candidate_cell(contender, position),
-                "candidates",
-                [contender.name, recipe and recipe.model_dump(mode="json")],
-                [f"train/{contender.parent.name}"],
-                lambda get, recipe=recipe: steps.make_candidate(  # type: ignore[misc]  # defaults bind the loop
-                    contender, recipe, self._dense(contender.parent, get), self.subject.data, self.plan.seed
-                ),
-            )
+        if contender.file is not None:
+            self._file(contender, contender.file)
+        else:
+            self._made(contender, contender.dense)
         self._add(
             f"memory/{contender.name}",
             "footprint",
@@ -201,6 +199,38 @@ class Suite:
             [self.candidate_cell(contender)],
             lambda get: steps.serve_memory(get(self.candidate_cell(contender)), self.subject.data),
         )
+
+    def _file(self, contender: Contender, file: FinishedFile) -> None:
+        """A finished file, and where the dense model is known, whether it is a rounding of it."""
+        own = self.candidate_cell(contender)
+        self._add(
+            own,
+            "candidates",
+            [contender.name, file.identity],
+            [],
+            lambda get: steps.take_file(file, self.subject.data, self.plan.seed),
+        )
+        if contender.parent is None or contender.is_dense or file.kind != "onnx":
+            return
+        dense = self.candidate_cell(self.lineup.contender(contender.parent.name))
+        self._add(
+            self.lineage_cell(contender), "lineage", [], [dense, own], lambda get: steps.lineage(get(dense), get(own))
+        )
+
+    def lineage_cell(self, contender: Contender) -> str:
+        return f"lineage/{contender.name}"
+
+    def _made(self, contender: Contender, parent: Dense) -> None:
+        for position, recipe in enumerate([contender.recipe, *contender.draws]):
+            self._add(
+                self.candidate_cell(contender, position),
+                "candidates",
+                [contender.name, recipe and recipe.model_dump(mode="json")],
+                [f"train/{parent.name}"],
+                lambda get, recipe=recipe: steps.make_candidate(  # type: ignore[misc]  # defaults bind the loop
+                    contender, recipe, self._dense(parent, get), self.subject.data, self.plan.seed
+                ),
+            )
 
     def candidate_cell(self, contender: Contender, draw: int = 0) -> str:
         return f"candidate/{contender.name}" + (f"/draw-{draw}" if draw else "")
@@ -230,19 +260,27 @@ class Suite:
         return f"signals/{dense.name}/" + ("dense" if recipe is None else cell_key(recipe.model_dump(mode="json"))[:12])
 
     def _attack(self, contender: Contender, attack: Attack, label: str) -> None:
-        for defense in {id(one): one for one in (contender.parent.defense, contender.defense) if one}.values():
+        if self.subject.data.regression:
+            self._add(f"{label}/{contender.name}", attack.kind, [], [], lambda get: steps.refuse_regression())
+            return
+        hardened = contender.parent.defense if contender.parent is not None else None
+        for defense in {id(one): one for one in (hardened, contender.defense) if one}.values():
             attack = defense.adapted(attack)
         if isinstance(attack, Membership):
             self._membership(contender, attack, label)
             return
-        needs = [self.candidate_cell(contender), f"train/{contender.parent.name}"]
+        needs = [self.candidate_cell(contender), *self._parent(contender)]
         transfer = None
-        if isinstance(attack, Evasion) and contender.recipe is not None:
+        if isinstance(attack, Evasion) and contender.parent is not None and not contender.is_dense:
             transfer = self._transfer(contender.parent, attack)
             needs.append(transfer)
         self._attack_cell(f"{label}/{contender.name}", attack, contender, needs, transfer)
         if isinstance(attack, Evasion) and contender.draws:
             self._attack_draws(contender, attack, label, transfer)
+
+    def _parent(self, contender: Contender) -> list[str]:
+        """The cell of the dense model it came from, where one is known."""
+        return [] if contender.parent is None else [f"train/{contender.parent.name}"]
 
     def _attack_cell(
         self,
@@ -260,29 +298,33 @@ class Suite:
             case = steps.make_case(
                 contender,
                 get(self.candidate_cell(contender, draw)),
-                self._dense(contender.parent, get),
+                None if contender.parent is None else self._dense(contender.parent, get),
                 self.subject.data,
                 self.device,
                 transfer=None if transfer is None else get(transfer),
                 other_draws=[
-                    steps.load_candidate(contender, get(self.candidate_cell(contender, other)), self.device)
+                    twin
                     for other in others
+                    if (twin := self._twin(contender, get(self.candidate_cell(contender, other)))) is not None
                 ],
             )
             return steps.run_attack(attack, case, derive(self.plan.seed, attack.kind))
 
         self._add(name, attack.kind, attack.model_dump(mode="json"), needs, compute)
 
+    def _twin(self, contender: Contender, candidate: Result) -> nn.Module | None:
+        return steps.twin_for(contender, candidate, self.subject.data, self.device)
+
     def _attack_draws(self, contender: Contender, attack: Evasion, label: str, transfer: str | None) -> None:
         """Every draw under one attack, gradients at the gate; and the attacker who does not know which draw ships."""
-        parent = f"train/{contender.parent.name}"
+        parent = self._parent(contender)
         gradients = tuple(part for part in attack.parts if isinstance(part, GradientPerturber))
         gate = attack.model_copy(update={"epsilons": (attack.gate_epsilon,), "parts": gradients})
         for draw in range(len(contender.draws) + 1):
-            needs = [self.candidate_cell(contender, draw), parent]
+            needs = [self.candidate_cell(contender, draw), *parent]
             self._attack_cell(f"{label}/{contender.name}/draw-{draw}", gate, contender, needs, None, draw=draw)
         needs = [self.candidate_cell(contender, draw) for draw in range(len(contender.draws) + 1)]
-        needs += [parent, *([transfer] if transfer else [])]
+        needs += [*parent, *([transfer] if transfer else [])]
         name = f"{label}/{contender.name}/without-draw"
         self._attack_cell(name, attack, contender, needs, transfer, without_draw=True)
 
@@ -303,11 +345,10 @@ class Suite:
             return
         cell = f"{label}/{contender.name}"
         self._membership_cell(cell, contender, attack, None)
-        own, uncompressed = self.shadow_counts(contender)
         for name in contender.baselines:
             baseline = self.lineup.contender(name)
-            for count in {own, uncompressed}:
-                if count < self.shadow_count(baseline.parent, None):
+            for count in set(self.shadow_counts(contender)):
+                if count < self.shadow_count(baseline.dense, None):
                     self._membership_cell(self.membership_cell(label, name, count), baseline, attack, count)
 
     def membership_cell(self, label: str, baseline: str, shadows: int) -> str:
@@ -315,26 +356,28 @@ class Suite:
 
         More shadows make a stronger attack, so a candidate attacked with 16 is compared with its parent under 16.
         """
-        dense = self.lineup.contender(baseline).parent
+        dense = self.lineup.contender(baseline).dense
         full = shadows >= self.shadow_count(dense, None)
         return f"{label}/{baseline}" + ("" if full else f"/{shadows}-shadows")
 
     def shadow_counts(self, contender: Contender) -> tuple[int, int]:
         """How many shadows compressed as the candidate is, and how many uncompressed ones, its attacker has."""
+        if contender.parent is None:
+            return 0, 0
         dense = contender.parent
         return self.shadow_count(dense, contender.recipe), self.shadow_count(dense, None)
 
     def _membership_cell(self, name: str, contender: Contender, attack: Membership, shadows: int | None) -> None:
         dense, recipe = contender.parent, contender.recipe
-        own = self.signals_cell(dense, recipe)
-        uncompressed = None if recipe is None else self.signals_cell(dense, None)
+        own = None if dense is None else self.signals_cell(dense, recipe)
+        uncompressed = None if dense is None or recipe is None else self.signals_cell(dense, None)
         self._add("blind", attack.kind, [], [], lambda get: steps.blind(self.population, self.plan.seed))
-        needs = [self.candidate_cell(contender), "blind", own, *([uncompressed] if uncompressed else [])]
+        needs = [self.candidate_cell(contender), "blind", *(cell for cell in (own, uncompressed) if cell is not None)]
 
         def compute(get: Callable[[str], Result]) -> Result:
             signals = steps.membership_case(
                 self.population,
-                get(own),
+                None if own is None else get(own),
                 None if uncompressed is None else get(uncompressed),
                 get("blind"),
                 shadows,

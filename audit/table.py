@@ -24,13 +24,14 @@ def print_audit(audit: Audit) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("candidate", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
-    for name in ("accuracy", *RISKS.values(), "payload"):
+    quality = audit.candidates[0].quality_metric if audit.candidates else "accuracy"
+    for name in (quality.replace("_", " "), *RISKS.values(), "payload"):
         table.add_column(name, justify="right")
     for row in audit.candidates:
-        cells = [words.estimate(row.accuracy, "accuracy"), *(_risk(audit, row, metric) for metric in RISKS)]
+        cells = [words.estimate(row.quality, row.quality_metric), *(_risk(audit, row, metric) for metric in RISKS)]
         verdict = Text(_verdict(row), style=COLOURS.get(row.verdict, ""))
         name = words.label(row.name) + (" *" if row.name in audit.release else "")
-        table.add_row(Text(name), verdict, *cells, f"{row.footprint.ratio:.1f}x smaller")
+        table.add_row(Text(name), verdict, *cells, _payload(audit, row))
     console.print(table)
     if audit.release:
         console.print("* up for release", highlight=False)
@@ -53,6 +54,12 @@ def print_findings(audit: Audit) -> None:
 def _console() -> Console:
     console = Console()
     return console if console.is_terminal else Console(width=WIDTH)
+
+
+def _payload(audit: Audit, row: Candidate) -> str:
+    size = words.size(row.footprint.payload_bytes)
+    compared = any(one.role == "dense" for one in audit.candidates)
+    return f"{size}, {row.footprint.ratio:.1f}x smaller" if compared and row.role != "dense" else size
 
 
 def _verdict(row: Candidate) -> str:

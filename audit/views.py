@@ -12,6 +12,7 @@ from typing import Any
 from .findings import Audit, Candidate, Finding, Gate
 from .words import (
     RISKS,
+    Metric,
     change_interval,
     change_unit,
     enumerate_words,
@@ -115,17 +116,17 @@ def picks(ix: Index) -> list[tuple[str, Candidate, str]]:
     passing = [c for c in ix.audit.candidates if c.name in ix.audit.release and c.verdict == "pass"]
     if not passing:
         return []
-    smallest = min(passing, key=lambda c: (c.footprint.payload_bytes, -c.accuracy.estimate))
+    smallest = min(passing, key=lambda c: (c.footprint.payload_bytes, -c.merit))
     found = [("Smallest that passes", smallest, f"payload {smallest.footprint.ratio:.1f}\u00d7 smaller")]
     timed = [(t, c) for c in passing if (t := latency(ix.audit, c.name, 1)) is not None]
     if timed:
         fastest = min(timed, key=lambda pair: (pair[0], pair[1].footprint.payload_bytes))
         found.append(("Fastest that passes", fastest[1], f"{milliseconds(fastest[0])} for one record"))
-    accurate = max(passing, key=lambda c: (c.accuracy.estimate, -c.footprint.payload_bytes))
-    return [*found, ("Most accurate that passes", accurate, estimate(accurate.accuracy, "accuracy"))]
+    accurate = max(passing, key=lambda c: (c.quality.estimate, -c.footprint.payload_bytes))
+    return [*found, ("Most accurate that passes", accurate, estimate(accurate.quality, accurate.quality_metric))]
 
 
-_OF_THE_DEFENSE = {"rounding", "rounding_seed", "calibration", "calibration_records"}
+_OF_THE_DEFENSE = {"rounding", "rounding_seed", "calibration_inputs", "calibration_records"}
 
 
 def _bones(recipe: Any) -> Any:
@@ -168,8 +169,8 @@ def mend(ix: Index, candidate: Candidate) -> str:
     def other_recipe(c: Candidate) -> bool:
         return bool(_bones(c.recipe) != _bones(candidate.recipe))
 
-    best = min(menders, key=lambda c: (other_recipe(c), c.verdict != "pass", -c.accuracy.estimate))
-    cost = signed(best.accuracy.estimate - candidate.accuracy.estimate, "accuracy")
+    best = min(menders, key=lambda c: (other_recipe(c), c.verdict != "pass", -c.merit))
+    cost = signed(best.quality.estimate - candidate.quality.estimate, "accuracy")
     also = "" if best.verdict == "pass" else f", itself {best.verdict} on another count"
     how = (
         f"What mends {names}: {label(best.defense_words or best.defense or '')}, measured as {label(best.name)}{also} "
@@ -269,7 +270,12 @@ def worst_words(ix: Index, candidate: Candidate) -> tuple[str, str]:
     return f"{metric(finding.metric).name.split(' (')[0]} {figure(value.estimate, finding.metric)}", ends
 
 
+def quality(audit: Audit) -> Metric:
+    """What the models of this audit are good at: accuracy, or the mean squared error."""
+    return metric(audit.candidates[0].quality_metric if audit.candidates else "accuracy")
+
+
 def common_n(audit: Audit) -> int | None:
-    """The number of records behind every accuracy, when it is the same for all."""
-    counts = {c.accuracy.n for c in audit.candidates}
+    """The number of records behind every accuracy or error, when it is the same for all."""
+    counts = {c.quality.n for c in audit.candidates}
     return counts.pop() if len(counts) == 1 else None

@@ -54,6 +54,12 @@ class Metric:
 
 METRICS = {
     "accuracy": Metric("Accuracy", "percent", "higher", "Share of evaluation records classified correctly."),
+    "mean_squared_error": Metric(
+        "Mean squared error",
+        "percent",
+        "lower",
+        "Mean squared error as a share of the values' variance: 0 % is perfect, 100 % no better than their mean.",
+    ),
     "robust_accuracy": Metric(
         "Robust accuracy",
         "percent",
@@ -246,6 +252,8 @@ FLAGS = {
     "twin-disagrees": "The differentiable twin and the deployed model agree on fewer than 99.5 % of the labels, so "
     "attacks made on the twin may miss.",
     "few-records": "Too few records for a figure this small: the interval is wide.",
+    "no-shadows": "The attacker had no shadow models: this model's training is not known. Leaks are underestimated.",
+    "no-white-box": "The file has no differentiable twin, so only its answers were attacked: a stronger attack exists.",
     "few-shadows": "Too few shadow models for the attacker to be at full strength.",
     "at-chance": "The model is hardly better than guessing. Such a model is neither robust nor private, whatever the "
     "other figures say.",

@@ -14,10 +14,10 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Row:
     """One line of a benchmark.
 
     Args:
+        ours: None where it was not measured; `setting` says why.
         ratio: ours / peer (so below 1 is better for times and sizes); None without a peer.
         target: what `value` must reach: the ratio where there is a peer, else ours.
         better: whether `value` must be at most or at least the target.
@@ -32,7 +33,7 @@ class Row:
 
     name: str
     setting: str
-    ours: float
+    ours: float | None
     unit: str
     peer: float | None = None
     target: float | None = None
@@ -40,13 +41,13 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        return None if self.peer is None else self.ours / self.peer
+        return None if self.peer is None or self.ours is None else self.ours / self.peer
 
     @property
     def met(self) -> bool | None:
-        if self.target is None:
-            return None
         value = self.ours if self.ratio is None else self.ratio
+        if self.target is None or value is None:
+            return None
         return value <= self.target if self.better == "lower" else value >= self.target
 
 
@@ -74,17 +75,22 @@ def alternate(*works: Callable[[], object], rounds: int = 3) -> list[float]:
     return [statistics.median(times) for times in measured]
 
 
-def publish(rows: list[Row], json_file: Path | None) -> None:
-    """Prints the table and writes the JSON."""
-    header = ("name", "setting", "ours", "peer", "ratio", "unit", "target", "met")
-    lines = [header, *(_cells(row) for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+def print_table(lines: Sequence[Sequence[str]]) -> None:
+    """Cells in columns; the first line is the header."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def publish(rows: list[Row], json_file: Path | None, tables: Mapping[str, Any] | None = None) -> None:
+    """Prints the rows and writes the JSON; `tables` are JSON values of a benchmark's own, printed by itself."""
+    header = ("name", "setting", "ours", "peer", "ratio", "unit", "target", "met")
+    print_table([header, *(_cells(row) for row in rows)])
     if json_file is not None:
         document = {
             "machine": {"system": platform.platform(), "processor": _processor(), "python": platform.python_version()},
             "rows": [{**asdict(row), "ratio": row.ratio, "met": row.met} for row in rows],
+            **({} if tables is None else {"tables": dict(tables)}),
         }
         json_file.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
 

@@ -8,19 +8,26 @@ from pydantic import Field, SerializeAsAny, field_validator
 from torch import nn
 
 from ..targets.data import Bounds, Records
-from ..targets.errors import InputError
+from ..targets.errors import InputError, NotApplicable
 from ..targets.seeds import derive
-from .quantize import Quantize
 from .recipe import RECIPES, Recipe
+
+INTEGERS = ("quantize", "mixed-precision")  # kinds whose result nothing can follow
+AFTER_SPARSITY = ("share", *INTEGERS)  # kinds that leave the activations that a layer chooses from as they are
 
 
 @RECIPES.register
 class Chain(Recipe):
-    """Recipes applied in order, each to the result of the one before, as in Deep Compression (arXiv:1510.00149)."""
+    """Recipes applied in order, each to the result of the one before, as in Deep Compression (arXiv:1510.00149).
+
+    A step that cannot do its work ends the whole chain: there is no candidate of the steps before it.
+    """
 
     kind: Literal["chain"] = "chain"
     steps: tuple[SerializeAsAny[Recipe], ...] = Field(
-        min_length=2, description="recipes, first to last; quantize can only be the last, since nothing trains integers"
+        min_length=2,
+        description="recipes, first to last; quantize and mixed-precision can only be last, since nothing trains "
+        "integers; after dynamic-sparsity come only share and these",
     )
 
     @field_validator("steps", mode="before")
@@ -35,10 +42,17 @@ class Chain(Recipe):
 
     @field_validator("steps")
     @classmethod
-    def _quantize_last(cls, steps: tuple[Recipe, ...]) -> tuple[Recipe, ...]:
-        for step in steps[:-1]:
-            if _quantizes(step):
-                raise ValueError("quantize must be the last step: no other recipe works on integer weights")
+    def _order(cls, steps: tuple[Recipe, ...]) -> tuple[Recipe, ...]:
+        kinds = [step.kind for step in flat(steps)]
+        for position, kind in enumerate(kinds[:-1]):
+            following = kinds[position + 1]
+            if kind in INTEGERS:
+                raise ValueError(f"{kind} must be the last step: no other recipe works on integer weights")
+            if "dynamic-sparsity" in kinds[: position + 1] and following not in AFTER_SPARSITY:
+                raise ValueError(
+                    f"{following} cannot follow dynamic-sparsity, which counts the activations of the layers as they "
+                    f"are; put {following} before it"
+                )
         return steps
 
     @property
@@ -55,9 +69,13 @@ class Chain(Recipe):
 
     def apply(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> nn.Module:
         for position, step in enumerate(self.steps):
-            module = step.apply(module, records, bounds, seed=derive(seed, "step", position))
+            try:
+                module = step.apply(module, records, bounds, seed=derive(seed, "step", position))
+            except NotApplicable as error:
+                raise NotApplicable(f"Step {position + 1} ({step.kind}): {error}") from error
         return module
 
 
-def _quantizes(recipe: Recipe) -> bool:
-    return isinstance(recipe, Quantize) or (isinstance(recipe, Chain) and _quantizes(recipe.steps[-1]))
+def flat(steps: tuple[Recipe, ...]) -> list[Recipe]:
+    """The steps, those of chains among them in their place."""
+    return [inner for step in steps for inner in (flat(step.steps) if isinstance(step, Chain) else [step])]

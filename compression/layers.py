@@ -32,7 +32,7 @@ def rebuildable(*arguments: str) -> Callable[[type[L]], type[L]]:
         `shipped() -> nn.Module`, what stands in for it during export to ONNX (`export.to_onnx`);
         `operations(inputs, output) -> tuple[int, int, int]`, for a call: multiply-accumulates of one record, bits of a
         weight, bits of an activation (`footprint.layer_macs`);
-        `native() -> None`, which switches its rounding to the zero gradients that it really has (`fake_quantize.native`).
+        `native() -> None`, which switches its rounding to the zero gradients it really has (`fake_quantize.native`).
     """
 
     def register(cls: type[L]) -> type[L]:
@@ -55,26 +55,39 @@ def noise(module: nn.Module, records: Records, bounds: Bounds, count: int, seed:
 
 
 def weights(module: nn.Module, noun: str) -> dict[str, Tensor]:
-    """The weight matrices and kernels of every linear and convolutional layer, by parameter name.
+    """The weight matrices and kernels of every layer that has some, by parameter name.
+
+    Of linear, convolutional and recurrent layers, attention and embeddings. No biases, no norms.
 
     Raises:
         NotApplicable: there is none; `noun` says what then cannot be done ("pruning").
     """
-    layers = {layer.weight for layer in module.modules() if isinstance(layer, WEIGHTED)}
+    owned = {parameter for layer in module.modules() for parameter in _matrices(layer)}
     # By way of named_parameters, which lists a weight that two layers share once, as the training loop does.
-    found: dict[str, Tensor] = {name: value for name, value in module.named_parameters() if value in layers}
+    found: dict[str, Tensor] = {name: value for name, value in module.named_parameters() if value in owned}
     if not found:
         raise NotApplicable(
-            f"The model has no linear or convolutional layer with a float weight, so {noun} has nothing to act on."
+            "The model has no linear, convolutional, recurrent, attention or embedding layer with a float weight, so "
+            f"{noun} has nothing to act on."
         )
     return found
+
+
+def _matrices(layer: nn.Module) -> list[nn.Parameter]:
+    """The layer's own weights, without its children's."""
+    own = dict(layer.named_parameters(recurse=False))
+    if isinstance(layer, nn.RNNBase):
+        return [value for name, value in own.items() if name.startswith("weight_")]
+    if isinstance(layer, nn.MultiheadAttention):
+        return [value for name, value in own.items() if name.endswith("proj_weight")]
+    return [own["weight"]] if isinstance(layer, (*WEIGHTED, nn.Embedding)) and "weight" in own else []
 
 
 def called_layers(module: nn.Module, x: Tensor) -> list[nn.Linear | nn.Conv1d | nn.Conv2d]:
     """The plain Linear, Conv1d and Conv2d layers that a pass over `x` calls, each once, in the order of first calls.
 
-    A layer whose weight is used without calling it (attention's fast path) is not among them: exchanging such a
-    layer would break the model or change nothing.
+    A layer whose weight is used without calling it (see `attention.unfold_attention`) is not among them: exchanging
+    such a layer would break the model or change nothing.
     """
     order: dict[nn.Module, None] = {}
     candidates = [layer for layer in module.modules() if type(layer) in PLAIN]

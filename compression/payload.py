@@ -4,7 +4,8 @@ Every tensor is coded by whichever of these is smallest, and decodes to equal va
 
     plain       its own bytes
     packed      integers as offsets from their minimum, in as few bits as the largest needs
-    codebook    the distinct values (at most 256), and an index per element: packed, or Huffman coded
+    codebook    the distinct values (at most 256), and an index per element: packed, Huffman coded, or, of three values,
+                five to a byte (1.6 bits each)
     sparse      the gaps between nonzero values, Huffman coded (Han et al. 2016, arXiv:1510.00149), and those values
 
 A payload holds no names and no shapes: those come from the module it is decoded into, whose structure ships apart
@@ -28,7 +29,8 @@ from .fake_quantize import QuantizedLayer
 from .huffman import Reader, decode_symbols, encode_symbols, pack, unpack, varint
 
 MAGIC = b"CRW1"
-PLAIN, PACKED, CODEBOOK_PACKED, CODEBOOK_HUFFMAN, SPARSE, DERIVED = range(6)
+PLAIN, PACKED, CODEBOOK_PACKED, CODEBOOK_HUFFMAN, SPARSE, DERIVED, CODEBOOK_OF_3 = range(7)
+POWERS_OF_3 = 3 ** np.arange(5)  # 3^5 = 243 fits a byte
 LARGEST_CODEBOOK = 256
 LONGEST_GAP = 255  # a longer gap takes several symbols
 WORDS: dict[int, tuple[torch.dtype, Any]] = {  # an element's bits as an unsigned integer, by its size in bytes
@@ -125,6 +127,9 @@ def _encode_dense(words: Words, *, signed: bool) -> bytes:
         symbols = indices.astype(np.uint8)
         codings.append(bytes([CODEBOOK_PACKED]) + table + pack(symbols, width))
         codings.append(bytes([CODEBOOK_HUFFMAN]) + table + encode_symbols(symbols))
+        if len(values) == 3:
+            fives = np.pad(symbols, (0, -len(symbols) % 5)).reshape(-1, 5)
+            codings.append(bytes([CODEBOOK_OF_3]) + table + (fives @ POWERS_OF_3).astype(np.uint8).tobytes())
     return min(codings, key=len)
 
 
@@ -158,13 +163,18 @@ def _decode(reader: Reader, count: int, kind: Any) -> Words:
         offsets = unpack(reader.take((count * width + 7) // 8), width, count).astype(kind)
         integers: Words = offsets + np.array(low % (1 << bits), dtype=kind)
         return integers
-    if coding in (CODEBOOK_PACKED, CODEBOOK_HUFFMAN):
+    if coding in (CODEBOOK_PACKED, CODEBOOK_HUFFMAN, CODEBOOK_OF_3):
         size = reader.varint()
         if not 0 < size <= LARGEST_CODEBOOK:
             raise InputError("The payload is damaged: a codebook of impossible size.")
         values = _decode(reader, size, kind)
         if coding == CODEBOOK_HUFFMAN:
             indices = decode_symbols(reader, count)
+        elif coding == CODEBOOK_OF_3:
+            fives = np.frombuffer(reader.take((count + 4) // 5), dtype=np.uint8)
+            if len(fives) and int(fives.max()) >= 3**5:
+                raise InputError("The payload is damaged: a byte that no five of three values make.")
+            indices = (fives[:, None] // POWERS_OF_3 % 3).reshape(-1)[:count].astype(np.uint32)
         else:
             width = (size - 1).bit_length()
             indices = unpack(reader.take((count * width + 7) // 8), width, count)

@@ -1,12 +1,11 @@
-"""Pruning by magnitude: single weights set to zero, or whole channels removed."""
+"""Pruning: single weights set to zero, or whole channels and attention heads removed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Literal
 
-import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ..targets.data import Bounds, Records
@@ -14,37 +13,76 @@ from ..targets.errors import NotApplicable
 from ..targets.seeds import derive
 from ..training.loop import Training, train
 from ..training.stacked import Stack
-from .layers import called_layers, noise, weights, working_copy
+from .channels import behead, thin, unfolded
+from .importance import Importance, importances
+from .layers import noise, weights, working_copy
+from .masks import n_of_m, smallest, smallest_per_layer
 from .recipe import RECIPES, Recipe, fine_tuned
 
 
 @RECIPES.register
 class Prune(Recipe):
-    """Magnitude pruning of single weights (Han et al. 2015, arXiv:1506.02626) or of whole channels.
+    """Pruning of single weights (Han et al. 2015, arXiv:1506.02626), of N in M, of channels or of attention heads.
 
-    Channels follow Li et al. 2017 (arXiv:1608.08710). The result is a plain module: pruned weights are zeros, pruned
-    channels are gone.
+    The result is a plain module: pruned weights are zeros; pruned channels and heads are gone, and the model is smaller
+    and faster. Scattered zeros make a smaller payload, not a faster model.
     """
 
     kind: Literal["prune"] = "prune"
+    structure: Literal["weights", "n:m", "channels", "heads"] = Field(
+        "weights",
+        description="what is removed. weights: single ones; n:m: the same number of every group_size neighbours along "
+        "a layer's inputs, where these are a multiple of group_size (2:4 is n:m with sparsity 0.5 of 4); channels: "
+        "whole ones, the layer that gives the logits keeps its width; heads: of multi-head attention",
+    )
     sparsity: float = Field(
         0.5,
         gt=0,
         lt=1,
-        description="weights: share of all weights of linear and convolutional layers (biases and norms do not count) "
-        "that become zero, smallest magnitudes first, over the whole model; channels: share of each layer's channels "
-        "that is removed",
+        description="share that is removed: of the weights (biases and norms do not count), of each layer's channels, "
+        "or of each attention layer's heads; one channel or head always stays",
     )
-    structure: Literal["weights", "channels"] = Field(
-        "weights", description="channels thin the layers themselves; the layer that gives the logits keeps its width"
+    importance: Importance = Field(
+        "magnitude",
+        description="the least important go first. magnitude: size of the weights; taylor: first-order change of the "
+        "loss on the model's own training records (Molchanov et al. 2019, arXiv:1906.10771); random: by lot, a control",
+    )
+    scope: Literal["global", "layer"] = Field(
+        "global",
+        description="weights: ranked over the whole model, or within each layer; everything else is ranked per layer",
+    )
+    group_size: int = Field(4, ge=2, le=64, description="n:m: M, the weights per group")
+    round_to: int = Field(
+        1, ge=1, le=256, description="channels: each thinned layer keeps a multiple of this (rounded up), for hardware"
     )
     fine_tune: Training | None = Field(
-        None, description="training after pruning, on the model's own training records; zeros stay zero. None: none"
+        None,
+        description="training after pruning (after each step), on the model's own training records; zeros stay zero. "
+        "None: none",
     )
+    steps: int = Field(
+        1, ge=1, le=100, description="prune and fine-tune this many times, up to `sparsity`; needs fine_tune beyond 1"
+    )
+    schedule: Literal["cubic", "linear"] = Field(
+        "cubic",
+        description="of the sparsity over the steps; cubic prunes most at first (Zhu and Gupta 2017, arXiv:1710.01878)",
+    )
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Prune:
+        if self.steps > 1 and self.fine_tune is None:
+            raise ValueError("steps above 1 need fine_tune: they alternate pruning and training")
+        if self.structure != "channels" and self.round_to != 1:
+            raise ValueError("round_to is for structure: channels")
+        if self.structure == "n:m" and abs(self._dropped(self.sparsity) - self.sparsity * self.group_size) > 1e-6:
+            raise ValueError(
+                f"sparsity {self.sparsity:g} of groups of {self.group_size} is not a whole number of weights"
+            )
+        return self
 
     @property
     def touches_records(self) -> bool:
-        return self.fine_tune is not None
+        return self.fine_tune is not None or self.importance == "taylor"
 
     @property
     def trains(self) -> bool:
@@ -52,82 +90,77 @@ class Prune(Recipe):
 
     @property
     def words(self) -> str:
-        what = "channels" if self.structure == "channels" else "weights"
-        return f"{100 * self.sparsity:g} % of {what} pruned{fine_tuned(self.fine_tune)}"
+        if self.structure == "n:m":
+            what = f"{self.group_size - self._dropped(self.sparsity)} of every {self.group_size} weights kept"
+        else:
+            what = f"{100 * self.sparsity:g} % of {self.structure} pruned"
+        layers = " per layer" if self.structure == "weights" and self.scope == "layer" else ""
+        how = {"magnitude": "", "taylor": " by Taylor importance", "random": " at random"}[self.importance]
+        steps = f" in {self.steps} steps" if self.steps > 1 else ""
+        each = " each" if self.steps > 1 else ""
+        return f"{what}{layers}{how}{steps}{fine_tuned(self.fine_tune)}{each}"
 
     def apply(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> nn.Module:
-        masks: dict[str, Tensor] = {}
-        if self.structure == "channels":
-            pruned = thin(module, noise(module, records, bounds, 2, seed), 1 - self.sparsity)
+        if self.fine_tune is not None and not len(records):
+            raise NotApplicable("Fine-tuning needs the model's training records, and there are none.")
+        structured = self.structure in ("channels", "heads")
+        example = noise(module, records, bounds, 2, seed)
+        dense = unfolded(working_copy(module), example) if structured else working_copy(module)
+        if self.steps > 1 and structured:  # what cannot be done is said before anything is trained
+            self._smaller(dense, example, importances(dense, "magnitude", records, seed=seed), self.sparsity, None)
+        pruned = dense
+        for step, share in enumerate(shares(self.sparsity, self.steps, self.schedule)):
+            scores = importances(pruned, self.importance, records, seed=seed)
+            if structured:
+                pruned = self._smaller(pruned, example, scores, share, dense if self.steps > 1 else None)
+            else:
+                pruned = self._masked(pruned, scores, share)
+            if self.fine_tune is not None:
+                pruned = _train_nonzero(pruned, records, self.fine_tune, derive(seed, "fine-tune", step))
+        return pruned
+
+    def _smaller(
+        self, module: nn.Module, example: Tensor, scores: Mapping[str, Tensor], share: float, full: nn.Module | None
+    ) -> nn.Module:
+        if self.structure == "heads":
+            return behead(module, 1 - share, scores=scores, full=full)
+        return thin(module, example, 1 - share, scores=scores, round_to=self.round_to, full=full)
+
+    def _masked(self, module: nn.Module, scores: Mapping[str, Tensor], share: float) -> nn.Module:
+        masked = working_copy(module)
+        chosen = weights(masked, "pruning")
+        # Weights that are zero already go first, whatever the importance: an earlier step's zeros are never traded.
+        own = {name: scores[name].masked_fill(weight.detach().cpu() == 0, -1) for name, weight in chosen.items()}
+        if self.structure == "n:m":
+            masks = n_of_m(masked, own, self.group_size, self._dropped(share))
         else:
-            pruned = working_copy(module)
-            masks = magnitude_masks(weights(pruned, "pruning"), self.sparsity)
-            for name, mask in masks.items():
-                pruned.get_parameter(name).data.mul_(mask)
-        if self.fine_tune is None:
-            return pruned
+            masks = (smallest if self.scope == "global" else smallest_per_layer)(own, share)
+        for name, mask in masks.items():
+            chosen[name].data.mul_(mask.to(chosen[name].device))
+        return masked
 
-        def keep_zeros(stack: Stack) -> None:
-            parameters = stack.named_parameters()
-            for name, mask in masks.items():
-                parameters[name].mul_(mask)
-
-        return train(pruned, records, self.fine_tune, seed=derive(seed, "fine-tune"), after_step=keep_zeros)
+    def _dropped(self, share: float) -> int:
+        """n:m: how many of each group go."""
+        return round(share * self.group_size)
 
 
-def magnitude_masks(parameters: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
-    """One float32 0/1 mask per parameter that keeps the largest magnitudes over all of them together.
+def _train_nonzero(module: nn.Module, records: Records, training: Training, seed: int) -> nn.Module:
+    """A trained copy in which every weight that is exactly zero (pruned, now or earlier in a chain) stays zero."""
+    nonzero = {name: (weight.detach() != 0).float() for name, weight in weights(module, "pruning").items()}
+    masks = {name: mask for name, mask in nonzero.items() if not bool(mask.all())}
 
-    Exactly round(sparsity * weights) are dropped; among equal magnitudes the earlier ones go first.
+    def keep_zeros(stack: Stack) -> None:
+        parameters = stack.named_parameters()
+        for name, mask in masks.items():
+            parameters[name].mul_(mask)
+
+    return train(module, records, training, seed=seed, after_step=keep_zeros)
+
+
+def shares(sparsity: float, steps: int, schedule: Literal["cubic", "linear"]) -> list[float]:
+    """The sparsity after each of `steps` steps; the last is `sparsity`.
+
+    Cubic: sparsity * (1 - (1 - t/steps)^3), Zhu and Gupta 2017 (arXiv:1710.01878, eq. 1) from an initial sparsity of 0.
     """
-    magnitudes = torch.cat([parameter.detach().abs().flatten() for parameter in parameters.values()])
-    order = magnitudes.argsort(stable=True)
-    keep = torch.ones_like(magnitudes)
-    keep[order[: round(sparsity * len(order))]] = 0
-    parts = torch.split(keep, [parameter.numel() for parameter in parameters.values()])
-    return {name: part.view_as(parameters[name]) for name, part in zip(parameters, parts, strict=True)}
-
-
-def thin(module: nn.Module, example: Tensor, width: float) -> nn.Module:
-    """A copy in evaluation mode with the share `width` of every layer's channels, those of the largest L2 norms.
-
-    Channels that must go together (residual adds, batch norm, the next layer's inputs) are found by torch-pruning
-    (Fang et al. 2023, DepGraph, arXiv:2301.12900).
-
-    Args:
-        example: float32 [n, *shape], on the module's device.
-
-    Raises:
-        NotApplicable: torch-pruning cannot trace or thin the module without changing its logits' shape.
-    """
-    import torch_pruning
-
-    thinned = working_copy(module)
-    layers = called_layers(thinned, example)
-    if len(layers) < 2:
-        raise NotApplicable(
-            "Channels can be removed only between two linear or convolutional layers; the model has one."
-        )
-    with torch.no_grad():
-        shape = thinned(example).shape
-    output = [layer for layer in layers if layer.weight.shape[0] == shape[-1]][-1:]
-    before = sum(parameter.numel() for parameter in thinned.parameters())
-    try:
-        torch_pruning.pruner.BasePruner(
-            thinned,
-            example,
-            importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
-            pruning_ratio=1 - width,
-            ignored_layers=output,
-        ).step()
-        with torch.no_grad():
-            same = thinned(example).shape == shape
-    except (MemoryError, ImportError, OSError):
-        raise  # not an answer about the model: the cell fails and is tried again
-    except Exception as error:  # third-party code on an unknown module: whatever stopped it, the audit goes on
-        raise NotApplicable(f"torch-pruning cannot remove channels from this model: {error}") from error
-    if not same:
-        raise NotApplicable("Removing channels would change the number of logits: the output layer was not recognised.")
-    if sum(parameter.numel() for parameter in thinned.parameters()) == before:
-        raise NotApplicable(f"No layer is wide enough to lose a share of {1 - width:g} of its channels.")
-    return thinned.eval()
+    power = 3 if schedule == "cubic" else 1
+    return [sparsity * (1 - (1 - step / steps) ** power) for step in range(1, steps + 1)]

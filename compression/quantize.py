@@ -1,126 +1,291 @@
-"""Post-training quantisation: integer weights, and 8-bit activations with calibrated ranges."""
+"""Quantisation: weights in few bits, activations in 8, after training or with it in the loop."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ..targets.data import Bounds, Records
 from ..targets.errors import NotApplicable
-from ..targets.model import BATCH, device_of
+from ..targets.model import device_of
 from ..targets.seeds import derive, generator
-from .fake_quantize import Bits, Rounding, can_quantize, fold_batch_norm, quantize_layer
-from .layers import called_layers, noise, replace_layers
+from ..training.loop import Training
+from .activation_grids import quantize_additions
+from .adaptive_rounding import adaptive_codes, layer_calls
+from .attention import unfold_attention
+from .calibration import Calibration, input_ranges
+from .fake_quantize import Activations, QuantizedLayer, can_quantize, fold_batch_norm, quantize_layer
+from .layers import PLAIN, noise, replace_layers
+from .quantization_aware import train_quantized
 from .recipe import RECIPES, Recipe
+from .recurrent import QuantizedRecurrent, quantize_recurrent
+from .weight_codes import SIXTEEN_BITS, Bits, Granularity, Number, Rounding, WeightFormat
+
+RECURRENT = (nn.LSTM, nn.GRU)
 
 
 @RECIPES.register
 class Quantize(Recipe):
-    """Integer weights per output channel and u8 activations per tensor (Jacob et al. 2018, arXiv:1712.05877).
+    """Weights in few bits, and activations in 8 (Jacob et al. 2018, arXiv:1712.05877).
 
-    Batch norms are folded first. Plain Linear, Conv1d and Conv2d layers are quantised, each input by the range
-    calibration finds; layers of other types stay in float. The first layer's input range is that of the bounds.
+    Attention is opened and batch norms are folded first. Plain Linear, Conv1d, Conv2d and Embedding layers and LSTM and
+    GRU are quantised (the latter three by their weights alone); layers of other types stay in float.
     """
 
     kind: Literal["quantize"] = "quantize"
-    weight_bits: Bits = Field(8, description="bits of a weight")
-    activation_bits: Literal[8] | None = Field(8, description="bits of each layer's input; None: weights only")
-    rounding: Rounding = Field("nearest", description="of weights; stochastic is right on average and random per draw")
+    number: Number = Field(
+        "integer",
+        description="how a weight is written: integer code x scale; fixed-point, whose scale is a power of two; binary "
+        "(-1, 1) and ternary (-1, 0, 1) x scale; float16 and bfloat16, which ask for float activations",
+    )
+    weight_bits: Bits = Field(8, description="bits of a weight; integer and fixed-point only")
+    granularity: Granularity = Field(
+        "channel", description="the weights that share a scale: all of a layer, an output channel's, or a group's"
+    )
+    group_size: int = Field(32, ge=8, le=1024, description="weights of a group, along an output channel's weights")
+    activations: Literal["static", "dynamic", "float"] = Field(
+        "static",
+        description="each layer's input: static, 8 bits over a calibrated range; dynamic, 8 bits over the range "
+        "of each call, which needs no calibration; float, as they are (weights only)",
+    )
+    rounding: Literal["nearest", "stochastic", "adaptive"] = Field(
+        "nearest",
+        description="of weights; stochastic: right on average and random per draw; adaptive: up or down as keeps each "
+        "layer's output on the calibration inputs best (AdaRound)",
+    )
     rounding_seed: int | None = Field(
         None, ge=0, description="fixes the draw of stochastic rounding; None: it follows from the seed of the recipe"
     )
-    calibration: Literal["records", "range-free"] = Field(
-        "records",
-        description="what activation ranges are measured on: training records, or noise within the bounds, which no "
-        "record decided (keeps a differentially private model's epsilon)",
+    rounding_steps: int = Field(300, ge=1, le=100_000, description="of adaptive rounding, per layer")
+    calibration: Calibration = Field(
+        "min-max",
+        description="of static activations: all of the range that is seen; without `percentile`'s tails; or clipped "
+        "where the distribution of the values changes least (entropy, as in TensorRT)",
     )
-    calibration_records: int = Field(256, ge=1, description="records (or noise inputs) that ranges are measured on")
+    percentile: float = Field(
+        99.99, gt=50, le=100, description="share of the values, in %, that percentile calibration keeps"
+    )
+    calibration_inputs: Literal["records", "noise"] = Field(
+        "records",
+        description="what activation ranges and adaptive rounding are measured on: training records, or noise within "
+        "the bounds, which no record decided (keeps a differentially private model's epsilon)",
+    )
+    calibration_records: int = Field(256, ge=1, description="records (or noise inputs) that are measured on")
     keep_ends_8bit: bool = Field(
         True, description="first and last layer keep 8-bit weights when the others have fewer, as is standard practice"
     )
+    fine_tune: Training | None = Field(
+        None,
+        description="quantisation-aware training on the model's own training records: weights and activations are "
+        "rounded in every forward pass. None: quantised after training",
+    )
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Quantize:
+        problem = self._contradiction()
+        if problem is not None:
+            raise ValueError(problem)
+        return self
+
+    def _contradiction(self) -> str | None:
+        """Why two of the fields cannot go together, in a sentence."""
+        if self.number in SIXTEEN_BITS and self.activations != "float":
+            return f"{self.number} weights are computed in floating point: set activations: float"
+        if self.number not in ("integer", "fixed-point") and self.rounding != "nearest":
+            return f"{self.rounding} rounding chooses between two neighbours on a grid, which {self.number} is not"
+        if self.granularity == "group" and self.number not in ("integer", "binary", "ternary"):
+            return f"groups share a scale, and {self.number} has none of its own: set granularity: channel"
+        if self.fine_tune is not None and self.rounding != "nearest":
+            return f"training decides the weights itself and rounds to nearest: leave out {self.rounding} rounding"
+        return None
+
+    @property
+    def measures(self) -> bool:
+        """Whether calibration inputs are run through the model."""
+        return self.activations == "static" or self.rounding == "adaptive"
 
     @property
     def touches_records(self) -> bool:
-        return self.activation_bits is not None and self.calibration == "records"
+        return (self.measures and self.calibration_inputs == "records") or self.fine_tune is not None
 
     @property
     def trains(self) -> bool:
-        return False
+        return self.fine_tune is not None or self.rounding == "adaptive"
 
     @property
     def words(self) -> str:
-        rounding = ", stochastic rounding" if self.rounding == "stochastic" else ""
-        activations = "float activations" if self.activation_bits is None else f"{self.activation_bits}-bit activations"
-        return f"{self.weight_bits}-bit weights{rounding}, {activations}"
+        return ", ".join([f"{self._weight_words} weights{self._group_words}", *self.other_words])
+
+    @property
+    def _weight_words(self) -> str:
+        few = {"integer": f"{self.weight_bits}-bit", "fixed-point": f"{self.weight_bits}-bit fixed-point"}
+        return few.get(self.number, self.number)
+
+    @property
+    def _group_words(self) -> str:
+        spans = {"tensor": " with one scale per layer", "group": f" in groups of {self.group_size}"}
+        return "" if self.number in SIXTEEN_BITS else spans.get(self.granularity, "")
+
+    @property
+    def other_words(self) -> list[str]:
+        """Everything in `words` but the weights' format."""
+        words = [] if self.rounding == "nearest" else [f"{self.rounding} rounding"]
+        if self.activations == "static":
+            methods = {
+                "min-max": "",
+                "percentile": f" ({self.percentile:g} % of the values)",
+                "entropy": " (entropy)",
+            }
+            words.append(f"8-bit activations{methods[self.calibration]}")
+        else:
+            words.append({"dynamic": "8-bit activations (dynamic)", "float": "float activations"}[self.activations])
+        if self.measures and self.calibration_inputs == "noise":
+            words.append("calibrated on noise")
+        if self.fine_tune is not None:
+            words.append(f"trained quantised for {self.fine_tune.epochs} epochs")
+        return words
 
     def apply(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> nn.Module:
-        example = noise(module, records, bounds, 2, seed)
-        quantized = fold_batch_norm(module, example)
-        layers = [layer for layer in called_layers(quantized, example) if can_quantize(layer)]
-        if not layers:
-            raise NotApplicable(
-                "The model calls no plain Linear, Conv1d or Conv2d layer, so there is nothing to quantize."
-            )
-        if self.weight_bits < 8 and self.keep_ends_8bit and len(layers) <= 2:
+        prepared, layers = prepare(module, records, bounds, seed)
+        usual = WeightFormat(self.number, self.weight_bits, self.granularity, self.group_size)
+        formats = self.with_ends([usual] * len(layers))
+        if usual not in formats:
             raise NotApplicable(
                 f"The model has {len(layers)} layers to quantize, first and last, and these keep 8 bits: nothing would "
-                f"get {self.weight_bits}. Set keep_ends_8bit: false to quantize them too."
+                f"become {self._weight_words}. Set keep_ends_8bit: false to quantize them too."
             )
-        ranges: Sequence[tuple[float, float] | None] = [None] * len(layers)
-        if self.activation_bits is not None:
-            ranges = input_ranges(quantized, layers, self._calibration_inputs(module, records, bounds, seed), bounds)
-        drawn = seed if self.rounding_seed is None else self.rounding_seed
-        stand_ins: dict[nn.Module, nn.Module] = {}
-        for position, (layer, input_range) in enumerate(zip(layers, ranges, strict=True)):
-            end = self.keep_ends_8bit and position in (0, len(layers) - 1)
-            stand_ins[layer] = quantize_layer(
-                layer,
-                8 if end else self.weight_bits,
-                rounding=self.rounding,
-                generator=generator(drawn, "rounding", position),
-                input_range=input_range,
-            )
-        return replace_layers(quantized, stand_ins).eval()
+        return self.with_formats(prepared, layers, formats, records, bounds, seed)
 
-    def _calibration_inputs(self, module: nn.Module, records: Records, bounds: Bounds, seed: int) -> Tensor:
-        if self.calibration == "range-free":
+    def with_ends(self, formats: Sequence[WeightFormat]) -> list[WeightFormat]:
+        """`formats`, one per layer, the first and the last widened to 8 bits where that is asked for."""
+        formats = list(formats)
+        for end in (0, -1) if self.keep_ends_8bit else ():
+            if formats[end].width < 8:
+                number: Number = "fixed-point" if formats[end].number == "fixed-point" else "integer"
+                formats[end] = WeightFormat(number, 8, self.granularity, self.group_size)
+        return formats
+
+    def with_formats(
+        self,
+        prepared: nn.Module,
+        layers: Sequence[nn.Module],
+        formats: Sequence[WeightFormat],
+        records: Records,
+        bounds: Bounds,
+        seed: int,
+    ) -> nn.Module:
+        """The quantised module, each of `layers` in its own format; `prepared` (see `prepare`) is used up."""
+        problem = self._contradiction()  # a copy with other fields was never validated
+        if problem is not None:
+            raise NotApplicable(f"This quantize recipe contradicts itself: {problem}.")
+        if not len(records) and self.touches_records:
+            raise NotApplicable(
+                "Quantization here calibrates or trains on records, and there are none: set calibration_inputs: noise, "
+                "or activations: dynamic or float, and no fine_tune."
+            )
+        x = self.calibration_set(prepared, records, bounds, seed) if self.measures else None
+        activations = self._activations(prepared, layers, x, bounds)
+        paths = {layer: path for path, layer in prepared.named_modules()}
+        if self.fine_tune is not None:
+            quantized = train_quantized(
+                prepared, layers, formats, activations, records, self.fine_tune, seed=derive(seed, "fine-tune")
+            )
+        else:
+            quantized = copy.deepcopy(prepared)  # `prepared` stays the float reference of adaptive rounding
+        drawn = seed if self.rounding_seed is None else self.rounding_seed
+        for position, (original, format, activation) in enumerate(zip(layers, formats, activations, strict=True)):
+            layer = quantized.get_submodule(paths[original])
+            if isinstance(layer, QuantizedLayer | QuantizedRecurrent):  # by training
+                continue
+            draw = generator(drawn, "rounding", position)
+            codes = None
+            if self.rounding == "adaptive" and isinstance(layer, PLAIN):
+                assert x is not None
+                wanted = [original(entering).detach() for entering in layer_calls(prepared, original, x)]
+                entering = layer_calls(quantized, layer, x)  # of the model quantised so far
+                codes = adaptive_codes(
+                    layer, format, activation, entering, wanted, steps=self.rounding_steps, generator=draw
+                )
+            rounded = stand_in(
+                layer, format, "stochastic" if self.rounding == "stochastic" else "nearest", draw, activation, codes
+            )
+            quantized = replace_layers(quantized, {layer: rounded})
+        if self.activations == "static":
+            assert x is not None
+            quantized = quantize_additions(quantized, x, bounds)
+        return quantized.eval()
+
+    def _activations(
+        self, prepared: nn.Module, layers: Sequence[nn.Module], x: Tensor | None, bounds: Bounds
+    ) -> list[Activations]:
+        """What each layer does with its input; embeddings and recurrent layers leave it as it is."""
+        rounding = [layer for layer in layers if not isinstance(layer, (nn.Embedding, *RECURRENT))]
+        choices: dict[nn.Module, Activations] = {}
+        if self.activations == "static":
+            assert x is not None
+            ranges = input_ranges(prepared, rounding, x, bounds, self.calibration, self.percentile)
+            choices = dict(zip(rounding, ranges, strict=True))
+        elif self.activations == "dynamic":
+            choices = dict.fromkeys(rounding, "dynamic")
+        return [choices.get(layer) for layer in layers]
+
+    def calibration_set(self, module: nn.Module, records: Records, bounds: Bounds, seed: int) -> Tensor:
+        """float32 [at most calibration_records, *shape] on the module's device."""
+        if self.calibration_inputs == "noise":
             return noise(module, records, bounds, self.calibration_records, derive(seed, "calibration"))
         order = torch.randperm(len(records), generator=generator(seed, "calibration"))
         return records.x[order[: self.calibration_records].to(records.x.device)].to(device_of(module))
 
 
-@torch.no_grad()
-def input_ranges(
-    module: nn.Module, layers: Sequence[nn.Module], x: Tensor, bounds: Bounds
-) -> list[tuple[float, float]]:
-    """The smallest and largest value that enters each layer while `module` runs on `x` float32 [n, *shape].
+def prepare(module: nn.Module, records: Records, bounds: Bounds, seed: int) -> tuple[nn.Module, list[nn.Module]]:
+    """A copy with attention opened and batch norms folded, and its layers to quantise, in the order of first calls.
 
-    The first layer's range is also measured on the inputs that are all low and all high, so that it covers whatever
-    the bounds allow: an attacker's input is never clamped by the input quantiser.
+    Raises:
+        NotApplicable: there is none.
     """
-    low = [float("inf")] * len(layers)
-    high = [float("-inf")] * len(layers)
+    example = noise(module, records, bounds, 2, seed)
+    prepared = fold_batch_norm(unfold_attention(module), example)
+    order: dict[nn.Module, None] = {}
+    candidates = [layer for layer in prepared.modules() if quantizable(layer)]
 
-    def watch(position: int) -> torch.utils.hooks.RemovableHandle:
-        def widen(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            least, most = torch.aminmax(inputs[0])
-            low[position], high[position] = min(low[position], float(least)), max(high[position], float(most))
+    def called(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if inputs:  # stand-ins take no keyword arguments: a layer that is called by them stays in float
+            order.setdefault(layer)
 
-        return layers[position].register_forward_pre_hook(widen)
-
-    handles = [watch(position) for position in range(len(layers))]
+    handles = [layer.register_forward_pre_hook(called) for layer in candidates]
     try:
-        for batch in torch.split(x, BATCH):
-            module(batch)
-        for handle in handles[1:]:
-            handle.remove()
-        inside = bounds.to(x.device)
-        module(torch.stack([inside.low.expand(x.shape[1:]), inside.high.expand(x.shape[1:])]))
+        with torch.no_grad():
+            prepared(example)
     finally:
         for handle in handles:
             handle.remove()
-    return list(zip(low, high, strict=True))
+    if not order:
+        raise NotApplicable(
+            "The model calls no plain Linear, Conv1d, Conv2d, Embedding, LSTM or GRU layer, so there is nothing to "
+            "quantize."
+        )
+    return prepared, list(order)
+
+
+def quantizable(layer: nn.Module) -> bool:
+    """Whether a layer has a quantised stand-in; a recurrent one with projected states has none."""
+    return can_quantize(layer) or (type(layer) in RECURRENT and not layer.proj_size)
+
+
+def stand_in(
+    layer: nn.Module,
+    format: WeightFormat,
+    rounding: Rounding = "nearest",
+    draw: torch.Generator | None = None,
+    activations: Activations = None,
+    codes: tuple[Tensor, Tensor] | None = None,
+) -> QuantizedLayer | QuantizedRecurrent:
+    """The quantised stand-in of a `quantizable` layer; a recurrent one knows neither `activations` nor `codes`."""
+    if isinstance(layer, nn.LSTM | nn.GRU):
+        return quantize_recurrent(layer, format, rounding, draw)
+    return quantize_layer(layer, format, rounding=rounding, generator=draw, activations=activations, codes=codes)

@@ -1,7 +1,8 @@
-"""Weight sharing: each layer's weights take only a few values, found by k-means."""
+"""Weight sharing: weights take only a few values, found by k-means."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -20,9 +21,10 @@ LLOYD_STEPS = 300  # at most; in one dimension Lloyd's algorithm stops long befo
 
 @RECIPES.register
 class Share(Recipe):
-    """k-means weight sharing per layer (Han et al. 2016, Deep Compression, arXiv:1510.00149).
+    """k-means weight sharing (Han et al. 2016, Deep Compression, arXiv:1510.00149).
 
-    A weight that is exactly zero (pruned) stays zero and belongs to no cluster.
+    A weight that is exactly zero (pruned) stays zero and belongs to no cluster. What sharing saves shows in the
+    payload, where each tensor holds its code book and Huffman-coded indices (`payload`).
     """
 
     kind: Literal["share"] = "share"
@@ -30,7 +32,10 @@ class Share(Recipe):
         16,
         ge=2,
         le=256,
-        description="values per layer at most, beside the zero of pruned weights; biases are not shared",
+        description="values per code book at most, beside the zero of pruned weights; biases are not shared",
+    )
+    scope: Literal["layer", "global"] = Field(
+        "layer", description="a code book for each layer's weights, or one for all layers"
     )
     fine_tune: Training | None = Field(
         None,
@@ -48,23 +53,28 @@ class Share(Recipe):
 
     @property
     def words(self) -> str:
-        return f"{self.clusters} shared values per layer{fine_tuned(self.fine_tune)}"
+        each = "per layer" if self.scope == "layer" else "for all layers"
+        return f"{self.clusters} shared values {each}{fine_tuned(self.fine_tune)}"
 
     def apply(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> nn.Module:
         shared = working_copy(module)
-        clusters: dict[str, Tensor] = {}
-        for name, weight in weights(shared, "weight sharing").items():
-            centroids, assignment = share_values(weight.detach().flatten(), self.clusters)
-            weight.data.copy_(centroids[assignment].view_as(weight))
-            clusters[name] = assignment
+        found = weights(shared, "weight sharing")
+        books = [list(found)] if self.scope == "global" else [[name] for name in found]
+        clusters: list[tuple[list[str], Tensor]] = []
+        for names in books:
+            values = _side_by_side([found[name].detach().unsqueeze(0) for name in names])[0]
+            centroids, assignment = share_values(values, self.clusters)
+            _put_back(centroids[assignment].unsqueeze(0), [found[name].data.unsqueeze(0) for name in names])
+            clusters.append((names, assignment))
         if self.fine_tune is None:
             return shared
 
         def tie(stack: Stack) -> None:
             """Every weight takes its cluster's mean: the step of its shared value is the mean of its members' steps."""
             parameters = stack.named_parameters()
-            for name, assignment in clusters.items():
-                parameters[name].copy_(_cluster_means(parameters[name], assignment).view_as(parameters[name]))
+            for names, assignment in clusters:
+                members = [parameters[name] for name in names]
+                _put_back(_cluster_means(_side_by_side(members), assignment), members)
 
         return train(shared, records, self.fine_tune, seed=derive(seed, "fine-tune"), after_step=tie)
 
@@ -110,11 +120,23 @@ def share_values(values: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
     return table, assignment.to(values.device)
 
 
-def _cluster_means(stacked: Tensor, assignment: Tensor) -> Tensor:
-    """float32 [k, n]: each weight's cluster mean, for weights [k, *shape] and clusters int64 [n]; cluster 0 is zero."""
-    rows = stacked.flatten(1).double()
+def _side_by_side(parameters: Sequence[Tensor]) -> Tensor:
+    """float32 [k, n]: the weights of one code book, of parameters [k, *shape]."""
+    return torch.cat([parameter.flatten(1) for parameter in parameters], 1)
+
+
+def _put_back(values: Tensor, parameters: Sequence[Tensor]) -> None:
+    """Writes values [k, n] into the parameters they came from, in place."""
+    parts = values.split([parameter[0].numel() for parameter in parameters], 1)
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.copy_(part.view_as(parameter))
+
+
+def _cluster_means(rows: Tensor, assignment: Tensor) -> Tensor:
+    """[k, n]: each weight's cluster mean, for weights [k, n] and clusters int64 [n]; cluster 0 is zero."""
+    exact = rows.double()
     counts = assignment.bincount()
-    sums = rows.new_zeros(len(rows), len(counts)).index_add_(1, assignment, rows)
+    sums = exact.new_zeros(len(rows), len(counts)).index_add_(1, assignment, exact)
     means = sums / counts.clamp_min(1)
     means[:, 0] = 0
-    return means[:, assignment].to(stacked.dtype)
+    return means[:, assignment].to(rows.dtype)

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 
 from ..targets.errors import InputError, NotApplicable
+from .activation_grids import RoundedActivations
+from .attention import forgo_nested_tensors
 from .layers import REBUILDABLE
 from .recipe import RECIPES
 
@@ -21,6 +23,7 @@ Description = list[dict[str, Any]]
 """One entry per layer: `path` (dotted), `type`, and `arguments` of its constructor (None: cannot be rebuilt)."""
 
 CONVOLUTION = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "bias")
+RECURRENT = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional")
 BATCH_NORM = ("num_features", "eps", "momentum", "affine", "track_running_stats")
 
 # The layers that can be rebuilt, with their constructor's arguments.
@@ -31,6 +34,18 @@ ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.ConvTranspose1d: (*CONVOLUTION, "output_padding"),
     nn.ConvTranspose2d: (*CONVOLUTION, "output_padding"),
     nn.Linear: ("in_features", "out_features", "bias"),
+    nn.Embedding: (
+        "num_embeddings",
+        "embedding_dim",
+        "padding_idx",
+        "max_norm",
+        "norm_type",
+        "scale_grad_by_freq",
+        "sparse",
+    ),
+    nn.LSTM: (*RECURRENT, "proj_size"),
+    nn.GRU: RECURRENT,
+    nn.RNN: (*RECURRENT, "nonlinearity"),
     nn.BatchNorm1d: BATCH_NORM,
     nn.BatchNorm2d: BATCH_NORM,
     nn.BatchNorm3d: BATCH_NORM,
@@ -86,6 +101,8 @@ def rebuild(architecture_module: nn.Module, description: Description) -> nn.Modu
             layer: nn.Module = _sequence(present, arguments)
         elif kind in types and isinstance(arguments, dict):
             layer = _build(path, types[kind], arguments)
+            if isinstance(layer, RoundedActivations) and present is not None:
+                layer.inner = present  # whose changed layers follow, as parts of it
         else:
             raise NotApplicable(
                 f"Layer {path or 'of the model'} was changed by compression and its type, {kind}, cannot be rebuilt "
@@ -93,7 +110,20 @@ def rebuild(architecture_module: nn.Module, description: Description) -> nn.Modu
             )
         parent._modules[name] = layer
     rebuilt: nn.Module = root["module"]
+    forgo_nested_tensors(rebuilt)
     return rebuilt.eval()
+
+
+def resized(layer: nn.Module, **sizes: Any) -> nn.Module:
+    """A new layer of the same type and constructor's arguments, but for `sizes`; its values are initial ones.
+
+    Raises:
+        NotApplicable: the layer's type is not one that can be rebuilt.
+    """
+    entry = _entry(layer, "")
+    if entry["arguments"] is None:
+        raise NotApplicable(f"A layer of type {entry['type']} cannot be built in another size.")
+    return _build("", type(layer), {**entry["arguments"], **sizes})
 
 
 def save_module(module: nn.Module) -> tuple[Description, dict[str, np.ndarray[Any, Any]]]:
@@ -124,9 +154,8 @@ def _describe(layer: nn.Module, path: str, description: Description) -> None:
     children = list(layer.named_children())
     if entry["arguments"] is not None or not children:
         description.append(entry)
-    if entry["type"] == "Sequential" or entry["arguments"] is None:
-        for name, child in children:
-            _describe(child, f"{path}.{name}" if path else name, description)
+    for name, child in children:  # of a layer of our own as well: its parts may have been replaced
+        _describe(child, f"{path}.{name}" if path else name, description)
 
 
 def _entry(layer: nn.Module, path: str) -> dict[str, Any]:

@@ -16,13 +16,14 @@ class Agreement:
     """Of two targets on n records.
 
     `label_agreement` is the share, in [0, 1], with the same largest logit; `max_logit_difference` the largest absolute
-    difference of two logits. A record for which either has a logit that is not finite counts as disagreement, and its
-    difference is left out (it has none).
+    difference of two logits, and `logit_difference_99` the largest on 99 % of the records. A record for which either
+    has a logit that is not finite counts as disagreement, and its difference is left out (it has none).
     """
 
     n: int
     label_agreement: float
     max_logit_difference: float
+    logit_difference_99: float
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def certify(deployed: Target, twin: Target, inputs: Mapping[str, Tensor]) -> Cer
     answers = {kind: (deployed.logits(x), twin.logits(x)) for kind, x in inputs.items() if len(x)}
     kinds = {kind: _agreement(*pair) for kind, pair in answers.items()}
     if not answers:
-        return Certificate(Agreement(0, 0.0, 0.0), {})
+        return Certificate(Agreement(0, 0.0, 0.0, 0.0), {})
     overall = _agreement(*(torch.cat([pair[side].cpu() for pair in answers.values()]) for side in (0, 1)))
     return Certificate(overall, kinds)
 
@@ -50,5 +51,7 @@ def _agreement(ours: Tensor, theirs: Tensor) -> Agreement:
     difference = (ours.double() - theirs.double()).abs()
     finite = difference.isfinite().all(1)
     same = finite & (ours.argmax(1) == theirs.argmax(1))
-    largest = float(difference[finite].max()) if finite.any() else 0.0
-    return Agreement(len(ours), float(same.double().mean()), largest)
+    largest = difference[finite].amax(1) if finite.any() else torch.zeros(1)
+    return Agreement(
+        len(ours), float(same.double().mean()), float(largest.max()), float(largest.double().quantile(0.99))
+    )

@@ -34,7 +34,7 @@ def check_data(data: Data) -> list[str]:
             outside the bounds, members among the non-members, class or group names that cannot be shown.
     """
     _check_names(list(data.class_names), "class name")
-    if len(data.class_names) < 2:
+    if not data.regression and len(data.class_names) < 2:
         raise InputError(
             f"The data has {len(data.class_names)} class name(s). A classifier needs at least two classes: give one "
             "name for each output of the model."
@@ -52,7 +52,10 @@ def check_data(data: Data) -> list[str]:
         )
     _check_bounds_shape(data.bounds, data.non_members.x.shape[1:])
     for split, records in splits.items():
-        _check_labels(records.y, split, data.class_names)
+        if data.regression:
+            _check_targets(records.y, split)
+        else:
+            _check_labels(records.y, split, data.class_names)
         _check_values(records.x, split, data.bounds)
     spans = _check_span(data)
     if data.groups is not None:
@@ -91,12 +94,14 @@ def _check_names(names: list[str], what: str) -> None:
 def _check_form(records: Records, split: str) -> None:
     """x float32 [n, *shape], y int64 [n], enough of them."""
     x, y = records.x, records.y
-    if x.dtype != torch.float32 or y.dtype != torch.int64:
+    if x.dtype != torch.float32 or y.dtype not in (torch.int64, torch.float32):
         raise InputError(
             f"The {split} hold x as {_word(x)} and y as {_word(y)}. Give x as float32 and y as int64: x.float(), "
-            "y.long()."
+            "y.long() (or float32 values, for a model that predicts values)."
         )
-    if y.ndim != 1:
+    if y.is_floating_point() and y.ndim != 2:
+        raise InputError(f"The values of the {split} have shape {list(y.shape)}. Give them as [n, outputs].")
+    if not y.is_floating_point() and y.ndim != 1:
         raise InputError(
             f"The labels of the {split} have shape {list(y.shape)}. Give one class number per record, [n]."
         )
@@ -139,6 +144,13 @@ def _check_labels(y: Tensor, split: str, class_names: tuple[str, ...]) -> None:
             f"All {len(y)} {split} are of class {shown(class_names[low])}: a single-class split measures nothing. "
             "Shuffle the data before it is divided."
         )
+
+
+def _check_targets(y: Tensor, split: str) -> None:
+    if not bool(torch.isfinite(y).all()):
+        raise InputError(f"The values to predict of the {split} hold NaN or infinity. Leave out such records.")
+    if not bool((y.amax(0) > y.amin(0)).all()):
+        raise InputError(f"A value to predict is the same for all {len(y)} {split}: there is nothing to predict.")
 
 
 def _check_values(x: Tensor, split: str, bounds: Bounds) -> None:
@@ -226,7 +238,10 @@ def _codes(records: Records) -> NDArray[np.uint64]:
     """
     rows = np.ascontiguousarray((records.x.flatten(1) + 0.0).cpu().numpy()).view(np.uint32)  # + 0.0: -0 equals 0
     weights = np.random.default_rng(0x5EED).integers(0, 2**63, rows.shape[1], dtype=np.uint64) * 2 + 1
-    codes: NDArray[np.uint64] = records.y.cpu().numpy().astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    y = records.y.cpu().numpy()
+    if records.y.is_floating_point():
+        y = np.ascontiguousarray(y + 0.0).view(np.uint32).astype(np.uint64).sum(1, dtype=np.uint64)
+    codes: NDArray[np.uint64] = y.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     for first in range(0, len(rows), 1024):  # in parts, so that the 64-bit copies stay small
         part = rows[first : first + 1024]
         part = part ^ (part >> np.uint32(16))  # round floats end in zero bits, which a product would keep
@@ -245,18 +260,18 @@ def _word(tensor: Tensor) -> str:
 # Models ---------------------------------------------------------------------------------------------------------------
 
 
-def check_model(target: Target, records: Records, bounds: Bounds, classes: int) -> list[str]:
+def check_model(target: Target, records: Records, bounds: Bounds, outputs: int) -> list[str]:
     """Notes about a model that does answer as an audit assumes.
 
     Args:
         target: answers x float32 [n, *shape] with logits.
         records: non-members; at most 2,000 of them, evenly spread, are asked about.
         bounds: of the inputs.
-        classes: outputs expected.
+        outputs: how many numbers it must answer for a record: one per class, or the values it predicts.
 
     Raises:
         InputError: it cannot take the records, answers with another shape, with NaN, with probabilities instead of
-            logits, or agrees with the labels no better than chance.
+            logits, or agrees with the labels no better than chance (with values: no better than their mean).
     """
     step = -(-len(records) // PROBED)
     x, y = records.x[::step], records.y[::step]
@@ -268,6 +283,9 @@ def check_model(target: Target, records: Records, bounds: Bounds, classes: int) 
             f"{' '.join(str(error).split())[:200]}. Give it float32 inputs [n, {', '.join(map(str, x.shape[1:]))}] and "
             "let it return one tensor."
         ) from error
+    if y.is_floating_point():
+        return _check_predictions(y, logits)
+    classes = outputs
     if logits.shape != (len(x), classes):
         hint = " Give a two-class model two outputs." if classes == 2 and logits.shape[1:] in ((), (1,)) else ""
         raise InputError(
@@ -289,6 +307,24 @@ def check_model(target: Target, records: Records, bounds: Bounds, classes: int) 
         )
     notes = ["All outputs lie in [0, 1]; if they come from a sigmoid, return the values before it."] if in_unit else []
     return notes + _check_accuracy(target, x, y, logits, bounds, classes)
+
+
+def _check_predictions(y: Tensor, predicted: Tensor) -> list[str]:
+    """A model of values must do better than their mean; with a margin of one point of their variance."""
+    if predicted.shape != y.shape:
+        raise InputError(
+            f"The model answers {len(y)} records with shape {list(predicted.shape)}, and {list(y.shape)} is expected: "
+            "one number per value to predict."
+        )
+    if not bool(torch.isfinite(predicted).all()):
+        raise InputError("The model answers some records with NaN or infinity. Its weights are broken.")
+    share = float((predicted - y).double().square().mean() / y.double().var(0, correction=0).mean())
+    if share >= 0.99:
+        raise InputError(
+            f"The model's squared error is {share:.2f} times the variance of the values: predicting their mean does as "
+            "well. Check that inputs and values are scaled as in training, and that the right weights were loaded."
+        )
+    return [f"The model explains little: its squared error is {share:.2f} of the variance."] if share > 0.8 else []
 
 
 def _check_accuracy(target: Target, x: Tensor, y: Tensor, logits: Tensor, bounds: Bounds, classes: int) -> list[str]:

@@ -53,7 +53,9 @@ class Bounds:
 
 @dataclass(frozen=True, eq=False)
 class Records:
-    """Inputs with their labels: `x` float32 [n, *shape], `y` int64 [n]."""
+    """Inputs with what a model should answer: `x` float32 [n, *shape], `y` int64 [n] classes or float32 [n, outputs]
+    values (regression).
+    """
 
     x: Tensor
     y: Tensor
@@ -78,7 +80,7 @@ class Data:
         members: records the model was trained on; None when only a test set is at hand (no membership audit then).
         non_members: records the model has never seen.
         bounds: what an input may be; epsilon is in units of [0, 1] and scaled by it.
-        class_names: one per class, shown in the report as text.
+        class_names: one per class, shown in the report as text; none where values are predicted (regression).
         groups: a group name per non-member, for "who is hit"; optional.
         seed: splits the non-members.
         notes: sentences a reader of the report must know about the data; the loaders' and the checks' own.
@@ -113,8 +115,23 @@ class Data:
         return tuple(self.non_members.x.shape[1:])
 
     @property
+    def regression(self) -> bool:
+        """Whether the model predicts values instead of a class."""
+        return self.non_members.y.is_floating_point()
+
+    @property
     def classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers the model answers for a record."""
+        return int(self.non_members.y.shape[1]) if self.regression else self.classes
+
+    @property
+    def variance(self) -> float:
+        """Of the non-members' values, per output on average: what a squared error is measured in."""
+        return float(self.non_members.y.double().var(0, correction=0).mean())
 
     @property
     def evaluation_ids(self) -> Tensor:

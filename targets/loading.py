@@ -40,6 +40,7 @@ def load_npz(
     class_names: Sequence[str] | None = None,
     seed: int = 0,
     name: str | None = None,
+    regression: bool = False,
 ) -> Data:
     """Data from an `.npz` with `x_test, y_test`, optionally `x_train, y_train, groups_test, class_names`.
 
@@ -53,6 +54,7 @@ def load_npz(
         class_names: in the order of the labels; else the file's, else "0", "1", ...
         seed: splits the non-members.
         name: what the report calls the data; else the file's name.
+        regression: the `y` are numbers to predict, [n] or [n, outputs], not classes.
 
     Raises:
         InputError: not an npz, a key missing or unknown, or data that `Data` refuses.
@@ -65,7 +67,8 @@ def load_npz(
     notes: list[str] = []
     parts = [part for part in ("train", "test") if f"x_{part}" in arrays]
     inputs = {part: arrays[f"x_{part}"] for part in parts}
-    labels = {part: _labels(arrays[f"y_{part}"], f"y_{part} in {where}") for part in parts}
+    read = _numbers if regression else _labels
+    labels = {part: read(arrays[f"y_{part}"], f"y_{part} in {where}") for part in parts}
     for part, x in inputs.items():
         if x.dtype.kind not in "fiub":
             raise InputError(
@@ -77,7 +80,9 @@ def load_npz(
     if channels_last:
         notes.append("The images were stored channels-last [n, h, w, c] and are audited as [n, c, h, w].")
     records = {part: Records(_tensor(inputs[part], channels_last), torch.from_numpy(labels[part])) for part in parts}
-    if class_names is None and "class_names" in arrays:
+    if regression:
+        class_names = []
+    elif class_names is None and "class_names" in arrays:
         class_names = _texts(arrays["class_names"], f"class_names in {where}")
     if class_names is None:
         class_names = [
@@ -105,6 +110,7 @@ def load_csv(
     class_names: Sequence[str] | None = None,
     seed: int = 0,
     name: str | None = None,
+    regression: bool = False,
 ) -> Data:
     """Data from CSV tables (UTF-8, comma, header line): column `label` is the class, every other column a number.
 
@@ -117,6 +123,8 @@ def load_csv(
             labels of both tables, sorted (as numbers when all are whole numbers).
         seed: splits the non-members.
         name: what the report calls the data; else the test file's name.
+
+        regression: the label column holds numbers to predict, not classes.
 
     Raises:
         InputError: a missing column, a cell that is no number (named by line and column), or data `Data` refuses.
@@ -137,10 +145,17 @@ def load_csv(
         columns = train_columns
     tables["test"] = (columns, x_test, labels_test)
     notes: list[str] = []
-    names = list(class_names) if class_names is not None else _sorted_labels(labels for _, _, labels in tables.values())
+    names: list[str] = []
+    if not regression:
+        every = (labels for _, _, labels in tables.values())
+        names = list(class_names) if class_names is not None else _sorted_labels(every)
     position = {text: number for number, text in enumerate(names)}
     records = {}
     for part, (_, x, texts) in tables.items():
+        if regression:
+            values = _values(texts, f"column {shown(label)} of {shown(paths[part].name)}")
+            records[part] = Records(torch.from_numpy(x), torch.from_numpy(values))
+            continue
         unknown = sorted(set(texts) - set(position))
         if unknown:
             raise InputError(
@@ -164,6 +179,13 @@ def load_csv(
         seed=seed,
         notes=tuple(notes),
     )
+
+
+def _values(texts: Sequence[str], where: str) -> NDArray[np.float32]:
+    try:
+        return np.array([float(text) for text in texts], dtype=np.float32).reshape(-1, 1)
+    except ValueError as error:
+        raise InputError(f"{where} must hold numbers to predict: {error}.") from None
 
 
 def _read_npz(path: Path) -> dict[str, Array]:
@@ -264,6 +286,13 @@ def _check_keys(keys: list[str], where: str) -> None:
         )
 
 
+def _numbers(y: Array, where: str) -> NDArray[np.float32]:
+    """Values to predict, float32 [n, outputs]."""
+    if y.ndim not in (1, 2) or y.dtype.kind not in "fiub":
+        raise InputError(f"{where} has type {y.dtype} and shape {list(y.shape)}. Save numbers [n] or [n, outputs].")
+    return y.reshape(len(y), -1).astype(np.float32)
+
+
 def _labels(y: Array, where: str) -> NDArray[np.int64]:
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]  # a column, as Keras stores CIFAR labels
@@ -272,7 +301,7 @@ def _labels(y: Array, where: str) -> NDArray[np.int64]:
     if y.ndim != 1 or y.dtype.kind not in "iub":
         raise InputError(
             f"{where} has type {y.dtype} and shape {list(y.shape)}. Save whole class numbers from 0, one per record: "
-            "y.astype('int64')."
+            "y.astype('int64'). If they are values to predict, say task: regression."
         )
     if y.size and (int(y.min()) < 0 or int(y.max()) >= CLASSES):
         raise InputError(

@@ -8,70 +8,66 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from .errors import InputError, UnsafeInput
-from .model import BATCH
-from .onnx_safety import check_onnx
+from .onnx_safety import check_onnx, ports
+from .runtime import answer_in_parts, check_ports, reason
 
 if TYPE_CHECKING:
     import onnx
 
-FLOAT = "tensor(float)"
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Kernels that compute in integers, and those that do the same in floats, by the names ONNX Runtime gives them.
+INTEGER_KERNELS = _names(
+    "ConvInteger DynamicQuantizeLSTM DynamicQuantizeMatMul MatMulInteger MatMulInteger16 MatMulIntegerToFloat "
+    "QAttention QGemm QLinearAdd QLinearAveragePool QLinearConcat QLinearConv QLinearGlobalAveragePool "
+    "QLinearLeakyRelu QLinearMatMul QLinearMul QLinearReduceMean QLinearSigmoid QLinearSoftmax QLinearWhere"
+)
+FLOAT_KERNELS = _names(
+    "Attention Conv ConvTranspose FusedConv FusedGemm FusedMatMul GRU Gemm LSTM MatMul MatMulNBits "
+    "MultiHeadAttention RNN TransposeMatMul"
+)
 
 
 class OnnxTarget:
     """A deployed model in ONNX Runtime, with a fixed number of threads.
 
     Args:
-        model: the file, or its bytes. It has one input, float32 [batch, *shape], and its first output is the logits.
+        model: the file, or its bytes. It has one input [batch, *shape] of float32, float16, float64, uint8 or int8; the
+            batch is free or fixed (the last part is then filled up). Its first output is the logits; where that ends in
+            a QuantizeLinear, it is turned back into floats.
         threads: within an operator; operators run one after another.
+        provider: ONNX Runtime's execution provider.
 
     Raises:
         InputError: there is no such file, or its input or output is not that of a classifier.
-        UnsafeInput: not ONNX, cut off, or it asks for external files or operators outside the standard. It is refused
+        UnsafeInput: not ONNX, cut off, or it asks for external files or operators that are not known. It is refused
             before the runtime sees it.
     """
 
-    def __init__(self, model: bytes | Path, threads: int = 1) -> None:
+    def __init__(self, model: bytes | Path, threads: int = 1, provider: str = "CPUExecutionProvider") -> None:
         data = model if isinstance(model, bytes) else _read(model)
-        self._session = _session(data, threads, session_settings(check_onnx(data)))
+        checked = check_onnx(data)
+        self._input, self._output = check_ports(*ports(checked))
+        self._session = _session(data, threads, session_settings(checked), provider=provider)
         self.queries = 0
-        try:
-            inputs = [(item.name, item.type, item.shape) for item in self._session.get_inputs()]
-            outputs = [(item.name, item.type) for item in self._session.get_outputs()]
-        except UnicodeDecodeError:
-            raise UnsafeInput(
-                "The ONNX model is malformed: a name in it is not text (UTF-8). It was not run."
-            ) from None
-        if len(inputs) != 1 or inputs[0][1] != FLOAT or not outputs or outputs[0][1] != FLOAT:
-            raise InputError(
-                "The ONNX model must take one float32 input and answer with float32 logits; it takes "
-                f"{inputs} and answers {outputs}."
-            )
-        self._input, _, shape = inputs[0]
-        self._output = outputs[0][0]
-        if not shape or isinstance(shape[0], int):
-            raise InputError(
-                f"The ONNX model's input has the fixed shape {shape}; its first axis must be free (a dynamic batch). "
-                "Export it again with that axis dynamic."
-            )
 
     def logits(self, x: Tensor) -> Tensor:
-        """See `Target.logits`. Raises InputError when the records do not fit the model."""
-        self.queries += len(x)
-        records = x.detach().cpu().float().contiguous().numpy()
-        parts = [self._answer(records[first : first + BATCH]) for first in range(0, len(records), BATCH)]
-        return torch.cat(parts).to(x.device) if parts else torch.zeros(0, 0, device=x.device)
+        """See `Target.logits`. Values for an integer input are rounded and kept within its type.
 
-    def _answer(self, batch: np.ndarray[Any, Any]) -> Tensor:
-        try:
-            return torch.from_numpy(self._session.run([self._output], {self._input: batch})[0])
-        except Exception as error:  # the runtime's exception types have no common base
-            raise InputError(
-                f"The ONNX model does not answer records of shape {list(batch.shape[1:])}: {_reason(error)}"
-            ) from None
+        Raises:
+            InputError: the records do not fit the model.
+        """
+        self.queries += len(x)
+        return answer_in_parts(x, self._input, self._output, self._run)
+
+    def _run(self, part: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return np.asarray(self._session.run([self._output.name], {self._input.name: part})[0])
 
 
 def session_settings(model: onnx.ModelProto) -> dict[str, str]:
@@ -101,6 +97,17 @@ def executed_operators(model: bytes) -> dict[str, int]:
     return dict(sorted(Counter(node.op_type for node in graph.node).items()))
 
 
+def integer_kernels(model: bytes) -> dict[str, dict[str, int]]:
+    """The kernels that run, as {"integer": {name: count}, "float": {name: count}}, from the optimised graph.
+
+    Counted are products and what moves with them (additions and pools of integers); a float kernel is a product in
+    floats. "int8" in a file's name means little where "integer" is empty here.
+    """
+    ran = executed_operators(model)
+    kinds = {"integer": INTEGER_KERNELS, "float": FLOAT_KERNELS}
+    return {kind: {name: count for name, count in ran.items() if name in names} for kind, names in kinds.items()}
+
+
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -108,7 +115,13 @@ def _read(path: Path) -> bytes:
         raise InputError(f"The ONNX model {path} cannot be read: {error.strerror or error}.") from None
 
 
-def _session(data: bytes, threads: int, settings: dict[str, str], optimised: Path | None = None) -> Any:
+def _session(
+    data: bytes,
+    threads: int,
+    settings: dict[str, str],
+    optimised: Path | None = None,
+    provider: str = "CPUExecutionProvider",
+) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -120,11 +133,6 @@ def _session(data: bytes, threads: int, settings: dict[str, str], optimised: Pat
     if optimised is not None:
         options.optimized_model_filepath = str(optimised)
     try:
-        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(data, options, providers=[provider])
     except Exception as error:  # the runtime's exception types have no common base
-        raise UnsafeInput(f"ONNX Runtime refuses the model: {_reason(error)}") from None
-
-
-def _reason(error: Exception) -> str:
-    """The first line of its message; running out of memory comes without one."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UnsafeInput(f"ONNX Runtime refuses the model: {reason(error)}") from None

@@ -2,57 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .errors import UnsafeInput
+from .foreign import Port
 
 if TYPE_CHECKING:
     import onnx
 
-DOMAINS = ("", "ai.onnx", "ai.onnx.ml")  # operators of the standard; others are code of the runtime's or somebody's own
-
 
 def check_onnx(data: bytes) -> onnx.ModelProto:
-    """The model in `data`; UnsafeInput unless it is well formed and needs nothing but itself and the standard."""
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
+    """The model in `data`.
+
+    Raises:
+        UnsafeInput: it is not well formed, needs other files or operators outside the standard (but for those that ONNX
+            Runtime's own quantiser and optimiser write), or lets a record's values decide how much is computed.
+    """
+    from ._read_onnx import Fault, parse
 
     try:
-        model = onnx.load_model_from_string(data)
-        nodes = len(model.graph.node)
-    except (DecodeError, ValueError):
-        nodes = 0
-    if not nodes:
-        raise UnsafeInput(
-            f"This is not an ONNX model, or one that was cut off ({len(data):,} bytes). It was not run. Export the "
-            "model again, or fetch the file again and compare its size with the original's."
-        )
-    asked = sorted({opset.domain for opset in model.opset_import} - set(DOMAINS))
-    _walk(model, asked)
-    if asked:
-        raise UnsafeInput(
-            f"The ONNX model uses operators outside the standard ({', '.join(repr(name) for name in asked)}), whose "
-            "code is not known. It was not run. Export it with standard operators only."
-        )
+        return parse(data)
+    except Fault as fault:
+        raise UnsafeInput(str(fault)) from None
+
+
+def ports(model: onnx.ModelProto) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+    """Inputs and outputs of a checked model. Raises UnsafeInput when one is of no known type."""
+    from ._read_onnx import Fault, facts
+
     try:
-        onnx.checker.check_model(model)
-    except (onnx.checker.ValidationError, ValueError) as error:  # ValueError: a name that is not UTF-8
-        reason = str(error).strip().splitlines()[0]
-        raise UnsafeInput(f"The ONNX model is malformed and was not run: {reason}") from None
-    return model
-
-
-def _walk(message: Any, domains: list[str]) -> None:
-    """Walks every message of the model: refuses data outside the file, collects the domains of nodes."""
-    kind = message.DESCRIPTOR.name
-    if kind == "TensorProto" and (message.data_location == message.EXTERNAL or message.external_data):
-        raise UnsafeInput(
-            "The ONNX model keeps weights in other files (external data), by paths that it names itself. Nothing was "
-            "read from them. Save it as one file: onnx.save(model, path, save_as_external_data=False)."
-        )
-    if kind == "NodeProto" and message.domain not in (*DOMAINS, *domains):
-        domains.append(message.domain)
-    for descriptor, value in message.ListFields():
-        if descriptor.message_type is not None:
-            for item in [value] if hasattr(value, "DESCRIPTOR") else value:
-                _walk(item, domains)
+        known = facts(model)
+    except Fault as fault:
+        raise UnsafeInput(str(fault)) from None
+    inputs, outputs = ([Port.model_validate(port) for port in known[side]] for side in ("inputs", "outputs"))
+    return tuple(inputs), tuple(outputs)

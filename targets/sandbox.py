@@ -21,7 +21,10 @@ STARTING = 120  # wall-clock seconds granted on top, for importing libraries on 
 INHERITED = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TMPDIR", "TEMP", "TMP", "SYSTEMROOT")
 
 
-def run_limited(script: Path, arguments: list[str], *, what: str, seconds: int, memory: int) -> str:
+RESAVE = "Nothing in it was executed. Refuse the file, or have it saved anew as safetensors by whoever trusts it."
+
+
+def run_limited(script: Path, arguments: list[str], *, what: str, seconds: int, memory: int, cure: str = RESAVE) -> str:
     """What `main(arguments)` of the script returns, called in a child process.
 
     Args:
@@ -30,6 +33,7 @@ def run_limited(script: Path, arguments: list[str], *, what: str, seconds: int, 
         seconds: processor time; the wall clock may show four times as many.
         memory: bytes of address space on top of what the imported libraries take (enforced on Linux), and the largest
             file the child may write.
+        cure: ends the message about a limit: what was kept from happening, and what the user can do.
 
     Raises:
         UnsafeInput: the child hit a limit or died.
@@ -40,7 +44,6 @@ def run_limited(script: Path, arguments: list[str], *, what: str, seconds: int, 
     limits = {"seconds": seconds, "memory": memory, "path": [entry for entry in sys.path if os.path.isabs(entry)]}
     command = [sys.executable, "-I", str(Path(__file__).resolve()), json.dumps(limits), str(script), *arguments]
     environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
-    cure = "Nothing in it was executed. Refuse the file, or have it saved anew as safetensors by whoever trusts it."
     try:
         child = subprocess.run(
             command,

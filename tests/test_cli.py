@@ -54,7 +54,16 @@ def a_change(difference: float) -> Change:
 
 def an_audit(robust_change: float = 0.0) -> Audit:
     weights = Footprint(
-        disk_bytes=100, payload_bytes=50, ratio=4, parameters=9, nonzero_parameters=9, macs=9, energy_uj_modelled=0.1
+        disk_bytes=100,
+        payload_bytes=50,
+        ratio=4,
+        parameters=9,
+        nonzero_parameters=9,
+        macs=9,
+        macs_by_width=[],
+        entropy_bytes=9,
+        energy_uj_modelled=0.1,
+        energy_memory_share=0.5,
     )
     row = Candidate(
         name="int8",
@@ -65,7 +74,7 @@ def an_audit(robust_change: float = 0.0) -> Audit:
         parent="dense",
         verdict="not-gated",
         accuracy=a_rate(0.95),
-        accuracy_change=a_change(0.0),
+        quality_change=a_change(0.0),
         footprint=weights,
         certificate=None,
         digest="0",

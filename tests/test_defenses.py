@@ -269,7 +269,7 @@ def test_a_delta_that_promises_nothing_is_refused() -> None:
 
 def test_draws_are_distinct_stored_and_repeatable(digits: Data, dense: nn.Module) -> None:
     assert digits.members is not None
-    recipes = StochasticRounding().recipes(Quantize(weight_bits=4, activation_bits=None))
+    recipes = StochasticRounding().recipes(Quantize(weight_bits=4, activations="float"))
     assert len({recipe.model_dump_json() for recipe in recipes}) == 5
     first, again, second = (
         recipe.apply(dense, digits.members, digits.bounds, seed=0) for recipe in (recipes[0], recipes[0], recipes[1])
@@ -303,7 +303,7 @@ def test_the_expectation_twin_averages_values_and_gradients() -> None:
 
 def test_averaging_over_other_draws_fools_the_shipped_one(digits: Data, dense: nn.Module) -> None:
     assert digits.members is not None
-    recipes = StochasticRounding(draws=4).recipes(Quantize(weight_bits=4, activation_bits=None))
+    recipes = StochasticRounding(draws=4).recipes(Quantize(weight_bits=4, activations="float"))
     shipped, *others = (recipe.apply(dense, digits.members, digits.bounds, seed=0) for recipe in recipes)
     attacked = digits.evaluation.take(torch.arange(80))
     target = TorchTarget(shipped)

@@ -10,16 +10,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from crushproof.compression.fake_quantize import (
+    Activations,
     QuantizedLayer,
     can_quantize,
+    dynamic_grid,
     fold_batch_norm,
     input_grid,
     native,
-    quantize_codes,
     quantize_layer,
 )
+from crushproof.compression.layers import REBUILDABLE
+from crushproof.compression.weight_codes import WeightFormat
+from crushproof.targets.errors import NotApplicable
 from crushproof.training.networks import digits_cnn
 
 
@@ -74,7 +79,7 @@ def u8(x: Tensor, low: float, high: float) -> tuple[np.ndarray, float, int]:
 def test_a_convolution_computes_what_integers_compute(bits: Any, geometry: dict[str, int]) -> None:
     layer = layer_of(nn.Conv2d, 4, 8, 3, **geometry)
     x = torch.randn(3, 4, 7, 7, generator=seeded())
-    quantized = quantize_layer(layer, bits, input_range=(-1.5, 2.0))
+    quantized = quantize_layer(layer, WeightFormat(bits=bits), activations=(-1.5, 2.0))
     q, scale, zero_point = u8(x, -1.5, 2.0)
     assert quantized.bias_codes is not None
     sums = integer_conv2d(quantized.codes.numpy(), q - zero_point, **geometry)
@@ -86,7 +91,7 @@ def test_a_convolution_computes_what_integers_compute(bits: Any, geometry: dict[
 def test_a_linear_layer_computes_what_integers_compute() -> None:
     layer = layer_of(nn.Linear, 20, 6)
     x = torch.rand(5, 20, generator=seeded())
-    quantized = quantize_layer(layer, 8, input_range=(0.0, 1.0))
+    quantized = quantize_layer(layer, WeightFormat(), activations=(0.0, 1.0))
     q, scale, zero_point = u8(x, 0.0, 1.0)
     assert zero_point == 0
     assert quantized.bias_codes is not None
@@ -101,7 +106,7 @@ def test_a_linear_layer_computes_what_integers_compute() -> None:
 def test_pixels_are_rounded_as_onnx_rounds_them(low: float, high: float, levels: int) -> None:
     """Pixels lie on a lattice, so half-way cases (8/16 on a grid of 255 steps) are common and must go the same way."""
     x = torch.linspace(low, high, levels + 1)
-    layer = quantize_layer(layer_of(nn.Linear, levels + 1, 2), 8, input_range=(low, high))
+    layer = quantize_layer(layer_of(nn.Linear, levels + 1, 2), WeightFormat(), activations=(low, high))
     q, scale, zero_point = u8(x, low, high)
     np.testing.assert_array_equal(
         layer.round_input(x).numpy(), ((q - zero_point) * np.float32(scale)).astype(np.float32)
@@ -118,55 +123,9 @@ def test_zero_is_always_a_grid_point(low: float, width: float) -> None:
     assert (255 - zero_point) * scale >= max(low + width, 0) - 0.51 * scale
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    bits=st.sampled_from([8, 4, 3, 2]),
-    rounding=st.sampled_from(["nearest", "stochastic"]),
-    seed=st.integers(0, 2**31),
-    size=st.sampled_from([1e-6, 1.0, 1e6]),
-)
-def test_codes_stay_in_range_and_are_neighbours_of_the_weight(bits: Any, rounding: Any, seed: int, size: float) -> None:
-    weight = torch.randn(5, 3, 2, generator=seeded(seed)) * size
-    codes, scale = quantize_codes(weight, bits, rounding, seeded(seed))
-    top = 2 ** (bits - 1) - 1
-    assert codes.dtype == torch.int8
-    assert int(codes.abs().max()) <= top
-    steps = (weight / scale.view(-1, 1, 1)).clamp(-top, top)
-    limit = 0.5 if rounding == "nearest" else 1.0
-    assert float((codes - steps).abs().max()) <= limit + 1e-4
-
-
-@pytest.mark.parametrize("bits", [4, 3, 2])
-def test_the_clipped_range_is_the_best_of_the_grid(bits: Any) -> None:
-    weight = torch.randn(6, 40, generator=seeded())
-    codes, scale = quantize_codes(weight, bits)
-    top, rows = 2 ** (bits - 1) - 1, weight.double().numpy()
-    least = np.full(6, np.inf)
-    for ratio in np.arange(0.2, 1.001, 0.02):
-        candidate = np.abs(rows).max(1, keepdims=True) * ratio / top
-        error = (np.clip(np.rint(rows / candidate), -top, top) * candidate - rows) ** 2
-        least = np.minimum(least, error.sum(1))
-    ours = ((codes.double().numpy() * scale.double().numpy()[:, None] - rows) ** 2).sum(1)
-    np.testing.assert_allclose(ours, least, rtol=1e-4)
-
-
-def test_stochastic_rounding_is_right_on_average_and_follows_its_generator() -> None:
-    weight = torch.rand(1, 2000, generator=seeded()) * 0.6 + 0.2
-    weight[0, 0] = 1.0  # fixes the 8-bit scale
-    codes, scale = quantize_codes(weight, 8)
-    draws = torch.stack([quantize_codes(weight, 8, "stochastic", seeded(seed))[0] for seed in range(200)]).double()
-    steps = (weight / scale[:, None]).double()
-    assert torch.equal(draws[3], quantize_codes(weight, 8, "stochastic", seeded(3))[0].double())
-    assert len(draws.unique(dim=0)) == 200
-    # A fraction f has variance f (1 - f) per draw; over 2000 weights the largest z stays below 5.
-    z = (draws.mean(0) - steps) / ((steps % 1) * (1 - steps % 1) / 200).sqrt().clamp_min(1e-2)
-    assert float(z.abs().max()) < 5
-    assert torch.equal(codes.double(), steps.round())
-
-
 def test_gradients_pass_straight_through_inside_the_range_only() -> None:
     layer = layer_of(nn.Linear, 4, 1)
-    quantized = quantize_layer(layer, 8, input_range=(0.0, 1.0))
+    quantized = quantize_layer(layer, WeightFormat(), activations=(0.0, 1.0))
     x = torch.tensor([[-0.5, 0.3, 0.9, 1.5]], requires_grad=True)
     quantized(x).sum().backward()
     weight = quantized.dequantized_weight()[0]
@@ -175,7 +134,7 @@ def test_gradients_pass_straight_through_inside_the_range_only() -> None:
 
 
 def test_native_gradients_of_hard_rounding_are_zero_and_values_the_same() -> None:
-    quantized = nn.Sequential(quantize_layer(layer_of(nn.Linear, 4, 3), 8, input_range=(0.0, 1.0)))
+    quantized = nn.Sequential(quantize_layer(layer_of(nn.Linear, 4, 3), WeightFormat(), activations=(0.0, 1.0)))
     hard = native(quantized)
     x = torch.rand(5, 4, generator=seeded()).requires_grad_()
     logits = hard(x)
@@ -192,7 +151,7 @@ def test_a_large_bias_beside_tiny_weights_fits_into_int32() -> None:
     layer.weight.data[2] = 0
     layer.bias.data = torch.tensor([0.1, 50.0, 3.0])
     x = torch.rand(8, 4, generator=seeded())
-    quantized = quantize_layer(layer, 8, input_range=(0.0, 1.0))
+    quantized = quantize_layer(layer, WeightFormat(), activations=(0.0, 1.0))
     assert quantized.bias_codes is not None
     assert float(quantized.bias_codes.double().abs().max()) <= 2**30
     torch.testing.assert_close(quantized(x), layer(x), rtol=1e-2, atol=5e-3)
@@ -207,18 +166,82 @@ def test_a_large_bias_beside_tiny_weights_fits_into_int32() -> None:
         (layer_of(nn.Linear, 5, 4), (2, 3, 5)),
     ],
 )
-@pytest.mark.parametrize("input_range", [None, (-3.0, 3.0)])
+@pytest.mark.parametrize("activations", [None, (-3.0, 3.0), "dynamic"])
 def test_layers_of_every_sort_stay_close_to_float_and_can_be_rebuilt(
-    layer: nn.Module, shape: tuple[int, ...], input_range: tuple[float, float] | None
+    layer: nn.Module, shape: tuple[int, ...], activations: Activations
 ) -> None:
     assert can_quantize(layer)
     x = torch.randn(shape, generator=seeded()).clamp(-3, 3)
-    quantized = quantize_layer(layer, 8, input_range=input_range)
+    quantized = quantize_layer(layer, WeightFormat(), activations=activations)
     assert float((quantized(x) - layer(x)).abs().max().detach()) < 0.05
-    names = ("operation", "shape", "bits", "has_bias", "quantized_input", "stride", "padding", "dilation", "groups")
-    rebuilt = QuantizedLayer(**{name: getattr(quantized, name) for name in names})
+    rebuilt = QuantizedLayer(**{name: getattr(quantized, name) for name in REBUILDABLE[QuantizedLayer]})
     rebuilt.load_state_dict(quantized.state_dict())
     assert torch.equal(rebuilt(x), quantized(x))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=9))
+def test_the_grid_of_a_call_is_that_of_onnx(values: list[float]) -> None:
+    """The definition of DynamicQuantizeLinear in the ONNX standard, in numpy's float32."""
+    x = np.array(values, dtype=np.float32)
+    low, high = np.minimum(x.min(), np.float32(0)), np.maximum(x.max(), np.float32(0))
+    scale = (high - low) / np.float32(255) or np.float32(1)
+    ours, zero_point = dynamic_grid(torch.from_numpy(x))
+    assert ours.item() == scale
+    assert zero_point.item() == np.clip(np.rint(-low / scale), 0, 255)
+
+
+def test_a_dynamic_answer_depends_on_the_batch_and_a_static_one_does_not() -> None:
+    linear, x = layer_of(nn.Linear, 4, 3), torch.rand(2, 4, generator=seeded())
+    x[1] *= 100
+    for activations, same in (((0.0, 1.0), True), ("dynamic", False)):
+        layer = quantize_layer(linear, WeightFormat(), activations=activations)
+        assert torch.equal(layer(x)[0], layer(x[:1])[0]) == same
+
+
+def test_a_dynamic_layer_computes_what_integers_compute() -> None:
+    linear, x = layer_of(nn.Linear, 20, 6), torch.randn(5, 20, generator=seeded())
+    layer = quantize_layer(linear, WeightFormat(), activations="dynamic")
+    q, scale, zero_point = u8(x, float(x.min()), float(x.max()))
+    sums = (q - zero_point) @ layer.codes.numpy().astype(np.int64).T
+    assert layer.weight_scale is not None
+    expected = sums * (scale * layer.weight_scale.double().numpy()) + linear.bias.detach().numpy()
+    np.testing.assert_allclose(layer(x).detach().numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_embedding_is_quantised_by_its_rows() -> None:
+    embedding, words = layer_of(nn.Embedding, 30, 8), torch.tensor([[3, 3, 29], [0, 1, 2]])
+    layer = quantize_layer(embedding, WeightFormat())
+    assert float((layer(words) - embedding(words)).detach().abs().max()) < 0.02
+    assert torch.equal(layer(words), F.embedding(words, layer.dequantized_weight()))
+    assert layer.operations((words,), layer(words)) == (0, 8, 32)
+    assert not can_quantize(nn.Embedding(4, 2, max_norm=1.0))
+    with pytest.raises(NotApplicable, match="embedding"):
+        quantize_layer(embedding, WeightFormat(), activations="dynamic")
+
+
+def test_operations_are_counted_by_the_width_of_their_operands() -> None:
+    conv, x = layer_of(nn.Conv2d, 4, 6, 3, groups=2, stride=2), torch.rand(5, 4, 9, 9, generator=seeded())
+    for format, activations, widths in (
+        (WeightFormat(bits=4), (0.0, 1.0), (4, 8)),
+        (WeightFormat("ternary"), "dynamic", (2, 8)),
+        (WeightFormat("binary"), None, (1, 32)),
+        (WeightFormat("bfloat16"), None, (16, 32)),
+    ):
+        layer = quantize_layer(conv, format, activations=activations)
+        assert layer.operations((x,), layer(x)) == (6 * 4 * 4 * 2 * 9, *widths)
+
+
+def test_codes_chosen_elsewhere_are_taken_as_they_are() -> None:
+    linear, codes, scale = layer_of(nn.Linear, 4, 3), torch.full((3, 4), 5, dtype=torch.int8), torch.full((3,), 0.5)
+    layer = quantize_layer(linear, WeightFormat(), activations=(0.0, 1.0), codes=(codes, scale))
+    assert torch.equal(layer.codes, codes)
+    assert torch.equal(layer.dequantized_weight(), torch.full((3, 4), 2.5))
+
+
+def test_sixteen_bit_weights_keep_float_activations() -> None:
+    with pytest.raises(NotApplicable, match="float16"):
+        quantize_layer(nn.Linear(4, 3), WeightFormat("float16"), activations=(0.0, 1.0))
 
 
 def test_layers_whose_padding_cannot_be_kept_are_refused() -> None:

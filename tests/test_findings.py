@@ -153,13 +153,13 @@ def test_a_test_set_alone_is_enough_and_says_what_is_missing() -> None:
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(model(torch.from_numpy(x)), torch.from_numpy(y)).backward()
         optimizer.step()
-    recipes = {"prune": "prune30", "int8": "int8", "free": crushproof.Quantize(calibration="range-free")}
+    recipes = {"prune": "prune30", "int8": "int8", "free": crushproof.Quantize(calibration_inputs="noise")}
     evasion = crushproof.Evasion(epsilons=(0.05,), gate_epsilon=0.05, records=40)
     audit = crushproof.audit_model(model, None, rows(200, 4), recipes, attacks=[evasion, "membership"]).audit
     assert {candidate.name for candidate in audit.candidates} == {"dense", "prune", "free"}
     reasons = {row.what: row.reason for row in audit.not_measured}
     assert "no training records" in reasons["prune/membership"]
-    assert any("range-free" in row.reason for row in audit.not_measured if row.candidate == "int8")
+    assert any("calibration_inputs: noise" in row.reason for row in audit.not_measured if row.candidate == "int8")
     assert finding(audit, "prune/evasion").estimate is not None
 
 

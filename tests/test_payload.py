@@ -3,6 +3,7 @@
 import contextlib
 import heapq
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from crushproof.compression.huffman import (
     varint,
 )
 from crushproof.compression.payload import decode, encode
+from crushproof.compression.weight_codes import WeightFormat
 from crushproof.targets.errors import InputError
 from crushproof.targets.seeds import generator
 from crushproof.training.networks import Mlp, digits_cnn
@@ -153,7 +155,7 @@ def quantized_bytes(width: int) -> int:
     layer = nn.Linear(256, 128)
     layer.weight.data = torch.randn(128, 256, generator=draw)
     layer.bias.data = torch.randn(128, generator=draw)
-    quantized = quantize_layer(layer, width, input_range=(-1.0, 1.0))
+    quantized = quantize_layer(layer, WeightFormat(bits=width), activations=(-1.0, 1.0))
     check_round_trip(quantized)
     return len(encode(quantized))
 
@@ -169,8 +171,29 @@ def test_sizes() -> None:
     assert len(encode(Bag(torch.full((1000,), 0.25)))) < 30
 
 
+@pytest.mark.parametrize("granularity", ["tensor", "channel", "group"])
+@pytest.mark.parametrize(
+    ("number", "width"), [("fixed-point", 8), ("binary", 1), ("ternary", 1.6), ("float16", 16), ("bfloat16", 16)]
+)
+def test_formats_round_trip_in_their_own_width(number: Any, width: float, granularity: Any) -> None:
+    draw = generator(2, "weights")
+    layer = nn.Linear(256, 128, bias=False)
+    layer.weight.data = torch.rand(128, 256, generator=draw) - 0.5  # uniform: Huffman's code gains nothing
+    quantized = quantize_layer(layer, WeightFormat(number, 8, granularity, 64))
+    payload = check_round_trip(quantized)
+    scales = 0 if quantized.weight_scale is None else 4 * quantized.weight_scale.numel()
+    assert len(payload) <= 256 * 128 * width / 8 + scales + 40
+    assert len(payload) > 256 * 128 * (1.58 if number == "ternary" else width) / 8 * (0.8 if width >= 8 else 1)
+
+
+def test_three_values_take_a_fifth_of_a_byte_each() -> None:
+    for count in (5, 6, 9, 1000):
+        value = torch.randint(-1, 2, (count,), generator=generator(count, "three")).to(torch.int8)
+        assert len(check_round_trip(Bag(value))) <= count / 5 + 12
+
+
 def test_a_bias_that_does_not_follow_is_stored() -> None:
-    layer = quantize_layer(nn.Linear(4, 3), 8, input_range=(0.0, 1.0))
+    layer = quantize_layer(nn.Linear(4, 3), WeightFormat(), activations=(0.0, 1.0))
     small = len(encode(layer))
     layer.bias = layer.bias + 1.0
     check_round_trip(layer)
@@ -180,7 +203,7 @@ def test_a_bias_that_does_not_follow_is_stored() -> None:
 def test_quick() -> None:
     module = Mlp(256, 10, (256, 128))  # 100,000 weights
     module.layers[1].weight.data.mul_(torch.rand(256, 256, generator=generator(0, "mask")) < 0.3)
-    module.layers[3] = quantize_layer(module.layers[3], 4)
+    module.layers[3] = quantize_layer(module.layers[3], WeightFormat(bits=4))
     start = time.process_time()
     check_round_trip(module)
     assert time.process_time() - start < 1.5
@@ -189,7 +212,7 @@ def test_quick() -> None:
 def test_damage_is_an_input_error() -> None:
     module = digits_cnn()
     module.stem.weight.data.clamp_(min=0)
-    module.block1.conv1 = quantize_layer(module.block1.conv1, 4)
+    module.block1.conv1 = quantize_layer(module.block1.conv1, WeightFormat(bits=4))
     payload = encode(module)
     with pytest.raises(InputError):
         decode(payload, Mlp(8, 2))

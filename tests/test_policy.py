@@ -43,7 +43,7 @@ def candidate(name: str, difference: float = 0.0, role: Any = "candidate") -> Ca
         parent=None if role == "dense" else "dense",
         verdict="not-gated",
         accuracy=estimate(0.95, 0.01),
-        accuracy_change=None if role == "dense" else change(difference, 0.005, 0.95),
+        quality_change=None if role == "dense" else change(difference, 0.005, 0.95),
         footprint=Footprint(
             disk_bytes=1,
             payload_bytes=1,
@@ -51,6 +51,9 @@ def candidate(name: str, difference: float = 0.0, role: Any = "candidate") -> Ca
             parameters=1,
             nonzero_parameters=1,
             macs=1,
+            macs_by_width=[],
+            entropy_bytes=1,
+            energy_memory_share=0.5,
             energy_uj_modelled=1,
         ),
         certificate=None,

@@ -26,6 +26,7 @@ from crushproof.audit.findings import (
     Footprint,
     Gate,
     Latency,
+    Macs,
     NotMeasured,
     Part,
     Point,
@@ -391,21 +392,21 @@ def synthetic_audit(renamed: dict[str, str] | None = None, classes: list[str] | 
             }
             mine.append(evasion.model_copy(update={**without, "gated": False, "verdict": "not-gated", "changes": []}))
         findings += mine
-        accuracy_change = next(iter(versus(5, accuracy, 0.011)), None)
+        quality_change = next(iter(versus(5, accuracy, 0.011)), None)
         own = []
-        if gated and accuracy_change:
+        if gated and quality_change:
             own.append(
                 Gate(
                     candidate=name,
                     rule="accuracy",
                     finding=None,
-                    value=accuracy_change.difference,
-                    low=accuracy_change.low,
-                    high=accuracy_change.high,
+                    value=quality_change.difference,
+                    low=quality_change.low,
+                    high=quality_change.high,
                     limit=-0.02,
                     compares="change",
-                    verdict=judged(accuracy_change, -0.02),
-                    sentence=f"{name}: accuracy changes by {100 * accuracy_change.difference:.1f}; −2.0 is allowed.",
+                    verdict=judged(quality_change, -0.02),
+                    sentence=f"{name}: accuracy changes by {100 * quality_change.difference:.1f}; −2.0 is allowed.",
                 )
             )
             for f in mine:
@@ -468,7 +469,7 @@ def synthetic_audit(renamed: dict[str, str] | None = None, classes: list[str] | 
                 verdict=verdict,
                 deciding=next((g.sentence for g in own if g.verdict == verdict), None),
                 accuracy=rate(accuracy, 540),
-                accuracy_change=accuracy_change,
+                quality_change=quality_change,
                 footprint=Footprint(
                     disk_bytes=int(46_200 / ratio + 6200),
                     payload_bytes=int(40_872 / ratio),
@@ -476,6 +477,12 @@ def synthetic_audit(renamed: dict[str, str] | None = None, classes: list[str] | 
                     parameters=10_218,
                     nonzero_parameters=int(10_218 / max(1, ratio / 2)),
                     macs=391_000,
+                    macs_by_width=[
+                        Macs(weight_bits=8, activation_bits=8, macs=361_000),
+                        Macs(weight_bits=32, activation_bits=32, macs=30_000),
+                    ],
+                    entropy_bytes=int(39_000 / ratio),
+                    energy_memory_share=0.9,
                     energy_uj_modelled=1.83 / ratio**0.5,
                 ),
                 certificate=Certificate(
@@ -483,6 +490,7 @@ def synthetic_audit(renamed: dict[str, str] | None = None, classes: list[str] | 
                     n=1500,
                     label_agreement=0.991 if key == "int2" else 0.9993,
                     max_logit_difference=0.087,
+                    logit_difference_99=0.021,
                 )
                 if gated
                 else None,
@@ -565,8 +573,14 @@ def synthetic_audit(renamed: dict[str, str] | None = None, classes: list[str] | 
             peak_bytes=1_410_000_000,
             latency={
                 naming.get(row[0], row[0]): [
-                    Latency(batch=1, threads=1, p50=row[10], p95=row[10] * 1.3),
-                    Latency(batch=256, threads=1, p50=row[10] * 61, p95=row[10] * 70),
+                    Latency(batch=1, threads=1, p50=row[10], p95=row[10] * 1.3, records_per_second=1e3 / row[10]),
+                    Latency(
+                        batch=256,
+                        threads=1,
+                        p50=row[10] * 61,
+                        p95=row[10] * 70,
+                        records_per_second=256e3 / (row[10] * 61),
+                    ),
                 ]
                 for row in MODELS
             },
@@ -818,8 +832,8 @@ def test_charts_survive_odd_figures() -> None:
     one = [charts.Series("a", [Point(x=0.1, estimate=0.5)], 1)]
     assert charts.lines("one point", one, axis, charts.Axis("y", percent=True), key_rows=1) is not None
     same = [dot_charts.Dot("a" * 300, 1.0, 1.0, 1.0, 1.0, "pass")] * 40
-    assert dot_charts.accuracy_against_size(same) is not None
-    assert dot_charts.accuracy_against_size([]) is None
+    assert dot_charts.quality_against_size(same, words.metric("accuracy")) is not None
+    assert dot_charts.quality_against_size([], words.metric("accuracy")) is None
 
 
 # --- in a browser ----------------------------------------------------------------------------------------------------

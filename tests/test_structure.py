@@ -9,6 +9,7 @@ from torch import nn
 
 from crushproof.compression.fake_quantize import QuantizedLayer, quantize_layer, replace_layers
 from crushproof.compression.structure import describe, load_module, rebuild, save_module
+from crushproof.compression.weight_codes import WeightFormat
 from crushproof.targets.errors import InputError, NotApplicable
 from crushproof.targets.seeds import generator, global_seed
 from crushproof.training.networks import Mlp, ResidualCnn, digits_cnn
@@ -26,7 +27,9 @@ def randomise(module: nn.Module) -> nn.Module:
 def quantized() -> nn.Module:
     module = digits_cnn()
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-    return replace_layers(module, {layer: quantize_layer(layer, 4, input_range=(-1.0, 2.0)) for layer in layers})
+    return replace_layers(
+        module, {layer: quantize_layer(layer, WeightFormat(bits=4), activations=(-1.0, 2.0)) for layer in layers}
+    )
 
 
 def factorised() -> nn.Module:
@@ -82,7 +85,7 @@ def test_inside_a_sequence_and_at_the_root() -> None:
     again = load_module(Mlp(6, 3, hidden=(4,)), *save_module(module))
     x = torch.rand(5, 6, generator=generator(1, "x"))
     assert torch.equal(again(x), module(x))
-    lone = quantize_layer(nn.Linear(6, 3), 8)
+    lone = quantize_layer(nn.Linear(6, 3), WeightFormat())
     assert torch.equal(load_module(nn.Linear(6, 3), *save_module(lone))(x), lone(x))
 
 
@@ -95,7 +98,7 @@ def test_inside_a_sequence_and_at_the_root() -> None:
         nn.BatchNorm2d(3, track_running_stats=False),
         nn.GroupNorm(2, 4, eps=1e-4),
         nn.LayerNorm((3, 4), bias=False),
-        QuantizedLayer("conv2d", (8, 2, 3, 3), 4, True, False, (2, 1), (1, 0), (1, 2), 2),
+        QuantizedLayer("conv2d", (8, 2, 3, 3), "integer", 4, "group", 7, True, "dynamic", (2, 1), (1, 0), (1, 2), 2),
     ],
     ids=lambda layer: type(layer).__name__,
 )

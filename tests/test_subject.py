@@ -15,7 +15,7 @@ from crushproof.attacks.evasion.pgd import craft
 from crushproof.audit.identity import source_digest
 from crushproof.audit.lineup import assemble
 from crushproof.audit.plan import Plan
-from crushproof.audit.subject import resolve
+from crushproof.audit.subject import DenseModel, Subject, resolve
 from crushproof.compression.layers import noise
 from crushproof.targets.data import Bounds, Records
 from crushproof.targets.errors import InputError
@@ -53,6 +53,11 @@ def plan(**model: Any) -> Plan:
     return Plan.model_validate(raw)
 
 
+def dense(subject: Subject) -> DenseModel:
+    assert subject.model is not None
+    return subject.model
+
+
 def test_an_edited_neighbour_is_another_subject_and_is_loaded_anew(folder: Path) -> None:
     first = resolve(plan(), folder)
     assert resolve(plan(), folder).identity == first.identity
@@ -61,14 +66,17 @@ def test_an_edited_neighbour_is_another_subject_and_is_loaded_anew(folder: Path)
     (folder / "layers.py").write_text(LAYERS.replace("nn.Linear(n, 10)", "nn.Linear(n, 10, bias=False)"))
     second = resolve(plan(), folder)
     assert second.identity != first.identity
-    assert (len(first.architecture.fresh(0).state_dict()), len(second.architecture.fresh(0).state_dict())) == (2, 1)
+    assert (
+        len(dense(first).architecture.fresh(0).state_dict()),
+        len(dense(second).architecture.fresh(0).state_dict()),
+    ) == (2, 1)
 
 
 def test_two_plans_with_neighbours_of_one_name(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     other = tmp_path_factory.mktemp("other")
     (other / "my_model.py").write_text(MODEL)
     (other / "layers.py").write_text(LAYERS.replace("10)", "10, bias=False)"))
-    sizes = [len(resolve(plan(), one).architecture.fresh(0).state_dict()) for one in (folder, other, folder)]
+    sizes = [len(dense(resolve(plan(), one)).architecture.fresh(0).state_dict()) for one in (folder, other, folder)]
     assert sizes == [2, 1, 2]
 
 
@@ -137,22 +145,22 @@ def test_mistakes_in_the_plans_code(
 def test_a_training_function_that_fails(folder: Path, body: str, hints: list[str]) -> None:
     (folder / "my_model.py").write_text(MODEL.replace("return module", body))
     subject = resolve(plan(training_function="my_model:train"), folder)
-    assert isinstance(subject.trainer, UserTrainer)
+    assert isinstance(dense(subject).trainer, UserTrainer)
     records = Records(torch.zeros(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64))
     with pytest.raises(InputError) as raised:
-        subject.trainer.fit(subject.architecture, records, [torch.arange(4)], [0], CPU)
+        dense(subject).trainer.fit(dense(subject).architecture, records, [torch.arange(4)], [0], CPU)
     assert all(hint in str(raised.value) for hint in [*hints, "my_model:train"]), raised.value
 
 
 def test_weights_without_a_word_on_their_training_are_noted(folder: Path) -> None:
     from safetensors.torch import save_file
 
-    save_file(resolve(plan(), folder).architecture.fresh(1).state_dict(), folder / "w.safetensors")
+    save_file(dense(resolve(plan(), folder)).architecture.fresh(1).state_dict(), folder / "w.safetensors")
     silent = resolve(plan(weights="w.safetensors"), folder)
-    assert silent.shadows_differ
+    assert dense(silent).shadows_differ
     assert "underestimated" in silent.notes[0]
     for said in ({"training": {"epochs": 2}}, {"training_function": "my_model:train"}):
-        assert not resolve(plan(weights="w.safetensors", **said), folder).shadows_differ
+        assert not dense(resolve(plan(weights="w.safetensors", **said), folder)).shadows_differ
     assert not resolve(plan(), folder).notes
 
 

@@ -42,12 +42,14 @@ class Training(Technique):
 
 
 def cross_entropy(training: Training) -> Objective:
-    """The plain objective."""
+    """The plain objective: cross-entropy with classes, squared error with values (y float32 [k, b, outputs])."""
 
     def objective(
         forward: Forward, x: Tensor, y: Tensor, index: Tensor, generators: Sequence[torch.Generator]
     ) -> Tensor:
         logits = forward(x)
+        if y.is_floating_point():
+            return (logits - y).square().mean(-1)
         losses = F.cross_entropy(
             logits.flatten(0, 1), y.flatten(), reduction="none", label_smoothing=training.label_smoothing
         )

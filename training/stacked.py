@@ -16,14 +16,24 @@ from torch.func import functional_call, stack_module_state
 SMALL = 20_000  # parameters; above it a stack buys nothing on a CPU (benchmarks/shadows)
 GROUP = 16  # models trained side by side when they are small
 STACKABLE = (nn.Conv1d, nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
+RANDOM = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.RReLU)
 
 
 def group_size(module: nn.Module, batch_size: int, device: torch.device) -> int:
-    """How many models to train side by side. A fixed rule (never a timing), because it is part of the cache key."""
+    """How many models to train side by side. A fixed rule (never a timing), because it is part of the cache key.
+
+    Recurrent layers, torch's attention and embeddings are trained one model at a time.
+    """
     stackable = all(isinstance(layer, STACKABLE) for layer in module.modules() if own_state(layer))
-    random = any(isinstance(layer, nn.Dropout | nn.Dropout1d | nn.Dropout2d) for layer in module.modules())
+    random = any(draws(layer) for layer in module.modules())
     small = sum(parameter.numel() for parameter in module.parameters()) <= SMALL and batch_size <= 64
     return GROUP if stackable and not random and (small or device.type == "cuda") else 1
+
+
+def draws(layer: nn.Module) -> bool:
+    """Whether the layer draws random numbers in training, which differ between a stack and models trained alone."""
+    share = getattr(layer, "dropout", 0.0)  # attention's; a Transformer layer's is a layer of its own
+    return isinstance(layer, RANDOM) or (isinstance(share, float) and share > 0)
 
 
 def own_state(layer: nn.Module) -> bool:

@@ -23,12 +23,13 @@ ENOUGH_SHADOWS = 16  # below it only RMIA may be the headline (LiRA's variances 
 
 @ATTACKS.register
 class Membership(Attack):
-    """LOSS, LiRA and RMIA against the scores of the deployed model, with shadow models.
+    """LOSS, LiRA and RMIA against the scores of the deployed model, with shadow models; without, LOSS and population.
 
     Evidence arrays, per attacked record (members first): `ids` int64, `is_member` bool, `phi` float32 (the deployed
     model's logit margin), `blind` float64, and `score/<name>` float64 for each name of "loss", "lira/own", "rmia/own",
     "lira/dense" and "rmia/dense" (compressed and uncompressed shadows; the last two only where the case has both).
-    Higher scores mean "more likely a member".
+    Without shadows: "loss" and "population", of which the latter is the headline, named beforehand. Higher scores mean
+    "more likely a member".
 
     Summary: `headline` and `headline_auc`, the names the findings report, by TPR and by AUC; `n`; `shadows` by kind;
     `pseudo_targets`: by name
@@ -46,43 +47,57 @@ class Membership(Attack):
         if case.membership is None:
             raise NotApplicable("no training records: membership can only be audited against the training's records")
         population = case.membership
-        if len(population.own.phi) < 2:
+        if population.own is not None and len(population.own.phi) < 2:
             raise NotApplicable("fewer than two shadow models: there is nothing to compare the model's scores with")
         phi = margin(case.deployed.logits(population.records.x), population.records.y)
-        if not all(np.isfinite(one).all() for one in (phi, population.own.phi)):
+        kinds = {"own": population.own} if population.own is not None else {}
+        kinds |= {"dense": population.dense} if population.dense is not None else {}
+        if not all(np.isfinite(one).all() for one in (phi, *(signals.phi for signals in kinds.values()))):
             raise NotApplicable("the model or one of its shadows answers with numbers that are not finite")
-        kinds = {"own": population.own} | ({"dense": population.dense} if population.dense is not None else {})
-        found = {f"score/{name}": score[0] for name, score in score_all(phi[None], kinds).items()}
+        ledger = Ledger(queries=len(phi))
+        flags = []
+        figures: dict[str, dict[str, float | int | None]] = {}
+        if population.own is None:
+            known = margin(case.deployed.logits(case.attacker.x), case.attacker.y)
+            ledger.queries += len(known)
+            labels = population.records.y.cpu().numpy()
+            found = {
+                "loss": scores.loss(phi),
+                "population": scores.population(phi, labels, known, case.attacker.y.cpu().numpy()),
+            }
+            headline = headline_auc = "population"
+            flags.append(Flag.NO_SHADOWS.value)
+        else:
+            found = {name: score[0] for name, score in score_all(phi[None], kinds).items()}
+            figures = self.pseudo_targets(kinds)
+            few = len(population.own.phi) < ENOUGH_SHADOWS
+            headline, headline_auc = choose(figures, "tpr_mean", few=few), choose(figures, "auc_mean", few=few)
+            if few:
+                flags.append(Flag.FEW_SHADOWS.value)
+            if unlike(phi, population.is_member, population.own):
+                flags.append(Flag.SHADOWS_DIFFER.value)
         blind = population.blind
         if blind is None:
             blind = blind_scores(population.records, population.is_member, seed=derive(seed, "blind"))
-        figures = self.pseudo_targets(kinds)
-        flags = []
-        if len(population.own.phi) < ENOUGH_SHADOWS:
-            flags.append(Flag.FEW_SHADOWS.value)
-        if unlike(phi, population.is_member, population.own):
-            flags.append(Flag.SHADOWS_DIFFER.value)
         if not self._tells_tpr(int((~population.is_member).sum())):
             flags.append(Flag.FEW_RECORDS.value)
-        few = len(population.own.phi) < ENOUGH_SHADOWS
-        headline = choose(figures, "tpr_mean", few=few)
         return Evidence(
             arrays={
                 "ids": population.ids,
                 "is_member": population.is_member,
                 "phi": phi,
                 "blind": blind,
-                **found,
+                **{f"score/{name}": score for name, score in found.items()},
             },
             summary={
                 "headline": headline,
-                "headline_auc": choose(figures, "auc_mean", few=few),
+                "headline_auc": headline_auc,
                 "n": len(phi),
                 "shadows": {kind: len(signals.phi) for kind, signals in kinds.items()},
                 "pseudo_targets": figures,
             },
             flags={headline: flags} if flags else {},
-            ledger=Ledger(queries=len(phi)),
+            ledger=ledger,
         )
 
     def pseudo_targets(self, kinds: dict[str, ShadowSignals]) -> dict[str, dict[str, float | int | None]]:

@@ -84,7 +84,7 @@ class PopulationPlan:
 
     def case(
         self,
-        own: ShadowSignals,
+        own: ShadowSignals | None,
         dense: ShadowSignals | None = None,
         blind: np.ndarray[Any, np.dtype[np.float64]] | None = None,
     ) -> MembershipCase:

@@ -15,11 +15,38 @@ from ..attack import ShadowSignals
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
+Margins = np.ndarray[Any, np.dtype[np.floating[Any]]]
+Labels = np.ndarray[Any, np.dtype[np.int64]]
+
+PRIOR_RECORDS = 5  # how many records of a class the figures over all classes count for
 
 
-def loss(phi: Floats) -> Floats:
+def loss(phi: Margins) -> Floats:
     """LOSS (Yeom et al. 2018): a record the model finds easy is a member. phi falls monotonically with the loss."""
     return phi.astype(np.float64)
+
+
+def population(phi: Margins, y: Labels, known_phi: Margins, known_y: Labels) -> Floats:
+    """How far a record's margin lies above those of non-members of its class, in their standard deviations; [n].
+
+    The population attack (Ye et al. 2022, arXiv:2111.09679, "attack P", by class): what an attacker without shadow
+    models can do with records of its own. A class of which it owns few is shrunk towards all of them.
+
+    Args:
+        phi, y: [n], margins and labels of the attacked records.
+        known_phi, known_y: [m], of the attacker's own records, which the model was not trained on.
+    """
+    known = known_phi.astype(np.float64)
+    mean, spread = known.mean(), max(float(known.std()), 1e-6)
+    result: Floats = np.empty(len(phi))
+    for label in np.unique(y):
+        own = known[known_y == label]
+        weight = len(own) / (len(own) + PRIOR_RECORDS)
+        centre = weight * (own.mean() if len(own) else 0.0) + (1 - weight) * mean
+        variance = weight * (own.var() if len(own) else 0.0) + (1 - weight) * spread**2
+        chosen = y == label
+        result[chosen] = (phi[chosen].astype(np.float64) - centre) / max(float(np.sqrt(variance)), 1e-6)
+    return result
 
 
 def rmia(phi: Floats, signals: ShadowSignals, keep: Bools | None = None) -> Floats:

@@ -1,0 +1,156 @@
+"""`crushproof search`: the search of compression/search.py on a plan's model; what it finds becomes a plan."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import ValidationError
+
+from ..compression.search import Found, Search, Trial, as_row, from_row, search
+from ..targets.errors import InputError
+from ..targets.model import resolve_device
+from ..targets.technique import explain
+from .cells import cell_key
+from .environment import versions
+from .plan import Plan, parse_plan
+from .report import write
+from .subject import resolve
+
+HELD_OUT_WORDS = "accuracy on members that no model of the search was trained on"
+
+
+def settings_of(**fields: Any) -> Search:
+    """Raises InputError naming the option that does not fit; None stands for the default."""
+    try:
+        return Search.model_validate({name: value for name, value in fields.items() if value is not None})
+    except ValidationError as error:
+        raise InputError(explain(error, "the search", Search)) from None
+
+
+def run_search(
+    plan: Plan, folder: Path, out: Path, settings: Search, *, show: Callable[[int, Trial], None] = lambda n, trial: None
+) -> Found:
+    """Searches on the plan's model and writes a plan with what was found to `out`.
+
+    Every trial is kept beside it as it is measured (`out` with the suffix .trials.jsonl), so that a search that was
+    stopped goes on where it was.
+
+    Args:
+        folder: where the plan lies; `out` must lie there too, since its paths are seen from there.
+        show: told of each new trial and how many there are by now.
+
+    Raises:
+        InputError, UnsafeInput: the plan or what it names is refused, or `out` is no place for the new plan.
+    """
+    if out.absolute().parent.resolve() != folder.absolute().resolve():
+        raise InputError(
+            f"{out}: the plan that is found names files as seen from {folder}, so it must be written there."
+        )
+    if out.exists() and _name_of(out) != f"{plan.name}, found":
+        raise InputError(f"{out} exists and is no earlier result of this search: name another file with --out.")
+    subject = resolve(plan, folder)
+    if subject.model is None:
+        raise InputError("A search compresses a dense model, and this plan has none: name it under model.")
+    identity = cell_key(
+        subject.data.digest, subject.identity, plan.seed, versions(), settings.epochs, settings.batch, settings.times
+    )
+    path = out.with_suffix(".trials.jsonl")
+    known = _known(path, identity)
+    if not known:
+        write(path, json.dumps({"search": identity}) + "\n")
+
+    def keep(key: str, trial: Trial) -> None:
+        with path.open("a") as file:
+            file.write(json.dumps(as_row(key, trial), allow_nan=False) + "\n")
+        known[key] = trial
+        show(len(known), trial)
+
+    torch.set_num_threads(1)  # small models: more threads wait for each other longer than they compute
+    found = search(
+        settings,
+        subject.model.architecture,
+        subject.model.trainer,
+        subject.data,
+        seed=plan.seed,
+        device=resolve_device(plan.device),
+        known=known,
+        tell=keep,
+    )
+    if found.chosen:
+        write(out, plan_text(plan, found, settings))
+    return found
+
+
+def plan_text(plan: Plan, found: Found, settings: Search) -> str:
+    """The plan with the Pareto set as its candidates; a comment beside each says what the search measured."""
+    fields = plan.model_dump(mode="json", exclude_defaults=True, exclude={"candidates", "release"})
+    fields["name"] = f"{plan.name}, found"
+    lines = [
+        "# Found by crushproof search. The figures beside the candidates are the search's own,",
+        f"# {HELD_OUT_WORDS} (n = {found.dense.n}): choose by the audit's, which rest on evaluation records.",
+        f"# Dense: accuracy {found.dense.accuracy:.3f}, payload {found.dense.payload_bytes} bytes.",
+        yaml.safe_dump(fields, sort_keys=False).rstrip(),
+        "candidates:",
+    ]
+    for number, trial in enumerate(found.chosen, 1):
+        lines.append(f"  # {figures(trial)}")
+        lines.append(f"  found-{number}: {json.dumps(_short(trial.recipe))}")
+    return "\n".join(lines) + "\n"
+
+
+def figures(trial: Trial) -> str:
+    """What a trial came to, in a line."""
+    if trial.why_not is not None:
+        return f"not usable: {trial.why_not}"
+    time = "" if trial.latency_ms is None else f", {trial.latency_ms:.3g} ms"
+    return f"accuracy {trial.accuracy:.3f}, payload {trial.payload_bytes} bytes{time}"
+
+
+def words_of(trial: Trial) -> str:
+    """A trial's recipe in a phrase."""
+    from ..compression.recipe import RECIPES
+
+    return "uncompressed" if not trial.recipe else RECIPES.parse(trial.recipe).words
+
+
+def _short(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe without the fields that have their default value."""
+    from ..compression.recipe import RECIPES
+
+    parsed = RECIPES.parse(recipe)
+    short = {"kind": parsed.kind, **parsed.model_dump(mode="json", exclude_defaults=True)}
+    if "steps" in short and isinstance(short["steps"], list):
+        short["steps"] = [_short(step) for step in recipe["steps"]]
+    return short
+
+
+def _known(path: Path, identity: str) -> dict[str, Trial]:
+    """Trials of an earlier run of the same search; a last line that was cut off is dropped."""
+    if not path.is_file():
+        return {}
+    known: dict[str, Trial] = {}
+    try:
+        first, *rest = path.read_text(encoding="utf-8").splitlines() or [""]
+        if json.loads(first) != {"search": identity}:
+            return {}
+        for line in rest:
+            key, trial = from_row(json.loads(line))
+            known[key] = trial
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass  # whatever follows a damaged line is measured again
+    if known:  # the file may end in half a line, behind which nothing could be appended
+        rows = [{"search": identity}, *(as_row(key, trial) for key, trial in known.items())]
+        write(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return known
+
+
+def _name_of(path: Path) -> str | None:
+    try:
+        return parse_plan(path.read_text(encoding="utf-8"), path.name).name
+    except (InputError, OSError, UnicodeDecodeError):
+        return None

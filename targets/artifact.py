@@ -1,0 +1,238 @@
+"""A finished file as a target: the file behind its preprocessing, its twin behind the same, and how that is found out.
+
+A file rarely says what its input means. `assume` tries the plausible meanings on records that the model has not seen
+and takes the one under which it is right most often; everything else here follows from those assumptions.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from .checks import CHANCE_P
+from .data import Bounds, Data
+from .errors import InputError, NotApplicable
+from .foreign import Foreign, Kind, read_foreign
+from .interface import Assumptions, Overrides, Preprocessing, class_logits
+from .litert import LiteRtTarget
+from .meanings import labels_of, meanings, outputs_of
+from .model import BATCH, Target
+from .onnx import OnnxTarget
+from .seeds import generator
+from .trials import TIED, WEAK, Trial, agreement, clearly, likelier, nothing_fits, sentences_of
+
+if TYPE_CHECKING:
+    from .twin import Twin
+
+__all__ = [
+    "Assumptions",
+    "Foreign",
+    "Overrides",
+    "Preprocessing",
+    "assume",
+    "deployed",
+    "differentiable",
+    "read_foreign",
+]
+
+PROBED = 500  # non-members that assumptions are tried on
+SCREENED = 100  # of them, that every assumption is tried on; the rest is for those that may still be the best
+WORSE = 0.01  # an assumption is dropped after screening when it is this likely only by luck behind the best
+SURE = ("SOFTMAX", "SIGMOID", "LOGISTIC", "QLINEARSOFTMAX", "QLINEARSIGMOID")  # operators that give probabilities
+
+
+class Deployed:
+    """A runtime behind the file's preprocessing; see `deployed`."""
+
+    def __init__(self, runtime: Target, assumptions: Assumptions) -> None:
+        self._runtime, self._assumptions = runtime, assumptions
+        self._preprocessing = Preprocessing(assumptions)
+        self.queries = 0
+
+    @torch.no_grad()
+    def logits(self, x: Tensor) -> Tensor:
+        """See `Target.logits`. Raises InputError when the records do not fit the model."""
+        self.queries += len(x)
+        parts = [
+            class_logits(self._runtime.logits(self._preprocessing(part.detach().cpu().float())), self._assumptions)
+            for part in x.split(BATCH)
+            if len(part)
+        ]
+        return torch.cat(parts).to(x.device) if parts else torch.zeros(0, 0, device=x.device)
+
+
+def deployed(data: bytes, kind: Kind, assumptions: Assumptions, threads: int = 1) -> Target:
+    """The file as it runs: x float32 [n, *shape] in the data's bounds -> logits float32 [n, classes], finite.
+
+    Args:
+        data: the bytes that `foreign.read_foreign` checked.
+
+    Raises:
+        InputError, UnsafeInput: as `onnx.OnnxTarget` and `litert.LiteRtTarget` do.
+    """
+    return Deployed(_runtime(data, kind, threads), assumptions)
+
+
+def _runtime(data: bytes, kind: Kind, threads: int) -> Target:
+    return OnnxTarget(data, threads) if kind == "onnx" else LiteRtTarget(data, threads)
+
+
+class Differentiable(nn.Module):
+    """The twin of a file behind its preprocessing; see `differentiable`.
+
+    Attributes:
+        rounds: whether anything is rounded, the input included.
+        straight_through: settable; False gives rounding the zero gradients that it really has.
+    """
+
+    def __init__(self, twin: Twin, grid: tuple[float, float] | None, assumptions: Assumptions) -> None:
+        super().__init__()
+        self.preprocessing, self.twin = Preprocessing(assumptions), twin
+        self._grid, self._assumptions = grid, assumptions
+
+    @property
+    def rounds(self) -> bool:
+        return bool(self.twin.rounds) or self._assumptions.grid is not None
+
+    @property
+    def straight_through(self) -> bool:
+        return self.preprocessing.straight_through
+
+    @straight_through.setter
+    def straight_through(self, passes: bool) -> None:
+        self.preprocessing.straight_through = self.twin.straight_through = passes
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer = self.twin(self.preprocessing(x)).float()
+        if self._grid is not None:  # the file ends in integers
+            answer = (answer - self._grid[1]) * self._grid[0]
+        return class_logits(answer, self._assumptions)
+
+
+def differentiable(
+    data: bytes, kind: Kind, assumptions: Assumptions, bounds: Bounds, shape: tuple[int, ...]
+) -> Differentiable:
+    """The file's twin behind the same preprocessing as the deployed file: what white-box attacks follow.
+
+    Args:
+        bounds, shape: of the data; a record from the middle of the bounds is tried.
+
+    Raises:
+        InputError: the records do not fit the model.
+        NotApplicable: a TFLite file, or an operator without a twin (the message names it).
+    """
+    if kind == "tflite":
+        raise NotApplicable(
+            "A TFLite file has no differentiable twin, so no white-box attack follows its gradients; attacks by "
+            "scores, by labels and by transfer do apply. Convert the model to ONNX to have both."
+        )
+    from .onnx_safety import check_onnx, ports
+    from .twin import twin_of
+
+    module = Differentiable(twin_of(data), ports(check_onnx(data))[1][0].grid, assumptions).eval()
+    middle = ((bounds.low + bounds.high) / 2).expand(shape)
+    with torch.no_grad():
+        module(middle[None].clone())
+    return module
+
+
+# Assumptions ----------------------------------------------------------------------------------------------------------
+
+
+def assume(
+    foreign: Foreign, data: Data, overrides: Overrides, like: Assumptions | None = None
+) -> tuple[Assumptions, list[str]]:
+    """What the file's input and output mean, and sentences that say what was assumed and how to overrule it.
+
+    Tries every plausible layout, scaling and order of outputs that `overrides` leave open on up to 500 non-members,
+    drawn at random, in a fixed order from the simplest on. The best clean accuracy wins; among those that differ from
+    it by no more than luck (exact McNemar test), the one under which the labels are most probable; among those that
+    are alike in that too, the simplest.
+
+    Args:
+        like: what was assumed about the model it came from, which is tried first: the simplest of all.
+
+    Raises:
+        InputError: the model takes or answers something else than the data, an override does not fit, or nothing gives
+            an accuracy clearly above chance: then all that was tried is listed with its accuracy.
+        UnsafeInput: the runtime refuses the file.
+    """
+    if len(foreign.facts.inputs) != 1 or not foreign.facts.outputs:
+        raise InputError(
+            f"The model has {len(foreign.facts.inputs)} inputs and {len(foreign.facts.outputs)} outputs; a classifier "
+            "with one input, whose first output holds one value per class, can be audited."
+        )
+    asked = torch.randperm(len(data.non_members), generator=generator(0, "artifact", "assume"))[:PROBED]
+    records = data.non_members.take(asked)
+    x, y = records.x.cpu(), records.y.cpu()
+    runtime = _runtime(foreign.data, foreign.kind, 1)
+    wanted = list(meanings(foreign, data, overrides))
+    if like is not None:
+        wanted.sort(key=lambda meaning: not _alike(meaning[0], like))  # stable: the others keep their order
+    trials = _screened(runtime, wanted, data, overrides, foreign, x, y)
+    answered = [trial for trial in trials if trial.chosen and not trial.fault]
+    if not answered:
+        raise InputError(next(trial.fault for trial in trials if trial.chosen))
+    full = [trial for trial in answered if len(trial.predicted) == len(y)]
+    best = max(full, key=lambda trial: trial.accuracy(y))  # the first of equals
+    tied = [trial for trial in full if trial is best or not clearly(best, trial, y, TIED)]
+    surest = max(tied, key=lambda trial: float(trial.likelihood.mean()))
+    best = next(trial for trial in tied if trial is surest or not likelier(surest, trial))
+    p, kappa = agreement(best.predicted, y, data.classes)
+    guessed = best is not answered[0] and len({trial.units for trial in answered}) > 1
+    if p >= CHANCE_P / len(answered) or (guessed and kappa < WEAK):
+        raise InputError(nothing_fits(answered, best, trials, y, data))
+    return best.assumptions, sentences_of(foreign, data, overrides, best, trials, y)
+
+
+def _screened(
+    runtime: Target,
+    candidates: list[tuple[Assumptions, str, bool]],
+    data: Data,
+    overrides: Overrides,
+    foreign: Foreign,
+    x: Tensor,
+    y: Tensor,
+) -> list[Trial]:
+    """Predictions of every candidate on the first records, and on all of them where it may still be the best."""
+    softmax = foreign.facts.last_operator.upper() in SURE
+    trials: list[Trial] = []
+    nothing = torch.full((0,), -1), torch.zeros(0, dtype=torch.float64)
+    for assumptions, words, chosen in candidates:
+        try:
+            raw = runtime.logits(Preprocessing(assumptions)(x[:SCREENED]))
+        except InputError as error:
+            trials.append(Trial(assumptions, words, chosen, *nothing, str(error)))
+            continue
+        outputs = overrides.outputs or outputs_of(raw, softmax, assumptions.smallest)
+        for labels in labels_of(raw.shape[1], data.classes, overrides.labels):
+            trial_assumptions = assumptions.model_copy(update={"outputs": outputs, "labels": labels})
+            trials.append(Trial(trial_assumptions, words, chosen, *_answers(raw, trial_assumptions, y[:SCREENED])))
+    for group in (True, False):  # those that the user's words allow, and the others
+        alive = [trial for trial in trials if not trial.fault and trial.chosen is group]
+        if not alive:
+            continue
+        best = max(alive, key=lambda trial: trial.accuracy(y))
+        for trial in alive:
+            if trial is best or not clearly(best, trial, y, WORSE):
+                raw = runtime.logits(Preprocessing(trial.assumptions)(x[SCREENED:]))
+                if len(raw):
+                    predicted, likelihood = _answers(raw, trial.assumptions, y[SCREENED:])
+                    trial.predicted = torch.cat([trial.predicted, predicted])
+                    trial.likelihood = torch.cat([trial.likelihood, likelihood])
+    return trials
+
+
+def _answers(raw: Tensor, assumptions: Assumptions, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Predictions, and the log-probabilities of the labels; see `Trial`."""
+    finite = torch.isfinite(raw).all(1)
+    logits = class_logits(raw.nan_to_num(), assumptions).double()
+    likelihood = torch.log_softmax(logits, 1).gather(1, y[: len(logits), None].clamp_max(logits.shape[1] - 1))[:, 0]
+    return torch.where(finite, logits.argmax(1), -1), likelihood
+
+
+def _alike(one: Assumptions, other: Assumptions) -> bool:
+    """The same meaning of the values and layout; integer steps and shapes may differ between a model and its int8."""
+    return all(getattr(one, name) == getattr(other, name) for name in ("layout", "units", "mean", "std"))

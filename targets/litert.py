@@ -1,0 +1,60 @@
+"""A TFLite file as a target, run by LiteRT on the CPU with its default kernels (XNNPACK, as on a phone)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from .errors import UnsafeInput
+from .foreign import Port, need_litert
+from .runtime import answer_in_parts, check_ports, reason
+
+
+class LiteRtTarget:
+    """A deployed TFLite model. Take the bytes from `foreign.read_foreign`, which checks them where they can do no harm.
+
+    Args:
+        model: the file's bytes. It has one input [batch, *shape]; its first output is the logits, turned back into
+            floats where it is quantised. The batch is the file's own (measured: a larger one is no faster).
+        threads: of the interpreter.
+
+    Raises:
+        InputError: LiteRT is not installed, or input or output are not those of a classifier.
+        UnsafeInput: LiteRT refuses the file.
+    """
+
+    def __init__(self, model: bytes, threads: int = 1) -> None:
+        need_litert()
+        from ai_edge_litert.interpreter import Interpreter
+
+        try:
+            self._interpreter = Interpreter(model_content=model, num_threads=threads)
+            self._interpreter.allocate_tensors()
+        except Exception as error:  # RuntimeError and ValueError, by where it stumbles
+            raise UnsafeInput(f"LiteRT refuses the model: {reason(error)}") from None
+        inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
+        self._input, self._output = check_ports(tuple(map(_port, inputs)), tuple(map(_port, outputs)))
+        self._places = inputs[0]["index"], outputs[0]["index"]
+        self.queries = 0
+
+    def logits(self, x: Tensor) -> Tensor:
+        """See `Target.logits`. Raises InputError when the records do not fit the model."""
+        self.queries += len(x)
+        return answer_in_parts(x, self._input, self._output, self._run)
+
+    def _run(self, part: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        self._interpreter.set_tensor(self._places[0], part)
+        self._interpreter.invoke()
+        return np.asarray(self._interpreter.get_tensor(self._places[1]))
+
+
+def _port(details: dict[str, Any]) -> Port:
+    scale, zero_point = details["quantization"]  # 0, 0 where there is none
+    return Port(
+        name=details["name"],
+        type=np.dtype(details["dtype"]).name,
+        shape=tuple(int(size) for size in details["shape"]),
+        grid=(scale, zero_point) if scale else None,
+    )

@@ -1,0 +1,53 @@
+"""An ONNX file as a target in OpenVINO's runtime, on the CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from .errors import InputError, NotApplicable
+from .onnx_safety import check_onnx, ports
+from .runtime import answer_in_parts, check_ports, reason
+
+
+class OpenVinoTarget:
+    """A deployed model in OpenVINO, compiled for the CPU; floats stay float32, integer products are OpenVINO's own.
+
+    Args:
+        model: the bytes of an ONNX file as `onnx.OnnxTarget` takes it.
+        threads: of the CPU plugin, in one stream.
+
+    Raises:
+        InputError: OpenVINO is not installed, or the model is no classifier.
+        NotApplicable: OpenVINO cannot compile the model.
+        UnsafeInput: as for `onnx.OnnxTarget`.
+    """
+
+    def __init__(self, model: bytes, threads: int = 1) -> None:
+        self._input, self._output = check_ports(*ports(check_onnx(model)))
+        try:
+            import openvino
+        except ImportError:
+            raise InputError("OpenVINO is not installed: pip install crushproof[openvino].") from None
+        settings = {
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+            "INFERENCE_PRECISION_HINT": "f32",  # else CPUs with bfloat16 use it
+            "EXECUTION_MODE_HINT": "ACCURACY",
+        }
+        try:
+            core = openvino.Core()
+            self._compiled = core.compile_model(core.read_model(model=model), "CPU", settings)
+        except Exception as error:  # OpenVINO raises RuntimeErrors of its own
+            raise NotApplicable(f"OpenVINO cannot run the model: {reason(error)}") from None
+        self.queries = 0
+
+    def logits(self, x: Tensor) -> Tensor:
+        """See `Target.logits`. Raises InputError when the records do not fit the model."""
+        self.queries += len(x)
+        return answer_in_parts(x, self._input, self._output, self._run)
+
+    def _run(self, part: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return np.array(self._compiled([part])[0])  # a copy: the runtime writes the next answer to the same place

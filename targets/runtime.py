@@ -1,0 +1,93 @@
+"""What every runtime's adapter does alike: records in parts of the right type and size, answers back as floats."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import InputError
+from .foreign import VALUES, Port
+from .model import BATCH
+
+TYPES = ("float32", "float16", "float64", "uint8", "int8")  # of an input or output
+
+
+def check_ports(inputs: tuple[Port, ...], outputs: tuple[Port, ...]) -> tuple[Port, Port]:
+    """The input and the first output of a classifier; InputError when these are not a classifier's."""
+    if len(inputs) != 1 or not outputs or {inputs[0].type, outputs[0].type} - set(TYPES):
+        words = [
+            ", ".join(f"{port.name!r} {port.type} {list(port.shape)}" for port in side) or "nothing"
+            for side in (inputs, outputs)
+        ]
+        raise InputError(
+            f"The model must take one input of numbers ({', '.join(TYPES)}) and answer with logits; it takes "
+            f"{words[0]} and answers {words[1]}."
+        )
+    if len(inputs[0].shape) < 2:
+        raise InputError(
+            f"The model's input has the shape {list(inputs[0].shape)}; [batch, ...] is expected. Export it again with "
+            "a batch as its first axis."
+        )
+    return inputs[0], outputs[0]
+
+
+def answer_in_parts(
+    x: Tensor, given: Port, wanted: Port, run: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]
+) -> Tensor:
+    """float32 [n, outputs] on x's device, for x float32 [n, *shape].
+
+    Args:
+        given: the model's input: values are cast to its type (for integers rounded half to even and kept within it),
+            and come in parts of its batch, the last one filled up; where the batch is free, in parts of bounded size.
+        wanted: its output, turned back into floats by its grid.
+        run: one part through the runtime.
+
+    Raises:
+        InputError: the runtime refuses the records, or does not answer each of them.
+    """
+    if not len(x):
+        return torch.zeros(0, 0, device=x.device)
+    records = _as_type(x.detach().cpu().float().contiguous().numpy(), given.type)
+    size = given.shape[0]
+    step = size if isinstance(size, int) else max(1, min(BATCH, VALUES // max(1, math.prod(records.shape[1:]))))
+    answers = []
+    for first in range(0, len(records), step):
+        part = records[first : first + step]
+        n = len(part)
+        if n < step and isinstance(size, int):
+            part = np.concatenate([part, np.repeat(part[-1:], step - n, axis=0)])
+        try:
+            answer = run(part)
+        except Exception as error:  # each runtime has exceptions of its own, without a common base
+            raise InputError(
+                f"The model does not answer records of shape {list(part.shape[1:])}: {reason(error)}"
+            ) from None
+        if not answer.size or answer.size % len(part):
+            raise InputError(
+                f"The model answers {len(part)} records with an output of shape {list(answer.shape)}; "
+                "[batch, classes] is expected."
+            )
+        answers.append(answer.reshape(len(part), -1)[:n].astype(np.float32))
+    joined = np.concatenate(answers)
+    if wanted.grid is not None:
+        scale, zero_point = wanted.grid
+        joined = (joined - np.float32(zero_point)) * np.float32(scale)
+    return torch.from_numpy(joined).to(x.device)
+
+
+def _as_type(records: np.ndarray[Any, Any], word: str) -> np.ndarray[Any, Any]:
+    dtype = np.dtype(word)
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        records = np.clip(np.rint(records), limits.min, limits.max)
+    return records.astype(dtype, copy=False)
+
+
+def reason(error: Exception) -> str:
+    """The first line of its message; running out of memory comes without one."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:500]

@@ -1,0 +1,36 @@
+"""An ONNX file as a target in TensorRT, through ONNX Runtime's execution provider."""
+
+from __future__ import annotations
+
+from .errors import NotApplicable, UnsafeInput
+from .onnx import OnnxTarget
+
+PROVIDER = "TensorrtExecutionProvider"
+
+
+class TensorRtTarget(OnnxTarget):
+    """A deployed model on an NVIDIA GPU; what TensorRT does not support falls back to ONNX Runtime's CPU kernels.
+
+    Args:
+        model: the bytes of an ONNX file as `OnnxTarget` takes it.
+
+    Raises:
+        NotApplicable: "not measured: no GPU", with the reason: another build of ONNX Runtime, no TensorRT, no GPU.
+        InputError, UnsafeInput: as for `OnnxTarget`.
+    """
+
+    def __init__(self, model: bytes) -> None:
+        import onnxruntime
+
+        if PROVIDER not in onnxruntime.get_available_providers():
+            raise NotApplicable(
+                "not measured: no GPU (this build of ONNX Runtime has no TensorRT; onnxruntime-gpu and TensorRT are "
+                "needed, on a machine with an NVIDIA GPU)"
+            )
+        OnnxTarget(model)  # what the CPU refuses is the file's fault; what only TensorRT refuses is the machine's
+        try:
+            super().__init__(model, provider=PROVIDER)
+        except UnsafeInput as error:
+            raise NotApplicable(f"not measured: no GPU ({error})") from None
+        if PROVIDER not in self._session.get_providers():
+            raise NotApplicable("not measured: no GPU (TensorRT found none, so ONNX Runtime would use the CPU)")

@@ -1,0 +1,38 @@
+"""The twin of an ONNX file: a torch module that computes what the file computes, and has gradients.
+
+An interpreter, whoever made the file: it follows the graph node by node (operators: the `twin_*` files beside it),
+rounds where the file rounds, and lets gradients pass straight through the rounding. Layers with constant weights are
+torch's own, so that the twin of a float file can be trained, compressed and exported like any other module.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from .onnx_safety import check_onnx
+from .twin_import import Importer
+from .twin_steps import Twin
+
+__all__ = ["Twin", "native", "twin_of"]
+
+
+def twin_of(model: bytes) -> Twin:
+    """The twin of an ONNX file with one input, in evaluation mode, on the CPU.
+
+    Raises:
+        UnsafeInput: `check_onnx` refuses the file, or it asks for tensors of absurd size.
+        NotApplicable: it uses an operator, or a setting of one, that the twin cannot follow; the message names the
+            operator, its node and the opset.
+    """
+    with torch.no_grad():
+        twin = Importer(check_onnx(model)).twin()
+    return twin.eval()
+
+
+def native(twin: Twin) -> Twin:
+    """A copy with the gradients that hard rounding really has (zero), as an attacker without a twin meets them."""
+    hard = copy.deepcopy(twin)
+    hard.straight_through = False
+    return hard

@@ -1,0 +1,631 @@
+"""Pruning: what goes is what each criterion says, zeros stay, and cut layers really are smaller."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch import Tensor, nn
+from torch.nn.utils import prune as torch_prune
+from torch.utils.flop_counter import FlopCounterMode
+
+from crushproof.compression.attention import Attention, unfold_attention
+from crushproof.compression.channels import thin
+from crushproof.compression.importance import importances
+from crushproof.compression.masks import smallest_in_groups
+from crushproof.compression.prune import Prune, shares
+from crushproof.targets.data import Bounds, Data, Records
+from crushproof.targets.errors import InputError, NotApplicable
+from crushproof.targets.model import TorchTarget, accuracy
+from crushproof.training.architecture import Architecture
+from crushproof.training.loop import Training
+from crushproof.training.networks import Mlp, digits_cnn
+
+UNIT = Bounds.of(0, 1)
+BRIEF = Training(epochs=1, learning_rate=2e-3, batch_size=64)
+
+
+class Encoder(nn.Module):
+    """Two layers of torch's own Transformer encoder over the rows of an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(8, 16)
+        layer = nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.encoder(self.embed(x.squeeze(1))).mean(1))
+        return logits
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(8, 16, batch_first=True)
+        self.middle = nn.Linear(16, 24)
+        self.head = nn.Linear(24, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(torch.relu(self.middle(self.lstm(x.squeeze(1))[0][:, -1])))
+        return logits
+
+
+class Knotted(nn.Module):
+    """Channels that hang together in every way: group norm, depthwise, grouped, concatenated."""
+
+    def __init__(self, flatten: bool = False) -> None:
+        super().__init__()
+        self.flatten = flatten
+        self.stem, self.norm = nn.Conv2d(1, 16, 3, padding=1), nn.GroupNorm(4, 16)
+        self.depthwise, self.point = nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.Conv2d(16, 24, 1)
+        self.grouped, self.side = nn.Conv2d(24, 24, 3, padding=1, groups=2), nn.Conv2d(1, 4, 3, padding=1)
+        self.head = nn.Linear(28 * (16 if flatten else 1), 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.depthwise(torch.relu(self.norm(self.stem(x)))))
+        y = torch.cat([torch.relu(self.grouped(self.point(y))), self.side(x)], 1)
+        y = nn.functional.max_pool2d(y, 2).flatten(1) if self.flatten else y.mean((2, 3))
+        logits: Tensor = self.head(y)
+        return logits
+
+
+@pytest.fixture(scope="module")
+def members(digits: Data) -> Records:
+    assert digits.members is not None
+    return digits.members
+
+
+@pytest.fixture(scope="module")
+def few(members: Records) -> Records:
+    return members.take(torch.arange(96))
+
+
+def fresh(build: Any) -> nn.Module:
+    return Architecture("test", build).fresh(0).eval()
+
+
+def kernels(module: nn.Module) -> list[Tensor]:
+    return [layer.weight for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+
+
+def size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def flops(module: nn.Module, x: Tensor) -> int:
+    with FlopCounterMode(display=False) as counter, torch.enable_grad():
+        module(x)
+    return counter.get_total_flops()
+
+
+def same_state(one: nn.Module, other: nn.Module) -> bool:
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(a[name].shape == b[name].shape and torch.equal(a[name], b[name]) for name in a)
+
+
+def accuracy_of(module: nn.Module, digits: Data) -> float:
+    return accuracy(TorchTarget(module), digits.non_members.x, digits.non_members.y)
+
+
+# -- every option, on every sort of model ------------------------------------------------------------------------------
+
+OPTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "global": (digits_cnn, {"sparsity": 0.6}),
+    "layer": (digits_cnn, {"sparsity": 0.6, "scope": "layer"}),
+    "taylor": (digits_cnn, {"importance": "taylor"}),
+    "random": (Recurrent, {"importance": "random"}),
+    "2:4": (digits_cnn, {"structure": "n:m"}),
+    "1:8-random": (Encoder, {"structure": "n:m", "sparsity": 0.875, "group_size": 8, "importance": "random"}),
+    "channels": (digits_cnn, {"structure": "channels", "round_to": 4}),
+    "channels-taylor-knotted": (Knotted, {"structure": "channels", "importance": "taylor"}),
+    "channels-encoder": (Encoder, {"structure": "channels", "importance": "random"}),
+    "channels-recurrent": (Recurrent, {"structure": "channels"}),
+    "heads": (Encoder, {"structure": "heads"}),
+    "heads-taylor-stepped": (
+        Encoder,
+        {"structure": "heads", "importance": "taylor", "sparsity": 0.75, "steps": 2, "fine_tune": BRIEF},
+    ),
+    "stepped": (Knotted, {"sparsity": 0.8, "steps": 3, "schedule": "linear", "fine_tune": BRIEF}),
+    "channels-stepped": (Knotted, {"structure": "channels", "steps": 2, "fine_tune": BRIEF}),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_replays_ships_and_is_stored(name: str, few: Records) -> None:
+    import onnxruntime
+
+    from crushproof.compression.export import to_onnx
+    from crushproof.compression.structure import load_module, save_module
+
+    build, fields = OPTIONS[name]
+    recipe, module = Prune(**fields), fresh(build).requires_grad_(False)
+    before = copy.deepcopy(module)
+    pruned = recipe.apply(module, few, UNIT, seed=3)
+    torch.manual_seed(99)  # whatever the process drew before must not matter
+    assert same_state(pruned, recipe.apply(module, few, UNIT, seed=3))
+    assert same_state(module, before)
+    assert not any(layer.training for layer in pruned.modules())
+
+    # Other records change the result exactly when the recipe says that it touches them.
+    others = Records(torch.rand(few.x.shape, generator=torch.Generator().manual_seed(1)), few.y.flip(0))
+    assert same_state(pruned, recipe.apply(module, others, UNIT, seed=3)) == (not recipe.touches_records)
+
+    x = few.x[:16]
+    with torch.no_grad():
+        logits = pruned(x)
+    loaded = load_module(fresh(build), *save_module(pruned))
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(x), logits, rtol=0, atol=0)
+    session = onnxruntime.InferenceSession(to_onnx(pruned, tuple(x.shape[1:])), providers=["CPUExecutionProvider"])
+    shipped = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+    np.testing.assert_allclose(shipped, logits.numpy(), atol=2e-5)
+
+
+# -- single weights ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_magnitude_drops_what_torchs_own_pruning_drops(
+    scope: str, sparsity: float, dense: nn.Module, few: Records
+) -> None:
+    pruned = Prune(sparsity=sparsity, scope=scope).apply(dense, few, UNIT, seed=0)
+    peer = copy.deepcopy(dense)
+    layers = [(layer, "weight") for layer in peer.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    if scope == "global":
+        torch_prune.global_unstructured(layers, torch_prune.L1Unstructured, amount=sparsity)
+    else:
+        for layer, name in layers:
+            torch_prune.l1_unstructured(layer, name, amount=sparsity)
+    for (layer, _), weight in zip(layers, kernels(pruned), strict=True):
+        assert torch.equal(layer.weight, weight)
+    assert not any("mask" in name or "orig" in name for name in pruned.state_dict())
+
+
+def test_random_keeps_exactly_the_share_and_follows_the_seed(dense: nn.Module, few: Records) -> None:
+    def zeros(seed: int) -> Tensor:
+        pruned = Prune(sparsity=0.7, importance="random").apply(dense, few, UNIT, seed=seed)
+        return torch.cat([(weight == 0).flatten() for weight in kernels(pruned)])
+
+    first, second = zeros(0), zeros(1)
+    assert int(first.sum()) == int(second.sum()) == round(0.7 * len(first))
+    assert torch.equal(first, zeros(0))
+    # Two independent draws share .7^2 of all places; a criterion that looks at the weights would share more.
+    assert float((first & second).float().mean()) == pytest.approx(0.49, abs=0.02)
+
+
+def test_taylor_predicts_the_change_of_the_loss_when_a_weight_is_zeroed() -> None:
+    """Against the loss itself: w is made a hundredth smaller, in float64, and the change is scaled up."""
+    module = fresh(lambda: Mlp(6, 3, (5,))).double()
+    generator = torch.Generator().manual_seed(0)
+    records = Records(torch.rand(24, 6, generator=generator).double(), torch.arange(24) % 3)  # one batch
+    scores = importances(module, "taylor", records, seed=0)
+
+    def loss() -> float:
+        with torch.no_grad():
+            return float(nn.functional.cross_entropy(module(records.x), records.y))
+
+    start = loss()
+    for name, parameter in module.named_parameters():
+        values, predicted = parameter.data.flatten(), scores[name].sqrt().flatten()
+        for position in range(len(values)):
+            kept = float(values[position])
+            values[position] = kept * (1 - 1e-4)
+            change = abs(loss() - start) * 1e4
+            values[position] = kept
+            assert float(predicted[position]) == pytest.approx(change, rel=0.02, abs=1e-7)
+
+
+def test_taylor_is_the_mean_over_batches_of_all_records(members: Records) -> None:
+    """As in Molchanov et al.: squares are averaged over batches, so every record counts once."""
+    module = fresh(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+    same = Records(members.x[:1].repeat(96, 1, 1, 1), members.y[:1].repeat(96))
+    one = Records(members.x[:1], members.y[:1])
+    for name, score in importances(module, "taylor", same, seed=0).items():
+        torch.testing.assert_close(score, importances(module, "taylor", one, seed=5)[name], rtol=1e-4, atol=1e-10)
+
+
+def test_taylor_of_a_regression_uses_the_squared_error() -> None:
+    """One linear layer, by hand: dL/dw = 2/(n k) sum over records of residual times input."""
+    module: Any = fresh(lambda: nn.Sequential(nn.Linear(3, 2)))
+    generator = torch.Generator().manual_seed(2)
+    records = Records(torch.rand(20, 3, generator=generator), torch.rand(20, 2, generator=generator))
+    x, y, weight = records.x.numpy(), records.y.numpy(), module[0].weight.detach().numpy()
+    residual = x @ weight.T + module[0].bias.detach().numpy() - y
+    expected = (weight * (2 / 40 * residual.T @ x)) ** 2
+    score = importances(module, "taylor", records, seed=0)["0.weight"]
+    np.testing.assert_allclose(score.numpy(), expected, rtol=1e-3, atol=1e-12)
+
+
+def test_taylor_finds_weights_that_do_nothing_however_large(few: Records) -> None:
+    """Large weights behind a unit that never fires: magnitude keeps them, Taylor drops them first."""
+    module: Any = fresh(lambda: Mlp(64, 10, (8,)))
+    with torch.no_grad():
+        module.layers[1].bias[3] = -100.0
+        module.layers[3].weight[:, 3] = 5.0
+    dead = {
+        kind: Prune(sparsity=0.3, importance=kind).apply(module, few, UNIT, seed=0).layers[3].weight[:, 3] == 0
+        for kind in ("magnitude", "taylor")
+    }
+    assert not dead["magnitude"].any()
+    assert dead["taylor"].all()
+
+
+# -- n:m ---------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(2, 8), st.data())
+def test_each_group_loses_its_smallest(rows: int, groups: int, group_size: int, data: st.DataObject) -> None:
+    dropped = data.draw(st.integers(0, group_size - 1))
+    values = data.draw(
+        st.lists(st.integers(0, 9), min_size=rows * groups * group_size, max_size=rows * groups * group_size)
+    )
+    score = np.array(values, dtype=np.float64).reshape(rows, groups * group_size)
+    mask = smallest_in_groups(torch.from_numpy(score), group_size, dropped).numpy()
+    expected = np.ones_like(score)
+    for row in range(rows):
+        for first in range(0, groups * group_size, group_size):
+            order = sorted(range(group_size), key=lambda place: (score[row, first + place], place))
+            for place in order[:dropped]:
+                expected[row, first + place] = 0
+    np.testing.assert_array_equal(mask, expected)
+
+
+@pytest.mark.parametrize("fine_tune", [None, BRIEF])
+def test_two_of_four_along_the_input_channels(fine_tune: Training | None, dense: nn.Module, few: Records) -> None:
+    recipe = Prune(structure="n:m", fine_tune=fine_tune, steps=1 if fine_tune is None else 2)
+    pruned = recipe.apply(dense, few, UNIT, seed=0)
+    for before, after in zip(kernels(dense), kernels(pruned), strict=True):
+        old, new = before.detach().numpy(), after.detach().numpy()
+        if old.shape[1] % 4:  # the stem, which has one input channel
+            assert (new != 0).all()
+            continue
+        grouped = np.moveaxis(new, 1, -1).reshape(-1, 4)
+        assert ((grouped == 0).sum(1) == 2).all()
+        if fine_tune is None:
+            reference = np.abs(np.moveaxis(old, 1, -1).reshape(-1, 4))
+            largest = np.sort(np.argsort(-reference, axis=1, kind="stable")[:, :2], axis=1)
+            np.testing.assert_array_equal(np.nonzero(grouped)[1].reshape(-1, 2), largest)
+
+
+def test_groups_run_along_the_inputs_of_a_transposed_convolution() -> None:
+    module: Any = fresh(lambda: nn.Sequential(nn.ConvTranspose2d(8, 3, 2), nn.Flatten()))
+    records = Records(torch.rand(4, 8, 2, 2), torch.arange(4))
+    pruned: Any = Prune(structure="n:m", sparsity=0.25).apply(module, records, UNIT, seed=0)
+    zeros = (pruned[0].weight == 0).view(2, 4, 3, 2, 2).sum(1)
+    assert bool((zeros == 1).all())
+
+
+# -- steps -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_schedules_are_those_of_zhu_and_gupta() -> None:
+    """s_f + (s_i - s_f) (1 - t/n)^3 with s_i = 0; linear: equal parts."""
+    assert shares(0.8, 4, "cubic") == pytest.approx([0.8 - 0.8 * (1 - t / 4) ** 3 for t in (1, 2, 3, 4)])
+    assert shares(0.8, 4, "linear") == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert shares(0.3, 1, "cubic") == shares(0.3, 1, "linear") == [0.3]
+
+
+@pytest.mark.parametrize("kind", ["magnitude", "taylor", "random"])
+def test_steps_end_at_the_same_sparsity_and_beat_one_step_without_training(
+    kind: Any, dense: nn.Module, digits: Data, members: Records
+) -> None:
+    tuned = Prune(
+        sparsity=0.8, importance=kind, steps=2, fine_tune=Training(epochs=2, learning_rate=4e-3, batch_size=64)
+    ).apply(dense, members, UNIT, seed=0)
+    zeros = sum(int((weight == 0).sum()) for weight in kernels(tuned))
+    assert zeros == round(0.8 * sum(weight.numel() for weight in kernels(dense)))
+    plain = Prune(sparsity=0.8, importance=kind).apply(dense, members, UNIT, seed=0)
+    assert accuracy_of(tuned, digits) > max(0.8 if kind == "random" else 0.9, accuracy_of(plain, digits))
+
+
+def test_fine_tuning_keeps_zeros_of_every_earlier_step(dense: nn.Module, few: Records) -> None:
+    """Also the scattered zeros of a chain's first step, when the second one removes channels and trains."""
+    plain = Prune(sparsity=0.8).apply(dense, few, UNIT, seed=0)
+    tuned = Prune(sparsity=0.8, fine_tune=BRIEF).apply(dense, few, UNIT, seed=0)
+    for before, after in zip(kernels(plain), kernels(tuned), strict=True):
+        assert torch.equal(before == 0, after == 0)
+        assert not torch.equal(before, after)
+    thinned = Prune(structure="channels").apply(plain, few, UNIT, seed=0)
+    retrained = Prune(structure="channels", fine_tune=BRIEF).apply(plain, few, UNIT, seed=0)
+    for before, after in zip(kernels(thinned), kernels(retrained), strict=True):
+        assert torch.equal(before == 0, after == 0)
+        assert not torch.equal(before, after)
+
+
+@pytest.mark.parametrize("structure", ["channels", "heads"])
+def test_structures_shrink_step_by_step_to_the_same_shapes(structure: Any, few: Records) -> None:
+    module = fresh(Encoder)
+    once = Prune(structure=structure, sparsity=0.6).apply(module, few, UNIT, seed=0)
+    stepped = Prune(structure=structure, sparsity=0.6, steps=3, fine_tune=BRIEF).apply(module, few, UNIT, seed=0)
+    assert [tuple(value.shape) for value in once.parameters()] == [tuple(v.shape) for v in stepped.parameters()]
+
+
+# -- channels ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["magnitude", "taylor", "random"])
+def test_removed_channels_are_as_if_they_were_zero(kind: Any, few: Records) -> None:
+    module = fresh(lambda: Mlp(64, 10, (32, 24)))
+    thinned = Prune(structure="channels", importance=kind).apply(module, few, UNIT, seed=0)
+    before, after = kernels(module), kernels(thinned)
+    assert [tuple(weight.shape) for weight in after] == [(16, 64), (12, 16), (10, 12)]
+    masked = copy.deepcopy(module)
+    layers = [layer for layer in masked.modules() if isinstance(layer, nn.Linear)]
+    # Which hidden units are left: those of the first layer by their rows, those of the second by their columns below.
+    kept = [int((before[0] == row).all(1).nonzero()) for row in after[0]]
+    columns = before[1][:, kept]
+    kept_second = [int((columns == row).all(1).nonzero()) for row in after[1]]
+    for layer, alive in zip(layers[1:], (kept, kept_second), strict=True):
+        gone = [unit for unit in range(layer.in_features) if unit not in alive]
+        layer.weight.data[:, gone] = 0
+    torch.testing.assert_close(thinned(few.x), masked(few.x))
+
+
+@pytest.mark.parametrize("kind", ["magnitude", "taylor"])
+def test_a_channels_score_is_the_sum_over_all_its_weights(kind: Any, few: Records) -> None:
+    """By hand: the units with the largest sums of w^2 or (w dL/dw)^2 over incoming and outgoing weights stay."""
+    module: Any = fresh(lambda: Mlp(64, 10, (20,)))
+    one_batch = few.take(torch.arange(32))
+    first, last = module.layers[1], module.layers[3]
+    nn.functional.cross_entropy(module(one_batch.x), one_batch.y).backward()
+    score = np.zeros(20)
+    for weight, axis in ((first.weight, 1), (last.weight, 0)):
+        factor = weight.grad.numpy().astype(np.float64) if kind == "taylor" else 1.0
+        score += ((weight.detach().numpy().astype(np.float64) * factor) ** 2).sum(axis)
+    module.zero_grad()
+    thinned: Any = Prune(structure="channels", sparsity=0.7, importance=kind).apply(module, one_batch, UNIT, seed=0)
+    best = np.sort(np.argsort(score)[-6:])
+    np.testing.assert_array_equal(thinned.layers[1].weight.detach().numpy(), first.weight.detach().numpy()[best])
+
+
+def test_channels_go_through_residual_adds(dense: nn.Module, few: Records) -> None:
+    pruned = Prune(structure="channels").apply(dense, few, UNIT, seed=0)
+    shapes = [tuple(weight.shape[:2]) for weight in kernels(pruned)]
+    assert shapes == [(8, 1), (8, 8), (8, 8), (8, 8), (8, 8), (10, 32)]
+
+
+@pytest.mark.parametrize(("build", "structure"), [(digits_cnn, "channels"), (Knotted, "channels"), (Encoder, "heads")])
+def test_what_is_cut_is_smaller_and_cheaper_and_scattered_zeros_are_not(
+    build: Any, structure: Any, few: Records
+) -> None:
+    module = fresh(build)
+    cut = Prune(structure=structure).apply(module, few, UNIT, seed=0)
+    scattered = Prune(sparsity=0.5).apply(module, few, UNIT, seed=0)
+    assert size(cut) < 0.85 * size(module) == 0.85 * size(scattered)
+    x = few.x[:2]
+    assert flops(cut, x) < 0.85 * flops(unfold_attention(module), x)
+    assert flops(scattered, x) == flops(module, x)
+
+
+def test_grouped_channels_keep_their_groups(few: Records) -> None:
+    pruned: Any = Prune(structure="channels", sparsity=0.6).apply(fresh(Knotted), few, UNIT, seed=0)
+    assert (pruned.norm.num_groups, pruned.norm.num_channels) == (4, 8)  # 6.4 rounded up to a multiple of 4
+    assert pruned.depthwise.groups == pruned.depthwise.out_channels == 8
+    assert (pruned.grouped.groups, pruned.grouped.out_channels) == (2, 10)
+    assert pruned.side.out_channels == 2
+
+
+def test_a_flattened_concatenation_keeps_its_width_and_the_rest_is_thinned(few: Records) -> None:
+    """torch-pruning 1.6.1 ties the wrong channels there, and the cut model could not run."""
+    pruned: Any = Prune(structure="channels").apply(fresh(lambda: Knotted(flatten=True)), few, UNIT, seed=0)
+    assert (pruned.grouped.out_channels, pruned.side.out_channels, pruned.head.in_features) == (24, 4, 448)
+    assert (pruned.stem.out_channels, pruned.point.out_channels) == (8, 12)
+    assert pruned(few.x).shape == (96, 10)
+
+
+@pytest.mark.parametrize(("round_to", "width"), [(1, 5), (4, 8), (8, 8), (3, 6)])
+def test_channel_counts_are_multiples_for_hardware(round_to: int, width: int, few: Records) -> None:
+    pruned: Any = Prune(structure="channels", sparsity=0.7, round_to=round_to).apply(
+        fresh(digits_cnn), few, UNIT, seed=0
+    )
+    assert pruned.stem.out_channels == pruned.block1.conv1.out_channels == width
+    assert pruned.head.out_features == 10
+
+
+def test_one_channel_always_stays(few: Records) -> None:
+    module: Any = fresh(lambda: Mlp(64, 10, (3, 1, 2)))
+    pruned = Prune(structure="channels", sparsity=0.99).apply(module, few, UNIT, seed=0)
+    assert [tuple(weight.shape) for weight in kernels(pruned)] == [(1, 64), (1, 1), (1, 1), (10, 1)]
+    assert torch.isfinite(pruned(few.x)).all()
+
+
+def test_attention_and_recurrence_keep_their_width_when_channels_go(few: Records) -> None:
+    encoder: Any = Prune(structure="channels").apply(fresh(Encoder), few, UNIT, seed=0)
+    for layer in encoder.encoder.layers:
+        assert (layer.self_attn.q_proj.out_features, layer.linear1.out_features) == (16, 16)
+    recurrent: Any = Prune(structure="channels").apply(fresh(Recurrent), few, UNIT, seed=0)
+    assert (recurrent.lstm.hidden_size, recurrent.middle.out_features) == (16, 12)
+
+
+class Gated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gates, self.middle, self.head = nn.Linear(64, 32), nn.Linear(16, 24), nn.Linear(24, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.gates(x.flatten(1)).chunk(2, 1)
+        logits: Tensor = self.head(torch.relu(self.middle(value * torch.sigmoid(gate))))
+        return logits
+
+
+class Decoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.query = nn.Linear(8, 12), nn.Linear(8, 12)
+        self.layer = nn.TransformerDecoderLayer(12, 3, 20, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(12, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.squeeze(1)
+        logits: Tensor = self.head(self.layer(self.query(rows[:, :2]), self.embed(rows)).mean(1))
+        return logits
+
+
+@pytest.mark.parametrize("build", [Gated, Decoder, Knotted, Recurrent])
+def test_the_shapes_depend_on_no_weight(build: Any, few: Records) -> None:
+    """Shadow models have other weights and must become the same architecture as the audited one."""
+    seen = set()
+    for seed in range(4):
+        module = Architecture("test", build).fresh(seed).eval()
+        for kind in ("magnitude", "random"):
+            pruned = Prune(structure="channels", sparsity=0.6, importance=kind).apply(module, few, UNIT, seed=seed)
+            seen.add(tuple(tuple(value.shape) for value in pruned.parameters()))
+            assert size(pruned) < size(module)
+    assert len(seen) == 1
+
+
+def test_what_feeds_attention_keeps_its_width(few: Records) -> None:
+    pruned: Any = Prune(structure="channels").apply(fresh(Decoder), few, UNIT, seed=0)
+    assert (pruned.embed.out_features, pruned.layer.linear1.out_features) == (12, 10)
+    assert pruned.layer.multihead_attn.kdim == pruned.layer.multihead_attn.k_proj.in_features == 12
+
+
+def test_a_student_is_thinned_by_the_same_function(dense: nn.Module, members: Records) -> None:
+    thinned = thin(dense, members.x[:2], 0.5)
+    again = Prune(structure="channels").apply(dense, members, UNIT, seed=0)
+    assert same_state(thinned, again)
+
+
+# -- heads -------------------------------------------------------------------------------------------------------------
+
+
+def test_removed_heads_are_as_if_they_gave_nothing(few: Records) -> None:
+    """The heads with the smallest weights go; the rest computes what the whole does with those heads' outputs cut."""
+    module: Any = fresh(Encoder)
+    small = [(1, 3), (0, 1)]
+    with torch.no_grad():
+        for layer, heads in zip(module.encoder.layers, small, strict=True):
+            for head in heads:
+                rows = slice(4 * head, 4 * head + 4)
+                layer.self_attn.in_proj_weight.view(3, 16, 16)[:, rows] *= 0.1
+                layer.self_attn.out_proj.weight[:, rows] *= 0.1
+    pruned = Prune(structure="heads").apply(module, few, UNIT, seed=0)
+    left = [layer for layer in pruned.modules() if isinstance(layer, Attention)]
+    assert [(layer.num_heads, layer.q_proj.out_features, layer.out_proj.in_features) for layer in left] == [
+        (2, 8, 8)
+    ] * 2
+    masked: Any = unfold_attention(module)
+    for layer, heads in zip(masked.encoder.layers, small, strict=True):
+        for head in heads:
+            layer.self_attn.out_proj.weight.data[:, 4 * head : 4 * head + 4] = 0
+    torch.testing.assert_close(pruned(few.x), masked(few.x), rtol=1e-4, atol=1e-5)
+
+
+def test_taylor_removes_the_head_that_says_nothing(few: Records) -> None:
+    """A head whose values are zero has no effect, however large its other weights are."""
+    module: Any = fresh(Encoder)
+    for layer in module.encoder.layers:
+        attention = layer.self_attn
+        with torch.no_grad():
+            attention.in_proj_weight[:32].view(2, 4, 4, 16)[:, 2] *= 3  # queries and keys of head 2
+            attention.in_proj_weight[32:].view(4, 4, 16)[2] = 0
+            attention.in_proj_bias[32:].view(4, 4)[2] = 0
+    recipe = Prune(structure="heads", sparsity=0.25, importance="taylor")
+    pruned = recipe.apply(module, few, UNIT, seed=0)
+    torch.testing.assert_close(pruned(few.x), module(few.x), rtol=1e-4, atol=1e-5)
+
+
+class ByHand(nn.Module):
+    """Calls torch's attention function with the layer's packed weights, which an opened layer does not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.head = nn.MultiheadAttention(8, 2), nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens, own = x.squeeze(1).transpose(0, 1), self.attention
+        mixed = nn.functional.multi_head_attention_forward(
+            *(tokens, tokens, tokens, 8, 2, own.in_proj_weight, own.in_proj_bias, None, None, False, 0.0),
+            *(own.out_proj.weight, own.out_proj.bias),
+        )[0]
+        logits: Tensor = self.head(mixed.mean(0))
+        return logits
+
+
+@pytest.mark.parametrize("structure", ["heads", "channels"])
+def test_attention_that_cannot_be_opened_is_not_applicable(structure: Any, few: Records) -> None:
+    with pytest.raises(NotApplicable, match="does not run with its attention as plain"):
+        Prune(structure=structure).apply(fresh(ByHand), few, UNIT, seed=0)
+
+
+def test_one_head_always_stays(few: Records) -> None:
+    pruned = Prune(structure="heads", sparsity=0.99).apply(fresh(Encoder), few, UNIT, seed=0)
+    assert [layer.num_heads for layer in pruned.modules() if isinstance(layer, Attention)] == [1, 1]
+
+
+# -- what cannot be done -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"sparsity": 1.0}, "less than 1"),
+        ({"sparsity": 0.0}, "greater than 0"),
+        ({"steps": 2}, "need fine_tune"),
+        ({"steps": 0}, "greater than or equal to 1"),
+        ({"round_to": 8}, "structure: channels"),
+        ({"structure": "n:m", "sparsity": 0.6}, "not a whole number"),
+        ({"structure": "n:m", "group_size": 1}, "greater than or equal to 2"),
+        ({"importance": "gut feeling"}, "magnitude"),
+    ],
+)
+def test_fields_that_make_no_sense_are_refused(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        Prune(**fields)
+
+
+@pytest.mark.parametrize(
+    ("build", "fields", "words"),
+    [
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), {"structure": "channels"}, "between two"),
+        (lambda: Mlp(64, 10, (1, 1)), {"structure": "channels"}, "wide enough"),
+        (lambda: Mlp(64, 10, (1, 1)), {"structure": "channels", "steps": 2, "fine_tune": BRIEF}, "wide enough"),
+        (digits_cnn, {"structure": "heads"}, "no heads to remove"),
+        (Encoder, {"structure": "heads", "sparsity": 0.1}, "enough heads"),
+        (lambda: Mlp(64, 10, (7, 9)), {"structure": "n:m", "sparsity": 0.6, "group_size": 5}, "multiple of 5"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64)), {}, "no linear"),
+    ],
+)
+def test_what_a_model_does_not_have_is_said_in_one_sentence(
+    build: Any, fields: dict[str, Any], words: str, few: Records
+) -> None:
+    with pytest.raises(NotApplicable, match=words) as caught:
+        Prune(**fields).apply(fresh(build), few, UNIT, seed=0)
+    assert str(caught.value).count(". ") == 0
+
+
+@pytest.mark.parametrize("fields", [{"importance": "taylor"}, {"fine_tune": BRIEF}])
+def test_what_needs_records_says_so(fields: dict[str, Any], few: Records) -> None:
+    none = few.take(torch.arange(0))
+    with pytest.raises(NotApplicable, match="training records, and there are none"):
+        Prune(**fields).apply(fresh(digits_cnn), none, UNIT, seed=0)
+    Prune().apply(fresh(digits_cnn), none, UNIT, seed=0)
+
+
+def test_a_plan_is_told_in_the_same_words() -> None:
+    from crushproof.compression.recipe import RECIPES
+
+    with pytest.raises(InputError, match="sparsity"):
+        RECIPES.parse({"kind": "prune", "sparsity": 1.0})
+    with pytest.raises(InputError, match="need fine_tune"):
+        RECIPES.parse({"kind": "prune", "steps": 4})
+
+
+def test_the_words_of_the_report() -> None:
+    tuning = Training(epochs=2)
+    assert Prune(sparsity=0.8).words == "80 % of weights pruned"
+    assert Prune(structure="n:m").words == "2 of every 4 weights kept"
+    assert Prune(scope="layer", importance="random").words == "50 % of weights pruned per layer at random"
+    assert Prune(structure="heads", importance="taylor", steps=3, fine_tune=tuning).words == (
+        "50 % of heads pruned by Taylor importance in 3 steps, fine-tuned for 2 epochs each"
+    )

@@ -1,0 +1,119 @@
+"""Models that predict values: their error is audited, attacks on classes are rows that say they do not apply."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+import crushproof
+from crushproof.audit import statistics
+from crushproof.audit.api import AuditResult
+from crushproof.audit.plan import parse_plan
+from crushproof.audit.subject import load_data
+from crushproof.targets.checks import check_model
+from crushproof.targets.data import Bounds, Records
+from crushproof.targets.errors import InputError
+from crushproof.targets.loading import load_csv, load_npz
+from crushproof.targets.model import TorchTarget
+from crushproof.training.loop import Training, train
+from crushproof.training.networks import Mlp
+
+
+def friedman(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Friedman's first test function (1991) in units of its standard deviation."""
+    x = np.random.default_rng(seed).random((n, 6), dtype=np.float32)
+    y = 10 * np.sin(np.pi * x[:, 0] * x[:, 1]) + 20 * (x[:, 2] - 0.5) ** 2 + 10 * x[:, 3] + 5 * x[:, 4]
+    return x, ((y - 14.4) / 4.9).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> AuditResult:
+    members, others = friedman(600, 0), friedman(600, 1)
+    records = Records(torch.from_numpy(members[0]), torch.from_numpy(members[1]).reshape(-1, 1))
+    module = train(Mlp(6, 1, (32, 32)), records, Training(epochs=40), seed=0)
+    return crushproof.audit_model(
+        module,
+        members,
+        others,
+        {"int8": "int8", "prune30": "prune30", "coarse": {"kind": "prune", "sparsity": 0.9}},
+        task="regression",
+        out=tmp_path_factory.mktemp("regression"),
+    )
+
+
+def test_the_error_is_judged_against_the_parent(result: AuditResult) -> None:
+    rows = {row.name: row for row in result.audit.candidates}
+    assert rows["dense"].accuracy is None
+    assert rows["dense"].quality.estimate < 0.15
+    assert rows["int8"].verdict == "pass"
+    assert rows["coarse"].verdict == "fail"
+    assert rows["coarse"].quality_change is not None
+    assert rows["coarse"].quality_change.low > 0.02
+    assert {gate.rule for gate in result.audit.policy} == {"mean_squared_error"}
+
+
+def test_attacks_on_classes_are_rows_that_do_not_apply(result: AuditResult) -> None:
+    kinds = {finding.risk for finding in result.audit.findings}
+    assert kinds == {"evasion", "membership", "extraction"}
+    for finding in result.audit.findings:
+        assert finding.estimate is None
+        assert finding.reason is not None
+        assert "not applicable" in finding.reason
+
+
+def test_the_report_says_error_and_not_accuracy(result: AuditResult, tmp_path: Path) -> None:
+    page = result.to_html(tmp_path / "report.html").read_text()
+    assert "Mean squared error against size" in page
+    assert "Accuracy against size" not in page
+
+
+def test_a_mean_has_students_interval() -> None:
+    values = np.random.default_rng(0).normal(1, 2, 50)
+    found = statistics.mean(values)
+    reference = stats.ttest_1samp(values, 0)
+    low, high = reference.confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((low, high))
+    assert found.p_value == pytest.approx(reference.pvalue)
+    assert statistics.mean(np.zeros(5)).p_value == 1
+
+
+def test_values_from_files(tmp_path: Path) -> None:
+    x, y = friedman(40, 0)
+    np.savez(tmp_path / "d.npz", x_test=x, y_test=y)
+    data = load_npz(tmp_path / "d.npz", regression=True)
+    assert data.regression
+    assert (data.outputs, data.class_names) == (1, ())
+    assert torch.equal(data.non_members.y[:, 0], torch.from_numpy(y))
+    with pytest.raises(InputError, match="task: regression"):
+        load_npz(tmp_path / "d.npz")
+    lines = ["a,b,target", *(f"{row[0]},{row[1]},{value}" for row, value in zip(x, y, strict=True))]
+    (tmp_path / "d.csv").write_text("\n".join(lines))
+    table = load_csv(None, tmp_path / "d.csv", label="target", regression=True)
+    assert torch.allclose(table.non_members.y[:, 0], torch.from_numpy(y))
+    (tmp_path / "bad.csv").write_text("\n".join([*lines, "1,1,high"]))
+    with pytest.raises(InputError, match="numbers to predict"):
+        load_csv(None, tmp_path / "bad.csv", label="target", regression=True)
+
+
+def test_a_plan_says_task(tmp_path: Path) -> None:
+    x, y = friedman(40, 0)
+    np.savez(tmp_path / "d.npz", x_test=x, y_test=y)
+    plan = parse_plan(
+        "data: {kind: npz, path: d.npz, task: regression}\nmodel: {architecture: a:b}\ncandidates: {int8: int8}\n"
+    )
+    assert load_data(plan, tmp_path).regression
+
+
+def test_a_model_that_explains_nothing_is_refused() -> None:
+    x, y = (torch.from_numpy(part) for part in friedman(100, 0))
+    zero = torch.nn.Linear(6, 1)
+    torch.nn.init.zeros_(zero.weight)
+    records = Records(x, y.reshape(-1, 1))
+    with pytest.raises(InputError, match="predicting their mean does as well"):
+        check_model(TorchTarget(zero), records, Bounds.of(0, 1), 1)
+    with pytest.raises(InputError, match="one number per value"):
+        check_model(TorchTarget(torch.nn.Linear(6, 2)), records, Bounds.of(0, 1), 1)
