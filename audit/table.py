@@ -31,7 +31,7 @@ def print_audit(audit: Audit) -> None:
         cells = [words.estimate(row.quality, row.quality_metric), *(_risk(audit, row, metric) for metric in RISKS)]
         verdict = Text(_verdict(row), style=COLOURS.get(row.verdict, ""))
         name = words.label(row.name) + (" *" if row.name in audit.release else "")
-        table.add_row(Text(name), verdict, *cells, _payload(audit, row))
+        table.add_row(Text(name), verdict, *cells, _payload(row))
     console.print(table)
     if audit.release:
         console.print("* up for release", highlight=False)
@@ -56,10 +56,9 @@ def _console() -> Console:
     return console if console.is_terminal else Console(width=WIDTH)
 
 
-def _payload(audit: Audit, row: Candidate) -> str:
+def _payload(row: Candidate) -> str:
     size = words.size(row.footprint.payload_bytes)
-    compared = any(one.role == "dense" for one in audit.candidates)
-    return f"{size}, {row.footprint.ratio:.1f}x smaller" if compared and row.role != "dense" else size
+    return size if row.parent is None else f"{size}, {row.footprint.ratio:.1f}x smaller"
 
 
 def _verdict(row: Candidate) -> str:

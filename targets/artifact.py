@@ -21,7 +21,7 @@ from .meanings import labels_of, meanings, outputs_of
 from .model import BATCH, Target
 from .onnx import OnnxTarget
 from .seeds import generator
-from .trials import TIED, WEAK, Trial, agreement, clearly, likelier, nothing_fits, sentences_of
+from .trials import TEMPERATURES, TIED, WEAK, Trial, agreement, clearly, likelier, nothing_fits, sentences_of
 
 if TYPE_CHECKING:
     from .twin import Twin
@@ -199,7 +199,7 @@ def _screened(
     """Predictions of every candidate on the first records, and on all of them where it may still be the best."""
     softmax = foreign.facts.last_operator.upper() in SURE
     trials: list[Trial] = []
-    nothing = torch.full((0,), -1), torch.zeros(0, dtype=torch.float64)
+    nothing = torch.full((0,), -1), torch.zeros(0, len(TEMPERATURES), dtype=torch.float64)
     for assumptions, words, chosen in candidates:
         try:
             raw = runtime.logits(Preprocessing(assumptions)(x[:SCREENED]))
@@ -219,18 +219,19 @@ def _screened(
             if trial is best or not clearly(best, trial, y, WORSE):
                 raw = runtime.logits(Preprocessing(trial.assumptions)(x[SCREENED:]))
                 if len(raw):
-                    predicted, likelihood = _answers(raw, trial.assumptions, y[SCREENED:])
+                    predicted, likelihoods = _answers(raw, trial.assumptions, y[SCREENED:])
                     trial.predicted = torch.cat([trial.predicted, predicted])
-                    trial.likelihood = torch.cat([trial.likelihood, likelihood])
+                    trial.likelihoods = torch.cat([trial.likelihoods, likelihoods])
     return trials
 
 
 def _answers(raw: Tensor, assumptions: Assumptions, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Predictions, and the log-probabilities of the labels; see `Trial`."""
+    """Predictions, and the log-probabilities of the labels by temperature; see `Trial`."""
     finite = torch.isfinite(raw).all(1)
     logits = class_logits(raw.nan_to_num(), assumptions).double()
-    likelihood = torch.log_softmax(logits, 1).gather(1, y[: len(logits), None].clamp_max(logits.shape[1] - 1))[:, 0]
-    return torch.where(finite, logits.argmax(1), -1), likelihood
+    own = y[: len(logits), None].clamp_max(logits.shape[1] - 1)
+    likelihoods = [torch.log_softmax(logits / temperature, 1).gather(1, own) for temperature in TEMPERATURES]
+    return torch.where(finite, logits.argmax(1), -1), torch.cat(likelihoods, 1)
 
 
 def _alike(one: Assumptions, other: Assumptions) -> bool:

@@ -7,6 +7,7 @@ A finished file rarely says what its input means. The assumptions write it down,
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from .errors import InputError
 from .files import shown
+from .twin_rounding import tracing
 
 Layout = Literal["channels-first", "channels-last", "flat"]
 Units = Literal["as given", "0..1", "0..255", "-1..1"]
@@ -96,6 +98,11 @@ class Preprocessing(nn.Module):
     mean: Tensor
     std: Tensor
 
+    low: Tensor
+    high: Tensor
+    mean: Tensor | None
+    std: Tensor | None
+
     def __init__(self, assumptions: Assumptions) -> None:
         super().__init__()
         self.assumptions = assumptions
@@ -104,41 +111,49 @@ class Preprocessing(nn.Module):
             values = getattr(assumptions, name)
             self.register_buffer(name, None if values is None else torch.tensor(values, dtype=torch.float32))
 
+    def reset_parameters(self) -> None:
+        """Nothing here is learnt: a model started from scratch keeps it."""
+
     def forward(self, x: Tensor) -> Tensor:
         """Raises InputError when the records cannot take the network's shape."""
         assumed = self.assumptions
         shape = x.shape[1:]
+        if not tracing():  # an export has been preceded by a pass that checked
+            self._check(shape)
         if assumed.units != "as given":
-            low, high = _spread(self.low, shape), _spread(self.high, shape)
+            low, high = self._spread(self.low, shape), self._spread(self.high, shape)
             if assumed.low != (0.0,) or assumed.high != (1.0,):  # else they are in 0..1 already, to the bit
                 x = (x - low) / (high - low)
             if assumed.units != "0..1":
                 x = x * 255 if assumed.units == "0..255" else x * 2 - 1
-            if assumed.mean is not None:
-                x = (x - _spread(self.mean, shape)) / _spread(self.std, shape)
+            if self.mean is not None and self.std is not None:
+                x = (x - self._spread(self.mean, shape)) / self._spread(self.std, shape)
         if assumed.layout == "channels-last" and len(shape) > 1:
             x = x.movedim(1, -1)
-        if math.prod(shape) != math.prod(assumed.record):
-            raise InputError(
-                f"A record of the data has the shape {list(shape)} and the model takes {list(assumed.record)}: "
-                f"{math.prod(shape):,} values for {math.prod(assumed.record):,}. Bring the data into the model's size."
-            )
-        x = x.reshape(len(x), *assumed.record)
+        x = x.reshape(x.shape[0], *assumed.record)
         return x if assumed.grid is None else _on_grid(x, assumed.grid, self.straight_through)
 
-
-def _spread(values: Tensor, shape: torch.Size) -> Tensor:
-    """One value for all, one per channel (first axis), or one per feature, broadcastable to a record."""
-    if values.numel() == 1:
-        return values.reshape(())
-    if values.numel() == math.prod(shape):
-        return values.reshape(shape)
-    if values.numel() == shape[0]:
+    def _spread(self, values: Tensor, shape: Sequence[int]) -> Tensor:
+        """One value for all, one per channel (first axis), or one per feature, broadcastable to a record."""
+        if values.numel() == 1:
+            return values.reshape(())
+        if values.numel() == math.prod(self.assumptions.record):
+            return values.reshape(tuple(shape))
         return values.reshape(-1, *[1] * (len(shape) - 1))
-    raise InputError(
-        f"{values.numel()} values of mean, std or bounds were given for records of shape {list(shape)}. Give one "
-        "value, or one per channel."
-    )
+
+    def _check(self, shape: Sequence[int]) -> None:
+        size, record = math.prod(shape), self.assumptions.record
+        if size != math.prod(record):
+            raise InputError(
+                f"A record of the data has the shape {list(shape)} and the model takes {list(record)}: {size:,} values "
+                f"for {math.prod(record):,}. Bring the data into the model's size."
+            )
+        for values in (self.low, self.high, self.mean, self.std):
+            if values is not None and values.numel() not in (1, size, shape[0]):
+                raise InputError(
+                    f"{values.numel()} values of mean, std or bounds were given for records of shape {list(shape)}. "
+                    "Give one value, or one per channel."
+                )
 
 
 def _on_grid(x: Tensor, grid: Grid, straight_through: bool) -> Tensor:

@@ -74,9 +74,11 @@ def session_settings(model: onnx.ModelProto) -> dict[str, str]:
     """ONNX Runtime's settings for a checked model: the same values of the file's arithmetic, sooner.
 
     Where only weights are quantised there is no integer arithmetic to keep, so they are unpacked once, on loading,
-    instead of on every call (measured: four times faster).
+    instead of on every call (measured: four times faster). Weights in groups have no integer kernel either, whatever
+    the activations are (measured: 1.7 times faster unpacked).
     """
-    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+    blocked = any(one.name == "block_size" and one.i for node in model.graph.node for one in node.attribute)
+    if not blocked and any(node.op_type == "QuantizeLinear" for node in model.graph.node):
         # A weight-only product among them multiplies in float32, as the file says, not with activations in 8 bits.
         return {"session.qdq_matmulnbits_accuracy_level": "1"}
     return {"session.disable_quant_qdq": "1"}

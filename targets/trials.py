@@ -14,6 +14,7 @@ from .interface import Assumptions, Overrides
 from .meanings import shown_values
 
 TIED = 0.1  # assumptions whose difference is likelier by luck than this are as good as each other: the simplest wins
+TEMPERATURES = tuple(2.0**power for power in range(-4, 9))
 LIKELIER = 2.5  # standard errors by which the labels are more probable under one of two that are right as often
 WEAK = 0.2  # Cohen's kappa; a wrong scaling often keeps as much, so a scaling that was only guessed needs more
 
@@ -25,18 +26,24 @@ class Trial:
     Args:
         chosen: consistent with what the user said.
         predicted: int64 [n], -1 where there is no answer.
-        likelihood: float64 [n], the logarithm of the probability of the record's own label.
+        likelihoods: float64 [n, len(TEMPERATURES)], the logarithm of the probability of the record's own label, with
+            the logits divided by each temperature.
     """
 
     assumptions: Assumptions
     units: str
     chosen: bool
     predicted: Tensor
-    likelihood: Tensor
+    likelihoods: Tensor
     fault: str = ""
 
     def right(self, y: Tensor) -> Tensor:
         return self.predicted == y[: len(self.predicted)]
+
+    @property
+    def likelihood(self) -> Tensor:
+        """float64 [n], at the temperature that suits the network best: brighter inputs alone make it no surer."""
+        return self.likelihoods[:, int(self.likelihoods.mean(0).argmax())]
 
     def accuracy(self, y: Tensor) -> float:
         return float(self.right(y).double().mean())
@@ -58,7 +65,7 @@ def likelier(one: Trial, other: Trial) -> bool:
     It tells a network that sees its own pixels from one that sees them a few times too bright, which is right almost as
     often and sure of its mistakes.
     """
-    n = min(len(one.likelihood), len(other.likelihood))
+    n = min(len(one.likelihoods), len(other.likelihoods))
     gain = one.likelihood[:n] - other.likelihood[:n]
     spread = float(gain.std()) / n**0.5 if n > 1 else 0.0
     return float(gain.mean()) > LIKELIER * spread and float(gain.mean()) > 0

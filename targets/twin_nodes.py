@@ -24,11 +24,13 @@ MICROSOFT = "com.microsoft"
 
 # Numbers of onnx.TensorProto.DataType; they are part of the file format.
 FLOAT, UINT8, INT8, UINT16, INT16, INT32, INT64, BOOL, FLOAT16, DOUBLE = 1, 2, 3, 4, 5, 6, 7, 9, 10, 11
-UINT32, UINT64, BFLOAT16, UINT4, INT4 = 12, 13, 16, 21, 22
+UINT32, UINT64, BFLOAT16, UINT4, INT4, UINT2, INT2 = 12, 13, 16, 21, 22, 25, 26
 FLOATS = {FLOAT: torch.float32, DOUBLE: torch.float32, FLOAT16: torch.float16, BFLOAT16: torch.bfloat16}
 INTEGERS = {
     UINT4: (0, 15),
     INT4: (-8, 7),
+    UINT2: (0, 3),
+    INT2: (-2, 1),
     UINT8: (0, 255),
     INT8: (-128, 127),
     UINT16: (0, 2**16 - 1),
@@ -140,7 +142,7 @@ def indices(x: Tensor) -> Tensor:
 
 def constant(array: np.ndarray[Any, Any], element: int, what: str) -> Tensor:
     """An initialiser or a constant as the tensor a twin holds (see the module's docstring)."""
-    if element in FLOATS or element in (UINT8, INT8, UINT16, INT16, UINT4, INT4):
+    if element in FLOATS or element in (UINT8, INT8, UINT16, INT16, UINT4, INT4, UINT2, INT2):
         return torch.from_numpy(np.array(array, dtype=np.float32))
     if element in (INT32, INT64, UINT32):
         return torch.from_numpy(np.array(array, dtype=np.int64))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .errors import InputError
 from .twin_nodes import FLOATS, INTEGERS, Function, Node, integers
-from .twin_rounding import rounded
+from .twin_rounding import rounded, tracing
 
 
 class Source(Enum):
@@ -65,7 +65,7 @@ class Twin(nn.Module):
             step.node.straight_through = passes
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.shape is not None and not _fits(x.shape[1:], self.shape):
+        if not tracing() and self.shape is not None and not _fits(x.shape[1:], self.shape):
             raise InputError(
                 f"The ONNX model takes records of shape {_shown(self.shape)}, not {list(x.shape[1:])}. Give them in "
                 "the model's own layout."

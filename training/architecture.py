@@ -62,10 +62,13 @@ RESETS = ("reset_parameters", "_reset_parameters")  # the second is what torch's
 
 
 def unresettable(module: nn.Module) -> str | None:
-    """The first layer that holds weights and cannot initialise them anew, in words; None when all can."""
+    """The first layer that holds weights and cannot initialise them anew, in words; None when all can.
+
+    Buffers of integers or of one number are constants of the architecture, such as sizes; others may have been learnt.
+    """
     for path, layer in module.named_modules():
-        own = [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
-        if own and not any(hasattr(layer, name) for name in RESETS):
+        buffers = [one for one in layer.buffers(recurse=False) if one.is_floating_point() and one.numel() > 1]
+        if (buffers or list(layer.parameters(recurse=False))) and not any(hasattr(layer, name) for name in RESETS):
             return f"{path or 'of the model'} ({type(layer).__name__})"
     return None
 

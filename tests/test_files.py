@@ -1,0 +1,204 @@
+"""Finished files, audited from the command line and from a plan: no recipe, no architecture, perhaps a dense model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from crushproof.audit import cli
+from crushproof.audit.findings import Audit, Candidate
+from crushproof.compression.export import to_onnx
+from crushproof.targets.data import Data
+from crushproof.training.loop import Training, train
+from crushproof.training.networks import Mlp
+
+ATTACKS = [
+    {"kind": "evasion", "records": 60, "epsilons": [0.1], "parts": [{"kind": "pgd", "steps": 10}, "transfer"]},
+    "membership",
+    {"kind": "extraction", "budgets": [40], "least_steps": 20},
+]
+
+
+def audit(*arguments: str | Path, folder: Path) -> tuple[int, str, Audit | None]:
+    """Exit code, what was printed, and the audit that was written."""
+    out = folder / "out"
+    words = ["audit", *map(str, arguments), "--out", str(out), "--workers", "0"]
+    done = CliRunner().invoke(cli.app, words)
+    path = out / "audit.json"
+    return done.exit_code, done.output, Audit.model_validate_json(path.read_bytes()) if path.is_file() else None
+
+
+@pytest.fixture(scope="module")
+def folder(digits: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLP as ONNX, ONNX Runtime's own int8 file of it, one with a tampered layer, and the records, in 0..255."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    place = tmp_path_factory.mktemp("files")
+    assert digits.members is not None
+    model: nn.Module = train(Mlp(64, 10, (32,)), digits.members, Training(epochs=8), seed=0)
+    (place / "model.onnx").write_bytes(to_onnx(model, digits.shape))
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
+        def __init__(self) -> None:
+            self.left = iter([{"input": digits.members.x[:128].numpy()}] if digits.members is not None else [])
+
+        def get_next(self) -> Any:
+            return next(self.left, None)
+
+    quantize_static(
+        place / "model.onnx",
+        place / "int8.onnx",
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
+    tampered = onnx.load(place / "int8.onnx")
+    codes = max(tampered.graph.initializer, key=lambda tensor: np.prod(tensor.dims))
+    values = onnx.numpy_helper.to_array(codes).copy()
+    chosen = np.random.default_rng(0).permutation(values.size)[: values.size // 20]
+    values.flat[chosen] = np.where(values.flat[chosen] > 0, values.flat[chosen] - 2, values.flat[chosen] + 2)
+    codes.CopyFrom(onnx.numpy_helper.from_array(values, codes.name))
+    onnx.save(tampered, place / "tampered.onnx")
+    arrays = {"x_test": digits.non_members.x, "y_test": digits.non_members.y}
+    members = {"x_train": digits.members.x, "y_train": digits.members.y}
+    for name, chosen_arrays in (("test", arrays), ("both", {**arrays, **members})):
+        np.savez(
+            place / f"{name}.npz",
+            **{key: np.round(v.numpy() * 255).astype(np.uint8) for key, v in chosen_arrays.items() if key[0] == "x"},
+            **{key: v.numpy() for key, v in chosen_arrays.items() if key[0] == "y"},
+        )
+    return place
+
+
+def plan(folder: Path, name: str, **fields: Any) -> Path:
+    raw = {"attacks": ATTACKS, "shadows": {"training_free": 4, "trained": 4}, **fields}
+    path = folder / f"{name}.yaml"
+    path.write_text(json.dumps(raw))
+    return path
+
+
+def row(found: Audit | None, name: str) -> Candidate:
+    assert found is not None
+    return next(one for one in found.candidates if one.name == name)
+
+
+def test_one_line_on_a_file_alone(folder: Path, tmp_path: Path) -> None:
+    code, said, found = audit(
+        "--artifact", folder / "int8.onnx", "--data", folder / "test.npz", "--bounds", "0", "255", folder=tmp_path
+    )
+    assert code == 3  # nothing to compare with, and the built-in policy limits changes only
+    assert "no dense model is known" in said.replace("\n", " ").replace("  ", " ")
+    candidate = row(found, "int8")
+    assert found is not None
+    assert candidate.kernels is not None
+    assert candidate.kernels.integer > 0
+    assert candidate.certificate is not None
+    assert candidate.certificate.label_agreement >= 0.995
+    assert any("0..1" in line and "overrule" in line for line in candidate.assumed), candidate.assumed
+    risks = {finding.risk: finding for finding in found.findings if finding.id.count("/") == 1}
+    assert risks["evasion"].threat_model.access == "white-box"
+    assert risks["evasion"].estimate is not None
+    assert risks["evasion"].changes == []
+    assert {part.name for part in risks["evasion"].parts if part.estimate is not None} >= {"pgd", "apgd", "square"}
+    assert "training records" in (risks["membership"].reason or "")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "A differentiable twin was read" in page
+    assert "int8.onnx" in page
+
+
+def test_with_the_dense_model_the_lineage_is_checked(folder: Path, tmp_path: Path) -> None:
+    written = plan(
+        folder,
+        "both",
+        data={"kind": "npz", "path": "both.npz"},
+        model={"file": "model.onnx"},
+        candidates={
+            "int8": {"file": "int8.onnx", "recipe": "int8"},
+            "tampered": {"file": "tampered.onnx"},
+            "made": {"kind": "quantize", "weight_bits": 4, "keep_ends_8bit": False},
+        },
+    )
+    _, _, found = audit(written, folder=tmp_path)
+    honest, tampered, made = row(found, "int8"), row(found, "tampered"), row(found, "made")
+    assert honest.lineage is not None
+    assert honest.lineage.verdict == "confirmed"
+    assert tampered.lineage is not None
+    assert tampered.lineage.verdict == "not a rounding of the dense model"
+    assert any("5.0 %" in line or "4.9 %" in line for line in tampered.lineage.sentences)
+    assert made.lineage is None  # its bytes were made here
+    assert honest.disagreement is not None
+    assert honest.disagreement.estimate < 0.05
+    assert honest.quality_change is not None
+    assert honest.quality_change.baseline == "dense"
+    assert made.footprint.ratio > 4
+    assert found is not None
+    membership = {finding.candidate: finding for finding in found.findings if finding.risk == "membership"}
+    assert membership["int8"].estimate is not None
+    assert "shadows-differ" in membership["tampered"].flags  # how it was compressed is not declared
+
+
+def test_members_without_a_dense_model(folder: Path, tmp_path: Path) -> None:
+    written = plan(
+        folder,
+        "members",
+        data={"kind": "npz", "path": "both.npz"},
+        candidates={"int8": {"file": "int8.onnx"}},
+    )
+    _, _, found = audit(written, folder=tmp_path)
+    assert found is not None
+    exposed = next(one for one in found.findings if one.id == "int8/membership")
+    assert exposed.estimate is not None
+    assert "no-shadows" in exposed.flags
+    assert exposed.attack.startswith("population")
+
+
+def test_mistakes_end_in_a_sentence(folder: Path, tmp_path: Path) -> None:
+    def refused(*arguments: str | Path) -> tuple[int, str]:
+        code, said, found = audit(*arguments, folder=tmp_path)
+        assert found is None
+        assert "Traceback" not in said
+        return code, " ".join(said.split())
+
+    file, data = folder / "int8.onnx", folder / "test.npz"
+    code, said = refused("--data", data)
+    assert (code, "--data belongs to --artifact" in said) == (2, True)
+    code, said = refused("--artifact", file)
+    assert (code, "x_test and y_test" in said) == (2, True)
+    code, said = refused("--artifact", file, "--data", data, "--mean", "grey")
+    assert (code, "--mean" in said) == (2, True)
+    code, said = refused("--artifact", file, "--data", data, "--mean", "40", "--std", "0.01")
+    assert code == 2
+    code, said = refused("--artifact", file, "--data", data, "--recipe", "int8")
+    assert (code, "dense model" in said) == (2, True)
+    code, said = refused("--artifact", folder / "int9.onnx", "--data", data)
+    assert (code, "int8.onnx" in said) == (2, True)  # did you mean
+    crafted = tmp_path / "crafted.onnx"
+    torch.save({"a": torch.zeros(3)}, crafted)
+    assert refused("--artifact", crafted, "--data", data)[0] == 5
+    code, said = refused("--artifact", file, "--data", data, folder / "both.yaml")
+    assert (code, "Give either a plan" in said) == (2, True)
+
+
+def test_plans_of_files_are_checked(folder: Path, tmp_path: Path) -> None:
+    data = {"kind": "npz", "path": "test.npz"}
+    wrong = {
+        "no dense model to compress": {"data": data, "candidates": {"int8": "int8"}},
+        "nothing can be compressed as": {"data": data, "candidates": {"a": {"file": "int8.onnx", "recipe": "int8"}}},
+        "either architecture": {"data": data, "model": {}, "candidates": {"a": {"file": "int8.onnx"}}},
+        "no finished file, or": {"data": data, "candidates": {"a": {"interface": {"layout": "flat"}}}},
+    }
+    for words, fields in wrong.items():
+        code, said, _ = audit(plan(folder, "wrong", **fields), folder=tmp_path)
+        assert code == 2, words
+        if words != "no finished file, or":
+            assert words in " ".join(said.split())
