@@ -5,12 +5,11 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ..compression.footprint import interleaved_latency
-from ..targets.model import Target
+from ..compression.footprint import Timed, interleaved_latency
 from .findings import Environment, Latency
 
 PACKAGES = (
@@ -57,7 +56,7 @@ def processor() -> str:
     return platform.processor() or "unknown"
 
 
-def latencies(models: Mapping[str, Callable[[], Target]], shape: tuple[int, ...]) -> dict[str, list[Latency]]:
+def latencies(models: Mapping[str, Timed], shape: tuple[int, ...]) -> dict[str, list[Latency]]:
     """Times by model, taken in turns: a slow minute of the machine hits all alike."""
     rows = interleaved_latency(models, shape)
     return {name: [Latency.model_validate(row) for row in timed] for name, timed in rows.items()}

@@ -17,6 +17,9 @@ from .measures import FPR, Bools, auc, auc_change, roc, tpr, tpr_change
 from .reader import Reader, candidate_flags, part_of, shell_of, with_evidence
 
 
+NO_MEMBERS = "the data has no training records (x_train, y_train) to tell apart from others"
+
+
 def membership(reader: Reader, contender: Contender, attack: Membership, label: str) -> list[Finding]:
     """TPR at 1 % FPR and AUC of the attack that was best on pseudo-targets."""
     if contender.parent is None:
@@ -30,7 +33,7 @@ def membership(reader: Reader, contender: Contender, attack: Membership, label: 
     cell = f"{label}/{contender.name}"
     result = reader.get(cell)
     if result is None:
-        reason = reader.why(cell) if reader.suite.has(cell) else "no training records: membership cannot be audited"
+        reason = reader.why(cell) if reader.suite.has(cell) else NO_MEMBERS
         return [shell(attack="membership", reason=reason), auc_shell(detail="auc", attack="membership", reason=reason)]
     summary = result.document["summary"]
     is_member = np.asarray(result.arrays["is_member"], dtype=bool)

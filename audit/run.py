@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..attacks.evasion.evasion import Evasion
 from ..attacks.membership.membership import Membership
+from ..compression.footprint import Timed
 from ..targets.errors import Incomplete, InputError
-from ..targets.model import Target
 from .assembly import findings_of, unread
 from .candidates import candidate_row
 from .cells import Result
@@ -26,7 +24,6 @@ from .policy import apply_policy, load_policy
 from .power import limits_of, power_of
 from .progress import Progress
 from .reader import Reader
-from .steps import deployed_of
 from .store import Store
 from .subject import Subject, resolve
 from .suite import Suite, spawn_argument
@@ -238,12 +235,13 @@ def reader_of(suite: Suite, store: Store, outcome: Outcome, command: str) -> Rea
 
 def environment_of(suite: Suite, store: Store, outcome: Outcome, started: float) -> Environment:
     environment = host(str(suite.device))
-    models: dict[str, Callable[[], Target]] = {}
+    models: dict[str, Timed] = {}
     memory = {}
     for contender in suite.lineup.contenders:
         candidate = suite.cell(suite.candidate_cell(contender)).key
         if store.has(candidate) and store.get(candidate).files:
-            models[contender.name] = partial(deployed_of, contender, store.get(candidate))
+            files = store.get(candidate).files
+            models[contender.name] = files["model.onnx"] if contender.file is None else contender.file.deployed
         served = suite.cell(f"memory/{contender.name}").key
         if store.has(served) and "peak_bytes" in store.get(served).document:
             memory[contender.name] = store.get(served).document["peak_bytes"]

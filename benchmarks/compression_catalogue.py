@@ -101,7 +101,7 @@ def catalogue(tune: Training, school: Training) -> dict[str, dict[str, Any]]:
         "student with hints": student | {"hint_weight": 1.0},
         "largest half of activations": {"kind": "dynamic-sparsity", **tuned},
         "largest half per position": {"kind": "dynamic-sparsity", "per": "position", **tuned},
-        "prune 90 %, share 16": chain(prune(0.9, **tuned), {"kind": "share"}),
+        "prune 90 %, share 16 tuned": chain(prune(0.9, **tuned), {"kind": "share", **tuned}),
         "half the channels, int8": chain(channels, int8),
         "half-width student, int8": chain(student, int8),
         "Tucker, int8": chain({"kind": "factorize", **tuned}, int8),
@@ -196,7 +196,7 @@ def case(deployed: Target, twin: nn.Module, records: Records, bounds: Bounds) ->
 def lines(rows: list[Row]) -> list[tuple[str, ...]]:
     """The table, its header first; what a recipe refused stands under it."""
     header = ("recipe", "acc %", "loss", "payload kB", "x", "file kB", "x", "ms @1", "x", "ms @256", "x")
-    table = [(*header, "twin agrees %", "max diff", "integer", "float")]
+    table: list[tuple[str, ...]] = [(*header, "twin agrees %", "max diff", "integer", "float")]
     for row in rows:
         if row["refused"] is not None:
             table.append((row["name"], *["-"] * (len(table[0]) - 1)))

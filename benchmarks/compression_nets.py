@@ -55,9 +55,9 @@ def mnist_task(folder: Path) -> Task:
     train_records, test, bounds = mnist(folder)
     few = subset(train_records, 20_000)
     dense = trained(Architecture("mnist_cnn", mnist_cnn), few, Training(epochs=3, batch_size=128))
-    tune = Training(epochs=1, batch_size=128, learning_rate=1e-3)
-    school = Training(epochs=3, batch_size=128)
-    return Task("MNIST CNN", dense, subset(few, 10_000), test, bounds, tune, school)
+    tune = Training(epochs=1, batch_size=64, learning_rate=1e-3)
+    school = Training(epochs=4, batch_size=64)
+    return Task("MNIST CNN", dense, subset(few, 5_000), test, bounds, tune, school)
 
 
 def mnist(folder: Path) -> tuple[Records, Records, Bounds]:

@@ -29,7 +29,7 @@ from crushproof.targets.seeds import generator
 from crushproof.targets.twin import twin_of
 from crushproof.training.architecture import Architecture
 
-ATTACKED = 1000  # test records
+ATTACKED = 500  # test records
 EPSILONS = (0.05, EPSILON)
 STARTS = 8  # random corners, and random points, of each box
 

@@ -24,7 +24,11 @@ RECORDS = 32  # per step
 def layer_calls(module: nn.Module, layer: nn.Module, x: Tensor) -> list[Tensor]:
     """What enters `layer` while `module` runs on `x`: one tensor [n * calls, *shape] per shape that occurs."""
     calls: dict[tuple[int, ...], list[Tensor]] = {}
-    watch(module, [layer], x, lambda _, entering: calls.setdefault(tuple(entering.shape[1:]), []).append(entering))
+
+    def keep(_: int, entering: Tensor) -> None:  # a copy: the model may go on to change the tensor in place
+        calls.setdefault(tuple(entering.shape[1:]), []).append(entering.clone())
+
+    watch(module, [layer], x, keep)
     return [torch.cat(parts) for parts in calls.values()]
 
 

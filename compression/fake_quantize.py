@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..targets.errors import NotApplicable
+from ..targets.twin_rounding import quantized
 from .layers import PLAIN, REBUILDABLE, rebuildable, replace_layers
 from .weight_codes import (
     SIXTEEN_BITS,
@@ -31,7 +32,7 @@ from .weight_codes import (
 
 Operation = Literal["linear", "conv1d", "conv2d", "embedding"]
 Activations = tuple[float, float] | Literal["dynamic"] | None
-"""Of a layer's input: its calibrated (low, high); the range of each call; None, left in float."""
+"""Of a layer's input: its calibrated (low, high); the range of each record; None, left in float."""
 
 _OPERATIONS: dict[type[nn.Module], Operation] = {
     nn.Linear: "linear",
@@ -43,27 +44,15 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 _BIAS_LIMIT = 2.0**30  # bias codes stay below it, so that an int32 accumulator has room for the products
 
 
-class _HardRound(torch.autograd.Function):
-    """The value of fake quantisation with the true derivative of rounding: zero wherever there is one."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, 0, 255)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return torch.zeros_like(gradients[0]), None, None
-
-
 def round_to_grid(x: Tensor, scale: Tensor, zero_point: Tensor, straight_through: bool) -> Tensor:
-    """x float32 rounded to the u8 grid of scale float32 [] and zero point int32 [] (0..255), as ONNX rounds.
+    """x float32 rounded to the u8 grid of scale float32 and zero point int32 (0..255), as ONNX rounds.
 
     Gradients pass inside the grid's range under `straight_through`; they are zero otherwise.
+
+    Args:
+        scale, zero_point: [], or one per record, [n, 1, ...].
     """
-    if straight_through:  # the fused operator
-        return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, 0, 255)
-    rounded: Tensor = _HardRound.apply(x, scale, zero_point)  # type: ignore[no-untyped-call]  # torch's own stub
-    return rounded
+    return quantized(x, scale, zero_point.to(x.dtype), (0, 255), straight_through, back=True)
 
 
 @rebuildable(
@@ -94,9 +83,9 @@ class QuantizedLayer(nn.Module):
     Args:
         operation: what it computes; an embedding takes integers, and its rows are the channels.
         shape: of the weight.
-        activations: "static": inputs are rounded to the calibrated grid. "dynamic": to a grid over the smallest and
-            largest value of the call's whole input, 0 included, as ONNX's DynamicQuantizeLinear does; so an answer
-            depends on what else is in the batch. "float": not rounded.
+        activations: "static": inputs are rounded to the calibrated grid. "dynamic": each record to a grid over its own
+            smallest and largest value, 0 included, as ONNX's DynamicQuantizeLinear does with a record that comes alone.
+            "float": not rounded.
         padding: zeros on both sides of each spatial dimension.
     """
 
@@ -189,8 +178,14 @@ def input_grid(low: float, high: float) -> tuple[float, int]:
 
 
 def dynamic_grid(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(scale float32 [], zero point int32 []) of the u8 grid that ONNX's DynamicQuantizeLinear puts over x."""
-    low, high = torch.aminmax(x.detach())
+    """(scale, zero point int32) of the u8 grid that ONNX's DynamicQuantizeLinear puts over one record.
+
+    Args:
+        x: [n, ...]; each of the n has its own grid, [n, 1, ...], as if it came alone: then an answer does not depend on
+            who else asks, and `onnx.OnnxTarget` asks a dynamic file in the same way.
+    """
+    axes = tuple(range(1, x.dim()))
+    low, high = x.detach().amin(axes, keepdim=True), x.detach().amax(axes, keepdim=True)
     low, high = low.clamp_max(0.0), high.clamp_min(0.0)
     scale = (high - low) / 255
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))

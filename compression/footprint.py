@@ -322,7 +322,8 @@ def interleaved_latency(
         By model, a row per batch size: batch, threads, p50, p95 (milliseconds per call), records_per_second.
     """
     targets = {
-        name: OnnxTarget(model, threads) if isinstance(model, bytes) else model() for name, model in models.items()
+        name: OnnxTarget(model, threads, together=True) if isinstance(model, bytes) else model()
+        for name, model in models.items()
     }
     rows: dict[str, list[dict[str, int | float]]] = {name: [] for name in models}
     for batch in batches:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 LONGEST_CHAIN = 64  # nodes between a constant and its use; a real file has a handful
+FRACTION_BITS = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}
 LARGEST_FOLD = 2**28  # elements of a constant that is computed from others
 
 
@@ -70,6 +71,8 @@ class Graph:
         self.outputs = {output.name for output in model.graph.output}
         self._collect(model.graph)
         self.producers = {output: node for node in self.nodes for output in node.output}
+        self.varying = {item.name for item in model.graph.input} - set(self.held)  # what depends on the model's input
+        self._spread(model.graph)
         self.consumers: dict[str, list[onnx.NodeProto]] = {}
         for node in self.nodes:
             for name in set(node.input):
@@ -85,6 +88,17 @@ class Graph:
                     self.held[node.output[0]] = attribute.t
                 for inner in (attribute.g, *attribute.graphs):
                     self._collect(inner)
+
+    def _spread(self, graph: onnx.GraphProto) -> None:
+        """Adds the outputs of every node that depends on the input, by way of an inner graph too."""
+        for node in graph.node:
+            used = set(node.input)
+            for inner in (graph for item in node.attribute for graph in (item.g, *item.graphs)):
+                self.varying.update(item.name for item in inner.input)
+                self._spread(inner)
+                used.update(name for part in inner.node for name in (*part.input, *part.output))
+            if used & self.varying:
+                self.varying.update(node.output)
 
     def constant(self, name: str, depth: int = 0) -> Constant | None:
         """The tensor of that name; None where it depends on the input, or on an operator that is not followed."""
@@ -133,7 +147,7 @@ def coded(raw: Array, scale: Array, zero: Array | None, axis: int, block: int = 
         if values.size == 1:
             return np.broadcast_to(values.reshape(()), raw.shape)
         if values.ndim == raw.ndim and block:
-            repeated = np.repeat(values, block, axis=axis)
+            repeated = np.repeat(values, min(block, raw.shape[axis]), axis=axis)  # blocks may outgrow the axis
             return repeated[tuple(slice(0, length) for length in raw.shape)]
         shape = values.shape if values.ndim > 1 else [-1 if i == axis else 1 for i in range(raw.ndim)]
         return np.broadcast_to(values.reshape(shape), raw.shape)
@@ -268,9 +282,32 @@ def _gather(node: onnx.NodeProto, inputs: list[Constant | None]) -> Constant | N
     return tensor.moved(lambda array: np.take(array, index, axis))
 
 
-def _cast(node: onnx.NodeProto, inputs: list[Constant | None]) -> Constant | None:
-    """Codes that are cast keep their own type until a multiplication says what they stand for."""
+def _identity(node: onnx.NodeProto, inputs: list[Constant | None]) -> Constant | None:
     return inputs[0]
+
+
+def _cast(node: onnx.NodeProto, inputs: list[Constant | None]) -> Constant | None:
+    """As the runtime casts. Integers that become floats stay integers until a multiplication says what they count in.
+
+    Floats of fewer bits are stored in as many, whatever holds them in the file; values of codes are not cast further.
+    """
+    import onnx
+
+    tensor = inputs[0]
+    if tensor is None or tensor.plain is None:
+        return tensor
+    wanted = onnx.helper.tensor_dtype_to_np_dtype(int(attribute(node, "to", 0)))
+    floating = tensor.plain.dtype.kind not in "iub"
+    if wanted.name in FRACTION_BITS:
+        if not floating:
+            return tensor
+        narrower = FRACTION_BITS[wanted.name] < FRACTION_BITS.get(tensor.stored, 0)
+        with np.errstate(over="ignore"):
+            return replace(tensor, plain=tensor.plain.astype(wanted), stored=wanted.name if narrower else tensor.stored)
+    if wanted.kind not in "iu":
+        return tensor if wanted.name in ("int4", "uint4", "int2", "uint2") and not floating else None
+    with np.errstate(invalid="ignore"):  # a float beyond the integers: what it becomes is the runtime's affair
+        return replace(tensor, plain=tensor.plain.astype(wanted))
 
 
 def _multiply(node: onnx.NodeProto, inputs: list[Constant | None]) -> Constant | None:
@@ -305,7 +342,7 @@ def _arithmetic(operation: Callable[[Array, Array], Array]) -> Fold:
 
 Fold = Callable[["onnx.NodeProto", list[Constant | None]], Constant | None]
 _FOLDS: dict[str, Fold] = {
-    "Identity": _cast,
+    "Identity": _identity,
     "Cast": _cast,
     "DequantizeLinear": _dequantize,
     "QuantizeLinear": _quantize,

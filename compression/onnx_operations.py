@@ -103,7 +103,8 @@ def operations(model: onnx.ModelProto, shape: tuple[int, ...]) -> list[Operation
     graph = Graph(model)
     by_node: dict[int, list[Weight]] = {}
     for weight in weights(graph):
-        by_node.setdefault(id(weight.node), []).append(weight)
+        if weight.stages:  # else its shape is not known either
+            by_node.setdefault(id(weight.node), []).append(weight)
     outer = {output for node in model.graph.node for output in node.output}
     outer |= {item.name for item in model.graph.input}
     nodes = [

@@ -65,15 +65,19 @@ SLOTS: dict[str, tuple[_Slot, ...]] = {
     "QGemm": (_Slot(3, 4, 5, 6, 1, product=True),),
     "DynamicQuantizeMatMul": (_Slot(1, 2, 3, 4, product=True),),
     "MatMulIntegerToFloat": (_Slot(1, 3, 5, 6, product=True),),
+    "FusedConv": (_Slot(1, bias=2),),
+    "FusedGemm": (_Slot(1, bias=2, product=True),),
+    "FusedMatMul": (_Slot(1, product=True),),
+    "TransposeMatMul": (_Slot(1, product=True),),
     "Gather": (_Slot(0),),
     "LSTM": _RECURRENT,
     "GRU": _RECURRENT,
     "RNN": _RECURRENT,
     "DynamicQuantizeLSTM": (_Slot(1, 8, 9, 3, product=True), _Slot(2, 10, 11, product=True)),
 }
-CONVOLUTIONS = ("Conv", "ConvTranspose", "ConvInteger", "QLinearConv")
+CONVOLUTIONS = ("Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "FusedConv")
 RECURRENT = ("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM")
-UNFOLLOWED = ("Gather", *RECURRENT)  # nothing behind them folds into their weights
+UNFOLLOWED = ("Gather", "FusedConv", "FusedGemm", *RECURRENT)  # nothing behind them folds into their weights
 _PASSING = ("Identity", "Cast", "QuantizeLinear", "DequantizeLinear", "Dropout")
 
 
@@ -86,14 +90,24 @@ def weights(graph: Graph) -> Iterator[Weight]:
             if slot.weight >= len(node.input) or not node.input[slot.weight]:
                 continue
             constant = graph.constant(node.input[slot.weight])
-            if constant is None or len(constant.shape) < 2 or (node.op_type == "Gather" and not _embeds(node, graph)):
+            if node.op_type == "Gather" and not _embeds(node, graph):
+                continue
+            if constant is None and node.input[slot.weight] not in graph.varying:
+                yield _unread(node, Constant(node.input[slot.weight], "float32", None))
+                continue
+            if constant is None or len(constant.shape) < 2:
                 continue
             try:
                 yield _read(node, slot, constant, graph)
             except (ValueError, IndexError, TypeError):
-                yield Weight(_name(node, constant), node, replace(constant, plain=None, codes=None), ())
+                yield _unread(node, constant)
             if node.op_type == "MatMul":
                 break  # one of its two operands
+
+
+def _unread(node: onnx.NodeProto, constant: Constant) -> Weight:
+    """A weight that is there, made in a way that is not followed."""
+    return Weight(_name(node, constant), node, replace(constant, plain=None, codes=None), ())
 
 
 def _read(node: onnx.NodeProto, slot: _Slot, constant: Constant, graph: Graph) -> Weight:
@@ -120,7 +134,7 @@ def _read(node: onnx.NodeProto, slot: _Slot, constant: Constant, graph: Graph) -
     if transposed:
         constant = constant.moved(lambda array: np.swapaxes(array, 0, 1))
     outputs = constant.shape[0] if node.op_type not in RECURRENT else 0
-    alpha = float(attribute(node, "alpha", 1.0)) if node.op_type in ("Gemm", "QGemm") else 1.0
+    alpha = float(attribute(node, "alpha", 1.0)) if slot.product else 1.0
     bias: Array = np.zeros(outputs)
     step: Array = np.zeros(outputs)
     biased = False

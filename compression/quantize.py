@@ -18,7 +18,7 @@ from ..training.loop import Training
 from .activation_grids import quantize_additions
 from .adaptive_rounding import adaptive_codes, layer_calls
 from .attention import unfold_attention
-from .calibration import Calibration, input_ranges
+from .calibration import Calibration, input_ranges, watch
 from .fake_quantize import Activations, QuantizedLayer, can_quantize, fold_batch_norm, quantize_layer
 from .layers import PLAIN, noise, replace_layers
 from .quantization_aware import train_quantized
@@ -27,6 +27,7 @@ from .recurrent import QuantizedRecurrent, quantize_recurrent
 from .weight_codes import SIXTEEN_BITS, Bits, Granularity, Number, Rounding, WeightFormat
 
 RECURRENT = (nn.LSTM, nn.GRU)
+FEW = 5  # records of noise that show how a model works
 
 
 @RECIPES.register
@@ -51,7 +52,7 @@ class Quantize(Recipe):
     activations: Literal["static", "dynamic", "float"] = Field(
         "static",
         description="each layer's input: static, 8 bits over a calibrated range; dynamic, 8 bits over the range "
-        "of each call, which needs no calibration; float, as they are (weights only)",
+        "of each record, which needs no calibration; float, as they are (weights only)",
     )
     rounding: Literal["nearest", "stochastic", "adaptive"] = Field(
         "nearest",
@@ -189,7 +190,8 @@ class Quantize(Recipe):
                 "or activations: dynamic or float, and no fine_tune."
             )
         x = self.calibration_set(prepared, records, bounds, seed) if self.measures else None
-        activations = self._activations(prepared, layers, x, bounds)
+        example = noise(prepared, records, bounds, FEW, seed)
+        activations = self._activations(prepared, layers, x, example, bounds)
         paths = {layer: path for path, layer in prepared.named_modules()}
         if self.fine_tune is not None:
             quantized = train_quantized(
@@ -221,9 +223,12 @@ class Quantize(Recipe):
         return quantized.eval()
 
     def _activations(
-        self, prepared: nn.Module, layers: Sequence[nn.Module], x: Tensor | None, bounds: Bounds
+        self, prepared: nn.Module, layers: Sequence[nn.Module], x: Tensor | None, example: Tensor, bounds: Bounds
     ) -> list[Activations]:
-        """What each layer does with its input; embeddings and recurrent layers leave it as it is."""
+        """What each layer does with its input; embeddings and recurrent layers leave it as it is.
+
+        A range of each record needs records: a layer whose input is the same for all (learned positions) has none.
+        """
         rounding = [layer for layer in layers if not isinstance(layer, (nn.Embedding, *RECURRENT))]
         choices: dict[nn.Module, Activations] = {}
         if self.activations == "static":
@@ -231,7 +236,13 @@ class Quantize(Recipe):
             ranges = input_ranges(prepared, rounding, x, bounds, self.calibration, self.percentile)
             choices = dict(zip(rounding, ranges, strict=True))
         elif self.activations == "dynamic":
-            choices = dict.fromkeys(rounding, "dynamic")
+            apart = dict.fromkeys(range(len(rounding)), True)
+
+            def see(position: int, entering: Tensor) -> None:
+                apart[position] &= entering.dim() > 1 and len(entering) == len(example)
+
+            watch(prepared, rounding, example, see)
+            choices = {layer: "dynamic" for position, layer in enumerate(rounding) if apart[position]}
         return [choices.get(layer) for layer in layers]
 
     def calibration_set(self, module: nn.Module, records: Records, bounds: Bounds, seed: int) -> Tensor:

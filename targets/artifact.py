@@ -87,10 +87,10 @@ class Differentiable(nn.Module):
         straight_through: settable; False gives rounding the zero gradients that it really has.
     """
 
-    def __init__(self, twin: Twin, grid: tuple[float, float] | None, assumptions: Assumptions) -> None:
+    def __init__(self, twin: Twin, assumptions: Assumptions) -> None:
         super().__init__()
         self.preprocessing, self.twin = Preprocessing(assumptions), twin
-        self._grid, self._assumptions = grid, assumptions
+        self._assumptions = assumptions
 
     @property
     def rounds(self) -> bool:
@@ -105,10 +105,7 @@ class Differentiable(nn.Module):
         self.preprocessing.straight_through = self.twin.straight_through = passes
 
     def forward(self, x: Tensor) -> Tensor:
-        answer = self.twin(self.preprocessing(x)).float()
-        if self._grid is not None:  # the file ends in integers
-            answer = (answer - self._grid[1]) * self._grid[0]
-        return class_logits(answer, self._assumptions)
+        return class_logits(self.twin(self.preprocessing(x)).float(), self._assumptions)
 
 
 def differentiable(
@@ -128,10 +125,9 @@ def differentiable(
             "A TFLite file has no differentiable twin, so no white-box attack follows its gradients; attacks by "
             "scores, by labels and by transfer do apply. Convert the model to ONNX to have both."
         )
-    from .onnx_safety import check_onnx, ports
     from .twin import twin_of
 
-    module = Differentiable(twin_of(data), ports(check_onnx(data))[1][0].grid, assumptions).eval()
+    module = Differentiable(twin_of(data), assumptions).eval()
     middle = ((bounds.low + bounds.high) / 2).expand(shape)
     with torch.no_grad():
         module(middle[None].clone())

@@ -95,11 +95,6 @@ class Preprocessing(nn.Module):
 
     low: Tensor
     high: Tensor
-    mean: Tensor
-    std: Tensor
-
-    low: Tensor
-    high: Tensor
     mean: Tensor | None
     std: Tensor | None
 

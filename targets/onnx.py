@@ -43,6 +43,8 @@ class OnnxTarget:
             a QuantizeLinear, it is turned back into floats.
         threads: within an operator; operators run one after another.
         provider: ONNX Runtime's execution provider.
+        together: for timing alone. A file with dynamic quantisation measures ranges over all that are asked at once, so
+            that an answer would depend on who else asks: such a file is asked one record at a time, unless this is set.
 
     Raises:
         InputError: there is no such file, or its input or output is not that of a classifier.
@@ -50,10 +52,20 @@ class OnnxTarget:
             before the runtime sees it.
     """
 
-    def __init__(self, model: bytes | Path, threads: int = 1, provider: str = "CPUExecutionProvider") -> None:
+    def __init__(
+        self,
+        model: bytes | Path,
+        threads: int = 1,
+        provider: str = "CPUExecutionProvider",
+        *,
+        together: bool = False,
+    ) -> None:
         data = model if isinstance(model, bytes) else _read(model)
         checked = check_onnx(data)
         self._input, self._output = check_ports(*ports(checked))
+        alone = not together and any(node.op_type.startswith("DynamicQuantize") for node in checked.graph.node)
+        if alone and not isinstance(self._input.shape[0], int):
+            self._input = self._input.model_copy(update={"shape": (1, *self._input.shape[1:])})
         self._session = _session(data, threads, session_settings(checked), provider=provider)
         self.queries = 0
 

@@ -51,7 +51,8 @@ class Node:
 
     `types` are the element types (numbers of the format) of its inputs, None where they are not known; `given` and
     `constant` whether each input is there, and is a constant; `outputs` counts those that are used, up to the last.
-    `soft` marks a comparison whose truth values are computed with, not chosen by (see twin_rounding).
+    `soft` marks a comparison whose truth values are computed with, not chosen by (see twin_rounding). `records` is set
+    for each pass of a node that measures the range of its input: how many records pass.
     """
 
     operator: str
@@ -64,6 +65,7 @@ class Node:
     outputs: int = 1
     straight_through: bool = True
     soft: bool = False
+    records: int = 1
 
     def get(self, name: str, default: Any = None) -> Any:
         return self.attributes.get(name, default)

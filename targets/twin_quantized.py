@@ -53,7 +53,8 @@ def _blocks(node: Node, values: Any, x: Tensor, axis: int) -> Any:
     size = node.get("block_size", 0)
     if values is None or not size or values.dim() != x.dim():
         return values
-    return values.repeat_interleave(size, axis).narrow(axis, 0, x.shape[axis])
+    length = x.shape[axis]  # the file may say that blocks are longer than the whole axis
+    return values.repeat_interleave(min(size, length), axis).narrow(axis, 0, length)
 
 
 def round_trip(node: Node, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
@@ -69,18 +70,43 @@ def softmax_round_trip(node: Node, x: Tensor, scale: Tensor, zero: Tensor | None
     return (codes if zero is None else codes - zero) * scale
 
 
-def dynamic_codes(x: Tensor, straight: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """u8 codes over the range of the whole batch, 0 included; scale; zero point. The range has no gradient."""
-    low, high = x.detach().amin().clamp(max=0), x.detach().amax().clamp(min=0)
+def dynamic_codes(node: Node, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """u8 codes over the range of each record, 0 included; scale; zero point. The range has no gradient.
+
+    The standard takes the range of the whole batch: an answer then depends on who else asks. A file that does so is
+    deployed one record at a time (`onnx.OnnxTarget`), where the two are the same.
+    """
+    least, most = _ends(x.detach(), node.records)
+    low, high = least.clamp(max=0), most.clamp(min=0)
     scale = (high - low) / 255
     scale = torch.where(scale == 0, torch.ones_like(scale), scale)
     zero = (-low / scale).clamp(0, 255).round()
-    return quantized(x, scale, zero, (0, 255), straight), scale, zero
+    return quantized(x, scale, zero, (0, 255), node.straight_through), scale, zero
+
+
+def _ends(x: Tensor, records: int) -> tuple[Tensor, Tensor]:
+    """The smallest and the largest value of each record, of x's rank; of the whole, [], where it cannot be told apart.
+
+    Records are along the first axis, or along the second (sequences first), or share the first with something inside
+    them (heads of attention).
+    """
+    axis = next((axis for axis in (0, 1) if axis < x.dim() and x.shape[axis] == records), None)
+    if records > 1 and axis is not None:
+        others = [other for other in range(x.dim()) if other != axis]
+        return x.amin(others, keepdim=True), x.amax(others, keepdim=True)
+    if records > 1 and x.dim() > 1 and x.shape[0] % records == 0:
+        rows, shape = x.reshape(records, -1), (-1, *[1] * (x.dim() - 1))
+        inside = x.shape[0] // records
+        return (
+            rows.amin(1).repeat_interleave(inside).reshape(shape),
+            rows.amax(1).repeat_interleave(inside).reshape(shape),
+        )
+    return x.amin(), x.amax()
 
 
 @operator("DynamicQuantizeLinear", result=UINT8, rounds=True)
 def dynamic_quantize(node: Node, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return dynamic_codes(x, node.straight_through)
+    return dynamic_codes(node, x)
 
 
 def _centred(codes: Tensor, zero: Tensor | None, axis: int) -> Tensor:
@@ -241,7 +267,7 @@ def matmul_integer_to_float(
     bias: Tensor | None = None,
 ) -> Tensor:
     total = _product(node, 1, x, y, x_zero, y_zero)
-    result = total.float() * (x_scale.reshape(()) * along(y_scale, total, -1))
+    result = total.float() * (along(x_scale, total, -1) * along(y_scale, total, -1))
     return result if bias is None else result + bias
 
 
@@ -249,7 +275,7 @@ def matmul_integer_to_float(
 def dynamic_quantize_matmul(
     node: Node, x: Tensor, y: Tensor, y_scale: Tensor, y_zero: Tensor | None = None, bias: Tensor | None = None
 ) -> Tensor:
-    codes, scale, zero = dynamic_codes(x, node.straight_through)
+    codes, scale, zero = dynamic_codes(node, x)
     return matmul_integer_to_float(node, codes, y, scale, y_scale, zero, y_zero, bias)  # type: ignore[return-value]  # one output
 
 

@@ -132,7 +132,7 @@ def dynamic_quantize_lstm(
     recurrence_zero: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What ONNX Runtime's dynamic quantiser makes of an LSTM: W [directions, in, 4 hidden] and R in 8 bits, the input
-    rounded once to 8 bits, the hidden state in every step; both over the range of the whole batch."""
+    rounded once to 8 bits, the hidden state in every step; both over the range of each record."""
     node.operator = "LSTM"  # the same settings are refused, in the same words
     _check(node)
     node.operator = "DynamicQuantizeLSTM"
@@ -171,7 +171,7 @@ def _scaled(codes: Tensor, scale: Tensor, zero: Tensor, side: int) -> tuple[Tens
 
 
 def _dynamic_product(node: Node, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    codes, x_scale, x_zero = dynamic_codes(x, node.straight_through)
+    codes, x_scale, x_zero = dynamic_codes(node, x)
     precision = torch.float32 if len(weight) * 255 * 128 < EXACT else torch.float64
     total = (codes - x_zero).to(precision) @ weight.to(precision)
     return (total * (x_scale * scale)).float()

@@ -91,11 +91,11 @@ def quantized(
     zero = None if zero is None else along(zero, x, axis)
     if tracing() or not straight:
         codes = (x / scale).round()
-        codes = codes if zero is None else codes + zero
-        codes = codes.clamp(*limits)
-        if not back:
-            return codes
-        return (codes if zero is None else codes - zero) * scale
+        if zero is None:
+            return codes.clamp(*limits) * scale if back else codes.clamp(*limits)
+        if back:
+            return codes.clamp(limits[0] - zero, limits[1] - zero) * scale
+        return (codes + zero).clamp(*limits)
     result: Tensor = _Quantize.apply(x, scale, zero, *limits, back)  # type: ignore[no-untyped-call]  # torch leaves apply untyped
     return result
 

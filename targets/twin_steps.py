@@ -25,6 +25,9 @@ class Source(Enum):
     HOST = 4  # arithmetic of shapes, computed on the CPU and moved to the input
 
 
+DYNAMIC = ("DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM")  # they measure ranges in each pass
+
+
 @dataclass
 class Step:
     node: Node
@@ -79,6 +82,9 @@ class Twin(nn.Module):
         return torch.cat(answers)
 
     def _run(self, x: Tensor) -> Tensor:
+        for step in self.steps:
+            if step.node.operator in DYNAMIC:
+                step.node.records = len(x)
         if self.kind in INTEGERS:
             x = rounded(x, x.detach().round().clamp(*INTEGERS[self.kind]), self.straight_through)
         elif FLOATS.get(self.kind, torch.float32) is not torch.float32:

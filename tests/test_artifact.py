@@ -379,6 +379,26 @@ def test_the_twin_computes_what_the_file_computes(
         assert not hard.requires_grad or not torch.autograd.grad(hard.sum(), x, allow_unused=True)[0].any()
 
 
+@pytest.mark.parametrize(("probabilities", "scale", "zero_point"), [(False, 0.25, 128), (True, 1 / 256, 0)])
+def test_the_twin_of_a_file_that_answers_in_integers(
+    probabilities: bool, scale: float, zero_point: int, digits: Data, dense: nn.Module
+) -> None:
+    model = onnx.load_model_from_string(export(dense, same, after=lambda z: z.softmax(1) if probabilities else z))
+    for node in model.graph.node:
+        node.output[:] = ["real" if name == "logits" else name for name in node.output]
+    model.graph.node.append(helper.make_node("QuantizeLinear", ["real", "scale", "zero"], ["logits"]))
+    for name, value in (("scale", np.float32(scale)), ("zero", np.uint8(zero_point))):
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.UINT8
+    data = bytes(model.SerializeToString())
+    assumptions, _ = assume(foreign(data), digits, Overrides())
+    assert assumptions.outputs == ("probabilities" if probabilities else "logits")
+    x = digits.non_members.x[:100].clone().requires_grad_(True)
+    answered = differentiable(data, "onnx", assumptions, digits.bounds, digits.shape)(x)
+    off = (answered.detach() - deployed(data, "onnx", assumptions).logits(x)).abs().amax(1)
+    assert float((off < 1e-5).double().mean()) > 0.98  # float sums may fall on the other side of a step, seldom
+
+
 def test_a_tflite_file_has_no_twin() -> None:
     with pytest.raises(NotApplicable, match="TFLite"):
         differentiable(b"", "tflite", Assumptions(record=(1,)), Bounds.of(0, 1), (1,))

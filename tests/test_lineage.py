@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
@@ -26,11 +27,13 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, nn
 
 from crushproof.compression.export import to_onnx
+from crushproof.compression.footprint import footprint_of_file
 from crushproof.compression.lineage import Lineage, check_lineage
 from crushproof.compression.prune import Prune
 from crushproof.compression.quantize import Quantize
 from crushproof.targets.data import Bounds, Records
 from crushproof.targets.seeds import generator
+from crushproof.targets.twin import twin_of
 from crushproof.training.networks import SequenceTransformer
 
 SHAPE = (3, 8, 8)
@@ -487,3 +490,98 @@ def whole(nodes: list[onnx.NodeProto], held: list[onnx.TensorProto]) -> bytes:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     onnx.checker.check_model(model)
     return model.SerializeToString()
+
+
+WEIGHT = np.random.default_rng(0).normal(size=(6, 16)).astype(np.float32)
+OTHER = np.random.default_rng(1).normal(size=(6, 16)).astype(np.float32)
+
+
+def gemm(weight: str, output: str = "logits") -> onnx.NodeProto:
+    return helper.make_node("Gemm", ["input", weight], [output], output, transB=1)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        [("Cast", ["dense"], {"to": TensorProto.INT32}), ("Cast", ["made0"], {"to": TensorProto.FLOAT})],
+        [("Floor", ["dense"], {})],
+        [("Neg", ["dense"], {})],
+        [("If", ["yes"], dict.fromkeys(("then_branch", "else_branch")))],
+    ],
+)
+def test_a_weight_that_is_computed_unseen_is_not_confirmed(made: list[tuple[str, list[str], dict]]) -> None:
+    """The dense weights are in the file, but others are computed from them; beside them or behind a harmless layer."""
+    inner = helper.make_graph(
+        [helper.make_node("Abs", ["dense"], ["changed"])],
+        "inner",
+        [],
+        [helper.make_tensor_value_info("changed", TensorProto.FLOAT, [6, 16])],
+    )
+    nodes = [
+        helper.make_node(
+            kind, given, [f"made{at}"], **{name: inner if value is None else value for name, value in more.items()}
+        )
+        for at, (kind, given, more) in enumerate(made)
+    ]
+    last = f"made{len(made) - 1}"
+    held = [numpy_helper.from_array(WEIGHT, "dense"), numpy_helper.from_array(np.array(True), "yes")]
+    dense = whole([gemm("dense")], held[:1])
+    decoy = [
+        gemm("dense", "plain"),
+        helper.make_node("Mul", ["plain", "nothing"], ["gone"]),
+        gemm(last, "real"),
+        helper.make_node("Add", ["gone", "real"], ["logits"]),
+    ]
+    nothing = numpy_helper.from_array(np.float32(0), "nothing")
+    for found in (
+        check_lineage(dense, whole([*nodes, gemm(last)], held)),
+        check_lineage(dense, whole([*nodes, *decoy], [*held, nothing])),
+    ):
+        assert found.verdict in ("not comparable", "not a rounding of the dense model")
+        assert len(found.unmatched_artifact) == 1
+        assert any("not followed here" in sentence for sentence in found.sentences)
+    assert check_lineage(dense, dense).verdict == "confirmed"
+
+
+def test_a_weight_that_is_cast_is_what_the_runtime_makes_of_it() -> None:
+    cast = helper.make_node("Cast", ["dense"], ["half"], to=TensorProto.FLOAT16)
+    back = helper.make_node("Cast", ["half"], ["wide"], to=TensorProto.FLOAT)
+    dense = whole([gemm("dense")], [numpy_helper.from_array(WEIGHT, "dense")])
+    found = check_lineage(dense, whole([cast, back, gemm("wide")], [numpy_helper.from_array(WEIGHT, "dense")]))
+    assert (found.verdict, found.layers[0].levels, found.layers[0].bits) == ("confirmed", "float16", 16)
+    scale = np.float32(np.abs(WEIGHT).max() / 127)
+    held = [numpy_helper.from_array(np.rint(WEIGHT / scale), "codes"), numpy_helper.from_array(scale, "scale")]
+    whole_codes = helper.make_node("Cast", ["codes"], ["integers"], to=TensorProto.INT8)
+    floats = helper.make_node("Cast", ["integers"], ["floats"], to=TensorProto.FLOAT)
+    found = check_lineage(
+        dense, whole([whole_codes, floats, helper.make_node("Mul", ["floats", "scale"], ["wide"]), gemm("wide")], held)
+    )
+    assert (found.verdict, found.layers[0].bits) == ("confirmed", 8)
+
+
+def test_blocks_longer_than_the_axis_take_no_memory() -> None:
+    scale = np.abs(WEIGHT).max(1, keepdims=True) / np.float32(127)
+    held = [numpy_helper.from_array(np.rint(WEIGHT / scale).astype(np.int8), "codes")]
+    held.append(numpy_helper.from_array(scale, "scale"))
+    node = helper.make_node("DequantizeLinear", ["codes", "scale"], ["wide"], axis=1, block_size=2**40)
+    dense = whole([gemm("dense")], [numpy_helper.from_array(WEIGHT, "dense")])
+    assert check_lineage(dense, whole([node, gemm("wide")], held)).verdict == "confirmed"
+    twin = twin_of(whole([node, gemm("wide")], held))
+    np.testing.assert_allclose(
+        twin(torch.eye(16)).detach().numpy(), (np.rint(WEIGHT / scale) * scale).T, rtol=1e-6, atol=1e-6
+    )
+
+
+def test_what_onnx_runtimes_optimiser_fuses_and_looks_up_is_read(
+    folder: Path, encoder: nn.Module, tmp_path: Path
+) -> None:
+    for dense, shape in ((read(folder, "dense"), SHAPE), (to_onnx(encoder, (1, 8, 8)), (1, 8, 8))):
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+        options.log_severity_level = 4
+        onnxruntime.InferenceSession(dense, options, providers=["CPUExecutionProvider"])
+        optimised = Path(options.optimized_model_filepath).read_bytes()
+        assert check_lineage(dense, optimised).verdict == "confirmed"
+        macs = [footprint_of_file(model, "onnx", shape)["macs"] for model in (dense, optimised)]
+        assert macs[0] == macs[1] > 0

@@ -276,6 +276,22 @@ def test_adaptive_rounding_errs_less_on_inputs_it_has_not_seen(bits: Any, dense:
     assert better >= len(layers) - 1
 
 
+def test_what_enters_a_layer_is_kept_though_the_model_changes_it_afterwards() -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.first(x)
+            y += self.second(y)
+            return y
+
+    model, x = InPlace(), torch.rand(5, 4)
+    (entered,) = layer_calls(model, model.second, x)
+    assert torch.equal(entered, model.first(x))
+
+
 def test_adaptive_rounding_finds_the_best_of_all_roundings() -> None:
     """Correlated inputs, few enough weights to try every combination of up and down."""
     format = WeightFormat(bits=3)

@@ -524,8 +524,12 @@ def test_recipes(name: str, plan: str, trained: dict[str, nn.Module], digits: Da
 
     shipped = OnnxTarget(to_onnx(candidate, SHAPE)).logits(x)
     assert float((shipped.argmax(1) == logits.argmax(1)).float().mean()) >= 0.995
-    exact = "int8" not in plan and plan != "chain"  # there an activation on the edge of two codes may take the other
-    assert difference(shipped, logits) < (1e-4 if exact else 0.2)
+    if "int8" in plan or plan == "chain":  # asked one at a time, as a dynamic file is: sums in the same order
+        alone = torch.cat([TorchTarget(candidate).logits(record) for record in x.split(1)])
+        close = (shipped - alone).abs().amax(1) < 1e-3
+        assert float(close.float().mean()) > 0.9  # in the others an activation on the edge of two codes took the other
+    else:
+        assert difference(shipped, logits) < 1e-4
     again = load_module(BUILD[name](), *_through_json(candidate))
     assert torch.equal(TorchTarget(again).logits(x), logits)
     decoded = decode(encode(candidate), again)

@@ -245,9 +245,11 @@ def test_twins_of_sequence_models_answer_as_onnx_runtime(kind: str, opset: int) 
     assert twin(x[:1]).shape == (1, 4)  # the batch stays free
     for form in FORMS if kind == "transformer" else ("dynamic",):
         file = quantized(model, x, form)
-        answer, deployed = twin_of(file)(x), OnnxTarget(file).logits(x)
-        assert torch.equal(answer.argmax(1), deployed.argmax(1)), form
-        assert ((answer - deployed).abs() < 1e-3).float().mean() > 0.95, form  # the rest: a tie, one step apart
+        twin, deployed = twin_of(file), OnnxTarget(file).logits(x)
+        assert torch.equal(twin(x).argmax(1), deployed.argmax(1)), form
+        assert torch.allclose(twin(x), deployed, atol=0.05), form  # a sum in another order, a rounding one step apart
+        answer = torch.cat([twin(record) for record in x.split(1)]) if form == "dynamic" else twin(x)
+        assert ((answer - deployed).abs() < 1e-3).float().mean() > 0.95, form  # the rest: a tie
         assert gradient(twin_of(file), x).abs().sum() > 0
 
 
