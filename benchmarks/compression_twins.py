@@ -125,7 +125,7 @@ def pgd_rows(task: Task) -> Iterator[Row]:
 
 def attack(file: bytes, records: Records, bounds: Bounds) -> dict[str, np.ndarray[Any, Any]]:
     """Evidence of white-box attacks through the file's twin, decided by ONNX Runtime; see `Evasion`."""
-    parts = (Pgd(steps=40), Apgd(steps=40))
+    parts = (Pgd(steps=40), Apgd(steps=40, restarts=2))
     evasion = Evasion(epsilons=EPSILONS, gate_epsilon=EPSILON, records=len(records), parts=parts)
     return evasion.run(case(OnnxTarget(file), twin_of(file), records, bounds), seed=SEED).arrays
 

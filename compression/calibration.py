@@ -39,8 +39,9 @@ def input_ranges(
     lie below and as many above, to a bin of 1/2048 of all of it. entropy: |value| <= the threshold of
     `entropy_threshold`. The latter two clip outliers, and lie within the first.
 
-    The first layer's range is never clipped, and inputs all low and all high widen it: it covers what the bounds allow,
-    seen through whatever the model does before it, so that an attacker's input is not clamped by the input quantiser.
+    The range of the first layer, and of others that read the same tensor, is never clipped, and inputs all low and all
+    high widen it: it covers what the bounds allow, seen through whatever the model does before it, so that an
+    attacker's input is not clamped by the input quantiser.
 
     Args:
         layers: in the order of their first calls; each is called when `module` runs.
@@ -54,8 +55,18 @@ def input_ranges(
 
     inside = bounds.to(x.device)
     extremes = torch.stack([inside.low.expand(x.shape[1:]), inside.high.expand(x.shape[1:])])
+    entered: list[Tensor] = []  # what the first layer reads; it stays alive, so that no other tensor takes its place
+    first: set[int] = set()  # positions of the layers that read it
+
+    def widen_first(position: int, entering: Tensor) -> None:
+        if position == 0 and not entered:
+            entered.append(entering)
+        if entered and entering.untyped_storage().data_ptr() == entered[0].untyped_storage().data_ptr():
+            first.add(position)
+            widen(position, entering)
+
     watch(module, layers, x, widen)
-    watch(module, layers[:1], extremes, widen)
+    watch(module, layers, extremes, widen_first)
     ranges = [(float(low), float(high)) for low, high in zip(lows, highs, strict=True)]
     if calibration == "min-max":
         return ranges
@@ -70,9 +81,11 @@ def input_ranges(
         histograms[position] += places.long().bincount(minlength=BINS).cpu().numpy()
 
     watch(module, layers, x, count)
-    clipped = ranges[:1]
-    for (low, high), counts in list(zip(ranges, histograms, strict=True))[1:]:
-        if calibration == "percentile":
+    clipped: list[Range] = []
+    for position, ((low, high), counts) in enumerate(zip(ranges, histograms, strict=True)):
+        if position in first:
+            clipped.append((low, high))
+        elif calibration == "percentile":
             clipped.append(percentile_range(counts, low, high, percentile))
         else:
             sides = 1 if low >= 0 or high <= 0 else 2

@@ -16,7 +16,7 @@ from ..targets.seeds import derive, generator
 from ..training.loop import Training, train
 from .attention import unfold_attention
 from .decompose import Decomposition, Method, decomposition
-from .layers import noise, replace_layers, working_copy
+from .layers import called, noise, replace_layers, working_copy
 from .low_rank_recurrent import RecurrentSvd
 from .recipe import RECIPES, Recipe, fine_tuned
 
@@ -197,16 +197,7 @@ def factorable(module: nn.Module, example: Tensor) -> list[nn.Module]:
             return bool(layer.proj_size == 0)
         return type(layer) is nn.Linear or (type(layer) is nn.Embedding and layer.max_norm is None)
 
-    order: dict[nn.Module, None] = {}
-    candidates = [layer for layer in module.modules() if fits(layer)]
-    handles = [layer.register_forward_pre_hook(lambda layer, _: order.setdefault(layer)) for layer in candidates]
-    try:
-        with torch.no_grad():
-            module(example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return list(order)
+    return called(module, example, fits)
 
 
 def factorize(module: nn.Module, concerned: Mapping[str, Decomposition], ranks: Ranks) -> nn.Module:

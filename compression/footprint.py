@@ -20,10 +20,10 @@ from ..targets.model import Target, device_of
 from ..targets.onnx import OnnxTarget, session_settings
 from ..targets.onnx_safety import check_onnx, ports
 from .attention import Attention
-from .layers import REBUILDABLE, WEIGHTED
+from .layers import REBUILDABLE, TRANSPOSED, WEIGHTED
 from .onnx_constants import Graph
 from .onnx_operations import Operation, operations, parameters, tensors
-from .payload import decode, encode
+from .payload import LONGEST_GAP, decode, encode
 
 # Picojoule per operation at 45 nm: M. Horowitz, "Computing's energy problem", ISSCC 2014. There is no figure for
 # fewer than 8 bits: they are counted as 8.
@@ -32,8 +32,6 @@ FLOAT16_MULTIPLY_ADD = 1.1 + 0.4
 INT8_MULTIPLY_INT32_ADD = 0.2 + 0.1
 DRAM_PER_32_BITS = 640.0
 
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-LONGEST_GAP = 255  # of the payload's sparse coding
 SERVED = 256  # records that a fresh process answers while its memory is watched
 
 # A fresh process that serves a model. VmHWM and not ru_maxrss: the latter starts at the parent's peak.

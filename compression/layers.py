@@ -15,7 +15,8 @@ from ..targets.model import device_of
 from ..targets.seeds import generator
 
 PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d)  # exactly these: a subclass may use its weight in ways of its own
-WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 
 L = TypeVar("L", bound=nn.Module)
 
@@ -84,21 +85,32 @@ def _matrices(layer: nn.Module) -> list[nn.Parameter]:
 
 
 def called_layers(module: nn.Module, x: Tensor) -> list[nn.Linear | nn.Conv1d | nn.Conv2d]:
-    """The plain Linear, Conv1d and Conv2d layers that a pass over `x` calls, each once, in the order of first calls.
+    """The plain Linear, Conv1d and Conv2d layers among `called`."""
+    found = called(module, x, lambda layer: type(layer) in PLAIN)
+    return [layer for layer in found if isinstance(layer, PLAIN)]
+
+
+def called(module: nn.Module, x: Tensor, fits: Callable[[nn.Module], bool]) -> list[nn.Module]:
+    """The layers that fit and that a pass over `x` calls, each once, in the order of first calls.
 
     A layer whose weight is used without calling it (see `attention.unfold_attention`) is not among them: exchanging
-    such a layer would break the model or change nothing.
+    such a layer would break the model or change nothing. Nor is one that is only called with keyword arguments, which
+    stand-ins do not take.
     """
     order: dict[nn.Module, None] = {}
-    candidates = [layer for layer in module.modules() if type(layer) in PLAIN]
-    handles = [layer.register_forward_pre_hook(lambda layer, _: order.setdefault(layer)) for layer in candidates]
+
+    def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if inputs:
+            order.setdefault(layer)
+
+    handles = [layer.register_forward_pre_hook(note) for layer in module.modules() if fits(layer)]
     try:
         with torch.no_grad():
             module(x)
     finally:
         for handle in handles:
             handle.remove()
-    return [layer for layer in order if isinstance(layer, PLAIN)]
+    return list(order)
 
 
 def replace_layers(module: nn.Module, stand_ins: Mapping[nn.Module, nn.Module]) -> nn.Module:

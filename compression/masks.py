@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..targets.errors import NotApplicable
-
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+from .layers import TRANSPOSED
 
 
 def smallest(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:

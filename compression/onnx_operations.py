@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..targets.errors import InputError
+from ..targets.runtime import reason
 from .onnx_constants import Array, Graph, code_range
 from .onnx_weights import CONVOLUTIONS, RECURRENT, SLOTS, Weight, weights
 
@@ -207,8 +208,7 @@ def _shapes(
         records = np.zeros((batch, *shape), onnx_type(entry.type))
         answers: list[Array] = session.run(None, {entry.name: records})
     except Exception as error:  # the runtime's exception types have no common base
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InputError(f"The ONNX model does not answer records of shape {list(shape)}: {reason}") from None
+        raise InputError(f"The ONNX model does not answer records of shape {list(shape)}: {reason(error)}") from None
     found: dict[str, tuple[tuple[int, ...], str]] = {entry.name: (records.shape, records.dtype.name)}
     for output, answer in zip(session.get_outputs(), answers, strict=True):
         if isinstance(answer, np.ndarray):

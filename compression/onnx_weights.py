@@ -164,7 +164,7 @@ def _packed(node: onnx.NodeProto, graph: Graph) -> Weight:
     bits, block = int(attribute(node, "bits", 4)), int(attribute(node, "block_size", 32))
     inputs, outputs = int(attribute(node, "K", 0)), int(attribute(node, "N", 0))
     name = raw.name if raw is not None else node.name
-    unreadable = Weight(name, node, Constant(name, "uint8", np.zeros((outputs, 0), np.float32)), ())
+    unreadable = Weight(name, node, Constant(name, "uint8", None), ())
     if raw is None or scales is None or raw.plain is None or bits not in (2, 4, 8) or block < 1 or order is not None:
         return unreadable
 

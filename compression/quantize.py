@@ -20,7 +20,7 @@ from .adaptive_rounding import adaptive_codes, layer_calls
 from .attention import unfold_attention
 from .calibration import Calibration, input_ranges, watch
 from .fake_quantize import Activations, QuantizedLayer, can_quantize, fold_batch_norm, quantize_layer
-from .layers import PLAIN, noise, replace_layers
+from .layers import PLAIN, called, noise, replace_layers
 from .quantization_aware import train_quantized
 from .recipe import RECIPES, Recipe
 from .recurrent import QuantizedRecurrent, quantize_recurrent
@@ -261,26 +261,13 @@ def prepare(module: nn.Module, records: Records, bounds: Bounds, seed: int) -> t
     """
     example = noise(module, records, bounds, 2, seed)
     prepared = fold_batch_norm(unfold_attention(module), example)
-    order: dict[nn.Module, None] = {}
-    candidates = [layer for layer in prepared.modules() if quantizable(layer)]
-
-    def called(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if inputs:  # stand-ins take no keyword arguments: a layer that is called by them stays in float
-            order.setdefault(layer)
-
-    handles = [layer.register_forward_pre_hook(called) for layer in candidates]
-    try:
-        with torch.no_grad():
-            prepared(example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not order:
+    layers = called(prepared, example, quantizable)
+    if not layers:
         raise NotApplicable(
             "The model calls no plain Linear, Conv1d, Conv2d, Embedding, LSTM or GRU layer, so there is nothing to "
             "quantize."
         )
-    return prepared, list(order)
+    return prepared, layers
 
 
 def quantizable(layer: nn.Module) -> bool:

@@ -14,8 +14,9 @@ from .interface import Assumptions, Overrides
 from .meanings import shown_values
 
 TIED = 0.1  # assumptions whose difference is likelier by luck than this are as good as each other: the simplest wins
-TEMPERATURES = tuple(2.0**power for power in range(-4, 9))
+TEMPERATURES = tuple(2.0**power for power in range(-10, 17))  # 0..255 instead of 0..1 makes logits 2^8 times as large
 LIKELIER = 2.5  # standard errors by which the labels are more probable under one of two that are right as often
+LEAST_GAIN = 0.01  # nats; less comes of temperatures that are not quite the best
 WEAK = 0.2  # Cohen's kappa; a wrong scaling often keeps as much, so a scaling that was only guessed needs more
 
 
@@ -68,7 +69,7 @@ def likelier(one: Trial, other: Trial) -> bool:
     n = min(len(one.likelihoods), len(other.likelihoods))
     gain = one.likelihood[:n] - other.likelihood[:n]
     spread = float(gain.std()) / n**0.5 if n > 1 else 0.0
-    return float(gain.mean()) > LIKELIER * spread and float(gain.mean()) > 0
+    return float(gain.mean()) > max(LIKELIER * spread, LEAST_GAIN)
 
 
 def agreement(predicted: Tensor, y: Tensor, classes: int) -> tuple[float, float]:

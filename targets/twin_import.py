@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from . import twin_elementwise, twin_fused, twin_quantized, twin_recurrent, twin
 from .errors import NotApplicable, UnsafeInput
 from .onnx_safety import ports
 from .seeds import generator
+from .twin_dynamic import find_records
 from .twin_elementwise import COMPARISONS
 from .twin_layers import LAYERS
 from .twin_nodes import BOOL, CAP, FLOATS, INTEGERS, OPERATORS, UINT8, Function, Node, Operator, constant, integers
@@ -26,6 +28,7 @@ _FAMILIES = (twin_elementwise, twin_fused, twin_quantized, twin_recurrent, twin_
 
 OPSETS = range(7, 26)  # of the standard's operators; 25 has the 2-bit integers
 STANDARD = ("", "ai.onnx")
+TRIED = 2**24  # values of a fixed batch: a larger one is taken as it is, since a trial could take any memory
 
 
 class Importer:
@@ -75,8 +78,10 @@ class Importer:
             raise NotApplicable("The output of the ONNX model does not depend on its input, so there is no twin.")
         self.module.answer = self.numbers[self.result]
         self._free()
-        if known and dims[0] and not _takes_any_batch(self.module, dims[0]):
+        together = known and dims[0] and dims[0] > 1 and self.module.measuring  # one range for the whole batch
+        if known and dims[0] and (together or not _takes_any_batch(self.module, dims[0])):
             self.module.batch = dims[0]
+        find_records(self.module)
         return self.module
 
     def _read_constants(self) -> None:
@@ -332,6 +337,8 @@ def _takes_any_batch(twin: Twin, batch: int) -> bool:
     if twin.shape is None or None in twin.shape:
         return False
     sizes = [size for size in twin.shape if size is not None]
+    if batch * math.prod(sizes) > TRIED:
+        return False
     x = torch.rand((2 * batch, *sizes), generator=generator(0, "batch"))
     twin.eval()
     alone = torch.cat([twin(part) for part in x.split(batch)])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -43,6 +43,8 @@ INTEGERS = {
 
 Result = Tensor | tuple[Tensor | None, ...] | list[Tensor]
 Function = Callable[..., Result]
+Layout = Literal["first", "second", "outer", "inner", "whole"]
+"""Where records are: along the first or second axis, or sharing the first with others, outside or inside of them."""
 
 
 @dataclass
@@ -51,8 +53,9 @@ class Node:
 
     `types` are the element types (numbers of the format) of its inputs, None where they are not known; `given` and
     `constant` whether each input is there, and is a constant; `outputs` counts those that are used, up to the last.
-    `soft` marks a comparison whose truth values are computed with, not chosen by (see twin_rounding). `records` is set
-    for each pass of a node that measures the range of its input: how many records pass.
+    `soft` marks a comparison whose truth values are computed with, not chosen by (see twin_rounding). `records` and
+    `layouts` are for nodes that measure the range of their input: how many records pass, set for each pass, and where
+    they are, by the number of axes (see `twin_dynamic`); None: it was not found out.
     """
 
     operator: str
@@ -66,6 +69,7 @@ class Node:
     straight_through: bool = True
     soft: bool = False
     records: int = 1
+    layouts: dict[int, Layout] | None = None
 
     def get(self, name: str, default: Any = None) -> Any:
         return self.attributes.get(name, default)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .twin_dynamic import dynamic_codes
 from .twin_layers import average_pool, convolve
 from .twin_nodes import FLOAT, INT32, INTEGERS, MICROSOFT, UINT8, Node, like, operator
 from .twin_rounding import along, quantized
@@ -68,40 +69,6 @@ def softmax_round_trip(node: Node, x: Tensor, scale: Tensor, zero: Tensor | None
     steps = (1 / scale).floor()
     codes = quantized(x, 1 / steps, zero, limits(node, code_type(node)), node.straight_through)
     return (codes if zero is None else codes - zero) * scale
-
-
-def dynamic_codes(node: Node, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """u8 codes over the range of each record, 0 included; scale; zero point. The range has no gradient.
-
-    The standard takes the range of the whole batch: an answer then depends on who else asks. A file that does so is
-    deployed one record at a time (`onnx.OnnxTarget`), where the two are the same.
-    """
-    least, most = _ends(x.detach(), node.records)
-    low, high = least.clamp(max=0), most.clamp(min=0)
-    scale = (high - low) / 255
-    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
-    zero = (-low / scale).clamp(0, 255).round()
-    return quantized(x, scale, zero, (0, 255), node.straight_through), scale, zero
-
-
-def _ends(x: Tensor, records: int) -> tuple[Tensor, Tensor]:
-    """The smallest and the largest value of each record, of x's rank; of the whole, [], where it cannot be told apart.
-
-    Records are along the first axis, or along the second (sequences first), or share the first with something inside
-    them (heads of attention).
-    """
-    axis = next((axis for axis in (0, 1) if axis < x.dim() and x.shape[axis] == records), None)
-    if records > 1 and axis is not None:
-        others = [other for other in range(x.dim()) if other != axis]
-        return x.amin(others, keepdim=True), x.amax(others, keepdim=True)
-    if records > 1 and x.dim() > 1 and x.shape[0] % records == 0:
-        rows, shape = x.reshape(records, -1), (-1, *[1] * (x.dim() - 1))
-        inside = x.shape[0] // records
-        return (
-            rows.amin(1).repeat_interleave(inside).reshape(shape),
-            rows.amax(1).repeat_interleave(inside).reshape(shape),
-        )
-    return x.amin(), x.amax()
 
 
 @operator("DynamicQuantizeLinear", result=UINT8, rounds=True)

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .twin_dynamic import dynamic_codes
 from .twin_layers import LAYERS, Constants, Layer
 from .twin_nodes import FLOAT, MICROSOFT, Node, operator
-from .twin_quantized import EXACT, dynamic_codes
+from .twin_quantized import EXACT
 
 _GATES = {"LSTM": [0, 2, 3, 1], "GRU": [1, 0, 2], "RNN": [0]}  # ONNX: i o f c, z r h; torch: i f g o, r z n
 _SQUASHING = {"LSTM": ["sigmoid", "tanh", "tanh"], "GRU": ["sigmoid", "tanh"], "RNN": ["tanh"]}

@@ -59,6 +59,11 @@ class Twin(nn.Module):
         self.answer = 0
 
     @property
+    def measuring(self) -> list[Node]:
+        """The nodes that measure the range of their input in each pass."""
+        return [step.node for step in self.steps if step.node.operator in DYNAMIC]
+
+    @property
     def straight_through(self) -> bool:
         return all(step.node.straight_through for step in self.steps)
 
@@ -82,9 +87,8 @@ class Twin(nn.Module):
         return torch.cat(answers)
 
     def _run(self, x: Tensor) -> Tensor:
-        for step in self.steps:
-            if step.node.operator in DYNAMIC:
-                step.node.records = len(x)
+        for node in self.measuring:
+            node.records = len(x) if self.batch is None else 1  # a fixed batch is one measurement, as in the runtime
         if self.kind in INTEGERS:
             x = rounded(x, x.detach().round().clamp(*INTEGERS[self.kind]), self.straight_through)
         elif FLOATS.get(self.kind, torch.float32) is not torch.float32:

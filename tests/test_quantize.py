@@ -191,6 +191,13 @@ def test_the_entropy_threshold_is_migaczs(counts: list[int], levels: int) -> Non
     assert entropy_threshold(np.array(counts), levels) == naive_threshold(np.array(counts), levels)
 
 
+class Copy(nn.Module):
+    """The same values as another tensor: the second layer does not read what the first one reads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clone()
+
+
 def test_entropy_calibration_finds_what_onnx_runtime_finds() -> None:
     from onnxruntime.quantization.calibrate import HistogramCollector
 
@@ -199,7 +206,7 @@ def test_entropy_calibration_finds_what_onnx_runtime_finds() -> None:
     collector = HistogramCollector("entropy", False, BINS + 1, 256, None, "same")
     collector.collect({"x": [values.numpy()]})
     low, high, *_ = collector.compute_collection_result()["x"]
-    layers = [nn.Identity(), nn.Identity()]
+    layers = [Copy(), Copy()]
     (_, ours) = input_ranges(nn.Sequential(*layers), layers, values[:, None], BOUNDS, "entropy")
     assert -ours[0] == pytest.approx(ours[1], rel=0.01)
     assert float(values.abs().max()) > 1.25 * ours[1]
@@ -210,7 +217,7 @@ def test_entropy_calibration_finds_what_onnx_runtime_finds() -> None:
 @pytest.mark.parametrize("skew", [0.0, 3.0])
 def test_percentile_calibration_is_the_percentile(skew: float) -> None:
     values = random_like(1, 200_000) + skew * random_like(2, 200_000).abs()
-    layers = [nn.Identity(), nn.Identity()]
+    layers = [Copy(), Copy()]
     module = nn.Sequential(*layers)
     (_, (low, high)) = input_ranges(module, layers, values[:, None], BOUNDS, "percentile", 99.0)
     width = float(values.max() - values.min()) / BINS
@@ -274,6 +281,23 @@ def test_adaptive_rounding_errs_less_on_inputs_it_has_not_seen(bits: Any, dense:
         errors = [output_error(each, scale, layer, 32, held_out, wanted) for each in (codes, nearest)]
         better += errors[0] < errors[1]
     assert better >= len(layers) - 1
+
+
+@pytest.mark.parametrize("calibration", ["min-max", "percentile", "entropy"])
+def test_every_layer_that_reads_the_input_covers_the_bounds(calibration: Any) -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.head(torch.relu(self.left(x)) + self.right(x.flatten(1)))
+            return logits
+
+    model, dim = Branches(), torch.rand(64, 8) * 0.3
+    layers = [model.left, model.right, model.head]
+    ranges = input_ranges(model, layers, dim, Bounds.of(0.0, 1.0), calibration, 90.0)
+    assert ranges[:2] == [(0.0, 1.0)] * 2
 
 
 def test_what_enters_a_layer_is_kept_though_the_model_changes_it_afterwards() -> None:

@@ -9,7 +9,7 @@ import logging
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,14 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crushproof.targets.errors import InputError, NotApplicable, UnsafeInput
 from crushproof.targets.onnx import OnnxTarget
 from crushproof.targets.twin import Twin, native, twin_of
+from crushproof.training.networks import SequenceTransformer
 
 FORMS = ("QDQ", "QOperator", "dynamic")
 
@@ -479,6 +481,44 @@ def test_a_fixed_batch_is_no_limit() -> None:
         twin = twin_of(content.SerializeToString())
         assert (twin.batch is None) == (flat[0] == -1)
         assert np.allclose(twin(x).detach().numpy(), x.numpy().reshape(7, 12) @ weight, atol=1e-5)
+
+
+class StepsFirst(nn.Module):
+    """Reads rows as steps, and the steps come before the records; 8 rows as there may be 8 records."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.widen, self.lstm, self.head = nn.Linear(8, 12), nn.LSTM(12, 10), nn.Linear(10, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs, _ = self.lstm(torch.relu(self.widen(x.squeeze(1).transpose(0, 1))))
+        logits: Tensor = self.head(outputs[-1])
+        return logits
+
+
+@pytest.mark.parametrize("batch", [None, 4])
+@pytest.mark.parametrize("network", [StepsFirst, SequenceTransformer])
+def test_dynamic_ranges_are_those_of_each_record_wherever_the_records_are(
+    network: Callable[[], nn.Module], batch: int | None, tmp_path: Path
+) -> None:
+    """As deployed: alone, or, where the file fixes a batch of several, together; for 8 records of 8 steps as well."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = onnx.load_model_from_string(exported(network().eval(), (1, 8, 8)))
+    for port in (model.graph.input[0], model.graph.output[0]):
+        if batch is not None:
+            port.type.tensor_type.shape.dim[0].dim_value = batch
+    onnx.save(model, tmp_path / "float.onnx")
+    quantize_dynamic(tmp_path / "float.onnx", tmp_path / "int8.onnx", weight_type=QuantType.QUInt8)
+    data = (tmp_path / "int8.onnx").read_bytes()
+    twin, runtime = twin_of(data), OnnxTarget(data)
+    assert twin.batch == batch
+    random = torch.Generator().manual_seed(1)
+    x = torch.rand(9, 1, 8, 8, generator=random) * torch.linspace(0.05, 1, 9)[:, None, None, None]
+    x = x * torch.linspace(0.1, 1, 8)[:, None]
+    for count in (1, 4, 8, 9):
+        with torch.no_grad():
+            torch.testing.assert_close(twin(x[:count]), runtime.logits(x[:count]), rtol=1e-5, atol=1e-5)
 
 
 def test_files_that_take_and_answer_integers_are_read_as_onnx_runtime_reads_them() -> None:
