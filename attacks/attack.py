@@ -39,6 +39,7 @@ class Flag(StrEnum):
     AT_CHANCE = "at-chance"  # the model is no better than guessing: neither robust nor private
     DISTRIBUTION_SHIFT = "distribution-shift"  # a classifier that never sees the model tells members apart
     SHADOWS_DIFFER = "shadows-differ"  # the shadows are not (known to be) trained as the target was
+    INTERFACE_DOUBTFUL = "interface-doubtful"  # a file fits clearly better when asked otherwise than was declared
     EPSILON_VOID = "epsilon-void"  # compression touched members after DP-SGD
 
 

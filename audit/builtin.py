@@ -29,6 +29,13 @@ PLAN: dict[str, Any] = {
                 {"kind": "quantize", "weight_bits": 4},
             ],
         },
+        "prune80-int3": {
+            "kind": "chain",
+            "steps": [
+                {"kind": "prune", "sparsity": 0.8, "fine_tune": FINE_TUNE},
+                {"kind": "quantize", "weight_bits": 3, "keep_ends_8bit": False, "fine_tune": FINE_TUNE},
+            ],
+        },
         "int4-stochastic": {"recipe": "int4", "defense": "stochastic-rounding"},
         "robust-int8": {
             "recipe": "int8",

@@ -58,6 +58,7 @@ def audit(
     std: Annotated[str | None, typer.Option(help="The same for the standard deviation.")] = None,
     units: Annotated[str | None, typer.Option(help="What it takes: 'as given', 0..1, 0..255 or -1..1.")] = None,
     outputs: Annotated[str | None, typer.Option(help="logits, probabilities or log-probabilities.")] = None,
+    policy: Annotated[str | None, typer.Option(help="Of --artifact: release, robustness, or a YAML file.")] = None,
     labels: Annotated[str | None, typer.Option(help="For each class, the file's output for it: 1,2,0.")] = None,
 ) -> None:
     """Audit compressed candidates, or one finished file.
@@ -79,6 +80,7 @@ def audit(
             "--units": units,
             "--outputs": outputs,
             "--labels": labels,
+            "--policy": policy,
         }
         folder = Path()
         if artifact is not None:
@@ -172,8 +174,9 @@ def search(
             typer.echo(f"found-{number}: {figures(trial)}; {words_of(trial)}")
         if not found.chosen:
             raise InputError(
-                f"None of {len(found.trials)} recipes keeps to the limits. Try more (--trials), or allow more; "
-                "what was measured is kept."
+                f"None of {len(found.trials)} recipes keeps to the limits. Nearest: {words_of(found.nearest)} "
+                f"({figures(found.nearest)}; dense: {figures(found.dense)}). Try more (--trials) or allow more; what "
+                "was measured is kept."
             )
         typer.echo(f"wrote {target}. Audit what was found: crushproof audit {shlex.quote(str(target))}")
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from ..targets.artifact import Assumptions, Overrides, assume, deployed, differentiable, read_foreign
+from ..targets.artifact import DOUBT, Assumptions, Overrides, alike, assume, deployed, differentiable, read_foreign
 from ..targets.data import Data
 from ..targets.foreign import Kind
 from ..targets.model import Target
+from .plan import DENSE, Plan
 from .sections import InterfacePlan
 
 
@@ -24,7 +25,8 @@ class FinishedFile:
         name: as it was given, for people.
         kind: "onnx" or "tflite".
         facts: what was seen in it, JSON values (`targets.artifact.Foreign.facts`).
-        notes: what was assumed about it, sentence by sentence.
+        notes: what was declared and assumed about it, sentence by sentence.
+        doubtful: something else than what was declared would have fitted clearly better.
     """
 
     name: str
@@ -33,6 +35,7 @@ class FinishedFile:
     assumptions: Assumptions
     facts: dict[str, Any]
     notes: tuple[str, ...]
+    doubtful: bool = False
 
     @property
     def digest(self) -> str:
@@ -66,6 +69,45 @@ def open_file(
     foreign = read_foreign(folder / path)
     overrides = Overrides.model_validate(interface.model_dump())
     assumptions, notes = assume(foreign, data, overrides, None if like is None else like.assumptions)
-    return FinishedFile(
-        path, foreign.kind, foreign.data, assumptions, foreign.facts.model_dump(mode="json"), tuple(notes)
-    )
+    declared = [
+        f"{name} {', '.join(f'{one:g}' for one in value) if isinstance(value, tuple) else value}"
+        for name, value in interface
+        if value is not None
+    ]
+    said = [f"Declared: {'; '.join(declared)}."] if declared else []
+    doubtful = any(note.startswith(DOUBT) for note in notes)
+    facts = foreign.facts.model_dump(mode="json")
+    return FinishedFile(path, foreign.kind, foreign.data, assumptions, facts, (*said, *notes), doubtful)
+
+
+def open_all(plan: Plan, folder: Path, data: Data) -> dict[str, FinishedFile]:
+    """Every file of the plan, by the name of its candidate, and the dense model's.
+
+    A dense model and a file made from it see a record in the same way unless the data say otherwise: where the two were
+    found to differ, and the dense model is as good the other way, it follows the file (whose rounded input gives more
+    away).
+    """
+    files: dict[str, FinishedFile] = {}
+    model = None if plan.model is None or plan.model.file is None else plan.model
+    if model is not None:
+        files[DENSE] = open_file(str(model.file), folder, model.interface, data)
+    wanted = {name: one for name, one in plan.candidates.items() if one.file is not None}
+    for name, candidate in wanted.items():
+        files[name] = open_file(str(candidate.file), folder, candidate.interface, data, files.get(DENSE))
+    odd = next((name for name in wanted if model is not None and not _alike(files[name], files[DENSE])), None)
+    if model is None or odd is None:
+        return files
+    again = open_file(str(model.file), folder, model.interface, data, files[odd])
+    if _alike(again, files[odd]):
+        files[DENSE] = again
+        for name, candidate in wanted.items():
+            files[name] = open_file(str(candidate.file), folder, candidate.interface, data, again)
+    for name in wanted:
+        if not _alike(files[name], files[DENSE]):
+            warning = "The dense model is asked in other units or another layout: compare the two with care."
+            files[name] = replace(files[name], notes=(*files[name].notes, warning), doubtful=True)
+    return files
+
+
+def _alike(one: FinishedFile, other: FinishedFile) -> bool:
+    return alike(one.assumptions, other.assumptions)

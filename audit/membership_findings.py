@@ -16,7 +16,6 @@ from .lineup import Contender
 from .measures import FPR, Bools, auc, auc_change, roc, tpr, tpr_change
 from .reader import Reader, candidate_flags, part_of, shell_of, with_evidence
 
-
 NO_MEMBERS = "the data has no training records (x_train, y_train) to tell apart from others"
 
 

@@ -11,6 +11,7 @@ from ..targets.errors import InputError
 from .plan import DENSE, Plan, validated
 from .yaml_plan import Source
 
+SHADOWS = 16  # so that one line takes minutes; a plan may ask for more
 DATA = "an .npz with x_test and y_test (and x_train, y_train to audit membership)"
 
 
@@ -33,12 +34,17 @@ def plan_of_options(artifact: Path, options: Mapping[str, Any]) -> Plan:
         "outputs": options["--outputs"],
         "labels": whole_numbers("--labels", options["--labels"]),
     }
+    if options["--recipe"] is not None and dense is None:
+        raise InputError("--recipe needs --dense: shadow models of the dense model are compressed as the file was.")
+    both = {name: value for name, value in interface.items() if name in ("mean", "std", "units", "labels")}
     candidate = {"file": str(artifact), "recipe": options["--recipe"], "interface": interface}
     raw = {
         "name": artifact.name,
         "data": {"kind": "npz", "path": str(data), "bounds": options["--bounds"]},
-        "model": None if dense is None else {"file": str(dense)},
+        "model": None if dense is None else {"file": str(dense), "interface": both},
         "candidates": {candidate_name(artifact): candidate},
+        "shadows": {"training_free": SHADOWS, "trained": SHADOWS},
+        "policy": options["--policy"] or "release",
     }
     return validated(Plan, raw, Source("the command line"))
 
@@ -86,5 +92,5 @@ def _number(option: str, part: str) -> float:
         return float(top) / float(bottom) if bottom else float(top)
     except (ValueError, ZeroDivisionError):
         raise InputError(
-            f"{option} {part}: give numbers separated by commas, for example {option} 0.485,0.456,0.406."
+            f"{option} {part}: give numbers separated by commas, one per channel (or per class, for --labels)."
         ) from None

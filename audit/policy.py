@@ -94,7 +94,10 @@ BUILT_IN = {
             "tpr_at_1_percent_fpr": 0.05,
             "auc": 0.05,
         },
-    )
+    ),
+    "robustness": Policy(
+        name="robustness", changes={"accuracy": -0.02, "mean_squared_error": 0.02, "robust_accuracy": -0.05}
+    ),
 }
 
 
@@ -171,7 +174,7 @@ def apply_policy(
     drafts: list[_Draft] = []
     for candidate in candidates:
         if candidate.role != "dense":
-            drafts += _drafts(candidate, findings, policy)
+            drafts += [*_lineage(candidate), *_drafts(candidate, findings, policy)]
     gates = _holm(drafts)
     judged = [_judged_finding(finding, gates) for finding in findings]
     rows = [_judged_candidate(candidate, gates) for candidate in candidates]
@@ -238,6 +241,38 @@ def _drafts(candidate: Candidate, findings: Sequence[Finding], policy: Policy) -
             if metric in by_metric:
                 drafts += [_draft(candidate, one, metric, compares, by_metric[metric]) for one in judged]
     return drafts
+
+
+def _lineage(candidate: Candidate) -> list[_Draft]:
+    """Under any policy: a file that is declared to be quantised must be a rounding of the dense model.
+
+    One that is not fails where its recipe only rounds, and leaves the verdict open where it may have been trained.
+    """
+    found = candidate.lineage
+    if found is None or found.verdict == "not comparable":
+        return []
+    recipe = candidate.recipe or {}
+    rounds = recipe.get("kind") == "quantize" and recipe.get("fine_tune") is None
+    verdict: RowVerdict = "pass"
+    if found.verdict == "not nearest":
+        verdict = "pass" if recipe.get("rounding") in ("adaptive", "stochastic") else "inconclusive"
+    elif found.verdict != "confirmed":
+        verdict = "fail" if rounds else "inconclusive"
+    told = " ".join(found.sentences)
+    gate = Gate(
+        candidate=candidate.name,
+        rule="lineage",
+        finding=None,
+        value=None,
+        low=None,
+        high=None,
+        limit=None,
+        compares="absolute",
+        verdict=verdict,
+        p_value=None,
+        sentence=f"{candidate.name}: {told[:600]}",
+    )
+    return [_Draft(gate, None)]
 
 
 def _draft(
@@ -351,7 +386,7 @@ def _overall(
         if not release:
             sentences = ["No candidate is up for release."]
         return "inconclusive", [*sentences, *_sentences(open_, present, "are inconclusive")][:3]
-    mine = [gate for gate in gates if gate.candidate in release]
+    mine = [gate for gate in gates if gate.candidate in release and gate.value is not None]
     tightest = min(mine, key=_margin)
     count = "The candidate up for release passes" if len(present) == 1 else f"All {len(present)} candidates pass"
     return "pass", [f"{count}. Nearest to its limit: {tightest.sentence}"]

@@ -30,14 +30,19 @@ def candidate_flags(reader: Reader, contender: Contender) -> set[str]:
     """What is wrong with a candidate whatever is measured on it.
 
     A model no better than guessing is neither robust nor private (rule 8); compression that looked at members after
-    DP-SGD voids the epsilon its parent was promised.
+    DP-SGD voids the epsilon its parent was promised; a finished file that is asked in other units than it was trained
+    on answers at random, which looks like strength.
     """
     candidate = reader.get(reader.suite.candidate_cell(contender))
     labels = reader.suite.subject.data.evaluation.y.numpy()
     correct = None if candidate is None else candidate.arrays.get("evidence/correct")
     guessing = correct is not None and no_better_than_guessing(correct, labels)
-    void = {Flag.EPSILON_VOID.value} if contender.touches_members_after_dp else set()
-    return void | ({Flag.AT_CHANCE.value} if guessing else set())
+    found = {Flag.AT_CHANCE.value} if guessing else set()
+    if contender.touches_members_after_dp:
+        found.add(Flag.EPSILON_VOID.value)
+    if contender.file is not None and contender.file.doubtful:
+        found.add(Flag.INTERFACE_DOUBTFUL.value)
+    return found
 
 
 def shell_of(

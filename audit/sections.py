@@ -64,6 +64,12 @@ class InterfacePlan(Settings):
     outputs: Literal["logits", "probabilities", "log-probabilities"] | None = Field(None, description="of the file")
     labels: tuple[int, ...] | None = Field(None, description="for each class of the data, the file's output for it")
 
+    @model_validator(mode="after")
+    def _normalised(self) -> InterfacePlan:
+        if (self.mean is None) != (self.std is None):
+            raise fault("mean and std come together: an input is (value - mean) / std")
+        return self
+
 
 class ModelPlan(Settings):
     """The dense model: how it is built, and its weights or how it is trained; or a finished ONNX file."""

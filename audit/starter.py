@@ -40,6 +40,7 @@ candidates:                           # name: recipe; `crushproof catalogue` lis
   prune80: {kind: prune, sparsity: 0.8, fine_tune: {epochs: 4}}
   robust-int8: {recipe: int8, defense: adversarial-training}
   int2: {recipe: {kind: quantize, weight_bits: 2}, control: true}   # to be compared with, never up for release
+  # shipped: {file: model_int8.onnx, recipe: int8}   # a finished ONNX or TFLite file, audited as it is
 
 attacks: quick                        # quick, standard, thorough, or a list: [{kind: evasion, epsilons: [8/255]}]
 shadows: {training_free: 32, trained: 16}  # 64 and 16 by default: more see smaller leaks and take longer

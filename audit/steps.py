@@ -28,6 +28,7 @@ from ..compression.payload import encode
 from ..compression.recipe import Recipe
 from ..compression.structure import load_module, save_module
 from ..defenses.stochastic_rounding import ExpectationTwin
+from ..targets.artifact import Preprocessing
 from ..targets.certificate import certify
 from ..targets.checks import check_model
 from ..targets.data import Data, Records
@@ -130,11 +131,17 @@ def take_file(file: FinishedFile, data: Data, seed: int) -> Result:
         twin = file.differentiable(data)
     except NotApplicable as error:
         why = str(error)
-    target = file.deployed()
-    notes = check_model(target, data.evaluation, data.bounds, data.outputs)
+    target, everything = file.deployed(), data.non_members
+    try:
+        notes = check_model(target, data.evaluation, data.bounds, data.outputs)
+    except InputError as error:
+        raise InputError(f"{file.name}: {error}") from None
+    right = int((target.logits(everything.x).argmax(1) == everything.y).sum())
+    share = 100 * right / len(everything)
+    notes.append(f"It is right on {share:.2f} % of all {len(everything)} test records ({right}).")
     result = _deployed(target, twin, data, seed)
     document = {
-        "footprint": footprint_of_file(file.content, file.kind, data.shape),
+        "footprint": footprint_of_file(file.content, file.kind, file.assumptions.record),
         "digest": file.digest,
         "no_twin": why,
         "notes": [*file.notes, *notes],
@@ -202,10 +209,11 @@ def native_of(twin: nn.Module | None) -> nn.Module | None:
     if twin is None:
         return None
     hard = native(twin)
-    followed = [layer for layer in hard.modules() if isinstance(layer, Twin) and layer.rounds]
-    for layer in followed:
-        layer.straight_through = False
-    rounds = bool(followed) or any(hasattr(layer, "native") for layer in hard.modules())
+    rounds = any(hasattr(layer, "native") for layer in hard.modules())
+    for layer in hard.modules():
+        if isinstance(layer, Twin | Preprocessing):
+            layer.straight_through = False
+            rounds |= layer.rounds if isinstance(layer, Twin) else layer.assumptions.grid is not None
     return frozen_copy(hard) if rounds else twin
 
 
@@ -339,11 +347,11 @@ def refuse_regression() -> Result:
     raise NotApplicable("not applicable: the attack is one on classifiers, and this model predicts values")
 
 
-def serve_memory(candidate: Result, data: Data) -> Result:
+def serve_memory(candidate: Result, shape: tuple[int, ...]) -> Result:
     """Resident bytes of a fresh process serving the candidate: a host fact, kept under `environment`."""
     if "model.onnx" not in candidate.files:
         raise NotApplicable("its memory is measured in ONNX Runtime only")
-    return Result(arrays={}, document={"peak_bytes": peak_resident_bytes(candidate.files["model.onnx"], data.shape)})
+    return Result(arrays={}, document={"peak_bytes": peak_resident_bytes(candidate.files["model.onnx"], shape)})
 
 
 def _state(module: nn.Module) -> Arrays:

@@ -20,7 +20,7 @@ from ..targets.errors import CrushproofError, InputError, NotApplicable, blame
 from ..training.architecture import Architecture
 from ..training.loop import Training
 from ..training.trainer import BuiltinTrainer, Trainer, UserTrainer
-from .files import FinishedFile, open_file
+from .files import FinishedFile, open_all
 from .identity import name_of, source_digest, state_digest
 from .plan import DENSE, Plan
 from .sections import ModelPlan
@@ -73,12 +73,7 @@ def resolve(plan: Plan, folder: Path) -> Subject:
             there or fails.
     """
     data = load_data(plan, folder)
-    files: dict[str, FinishedFile] = {}
-    if plan.model is not None and plan.model.file is not None:
-        files[DENSE] = open_file(plan.model.file, folder, plan.model.interface, data)
-    for name, candidate in plan.candidates.items():
-        if candidate.file is not None:
-            files[name] = open_file(candidate.file, folder, candidate.interface, data, files.get(DENSE))
+    files = open_all(plan, folder, data)
     if plan.model is None:
         return Subject(data, None, "files", files)
     state: dict[str, Tensor] | None

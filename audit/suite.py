@@ -188,7 +188,9 @@ class Suite:
         return f"shadows/{dense.name}/{first}"
 
     def _candidate(self, contender: Contender) -> None:
+        shape = self.subject.data.shape
         if contender.file is not None:
+            shape = contender.file.assumptions.record
             self._file(contender, contender.file)
         else:
             self._made(contender, contender.dense)
@@ -197,7 +199,7 @@ class Suite:
             "footprint",
             [],
             [self.candidate_cell(contender)],
-            lambda get: steps.serve_memory(get(self.candidate_cell(contender)), self.subject.data),
+            lambda get: steps.serve_memory(get(self.candidate_cell(contender)), shape),
         )
 
     def _file(self, contender: Contender, file: FinishedFile) -> None:

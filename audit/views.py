@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .findings import Audit, Candidate, Finding, Gate
+from .policy import QUALITIES
 from .words import (
     RISKS,
     Metric,
@@ -47,7 +48,7 @@ class Index:
         return next((g for g in self.audit.policy if g.finding == finding.id), None)
 
     def accuracy_gate(self, candidate: str) -> Gate | None:
-        return next((g for g in self.audit.policy if g.candidate == candidate and g.finding is None), None)
+        return next((g for g in self.audit.policy if g.candidate == candidate and g.rule in QUALITIES), None)
 
 
 def index(audit: Audit) -> Index:
@@ -122,7 +123,7 @@ def picks(ix: Index) -> list[tuple[str, Candidate, str]]:
     if timed:
         fastest = min(timed, key=lambda pair: (pair[0], pair[1].footprint.payload_bytes))
         found.append(("Fastest that passes", fastest[1], f"{milliseconds(fastest[0])} for one record"))
-    accurate = max(passing, key=lambda c: (c.quality.estimate, -c.footprint.payload_bytes))
+    accurate = max(passing, key=lambda c: (c.merit, -c.footprint.payload_bytes))
     return [*found, ("Most accurate that passes", accurate, estimate(accurate.quality, accurate.quality_metric))]
 
 
@@ -151,6 +152,8 @@ def mend(ix: Index, candidate: Candidate) -> str:
     Where the same recipe was not audited with a defense that helps, the same technique is looked at.
     """
     failed = [g for g in ix.audit.policy if g.candidate == candidate.name and g.verdict == "fail"]
+    if any(g.rule == "lineage" for g in failed):
+        return "Have it compressed again from the dense model, by someone you trust, and compare the two files."
     risks = [ix.findings[g.finding] for g in failed if g.finding in ix.findings]
     if not risks:
         return "No defense gives accuracy back: compress less, or fine-tune." if failed else ""

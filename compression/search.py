@@ -33,6 +33,11 @@ from .recipe import RECIPES, Recipe
 if TYPE_CHECKING:
     import optuna
 
+# Tried before the sampler proposes anything: what people ship first.
+PLAIN: tuple[dict[str, Any], ...] = tuple(
+    {"student": False, "prune": pruned, "sparsity": 0.5, "shape": "none", "bits": bits, "activations": "static"}
+    for pruned, bits in (("none", 8), ("none", 4), ("weights", 8), ("channels", 8), ("weights", 4))
+)
 HELD_OUT = 0.25  # of the members, on which accuracy is measured
 DENSE = "dense"
 
@@ -80,11 +85,19 @@ class Trial:
 
 @dataclass(frozen=True)
 class Found:
-    """The dense model of the search, every trial in order, and those of the Pareto set that keep to the limits."""
+    """What a search came to.
+
+    Args:
+        dense: the model of the search, uncompressed.
+        trials: all, in order.
+        chosen: of those that keep to the limits, the Pareto set, best first.
+        nearest: of the usable ones, the one that exceeds the limits least.
+    """
 
     dense: Trial
     trials: list[Trial]
     chosen: list[Trial]
+    nearest: Trial
 
 
 def search(
@@ -136,6 +149,8 @@ def search(
             population_size=max(4, min(20, settings.trials // 3)),
         ),
     )
+    for parameters in PLAIN:
+        study.enqueue_trial(parameters)
     trials: list[Trial] = []
     for _ in range(settings.trials):
         proposed = study.ask()
@@ -150,7 +165,8 @@ def search(
         reasons = sorted({trial.why_not for trial in trials if trial.why_not is not None})
         raise InputError(f"None of {len(trials)} recipes can be used on this model: {' '.join(reasons[:3])}")
     kept = [trial for trial in usable if all(excess <= 0 for excess in beyond(trial, reference, settings).values())]
-    return Found(reference, trials, pareto(kept, settings))
+    nearest = min(usable, key=lambda trial: sum(max(0.0, one) for one in beyond(trial, reference, settings).values()))
+    return Found(reference, trials, pareto(kept, settings), nearest)
 
 
 def split(members: Records, seed: int) -> tuple[Records, Records]:

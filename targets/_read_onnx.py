@@ -106,7 +106,7 @@ def _check_messages(model: onnx.ModelProto) -> None:
             if message.data_location == message.EXTERNAL or message.external_data:
                 raise Fault(
                     "The ONNX model keeps weights in other files (external data), by paths that it names itself. "
-                    "Nothing was read from them. Save it as one file: "
+                    "Nothing was read from them. Save it as one file: torch.onnx.export(..., external_data=False), or "
                     "onnx.save(model, path, save_as_external_data=False)."
                 )
             _check_size(message.dims, "tensor", message.name)

@@ -21,16 +21,18 @@ from .meanings import labels_of, meanings, outputs_of
 from .model import BATCH, Target
 from .onnx import OnnxTarget
 from .seeds import generator
-from .trials import TEMPERATURES, TIED, WEAK, Trial, agreement, clearly, likelier, nothing_fits, sentences_of
+from .trials import DOUBT, TEMPERATURES, TIED, WEAK, Trial, agreement, clearly, likelier, nothing_fits, sentences_of
 
 if TYPE_CHECKING:
     from .twin import Twin
 
 __all__ = [
+    "DOUBT",
     "Assumptions",
     "Foreign",
     "Overrides",
     "Preprocessing",
+    "alike",
     "assume",
     "deployed",
     "differentiable",
@@ -166,7 +168,7 @@ def assume(
     runtime = _runtime(foreign.data, foreign.kind, 1)
     wanted = list(meanings(foreign, data, overrides))
     if like is not None:
-        wanted.sort(key=lambda meaning: not _alike(meaning[0], like))  # stable: the others keep their order
+        wanted.sort(key=lambda meaning: not alike(meaning[0], like))  # stable: the others keep their order
     trials = _screened(runtime, wanted, data, overrides, foreign, x, y)
     answered = [trial for trial in trials if trial.chosen and not trial.fault]
     if not answered:
@@ -230,6 +232,8 @@ def _answers(raw: Tensor, assumptions: Assumptions, y: Tensor) -> tuple[Tensor, 
     return torch.where(finite, logits.argmax(1), -1), torch.cat(likelihoods, 1)
 
 
-def _alike(one: Assumptions, other: Assumptions) -> bool:
-    """The same meaning of the values and layout; integer steps and shapes may differ between a model and its int8."""
+def alike(one: Assumptions, other: Assumptions) -> bool:
+    """Whether two files see a record in the same way. Integer steps and shapes may differ, as between a model and its
+    int8 form.
+    """
     return all(getattr(one, name) == getattr(other, name) for name in ("layout", "units", "mean", "std"))

@@ -58,7 +58,7 @@ def meanings(foreign: Foreign, data: Data, overrides: Overrides) -> Iterator[tup
     low, high = _values(data.bounds.low), _values(data.bounds.high)
     last = foreign.facts.outputs[0].grid
     smallest = SMALLEST if last is None else max(SMALLEST, last[0] / 2)
-    for (layout, record), scaling in product(layouts, _scalings(data, overrides)):
+    for (layout, record), scaling in product(layouts, _scalings(data, overrides, floats=grid is None)):
         assumptions = Assumptions(
             layout=layout,
             record=record,
@@ -97,8 +97,8 @@ def _layouts(declared: tuple[int | str, ...], shape: tuple[int, ...]) -> list[tu
     return list(dict(reversed(found)).items())[::-1]  # the first of each layout
 
 
-def _scalings(data: Data, overrides: Overrides) -> list[Scaling]:
-    """The simplest first."""
+def _scalings(data: Data, overrides: Overrides, *, floats: bool) -> list[Scaling]:
+    """The usual first. `floats`: the network takes floats, not bytes."""
     user_normalises = overrides.mean is not None or overrides.std is not None
     free = not user_normalises and overrides.units is None
     extremes = _values(data.bounds.low), _values(data.bounds.high)
@@ -113,6 +113,8 @@ def _scalings(data: Data, overrides: Overrides) -> list[Scaling]:
         for unit in units
         if unit != already
     ]
+    if floats and already == "0..255":  # networks on floats are rarely trained on raw bytes
+        found[:2] = found[1], found[0]
     found += [Scaling("0..1", mean, std, f"normalised by {name}", free) for name, mean, std in _normalisations(data)]
     if user_normalises:
         size = len(overrides.mean or overrides.std or ())

@@ -17,6 +17,7 @@ TIED = 0.1  # assumptions whose difference is likelier by luck than this are as 
 TEMPERATURES = tuple(2.0**power for power in range(-10, 17))  # 0..255 instead of 0..1 makes logits 2^8 times as large
 LIKELIER = 2.5  # standard errors by which the labels are more probable under one of two that are right as often
 LEAST_GAIN = 0.01  # nats; less comes of temperatures that are not quite the best
+DOUBT = "Under what was given"  # how the sentence starts that says that something else would have fitted clearly better
 WEAK = 0.2  # Cohen's kappa; a wrong scaling often keeps as much, so a scaling that was only guessed needs more
 
 
@@ -181,7 +182,7 @@ def sentences_of(
         rival = max(barred, key=lambda trial: trial.accuracy(y))
         if clearly(rival, best, y, CHANCE_P):
             sentences.append(
-                f"Under what was given, {_percent(best, y)} are right; with the values {rival.units} "
+                f"{DOUBT}, {_percent(best, y)} are right; with the values {rival.units} "
                 f"({rival.assumptions.layout}) it would be {_percent(rival, y)}. Check --layout, --mean and --std."
             )
     return sentences
