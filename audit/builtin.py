@@ -29,11 +29,11 @@ PLAN: dict[str, Any] = {
                 {"kind": "quantize", "weight_bits": 4},
             ],
         },
-        "prune80-int3": {
+        "prune85-int4": {
             "kind": "chain",
             "steps": [
-                {"kind": "prune", "sparsity": 0.8, "fine_tune": FINE_TUNE},
-                {"kind": "quantize", "weight_bits": 3, "keep_ends_8bit": False, "fine_tune": FINE_TUNE},
+                {"kind": "prune", "sparsity": 0.85, "steps": 2, "fine_tune": FINE_TUNE},
+                {"kind": "quantize", "weight_bits": 4, "keep_ends_8bit": False},
             ],
         },
         "int4-stochastic": {"recipe": "int4", "defense": "stochastic-rounding"},

@@ -14,7 +14,7 @@ RECIPE_WORDS: dict[str, dict[str, Any]] = {
     "prune30": {"kind": "prune", "sparsity": 0.3},
     "prune80": {"kind": "prune", "sparsity": 0.8, "fine_tune": FINE_TUNE},
     "channels50": {"kind": "prune", "structure": "channels", "sparsity": 0.5, "fine_tune": FINE_TUNE},
-    "svd70": {"kind": "factorize", "energy": 0.7, "fine_tune": FINE_TUNE},
+    "svd70": {"kind": "factorize", "convolution": "channel", "energy": 0.7, "fine_tune": FINE_TUNE},
     "share16": {"kind": "share", "clusters": 16},
     "student": {"kind": "distill", "training": {"epochs": 8, "batch_size": 64, "learning_rate": 1e-2}},
 }

@@ -70,6 +70,7 @@ def to_onnx(module: nn.Module, shape: tuple[int, ...]) -> bytes:
         warnings.filterwarnings("ignore", "Exporting a model to ONNX with a batch_size other than 1", UserWarning)
         # torch's own recurrent and attention layers compare sizes; remarks on a user's code are let through.
         warnings.filterwarnings("ignore", "Converting a tensor to a Python boolean", module=r"torch\.nn")
+        warnings.filterwarnings("ignore", "Converting a tensor to a Python boolean", module=r"crushproof\.targets")
         try:
             torch.backends.mha.set_fastpath_enabled(False)  # of attention: kernels that no operator of ONNX stands for
             torch.onnx.export(

@@ -304,7 +304,7 @@ def interleaved_latency(
     shape: tuple[int, ...],
     batches: Sequence[int] = (1, 32, 256),
     threads: int = 1,
-    seconds: float = 0.2,
+    seconds: float = 0.1,
 ) -> dict[str, list[dict[str, int | float]]]:
     """Times models in turns (A B C, A B C ...), a call each, so that a slow moment of the machine hits all alike.
 
