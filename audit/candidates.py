@@ -8,7 +8,7 @@ from typing import Any
 from ..attacks.evasion.evasion import Evasion
 from .cells import Result
 from .evasion_findings import robust_at
-from .findings import Candidate, Certificate, Change, Estimate, Footprint, Kernels, Lineage
+from .findings import Candidate, Certificate, Change, Estimate, Footprint, Kernels, Lineage, Runtime
 from .lineup import PLAIN, Contender
 from .measures import mean, mean_change, rate, rate_change
 from .reader import Reader, candidate_flags
@@ -52,6 +52,11 @@ def candidate_row(reader: Reader, contender: Contender) -> Candidate | None:
         file=None if contender.file is None else Path(contender.file.name).name,
         assumed=list(result.document.get("notes", [])),
         lineage=_lineage(reader, contender),
+        runtimes=[
+            Runtime(name=runtime, **found.document)
+            for runtime in suite.plan.runtimes
+            if (found := reader.get(suite.runtime_cell(contender, runtime))) is not None
+        ],
         flags=sorted(candidate_flags(reader, contender)),
         digest=result.document["digest"],
         draws=_draws(reader, contender, result),

@@ -161,6 +161,16 @@ class Kernels(Row):
     operators: dict[str, int] = Field(description="these products, by type")
 
 
+class Runtime(Row):
+    """The same file in another runtime, compared with ONNX Runtime on n evaluation records."""
+
+    name: str
+    n: int
+    label_agreement: float = Field(description="share of the records, in [0, 1]")
+    max_logit_difference: float
+    logit_difference_99: float
+
+
 class Lineage(Row):
     """Whether a quantised file's codes are roundings of the dense model's weights."""
 
@@ -192,6 +202,7 @@ class Candidate(Row):
     footprint: Footprint
     certificate: Certificate | None
     kernels: Kernels | None = Field(None, description="None: not run by ONNX Runtime")
+    runtimes: list[Runtime] = Field([], description="the others that the plan asked for and that could run it")
     file: str | None = Field(None, description="a finished file's name, where that is what was audited")
     assumed: list[str] = Field([], description="what was assumed about a finished file's inputs and outputs")
     lineage: Lineage | None = Field(None, description="of a finished file whose dense model is known")

@@ -42,6 +42,9 @@ class Plan(Settings):
     release: tuple[str, ...] | None = Field(
         None, description="the candidates the overall verdict covers; default: all but controls"
     )
+    runtimes: tuple[Literal["openvino", "tensorrt"], ...] = Field(
+        (), description="also run every ONNX file in these, and report how far they agree with ONNX Runtime"
+    )
     workers: int | Literal["auto"] = Field("auto", description="processes; 0 works in this one")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto is CUDA where there is one")
     declared: dict[str, str] = Field({}, description="measures the audit cannot verify, by name, e.g. tee")

@@ -144,6 +144,7 @@ def assemble(suite: Suite, store: Store, outcome: Outcome, policy: Any, command:
         findings += found
         missing += not_measured(contender, found)
         missing += missing_draws(reader, contender)
+        missing += missing_runtimes(reader, contender)
     missing += [
         NotMeasured(candidate=None, what=label, reason="this version has no findings for the evidence of this attack")
         for label in unread(suite)
@@ -209,6 +210,16 @@ def missing_draws(reader: Reader, contender: Contender) -> list[NotMeasured]:
     return [
         NotMeasured(candidate=contender.name, what=cell, reason=reader.why(cell))
         for cell in cells
+        if reader.get(cell) is None
+    ]
+
+
+def missing_runtimes(reader: Reader, contender: Contender) -> list[NotMeasured]:
+    """A row for each runtime of the plan in which the file could not be run."""
+    cells = {runtime: reader.suite.runtime_cell(contender, runtime) for runtime in reader.suite.plan.runtimes}
+    return [
+        NotMeasured(candidate=contender.name, what=f"in {runtime}", reason=reader.why(cell))
+        for runtime, cell in cells.items()
         if reader.get(cell) is None
     ]
 

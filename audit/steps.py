@@ -28,14 +28,16 @@ from ..compression.payload import encode
 from ..compression.recipe import Recipe
 from ..compression.structure import load_module, save_module
 from ..defenses.stochastic_rounding import ExpectationTwin
-from ..targets.artifact import Preprocessing
+from ..targets.artifact import Deployed, Preprocessing
 from ..targets.certificate import certify
 from ..targets.checks import check_model
 from ..targets.data import Data, Records
 from ..targets.errors import InputError, NotApplicable, UnsafeInput
 from ..targets.model import Target, TorchTarget
 from ..targets.onnx import OnnxTarget, integer_kernels
+from ..targets.openvino import OpenVinoTarget
 from ..targets.seeds import derive, generator
+from ..targets.tensorrt import TensorRtTarget
 from ..targets.twin import Twin, twin_of
 from .cells import Result
 from .files import FinishedFile
@@ -190,6 +192,21 @@ def _deployed(target: Target, twin: nn.Module | None, data: Data, seed: int) -> 
 def deployed_of(contender: Contender, candidate: Result) -> Target:
     """The candidate as it runs."""
     return OnnxTarget(candidate.files["model.onnx"]) if contender.file is None else contender.file.deployed()
+
+
+def in_runtime(contender: Contender, runtime: str, candidate: Result, data: Data) -> Result:
+    """The same file in another runtime: how far that agrees with ONNX Runtime on the evaluation records."""
+    if "model.onnx" not in candidate.files:
+        raise NotApplicable("it is no ONNX file")
+    model = candidate.files["model.onnx"]
+    try:
+        other: Target = OpenVinoTarget(model) if runtime == "openvino" else TensorRtTarget(model)
+        if contender.file is not None:
+            other = Deployed(other, contender.file.assumptions)
+        certificate = certify(deployed_of(contender, candidate), other, {"clean": data.evaluation.x})
+    except (InputError, UnsafeInput) as error:  # it is not installed, or does not take this file
+        raise NotApplicable(str(error)) from error
+    return Result(document=asdict(certificate.overall))
 
 
 def twin_for(contender: Contender, candidate: Result, data: Data, device: torch.device) -> nn.Module | None:

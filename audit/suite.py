@@ -201,6 +201,19 @@ class Suite:
             [self.candidate_cell(contender)],
             lambda get: steps.serve_memory(get(self.candidate_cell(contender)), shape),
         )
+        for runtime in self.plan.runtimes:
+            self._add(
+                self.runtime_cell(contender, runtime),
+                "runtimes",
+                [],
+                [self.candidate_cell(contender)],
+                lambda get, runtime=runtime: steps.in_runtime(  # type: ignore[misc]  # defaults bind the loop
+                    contender, runtime, get(self.candidate_cell(contender)), self.subject.data
+                ),
+            )
+
+    def runtime_cell(self, contender: Contender, runtime: str) -> str:
+        return f"{runtime}/{contender.name}"
 
     def _file(self, contender: Contender, file: FinishedFile) -> None:
         """A finished file, and where the dense model is known, whether it is a rounding of it."""

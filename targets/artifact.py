@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DOUBT",
     "Assumptions",
+    "Deployed",
     "Foreign",
     "Overrides",
     "Preprocessing",

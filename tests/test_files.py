@@ -122,6 +122,7 @@ def test_with_the_dense_model_the_lineage_is_checked(folder: Path, tmp_path: Pat
         "both",
         data={"kind": "npz", "path": "both.npz"},
         model={"file": "model.onnx"},
+        runtimes=["openvino", "tensorrt"],
         candidates={
             "int8": {"file": "int8.onnx", "recipe": "int8"},
             "tampered": {"file": "tampered.onnx"},
@@ -136,6 +137,14 @@ def test_with_the_dense_model_the_lineage_is_checked(folder: Path, tmp_path: Pat
     assert tampered.lineage.verdict == "not a rounding of the dense model"
     assert any("5.0 %" in line or "4.9 %" in line for line in tampered.lineage.sentences)
     assert made.lineage is None  # its bytes were made here
+    for one in (honest, made):
+        assert [runtime.name for runtime in one.runtimes] == ["openvino"]
+        assert one.runtimes[0].label_agreement >= 0.98
+    assert found is not None
+    gaps = {gap.what: gap.reason for gap in found.not_measured if gap.candidate == "int8"}
+    assert "no GPU" in gaps["in tensorrt"]
+    gate = {gate.candidate: gate.verdict for gate in found.policy if gate.rule == "lineage"}
+    assert gate == {"int8": "pass", "tampered": "inconclusive"}  # how the latter was made is not declared
     assert honest.disagreement is not None
     assert honest.disagreement.estimate < 0.05
     assert honest.quality_change is not None
