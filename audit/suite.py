@@ -205,7 +205,7 @@ class Suite:
             self._add(
                 self.runtime_cell(contender, runtime),
                 "runtimes",
-                [],
+                [runtime],
                 [self.candidate_cell(contender)],
                 lambda get, runtime=runtime: steps.in_runtime(  # type: ignore[misc]  # defaults bind the loop
                     contender, runtime, get(self.candidate_cell(contender)), self.subject.data
