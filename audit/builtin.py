@@ -22,13 +22,6 @@ PLAN: dict[str, Any] = {
         "svd70": "svd70",
         "share16": "share16",
         "student": "student",
-        "prune70-int4": {
-            "kind": "chain",
-            "steps": [
-                {"kind": "prune", "sparsity": 0.7, "fine_tune": FINE_TUNE},
-                {"kind": "quantize", "weight_bits": 4},
-            ],
-        },
         "prune85-int4": {
             "kind": "chain",
             "steps": [
