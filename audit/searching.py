@@ -19,6 +19,7 @@ from .cells import cell_key
 from .environment import versions
 from .plan import Plan, parse_plan
 from .report import write
+from .statistics import clopper_pearson
 from .subject import resolve
 
 HELD_OUT_WORDS = "accuracy on members that no model of the search was trained on"
@@ -70,30 +71,34 @@ def run_search(
         known[key] = trial
         show(len(known), trial)
 
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)  # small models: more threads wait for each other longer than they compute
-    found = search(
-        settings,
-        subject.model.architecture,
-        subject.model.trainer,
-        subject.data,
-        seed=plan.seed,
-        device=resolve_device(plan.device),
-        known=known,
-        tell=keep,
-    )
+    try:
+        found = search(
+            settings,
+            subject.model.architecture,
+            subject.model.trainer,
+            subject.data,
+            seed=plan.seed,
+            device=resolve_device(plan.device),
+            known=known,
+            tell=keep,
+        )
+    finally:
+        torch.set_num_threads(threads)
     if found.chosen:
-        write(out, plan_text(plan, found, settings))
+        write(out, plan_text(plan, found))
     return found
 
 
-def plan_text(plan: Plan, found: Found, settings: Search) -> str:
+def plan_text(plan: Plan, found: Found) -> str:
     """The plan with the Pareto set as its candidates; a comment beside each says what the search measured."""
     fields = plan.model_dump(mode="json", exclude_defaults=True, exclude={"candidates", "release"})
     fields["name"] = f"{plan.name}, found"
     lines = [
         "# Found by crushproof search. The figures beside the candidates are the search's own,",
         f"# {HELD_OUT_WORDS} (n = {found.dense.n}): choose by the audit's, which rest on evaluation records.",
-        f"# Dense: accuracy {found.dense.accuracy:.3f}, payload {found.dense.payload_bytes} bytes.",
+        f"# Dense: {figures(found.dense)}.",
         yaml.safe_dump(fields, sort_keys=False).rstrip(),
         "candidates:",
     ]
@@ -108,7 +113,9 @@ def figures(trial: Trial) -> str:
     if trial.why_not is not None:
         return f"not usable: {trial.why_not}"
     time = "" if trial.latency_ms is None else f", {trial.latency_ms:.3g} ms"
-    return f"accuracy {trial.accuracy:.3f}, payload {trial.payload_bytes} bytes{time}"
+    right = clopper_pearson(round(trial.accuracy * trial.n), trial.n)
+    accuracy = f"accuracy {100 * right.estimate:.1f} % [{100 * right.low:.1f}, {100 * right.high:.1f}]"
+    return f"{accuracy}, payload {trial.payload_bytes} bytes{time}"
 
 
 def words_of(trial: Trial) -> str:

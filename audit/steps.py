@@ -42,6 +42,7 @@ from ..targets.twin import Twin, twin_of
 from .cells import Result
 from .files import FinishedFile
 from .lineup import Contender, Dense
+from .statistics import clopper_pearson
 from .subject import DenseModel
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -139,8 +140,11 @@ def take_file(file: FinishedFile, data: Data, seed: int) -> Result:
     except InputError as error:
         raise InputError(f"{file.name}: {error}") from None
     right = int((target.logits(everything.x).argmax(1) == everything.y).sum())
-    share = 100 * right / len(everything)
-    notes.append(f"It is right on {share:.2f} % of all {len(everything)} test records ({right}).")
+    share = clopper_pearson(right, len(everything))
+    notes.append(
+        f"It is right on {100 * share.estimate:.2f} % [{100 * share.low:.1f}, {100 * share.high:.1f}] of all "
+        f"{len(everything)} test records."
+    )
     result = _deployed(target, twin, data, seed)
     document = {
         "footprint": footprint_of_file(file.content, file.kind, file.assumptions.record),

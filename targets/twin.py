@@ -7,15 +7,13 @@ torch's own, so that the twin of a float file can be trained, compressed and exp
 
 from __future__ import annotations
 
-import copy
-
 import torch
 
 from .onnx_safety import check_onnx
 from .twin_import import Importer
 from .twin_steps import Twin
 
-__all__ = ["Twin", "native", "twin_of"]
+__all__ = ["Twin", "twin_of"]
 
 
 def twin_of(model: bytes) -> Twin:
@@ -29,10 +27,3 @@ def twin_of(model: bytes) -> Twin:
     with torch.no_grad():
         twin = Importer(check_onnx(model)).twin()
     return twin.eval()
-
-
-def native(twin: Twin) -> Twin:
-    """A copy with the gradients that hard rounding really has (zero), as an attacker without a twin meets them."""
-    hard = copy.deepcopy(twin)
-    hard.straight_through = False
-    return hard

@@ -7,7 +7,6 @@ import io
 import itertools
 import logging
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,10 +25,17 @@ from torch.nn import functional as F
 
 from crushproof.targets.errors import InputError, NotApplicable, UnsafeInput
 from crushproof.targets.onnx import OnnxTarget
-from crushproof.targets.twin import Twin, native, twin_of
+from crushproof.targets.twin import Twin, twin_of
 from crushproof.training.networks import SequenceTransformer
 
 FORMS = ("QDQ", "QOperator", "dynamic")
+
+
+def native(twin: Twin) -> Twin:
+    """A copy with the gradients that its rounding really has."""
+    hard = copy.deepcopy(twin)
+    hard.straight_through = False
+    return hard
 
 
 def exported(module: nn.Module, shape: tuple[int, ...], opset: int = 17, batch: bool = True) -> bytes:
@@ -536,16 +542,14 @@ def test_files_that_take_and_answer_integers_are_read_as_onnx_runtime_reads_them
     assert gradient(twin, x[1:]).any()
 
 
-def test_a_large_graph_is_imported_within_two_seconds() -> None:
-    """120 convolutions with quantisation around each, as in a ResNet-50's int8 file."""
+def test_a_deep_graph_is_followed() -> None:
+    """120 convolutions with quantisation around each; how long an import takes, benchmarks/compression.py says."""
     torch.manual_seed(0)
     module = nn.Sequential(*(layer for _ in range(120) for layer in (nn.Conv2d(32, 32, 1), nn.ReLU())))
     model = quantized(exported(module, (32, 2, 2)), torch.rand(4, 32, 2, 2), "QDQ")
     assert len(onnx.load_model_from_string(model).graph.node) > 400
-    started = time.process_time()
-    twin = twin_of(model)
-    assert time.process_time() - started < 2
-    assert torch.allclose(twin(torch.rand(2, 32, 2, 2)), twin(torch.rand(2, 32, 2, 2)), atol=10)
+    x = torch.rand(6, 32, 2, 2)
+    assert torch.allclose(twin_of(model)(x).flatten(1), OnnxTarget(model).logits(x), atol=1e-3)
 
 
 # Refusals -------------------------------------------------------------------------------------------------------------
