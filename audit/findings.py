@@ -44,6 +44,11 @@ class Change(Row):
     low: float
     high: float
     p_value: float | None = Field(None, description="exact McNemar for rates, paired DeLong for AUC")
+    counted: list[str] = Field([], description="the parts that both sides faced alike, which alone it counts")
+    flags: list[str] = Field([], description="trust flags of the baseline's figure: they are flags of the change too")
+    baseline_high: float | None = Field(None, description="upper end of the baseline's interval on these records")
+    floor: float | None = Field(None, description="a baseline no better than this has no room to fall")
+    instead: str | None = Field(None, description="where there is no room to fall: what to measure instead")
 
     @model_validator(mode="after")
     def _ordered(self) -> Change:
@@ -53,7 +58,7 @@ class Change(Row):
 
 
 class ThreatModel(Row):
-    access: str = Field(description="white-box, scores, labels or none")
+    access: str = Field(description="of the parts that ran: white-box, scores, labels; none: nothing ran")
     knowledge: str = Field(description="one sentence: what the attacker knows and has")
     budget: str = Field(description="one phrase: epsilon, queries, shadows")
 
@@ -77,6 +82,7 @@ class Part(Row):
     flags: list[str] = []
     skipped: str | None = Field(None, description="why it did not run")
     headline: bool = Field(False, description="the one the finding reports, where one is chosen")
+    counted: bool = Field(True, description="whether it counts towards the change: both sides faced it alike")
 
 
 class Finding(Row):
@@ -91,6 +97,7 @@ class Finding(Row):
     setting: dict[str, str | float | int] = Field({}, description="e.g. {'norm': 'linf', 'epsilon': 0.1}")
     threat_model: ThreatModel
     estimate: Estimate | None = Field(description="None: not measured, see `reason`")
+    available: int | None = Field(None, description="records the data has for it; `estimate.n` may be fewer")
     changes: list[Change] = Field([], description="first: against the candidate's own parent; then the plain dense")
     gateable: bool = Field(False, description="the row of its metric that a policy may judge")
     gated: bool = Field(False, description="a policy judged it")

@@ -1,13 +1,15 @@
-"""Thresholds on findings, and the verdict they give (DESIGN's rule 7).
+"""Thresholds on findings, and the verdict they give (DESIGN's rules 7 and 11 to 13).
 
 A gate is one limit applied to one candidate. It passes when the whole 95 % interval is within the limit, fails when the
 whole interval is beyond it, and is inconclusive otherwise; a trust flag turns a pass into inconclusive and never
-softens a fail. Fails are corrected for the number of gates in the report (Holm 1979); passes need no correction,
-because a candidate passes only if all of its gates do.
+softens a fail, but for a flag on the parent's figure, which leaves a change open both ways. A parent that has no room
+to fall leaves it open too. What is inconclusive says what would settle it. Fails are corrected for the number of gates
+in the report (Holm 1979); passes need no correction, because a candidate passes only if all of its gates do.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,6 +138,26 @@ def judge(low: float, high: float, limit: float, better: str, flags: Sequence[st
     if high < limit - EXACT:
         return "fail"
     return "pass" if low >= limit - EXACT and not flags else "inconclusive"
+
+
+def no_room(change: Change, limit: float) -> bool:
+    """Whether the parent could lose all it has, or all that a guesser has not, and keep the limit (rule 12)."""
+    if change.baseline_high is None or change.floor is None:
+        return False
+    return change.baseline_high <= change.floor + abs(limit) + EXACT
+
+
+def records_needed(value: float, low: float, high: float, limit: float, n: int) -> int | None:
+    """About how many records would bring the interval to one side of the limit, if the value held; None: no number.
+
+    The width of an interval goes with the square root of the records; the value itself lies on the limit where none
+    would do.
+    """
+    gap = abs(value - limit)
+    width = high - value if value < limit else value - low
+    if gap <= EXACT or width <= EXACT:
+        return None
+    return max(n + 1, math.ceil(n * (width / gap) ** 2))
 
 
 def beyond(value: float, low: float, high: float, limit: float, better: str) -> float:
@@ -315,8 +337,19 @@ def _draft(
     value = judged.difference if isinstance(judged, Change) else judged.estimate
     verdict = judge(judged.low, judged.high, limit, better, flags)
     sentence = _sentence(subject, metric, estimate, change, compares, limit) + _doubt(flags)
+    if isinstance(judged, Change):
+        if judged.flags:
+            verdict = "inconclusive"
+            sentence += f" The figure of {judged.baseline} may be too optimistic ({', '.join(judged.flags)})."
+        if better == "higher" and no_room(judged, limit):
+            verdict = "inconclusive"
+            sentence += (
+                f" {judged.baseline} itself is on the floor there ({words.figure(judged.baseline_estimate, metric)}), "
+                f"so that no loss could be seen: {judged.instead or 'measure it where the parent is better'}."
+            )
     if verdict == "inconclusive" and judge(judged.low, judged.high, limit, better) == "inconclusive":
-        sentence += " The interval reaches across the limit; more records would narrow it."
+        available = estimate.n if finding is None or finding.available is None else finding.available
+        sentence += _what_settles(value, judged.low, judged.high, limit, estimate.n, available, metric)
     measured = {"value": value, "low": judged.low, "high": judged.high, "verdict": verdict, "sentence": sentence}
     p_value = beyond(value, judged.low, judged.high, limit, better)
     if isinstance(judged, Change) and limit == 0 and judged.p_value is not None:
@@ -437,6 +470,21 @@ def _sentence(subject: str, metric: str, estimate: Estimate, change: Change | No
 def _distance(difference: float, metric: str) -> str:
     """`5.0 points` or `0.050`: without its sign."""
     return words.signed(abs(difference), metric).removeprefix("+") + words.change_unit(metric)
+
+
+def _what_settles(value: float, low: float, high: float, limit: float, n: int, available: int, metric: str) -> str:
+    """What would bring the interval to one side of the limit, and whether the data at hand can (rule 13)."""
+    needed = records_needed(value, low, high, limit, n)
+    told = " The interval reaches across the limit"
+    if needed is None or needed > 1000 * n:
+        return f"{told}, and the figure lies on it: more records would not settle it, another limit would."
+    rounded = float(f"{needed:.2g}") if needed > 100 else needed
+    told += f"; about {rounded:.0f} records instead of {n} would settle it if the figure holds"
+    if metric not in ("robust_accuracy", *QUALITIES):
+        return f"{told} (so would more shadow models)."
+    if needed <= available:
+        return f"{told}, and the data has {available}: raise `records`."
+    return f"{told}; the data has {available}."
 
 
 def _doubt(flags: Sequence[str]) -> str:

@@ -14,6 +14,8 @@ from .lineup import Contender
 from .suite import Suite
 from .taxonomy import taxonomy
 
+NOTHING_RAN = ThreatModel(access="none", knowledge="nothing ran", budget="none")
+
 
 @dataclass(frozen=True)
 class Reader:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..attacks.attack import Attack
+from ..attacks.attack import Attack, Case
 from ..attacks.evasion.evasion import Evasion
 from ..attacks.evasion.pgd import GradientPerturber
 from ..attacks.membership.membership import Membership
@@ -284,14 +284,84 @@ class Suite:
         if isinstance(attack, Membership):
             self._membership(contender, attack, label)
             return
+        if isinstance(attack, Evasion):
+            self._evasion(contender, attack, label)
+            return
         needs = [self.candidate_cell(contender), *self._parent(contender)]
+        self._attack_cell(f"{label}/{contender.name}", attack, contender, needs, None)
+
+    def _evasion(self, contender: Contender, attack: Evasion, label: str) -> None:
+        """The attack itself; the draws of a random recipe; and what a fair comparison with its baselines needs."""
+        radius = [self._radius(attack)] if attack.automatic else []
+        needs = [self.candidate_cell(contender), *self._parent(contender), *radius]
         transfer = None
-        if isinstance(attack, Evasion) and contender.parent is not None and not contender.is_dense:
+        if contender.parent is not None and not contender.is_dense:
             transfer = self._transfer(contender.parent, attack)
             needs.append(transfer)
         self._attack_cell(f"{label}/{contender.name}", attack, contender, needs, transfer)
-        if isinstance(attack, Evasion) and contender.draws:
+        if contender.draws:
             self._attack_draws(contender, attack, label, transfer)
+        if any(part.uses_parent for part in attack.parts):
+            for name in contender.baselines:
+                self._replay(contender, self.lineup.contender(name), attack, label)
+        if contender.is_dense:
+            self._room(contender, attack, label)
+
+    def _radius(self, attack: Evasion) -> str:
+        """The epsilon that the dense model's own curve asks for; without a dense model, the first candidate's."""
+        reference = self.lineup.contenders[0]
+        name = self.radius_cell(attack)
+        needs = [self.candidate_cell(reference), *self._parent(reference)]
+
+        def compute(get: Callable[[str], Result]) -> Result:
+            case = self._case(reference, get)
+            return steps.choose_radius(case, attack, self.plan.seed)
+
+        self._add(name, attack.kind, ["radius", attack.norm], needs, compute)
+        return name
+
+    def radius_cell(self, attack: Evasion) -> str:
+        return f"radius/{attack.norm}"
+
+    def _room(self, dense: Contender, attack: Evasion, label: str) -> None:
+        """Where a dense model is left with next to nothing: the epsilon at which it would keep about half."""
+        attacked = f"{label}/{dense.name}"
+
+        def compute(get: Callable[[str], Result]) -> Result:
+            return steps.room(get(attacked), lambda: self._case(dense, get), attack, self.plan.seed)
+
+        needs = [attacked, self.candidate_cell(dense), *self._parent(dense)]
+        self._add(self.room_cell(label, dense.name), attack.kind, ["room", attack.norm], needs, compute)
+
+    def room_cell(self, label: str, dense: str) -> str:
+        return f"room/{label}/{dense}"
+
+    def _replay(self, contender: Contender, baseline: Contender, attack: Evasion, label: str) -> None:
+        """Inputs crafted on each of the two, asked of the other: a part that both sides of a change face alike."""
+        assert baseline.parent is not None  # it is a dense model
+        radius = [self._radius(attack)] if attack.automatic else []
+        crafted = self._transfer(baseline.parent, attack)
+
+        def compute(get: Callable[[str], Result]) -> Result:
+            mine, theirs = self._case(contender, get), self._case(baseline, get)
+            return steps.replay(mine, theirs, self._resolved(attack, get), get(crafted), self.plan.seed)
+
+        needs = [self.candidate_cell(contender), self.candidate_cell(baseline), crafted, *radius]
+        needs += {*self._parent(contender), *self._parent(baseline)}
+        spec = ["replay", attack.norm, attack.gate_epsilon, attack.records]
+        self._add(self.replay_cell(label, contender.name, baseline.name), attack.kind, spec, sorted(needs), compute)
+
+    def replay_cell(self, label: str, candidate: str, baseline: str) -> str:
+        return f"replay/{label}/{candidate}/{baseline}"
+
+    def _case(self, contender: Contender, get: Callable[[str], Result]) -> Case:
+        """What an attacker of this model has, without anything prepared."""
+        parent = None if contender.parent is None else self._dense(contender.parent, get)
+        return steps.make_case(contender, get(self.candidate_cell(contender)), parent, self.subject.data, self.device)
+
+    def _resolved(self, attack: Evasion, get: Callable[[str], Result]) -> Evasion:
+        """The attack with its radius, where that follows from a probe."""
+        return steps.at_radius(attack, get(self.radius_cell(attack))) if attack.automatic else attack
 
     def _parent(self, contender: Contender) -> list[str]:
         """The cell of the dense model it came from, where one is known."""
@@ -307,6 +377,7 @@ class Suite:
         *,
         draw: int = 0,
         without_draw: bool = False,
+        gate_only: bool = False,
     ) -> None:
         def compute(get: Callable[[str], Result]) -> Result:
             others = range(1, len(contender.draws) + 1) if without_draw else ()
@@ -323,36 +394,41 @@ class Suite:
                     if (twin := self._twin(contender, get(self.candidate_cell(contender, other)))) is not None
                 ],
             )
-            return steps.run_attack(attack, case, derive(self.plan.seed, attack.kind))
+            ready = self._resolved(attack, get) if isinstance(attack, Evasion) else attack
+            if gate_only and isinstance(ready, Evasion):
+                ready = ready.at(ready.gate, (ready.gate,))
+            return steps.run_attack(ready, case, derive(self.plan.seed, attack.kind))
 
-        self._add(name, attack.kind, attack.model_dump(mode="json"), needs, compute)
+        self._add(name, attack.kind, [attack.model_dump(mode="json"), gate_only], needs, compute)
 
     def _twin(self, contender: Contender, candidate: Result) -> nn.Module | None:
         return steps.twin_for(contender, candidate, self.subject.data, self.device)
 
     def _attack_draws(self, contender: Contender, attack: Evasion, label: str, transfer: str | None) -> None:
         """Every draw under one attack, gradients at the gate; and the attacker who does not know which draw ships."""
-        parent = self._parent(contender)
-        gradients = tuple(part for part in attack.parts if isinstance(part, GradientPerturber))
-        gate = attack.model_copy(update={"epsilons": (attack.gate_epsilon,), "parts": gradients})
+        parent = [*self._parent(contender), *([self._radius(attack)] if attack.automatic else [])]
+        gradients = attack.model_copy(
+            update={"parts": tuple(part for part in attack.parts if isinstance(part, GradientPerturber))}
+        )
         for draw in range(len(contender.draws) + 1):
             needs = [self.candidate_cell(contender, draw), *parent]
-            self._attack_cell(f"{label}/{contender.name}/draw-{draw}", gate, contender, needs, None, draw=draw)
+            name = f"{label}/{contender.name}/draw-{draw}"
+            self._attack_cell(name, gradients, contender, needs, None, draw=draw, gate_only=True)
         needs = [self.candidate_cell(contender, draw) for draw in range(len(contender.draws) + 1)]
         needs += [*parent, *([transfer] if transfer else [])]
         name = f"{label}/{contender.name}/without-draw"
         self._attack_cell(name, attack, contender, needs, transfer, without_draw=True)
 
     def _transfer(self, dense: Dense, attack: Evasion) -> str:
-        spec = [attack.norm, attack.epsilons, attack.records]
+        spec = [attack.norm, attack.epsilon, attack.epsilons, attack.records]
         name = f"transfer/{dense.name}/{cell_key(spec)[:12]}"
-        self._add(
-            name,
-            attack.kind,
-            spec,
-            [f"train/{dense.name}"],
-            lambda get: steps.craft_transfer(self._dense(dense, get), self.subject.data, attack, self.plan.seed),
-        )
+        radius = [self._radius(attack)] if attack.automatic else []
+
+        def compute(get: Callable[[str], Result]) -> Result:
+            resolved = self._resolved(attack, get)
+            return steps.craft_transfer(self._dense(dense, get), self.subject.data, resolved, self.plan.seed)
+
+        self._add(name, attack.kind, spec, [f"train/{dense.name}", *radius], compute)
         return name
 
     def _membership(self, contender: Contender, attack: Membership, label: str) -> None:

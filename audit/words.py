@@ -260,6 +260,8 @@ FLAGS = {
     "other figures say.",
     "distribution-shift": "A classifier that never sees the model already tells members from non-members. What the "
     "attack finds is not attributable to membership.",
+    "epsilon-extreme": "No radius was found at which the dense model keeps about half of its accuracy: it keeps nearly "
+    "all or nearly nothing. Something stops the probe, or the model answers in steps.",
     "shadows-differ": "The shadow models are not trained as the audited model was, or nothing says that they are. An "
     "attacker who knows better may see more: name the training function or its hyper-parameters.",
     "epsilon-void": "The compression looked at training records after DP-SGD, so the promised epsilon does not hold.",
