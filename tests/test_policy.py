@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from crushproof.audit.findings import Candidate, Change, Estimate, Finding, Footprint, ThreatModel
-from crushproof.audit.policy import BUILT_IN, Policy, apply_policy, beyond, judge, load_policy
+from crushproof.audit.policy import BUILT_IN, Policy, apply_policy, beyond, judge, load_policy, records_needed
 from crushproof.targets.errors import InputError, UnsafeInput
 
 RELEASE = BUILT_IN["release"]
@@ -281,3 +281,60 @@ def test_unknown_and_unsafe_policies(tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text("changes: !!python/object:os.system {}")
     with pytest.raises(UnsafeInput):
         load_policy("p.yaml", tmp_path)
+
+
+# --- what the parent's figure allows to say
+
+
+def verdict_of(one: Finding, policy: Policy = BUILT_IN["robustness"]) -> tuple[str, str]:
+    """The verdict on one candidate with one finding, and the sentence that decides it."""
+    judged = apply_policy([candidate("int8")], [one], policy, ["int8"])
+    return judged.verdict, judged.deciding[0]
+
+
+def test_a_flag_on_the_parents_figure_leaves_a_change_open() -> None:
+    lost = change(-0.68, 0.05, 1.0)
+    assert verdict_of(finding("int8", "robust_accuracy", changes=[lost]))[0] == "fail"
+    flagged = lost.model_copy(update={"flags": ["no-gradient"]})
+    verdict, why = verdict_of(finding("int8", "robust_accuracy", changes=[flagged]))
+    assert verdict == "inconclusive"
+    assert "dense may be too optimistic (no-gradient)" in why
+    kept = change(0.0, 0.01, 1.0).model_copy(update={"flags": ["no-gradient"]})
+    assert verdict_of(finding("int8", "robust_accuracy", changes=[kept]))[0] == "inconclusive"
+    absolute = Policy(absolutes={"robust_accuracy": 0.6})  # of the candidate alone: its parent's flag is none of it
+    assert verdict_of(finding("int8", "robust_accuracy", changes=[flagged]), absolute)[0] == "fail"
+
+
+@pytest.mark.parametrize(
+    ("high", "floor", "room"),
+    [(0.01, 0.0, False), (0.05, 0.0, False), (0.12, 0.0, True), (0.12, 0.1, False), (0.16, 0.1, True)],
+)
+def test_no_worse_than_a_parent_on_the_floor_says_nothing(high: float, floor: float, room: bool) -> None:
+    fields = {"baseline_high": high, "floor": floor, "instead": "at epsilon 0.013 dense keeps 48 %"}
+    nothing = change(0.0, 0.01, high / 2).model_copy(update=fields)
+    one = finding("int8", "robust_accuracy", changes=[nothing])
+    verdict, why = verdict_of(one)
+    assert verdict == ("pass" if room else "inconclusive")
+    assert ("at epsilon 0.013" in why) is not room
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(50, 400), st.floats(0.02, 0.3), st.floats(-0.15, 0.15))
+def test_so_many_records_settle_it(n: int, discordant: float, value: float) -> None:
+    """With the proposed number an interval of the same spread lies on one side of the limit; with fewer it does not."""
+    limit, half = -0.05, 1.96 * (discordant / n) ** 0.5
+    needed = records_needed(value, value - half, value + half, limit, n)
+    if needed is None or needed == n + 1:
+        return
+    narrowed = half * (n / needed) ** 0.5
+    assert judge(value - narrowed, value + narrowed, limit, "higher") != "inconclusive"
+    wider = half * (n / (needed * 0.9)) ** 0.5
+    assert judge(value - wider, value + wider, limit, "higher") == "inconclusive"
+
+
+def test_inconclusive_says_what_would_settle_it() -> None:
+    open_ = finding("int8", "robust_accuracy", changes=[change(-0.02, 0.06)], available=900)
+    verdict, why = verdict_of(open_)
+    assert verdict == "inconclusive"
+    assert "records instead of 300" in why
+    assert "the data has 900" in why
