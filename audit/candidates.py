@@ -137,7 +137,8 @@ def _certificate(reader: Reader, contender: Contender, result: Result) -> Certif
         return None
     kinds = dict(result.document["certificate"]["kinds"])
     for attack, label in reader.suite.attacks:
-        found = reader.get(f"{label}/{contender.name}") if isinstance(attack, Evasion) else None
+        cell = reader.suite.attack_cell(label, contender.name)
+        found = reader.get(cell) if isinstance(attack, Evasion) else None
         if found is not None and "certificate" in found.document:
             kinds |= found.document["certificate"]["kinds"]
     n = sum(kind["n"] for kind in kinds.values())
@@ -161,7 +162,8 @@ def _draws(reader: Reader, contender: Contender, shipped: Result) -> list[dict[s
         if result is None:
             continue
         row = {"draw": float(draw), **_figures("accuracy", result.arrays["evidence/correct"])}
-        found = reader.get(f"{label}/{contender.name}/draw-{draw}")  # one attack for all draws: gradients at the gate
+        # One attack for all draws: gradients at the gate.
+        found = reader.get(reader.suite.attack_cell(label, contender.name, f"draw-{draw}"))
         if isinstance(attack, Evasion) and found is not None:
             row |= _figures("robust_accuracy", robust_at(found, attack.gate_epsilon))
         rows.append(row)

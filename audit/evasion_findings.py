@@ -18,7 +18,7 @@ from .steps import AGREEMENT
 
 def evasion(reader: Reader, contender: Contender, attack: Evasion, label: str) -> list[Finding]:
     """Robust accuracy at the gate's epsilon, the worst case per record over all parts."""
-    cell = f"{label}/{contender.name}"
+    cell = reader.suite.attack_cell(label, contender.name)
     result = reader.get(cell)
     candidate = reader.get(reader.suite.candidate_cell(contender))
     blind = candidate is not None and candidate.document["certificate"] is None
@@ -35,7 +35,7 @@ def evasion(reader: Reader, contender: Contender, attack: Evasion, label: str) -
     robust = robust_at(result, attack.gate_epsilon)
     changes = []
     for name in contender.baselines:
-        baseline = reader.get(f"{label}/{name}")
+        baseline = reader.get(reader.suite.attack_cell(label, name))
         if baseline is not None:
             changes.append(rate_change(robust, robust_at(baseline, attack.gate_epsilon), name))
     summary, parts = result.document["summary"], []
@@ -81,7 +81,7 @@ def evasion(reader: Reader, contender: Contender, attack: Evasion, label: str) -
 def _without_draw(
     reader: Reader, contender: Contender, attack: Evasion, label: str, shell: Callable[..., Finding]
 ) -> Finding:
-    cell = f"{label}/{contender.name}/without-draw"
+    cell = reader.suite.attack_cell(label, contender.name, "without-draw")
     result = reader.get(cell)
     words = "worst case for an attacker without the shipped draw (expectation over the other draws)"
     if result is None:

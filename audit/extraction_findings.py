@@ -21,7 +21,7 @@ def extraction(reader: Reader, contender: Contender, attack: Extraction, label: 
     )
     setting: dict[str, str | float | int] = {"queries": largest}
     shell = shell_of(reader, contender, label, "extraction", "fidelity", "lower", threat, setting)
-    cell = f"{label}/{contender.name}"
+    cell = reader.suite.attack_cell(label, contender.name)
     result = reader.get(cell)
     if result is None:
         return [shell(attack="surrogate trained on answers", reason=reader.why(cell))]
@@ -52,7 +52,7 @@ def extraction(reader: Reader, contender: Contender, attack: Extraction, label: 
     )
     changes = []
     for name in contender.baselines:
-        other = reader.get(f"{label}/{name}")
+        other = reader.get(reader.suite.attack_cell(label, name))
         if other is not None and f"agrees/{headline}" in other.arrays:
             changes.append(rate_change(agrees, np.asarray(other.arrays[f"agrees/{headline}"], dtype=bool), name))
     row = shell(

@@ -29,7 +29,7 @@ def membership(reader: Reader, contender: Contender, attack: Membership, label: 
     threat = ThreatModel(access="scores", knowledge=knowledge, budget=budget)
     shell = shell_of(reader, contender, label, "membership", "tpr_at_1_percent_fpr", "lower", threat, {"fpr": FPR})
     auc_shell = shell_of(reader, contender, label, "membership", "auc", "lower", threat, {})
-    cell = f"{label}/{contender.name}"
+    cell = reader.suite.attack_cell(label, contender.name)
     result = reader.get(cell)
     if result is None:
         reason = reader.why(cell) if reader.suite.has(cell) else NO_MEMBERS
