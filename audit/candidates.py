@@ -138,7 +138,8 @@ def _certificate(reader: Reader, contender: Contender, result: Result) -> Certif
         return None
     kinds = dict(result.document["certificate"]["kinds"])
     for attack, label in reader.suite.attacks:
-        found = reader.get(f"{label}/{contender.name}") if isinstance(attack, Evasion) else None
+        cell = reader.suite.attack_cell(label, contender.name)
+        found = reader.get(cell) if isinstance(attack, Evasion) else None
         if found is not None and "certificate" in found.document:
             kinds |= found.document["certificate"]["kinds"]
     n = sum(kind["n"] for kind in kinds.values())
@@ -162,7 +163,9 @@ def _draws(reader: Reader, contender: Contender, shipped: Result) -> list[dict[s
         if result is None:
             continue
         row = {"draw": float(draw), **_figures("accuracy", result.arrays["evidence/correct"])}
-        found = reader.get(f"{label}/{contender.name}/draw-{draw}")  # one attack for all draws: gradients at the gate
+        found = reader.get(
+            reader.suite.attack_cell(label, contender.name, f"draw-{draw}")
+        )  # one attack for all draws: gradients at the gate
         resolved = resolve_radius(reader, attack) if isinstance(attack, Evasion) else None
         if resolved is not None and found is not None:
             row |= _figures("robust_accuracy", robust_at(found, resolved.gate))

@@ -53,17 +53,22 @@ class Measured:
         return None if array is None else np.asarray(array, dtype=bool)
 
 
-def measured(reader: Reader, contender: Contender, attack: Evasion, label: str) -> Measured | None:
-    """What was found on one model; None where the attack did not run."""
-    result = reader.get(f"{label}/{contender.name}")
+def measured(
+    reader: Reader, contender: Contender, attack: Evasion, label: str, against: Contender | None = None
+) -> Measured | None:
+    """What was found on one model; None where the attack did not run.
+
+    Args:
+        against: of the candidates of a dense model, only this one's crafted inputs count; None: those of all.
+    """
+    result = reader.get(reader.suite.attack_cell(label, contender.name))
     resolved = resolve_radius(reader, attack)
     if result is None or resolved is None:
         return None
     replayed = [
         np.asarray(found.arrays["on_baseline"], dtype=bool)
-        for other in reader.suite.lineup.contenders
-        if contender.name in other.baselines
-        and (found := reader.get(reader.suite.replay_cell(label, other.name, contender.name))) is not None
+        for other in (reader.suite.compared_with(contender) if against is None else [against.name])
+        if (found := reader.get(reader.suite.replay_cell(label, other, contender.name))) is not None
     ]
     robust = robust_at(result, resolved.gate)
     flags, part_flags = set(result.document["summary"]["union_flags"]), dict(result.document["flags"])

@@ -20,7 +20,7 @@ from .words import number
 
 def evasion(reader: Reader, contender: Contender, attack: Evasion, label: str) -> list[Finding]:
     """Robust accuracy at the gate's epsilon, the worst case per record over all parts."""
-    cell = f"{label}/{contender.name}"
+    cell = reader.suite.attack_cell(label, contender.name)
     found = measured(reader, contender, attack, label)
     epsilon: str | float = "auto" if attack.automatic else attack.gate
     setting: dict[str, str | float | int] = {
@@ -34,7 +34,7 @@ def evasion(reader: Reader, contender: Contender, attack: Evasion, label: str) -
     shell = shell_of(reader, contender, label, "evasion", "robust_accuracy", "higher", threat, setting)
     changes, notes, counted = [], _notes(reader, contender, attack, found), set[str]()
     for name in contender.baselines:
-        baseline = measured(reader, reader.suite.lineup.contender(name), attack, label)
+        baseline = measured(reader, reader.suite.lineup.contender(name), attack, label, contender)
         change = None if baseline is None else like_for_like(reader, contender, name, found, baseline, label)
         if change is not None:
             changes.append(change)
@@ -143,7 +143,7 @@ def _replayed_part(replayed: Bools) -> Part:
 def _without_draw(
     reader: Reader, contender: Contender, attack: Evasion, label: str, setting: dict[str, str | float | int]
 ) -> Finding:
-    cell = f"{label}/{contender.name}/without-draw"
+    cell = reader.suite.attack_cell(label, contender.name, "without-draw")
     result = reader.get(cell)
     words = "worst case for an attacker without the shipped draw (expectation over the other draws)"
     row = _shell(reader, contender, label, setting, NOTHING_RAN)

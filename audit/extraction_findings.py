@@ -13,7 +13,7 @@ from .reader import NOTHING_RAN, Reader, candidate_flags, part_of, shell_of, wit
 
 def extraction(reader: Reader, contender: Contender, attack: Extraction, label: str) -> list[Finding]:
     """Fidelity of the copy at the largest budget of queries; accuracy and transfer of the copy beside it."""
-    cell = f"{label}/{contender.name}"
+    cell = reader.suite.attack_cell(label, contender.name)
     result = reader.get(cell)
     copies = [] if result is None else [copy for copy in result.document["summary"]["copies"] if "/" in copy]
     most = max(attack.budgets)
@@ -53,7 +53,7 @@ def extraction(reader: Reader, contender: Contender, attack: Extraction, label: 
     )
     changes = []
     for name in contender.baselines:
-        other = reader.get(f"{label}/{name}")
+        other = reader.get(reader.suite.attack_cell(label, name))
         if other is not None and f"agrees/{headline}" in other.arrays:
             changes.append(rate_change(agrees, np.asarray(other.arrays[f"agrees/{headline}"], dtype=bool), name))
     row = shell(

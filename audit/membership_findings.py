@@ -21,7 +21,7 @@ NO_MEMBERS = "the data has no training records (x_train, y_train) to tell apart 
 
 def membership(reader: Reader, contender: Contender, attack: Membership, label: str) -> list[Finding]:
     """TPR at 1 % FPR and AUC of the attack that was best on pseudo-targets."""
-    cell = f"{label}/{contender.name}"
+    cell = reader.suite.attack_cell(label, contender.name)
     result = reader.get(cell)
     threat = NOTHING_RAN if result is None else _threat_of(reader, contender)
     shell = shell_of(reader, contender, label, "membership", "tpr_at_1_percent_fpr", "lower", threat, {"fpr": FPR})

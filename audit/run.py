@@ -115,11 +115,16 @@ def cells_of(suite: Suite, finding: str) -> list[str]:
             own += [f"{own[0]}/without-draw"] if isinstance(attack, Evasion) and contender.draws else []
             known += own
             if finding in own:
-                names = [f"{label}/{contender.name}", f"{label}/{contender.name}/without-draw"]
+                names = [suite.attack_cell(label, contender.name, detail) for detail in ("", "without-draw")]
                 names += [suite.lineage_cell(contender)]
                 for name in contender.baselines:
                     shadows = suite.shadow_counts(contender)
-                    names += [f"{label}/{name}", *(suite.membership_cell(label, name, count) for count in shadows)]
+                    names += [
+                        suite.attack_cell(label, name),
+                        *(suite.membership_cell(label, name, count) for count in shadows),
+                    ]
+                    names += [suite.replay_cell(label, contender.name, name), suite.room_cell(label, name)]
+                names += [suite.replay_cell(label, other, contender.name) for other in suite.compared_with(contender)]
                 names += [suite.candidate_cell(contender)]
                 return [name for name in names if suite.has(name)]
     raise InputError(f"There is no finding {finding!r} in this plan. Known: {', '.join(known)}.")
@@ -234,6 +239,8 @@ def reader_of(suite: Suite, store: Store, outcome: Outcome, command: str) -> Rea
     def why(name: str) -> str:
         if name in outcome.failed:
             return f"failed: {outcome.failed[name]}"
+        if name in outcome.unavailable:
+            return outcome.unavailable[name]
         if suite.has(name) and store.has(suite.cell(name).key):
             return str(store.get(suite.cell(name).key).document.get("not_applicable", "unknown"))
         return "something it needs failed"

@@ -27,9 +27,10 @@ from ..targets.model import resolve_device
 from ..targets.seeds import derive
 from . import steps
 from .cells import Cell, Result, cell_key
-from .environment import versions
+from .environment import runtime_versions, versions
 from .files import FinishedFile
-from .lineup import Contender, Dense, Lineup, assemble
+from .identity import technique_identity
+from .lineup import Contender, Dense, Lineup, assemble, numbered
 from .plan import Plan
 from .store import Store
 from .subject import Subject, resolve
@@ -121,9 +122,9 @@ class Suite:
     def attacks(self) -> list[tuple[Attack, str]]:
         """Each attack with the label its findings carry: its kind, numbered when a kind occurs twice."""
         labelled: list[tuple[Attack, str]] = []
+        kinds = {attack.kind for attack in self.lineup.attacks}
         for attack in self.lineup.attacks:
-            before = sum(other.kind == attack.kind for other, _ in labelled)
-            labelled.append((attack, attack.kind if before == 0 else f"{attack.kind}-{before + 1}"))
+            labelled.append((attack, numbered(attack.kind, [label for _, label in labelled], kinds)))
         return labelled
 
     @property
@@ -146,7 +147,8 @@ class Suite:
     def _add(self, name: str, phase: str, spec: Any, needs: list[str], compute: Compute) -> None:
         if name in self._jobs:
             return
-        key = cell_key(phase, self._root, spec, [self._jobs[need].cell.key for need in needs])
+        sort = name.partition("/")[0]  # a plug-in may call its attack (and so its phase) what it likes
+        key = cell_key(sort, phase, self._root, spec, [self._jobs[need].cell.key for need in needs])
         self._jobs[name] = Job(Cell(name, key, tuple(needs), phase), compute)
 
     def _train(self, dense: Dense) -> None:
@@ -159,7 +161,7 @@ class Suite:
                 dense.name,
                 dense.architecture.name,
                 dense.trainer.identity,
-                dense.defense and dense.defense.model_dump(mode="json"),
+                technique_identity(dense.defense),
             ],
             [],
             lambda get: steps.train_dense(dense, self.subject.data, model, self.plan.seed, self.device),
@@ -177,7 +179,7 @@ class Suite:
             self._add(
                 self._chunk(dense, first),
                 "shadows",
-                [dense.architecture.name, dense.trainer.identity, first, last],
+                [dense.architecture.name, dense.trainer.identity, technique_identity(dense.defense), first, last],
                 [],
                 lambda get, first=first, last=last: steps.train_shadows(  # type: ignore[misc]  # defaults bind the loop
                     dense, self.population, first, last, self.device
@@ -205,7 +207,7 @@ class Suite:
             self._add(
                 self.runtime_cell(contender, runtime),
                 "runtimes",
-                [runtime],
+                [runtime, *runtime_versions(runtime)],
                 [self.candidate_cell(contender)],
                 lambda get, runtime=runtime: steps.in_runtime(  # type: ignore[misc]  # defaults bind the loop
                     contender, runtime, get(self.candidate_cell(contender)), self.subject.data
@@ -213,7 +215,7 @@ class Suite:
             )
 
     def runtime_cell(self, contender: Contender, runtime: str) -> str:
-        return f"{runtime}/{contender.name}"
+        return f"runtime/{runtime}/{contender.name}"
 
     def _file(self, contender: Contender, file: FinishedFile) -> None:
         """A finished file, and where the dense model is known, whether it is a rounding of it."""
@@ -221,7 +223,7 @@ class Suite:
         self._add(
             own,
             "candidates",
-            [contender.name, file.identity],
+            [contender.name, file.identity, *(runtime_versions("litert") if file.kind == "tflite" else [])],
             [],
             lambda get: steps.take_file(file, self.subject.data, self.plan.seed),
         )
@@ -240,7 +242,7 @@ class Suite:
             self._add(
                 self.candidate_cell(contender, position),
                 "candidates",
-                [contender.name, recipe and recipe.model_dump(mode="json")],
+                [contender.name, technique_identity(recipe)],
                 [f"train/{parent.name}"],
                 lambda get, recipe=recipe: steps.make_candidate(  # type: ignore[misc]  # defaults bind the loop
                     contender, recipe, self._dense(parent, get), self.subject.data, self.plan.seed
@@ -266,7 +268,7 @@ class Suite:
         self._add(
             self.signals_cell(dense, recipe),
             "signals",
-            [recipe and recipe.model_dump(mode="json"), count],
+            [technique_identity(recipe), count],
             chunks,
             compute,
         )
@@ -276,7 +278,8 @@ class Suite:
 
     def _attack(self, contender: Contender, attack: Attack, label: str) -> None:
         if self.subject.data.regression:
-            self._add(f"{label}/{contender.name}", attack.kind, [], [], lambda get: steps.refuse_regression())
+            cell = self.attack_cell(label, contender.name)
+            self._add(cell, attack.kind, [], [], lambda get: steps.refuse_regression())
             return
         hardened = contender.parent.defense if contender.parent is not None else None
         for defense in {id(one): one for one in (hardened, contender.defense) if one}.values():
@@ -288,7 +291,7 @@ class Suite:
             self._evasion(contender, attack, label)
             return
         needs = [self.candidate_cell(contender), *self._parent(contender)]
-        self._attack_cell(f"{label}/{contender.name}", attack, contender, needs, None)
+        self._attack_cell(self.attack_cell(label, contender.name), attack, contender, needs, None)
 
     def _evasion(self, contender: Contender, attack: Evasion, label: str) -> None:
         """The attack itself; the draws of a random recipe; and what a fair comparison with its baselines needs."""
@@ -298,7 +301,7 @@ class Suite:
         if contender.parent is not None and not contender.is_dense:
             transfer = self._transfer(contender.parent, attack)
             needs.append(transfer)
-        self._attack_cell(f"{label}/{contender.name}", attack, contender, needs, transfer)
+        self._attack_cell(self.attack_cell(label, contender.name), attack, contender, needs, transfer)
         if contender.draws:
             self._attack_draws(contender, attack, label, transfer)
         if any(part.uses_parent for part in attack.parts):
@@ -325,7 +328,7 @@ class Suite:
 
     def _room(self, dense: Contender, attack: Evasion, label: str) -> None:
         """Where a dense model is left with next to nothing: the epsilon at which it would keep about half."""
-        attacked = f"{label}/{dense.name}"
+        attacked = self.attack_cell(label, dense.name)
 
         def compute(get: Callable[[str], Result]) -> Result:
             return steps.room(get(attacked), lambda: self._case(dense, get), attack, self.plan.seed)
@@ -351,6 +354,10 @@ class Suite:
         spec = ["replay", attack.norm, attack.gate_epsilon, attack.records]
         self._add(self.replay_cell(label, contender.name, baseline.name), attack.kind, spec, sorted(needs), compute)
 
+    def compared_with(self, baseline: Contender) -> list[str]:
+        """Names of the models whose change is measured against this one."""
+        return [other.name for other in self.lineup.contenders if baseline.name in other.baselines]
+
     def replay_cell(self, label: str, candidate: str, baseline: str) -> str:
         return f"replay/{label}/{candidate}/{baseline}"
 
@@ -362,6 +369,10 @@ class Suite:
     def _resolved(self, attack: Evasion, get: Callable[[str], Result]) -> Evasion:
         """The attack with its radius, where that follows from a probe."""
         return steps.at_radius(attack, get(self.radius_cell(attack))) if attack.automatic else attack
+
+    def attack_cell(self, label: str, name: str, detail: str = "") -> str:
+        """The cell of an attack on one contender, named apart from all other sorts of cells: `attack/pgd/int8`."""
+        return f"attack/{label}/{name}" + (f"/{detail}" if detail else "")
 
     def _parent(self, contender: Contender) -> list[str]:
         """The cell of the dense model it came from, where one is known."""
@@ -399,7 +410,7 @@ class Suite:
                 ready = ready.at(ready.gate, (ready.gate,))
             return steps.run_attack(ready, case, derive(self.plan.seed, attack.kind))
 
-        self._add(name, attack.kind, [attack.model_dump(mode="json"), gate_only], needs, compute)
+        self._add(name, attack.kind, [technique_identity(attack), gate_only], needs, compute)
 
     def _twin(self, contender: Contender, candidate: Result) -> nn.Module | None:
         return steps.twin_for(contender, candidate, self.subject.data, self.device)
@@ -412,11 +423,11 @@ class Suite:
         )
         for draw in range(len(contender.draws) + 1):
             needs = [self.candidate_cell(contender, draw), *parent]
-            name = f"{label}/{contender.name}/draw-{draw}"
+            name = self.attack_cell(label, contender.name, f"draw-{draw}")
             self._attack_cell(name, gradients, contender, needs, None, draw=draw, gate_only=True)
         needs = [self.candidate_cell(contender, draw) for draw in range(len(contender.draws) + 1)]
         needs += [*parent, *([transfer] if transfer else [])]
-        name = f"{label}/{contender.name}/without-draw"
+        name = self.attack_cell(label, contender.name, "without-draw")
         self._attack_cell(name, attack, contender, needs, transfer, without_draw=True)
 
     def _transfer(self, dense: Dense, attack: Evasion) -> str:
@@ -434,7 +445,7 @@ class Suite:
     def _membership(self, contender: Contender, attack: Membership, label: str) -> None:
         if not self.audits_membership:
             return
-        cell = f"{label}/{contender.name}"
+        cell = self.attack_cell(label, contender.name)
         self._membership_cell(cell, contender, attack, None)
         for name in contender.baselines:
             baseline = self.lineup.contender(name)
@@ -449,7 +460,7 @@ class Suite:
         """
         dense = self.lineup.contender(baseline).dense
         full = shadows >= self.shadow_count(dense, None)
-        return f"{label}/{baseline}" + ("" if full else f"/{shadows}-shadows")
+        return self.attack_cell(label, baseline, "" if full else f"{shadows}-shadows")
 
     def shadow_counts(self, contender: Contender) -> tuple[int, int]:
         """How many shadows compressed as the candidate is, and how many uncompressed ones, its attacker has."""
@@ -476,7 +487,7 @@ class Suite:
             case = steps.make_case(contender, get(needs[0]), None, self.subject.data, self.device, membership=signals)
             return steps.run_attack(attack, case, derive(self.plan.seed, attack.kind))
 
-        self._add(name, attack.kind, [attack.model_dump(mode="json"), shadows], needs, compute)
+        self._add(name, attack.kind, [technique_identity(attack), shadows], needs, compute)
 
 
 def suite_of(argument: str) -> Suite:

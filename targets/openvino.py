@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .errors import InputError, NotApplicable
+from .errors import NotApplicable, Unavailable
 from .onnx_safety import check_onnx, ports
 from .runtime import answer_in_parts, check_ports, reason
 
@@ -20,8 +20,9 @@ class OpenVinoTarget:
         threads: of the CPU plugin, in one stream.
 
     Raises:
-        InputError: OpenVINO is not installed, or the model is no classifier.
+        InputError: the model is no classifier.
         NotApplicable: OpenVINO cannot compile the model.
+        Unavailable: OpenVINO is not installed.
         UnsafeInput: as for `onnx.OnnxTarget`.
     """
 
@@ -30,7 +31,7 @@ class OpenVinoTarget:
         try:
             import openvino
         except ImportError:
-            raise InputError("OpenVINO is not installed: pip install crushproof[openvino].") from None
+            raise Unavailable("OpenVINO is not installed: pip install crushproof[openvino].") from None
         settings = {
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,

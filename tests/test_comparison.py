@@ -1,4 +1,4 @@
-"""Changes compare like with like: a candidate that is its parent never fails, and a parent on the floor says nothing."""
+"""Changes compare like with like: one that is its parent never fails, and a parent on the floor says nothing."""
 
 from __future__ import annotations
 
