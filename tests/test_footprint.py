@@ -275,6 +275,9 @@ def test_a_tflite_file_has_a_size() -> None:
     weighed = footprint_of_file(b"x" * 100, "tflite", (3,))
     assert weighed["disk_bytes"] == weighed["payload_bytes"] == 100
     assert weighed["macs_by_width"] == []
+    row = Footprint.model_validate({**weighed, "ratio": 1.0})
+    assert row.parameters is row.nonzero_parameters is row.macs is row.entropy_bytes is None  # not 0: not counted
+    assert row.energy_uj_modelled is row.energy_memory_share is None
 
 
 def test_latency_and_memory(dense: nn.Module) -> None:
