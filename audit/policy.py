@@ -260,8 +260,8 @@ def _lineage(candidate: Candidate) -> list[_Draft]:
             return []
         reason = "The check did not run." if found is None else found.reason or " ".join(found.sentences)
         told = (
-            f"it is declared as {_declared(candidate)} and cannot be compared with the dense model. {reason} Declare how "
-            "it was really made, or ask its maker for the dense model that it came from."
+            f"it is declared as {_declared(candidate)} and cannot be compared with the dense model. {reason} Declare "
+            "how it was really made, or ask its maker for the dense model that it came from."
         )
         return [_Draft(_lineage_gate(candidate, "inconclusive", told), None)]
     verdict: RowVerdict = "pass"
@@ -295,8 +295,9 @@ def _promise(recipe: Mapping[str, Any]) -> Literal["rounding", "shapes"] | None:
     if kind in ("quantize", "mixed-precision"):
         return "rounding" if recipe.get("quantize", recipe).get("fine_tune") is None else "shapes"
     if kind == "chain":
-        return "shapes" if all(_promise(step) for step in recipe["steps"]) else None
-    keeps = kind in ("share", "dynamic-sparsity") or recipe.get("structure") in ("weights", "n:m")
+        return "shapes" if all(_promise(step) for step in recipe.get("steps", ())) else None
+    keeps = kind in ("share", "dynamic-sparsity")
+    keeps |= kind == "prune" and recipe.get("structure", "weights") in ("weights", "n:m")
     return "shapes" if keeps else None
 
 

@@ -150,7 +150,7 @@ def take_file(file: FinishedFile, data: Data, seed: int) -> Result:
         "footprint": footprint_of_file(file.content, file.kind, file.assumptions.record),
         "digest": file.digest,
         "no_twin": why,
-        "notes": [*file.notes, *notes],
+        "notes": notes,
         "kernels": kernels(file.content) if file.kind == "onnx" else None,
     }
     return Result(

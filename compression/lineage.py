@@ -25,6 +25,7 @@ from .onnx_weights import Stage, Weight, weights
 
 Verdict = Literal["confirmed", "not nearest", "not a rounding of the dense model", "not comparable"]
 
+
 @dataclass(frozen=True)
 class LayerLineage:
     """One weight of the artefact beside the dense weight that it is held against.

@@ -1,7 +1,7 @@
 """An ONNX graph without what no output depends on.
 
-A node whose result goes nowhere, and the numbers that only such nodes read, decide no answer: whoever compares or counts
-a model must not be led by them.
+A node whose result goes nowhere, and the numbers that only such nodes read, decide no answer: whoever compares or
+counts a model must not be led by them.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from torch import nn
 from typer.testing import CliRunner
 
 from crushproof.audit import cli
+from crushproof.audit.files import open_file
 from crushproof.audit.findings import Audit, Candidate
+from crushproof.audit.sections import InterfacePlan
+from crushproof.audit.steps import take_file
 from crushproof.compression.export import to_onnx
-from crushproof.targets.data import Data
+from crushproof.targets.data import Bounds, Data, Records
 from crushproof.training.loop import Training, train
 from crushproof.training.networks import Mlp
 
@@ -154,6 +158,17 @@ def test_with_the_dense_model_the_lineage_is_checked(folder: Path, tmp_path: Pat
     membership = {finding.candidate: finding for finding in found.findings if finding.risk == "membership"}
     assert membership["int8"].estimate is not None
     assert "shadows-differ" in membership["tampered"].flags  # how it was compressed is not declared
+
+
+def test_what_is_kept_of_a_file_follows_from_its_identity(folder: Path, digits: Data) -> None:
+    """What was declared of it is not in the kept result, which would go on saying it when it is declared otherwise."""
+    data = replace(
+        digits, bounds=Bounds.of(0.0, 255.0), non_members=Records(digits.non_members.x * 255, digits.non_members.y)
+    )
+    found = open_file("int8.onnx", folder, InterfacePlan(), data)
+    declared = replace(found, notes=("Declared: units 0..1.", *found.notes))
+    assert found.identity == declared.identity
+    assert take_file(found, data, 0).document == take_file(declared, data, 0).document
 
 
 def test_members_without_a_dense_model(folder: Path, tmp_path: Path) -> None:
