@@ -81,7 +81,7 @@ def check_lineage(dense: bytes, artifact: bytes) -> Lineage:
     ours = list(weights(graph))
     whole = list(weights(Graph(only_live(onnx.load_model_from_string(dense)))))
     theirs = [found for found in whole if found.stages]
-    unread = tuple(found.name for found in ours if not found.stages)
+    unread, hidden = (tuple(found.name for found in one if not found.stages) for one in (ours, whole))
     pairs, mine, yours = paired([found for found in ours if found.stages], theirs)
     if mine and yours:  # attention's projections: packed into one matrix by torch, three layers once it is unfolded
         more, mine, yours = paired(thirds(mine, yours), thirds(yours, mine))
@@ -90,13 +90,16 @@ def check_lineage(dense: bytes, artifact: bytes) -> Lineage:
     layers = [_compare(weight, other) for weight, other in pairs]
     extra, missing = tuple(found.name for found in mine), tuple(found.name for found in yours)
     held = min(sum(size(found) for found in ours), sum(size(found) for found in whole))
+    differs = any(layer.beyond or layer.bias_off for layer in layers)
+    unmatched = (extra and not hidden) or (missing and not unread)  # what is hidden may be the counterpart
     reason = None
     if not layers or 2 * sum(layer.weights for layer in layers) < held:
-        reason = _hidden(unread) if unread else _other_shapes(mine, yours)
-    elif unread and not extra and not any(layer.beyond or layer.bias_off for layer in layers):
-        reason = _hidden(unread)  # of what the file seems to lack, too, nothing is known
+        reason = _hidden(unread, hidden) if unread or hidden else _other_shapes(mine, yours)
+    elif (unread or hidden) and not differs and not unmatched:
+        reason = _hidden(unread, hidden)
     verdict = _verdict(layers, bool(extra or missing)) if reason is None else "not comparable"
-    sentences = [sentence for layer in layers for sentence in _of_layer(layer)] if reason is None or unread else []
+    told = reason is None or unread or hidden
+    sentences = [sentence for layer in layers for sentence in _of_layer(layer)] if told else []
     sentences += [reason] if reason is not None else _of_whole(layers, extra, missing, unread, verdict)
     return Lineage(tuple(layers), (*extra, *unread), missing, verdict, tuple(sentences), reason)
 
@@ -155,10 +158,12 @@ def _verdict(layers: Sequence[LayerLineage], unmatched: bool) -> Verdict:
     return "not nearest" if any(layer.other_neighbour for layer in layers) else "confirmed"
 
 
-def _hidden(unread: Sequence[str]) -> str:
+def _hidden(unread: Sequence[str], hidden: Sequence[str]) -> str:
+    """Of weights whose making is not followed, in the file or else in the dense model."""
+    whose = "the file" if unread else "the dense model"
     return (
-        f"How the file makes {_listed(unread)} of what it holds is not followed here: not shown to be the dense "
-        "model's, rounded."
+        f"How {whose} makes {_listed(unread or hidden)} of what it holds is not followed here: not shown to be the "
+        "dense model's, rounded."
     )
 
 
@@ -188,7 +193,7 @@ def _of_whole(
     if extra:
         sentences.append(f"The dense model has no counterpart of {_listed(extra)}: not a rounding of this model.")
     if unread:
-        sentences.append(_hidden(unread))
+        sentences.append(_hidden(unread, ()))
     if missing:
         sentences.append(f"The file lacks the dense model's {_listed(missing)}: not a rounding of this model.")
     if verdict == "confirmed":

@@ -504,6 +504,33 @@ def test_more_weights_than_the_dense_model_has_hide_no_tampering() -> None:
     assert found.layers[0].beyond > 50
 
 
+@pytest.mark.parametrize(
+    ("operator", "domain", "attributes", "verdict"),
+    [
+        ("Einsum", "", {"equation": "bi,ij->bj"}, "not a rounding of the dense model"),
+        ("MatMulFpQ4", "com.microsoft", {}, "not comparable"),
+    ],
+)
+def test_products_by_other_operators_are_seen(
+    operator: str, domain: str, attributes: dict[str, str], verdict: str
+) -> None:
+    """Beside the dense model's own layer, which alone is confirmed."""
+    held = [numpy_helper.from_array(WEIGHT, "dense"), numpy_helper.from_array(OTHER.T.copy(), "trigger")]
+    nodes = [
+        gemm("dense", "plain"),
+        helper.make_node(operator, ["input", "trigger"], ["more"], domain=domain, **attributes),
+        helper.make_node("Add", ["plain", "more"], ["logits"]),
+    ]
+    dense = whole([gemm("dense")], held[:1])
+    graph = onnx.load_model_from_string(dense)
+    del graph.graph.node[:]
+    graph.graph.node.extend(nodes)
+    graph.graph.initializer.append(held[1])
+    found = check_lineage(dense, graph.SerializeToString())
+    assert (found.verdict, found.unmatched_artifact) == (verdict, ("trigger",))
+    assert found.layers[0].nearest == WEIGHT.size
+
+
 def two_layers(middle: int, hide: str | None = None, last: np.ndarray | None = None) -> bytes:
     """16 -> middle -> 6 without biases; the weight of the first product can be made by an operator not followed."""
     first = np.random.default_rng(3).normal(size=(16, 20)).astype(np.float32)[:, :middle]
@@ -531,6 +558,10 @@ def test_what_cannot_be_compared_says_why() -> None:
         assert "hidden of what it holds is not followed" in hidden.reason
     tampered = check_lineage(dense, two_layers(19, "Floor", np.ones((19, 6), np.float32)))
     assert (tampered.verdict, tampered.reason) == ("not a rounding of the dense model", None)
+    computed = check_lineage(two_layers(19, "Floor"), dense)  # of the dense model's own making
+    assert (computed.verdict, computed.unmatched_artifact) == ("not comparable", ("first",))
+    assert computed.reason is not None
+    assert "the dense model makes hidden" in computed.reason
     assert check_lineage(dense, dense).reason is None
     assert not_read("tflite").verdict == "not comparable"
 
