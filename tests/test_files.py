@@ -17,6 +17,8 @@ from typer.testing import CliRunner
 from crushproof.audit import cli
 from crushproof.audit.files import open_file
 from crushproof.audit.findings import Audit, Candidate
+from crushproof.audit.one_file import candidate_name
+from crushproof.audit.plan import Plan
 from crushproof.audit.sections import InterfacePlan
 from crushproof.audit.steps import take_file
 from crushproof.compression.export import to_onnx
@@ -211,6 +213,13 @@ def test_mistakes_end_in_a_sentence(folder: Path, tmp_path: Path) -> None:
     assert refused("--artifact", crafted, "--data", data)[0] == 5
     code, said = refused("--artifact", file, "--data", data, folder / "both.yaml")
     assert (code, "Give either a plan" in said) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["dense.onnx", "dense-int8.onnx", "model (1).onnx", "-.onnx"])
+def test_any_file_name_gives_a_name_that_a_plan_takes(name: str) -> None:
+    called = candidate_name(Path(name))
+    data = {"kind": "npz", "path": "test.npz"}
+    assert list(Plan.model_validate({"data": data, "candidates": {called: {"file": name}}}).candidates) == [called]
 
 
 def test_plans_of_files_are_checked(folder: Path, tmp_path: Path) -> None:
