@@ -11,6 +11,7 @@ from torch import nn
 
 from ..targets.artifact import DOUBT, Assumptions, Overrides, alike, assume, deployed, differentiable, read_foreign
 from ..targets.data import Data
+from ..targets.errors import InputError
 from ..targets.foreign import Kind
 from ..targets.model import Target
 from .plan import DENSE, Plan
@@ -43,7 +44,7 @@ class FinishedFile:
 
     @property
     def identity(self) -> str:
-        """What decides its answers: the bytes and how they are asked."""
+        """What decides its answers: the bytes and how they are asked. `notes` are kept out of every cell's result."""
         return f"{self.digest}|{self.assumptions.model_dump_json()}"
 
     def deployed(self) -> Target:
@@ -86,12 +87,22 @@ def open_all(plan: Plan, folder: Path, data: Data) -> dict[str, FinishedFile]:
     A dense model and a file made from it see a record in the same way unless the data say otherwise: where the two were
     found to differ, and the dense model is as good the other way, it follows the file (whose rounded input gives more
     away).
+
+    Raises:
+        InputError, UnsafeInput: as `open_file`; a file is named and the data's targets are values.
     """
-    files: dict[str, FinishedFile] = {}
+    wanted = {name: one for name, one in plan.candidates.items() if one.file is not None}
     model = None if plan.model is None or plan.model.file is None else plan.model
+    named = [*([] if model is None else [model.file]), *(one.file for one in wanted.values())]
+    if data.regression and named:
+        raise InputError(
+            f"{named[0]}: a finished file of a model that predicts values cannot be audited yet: what its inputs mean "
+            "is found out by the labels that it gets right. Name the model's architecture and weights instead, and "
+            "candidates by their recipes."
+        )
+    files: dict[str, FinishedFile] = {}
     if model is not None:
         files[DENSE] = open_file(str(model.file), folder, model.interface, data)
-    wanted = {name: one for name, one in plan.candidates.items() if one.file is not None}
     for name, candidate in wanted.items():
         files[name] = open_file(str(candidate.file), folder, candidate.interface, data, files.get(DENSE))
     odd = next((name for name in wanted if model is not None and not _alike(files[name], files[DENSE])), None)

@@ -136,18 +136,25 @@ class Macs(Row):
 
 
 class Footprint(Row):
-    """What a candidate weighs. All but latency and peak memory follow from its bytes."""
+    """What a candidate weighs. All but latency and peak memory follow from its bytes.
 
-    disk_bytes: int = Field(description="of the deployed ONNX file")
+    None: not counted. Of a .tflite file only its size is known, which stands for the payload too.
+    """
+
+    disk_bytes: int = Field(description="of the deployed file")
     payload_bytes: int = Field(description="of the packed weights; encode -> decode -> equal was checked")
-    entropy_bytes: int = Field(description="what no coding of single values can go below: their empirical entropy")
+    entropy_bytes: int | None = Field(
+        description="what no coding of single values can go below: their empirical entropy"
+    )
     ratio: float = Field(description="the plain dense model's payload / this payload; 1 where none is known")
-    parameters: int
-    nonzero_parameters: int
-    macs: int = Field(description="multiply-accumulates for one record")
+    parameters: int | None
+    nonzero_parameters: int | None
+    macs: int | None = Field(description="multiply-accumulates for one record")
     macs_by_width: list[Macs] = Field(description="the same by the widths of their operands")
-    energy_uj_modelled: float
-    energy_memory_share: float = Field(description="share of the modelled energy that is reading the weights, 0 to 1")
+    energy_uj_modelled: float | None
+    energy_memory_share: float | None = Field(
+        description="share of the modelled energy that is reading the weights, 0 to 1"
+    )
 
 
 class Certificate(Row):
@@ -185,6 +192,7 @@ class Lineage(Row):
     sentences: list[str]
     layers: list[dict[str, Any]] = Field(description="one row per quantised weight: how its codes were rounded")
     unmatched: list[str] = Field([], description="weights of either file that have no counterpart in the other")
+    reason: str | None = Field(None, description="why the two are not comparable; None where they are")
 
 
 class Candidate(Row):

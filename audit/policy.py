@@ -268,20 +268,35 @@ def _drafts(candidate: Candidate, findings: Sequence[Finding], policy: Policy) -
 def _lineage(candidate: Candidate) -> list[_Draft]:
     """Under any policy: a file that is declared to be quantised must be a rounding of the dense model.
 
-    One that is not fails where its recipe only rounds, and leaves the verdict open where it may have been trained.
+    One that is not fails where its recipe only rounds, and leaves the verdict open where it may have been trained. One
+    that cannot be compared leaves it open too where its recipe keeps every weight's shape: else a tampered file would
+    only have to be made unreadable. Where nothing is declared, or a recipe that changes shapes, nothing is promised
+    that could be held against it.
     """
-    found = candidate.lineage
+    found, recipe = candidate.lineage, candidate.recipe or {}
+    if found is None and (candidate.file is None or candidate.parent is None):
+        return []  # made here, or nothing to compare it with
+    promised = _promise(recipe)
     if found is None or found.verdict == "not comparable":
-        return []
-    recipe = candidate.recipe or {}
-    rounds = recipe.get("kind") == "quantize" and recipe.get("fine_tune") is None
+        if promised is None:
+            return []
+        reason = "The check did not run." if found is None else found.reason or " ".join(found.sentences)
+        told = (
+            f"it is declared as {_declared(candidate)} and cannot be compared with the dense model. {reason} Declare "
+            "how it was really made, or ask its maker for the dense model that it came from."
+        )
+        return [_Draft(_lineage_gate(candidate, "inconclusive", told), None)]
     verdict: RowVerdict = "pass"
     if found.verdict == "not nearest":
-        verdict = "pass" if recipe.get("rounding") in ("adaptive", "stochastic") else "inconclusive"
+        rounding = recipe.get("quantize", recipe).get("rounding")
+        verdict = "pass" if rounding in ("adaptive", "stochastic") else "inconclusive"
     elif found.verdict != "confirmed":
-        verdict = "fail" if rounds else "inconclusive"
-    told = " ".join(found.sentences)
-    gate = Gate(
+        verdict = "fail" if promised == "rounding" else "inconclusive"
+    return [_Draft(_lineage_gate(candidate, verdict, " ".join(found.sentences)), None)]
+
+
+def _lineage_gate(candidate: Candidate, verdict: RowVerdict, told: str) -> Gate:
+    return Gate(
         candidate=candidate.name,
         rule="lineage",
         finding=None,
@@ -292,9 +307,24 @@ def _lineage(candidate: Candidate) -> list[_Draft]:
         compares="absolute",
         verdict=verdict,
         p_value=None,
-        sentence=f"{candidate.name}: {told[:600]}",
+        sentence=f"{candidate.name}: {told[:900]}",
     )
-    return [_Draft(gate, None)]
+
+
+def _promise(recipe: Mapping[str, Any]) -> Literal["rounding", "shapes"] | None:
+    """What a declared recipe says of the weights: only rounded, of the dense model's shapes at least, or nothing."""
+    kind = recipe.get("kind")
+    if kind in ("quantize", "mixed-precision"):
+        return "rounding" if recipe.get("quantize", recipe).get("fine_tune") is None else "shapes"
+    if kind == "chain":
+        return "shapes" if all(_promise(step) for step in recipe.get("steps", ())) else None
+    keeps = kind in ("share", "dynamic-sparsity")
+    keeps |= kind == "prune" and recipe.get("structure", "weights") in ("weights", "n:m")
+    return "shapes" if keeps else None
+
+
+def _declared(candidate: Candidate) -> str:
+    return f'"{candidate.recipe_words.partition("declared as ")[2] or (candidate.recipe or {}).get("kind")}"'
 
 
 def _draft(
@@ -419,10 +449,11 @@ def _overall(
         if not release:
             sentences = ["No candidate is up for release."]
         return "inconclusive", [*sentences, *_sentences(open_, present, "are inconclusive")][:3]
-    mine = [gate for gate in gates if gate.candidate in release and gate.value is not None]
-    tightest = min(mine, key=_margin)
+    mine = [gate for gate in gates if gate.candidate in release]
+    tightest = min(mine, key=lambda gate: (gate.value is None, _margin(gate)))
     count = "The candidate up for release passes" if len(present) == 1 else f"All {len(present)} candidates pass"
-    return "pass", [f"{count}. Nearest to its limit: {tightest.sentence}"]
+    nearest = "" if tightest.value is None else "Nearest to its limit: "
+    return "pass", [f"{count}. {nearest}{tightest.sentence}"]
 
 
 def _sentences(rows: Sequence[Candidate], present: Sequence[Candidate], what: str) -> list[str]:

@@ -137,6 +137,8 @@ def assemble(suite: Suite, store: Store, outcome: Outcome, policy: Any, command:
     findings: list[Finding] = []
     missing: list[NotMeasured] = []
     for contender in suite.lineup.contenders:
+        if only is not None and contender.name != only.partition("/")[0]:
+            continue
         row = candidate_row(reader, contender)
         if row is None:
             why = reader.why(suite.candidate_cell(contender))
@@ -144,7 +146,7 @@ def assemble(suite: Suite, store: Store, outcome: Outcome, policy: Any, command:
             continue
         found = [one for one in findings_of(reader, contender) if only is None or one.id == only]
         if only is not None and not found:
-            continue
+            missing.append(NotMeasured(candidate=contender.name, what=only, reason="its attack gave no such finding"))
         rows.append(row)
         findings += found
         missing += not_measured(contender, found)

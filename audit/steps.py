@@ -27,7 +27,7 @@ from ..attacks.membership.signals import shadow_signals
 from ..compression.export import to_onnx
 from ..compression.fake_quantize import native
 from ..compression.footprint import footprint, footprint_of_file, peak_resident_bytes
-from ..compression.lineage import check_lineage
+from ..compression.lineage import check_lineage, not_read
 from ..compression.payload import encode
 from ..compression.recipe import Recipe
 from ..compression.structure import load_module, save_module
@@ -154,7 +154,7 @@ def take_file(file: FinishedFile, data: Data, seed: int) -> Result:
         "footprint": footprint_of_file(file.content, file.kind, file.assumptions.record),
         "digest": file.digest,
         "no_twin": why,
-        "notes": [*file.notes, *notes],
+        "notes": notes,
         "kernels": kernels(file.content) if file.kind == "onnx" else None,
     }
     return Result(
@@ -244,7 +244,10 @@ def native_of(twin: nn.Module | None) -> nn.Module | None:
 
 def lineage(dense: Result, candidate: Result) -> Result:
     """Whether the codes of a quantised file are roundings of the dense model's weights."""
-    found = check_lineage(dense.files["model.onnx"], candidate.files["model.onnx"])
+    if "model.onnx" in dense.files and "model.onnx" in candidate.files:
+        found = check_lineage(dense.files["model.onnx"], candidate.files["model.onnx"])
+    else:
+        found = not_read("tflite")
     layers = [{**asdict(layer), "shape": list(layer.shape)} for layer in found.layers]
     return Result(
         document={
@@ -252,6 +255,7 @@ def lineage(dense: Result, candidate: Result) -> Result:
             "sentences": list(found.sentences),
             "layers": layers,
             "unmatched": [*found.unmatched_artifact, *found.unmatched_dense],
+            "reason": found.reason,
         }
     )
 

@@ -227,7 +227,7 @@ class Suite:
             [],
             lambda get: steps.take_file(file, self.subject.data, self.plan.seed),
         )
-        if contender.parent is None or contender.is_dense or file.kind != "onnx":
+        if contender.parent is None or contender.is_dense:
             return
         dense = self.candidate_cell(self.lineup.contender(contender.parent.name))
         self._add(

@@ -22,6 +22,7 @@ from ..targets.onnx_safety import check_onnx, ports
 from .attention import Attention
 from .layers import REBUILDABLE, TRANSPOSED, WEIGHTED
 from .onnx_constants import Graph
+from .onnx_live import only_live
 from .onnx_operations import Operation, operations, parameters, tensors
 from .payload import LONGEST_GAP, decode, encode
 
@@ -88,33 +89,38 @@ def footprint(module: nn.Module, onnx: bytes, payload: bytes, shape: tuple[int, 
 def footprint_of_file(model: bytes, kind: Literal["onnx", "tflite"], shape: tuple[int, ...]) -> Footprint:
     """As `footprint`, of a finished file alone.
 
-    The payload is the file's initialisers, packed as a module's values are; decode -> equal is checked. Of a TFLite
-    file only `disk_bytes` is known: it stands for the payload too, and the counts are 0.
+    The payload is the file's initialisers, packed as a module's values are; decode -> equal is checked. Parameters and
+    operations are those that reach an output. Of a TFLite file only `disk_bytes` is known: it stands for the payload
+    too, and everything else is None, `macs_by_width` empty.
 
     Raises:
         UnsafeInput, InputError: see `onnx_safety.check_onnx`; the file does not answer records of this shape.
     """
     if kind == "tflite":
-        counts = {"parameters": 0, "nonzero_parameters": 0}
-        size = len(model)
-        return {"disk_bytes": size, "payload_bytes": size, "entropy_bytes": size, **counts, **_operations([], size)}
+        return {
+            "disk_bytes": len(model),
+            "payload_bytes": len(model),
+            **dict.fromkeys(("entropy_bytes", "parameters", "nonzero_parameters", "macs")),
+            "macs_by_width": [],
+            **dict.fromkeys(("energy_uj_modelled", "energy_memory_share")),
+        }
     checked = check_onnx(model)
-    graph = Graph(checked)
     holder = nn.Module()
-    for index, value in enumerate(tensors(graph).values()):
+    for index, value in enumerate(tensors(Graph(checked)).values()):
         holder.register_buffer(f"tensor_{index}", value)
     payload = encode(holder)
     decoded = decode(payload, holder)
     if not all(torch.equal(_without_nan(decoded[name]), _without_nan(value)) for name, value in holder.named_buffers()):
         raise CrushproofError("The packed payload does not decode to the file's own values.")
-    count, nonzero = parameters(graph)
+    live = only_live(checked)
+    count, nonzero = parameters(Graph(live))
     return {
         "disk_bytes": len(model),
         "payload_bytes": len(payload),
         "entropy_bytes": entropy_bytes(holder),
         "parameters": count,
         "nonzero_parameters": nonzero,
-        **_operations(operations(checked, shape), len(payload)),
+        **_operations(operations(live, shape), len(payload)),
     }
 
 

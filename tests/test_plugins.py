@@ -122,7 +122,7 @@ def compute(work: Suite, out: Path, *names: str) -> Outcome:
 
 PROBED = {f"attack/candidate/{name}" for name in ("dense", "plain", "same", "deep")}
 ATTACKED = {f"attack/{label}/{name}" for label in ("evasion", "extraction") for name in ("same", "deep")}
-PARTED = {f"attack/evasion/{name}" for name in ("dense", "plain")}
+PARTED = {f"attack/evasion/{name}" for name in ("dense", "plain")} | {"room/evasion/dense"}
 MADE = {f"{sort}/{name}" for sort in ("candidate", "memory") for name in ("same", "deep")}
 
 

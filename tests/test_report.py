@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from crushproof.audit import charts, defense_views, dot_charts, views, words
+from crushproof.audit import charts, defense_views, dot_charts, footprint_views, views, words
 from crushproof.audit.findings import (
     Audit,
     Candidate,
@@ -740,6 +740,20 @@ def test_a_bare_audit_still_reads() -> None:
     assert "INCONCLUSIVE" in text
     assert "No risk was measured." in text
     assert "training records not given" in text
+
+
+def test_what_was_not_counted_is_said() -> None:
+    """A .tflite file has a size, and no counts: null in audit.json, words on the page."""
+    full = synthetic_audit()
+    counts = ("parameters", "nonzero_parameters", "macs", "entropy_bytes", "energy_uj_modelled", "energy_memory_share")
+    bare = full.candidates[1].footprint.model_copy(update={**dict.fromkeys(counts), "macs_by_width": []})
+    rows = [c.model_copy(update={"footprint": bare}) for c in full.candidates[:2]]
+    few = full.model_copy(update={"candidates": rows, "findings": [], "policy": [], "release": []})
+    read = Audit.model_validate_json(few.model_dump_json(by_alias=True))
+    assert read.candidates[1].footprint.macs is None
+    assert Page(to_html(read)).text.count("not counted") == 6
+    mixed = few.model_copy(update={"candidates": [rows[0], full.candidates[1]]})
+    assert {level.energy for level in footprint_views.levels(views.index(mixed))} == {None}
 
 
 def test_writing_is_whole_or_not_at_all(tmp_path: Path, audit: Audit, monkeypatch: pytest.MonkeyPatch) -> None:
