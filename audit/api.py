@@ -16,6 +16,7 @@ from ..compression.recipe import RECIPES, Recipe
 from ..compression.student import offered
 from ..targets.data import Bounds, Data, Records
 from ..targets.errors import InputError
+from ..targets.plain import plain, scripted
 from ..training.architecture import Architecture
 from ..training.loop import Training
 from ..training.trainer import BuiltinTrainer, Trainer, UserTrainer
@@ -25,6 +26,7 @@ from .plan import Plan, check_techniques, validated
 from .presets import RECIPE_WORDS
 from .progress import Progress
 from .run import run_audit
+from .scripted import without_script
 from .subject import SHADOWS_DIFFER, DenseModel, Subject, checked_module, checked_training, student_factories
 from .yaml_plan import Source
 
@@ -108,14 +110,15 @@ def audit_model(
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a trained torch.nn.Module; it is {type(model).__name__}.")
     data = _data(train, test, bounds, class_names, name, seed, regression=task == "regression")
-    architecture = _architecture(model, build)
-    state = {key: tensor.detach().cpu().clone() for key, tensor in model.state_dict().items()}
+    module, changed = _plain(model, data)
+    architecture = _architecture(module, build, type(model).__name__)
+    state = {key: tensor.detach().clone() for key, tensor in module.state_dict().items()}
     trainer: Trainer
     if training is None or isinstance(training, Training):
         trainer = BuiltinTrainer(training or Training())
     else:
         trainer = UserTrainer(checked_training(training), f"{name_of(training)}@{code_digest(training)}")
-    identity = f"{architecture.name}|{model_digest(model)}|{trainer.identity}"
+    identity = f"{architecture.name}|{model_digest(module)}|{trainer.identity}"
     plan = validated(
         Plan,
         {
@@ -136,27 +139,41 @@ def audit_model(
         build_student = offered(path)
         identity += f"|{path}" if build_student is None else f"|{path}@{code_digest(build_student)}"
     notes = (SHADOWS_DIFFER_HERE,) if training is None else ()
-    subject = Subject(data, DenseModel(architecture, trainer, state, training is None), identity, notes=notes)
+    dense = DenseModel(architecture, trainer, state, training is None, tuple(changed))
+    subject = Subject(data, dense, identity, notes=notes)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) if out is None else Path(out)
         return AuditResult(run_audit(plan, Path(), folder, subject=subject, progress=progress, command=""))
 
 
-def _architecture(model: nn.Module, build: Callable[[], nn.Module] | None) -> Architecture:
+def _plain(model: nn.Module, data: Data) -> tuple[nn.Module, list[str]]:
+    """The model as layers that can be compressed, and what had to be changed for it."""
+    example = data.non_members.x[:2]
+    if not scripted(model):
+        return plain(model, example)
+    read, sentence = without_script(model, example)
+    module, notes = plain(read)
+    return module, [sentence, *notes]
+
+
+def _architecture(module: nn.Module, build: Callable[[], nn.Module] | None, label: str) -> Architecture:
     """How models of this structure are made.
+
+    Args:
+        module: plain (see `targets.plain`); `label` is what the report calls its type.
 
     Raises:
         InputError: `build` fails, or builds something else.
     """
-    like = Architecture.like(model, type(model).__name__)
+    like = Architecture.like(module, label)
     if build is None:
         return like
     name, given = name_of(build), build
     architecture = Architecture(
-        f"{like.name}|{name}@{code_digest(build)}", lambda: checked_module(given, {}, name).cpu(), like.pattern
+        f"{like.name}|{name}@{code_digest(build)}", lambda: plain(checked_module(given, {}, name))[0], like.pattern
     )
     wanted, built = (
-        {key: tuple(value.shape) for key, value in one.state_dict().items()} for one in (model, architecture.fresh(0))
+        {key: tuple(value.shape) for key, value in one.state_dict().items()} for one in (module, architecture.fresh(0))
     )
     if wanted != built:
         odd = sorted(key for key in wanted.keys() | built.keys() if wanted.get(key) != built.get(key))
