@@ -108,7 +108,7 @@ def _without_lone_slopes(module: nn.Module) -> dict[nn.Module, nn.Module]:
     torch-pruning 1.6.1 loses track of the channels at such a PReLU: behind it, a flattening counts as none.
     """
     stand_ins: dict[nn.Module, nn.Module] = {
-        layer: nn.LeakyReLU(float(layer.weight)).eval()
+        layer: nn.LeakyReLU(float(layer.weight.detach())).eval()
         for layer in module.modules()
         if isinstance(layer, nn.PReLU) and layer.num_parameters == 1
     }
@@ -141,7 +141,7 @@ def _cut(
     """Removes channels in place: per group of layers that must agree, all but the `left(path, channels)` best."""
     import torch_pruning
 
-    graph = torch_pruning.DependencyGraph().build_dependency(module, example_inputs=example)
+    graph = torch_pruning.DependencyGraph().build_dependency(module, example_inputs=example, verbose=False)
     paths = {layer: path for path, layer in module.named_modules()}
     groups = list(graph.get_all_groups(ignored_layers=kept))
     fixed = {part for layer in module.modules() if isinstance(layer, FIXED) for part in layer.modules()}
