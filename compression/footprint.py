@@ -235,7 +235,8 @@ def layer_macs(module: nn.Module, shape: tuple[int, ...]) -> list[Operation]:
             counted.append(Operation(products, 32, 32))
         else:
             # Each output value takes one multiplication per weight of its own channel; transposed: each input value.
-            weight = layer.get_parameter("weight")
+            weight = layer.weight
+            assert isinstance(weight, Tensor)  # not always its own parameter: a user's wrapper may compute it
             values = inputs[0] if isinstance(layer, TRANSPOSED) else output
             counted.append(Operation(values.numel() * weight[0].numel(), 32, 32))
 

@@ -58,7 +58,7 @@ def _rows(y: Array) -> str:
         return "probabilities of the classes. Give class numbers: y.argmax(axis=1)."
     return (
         "several numbers for each record. Give one class number per record, [n]; if they are values to predict, say "
-        "the task to regression."
+        "task: regression."
     )
 
 

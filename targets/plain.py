@@ -37,13 +37,15 @@ def plain(module: nn.Module, example: Tensor | None = None) -> tuple[nn.Module, 
 
     Raises:
         InputError: the module cannot be copied, holds something else than plain tensors (quantised or sparse ones, on
-            no device), was never run (lazy layers), is TorchScript, or answers otherwise once written out.
+            no device), was never run (lazy layers), is TorchScript, an exported program or prepared for torch's
+            quantisation, or answers otherwise once written out.
     """
     if scripted(module):
         raise InputError(
             "The model is TorchScript (scripted or traced), whose layers cannot be compressed or retrained. Hand over "
             "the nn.Module it was made from."
         )
+    _refuse_unfinished(module)
     copied = _unwrapped(_copy(module))
     _check_tensors(copied)
     notes = _cast(copied)
@@ -131,6 +133,24 @@ def _unwrapped(module: nn.Module) -> nn.Module:
             if child is not None:
                 layer._modules[name] = _inner(child)
     return module
+
+
+def _refuse_unfinished(module: nn.Module) -> None:
+    """Refuses what torch's exporter and quantiser put between an nn.Module and what runs."""
+    for path, layer in module.named_modules():
+        names = {base.__name__ for base in type(layer).__mro__}  # not the classes: importing them takes a second
+        if names & {"FakeQuantizeBase", "ObserverBase"}:
+            raise InputError(
+                f"The model is prepared for torch's own quantisation ({type(layer).__name__} at {path}). Hand over the "
+                "float model it was prepared from; or convert it, save it as .onnx and audit that file."
+            )
+    try:
+        module.train(module.training)
+    except NotImplementedError:
+        raise InputError(
+            "The model is an exported program (torch.export), which cannot be retrained. Hand over the nn.Module it "
+            "was made from; or save it as .onnx and audit that file."
+        ) from None
 
 
 def _check_tensors(module: nn.Module) -> None:

@@ -134,12 +134,17 @@ def test_other_floats_are_audited_as_float32(kind: torch.dtype) -> None:
     assert str(kind).removeprefix("torch.") in notes[0]
 
 
+class FakeQuantizeBase(nn.Identity):
+    """As torch's, by its name."""
+
+
 def test_what_cannot_be_made_plain_is_refused_with_the_cure() -> None:
     quantised = torch.ao.quantization.quantize_dynamic(network())
     for module, words in (
         (torch.jit.script(network()), "TorchScript.*nn.Module it was made from"),
         (nn.Sequential(nn.LazyLinear(3)), "lazy layer"),
         (quantised, "float model"),
+        (nn.Sequential(nn.Linear(8, 3), FakeQuantizeBase()), "float model it was prepared from"),
         (nn.Linear(8, 3, device="meta"), "without values"),
     ):
         with pytest.raises(InputError, match=words):
