@@ -6,7 +6,8 @@ Models travel between cells as named arrays (safetensors) and a JSON description
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -36,7 +37,7 @@ from ..targets.artifact import Deployed, Preprocessing
 from ..targets.certificate import certify
 from ..targets.checks import check_model
 from ..targets.data import Data, Records
-from ..targets.errors import InputError, NotApplicable, UnsafeInput
+from ..targets.errors import CrushproofError, InputError, NotApplicable, UnsafeInput, blame
 from ..targets.model import Target, TorchTarget
 from ..targets.onnx import OnnxTarget, integer_kernels
 from ..targets.openvino import OpenVinoTarget
@@ -99,7 +100,7 @@ def train_dense(dense: Dense, data: Data, model: DenseModel, seed: int, device: 
             if has_batch_norm(model.architecture.blank()) and not has_batch_norm(module):
                 statement["architecture"] = "batch norm was replaced by group norm"
     if dense.defense is None:  # a hardened model may well be at chance: that is a finding, with a flag, not a mistake
-        notes = check_model(TorchTarget(module), data.evaluation, data.bounds, data.outputs)
+        notes = [*model.notes, *check_model(TorchTarget(module), data.evaluation, data.bounds, data.outputs)]
     return Result(arrays=_state(module), document={"statement": statement, "notes": notes})
 
 
@@ -113,22 +114,40 @@ def make_candidate(contender: Contender, recipe: Recipe | None, parent: nn.Modul
     """Compresses, exports and weighs one candidate, and certifies its twin on clean and on random inputs."""
     module = parent
     if recipe is not None:
-        module = recipe.apply(parent, seen_by(recipe, data), data.bounds, seed=derive(seed, "recipe", contender.name))
+        with one_row(f"the recipe {recipe.kind} cannot be applied to this model"):
+            records = seen_by(recipe, data)
+            module = recipe.apply(parent, records, data.bounds, seed=derive(seed, "recipe", contender.name))
         check_finite(module, f"the recipe {recipe.kind}")
-    try:
+    with one_row("it cannot be deployed"):
         model = to_onnx(module, data.shape)
         payload = encode(module)
         weights = footprint(module, model, payload, data.shape)
         result = _deployed(OnnxTarget(model), _twin(module, model), data, seed)
-    except (InputError, UnsafeInput) as error:  # about our own artefact: one candidate's row, not the end of the audit
-        raise NotApplicable(f"it cannot be deployed: {error}") from error
     description, arrays = save_module(module)
+    with one_row("what the recipe made cannot be stored and rebuilt"):
+        load_module(contender.dense.architecture.blank(), description, arrays)
     document = {"description": description, "footprint": weights, "digest": hashlib.sha256(model).hexdigest()}
     return Result(
         arrays={**arrays, **result.arrays},
         document={**result.document, **document, "kernels": kernels(model)},
         files={"model.onnx": model, "payload.bin": payload},
     )
+
+
+@contextmanager
+def one_row(what: str) -> Iterator[None]:
+    """A candidate that cannot be made is a row of its own: what the user gave is not to blame, and the audit goes on.
+
+    What the machine lacks (memory, disk, a package) still fails the cell, which is then tried again.
+    """
+    try:
+        yield
+    except (InputError, UnsafeInput) as error:
+        raise NotApplicable(f"{what}: {error}") from error
+    except (CrushproofError, MemoryError, ImportError, OSError):
+        raise
+    except Exception as error:  # torch, the exporter or the user's own forward, on layers of other sizes
+        raise NotApplicable(f"{what}: {blame(error)}") from error
 
 
 def take_file(file: FinishedFile, data: Data, seed: int) -> Result:
@@ -346,7 +365,8 @@ def signals(
         module = dense.architecture.blank()
         _load(module, arrays)
         modules.append(frozen_copy(module.to(device)))
-    answers = shadow_signals(population, modules, recipe=recipe, bounds=data.bounds)
+    with one_row("the shadow models cannot be compressed as the candidate was"):
+        answers = shadow_signals(population, modules, recipe=recipe, bounds=data.bounds)
     return Result(arrays={"inside": answers.inside, "phi": answers.phi}, document={})
 
 

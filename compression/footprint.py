@@ -24,7 +24,7 @@ from .layers import REBUILDABLE, TRANSPOSED, WEIGHTED
 from .onnx_constants import Graph
 from .onnx_live import only_live
 from .onnx_operations import Operation, operations, parameters, tensors
-from .payload import LONGEST_GAP, decode, encode
+from .payload import LONGEST_GAP, decode, distinct, encode
 
 # Picojoule per operation at 45 nm: M. Horowitz, "Computing's energy problem", ISSCC 2014. There is no figure for
 # fewer than 8 bits: they are counted as 8.
@@ -146,8 +146,11 @@ def _operations(counted: Sequence[Operation], payload_size: int) -> Footprint:
 
 
 def module_parameters(module: nn.Module) -> list[Tensor]:
-    """Weights and biases: the module's parameters, and what stands for them in layers of our own (codes, biases)."""
-    values = [parameter.detach() for parameter in module.parameters()]
+    """Weights and biases: the module's parameters, and what stands for them in layers of our own (codes, biases).
+
+    A tensor that layers share is listed once.
+    """
+    values: list[Tensor] = list(module.parameters())
     for layer in module.modules():
         if type(layer) in REBUILDABLE:
             values += [
@@ -155,7 +158,7 @@ def module_parameters(module: nn.Module) -> list[Tensor]:
                 for name, value in layer.named_buffers(recurse=False)
                 if name != "bias_codes" and (name.endswith("codes") or name.startswith("bias"))
             ]
-    return values
+    return list({id(value): value for value in values}.values())
 
 
 def entropy_bytes(module: nn.Module) -> int:
@@ -163,14 +166,16 @@ def entropy_bytes(module: nn.Module) -> int:
 
     Of each tensor the least of: its own bytes; integers as offsets in as few bits as the largest needs; the empirical
     entropy of single values (order 0; Shannon 1948) with a table of the distinct ones; and, where there are zeros, the
-    entropy of the gaps between nonzero values with the least for those. Biases that follow from integers take nothing.
+    entropy of the gaps between nonzero values with the least for those. Biases that follow from integers take nothing,
+    nor does a tensor under its second name (tied weights).
     """
     derived = {
         f"{path}.bias".lstrip(".")
         for path, layer in module.named_modules()
         if getattr(layer, "bias_codes", None) is not None
     }
-    bits = sum(_tensor_bits(value.detach().cpu()) for name, value in module.state_dict().items() if name not in derived)
+    state = {name: value for name, value in module.state_dict().items() if name not in derived}
+    bits = sum(_tensor_bits(value.detach().cpu()) for value in distinct(state).values())
     return int(bits / 8)
 
 
@@ -236,7 +241,8 @@ def layer_macs(module: nn.Module, shape: tuple[int, ...]) -> list[Operation]:
             counted.append(Operation(products, 32, 32))
         else:
             # Each output value takes one multiplication per weight of its own channel; transposed: each input value.
-            weight = layer.get_parameter("weight")
+            weight = layer.weight
+            assert isinstance(weight, Tensor)  # not always its own parameter: a user's wrapper may compute it
             values = inputs[0] if isinstance(layer, TRANSPOSED) else output
             counted.append(Operation(values.numel() * weight[0].numel(), 32, 32))
 

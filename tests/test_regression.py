@@ -135,3 +135,10 @@ def test_a_model_that_explains_nothing_is_refused() -> None:
         check_model(TorchTarget(zero), records, Bounds.of(0, 1), 1)
     with pytest.raises(InputError, match="one number per value"):
         check_model(TorchTarget(torch.nn.Linear(6, 2)), records, Bounds.of(0, 1), 1)
+
+
+def test_members_and_others_predict_the_same_values() -> None:
+    (x, y), (other, wanted) = friedman(40, 0), friedman(40, 1)
+    two = np.stack([y, y], 1)
+    with pytest.raises(InputError, match="member has 2 values to predict and a non-member 1"):
+        crushproof.audit_model(Mlp(6, 1, (8,)), (x, two), (other, wanted), "int8", task="regression")
