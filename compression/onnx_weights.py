@@ -77,6 +77,7 @@ SLOTS: dict[str, tuple[_Slot, ...]] = {
 }
 CONVOLUTIONS = ("Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "FusedConv")
 RECURRENT = ("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM")
+WEIGHTED = ("Gemm", "FusedGemm", "QGemm", *CONVOLUTIONS, *RECURRENT)  # a matrix product may be of two activations
 # Products whose weights are compared, and whose work is not counted.
 OTHER_PRODUCTS: dict[str, tuple[_Slot, ...]] = {
     "Einsum": (_Slot(0), _Slot(1), _Slot(2)),
@@ -102,7 +103,8 @@ def weights(graph: Graph) -> Iterator[Weight]:
             constant = graph.constant(node.input[slot.weight])
             if node.op_type == "Gather" and not _embeds(node, graph):
                 continue
-            if constant is None and node.input[slot.weight] not in graph.varying:
+            made = node.op_type in WEIGHTED or node.input[slot.weight] not in graph.varying
+            if constant is None and made:
                 yield _unread(node, Constant(node.input[slot.weight], "float32", None))
                 continue
             if constant is None or len(constant.shape) < 2:

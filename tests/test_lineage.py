@@ -531,6 +531,23 @@ def test_products_by_other_operators_are_seen(
     assert found.layers[0].nearest == WEIGHT.size
 
 
+def test_a_weight_that_is_made_to_follow_the_input_is_seen() -> None:
+    """Other weights plus nothing times the input, beside the dense model's own times nothing."""
+    nodes = [
+        helper.make_node("ReduceMean", ["input"], ["mean"], keepdims=0),
+        helper.make_node("Mul", ["mean", "nothing"], ["zero"]),
+        helper.make_node("Add", ["other", "zero"], ["made"]),
+        gemm("made", "real"),
+        gemm("dense", "decoy"),
+        helper.make_node("Mul", ["decoy", "nothing"], ["gone"]),
+        helper.make_node("Add", ["real", "gone"], ["logits"]),
+    ]
+    held = [numpy_helper.from_array(WEIGHT, "dense"), numpy_helper.from_array(OTHER, "other")]
+    dense = whole([gemm("dense")], held[:1])
+    found = check_lineage(dense, whole(nodes, [*held, numpy_helper.from_array(np.float32(0), "nothing")]))
+    assert (found.verdict, found.unmatched_artifact) == ("not comparable", ("made",))
+
+
 def two_layers(middle: int, hide: str | None = None, last: np.ndarray | None = None) -> bytes:
     """16 -> middle -> 6 without biases; the weight of the first product can be made by an operator not followed."""
     first = np.random.default_rng(3).normal(size=(16, 20)).astype(np.float32)[:, :middle]

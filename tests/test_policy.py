@@ -228,7 +228,7 @@ LINEAGES = ("confirmed", "not nearest", "not a rounding of the dense model", "no
         ({"kind": "distill"}, ["pass", "inconclusive", "inconclusive", None, None]),
         (None, ["pass", "inconclusive", "inconclusive", None, None]),
     ],
-    ids=str,
+    ids=lambda value: value["kind"] if isinstance(value, dict) else "",
 )
 def test_what_a_declared_recipe_promises_of_a_file(recipe: dict[str, Any] | None, verdicts: list[str | None]) -> None:
     """None among the verdicts: no gate. The last lineage is one that was not checked."""
