@@ -16,6 +16,7 @@ from ..compression.recipe import RECIPES, Recipe
 from ..compression.student import offered
 from ..targets.data import Bounds, Data, Records
 from ..targets.errors import InputError
+from ..targets.loading import inferred_bounds
 from ..training.architecture import Architecture
 from ..training.loop import Training
 from ..training.trainer import BuiltinTrainer, Trainer, UserTrainer
@@ -76,7 +77,7 @@ def audit_model(
     training: Training | Callable[[nn.Module, Tensor, Tensor, int], nn.Module] | None = None,
     build: Callable[[], nn.Module] | None = None,
     shadows: Mapping[str, int] | None = None,
-    bounds: tuple[float, float] = (0.0, 1.0),
+    bounds: tuple[float, float] | None = None,
     class_names: Sequence[str] | None = None,
     task: Literal["classification", "regression"] = "classification",
     name: str = "model",
@@ -98,7 +99,8 @@ def audit_model(
             holds an nn.Parameter and has no reset_parameters).
         shadows: `{"training_free": 64, "trained": 16}`.
         task: regression: y are values to predict, float [n] or [n, outputs]; the error is audited, and no attack.
-        bounds: smallest and largest value of an input; epsilon counts in units of their distance.
+        bounds: smallest and largest value of an input; epsilon counts in units of their distance. Left out: the range
+            of the grid that the values lie on ([0, 1], [0, 255], [0, 16] ...); where that is a guess a flag says so.
         out: a folder that keeps evidence and finished cells, so that the next call resumes; default: none is kept.
 
     Raises:
@@ -170,7 +172,7 @@ def _architecture(model: nn.Module, build: Callable[[], nn.Module] | None) -> Ar
 def _data(
     train: tuple[Arraylike, Arraylike] | None,
     test: tuple[Arraylike, Arraylike],
-    bounds: tuple[float, float],
+    bounds: tuple[float, float] | None,
     class_names: Sequence[str] | None,
     name: str,
     seed: int,
@@ -185,7 +187,17 @@ def _data(
         labels = [records.y for records in (members, non_members) if records is not None and len(records)]
         most = max((int(y.max()) for y in labels), default=0)
         class_names = [str(label) for label in range(most + 1)]
-    return Data(name, members, non_members, Bounds.of(*bounds), tuple(class_names), seed=seed)
+    if bounds is not None:
+        return Data(name, members, non_members, Bounds.of(*bounds), tuple(class_names), seed=seed)
+    inputs = [_values(x) for x, _ in filter(None, (train, test))]
+    found, notes, doubt = inferred_bounds(inputs, "the arrays")
+    return Data(name, members, non_members, found, tuple(class_names), seed=seed, notes=notes, bounds_doubt=doubt)
+
+
+def _values(x: Arraylike) -> np.ndarray[Any, Any]:
+    """In their own type, which tells something of their bounds."""
+    values = torch.as_tensor(x).detach().cpu()
+    return values.float().numpy() if values.dtype in (torch.bfloat16, torch.float16) else values.numpy()
 
 
 def _records(x: Arraylike, y: Arraylike, *, regression: bool) -> Records:

@@ -44,7 +44,7 @@ def meanings(foreign: Foreign, data: Data, overrides: Overrides) -> Iterator[tup
     if not layouts:
         raise InputError(
             f"A record of the data has the shape {list(data.shape)} and the model takes {list(port.shape[1:])}, in "
-            "whatever order of its axes. Bring the data into the size that the model was trained on."
+            f"whatever order of its axes. {_mend(port.shape[1:], data.shape)}"
         )
     if overrides.layout is not None and overrides.layout not in dict(layouts):
         raise InputError(
@@ -71,6 +71,27 @@ def meanings(foreign: Foreign, data: Data, overrides: Overrides) -> Iterator[tup
             smallest=smallest,
         )
         yield assumptions, scaling.words, scaling.allowed and overrides.layout in (None, layout)
+
+
+def _mend(declared: tuple[int | str, ...], shape: tuple[int, ...]) -> str:
+    """How records of `shape` become what the network declares, where only the number of channels is another."""
+    mends = {
+        (1, 3): "The images are grey and the model takes colours: numpy.repeat(x, 3, axis=1), x as [n, 1, h, w].",
+        (1, 4): "The images are grey and the model takes four channels: prepare them as in its training.",
+        (3, 1): "The images are in colours and the model takes grey ones: turn them grey as in its training, for "
+        "example x.mean(axis=1, keepdims=True), x as [n, 3, h, w].",
+        (4, 1): "The images have a fourth channel (transparency) and the model takes grey ones: turn them grey as in "
+        "its training, without that channel.",
+        (4, 3): "The images have a fourth channel (transparency): leave it out, x[:, :3], x as [n, 4, h, w].",
+    }
+    if len(declared) == 3 == len(shape):
+        for axis in (0, 2):  # where the network has its channels
+            sides = list(declared)
+            channels = sides.pop(axis)
+            same = all(isinstance(side, str) or side == size for side, size in zip(sides, shape[1:], strict=True))
+            if same and isinstance(channels, int) and (shape[0], channels) in mends:
+                return mends[shape[0], channels]
+    return "Bring the data into the size that the model was trained on."
 
 
 def _layouts(declared: tuple[int | str, ...], shape: tuple[int, ...]) -> list[tuple[Layout, tuple[int, ...]]]:
