@@ -31,6 +31,7 @@ def plan_of_options(artifact: Path, options: Mapping[str, Any]) -> Plan:
         "mean": numbers("--mean", options["--mean"]),
         "std": numbers("--std", options["--std"]),
         "units": options["--units"],
+        "output": options["--output"],
         "outputs": options["--outputs"],
         "labels": whole_numbers("--labels", options["--labels"]),
     }

@@ -63,6 +63,7 @@ class InterfacePlan(Settings):
     units: Literal["as given", "0..1", "0..255", "-1..1"] | None = Field(None, description="what an input counts in")
     outputs: Literal["logits", "probabilities", "log-probabilities"] | None = Field(None, description="of the file")
     labels: tuple[int, ...] | None = Field(None, description="for each class of the data, the file's output for it")
+    output: str | None = Field(None, description="name of the file's output that holds the classes, of several")
 
     @model_validator(mode="after")
     def _normalised(self) -> InterfacePlan:

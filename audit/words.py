@@ -253,8 +253,8 @@ FLAGS = {
     "attacks made on the twin may miss.",
     "few-records": "Too few records for a figure this small: the interval is wide.",
     "interface-doubtful": "The file fits clearly better when its inputs are read in another way than was declared.",
-    "bounds-doubtful": "The bounds of the inputs were guessed and may be others. Epsilon counts in units of them, so that "
-    "the changes allowed may have been too small: give the bounds.",
+    "bounds-doubtful": "The bounds of the inputs were guessed and may be others. Epsilon counts in units of them, so "
+    "that the changes allowed may have been too small: give the bounds.",
     "no-shadows": "The attacker had no shadow models: this model's training is not known. Leaks are underestimated.",
     "no-white-box": "The file has no differentiable twin, so only its answers were attacked: a stronger attack exists.",
     "few-shadows": "Too few shadow models for the attacker to be at full strength.",

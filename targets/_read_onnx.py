@@ -235,20 +235,26 @@ def facts(model: onnx.ModelProto) -> dict[str, Any]:
     for port in outputs:
         if port["name"] in made and made[port["name"]].op_type == "QuantizeLinear":
             port["grid"] = _grid(made[port["name"]], constants)
-    last = made.get(model.graph.output[0].name) if model.graph.output else None
-    passed = {"Identity", "Flatten", "Reshape", "Squeeze", "Cast", "QuantizeLinear", "DequantizeLinear"}
-    while last is not None and last.op_type in passed and last.input:
-        last = made.get(last.input[0])
+        port["operator"] = _maker(port["name"], made)
     standard = [opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")]
     return {
         "inputs": inputs,
         "outputs": outputs,
         "operators": dict(sorted(operators.items())),
-        "last_operator": last.op_type if last is not None else "",
+        "last_operator": outputs[0]["operator"] if outputs else "",
         "quantisation": _quantisation(operators),
         "opset": max(standard, default=None),
         "producer": f"{model.producer_name} {model.producer_version}".strip()[:100],
     }
+
+
+def _maker(name: str, made: dict[str, onnx.NodeProto]) -> str:
+    """The operator that a value comes from, before reshapes and quantisers."""
+    passed = {"Identity", "Flatten", "Reshape", "Squeeze", "Cast", "QuantizeLinear", "DequantizeLinear", "ZipMap"}
+    last = made.get(name)
+    while last is not None and last.op_type in passed and last.input:
+        last = made.get(last.input[0])
+    return last.op_type if last is not None else ""
 
 
 def _port(item: onnx.ValueInfoProto) -> dict[str, Any]:
@@ -260,6 +266,8 @@ def _port(item: onnx.ValueInfoProto) -> dict[str, Any]:
     shape = [size.dim_value if size.HasField("dim_value") else size.dim_param or "?" for size in tensor.shape.dim]
     shape = [size if isinstance(size, str) or size > 0 else "?" for size in shape]
     words = {"float": "float32", "double": "float64"}
+    if item.type.sequence_type.elem_type.HasField("map_type"):  # one map from class to score for each record
+        word = "maps"
     return {"name": item.name, "type": words.get(word, word), "shape": shape, "grid": None}
 
 

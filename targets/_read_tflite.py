@@ -89,15 +89,28 @@ def facts(data: bytes) -> dict[str, Any]:
         for name, inner in operators
     )
     passed = ("QUANTIZE", "DEQUANTIZE", "RESHAPE", "SQUEEZE", "CAST")
+    for port, number in zip(outputs, graph.OutputsAsNumpy().tolist(), strict=True):
+        port["operator"] = _maker(graph, operators, number, passed)
     return {
         "inputs": inputs,
         "outputs": outputs,
         "operators": dict(sorted(Counter(name for name, _ in operators).items())),
-        "last_operator": next((name for name, _ in reversed(operators) if name not in passed), ""),
+        "last_operator": outputs[0]["operator"],
         "quantisation": ["static, as integer operators"] if integer else ["weights only"] if quantised else [],
         "opset": model.Version(),
         "producer": "".join(filter(str.isprintable, _text(model.Description())))[:100],
     }
+
+
+def _maker(graph: Any, operators: list[tuple[str, list[int]]], number: int, passed: tuple[str, ...]) -> str:
+    """The operator that tensor `number` comes from, before those in `passed`."""
+    for at in reversed(range(len(operators))):
+        name, inputs = operators[at]
+        if number in graph.Operators(at).OutputsAsNumpy().tolist():
+            if name not in passed or not inputs:
+                return name
+            number = inputs[0]
+    return ""
 
 
 def _operators(model: Any, graph: Any) -> list[tuple[str, list[int]]]:

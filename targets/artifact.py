@@ -17,7 +17,7 @@ from .errors import InputError, NotApplicable
 from .foreign import Foreign, Kind, read_foreign
 from .interface import Assumptions, Overrides, Preprocessing, class_logits
 from .litert import LiteRtTarget
-from .meanings import labels_of, meanings, outputs_of
+from .meanings import SURE, labels_of, meanings, outputs_for, outputs_of
 from .model import BATCH, Target
 from .onnx import OnnxTarget
 from .seeds import generator
@@ -43,7 +43,6 @@ __all__ = [
 PROBED = 500  # non-members that assumptions are tried on
 SCREENED = 100  # of them, that every assumption is tried on; the rest is for those that may still be the best
 WORSE = 0.01  # an assumption is dropped after screening when it is this likely only by luck behind the best
-SURE = ("SOFTMAX", "SIGMOID", "LOGISTIC", "QLINEARSOFTMAX", "QLINEARSIGMOID")  # operators that give probabilities
 
 
 class Deployed:
@@ -75,11 +74,11 @@ def deployed(data: bytes, kind: Kind, assumptions: Assumptions, threads: int = 1
     Raises:
         InputError, UnsafeInput: as `onnx.OnnxTarget` and `litert.LiteRtTarget` do.
     """
-    return Deployed(_runtime(data, kind, threads), assumptions)
+    return Deployed(_runtime(data, kind, threads, assumptions.output), assumptions)
 
 
-def _runtime(data: bytes, kind: Kind, threads: int) -> Target:
-    return OnnxTarget(data, threads) if kind == "onnx" else LiteRtTarget(data, threads)
+def _runtime(data: bytes, kind: Kind, threads: int, output: str | None) -> Target:
+    return (OnnxTarget if kind == "onnx" else LiteRtTarget)(data, threads, output=output)
 
 
 class Differentiable(nn.Module):
@@ -130,7 +129,7 @@ def differentiable(
         )
     from .twin import twin_of
 
-    module = Differentiable(twin_of(data), assumptions).eval()
+    module = Differentiable(twin_of(data, assumptions.output), assumptions).eval()
     middle = ((bounds.low + bounds.high) / 2).expand(shape)
     with torch.no_grad():
         module(middle[None].clone())
@@ -161,16 +160,19 @@ def assume(
     if len(foreign.facts.inputs) != 1 or not foreign.facts.outputs:
         raise InputError(
             f"The model has {len(foreign.facts.inputs)} inputs and {len(foreign.facts.outputs)} outputs; a classifier "
-            "with one input, whose first output holds one value per class, can be audited."
+            "with one input and an output of one value per class can be audited."
         )
     asked = torch.randperm(len(data.non_members), generator=generator(0, "artifact", "assume"))[:PROBED]
     records = data.non_members.take(asked)
     x, y = records.x.cpu(), records.y.cpu()
-    runtime = _runtime(foreign.data, foreign.kind, 1)
-    wanted = list(meanings(foreign, data, overrides))
+    ports = outputs_for(foreign.facts.outputs, data.classes, overrides.output)
+    wanted = [meaning for port in ports for meaning in meanings(foreign, port, data, overrides)]
     if like is not None:
         wanted.sort(key=lambda meaning: not alike(meaning[0], like))  # stable: the others keep their order
-    trials = _screened(runtime, wanted, data, overrides, foreign, x, y)
+    runtimes = {
+        name: _runtime(foreign.data, foreign.kind, 1, name) for name in {meaning[0].output for meaning in wanted}
+    }
+    trials = _screened(runtimes, wanted, data, overrides, foreign, x, y)
     answered = [trial for trial in trials if trial.chosen and not trial.fault]
     if not answered:
         raise InputError(next(trial.fault for trial in trials if trial.chosen))
@@ -187,7 +189,7 @@ def assume(
 
 
 def _screened(
-    runtime: Target,
+    runtimes: dict[str | None, Target],
     candidates: list[tuple[Assumptions, str, bool]],
     data: Data,
     overrides: Overrides,
@@ -196,17 +198,19 @@ def _screened(
     y: Tensor,
 ) -> list[Trial]:
     """Predictions of every candidate on the first records, and on all of them where it may still be the best."""
-    softmax = foreign.facts.last_operator.upper() in SURE
+    makers = {port.name: port.operator for port in foreign.facts.outputs}
     trials: list[Trial] = []
     nothing = torch.full((0,), -1), torch.zeros(0, len(TEMPERATURES), dtype=torch.float64)
     for assumptions, words, chosen in candidates:
         try:
-            raw = runtime.logits(Preprocessing(assumptions)(x[:SCREENED]))
+            raw = runtimes[assumptions.output].logits(Preprocessing(assumptions)(x[:SCREENED]))
+            orders = labels_of(raw.shape[1], data.classes, overrides.labels)
         except InputError as error:
             trials.append(Trial(assumptions, words, chosen, *nothing, str(error)))
             continue
-        outputs = overrides.outputs or outputs_of(raw, softmax, assumptions.smallest)
-        for labels in labels_of(raw.shape[1], data.classes, overrides.labels):
+        maker = makers.get(assumptions.output or foreign.facts.outputs[0].name, "")
+        outputs = overrides.outputs or outputs_of(raw, maker.upper() in SURE, assumptions.smallest)
+        for labels in orders:
             trial_assumptions = assumptions.model_copy(update={"outputs": outputs, "labels": labels})
             trials.append(Trial(trial_assumptions, words, chosen, *_answers(raw, trial_assumptions, y[:SCREENED])))
     for group in (True, False):  # those that the user's words allow, and the others
@@ -216,7 +220,7 @@ def _screened(
         best = max(alive, key=lambda trial: trial.accuracy(y))
         for trial in alive:
             if trial is best or not clearly(best, trial, y, WORSE):
-                raw = runtime.logits(Preprocessing(trial.assumptions)(x[SCREENED:]))
+                raw = runtimes[trial.assumptions.output].logits(Preprocessing(trial.assumptions)(x[SCREENED:]))
                 if len(raw):
                     predicted, likelihoods = _answers(raw, trial.assumptions, y[SCREENED:])
                     trial.predicted = torch.cat([trial.predicted, predicted])

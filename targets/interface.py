@@ -61,6 +61,7 @@ class Assumptions(BaseModel):
     outputs: Outputs = "logits"
     smallest: float = SMALLEST  # a probability below it counts as it: half a step of a quantised output
     labels: tuple[int, ...] | None = None
+    output: str | None = None  # the name of the file's output that is read; None: its first
 
     @model_validator(mode="after")
     def _together(self) -> Assumptions:
@@ -84,6 +85,7 @@ class Overrides(BaseModel):
     units: Units | None = None
     outputs: Outputs | None = None
     labels: tuple[int, ...] | int | None = None
+    output: str | None = None
 
 
 class Preprocessing(nn.Module):

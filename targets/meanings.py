@@ -12,9 +12,12 @@ from torch import Tensor
 
 from .data import Data
 from .errors import InputError
-from .foreign import Foreign
+from .foreign import Foreign, Port
 from .interface import SMALLEST, Assumptions, Grid, Layout, Outputs, Overrides, Units
+from .runtime import MAPS, listed, named_output
 
+SURE = ("SOFTMAX", "SIGMOID", "LOGISTIC", "QLINEARSOFTMAX", "QLINEARSIGMOID")  # operators that give probabilities
+SCORES = ("float32", "float16", "float64", "uint8", "int8", MAPS)  # what a class may be scored by; others are labels
 KNOWN = {  # channels: name, mean, std of usual training data, in [0, 1]
     3: (
         ("ImageNet's mean and std", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -37,7 +40,35 @@ class Scaling(NamedTuple):
     allowed: bool
 
 
-def meanings(foreign: Foreign, data: Data, overrides: Overrides) -> Iterator[tuple[Assumptions, str, bool]]:
+def outputs_for(outputs: tuple[Port, ...], classes: int, override: str | None) -> list[Port]:
+    """Those of a file's outputs that may hold one value per class, the likeliest first: of several, those of as many
+    values as there are classes; values before a softmax (whose gradients vanish) before those behind it.
+
+    Raises:
+        InputError: there is no output of the name `override`, or none but labels.
+    """
+    if override is not None:
+        return [named_output(outputs, override)]
+    scores = [port for port in outputs if port.type in SCORES]
+    if not scores:
+        raise InputError(
+            f"The model answers with labels only ({listed(outputs)}), and an audit needs the scores of the classes. "
+            "Export them as well: from scikit-learn, skl2onnx.to_onnx(model, x, options={'zipmap': False}) writes "
+            "probabilities, and options={'raw_scores': True} scores, beside the labels."
+        )
+    wide = [port for port in scores if all(isinstance(size, int) for size in port.shape[1:])]
+    widths = {classes, classes + 1} | ({1} if classes == 2 else set())
+    fits = [port for port in scores if port not in wide or _width(port) in widths]
+    return sorted(fits or scores, key=lambda port: port.operator.upper() in SURE)
+
+
+def _width(port: Port) -> int:
+    return math.prod(int(size) for size in port.shape[1:])
+
+
+def meanings(
+    foreign: Foreign, output: Port, data: Data, overrides: Overrides
+) -> Iterator[tuple[Assumptions, str, bool]]:
     """Layouts and scalings, the simplest first: (assumptions, the scaling in words, whether the user allows it)."""
     port = foreign.facts.inputs[0]
     layouts = _layouts(port.shape[1:], data.shape)
@@ -56,8 +87,7 @@ def meanings(foreign: Foreign, data: Data, overrides: Overrides) -> Iterator[tup
         scale, zero_point = port.grid or (1.0, 0.0 if port.type == "uint8" else -128.0)
         grid = Grid(type=port.type, scale=scale, zero_point=zero_point)
     low, high = _values(data.bounds.low), _values(data.bounds.high)
-    last = foreign.facts.outputs[0].grid
-    smallest = SMALLEST if last is None else max(SMALLEST, last[0] / 2)
+    smallest = SMALLEST if output.grid is None else max(SMALLEST, output.grid[0] / 2)
     for (layout, record), scaling in product(layouts, _scalings(data, overrides, floats=grid is None)):
         assumptions = Assumptions(
             layout=layout,
@@ -69,6 +99,7 @@ def meanings(foreign: Foreign, data: Data, overrides: Overrides) -> Iterator[tup
             std=scaling.std,
             grid=grid,
             smallest=smallest,
+            output=None if output == foreign.facts.outputs[0] else output.name,
         )
         yield assumptions, scaling.words, scaling.allowed and overrides.layout in (None, layout)
 
