@@ -44,6 +44,7 @@ SIZING = {
     "RANGE": (0, 1, 2),
     "STRIDED_SLICE": (1, 2, 3),
 }
+LIMITS = {"uint8": (0, 255), "int8": (-128, 127), "int16": (-32768, 32767)}
 AGAIN = "Convert the model again, or fetch the file again and compare its size with the original's."
 
 
@@ -81,6 +82,13 @@ def facts(data: bytes) -> dict[str, Any]:
         raise Fault(f"The TFLite model is malformed: its graph names tensors that it does not hold. {AGAIN}")
     _check_sizes(graph, operators)
     inputs = [_port(graph.Tensors(at)) for at in graph.InputsAsNumpy().tolist()]
+    for port, number in zip(inputs, graph.InputsAsNumpy().tolist(), strict=True):
+        first = next((at for at, (name, given) in enumerate(operators) if name == "QUANTIZE" and number in given), None)
+        made = number if first is None else int(graph.Operators(first).OutputsAsNumpy()[0])
+        inner = _port(graph.Tensors(made)) if 0 <= made < graph.TensorsLength() else port
+        if inner["grid"] is not None and inner["type"] in LIMITS:
+            scale, zero_point = inner["grid"]
+            port["covers"] = [(limit - zero_point) * scale for limit in LIMITS[inner["type"]]]
     outputs = [_port(graph.Tensors(at)) for at in graph.OutputsAsNumpy().tolist()]
     quantised = any(_word(graph.Tensors(at)) in ("int8", "uint8", "int16") for at in range(graph.TensorsLength()))
     layers = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "BATCH_MATMUL")

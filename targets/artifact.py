@@ -6,6 +6,8 @@ and takes the one under which it is right most often; everything else here follo
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,20 +15,33 @@ from torch import Tensor, nn
 
 from .checks import CHANCE_P
 from .data import Bounds, Data
-from .errors import InputError, NotApplicable
+from .errors import InputError, NotApplicable, UnsafeInput
 from .foreign import Foreign, Kind, read_foreign
-from .interface import Assumptions, Overrides, Preprocessing, class_logits
+from .interface import Assumptions, Overrides, Preprocessing, alike, class_logits
 from .litert import LiteRtTarget
 from .meanings import SURE, labels_of, meanings, outputs_for, outputs_of
 from .model import BATCH, Target
 from .onnx import OnnxTarget
+from .readings import ALIKE, Asked, choose, simplest
 from .seeds import generator
-from .trials import DOUBT, TEMPERATURES, TIED, WEAK, Trial, agreement, clearly, likelier, nothing_fits, sentences_of
+from .trials import (
+    DOUBT,
+    TEMPERATURES,
+    TIED,
+    WEAK,
+    Trial,
+    agreement,
+    clearly,
+    nothing_fits,
+    renamed,
+    sentences_of,
+)
 
 if TYPE_CHECKING:
     from .twin import Twin
 
 __all__ = [
+    "ALIKE",
     "DOUBT",
     "Assumptions",
     "Deployed",
@@ -147,7 +162,8 @@ def assume(
     Tries every plausible layout, scaling and order of outputs that `overrides` leave open on up to 500 non-members,
     drawn at random, in a fixed order from the simplest on. The best clean accuracy wins; among those that differ from
     it by no more than luck (exact McNemar test), the one under which the labels are most probable; among those that
-    are alike in that too, the simplest.
+    are alike in that too, the simplest, unless the file itself speaks against it. Where none of this tells two readings
+    apart and a quick attack does, the less robust one is taken and the first sentence says so (`readings.ALIKE`).
 
     Args:
         like: what was assumed about the model it came from, which is tried first: the simplest of all.
@@ -162,8 +178,8 @@ def assume(
             f"The model has {len(foreign.facts.inputs)} inputs and {len(foreign.facts.outputs)} outputs; a classifier "
             "with one input and an output of one value per class can be audited."
         )
-    asked = torch.randperm(len(data.non_members), generator=generator(0, "artifact", "assume"))[:PROBED]
-    records = data.non_members.take(asked)
+    drawn = torch.randperm(len(data.non_members), generator=generator(0, "artifact", "assume"))[:PROBED]
+    records = data.non_members.take(drawn)
     x, y = records.x.cpu(), records.y.cpu()
     ports = outputs_for(foreign.facts.outputs, data.classes, overrides.output)
     wanted = [meaning for port in ports for meaning in meanings(foreign, port, data, overrides)]
@@ -179,13 +195,43 @@ def assume(
     full = [trial for trial in answered if len(trial.predicted) == len(y)]
     best = max(full, key=lambda trial: trial.accuracy(y))  # the first of equals
     tied = [trial for trial in full if trial is best or not clearly(best, trial, y, TIED)]
-    surest = max(tied, key=lambda trial: float(trial.likelihood.mean()))
-    best = next(trial for trial in tied if trial is surest or not likelier(surest, trial))
+    best = simplest(tied, like)
     p, kappa = agreement(best.predicted, y, data.classes)
     guessed = best is not answered[0] and len({trial.units for trial in answered}) > 1
     if p >= CHANCE_P / len(answered) or (guessed and kappa < WEAK):
         raise InputError(nothing_fits(answered, best, trials, y, data))
-    return best.assumptions, sentences_of(foreign, data, overrides, best, trials, y)
+    asked = Asked(
+        x=x,
+        y=y,
+        bounds=data.bounds,
+        port=foreign.facts.inputs[0],
+        deployed=lambda assumptions: Deployed(runtimes[assumptions.output], assumptions),
+        module=_modules(foreign),
+    )
+    rivals = [trial for trial in full if trial.assumptions.output == best.assumptions.output]
+    doubt = ""
+    if not renamed(best, y, data.classes)[1]:  # in another order of the classes no label is probable
+        best, doubt = choose(best, rivals, asked, settled=like is not None and alike(best.assumptions, like))
+    return best.assumptions, [*filter(None, [doubt]), *sentences_of(foreign, data, overrides, best, trials, y)]
+
+
+def _modules(foreign: Foreign) -> Callable[[Assumptions], nn.Module | None]:
+    """The twin behind a set of assumptions; None where the file has none. One twin is read for each output."""
+    twins: dict[str | None, Twin | None] = {}
+
+    def module(assumptions: Assumptions) -> nn.Module | None:
+        from .twin import twin_of
+
+        if foreign.kind == "tflite":
+            return None
+        if assumptions.output not in twins:
+            twins[assumptions.output] = None
+            with suppress(NotApplicable, UnsafeInput):
+                twins[assumptions.output] = twin_of(foreign.data, assumptions.output)
+        twin = twins[assumptions.output]
+        return None if twin is None else Differentiable(twin, assumptions).eval()
+
+    return module
 
 
 def _screened(
@@ -235,10 +281,3 @@ def _answers(raw: Tensor, assumptions: Assumptions, y: Tensor) -> tuple[Tensor, 
     own = y[: len(logits), None].clamp_max(logits.shape[1] - 1)
     likelihoods = [torch.log_softmax(logits / temperature, 1).gather(1, own) for temperature in TEMPERATURES]
     return torch.where(finite, logits.argmax(1), -1), torch.cat(likelihoods, 1)
-
-
-def alike(one: Assumptions, other: Assumptions) -> bool:
-    """Whether two files see a record in the same way. Integer steps and shapes may differ, as between a model and its
-    int8 form.
-    """
-    return all(getattr(one, name) == getattr(other, name) for name in ("layout", "units", "mean", "std"))

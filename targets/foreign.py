@@ -32,7 +32,8 @@ Kind = Literal["onnx", "tflite"]
 
 class Port(BaseModel):
     """An input or output of a model: a free size is its name or "?"; `grid` is scale and zero point of integers;
-    `operator` is what makes an output, before reshapes and quantisers ("Softmax" hints at probabilities).
+    `operator` is what makes an output, before reshapes and quantisers ("Softmax" hints at probabilities); `covers` is
+    the range of values that the file's own quantiser of an input can tell apart.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -42,6 +43,7 @@ class Port(BaseModel):
     shape: tuple[int | str, ...]
     grid: tuple[float, float] | None
     operator: str = ""
+    covers: tuple[float, float] | None = None
 
 
 class Facts(BaseModel):

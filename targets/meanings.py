@@ -13,15 +13,16 @@ from torch import Tensor
 from .data import Data
 from .errors import InputError
 from .foreign import Foreign, Port
-from .interface import SMALLEST, Assumptions, Grid, Layout, Outputs, Overrides, Units
+from .interface import SMALLEST, Assumptions, Channels, Grid, Layout, Outputs, Overrides, Units
 from .runtime import MAPS, listed, named_output
 
 SURE = ("SOFTMAX", "SIGMOID", "LOGISTIC", "QLINEARSOFTMAX", "QLINEARSIGMOID")  # operators that give probabilities
 SCORES = ("float32", "float16", "float64", "uint8", "int8", MAPS)  # what a class may be scored by; others are labels
-KNOWN = {  # channels: name, mean, std of usual training data, in [0, 1]
+KNOWN = {  # channels: name, mean, std of usual training data, in [0, 1], red first
     3: (
         ("ImageNet's mean and std", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         ("CIFAR-10's mean and std", (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
+        ("Caffe's mean of 0..255", (0.485020, 0.457957, 0.407604), (1 / 255,) * 3),  # 123.68, 116.779, 103.939
     ),
     1: (
         ("MNIST's mean and std", (0.1307,), (0.3081,)),
@@ -31,13 +32,14 @@ KNOWN = {  # channels: name, mean, std of usual training data, in [0, 1]
 
 
 class Scaling(NamedTuple):
-    """Units, mean and std as in `Assumptions`; in words; and whether what the user said allows it."""
+    """Units, mean, std and channels as in `Assumptions`; in words; and whether what the user said allows it."""
 
     units: Units
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
     words: str
     allowed: bool
+    channels: Channels = "rgb"
 
 
 def outputs_for(outputs: tuple[Port, ...], classes: int, override: str | None) -> list[Port]:
@@ -88,11 +90,23 @@ def meanings(
         grid = Grid(type=port.type, scale=scale, zero_point=zero_point)
     low, high = _values(data.bounds.low), _values(data.bounds.high)
     smallest = SMALLEST if output.grid is None else max(SMALLEST, output.grid[0] / 2)
-    for (layout, record), scaling in product(layouts, _scalings(data, overrides, floats=grid is None)):
+    scalings = _scalings(data, overrides, floats=grid is None)
+    coloured = len(data.shape) == 3 and data.shape[0] == 3
+    if overrides.channels is not None and not coloured:
+        raise InputError(
+            f"--channels {overrides.channels} is for images in three colours, and a record of the data has the shape "
+            f"{list(data.shape)}. Leave it out."
+        )
+    if coloured:
+        turned = [_turned(scaling, overrides) for scaling in scalings]
+        scalings = [one._replace(allowed=one.allowed and overrides.channels != "bgr") for one in scalings]
+        scalings = turned + scalings if "bgr" in port.name.lower() else scalings + turned
+    for (layout, record), scaling in product(layouts, scalings):
         assumptions = Assumptions(
             layout=layout,
             record=record,
             units=scaling.units,
+            channels=scaling.channels,
             low=low,
             high=high,
             mean=scaling.mean,
@@ -177,6 +191,15 @@ def _scalings(data: Data, overrides: Overrides, *, floats: bool) -> list[Scaling
     if not any(scaling.allowed for scaling in found):
         raise InputError("--mean and --std are in units 0..1, so the units cannot be others as well. Leave one out.")
     return found
+
+
+def _turned(scaling: Scaling, overrides: Overrides) -> Scaling:
+    """The same with blue first; what the user gave per channel is in the network's order already."""
+    mean, std = scaling.mean, scaling.std
+    if overrides.mean is None and overrides.std is None and mean is not None and std is not None:
+        mean, std = mean[::-1], std[::-1]
+    allowed = scaling.allowed and overrides.channels != "rgb"
+    return Scaling(scaling.units, mean, std, f"{scaling.words}, blue first", allowed, "bgr")
 
 
 def _normalisations(data: Data) -> list[tuple[str, tuple[float, ...], tuple[float, ...]]]:

@@ -101,7 +101,7 @@ def nothing_fits(tried_as_allowed: list[Trial], best: Trial, trials: list[Trial]
         head = trial.assumptions.layout + _shown_labels(trial.assumptions.labels)
         groups.setdefault(head, []).append(f"{trial.units} {_percent(trial, y)}")
     tried = "; ".join(f"{head}: {', '.join(rows)}" for head, rows in groups.items())
-    hint = max((_renamed(trial, y, data.classes) for trial in tried_as_allowed), key=lambda found: found[0])[1]
+    hint = max((renamed(trial, y, data.classes) for trial in tried_as_allowed), key=lambda found: found[0])[1]
     barred = [trial for trial in trials if not trial.chosen and not trial.fault]
     if barred:
         rival = max(barred, key=lambda trial: trial.accuracy(y))
@@ -117,7 +117,7 @@ def nothing_fits(tried_as_allowed: list[Trial], best: Trial, trials: list[Trial]
     )
 
 
-def _renamed(trial: Trial, y: Tensor, classes: int) -> tuple[float, str]:
+def renamed(trial: Trial, y: Tensor, classes: int) -> tuple[float, str]:
     """The share that would be right in the order of outputs that fits best; where it is telling, with a sentence."""
     from scipy.optimize import linear_sum_assignment
 
@@ -170,7 +170,8 @@ def sentences_of(
             mean = f" ({shown_values(assumed.mean)} and {shown_values(assumed.std)})"
         sentences.append(
             f"Assumed that the model takes the values {best.units}{mean}: of {tried} scalings tried on {len(y)} "
-            f"non-members, {_percent(best, y)} were right under this one; overrule with --mean and --std."
+            f"non-members, {_percent(best, y)} were right under this one; overrule with --units, --mean and --std"
+            f"{', or --channels' if len(data.shape) == 3 and data.shape[0] == 3 else ''}."
         )
     if assumed.grid is not None:
         sentences.append(
@@ -186,8 +187,8 @@ def sentences_of(
         )
     if agreement(best.predicted, y, data.classes)[1] < WEAK:
         sentences.append(f"The model is right on only {_percent(best, y)}: check --layout, --mean, --std and --labels.")
-    if renamed := _renamed(best, y, data.classes)[1]:
-        sentences.append(renamed.strip())
+    if hint := renamed(best, y, data.classes)[1]:
+        sentences.append(hint.strip())
     others = [trial for trial in trials if not trial.fault and trial is not best and trial.chosen]
     if others:
         second = max(others, key=lambda trial: trial.accuracy(y))
