@@ -30,7 +30,7 @@ EPSILONS = (0.02, 0.05, 0.1)  # of the quick attack
 STEPS = 3  # of the quick attack
 RECORDS, FEWER, LARGE = 200, 60, 2**14  # it tries so many records, fewer of those of more values than LARGE
 APART = 0.7  # about the logarithm of 2: a first layer sees twice the variance that it was trained on
-MATTERS, POINTS = 0.05, 0.03  # p, and share of the records: beyond both the quick attack tells readings apart
+MATTERS, POINTS = 0.05, 0.05  # p, and share of the records: beyond both the quick attack tells readings apart
 SURER = 4  # octaves of confidence that speak against a reading
 
 

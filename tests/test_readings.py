@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from crushproof.audit.files import open_all, open_file
+from crushproof.audit import files
 from crushproof.audit.plan import DENSE, Plan
 from crushproof.audit.sections import InterfacePlan
 from crushproof.compression.export import to_onnx
@@ -20,7 +20,7 @@ from crushproof.targets._read_onnx import facts
 from crushproof.targets.artifact import ALIKE, Assumptions, Foreign, Overrides, assume, deployed, differentiable
 from crushproof.targets.data import Bounds, Data, Records
 from crushproof.targets.errors import InputError
-from crushproof.targets.foreign import Facts, read_foreign
+from crushproof.targets.foreign import Facts
 from crushproof.targets.onnx_safety import check_onnx
 from crushproof.targets.seeds import generator
 from crushproof.training.loop import Training, train
@@ -40,12 +40,16 @@ class Behind(nn.Module):
         return self.inner(self.before(x))
 
 
+def foreign(model: bytes) -> Foreign:
+    """As `read_foreign` gives it, without the process of its own."""
+    return Foreign("onnx", model, Facts.model_validate(facts(check_onnx(model))))
+
+
 def read(
     module: nn.Module | bytes, data: Data, like: Assumptions | None = None, **given: object
 ) -> tuple[Assumptions, list[str], bytes]:
     model = module if isinstance(module, bytes) else to_onnx(module.eval(), data.shape)
-    file = Foreign("onnx", model, Facts.model_validate(facts(check_onnx(model))))
-    return *assume(file, data, Overrides.model_validate(given), like), model
+    return *assume(foreign(model), data, Overrides.model_validate(given), like), model
 
 
 def scaled(data: Data, high: float) -> Data:
@@ -252,21 +256,21 @@ def test_the_less_robust_of_equal_readings_is_audited(shares: Data, counter: byt
 
 
 def test_doubt_is_a_flag_and_goes_from_the_dense_model_to_its_files(
-    shares: Data, counter: bytes, tmp_path: Path
+    shares: Data, counter: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "counter.onnx").write_bytes(counter)
-    alone = open_file("counter.onnx", tmp_path, InterfacePlan(), shares)
+    monkeypatch.setattr(files, "read_foreign", lambda path: foreign(path.read_bytes()))  # no process of its own
+    alone = files.open_file("counter.onnx", tmp_path, InterfacePlan(), shares)
     assert alone.doubtful
-    assert not open_file("counter.onnx", tmp_path, InterfacePlan(units="0..1"), shares).doubtful
+    assert not files.open_file("counter.onnx", tmp_path, InterfacePlan(units="0..1"), shares).doubtful
     raw = {
         "data": {"kind": "npz", "path": "data.npz"},
         "model": {"file": "counter.onnx"},
         "candidates": {"same": {"file": "counter.onnx"}},
     }
-    files = open_all(Plan.model_validate(raw), tmp_path, shares)
-    assert all(file.doubtful for file in files.values())
-    assert files[DENSE].assumptions == files["same"].assumptions == alone.assumptions
+    opened = files.open_all(Plan.model_validate(raw), tmp_path, shares)
+    assert all(file.doubtful for file in opened.values())
+    assert opened[DENSE].assumptions == opened["same"].assumptions == alone.assumptions
     raw["model"] = {"file": "counter.onnx", "interface": {"units": "0..1"}}
-    sure = open_all(Plan.model_validate(raw), tmp_path, shares)
+    sure = files.open_all(Plan.model_validate(raw), tmp_path, shares)
     assert not any(file.doubtful for file in sure.values())
-    assert read_foreign(tmp_path / "counter.onnx").facts.inputs[0].covers is None
