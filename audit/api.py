@@ -18,6 +18,7 @@ from ..targets.data import Bounds, Data, Records
 from ..targets.errors import InputError
 from ..targets.files import nearest, shown
 from ..targets.labels import class_numbers, predicted_values, sorted_labels
+from ..targets.loading import inferred_bounds
 from ..targets.plain import plain, scripted
 from ..training.architecture import Architecture
 from ..training.loop import Training
@@ -80,7 +81,7 @@ def audit_model(
     training: Training | Callable[[nn.Module, Tensor, Tensor, int], nn.Module] | None = None,
     build: Callable[[], nn.Module] | None = None,
     shadows: Mapping[str, int] | None = None,
-    bounds: tuple[float, float] = (0.0, 1.0),
+    bounds: tuple[float, float] | None = None,
     class_names: Sequence[str] | None = None,
     task: Literal["classification", "regression"] = "classification",
     name: str = "model",
@@ -104,7 +105,8 @@ def audit_model(
             holds an nn.Parameter and has no reset_parameters).
         shadows: `{"training_free": 64, "trained": 16}`.
         task: regression: y are values to predict, float [n] or [n, outputs]; the error is audited, and no attack.
-        bounds: smallest and largest value of an input; epsilon counts in units of their distance.
+        bounds: smallest and largest value of an input; epsilon counts in units of their distance. Left out: the range
+            of the grid that the values lie on ([0, 1], [0, 255], [0, 16] ...); where that is a guess a flag says so.
         out: a folder that keeps evidence and finished cells, so that the next call resumes; default: none is kept.
 
     Raises:
@@ -195,7 +197,7 @@ def _architecture(module: nn.Module, build: Callable[[], nn.Module] | None, labe
 def _data(
     train: tuple[Arraylike, Arraylike] | None,
     test: tuple[Arraylike, Arraylike],
-    bounds: tuple[float, float],
+    bounds: tuple[float, float] | None,
     class_names: Sequence[str] | None,
     name: str,
     seed: int,
@@ -203,7 +205,7 @@ def _data(
     regression: bool,
 ) -> Data:
     splits = {"test": test} | ({} if train is None else {"train": train})
-    x, y = {}, {}
+    raw, x, y = {}, {}, {}
     for split, pair in splits.items():
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise InputError(
@@ -213,6 +215,7 @@ def _data(
         inputs = _array(pair[0], f"x of {split}")
         if inputs.dtype.kind not in "fiub":
             raise InputError(f"x of {split} holds {inputs.dtype} values. Give numbers, such as float32.")
+        raw[split] = inputs  # in their own type, which tells something of their bounds
         x[split] = torch.from_numpy(np.array(inputs, dtype=np.float32))
         y[split] = _array(pair[1], f"y of {split}")
     notes: tuple[str, ...] = ()
@@ -238,8 +241,19 @@ def _data(
             most = max((int(own.max()) for own in answers.values() if len(own)), default=0)
             class_names = [str(label) for label in range(most + 1)]
     records = {split: Records(x[split], answers[split]) for split in splits}
+    found, doubt = None if bounds is None else Bounds.of(*bounds), ""
+    if found is None:
+        found, told, doubt = inferred_bounds(list(raw.values()), "the arrays")
+        notes = (*notes, *told)
     return Data(
-        name, records.get("train"), records["test"], Bounds.of(*bounds), tuple(class_names), seed=seed, notes=notes
+        name,
+        records.get("train"),
+        records["test"],
+        found,
+        tuple(class_names),
+        seed=seed,
+        notes=notes,
+        bounds_doubt=doubt,
     )
 
 
@@ -250,7 +264,7 @@ def _array(values: Any, where: str) -> np.ndarray[Any, Any]:
             values = torch.stack(list(values))
         if isinstance(values, Tensor):
             values = values.detach().cpu()
-            return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+            values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
         return np.asarray(values)
     except (ValueError, TypeError, RuntimeError) as error:  # ragged lists, sparse tensors
         why = " ".join(str(error).split())[:200].rstrip(".")

@@ -33,7 +33,7 @@ def candidate_flags(reader: Reader, contender: Contender) -> set[str]:
 
     A model no better than guessing is neither robust nor private (rule 8); compression that looked at members after
     DP-SGD voids the epsilon its parent was promised; a finished file that is asked in other units than it was trained
-    on answers at random, which looks like strength.
+    on answers at random, which looks like strength; bounds that were guessed make every epsilon a guess.
     """
     candidate = reader.get(reader.suite.candidate_cell(contender))
     labels = reader.suite.subject.data.evaluation.y.numpy()
@@ -42,6 +42,8 @@ def candidate_flags(reader: Reader, contender: Contender) -> set[str]:
     found = {Flag.AT_CHANCE.value} if guessing else set()
     if contender.touches_members_after_dp:
         found.add(Flag.EPSILON_VOID.value)
+    if reader.suite.subject.data.bounds_doubt:
+        found.add(Flag.BOUNDS_DOUBTFUL.value)
     if contender.file is not None and contender.file.doubtful:
         found.add(Flag.INTERFACE_DOUBTFUL.value)
     return found

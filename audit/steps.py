@@ -227,7 +227,9 @@ def in_runtime(contender: Contender, runtime: str, candidate: Result, data: Data
         raise NotApplicable("it is no ONNX file")
     model = candidate.files["model.onnx"]
     try:
-        other: Target = OpenVinoTarget(model) if runtime == "openvino" else TensorRtTarget(model)
+        output = None if contender.file is None else contender.file.assumptions.output
+        make = OpenVinoTarget if runtime == "openvino" else TensorRtTarget
+        other: Target = make(model, output=output)
         if contender.file is not None:
             other = Deployed(other, contender.file.assumptions)
         certificate = certify(deployed_of(contender, candidate), other, {"clean": data.evaluation.x})

@@ -252,7 +252,10 @@ FLAGS = {
     "twin-disagrees": "The differentiable twin and the deployed model agree on fewer than 99.5 % of the labels, so "
     "attacks made on the twin may miss.",
     "few-records": "Too few records for a figure this small: the interval is wide.",
-    "interface-doubtful": "The file fits clearly better when its inputs are read in another way than was declared.",
+    "interface-doubtful": "The file fits clearly better when its inputs are read in another way than was declared, or "
+    "about as well in another way, under which it is not as robust: what was assumed of it says both figures.",
+    "bounds-doubtful": "The bounds of the inputs were guessed and may be others. Epsilon counts in units of them, so "
+    "that the changes allowed may have been too small: give the bounds.",
     "no-shadows": "The attacker had no shadow models: this model's training is not known. Leaks are underestimated.",
     "no-white-box": "The file has no differentiable twin, so only its answers were attacked: a stronger attack exists.",
     "few-shadows": "Too few shadow models for the attacker to be at full strength.",

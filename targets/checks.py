@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .files import shown
+from .value_range import fitted
 
 if TYPE_CHECKING:
     from .data import Bounds, Data, Records
@@ -173,7 +174,7 @@ def _check_values(x: Tensor, split: str, bounds: Bounds) -> None:
         raise InputError(
             f"{int(outside.sum()):,} of the {len(x):,} {split} have values outside the bounds: the bounds are "
             f"{_range(bounds)} and the values run from {low:g} to {high:g} (first in record "
-            f"{int(outside.nonzero()[0])}). {_bounds_hint(low, high)}"
+            f"{int(outside.nonzero()[0])}). {_bounds_hint(x, low, high)}"
         )
 
 
@@ -192,7 +193,14 @@ def _check_span(data: Data) -> list[str]:
     return []
 
 
-def _bounds_hint(low: float, high: float) -> str:
+def _bounds_hint(x: Tensor, low: float, high: float) -> str:
+    found = fitted([x.cpu().numpy()])
+    if found is not None and (found.low, found.high) == (0, 1):
+        return "They look like 0..1: give bounds [0, 1]."
+    if found is not None:
+        ends = f"{found.low:g}..{found.high:g}", f"bounds [{found.low:g}, {found.high:g}]"
+        divide = f"divide the inputs by {found.high:g}, or " if found.low == 0 else ""
+        return f"They look like {ends[0]}: {divide}give {ends[1]}."
     if low >= 0 and 1 < high <= 255:
         return "They look like 0..255: divide the inputs by 255, or give bounds [0, 255]."
     if -1 <= low < 0 and high <= 1:

@@ -16,16 +16,17 @@ class LiteRtTarget:
     """A deployed TFLite model. Take the bytes from `foreign.read_foreign`, which checks them where they can do no harm.
 
     Args:
-        model: the file's bytes. It has one input [batch, *shape]; its first output is the logits, turned back into
-            floats where it is quantised. The batch is the file's own (measured: a larger one is no faster).
+        model: the file's bytes. It has one input [batch, *shape]; its output is turned back into floats where it is
+            quantised. The batch is the file's own (measured: a larger one is no faster).
         threads: of the interpreter.
+        output: the name of the one that holds the logits; None: the first.
 
     Raises:
         InputError: LiteRT is not installed, or input or output are not those of a classifier.
         UnsafeInput: LiteRT refuses the file.
     """
 
-    def __init__(self, model: bytes, threads: int = 1) -> None:
+    def __init__(self, model: bytes, threads: int = 1, *, output: str | None = None) -> None:
         need_litert()
         from ai_edge_litert.interpreter import Interpreter
 
@@ -35,8 +36,9 @@ class LiteRtTarget:
         except Exception as error:  # RuntimeError and ValueError, by where it stumbles
             raise UnsafeInput(f"LiteRT refuses the model: {reason(error)}") from None
         inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
-        self._input, self._output = check_ports(tuple(map(_port, inputs)), tuple(map(_port, outputs)))
-        self._places = inputs[0]["index"], outputs[0]["index"]
+        found = tuple(map(_port, outputs))
+        self._input, self._output = check_ports(tuple(map(_port, inputs)), found, output)
+        self._places = inputs[0]["index"], outputs[found.index(self._output)]["index"]
         self.queries = 0
 
     def logits(self, x: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from .errors import InputError, UnsafeInput
 from .files import AGAIN, is_pickle, nearest, open_archive, ordinary_file, read_entry, shown
 from .labels import class_numbers, predicted_values, sorted_labels
 from .tables import read_table
+from .value_range import fitted
 
 Array = NDArray[np.generic]
 
@@ -49,8 +50,8 @@ def load_npz(
     where that is unambiguous.
 
     Args:
-        bounds: what a value may be. Left out: [0, 255] for whole numbers within it ([0, 1] if there is no other value),
-            [0, 1] for fractions within it; else an error asks for them.
+        bounds: what a value may be. Left out: the range of the grid that the values lie on, see `value_range.fitted`;
+            where they do not tell, an error asks for them.
         class_names: in the order of the labels; else the file's, else "0", "1", ...
         seed: splits the non-members.
         name: what the report calls the data; else the file's name.
@@ -74,8 +75,10 @@ def load_npz(
             raise InputError(
                 f"x_{part} in {where} holds {x.dtype} values. Save numbers, for example x.astype('float32')."
             )
+    doubt = ""
     if bounds is None:
-        bounds = _inferred_bounds(list(inputs.values()), where, notes)
+        bounds, said, doubt = inferred_bounds(list(inputs.values()), where)
+        notes += said
     channels_last = _channels_last(inputs["test"].shape)
     if channels_last:
         notes.append("The images were stored channels-last [n, h, w, c] and are audited as [n, c, h, w].")
@@ -98,6 +101,7 @@ def load_npz(
         groups=None if groups is None else tuple(_texts(groups, f"groups_test in {where}")),
         seed=seed,
         notes=tuple(notes),
+        bounds_doubt=doubt,
     )
 
 
@@ -311,17 +315,23 @@ def _tensor(x: Array, channels_last: bool) -> Tensor:
         return torch.from_numpy(np.array(x, dtype=np.float32, order="C"))
 
 
-def _inferred_bounds(inputs: list[Array], where: str, notes: list[str]) -> Bounds:
+def inferred_bounds(inputs: Sequence[Array], where: str) -> tuple[Bounds, tuple[str, ...], str]:
+    """The bounds that values without any get, sentences about them, and why they are doubtful ("": they are not).
+
+    Args:
+        inputs: numbers [n, ...], training and test records.
+        where: they come from, for the message.
+
+    Raises:
+        InputError: the values do not tell.
+    """
     filled = [x for x in inputs if x.size]
-    low, high = (min(float(x.min()) for x in filled), max(float(x.max()) for x in filled)) if filled else (0.0, 1.0)
-    whole = all(x.dtype.kind in "iub" for x in inputs)
-    if not math.isfinite(low) or not math.isfinite(high):
-        return Bounds.of(0, 1)  # `Data` refuses the values themselves, with the sentence for NaN
-    if low >= 0 and high <= 1:
-        return Bounds.of(0, 1)
-    if whole and low >= 0 and high <= 255:
-        notes.append("The values are whole numbers in [0, 255]; an epsilon of 0.1 is a change of 25.5.")
-        return Bounds.of(0, 255)
+    if not filled or not all(bool(np.isfinite(x).all()) for x in filled):
+        return Bounds.of(0, 1), (), ""  # `Data` refuses the values themselves, with the sentence for NaN
+    found = fitted(filled)
+    if found is not None:
+        return Bounds.of(found.low, found.high), tuple(filter(None, (found.note, found.doubt))), found.doubt
+    low, high = min(float(x.min()) for x in filled), max(float(x.max()) for x in filled)
     raise InputError(
         f"The inputs in {where} run from {low:g} to {high:g}, so their bounds cannot be guessed. Give the smallest and "
         "largest value an input can take, for example bounds: [-1, 1]; or scale the inputs to [0, 1]."

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .errors import InputError, UnsafeInput
 from .onnx_safety import check_onnx, ports
-from .runtime import answer_in_parts, check_ports, reason
+from .runtime import MAPS, answer_in_parts, check_ports, reason
 
 if TYPE_CHECKING:
     import onnx
@@ -39,10 +39,12 @@ class OnnxTarget:
 
     Args:
         model: the file, or its bytes. It has one input [batch, *shape] of float32, float16, float64, uint8 or int8; the
-            batch is free or fixed (the last part is then filled up). Its first output is the logits; where that ends in
-            a QuantizeLinear, it is turned back into floats.
+            batch is free or fixed (the last part is then filled up). Where the output ends in a
+            QuantizeLinear, it is turned back into floats.
         threads: within an operator; operators run one after another.
         provider: ONNX Runtime's execution provider.
+        output: the name of the one that holds the logits; None: the first. One map from class to score for each record
+            is read in the order of the classes.
         together: for timing alone. A file with dynamic quantisation measures ranges over all that are asked at once, so
             that an answer would depend on who else asks: such a file is asked one record at a time, unless this is set.
 
@@ -58,11 +60,12 @@ class OnnxTarget:
         threads: int = 1,
         provider: str = "CPUExecutionProvider",
         *,
+        output: str | None = None,
         together: bool = False,
     ) -> None:
         data = model if isinstance(model, bytes) else _read(model)
         checked = check_onnx(data)
-        self._input, self._output = check_ports(*ports(checked))
+        self._input, self._output = check_ports(*ports(checked), output)
         alone = not together and any(node.op_type.startswith("DynamicQuantize") for node in checked.graph.node)
         if alone and not isinstance(self._input.shape[0], int):
             self._input = self._input.model_copy(update={"shape": (1, *self._input.shape[1:])})
@@ -79,7 +82,10 @@ class OnnxTarget:
         return answer_in_parts(x, self._input, self._output, self._run)
 
     def _run(self, part: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        return np.asarray(self._session.run([self._output.name], {self._input.name: part})[0])
+        answer = self._session.run([self._output.name], {self._input.name: part})[0]
+        if self._output.type == MAPS:
+            answer = [[scores[name] for name in sorted(scores)] for scores in answer]
+        return np.asarray(answer)
 
 
 def session_settings(model: onnx.ModelProto) -> dict[str, str]:

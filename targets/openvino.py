@@ -18,6 +18,7 @@ class OpenVinoTarget:
     Args:
         model: the bytes of an ONNX file as `onnx.OnnxTarget` takes it.
         threads: of the CPU plugin, in one stream.
+        output: as for `onnx.OnnxTarget`.
 
     Raises:
         InputError: the model is no classifier.
@@ -26,8 +27,10 @@ class OpenVinoTarget:
         UnsafeInput: as for `onnx.OnnxTarget`.
     """
 
-    def __init__(self, model: bytes, threads: int = 1) -> None:
-        self._input, self._output = check_ports(*ports(check_onnx(model)))
+    def __init__(self, model: bytes, threads: int = 1, *, output: str | None = None) -> None:
+        inputs, outputs = ports(check_onnx(model))
+        self._input, self._output = check_ports(inputs, outputs, output)
+        self._place = outputs.index(self._output)
         try:
             import openvino
         except ImportError:
@@ -51,4 +54,5 @@ class OpenVinoTarget:
         return answer_in_parts(x, self._input, self._output, self._run)
 
     def _run(self, part: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        return np.array(self._compiled([part])[0])  # a copy: the runtime writes the next answer to the same place
+        answer = self._compiled([part])[self._place]
+        return np.array(answer)  # a copy: the runtime writes the next answer to the same place

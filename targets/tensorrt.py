@@ -13,13 +13,14 @@ class TensorRtTarget(OnnxTarget):
 
     Args:
         model: the bytes of an ONNX file as `OnnxTarget` takes it.
+        output: as for `OnnxTarget`.
 
     Raises:
         Unavailable: "not measured: no GPU", with the reason: another build of ONNX Runtime, no TensorRT, no GPU.
         InputError, UnsafeInput: as for `OnnxTarget`.
     """
 
-    def __init__(self, model: bytes) -> None:
+    def __init__(self, model: bytes, *, output: str | None = None) -> None:
         import onnxruntime
 
         if PROVIDER not in onnxruntime.get_available_providers():
@@ -27,9 +28,10 @@ class TensorRtTarget(OnnxTarget):
                 "not measured: no GPU (this build of ONNX Runtime has no TensorRT; onnxruntime-gpu and TensorRT are "
                 "needed, on a machine with an NVIDIA GPU)"
             )
-        OnnxTarget(model)  # what the CPU refuses is the file's fault; what only TensorRT refuses is the machine's
+        # What the CPU refuses is the file's fault; what only TensorRT refuses is the machine's.
+        OnnxTarget(model, output=output)
         try:
-            super().__init__(model, provider=PROVIDER)
+            super().__init__(model, provider=PROVIDER, output=output)
         except UnsafeInput as error:
             raise Unavailable(f"not measured: no GPU ({error})") from None
         if PROVIDER not in self._session.get_providers():

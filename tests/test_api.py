@@ -7,15 +7,21 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import crushproof
+from crushproof.audit import api
 from crushproof.audit.identity import code_digest, model_digest
+from crushproof.audit.reader import candidate_flags
+from crushproof.audit.subject import Subject
 from crushproof.targets.errors import InputError, NotApplicable
 from crushproof.targets.seeds import generator
 from crushproof.training.architecture import Architecture
@@ -176,6 +182,39 @@ def test_a_bare_parameter_needs_no_builder_until_a_shadow_is_trained(bare: nn.Mo
     result = audited(bare, attacks=[EVASION])
     assert [finding.risk for finding in result.audit.findings] == ["evasion", "evasion"]
     assert all(finding.estimate is not None for finding in result.audit.findings)
+
+
+def test_bounds_that_were_guessed_are_a_flag(bare: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The subject that a call would audit, and what its candidates are flagged with."""
+
+    def subject(top: float, share: float, bounds: tuple[float, float] | None = None) -> Subject:
+        x, y = records(60, 2)
+        whole = np.minimum((x * top).round().numpy().astype(np.int64), top - 1)
+        whole[: round(share * 60), 0] = top
+        found: list[Subject] = []
+        with monkeypatch.context() as patched, suppress(InputError):
+            patched.setattr(api, "run_audit", lambda *_, subject, **__: found.append(subject) or _stop())
+            crushproof.audit_model(bare, None, (whole, y), ["int8"], bounds=bounds)
+        return found[0]
+
+    def _stop() -> None:
+        raise InputError("enough")
+
+    for top, share, bounds, ends, guessed in (
+        (16, 0.5, None, (0, 16), False),
+        (90, 0.02, None, (0, 90), True),
+        (90, 0.02, (0, 100), (0, 100), False),
+    ):
+        one = subject(top, share, bounds)
+        assert (float(one.data.bounds.low), float(one.data.bounds.high)) == ends
+        assert any("are a guess" in note for note in one.data.notes) is guessed
+        suite = SimpleNamespace(subject=one, candidate_cell=lambda _: "candidate/int8")
+        reader: Any = SimpleNamespace(suite=suite, get=lambda _: None)
+        contender: Any = SimpleNamespace(touches_members_after_dp=False, file=None)
+        assert candidate_flags(reader, contender) == ({"bounds-doubtful"} if guessed else set())
+    x, y = records(60, 2)
+    with pytest.raises(InputError, match=r"outside the bounds.*0\.\.255: divide the inputs by 255, or give bounds"):
+        crushproof.audit_model(bare, None, ((x * 255).round(), y), ["int8"], bounds=(0, 1))
 
 
 def test_build_says_how_shadows_start(bare: nn.Module) -> None:
