@@ -8,16 +8,20 @@ import numpy as np
 from torch import Tensor
 
 from .errors import UnsafeInput
-from .foreign import Port, need_litert
+from .foreign import Port, need_litert, without_states
 from .runtime import answer_in_parts, check_ports, reason
 
 
 class LiteRtTarget:
     """A deployed TFLite model. Take the bytes from `foreign.read_foreign`, which checks them where they can do no harm.
 
+    What the file keeps between calls (the state of a recurrent network) is set back before each, so that an answer does
+    not depend on what was asked before.
+
     Args:
-        model: the file's bytes. It has one input [batch, *shape]; its first output is the logits, turned back into
-            floats where it is quantised. The batch is the file's own (measured: a larger one is no faster).
+        model: the file's bytes. It has one input [batch, *shape], and perhaps its state as further ones; its first
+            output is the logits, turned back into floats where it is quantised. The batch is the file's own (measured:
+            a larger one is no faster).
         threads: of the interpreter.
 
     Raises:
@@ -35,7 +39,13 @@ class LiteRtTarget:
         except Exception as error:  # RuntimeError and ValueError, by where it stumbles
             raise UnsafeInput(f"LiteRT refuses the model: {reason(error)}") from None
         inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
-        self._input, self._output = check_ports(tuple(map(_port, inputs)), tuple(map(_port, outputs)))
+        answered = tuple(map(_port, outputs))
+        given, states = without_states(tuple(map(_port, inputs)), answered)
+        self._input, self._output = check_ports(given, answered)
+        self._states = [
+            (details["index"], np.full(details["shape"], port.grid[1] if port.grid else 0, details["dtype"]))
+            for details, port in zip(inputs[1:], states, strict=False)
+        ]
         self._places = inputs[0]["index"], outputs[0]["index"]
         self.queries = 0
 
@@ -45,6 +55,9 @@ class LiteRtTarget:
         return answer_in_parts(x, self._input, self._output, self._run)
 
     def _run(self, part: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        self._interpreter.reset_all_variables()
+        for place, zeros in self._states:
+            self._interpreter.set_tensor(place, zeros)
         self._interpreter.set_tensor(self._places[0], part)
         self._interpreter.invoke()
         return np.asarray(self._interpreter.get_tensor(self._places[1]))

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from .errors import InputError, UnsafeInput
-from .onnx_safety import check_onnx, ports
+from .onnx_safety import checked_onnx, ports
 from .runtime import answer_in_parts, check_ports, reason
 
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ class OnnxTarget:
     """A deployed model in ONNX Runtime, with a fixed number of threads.
 
     Args:
-        model: the file, or its bytes. It has one input [batch, *shape] of float32, float16, float64, uint8 or int8; the
-            batch is free or fixed (the last part is then filled up). Its first output is the logits; where that ends in
-            a QuantizeLinear, it is turned back into floats.
+        model: the file, or its bytes. It has one input [batch, *shape] of numbers (`runtime.TYPES`); the batch is free
+            or fixed (the last part is then filled up); initial states of a recurrent network, as further inputs, are
+            zeros. Its first output is the logits; where that ends in a QuantizeLinear, it is turned back into floats.
         threads: within an operator; operators run one after another.
         provider: ONNX Runtime's execution provider.
         together: for timing alone. A file with dynamic quantisation measures ranges over all that are asked at once, so
@@ -61,7 +61,7 @@ class OnnxTarget:
         together: bool = False,
     ) -> None:
         data = model if isinstance(model, bytes) else _read(model)
-        checked = check_onnx(data)
+        checked, data = checked_onnx(data)
         self._input, self._output = check_ports(*ports(checked))
         alone = not together and any(node.op_type.startswith("DynamicQuantize") for node in checked.graph.node)
         if alone and not isinstance(self._input.shape[0], int):
@@ -103,7 +103,8 @@ def executed_operators(model: bytes) -> dict[str, int]:
     """
     import onnx
 
-    settings = session_settings(check_onnx(model))
+    checked, model = checked_onnx(model)
+    settings = session_settings(checked)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimised.onnx"
         _session(model, 1, settings, optimised=path)

@@ -12,18 +12,24 @@ if TYPE_CHECKING:
 
 
 def check_onnx(data: bytes) -> onnx.ModelProto:
-    """The model in `data`.
+    """The model in `data`, in its usual form: free sizes, nodes in order, states zero (_usual_onnx.py).
 
     Raises:
         UnsafeInput: it is not well formed, needs other files or operators outside the standard (but for those that ONNX
             Runtime's own quantiser and optimiser write), or lets a record's values decide how much is computed.
     """
+    return checked_onnx(data)[0]
+
+
+def checked_onnx(data: bytes) -> tuple[onnx.ModelProto, bytes]:
+    """The same, and the bytes to hand to a runtime: `data` itself unless its form had to be mended."""
     from ._read_onnx import Fault, parse
 
     try:
-        return parse(data)
+        model, usable, _ = parse(data)
     except Fault as fault:
         raise UnsafeInput(str(fault)) from None
+    return model, usable
 
 
 def ports(model: onnx.ModelProto) -> tuple[tuple[Port, ...], tuple[Port, ...]]:

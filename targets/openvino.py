@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from .errors import InputError, NotApplicable
-from .onnx_safety import check_onnx, ports
+from .onnx_safety import checked_onnx, ports
 from .runtime import answer_in_parts, check_ports, reason
 
 
@@ -26,7 +26,8 @@ class OpenVinoTarget:
     """
 
     def __init__(self, model: bytes, threads: int = 1) -> None:
-        self._input, self._output = check_ports(*ports(check_onnx(model)))
+        checked, model = checked_onnx(model)
+        self._input, self._output = check_ports(*ports(checked))
         try:
             import openvino
         except ImportError:

@@ -14,7 +14,8 @@ from .errors import InputError
 from .foreign import VALUES, Port
 from .model import BATCH
 
-TYPES = ("float32", "float16", "float64", "uint8", "int8")  # of an input or output
+INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
+TYPES = ("float32", "float16", "float64", *INTEGERS, "bool")  # of an input or output
 
 
 def check_ports(inputs: tuple[Port, ...], outputs: tuple[Port, ...]) -> tuple[Port, Port]:
@@ -26,7 +27,7 @@ def check_ports(inputs: tuple[Port, ...], outputs: tuple[Port, ...]) -> tuple[Po
         ]
         raise InputError(
             f"The model must take one input of numbers ({', '.join(TYPES)}) and answer with logits; it takes "
-            f"{words[0]} and answers {words[1]}."
+            f"{words[0]} and answers {words[1]}. Fix further inputs to constants, and export it again."
         )
     if len(inputs[0].shape) < 2:
         raise InputError(
@@ -42,8 +43,9 @@ def answer_in_parts(
     """float32 [n, outputs] on x's device, for x float32 [n, *shape].
 
     Args:
-        given: the model's input: values are cast to its type (for integers rounded half to even and kept within it),
-            and come in parts of its batch, the last one filled up; where the batch is free, in parts of bounded size.
+        given: the model's input: values are cast to its type (for integers rounded half to even and kept within it, for
+            truth values rounded), and come in parts of its batch, the last one filled up; where the batch is free, in
+            parts of bounded size.
         wanted: its output, turned back into floats by its grid.
         run: one part through the runtime.
 
@@ -84,7 +86,12 @@ def _as_type(records: np.ndarray[Any, Any], word: str) -> np.ndarray[Any, Any]:
     dtype = np.dtype(word)
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
-        records = np.clip(np.rint(records), limits.min, limits.max)
+        exact = np.float32 if dtype.itemsize < 4 else np.float64  # float32 cannot hold the limits of wide integers
+        records = np.rint(records.astype(exact, copy=False)).clip(limits.min, limits.max)
+        if dtype.itemsize == 8:  # nor float64 those of the widest: stay below them
+            records = records.clip(float(limits.min), float(2**62))
+    elif dtype.kind == "b":
+        records = np.rint(records) > 0
     return records.astype(dtype, copy=False)
 
 

@@ -67,6 +67,8 @@ class Importer:
         given, self.result = inputs[0], self.graph.output[0].name
         tensor = given.type.tensor_type
         kind = tensor.elem_type
+        if kind == BOOL:
+            raise NotApplicable("The ONNX model takes truth values, which no gradient changes, so there is no twin.")
         dims = [item.dim_value if item.HasField("dim_value") else None for item in tensor.shape.dim]
         known = tensor.HasField("shape") and len(dims) > 0
         self.module = Twin(tuple(dims[1:]) if known else None, kind, self.grid)

@@ -48,7 +48,7 @@ class Twin(nn.Module):
 
     def __init__(self, shape: tuple[int | None, ...] | None, kind: int, grid: tuple[float, float] | None) -> None:
         super().__init__()
-        self.shape, self.rounds = shape, False
+        self.shape, self.rounds = shape, kind in INTEGERS
         self.kind = (
             kind  # element type of the file's input; values for an integer one are rounded, as `OnnxTarget` does
         )
