@@ -40,6 +40,7 @@ class Flag(StrEnum):
     DISTRIBUTION_SHIFT = "distribution-shift"  # a classifier that never sees the model tells members apart
     SHADOWS_DIFFER = "shadows-differ"  # the shadows are not (known to be) trained as the target was
     INTERFACE_DOUBTFUL = "interface-doubtful"  # a file fits clearly better when asked otherwise than was declared
+    ANSWERS_VARY = "answers-vary"  # a record's answer depends on what else is asked, or on chance
     EPSILON_VOID = "epsilon-void"  # compression touched members after DP-SGD
 
 

@@ -31,7 +31,7 @@ def candidate_flags(reader: Reader, contender: Contender) -> set[str]:
 
     A model no better than guessing is neither robust nor private (rule 8); compression that looked at members after
     DP-SGD voids the epsilon its parent was promised; a finished file that is asked in other units than it was trained
-    on answers at random, which looks like strength.
+    on answers at random, which looks like strength; of a model that answers otherwise each time nothing is known.
     """
     candidate = reader.get(reader.suite.candidate_cell(contender))
     labels = reader.suite.subject.data.evaluation.y.numpy()
@@ -42,6 +42,8 @@ def candidate_flags(reader: Reader, contender: Contender) -> set[str]:
         found.add(Flag.EPSILON_VOID.value)
     if contender.file is not None and contender.file.doubtful:
         found.add(Flag.INTERFACE_DOUBTFUL.value)
+    if candidate is not None and candidate.document.get("varies"):
+        found.add(Flag.ANSWERS_VARY.value)
     return found
 
 

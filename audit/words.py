@@ -253,6 +253,8 @@ FLAGS = {
     "attacks made on the twin may miss.",
     "few-records": "Too few records for a figure this small: the interval is wide.",
     "interface-doubtful": "The file fits clearly better when its inputs are read in another way than was declared.",
+    "answers-vary": "The model answers a record otherwise when it is asked again, in another order or beside other "
+    "records. Every figure then follows from how the questions were put.",
     "no-shadows": "The attacker had no shadow models: this model's training is not known. Leaks are underestimated.",
     "no-white-box": "The file has no differentiable twin, so only its answers were attacked: a stronger attack exists.",
     "few-shadows": "Too few shadow models for the attacker to be at full strength.",

@@ -27,12 +27,13 @@ TENSORS = 500_000
 ELEMENTS = 2**29  # of one tensor
 NAMES = {number: name for name, number in vars(schema.BuiltinOperator).items() if isinstance(number, int)}
 TYPES = {number: name.lower() for name, number in vars(schema.TensorType).items() if isinstance(number, int)}
-# Operators that run other graphs, keep state between records, draw random numbers, or are somebody's own.
-REFUSED = _names(
-    "CUSTOM DELEGATE PLACEHOLDER_FOR_GREATER_OP_CODES CALL CALL_ONCE IF WHILE VAR_HANDLE READ_VARIABLE "
-    "ASSIGN_VARIABLE HASHTABLE HASHTABLE_FIND HASHTABLE_IMPORT HASHTABLE_SIZE HASHTABLE_LOOKUP LSH_PROJECTION "
-    "SKIP_GRAM MULTINOMIAL RANDOM_UNIFORM RANDOM_STANDARD_NORMAL UNIQUE WHERE NON_MAX_SUPPRESSION_V4 "
-    "NON_MAX_SUPPRESSION_V5"
+# Operators that keep a state between records which cannot be set back (that of variable tensors can: litert.py).
+STATEFUL = _names("VAR_HANDLE READ_VARIABLE ASSIGN_VARIABLE CALL_ONCE")
+# Operators that run other graphs, draw random numbers, or are somebody's own.
+REFUSED = STATEFUL | _names(
+    "CUSTOM DELEGATE PLACEHOLDER_FOR_GREATER_OP_CODES CALL IF WHILE HASHTABLE HASHTABLE_FIND HASHTABLE_IMPORT "
+    "HASHTABLE_SIZE HASHTABLE_LOOKUP LSH_PROJECTION SKIP_GRAM MULTINOMIAL RANDOM_UNIFORM RANDOM_STANDARD_NORMAL "
+    "UNIQUE WHERE NON_MAX_SUPPRESSION_V4 NON_MAX_SUPPRESSION_V5"
 )
 # The inputs of an operator whose values decide the shape of its output.
 SIZING = {
@@ -108,6 +109,12 @@ def _operators(model: Any, graph: Any) -> list[tuple[str, list[int]]]:
         number = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())  # files of before 2020 know the second only
         name = NAMES.get(number, f"number {number}")
         if name in REFUSED or name.startswith(("STABLEHLO", "number")):
+            if name in STATEFUL:
+                raise Fault(
+                    f"The TFLite model was not run: its operator {name} keeps a state between records, so that answers "
+                    "depend on what was asked before. Convert it without one (stateful=False; an LSTM as one fused "
+                    "operator), or with the state as an input and an output."
+                )
             own = f" {_text(code.CustomCode())[:60]!r}" if name == "CUSTOM" else ""
             raise Fault(
                 f"The TFLite model uses the operator {name}{own}, which is not run: its code is not known, or what it "
@@ -139,6 +146,7 @@ def _check_tensor(tensor: Any) -> None:
 def _check_sizes(graph: Any, operators: list[tuple[str, list[int]]]) -> None:
     """No shape may follow from a record's values."""
     varying = set(graph.InputsAsNumpy().tolist()) if graph.InputsLength() else set()
+    varying |= {at for at in range(graph.TensorsLength()) if graph.Tensors(at).IsVariable()}
     for at, (name, inputs) in enumerate(operators):
         sizing = (1,) if name.startswith("REDUCE") else SIZING.get(name, ())
         if any(inputs[place] in varying for place in sizing if place < len(inputs)):

@@ -257,6 +257,10 @@ class Importer:
         return True
 
     def _step(self, proto: Any, node: Node, entry: Operator) -> None:
+        if node.operator == "Dropout" and node.has(2):
+            training = self.constants.get(proto.input[2])
+            if training is None or bool(training.any()):
+                node.refuse("it is in training mode, so it draws random numbers")
         structural = structural_inputs(entry, len(proto.input))
         computed = [name for name in proto.input if name and name not in self.constants]
         on_host = bool(computed) and (node.operator in ("Shape", "Size") or all(name in self.host for name in computed))
