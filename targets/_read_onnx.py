@@ -66,6 +66,10 @@ class NoOnnx(Fault):
     """There is no graph of ONNX in the file."""
 
 
+class TooNew(Fault):
+    """An honest file of a version that is not known here yet."""
+
+
 def parse(data: bytes) -> tuple[onnx.ModelProto, bytes, list[str]]:
     """The model in `data` in its usual form (_usual_onnx.py), the bytes that a runtime is given (`data` itself where
     nothing had to be changed), and the names of states that are now zeros.
@@ -98,7 +102,7 @@ def _check_versions(model: onnx.ModelProto) -> None:
     newest = onnx.defs.onnx_opset_version()
     opset = max((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), default=0)
     if model.ir_version > onnx.IR_VERSION or opset > newest:
-        raise Fault(
+        raise TooNew(
             f"The ONNX model is of version {model.ir_version} of the format with opset {opset}; the installed onnx "
             f"{onnx.__version__} knows up to {onnx.IR_VERSION} and {newest}. It was not run. {_older()}"
         )
@@ -214,7 +218,7 @@ def _check_graph(graph: onnx.GraphProto, varying: set[str]) -> bool:
                 "values decide how much is computed, which a crafted record can abuse. Only networks that compute the "
                 "same for every record are run."
             )
-        varies = any(inputs) or "Random" in node.op_type
+        varies = any(inputs) or "Random" in node.op_type or node.op_type in ("Bernoulli", "Dropout", "Multinomial")
         for attribute in node.attribute:
             for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else ())):
                 varies |= _check_graph(inner, varying | {item.name for item in inner.input})
@@ -352,14 +356,14 @@ def _refused(what: str, error: Exception) -> Exception:
         import onnxruntime
 
         version = onnxruntime.__version__
-        return Fault(f"The ONNX model is newer than the installed ONNX Runtime {version}: {_line(error)} {_older()}")
+        return TooNew(f"The ONNX model is newer than the installed ONNX Runtime {version}. It was not run. {_older()}")
     return Fault(f"{what}: {_line(error)} It was refused.")
 
 
 def main(arguments: list[str]) -> str:
     """Arguments: the file, most records of a run, most values of its input.
 
-    Returns JSON: {"facts"}, or {"fault"} and {"alien"}: whether it is no ONNX file at all.
+    Returns JSON: {"facts"}, or {"fault"} with {"sort"}: "" (refused), "alien" (not ONNX at all), "new".
     """
     path, largest, values = arguments
     try:
@@ -368,10 +372,9 @@ def main(arguments: list[str]) -> str:
         known = facts(model, zeroed)
         _check_shapes(model)
         _try(path if usable is data else usable, known["inputs"], int(largest), int(values))
-    except NoOnnx as fault:
-        return json.dumps({"fault": str(fault), "alien": True})
     except Fault as fault:
-        return json.dumps({"fault": str(fault)})
+        sort = "alien" if isinstance(fault, NoOnnx) else "new" if isinstance(fault, TooNew) else ""
+        return json.dumps({"fault": str(fault), "sort": sort})
     except MemoryError:
         raise
     except (RecursionError, ValueError, TypeError, RuntimeError) as error:  # from onnx, about a model it did not expect

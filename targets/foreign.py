@@ -80,8 +80,8 @@ def read_foreign(path: Path) -> Foreign:
     """The model in an ONNX or TFLite file, also packed by gzip; what it is is told by its content, not by its name.
 
     Raises:
-        InputError: missing, a folder, empty, or too large a file; one of another kind (the message names it and the
-            way to one that can be run); a TFLite file while ai-edge-litert is not installed.
+        InputError: missing, a folder, empty, or too large a file; of another kind (the message names it and the way to
+            one that can be run); newer than the installed onnx or ONNX Runtime; a TFLite file without ai-edge-litert.
         UnsafeInput: neither ONNX nor TFLite, damaged, or crafted: weights in other files, operators that are not known,
             names that are none, sizes that follow from a record's values, more than its share of memory or time.
     """
@@ -108,9 +108,10 @@ def read_foreign(path: Path) -> Foreign:
     except ValueError:  # something in it wrote to the reader's output
         raise UnsafeInput(f"The model {shown(path.name)} confused its reader and was refused. {CURE}") from None
     if "fault" in found:
-        if found.get("alien"):
+        if found.get("sort") == "alien":
             refuse_by_name(path.name)
-        raise UnsafeInput(f"{shown(path.name)}: {' '.join(found['fault'].split())}")
+        kind_of_error = InputError if found.get("sort") == "new" else UnsafeInput
+        raise kind_of_error(f"{shown(path.name)}: {' '.join(found['fault'].split())}")
     facts = Facts.model_validate(found["facts"])
     if kind == "tflite":
         inputs, states = without_states(facts.inputs, facts.outputs)

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from .errors import InputError, UnsafeInput
-from .onnx_safety import checked_onnx, ports
+from .onnx_safety import checked_onnx, measures_ranges, ports
 from .runtime import answer_in_parts, check_ports, reason
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ class OnnxTarget:
         threads: within an operator; operators run one after another.
         provider: ONNX Runtime's execution provider.
         together: for timing alone. A file with dynamic quantisation measures ranges over all that are asked at once, so
-            that an answer would depend on who else asks: such a file is asked one record at a time, unless this is set.
+            that an answer would depend on who else asks: such a file is asked one record at a time (a fixed batch is
+            filled with copies of it), unless this is set.
 
     Raises:
         InputError: there is no such file, or its input or output is not that of a classifier.
@@ -63,9 +64,7 @@ class OnnxTarget:
         data = model if isinstance(model, bytes) else _read(model)
         checked, data = checked_onnx(data)
         self._input, self._output = check_ports(*ports(checked))
-        alone = not together and any(node.op_type.startswith("DynamicQuantize") for node in checked.graph.node)
-        if alone and not isinstance(self._input.shape[0], int):
-            self._input = self._input.model_copy(update={"shape": (1, *self._input.shape[1:])})
+        self._alone = not together and measures_ranges(checked)
         self._session = _session(data, threads, session_settings(checked), provider=provider)
         self.queries = 0
 
@@ -76,7 +75,7 @@ class OnnxTarget:
             InputError: the records do not fit the model.
         """
         self.queries += len(x)
-        return answer_in_parts(x, self._input, self._output, self._run)
+        return answer_in_parts(x, self._input, self._output, self._run, alone=self._alone)
 
     def _run(self, part: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         return np.asarray(self._session.run([self._output.name], {self._input.name: part})[0])

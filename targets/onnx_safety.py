@@ -15,7 +15,7 @@ def check_onnx(data: bytes) -> onnx.ModelProto:
     """The model in `data`, in its usual form: free sizes, nodes in order, states zero (_usual_onnx.py).
 
     Raises:
-        UnsafeInput: it is not well formed, needs other files or operators outside the standard (but for those that ONNX
+        UnsafeInput: it is not well formed or too new, needs other files or operators outside the standard (but for those that ONNX
             Runtime's own quantiser and optimiser write), or lets a record's values decide how much is computed.
     """
     return checked_onnx(data)[0]
@@ -42,3 +42,8 @@ def ports(model: onnx.ModelProto) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
         raise UnsafeInput(str(fault)) from None
     inputs, outputs = ([Port.model_validate(port) for port in known[side]] for side in ("inputs", "outputs"))
     return tuple(inputs), tuple(outputs)
+
+
+def measures_ranges(model: onnx.ModelProto) -> bool:
+    """Whether the model quantises by the range of all that are asked at once."""
+    return any(node.op_type.startswith("DynamicQuantize") for node in model.graph.node)

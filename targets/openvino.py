@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from .errors import InputError, NotApplicable
-from .onnx_safety import checked_onnx, ports
+from .onnx_safety import checked_onnx, measures_ranges, ports
 from .runtime import answer_in_parts, check_ports, reason
 
 
@@ -28,6 +28,7 @@ class OpenVinoTarget:
     def __init__(self, model: bytes, threads: int = 1) -> None:
         checked, model = checked_onnx(model)
         self._input, self._output = check_ports(*ports(checked))
+        self._alone = measures_ranges(checked)
         try:
             import openvino
         except ImportError:
@@ -48,7 +49,7 @@ class OpenVinoTarget:
     def logits(self, x: Tensor) -> Tensor:
         """See `Target.logits`. Raises InputError when the records do not fit the model."""
         self.queries += len(x)
-        return answer_in_parts(x, self._input, self._output, self._run)
+        return answer_in_parts(x, self._input, self._output, self._run, alone=self._alone)
 
     def _run(self, part: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         return np.array(self._compiled([part])[0])  # a copy: the runtime writes the next answer to the same place

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import io
 import re
+import struct
+import zipfile
 import zlib
 
 from .errors import InputError, UnsafeInput
@@ -84,33 +86,39 @@ def refuse_other(data: bytes, name: str) -> None:
         found = "a numpy array", "Give the model here, and records by --data."
     elif re.match(rb"[\s\S]{8}\{\"", head) and int.from_bytes(head[:8], "little") <= len(data):
         found = _NAMES["safetensors"]
-    if is_pickle(head):
-        raise _refusal(name, "a pickle, as old .pt, .pth and .pkl files are; it was not read", _TORCH, unsafe=True)
+    elif is_pickle(head):
+        found = "a pickle, as .pkl, .joblib and old .pt and .pth files are", _NAMES.get(_end(name), ("", _TORCH))[1]
     if found is not None:
-        raise _refusal(name, *found, unsafe=found[1] is _TORCH or head.lstrip()[:1] == b"<")
+        raise _refusal(name, *found, unsafe=found[0].startswith(("a pickle", "a zip archive, as", "HTML")))
 
 
 def refuse_by_name(name: str) -> None:
     """The same, by the end of the name, for what is known to be neither ONNX nor TFLite."""
-    found = _NAMES.get(name.rpartition(".")[2].lower()) if "." in name else None
+    found = _NAMES.get(_end(name))
     if found is not None:
         raise _refusal(name, *found, unsafe=found[1] is _TORCH)
 
 
+def _end(name: str) -> str:
+    return name.rpartition(".")[2].lower() if "." in name else ""
+
+
 def _refusal(name: str, words: str, cure: str, *, unsafe: bool) -> InputError | UnsafeInput:
     kind = UnsafeInput if unsafe else InputError
-    return kind(f"{shown(name)} is {words}, neither ONNX nor TFLite, and it was not run. {cure}")
+    return kind(f"{shown(name)} is {words}, neither ONNX nor TFLite. It was not run. {cure}")
 
 
 def _archive(data: bytes) -> tuple[str, str]:
-    """By the names that its entries have, which stand in it as they are."""
-    names = {bytes(match) for match in re.findall(rb"PK\x03\x04[\s\S]{26}([\w./-]{1,200})", data[: 2**26])}
-    ends = [name.decode("ascii", "replace") for name in names]
-    if any("model.weights.h5" in name for name in ends):
+    """By the names that it lists; nothing is unpacked."""
+    try:
+        names = zipfile.ZipFile(io.BytesIO(data)).namelist()
+    except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, EOFError, OverflowError):
+        names = []
+    if any(name.endswith("model.weights.h5") for name in names):
         return "a Keras model (.keras)", _KERAS
-    if any(".mlmodel" in name for name in ends):
+    if any(name.endswith(".mlmodel") for name in names):
         return "a Core ML package", _SOURCE
-    if any(".tflite" in name or ".onnx" in name for name in ends):
+    if any(name.endswith((".tflite", ".onnx")) for name in names):
         return "a zip archive", _UNPACK
     return "a zip archive, as .pt, .pth, .pt2, TorchScript and .npz files are", _TORCH
 

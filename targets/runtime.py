@@ -38,7 +38,12 @@ def check_ports(inputs: tuple[Port, ...], outputs: tuple[Port, ...]) -> tuple[Po
 
 
 def answer_in_parts(
-    x: Tensor, given: Port, wanted: Port, run: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]
+    x: Tensor,
+    given: Port,
+    wanted: Port,
+    run: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]],
+    *,
+    alone: bool = False,
 ) -> Tensor:
     """float32 [n, outputs] on x's device, for x float32 [n, *shape].
 
@@ -48,6 +53,7 @@ def answer_in_parts(
             parts of bounded size.
         wanted: its output, turned back into floats by its grid.
         run: one part through the runtime.
+        alone: each record is asked by itself; where the batch is fixed, among copies of itself.
 
     Raises:
         InputError: the runtime refuses the records, or does not answer each of them.
@@ -57,12 +63,13 @@ def answer_in_parts(
     records = _as_type(x.detach().cpu().float().contiguous().numpy(), given.type)
     size = given.shape[0]
     step = size if isinstance(size, int) else max(1, min(BATCH, VALUES // max(1, math.prod(records.shape[1:]))))
+    step = 1 if alone else step
     answers = []
     for first in range(0, len(records), step):
         part = records[first : first + step]
         n = len(part)
-        if n < step and isinstance(size, int):
-            part = np.concatenate([part, np.repeat(part[-1:], step - n, axis=0)])
+        if isinstance(size, int) and n < size:
+            part = np.concatenate([part, np.repeat(part[-1:], size - n, axis=0)])
         try:
             answer = run(part)
         except Exception as error:  # each runtime has exceptions of its own, without a common base

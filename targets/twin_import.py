@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _FAMILIES = (twin_elementwise, twin_fused, twin_quantized, twin_recurrent, twin_shapes)
 
-OPSETS = range(7, 26)  # of the standard's operators; 25 has the 2-bit integers
+OPSETS = range(7, 27)  # of the standard's operators; 25 has the 2-bit integers, 26 changed nothing that a twin follows
 STANDARD = ("", "ai.onnx")
 TRIED = 2**24  # values of a fixed batch: a larger one is taken as it is, since a trial could take any memory
 
@@ -80,8 +80,7 @@ class Importer:
             raise NotApplicable("The output of the ONNX model does not depend on its input, so there is no twin.")
         self.module.answer = self.numbers[self.result]
         self._free()
-        together = known and dims[0] and dims[0] > 1 and self.module.measuring  # one range for the whole batch
-        if known and dims[0] and (together or not _takes_any_batch(self.module, dims[0])):
+        if known and dims[0] and not _takes_any_batch(self.module, dims[0]):
             self.module.batch = dims[0]
         find_records(self.module)
         return self.module
