@@ -15,8 +15,9 @@ def check_onnx(data: bytes) -> onnx.ModelProto:
     """The model in `data`, in its usual form: free sizes, nodes in order, states zero (_usual_onnx.py).
 
     Raises:
-        UnsafeInput: it is not well formed or too new, needs other files or operators outside the standard (but for those that ONNX
-            Runtime's own quantiser and optimiser write), or lets a record's values decide how much is computed.
+        UnsafeInput: it is not well formed, too new, needs other files or operators outside the standard (but for those
+            that ONNX Runtime's own quantiser and optimiser write), or lets a record's values decide how much is
+            computed.
     """
     return checked_onnx(data)[0]
 

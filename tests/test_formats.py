@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from crushproof.compression.export import to_onnx
+from crushproof.compression.lineage import check_lineage
 from crushproof.targets import other_formats
 from crushproof.targets._read_onnx import parse
 from crushproof.targets.errors import InputError, NotApplicable, UnsafeInput
@@ -140,11 +141,13 @@ def test_float16_by_the_runtimes_own_converter(
     with global_seed(0, "test"):
         module = Gru().eval() if recurrent else network
     plain = onnx.load_model_from_string(to_onnx(module, SHAPE))
+    before = plain.SerializeToString()
     content = convert_float_to_float16(plain, keep_io_types=keep).SerializeToString()
     wanted = module(records).detach()
     target = OnnxTarget(content)
     torch.testing.assert_close(target.logits(records), wanted, rtol=0, atol=5e-3)
     torch.testing.assert_close(twin_of(content)(records), target.logits(records), rtol=0, atol=5e-3)
+    assert check_lineage(before, content).verdict == "confirmed"
 
 
 INTEGERS = ("UINT8", "INT8", "UINT16", "INT16", "UINT32", "INT32", "UINT64", "INT64")
