@@ -159,7 +159,12 @@ def _check_sizes(graph: Any, operators: list[tuple[str, list[int]]]) -> None:
 
 
 def _port(tensor: Any) -> dict[str, Any]:
+    """Sizes beyond the batch that the file leaves open are "?"; the batch is its own."""
     shape = tensor.ShapeAsNumpy().tolist() if tensor.ShapeLength() else []
+    signature = tensor.ShapeSignatureAsNumpy().tolist() if tensor.ShapeSignatureLength() else shape
+    if len(signature) == len(shape):
+        open_sizes = ["?" if free < 0 else size for size, free in zip(shape[1:], signature[1:], strict=True)]
+        shape = [*shape[:1], *open_sizes]
     grid, found = None, tensor.Quantization()
     if found is not None and found.ScaleLength() == 1 and _word(tensor) not in ("float32", "float16", "float64"):
         grid = [float(found.Scale(0)), float(found.ZeroPoint(0)) if found.ZeroPointLength() else 0.0]
@@ -174,9 +179,21 @@ def _text(value: bytes | None) -> str:
     return (value or b"").decode("utf-8", "replace")
 
 
+def _sizes(port: dict[str, Any]) -> list[tuple[int, int]]:
+    """Each size of an input, and what the file declares: -1 where it is open."""
+    shape, signature = port["shape"].tolist(), port["shape_signature"].tolist()
+    return list(zip(shape, signature if len(signature) == len(shape) else shape, strict=True))
+
+
 def _try(data: bytes) -> None:
+    guessed = False
     try:
         interpreter = Interpreter(model_content=data, num_threads=1)
+        for port in interpreter.get_input_details():  # sizes that the file leaves open are guessed, but for the batch
+            guess = [32 if at and free < 0 else size for at, (size, free) in enumerate(_sizes(port))]
+            if guess != port["shape"].tolist():
+                guessed = True
+                interpreter.resize_tensor_input(port["index"], guess)
         interpreter.allocate_tensors()
         for port in interpreter.get_input_details():
             interpreter.set_tensor(port["index"], np.zeros(port["shape"], port["dtype"]))
@@ -187,6 +204,8 @@ def _try(data: bytes) -> None:
     except Exception as error:  # the interpreter raises RuntimeError, ValueError, ...
         if "alloc" in str(error) and "memory" in str(error):
             raise MemoryError from None
+        if guessed:
+            return
         words = " ".join(str(error).split())[:300] or type(error).__name__
         raise Fault(f"The LiteRT interpreter refuses the model ({words}), so it was refused here. {AGAIN}") from None
 

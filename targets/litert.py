@@ -46,6 +46,7 @@ class LiteRtTarget:
             (details["index"], np.full(details["shape"], port.grid[1] if port.grid else 0, details["dtype"]))
             for details, port in zip(inputs[1:], states, strict=False)
         ]
+        self._shape: tuple[int, ...] = tuple(inputs[0]["shape"].tolist())
         self._places = inputs[0]["index"], outputs[0]["index"]
         self.queries = 0
 
@@ -55,6 +56,11 @@ class LiteRtTarget:
         return answer_in_parts(x, self._input, self._output, self._run)
 
     def _run(self, part: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        if part.shape != self._shape:  # a record of sizes that the file leaves open
+            self._shape = ()  # until it is known that it fits
+            self._interpreter.resize_tensor_input(self._places[0], part.shape, strict=True)
+            self._interpreter.allocate_tensors()
+            self._shape = part.shape
         self._interpreter.reset_all_variables()
         for place, zeros in self._states:
             self._interpreter.set_tensor(place, zeros)
@@ -65,9 +71,12 @@ class LiteRtTarget:
 
 def _port(details: dict[str, Any]) -> Port:
     scale, zero_point = details["quantization"]  # 0, 0 where there is none
+    shape, signature = (details[name].tolist() for name in ("shape", "shape_signature"))
+    declared = signature if len(signature) == len(shape) else shape
+    open_sizes = ["?" if free < 0 else size for size, free in zip(shape[1:], declared[1:], strict=True)]
     return Port(
         name=details["name"],
         type=np.dtype(details["dtype"]).name,
-        shape=tuple(int(size) for size in details["shape"]),
+        shape=(*shape[:1], *open_sizes),
         grid=(scale, zero_point) if scale else None,
     )

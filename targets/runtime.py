@@ -15,12 +15,13 @@ from .foreign import VALUES, Port
 from .model import BATCH
 
 INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
-TYPES = ("float32", "float16", "float64", *INTEGERS, "bool")  # of an input or output
+TYPES = ("float32", "float16", "float64", *INTEGERS, "bool")  # of an input
+SCORES = ("float32", "float16", "float64", "uint8", "int8")  # of an output: wider integers are labels
 
 
 def check_ports(inputs: tuple[Port, ...], outputs: tuple[Port, ...]) -> tuple[Port, Port]:
     """The input and the first output of a classifier; InputError when these are not a classifier's."""
-    if len(inputs) != 1 or not outputs or {inputs[0].type, outputs[0].type} - set(TYPES):
+    if len(inputs) != 1 or not outputs or inputs[0].type not in TYPES or outputs[0].type not in SCORES:
         words = [
             ", ".join(f"{port.name!r} {port.type} {list(port.shape)}" for port in side) or "nothing"
             for side in (inputs, outputs)

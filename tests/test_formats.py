@@ -9,10 +9,12 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import flatbuffers
 import numpy as np
 import onnx
 import pytest
 import torch
+from ai_edge_litert import schema_py_generated as schema
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
@@ -24,6 +26,7 @@ from crushproof.targets import other_formats
 from crushproof.targets._read_onnx import parse
 from crushproof.targets.errors import InputError, NotApplicable, UnsafeInput
 from crushproof.targets.foreign import read_foreign
+from crushproof.targets.litert import LiteRtTarget
 from crushproof.targets.onnx import OnnxTarget
 from crushproof.targets.onnx_safety import check_onnx
 from crushproof.targets.openvino import OpenVinoTarget
@@ -186,6 +189,45 @@ def test_inputs_of_every_type(network: nn.Module, model: bytes, records: Tensor,
         ends = network(torch.full((1, *SHAPE), float(limits.min))).detach()
         torch.testing.assert_close(OnnxTarget(content).logits(far[0]), ends, rtol=1e-3, atol=1e-2)
         assert bool(torch.isfinite(OnnxTarget(content).logits(far[1])).all())
+
+
+def doubling(**changes: object) -> bytes:
+    """y = x + x, a TFLite file whose records [any, 3] have an open size; `changes` are of the tensor x."""
+    graph, model, operator, code = schema.SubGraphT(), schema.ModelT(), schema.OperatorT(), schema.OperatorCodeT()
+    graph.tensors = [schema.TensorT(), schema.TensorT()]
+    for tensor, name in zip(graph.tensors, ("x", "y"), strict=True):
+        tensor.name, tensor.shape, tensor.shapeSignature, tensor.buffer = name, [1, 1, 3], [-1, -1, 3], 0
+        for key, value in changes.items():
+            setattr(tensor, key, value)
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.ADD
+    operator.inputs, operator.outputs = [0, 0], [1]
+    operator.builtinOptionsType, operator.builtinOptions = schema.BuiltinOptions.AddOptions, schema.AddOptionsT()
+    graph.inputs, graph.outputs, graph.operators = [0], [1], [operator]
+    model.version, model.subgraphs, model.operatorCodes, model.buffers = 3, [graph], [code], [schema.BufferT()]
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def test_open_sizes_of_a_tflite_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.tflite"
+    path.write_bytes(doubling())
+    found = read_foreign(path)
+    assert found.facts.inputs[0].shape == (1, "?", 3)
+    target = LiteRtTarget(found.data)
+    for length in (1, 4, 2):
+        x = torch.rand(5, length, 3, generator=generator(0, "records"))
+        torch.testing.assert_close(target.logits(x), 2 * x.flatten(1))
+    with pytest.raises(InputError, match="does not answer"):
+        target.logits(torch.rand(2, 4, 5))
+    assert target.logits(torch.rand(2, 4, 3)).shape == (2, 12)
+
+
+@pytest.mark.parametrize("word", ["INT32", "INT64"])
+def test_integers_of_a_tflite_file_are_no_scores(word: str) -> None:
+    content = doubling(type=getattr(schema.TensorType, word))
+    with pytest.raises(InputError, match="takes 'x' int"):  # it answers with integers, which are no scores
+        LiteRtTarget(content)
 
 
 def versions(ir: int, opset: int) -> Callable[[onnx.ModelProto], None]:
