@@ -89,7 +89,7 @@ def open_file(
     said = [f"Declared: {'; '.join(declared)}."] if declared else []
     doubtful = any(note.startswith((DOUBT, ALIKE)) for note in notes)
     facts = foreign.facts.model_dump(mode="json")
-    return FinishedFile(path, foreign.kind, foreign.data, assumptions, facts, (*said, *notes), doubtful)
+    return FinishedFile(path, foreign.kind, foreign.data, assumptions, facts, (*said, *foreign.notes, *notes), doubtful)
 
 
 def open_all(plan: Plan, folder: Path, data: Data) -> dict[str, FinishedFile]:

@@ -222,7 +222,9 @@ class Candidate(Row):
     assumed: list[str] = Field([], description="what was assumed about a finished file's inputs and outputs")
     lineage: Lineage | None = Field(None, description="of a finished file whose dense model is known")
     worst_risk: str | None = Field(None, description="id of the finding nearest to or furthest beyond its limit")
-    flags: list[str] = Field(default=[], description="trust flags of the candidate itself: at-chance, epsilon-void")
+    flags: list[str] = Field(
+        default=[], description="trust flags of the candidate itself: at-chance, answers-vary, epsilon-void"
+    )
     digest: str = Field(description="sha256 of the deployed bytes")
     draws: list[dict[str, float]] = Field([], description="stochastic rounding: accuracy and robust accuracy per draw")
 

@@ -42,6 +42,7 @@ from ..targets.model import Target, TorchTarget
 from ..targets.onnx import OnnxTarget, integer_kernels
 from ..targets.openvino import OpenVinoTarget
 from ..targets.seeds import derive, generator
+from ..targets.steadiness import variation
 from ..targets.tensorrt import TensorRtTarget
 from ..targets.twin import Twin, twin_of
 from .cells import Result
@@ -208,12 +209,13 @@ def _deployed(target: Target, twin: nn.Module | None, data: Data, seed: int) -> 
     random = data.bounds.low + noise * data.bounds.scale
     inputs = {"clean": evaluation.x, "random": random}
     certificate = None if twin is None else asdict(certify(target, TorchTarget(twin), inputs))
+    document = {"certificate": certificate, "varies": variation(target, evaluation.x)}
     if data.regression:
         error = (answers - evaluation.y).double().square().mean(1) / data.variance
-        return Result(arrays={"evidence/error": error.numpy()}, document={"certificate": certificate})
+        return Result(arrays={"evidence/error": error.numpy()}, document=document)
     predicted = answers.argmax(1)
     arrays = {"evidence/predicted": predicted.numpy(), "evidence/correct": (predicted == evaluation.y).numpy()}
-    return Result(arrays=arrays, document={"certificate": certificate})
+    return Result(arrays=arrays, document=document)
 
 
 def deployed_of(contender: Contender, candidate: Result) -> Target:

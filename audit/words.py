@@ -256,6 +256,8 @@ FLAGS = {
     "about as well in another way, under which it is not as robust: what was assumed of it says both figures.",
     "bounds-doubtful": "The bounds of the inputs were guessed and may be others. Epsilon counts in units of them, so "
     "that the changes allowed may have been too small: give the bounds.",
+    "answers-vary": "The model answers a record otherwise when it is asked again, in another order or beside other "
+    "records. Every figure then follows from how the questions were put.",
     "no-shadows": "The attacker had no shadow models: this model's training is not known. Leaks are underestimated.",
     "no-white-box": "The file has no differentiable twin, so only its answers were attacked: a stronger attack exists.",
     "few-shadows": "Too few shadow models for the attacker to be at full strength.",

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..targets.errors import CrushproofError
 from ..targets.model import Target, device_of
 from ..targets.onnx import OnnxTarget, session_settings
-from ..targets.onnx_safety import check_onnx, ports
+from ..targets.onnx_safety import check_onnx, checked_onnx, ports
 from .attention import Attention
 from .layers import REBUILDABLE, TRANSPOSED, WEIGHTED
 from .onnx_constants import Graph
@@ -361,7 +361,7 @@ def peak_resident_bytes(model: bytes, shape: tuple[int, ...]) -> int:
 
     A file with a fixed batch answers one batch of that size.
     """
-    checked = check_onnx(model)
+    checked, model = checked_onnx(model)
     entry = ports(checked)[0][0]
     batch = entry.shape[0] if isinstance(entry.shape[0], int) else SERVED
     settings, records = json.dumps(session_settings(checked)), json.dumps([batch, *shape])

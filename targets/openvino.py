@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from .errors import NotApplicable, Unavailable
-from .onnx_safety import check_onnx, ports
+from .onnx_safety import checked_onnx, measures_ranges, ports
 from .runtime import answer_in_parts, check_ports, reason
 
 
@@ -28,9 +28,11 @@ class OpenVinoTarget:
     """
 
     def __init__(self, model: bytes, threads: int = 1, *, output: str | None = None) -> None:
-        inputs, outputs = ports(check_onnx(model))
+        checked, model = checked_onnx(model)
+        inputs, outputs = ports(checked)
         self._input, self._output = check_ports(inputs, outputs, output)
         self._place = outputs.index(self._output)
+        self._alone = measures_ranges(checked)
         try:
             import openvino
         except ImportError:
@@ -51,7 +53,7 @@ class OpenVinoTarget:
     def logits(self, x: Tensor) -> Tensor:
         """See `Target.logits`. Raises InputError when the records do not fit the model."""
         self.queries += len(x)
-        return answer_in_parts(x, self._input, self._output, self._run)
+        return answer_in_parts(x, self._input, self._output, self._run, alone=self._alone)
 
     def _run(self, part: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         answer = self._compiled([part])[self._place]
