@@ -207,7 +207,7 @@ def report(folder: Annotated[Path, typer.Argument(help="Holds audit.json.")]) ->
         from .reading import read_audit
 
         read = read_audit(folder)
-        from .policy import check_verdicts
+        from .judging import check_verdicts
         from .report import render
 
         check_verdicts(read, folder)
@@ -229,7 +229,8 @@ def gate(
     Nothing is measured again, and audit.json stays as it is.
     """
     with exit_codes():
-        from .policy import load_policy, rejudge
+        from .judging import rejudge
+        from .policy import load_policy
         from .reading import read_audit
 
         result = rejudge(read_audit(folder), load_policy(policy, Path()))

@@ -15,11 +15,12 @@ from ..attacks.attack import Access, Flag
 from ..attacks.evasion import trust
 from ..attacks.evasion.evasion import Evasion
 from .cells import Result
+from .evasion_cells import at_radius, radius_cell, replay_cell, room_cell
 from .findings import Change
 from .lineup import Contender
 from .measures import Bools, rate_change
 from .reader import Reader, candidate_flags
-from .steps import AGREEMENT, at_radius
+from .steps import AGREEMENT
 
 REPLAYED = "transfer"  # as a dense model faces it: inputs crafted on its candidates
 BOTH_WAYS = "transfer both ways"  # as a change counts it
@@ -68,7 +69,7 @@ def measured(
     replayed = [
         np.asarray(found.arrays["on_baseline"], dtype=bool)
         for other in (reader.suite.compared_with(contender) if against is None else [against.name])
-        if (found := reader.get(reader.suite.replay_cell(label, other, contender.name))) is not None
+        if (found := reader.get(replay_cell(label, other, contender.name))) is not None
     ]
     robust = robust_at(result, resolved.gate)
     flags, part_flags = set(result.document["summary"]["union_flags"]), dict(result.document["flags"])
@@ -82,7 +83,7 @@ def measured(
         flags.add(Flag.TWIN_DISAGREES.value)
     if without_twin(reader, contender):
         flags.add(Flag.NO_WHITE_BOX.value)
-    chosen = reader.get(reader.suite.radius_cell(attack)) if attack.automatic else None
+    chosen = reader.get(radius_cell(attack)) if attack.automatic else None
     if chosen is not None and chosen.document["radius"]["how"] == "nearest":
         flags.add(Flag.EPSILON_EXTREME.value)
     return Measured(result, resolved, robust, sorted(flags), part_flags, together)
@@ -92,7 +93,7 @@ def resolve_radius(reader: Reader, attack: Evasion) -> Evasion | None:
     """The attack with the radius that was chosen for it; None where none could be."""
     if not attack.automatic:
         return attack
-    chosen = reader.get(reader.suite.radius_cell(attack))
+    chosen = reader.get(radius_cell(attack))
     return None if chosen is None else at_radius(attack, chosen)
 
 
@@ -123,7 +124,7 @@ def like_for_like(
         own, other = mine.fooled(part), theirs.fooled(part)
         if alike and own is not None and other is not None and part not in mine.summary["use_parent"]:
             both[part] = own, other
-    replays = reader.get(reader.suite.replay_cell(label, contender.name, name))
+    replays = reader.get(replay_cell(label, contender.name, name))
     if replays is not None and mine.summary["use_parent"]:
         both[BOTH_WAYS] = replays.arrays["on_candidate"].astype(bool), replays.arrays["on_baseline"].astype(bool)
     if not both:
@@ -153,7 +154,7 @@ def _chance(reader: Reader, baseline: Measured) -> float:
 
 def _instead(reader: Reader, parent: Contender, attack: Evasion, label: str) -> str | None:
     """The epsilon at which the parent keeps about half of its accuracy, where at the gate's it keeps next to none."""
-    found = reader.get(reader.suite.room_cell(label, parent.name))
+    found = reader.get(room_cell(label, parent.name))
     radius = None if found is None else found.document["radius"]
     if radius is None:
         return None

@@ -10,6 +10,7 @@ import numpy as np
 from ..attacks.attack import Access
 from ..attacks.evasion.evasion import Evasion
 from .cells import Result
+from .evasion_cells import radius_cell
 from .evasion_comparison import REPLAYED, Measured, like_for_like, measured, robust_at, without_twin
 from .findings import Finding, Part, Point, ThreatModel
 from .lineup import Contender
@@ -100,7 +101,7 @@ def threat_of(found: Measured, reader: Reader, contender: Contender) -> ThreatMo
 
 def _notes(reader: Reader, contender: Contender, attack: Evasion, found: Measured) -> list[str]:
     notes = []
-    chosen = reader.get(reader.suite.radius_cell(attack)) if attack.automatic else None
+    chosen = reader.get(radius_cell(attack)) if attack.automatic else None
     if chosen is not None:
         notes.append(_radius_words(chosen.document["radius"], reader.suite.lineup.contenders[0].name))
     candidate = reader.get(reader.suite.candidate_cell(contender))

@@ -17,10 +17,12 @@ from .candidates import candidate_row
 from .cells import Result
 from .engine import Outcome, run
 from .environment import host, latencies
+from .evasion_cells import replay_cell, room_cell
 from .findings import SCHEMA, Audit, Candidate, DataSummary, Environment, Finding, NotMeasured
+from .judging import apply_policy
 from .lineup import PLAIN, Contender
 from .plan import Plan
-from .policy import apply_policy, load_policy
+from .policy import load_policy
 from .power import limits_of, power_of
 from .progress import Progress
 from .reader import Reader
@@ -123,8 +125,8 @@ def cells_of(suite: Suite, finding: str) -> list[str]:
                         suite.attack_cell(label, name),
                         *(suite.membership_cell(label, name, count) for count in shadows),
                     ]
-                    names += [suite.replay_cell(label, contender.name, name), suite.room_cell(label, name)]
-                names += [suite.replay_cell(label, other, contender.name) for other in suite.compared_with(contender)]
+                    names += [replay_cell(label, contender.name, name), room_cell(label, name)]
+                names += [replay_cell(label, other, contender.name) for other in suite.compared_with(contender)]
                 names += [suite.candidate_cell(contender)]
                 return [name for name in names if suite.has(name)]
     raise InputError(f"There is no finding {finding!r} in this plan. Known: {', '.join(known)}.")

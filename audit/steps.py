@@ -6,7 +6,7 @@ Models travel between cells as named arrays (safetensors) and a JSON description
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -16,12 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks.attack import Attack, Case, Evidence, MembershipCase, ShadowSignals, frozen_copy
-from ..attacks.evasion.ball import Ball
-from ..attacks.evasion.categories import not_pixels
-from ..attacks.evasion.evasion import Evasion
-from ..attacks.evasion.pgd import craft
-from ..attacks.evasion.radius import LEAST, choose
-from ..attacks.evasion.transfer import replayed
 from ..attacks.membership.blind import blind_scores
 from ..attacks.membership.population import PopulationPlan
 from ..attacks.membership.signals import shadow_signals
@@ -281,69 +275,6 @@ def lineage(dense: Result, candidate: Result) -> Result:
             "reason": found.reason,
         }
     )
-
-
-def craft_transfer(parent: nn.Module, data: Data, attack: Evasion, seed: int) -> Result:
-    """Adversarial inputs made on a parent, which every candidate of it is asked."""
-    records = data.evaluation.take(torch.arange(min(attack.records, len(data.evaluation))))
-    crafted = craft(parent, records, attack.epsilons, attack.norm, data.bounds, seed=derive(seed, "transfer"))
-    return Result(arrays={f"{epsilon!r}": x.cpu().numpy() for epsilon, x in crafted.items()}, document={})
-
-
-def replay(candidate: Case, baseline: Case, attack: Evasion, crafted: Result, seed: int) -> Result:
-    """Which records the inputs crafted on each of two models, at the gate's epsilon, fool on the other.
-
-    Arrays `on_candidate` and `on_baseline`, bool [n] (clean errors count): the one part of an attack that a model and
-    the one it came from can both face alike. Both are crafted by the same steps from the same starts.
-
-    Raises:
-        NotApplicable: the candidate has no twin to craft on.
-    """
-    if candidate.twin is None:
-        raise NotApplicable("nothing can be crafted on it: it has no differentiable twin")
-    count = min(attack.records, len(candidate.evaluation))
-    records = candidate.evaluation.take(torch.arange(count))
-    ball = Ball(attack.norm, attack.gate, records.x, candidate.bounds)
-    theirs = torch.from_numpy(crafted.arrays[f"{attack.gate!r}"])
-    mine = craft(candidate.twin, records, (attack.gate,), attack.norm, candidate.bounds, seed=derive(seed, "transfer"))[
-        attack.gate
-    ]
-    return Result(
-        arrays={
-            "on_candidate": replayed(candidate.deployed, theirs, records, ball).cpu().numpy(),
-            "on_baseline": replayed(baseline.deployed, mine, records, ball).cpu().numpy(),
-        }
-    )
-
-
-def choose_radius(case: Case, attack: Evasion, seed: int) -> Result:
-    """The epsilon at which the probed model keeps about half of its accuracy, and the probe it follows from.
-
-    Raises:
-        NotApplicable: the inputs are no pixels.
-    """
-    why_not = not_pixels(case)
-    if why_not is not None:
-        raise NotApplicable(why_not)
-    return Result(document={"radius": asdict(choose(case, attack.norm, seed=derive(seed, "radius")))})
-
-
-def at_radius(attack: Evasion, chosen: Result) -> Evasion:
-    """The attack at the radius that `choose_radius` found."""
-    radius = chosen.document["radius"]
-    return attack.at(radius["epsilon"], tuple(radius["epsilons"]))
-
-
-def room(attacked: Result, case: Callable[[], Case], attack: Evasion, seed: int) -> Result:
-    """Where a dense model is left with less than a third of its accuracy: the epsilon at which it keeps about half.
-
-    The document's `radius` is None where there is room enough, and nothing was probed.
-    """
-    gate = attacked.document["summary"]["gate_epsilon"]
-    robust, clean = 1 - attacked.arrays[f"worst/{gate!r}"].mean(), attacked.arrays["clean_correct"].mean()
-    if robust >= LEAST * clean:
-        return Result(document={"radius": None})
-    return choose_radius(case(), attack, seed)
 
 
 def train_shadows(dense: Dense, population: PopulationPlan, first: int, last: int, device: torch.device) -> Result:

@@ -18,14 +18,13 @@ from torch import nn
 
 from ..attacks.attack import Attack, Case
 from ..attacks.evasion.evasion import Evasion
-from ..attacks.evasion.pgd import GradientPerturber
 from ..attacks.membership.membership import Membership
 from ..attacks.membership.population import PopulationPlan, plan_population
 from ..compression.recipe import Recipe
 from ..targets.errors import NotApplicable
 from ..targets.model import resolve_device
 from ..targets.seeds import derive
-from . import steps
+from . import evasion_cells, steps
 from .cells import Cell, Result, cell_key
 from .environment import runtime_versions, versions
 from .files import FinishedFile
@@ -144,7 +143,7 @@ class Suite:
 
     # -- the cells --------------------------------------------------------------------------------------------------
 
-    def _add(self, name: str, phase: str, spec: Any, needs: list[str], compute: Compute) -> None:
+    def add(self, name: str, phase: str, spec: Any, needs: list[str], compute: Compute) -> None:
         if name in self._jobs:
             return
         sort = name.partition("/")[0]  # a plug-in may call its attack (and so its phase) what it likes
@@ -154,7 +153,7 @@ class Suite:
     def _train(self, dense: Dense) -> None:
         model = self.subject.model
         assert model is not None  # there are dense models only where there is one
-        self._add(
+        self.add(
             f"train/{dense.name}",
             "training",
             [
@@ -167,7 +166,7 @@ class Suite:
             lambda get: steps.train_dense(dense, self.subject.data, model, self.plan.seed, self.device),
         )
 
-    def _dense(self, dense: Dense, get: Callable[[str], Result]) -> nn.Module:
+    def dense_model(self, dense: Dense, get: Callable[[str], Result]) -> nn.Module:
         return steps.load_dense(dense, get(f"train/{dense.name}"), self.device)
 
     def _shadows(self, dense: Dense) -> None:
@@ -176,7 +175,7 @@ class Suite:
         count = max(self.shadow_count(dense, recipe) for recipe in recipes)
         for first in range(0, count, CHUNK):
             last = min(first + CHUNK, count)
-            self._add(
+            self.add(
                 self._chunk(dense, first),
                 "shadows",
                 [dense.architecture.name, dense.trainer.identity, technique_identity(dense.defense), first, last],
@@ -196,7 +195,7 @@ class Suite:
             self._file(contender, contender.file)
         else:
             self._made(contender, contender.dense)
-        self._add(
+        self.add(
             f"memory/{contender.name}",
             "footprint",
             [],
@@ -204,7 +203,7 @@ class Suite:
             lambda get: steps.serve_memory(get(self.candidate_cell(contender)), shape),
         )
         for runtime in self.plan.runtimes:
-            self._add(
+            self.add(
                 self.runtime_cell(contender, runtime),
                 "runtimes",
                 [runtime, *runtime_versions(runtime)],
@@ -220,7 +219,7 @@ class Suite:
     def _file(self, contender: Contender, file: FinishedFile) -> None:
         """A finished file, and where the dense model is known, whether it is a rounding of it."""
         own = self.candidate_cell(contender)
-        self._add(
+        self.add(
             own,
             "candidates",
             [contender.name, file.identity, *(runtime_versions("litert") if file.kind == "tflite" else [])],
@@ -230,7 +229,7 @@ class Suite:
         if contender.parent is None or contender.is_dense:
             return
         dense = self.candidate_cell(self.lineup.contender(contender.parent.name))
-        self._add(
+        self.add(
             self.lineage_cell(contender), "lineage", [], [dense, own], lambda get: steps.lineage(get(dense), get(own))
         )
 
@@ -239,13 +238,13 @@ class Suite:
 
     def _made(self, contender: Contender, parent: Dense) -> None:
         for position, recipe in enumerate([contender.recipe, *contender.draws]):
-            self._add(
+            self.add(
                 self.candidate_cell(contender, position),
                 "candidates",
                 [contender.name, technique_identity(recipe)],
                 [f"train/{parent.name}"],
                 lambda get, recipe=recipe: steps.make_candidate(  # type: ignore[misc]  # defaults bind the loop
-                    contender, recipe, self._dense(parent, get), self.subject.data, self.plan.seed
+                    contender, recipe, self.dense_model(parent, get), self.subject.data, self.plan.seed
                 ),
             )
 
@@ -265,7 +264,7 @@ class Suite:
             kept = [shadows[position] for position in range(count)]
             return steps.signals(dense, recipe, self.population, kept, self.subject.data, self.device)
 
-        self._add(
+        self.add(
             self.signals_cell(dense, recipe),
             "signals",
             [technique_identity(recipe), count],
@@ -279,7 +278,7 @@ class Suite:
     def _attack(self, contender: Contender, attack: Attack, label: str) -> None:
         if self.subject.data.regression:
             cell = self.attack_cell(label, contender.name)
-            self._add(cell, attack.kind, [], [], lambda get: steps.refuse_regression())
+            self.add(cell, attack.kind, [], [], lambda get: steps.refuse_regression())
             return
         hardened = contender.parent.defense if contender.parent is not None else None
         for defense in {id(one): one for one in (hardened, contender.defense) if one}.values():
@@ -288,97 +287,29 @@ class Suite:
             self._membership(contender, attack, label)
             return
         if isinstance(attack, Evasion):
-            self._evasion(contender, attack, label)
+            evasion_cells.add(self, contender, attack, label)
             return
-        needs = [self.candidate_cell(contender), *self._parent(contender)]
-        self._attack_cell(self.attack_cell(label, contender.name), attack, contender, needs, None)
+        needs = [self.candidate_cell(contender), *self.parent_cell(contender)]
+        self.add_attack(self.attack_cell(label, contender.name), attack, contender, needs, None)
 
-    def _evasion(self, contender: Contender, attack: Evasion, label: str) -> None:
-        """The attack itself; the draws of a random recipe; and what a fair comparison with its baselines needs."""
-        radius = [self._radius(attack)] if attack.automatic else []
-        needs = [self.candidate_cell(contender), *self._parent(contender), *radius]
-        transfer = None
-        if contender.parent is not None and not contender.is_dense:
-            transfer = self._transfer(contender.parent, attack)
-            needs.append(transfer)
-        self._attack_cell(self.attack_cell(label, contender.name), attack, contender, needs, transfer)
-        if contender.draws:
-            self._attack_draws(contender, attack, label, transfer)
-        if any(part.uses_parent for part in attack.parts):
-            for name in contender.baselines:
-                self._replay(contender, self.lineup.contender(name), attack, label)
-        if contender.is_dense:
-            self._room(contender, attack, label)
-
-    def _radius(self, attack: Evasion) -> str:
-        """The epsilon that the dense model's own curve asks for; without a dense model, the first candidate's."""
-        reference = self.lineup.contenders[0]
-        name = self.radius_cell(attack)
-        needs = [self.candidate_cell(reference), *self._parent(reference)]
-
-        def compute(get: Callable[[str], Result]) -> Result:
-            case = self._case(reference, get)
-            return steps.choose_radius(case, attack, self.plan.seed)
-
-        self._add(name, attack.kind, ["radius", attack.norm], needs, compute)
-        return name
-
-    def radius_cell(self, attack: Evasion) -> str:
-        return f"radius/{attack.norm}"
-
-    def _room(self, dense: Contender, attack: Evasion, label: str) -> None:
-        """Where a dense model is left with next to nothing: the epsilon at which it would keep about half."""
-        attacked = self.attack_cell(label, dense.name)
-
-        def compute(get: Callable[[str], Result]) -> Result:
-            return steps.room(get(attacked), lambda: self._case(dense, get), attack, self.plan.seed)
-
-        needs = [attacked, self.candidate_cell(dense), *self._parent(dense)]
-        self._add(self.room_cell(label, dense.name), attack.kind, ["room", attack.norm], needs, compute)
-
-    def room_cell(self, label: str, dense: str) -> str:
-        return f"room/{label}/{dense}"
-
-    def _replay(self, contender: Contender, baseline: Contender, attack: Evasion, label: str) -> None:
-        """Inputs crafted on each of the two, asked of the other: a part that both sides of a change face alike."""
-        assert baseline.parent is not None  # it is a dense model
-        radius = [self._radius(attack)] if attack.automatic else []
-        crafted = self._transfer(baseline.parent, attack)
-
-        def compute(get: Callable[[str], Result]) -> Result:
-            mine, theirs = self._case(contender, get), self._case(baseline, get)
-            return steps.replay(mine, theirs, self._resolved(attack, get), get(crafted), self.plan.seed)
-
-        needs = [self.candidate_cell(contender), self.candidate_cell(baseline), crafted, *radius]
-        needs += {*self._parent(contender), *self._parent(baseline)}
-        spec = ["replay", attack.norm, attack.gate_epsilon, attack.records]
-        self._add(self.replay_cell(label, contender.name, baseline.name), attack.kind, spec, sorted(needs), compute)
+    def case(self, contender: Contender, get: Callable[[str], Result]) -> Case:
+        """What an attacker of this model has, without anything prepared."""
+        parent = None if contender.parent is None else self.dense_model(contender.parent, get)
+        return steps.make_case(contender, get(self.candidate_cell(contender)), parent, self.subject.data, self.device)
 
     def compared_with(self, baseline: Contender) -> list[str]:
         """Names of the models whose change is measured against this one."""
         return [other.name for other in self.lineup.contenders if baseline.name in other.baselines]
 
-    def replay_cell(self, label: str, candidate: str, baseline: str) -> str:
-        return f"replay/{label}/{candidate}/{baseline}"
-
-    def _case(self, contender: Contender, get: Callable[[str], Result]) -> Case:
-        """What an attacker of this model has, without anything prepared."""
-        parent = None if contender.parent is None else self._dense(contender.parent, get)
-        return steps.make_case(contender, get(self.candidate_cell(contender)), parent, self.subject.data, self.device)
-
-    def _resolved(self, attack: Evasion, get: Callable[[str], Result]) -> Evasion:
-        """The attack with its radius, where that follows from a probe."""
-        return steps.at_radius(attack, get(self.radius_cell(attack))) if attack.automatic else attack
-
     def attack_cell(self, label: str, name: str, detail: str = "") -> str:
         """The cell of an attack on one contender, named apart from all other sorts of cells: `attack/pgd/int8`."""
         return f"attack/{label}/{name}" + (f"/{detail}" if detail else "")
 
-    def _parent(self, contender: Contender) -> list[str]:
+    def parent_cell(self, contender: Contender) -> list[str]:
         """The cell of the dense model it came from, where one is known."""
         return [] if contender.parent is None else [f"train/{contender.parent.name}"]
 
-    def _attack_cell(
+    def add_attack(
         self,
         name: str,
         attack: Attack,
@@ -395,7 +326,7 @@ class Suite:
             case = steps.make_case(
                 contender,
                 get(self.candidate_cell(contender, draw)),
-                None if contender.parent is None else self._dense(contender.parent, get),
+                None if contender.parent is None else self.dense_model(contender.parent, get),
                 self.subject.data,
                 self.device,
                 transfer=None if transfer is None else get(transfer),
@@ -405,42 +336,16 @@ class Suite:
                     if (twin := self._twin(contender, get(self.candidate_cell(contender, other)))) is not None
                 ],
             )
-            ready = self._resolved(attack, get) if isinstance(attack, Evasion) else attack
-            if gate_only and isinstance(ready, Evasion):
-                ready = ready.at(ready.gate, (ready.gate,))
+            ready = attack
+            if isinstance(ready, Evasion):
+                ready = evasion_cells.resolved(ready, get)
+                ready = ready.at(ready.gate, (ready.gate,)) if gate_only else ready
             return steps.run_attack(ready, case, derive(self.plan.seed, attack.kind))
 
-        self._add(name, attack.kind, [technique_identity(attack), gate_only], needs, compute)
+        self.add(name, attack.kind, [technique_identity(attack), gate_only], needs, compute)
 
     def _twin(self, contender: Contender, candidate: Result) -> nn.Module | None:
         return steps.twin_for(contender, candidate, self.subject.data, self.device)
-
-    def _attack_draws(self, contender: Contender, attack: Evasion, label: str, transfer: str | None) -> None:
-        """Every draw under one attack, gradients at the gate; and the attacker who does not know which draw ships."""
-        parent = [*self._parent(contender), *([self._radius(attack)] if attack.automatic else [])]
-        gradients = attack.model_copy(
-            update={"parts": tuple(part for part in attack.parts if isinstance(part, GradientPerturber))}
-        )
-        for draw in range(len(contender.draws) + 1):
-            needs = [self.candidate_cell(contender, draw), *parent]
-            name = self.attack_cell(label, contender.name, f"draw-{draw}")
-            self._attack_cell(name, gradients, contender, needs, None, draw=draw, gate_only=True)
-        needs = [self.candidate_cell(contender, draw) for draw in range(len(contender.draws) + 1)]
-        needs += [*parent, *([transfer] if transfer else [])]
-        name = self.attack_cell(label, contender.name, "without-draw")
-        self._attack_cell(name, attack, contender, needs, transfer, without_draw=True)
-
-    def _transfer(self, dense: Dense, attack: Evasion) -> str:
-        spec = [attack.norm, attack.epsilon, attack.epsilons, attack.records]
-        name = f"transfer/{dense.name}/{cell_key(spec)[:12]}"
-        radius = [self._radius(attack)] if attack.automatic else []
-
-        def compute(get: Callable[[str], Result]) -> Result:
-            resolved = self._resolved(attack, get)
-            return steps.craft_transfer(self._dense(dense, get), self.subject.data, resolved, self.plan.seed)
-
-        self._add(name, attack.kind, spec, [f"train/{dense.name}", *radius], compute)
-        return name
 
     def _membership(self, contender: Contender, attack: Membership, label: str) -> None:
         if not self.audits_membership:
@@ -473,7 +378,7 @@ class Suite:
         dense, recipe = contender.parent, contender.recipe
         own = None if dense is None else self.signals_cell(dense, recipe)
         uncompressed = None if dense is None or recipe is None else self.signals_cell(dense, None)
-        self._add("blind", attack.kind, [], [], lambda get: steps.blind(self.population, self.plan.seed))
+        self.add("blind", attack.kind, [], [], lambda get: steps.blind(self.population, self.plan.seed))
         needs = [self.candidate_cell(contender), "blind", *(cell for cell in (own, uncompressed) if cell is not None)]
 
         def compute(get: Callable[[str], Result]) -> Result:
@@ -487,7 +392,7 @@ class Suite:
             case = steps.make_case(contender, get(needs[0]), None, self.subject.data, self.device, membership=signals)
             return steps.run_attack(attack, case, derive(self.plan.seed, attack.kind))
 
-        self._add(name, attack.kind, [technique_identity(attack), shadows], needs, compute)
+        self.add(name, attack.kind, [technique_identity(attack), shadows], needs, compute)
 
 
 def suite_of(argument: str) -> Suite:

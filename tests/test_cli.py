@@ -28,7 +28,8 @@ from crushproof.audit.findings import (
     NotMeasured,
     ThreatModel,
 )
-from crushproof.audit.policy import BUILT_IN, apply_policy
+from crushproof.audit.judging import apply_policy
+from crushproof.audit.policy import BUILT_IN
 from crushproof.targets.errors import Incomplete, InputError, UnsafeInput
 
 COMMAND = [sys.executable, "-c", "from crushproof.audit.cli import main; main()"]

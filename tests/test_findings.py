@@ -11,8 +11,8 @@ import torch
 
 import crushproof
 from crushproof.audit.findings import Audit
+from crushproof.audit.judging import check_verdicts
 from crushproof.audit.plan import Plan
-from crushproof.audit.policy import check_verdicts
 from crushproof.audit.run import run_audit
 from crushproof.audit.subject import resolve
 from crushproof.audit.suite import Suite

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from crushproof.audit.findings import Candidate, Change, Estimate, Finding, Footprint, Lineage, ThreatModel
-from crushproof.audit.policy import BUILT_IN, Policy, apply_policy, beyond, judge, load_policy, records_needed
+from crushproof.audit.gate_words import records_needed
+from crushproof.audit.judging import apply_policy, beyond, judge
+from crushproof.audit.policy import BUILT_IN, Policy, load_policy
 from crushproof.targets.errors import InputError, UnsafeInput
 
 RELEASE = BUILT_IN["release"]
