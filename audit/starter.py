@@ -42,7 +42,15 @@ candidates:                           # name: recipe; `crushproof catalogue` lis
   int2: {recipe: {kind: quantize, weight_bits: 2}, control: true}   # to be compared with, never up for release
   # shipped: {file: model_int8.onnx, recipe: int8}   # a finished ONNX or TFLite file, audited as it is
 
-attacks: quick                        # quick, standard, thorough, or a list: [{kind: evasion, epsilons: [8/255]}]
+attacks:                              # or one word: quick, standard, thorough
+  - kind: evasion
+    epsilon: auto                     # where the dense model keeps about half of its accuracy, so that a loss can be seen.
+    # epsilon: 8/255                  # a domain's habit (colour images; 0.3 for MNIST), for adversarially trained
+                                      # models: an undefended one is on the floor there, and nothing can be told
+    records: 100                      # more take longer and narrow the intervals
+    parts: [{kind: pgd, steps: 20}, transfer]
+  - membership
+  - {kind: extraction, budgets: [50, 150]}
 shadows: {training_free: 32, trained: 16}  # 64 and 16 by default: more see smaller leaks and take longer
 
 policy: release                       # may lose 2 points of accuracy and 5 of robust accuracy, expose 5 more of members
