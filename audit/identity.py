@@ -33,8 +33,10 @@ SIMPLE = (*NUMBERS, torch.dtype, torch.device, np.dtype, PurePath)
 
 
 def technique_identity(technique: Technique | None) -> Any:
-    """What decides a technique's work, as a JSON value: its settings, and the code of every class in it that is not
-    crushproof's own (the version in every key stands for that)."""
+    """What decides a technique's work, as a JSON value: its settings, and the code of every class in it.
+
+    Crushproof's own classes are left out: its version is in every key.
+    """
     if technique is None:
         return None
     classes = {cls for one in techniques_in(technique) for cls in type(one).__mro__ if not _ours(cls)}

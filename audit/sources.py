@@ -8,7 +8,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 OWN = __name__.partition(".")[0]
@@ -44,13 +44,18 @@ def source_digest(modules: Iterable[str], folder: Path) -> str:
 @functools.cache
 def release(module: str) -> str:
     """The version of the package that brought a top-level module; empty where every key has it, or there is none."""
-    if module in sys.stdlib_module_names or module in (OWN, "torch"):
+    if module in sys.stdlib_module_names or module in ("", OWN, "torch"):
         return ""
     try:
         return importlib.metadata.version(module)
     except (importlib.metadata.PackageNotFoundError, ValueError):
-        found = importlib.metadata.packages_distributions().get(module, [])
-        return " ".join(importlib.metadata.version(name) for name in sorted(set(found)))
+        return " ".join(importlib.metadata.version(name) for name in sorted(set(_brought().get(module, []))))
+
+
+@functools.cache
+def _brought() -> Mapping[str, list[str]]:
+    """Packages by the top-level modules they brought; a second's work where many are installed."""
+    return importlib.metadata.packages_distributions()
 
 
 def _beside(name: str, folder: Path) -> bool:
