@@ -185,6 +185,8 @@ class Agenda:
         """Leaves the cell to a later run, and all that need it: this machine lacks something now."""
         self.store.log("unavailable", cell, why=why[:1000])
         self.progress.end(cell, 0.0)
+        if why not in self.unavailable.values():
+            self.progress.note(f"{cell.name} is left to a later run: {why}")
         for key in (cell.key, *self._behind(cell.key)):
             self.unavailable.setdefault(key, why)
 

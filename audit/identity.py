@@ -6,13 +6,10 @@ the compiled code that is in memory, with everything it refers to. No digest dep
 
 from __future__ import annotations
 
-import ast
 import builtins
 import dis
 import functools
 import hashlib
-import importlib.metadata
-import importlib.util
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,119 +23,20 @@ from torch import Tensor, nn
 
 from ..targets.errors import InputError
 from ..targets.technique import Technique, techniques_in
+from .sources import INSTALLED, OWN, release, sha, source_digest
 
-OWN = __name__.partition(".")[0]
-INSTALLED = ("site-packages", "dist-packages")  # folders whose code changes by installing, not by editing
 NUMBERS = (bool, int, float, complex, str, bytes, range, type(None), type(...))
 SIMPLE = (*NUMBERS, torch.dtype, torch.device, np.dtype, PurePath)
-
-
-# -- source files -----------------------------------------------------------------------------------------------------
-
-
-def source_digest(modules: Iterable[str], folder: Path) -> str:
-    """sha256 (hex) of the files of `modules` and of what they import; of an installed library, its version.
-
-    Files are looked up in `folder`, then where Python finds modules. Of a package every file counts, and so does a
-    neighbour that is named in a string only (`importlib.import_module("nets")`). It follows from the files alone, so
-    that every process finds the same digest, whatever else it has loaded.
-    """
-    folder, files = folder.absolute(), dict[str, str]()
-    todo, seen = [(name.partition(".")[0], True, True) for name in modules], set[tuple[str, bool, bool]]()
-    while todo:
-        step = todo.pop()
-        if step in seen:
-            continue
-        seen.add(step)
-        name, imported, asked = step
-        if imported and not _beside(name, folder):
-            files[name] = release(name)
-        for label, file in _files_of(name, folder, imported=imported, asked=asked):
-            if label not in files:
-                raw = file.read_bytes()
-                files[label] = hashlib.sha256(raw).hexdigest()
-                if not _installed(file, folder):
-                    todo += [(other, imports, False) for other, imports in _mentioned(raw)]
-    return _sha(*(f"{label} {digest}" for label, digest in sorted(files.items())))
-
-
-@functools.cache
-def release(module: str) -> str:
-    """The version of the package that brought a top-level module; empty where every key has it, or there is none."""
-    if module in sys.stdlib_module_names or module in (OWN, "torch"):
-        return ""
-    try:
-        return importlib.metadata.version(module)
-    except (importlib.metadata.PackageNotFoundError, ValueError):
-        found = importlib.metadata.packages_distributions().get(module, [])
-        return " ".join(importlib.metadata.version(name) for name in sorted(set(found)))
-
-
-def _beside(name: str, folder: Path) -> bool:
-    return (folder / name).is_dir() or (folder / f"{name}.py").is_file()
-
-
-def _files_of(name: str, folder: Path, *, imported: bool, asked: bool) -> list[tuple[str, Path]]:
-    """The files of a top-level module or package, each with its path below the folder where the module was found.
-
-    Args:
-        imported: there is an import of it; else the name occurred in a string, and only a neighbour is meant by it.
-        asked: the plan names it; then it counts even if it is installed.
-    """
-    package, module = folder / name, folder / f"{name}.py"
-    found = [module] if module.is_file() else []
-    if package.is_dir() and (imported or (package / "__init__.py").is_file()):
-        found += _sources(package)
-    if found:
-        return [(file.relative_to(folder).as_posix(), file) for file in found]
-    if not imported or name in sys.stdlib_module_names or name in (OWN, "torch"):  # torch's version is in every key
-        return []
-    try:
-        spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError):  # such as __main__, which has none
-        return []
-    places = [] if spec is None else spec.submodule_search_locations or [str(spec.origin)]
-    labelled = []
-    for path in map(Path, places):
-        if path.exists() and (asked or not _installed(path, folder)):
-            sources = _sources(path) if path.is_dir() else [path]
-            labelled += [(f"{name}: {file.relative_to(path.parent).as_posix()}", file) for file in sources]
-    return labelled
-
-
-def _sources(package: Path) -> list[Path]:
-    return [file for file in sorted(package.rglob("*.py")) if not _installed(file, package)]
-
-
-def _installed(file: Path, folder: Path) -> bool:
-    """Whether a library's folder lies on the way; one above the plan's own folder does not count."""
-    parts = file.relative_to(folder).parts if file.is_relative_to(folder) else file.parts
-    return any(part in INSTALLED for part in parts)
-
-
-def _mentioned(raw: bytes) -> Iterator[tuple[str, bool]]:
-    """Top-level names that a source file imports (True) or that stand in a string of it (False)."""
-    try:
-        tree = ast.parse(raw)
-    except (SyntaxError, ValueError):  # a file that was never imported
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((alias.name.partition(".")[0], True) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module.partition(".")[0], True
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            name = node.value.partition(".")[0]
-            if name.isidentifier():
-                yield name, False
 
 
 # -- techniques -------------------------------------------------------------------------------------------------------
 
 
 def technique_identity(technique: Technique | None) -> Any:
-    """What decides a technique's work, as a JSON value: its settings, and the code of every class in it that is not
-    crushproof's own (the version in every key stands for that)."""
+    """What decides a technique's work, as a JSON value: its settings, and the code of every class in it.
+
+    Crushproof's own classes are left out: its version is in every key.
+    """
     if technique is None:
         return None
     classes = {cls for one in techniques_in(technique) for cls in type(one).__mro__ if not _ours(cls)}
@@ -151,17 +49,20 @@ def _ours(cls: type) -> bool:
 
 
 def _class_identity(cls: type) -> str:
-    """The class by name, the version and the sources of the package it is from, and its methods as they are in memory:
-    a file that was edited since it was imported is not what runs."""
-    name, top = f"{cls.__module__}.{cls.__qualname__}", sys.modules.get(cls.__module__.partition(".")[0])
-    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    """The version and the sources of the package a class is from, and its methods as they are in memory.
+
+    The latter because a file that was edited since it was imported is not what runs.
+    """
+    module, top = sys.modules.get(cls.__module__), sys.modules.get(cls.__module__.partition(".")[0])
+    file = getattr(module, "__file__", None)
     if top is None or file is None or not Path(file).is_file():  # a notebook, or what exec made
-        return f"{name} {code_digest(cls)}"
-    where = Path(file).absolute()
-    alone = not hasattr(top, "__path__") and not any(part in INSTALLED for part in where.parts)
-    # A file for a folder: nothing lies in it, so that the package is found as Python finds it.
-    sources = source_digest([where.stem], where.parent) if alone else source_digest([top.__name__], where)
-    return _sha(name, release(top.__name__), sources, *map(_Describer().method, vars(cls).values()))
+        return code_digest(cls)
+    where, name = Path(file).absolute(), top.__name__
+    folder = where  # a file for a folder: nothing lies in it, so that the package is found as Python finds it
+    if not hasattr(top, "__path__") and not any(part in INSTALLED for part in where.parts):
+        name, folder = where.stem, where.parent  # a single file, whatever it was loaded as, and its neighbours
+    sources = source_digest([name], folder)
+    return sha(cls.__qualname__, release(name), sources, *map(_Describer().method, vars(cls).values()))
 
 
 # -- code and values in memory ----------------------------------------------------------------------------------------
@@ -200,16 +101,12 @@ def name_of(function: Callable[..., Any]) -> str:
 
 def _digest(value: Any) -> str:
     try:
-        return _sha(_Describer().describe(value))
+        return sha(_Describer().describe(value))
     except RecursionError:
         raise InputError(
             "A value that the model or its training refers to is nested too deeply to be identified. Pass something "
             "simpler."
         ) from None
-
-
-def _sha(*texts: str) -> str:
-    return hashlib.sha256("\x1f".join(texts).encode(errors="surrogatepass")).hexdigest()
 
 
 class _Describer:
@@ -231,7 +128,7 @@ class _Describer:
             return f"circle:{self.open[id(value)]}"
         self.open[id(value)] = len(self.open)
         try:
-            text = f"{kind}:{_sha(self._inside(value))}"
+            text = f"{kind}:{sha(self._inside(value))}"
         finally:
             del self.open[id(value)]
         self.done[id(value)] = text, value
@@ -343,7 +240,7 @@ class _Describer:
         numbers = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
         names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
         text = f"{numbers}{names}{code.co_code.hex()}{getattr(code, 'co_exceptiontable', b'').hex()}"
-        return _sha(text, *(self._constant(constant) for constant in code.co_consts))
+        return sha(text, *(self._constant(constant) for constant in code.co_consts))
 
     def _constant(self, constant: Any) -> str:
         return self._code(constant) if isinstance(constant, types.CodeType) else _Describer().describe(constant)

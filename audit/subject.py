@@ -22,9 +22,10 @@ from ..training.architecture import Architecture
 from ..training.loop import Training
 from ..training.trainer import BuiltinTrainer, Trainer, UserTrainer
 from .files import FinishedFile, open_all
-from .identity import name_of, source_digest, state_digest
+from .identity import name_of, state_digest
 from .plan import DENSE, Plan
 from .sections import ModelPlan
+from .sources import source_digest
 
 SHADOWS_DIFFER = (
     "The dense model came with its weights and the plan does not say how it was trained: shadow models use the "

@@ -14,12 +14,13 @@ from crushproof.attacks.attack import ATTACKS, Attack
 from crushproof.attacks.evasion.engine import PERTURBERS
 from crushproof.attacks.evasion.evasion import Evasion
 from crushproof.attacks.evasion.pgd import Pgd
-from crushproof.audit import environment, identity
+from crushproof.audit import environment, sources
 from crushproof.audit.engine import Outcome, run
-from crushproof.audit.identity import source_digest, technique_identity
+from crushproof.audit.identity import technique_identity
 from crushproof.audit.lineup import numbered
 from crushproof.audit.plan import Plan, check_techniques
 from crushproof.audit.settings import technique_like
+from crushproof.audit.sources import release, source_digest
 from crushproof.audit.store import Store
 from crushproof.audit.subject import resolve
 from crushproof.audit.suite import Suite
@@ -89,7 +90,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
         for name in ("plug_helper", "plug"):
             monkeypatch.delitem(sys.modules, name, raising=False)
         importlib.invalidate_caches()
-        identity.release.cache_clear()
+        release.cache_clear()
         for registry in (ATTACKS, PERTURBERS, RECIPES):
             registry._complete = False
 
@@ -183,7 +184,7 @@ def test_a_class_without_a_file_counts_by_its_code() -> None:
 def test_the_version_of_an_imported_library_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "m.py").write_text("import scipy.stats\n")
     before = source_digest(["m"], tmp_path)
-    monkeypatch.setattr(identity, "release", lambda name: "99" if name == "scipy" else "")
+    monkeypatch.setattr(sources, "release", lambda name: "99" if name == "scipy" else "")
     assert source_digest(["m"], tmp_path) != before
 
 
