@@ -91,7 +91,8 @@ def audit_model(
     """Audits compressed versions of a trained model, in this process.
 
     Args:
-        model: the trained dense model; it is copied, never changed.
+        model: the trained dense model; it is copied, never changed. It may be wrapped, parametrised, in other floats or
+            TorchScript (see docs/inputs.md, "Models").
         train: x float [n, *shape] and y int [n] that it was trained on; None leaves out membership. Labels may be
             texts: the classes are then the distinct ones, sorted, or as `class_names` orders them.
         test: the same for records it has never seen.
@@ -250,8 +251,9 @@ def _array(values: Any, where: str) -> np.ndarray[Any, Any]:
             values = torch.stack(list(values))
         if isinstance(values, Tensor):
             values = values.detach().cpu()
-            return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
-        return np.asarray(values)
+            values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+        array: np.ndarray[Any, Any] = np.asarray(values)
+        return array
     except (ValueError, TypeError, RuntimeError) as error:  # ragged lists, sparse tensors
         why = " ".join(str(error).split())[:200].rstrip(".")
         raise InputError(f"{where} is no array of equal records: {why}. Stack records of one shape.") from None
