@@ -92,7 +92,8 @@ def audit_model(
     """Audits compressed versions of a trained model, in this process.
 
     Args:
-        model: the trained dense model; it is copied, never changed.
+        model: the trained dense model; it is copied, never changed. It may be wrapped, parametrised, in other floats or
+            TorchScript (see docs/inputs.md, "Models").
         train: x float [n, *shape] and y int [n] that it was trained on; None leaves out membership. Labels may be
             texts: the classes are then the distinct ones, sorted, or as `class_names` orders them.
         test: the same for records it has never seen.

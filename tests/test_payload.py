@@ -23,7 +23,7 @@ from crushproof.compression.huffman import (
     unpack,
     varint,
 )
-from crushproof.compression.payload import decode, encode
+from crushproof.compression.payload import REPEATED, decode, encode
 from crushproof.compression.weight_codes import WeightFormat
 from crushproof.targets.errors import InputError
 from crushproof.targets.seeds import generator
@@ -234,3 +234,16 @@ def test_damage_is_an_input_error() -> None:
 def test_garbage_is_an_input_error(garbage: bytes) -> None:
     with contextlib.suppress(InputError):
         decode(b"CRW1" + garbage, Bag(torch.zeros(6), torch.zeros(3, dtype=torch.int8)))
+
+
+def test_a_repeat_of_what_is_not_there_is_refused() -> None:
+    first, second = nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False)
+    second.weight = first.weight
+    tied = nn.Sequential(first, second)
+    payload = encode(tied)
+    assert payload[-2:] == bytes([REPEATED, 0])
+    for damaged in (payload[:-1] + b"\x01", payload[:-1] + b"\x7f", payload[:4] + payload[-2:]):
+        with pytest.raises(InputError, match="payload"):
+            decode(damaged, tied)
+    with pytest.raises(InputError, match="repeats"):
+        decode(payload, nn.Sequential(first, nn.Linear(6, 5, bias=False)))
