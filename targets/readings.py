@@ -31,6 +31,7 @@ STEPS = 3  # of the quick attack
 RECORDS, FEWER, LARGE = 200, 60, 2**14  # it tries so many records, fewer of those of more values than LARGE
 APART = 0.7  # about the logarithm of 2: a first layer sees twice the variance that it was trained on
 MATTERS, POINTS = 0.05, 0.05  # p, and share of the records: beyond both the quick attack tells readings apart
+FILLS = 0.8  # of the best overlap with the file's own range: below it that range speaks against a reading
 SURER = 4  # octaves of confidence that speak against a reading
 
 
@@ -120,7 +121,8 @@ def _supported(trials: list[Trial], asked: Asked) -> list[Trial]:
     """Those that nothing in the file speaks against: its own range and statistics, and how sure it is. A network that
     learnt by cross-entropy is about as sure as it is right; fed a hundred times too bright it is a hundred times surer.
     """
-    kept = [trial for trial in trials if _in_range(trial.assumptions, asked)] or trials
+    shared = [_overlap(trial.assumptions, asked) for trial in trials]
+    kept = [trial for trial, overlap in zip(trials, shared, strict=True) if overlap >= FILLS * max(shared)]
     octaves = [_octaves(trial) for trial in kept]
     kept = [trial for trial, off in zip(kept, octaves, strict=True) if off < min(octaves) + SURER]
     if len(kept) == 1:
@@ -139,22 +141,24 @@ def _octaves(trial: Trial) -> float:
     return min(abs(math.log2(temperature)) for temperature, fits in zip(TEMPERATURES, good, strict=True) if fits)
 
 
-def _in_range(assumptions: Assumptions, asked: Asked) -> bool:
-    """Whether the values, or all that the bounds allow, fill what the file's input quantiser covers, about."""
+def _overlap(assumptions: Assumptions, asked: Asked) -> float:
+    """How well the values, or all that the bounds allow, fill what the file's input quantiser covers: the share of both
+    ranges that they have in common; 1 where there is no quantiser.
+    """
     covered = asked.port.covers
     if covered is None:
-        return True
+        return 1.0
     before = Preprocessing(assumptions.model_copy(update={"grid": None}))
     ends = torch.stack([side.expand(asked.x.shape[1:]) for side in (asked.bounds.low, asked.bounds.high)])
-    return any(_fills((float(values.min()), float(values.max())), covered) for values in map(before, (asked.x, ends)))
+    return max(_fills((float(values.min()), float(values.max())), covered) for values in map(before, (asked.x, ends)))
 
 
-def _fills(values: tuple[float, float], covered: tuple[float, float]) -> bool:
+def _fills(values: tuple[float, float], covered: tuple[float, float]) -> float:
     (low, high), (least, most) = values, covered
     if math.isclose(-least, most, rel_tol=0.05):  # a symmetrical quantiser says nothing of the other side
-        return 0.4 <= max(-low, high) / most <= 2
-    shared = min(high, most) - max(low, least)
-    return shared >= 0.6 * (max(high, most) - min(low, least))
+        reach = max(-low, high, 0.0)
+        return min(reach, most) / max(reach, most)
+    return max(0.0, min(high, most) - max(low, least)) / (max(high, most) - min(low, least))
 
 
 def _off_statistics(assumptions: Assumptions, asked: Asked) -> float | None:
