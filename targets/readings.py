@@ -28,7 +28,7 @@ GUARD = 1.64  # standard errors that a gain in likelihood must have for its sum 
 NOISE = 0.05  # random signs, in units of the bounds
 EPSILONS = (0.02, 0.05, 0.1)  # of the quick attack
 STEPS = 3  # of the quick attack
-RECORDS, FEWER, LARGE = 200, 60, 2**14  # it tries so many records, fewer of those of more values than LARGE
+RECORDS, FEWER, LARGE = 200, 60, 2**14  # records it tries; fewer (of noise, too) where one has over LARGE values
 APART = 0.7  # about the logarithm of 2: a first layer sees twice the variance that it was trained on
 MATTERS, POINTS = 0.05, 0.05  # p, and share of the records: beyond both the quick attack tells readings apart
 FILLS = 0.8  # of the best overlap with the file's own range: below it that range speaks against a reading
@@ -186,7 +186,8 @@ def _off_statistics(assumptions: Assumptions, asked: Asked) -> float | None:
 
 def _noisy(trials: list[Trial], asked: Asked) -> dict[int, Trial]:
     """The same on records with small noise, by identity."""
-    x = asked.bounds.clamp(asked.x + NOISE * asked.bounds.scale * _signs(asked.x, "noise"))
+    x = asked.x if asked.x[0].numel() <= LARGE else asked.x[:FEWER]
+    x = asked.bounds.clamp(x + NOISE * asked.bounds.scale * _signs(x, "noise"))
     found = {}
     for trial in trials:
         logits = asked.deployed(trial.assumptions).logits(x).double()
@@ -259,7 +260,8 @@ def _doubt(best: Trial, other: Trial, survivors: dict[int, Tensor], asked: Asked
         if falls
         else "The records do not tell which is meant, and the less robust one, the first, is audited"
     )
-    return f"{ALIKE}: {words[0]}; {words[1]}. {why}. Say which it is with --units, --mean and --std, or --channels."
+    cure = "Say which it is with --units, --mean and --std, --channels or --layout."
+    return f"{ALIKE}: {words[0]}; {words[1]}. {why}. {cure}"
 
 
 def _named(trial: Trial) -> str:
