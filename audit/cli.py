@@ -122,8 +122,7 @@ def audit(
             command=shlex.join(words),
         )
         show(result, as_json, None if only else out / "report.html", only)
-        verdict = result.verdict if only is None else result.findings[0].verdict
-        raise typer.Exit(CODES.get(verdict, PASS))  # a finding that no policy judges passes
+        raise typer.Exit(CODES[result.verdict] if only is None else code_of_finding(result))
 
 
 @app.command()
@@ -272,6 +271,14 @@ def doctor() -> None:
             typer.echo(f"{check.state:>4}  {check.what}: {check.words}")
             bad += check.state == "bad"
         raise typer.Exit(INCOMPLETE if bad else PASS)
+
+
+def code_of_finding(result: Audit) -> int:
+    """Of `--only`: one that no policy judges passes; one that could not be measured and is judged is incomplete."""
+    if not result.findings:
+        return INCOMPLETE
+    found = result.findings[0]
+    return INCOMPLETE if found.gated and found.verdict == "not-measured" else CODES.get(found.verdict, PASS)
 
 
 def show(result: Audit, as_json: bool, report_path: Path | None, only: str | None) -> None:

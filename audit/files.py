@@ -21,6 +21,7 @@ from ..targets.artifact import (
     read_foreign,
 )
 from ..targets.data import Data
+from ..targets.errors import InputError
 from ..targets.foreign import Kind
 from ..targets.model import Target
 from .plan import DENSE, Plan
@@ -54,7 +55,7 @@ class FinishedFile:
 
     @property
     def identity(self) -> str:
-        """What decides its answers: the bytes and how they are asked."""
+        """What decides its answers: the bytes and how they are asked. `notes` are kept out of every cell's result."""
         return f"{self.digest}|{self.assumptions.model_dump_json()}"
 
     def deployed(self) -> Target:
@@ -88,7 +89,7 @@ def open_file(
     said = [f"Declared: {'; '.join(declared)}."] if declared else []
     doubtful = any(note.startswith((DOUBT, ALIKE)) for note in notes)
     facts = foreign.facts.model_dump(mode="json")
-    return FinishedFile(path, foreign.kind, foreign.data, assumptions, facts, (*said, *notes), doubtful)
+    return FinishedFile(path, foreign.kind, foreign.data, assumptions, facts, (*said, *foreign.notes, *notes), doubtful)
 
 
 def open_all(plan: Plan, folder: Path, data: Data) -> dict[str, FinishedFile]:
@@ -97,14 +98,24 @@ def open_all(plan: Plan, folder: Path, data: Data) -> dict[str, FinishedFile]:
     A dense model and a file made from it see a record in the same way unless the data say otherwise: where the two were
     found to differ, and the dense model is as good the other way, it follows the file (whose rounded input gives more
     away).
+
+    Raises:
+        InputError, UnsafeInput: as `open_file`; a file is named and the data's targets are values.
     """
-    files: dict[str, FinishedFile] = {}
+    wanted = {name: one for name, one in plan.candidates.items() if one.file is not None}
     model = None if plan.model is None or plan.model.file is None else plan.model
+    named = [*([] if model is None else [model.file]), *(one.file for one in wanted.values())]
+    if data.regression and named:
+        raise InputError(
+            f"{named[0]}: a finished file of a model that predicts values cannot be audited yet: what its inputs mean "
+            "is found out by the labels that it gets right. Name the model's architecture and weights instead, and "
+            "candidates by their recipes."
+        )
+    files: dict[str, FinishedFile] = {}
     like = None if plan.model is None else Assumptions(record=data.shape)  # a module takes the values as they are
     if model is not None:
         files[DENSE] = open_file(str(model.file), folder, model.interface, data)
         like = files[DENSE].assumptions
-    wanted = {name: one for name, one in plan.candidates.items() if one.file is not None}
     for name, candidate in wanted.items():
         files[name] = open_file(str(candidate.file), folder, candidate.interface, data, like)
     if model is None:

@@ -64,7 +64,7 @@ def words_of_options(artifact: Path, options: Mapping[str, Any]) -> list[str]:
 def candidate_name(artifact: Path) -> str:
     """The file's name without its suffix, as a plan may call a candidate."""
     name = re.sub(r"[^A-Za-z0-9._+-]", "-", artifact.stem)[:60].lstrip("._+-") or "file"
-    return f"{name}-file" if name == DENSE or name.startswith(f"{DENSE}-") else name
+    return f"file-{name}" if name == DENSE or name.startswith(f"{DENSE}-") else name
 
 
 def numbers(option: str, text: str | None) -> tuple[float, ...] | None:

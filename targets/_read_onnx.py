@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import runpy
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -55,47 +56,66 @@ MOVES = _names("Cast Flatten Identity Reshape Squeeze Transpose Unsqueeze")  # o
 LIMITS = {"uint8": (0, 255), "int8": (-128, 127), "uint16": (0, 65535), "int16": (-32768, 32767)}
 MARKUP = re.compile(r"<(?!lambda>|locals>|module>|unknown>|unnamed )[/!?]?[A-Za-z]")  # tracers write the named ones
 AGAIN = "Export the model again, or fetch the file again and compare its size with the original's."
+# Its neighbour by path, because in the process of its own neither of them belongs to a package.
+_USUAL = runpy.run_path(str(Path(__file__).with_name("_usual_onnx.py")))
 
 
 class Fault(Exception):
     """Why the model is refused: sentences for the user."""
 
 
-def parse(data: bytes) -> onnx.ModelProto:
-    """The model in `data`; Fault unless it is well formed and needs nothing but itself and known operators."""
+class NoOnnx(Fault):
+    """There is no graph of ONNX in the file."""
+
+
+class TooNew(Fault):
+    """An honest file of a version that is not known here yet."""
+
+
+def parse(data: bytes) -> tuple[onnx.ModelProto, bytes, list[str]]:
+    """The model in `data` in its usual form (_usual_onnx.py), the bytes that a runtime is given (`data` itself where
+    nothing had to be changed), and the names of states that are now zeros.
+
+    Raises Fault unless it is well formed and needs nothing but itself and known operators.
+    """
     try:
         model = onnx.load_model_from_string(data)
         nodes = len(model.graph.node)
     except (DecodeError, ValueError):
         nodes = 0
     if not nodes:
-        raise Fault(
-            f"This is not an ONNX model, or one that was cut off ({len(data):,} bytes{_looks_like(data)}). It was not "
-            f"run. {AGAIN}"
+        raise NoOnnx(
+            f"This is not an ONNX model, or one that was cut off ({len(data):,} bytes). It was not run. {AGAIN}"
         )
     _check_messages(model)
+    _check_versions(model)
+    changed, zeroed = _USUAL["usual"](model)
+    if changed:
+        data = model.SerializeToString()
     try:
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError) as error:  # ValueError: a name that is not UTF-8
         raise Fault(f"The ONNX model is malformed and was not run: {_line(error)}") from None
     _check_graph(model.graph, {item.name for item in _inputs(model)})
-    return model
+    return model, data, zeroed
 
 
-def _looks_like(data: bytes) -> str:
-    head = data[:4]
-    sorts = {
-        b"PK\x03\x04": "a zip archive, as .pt, .pt2, TorchScript and .npz files are",
-        b"\x93NUM": "a numpy array",
-        b"\x89HDF": "HDF5 (Keras)",
-        b"GGUF": "GGUF",
-        b"<": "HTML or XML text",
-    }
-    if len(data) >= 2 and data[0] == 0x80 and 2 <= data[1] <= 5:
-        return "; it starts as a pickle does, which was not read"
-    if data[4:8] == b"TFL3":
-        return "; it starts as a TFLite model does"
-    return next((f"; it starts as {sort} does" for magic, sort in sorts.items() if head.startswith(magic)), "")
+def _check_versions(model: onnx.ModelProto) -> None:
+    newest = onnx.defs.onnx_opset_version()
+    opset = max((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), default=0)
+    if model.ir_version > onnx.IR_VERSION or opset > newest:
+        raise TooNew(
+            f"The ONNX model is of version {model.ir_version} of the format with opset {opset}; the installed onnx "
+            f"{onnx.__version__} knows up to {onnx.IR_VERSION} and {newest}. It was not run. {_older()}"
+        )
+
+
+def _older() -> str:
+    return (
+        f"Export it again at opset {_USUAL['OPSET']} or lower (torch.onnx.export(..., opset_version=18)), or convert "
+        f"it: model = onnx.version_converter.convert_version(model, {_USUAL['OPSET']}); model.ir_version = "
+        f"{_USUAL['IR']}; or install a newer onnx and onnxruntime."
+    )
 
 
 def _check_messages(model: onnx.ModelProto) -> None:
@@ -200,7 +220,7 @@ def _check_graph(graph: onnx.GraphProto, varying: set[str]) -> bool:
                 "values decide how much is computed, which a crafted record can abuse. Only networks that compute the "
                 "same for every record are run."
             )
-        varies = any(inputs) or "Random" in node.op_type
+        varies = any(inputs) or "Random" in node.op_type or node.op_type in ("Bernoulli", "Dropout", "Multinomial")
         for attribute in node.attribute:
             for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else ())):
                 varies |= _check_graph(inner, varying | {item.name for item in inner.input})
@@ -219,8 +239,8 @@ def _inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     return [item for item in model.graph.input if item.name not in weights]
 
 
-def facts(model: onnx.ModelProto) -> dict[str, Any]:
-    """What the file says about itself, as JSON: the fields of artifact.Facts."""
+def facts(model: onnx.ModelProto, zeroed: Iterable[str] = ()) -> dict[str, Any]:
+    """What the file says about itself, as JSON: the fields of foreign.Facts. `zeroed`: see `parse`."""
     nodes = model.graph.node
     operators = Counter(node.op_type for node in nodes)
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -248,6 +268,7 @@ def facts(model: onnx.ModelProto) -> dict[str, Any]:
         "quantisation": _quantisation(operators),
         "opset": max(standard, default=None),
         "producer": f"{model.producer_name} {model.producer_version}".strip()[:100],
+        "zeroed": list(zeroed),
     }
 
 
@@ -267,7 +288,6 @@ def _port(item: onnx.ValueInfoProto) -> dict[str, Any]:
     except ValueError:
         raise Fault(f"The ONNX model is malformed: {_shown(item.name)} is of no known type. {AGAIN}") from None
     shape = [size.dim_value if size.HasField("dim_value") else size.dim_param or "?" for size in tensor.shape.dim]
-    shape = [size if isinstance(size, str) or size > 0 else "?" for size in shape]
     words = {"float": "float32", "double": "float64"}
     if item.type.sequence_type.elem_type.HasField("map_type"):  # one map from class to score for each record
         word = "maps"
@@ -323,7 +343,7 @@ def _check_shapes(model: onnx.ModelProto) -> None:
         _check_size((max(size, 0) for size in known), "value", item.name)
 
 
-def _try(path: str, ports: list[dict[str, Any]], largest: int, values: int) -> None:
+def _try(model: str | bytes, ports: list[dict[str, Any]], largest: int, values: int) -> None:
     """Runs zeros through ONNX Runtime, one record and then as many as a run of the audit has."""
     import numpy as np
     import onnxruntime
@@ -332,7 +352,7 @@ def _try(path: str, ports: list[dict[str, Any]], largest: int, values: int) -> N
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime's exception types have no common base
         raise _refused("ONNX Runtime refuses the model", error) from None
     free = any(isinstance(size, str) for port in ports for size in port["shape"][1:])
@@ -361,19 +381,29 @@ def _refused(what: str, error: Exception) -> Exception:
     words = str(error)
     if isinstance(error, MemoryError) or re.search(r"bad_alloc|[Ff]ailed to allocate|out of memory", words):
         return MemoryError()
+    if re.search(r"IR version|opset", words):
+        import onnxruntime
+
+        version = onnxruntime.__version__
+        return TooNew(f"The ONNX model is newer than the installed ONNX Runtime {version}. It was not run. {_older()}")
     return Fault(f"{what}: {_line(error)} It was refused.")
 
 
 def main(arguments: list[str]) -> str:
-    """Arguments: the file, most records of a run, most values of its input. Returns JSON: {"facts"} or {"fault"}."""
+    """Arguments: the file, most records of a run, most values of its input.
+
+    Returns JSON: {"facts"}, or {"fault"} with {"sort"}: "" (refused), "alien" (not ONNX at all), "new".
+    """
     path, largest, values = arguments
     try:
-        model = parse(Path(path).read_bytes())
-        known = facts(model)
+        data = Path(path).read_bytes()
+        model, usable, zeroed = parse(data)
+        known = facts(model, zeroed)
         _check_shapes(model)
-        _try(path, known["inputs"], int(largest), int(values))
+        _try(path if usable is data else usable, known["inputs"], int(largest), int(values))
     except Fault as fault:
-        return json.dumps({"fault": str(fault)})
+        sort = "alien" if isinstance(fault, NoOnnx) else "new" if isinstance(fault, TooNew) else ""
+        return json.dumps({"fault": str(fault), "sort": sort})
     except MemoryError:
         raise
     except (RecursionError, ValueError, TypeError, RuntimeError) as error:  # from onnx, about a model it did not expect

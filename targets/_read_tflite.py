@@ -27,12 +27,13 @@ TENSORS = 500_000
 ELEMENTS = 2**29  # of one tensor
 NAMES = {number: name for name, number in vars(schema.BuiltinOperator).items() if isinstance(number, int)}
 TYPES = {number: name.lower() for name, number in vars(schema.TensorType).items() if isinstance(number, int)}
-# Operators that run other graphs, keep state between records, draw random numbers, or are somebody's own.
-REFUSED = _names(
-    "CUSTOM DELEGATE PLACEHOLDER_FOR_GREATER_OP_CODES CALL CALL_ONCE IF WHILE VAR_HANDLE READ_VARIABLE "
-    "ASSIGN_VARIABLE HASHTABLE HASHTABLE_FIND HASHTABLE_IMPORT HASHTABLE_SIZE HASHTABLE_LOOKUP LSH_PROJECTION "
-    "SKIP_GRAM MULTINOMIAL RANDOM_UNIFORM RANDOM_STANDARD_NORMAL UNIQUE WHERE NON_MAX_SUPPRESSION_V4 "
-    "NON_MAX_SUPPRESSION_V5"
+# Operators that keep a state between records which cannot be set back (that of variable tensors can: litert.py).
+STATEFUL = _names("VAR_HANDLE READ_VARIABLE ASSIGN_VARIABLE CALL_ONCE")
+# Operators that run other graphs, draw random numbers, or are somebody's own.
+REFUSED = STATEFUL | _names(
+    "CUSTOM DELEGATE PLACEHOLDER_FOR_GREATER_OP_CODES CALL IF WHILE HASHTABLE HASHTABLE_FIND HASHTABLE_IMPORT "
+    "HASHTABLE_SIZE HASHTABLE_LOOKUP LSH_PROJECTION SKIP_GRAM MULTINOMIAL RANDOM_UNIFORM RANDOM_STANDARD_NORMAL "
+    "UNIQUE WHERE NON_MAX_SUPPRESSION_V4 NON_MAX_SUPPRESSION_V5"
 )
 # The inputs of an operator whose values decide the shape of its output.
 SIZING = {
@@ -129,6 +130,12 @@ def _operators(model: Any, graph: Any) -> list[tuple[str, list[int]]]:
         number = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())  # files of before 2020 know the second only
         name = NAMES.get(number, f"number {number}")
         if name in REFUSED or name.startswith(("STABLEHLO", "number")):
+            if name in STATEFUL:
+                raise Fault(
+                    f"The TFLite model was not run: its operator {name} keeps a state between records, so that answers "
+                    "depend on what was asked before. Convert it without one (stateful=False; an LSTM as one fused "
+                    "operator), or with the state as an input and an output."
+                )
             own = f" {_text(code.CustomCode())[:60]!r}" if name == "CUSTOM" else ""
             raise Fault(
                 f"The TFLite model uses the operator {name}{own}, which is not run: its code is not known, or what it "
@@ -160,6 +167,7 @@ def _check_tensor(tensor: Any) -> None:
 def _check_sizes(graph: Any, operators: list[tuple[str, list[int]]]) -> None:
     """No shape may follow from a record's values."""
     varying = set(graph.InputsAsNumpy().tolist()) if graph.InputsLength() else set()
+    varying |= {at for at in range(graph.TensorsLength()) if graph.Tensors(at).IsVariable()}
     for at, (name, inputs) in enumerate(operators):
         sizing = (1,) if name.startswith("REDUCE") else SIZING.get(name, ())
         if any(inputs[place] in varying for place in sizing if place < len(inputs)):
@@ -172,7 +180,12 @@ def _check_sizes(graph: Any, operators: list[tuple[str, list[int]]]) -> None:
 
 
 def _port(tensor: Any) -> dict[str, Any]:
+    """Sizes beyond the batch that the file leaves open are "?"; the batch is its own."""
     shape = tensor.ShapeAsNumpy().tolist() if tensor.ShapeLength() else []
+    signature = tensor.ShapeSignatureAsNumpy().tolist() if tensor.ShapeSignatureLength() else shape
+    if len(signature) == len(shape):
+        open_sizes = ["?" if free < 0 else size for size, free in zip(shape[1:], signature[1:], strict=True)]
+        shape = [*shape[:1], *open_sizes]
     grid, found = None, tensor.Quantization()
     if found is not None and found.ScaleLength() == 1 and _word(tensor) not in ("float32", "float16", "float64"):
         grid = [float(found.Scale(0)), float(found.ZeroPoint(0)) if found.ZeroPointLength() else 0.0]
@@ -187,9 +200,21 @@ def _text(value: bytes | None) -> str:
     return (value or b"").decode("utf-8", "replace")
 
 
+def _sizes(port: dict[str, Any]) -> list[tuple[int, int]]:
+    """Each size of an input, and what the file declares: -1 where it is open."""
+    shape, signature = port["shape"].tolist(), port["shape_signature"].tolist()
+    return list(zip(shape, signature if len(signature) == len(shape) else shape, strict=True))
+
+
 def _try(data: bytes) -> None:
+    guessed = False
     try:
         interpreter = Interpreter(model_content=data, num_threads=1)
+        for port in interpreter.get_input_details():  # sizes that the file leaves open are guessed, but for the batch
+            guess = [32 if at and free < 0 else size for at, (size, free) in enumerate(_sizes(port))]
+            if guess != port["shape"].tolist():
+                guessed = True
+                interpreter.resize_tensor_input(port["index"], guess)
         interpreter.allocate_tensors()
         for port in interpreter.get_input_details():
             interpreter.set_tensor(port["index"], np.zeros(port["shape"], port["dtype"]))
@@ -200,6 +225,8 @@ def _try(data: bytes) -> None:
     except Exception as error:  # the interpreter raises RuntimeError, ValueError, ...
         if "alloc" in str(error) and "memory" in str(error):
             raise MemoryError from None
+        if guessed:
+            return
         words = " ".join(str(error).split())[:300] or type(error).__name__
         raise Fault(f"The LiteRT interpreter refuses the model ({words}), so it was refused here. {AGAIN}") from None
 

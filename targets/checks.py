@@ -51,6 +51,11 @@ def check_data(data: Data) -> list[str]:
             f"A member has shape {list(data.members.x.shape[1:])} and a non-member "
             f"{list(data.non_members.x.shape[1:])}. Prepare both in the same way."
         )
+    if data.regression and data.members is not None and data.members.y.shape[1:] != data.non_members.y.shape[1:]:
+        raise InputError(
+            f"A member has {data.members.y.shape[1]} values to predict and a non-member "
+            f"{data.non_members.y.shape[1]}. Give the same values for both."
+        )
     _check_bounds_shape(data.bounds, data.non_members.x.shape[1:])
     for split, records in splits.items():
         if data.regression:
@@ -296,6 +301,12 @@ def check_model(target: Target, records: Records, bounds: Bounds, outputs: int) 
     classes = outputs
     if logits.shape != (len(x), classes):
         hint = " Give a two-class model two outputs." if classes == 2 and logits.shape[1:] in ((), (1,)) else ""
+        taken = torch.unique(y)
+        if logits.dim() == 2 and len(taken) == logits.shape[1]:
+            hint = (
+                f" The labels take {len(taken)} values, from {int(taken[0])} to {int(taken[-1])}: number them 0 to "
+                f"{len(taken) - 1}, in the order of the model's outputs."
+            )
         raise InputError(
             f"The model answers {len(x)} records with shape {list(logits.shape)}, and [{len(x)}, {classes}] is "
             f"expected: one logit per class.{hint} The data has {classes} classes by its class names or its largest "
@@ -356,16 +367,29 @@ def _check_accuracy(target: Target, x: Tensor, y: Tensor, logits: Tensor, bounds
 
 
 def _suspicion(target: Target, x: Tensor, y: Tensor, predicted: Tensor, bounds: Bounds, classes: int) -> str:
-    """Which assumption is broken, where trying the usual ones tells: other class order, other units."""
+    """Which assumption is broken, where trying the usual ones tells: other class order, other units.
+
+    Judged by the mean over classes of the share that is right: of a class that makes up nearly all records any constant
+    answer, renamed, would be right on nearly all.
+    """
     from scipy.optimize import linear_sum_assignment
 
     if classes <= 1_000:
         confusion = torch.bincount(y * classes + predicted, minlength=classes**2).reshape(classes, classes).numpy()
         rows, columns = linear_sum_assignment(-confusion)
-        if confusion[rows, columns].sum() > 0.7 * len(y):
+        renamed = torch.empty(classes, dtype=torch.int64)
+        renamed[torch.from_numpy(columns)] = torch.from_numpy(rows)
+        if _balanced(renamed[predicted], y) > 0.7:
             return "Its predictions fit once classes are renamed, so the order of the classes is the likely cause. "
     unit = (x - bounds.low) / bounds.scale
     for words, other in (("[0, 1]", unit), ("[0, 255]", unit * 255), ("[-1, 1]", unit * 2 - 1)):
-        if float((target.logits(other).argmax(1) == y).float().mean()) > 0.7:
+        if _balanced(target.logits(other).argmax(1), y) > 0.7:
             return f"It is right on most when the inputs are scaled to {words}, so their units are the likely cause. "
+    if bool((predicted == predicted[0]).all()):
+        return f"It gives class number {int(predicted[0])} to every record. "
     return ""
+
+
+def _balanced(predicted: Tensor, y: Tensor) -> float:
+    """The share that is right, in the mean over the classes that occur."""
+    return float(torch.stack([(predicted[y == label] == label).double().mean() for label in torch.unique(y)]).mean())

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from .errors import InputError, UnsafeInput
 from .files import ordinary_file, shown
 from .model import BATCH
+from .other_formats import refuse_by_name, refuse_other, unpacked
 from .sandbox import run_limited
 
 FILE_BYTES = 2 * 2**30  # what protobuf and flatbuffers can hold
@@ -58,27 +59,41 @@ class Facts(BaseModel):
     quantisation: tuple[str, ...]  # in words; empty for a float model
     opset: int | None  # ONNX: of the standard operators; TFLite: the schema's version
     producer: str
+    zeroed: tuple[str, ...] = ()  # further inputs, for the state of a recurrent network: zeros for every record
 
 
 @dataclass(frozen=True)
 class Foreign:
-    """A finished model, checked: run it with `artifact.deployed`."""
+    """A finished model, checked: run it with `artifact.deployed`. `data` is unpacked where the file was by gzip."""
 
     kind: Kind
     data: bytes
     facts: Facts
+    packed: bool = False
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences on how the file is run, for the reader of the report."""
+        found = ["The file was packed by gzip: digest and size are those of the model in it."] if self.packed else []
+        if self.facts.zeroed:
+            names = ", ".join(shown(name) for name in self.facts.zeroed[:4])
+            found.append(f"The file asks for its state as inputs ({names}): they are zeros, anew for every record.")
+        return found
 
 
 def read_foreign(path: Path) -> Foreign:
-    """The model in an ONNX or TFLite file; which of them is told by its content, not by its name.
+    """The model in an ONNX or TFLite file, also packed by gzip; what it is is told by its content, not by its name.
 
     Raises:
-        InputError: missing, a folder, empty, or too large a file; a TFLite file while ai-edge-litert is not installed.
+        InputError: missing, a folder, empty, or too large a file; of another kind (the message names it and the way to
+            one that can be run); newer than the installed onnx or ONNX Runtime; a TFLite file without ai-edge-litert.
         UnsafeInput: neither ONNX nor TFLite, damaged, or crafted: weights in other files, operators that are not known,
             names that are none, sizes that follow from a record's values, more than its share of memory or time.
     """
     path = ordinary_file(path, "the model", FILE_BYTES)
-    data = path.read_bytes()
+    stored = path.read_bytes()
+    data = unpacked(stored, path.name, FILE_BYTES)
+    refuse_other(data, path.name)
     kind: Kind = "tflite" if data[4:8] == b"TFL3" else "onnx"
     if kind == "tflite":
         need_litert()
@@ -98,8 +113,27 @@ def read_foreign(path: Path) -> Foreign:
     except ValueError:  # something in it wrote to the reader's output
         raise UnsafeInput(f"The model {shown(path.name)} confused its reader and was refused. {CURE}") from None
     if "fault" in found:
-        raise UnsafeInput(f"{shown(path.name)}: {' '.join(found['fault'].split())}")
-    return Foreign(kind, data, Facts.model_validate(found["facts"]))
+        if found.get("sort") == "alien":
+            refuse_by_name(path.name)
+        kind_of_error = InputError if found.get("sort") == "new" else UnsafeInput
+        raise kind_of_error(f"{shown(path.name)}: {' '.join(found['fault'].split())}")
+    facts = Facts.model_validate(found["facts"])
+    if kind == "tflite":
+        inputs, states = without_states(facts.inputs, facts.outputs)
+        facts = facts.model_copy(update={"inputs": inputs, "zeroed": tuple(port.name for port in states)})
+    return Foreign(kind, data, facts, packed=data is not stored)
+
+
+def without_states(inputs: tuple[Port, ...], outputs: tuple[Port, ...]) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+    """The inputs of a TFLite file that are given, and those that are its state: all but the first, where each comes
+    back as an output (beyond the first) of the same type and shape. (For ONNX: _usual_onnx.py.)
+    """
+    left = [(port.type, port.shape) for port in outputs[1:]]
+    for port in inputs[1:]:
+        if (port.type, port.shape) not in left:
+            return inputs, ()
+        left.remove((port.type, port.shape))
+    return inputs[:1], inputs[1:]
 
 
 def need_litert() -> None:

@@ -31,13 +31,15 @@ class Grid(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    type: Literal["uint8", "int8"]
+    type: Literal["uint8", "int8", "uint16", "int16"]
     scale: float = 1.0
     zero_point: float = 0.0
 
     @property
     def limits(self) -> tuple[int, int]:
-        return (0, 255) if self.type == "uint8" else (-128, 127)
+        return {"uint8": (0, 255), "int8": (-128, 127), "uint16": (0, 2**16 - 1), "int16": (-(2**15), 2**15 - 1)}[
+            self.type
+        ]
 
 
 class Assumptions(BaseModel):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +20,13 @@ from torch import Tensor
 from .data import Bounds, Data, Records
 from .errors import InputError, UnsafeInput
 from .files import AGAIN, is_pickle, nearest, open_archive, ordinary_file, read_entry, shown
+from .labels import class_numbers, predicted_values, sorted_labels
 from .tables import read_table
 from .value_range import fitted
 
 Array = NDArray[np.generic]
 
 ARCHIVE_BYTES = 4 * 2**30  # of an npz, packed and unpacked
-CLASSES = 10_000
 CHANNELS = (1, 3, 4)
 
 REQUIRED = ["x_test", "y_test"]
@@ -68,7 +68,7 @@ def load_npz(
     notes: list[str] = []
     parts = [part for part in ("train", "test") if f"x_{part}" in arrays]
     inputs = {part: arrays[f"x_{part}"] for part in parts}
-    read = _numbers if regression else _labels
+    read = predicted_values if regression else class_numbers
     labels = {part: read(arrays[f"y_{part}"], f"y_{part} in {where}") for part in parts}
     for part, x in inputs.items():
         if x.dtype.kind not in "fiub":
@@ -152,7 +152,7 @@ def load_csv(
     names: list[str] = []
     if not regression:
         every = (labels for _, _, labels in tables.values())
-        names = list(class_names) if class_names is not None else _sorted_labels(every)
+        names = list(class_names) if class_names is not None else sorted_labels(every)
     position = {text: number for number, text in enumerate(names)}
     records = {}
     for part, (_, x, texts) in tables.items():
@@ -290,31 +290,6 @@ def _check_keys(keys: list[str], where: str) -> None:
         )
 
 
-def _numbers(y: Array, where: str) -> NDArray[np.float32]:
-    """Values to predict, float32 [n, outputs]."""
-    if y.ndim not in (1, 2) or y.dtype.kind not in "fiub":
-        raise InputError(f"{where} has type {y.dtype} and shape {list(y.shape)}. Save numbers [n] or [n, outputs].")
-    return y.reshape(len(y), -1).astype(np.float32)
-
-
-def _labels(y: Array, where: str) -> NDArray[np.int64]:
-    if y.ndim == 2 and y.shape[1] == 1:
-        y = y[:, 0]  # a column, as Keras stores CIFAR labels
-    if y.ndim == 2:
-        raise InputError(f"{where} has shape {list(y.shape)}: one-hot labels? Save class numbers: y.argmax(axis=1).")
-    if y.ndim != 1 or y.dtype.kind not in "iub":
-        raise InputError(
-            f"{where} has type {y.dtype} and shape {list(y.shape)}. Save whole class numbers from 0, one per record: "
-            "y.astype('int64'). If they are values to predict, say task: regression."
-        )
-    if y.size and (int(y.min()) < 0 or int(y.max()) >= CLASSES):
-        raise InputError(
-            f"{where} holds labels from {int(y.min())} to {int(y.max())}. Number the classes from 0 on; at most "
-            f"{CLASSES:,}."
-        )
-    return y.astype(np.int64)
-
-
 def _texts(values: Array, where: str) -> list[str]:
     if values.ndim != 1 or values.dtype.kind not in "Uiub":
         raise InputError(
@@ -361,18 +336,6 @@ def inferred_bounds(inputs: Sequence[Array], where: str) -> tuple[Bounds, tuple[
         f"The inputs in {where} run from {low:g} to {high:g}, so their bounds cannot be guessed. Give the smallest and "
         "largest value an input can take, for example bounds: [-1, 1]; or scale the inputs to [0, 1]."
     )
-
-
-def _sorted_labels(tables: Iterable[list[str]]) -> list[str]:
-    distinct = {text for texts in tables for text in texts}
-    if len(distinct) > CLASSES:
-        raise InputError(
-            f"The label column holds {len(distinct):,} different values; at most {CLASSES:,} classes are read. Name "
-            "the column that holds the class."
-        )
-    if all(re.fullmatch(r"-?[0-9]{1,15}", text) for text in distinct):
-        return sorted(distinct, key=lambda text: (int(text), text))
-    return sorted(distinct)
 
 
 def _ranges(inputs: list[Tensor]) -> Bounds:

@@ -85,9 +85,9 @@ def meanings(
             f"{list(data.shape)}: only {' or '.join(dict(layouts))} does."
         )
     grid = None
-    if port.type == "uint8" or port.type == "int8":
+    if port.type in ("uint8", "int8") or (port.type in ("uint16", "int16") and port.grid is not None):
         scale, zero_point = port.grid or (1.0, 0.0 if port.type == "uint8" else -128.0)
-        grid = Grid(type=port.type, scale=scale, zero_point=zero_point)
+        grid = Grid.model_validate({"type": port.type, "scale": scale, "zero_point": zero_point})
     low, high = _values(data.bounds.low), _values(data.bounds.high)
     smallest = SMALLEST if output.grid is None else max(SMALLEST, output.grid[0] / 2)
     scalings = _scalings(data, overrides, floats=grid is None)

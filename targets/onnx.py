@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from .errors import InputError, UnsafeInput
-from .onnx_safety import check_onnx, ports
+from .onnx_safety import checked_onnx, measures_ranges, ports
 from .runtime import MAPS, answer_in_parts, check_ports, reason
 
 if TYPE_CHECKING:
@@ -38,15 +38,16 @@ class OnnxTarget:
     """A deployed model in ONNX Runtime, with a fixed number of threads.
 
     Args:
-        model: the file, or its bytes. It has one input [batch, *shape] of float32, float16, float64, uint8 or int8; the
-            batch is free or fixed (the last part is then filled up). Where the output ends in a
-            QuantizeLinear, it is turned back into floats.
+        model: the file, or its bytes. It has one input [batch, *shape] of numbers (`runtime.TYPES`); the batch is free
+            or fixed (the last part is then filled up); initial states of a recurrent network, as further inputs, are
+            zeros. Where the output ends in a QuantizeLinear, it is turned back into floats.
         threads: within an operator; operators run one after another.
         provider: ONNX Runtime's execution provider.
         output: the name of the one that holds the logits; None: the first. One map from class to score for each record
             is read in the order of the classes.
         together: for timing alone. A file with dynamic quantisation measures ranges over all that are asked at once, so
-            that an answer would depend on who else asks: such a file is asked one record at a time, unless this is set.
+            that an answer would depend on who else asks: such a file is asked one record at a time (a fixed batch is
+            filled with copies of it), unless this is set.
 
     Raises:
         InputError: there is no such file, or its input or output is not that of a classifier.
@@ -64,11 +65,9 @@ class OnnxTarget:
         together: bool = False,
     ) -> None:
         data = model if isinstance(model, bytes) else _read(model)
-        checked = check_onnx(data)
+        checked, data = checked_onnx(data)
         self._input, self._output = check_ports(*ports(checked), output)
-        alone = not together and any(node.op_type.startswith("DynamicQuantize") for node in checked.graph.node)
-        if alone and not isinstance(self._input.shape[0], int):
-            self._input = self._input.model_copy(update={"shape": (1, *self._input.shape[1:])})
+        self._alone = not together and measures_ranges(checked)
         self._session = _session(data, threads, session_settings(checked), provider=provider)
         self.queries = 0
 
@@ -79,7 +78,7 @@ class OnnxTarget:
             InputError: the records do not fit the model.
         """
         self.queries += len(x)
-        return answer_in_parts(x, self._input, self._output, self._run)
+        return answer_in_parts(x, self._input, self._output, self._run, alone=self._alone)
 
     def _run(self, part: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         answer = self._session.run([self._output.name], {self._input.name: part})[0]
@@ -109,7 +108,8 @@ def executed_operators(model: bytes) -> dict[str, int]:
     """
     import onnx
 
-    settings = session_settings(check_onnx(model))
+    checked, model = checked_onnx(model)
+    settings = session_settings(checked)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimised.onnx"
         _session(model, 1, settings, optimised=path)

@@ -12,18 +12,25 @@ if TYPE_CHECKING:
 
 
 def check_onnx(data: bytes) -> onnx.ModelProto:
-    """The model in `data`.
+    """The model in `data`, in its usual form: free sizes, nodes in order, states zero (_usual_onnx.py).
 
     Raises:
-        UnsafeInput: it is not well formed, needs other files or operators outside the standard (but for those that ONNX
-            Runtime's own quantiser and optimiser write), or lets a record's values decide how much is computed.
+        UnsafeInput: it is not well formed, too new, needs other files or operators outside the standard (but for those
+            that ONNX Runtime's own quantiser and optimiser write), or lets a record's values decide how much is
+            computed.
     """
+    return checked_onnx(data)[0]
+
+
+def checked_onnx(data: bytes) -> tuple[onnx.ModelProto, bytes]:
+    """The same, and the bytes to hand to a runtime: `data` itself unless its form had to be mended."""
     from ._read_onnx import Fault, parse
 
     try:
-        return parse(data)
+        model, usable, _ = parse(data)
     except Fault as fault:
         raise UnsafeInput(str(fault)) from None
+    return model, usable
 
 
 def ports(model: onnx.ModelProto) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
@@ -36,3 +43,8 @@ def ports(model: onnx.ModelProto) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
         raise UnsafeInput(str(fault)) from None
     inputs, outputs = ([Port.model_validate(port) for port in known[side]] for side in ("inputs", "outputs"))
     return tuple(inputs), tuple(outputs)
+
+
+def measures_ranges(model: onnx.ModelProto) -> bool:
+    """Whether the model quantises by the range of all that are asked at once."""
+    return any(node.op_type.startswith("DynamicQuantize") for node in model.graph.node)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .errors import InputError, NotApplicable
-from .onnx_safety import check_onnx, ports
+from .errors import NotApplicable, Unavailable
+from .onnx_safety import checked_onnx, measures_ranges, ports
 from .runtime import answer_in_parts, check_ports, reason
 
 
@@ -21,19 +21,22 @@ class OpenVinoTarget:
         output: as for `onnx.OnnxTarget`.
 
     Raises:
-        InputError: OpenVINO is not installed, or the model is no classifier.
+        InputError: the model is no classifier.
         NotApplicable: OpenVINO cannot compile the model.
+        Unavailable: OpenVINO is not installed.
         UnsafeInput: as for `onnx.OnnxTarget`.
     """
 
     def __init__(self, model: bytes, threads: int = 1, *, output: str | None = None) -> None:
-        inputs, outputs = ports(check_onnx(model))
+        checked, model = checked_onnx(model)
+        inputs, outputs = ports(checked)
         self._input, self._output = check_ports(inputs, outputs, output)
         self._place = outputs.index(self._output)
+        self._alone = measures_ranges(checked)
         try:
             import openvino
         except ImportError:
-            raise InputError("OpenVINO is not installed: pip install crushproof[openvino].") from None
+            raise Unavailable("OpenVINO is not installed: pip install crushproof[openvino].") from None
         settings = {
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
@@ -50,7 +53,7 @@ class OpenVinoTarget:
     def logits(self, x: Tensor) -> Tensor:
         """See `Target.logits`. Raises InputError when the records do not fit the model."""
         self.queries += len(x)
-        return answer_in_parts(x, self._input, self._output, self._run)
+        return answer_in_parts(x, self._input, self._output, self._run, alone=self._alone)
 
     def _run(self, part: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         answer = self._compiled([part])[self._place]

@@ -16,7 +16,9 @@ from .foreign import VALUES, Port
 from .model import BATCH
 
 MAPS = "maps"  # an output that gives each record a map from class to score, as converters of classical models write
-TYPES = ("float32", "float16", "float64", "uint8", "int8")  # of an input or output
+INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
+TYPES = ("float32", "float16", "float64", *INTEGERS, "bool")  # of an input
+SCORES = ("float32", "float16", "float64", "uint8", "int8")  # of an output: wider integers are labels
 
 
 def named_output(outputs: tuple[Port, ...], output: str) -> Port:
@@ -40,14 +42,14 @@ def check_ports(inputs: tuple[Port, ...], outputs: tuple[Port, ...], output: str
     """The input of a classifier, and its output of that name (None: the first); InputError when these are not such."""
     if output is not None:
         outputs = (named_output(outputs, output),)
-    if len(inputs) != 1 or not outputs or inputs[0].type not in TYPES or outputs[0].type not in (*TYPES, MAPS):
+    if len(inputs) != 1 or not outputs or inputs[0].type not in TYPES or outputs[0].type not in (*SCORES, MAPS):
         words = [
             ", ".join(f"{port.name!r} {port.type} {list(port.shape)}" for port in side) or "nothing"
             for side in (inputs, outputs)
         ]
         raise InputError(
             f"The model must take one input of numbers ({', '.join(TYPES)}) and answer with logits; it takes "
-            f"{words[0]} and answers {words[1]}."
+            f"{words[0]} and answers {words[1]}. Fix further inputs to constants, and export it again."
         )
     if len(inputs[0].shape) < 2:
         raise InputError(
@@ -58,15 +60,22 @@ def check_ports(inputs: tuple[Port, ...], outputs: tuple[Port, ...], output: str
 
 
 def answer_in_parts(
-    x: Tensor, given: Port, wanted: Port, run: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]
+    x: Tensor,
+    given: Port,
+    wanted: Port,
+    run: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]],
+    *,
+    alone: bool = False,
 ) -> Tensor:
     """float32 [n, outputs] on x's device, for x float32 [n, *shape].
 
     Args:
-        given: the model's input: values are cast to its type (for integers rounded half to even and kept within it),
-            and come in parts of its batch, the last one filled up; where the batch is free, in parts of bounded size.
+        given: the model's input: values are cast to its type (for integers rounded half to even and kept within it, for
+            truth values rounded), and come in parts of its batch, the last one filled up; where the batch is free, in
+            parts of bounded size.
         wanted: its output, turned back into floats by its grid.
         run: one part through the runtime.
+        alone: each record is asked by itself; where the batch is fixed, among copies of itself.
 
     Raises:
         InputError: the runtime refuses the records, or does not answer each of them.
@@ -76,12 +85,13 @@ def answer_in_parts(
     records = _as_type(x.detach().cpu().float().contiguous().numpy(), given.type)
     size = given.shape[0]
     step = size if isinstance(size, int) else max(1, min(BATCH, VALUES // max(1, math.prod(records.shape[1:]))))
+    step = 1 if alone else step
     answers = []
     for first in range(0, len(records), step):
         part = records[first : first + step]
         n = len(part)
-        if n < step and isinstance(size, int):
-            part = np.concatenate([part, np.repeat(part[-1:], step - n, axis=0)])
+        if isinstance(size, int) and n < size:
+            part = np.concatenate([part, np.repeat(part[-1:], size - n, axis=0)])
         try:
             answer = run(part)
         except Exception as error:  # each runtime has exceptions of its own, without a common base
@@ -105,7 +115,12 @@ def _as_type(records: np.ndarray[Any, Any], word: str) -> np.ndarray[Any, Any]:
     dtype = np.dtype(word)
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
-        records = np.clip(np.rint(records), limits.min, limits.max)
+        exact = np.float32 if dtype.itemsize < 4 else np.float64  # float32 cannot hold the limits of wide integers
+        records = np.rint(records.astype(exact, copy=False)).clip(limits.min, limits.max)
+        if dtype.itemsize == 8:  # nor float64 those of the widest: stay below them
+            records = records.clip(float(limits.min), float(2**62))
+    elif dtype.kind == "b":
+        records = np.rint(records) > 0
     return records.astype(dtype, copy=False)
 
 

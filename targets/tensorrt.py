@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .errors import NotApplicable, UnsafeInput
+from .errors import Unavailable, UnsafeInput
 from .onnx import OnnxTarget
 
 PROVIDER = "TensorrtExecutionProvider"
@@ -16,7 +16,7 @@ class TensorRtTarget(OnnxTarget):
         output: as for `OnnxTarget`.
 
     Raises:
-        NotApplicable: "not measured: no GPU", with the reason: another build of ONNX Runtime, no TensorRT, no GPU.
+        Unavailable: "not measured: no GPU", with the reason: another build of ONNX Runtime, no TensorRT, no GPU.
         InputError, UnsafeInput: as for `OnnxTarget`.
     """
 
@@ -24,7 +24,7 @@ class TensorRtTarget(OnnxTarget):
         import onnxruntime
 
         if PROVIDER not in onnxruntime.get_available_providers():
-            raise NotApplicable(
+            raise Unavailable(
                 "not measured: no GPU (this build of ONNX Runtime has no TensorRT; onnxruntime-gpu and TensorRT are "
                 "needed, on a machine with an NVIDIA GPU)"
             )
@@ -33,6 +33,6 @@ class TensorRtTarget(OnnxTarget):
         try:
             super().__init__(model, provider=PROVIDER, output=output)
         except UnsafeInput as error:
-            raise NotApplicable(f"not measured: no GPU ({error})") from None
+            raise Unavailable(f"not measured: no GPU ({error})") from None
         if PROVIDER not in self._session.get_providers():
-            raise NotApplicable("not measured: no GPU (TensorRT found none, so ONNX Runtime would use the CPU)")
+            raise Unavailable("not measured: no GPU (TensorRT found none, so ONNX Runtime would use the CPU)")

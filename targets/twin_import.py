@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _FAMILIES = (twin_elementwise, twin_fused, twin_quantized, twin_recurrent, twin_shapes)
 
-OPSETS = range(7, 26)  # of the standard's operators; 25 has the 2-bit integers
+OPSETS = range(7, 27)  # of the standard's operators; 25 has the 2-bit integers, 26 changed nothing that a twin follows
 STANDARD = ("", "ai.onnx")
 TRIED = 2**24  # values of a fixed batch: a larger one is taken as it is, since a trial could take any memory
 
@@ -68,6 +68,8 @@ class Importer:
         given = inputs[0]
         tensor = given.type.tensor_type
         kind = tensor.elem_type
+        if kind == BOOL:
+            raise NotApplicable("The ONNX model takes truth values, which no gradient changes, so there is no twin.")
         dims = [item.dim_value if item.HasField("dim_value") else None for item in tensor.shape.dim]
         known = tensor.HasField("shape") and len(dims) > 0
         self.module = Twin(tuple(dims[1:]) if known else None, kind, self.grid)
@@ -79,8 +81,7 @@ class Importer:
             raise NotApplicable("The output of the ONNX model does not depend on its input, so there is no twin.")
         self.module.answer = self.numbers[self.result]
         self._free()
-        together = known and dims[0] and dims[0] > 1 and self.module.measuring  # one range for the whole batch
-        if known and dims[0] and (together or not _takes_any_batch(self.module, dims[0])):
+        if known and dims[0] and not _takes_any_batch(self.module, dims[0]):
             self.module.batch = dims[0]
         find_records(self.module)
         return self.module
@@ -256,6 +257,10 @@ class Importer:
         return True
 
     def _step(self, proto: Any, node: Node, entry: Operator) -> None:
+        if node.operator == "Dropout" and node.has(2):
+            training = self.constants.get(proto.input[2])
+            if training is None or bool(training.any()):
+                node.refuse("it is in training mode, so it draws random numbers")
         structural = structural_inputs(entry, len(proto.input))
         computed = [name for name in proto.input if name and name not in self.constants]
         on_host = bool(computed) and (node.operator in ("Shape", "Size") or all(name in self.host for name in computed))

@@ -48,7 +48,7 @@ class Twin(nn.Module):
 
     def __init__(self, shape: tuple[int | None, ...] | None, kind: int, grid: tuple[float, float] | None) -> None:
         super().__init__()
-        self.shape, self.rounds = shape, False
+        self.shape, self.rounds = shape, kind in INTEGERS
         self.kind = (
             kind  # element type of the file's input; values for an integer one are rounded, as `OnnxTarget` does
         )
@@ -78,10 +78,11 @@ class Twin(nn.Module):
                 f"The ONNX model takes records of shape {_shown(self.shape)}, not {list(x.shape[1:])}. Give them in "
                 "the model's own layout."
             )
-        if self.batch is None or len(x) == self.batch:
+        step = 1 if self.measuring else self.batch  # a range is measured over copies of one record, as deployed
+        if self.batch is None or len(x) == self.batch == step:
             return self._run(x)
         answers = []
-        for part in x.split(self.batch):
+        for part in x.split(step or 1):
             missing = self.batch - len(part)
             answers.append(self._run(torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]))[: len(part)])
         return torch.cat(answers)

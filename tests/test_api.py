@@ -232,3 +232,48 @@ def test_a_builder_of_something_else_is_refused(bare: nn.Module) -> None:
         audited(bare, build=lambda: 3)
     with pytest.raises(InputError, match="cannot be called as function"):
         audited(bare, training=lambda module: module)
+
+
+@pytest.mark.parametrize(
+    ("recipes", "words"),
+    [
+        ([], "recipes is empty"),
+        (["int7"], "no recipe 'int7'. Did you mean 'int8'"),
+        ([{"kind": "quantise"}], "Did you mean 'quantize'"),
+        ([{"weight_bits": 4}], r"recipes\[0\] has no kind"),
+        ([8], r"recipes\[0\] is int"),
+        (None, "must be a list or a mapping"),
+        ({"my int 8!": "int8"}, "candidate's name"),
+        ({"kind": "quantize", "bits": 4}, "bits: is not a key"),
+    ],
+)
+def test_recipes_that_say_nothing_are_refused(bare: nn.Module, recipes: Any, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        crushproof.audit_model(bare, None, records(120, 2), recipes)
+
+
+RECORDS, LABELS = (one.numpy() for one in records(120, 2))
+
+
+@pytest.mark.parametrize(
+    ("test", "words"),
+    [
+        ((RECORDS, LABELS + 0.5), "no whole numbers: 120 of them, first [01].5 in record 0"),
+        ((RECORDS, torch.tensor(LABELS) + 0.5), "no whole numbers"),
+        ((RECORDS, nn.functional.one_hot(torch.tensor(LABELS))), "one-hot"),
+        ((RECORDS, torch.ones(120, 3)), "Multi-label data is not supported"),
+        ((RECORDS, ["a", "b"] * 30 + ["c", "d"] * 30), "not among the class names"),
+        ((RECORDS.astype(str), LABELS), "x of test holds <U"),
+        (([[1, 2], [3]], [0, 1]), "x of test is no array of equal records"),
+        ((RECORDS, LABELS, LABELS), "must be a pair"),
+        (torch.utils.data.TensorDataset(torch.tensor(RECORDS)), "Stack the records"),
+    ],
+)
+def test_records_that_are_none_are_refused(bare: nn.Module, test: Any, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        crushproof.audit_model(bare, None, test, "int8", class_names=["a", "b"])
+
+
+def test_texts_and_class_numbers_are_not_mixed(bare: nn.Module) -> None:
+    with pytest.raises(InputError, match="one split are texts"):
+        crushproof.audit_model(bare, records(80, 1), (RECORDS, ["a", "b"] * 60), "int8")
