@@ -174,6 +174,8 @@ def _off_statistics(assumptions: Assumptions, asked: Asked) -> float | None:
     with torch.no_grad():
         module(asked.x[: _few(asked)])
     hook.remove()
+    if not seen:
+        return None
     values = seen[0].movedim(1, 0).flatten(1).double()
     mean, variance = norm.running_mean.double(), norm.running_var.double() + norm.eps
     shift = (values.mean(1) - mean).abs() / variance.sqrt()
@@ -221,7 +223,11 @@ def _ascended(module: nn.Module, x: Tensor, y: Tensor, bounds: Bounds, size: Ten
         logits = module(found)
         own = logits.gather(1, y[:, None])[:, 0]
         margin = own - logits.scatter(1, y[:, None], -math.inf).amax(1)
-        (gradient,) = torch.autograd.grad(margin.sum(), found)
+        gradient = None
+        if margin.requires_grad:  # a comparison lets nothing through
+            (gradient,) = torch.autograd.grad(margin.sum(), found, allow_unused=True)
+        if gradient is None:
+            break
         moved = found.detach() - size / 2 * gradient.nan_to_num().sign()
         found = bounds.clamp(torch.maximum(torch.minimum(moved, x + size), x - size))
     return found.detach()
