@@ -52,6 +52,7 @@ SIZING = {
     "Resize": (1, 2, 3),
     "Slice": (1, 2, 3, 4),
 }
+MOVES = _names("Cast Flatten Identity Reshape Squeeze Transpose Unsqueeze")  # operators that keep the values
 LIMITS = {"uint8": (0, 255), "int8": (-128, 127), "uint16": (0, 65535), "int16": (-32768, 32767)}
 MARKUP = re.compile(r"<(?!lambda>|locals>|module>|unknown>|unnamed )[/!?]?[A-Za-z]")  # tracers write the named ones
 AGAIN = "Export the model again, or fetch the file again and compare its size with the original's."
@@ -253,7 +254,7 @@ def facts(model: onnx.ModelProto, zeroed: Iterable[str] = ()) -> dict[str, Any]:
         readers = used.get(port["name"], [])
         if len(readers) == 1 and readers[0].op_type == "DequantizeLinear":
             port["grid"] = _grid(readers[0], constants)
-        port["covers"] = _covered(port, readers, constants)
+        port["covers"] = _covered(port, used, constants)
     for port in outputs:
         if port["name"] in made and made[port["name"]].op_type == "QuantizeLinear":
             port["grid"] = _grid(made[port["name"]], constants)
@@ -302,11 +303,14 @@ def _grid(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> list[
 
 
 def _covered(
-    port: dict[str, Any], readers: list[onnx.NodeProto], constants: dict[str, onnx.TensorProto]
+    port: dict[str, Any], used: dict[str, list[onnx.NodeProto]], constants: dict[str, onnx.TensorProto]
 ) -> list[float] | None:
     """The range of the quantiser that an input is, or goes into first; None where there is none of one grid."""
     grid, word = port["grid"], port["type"]
     if word not in LIMITS:
+        readers = used.get(port["name"], [])
+        while len(readers) == 1 and readers[0].op_type in MOVES and readers[0].output:
+            readers = used.get(readers[0].output[0], [])
         node = next((node for node in readers if node.op_type == "QuantizeLinear" and len(node.input) > 2), None)
         grid = None if node is None else _grid(node, constants)
         zero = None if node is None else constants.get(node.input[2])

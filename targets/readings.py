@@ -28,9 +28,10 @@ GUARD = 1.64  # standard errors that a gain in likelihood must have for its sum 
 NOISE = 0.05  # random signs, in units of the bounds
 EPSILONS = (0.02, 0.05, 0.1)  # of the quick attack
 STEPS = 3  # of the quick attack
-RECORDS, FEWER, LARGE = 200, 60, 2**14  # it tries so many records, fewer of those of more values than LARGE
+RECORDS, FEWER, LARGE = 200, 60, 2**14  # records it tries; fewer (of noise, too) where one has over LARGE values
 APART = 0.7  # about the logarithm of 2: a first layer sees twice the variance that it was trained on
 MATTERS, POINTS = 0.05, 0.05  # p, and share of the records: beyond both the quick attack tells readings apart
+FILLS = 0.8  # of the best overlap with the file's own range: below it that range speaks against a reading
 SURER = 4  # octaves of confidence that speak against a reading
 
 
@@ -120,7 +121,8 @@ def _supported(trials: list[Trial], asked: Asked) -> list[Trial]:
     """Those that nothing in the file speaks against: its own range and statistics, and how sure it is. A network that
     learnt by cross-entropy is about as sure as it is right; fed a hundred times too bright it is a hundred times surer.
     """
-    kept = [trial for trial in trials if _in_range(trial.assumptions, asked)] or trials
+    shared = [_overlap(trial.assumptions, asked) for trial in trials]
+    kept = [trial for trial, overlap in zip(trials, shared, strict=True) if overlap >= FILLS * max(shared)]
     octaves = [_octaves(trial) for trial in kept]
     kept = [trial for trial, off in zip(kept, octaves, strict=True) if off < min(octaves) + SURER]
     if len(kept) == 1:
@@ -139,22 +141,24 @@ def _octaves(trial: Trial) -> float:
     return min(abs(math.log2(temperature)) for temperature, fits in zip(TEMPERATURES, good, strict=True) if fits)
 
 
-def _in_range(assumptions: Assumptions, asked: Asked) -> bool:
-    """Whether the values, or all that the bounds allow, fill what the file's input quantiser covers, about."""
+def _overlap(assumptions: Assumptions, asked: Asked) -> float:
+    """How well the values, or all that the bounds allow, fill what the file's input quantiser covers: the share of both
+    ranges that they have in common; 1 where there is no quantiser.
+    """
     covered = asked.port.covers
     if covered is None:
-        return True
+        return 1.0
     before = Preprocessing(assumptions.model_copy(update={"grid": None}))
     ends = torch.stack([side.expand(asked.x.shape[1:]) for side in (asked.bounds.low, asked.bounds.high)])
-    return any(_fills((float(values.min()), float(values.max())), covered) for values in map(before, (asked.x, ends)))
+    return max(_fills((float(values.min()), float(values.max())), covered) for values in map(before, (asked.x, ends)))
 
 
-def _fills(values: tuple[float, float], covered: tuple[float, float]) -> bool:
+def _fills(values: tuple[float, float], covered: tuple[float, float]) -> float:
     (low, high), (least, most) = values, covered
     if math.isclose(-least, most, rel_tol=0.05):  # a symmetrical quantiser says nothing of the other side
-        return 0.4 <= max(-low, high) / most <= 2
-    shared = min(high, most) - max(low, least)
-    return shared >= 0.6 * (max(high, most) - min(low, least))
+        reach = max(-low, high, 0.0)
+        return min(reach, most) / max(reach, most)
+    return max(0.0, min(high, most) - max(low, least)) / (max(high, most) - min(low, least))
 
 
 def _off_statistics(assumptions: Assumptions, asked: Asked) -> float | None:
@@ -170,6 +174,8 @@ def _off_statistics(assumptions: Assumptions, asked: Asked) -> float | None:
     with torch.no_grad():
         module(asked.x[: _few(asked)])
     hook.remove()
+    if not seen:
+        return None
     values = seen[0].movedim(1, 0).flatten(1).double()
     mean, variance = norm.running_mean.double(), norm.running_var.double() + norm.eps
     shift = (values.mean(1) - mean).abs() / variance.sqrt()
@@ -182,7 +188,8 @@ def _off_statistics(assumptions: Assumptions, asked: Asked) -> float | None:
 
 def _noisy(trials: list[Trial], asked: Asked) -> dict[int, Trial]:
     """The same on records with small noise, by identity."""
-    x = asked.bounds.clamp(asked.x + NOISE * asked.bounds.scale * _signs(asked.x, "noise"))
+    x = asked.x if asked.x[0].numel() <= LARGE else asked.x[:FEWER]
+    x = asked.bounds.clamp(x + NOISE * asked.bounds.scale * _signs(x, "noise"))
     found = {}
     for trial in trials:
         logits = asked.deployed(trial.assumptions).logits(x).double()
@@ -216,7 +223,11 @@ def _ascended(module: nn.Module, x: Tensor, y: Tensor, bounds: Bounds, size: Ten
         logits = module(found)
         own = logits.gather(1, y[:, None])[:, 0]
         margin = own - logits.scatter(1, y[:, None], -math.inf).amax(1)
-        (gradient,) = torch.autograd.grad(margin.sum(), found)
+        gradient = None
+        if margin.requires_grad:  # a comparison lets nothing through
+            (gradient,) = torch.autograd.grad(margin.sum(), found, allow_unused=True)
+        if gradient is None:
+            break
         moved = found.detach() - size / 2 * gradient.nan_to_num().sign()
         found = bounds.clamp(torch.maximum(torch.minimum(moved, x + size), x - size))
     return found.detach()
@@ -255,7 +266,8 @@ def _doubt(best: Trial, other: Trial, survivors: dict[int, Tensor], asked: Asked
         if falls
         else "The records do not tell which is meant, and the less robust one, the first, is audited"
     )
-    return f"{ALIKE}: {words[0]}; {words[1]}. {why}. Say which it is with --units, --mean and --std, or --channels."
+    cure = "Say which it is with --units, --mean and --std, --channels or --layout."
+    return f"{ALIKE}: {words[0]}; {words[1]}. {why}. {cure}"
 
 
 def _named(trial: Trial) -> str:

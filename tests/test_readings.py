@@ -195,16 +195,24 @@ def test_the_statistics_of_the_first_normalisation_decide(binary: Data, mlp: Mlp
     assert not sentences[0].startswith(ALIKE)
 
 
+class Compared(Binarised):
+    """The same by a comparison, which has no gradient at all."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner((self.norm(x) > 0).float())
+
+
 class Shift(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x - 0.5
 
 
-def test_noise_tells_the_units_of_a_binarised_network(binary: Data, mlp: Mlp) -> None:
+@pytest.mark.parametrize("kind", [Binarised, Compared])
+def test_noise_tells_the_units_of_a_binarised_network(kind: type[Binarised], binary: Data, mlp: Mlp) -> None:
     """In 0..255 it is as right on clean records, and any noise turns a black pixel white."""
     for data in (binary, scaled(binary, 255)):
         high = float(data.bounds.high)
-        assumptions, sentences, model = read(Binarised(mlp, Shift()), data)
+        assumptions, sentences, model = read(kind(mlp, Shift()), data)
         x, y = data.non_members.x, data.non_members.y
         noise = torch.randint(0, 2, x.shape, generator=generator(0, "noise")) * 2 - 1.0
         target = deployed(model, "onnx", assumptions)

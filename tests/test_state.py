@@ -325,7 +325,7 @@ def test_varying_answers_are_a_flag_of_the_candidate(varies: str | None) -> None
     labels = torch.arange(100) % 4
     suite = SimpleNamespace(
         candidate_cell=lambda contender: "candidate/x",
-        subject=SimpleNamespace(data=SimpleNamespace(evaluation=SimpleNamespace(y=labels))),
+        subject=SimpleNamespace(data=SimpleNamespace(evaluation=SimpleNamespace(y=labels), bounds_doubt="")),
     )
     reader = cast(Reader, SimpleNamespace(suite=suite, get=lambda cell: result))
     contender = cast(Contender, SimpleNamespace(touches_members_after_dp=False, file=None))
