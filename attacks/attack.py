@@ -39,7 +39,9 @@ class Flag(StrEnum):
     AT_CHANCE = "at-chance"  # the model is no better than guessing: neither robust nor private
     DISTRIBUTION_SHIFT = "distribution-shift"  # a classifier that never sees the model tells members apart
     SHADOWS_DIFFER = "shadows-differ"  # the shadows are not (known to be) trained as the target was
-    INTERFACE_DOUBTFUL = "interface-doubtful"  # a file fits clearly better when asked otherwise than was declared
+    INTERFACE_DOUBTFUL = "interface-doubtful"  # a file fits better, or about as well, when asked otherwise
+    BOUNDS_DOUBTFUL = "bounds-doubtful"  # epsilon counts in units of bounds that were guessed
+    EPSILON_EXTREME = "epsilon-extreme"  # no radius was found at which the dense model keeps about half
     ANSWERS_VARY = "answers-vary"  # a record's answer depends on what else is asked, or on chance
     EPSILON_VOID = "epsilon-void"  # compression touched members after DP-SGD
 

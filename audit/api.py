@@ -16,6 +16,10 @@ from ..compression.recipe import RECIPES, Recipe
 from ..compression.student import offered
 from ..targets.data import Bounds, Data, Records
 from ..targets.errors import InputError
+from ..targets.files import nearest, shown
+from ..targets.labels import class_numbers, predicted_values, sorted_labels
+from ..targets.loading import inferred_bounds
+from ..targets.plain import plain, scripted
 from ..training.architecture import Architecture
 from ..training.loop import Training
 from ..training.trainer import BuiltinTrainer, Trainer, UserTrainer
@@ -25,6 +29,7 @@ from .plan import Plan, check_techniques, validated
 from .presets import RECIPE_WORDS
 from .progress import Progress
 from .run import run_audit
+from .scripted import without_script
 from .subject import SHADOWS_DIFFER, DenseModel, Subject, checked_module, checked_training, student_factories
 from .yaml_plan import Source
 
@@ -69,14 +74,14 @@ def audit_model(
     model: nn.Module,
     train: tuple[Arraylike, Arraylike] | None,
     test: tuple[Arraylike, Arraylike],
-    recipes: Sequence[str | Recipe] | Mapping[str, str | Recipe],
+    recipes: str | Recipe | Sequence[str | Recipe | Mapping[str, Any]] | Mapping[str, Any],
     *,
     policy: str | Mapping[str, Any] = "release",
     attacks: str | Sequence[Any] = "standard",
     training: Training | Callable[[nn.Module, Tensor, Tensor, int], nn.Module] | None = None,
     build: Callable[[], nn.Module] | None = None,
     shadows: Mapping[str, int] | None = None,
-    bounds: tuple[float, float] = (0.0, 1.0),
+    bounds: tuple[float, float] | None = None,
     class_names: Sequence[str] | None = None,
     task: Literal["classification", "regression"] = "classification",
     name: str = "model",
@@ -88,9 +93,11 @@ def audit_model(
 
     Args:
         model: the trained dense model; it is copied, never changed.
-        train: x float [n, *shape] and y int [n] that it was trained on; None leaves out membership.
+        train: x float [n, *shape] and y int [n] that it was trained on; None leaves out membership. Labels may be
+            texts: the classes are then the distinct ones, sorted, or as `class_names` orders them.
         test: the same for records it has never seen.
-        recipes: short words ("int8"), kinds or recipes; a mapping gives each candidate its name.
+        recipes: short words ("int8"), kinds, recipes or mappings as in a plan; a mapping of names gives each candidate
+            its own.
         training: how the model was trained, for shadow models: hyper-parameters of the built-in loop, or a function
             `(module, x, y, seed) -> module`. Left out, shadow models use the built-in training as it is, and the
             report says so.
@@ -98,7 +105,8 @@ def audit_model(
             holds an nn.Parameter and has no reset_parameters).
         shadows: `{"training_free": 64, "trained": 16}`.
         task: regression: y are values to predict, float [n] or [n, outputs]; the error is audited, and no attack.
-        bounds: smallest and largest value of an input; epsilon counts in units of their distance.
+        bounds: smallest and largest value of an input; epsilon counts in units of their distance. Left out: the range
+            of the grid that the values lie on ([0, 1], [0, 255], [0, 16] ...); where that is a guess a flag says so.
         out: a folder that keeps evidence and finished cells, so that the next call resumes; default: none is kept.
 
     Raises:
@@ -108,14 +116,15 @@ def audit_model(
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a trained torch.nn.Module; it is {type(model).__name__}.")
     data = _data(train, test, bounds, class_names, name, seed, regression=task == "regression")
-    architecture = _architecture(model, build)
-    state = {key: tensor.detach().cpu().clone() for key, tensor in model.state_dict().items()}
+    module, changed = _plain(model, data)
+    architecture = _architecture(module, build, type(model).__name__)
+    state = {key: tensor.detach().clone() for key, tensor in module.state_dict().items()}
     trainer: Trainer
     if training is None or isinstance(training, Training):
         trainer = BuiltinTrainer(training or Training())
     else:
         trainer = UserTrainer(checked_training(training), f"{name_of(training)}@{code_digest(training)}")
-    identity = f"{architecture.name}|{model_digest(model)}|{trainer.identity}"
+    identity = f"{architecture.name}|{model_digest(module)}|{trainer.identity}"
     plan = validated(
         Plan,
         {
@@ -124,7 +133,7 @@ def audit_model(
             "data": {"kind": "memory", "name": name},
             "model": {"architecture": "memory:model"},
             "candidates": _candidates(recipes),
-            "attacks": attacks if isinstance(attacks, str) else list(attacks),
+            "attacks": attacks if isinstance(attacks, str) else _listed(attacks),
             "policy": policy if isinstance(policy, str) else dict(policy),
             "shadows": dict(shadows or {}),
             "workers": 0,
@@ -136,27 +145,45 @@ def audit_model(
         build_student = offered(path)
         identity += f"|{path}" if build_student is None else f"|{path}@{code_digest(build_student)}"
     notes = (SHADOWS_DIFFER_HERE,) if training is None else ()
-    subject = Subject(data, DenseModel(architecture, trainer, state, training is None), identity, notes=notes)
+    dense = DenseModel(architecture, trainer, state, training is None, tuple(changed))
+    subject = Subject(data, dense, identity, notes=notes)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) if out is None else Path(out)
         return AuditResult(run_audit(plan, Path(), folder, subject=subject, progress=progress, command=""))
 
 
-def _architecture(model: nn.Module, build: Callable[[], nn.Module] | None) -> Architecture:
+def _listed(attacks: Any) -> list[Any]:
+    return list(attacks) if isinstance(attacks, Sequence) else [attacks]
+
+
+def _plain(model: nn.Module, data: Data) -> tuple[nn.Module, list[str]]:
+    """The model as layers that can be compressed, and what had to be changed for it."""
+    example = data.non_members.x[:2]
+    if not scripted(model):
+        return plain(model, example)
+    read, sentence = without_script(model, example)
+    module, notes = plain(read)
+    return module, [sentence, *notes]
+
+
+def _architecture(module: nn.Module, build: Callable[[], nn.Module] | None, label: str) -> Architecture:
     """How models of this structure are made.
+
+    Args:
+        module: plain (see `targets.plain`); `label` is what the report calls its type.
 
     Raises:
         InputError: `build` fails, or builds something else.
     """
-    like = Architecture.like(model, type(model).__name__)
+    like = Architecture.like(module, label)
     if build is None:
         return like
     name, given = name_of(build), build
     architecture = Architecture(
-        f"{like.name}|{name}@{code_digest(build)}", lambda: checked_module(given, {}, name).cpu(), like.pattern
+        f"{like.name}|{name}@{code_digest(build)}", lambda: plain(checked_module(given, {}, name))[0], like.pattern
     )
     wanted, built = (
-        {key: tuple(value.shape) for key, value in one.state_dict().items()} for one in (model, architecture.fresh(0))
+        {key: tuple(value.shape) for key, value in one.state_dict().items()} for one in (module, architecture.fresh(0))
     )
     if wanted != built:
         odd = sorted(key for key in wanted.keys() | built.keys() if wanted.get(key) != built.get(key))
@@ -170,44 +197,130 @@ def _architecture(model: nn.Module, build: Callable[[], nn.Module] | None) -> Ar
 def _data(
     train: tuple[Arraylike, Arraylike] | None,
     test: tuple[Arraylike, Arraylike],
-    bounds: tuple[float, float],
+    bounds: tuple[float, float] | None,
     class_names: Sequence[str] | None,
     name: str,
     seed: int,
     *,
     regression: bool,
 ) -> Data:
-    members = None if train is None else _records(*train, regression=regression)
-    non_members = _records(*test, regression=regression)
+    splits = {"test": test} | ({} if train is None else {"train": train})
+    raw, x, y = {}, {}, {}
+    for split, pair in splits.items():
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise InputError(
+                f"{split} must be a pair (x, y) of arrays; it is {type(pair).__name__}. Stack the records of a data "
+                "set or loader into two arrays first."
+            )
+        inputs = _array(pair[0], f"x of {split}")
+        if inputs.dtype.kind not in "fiub":
+            raise InputError(f"x of {split} holds {inputs.dtype} values. Give numbers, such as float32.")
+        raw[split] = inputs  # in their own type, which tells something of their bounds
+        x[split] = torch.from_numpy(np.array(inputs, dtype=np.float32))
+        y[split] = _array(pair[1], f"y of {split}")
+    notes: tuple[str, ...] = ()
     if regression:
+        answers = {split: torch.from_numpy(predicted_values(own, f"y of {split}")) for split, own in y.items()}
         class_names = []
-    elif class_names is None:
-        labels = [records.y for records in (members, non_members) if records is not None and len(records)]
-        most = max((int(y.max()) for y in labels), default=0)
-        class_names = [str(label) for label in range(most + 1)]
-    return Data(name, members, non_members, Bounds.of(*bounds), tuple(class_names), seed=seed)
+    else:
+        texts = {split: _texts(own) for split, own in y.items()}
+        written = [own for own in texts.values() if own is not None]
+        if written and len(written) < len(y):
+            raise InputError("The labels of one split are texts and those of the other are not. Write both alike.")
+        if written and class_names is None:
+            class_names = sorted_labels(written)
+            notes = (
+                f"The labels are texts, taken as the model's outputs in this order: {', '.join(class_names[:20])}"
+                f"{', ...' if len(class_names) > 20 else ''}.",
+            )
+        names = list(class_names or ())
+        answers = {
+            split: torch.from_numpy(_numbered(own, texts[split], names, f"y of {split}")) for split, own in y.items()
+        }
+        if class_names is None:
+            most = max((int(own.max()) for own in answers.values() if len(own)), default=0)
+            class_names = [str(label) for label in range(most + 1)]
+    records = {split: Records(x[split], answers[split]) for split in splits}
+    found, doubt = None if bounds is None else Bounds.of(*bounds), ""
+    if found is None:
+        found, told, doubt = inferred_bounds(list(raw.values()), "the arrays")
+        notes = (*notes, *told)
+    return Data(
+        name,
+        records.get("train"),
+        records["test"],
+        found,
+        tuple(class_names),
+        seed=seed,
+        notes=notes,
+        bounds_doubt=doubt,
+    )
 
 
-def _records(x: Arraylike, y: Arraylike, *, regression: bool) -> Records:
-    wanted = torch.as_tensor(y).detach().cpu()
-    wanted = wanted.float().reshape(len(wanted), -1) if regression else wanted.long()
-    return Records(torch.as_tensor(x).detach().cpu().float(), wanted)
+def _array(values: Any, where: str) -> np.ndarray[Any, Any]:
+    """What a user calls an array: of NumPy, torch or pandas, or nested lists."""
+    try:
+        if isinstance(values, list | tuple) and values and all(isinstance(one, Tensor) for one in values):
+            values = torch.stack(list(values))
+        if isinstance(values, Tensor):
+            values = values.detach().cpu()
+            values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+        return np.asarray(values)
+    except (ValueError, TypeError, RuntimeError) as error:  # ragged lists, sparse tensors
+        why = " ".join(str(error).split())[:200].rstrip(".")
+        raise InputError(f"{where} is no array of equal records: {why}. Stack records of one shape.") from None
 
 
-def _candidates(recipes: Sequence[str | Recipe] | Mapping[str, str | Recipe]) -> dict[str, Any]:
-    if isinstance(recipes, Mapping):
+def _texts(y: np.ndarray[Any, Any]) -> list[str] | None:
+    """The labels where they are texts; None where they are not."""
+    flat = y.reshape(-1).tolist() if y.ndim == 1 or y.shape[1:] == (1,) else []
+    return flat if flat and all(isinstance(label, str) for label in flat) else None
+
+
+def _numbered(
+    y: np.ndarray[Any, Any], texts: list[str] | None, names: list[str], where: str
+) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Class numbers: the positions of texts among `names`; whole numbers of any type as they are."""
+    if texts is None:
+        whole = y.dtype.kind == "O" and all(isinstance(label, int | np.integer) for label in y.reshape(-1))
+        whole |= y.dtype.kind == "f" and y.ndim == 1 and bool((y == np.round(y)).all())
+        return class_numbers(y.astype(np.int64) if whole else y, where)
+    position = {text: number for number, text in enumerate(names)}
+    unknown = sorted(set(texts) - set(position))
+    if unknown:
+        raise InputError(
+            f"Label {shown(unknown[0])} in {where} is not among the class names. Name every class, as it is written in "
+            "the labels, in the order of the model's outputs."
+        )
+    return np.array([position[text] for text in texts], dtype=np.int64)
+
+
+def _candidates(recipes: Any) -> dict[str, Any]:
+    """Candidates by name: as given, or by what their recipe is called, numbered from the second on."""
+    if isinstance(recipes, Mapping) and recipes.get("kind") not in RECIPES.kinds():
         return dict(recipes)
-    if isinstance(recipes, str | Recipe):
+    if isinstance(recipes, str | Recipe | Mapping):
         recipes = [recipes]
+    if not isinstance(recipes, Sequence):
+        raise InputError(f"recipes must be a list or a mapping of names to recipes; it is {type(recipes).__name__}.")
     named: dict[str, Any] = {}
-    for recipe in recipes:
-        name = recipe if isinstance(recipe, str) else recipe.kind
-        if isinstance(recipe, str) and recipe not in RECIPE_WORDS:
-            recipe = RECIPES.parse(recipe)
+    for position, recipe in enumerate(recipes):
+        if not isinstance(recipe, str | Recipe | Mapping):
+            raise InputError(
+                f"recipes[{position}] is {type(recipe).__name__}. Give a short word ('int8'), a kind, a mapping with a "
+                "kind, or a recipe."
+            )
+        if isinstance(recipe, Mapping) and "kind" not in recipe:
+            raise InputError(f"recipes[{position}] has no kind. Known: {', '.join(RECIPES.kinds())}.")
+        if isinstance(recipe, str) and recipe not in {*RECIPE_WORDS, *RECIPES.kinds()}:
+            known = [*RECIPE_WORDS, *RECIPES.kinds()]
+            raise InputError(f"There is no recipe {shown(recipe)}.{nearest(recipe, known)} Known: {', '.join(known)}.")
+        one = recipe if isinstance(recipe, str) and recipe in RECIPE_WORDS else RECIPES.parse(recipe)
+        name = one if isinstance(one, str) else one.kind
         base, number = name, 2
         while name in named:
             name, number = f"{base}-{number}", number + 1
-        named[name] = recipe
+        named[name] = one
     if not named:
         raise InputError("recipes is empty: name at least one, for example recipes=['int8'].")
     return named

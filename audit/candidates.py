@@ -7,7 +7,7 @@ from typing import Any
 
 from ..attacks.evasion.evasion import Evasion
 from .cells import Result
-from .evasion_findings import robust_at
+from .evasion_comparison import resolve_radius, robust_at
 from .findings import Candidate, Certificate, Change, Estimate, Footprint, Kernels, Lineage, Runtime
 from .lineup import PLAIN, Contender
 from .measures import mean, mean_change, rate, rate_change
@@ -24,7 +24,8 @@ def candidate_row(reader: Reader, contender: Contender) -> Candidate | None:
     for name in contender.baselines:
         other = reader.get(suite.candidate_cell(suite.lineup.contender(name)))
         if other is not None:
-            changes[name] = _quality_change(result, other, name)
+            flags = sorted(candidate_flags(reader, suite.lineup.contender(name)))
+            changes[name] = _quality_change(result, other, name).model_copy(update={"flags": flags})
     weights = dict(result.document["footprint"])
     plain = reader.get(suite.candidate_cell(suite.lineup.contender(PLAIN))) if suite.lineup.dense else None
     own = weights["payload_bytes"]
@@ -50,7 +51,9 @@ def candidate_row(reader: Reader, contender: Contender) -> Candidate | None:
         certificate=_certificate(reader, contender, result),
         kernels=None if result.document["kernels"] is None else Kernels.model_validate(result.document["kernels"]),
         file=None if contender.file is None else Path(contender.file.name).name,
-        assumed=[*result.document.get("notes", []), *filter(None, [result.document.get("varies")])],
+        assumed=[]
+        if contender.file is None
+        else [*contender.file.notes, *result.document["notes"], *filter(None, [result.document.get("varies")])],
         lineage=_lineage(reader, contender),
         runtimes=[
             Runtime(name=runtime, **found.document)
@@ -137,7 +140,8 @@ def _certificate(reader: Reader, contender: Contender, result: Result) -> Certif
         return None
     kinds = dict(result.document["certificate"]["kinds"])
     for attack, label in reader.suite.attacks:
-        found = reader.get(f"{label}/{contender.name}") if isinstance(attack, Evasion) else None
+        cell = reader.suite.attack_cell(label, contender.name)
+        found = reader.get(cell) if isinstance(attack, Evasion) else None
         if found is not None and "certificate" in found.document:
             kinds |= found.document["certificate"]["kinds"]
     n = sum(kind["n"] for kind in kinds.values())
@@ -161,9 +165,12 @@ def _draws(reader: Reader, contender: Contender, shipped: Result) -> list[dict[s
         if result is None:
             continue
         row = {"draw": float(draw), **_figures("accuracy", result.arrays["evidence/correct"])}
-        found = reader.get(f"{label}/{contender.name}/draw-{draw}")  # one attack for all draws: gradients at the gate
-        if isinstance(attack, Evasion) and found is not None:
-            row |= _figures("robust_accuracy", robust_at(found, attack.gate_epsilon))
+        found = reader.get(
+            reader.suite.attack_cell(label, contender.name, f"draw-{draw}")
+        )  # one attack for all draws: gradients at the gate
+        resolved = resolve_radius(reader, attack) if isinstance(attack, Evasion) else None
+        if resolved is not None and found is not None:
+            row |= _figures("robust_accuracy", robust_at(found, resolved.gate))
         rows.append(row)
     return rows
 

@@ -54,9 +54,11 @@ def audit(
     recipe: Annotated[str | None, typer.Option(help="With --dense: how it was compressed, e.g. int8.")] = None,
     bounds: Annotated[tuple[float, float] | None, typer.Option(help="Smallest and largest value of an input.")] = None,
     layout: Annotated[str | None, typer.Option(help="channels-first, channels-last or flat.")] = None,
+    channels: Annotated[str | None, typer.Option(help="Its order of colours: rgb or bgr; the data's is rgb.")] = None,
     mean: Annotated[str | None, typer.Option(help="Per channel, of pixels in [0, 1]: 0.485,0.456,0.406.")] = None,
     std: Annotated[str | None, typer.Option(help="The same for the standard deviation.")] = None,
     units: Annotated[str | None, typer.Option(help="What it takes: 'as given', 0..1, 0..255 or -1..1.")] = None,
+    output: Annotated[str | None, typer.Option(help="Name of the file's output that holds the classes.")] = None,
     outputs: Annotated[str | None, typer.Option(help="logits, probabilities or log-probabilities.")] = None,
     policy: Annotated[str | None, typer.Option(help="Of --artifact: release, robustness, or a YAML file.")] = None,
     labels: Annotated[str | None, typer.Option(help="For each class, the file's output for it: 1,2,0.")] = None,
@@ -75,9 +77,11 @@ def audit(
             "--recipe": recipe,
             "--bounds": bounds,
             "--layout": layout,
+            "--channels": channels,
             "--mean": mean,
             "--std": std,
             "--units": units,
+            "--output": output,
             "--outputs": outputs,
             "--labels": labels,
             "--policy": policy,
@@ -118,8 +122,7 @@ def audit(
             command=shlex.join(words),
         )
         show(result, as_json, None if only else out / "report.html", only)
-        verdict = result.verdict if only is None else result.findings[0].verdict
-        raise typer.Exit(CODES.get(verdict, PASS))  # a finding that no policy judges passes
+        raise typer.Exit(CODES[result.verdict] if only is None else code_of_finding(result))
 
 
 @app.command()
@@ -268,6 +271,14 @@ def doctor() -> None:
             typer.echo(f"{check.state:>4}  {check.what}: {check.words}")
             bad += check.state == "bad"
         raise typer.Exit(INCOMPLETE if bad else PASS)
+
+
+def code_of_finding(result: Audit) -> int:
+    """Of `--only`: one that no policy judges passes; one that could not be measured and is judged is incomplete."""
+    if not result.findings:
+        return INCOMPLETE
+    found = result.findings[0]
+    return INCOMPLETE if found.gated and found.verdict == "not-measured" else CODES.get(found.verdict, PASS)
 
 
 def show(result: Audit, as_json: bool, report_path: Path | None, only: str | None) -> None:

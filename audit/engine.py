@@ -25,7 +25,7 @@ from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
-from ..targets.errors import CrushproofError, Incomplete, InputError, NotApplicable, UnsafeInput
+from ..targets.errors import CrushproofError, Incomplete, InputError, NotApplicable, Unavailable, UnsafeInput
 from .cells import Cell, Result
 from .progress import Progress, Silent
 from .store import Store
@@ -47,6 +47,7 @@ class Work(Protocol):
 
         Raises:
             NotApplicable: stored as the result `{"not_applicable": message}`, and so never tried again.
+            Unavailable: nothing is stored; what needs the cell does not run either, and the next run tries again.
             CrushproofError: stops the run.
             Exception: fails this cell; what does not need it still runs.
         """
@@ -59,6 +60,7 @@ class Outcome:
     Args:
         failed: what went wrong, by cell; a traceback lies in the store's folder `failures`.
         skipped: cells that need a failed one, each with that one's name.
+        unavailable: what this machine lacks, by each cell that could not run for want of it.
         seconds: CPU seconds by phase of all the cells, whenever they were computed.
         peak_bytes: largest resident memory of this process and its workers together (an upper bound).
     """
@@ -67,6 +69,7 @@ class Outcome:
     stored: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    unavailable: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     peak_bytes: int = 0
 
@@ -129,6 +132,7 @@ class Agenda:
         self.todo = [key for key in self.by_key if key not in set(self.stored)]
         self.failed: dict[str, str] = {}
         self.skipped: dict[str, str] = {}
+        self.unavailable: dict[str, str] = {}
         self.computed: list[str] = []
         self._missing = {key: self.needs[key] - set(self.stored) for key in self.todo}
         self._after: dict[str, list[str]] = {}
@@ -174,12 +178,25 @@ class Agenda:
         self.store.keep_failure(cell, trace)
         self.progress.end(cell, 0.0)
         self.progress.note(f"{cell.name} failed: {why}")
-        stack = [cell.key]
+        for key in self._behind(cell.key):
+            self.skipped.setdefault(key, cell.name)
+
+    def lacks(self, cell: Cell, why: str) -> None:
+        """Leaves the cell to a later run, and all that need it: this machine lacks something now."""
+        self.store.log("unavailable", cell, why=why[:1000])
+        self.progress.end(cell, 0.0)
+        for key in (cell.key, *self._behind(cell.key)):
+            self.unavailable.setdefault(key, why)
+
+    def _behind(self, key: str) -> list[str]:
+        """All that cannot run without this one."""
+        found: dict[str, None] = {}
+        stack = [key]
         while stack:
-            for key in self._after.get(stack.pop(), ()):
-                if key not in self.skipped:
-                    self.skipped[key] = cell.name
-                    stack.append(key)
+            new = [after for after in self._after.get(stack.pop(), ()) if after not in found]
+            found |= dict.fromkeys(new)
+            stack += new
+        return list(found)
 
     def outcome(self, peak_bytes: int) -> Outcome:
         names = {key: [cell.name for cell in self.cells if cell.key == key] for key in self.by_key}
@@ -188,17 +205,20 @@ class Agenda:
             stored=[name for key in self.stored for name in names[key]],
             failed={name: why for key, why in self.failed.items() for name in names[key]},
             skipped={name: why for key, why in self.skipped.items() for name in names[key]},
+            unavailable={name: why for key, why in self.unavailable.items() for name in names[key]},
             seconds=self.store.seconds(self.by_key),
             peak_bytes=peak_bytes,
         )
 
 
 def compute(work: Work, cell: Cell, store: Store) -> float:
-    """Computes one cell into the store; CPU seconds spent."""
+    """Computes one cell into the store; CPU seconds spent. Raises Unavailable, with nothing stored."""
     store.log("started", cell)
     started = time.process_time()
     try:
         result = work.compute(cell, store)
+    except Unavailable:
+        raise
     except NotApplicable as error:
         result = Result(document={"not_applicable": str(error)})
     store.put(cell.key, result)
@@ -212,6 +232,8 @@ def _run_here(agenda: Agenda, work: Work, store: Store) -> None:
         agenda.progress.begin(cell)
         try:
             seconds = compute(work, cell, store)
+        except Unavailable as error:
+            agenda.lacks(cell, str(error))
         except CrushproofError:
             raise
         except Exception as error:  # one broken cell must not cost the others
@@ -304,6 +326,8 @@ class _Crew:
                 self.agenda.finish(cell, message["seconds"])
             case "failed":
                 self.agenda.fail(cell, message["why"], message["trace"])
+            case "unavailable":
+                self.agenda.lacks(cell, message["why"])
             case "stop":
                 raise _ERRORS.get(message["error"], CrushproofError)(message["why"])
 
@@ -365,6 +389,8 @@ def serve() -> None:
             return
         try:
             message: dict[str, Any] = {"event": "finished", "seconds": compute(work, cell, store)}
+        except Unavailable as error:
+            message = {"event": "unavailable", "why": str(error)}
         except CrushproofError as error:
             message = _stop(error)
         except Exception as error:  # one broken cell must not cost the others

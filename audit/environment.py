@@ -12,6 +12,12 @@ from pathlib import Path
 from ..compression.footprint import Timed, interleaved_latency
 from .findings import Environment, Latency
 
+GPU_BUILDS = {"onnxruntime": ("onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")}
+RUNTIMES = {  # optional ones: the modules, the packages that bring them
+    "openvino": ("openvino",),
+    "tensorrt": ("onnxruntime-gpu", "tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-rtx"),
+    "litert": ("ai-edge-litert",),
+}
 PACKAGES = (
     "torch",
     "onnxruntime",
@@ -31,11 +37,23 @@ def versions() -> dict[str, str]:
 
     found = {"crushproof": __version__, "python": platform.python_version()}
     for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # an audit does not need every package
-            found[package] = "not installed"
+        found[package] = _first(package, *GPU_BUILDS.get(package, ()))  # an audit does not need every package
     return found
+
+
+def runtime_versions(runtime: str) -> list[str]:
+    """What is installed of an optional runtime, in versions: it decides the results of cells that use the runtime."""
+    return [f"{package} {_first(package)}" for package in RUNTIMES[runtime]]
+
+
+def _first(*packages: str) -> str:
+    """The version of the first that is installed."""
+    for package in packages:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    return "not installed"
 
 
 def machine(device: str) -> dict[str, str]:

@@ -2,118 +2,193 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
-from ..attacks.attack import Flag
+from ..attacks.attack import Access
 from ..attacks.evasion.evasion import Evasion
 from .cells import Result
+from .evasion_comparison import REPLAYED, Measured, like_for_like, measured, robust_at, without_twin
 from .findings import Finding, Part, Point, ThreatModel
 from .lineup import Contender
-from .measures import Bools, point, rate, rate_change
-from .reader import Reader, part_of, shell_of, with_evidence
-from .steps import AGREEMENT
+from .measures import Bools, point, rate
+from .reader import NOTHING_RAN, Reader, part_of, shell_of, with_evidence
+from .words import number
 
 
 def evasion(reader: Reader, contender: Contender, attack: Evasion, label: str) -> list[Finding]:
     """Robust accuracy at the gate's epsilon, the worst case per record over all parts."""
-    cell = f"{label}/{contender.name}"
-    result = reader.get(cell)
-    candidate = reader.get(reader.suite.candidate_cell(contender))
-    blind = candidate is not None and candidate.document["certificate"] is None
-    has = "the file's answers" if blind else "the shipped bytes (and so a differentiable twin), their answers"
-    threat = ThreatModel(
-        access="scores" if blind else "white-box",
-        knowledge=f"has {has}" + (" and the dense model it came from" if contender.parent is not None else ""),
-        budget=f"{'L-inf' if attack.norm == 'linf' else 'L2'} epsilon {attack.gate_epsilon:g} of the input's range",
-    )
-    setting: dict[str, str | float | int] = {"norm": attack.norm, "epsilon": attack.gate_epsilon}
-    shell = shell_of(reader, contender, label, "evasion", "robust_accuracy", "higher", threat, setting)
-    if result is None:
+    cell = reader.suite.attack_cell(label, contender.name)
+    found = measured(reader, contender, attack, label)
+    epsilon: str | float = "auto" if attack.automatic else attack.gate
+    setting: dict[str, str | float | int] = {
+        "norm": attack.norm,
+        "epsilon": epsilon if found is None else found.attack.gate,
+    }
+    if found is None:
+        shell = shell_of(reader, contender, label, "evasion", "robust_accuracy", "higher", NOTHING_RAN, setting)
         return [shell(reason=reader.why(cell), attack="worst case over all attacks")]
-    robust = robust_at(result, attack.gate_epsilon)
-    changes = []
+    threat = threat_of(found, reader, contender)
+    shell = shell_of(reader, contender, label, "evasion", "robust_accuracy", "higher", threat, setting)
+    changes, notes, counted = [], _notes(reader, contender, attack, found), set[str]()
     for name in contender.baselines:
-        baseline = reader.get(f"{label}/{name}")
-        if baseline is not None:
-            changes.append(rate_change(robust, robust_at(baseline, attack.gate_epsilon), name))
-    summary, parts = result.document["summary"], []
-    for part in summary["parts"]:
-        fooled = result.arrays.get(f"fooled/{part}/{attack.gate_epsilon:g}")
-        own = None if fooled is None else rate(~fooled)
-        parts.append(part_of(part, own, result, part))
+        baseline = measured(reader, reader.suite.lineup.contender(name), attack, label, contender)
+        change = None if baseline is None else like_for_like(reader, contender, name, found, baseline, label)
+        if change is not None:
+            changes.append(change)
+            counted |= set(change.counted)
+    parts = []
+    for part in found.summary["parts"]:
+        fooled = found.fooled(part)
+        row = part_of(part, None if fooled is None else rate(~fooled), found.result, part)
+        alike = not contender.baselines or part in counted or (part in found.summary["use_parent"] and bool(counted))
+        parts.append(row.model_copy(update={"flags": found.part_flags.get(part, []), "counted": alike}))
+    if found.replayed is not None:
+        parts.append(_replayed_part(found.replayed))
     parts += [
         Part(name=name, estimate=None, skipped=reason)
-        for name, reason in result.document["skipped"].items()
-        if name not in summary["parts"]
+        for name, reason in found.result.document["skipped"].items()
+        if name not in found.summary["parts"] and not (name == REPLAYED and found.replayed is not None)
     ]
-    flags = list(summary["union_flags"])
-    certificate = result.document.get("certificate")
-    if (
-        certificate is not None
-        and certificate["overall"]["label_agreement"] < AGREEMENT
-        and Flag.TWIN_DISAGREES not in flags
-    ):
-        flags.append(Flag.TWIN_DISAGREES.value)
-    notes = []
-    if candidate is not None and blind:
-        flags.append(Flag.NO_WHITE_BOX.value)
-        notes.append(f"No white-box attack: {candidate.document['no_twin']}")
-    if contender.draws:
-        notes.append("This row is the shipped draw, attacked through its own bytes: a stored draw is deterministic.")
+    alone = [part.name for part in parts if part.estimate is not None and not part.counted]
+    if alone and changes:
+        notes.append(
+            f"The change counts {', '.join(changes[0].counted)}, which both sides faced alike. What this model alone "
+            f"faced ({', '.join(alone)}) is in its own figure only."
+        )
+    elif contender.baselines and not changes:
+        notes.append("No change is given: nothing was measured alike on this model and on the one it came from.")
     main = shell(
-        attack="worst case per record over " + ", ".join(summary["parts"]),
-        estimate=rate(robust),
+        attack="worst case per record over " + ", ".join(part.name for part in parts if part.estimate is not None),
+        estimate=rate(found.robust),
+        available=len(reader.suite.subject.data.evaluation_ids),
         changes=changes,
-        flags=flags,
+        flags=found.flags,
         notes=notes,
         parts=parts,
-        curves=_epsilon_curves(result, attack),
-        who_is_hit=_who_is_hit(reader, result, robust),
+        curves=_epsilon_curves(found),
+        who_is_hit=_who_is_hit(reader, found.result, found.robust),
     )
-    found = [with_evidence(reader, main, cell, result)]
+    rows = [with_evidence(reader, main, cell, found.result)]
     if contender.draws:
-        found.append(_without_draw(reader, contender, attack, label, shell))
-    return found
+        rows.append(_without_draw(reader, contender, found.attack, label, setting))
+    return rows
+
+
+def threat_of(found: Measured, reader: Reader, contender: Contender) -> ThreatModel:
+    """The attacker of the parts that ran, not of what the model would have allowed."""
+    order = [Access.WHITE_BOX, Access.SCORES, Access.LABELS]
+    used = {Access(value) for value in found.summary["part_access"].values()}
+    access = next(one for one in order if one in used)
+    has = {
+        Access.WHITE_BOX: "the shipped bytes (and so a differentiable twin), their answers",
+        Access.SCORES: "the scores that the file answers",
+        Access.LABELS: "the labels that the file answers",
+    }[access]
+    parent = " and the dense model it came from" if found.summary["use_parent"] else ""
+    if found.replayed is not None:
+        parent = " and its compressed candidates"
+    norm = "L-inf" if found.attack.norm == "linf" else "L2"
+    return ThreatModel(
+        access=access.value,
+        knowledge=f"has {has}{parent}",
+        budget=f"{norm} epsilon {found.attack.gate:.4g} of the input's range",
+    )
+
+
+def _notes(reader: Reader, contender: Contender, attack: Evasion, found: Measured) -> list[str]:
+    notes = []
+    chosen = reader.get(reader.suite.radius_cell(attack)) if attack.automatic else None
+    if chosen is not None:
+        notes.append(_radius_words(chosen.document["radius"], reader.suite.lineup.contenders[0].name))
+    candidate = reader.get(reader.suite.candidate_cell(contender))
+    if candidate is not None and without_twin(reader, contender):
+        notes.append(f"No white-box attack: {candidate.document['no_twin']}")
+    n = len(found.robust)
+    for part, count in found.summary["without_gradient"].items():
+        notes.append(
+            f"{part}: {count} of {n} records ({100 * count / n:.1f} %) never gave a gradient and withstood it; fresh "
+            "starts, a slope past clips and the other parts were tried on them too."
+        )
+    if contender.draws:
+        notes.append("This row is the shipped draw, attacked through its own bytes: a stored draw is deterministic.")
+    return notes
+
+
+def _radius_words(radius: Mapping[str, Any], reference: str) -> str:
+    """How the epsilon was chosen, in a sentence."""
+    kept = f"{100 * radius['kept']:.0f} % of its clean accuracy on {radius['records']} of the attacker's records"
+    how = {
+        "ladder": "the largest of a fixed ladder at which",
+        "bisected": "found between two rungs of a fixed ladder, where",
+        "nearest": "the nearest there is to one half:",
+    }[radius["how"]]
+    probe = ", ".join(
+        f"{number(float(epsilon), 2)}: {100 * share:.0f} %"
+        for epsilon, share in sorted(radius["probe"].items(), key=lambda item: float(item[0]))
+    )
+    return (
+        f"Epsilon {radius['epsilon']:.2g} was chosen by a quick probe ({how} {reference} keeps {kept}). Its robust "
+        f"accuracy there, by epsilon: {probe}."
+    )
+
+
+def _replayed_part(replayed: Bools) -> Part:
+    own = rate(~replayed)
+    return Part(name=REPLAYED, estimate=own.estimate, low=own.low, high=own.high)
 
 
 def _without_draw(
-    reader: Reader, contender: Contender, attack: Evasion, label: str, shell: Callable[..., Finding]
+    reader: Reader, contender: Contender, attack: Evasion, label: str, setting: dict[str, str | float | int]
 ) -> Finding:
-    cell = f"{label}/{contender.name}/without-draw"
+    cell = reader.suite.attack_cell(label, contender.name, "without-draw")
     result = reader.get(cell)
     words = "worst case for an attacker without the shipped draw (expectation over the other draws)"
+    row = _shell(reader, contender, label, setting, NOTHING_RAN)
     if result is None:
-        return shell(detail="without-draw", attack=words, reason=reader.why(cell))
-    row = shell(
+        return row(detail="without-draw", attack=words, reason=reader.why(cell))
+    found = Measured(result, attack, robust_at(result, attack.gate), [], {}, None)
+    row = _shell(reader, contender, label, setting, threat_of(found, reader, contender))
+    built = row(
         detail="without-draw",
         attack=words,
-        estimate=rate(robust_at(result, attack.gate_epsilon)),
-        flags=list(result.document["summary"]["union_flags"]),
+        estimate=rate(found.robust),
+        flags=list(found.summary["union_flags"]),
         notes=["Not gated: whoever holds the shipped file holds the draw."],
-        curves=_epsilon_curves(result, attack),
+        curves=_epsilon_curves(found),
         parts=[
-            part_of(part, rate(~result.arrays[f"fooled/{part}/{attack.gate_epsilon:g}"]), result, part)
-            for part in result.document["summary"]["parts"]
-            if f"fooled/{part}/{attack.gate_epsilon:g}" in result.arrays
+            part_of(part, rate(~fooled), result, part)
+            for part in found.summary["parts"]
+            if (fooled := found.fooled(part)) is not None
         ],
     )
-    return with_evidence(reader, row, cell, result)
+    return with_evidence(reader, built, cell, result)
 
 
-def robust_at(result: Result, epsilon: float) -> Bools:
-    """bool [n]: the deployed model withstood every attack at this epsilon."""
-    return ~np.asarray(result.arrays[f"worst/{epsilon:g}"], dtype=bool)
+def _shell(
+    reader: Reader,
+    contender: Contender,
+    label: str,
+    setting: dict[str, str | float | int],
+    threat: ThreatModel,
+) -> Callable[..., Finding]:
+    return shell_of(reader, contender, label, "evasion", "robust_accuracy", "higher", threat, setting)
 
 
-def _epsilon_curves(result: Result, attack: Evasion) -> dict[str, list[Point]]:
-    clean = np.asarray(result.arrays["clean_correct"], dtype=bool)
+def _epsilon_curves(found: Measured) -> dict[str, list[Point]]:
+    """By part and for the worst case: only where something ran."""
+    clean = np.asarray(found.result.arrays["clean_correct"], dtype=bool)
     curves = {"worst case": [point(0.0, clean)]}
-    for epsilon in attack.epsilons:
-        curves["worst case"].append(point(epsilon, robust_at(result, epsilon)))
-        for part in result.document["summary"]["parts"]:
-            fooled = result.arrays.get(f"fooled/{part}/{epsilon:g}")
+    for epsilon in found.summary["epsilons"]:
+        at_gate = epsilon == found.attack.gate
+        robust = found.robust if at_gate else robust_at(found.result, epsilon)
+        if found.replayed is not None and epsilon > found.attack.gate:
+            robust = robust & found.robust
+        curves["worst case"].append(point(epsilon, robust))
+        for part in found.summary["parts"]:
+            fooled = found.result.arrays.get(f"fooled/{part}/{epsilon!r}")
             if fooled is not None:
                 curves.setdefault(part, [point(0.0, clean)]).append(point(epsilon, ~fooled))
     return curves

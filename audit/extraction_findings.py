@@ -8,33 +8,34 @@ from ..attacks.extraction.extraction import Extraction
 from .findings import Finding, Point, ThreatModel
 from .lineup import Contender
 from .measures import point, rate, rate_change
-from .reader import Reader, candidate_flags, part_of, shell_of, with_evidence
+from .reader import NOTHING_RAN, Reader, candidate_flags, part_of, shell_of, with_evidence
 
 
 def extraction(reader: Reader, contender: Contender, attack: Extraction, label: str) -> list[Finding]:
     """Fidelity of the copy at the largest budget of queries; accuracy and transfer of the copy beside it."""
-    largest = max(attack.budgets)
-    threat = ThreatModel(
-        access="scores",
-        knowledge="owns records of the same kind and knows the architecture family; sees answers only",
-        budget=f"{largest} queries",
-    )
-    setting: dict[str, str | float | int] = {"queries": largest}
-    shell = shell_of(reader, contender, label, "extraction", "fidelity", "lower", threat, setting)
-    cell = f"{label}/{contender.name}"
+    cell = reader.suite.attack_cell(label, contender.name)
     result = reader.get(cell)
+    copies = [] if result is None else [copy for copy in result.document["summary"]["copies"] if "/" in copy]
+    most = max(attack.budgets)
+    headline = f"scores/{most}" if f"scores/{most}" in copies or not copies else copies[-1]
+    answers, _, queries = headline.partition("/")
+    threat = NOTHING_RAN
+    if result is not None:
+        threat = ThreatModel(
+            access=answers,
+            knowledge="owns records of the same kind and knows the architecture family; sees answers only",
+            budget=f"{queries} queries",
+        )
+    setting: dict[str, str | float | int] = {"queries": int(queries)}
+    shell = shell_of(reader, contender, label, "extraction", "fidelity", "lower", threat, setting)
     if result is None:
         return [shell(attack="surrogate trained on answers", reason=reader.why(cell))]
-    copies = [copy for copy in result.document["summary"]["copies"] if "/" in copy]
-    headline = f"scores/{largest}" if f"scores/{largest}" in copies else copies[-1]
     agrees = np.asarray(result.arrays[f"agrees/{headline}"], dtype=bool)
     curves: dict[str, list[Point]] = {}
     for copy in copies:
-        answers, _, budget = copy.partition("/")
-        curves.setdefault(answers, []).append(point(float(budget), result.arrays[f"agrees/{copy}"]))
-        curves.setdefault(f"{answers}: accuracy", []).append(
-            point(float(budget), result.arrays[f"copy_correct/{copy}"])
-        )
+        sort, _, budget = copy.partition("/")
+        curves.setdefault(sort, []).append(point(float(budget), result.arrays[f"agrees/{copy}"]))
+        curves.setdefault(f"{sort}: accuracy", []).append(point(float(budget), result.arrays[f"copy_correct/{copy}"]))
     notes = []
     for copy in copies:
         fooled = result.arrays.get(f"transfer/{copy}")
@@ -52,11 +53,11 @@ def extraction(reader: Reader, contender: Contender, attack: Extraction, label: 
     )
     changes = []
     for name in contender.baselines:
-        other = reader.get(f"{label}/{name}")
+        other = reader.get(reader.suite.attack_cell(label, name))
         if other is not None and f"agrees/{headline}" in other.arrays:
             changes.append(rate_change(agrees, np.asarray(other.arrays[f"agrees/{headline}"], dtype=bool), name))
     row = shell(
-        attack=f"surrogate trained on {largest} answers ({headline.partition('/')[0]})",
+        attack=f"surrogate trained on {queries} answers ({answers})",
         estimate=rate(agrees),
         changes=changes,
         flags=sorted(candidate_flags(reader, contender)),

@@ -9,8 +9,19 @@ from typing import Any
 
 from torch import nn
 
-from ..targets.artifact import DOUBT, Assumptions, Overrides, alike, assume, deployed, differentiable, read_foreign
+from ..targets.artifact import (
+    ALIKE,
+    DOUBT,
+    Assumptions,
+    Overrides,
+    alike,
+    assume,
+    deployed,
+    differentiable,
+    read_foreign,
+)
 from ..targets.data import Data
+from ..targets.errors import InputError
 from ..targets.foreign import Kind
 from ..targets.model import Target
 from .plan import DENSE, Plan
@@ -26,7 +37,8 @@ class FinishedFile:
         kind: "onnx" or "tflite".
         facts: what was seen in it, JSON values (`targets.artifact.Foreign.facts`).
         notes: what was declared and assumed about it, sentence by sentence.
-        doubtful: something else than what was declared would have fitted clearly better.
+        doubtful: something else than what was declared would have fitted clearly better, or another reading than the
+            one taken fits about as well and is of another robustness, here or in the dense model.
     """
 
     name: str
@@ -43,7 +55,7 @@ class FinishedFile:
 
     @property
     def identity(self) -> str:
-        """What decides its answers: the bytes and how they are asked."""
+        """What decides its answers: the bytes and how they are asked. `notes` are kept out of every cell's result."""
         return f"{self.digest}|{self.assumptions.model_dump_json()}"
 
     def deployed(self) -> Target:
@@ -55,12 +67,12 @@ class FinishedFile:
 
 
 def open_file(
-    path: str, folder: Path, interface: InterfacePlan, data: Data, like: FinishedFile | None = None
+    path: str, folder: Path, interface: InterfacePlan, data: Data, like: Assumptions | None = None
 ) -> FinishedFile:
     """Reads the file (in a process with limits) and finds out what it takes and answers.
 
     Args:
-        like: the dense model it came from: what was assumed about that is tried first.
+        like: how the dense model it came from is read, which is tried first.
 
     Raises:
         InputError: there is no such file, or under no assumption it is better than guessing.
@@ -68,14 +80,14 @@ def open_file(
     """
     foreign = read_foreign(folder / path)
     overrides = Overrides.model_validate(interface.model_dump())
-    assumptions, notes = assume(foreign, data, overrides, None if like is None else like.assumptions)
+    assumptions, notes = assume(foreign, data, overrides, like)
     declared = [
         f"{name} {', '.join(f'{one:g}' for one in value) if isinstance(value, tuple) else value}"
         for name, value in interface
         if value is not None
     ]
     said = [f"Declared: {'; '.join(declared)}."] if declared else []
-    doubtful = any(note.startswith(DOUBT) for note in notes)
+    doubtful = any(note.startswith((DOUBT, ALIKE)) for note in notes)
     facts = foreign.facts.model_dump(mode="json")
     return FinishedFile(path, foreign.kind, foreign.data, assumptions, facts, (*said, *foreign.notes, *notes), doubtful)
 
@@ -86,26 +98,42 @@ def open_all(plan: Plan, folder: Path, data: Data) -> dict[str, FinishedFile]:
     A dense model and a file made from it see a record in the same way unless the data say otherwise: where the two were
     found to differ, and the dense model is as good the other way, it follows the file (whose rounded input gives more
     away).
+
+    Raises:
+        InputError, UnsafeInput: as `open_file`; a file is named and the data's targets are values.
     """
-    files: dict[str, FinishedFile] = {}
+    wanted = {name: one for name, one in plan.candidates.items() if one.file is not None}
     model = None if plan.model is None or plan.model.file is None else plan.model
+    named = [*([] if model is None else [model.file]), *(one.file for one in wanted.values())]
+    if data.regression and named:
+        raise InputError(
+            f"{named[0]}: a finished file of a model that predicts values cannot be audited yet: what its inputs mean "
+            "is found out by the labels that it gets right. Name the model's architecture and weights instead, and "
+            "candidates by their recipes."
+        )
+    files: dict[str, FinishedFile] = {}
+    like = None if plan.model is None else Assumptions(record=data.shape)  # a module takes the values as they are
     if model is not None:
         files[DENSE] = open_file(str(model.file), folder, model.interface, data)
-    wanted = {name: one for name, one in plan.candidates.items() if one.file is not None}
+        like = files[DENSE].assumptions
     for name, candidate in wanted.items():
-        files[name] = open_file(str(candidate.file), folder, candidate.interface, data, files.get(DENSE))
-    odd = next((name for name in wanted if model is not None and not _alike(files[name], files[DENSE])), None)
-    if model is None or odd is None:
+        files[name] = open_file(str(candidate.file), folder, candidate.interface, data, like)
+    if model is None:
         return files
-    again = open_file(str(model.file), folder, model.interface, data, files[odd])
-    if _alike(again, files[odd]):
-        files[DENSE] = again
-        for name, candidate in wanted.items():
-            files[name] = open_file(str(candidate.file), folder, candidate.interface, data, again)
+    odd = next((name for name in wanted if not _alike(files[name], files[DENSE])), None)
+    if odd is not None:
+        again = open_file(str(model.file), folder, model.interface, data, files[odd].assumptions)
+        if _alike(again, files[odd]):
+            doubtful = again.doubtful or files[odd].doubtful
+            files[DENSE] = replace(again, doubtful=doubtful)
+            for name, candidate in wanted.items():
+                files[name] = open_file(str(candidate.file), folder, candidate.interface, data, again.assumptions)
     for name in wanted:
         if not _alike(files[name], files[DENSE]):
             warning = "The dense model is asked in other units or another layout: compare the two with care."
             files[name] = replace(files[name], notes=(*files[name].notes, warning), doubtful=True)
+        elif files[DENSE].doubtful:
+            files[name] = replace(files[name], doubtful=True)
     return files
 
 

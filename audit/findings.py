@@ -44,6 +44,11 @@ class Change(Row):
     low: float
     high: float
     p_value: float | None = Field(None, description="exact McNemar for rates, paired DeLong for AUC")
+    counted: list[str] = Field([], description="the parts that both sides faced alike, which alone it counts")
+    flags: list[str] = Field([], description="trust flags of the baseline's figure: they are flags of the change too")
+    baseline_high: float | None = Field(None, description="upper end of the baseline's interval on these records")
+    floor: float | None = Field(None, description="a baseline no better than this has no room to fall")
+    instead: str | None = Field(None, description="where there is no room to fall: what to measure instead")
 
     @model_validator(mode="after")
     def _ordered(self) -> Change:
@@ -53,7 +58,7 @@ class Change(Row):
 
 
 class ThreatModel(Row):
-    access: str = Field(description="white-box, scores, labels or none")
+    access: str = Field(description="of the parts that ran: white-box, scores, labels; none: nothing ran")
     knowledge: str = Field(description="one sentence: what the attacker knows and has")
     budget: str = Field(description="one phrase: epsilon, queries, shadows")
 
@@ -77,6 +82,7 @@ class Part(Row):
     flags: list[str] = []
     skipped: str | None = Field(None, description="why it did not run")
     headline: bool = Field(False, description="the one the finding reports, where one is chosen")
+    counted: bool = Field(True, description="whether it counts towards the change: both sides faced it alike")
 
 
 class Finding(Row):
@@ -91,6 +97,7 @@ class Finding(Row):
     setting: dict[str, str | float | int] = Field({}, description="e.g. {'norm': 'linf', 'epsilon': 0.1}")
     threat_model: ThreatModel
     estimate: Estimate | None = Field(description="None: not measured, see `reason`")
+    available: int | None = Field(None, description="records the data has for it; `estimate.n` may be fewer")
     changes: list[Change] = Field([], description="first: against the candidate's own parent; then the plain dense")
     gateable: bool = Field(False, description="the row of its metric that a policy may judge")
     gated: bool = Field(False, description="a policy judged it")
@@ -129,18 +136,25 @@ class Macs(Row):
 
 
 class Footprint(Row):
-    """What a candidate weighs. All but latency and peak memory follow from its bytes."""
+    """What a candidate weighs. All but latency and peak memory follow from its bytes.
 
-    disk_bytes: int = Field(description="of the deployed ONNX file")
+    None: not counted. Of a .tflite file only its size is known, which stands for the payload too.
+    """
+
+    disk_bytes: int = Field(description="of the deployed file")
     payload_bytes: int = Field(description="of the packed weights; encode -> decode -> equal was checked")
-    entropy_bytes: int = Field(description="what no coding of single values can go below: their empirical entropy")
+    entropy_bytes: int | None = Field(
+        description="what no coding of single values can go below: their empirical entropy"
+    )
     ratio: float = Field(description="the plain dense model's payload / this payload; 1 where none is known")
-    parameters: int
-    nonzero_parameters: int
-    macs: int = Field(description="multiply-accumulates for one record")
+    parameters: int | None
+    nonzero_parameters: int | None
+    macs: int | None = Field(description="multiply-accumulates for one record")
     macs_by_width: list[Macs] = Field(description="the same by the widths of their operands")
-    energy_uj_modelled: float
-    energy_memory_share: float = Field(description="share of the modelled energy that is reading the weights, 0 to 1")
+    energy_uj_modelled: float | None
+    energy_memory_share: float | None = Field(
+        description="share of the modelled energy that is reading the weights, 0 to 1"
+    )
 
 
 class Certificate(Row):
@@ -178,6 +192,7 @@ class Lineage(Row):
     sentences: list[str]
     layers: list[dict[str, Any]] = Field(description="one row per quantised weight: how its codes were rounded")
     unmatched: list[str] = Field([], description="weights of either file that have no counterpart in the other")
+    reason: str | None = Field(None, description="why the two are not comparable; None where they are")
 
 
 class Candidate(Row):

@@ -37,9 +37,9 @@ def levels(ix: Index) -> list[Level]:
             c for c in ix.audit.candidates if c.role == "candidate" and c.defense is None and c.footprint.ratio >= times
         ]
         best = max(fitting, key=lambda c: (c.merit, c.footprint.ratio), default=None)
-        energy = None
-        if best is not None and best.footprint.energy_uj_modelled > 0:
-            energy = ix.plain.footprint.energy_uj_modelled / best.footprint.energy_uj_modelled
+        energy, dense = None, ix.plain.footprint.energy_uj_modelled
+        if best is not None and best.footprint.energy_uj_modelled and dense is not None:
+            energy = dense / best.footprint.energy_uj_modelled
         made.append(Level(times, best, {} if best is None else speeds(ix, best), energy))
     return made
 

@@ -11,6 +11,7 @@ import builtins
 import dis
 import functools
 import hashlib
+import importlib.metadata
 import importlib.util
 import sys
 import types
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ..targets.errors import InputError
+from ..targets.technique import Technique, techniques_in
 
 OWN = __name__.partition(".")[0]
 INSTALLED = ("site-packages", "dist-packages")  # folders whose code changes by installing, not by editing
@@ -35,7 +37,7 @@ SIMPLE = (*NUMBERS, torch.dtype, torch.device, np.dtype, PurePath)
 
 
 def source_digest(modules: Iterable[str], folder: Path) -> str:
-    """sha256 (hex) of the files of `modules` and of what they import, as far as that is no installed library.
+    """sha256 (hex) of the files of `modules` and of what they import; of an installed library, its version.
 
     Files are looked up in `folder`, then where Python finds modules. Of a package every file counts, and so does a
     neighbour that is named in a string only (`importlib.import_module("nets")`). It follows from the files alone, so
@@ -49,6 +51,8 @@ def source_digest(modules: Iterable[str], folder: Path) -> str:
             continue
         seen.add(step)
         name, imported, asked = step
+        if imported and not _beside(name, folder):
+            files[name] = release(name)
         for label, file in _files_of(name, folder, imported=imported, asked=asked):
             if label not in files:
                 raw = file.read_bytes()
@@ -56,6 +60,22 @@ def source_digest(modules: Iterable[str], folder: Path) -> str:
                 if not _installed(file, folder):
                     todo += [(other, imports, False) for other, imports in _mentioned(raw)]
     return _sha(*(f"{label} {digest}" for label, digest in sorted(files.items())))
+
+
+@functools.cache
+def release(module: str) -> str:
+    """The version of the package that brought a top-level module; empty where every key has it, or there is none."""
+    if module in sys.stdlib_module_names or module in (OWN, "torch"):
+        return ""
+    try:
+        return importlib.metadata.version(module)
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        found = importlib.metadata.packages_distributions().get(module, [])
+        return " ".join(importlib.metadata.version(name) for name in sorted(set(found)))
+
+
+def _beside(name: str, folder: Path) -> bool:
+    return (folder / name).is_dir() or (folder / f"{name}.py").is_file()
 
 
 def _files_of(name: str, folder: Path, *, imported: bool, asked: bool) -> list[tuple[str, Path]]:
@@ -111,6 +131,37 @@ def _mentioned(raw: bytes) -> Iterator[tuple[str, bool]]:
             name = node.value.partition(".")[0]
             if name.isidentifier():
                 yield name, False
+
+
+# -- techniques -------------------------------------------------------------------------------------------------------
+
+
+def technique_identity(technique: Technique | None) -> Any:
+    """What decides a technique's work, as a JSON value: its settings, and the code of every class in it that is not
+    crushproof's own (the version in every key stands for that)."""
+    if technique is None:
+        return None
+    classes = {cls for one in techniques_in(technique) for cls in type(one).__mro__ if not _ours(cls)}
+    return [technique.model_dump(mode="json"), *sorted(_class_identity(cls) for cls in classes)]
+
+
+def _ours(cls: type) -> bool:
+    top = cls.__module__.partition(".")[0]
+    return top in (OWN, "pydantic") or (top in sys.stdlib_module_names and top != "__main__")
+
+
+def _class_identity(cls: type) -> str:
+    """The class by name, the version and the sources of the package it is from, and its methods as they are in memory:
+    a file that was edited since it was imported is not what runs."""
+    name, top = f"{cls.__module__}.{cls.__qualname__}", sys.modules.get(cls.__module__.partition(".")[0])
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    if top is None or file is None or not Path(file).is_file():  # a notebook, or what exec made
+        return f"{name} {code_digest(cls)}"
+    where = Path(file).absolute()
+    alone = not hasattr(top, "__path__") and not any(part in INSTALLED for part in where.parts)
+    # A file for a folder: nothing lies in it, so that the package is found as Python finds it.
+    sources = source_digest([where.stem], where.parent) if alone else source_digest([top.__name__], where)
+    return _sha(name, release(top.__name__), sources, *map(_Describer().method, vars(cls).values()))
 
 
 # -- code and values in memory ----------------------------------------------------------------------------------------
@@ -186,6 +237,11 @@ class _Describer:
         self.done[id(value)] = text, value
         return text
 
+    def method(self, value: Any) -> str:
+        """A method's own code, without what it refers to; empty for another attribute of a class."""
+        inner = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+        return self._code(inner.__code__) if isinstance(inner, types.FunctionType) else ""
+
     def _inside(self, value: Any) -> str:
         if isinstance(value, Tensor):
             return f"{state_digest({'': value})} {value.requires_grad}"
@@ -211,7 +267,7 @@ class _Describer:
         if isinstance(value, type):
             return self._class(value)
         if isinstance(value, types.ModuleType):
-            return value.__name__
+            return f"{value.__name__} {release(value.__name__.partition('.')[0]) if library(value.__name__) else ''}"
         if isinstance(value, types.BuiltinFunctionType) and (
             value.__self__ is None or isinstance(value.__self__, types.ModuleType)
         ):
@@ -256,7 +312,7 @@ class _Describer:
     def _function(self, function: types.FunctionType) -> str:
         if library(function.__module__) and not function.__code__.co_filename.startswith("<"):
             own = "" if function.__closure__ is None else self._cells(function)
-            return f"{function.__module__}.{function.__qualname__} {own}"
+            return f"{function.__module__}.{function.__qualname__} {_release(function)} {own}"
         parts = [self._code(function.__code__), self._all([function.__defaults__, function.__kwdefaults__])]
         parts.append(self._cells(function))
         known = sorted(_globals(function.__code__) & function.__globals__.keys())
@@ -296,7 +352,7 @@ class _Describer:
         name = f"{cls.__module__}.{cls.__qualname__}"
         nameless = cls.__module__ == "builtins" and getattr(builtins, cls.__name__, None) is not cls  # made by exec
         if library(cls.__module__) and not nameless:
-            return name
+            return f"{name} {_release(cls)}"
         parts = [name, *(self.describe(base) for base in cls.__bases__)]
         for attribute, value in sorted(vars(cls).items(), key=lambda item: item[0]):
             if not attribute.startswith("__") or isinstance(value, types.FunctionType):
@@ -318,6 +374,10 @@ class _Describer:
             for name, tensor in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)):
                 parts.append(f"{name} {tensor.requires_grad} {state_digest({'': tensor})}")
         return "\n".join(parts)
+
+
+def _release(value: Any) -> str:
+    return release((value.__module__ or "").partition(".")[0])
 
 
 def library(module: str | None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from ..attacks.attack import ATTACKS, Attack
@@ -134,11 +135,16 @@ def _attacks(plan: Plan) -> tuple[Attack, ...]:
 
 def _dense_name(defense: TrainingDefense, dense: dict[str, Dense]) -> str:
     """One hardened dense model per distinct defense; a second of the same kind gets a number."""
-    same_kind = [one for one in dense.values() if one.defense is not None and one.defense.kind == defense.kind]
-    for one in same_kind:
-        if one.defense == defense:
-            return one.name
-    return f"{PLAIN}-{defense.kind}" + (f"-{len(same_kind) + 1}" if same_kind else "")
+    same = [name for name, one in dense.items() if one.defense == defense]
+    return same[0] if same else numbered(f"{PLAIN}-{defense.kind}", dense)
+
+
+def numbered(name: str, taken: Collection[str], reserved: Collection[str] = ()) -> str:
+    """`name`, or `name-2`, `name-3` ... when it is taken: the first that is neither `taken` nor another's own name."""
+    number, free = 2, name
+    while free in taken or (free != name and free in reserved):
+        free, number = f"{name}-{number}", number + 1
+    return free
 
 
 def _harden(defense: TrainingDefense, model: DenseModel, bounds: Bounds, dense: dict[str, Dense]) -> Dense:

@@ -22,7 +22,8 @@ def rate(successes: Any) -> Estimate:
 
 def rate_change(candidate: Bools, baseline: Bools, name: str) -> Change:
     """The change of a share on the same records: Tango's score interval, exact McNemar."""
-    return _change(statistics.paired_change(candidate, baseline), float(np.mean(baseline)), name)
+    change = _change(statistics.paired_change(candidate, baseline), float(np.mean(baseline)), name)
+    return change.model_copy(update={"baseline_high": rate(baseline).high})
 
 
 def mean(values: Any) -> Estimate:

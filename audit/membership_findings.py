@@ -14,23 +14,18 @@ from .cells import Result
 from .findings import Finding, ThreatModel
 from .lineup import Contender
 from .measures import FPR, Bools, auc, auc_change, roc, tpr, tpr_change
-from .reader import Reader, candidate_flags, part_of, shell_of, with_evidence
+from .reader import NOTHING_RAN, Reader, candidate_flags, part_of, shell_of, with_evidence
 
 NO_MEMBERS = "the data has no training records (x_train, y_train) to tell apart from others"
 
 
 def membership(reader: Reader, contender: Contender, attack: Membership, label: str) -> list[Finding]:
     """TPR at 1 % FPR and AUC of the attack that was best on pseudo-targets."""
-    if contender.parent is None:
-        knowledge, budget = "owns records of the same kind that were not trained on", "no shadow model"
-    else:
-        knowledge = "knows the training, the recipe and the members that are not attacked; trains shadow models"
-        budget = f"{reader.suite.shadow_counts(contender)[0]} shadow models"
-    threat = ThreatModel(access="scores", knowledge=knowledge, budget=budget)
+    cell = reader.suite.attack_cell(label, contender.name)
+    result = reader.get(cell)
+    threat = NOTHING_RAN if result is None else _threat_of(reader, contender)
     shell = shell_of(reader, contender, label, "membership", "tpr_at_1_percent_fpr", "lower", threat, {"fpr": FPR})
     auc_shell = shell_of(reader, contender, label, "membership", "auc", "lower", threat, {})
-    cell = f"{label}/{contender.name}"
-    result = reader.get(cell)
     if result is None:
         reason = reader.why(cell) if reader.suite.has(cell) else NO_MEMBERS
         return [shell(attack="membership", reason=reason), auc_shell(detail="auc", attack="membership", reason=reason)]
@@ -48,12 +43,15 @@ def membership(reader: Reader, contender: Contender, attack: Membership, label: 
         auc_parts.append(part_of(name, auc(own, is_member), result, name, headline=name == by_auc))
     tpr_changes, auc_changes = [], []
     for name in contender.baselines:
-        theirs = _baseline_scores(reader, contender, label, name, by_tpr)
-        if theirs is not None and measured is not None:
-            tpr_changes.append(tpr_change(scores, theirs, is_member, name, seed))
-        theirs = _baseline_scores(reader, contender, label, name, by_auc)
-        if theirs is not None:
-            auc_changes.append(auc_change(auc_scores, theirs, is_member, name))
+        parent = reader.suite.lineup.contender(name)
+        other = _baseline(reader, contender, label, name, by_tpr)
+        if other is not None and measured is not None:
+            change = tpr_change(scores, other[0], is_member, name, seed)
+            tpr_changes.append(change.model_copy(update={"flags": _flags_of(reader, other[1], parent)}))
+        other = _baseline(reader, contender, label, name, by_auc)
+        if other is not None:
+            change = auc_change(auc_scores, other[0], is_member, name)
+            auc_changes.append(change.model_copy(update={"flags": _flags_of(reader, other[1], parent)}))
     common: dict[str, Any] = {"flags": flags}
     curves = {"roc": roc(scores, is_member), "blind": roc(result.arrays["blind"], is_member)}
     few = f"{int((~is_member).sum())} non-members are too few for a false positive rate of 1 %"
@@ -80,15 +78,32 @@ def membership(reader: Reader, contender: Contender, attack: Membership, label: 
     return [with_evidence(reader, row, cell, result) for row in (tpr_row, auc_row)]
 
 
-def _baseline_scores(reader: Reader, contender: Contender, label: str, name: str, attack: str) -> Any:
-    """The same attack on an uncompressed baseline, with as many shadows as it has on the candidate.
+def _threat_of(reader: Reader, contender: Contender) -> ThreatModel:
+    """The attacker who asked this model: with shadows of its training where that is known."""
+    if contender.parent is None:
+        knowledge, budget = "owns records of the same kind that were not trained on", "no shadow model"
+    else:
+        knowledge = "knows the training, the recipe and the members that are not attacked; trains shadow models"
+        budget = f"{reader.suite.shadow_counts(contender)[0]} shadow models"
+    return ThreatModel(access="scores", knowledge=knowledge, budget=budget)
+
+
+def _baseline(reader: Reader, contender: Contender, label: str, name: str, attack: str) -> tuple[Any, Result] | None:
+    """Scores of the same attack on an uncompressed baseline, with as many shadows as it has on the candidate.
 
     Like for like: another attack, or four times the shadows, would pass for an effect of the compression.
     """
     kind, _, sort = attack.partition("/")
     own, uncompressed = reader.suite.shadow_counts(contender)
     result = reader.get(reader.suite.membership_cell(label, name, uncompressed if sort == "dense" else own))
-    return None if result is None else result.arrays[f"score/{kind}" + ("/own" if sort else "")]
+    return None if result is None else (result.arrays[f"score/{kind}" + ("/own" if sort else "")], result)
+
+
+def _flags_of(reader: Reader, result: Result, contender: Contender) -> list[str]:
+    """The trust flags of the attack on one model, and of the model itself."""
+    return sorted(
+        {flag for raised in result.document["flags"].values() for flag in raised} | candidate_flags(reader, contender)
+    )
 
 
 def _procedure_note(summary: dict[str, Any], attack: str, metric: str, words: str) -> list[str]:
@@ -109,7 +124,7 @@ def _procedure_note(summary: dict[str, Any], attack: str, metric: str, words: st
 def _membership_caveats(
     reader: Reader, result: Result, contender: Contender, is_member: Bools
 ) -> tuple[list[str], list[str]]:
-    flags = {flag for flags in result.document["flags"].values() for flag in flags} | candidate_flags(reader, contender)
+    flags = set(_flags_of(reader, result, contender))
     notes: list[str] = []
     model = reader.suite.subject.model
     if contender.parent is not None:

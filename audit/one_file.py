@@ -28,15 +28,17 @@ def plan_of_options(artifact: Path, options: Mapping[str, Any]) -> Plan:
         raise InputError(f"--data {data}: give {DATA}. Write it with numpy.savez('data.npz', x_test=x, y_test=y).")
     interface = {
         "layout": options["--layout"],
+        "channels": options["--channels"],
         "mean": numbers("--mean", options["--mean"]),
         "std": numbers("--std", options["--std"]),
         "units": options["--units"],
+        "output": options["--output"],
         "outputs": options["--outputs"],
         "labels": whole_numbers("--labels", options["--labels"]),
     }
     if options["--recipe"] is not None and dense is None:
         raise InputError("--recipe needs --dense: shadow models of the dense model are compressed as the file was.")
-    both = {name: value for name, value in interface.items() if name in ("mean", "std", "units", "labels")}
+    both = {name: value for name, value in interface.items() if name in ("channels", "mean", "std", "units", "labels")}
     candidate = {"file": str(artifact), "recipe": options["--recipe"], "interface": interface}
     raw = {
         "name": artifact.name,
@@ -62,7 +64,7 @@ def words_of_options(artifact: Path, options: Mapping[str, Any]) -> list[str]:
 def candidate_name(artifact: Path) -> str:
     """The file's name without its suffix, as a plan may call a candidate."""
     name = re.sub(r"[^A-Za-z0-9._+-]", "-", artifact.stem)[:60].lstrip("._+-") or "file"
-    return f"{name}-file" if name == DENSE or name.startswith(f"{DENSE}-") else name
+    return f"file-{name}" if name == DENSE or name.startswith(f"{DENSE}-") else name
 
 
 def numbers(option: str, text: str | None) -> tuple[float, ...] | None:

@@ -216,6 +216,12 @@ def check_techniques(plan: Plan) -> None:
         if isinstance(recipe, str) and recipe not in RECIPE_WORDS and recipe not in RECIPES.kinds():
             message = did_you_mean(f"there is no recipe {recipe!r}", recipe, [*words, *RECIPES.kinds()])
             raise InputError(f"{plan.where('candidates', name, 'recipe')}: {message}")
+        if isinstance(recipe, str) and recipe in RECIPE_WORDS and recipe in RECIPES.kinds():
+            where = plan.where("candidates", name, "recipe")
+            raise InputError(
+                f"{where}: {recipe!r} is a word of crushproof's and the kind of another package's recipe. Write kind: "
+                f"{recipe} for that one; crushproof's is {RECIPE_WORDS[recipe]}."
+            )
         recipe = RECIPE_WORDS.get(recipe, recipe) if isinstance(recipe, str) else recipe
         parsed(RECIPES, recipe, plan, "candidates", name, "recipe")
         if candidate.defense is not None:

@@ -1,13 +1,15 @@
-"""Thresholds on findings, and the verdict they give (DESIGN's rule 7).
+"""Thresholds on findings, and the verdict they give (DESIGN's rules 7 and 11 to 13).
 
 A gate is one limit applied to one candidate. It passes when the whole 95 % interval is within the limit, fails when the
 whole interval is beyond it, and is inconclusive otherwise; a trust flag turns a pass into inconclusive and never
-softens a fail. Fails are corrected for the number of gates in the report (Holm 1979); passes need no correction,
-because a candidate passes only if all of its gates do.
+softens a fail, but for a flag on the parent's figure, which leaves a change open both ways. A parent that has no room
+to fall leaves it open too. What is inconclusive says what would settle it. Fails are corrected for the number of gates
+in the report (Holm 1979); passes need no correction, because a candidate passes only if all of its gates do.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,6 +140,26 @@ def judge(low: float, high: float, limit: float, better: str, flags: Sequence[st
     return "pass" if low >= limit - EXACT and not flags else "inconclusive"
 
 
+def no_room(change: Change, limit: float) -> bool:
+    """Whether the parent could lose all it has, or all that a guesser has not, and keep the limit (rule 12)."""
+    if change.baseline_high is None or change.floor is None:
+        return False
+    return change.baseline_high <= change.floor + abs(limit) + EXACT
+
+
+def records_needed(value: float, low: float, high: float, limit: float, n: int) -> int | None:
+    """About how many records would bring the interval to one side of the limit, if the value held; None: no number.
+
+    The width of an interval goes with the square root of the records; the value itself lies on the limit where none
+    would do.
+    """
+    gap = abs(value - limit)
+    width = high - value if value < limit else value - low
+    if gap <= EXACT or width <= EXACT:
+        return None
+    return max(n + 1, math.ceil(n * (width / gap) ** 2))
+
+
 def beyond(value: float, low: float, high: float, limit: float, better: str) -> float:
     """One-sided p-value of "the true value keeps the limit", from a 95 % interval; normal error on the limit's side.
 
@@ -246,20 +268,35 @@ def _drafts(candidate: Candidate, findings: Sequence[Finding], policy: Policy) -
 def _lineage(candidate: Candidate) -> list[_Draft]:
     """Under any policy: a file that is declared to be quantised must be a rounding of the dense model.
 
-    One that is not fails where its recipe only rounds, and leaves the verdict open where it may have been trained.
+    One that is not fails where its recipe only rounds, and leaves the verdict open where it may have been trained. One
+    that cannot be compared leaves it open too where its recipe keeps every weight's shape: else a tampered file would
+    only have to be made unreadable. Where nothing is declared, or a recipe that changes shapes, nothing is promised
+    that could be held against it.
     """
-    found = candidate.lineage
+    found, recipe = candidate.lineage, candidate.recipe or {}
+    if found is None and (candidate.file is None or candidate.parent is None):
+        return []  # made here, or nothing to compare it with
+    promised = _promise(recipe)
     if found is None or found.verdict == "not comparable":
-        return []
-    recipe = candidate.recipe or {}
-    rounds = recipe.get("kind") == "quantize" and recipe.get("fine_tune") is None
+        if promised is None:
+            return []
+        reason = "The check did not run." if found is None else found.reason or " ".join(found.sentences)
+        told = (
+            f"it is declared as {_declared(candidate)} and cannot be compared with the dense model. {reason} Declare "
+            "how it was really made, or ask its maker for the dense model that it came from."
+        )
+        return [_Draft(_lineage_gate(candidate, "inconclusive", told), None)]
     verdict: RowVerdict = "pass"
     if found.verdict == "not nearest":
-        verdict = "pass" if recipe.get("rounding") in ("adaptive", "stochastic") else "inconclusive"
+        rounding = recipe.get("quantize", recipe).get("rounding")
+        verdict = "pass" if rounding in ("adaptive", "stochastic") else "inconclusive"
     elif found.verdict != "confirmed":
-        verdict = "fail" if rounds else "inconclusive"
-    told = " ".join(found.sentences)
-    gate = Gate(
+        verdict = "fail" if promised == "rounding" else "inconclusive"
+    return [_Draft(_lineage_gate(candidate, verdict, " ".join(found.sentences)), None)]
+
+
+def _lineage_gate(candidate: Candidate, verdict: RowVerdict, told: str) -> Gate:
+    return Gate(
         candidate=candidate.name,
         rule="lineage",
         finding=None,
@@ -270,9 +307,24 @@ def _lineage(candidate: Candidate) -> list[_Draft]:
         compares="absolute",
         verdict=verdict,
         p_value=None,
-        sentence=f"{candidate.name}: {told[:600]}",
+        sentence=f"{candidate.name}: {told[:900]}",
     )
-    return [_Draft(gate, None)]
+
+
+def _promise(recipe: Mapping[str, Any]) -> Literal["rounding", "shapes"] | None:
+    """What a declared recipe says of the weights: only rounded, of the dense model's shapes at least, or nothing."""
+    kind = recipe.get("kind")
+    if kind in ("quantize", "mixed-precision"):
+        return "rounding" if recipe.get("quantize", recipe).get("fine_tune") is None else "shapes"
+    if kind == "chain":
+        return "shapes" if all(_promise(step) for step in recipe.get("steps", ())) else None
+    keeps = kind in ("share", "dynamic-sparsity")
+    keeps |= kind == "prune" and recipe.get("structure", "weights") in ("weights", "n:m")
+    return "shapes" if keeps else None
+
+
+def _declared(candidate: Candidate) -> str:
+    return f'"{candidate.recipe_words.partition("declared as ")[2] or (candidate.recipe or {}).get("kind")}"'
 
 
 def _draft(
@@ -315,8 +367,19 @@ def _draft(
     value = judged.difference if isinstance(judged, Change) else judged.estimate
     verdict = judge(judged.low, judged.high, limit, better, flags)
     sentence = _sentence(subject, metric, estimate, change, compares, limit) + _doubt(flags)
+    if isinstance(judged, Change):
+        if judged.flags:
+            verdict = "inconclusive"
+            sentence += f" The figure of {judged.baseline} may be too optimistic ({', '.join(judged.flags)})."
+        if better == "higher" and no_room(judged, limit):
+            verdict = "inconclusive"
+            sentence += (
+                f" {judged.baseline} itself is on the floor there ({words.figure(judged.baseline_estimate, metric)}), "
+                f"so that no loss could be seen: {judged.instead or 'measure it where the parent is better'}."
+            )
     if verdict == "inconclusive" and judge(judged.low, judged.high, limit, better) == "inconclusive":
-        sentence += " The interval reaches across the limit; more records would narrow it."
+        available = estimate.n if finding is None or finding.available is None else finding.available
+        sentence += _what_settles(value, judged.low, judged.high, limit, estimate.n, available, metric)
     measured = {"value": value, "low": judged.low, "high": judged.high, "verdict": verdict, "sentence": sentence}
     p_value = beyond(value, judged.low, judged.high, limit, better)
     if isinstance(judged, Change) and limit == 0 and judged.p_value is not None:
@@ -386,10 +449,11 @@ def _overall(
         if not release:
             sentences = ["No candidate is up for release."]
         return "inconclusive", [*sentences, *_sentences(open_, present, "are inconclusive")][:3]
-    mine = [gate for gate in gates if gate.candidate in release and gate.value is not None]
-    tightest = min(mine, key=_margin)
+    mine = [gate for gate in gates if gate.candidate in release]
+    tightest = min(mine, key=lambda gate: (gate.value is None, _margin(gate)))
     count = "The candidate up for release passes" if len(present) == 1 else f"All {len(present)} candidates pass"
-    return "pass", [f"{count}. Nearest to its limit: {tightest.sentence}"]
+    nearest = "" if tightest.value is None else "Nearest to its limit: "
+    return "pass", [f"{count}. {nearest}{tightest.sentence}"]
 
 
 def _sentences(rows: Sequence[Candidate], present: Sequence[Candidate], what: str) -> list[str]:
@@ -437,6 +501,21 @@ def _sentence(subject: str, metric: str, estimate: Estimate, change: Change | No
 def _distance(difference: float, metric: str) -> str:
     """`5.0 points` or `0.050`: without its sign."""
     return words.signed(abs(difference), metric).removeprefix("+") + words.change_unit(metric)
+
+
+def _what_settles(value: float, low: float, high: float, limit: float, n: int, available: int, metric: str) -> str:
+    """What would bring the interval to one side of the limit, and whether the data at hand can (rule 13)."""
+    needed = records_needed(value, low, high, limit, n)
+    told = " The interval reaches across the limit"
+    if needed is None or needed > 1000 * n:
+        return f"{told}, and the figure lies on it: more records would not settle it, another limit would."
+    rounded = float(f"{needed:.2g}") if needed > 100 else needed
+    told += f"; about {rounded:.0f} records instead of {n} would settle it if the figure holds"
+    if metric not in ("robust_accuracy", *QUALITIES):
+        return f"{told} (so would more shadow models)."
+    if needed <= available:
+        return f"{told}, and the data has {available}: raise `records`."
+    return f"{told}; the data has {available}."
 
 
 def _doubt(flags: Sequence[str]) -> str:

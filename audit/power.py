@@ -12,19 +12,16 @@ from .suite import Suite
 def power_of(suite: Suite) -> list[str]:
     """Which loss or leak would have gone unseen, at 80 % power and 95 % confidence."""
     data = suite.subject.data
+    if data.regression:
+        return []  # these are figures of shares; an error's interval says what it could have shown
     sentences = []
     n = len(data.evaluation_ids)
-    sentences.append(
-        f"Accuracy: a loss below {100 * statistics.detectable_drop(n):.1f} points would not be told from chance with "
-        f"{n} paired records (less churn assumed than there may be)."
-    )
-    for attack in suite.lineup.attacks:
-        if isinstance(attack, Evasion):
-            records = min(attack.records, n)
-            sentences.append(
-                f"Evasion: a loss of robust accuracy below {100 * statistics.detectable_drop(records):.1f} points "
-                f"would not be told from chance with {records} paired records."
-            )
+    sentences.append(f"Accuracy: {_unseen('a loss', n)} (less churn assumed than there may be).")
+    sentences += [
+        f"Evasion: {_unseen('a loss of robust accuracy', min(attack.records, n))}."
+        for attack in suite.lineup.attacks
+        if isinstance(attack, Evasion)
+    ]
     if suite.audits_membership:
         half = suite.population.attacked // 2
         auc = statistics.detectable_auc(half, half)
@@ -39,6 +36,14 @@ def power_of(suite: Suite) -> list[str]:
             f"{shadows.trained} for hardened models and recipes that do; more shadows find smaller leaks."
         )
     return sentences
+
+
+def _unseen(loss: str, n: int) -> str:
+    try:
+        drop = statistics.detectable_drop(n)
+    except ValueError:
+        return f"{loss} of any size would not be told from chance with {n} paired records"
+    return f"{loss} below {100 * drop:.1f} points would not be told from chance with {n} paired records"
 
 
 def limits_of(suite: Suite) -> list[str]:

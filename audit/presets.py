@@ -28,7 +28,7 @@ ATTACK_PRESETS: dict[str, list[dict[str, Any]]] = {
     "standard": [{"kind": "evasion"}, {"kind": "membership"}, {"kind": "extraction"}],
     "thorough": [
         {"kind": "evasion", "records": 1000},
-        {"kind": "evasion", "norm": "l2", "epsilons": [0.25, 0.5, 1.0], "gate_epsilon": 0.5, "records": 1000},
+        {"kind": "evasion", "norm": "l2", "records": 1000},
         {"kind": "membership"},
         {"kind": "extraction", "budgets": [50, 150, 500, 1500]},
     ],

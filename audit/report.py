@@ -145,7 +145,7 @@ def _risks(ix: views.Index, columns: list[views.Column]) -> list[Risk]:
         if not mine:
             continue
         findings = [f for c in mine for f in c.findings.values()]
-        measured = [f for f in findings if f.estimate is not None] or findings
+        measured = [f for f in findings if f.estimate is not None]  # who attacked nothing is no attacker
         hit = next(((c, h) for c in mine if (h := risk_views.who_is_hit(ix, c)) is not None), None)
         panels, ids = _panels(ix, key, mine), views.taxonomy(findings)
         risks.append(Risk(key, text, mine, risk_views.threats(measured), panels, ids, hit))

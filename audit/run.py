@@ -115,11 +115,16 @@ def cells_of(suite: Suite, finding: str) -> list[str]:
             own += [f"{own[0]}/without-draw"] if isinstance(attack, Evasion) and contender.draws else []
             known += own
             if finding in own:
-                names = [f"{label}/{contender.name}", f"{label}/{contender.name}/without-draw"]
+                names = [suite.attack_cell(label, contender.name, detail) for detail in ("", "without-draw")]
                 names += [suite.lineage_cell(contender)]
                 for name in contender.baselines:
                     shadows = suite.shadow_counts(contender)
-                    names += [f"{label}/{name}", *(suite.membership_cell(label, name, count) for count in shadows)]
+                    names += [
+                        suite.attack_cell(label, name),
+                        *(suite.membership_cell(label, name, count) for count in shadows),
+                    ]
+                    names += [suite.replay_cell(label, contender.name, name), suite.room_cell(label, name)]
+                names += [suite.replay_cell(label, other, contender.name) for other in suite.compared_with(contender)]
                 names += [suite.candidate_cell(contender)]
                 return [name for name in names if suite.has(name)]
     raise InputError(f"There is no finding {finding!r} in this plan. Known: {', '.join(known)}.")
@@ -132,6 +137,8 @@ def assemble(suite: Suite, store: Store, outcome: Outcome, policy: Any, command:
     findings: list[Finding] = []
     missing: list[NotMeasured] = []
     for contender in suite.lineup.contenders:
+        if only is not None and contender.name != only.partition("/")[0]:
+            continue
         row = candidate_row(reader, contender)
         if row is None:
             why = reader.why(suite.candidate_cell(contender))
@@ -139,7 +146,7 @@ def assemble(suite: Suite, store: Store, outcome: Outcome, policy: Any, command:
             continue
         found = [one for one in findings_of(reader, contender) if only is None or one.id == only]
         if only is not None and not found:
-            continue
+            missing.append(NotMeasured(candidate=contender.name, what=only, reason="its attack gave no such finding"))
         rows.append(row)
         findings += found
         missing += not_measured(contender, found)
@@ -234,6 +241,8 @@ def reader_of(suite: Suite, store: Store, outcome: Outcome, command: str) -> Rea
     def why(name: str) -> str:
         if name in outcome.failed:
             return f"failed: {outcome.failed[name]}"
+        if name in outcome.unavailable:
+            return outcome.unavailable[name]
         if suite.has(name) and store.has(suite.cell(name).key):
             return str(store.get(suite.cell(name).key).document.get("not_applicable", "unknown"))
         return "something it needs failed"

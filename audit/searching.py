@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,8 @@ def run_search(
     """Searches on the plan's model and writes a plan with what was found to `out`.
 
     Every trial is kept beside it as it is measured (`out` with the suffix .trials.jsonl), so that a search that was
-    stopped goes on where it was.
+    stopped goes on where it was. That file holds a section for each search that measures otherwise (another model,
+    other data, other settings), so that none loses what another measured.
 
     Args:
         folder: where the plan lies; `out` must lie there too, since its paths are seen from there.
@@ -61,9 +62,10 @@ def run_search(
         subject.data.digest, subject.identity, plan.seed, versions(), settings.epochs, settings.batch, settings.times
     )
     path = out.with_suffix(".trials.jsonl")
-    known = _known(path, identity)
-    if not known:
-        write(path, json.dumps({"search": identity}) + "\n")
+    sections = _sections(path)
+    known = sections.setdefault(identity, {})
+    sections[identity] = sections.pop(identity)  # the last one, to which new trials are appended
+    write(path, "".join(_lines(sections)))
 
     def keep(key: str, trial: Trial) -> None:
         with path.open("a") as file:
@@ -136,24 +138,30 @@ def _short(recipe: dict[str, Any]) -> dict[str, Any]:
     return short
 
 
-def _known(path: Path, identity: str) -> dict[str, Trial]:
-    """Trials of an earlier run of the same search; a last line that was cut off is dropped."""
+def _sections(path: Path) -> dict[str, dict[str, Trial]]:
+    """Trials of earlier runs by the identity of their search; a line that was cut off or damaged is dropped."""
+    sections: dict[str, dict[str, Trial]] = {}
     if not path.is_file():
-        return {}
-    known: dict[str, Trial] = {}
-    try:
-        first, *rest = path.read_text(encoding="utf-8").splitlines() or [""]
-        if json.loads(first) != {"search": identity}:
-            return {}
-        for line in rest:
-            key, trial = from_row(json.loads(line))
-            known[key] = trial
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        pass  # whatever follows a damaged line is measured again
-    if known:  # the file may end in half a line, behind which nothing could be appended
-        rows = [{"search": identity}, *(as_row(key, trial) for key, trial in known.items())]
-        write(path, "".join(json.dumps(row) + "\n" for row in rows))
-    return known
+        return sections
+    own: dict[str, Trial] | None = None  # a section without its head belongs to no search
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+            if "search" in row:
+                own = sections.setdefault(str(row["search"]), {})
+            elif own is not None:
+                key, trial = from_row(row)
+                own[key] = trial
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            continue  # it is measured again
+    return sections
+
+
+def _lines(sections: dict[str, dict[str, Trial]]) -> Iterator[str]:
+    for identity, trials in sections.items():
+        yield json.dumps({"search": identity}) + "\n"
+        for key, trial in trials.items():
+            yield json.dumps(as_row(key, trial)) + "\n"
 
 
 def _name_of(path: Path) -> str | None:

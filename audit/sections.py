@@ -58,11 +58,13 @@ class InterfacePlan(Settings):
     """What a finished file takes and answers. What is left out is found by looking and trying; the report says how."""
 
     layout: Literal["channels-first", "channels-last", "flat"] | None = Field(None, description="of the file's input")
+    channels: Literal["rgb", "bgr"] | None = Field(None, description="the order of colours that the file takes")
     mean: tuple[float, ...] | None = Field(None, description="per channel, in [0, 1] units; subtracted")
     std: tuple[float, ...] | None = Field(None, description="per channel, in [0, 1] units; divided by after `mean`")
     units: Literal["as given", "0..1", "0..255", "-1..1"] | None = Field(None, description="what an input counts in")
     outputs: Literal["logits", "probabilities", "log-probabilities"] | None = Field(None, description="of the file")
     labels: tuple[int, ...] | None = Field(None, description="for each class of the data, the file's output for it")
+    output: str | None = Field(None, description="name of the file's output that holds the classes, of several")
 
     @model_validator(mode="after")
     def _normalised(self) -> InterfacePlan:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
-from ..targets.technique import Technique
+from ..targets.technique import Technique, techniques_in
 
 
 def fault(message: str, *at: str | int) -> PydanticCustomError:
@@ -35,6 +35,14 @@ class Settings(BaseModel):
 def technique_like(value: Any, *at: str | int) -> Any:
     """Checks the outer shape of a recipe, attack or defense; the techniques themselves check the rest."""
     if isinstance(value, Technique):
+        for one in techniques_in(value):
+            cls, kind = type(one), getattr(one, "kind", None)
+            if kind is not None and not _registered(cls):
+                raise fault(
+                    f"{cls.__module__}.{cls.__qualname__} is not what {kind!r} stands for in a plan, so another "
+                    "technique would run: register the class, with a kind of its own",
+                    *at,
+                )
         return value.model_dump(mode="json")
     if isinstance(value, str) and value:
         return value
@@ -43,6 +51,15 @@ def technique_like(value: Any, *at: str | int) -> Any:
             raise fault("needs a kind, for example kind: quantize", *at)
         return dict(value)
     raise fault("must be a word or a mapping with a kind", *at)
+
+
+def _registered(cls: type[Technique]) -> bool:
+    from ..attacks.attack import ATTACKS
+    from ..attacks.evasion.engine import PERTURBERS
+    from ..compression.recipe import RECIPES
+    from ..defenses.defense import DEFENSES
+
+    return any(registry.has(cls) for registry in (ATTACKS, PERTURBERS, RECIPES, DEFENSES))
 
 
 def did_you_mean(message: str, word: str, known: list[str]) -> str:

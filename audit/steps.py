@@ -6,7 +6,8 @@ Models travel between cells as named arrays (safetensors) and a JSON description
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -15,15 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks.attack import Attack, Case, Evidence, MembershipCase, ShadowSignals, frozen_copy
+from ..attacks.evasion.ball import Ball
+from ..attacks.evasion.categories import not_pixels
 from ..attacks.evasion.evasion import Evasion
 from ..attacks.evasion.pgd import craft
+from ..attacks.evasion.radius import LEAST, choose
+from ..attacks.evasion.transfer import replayed
 from ..attacks.membership.blind import blind_scores
 from ..attacks.membership.population import PopulationPlan
 from ..attacks.membership.signals import shadow_signals
 from ..compression.export import to_onnx
 from ..compression.fake_quantize import native
 from ..compression.footprint import footprint, footprint_of_file, peak_resident_bytes
-from ..compression.lineage import check_lineage
+from ..compression.lineage import check_lineage, not_read
 from ..compression.payload import encode
 from ..compression.recipe import Recipe
 from ..compression.structure import load_module, save_module
@@ -32,7 +37,7 @@ from ..targets.artifact import Deployed, Preprocessing
 from ..targets.certificate import certify
 from ..targets.checks import check_model
 from ..targets.data import Data, Records
-from ..targets.errors import InputError, NotApplicable, UnsafeInput
+from ..targets.errors import CrushproofError, InputError, NotApplicable, UnsafeInput, blame
 from ..targets.model import Target, TorchTarget
 from ..targets.onnx import OnnxTarget, integer_kernels
 from ..targets.openvino import OpenVinoTarget
@@ -96,7 +101,7 @@ def train_dense(dense: Dense, data: Data, model: DenseModel, seed: int, device: 
             if has_batch_norm(model.architecture.blank()) and not has_batch_norm(module):
                 statement["architecture"] = "batch norm was replaced by group norm"
     if dense.defense is None:  # a hardened model may well be at chance: that is a finding, with a flag, not a mistake
-        notes = check_model(TorchTarget(module), data.evaluation, data.bounds, data.outputs)
+        notes = [*model.notes, *check_model(TorchTarget(module), data.evaluation, data.bounds, data.outputs)]
     return Result(arrays=_state(module), document={"statement": statement, "notes": notes})
 
 
@@ -110,22 +115,40 @@ def make_candidate(contender: Contender, recipe: Recipe | None, parent: nn.Modul
     """Compresses, exports and weighs one candidate, and certifies its twin on clean and on random inputs."""
     module = parent
     if recipe is not None:
-        module = recipe.apply(parent, seen_by(recipe, data), data.bounds, seed=derive(seed, "recipe", contender.name))
+        with one_row(f"the recipe {recipe.kind} cannot be applied to this model"):
+            records = seen_by(recipe, data)
+            module = recipe.apply(parent, records, data.bounds, seed=derive(seed, "recipe", contender.name))
         check_finite(module, f"the recipe {recipe.kind}")
-    try:
+    with one_row("it cannot be deployed"):
         model = to_onnx(module, data.shape)
         payload = encode(module)
         weights = footprint(module, model, payload, data.shape)
         result = _deployed(OnnxTarget(model), _twin(module, model), data, seed)
-    except (InputError, UnsafeInput) as error:  # about our own artefact: one candidate's row, not the end of the audit
-        raise NotApplicable(f"it cannot be deployed: {error}") from error
     description, arrays = save_module(module)
+    with one_row("what the recipe made cannot be stored and rebuilt"):
+        load_module(contender.dense.architecture.blank(), description, arrays)
     document = {"description": description, "footprint": weights, "digest": hashlib.sha256(model).hexdigest()}
     return Result(
         arrays={**arrays, **result.arrays},
         document={**result.document, **document, "kernels": kernels(model)},
         files={"model.onnx": model, "payload.bin": payload},
     )
+
+
+@contextmanager
+def one_row(what: str) -> Iterator[None]:
+    """A candidate that cannot be made is a row of its own: what the user gave is not to blame, and the audit goes on.
+
+    What the machine lacks (memory, disk, a package) still fails the cell, which is then tried again.
+    """
+    try:
+        yield
+    except (InputError, UnsafeInput) as error:
+        raise NotApplicable(f"{what}: {error}") from error
+    except (CrushproofError, MemoryError, ImportError, OSError):
+        raise
+    except Exception as error:  # torch, the exporter or the user's own forward, on layers of other sizes
+        raise NotApplicable(f"{what}: {blame(error)}") from error
 
 
 def take_file(file: FinishedFile, data: Data, seed: int) -> Result:
@@ -151,7 +174,7 @@ def take_file(file: FinishedFile, data: Data, seed: int) -> Result:
         "footprint": footprint_of_file(file.content, file.kind, file.assumptions.record),
         "digest": file.digest,
         "no_twin": why,
-        "notes": [*file.notes, *notes],
+        "notes": notes,
         "kernels": kernels(file.content) if file.kind == "onnx" else None,
     }
     return Result(
@@ -206,7 +229,9 @@ def in_runtime(contender: Contender, runtime: str, candidate: Result, data: Data
         raise NotApplicable("it is no ONNX file")
     model = candidate.files["model.onnx"]
     try:
-        other: Target = OpenVinoTarget(model) if runtime == "openvino" else TensorRtTarget(model)
+        output = None if contender.file is None else contender.file.assumptions.output
+        make = OpenVinoTarget if runtime == "openvino" else TensorRtTarget
+        other: Target = make(model, output=output)
         if contender.file is not None:
             other = Deployed(other, contender.file.assumptions)
         certificate = certify(deployed_of(contender, candidate), other, {"clean": data.evaluation.x})
@@ -242,7 +267,10 @@ def native_of(twin: nn.Module | None) -> nn.Module | None:
 
 def lineage(dense: Result, candidate: Result) -> Result:
     """Whether the codes of a quantised file are roundings of the dense model's weights."""
-    found = check_lineage(dense.files["model.onnx"], candidate.files["model.onnx"])
+    if "model.onnx" in dense.files and "model.onnx" in candidate.files:
+        found = check_lineage(dense.files["model.onnx"], candidate.files["model.onnx"])
+    else:
+        found = not_read("tflite")
     layers = [{**asdict(layer), "shape": list(layer.shape)} for layer in found.layers]
     return Result(
         document={
@@ -250,6 +278,7 @@ def lineage(dense: Result, candidate: Result) -> Result:
             "sentences": list(found.sentences),
             "layers": layers,
             "unmatched": [*found.unmatched_artifact, *found.unmatched_dense],
+            "reason": found.reason,
         }
     )
 
@@ -259,6 +288,62 @@ def craft_transfer(parent: nn.Module, data: Data, attack: Evasion, seed: int) ->
     records = data.evaluation.take(torch.arange(min(attack.records, len(data.evaluation))))
     crafted = craft(parent, records, attack.epsilons, attack.norm, data.bounds, seed=derive(seed, "transfer"))
     return Result(arrays={f"{epsilon!r}": x.cpu().numpy() for epsilon, x in crafted.items()}, document={})
+
+
+def replay(candidate: Case, baseline: Case, attack: Evasion, crafted: Result, seed: int) -> Result:
+    """Which records the inputs crafted on each of two models, at the gate's epsilon, fool on the other.
+
+    Arrays `on_candidate` and `on_baseline`, bool [n] (clean errors count): the one part of an attack that a model and
+    the one it came from can both face alike. Both are crafted by the same steps from the same starts.
+
+    Raises:
+        NotApplicable: the candidate has no twin to craft on.
+    """
+    if candidate.twin is None:
+        raise NotApplicable("nothing can be crafted on it: it has no differentiable twin")
+    count = min(attack.records, len(candidate.evaluation))
+    records = candidate.evaluation.take(torch.arange(count))
+    ball = Ball(attack.norm, attack.gate, records.x, candidate.bounds)
+    theirs = torch.from_numpy(crafted.arrays[f"{attack.gate!r}"])
+    mine = craft(candidate.twin, records, (attack.gate,), attack.norm, candidate.bounds, seed=derive(seed, "transfer"))[
+        attack.gate
+    ]
+    return Result(
+        arrays={
+            "on_candidate": replayed(candidate.deployed, theirs, records, ball).cpu().numpy(),
+            "on_baseline": replayed(baseline.deployed, mine, records, ball).cpu().numpy(),
+        }
+    )
+
+
+def choose_radius(case: Case, attack: Evasion, seed: int) -> Result:
+    """The epsilon at which the probed model keeps about half of its accuracy, and the probe it follows from.
+
+    Raises:
+        NotApplicable: the inputs are no pixels.
+    """
+    why_not = not_pixels(case)
+    if why_not is not None:
+        raise NotApplicable(why_not)
+    return Result(document={"radius": asdict(choose(case, attack.norm, seed=derive(seed, "radius")))})
+
+
+def at_radius(attack: Evasion, chosen: Result) -> Evasion:
+    """The attack at the radius that `choose_radius` found."""
+    radius = chosen.document["radius"]
+    return attack.at(radius["epsilon"], tuple(radius["epsilons"]))
+
+
+def room(attacked: Result, case: Callable[[], Case], attack: Evasion, seed: int) -> Result:
+    """Where a dense model is left with less than a third of its accuracy: the epsilon at which it keeps about half.
+
+    The document's `radius` is None where there is room enough, and nothing was probed.
+    """
+    gate = attacked.document["summary"]["gate_epsilon"]
+    robust, clean = 1 - attacked.arrays[f"worst/{gate!r}"].mean(), attacked.arrays["clean_correct"].mean()
+    if robust >= LEAST * clean:
+        return Result(document={"radius": None})
+    return choose_radius(case(), attack, seed)
 
 
 def train_shadows(dense: Dense, population: PopulationPlan, first: int, last: int, device: torch.device) -> Result:
@@ -284,7 +369,8 @@ def signals(
         module = dense.architecture.blank()
         _load(module, arrays)
         modules.append(frozen_copy(module.to(device)))
-    answers = shadow_signals(population, modules, recipe=recipe, bounds=data.bounds)
+    with one_row("the shadow models cannot be compressed as the candidate was"):
+        answers = shadow_signals(population, modules, recipe=recipe, bounds=data.bounds)
     return Result(arrays={"inside": answers.inside, "phi": answers.phi}, document={})
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..compression.student import offer_factory
 from ..targets.data import Bounds, Data, load_digits
 from ..targets.errors import CrushproofError, InputError, NotApplicable, blame
+from ..targets.plain import plain
 from ..training.architecture import Architecture
 from ..training.loop import Training
 from ..training.trainer import BuiltinTrainer, Trainer, UserTrainer
@@ -38,12 +39,14 @@ class DenseModel:
     Args:
         state: given weights; None when the audit trains it.
         shadows_differ: shadow models are not known to be trained as it was.
+        notes: sentences about what had to be changed of the model before it could be audited.
     """
 
     architecture: Architecture
     trainer: Trainer
     state: dict[str, Tensor] | None
     shadows_differ: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,10 +80,11 @@ def resolve(plan: Plan, folder: Path) -> Subject:
     if plan.model is None:
         return Subject(data, None, "files", files)
     state: dict[str, Tensor] | None
+    changed: tuple[str, ...] = ()
     if plan.model.file is not None:
         architecture, state, digests = _imported(files[DENSE], data)
     else:
-        architecture, state, digests = _built(plan, plan.model, folder)
+        architecture, state, digests, changed = _built(plan, plan.model, folder, data)
     if plan.model.training_function is not None:
         path = plan.model.training_function
         function = checked_training(import_function(path, folder), path)
@@ -93,7 +97,7 @@ def resolve(plan: Plan, folder: Path) -> Subject:
     differ = state is not None and plan.model.training_function is None and not plan.model.training
     return Subject(
         data,
-        DenseModel(architecture, trainer, state, differ),
+        DenseModel(architecture, trainer, state, differ, changed),
         "|".join([*digests, trainer.identity]),
         files,
         (SHADOWS_DIFFER,) if differ else (),
@@ -115,22 +119,27 @@ def student_factories(plan: Plan) -> list[str]:
     return list(found)
 
 
-def _built(plan: Plan, model: ModelPlan, folder: Path) -> tuple[Architecture, dict[str, Tensor] | None, list[str]]:
-    """The architecture the plan names, its weights if it names any, and what identifies both."""
+def _built(
+    plan: Plan, model: ModelPlan, folder: Path, data: Data
+) -> tuple[Architecture, dict[str, Tensor] | None, list[str], tuple[str, ...]]:
+    """The architecture the plan names, its weights if it names any, what identifies both, and what was changed."""
     from ..targets.weights import load_weights
 
     path = str(model.architecture)
     code = source_digest([path.partition(":")[0]], folder)
     build = import_function(path, folder)
     parameters = dict(model.parameters)
-    architecture = Architecture(f"{path}({parameters})", lambda: checked_module(build, parameters, path))
-    fresh = architecture.fresh(plan.seed)  # here, so that a mistake in the plan is met before anything is computed
+    own = Architecture(path, lambda: checked_module(build, parameters, path))  # as its weights were saved
+    architecture = Architecture(f"{path}({parameters})", lambda: plain(own.build())[0])
+    fresh = own.fresh(plan.seed)  # here, so that a mistake in the plan is met before anything is computed
+    if model.weights is not None:
+        load_weights(fresh, folder / model.weights)
+    module, changed = plain(fresh, data.non_members.x[:2])
     digests = [architecture.name, code]
     if model.weights is None:
-        return architecture, None, digests
-    load_weights(fresh, folder / model.weights)
-    state = {name: tensor.detach().clone() for name, tensor in fresh.state_dict().items()}
-    return architecture, state, [*digests, state_digest(state)]
+        return architecture, None, digests, tuple(changed)
+    state = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+    return architecture, state, [*digests, state_digest(state)], tuple(changed)
 
 
 def _imported(file: FinishedFile, data: Data) -> tuple[Architecture, dict[str, Tensor], list[str]]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..attacks.attack import Attack
+from ..attacks.attack import Attack, Case
 from ..attacks.evasion.evasion import Evasion
 from ..attacks.evasion.pgd import GradientPerturber
 from ..attacks.membership.membership import Membership
@@ -27,9 +27,10 @@ from ..targets.model import resolve_device
 from ..targets.seeds import derive
 from . import steps
 from .cells import Cell, Result, cell_key
-from .environment import versions
+from .environment import runtime_versions, versions
 from .files import FinishedFile
-from .lineup import Contender, Dense, Lineup, assemble
+from .identity import technique_identity
+from .lineup import Contender, Dense, Lineup, assemble, numbered
 from .plan import Plan
 from .store import Store
 from .subject import Subject, resolve
@@ -121,9 +122,9 @@ class Suite:
     def attacks(self) -> list[tuple[Attack, str]]:
         """Each attack with the label its findings carry: its kind, numbered when a kind occurs twice."""
         labelled: list[tuple[Attack, str]] = []
+        kinds = {attack.kind for attack in self.lineup.attacks}
         for attack in self.lineup.attacks:
-            before = sum(other.kind == attack.kind for other, _ in labelled)
-            labelled.append((attack, attack.kind if before == 0 else f"{attack.kind}-{before + 1}"))
+            labelled.append((attack, numbered(attack.kind, [label for _, label in labelled], kinds)))
         return labelled
 
     @property
@@ -146,7 +147,8 @@ class Suite:
     def _add(self, name: str, phase: str, spec: Any, needs: list[str], compute: Compute) -> None:
         if name in self._jobs:
             return
-        key = cell_key(phase, self._root, spec, [self._jobs[need].cell.key for need in needs])
+        sort = name.partition("/")[0]  # a plug-in may call its attack (and so its phase) what it likes
+        key = cell_key(sort, phase, self._root, spec, [self._jobs[need].cell.key for need in needs])
         self._jobs[name] = Job(Cell(name, key, tuple(needs), phase), compute)
 
     def _train(self, dense: Dense) -> None:
@@ -159,7 +161,7 @@ class Suite:
                 dense.name,
                 dense.architecture.name,
                 dense.trainer.identity,
-                dense.defense and dense.defense.model_dump(mode="json"),
+                technique_identity(dense.defense),
             ],
             [],
             lambda get: steps.train_dense(dense, self.subject.data, model, self.plan.seed, self.device),
@@ -177,7 +179,7 @@ class Suite:
             self._add(
                 self._chunk(dense, first),
                 "shadows",
-                [dense.architecture.name, dense.trainer.identity, first, last],
+                [dense.architecture.name, dense.trainer.identity, technique_identity(dense.defense), first, last],
                 [],
                 lambda get, first=first, last=last: steps.train_shadows(  # type: ignore[misc]  # defaults bind the loop
                     dense, self.population, first, last, self.device
@@ -205,7 +207,7 @@ class Suite:
             self._add(
                 self.runtime_cell(contender, runtime),
                 "runtimes",
-                [runtime],
+                [runtime, *runtime_versions(runtime)],
                 [self.candidate_cell(contender)],
                 lambda get, runtime=runtime: steps.in_runtime(  # type: ignore[misc]  # defaults bind the loop
                     contender, runtime, get(self.candidate_cell(contender)), self.subject.data
@@ -213,7 +215,7 @@ class Suite:
             )
 
     def runtime_cell(self, contender: Contender, runtime: str) -> str:
-        return f"{runtime}/{contender.name}"
+        return f"runtime/{runtime}/{contender.name}"
 
     def _file(self, contender: Contender, file: FinishedFile) -> None:
         """A finished file, and where the dense model is known, whether it is a rounding of it."""
@@ -221,11 +223,11 @@ class Suite:
         self._add(
             own,
             "candidates",
-            [contender.name, file.identity],
+            [contender.name, file.identity, *(runtime_versions("litert") if file.kind == "tflite" else [])],
             [],
             lambda get: steps.take_file(file, self.subject.data, self.plan.seed),
         )
-        if contender.parent is None or contender.is_dense or file.kind != "onnx":
+        if contender.parent is None or contender.is_dense:
             return
         dense = self.candidate_cell(self.lineup.contender(contender.parent.name))
         self._add(
@@ -240,7 +242,7 @@ class Suite:
             self._add(
                 self.candidate_cell(contender, position),
                 "candidates",
-                [contender.name, recipe and recipe.model_dump(mode="json")],
+                [contender.name, technique_identity(recipe)],
                 [f"train/{parent.name}"],
                 lambda get, recipe=recipe: steps.make_candidate(  # type: ignore[misc]  # defaults bind the loop
                     contender, recipe, self._dense(parent, get), self.subject.data, self.plan.seed
@@ -266,7 +268,7 @@ class Suite:
         self._add(
             self.signals_cell(dense, recipe),
             "signals",
-            [recipe and recipe.model_dump(mode="json"), count],
+            [technique_identity(recipe), count],
             chunks,
             compute,
         )
@@ -276,7 +278,8 @@ class Suite:
 
     def _attack(self, contender: Contender, attack: Attack, label: str) -> None:
         if self.subject.data.regression:
-            self._add(f"{label}/{contender.name}", attack.kind, [], [], lambda get: steps.refuse_regression())
+            cell = self.attack_cell(label, contender.name)
+            self._add(cell, attack.kind, [], [], lambda get: steps.refuse_regression())
             return
         hardened = contender.parent.defense if contender.parent is not None else None
         for defense in {id(one): one for one in (hardened, contender.defense) if one}.values():
@@ -284,14 +287,92 @@ class Suite:
         if isinstance(attack, Membership):
             self._membership(contender, attack, label)
             return
+        if isinstance(attack, Evasion):
+            self._evasion(contender, attack, label)
+            return
         needs = [self.candidate_cell(contender), *self._parent(contender)]
+        self._attack_cell(self.attack_cell(label, contender.name), attack, contender, needs, None)
+
+    def _evasion(self, contender: Contender, attack: Evasion, label: str) -> None:
+        """The attack itself; the draws of a random recipe; and what a fair comparison with its baselines needs."""
+        radius = [self._radius(attack)] if attack.automatic else []
+        needs = [self.candidate_cell(contender), *self._parent(contender), *radius]
         transfer = None
-        if isinstance(attack, Evasion) and contender.parent is not None and not contender.is_dense:
+        if contender.parent is not None and not contender.is_dense:
             transfer = self._transfer(contender.parent, attack)
             needs.append(transfer)
-        self._attack_cell(f"{label}/{contender.name}", attack, contender, needs, transfer)
-        if isinstance(attack, Evasion) and contender.draws:
+        self._attack_cell(self.attack_cell(label, contender.name), attack, contender, needs, transfer)
+        if contender.draws:
             self._attack_draws(contender, attack, label, transfer)
+        if any(part.uses_parent for part in attack.parts):
+            for name in contender.baselines:
+                self._replay(contender, self.lineup.contender(name), attack, label)
+        if contender.is_dense:
+            self._room(contender, attack, label)
+
+    def _radius(self, attack: Evasion) -> str:
+        """The epsilon that the dense model's own curve asks for; without a dense model, the first candidate's."""
+        reference = self.lineup.contenders[0]
+        name = self.radius_cell(attack)
+        needs = [self.candidate_cell(reference), *self._parent(reference)]
+
+        def compute(get: Callable[[str], Result]) -> Result:
+            case = self._case(reference, get)
+            return steps.choose_radius(case, attack, self.plan.seed)
+
+        self._add(name, attack.kind, ["radius", attack.norm], needs, compute)
+        return name
+
+    def radius_cell(self, attack: Evasion) -> str:
+        return f"radius/{attack.norm}"
+
+    def _room(self, dense: Contender, attack: Evasion, label: str) -> None:
+        """Where a dense model is left with next to nothing: the epsilon at which it would keep about half."""
+        attacked = self.attack_cell(label, dense.name)
+
+        def compute(get: Callable[[str], Result]) -> Result:
+            return steps.room(get(attacked), lambda: self._case(dense, get), attack, self.plan.seed)
+
+        needs = [attacked, self.candidate_cell(dense), *self._parent(dense)]
+        self._add(self.room_cell(label, dense.name), attack.kind, ["room", attack.norm], needs, compute)
+
+    def room_cell(self, label: str, dense: str) -> str:
+        return f"room/{label}/{dense}"
+
+    def _replay(self, contender: Contender, baseline: Contender, attack: Evasion, label: str) -> None:
+        """Inputs crafted on each of the two, asked of the other: a part that both sides of a change face alike."""
+        assert baseline.parent is not None  # it is a dense model
+        radius = [self._radius(attack)] if attack.automatic else []
+        crafted = self._transfer(baseline.parent, attack)
+
+        def compute(get: Callable[[str], Result]) -> Result:
+            mine, theirs = self._case(contender, get), self._case(baseline, get)
+            return steps.replay(mine, theirs, self._resolved(attack, get), get(crafted), self.plan.seed)
+
+        needs = [self.candidate_cell(contender), self.candidate_cell(baseline), crafted, *radius]
+        needs += {*self._parent(contender), *self._parent(baseline)}
+        spec = ["replay", attack.norm, attack.gate_epsilon, attack.records]
+        self._add(self.replay_cell(label, contender.name, baseline.name), attack.kind, spec, sorted(needs), compute)
+
+    def compared_with(self, baseline: Contender) -> list[str]:
+        """Names of the models whose change is measured against this one."""
+        return [other.name for other in self.lineup.contenders if baseline.name in other.baselines]
+
+    def replay_cell(self, label: str, candidate: str, baseline: str) -> str:
+        return f"replay/{label}/{candidate}/{baseline}"
+
+    def _case(self, contender: Contender, get: Callable[[str], Result]) -> Case:
+        """What an attacker of this model has, without anything prepared."""
+        parent = None if contender.parent is None else self._dense(contender.parent, get)
+        return steps.make_case(contender, get(self.candidate_cell(contender)), parent, self.subject.data, self.device)
+
+    def _resolved(self, attack: Evasion, get: Callable[[str], Result]) -> Evasion:
+        """The attack with its radius, where that follows from a probe."""
+        return steps.at_radius(attack, get(self.radius_cell(attack))) if attack.automatic else attack
+
+    def attack_cell(self, label: str, name: str, detail: str = "") -> str:
+        """The cell of an attack on one contender, named apart from all other sorts of cells: `attack/pgd/int8`."""
+        return f"attack/{label}/{name}" + (f"/{detail}" if detail else "")
 
     def _parent(self, contender: Contender) -> list[str]:
         """The cell of the dense model it came from, where one is known."""
@@ -307,6 +388,7 @@ class Suite:
         *,
         draw: int = 0,
         without_draw: bool = False,
+        gate_only: bool = False,
     ) -> None:
         def compute(get: Callable[[str], Result]) -> Result:
             others = range(1, len(contender.draws) + 1) if without_draw else ()
@@ -323,42 +405,47 @@ class Suite:
                     if (twin := self._twin(contender, get(self.candidate_cell(contender, other)))) is not None
                 ],
             )
-            return steps.run_attack(attack, case, derive(self.plan.seed, attack.kind))
+            ready = self._resolved(attack, get) if isinstance(attack, Evasion) else attack
+            if gate_only and isinstance(ready, Evasion):
+                ready = ready.at(ready.gate, (ready.gate,))
+            return steps.run_attack(ready, case, derive(self.plan.seed, attack.kind))
 
-        self._add(name, attack.kind, attack.model_dump(mode="json"), needs, compute)
+        self._add(name, attack.kind, [technique_identity(attack), gate_only], needs, compute)
 
     def _twin(self, contender: Contender, candidate: Result) -> nn.Module | None:
         return steps.twin_for(contender, candidate, self.subject.data, self.device)
 
     def _attack_draws(self, contender: Contender, attack: Evasion, label: str, transfer: str | None) -> None:
         """Every draw under one attack, gradients at the gate; and the attacker who does not know which draw ships."""
-        parent = self._parent(contender)
-        gradients = tuple(part for part in attack.parts if isinstance(part, GradientPerturber))
-        gate = attack.model_copy(update={"epsilons": (attack.gate_epsilon,), "parts": gradients})
+        parent = [*self._parent(contender), *([self._radius(attack)] if attack.automatic else [])]
+        gradients = attack.model_copy(
+            update={"parts": tuple(part for part in attack.parts if isinstance(part, GradientPerturber))}
+        )
         for draw in range(len(contender.draws) + 1):
             needs = [self.candidate_cell(contender, draw), *parent]
-            self._attack_cell(f"{label}/{contender.name}/draw-{draw}", gate, contender, needs, None, draw=draw)
+            name = self.attack_cell(label, contender.name, f"draw-{draw}")
+            self._attack_cell(name, gradients, contender, needs, None, draw=draw, gate_only=True)
         needs = [self.candidate_cell(contender, draw) for draw in range(len(contender.draws) + 1)]
         needs += [*parent, *([transfer] if transfer else [])]
-        name = f"{label}/{contender.name}/without-draw"
+        name = self.attack_cell(label, contender.name, "without-draw")
         self._attack_cell(name, attack, contender, needs, transfer, without_draw=True)
 
     def _transfer(self, dense: Dense, attack: Evasion) -> str:
-        spec = [attack.norm, attack.epsilons, attack.records]
+        spec = [attack.norm, attack.epsilon, attack.epsilons, attack.records]
         name = f"transfer/{dense.name}/{cell_key(spec)[:12]}"
-        self._add(
-            name,
-            attack.kind,
-            spec,
-            [f"train/{dense.name}"],
-            lambda get: steps.craft_transfer(self._dense(dense, get), self.subject.data, attack, self.plan.seed),
-        )
+        radius = [self._radius(attack)] if attack.automatic else []
+
+        def compute(get: Callable[[str], Result]) -> Result:
+            resolved = self._resolved(attack, get)
+            return steps.craft_transfer(self._dense(dense, get), self.subject.data, resolved, self.plan.seed)
+
+        self._add(name, attack.kind, spec, [f"train/{dense.name}", *radius], compute)
         return name
 
     def _membership(self, contender: Contender, attack: Membership, label: str) -> None:
         if not self.audits_membership:
             return
-        cell = f"{label}/{contender.name}"
+        cell = self.attack_cell(label, contender.name)
         self._membership_cell(cell, contender, attack, None)
         for name in contender.baselines:
             baseline = self.lineup.contender(name)
@@ -373,7 +460,7 @@ class Suite:
         """
         dense = self.lineup.contender(baseline).dense
         full = shadows >= self.shadow_count(dense, None)
-        return f"{label}/{baseline}" + ("" if full else f"/{shadows}-shadows")
+        return self.attack_cell(label, baseline, "" if full else f"{shadows}-shadows")
 
     def shadow_counts(self, contender: Contender) -> tuple[int, int]:
         """How many shadows compressed as the candidate is, and how many uncompressed ones, its attacker has."""
@@ -400,7 +487,7 @@ class Suite:
             case = steps.make_case(contender, get(needs[0]), None, self.subject.data, self.device, membership=signals)
             return steps.run_attack(attack, case, derive(self.plan.seed, attack.kind))
 
-        self._add(name, attack.kind, [attack.model_dump(mode="json"), shadows], needs, compute)
+        self._add(name, attack.kind, [technique_identity(attack), shadows], needs, compute)
 
 
 def suite_of(argument: str) -> Suite:

@@ -43,12 +43,16 @@ def print_audit(audit: Audit) -> None:
 
 
 def print_findings(audit: Audit) -> None:
-    """Writes each finding in a line, with its flags and notes; for `--only`."""
+    """Writes each finding in a line, with its flags and notes, or why there is none; for `--only`."""
     console = _console()
     for finding in audit.findings:
         console.print(Text(f"{finding.id}: {words.finding_words(finding)} ({finding.verdict})"))
         for line in (*filter(None, [finding.reason]), *finding.flags, *finding.notes):
             console.print(Text(f"  {words.clean(line)}"))
+    if not audit.findings:
+        for gap in audit.not_measured:
+            where = "" if gap.candidate is None else f"{gap.candidate}: "
+            console.print(Text(f"{where}{words.clean(gap.what)} is missing. {words.sentence(words.clean(gap.reason))}"))
 
 
 def _console() -> Console:

@@ -156,7 +156,8 @@ def mend(ix: Index, candidate: Candidate) -> str:
         return "Have it compressed again from the dense model, by someone you trust, and compare the two files."
     risks = [ix.findings[g.finding] for g in failed if g.finding in ix.findings]
     if not risks:
-        return "No defense gives accuracy back: compress less, or fine-tune." if failed else ""
+        lost = "accuracy" if candidate.accuracy is not None else "a lower error"
+        return f"No defense gives {lost} back: compress less, or fine-tune." if failed else ""
     rest = " Its accuracy needs less compression." if len(risks) < len(failed) else ""
     names = enumerate_words([in_text(f.metric) for f in risks])
     menders = []

@@ -252,7 +252,10 @@ FLAGS = {
     "twin-disagrees": "The differentiable twin and the deployed model agree on fewer than 99.5 % of the labels, so "
     "attacks made on the twin may miss.",
     "few-records": "Too few records for a figure this small: the interval is wide.",
-    "interface-doubtful": "The file fits clearly better when its inputs are read in another way than was declared.",
+    "interface-doubtful": "The file fits clearly better when its inputs are read in another way than was declared, or "
+    "about as well in another way, under which it is not as robust: what was assumed of it says both figures.",
+    "bounds-doubtful": "The bounds of the inputs were guessed and may be others. Epsilon counts in units of them, so "
+    "that the changes allowed may have been too small: give the bounds.",
     "answers-vary": "The model answers a record otherwise when it is asked again, in another order or beside other "
     "records. Every figure then follows from how the questions were put.",
     "no-shadows": "The attacker had no shadow models: this model's training is not known. Leaks are underestimated.",
@@ -262,6 +265,8 @@ FLAGS = {
     "other figures say.",
     "distribution-shift": "A classifier that never sees the model already tells members from non-members. What the "
     "attack finds is not attributable to membership.",
+    "epsilon-extreme": "No radius was found at which the dense model keeps about half of its accuracy: it keeps nearly "
+    "all or nearly nothing. Something stops the probe, or the model answers in steps.",
     "shadows-differ": "The shadow models are not trained as the audited model was, or nothing says that they are. An "
     "attacker who knows better may see more: name the training function or its hyper-parameters.",
     "epsilon-void": "The compression looked at training records after DP-SGD, so the promised epsilon does not hold.",

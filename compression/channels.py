@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..targets.errors import NotApplicable, blame
 from ..targets.model import device_of
+from ..targets.plain import shared_weights, sharing_layers
 from .attention import Attention, unfold_attention
 from .layers import WEIGHTED, called_layers, replace_layers, working_copy
 
@@ -31,8 +32,8 @@ def thin(
 
     Channels that must go together (residual adds, batch norm, the next layer's inputs) are found by torch-pruning
     (Fang et al. 2023, DepGraph, arXiv:2301.12900); a channel's score is the sum over all weights that go with it.
-    A layer keeps round(width * channels), at least one. Attention and recurrent layers keep their width, and so
-    does what feeds them or is added to them; so do gated units and a flattened concatenation.
+    A layer keeps round(width * channels), at least one. Attention, recurrent layers and layers that share a weight keep
+    their width, and so does what feeds them or is added to them; so do gated units and a flattened concatenation.
 
     Args:
         example: float32 [n, *shape], on the module's device.
@@ -62,7 +63,9 @@ def thin(
         scores = {name: value.detach().double().square() for name, value in thinned.named_parameters()}
     before = _count(thinned)
     try:
+        slopes = _without_lone_slopes(thinned)
         _cut(thinned, example, kept, scores, lambda path, now: _left(path, now, full, width), round_to)
+        replace_layers(thinned, {stand_in: layer for layer, stand_in in slopes.items()})
         with torch.no_grad():
             same = thinned(example).shape == shape
     except (MemoryError, ImportError, OSError):
@@ -72,7 +75,9 @@ def thin(
     if not same:
         raise NotApplicable("Removing channels would change the number of logits: the output layer was not recognised.")
     if full is None and _count(thinned) == before:
-        raise NotApplicable(f"No layer is wide enough to lose a share of {1 - width:g} of its channels.")
+        shared = shared_weights(thinned)
+        why = f"; {' and '.join(shared[0])} are one tensor, so their layers keep their width" if shared else ""
+        raise NotApplicable(f"No layer is wide enough to lose a share of {1 - width:g} of its channels{why}.")
     return thinned.eval().to(device)
 
 
@@ -95,6 +100,20 @@ def unfolded(module: nn.Module, example: Tensor) -> nn.Module:
             f"The model does not run with its attention as plain linear layers: {blame(error)}"
         ) from error
     return opened
+
+
+def _without_lone_slopes(module: nn.Module) -> dict[nn.Module, nn.Module]:
+    """Puts a LeakyReLU in place of each PReLU with one slope for all channels; by layer, its stand-in.
+
+    torch-pruning 1.6.1 loses track of the channels at such a PReLU: behind it, a flattening counts as none.
+    """
+    stand_ins: dict[nn.Module, nn.Module] = {
+        layer: nn.LeakyReLU(float(layer.weight.detach())).eval()
+        for layer in module.modules()
+        if isinstance(layer, nn.PReLU) and layer.num_parameters == 1
+    }
+    replace_layers(module, stand_ins)
+    return stand_ins
 
 
 def _count(module: nn.Module) -> int:
@@ -122,10 +141,11 @@ def _cut(
     """Removes channels in place: per group of layers that must agree, all but the `left(path, channels)` best."""
     import torch_pruning
 
-    graph = torch_pruning.DependencyGraph().build_dependency(module, example_inputs=example)
+    graph = torch_pruning.DependencyGraph().build_dependency(module, example_inputs=example, verbose=False)
     paths = {layer: path for path, layer in module.named_modules()}
     groups = list(graph.get_all_groups(ignored_layers=kept))
     fixed = {part for layer in module.modules() if isinstance(layer, FIXED) for part in layer.modules()}
+    fixed |= sharing_layers(module)
     summed = _group_scores(module, scores)
     doomed = []
     for group in groups:  # all are ranked before the first is cut: scores have the uncut shapes

@@ -52,7 +52,9 @@ def to_onnx(module: nn.Module, shape: tuple[int, ...]) -> bytes:
         NotApplicable: the model does something the exporter cannot express; the message carries its reason.
     """
     example = torch.zeros(2, *shape)
-    shipped = copy.deepcopy(module).cpu().eval().requires_grad_(False)
+    shipped = copy.deepcopy(module).cpu().eval()
+    for parameter in shipped.parameters():  # not the module's requires_grad_, which TorchScript does not have
+        parameter.requires_grad_(False)
     while stand_ins := {layer: ship() for layer in shipped.modules() if (ship := getattr(layer, "shipped", None))}:
         shipped = replace_layers(shipped, stand_ins)  # what stands in may hold such layers itself
     quantized = [layer for layer in shipped.modules() if isinstance(layer, QuantizedLayer)]

@@ -127,8 +127,8 @@ class Factorize(Recipe):
         }
         if not found:
             raise NotApplicable(
-                "The model has no linear, ungrouped convolutional, embedding or recurrent layer that could be "
-                "factorised."
+                "The model has no linear, ungrouped convolutional, embedding or recurrent layer with a weight of its "
+                "own that could be factorised."
             )
         for name in self.layers:
             if name not in found:

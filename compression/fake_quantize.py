@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..targets.errors import NotApplicable
+from ..targets.plain import sharing_layers
 from ..targets.twin_rounding import quantized
 from .layers import PLAIN, REBUILDABLE, rebuildable, replace_layers
 from .weight_codes import (
@@ -267,6 +268,14 @@ def quantize_layer(
     return quantized.train(layer.training)
 
 
+def share_codes(layer: QuantizedLayer, first: QuantizedLayer) -> None:
+    """Makes equal codes of a weight that layers share one tensor, so that it counts once."""
+    own, other = layer.weight_scale, first.weight_scale
+    same = own is other or (own is not None and other is not None and torch.equal(own, other))
+    if same and torch.equal(layer.codes, first.codes):
+        layer.codes, layer.weight_scale = first.codes, first.weight_scale
+
+
 def _integer_bias(quantized: QuantizedLayer, weight: Tensor, bias: Tensor) -> None:
     """Writes the bias in multiples of input scale x weight scale; where those are too many for int32, widens the scale.
 
@@ -317,14 +326,18 @@ def fold_batch_norm(module: nn.Module, example: Tensor) -> nn.Module:
 
     A pair is found by running `example` and seeing the very output of a layer enter a batch norm, both called once.
     That nothing else uses that output is checked by the fold itself: the logits on `example` must stay what they were,
-    else the pair is left as it is. A folded batch norm becomes nn.Identity.
+    else the pair is left as it is, and so it is where the layer shares its weight, which would no longer be one
+    tensor. A folded batch norm becomes nn.Identity.
 
     Args:
         example: float32 [n, *shape] on the module's device; two records of noise within the bounds will do.
     """
     folded = copy.deepcopy(module).eval()
     before = _output(folded, example)
+    tied = sharing_layers(folded)
     for layer, norm in _pairs(folded, example):
+        if layer in tied:
+            continue
         weight, bias = layer.weight, layer.bias  # restored below if the fold turns out wrong
         assert norm.running_mean is not None
         assert norm.running_var is not None

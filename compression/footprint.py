@@ -22,8 +22,9 @@ from ..targets.onnx_safety import check_onnx, checked_onnx, ports
 from .attention import Attention
 from .layers import REBUILDABLE, TRANSPOSED, WEIGHTED
 from .onnx_constants import Graph
+from .onnx_live import only_live
 from .onnx_operations import Operation, operations, parameters, tensors
-from .payload import LONGEST_GAP, decode, encode
+from .payload import LONGEST_GAP, decode, distinct, encode
 
 # Picojoule per operation at 45 nm: M. Horowitz, "Computing's energy problem", ISSCC 2014. There is no figure for
 # fewer than 8 bits: they are counted as 8.
@@ -88,33 +89,38 @@ def footprint(module: nn.Module, onnx: bytes, payload: bytes, shape: tuple[int, 
 def footprint_of_file(model: bytes, kind: Literal["onnx", "tflite"], shape: tuple[int, ...]) -> Footprint:
     """As `footprint`, of a finished file alone.
 
-    The payload is the file's initialisers, packed as a module's values are; decode -> equal is checked. Of a TFLite
-    file only `disk_bytes` is known: it stands for the payload too, and the counts are 0.
+    The payload is the file's initialisers, packed as a module's values are; decode -> equal is checked. Parameters and
+    operations are those that reach an output. Of a TFLite file only `disk_bytes` is known: it stands for the payload
+    too, and everything else is None, `macs_by_width` empty.
 
     Raises:
         UnsafeInput, InputError: see `onnx_safety.check_onnx`; the file does not answer records of this shape.
     """
     if kind == "tflite":
-        counts = {"parameters": 0, "nonzero_parameters": 0}
-        size = len(model)
-        return {"disk_bytes": size, "payload_bytes": size, "entropy_bytes": size, **counts, **_operations([], size)}
+        return {
+            "disk_bytes": len(model),
+            "payload_bytes": len(model),
+            **dict.fromkeys(("entropy_bytes", "parameters", "nonzero_parameters", "macs")),
+            "macs_by_width": [],
+            **dict.fromkeys(("energy_uj_modelled", "energy_memory_share")),
+        }
     checked = check_onnx(model)
-    graph = Graph(checked)
     holder = nn.Module()
-    for index, value in enumerate(tensors(graph).values()):
+    for index, value in enumerate(tensors(Graph(checked)).values()):
         holder.register_buffer(f"tensor_{index}", value)
     payload = encode(holder)
     decoded = decode(payload, holder)
     if not all(torch.equal(_without_nan(decoded[name]), _without_nan(value)) for name, value in holder.named_buffers()):
         raise CrushproofError("The packed payload does not decode to the file's own values.")
-    count, nonzero = parameters(graph)
+    live = only_live(checked)
+    count, nonzero = parameters(Graph(live))
     return {
         "disk_bytes": len(model),
         "payload_bytes": len(payload),
         "entropy_bytes": entropy_bytes(holder),
         "parameters": count,
         "nonzero_parameters": nonzero,
-        **_operations(operations(checked, shape), len(payload)),
+        **_operations(operations(live, shape), len(payload)),
     }
 
 
@@ -140,8 +146,11 @@ def _operations(counted: Sequence[Operation], payload_size: int) -> Footprint:
 
 
 def module_parameters(module: nn.Module) -> list[Tensor]:
-    """Weights and biases: the module's parameters, and what stands for them in layers of our own (codes, biases)."""
-    values = [parameter.detach() for parameter in module.parameters()]
+    """Weights and biases: the module's parameters, and what stands for them in layers of our own (codes, biases).
+
+    A tensor that layers share is listed once.
+    """
+    values: list[Tensor] = list(module.parameters())
     for layer in module.modules():
         if type(layer) in REBUILDABLE:
             values += [
@@ -149,7 +158,7 @@ def module_parameters(module: nn.Module) -> list[Tensor]:
                 for name, value in layer.named_buffers(recurse=False)
                 if name != "bias_codes" and (name.endswith("codes") or name.startswith("bias"))
             ]
-    return values
+    return list({id(value): value for value in values}.values())
 
 
 def entropy_bytes(module: nn.Module) -> int:
@@ -157,14 +166,16 @@ def entropy_bytes(module: nn.Module) -> int:
 
     Of each tensor the least of: its own bytes; integers as offsets in as few bits as the largest needs; the empirical
     entropy of single values (order 0; Shannon 1948) with a table of the distinct ones; and, where there are zeros, the
-    entropy of the gaps between nonzero values with the least for those. Biases that follow from integers take nothing.
+    entropy of the gaps between nonzero values with the least for those. Biases that follow from integers take nothing,
+    nor does a tensor under its second name (tied weights).
     """
     derived = {
         f"{path}.bias".lstrip(".")
         for path, layer in module.named_modules()
         if getattr(layer, "bias_codes", None) is not None
     }
-    bits = sum(_tensor_bits(value.detach().cpu()) for name, value in module.state_dict().items() if name not in derived)
+    state = {name: value for name, value in module.state_dict().items() if name not in derived}
+    bits = sum(_tensor_bits(value.detach().cpu()) for value in distinct(state).values())
     return int(bits / 8)
 
 
@@ -230,7 +241,8 @@ def layer_macs(module: nn.Module, shape: tuple[int, ...]) -> list[Operation]:
             counted.append(Operation(products, 32, 32))
         else:
             # Each output value takes one multiplication per weight of its own channel; transposed: each input value.
-            weight = layer.get_parameter("weight")
+            weight = layer.weight
+            assert isinstance(weight, Tensor)  # not always its own parameter: a user's wrapper may compute it
             values = inputs[0] if isinstance(layer, TRANSPOSED) else output
             counted.append(Operation(values.numel() * weight[0].numel(), 32, 32))
 

@@ -95,7 +95,7 @@ def called(module: nn.Module, x: Tensor, fits: Callable[[nn.Module], bool]) -> l
 
     A layer whose weight is used without calling it (see `attention.unfold_attention`) is not among them: exchanging
     such a layer would break the model or change nothing. Nor is one that is only called with keyword arguments, which
-    stand-ins do not take.
+    stand-ins do not take, or one whose weight something else computes, such as a user's own spectral norm around it.
     """
     order: dict[nn.Module, None] = {}
 
@@ -103,7 +103,8 @@ def called(module: nn.Module, x: Tensor, fits: Callable[[nn.Module], bool]) -> l
         if inputs:
             order.setdefault(layer)
 
-    handles = [layer.register_forward_pre_hook(note) for layer in module.modules() if fits(layer)]
+    held = [layer for layer in module.modules() if isinstance(layer, nn.RNNBase) or "weight" in layer._parameters]
+    handles = [layer.register_forward_pre_hook(note) for layer in held if fits(layer)]
     try:
         with torch.no_grad():
             module(x)

@@ -5,25 +5,25 @@ compression-activated backdoors, Hong et al. 2021, arXiv:2110.13541). With the d
 hidden: a code is the nearest neighbour of weight / scale, the other neighbour, or neither. Adaptive rounding (Nagel et
 al. 2020, arXiv:2004.10568) honestly takes the other neighbour here and there; what proves it is to recompute it.
 
-The check is about weights and biases. It says nothing of the scales of activations or of other constants.
+The check is about weights and biases that reach an output. It says nothing of the scales of activations or of other
+constants.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
+from .lineage_match import looked_up, paired, size, thirds
 from .lineage_steps import Steps, biases_off, folded_weight, held_against, scales_in_words
-from .onnx_constants import Array, Graph
+from .onnx_constants import Graph
+from .onnx_live import only_live
 from .onnx_weights import Stage, Weight, weights
 
 Verdict = Literal["confirmed", "not nearest", "not a rounding of the dense model", "not comparable"]
-
-SAMPLE = 4096  # values by which layers of equal shape are told apart
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class Lineage:
     unmatched_dense: tuple[str, ...]
     verdict: Verdict
     sentences: tuple[str, ...]
+    reason: str | None = None  # why the two are not comparable
 
     @property
     def weights(self) -> int:
@@ -68,135 +69,45 @@ class Lineage:
 def check_lineage(dense: bytes, artifact: bytes) -> Lineage:
     """Holds every weight of `artifact` against the dense model's; layers are matched by shape, values, name and order.
 
+    Nodes that reach no output of their file are left out, on both sides.
+
     Args:
         dense, artifact: ONNX files that `targets.onnx_safety.check_onnx` let pass. The dense one may keep its batch
             norms or have them folded, and so may the artefact.
     """
     import onnx
 
-    graph = Graph(onnx.load_model_from_string(artifact))
+    graph = Graph(only_live(onnx.load_model_from_string(artifact)))
     ours = list(weights(graph))
-    theirs = [found for found in weights(Graph(onnx.load_model_from_string(dense))) if found.stages]
-    unread = tuple(found.name for found in ours if not found.stages)
-    total = sum(_size(found) for found in ours)
-    pairs, mine, yours = _pairs([found for found in ours if found.stages], theirs)
+    whole = list(weights(Graph(only_live(onnx.load_model_from_string(dense)))))
+    theirs = [found for found in whole if found.stages]
+    unread, hidden = (tuple(found.name for found in one if not found.stages) for one in (ours, whole))
+    pairs, mine, yours = paired([found for found in ours if found.stages], theirs)
     if mine and yours:  # attention's projections: packed into one matrix by torch, three layers once it is unfolded
-        more, mine, yours = _pairs(_thirds(mine, yours), _thirds(yours, mine))
+        more, mine, yours = paired(thirds(mine, yours), thirds(yours, mine))
         pairs += more
-    yours = [weight for weight in yours if not _looked_up(weight, graph)]
+    yours = [weight for weight in yours if not looked_up(weight, graph)]
     layers = [_compare(weight, other) for weight, other in pairs]
     extra, missing = tuple(found.name for found in mine), tuple(found.name for found in yours)
-    verdict = _verdict(layers, extra, missing, unread, total)
-    sentences = _sentences(layers, extra, missing, unread, verdict)
-    return Lineage(tuple(layers), (*extra, *unread), missing, verdict, tuple(sentences))
+    held = min(sum(size(found) for found in ours), sum(size(found) for found in whole))
+    differs = any(layer.beyond or layer.bias_off for layer in layers)
+    unmatched = (extra and not hidden) or (missing and not unread)  # what is hidden may be the counterpart
+    reason = None
+    if not layers or 2 * sum(layer.weights for layer in layers) < held:
+        reason = _hidden(unread, hidden) if unread or hidden else _other_shapes(mine, yours)
+    elif (unread or hidden) and not differs and not unmatched:
+        reason = _hidden(unread, hidden)
+    verdict = _verdict(layers, bool(extra or missing)) if reason is None else "not comparable"
+    told = reason is None or unread or hidden
+    sentences = [sentence for layer in layers for sentence in _of_layer(layer)] if told else []
+    sentences += [reason] if reason is not None else _of_whole(layers, extra, missing, unread, verdict)
+    return Lineage(tuple(layers), (*extra, *unread), missing, verdict, tuple(sentences), reason)
 
 
-def _pairs(
-    ours: Sequence[Weight], theirs: Sequence[Weight]
-) -> tuple[list[tuple[Weight, Weight]], list[Weight], list[Weight]]:
-    """(matched weights, the artefact's left over, the dense model's left over)."""
-    matches = _match(ours, theirs)
-    taken = set(matches.values())
-    return (
-        [(ours[index], theirs[matches[index]]) for index in sorted(matches)],
-        [weight for index, weight in enumerate(ours) if index not in matches],
-        [weight for index, weight in enumerate(theirs) if index not in taken],
-    )
-
-
-def _thirds(found: Sequence[Weight], others: Sequence[Weight]) -> list[Weight]:
-    """Each weight [3 n, in] cut into three where the other side has weights [n, in]; the rest as they are."""
-    shapes = {other.constant.shape for other in others}
-    parts: list[Weight] = []
-    for weight in found:
-        rows, odd = divmod(weight.constant.shape[0], 3)
-        if odd or (rows, *weight.constant.shape[1:]) not in shapes:
-            parts.append(weight)
-            continue
-        for index, noun in enumerate(("query", "key", "value")):
-            part = slice(index * rows, (index + 1) * rows)
-            stages = [
-                replace(
-                    stage,
-                    gain=None if stage.gain is None else stage.gain[part],
-                    shift=stage.shift[part],
-                    step=stage.step[part],
-                )
-                for stage in weight.stages
-            ]
-            constant = weight.constant.moved(partial(_rows, part))
-            parts.append(replace(weight, name=f"{weight.name} ({noun})", constant=constant, stages=tuple(stages)))
-    return parts
-
-
-def _looked_up(dense: Weight, graph: Graph) -> bool:
-    """Whether a table of the dense model (of positions, say) is in the file as it is, the look-up done beforehand."""
-    from onnx import numpy_helper
-
-    if dense.node.op_type != "Gather" or dense.constant.plain is None:
-        return False
-    table = dense.constant.plain
-    held = (tensor for tensor in graph.held.values() if int(np.prod(tensor.dims, dtype=np.int64)) == table.size)
-    return any(np.array_equal(numpy_helper.to_array(tensor).ravel(), table.ravel()) for tensor in held)
-
-
-def _rows(part: slice, array: Array) -> Array:
-    chosen: Array = array[part]
-    return chosen
-
-
-def _size(weight: Weight) -> int:
-    return int(np.prod(weight.constant.shape, dtype=np.int64))
-
-
-def _match(ours: Sequence[Weight], theirs: Sequence[Weight]) -> dict[int, int]:
-    """Index of an artefact's weight -> index of the dense weight: the pairing of the largest total correlation."""
-    from scipy.optimize import linear_sum_assignment
-
-    groups: dict[tuple[int, int], tuple[list[int], list[int]]] = {}
-    for side, found in enumerate((ours, theirs)):
-        for index, weight in enumerate(found):
-            key = (weight.constant.shape[0], _size(weight))
-            groups.setdefault(key, ([], []))[side].append(index)
-    matches: dict[int, int] = {}
-    for mine, yours in groups.values():
-        if not mine or not yours:
-            continue
-        left, right = [_samples(ours[i]) for i in mine], [_samples(theirs[j]) for j in yours]
-        likeness = np.array([[max(float(a @ b) for a in one for b in other) for other in right] for one in left])
-        bonus = np.zeros_like(likeness)
-        for row, i in enumerate(mine):
-            for column, j in enumerate(yours):
-                bonus[row, column] = 0.02 * (ours[i].name == theirs[j].name) - 1e-6 * abs(row - column)
-        rows, columns = linear_sum_assignment(-(likeness + bonus))
-        matches.update({mine[row]: yours[column] for row, column in zip(rows, columns, strict=True)})
-        for row in set(range(len(mine))) - set(rows):  # a weight that several nodes of the artefact share
-            column = int(likeness[row].argmax())
-            if likeness[row, column] > 0.9:
-                matches[mine[row]] = yours[column]
-    return matches
-
-
-def _samples(weight: Weight) -> list[Array]:
-    """A few values of the weight, standardised; once per way of folding what follows it."""
-    values = weight.constant.values
-    rows = values.reshape(values.shape[0], -1)
-    places = np.linspace(0, rows.size - 1, min(SAMPLE, rows.size)).astype(np.int64)
-    picked, channel = rows.ravel()[places].astype(np.float64), places // max(rows.shape[1], 1)
-    found = []
-    for gain in _gains(weight):
-        sample = picked if gain is None else picked * gain[channel]
-        sample = np.nan_to_num(sample - sample.mean(), nan=0.0, posinf=0.0, neginf=0.0)
-        found.append(sample / max(float(np.linalg.norm(sample)), 1e-30))
-    return found
-
-
-def _gains(weight: Weight) -> list[Array | None]:
-    kept: list[Array | None] = []
-    for stage in weight.stages:
-        if not any(stage.gain is known for known in kept):
-            kept.append(stage.gain)
-    return kept
+def not_read(kind: str) -> Lineage:
+    """What is said of a file of another format than ONNX: nothing about its weights is known."""
+    reason = f"The weights of a .{kind} file are not read here, so they cannot be held against the dense model's."
+    return Lineage((), (), (), "not comparable", (reason,), reason)
 
 
 def _compare(weight: Weight, dense: Weight) -> LayerLineage:
@@ -226,7 +137,7 @@ def _compare(weight: Weight, dense: Weight) -> LayerLineage:
         name=weight.name,
         dense_name=dense.name,
         shape=tuple(weight.constant.shape),
-        weights=_size(weight),
+        weights=size(weight),
         bits=bits,
         levels=levels,
         scale_kind=kind,
@@ -241,44 +152,48 @@ def _compare(weight: Weight, dense: Weight) -> LayerLineage:
     )
 
 
-def _verdict(
-    layers: Sequence[LayerLineage], extra: Sequence[str], missing: Sequence[str], unread: Sequence[str], total: int
-) -> Verdict:
-    matched = sum(layer.weights for layer in layers)
-    if not layers or 2 * matched < total:
-        return "not comparable"
-    if extra or missing or any(layer.beyond or layer.bias_off for layer in layers):
+def _verdict(layers: Sequence[LayerLineage], unmatched: bool) -> Verdict:
+    if unmatched or any(layer.beyond or layer.bias_off for layer in layers):
         return "not a rounding of the dense model"
-    if unread:
-        return "not comparable"
     return "not nearest" if any(layer.other_neighbour for layer in layers) else "confirmed"
 
 
-def _sentences(
+def _hidden(unread: Sequence[str], hidden: Sequence[str]) -> str:
+    """Of weights whose making is not followed, in the file or else in the dense model."""
+    whose = "the file" if unread else "the dense model"
+    return (
+        f"How {whose} makes {_listed(unread or hidden)} of what it holds is not followed here: not shown to be the "
+        "dense model's, rounded."
+    )
+
+
+def _other_shapes(extra: Sequence[Weight], missing: Sequence[Weight]) -> str:
+    if not extra and not missing:
+        return "The file holds no weights of convolutions or products that could be compared."
+
+    def shapes(found: Sequence[Weight]) -> str:
+        return _listed([f"{weight.name} {list(weight.constant.shape)}" for weight in found]) if found else "nothing"
+
+    return (
+        "The file's weights have other shapes than the dense model's (channels were added or removed, layers "
+        "factorised, or it is another architecture), so its codes cannot be recomputed from them: it has "
+        f"{shapes(extra)} where the dense model has {shapes(missing)}."
+    )
+
+
+def _of_whole(
     layers: Sequence[LayerLineage],
     extra: Sequence[str],
     missing: Sequence[str],
     unread: Sequence[str],
     verdict: Verdict,
 ) -> list[str]:
-    hidden = (
-        f"How the file makes {_listed(unread)} of what it holds is not followed here: not shown to be the dense "
-        "model's, rounded."
-    )
-    if verdict == "not comparable" and unread:
-        return [*(sentence for layer in layers for sentence in _of_layer(layer)), hidden]
-    if verdict == "not comparable":
-        return [
-            "The file's weights have other shapes than the dense model's (channels were removed, layers factorised, or "
-            "it is another architecture), so its codes cannot be recomputed from them."
-            if layers or extra
-            else "The file holds no weights of convolutions or products that could be compared."
-        ]
-    sentences = [sentence for layer in layers for sentence in _of_layer(layer)]
+    """What is said of the file as a whole, where it could be compared."""
+    sentences = []
     if extra:
         sentences.append(f"The dense model has no counterpart of {_listed(extra)}: not a rounding of this model.")
     if unread:
-        sentences.append(hidden)
+        sentences.append(_hidden(unread, ()))
     if missing:
         sentences.append(f"The file lacks the dense model's {_listed(missing)}: not a rounding of this model.")
     if verdict == "confirmed":

@@ -15,13 +15,16 @@ from torch import Tensor, nn
 
 from ..targets.errors import NotApplicable, blame
 from ..targets.model import device_of
+from ..targets.plain import tie
 from ..targets.seeds import global_seed
 from .attention import Attention, unfold_attention
 from .layers import replace_layers, working_copy
 from .structure import resized
 
-NORMS = (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d)
-SCALED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.LSTM, nn.GRU, nn.RNN, nn.Embedding, Attention, *NORMS)
+LAST_NORMS = (nn.LayerNorm, nn.RMSNorm)  # over the last dimension
+CHANNEL_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm1d, nn.InstanceNorm2d)
+FOLLOWING = (*LAST_NORMS, *CHANNEL_NORMS, nn.PReLU)  # as wide as what comes before
+SCALED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.LSTM, nn.GRU, nn.RNN, nn.Embedding, Attention, *FOLLOWING)
 
 Scale = Callable[[int], int]
 
@@ -86,7 +89,7 @@ def scalable_sizes(module: nn.Module, example: Tensor) -> tuple[dict[str, dict[s
     finally:
         for handle in handles:
             handle.remove()
-    last = [layer for layer in raw if not isinstance(layer, (nn.Embedding, *NORMS))][-1:]
+    last = [layer for layer in raw if not isinstance(layer, (nn.Embedding, *FOLLOWING))][-1:]
     sizes = {names[layer]: _sizes(layer, untouched, layer in last) for layer, untouched in raw.items()}
     return {name: own for name, own in sizes.items() if own}, shape
 
@@ -98,10 +101,12 @@ def _sizes(layer: nn.Module, raw: bool, last: bool) -> dict[str, int]:
         return {**outer, "head_dim": layer.head_dim}
     if isinstance(layer, nn.Embedding):
         return {"embedding_dim": layer.embedding_dim}
-    if isinstance(layer, nn.LayerNorm):
+    if isinstance(layer, LAST_NORMS):
         return {} if raw or len(layer.normalized_shape) > 1 else {"normalized_shape": layer.normalized_shape[0]}
-    if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+    if isinstance(layer, CHANNEL_NORMS):
         return {} if raw else {"num_features": layer.num_features}
+    if isinstance(layer, nn.PReLU):
+        return {} if raw or layer.num_parameters == 1 else {"num_parameters": layer.num_parameters}
     names = ("input_size", "hidden_size") if isinstance(layer, nn.RNNBase) else ("in_features", "out_features")
     names = ("in_channels", "out_channels") if isinstance(layer, nn.Conv1d | nn.Conv2d) else names
     return {name: getattr(layer, name) for name, stays in zip(names, (raw, last), strict=True) if not stays}
@@ -113,4 +118,6 @@ def _resized(module: nn.Module, sizes: dict[str, dict[str, int]]) -> nn.Module:
         layers: dict[nn.Module, nn.Module] = {
             layer: resized(layer, **sizes[name]) for name, layer in smaller.named_modules() if name in sizes
         }
-    return replace_layers(smaller, layers).to(device_of(module)).eval()
+    resized_module = replace_layers(smaller, layers).to(device_of(module)).eval()
+    tie(resized_module, module)
+    return resized_module

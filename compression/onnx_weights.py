@@ -77,7 +77,17 @@ SLOTS: dict[str, tuple[_Slot, ...]] = {
 }
 CONVOLUTIONS = ("Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "FusedConv")
 RECURRENT = ("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM")
-UNFOLLOWED = ("Gather", "FusedConv", "FusedGemm", *RECURRENT)  # nothing behind them folds into their weights
+WEIGHTED = ("Gemm", "FusedGemm", "QGemm", *CONVOLUTIONS, *RECURRENT)  # a matrix product may be of two activations
+# Products whose weights are compared, and whose work is not counted.
+OTHER_PRODUCTS: dict[str, tuple[_Slot, ...]] = {
+    "Einsum": (_Slot(0), _Slot(1), _Slot(2)),
+    "DeformConv": (_Slot(1),),
+    "EmbedLayerNormalization": (_Slot(2), _Slot(3), _Slot(4)),
+    "Attention": (_Slot(1, bias=2, product=True),),
+    "QAttention": (_Slot(1, 4, 7, 2, product=True),),
+}
+UNFOLLOWED = ("Gather", "FusedConv", "FusedGemm", *RECURRENT, *OTHER_PRODUCTS)  # nothing behind them folds into them
+STANDARD_TOO = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "BiasAdd", "Pad")  # of other domains
 _PASSING = ("Identity", "Cast", "QuantizeLinear", "DequantizeLinear", "Dropout")
 
 
@@ -86,16 +96,21 @@ def weights(graph: Graph) -> Iterator[Weight]:
     for node in graph.nodes:
         if node.op_type == "MatMulNBits":
             yield _packed(node, graph)
-        for slot in SLOTS.get(node.op_type, ()):
+        slots = SLOTS.get(node.op_type) or OTHER_PRODUCTS.get(node.op_type)
+        for slot in _of_strangers(node) if slots is None else slots:
             if slot.weight >= len(node.input) or not node.input[slot.weight]:
                 continue
             constant = graph.constant(node.input[slot.weight])
             if node.op_type == "Gather" and not _embeds(node, graph):
                 continue
-            if constant is None and node.input[slot.weight] not in graph.varying:
+            made = node.op_type in WEIGHTED or node.input[slot.weight] not in graph.varying
+            if constant is None and made:
                 yield _unread(node, Constant(node.input[slot.weight], "float32", None))
                 continue
             if constant is None or len(constant.shape) < 2:
+                continue
+            if slots is None:
+                yield _unread(node, constant)
                 continue
             try:
                 yield _read(node, slot, constant, graph)
@@ -103,6 +118,12 @@ def weights(graph: Graph) -> Iterator[Weight]:
                 yield _unread(node, constant)
             if node.op_type == "MatMul":
                 break  # one of its two operands
+
+
+def _of_strangers(node: onnx.NodeProto) -> tuple[_Slot, ...]:
+    """Every input of an operator that is none of the standard's and none that is known here: any may be a weight."""
+    known = node.op_type in STANDARD_TOO or node.op_type.startswith("QLinear") or node.op_type == "MatMulNBits"
+    return () if node.domain in ("", "ai.onnx") or known else tuple(_Slot(place) for place in range(len(node.input)))
 
 
 def _unread(node: onnx.NodeProto, constant: Constant) -> Weight:

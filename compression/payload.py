@@ -7,6 +7,7 @@ Every tensor is coded by whichever of these is smallest, and decodes to equal va
     codebook    the distinct values (at most 256), and an index per element: packed, Huffman coded, or, of three values,
                 five to a byte (1.6 bits each)
     sparse      the gaps between nonzero values, Huffman coded (Han et al. 2016, arXiv:1510.00149), and those values
+    repeated    the position of the earlier tensor that this one is (tied weights): what layers share is sent once
 
 A payload holds no names and no shapes: those come from the module it is decoded into, whose structure ships apart
 (`compression.structure`). -0.0 becomes 0.0 (pruning by a mask leaves such zeros); every other bit pattern is kept.
@@ -17,7 +18,7 @@ varints.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from .fake_quantize import QuantizedLayer
 from .huffman import Reader, decode_symbols, encode_symbols, pack, unpack, varint
 
 MAGIC = b"CRW1"
-PLAIN, PACKED, CODEBOOK_PACKED, CODEBOOK_HUFFMAN, SPARSE, DERIVED, CODEBOOK_OF_3 = range(7)
+PLAIN, PACKED, CODEBOOK_PACKED, CODEBOOK_HUFFMAN, SPARSE, DERIVED, CODEBOOK_OF_3, REPEATED = range(8)
 POWERS_OF_3 = 3 ** np.arange(5)  # 3^5 = 243 fits a byte
 LARGEST_CODEBOOK = 256
 LONGEST_GAP = 255  # a longer gap takes several symbols
@@ -40,19 +41,35 @@ WORDS: dict[int, tuple[torch.dtype, Any]] = {  # an element's bits as an unsigne
     8: (torch.int64, np.uint64),
 }
 Words = np.ndarray[Any, np.dtype[np.unsignedinteger[Any]]]
+Place = tuple[int, torch.dtype, torch.Size, tuple[int, ...]] | int
 
 
 def encode(module: nn.Module) -> bytes:
-    """The whole state of `module` (parameters and buffers), packed. Equal states give equal bytes."""
+    """The whole state of `module` (parameters and buffers), packed. Equal states, equally tied, give equal bytes."""
     state = module.state_dict()
     derived = _derived_biases(module, state)
     out = bytearray(MAGIC)
-    for name, value in state.items():
+    first: dict[Place, int] = {}
+    for position, (name, value) in enumerate(state.items()):
         if name in derived and torch.equal(derived[name], value):
             out.append(DERIVED)
-        else:
-            out += _encode(_words(value), signed=not value.dtype.is_floating_point)
+            continue
+        codings = [_encode(_words(value), signed=not value.dtype.is_floating_point)]
+        if first.setdefault(_place(value), position) != position:
+            codings.append(bytes([REPEATED]) + varint(first[_place(value)]))
+        out += min(codings, key=len)
     return bytes(out)
+
+
+def distinct(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`state` without the names that hold the very tensor of an earlier one."""
+    first: dict[Place, str] = {}
+    return {name: value for name, value in state.items() if first.setdefault(_place(value), name) == name}
+
+
+def _place(value: Tensor) -> Place:
+    """The same for one tensor under two names."""
+    return (value.data_ptr(), value.dtype, value.shape, value.stride()) if value.numel() else id(value)
 
 
 def decode(payload: bytes, module: nn.Module) -> dict[str, Tensor]:
@@ -66,13 +83,21 @@ def decode(payload: bytes, module: nn.Module) -> dict[str, Tensor]:
         raise InputError("This is not a packed payload: its first bytes are wrong.")
     state: dict[str, Tensor] = {}
     derived = []
+    read: list[Words] = []
     for name, like in module.state_dict().items():
         if reader.peek() == DERIVED:
             reader.take(1)
             derived.append(name)
             state[name] = like.cpu()  # holds the place
+            read.append(np.zeros(0, np.uint8))
             continue
-        words = _decode(reader, like.numel(), WORDS[like.element_size()][1])
+        kind = WORDS[like.element_size()][1]
+        if reader.peek() == REPEATED:
+            reader.take(1)
+            words = _earlier(read, reader.varint(), like.numel(), kind)
+        else:
+            words = _decode(reader, like.numel(), kind)
+        read.append(words)
         state[name] = torch.from_numpy(words.view(f"i{like.element_size()}")).view(like.dtype).view(like.shape)
     if reader.left:
         raise InputError(f"The payload does not fit the module: {reader.left} bytes are left over.")
@@ -82,6 +107,13 @@ def decode(payload: bytes, module: nn.Module) -> dict[str, Tensor]:
             raise InputError(f"The payload does not fit the module: {name} cannot be derived from other values.")
         state[name] = biases[name]
     return state
+
+
+def _earlier(read: Sequence[Words], position: int, count: int, kind: Any) -> Words:
+    """A copy of the tensor that was read as the one at `position`."""
+    if position >= len(read) or len(read[position]) != count or read[position].dtype != np.dtype(kind):
+        raise InputError("The payload does not fit the module: it repeats a tensor that is not there.")
+    return read[position].copy()
 
 
 def _derived_biases(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from .fake_quantize import (
     input_grid,
     quantize_layer,
     round_to_grid,
+    share_codes,
 )
 from .layers import replace_layers
 from .recurrent import QuantizedRecurrent, quantize_recurrent
@@ -45,20 +46,26 @@ def train_quantized(
     Args:
         module: with its batch norms folded (see `fold_batch_norm`); it is used up.
         layers: of `module`, with a quantised stand-in each: those `can_quantize` accepts, LSTM and GRU.
-        formats, activations: of each layer.
+        formats, activations: of each layer; layers that share a weight have one format, and go on sharing it.
 
     Returns:
         The trained module in evaluation mode, layers at the paths where `layers` were.
     """
-    in_training: dict[nn.Module, nn.Module] = {
-        layer: _InTraining(layer, format, activation)
-        for layer, format, activation in zip(layers, formats, activations, strict=True)
-    }
+    in_training: dict[nn.Module, nn.Module] = {}
+    first: dict[int, _InTraining] = {}  # by the id of a weight, the first layer that holds it
+    for layer, format, activation in zip(layers, formats, activations, strict=True):
+        one = _InTraining(layer, format, activation)
+        one.share(first.setdefault(id(getattr(layer, "weight", layer)), one))
+        in_training[layer] = one
     prepared = replace_layers(module, in_training).requires_grad_(True)
     trained = train(prepared, records, training, seed=seed)
-    finished: dict[nn.Module, nn.Module] = {
-        layer: layer.finished() for layer in trained.modules() if isinstance(layer, _InTraining)
-    }
+    finished: dict[nn.Module, nn.Module] = {}
+    coded: dict[int, QuantizedLayer] = {}
+    for layer in trained.modules():
+        if isinstance(layer, _InTraining):
+            shipped = finished[layer] = layer.finished()
+            if isinstance(shipped, QuantizedLayer):
+                share_codes(shipped, coded.setdefault(id(layer.layer.weight), shipped))
     return replace_layers(trained, finished).eval()
 
 
@@ -81,6 +88,11 @@ class _InTraining(nn.Module):
                 self.register_buffer(f"scale_{name}", weight_codes(weight, format)[1])
             pruned = format.number != "binary" and bool((weight == 0).any())
             self.register_buffer(f"alive_{name}", weight != 0 if pruned else None)
+
+    def share(self, first: _InTraining) -> None:
+        """Trains the weight and the scales of `first`, a layer with the same weight (in the same format)."""
+        if first is not self:
+            self.layer.weight, self.log_scales = first.layer.weight, first.log_scales
 
     def weight(self, name: str) -> Tensor:
         """A float weight, float32; what was pruned is zero."""

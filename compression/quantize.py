@@ -19,7 +19,7 @@ from .activation_grids import quantize_additions
 from .adaptive_rounding import adaptive_codes, layer_calls
 from .attention import unfold_attention
 from .calibration import Calibration, input_ranges, watch
-from .fake_quantize import Activations, QuantizedLayer, can_quantize, fold_batch_norm, quantize_layer
+from .fake_quantize import Activations, QuantizedLayer, can_quantize, fold_batch_norm, quantize_layer, share_codes
 from .layers import PLAIN, called, noise, replace_layers
 from .quantization_aware import train_quantized
 from .recipe import RECIPES, Recipe
@@ -180,7 +180,10 @@ class Quantize(Recipe):
         bounds: Bounds,
         seed: int,
     ) -> nn.Module:
-        """The quantised module, each of `layers` in its own format; `prepared` (see `prepare`) is used up."""
+        """The quantised module, each of `layers` in its own format; `prepared` (see `prepare`) is used up.
+
+        Layers that share a weight share its codes, in the widest of their formats.
+        """
         problem = self._contradiction()  # a copy with other fields was never validated
         if problem is not None:
             raise NotApplicable(f"This quantize recipe contradicts itself: {problem}.")
@@ -193,6 +196,7 @@ class Quantize(Recipe):
         example = noise(prepared, records, bounds, FEW, seed)
         activations = self._activations(prepared, layers, x, example, bounds)
         paths = {layer: path for path, layer in prepared.named_modules()}
+        formats = _agreed(layers, formats)
         if self.fine_tune is not None:
             quantized = train_quantized(
                 prepared, layers, formats, activations, records, self.fine_tune, seed=derive(seed, "fine-tune")
@@ -200,13 +204,15 @@ class Quantize(Recipe):
         else:
             quantized = copy.deepcopy(prepared)  # `prepared` stays the float reference of adaptive rounding
         drawn = seed if self.rounding_seed is None else self.rounding_seed
+        first: dict[int, QuantizedLayer] = {}  # by the id of a weight, the layer that rounded it first
         for position, (original, format, activation) in enumerate(zip(layers, formats, activations, strict=True)):
             layer = quantized.get_submodule(paths[original])
             if isinstance(layer, QuantizedLayer | QuantizedRecurrent):  # by training
                 continue
             draw = generator(drawn, "rounding", position)
-            codes = None
-            if self.rounding == "adaptive" and isinstance(layer, PLAIN):
+            known = None if isinstance(layer, RECURRENT) else first.get(id(original.weight))
+            codes = None if known is None or known.weight_scale is None else (known.codes, known.weight_scale)
+            if codes is None and self.rounding == "adaptive" and isinstance(layer, PLAIN):
                 assert x is not None
                 wanted = [original(entering).detach() for entering in layer_calls(prepared, original, x)]
                 entering = layer_calls(quantized, layer, x)  # of the model quantised so far
@@ -216,6 +222,8 @@ class Quantize(Recipe):
             rounded = stand_in(
                 layer, format, "stochastic" if self.rounding == "stochastic" else "nearest", draw, activation, codes
             )
+            if isinstance(rounded, QuantizedLayer):
+                share_codes(rounded, first.setdefault(id(original.weight), rounded))
             quantized = replace_layers(quantized, {layer: rounded})
         if self.activations == "static":
             assert x is not None
@@ -251,6 +259,15 @@ class Quantize(Recipe):
             return noise(module, records, bounds, self.calibration_records, derive(seed, "calibration"))
         order = torch.randperm(len(records), generator=generator(seed, "calibration"))
         return records.x[order[: self.calibration_records].to(records.x.device)].to(device_of(module))
+
+
+def _agreed(layers: Sequence[nn.Module], formats: Sequence[WeightFormat]) -> list[WeightFormat]:
+    """`formats`, one per layer, with the widest for all layers that share a weight."""
+    widest: dict[int, WeightFormat] = {}
+    keys = [id(getattr(layer, "weight", layer)) for layer in layers]
+    for key, format in zip(keys, formats, strict=True):
+        widest[key] = max(widest.get(key, format), format, key=lambda one: one.width)
+    return [widest[key] for key in keys]
 
 
 def prepare(module: nn.Module, records: Records, bounds: Bounds, seed: int) -> tuple[nn.Module, list[nn.Module]]:

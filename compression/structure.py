@@ -33,6 +33,7 @@ ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Conv3d: (*CONVOLUTION, "padding_mode"),
     nn.ConvTranspose1d: (*CONVOLUTION, "output_padding"),
     nn.ConvTranspose2d: (*CONVOLUTION, "output_padding"),
+    nn.ConvTranspose3d: (*CONVOLUTION, "output_padding"),
     nn.Linear: ("in_features", "out_features", "bias"),
     nn.Embedding: (
         "num_embeddings",
@@ -50,7 +51,12 @@ ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.BatchNorm2d: BATCH_NORM,
     nn.BatchNorm3d: BATCH_NORM,
     nn.GroupNorm: ("num_groups", "num_channels", "eps", "affine"),
+    nn.InstanceNorm1d: BATCH_NORM,
+    nn.InstanceNorm2d: BATCH_NORM,
+    nn.InstanceNorm3d: BATCH_NORM,
     nn.LayerNorm: ("normalized_shape", "eps", "elementwise_affine", "bias"),
+    nn.RMSNorm: ("normalized_shape", "eps", "elementwise_affine"),
+    nn.PReLU: ("num_parameters",),
     nn.Identity: (),
 }
 
@@ -142,11 +148,27 @@ def load_module(
         NotApplicable: see `rebuild`.
     """
     module = rebuild(architecture_module, description)
+    _take_shapes(module, arrays)
     try:
         module.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}, strict=True)
     except (RuntimeError, TypeError) as error:
         raise InputError(f"The saved weights do not fit the model they are loaded into: {error}") from None
     return module
+
+
+def _take_shapes(module: nn.Module, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Gives the values of layers that are not rebuilt (a user's own, such as a slope per channel) their new sizes."""
+    known = _known()
+    for path, layer in module.named_modules():
+        if type(layer) in known:
+            continue
+        for values in (layer._parameters, layer._buffers):
+            for name, value in values.items():
+                array = arrays.get(f"{path}.{name}" if path else name)
+                if value is None or array is None or array.ndim != value.dim() or array.shape == value.shape:
+                    continue
+                new = torch.zeros(array.shape, dtype=value.dtype)
+                values[name] = nn.Parameter(new) if isinstance(value, nn.Parameter) else new
 
 
 def _describe(layer: nn.Module, path: str, description: Description) -> None:

@@ -52,6 +52,7 @@ SIZING = {
     "Resize": (1, 2, 3),
     "Slice": (1, 2, 3, 4),
 }
+LIMITS = {"uint8": (0, 255), "int8": (-128, 127), "uint16": (0, 65535), "int16": (-32768, 32767)}
 MARKUP = re.compile(r"<(?!lambda>|locals>|module>|unknown>|unnamed )[/!?]?[A-Za-z]")  # tracers write the named ones
 AGAIN = "Export the model again, or fetch the file again and compare its size with the original's."
 # Its neighbour by path, because in the process of its own neither of them belongs to a package.
@@ -252,24 +253,31 @@ def facts(model: onnx.ModelProto, zeroed: Iterable[str] = ()) -> dict[str, Any]:
         readers = used.get(port["name"], [])
         if len(readers) == 1 and readers[0].op_type == "DequantizeLinear":
             port["grid"] = _grid(readers[0], constants)
+        port["covers"] = _covered(port, readers, constants)
     for port in outputs:
         if port["name"] in made and made[port["name"]].op_type == "QuantizeLinear":
             port["grid"] = _grid(made[port["name"]], constants)
-    last = made.get(model.graph.output[0].name) if model.graph.output else None
-    passed = {"Identity", "Flatten", "Reshape", "Squeeze", "Cast", "QuantizeLinear", "DequantizeLinear"}
-    while last is not None and last.op_type in passed and last.input:
-        last = made.get(last.input[0])
+        port["operator"] = _maker(port["name"], made)
     standard = [opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")]
     return {
         "inputs": inputs,
         "outputs": outputs,
         "operators": dict(sorted(operators.items())),
-        "last_operator": last.op_type if last is not None else "",
+        "last_operator": outputs[0]["operator"] if outputs else "",
         "quantisation": _quantisation(operators),
         "opset": max(standard, default=None),
         "producer": f"{model.producer_name} {model.producer_version}".strip()[:100],
         "zeroed": list(zeroed),
     }
+
+
+def _maker(name: str, made: dict[str, onnx.NodeProto]) -> str:
+    """The operator that a value comes from, before reshapes and quantisers."""
+    passed = {"Identity", "Flatten", "Reshape", "Squeeze", "Cast", "QuantizeLinear", "DequantizeLinear", "ZipMap"}
+    last = made.get(name)
+    while last is not None and last.op_type in passed and last.input:
+        last = made.get(last.input[0])
+    return last.op_type if last is not None else ""
 
 
 def _port(item: onnx.ValueInfoProto) -> dict[str, Any]:
@@ -280,6 +288,8 @@ def _port(item: onnx.ValueInfoProto) -> dict[str, Any]:
         raise Fault(f"The ONNX model is malformed: {_shown(item.name)} is of no known type. {AGAIN}") from None
     shape = [size.dim_value if size.HasField("dim_value") else size.dim_param or "?" for size in tensor.shape.dim]
     words = {"float": "float32", "double": "float64"}
+    if item.type.sequence_type.elem_type.HasField("map_type"):  # one map from class to score for each record
+        word = "maps"
     return {"name": item.name, "type": words.get(word, word), "shape": shape, "grid": None}
 
 
@@ -289,6 +299,21 @@ def _grid(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> list[
     if not values or any(value.size != 1 for value in values):
         return None
     return [float(values[0].item()), float(values[1].item()) if len(values) > 1 else 0.0]
+
+
+def _covered(
+    port: dict[str, Any], readers: list[onnx.NodeProto], constants: dict[str, onnx.TensorProto]
+) -> list[float] | None:
+    """The range of the quantiser that an input is, or goes into first; None where there is none of one grid."""
+    grid, word = port["grid"], port["type"]
+    if word not in LIMITS:
+        node = next((node for node in readers if node.op_type == "QuantizeLinear" and len(node.input) > 2), None)
+        grid = None if node is None else _grid(node, constants)
+        zero = None if node is None else constants.get(node.input[2])
+        word = "" if zero is None else onnx.TensorProto.DataType.Name(zero.data_type).lower()
+    if grid is None or word not in LIMITS:
+        return None
+    return [(limit - grid[1]) * grid[0] for limit in LIMITS[word]]
 
 
 def _quantisation(operators: Counter[str]) -> list[str]:

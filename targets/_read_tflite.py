@@ -45,6 +45,7 @@ SIZING = {
     "RANGE": (0, 1, 2),
     "STRIDED_SLICE": (1, 2, 3),
 }
+LIMITS = {"uint8": (0, 255), "int8": (-128, 127), "int16": (-32768, 32767)}
 AGAIN = "Convert the model again, or fetch the file again and compare its size with the original's."
 
 
@@ -82,6 +83,13 @@ def facts(data: bytes) -> dict[str, Any]:
         raise Fault(f"The TFLite model is malformed: its graph names tensors that it does not hold. {AGAIN}")
     _check_sizes(graph, operators)
     inputs = [_port(graph.Tensors(at)) for at in graph.InputsAsNumpy().tolist()]
+    for port, number in zip(inputs, graph.InputsAsNumpy().tolist(), strict=True):
+        first = next((at for at, (name, given) in enumerate(operators) if name == "QUANTIZE" and number in given), None)
+        made = number if first is None else int(graph.Operators(first).OutputsAsNumpy()[0])
+        inner = _port(graph.Tensors(made)) if 0 <= made < graph.TensorsLength() else port
+        if inner["grid"] is not None and inner["type"] in LIMITS:
+            scale, zero_point = inner["grid"]
+            port["covers"] = [(limit - zero_point) * scale for limit in LIMITS[inner["type"]]]
     outputs = [_port(graph.Tensors(at)) for at in graph.OutputsAsNumpy().tolist()]
     quantised = any(_word(graph.Tensors(at)) in ("int8", "uint8", "int16") for at in range(graph.TensorsLength()))
     layers = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "BATCH_MATMUL")
@@ -90,15 +98,28 @@ def facts(data: bytes) -> dict[str, Any]:
         for name, inner in operators
     )
     passed = ("QUANTIZE", "DEQUANTIZE", "RESHAPE", "SQUEEZE", "CAST")
+    for port, number in zip(outputs, graph.OutputsAsNumpy().tolist(), strict=True):
+        port["operator"] = _maker(graph, operators, number, passed)
     return {
         "inputs": inputs,
         "outputs": outputs,
         "operators": dict(sorted(Counter(name for name, _ in operators).items())),
-        "last_operator": next((name for name, _ in reversed(operators) if name not in passed), ""),
+        "last_operator": outputs[0]["operator"],
         "quantisation": ["static, as integer operators"] if integer else ["weights only"] if quantised else [],
         "opset": model.Version(),
         "producer": "".join(filter(str.isprintable, _text(model.Description())))[:100],
     }
+
+
+def _maker(graph: Any, operators: list[tuple[str, list[int]]], number: int, passed: tuple[str, ...]) -> str:
+    """The operator that tensor `number` comes from, before those in `passed`."""
+    for at in reversed(range(len(operators))):
+        name, inputs = operators[at]
+        if number in graph.Operators(at).OutputsAsNumpy().tolist():
+            if name not in passed or not inputs:
+                return name
+            number = inputs[0]
+    return ""
 
 
 def _operators(model: Any, graph: Any) -> list[tuple[str, list[int]]]:

@@ -6,6 +6,8 @@ and takes the one under which it is right most often; everything else here follo
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,20 +15,33 @@ from torch import Tensor, nn
 
 from .checks import CHANCE_P
 from .data import Bounds, Data
-from .errors import InputError, NotApplicable
+from .errors import InputError, NotApplicable, UnsafeInput
 from .foreign import Foreign, Kind, read_foreign
-from .interface import Assumptions, Overrides, Preprocessing, class_logits
+from .interface import Assumptions, Overrides, Preprocessing, alike, class_logits
 from .litert import LiteRtTarget
-from .meanings import labels_of, meanings, outputs_of
+from .meanings import SURE, labels_of, meanings, outputs_for, outputs_of
 from .model import BATCH, Target
 from .onnx import OnnxTarget
+from .readings import ALIKE, Asked, choose, simplest
 from .seeds import generator
-from .trials import DOUBT, TEMPERATURES, TIED, WEAK, Trial, agreement, clearly, likelier, nothing_fits, sentences_of
+from .trials import (
+    DOUBT,
+    TEMPERATURES,
+    TIED,
+    WEAK,
+    Trial,
+    agreement,
+    clearly,
+    nothing_fits,
+    renamed,
+    sentences_of,
+)
 
 if TYPE_CHECKING:
     from .twin import Twin
 
 __all__ = [
+    "ALIKE",
     "DOUBT",
     "Assumptions",
     "Deployed",
@@ -43,7 +58,6 @@ __all__ = [
 PROBED = 500  # non-members that assumptions are tried on
 SCREENED = 100  # of them, that every assumption is tried on; the rest is for those that may still be the best
 WORSE = 0.01  # an assumption is dropped after screening when it is this likely only by luck behind the best
-SURE = ("SOFTMAX", "SIGMOID", "LOGISTIC", "QLINEARSOFTMAX", "QLINEARSIGMOID")  # operators that give probabilities
 
 
 class Deployed:
@@ -75,11 +89,11 @@ def deployed(data: bytes, kind: Kind, assumptions: Assumptions, threads: int = 1
     Raises:
         InputError, UnsafeInput: as `onnx.OnnxTarget` and `litert.LiteRtTarget` do.
     """
-    return Deployed(_runtime(data, kind, threads), assumptions)
+    return Deployed(_runtime(data, kind, threads, assumptions.output), assumptions)
 
 
-def _runtime(data: bytes, kind: Kind, threads: int) -> Target:
-    return OnnxTarget(data, threads) if kind == "onnx" else LiteRtTarget(data, threads)
+def _runtime(data: bytes, kind: Kind, threads: int, output: str | None) -> Target:
+    return (OnnxTarget if kind == "onnx" else LiteRtTarget)(data, threads, output=output)
 
 
 class Differentiable(nn.Module):
@@ -130,7 +144,7 @@ def differentiable(
         )
     from .twin import twin_of
 
-    module = Differentiable(twin_of(data), assumptions).eval()
+    module = Differentiable(twin_of(data, assumptions.output), assumptions).eval()
     middle = ((bounds.low + bounds.high) / 2).expand(shape)
     with torch.no_grad():
         module(middle[None].clone())
@@ -148,7 +162,8 @@ def assume(
     Tries every plausible layout, scaling and order of outputs that `overrides` leave open on up to 500 non-members,
     drawn at random, in a fixed order from the simplest on. The best clean accuracy wins; among those that differ from
     it by no more than luck (exact McNemar test), the one under which the labels are most probable; among those that
-    are alike in that too, the simplest.
+    are alike in that too, the simplest, unless the file itself speaks against it. Where none of this tells two readings
+    apart and a quick attack does, the less robust one is taken and the first sentence says so (`readings.ALIKE`).
 
     Args:
         like: what was assumed about the model it came from, which is tried first: the simplest of all.
@@ -161,34 +176,67 @@ def assume(
     if len(foreign.facts.inputs) != 1 or not foreign.facts.outputs:
         raise InputError(
             f"The model has {len(foreign.facts.inputs)} inputs and {len(foreign.facts.outputs)} outputs; a classifier "
-            "with one input, whose first output holds one value per class, can be audited (the initial states of a "
-            "recurrent network may be further inputs). Fix the others to constants and export it again."
+            "with one input and an output of one value per class can be audited (the initial states of a recurrent "
+            "network may be further inputs). Fix the others to constants and export it again."
         )
-    asked = torch.randperm(len(data.non_members), generator=generator(0, "artifact", "assume"))[:PROBED]
-    records = data.non_members.take(asked)
+    drawn = torch.randperm(len(data.non_members), generator=generator(0, "artifact", "assume"))[:PROBED]
+    records = data.non_members.take(drawn)
     x, y = records.x.cpu(), records.y.cpu()
-    runtime = _runtime(foreign.data, foreign.kind, 1)
-    wanted = list(meanings(foreign, data, overrides))
+    ports = outputs_for(foreign.facts.outputs, data.classes, overrides.output)
+    wanted = [meaning for port in ports for meaning in meanings(foreign, port, data, overrides)]
     if like is not None:
         wanted.sort(key=lambda meaning: not alike(meaning[0], like))  # stable: the others keep their order
-    trials = _screened(runtime, wanted, data, overrides, foreign, x, y)
+    runtimes = {
+        name: _runtime(foreign.data, foreign.kind, 1, name) for name in {meaning[0].output for meaning in wanted}
+    }
+    trials = _screened(runtimes, wanted, data, overrides, foreign, x, y)
     answered = [trial for trial in trials if trial.chosen and not trial.fault]
     if not answered:
         raise InputError(next(trial.fault for trial in trials if trial.chosen))
     full = [trial for trial in answered if len(trial.predicted) == len(y)]
     best = max(full, key=lambda trial: trial.accuracy(y))  # the first of equals
     tied = [trial for trial in full if trial is best or not clearly(best, trial, y, TIED)]
-    surest = max(tied, key=lambda trial: float(trial.likelihood.mean()))
-    best = next(trial for trial in tied if trial is surest or not likelier(surest, trial))
+    best = simplest(tied, like)
     p, kappa = agreement(best.predicted, y, data.classes)
     guessed = best is not answered[0] and len({trial.units for trial in answered}) > 1
     if p >= CHANCE_P / len(answered) or (guessed and kappa < WEAK):
         raise InputError(nothing_fits(answered, best, trials, y, data))
-    return best.assumptions, sentences_of(foreign, data, overrides, best, trials, y)
+    asked = Asked(
+        x=x,
+        y=y,
+        bounds=data.bounds,
+        port=foreign.facts.inputs[0],
+        deployed=lambda assumptions: Deployed(runtimes[assumptions.output], assumptions),
+        module=_modules(foreign),
+    )
+    rivals = [trial for trial in full if trial.assumptions.output == best.assumptions.output]
+    doubt = ""
+    if not renamed(best, y, data.classes)[1]:  # in another order of the classes no label is probable
+        best, doubt = choose(best, rivals, asked, settled=like is not None and alike(best.assumptions, like))
+    return best.assumptions, [*filter(None, [doubt]), *sentences_of(foreign, data, overrides, best, trials, y)]
+
+
+def _modules(foreign: Foreign) -> Callable[[Assumptions], nn.Module | None]:
+    """The twin behind a set of assumptions; None where the file has none. One twin is read for each output."""
+    twins: dict[str | None, Twin | None] = {}
+
+    def module(assumptions: Assumptions) -> nn.Module | None:
+        from .twin import twin_of
+
+        if foreign.kind == "tflite":
+            return None
+        if assumptions.output not in twins:
+            twins[assumptions.output] = None
+            with suppress(NotApplicable, UnsafeInput):
+                twins[assumptions.output] = twin_of(foreign.data, assumptions.output)
+        twin = twins[assumptions.output]
+        return None if twin is None else Differentiable(twin, assumptions).eval()
+
+    return module
 
 
 def _screened(
-    runtime: Target,
+    runtimes: dict[str | None, Target],
     candidates: list[tuple[Assumptions, str, bool]],
     data: Data,
     overrides: Overrides,
@@ -197,17 +245,19 @@ def _screened(
     y: Tensor,
 ) -> list[Trial]:
     """Predictions of every candidate on the first records, and on all of them where it may still be the best."""
-    softmax = foreign.facts.last_operator.upper() in SURE
+    makers = {port.name: port.operator for port in foreign.facts.outputs}
     trials: list[Trial] = []
     nothing = torch.full((0,), -1), torch.zeros(0, len(TEMPERATURES), dtype=torch.float64)
     for assumptions, words, chosen in candidates:
         try:
-            raw = runtime.logits(Preprocessing(assumptions)(x[:SCREENED]))
+            raw = runtimes[assumptions.output].logits(Preprocessing(assumptions)(x[:SCREENED]))
+            orders = labels_of(raw.shape[1], data.classes, overrides.labels)
         except InputError as error:
             trials.append(Trial(assumptions, words, chosen, *nothing, str(error)))
             continue
-        outputs = overrides.outputs or outputs_of(raw, softmax, assumptions.smallest)
-        for labels in labels_of(raw.shape[1], data.classes, overrides.labels):
+        maker = makers.get(assumptions.output or foreign.facts.outputs[0].name, "")
+        outputs = overrides.outputs or outputs_of(raw, maker.upper() in SURE, assumptions.smallest)
+        for labels in orders:
             trial_assumptions = assumptions.model_copy(update={"outputs": outputs, "labels": labels})
             trials.append(Trial(trial_assumptions, words, chosen, *_answers(raw, trial_assumptions, y[:SCREENED])))
     for group in (True, False):  # those that the user's words allow, and the others
@@ -217,7 +267,7 @@ def _screened(
         best = max(alive, key=lambda trial: trial.accuracy(y))
         for trial in alive:
             if trial is best or not clearly(best, trial, y, WORSE):
-                raw = runtime.logits(Preprocessing(trial.assumptions)(x[SCREENED:]))
+                raw = runtimes[trial.assumptions.output].logits(Preprocessing(trial.assumptions)(x[SCREENED:]))
                 if len(raw):
                     predicted, likelihoods = _answers(raw, trial.assumptions, y[SCREENED:])
                     trial.predicted = torch.cat([trial.predicted, predicted])
@@ -232,10 +282,3 @@ def _answers(raw: Tensor, assumptions: Assumptions, y: Tensor) -> tuple[Tensor, 
     own = y[: len(logits), None].clamp_max(logits.shape[1] - 1)
     likelihoods = [torch.log_softmax(logits / temperature, 1).gather(1, own) for temperature in TEMPERATURES]
     return torch.where(finite, logits.argmax(1), -1), torch.cat(likelihoods, 1)
-
-
-def alike(one: Assumptions, other: Assumptions) -> bool:
-    """Whether two files see a record in the same way. Integer steps and shapes may differ, as between a model and its
-    int8 form.
-    """
-    return all(getattr(one, name) == getattr(other, name) for name in ("layout", "units", "mean", "std"))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .files import shown
+from .value_range import fitted
 
 if TYPE_CHECKING:
     from .data import Bounds, Data, Records
@@ -49,6 +50,11 @@ def check_data(data: Data) -> list[str]:
         raise InputError(
             f"A member has shape {list(data.members.x.shape[1:])} and a non-member "
             f"{list(data.non_members.x.shape[1:])}. Prepare both in the same way."
+        )
+    if data.regression and data.members is not None and data.members.y.shape[1:] != data.non_members.y.shape[1:]:
+        raise InputError(
+            f"A member has {data.members.y.shape[1]} values to predict and a non-member "
+            f"{data.non_members.y.shape[1]}. Give the same values for both."
         )
     _check_bounds_shape(data.bounds, data.non_members.x.shape[1:])
     for split, records in splits.items():
@@ -168,7 +174,7 @@ def _check_values(x: Tensor, split: str, bounds: Bounds) -> None:
         raise InputError(
             f"{int(outside.sum()):,} of the {len(x):,} {split} have values outside the bounds: the bounds are "
             f"{_range(bounds)} and the values run from {low:g} to {high:g} (first in record "
-            f"{int(outside.nonzero()[0])}). {_bounds_hint(low, high)}"
+            f"{int(outside.nonzero()[0])}). {_bounds_hint(x, low, high)}"
         )
 
 
@@ -187,7 +193,14 @@ def _check_span(data: Data) -> list[str]:
     return []
 
 
-def _bounds_hint(low: float, high: float) -> str:
+def _bounds_hint(x: Tensor, low: float, high: float) -> str:
+    found = fitted([x.cpu().numpy()])
+    if found is not None and (found.low, found.high) == (0, 1):
+        return "They look like 0..1: give bounds [0, 1]."
+    if found is not None:
+        ends = f"{found.low:g}..{found.high:g}", f"bounds [{found.low:g}, {found.high:g}]"
+        divide = f"divide the inputs by {found.high:g}, or " if found.low == 0 else ""
+        return f"They look like {ends[0]}: {divide}give {ends[1]}."
     if low >= 0 and 1 < high <= 255:
         return "They look like 0..255: divide the inputs by 255, or give bounds [0, 255]."
     if -1 <= low < 0 and high <= 1:
@@ -288,6 +301,12 @@ def check_model(target: Target, records: Records, bounds: Bounds, outputs: int) 
     classes = outputs
     if logits.shape != (len(x), classes):
         hint = " Give a two-class model two outputs." if classes == 2 and logits.shape[1:] in ((), (1,)) else ""
+        taken = torch.unique(y)
+        if logits.dim() == 2 and len(taken) == logits.shape[1]:
+            hint = (
+                f" The labels take {len(taken)} values, from {int(taken[0])} to {int(taken[-1])}: number them 0 to "
+                f"{len(taken) - 1}, in the order of the model's outputs."
+            )
         raise InputError(
             f"The model answers {len(x)} records with shape {list(logits.shape)}, and [{len(x)}, {classes}] is "
             f"expected: one logit per class.{hint} The data has {classes} classes by its class names or its largest "
@@ -348,16 +367,29 @@ def _check_accuracy(target: Target, x: Tensor, y: Tensor, logits: Tensor, bounds
 
 
 def _suspicion(target: Target, x: Tensor, y: Tensor, predicted: Tensor, bounds: Bounds, classes: int) -> str:
-    """Which assumption is broken, where trying the usual ones tells: other class order, other units."""
+    """Which assumption is broken, where trying the usual ones tells: other class order, other units.
+
+    Judged by the mean over classes of the share that is right: of a class that makes up nearly all records any constant
+    answer, renamed, would be right on nearly all.
+    """
     from scipy.optimize import linear_sum_assignment
 
     if classes <= 1_000:
         confusion = torch.bincount(y * classes + predicted, minlength=classes**2).reshape(classes, classes).numpy()
         rows, columns = linear_sum_assignment(-confusion)
-        if confusion[rows, columns].sum() > 0.7 * len(y):
+        renamed = torch.empty(classes, dtype=torch.int64)
+        renamed[torch.from_numpy(columns)] = torch.from_numpy(rows)
+        if _balanced(renamed[predicted], y) > 0.7:
             return "Its predictions fit once classes are renamed, so the order of the classes is the likely cause. "
     unit = (x - bounds.low) / bounds.scale
     for words, other in (("[0, 1]", unit), ("[0, 255]", unit * 255), ("[-1, 1]", unit * 2 - 1)):
-        if float((target.logits(other).argmax(1) == y).float().mean()) > 0.7:
+        if _balanced(target.logits(other).argmax(1), y) > 0.7:
             return f"It is right on most when the inputs are scaled to {words}, so their units are the likely cause. "
+    if bool((predicted == predicted[0]).all()):
+        return f"It gives class number {int(predicted[0])} to every record. "
     return ""
+
+
+def _balanced(predicted: Tensor, y: Tensor) -> float:
+    """The share that is right, in the mean over the classes that occur."""
+    return float(torch.stack([(predicted[y == label] == label).double().mean() for label in torch.unique(y)]).mean())

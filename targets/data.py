@@ -84,6 +84,7 @@ class Data:
         groups: a group name per non-member, for "who is hit"; optional.
         seed: splits the non-members.
         notes: sentences a reader of the report must know about the data; the loaders' and the checks' own.
+        bounds_doubt: why the bounds, which nobody gave, may be others than the true ones; "": they are given or sure.
 
     Raises:
         InputError: empty or single-class splits, labels out of range, NaN, values outside the bounds, wrong shapes, or
@@ -98,6 +99,7 @@ class Data:
     groups: tuple[str, ...] | None = None
     seed: int = 0
     notes: tuple[str, ...] = ()
+    bounds_doubt: str = ""
     _split: tuple[Tensor, Tensor] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

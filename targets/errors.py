@@ -28,6 +28,13 @@ class NotApplicable(CrushproofError):
     exit_code = 2
 
 
+class Unavailable(NotApplicable):
+    """Something is missing on this machine, now: a runtime that is not installed, a GPU.
+
+    A row "not measured" like any `NotApplicable`, but never stored as a result: the next run tries again.
+    """
+
+
 class Incomplete(CrushproofError):
     """The audit could not finish now (another run holds the folder, a cell failed); what is computed is kept."""
 

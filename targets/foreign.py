@@ -32,14 +32,19 @@ Kind = Literal["onnx", "tflite"]
 
 
 class Port(BaseModel):
-    """An input or output of a model: a free size is its name or "?"; `grid` is scale and zero point of integers."""
+    """An input or output of a model: a free size is its name or "?"; `grid` is scale and zero point of integers;
+    `operator` is what makes an output, before reshapes and quantisers ("Softmax" hints at probabilities); `covers` is
+    the range of values that the file's own quantiser of an input can tell apart.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     name: str
-    type: str  # numpy's word where numpy has one: "float32", "uint8", ...
+    type: str  # numpy's word where numpy has one: "float32", "uint8", ...; "maps": from each class to its score
     shape: tuple[int | str, ...]
     grid: tuple[float, float] | None
+    operator: str = ""
+    covers: tuple[float, float] | None = None
 
 
 class Facts(BaseModel):
@@ -50,7 +55,7 @@ class Facts(BaseModel):
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     operators: dict[str, int]
-    last_operator: str  # before reshapes and quantisers; "Softmax" hints at probabilities
+    last_operator: str  # of the first output
     quantisation: tuple[str, ...]  # in words; empty for a float model
     opset: int | None  # ONNX: of the standard operators; TFLite: the schema's version
     producer: str

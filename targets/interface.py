@@ -20,6 +20,7 @@ from .twin_rounding import tracing
 
 Layout = Literal["channels-first", "channels-last", "flat"]
 Units = Literal["as given", "0..1", "0..255", "-1..1"]
+Channels = Literal["rgb", "bgr"]
 Outputs = Literal["logits", "probabilities", "log-probabilities"]
 
 SMALLEST = 1e-30  # a probability's floor; its logarithm, -69, is finite and far below any that matters
@@ -45,7 +46,8 @@ class Assumptions(BaseModel):
     """How a record becomes the network's input, and its output becomes logits in the order of the data's classes.
 
     A record's values are first put into `units`, seen from the data's bounds (`low`, `high`: one value, or one per
-    channel or feature); then, if `mean` and `std` are given (units "0..1"), normalised per channel; then moved into the
+    channel or feature); then their three channels turned round, where `channels` is "bgr"; then, if `mean` and `std`
+    are given (units "0..1"), normalised per channel, in the network's order of channels; then moved into the
     network's `layout` and the shape `record`; then put onto `grid`, where the input takes integers.
     `labels[k]` is the network's output for the data's class k; None: they are the same.
     """
@@ -57,18 +59,29 @@ class Assumptions(BaseModel):
     units: Units = "as given"
     low: tuple[float, ...] = (0.0,)
     high: tuple[float, ...] = (1.0,)
+    channels: Channels = "rgb"  # "bgr": turned round; the data's are in the usual order
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     grid: Grid | None = None
     outputs: Outputs = "logits"
     smallest: float = SMALLEST  # a probability below it counts as it: half a step of a quantised output
     labels: tuple[int, ...] | None = None
+    output: str | None = None  # the name of the file's output that is read; None: its first
 
     @model_validator(mode="after")
     def _together(self) -> Assumptions:
         if (self.mean is None) != (self.std is None) or (self.mean is not None and self.units != "0..1"):
             raise ValueError("mean and std come together, for units 0..1")
         return self
+
+
+def alike(one: Assumptions, other: Assumptions) -> bool:
+    """Whether two files see a record in the same way. Integer steps and shapes may differ, as between a model and its
+    int8 form; so may the layout where the shapes ask for it.
+    """
+    if any(getattr(one, name) != getattr(other, name) for name in ("units", "channels", "mean", "std")):
+        return False
+    return one.layout == other.layout or one.record != other.record
 
 
 class Overrides(BaseModel):
@@ -81,11 +94,13 @@ class Overrides(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     layout: Layout | None = None
+    channels: Channels | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     units: Units | None = None
     outputs: Outputs | None = None
     labels: tuple[int, ...] | int | None = None
+    output: str | None = None
 
 
 class Preprocessing(nn.Module):
@@ -123,8 +138,10 @@ class Preprocessing(nn.Module):
                 x = (x - low) / (high - low)
             if assumed.units != "0..1":
                 x = x * 255 if assumed.units == "0..255" else x * 2 - 1
-            if self.mean is not None and self.std is not None:
-                x = (x - self._spread(self.mean, shape)) / self._spread(self.std, shape)
+        if assumed.channels == "bgr":
+            x = torch.cat(x.split(1, dim=1)[::-1], dim=1)
+        if self.mean is not None and self.std is not None:
+            x = (x - self._spread(self.mean, shape)) / self._spread(self.std, shape)
         if assumed.layout == "channels-last" and len(shape) > 1:
             x = x.movedim(1, -1)
         x = x.reshape(x.shape[0], *assumed.record)

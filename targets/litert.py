@@ -19,17 +19,18 @@ class LiteRtTarget:
     not depend on what was asked before.
 
     Args:
-        model: the file's bytes. It has one input [batch, *shape], and perhaps its state as further ones; its first
-            output is the logits, turned back into floats where it is quantised. The batch is the file's own (measured:
-            a larger one is no faster).
+        model: the file's bytes. It has one input [batch, *shape], and perhaps its state as further ones; its output is
+            turned back into floats where it is quantised. The batch is the file's own (measured: a larger one is no
+            faster).
         threads: of the interpreter.
+        output: the name of the one that holds the logits; None: the first.
 
     Raises:
         InputError: LiteRT is not installed, or input or output are not those of a classifier.
         UnsafeInput: LiteRT refuses the file.
     """
 
-    def __init__(self, model: bytes, threads: int = 1) -> None:
+    def __init__(self, model: bytes, threads: int = 1, *, output: str | None = None) -> None:
         need_litert()
         from ai_edge_litert.interpreter import Interpreter
 
@@ -39,15 +40,15 @@ class LiteRtTarget:
         except Exception as error:  # RuntimeError and ValueError, by where it stumbles
             raise UnsafeInput(f"LiteRT refuses the model: {reason(error)}") from None
         inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
-        answered = tuple(map(_port, outputs))
-        given, states = without_states(tuple(map(_port, inputs)), answered)
-        self._input, self._output = check_ports(given, answered)
+        found = tuple(map(_port, outputs))
+        given, states = without_states(tuple(map(_port, inputs)), found)
+        self._input, self._output = check_ports(given, found, output)
         self._states = [
             (details["index"], np.full(details["shape"], port.grid[1] if port.grid else 0, details["dtype"]))
             for details, port in zip(inputs[1:], states, strict=False)
         ]
         self._shape: tuple[int, ...] = tuple(inputs[0]["shape"].tolist())
-        self._places = inputs[0]["index"], outputs[0]["index"]
+        self._places = inputs[0]["index"], outputs[found.index(self._output)]["index"]
         self.queries = 0
 
     def logits(self, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +20,13 @@ from torch import Tensor
 from .data import Bounds, Data, Records
 from .errors import InputError, UnsafeInput
 from .files import AGAIN, is_pickle, nearest, open_archive, ordinary_file, read_entry, shown
+from .labels import class_numbers, predicted_values, sorted_labels
 from .tables import read_table
+from .value_range import fitted
 
 Array = NDArray[np.generic]
 
 ARCHIVE_BYTES = 4 * 2**30  # of an npz, packed and unpacked
-CLASSES = 10_000
 CHANNELS = (1, 3, 4)
 
 REQUIRED = ["x_test", "y_test"]
@@ -49,8 +50,8 @@ def load_npz(
     where that is unambiguous.
 
     Args:
-        bounds: what a value may be. Left out: [0, 255] for whole numbers within it ([0, 1] if there is no other value),
-            [0, 1] for fractions within it; else an error asks for them.
+        bounds: what a value may be. Left out: the range of the grid that the values lie on, see `value_range.fitted`;
+            where they do not tell, an error asks for them.
         class_names: in the order of the labels; else the file's, else "0", "1", ...
         seed: splits the non-members.
         name: what the report calls the data; else the file's name.
@@ -67,15 +68,17 @@ def load_npz(
     notes: list[str] = []
     parts = [part for part in ("train", "test") if f"x_{part}" in arrays]
     inputs = {part: arrays[f"x_{part}"] for part in parts}
-    read = _numbers if regression else _labels
+    read = predicted_values if regression else class_numbers
     labels = {part: read(arrays[f"y_{part}"], f"y_{part} in {where}") for part in parts}
     for part, x in inputs.items():
         if x.dtype.kind not in "fiub":
             raise InputError(
                 f"x_{part} in {where} holds {x.dtype} values. Save numbers, for example x.astype('float32')."
             )
+    doubt = ""
     if bounds is None:
-        bounds = _inferred_bounds(list(inputs.values()), where, notes)
+        bounds, said, doubt = inferred_bounds(list(inputs.values()), where)
+        notes += said
     channels_last = _channels_last(inputs["test"].shape)
     if channels_last:
         notes.append("The images were stored channels-last [n, h, w, c] and are audited as [n, c, h, w].")
@@ -98,6 +101,7 @@ def load_npz(
         groups=None if groups is None else tuple(_texts(groups, f"groups_test in {where}")),
         seed=seed,
         notes=tuple(notes),
+        bounds_doubt=doubt,
     )
 
 
@@ -148,7 +152,7 @@ def load_csv(
     names: list[str] = []
     if not regression:
         every = (labels for _, _, labels in tables.values())
-        names = list(class_names) if class_names is not None else _sorted_labels(every)
+        names = list(class_names) if class_names is not None else sorted_labels(every)
     position = {text: number for number, text in enumerate(names)}
     records = {}
     for part, (_, x, texts) in tables.items():
@@ -286,31 +290,6 @@ def _check_keys(keys: list[str], where: str) -> None:
         )
 
 
-def _numbers(y: Array, where: str) -> NDArray[np.float32]:
-    """Values to predict, float32 [n, outputs]."""
-    if y.ndim not in (1, 2) or y.dtype.kind not in "fiub":
-        raise InputError(f"{where} has type {y.dtype} and shape {list(y.shape)}. Save numbers [n] or [n, outputs].")
-    return y.reshape(len(y), -1).astype(np.float32)
-
-
-def _labels(y: Array, where: str) -> NDArray[np.int64]:
-    if y.ndim == 2 and y.shape[1] == 1:
-        y = y[:, 0]  # a column, as Keras stores CIFAR labels
-    if y.ndim == 2:
-        raise InputError(f"{where} has shape {list(y.shape)}: one-hot labels? Save class numbers: y.argmax(axis=1).")
-    if y.ndim != 1 or y.dtype.kind not in "iub":
-        raise InputError(
-            f"{where} has type {y.dtype} and shape {list(y.shape)}. Save whole class numbers from 0, one per record: "
-            "y.astype('int64'). If they are values to predict, say task: regression."
-        )
-    if y.size and (int(y.min()) < 0 or int(y.max()) >= CLASSES):
-        raise InputError(
-            f"{where} holds labels from {int(y.min())} to {int(y.max())}. Number the classes from 0 on; at most "
-            f"{CLASSES:,}."
-        )
-    return y.astype(np.int64)
-
-
 def _texts(values: Array, where: str) -> list[str]:
     if values.ndim != 1 or values.dtype.kind not in "Uiub":
         raise InputError(
@@ -336,33 +315,27 @@ def _tensor(x: Array, channels_last: bool) -> Tensor:
         return torch.from_numpy(np.array(x, dtype=np.float32, order="C"))
 
 
-def _inferred_bounds(inputs: list[Array], where: str, notes: list[str]) -> Bounds:
+def inferred_bounds(inputs: Sequence[Array], where: str) -> tuple[Bounds, tuple[str, ...], str]:
+    """The bounds that values without any get, sentences about them, and why they are doubtful ("": they are not).
+
+    Args:
+        inputs: numbers [n, ...], training and test records.
+        where: they come from, for the message.
+
+    Raises:
+        InputError: the values do not tell.
+    """
     filled = [x for x in inputs if x.size]
-    low, high = (min(float(x.min()) for x in filled), max(float(x.max()) for x in filled)) if filled else (0.0, 1.0)
-    whole = all(x.dtype.kind in "iub" for x in inputs)
-    if not math.isfinite(low) or not math.isfinite(high):
-        return Bounds.of(0, 1)  # `Data` refuses the values themselves, with the sentence for NaN
-    if low >= 0 and high <= 1:
-        return Bounds.of(0, 1)
-    if whole and low >= 0 and high <= 255:
-        notes.append("The values are whole numbers in [0, 255]; an epsilon of 0.1 is a change of 25.5.")
-        return Bounds.of(0, 255)
+    if not filled or not all(bool(np.isfinite(x).all()) for x in filled):
+        return Bounds.of(0, 1), (), ""  # `Data` refuses the values themselves, with the sentence for NaN
+    found = fitted(filled)
+    if found is not None:
+        return Bounds.of(found.low, found.high), tuple(filter(None, (found.note, found.doubt))), found.doubt
+    low, high = min(float(x.min()) for x in filled), max(float(x.max()) for x in filled)
     raise InputError(
         f"The inputs in {where} run from {low:g} to {high:g}, so their bounds cannot be guessed. Give the smallest and "
         "largest value an input can take, for example bounds: [-1, 1]; or scale the inputs to [0, 1]."
     )
-
-
-def _sorted_labels(tables: Iterable[list[str]]) -> list[str]:
-    distinct = {text for texts in tables for text in texts}
-    if len(distinct) > CLASSES:
-        raise InputError(
-            f"The label column holds {len(distinct):,} different values; at most {CLASSES:,} classes are read. Name "
-            "the column that holds the class."
-        )
-    if all(re.fullmatch(r"-?[0-9]{1,15}", text) for text in distinct):
-        return sorted(distinct, key=lambda text: (int(text), text))
-    return sorted(distinct)
 
 
 def _ranges(inputs: list[Tensor]) -> Bounds:

@@ -12,13 +12,16 @@ from torch import Tensor
 
 from .data import Data
 from .errors import InputError
-from .foreign import Foreign
-from .interface import SMALLEST, Assumptions, Grid, Layout, Outputs, Overrides, Units
+from .foreign import Foreign, Port
+from .interface import SMALLEST, Assumptions, Channels, Grid, Layout, Outputs, Overrides, Units
+from .runtime import SCORES, listed, named_output
 
-KNOWN = {  # channels: name, mean, std of usual training data, in [0, 1]
+SURE = ("SOFTMAX", "SIGMOID", "LOGISTIC", "QLINEARSOFTMAX", "QLINEARSIGMOID")  # operators that give probabilities
+KNOWN = {  # channels: name, mean, std of usual training data, in [0, 1], red first
     3: (
         ("ImageNet's mean and std", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         ("CIFAR-10's mean and std", (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
+        ("Caffe's mean of 0..255", (0.485020, 0.457957, 0.407604), (1 / 255,) * 3),  # 123.68, 116.779, 103.939
     ),
     1: (
         ("MNIST's mean and std", (0.1307,), (0.3081,)),
@@ -28,23 +31,52 @@ KNOWN = {  # channels: name, mean, std of usual training data, in [0, 1]
 
 
 class Scaling(NamedTuple):
-    """Units, mean and std as in `Assumptions`; in words; and whether what the user said allows it."""
+    """Units, mean, std and channels as in `Assumptions`; in words; and whether what the user said allows it."""
 
     units: Units
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
     words: str
     allowed: bool
+    channels: Channels = "rgb"
 
 
-def meanings(foreign: Foreign, data: Data, overrides: Overrides) -> Iterator[tuple[Assumptions, str, bool]]:
+def outputs_for(outputs: tuple[Port, ...], classes: int, override: str | None) -> list[Port]:
+    """Those of a file's outputs that may hold one value per class, the likeliest first: of several, those of as many
+    values as there are classes; values before a softmax (whose gradients vanish) before those behind it.
+
+    Raises:
+        InputError: there is no output of the name `override`, or none but labels.
+    """
+    if override is not None:
+        return [named_output(outputs, override)]
+    scores = [port for port in outputs if port.type in SCORES]
+    if not scores:
+        raise InputError(
+            f"The model answers with labels only ({listed(outputs)}), and an audit needs the scores of the classes. "
+            "Export them as well: from scikit-learn, skl2onnx.to_onnx(model, x, options={'zipmap': False}) writes "
+            "probabilities, and options={'raw_scores': True} scores, beside the labels."
+        )
+    wide = [port for port in scores if all(isinstance(size, int) for size in port.shape[1:])]
+    widths = {classes, classes + 1} | ({1} if classes == 2 else set())
+    fits = [port for port in scores if port not in wide or _width(port) in widths]
+    return sorted(fits or scores, key=lambda port: port.operator.upper() in SURE)
+
+
+def _width(port: Port) -> int:
+    return math.prod(int(size) for size in port.shape[1:])
+
+
+def meanings(
+    foreign: Foreign, output: Port, data: Data, overrides: Overrides
+) -> Iterator[tuple[Assumptions, str, bool]]:
     """Layouts and scalings, the simplest first: (assumptions, the scaling in words, whether the user allows it)."""
     port = foreign.facts.inputs[0]
     layouts = _layouts(port.shape[1:], data.shape)
     if not layouts:
         raise InputError(
             f"A record of the data has the shape {list(data.shape)} and the model takes {list(port.shape[1:])}, in "
-            "whatever order of its axes. Bring the data into the size that the model was trained on."
+            f"whatever order of its axes. {_mend(port.shape[1:], data.shape)}"
         )
     if overrides.layout is not None and overrides.layout not in dict(layouts):
         raise InputError(
@@ -56,21 +88,54 @@ def meanings(foreign: Foreign, data: Data, overrides: Overrides) -> Iterator[tup
         scale, zero_point = port.grid or (1.0, 0.0 if port.type == "uint8" else -128.0)
         grid = Grid.model_validate({"type": port.type, "scale": scale, "zero_point": zero_point})
     low, high = _values(data.bounds.low), _values(data.bounds.high)
-    last = foreign.facts.outputs[0].grid
-    smallest = SMALLEST if last is None else max(SMALLEST, last[0] / 2)
-    for (layout, record), scaling in product(layouts, _scalings(data, overrides, floats=grid is None)):
+    smallest = SMALLEST if output.grid is None else max(SMALLEST, output.grid[0] / 2)
+    scalings = _scalings(data, overrides, floats=grid is None)
+    coloured = len(data.shape) == 3 and data.shape[0] == 3
+    if overrides.channels is not None and not coloured:
+        raise InputError(
+            f"--channels {overrides.channels} is for images in three colours, and a record of the data has the shape "
+            f"{list(data.shape)}. Leave it out."
+        )
+    if coloured:
+        turned = [_turned(scaling, overrides) for scaling in scalings]
+        scalings = [one._replace(allowed=one.allowed and overrides.channels != "bgr") for one in scalings]
+        scalings = turned + scalings if "bgr" in port.name.lower() else scalings + turned
+    for (layout, record), scaling in product(layouts, scalings):
         assumptions = Assumptions(
             layout=layout,
             record=record,
             units=scaling.units,
+            channels=scaling.channels,
             low=low,
             high=high,
             mean=scaling.mean,
             std=scaling.std,
             grid=grid,
             smallest=smallest,
+            output=None if output == foreign.facts.outputs[0] else output.name,
         )
         yield assumptions, scaling.words, scaling.allowed and overrides.layout in (None, layout)
+
+
+def _mend(declared: tuple[int | str, ...], shape: tuple[int, ...]) -> str:
+    """How records of `shape` become what the network declares, where only the number of channels is another."""
+    mends = {
+        (1, 3): "The images are grey and the model takes colours: numpy.repeat(x, 3, axis=1), x as [n, 1, h, w].",
+        (1, 4): "The images are grey and the model takes four channels: prepare them as in its training.",
+        (3, 1): "The images are in colours and the model takes grey ones: turn them grey as in its training, for "
+        "example x.mean(axis=1, keepdims=True), x as [n, 3, h, w].",
+        (4, 1): "The images have a fourth channel (transparency) and the model takes grey ones: turn them grey as in "
+        "its training, without that channel.",
+        (4, 3): "The images have a fourth channel (transparency): leave it out, x[:, :3], x as [n, 4, h, w].",
+    }
+    if len(declared) == 3 == len(shape):
+        for axis in (0, 2):  # where the network has its channels
+            sides = list(declared)
+            channels = sides.pop(axis)
+            same = all(isinstance(side, str) or side == size for side, size in zip(sides, shape[1:], strict=True))
+            if same and isinstance(channels, int) and (shape[0], channels) in mends:
+                return mends[shape[0], channels]
+    return "Bring the data into the size that the model was trained on."
 
 
 def _layouts(declared: tuple[int | str, ...], shape: tuple[int, ...]) -> list[tuple[Layout, tuple[int, ...]]]:
@@ -125,6 +190,15 @@ def _scalings(data: Data, overrides: Overrides, *, floats: bool) -> list[Scaling
     if not any(scaling.allowed for scaling in found):
         raise InputError("--mean and --std are in units 0..1, so the units cannot be others as well. Leave one out.")
     return found
+
+
+def _turned(scaling: Scaling, overrides: Overrides) -> Scaling:
+    """The same with blue first; what the user gave per channel is in the network's order already."""
+    mean, std = scaling.mean, scaling.std
+    if overrides.mean is None and overrides.std is None and mean is not None and std is not None:
+        mean, std = mean[::-1], std[::-1]
+    allowed = scaling.allowed and overrides.channels != "rgb"
+    return Scaling(scaling.units, mean, std, f"{scaling.words}, blue first", allowed, "bgr")
 
 
 def _normalisations(data: Data) -> list[tuple[str, tuple[float, ...], tuple[float, ...]]]:

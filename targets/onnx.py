@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .errors import InputError, UnsafeInput
 from .onnx_safety import checked_onnx, measures_ranges, ports
-from .runtime import answer_in_parts, check_ports, reason
+from .runtime import MAPS, answer_in_parts, check_ports, reason
 
 if TYPE_CHECKING:
     import onnx
@@ -40,9 +40,11 @@ class OnnxTarget:
     Args:
         model: the file, or its bytes. It has one input [batch, *shape] of numbers (`runtime.TYPES`); the batch is free
             or fixed (the last part is then filled up); initial states of a recurrent network, as further inputs, are
-            zeros. Its first output is the logits; where that ends in a QuantizeLinear, it is turned back into floats.
+            zeros. Where the output ends in a QuantizeLinear, it is turned back into floats.
         threads: within an operator; operators run one after another.
         provider: ONNX Runtime's execution provider.
+        output: the name of the one that holds the logits; None: the first. One map from class to score for each record
+            is read in the order of the classes.
         together: for timing alone. A file with dynamic quantisation measures ranges over all that are asked at once, so
             that an answer would depend on who else asks: such a file is asked one record at a time (a fixed batch is
             filled with copies of it), unless this is set.
@@ -59,11 +61,12 @@ class OnnxTarget:
         threads: int = 1,
         provider: str = "CPUExecutionProvider",
         *,
+        output: str | None = None,
         together: bool = False,
     ) -> None:
         data = model if isinstance(model, bytes) else _read(model)
         checked, data = checked_onnx(data)
-        self._input, self._output = check_ports(*ports(checked))
+        self._input, self._output = check_ports(*ports(checked), output)
         self._alone = not together and measures_ranges(checked)
         self._session = _session(data, threads, session_settings(checked), provider=provider)
         self.queries = 0
@@ -78,7 +81,10 @@ class OnnxTarget:
         return answer_in_parts(x, self._input, self._output, self._run, alone=self._alone)
 
     def _run(self, part: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        return np.asarray(self._session.run([self._output.name], {self._input.name: part})[0])
+        answer = self._session.run([self._output.name], {self._input.name: part})[0]
+        if self._output.type == MAPS:
+            answer = [[scores[name] for name in sorted(scores)] for scores in answer]
+        return np.asarray(answer)
 
 
 def session_settings(model: onnx.ModelProto) -> dict[str, str]:

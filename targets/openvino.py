@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .errors import InputError, NotApplicable
+from .errors import NotApplicable, Unavailable
 from .onnx_safety import checked_onnx, measures_ranges, ports
 from .runtime import answer_in_parts, check_ports, reason
 
@@ -18,21 +18,25 @@ class OpenVinoTarget:
     Args:
         model: the bytes of an ONNX file as `onnx.OnnxTarget` takes it.
         threads: of the CPU plugin, in one stream.
+        output: as for `onnx.OnnxTarget`.
 
     Raises:
-        InputError: OpenVINO is not installed, or the model is no classifier.
+        InputError: the model is no classifier.
         NotApplicable: OpenVINO cannot compile the model.
+        Unavailable: OpenVINO is not installed.
         UnsafeInput: as for `onnx.OnnxTarget`.
     """
 
-    def __init__(self, model: bytes, threads: int = 1) -> None:
+    def __init__(self, model: bytes, threads: int = 1, *, output: str | None = None) -> None:
         checked, model = checked_onnx(model)
-        self._input, self._output = check_ports(*ports(checked))
+        inputs, outputs = ports(checked)
+        self._input, self._output = check_ports(inputs, outputs, output)
+        self._place = outputs.index(self._output)
         self._alone = measures_ranges(checked)
         try:
             import openvino
         except ImportError:
-            raise InputError("OpenVINO is not installed: pip install crushproof[openvino].") from None
+            raise Unavailable("OpenVINO is not installed: pip install crushproof[openvino].") from None
         settings = {
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
@@ -52,4 +56,5 @@ class OpenVinoTarget:
         return answer_in_parts(x, self._input, self._output, self._run, alone=self._alone)
 
     def _run(self, part: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        return np.array(self._compiled([part])[0])  # a copy: the runtime writes the next answer to the same place
+        answer = self._compiled([part])[self._place]
+        return np.array(answer)  # a copy: the runtime writes the next answer to the same place

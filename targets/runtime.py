@@ -11,16 +11,37 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
+from .files import shown
 from .foreign import VALUES, Port
 from .model import BATCH
 
+MAPS = "maps"  # an output that gives each record a map from class to score, as converters of classical models write
 INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 TYPES = ("float32", "float16", "float64", *INTEGERS, "bool")  # of an input
-SCORES = ("float32", "float16", "float64", "uint8", "int8")  # of an output: wider integers are labels
+SCORES = ("float32", "float16", "float64", "uint8", "int8", MAPS)  # of an output: wider integers are labels
 
 
-def check_ports(inputs: tuple[Port, ...], outputs: tuple[Port, ...]) -> tuple[Port, Port]:
-    """The input and the first output of a classifier; InputError when these are not a classifier's."""
+def named_output(outputs: tuple[Port, ...], output: str) -> Port:
+    """The output of that name. Raises InputError, which names those that there are."""
+    found = next((port for port in outputs if port.name == output), None)
+    if found is None:
+        raise InputError(
+            f"The model has no output {shown(output)}. Its outputs are {listed(outputs)}: name one of them (--output)."
+        )
+    return found
+
+
+def listed(outputs: tuple[Port, ...]) -> str:
+    """Names, types and shapes of outputs, for a sentence."""
+    rest = f" and {len(outputs) - 8} more" if len(outputs) > 8 else ""
+    words = [f"{shown(port.name)} {port.type} [{', '.join(map(str, port.shape))}]" for port in outputs[:8]]
+    return ", ".join(words) + rest
+
+
+def check_ports(inputs: tuple[Port, ...], outputs: tuple[Port, ...], output: str | None = None) -> tuple[Port, Port]:
+    """The input of a classifier, and its output of that name (None: the first); InputError when these are not such."""
+    if output is not None:
+        outputs = (named_output(outputs, output),)
     if len(inputs) != 1 or not outputs or inputs[0].type not in TYPES or outputs[0].type not in SCORES:
         words = [
             ", ".join(f"{port.name!r} {port.type} {list(port.shape)}" for port in side) or "nothing"

@@ -5,13 +5,15 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Mapping
-from importlib.metadata import entry_points
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from .errors import InputError
+from .errors import InputError, blame
 
 
 class Technique(BaseModel):
@@ -22,7 +24,21 @@ class Technique(BaseModel):
     summary: ClassVar[str] = ""  # one sentence for the catalogue; the class docstring's first line when empty
 
 
+def techniques_in(value: Any) -> Iterator[Technique]:
+    """A technique and all that its fields hold, however deep: the recipes of a chain, the parts of an attack."""
+    if isinstance(value, Technique):
+        yield value
+    if isinstance(value, BaseModel):
+        value = [getattr(value, name) for name in type(value).model_fields]
+    elif isinstance(value, Mapping):
+        value = list(value.values())
+    for one in value if isinstance(value, list | tuple | set | frozenset) else ():
+        yield from techniques_in(one)
+
+
 T = TypeVar("T", bound=Technique)
+
+KIND = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")  # it becomes a part of findings' ids, and of file names and links
 
 
 class Registry(Generic[T]):
@@ -34,14 +50,34 @@ class Registry(Generic[T]):
     def __init__(self, noun: str, package: str, group: str) -> None:
         self.noun, self._package, self._group = noun, package, group
         self._classes: dict[str, type[T]] = {}
+        self._folded: dict[str, type[T]] = {}  # by kind without case, `_` as `-`: what people would mix up
         self._complete = False
 
     def register(self, cls: type[T]) -> type[T]:
+        """Takes a class in under its kind. The same class again, as a reloaded module makes it, takes its place.
+
+        Raises:
+            InputError: another class has this kind or one that looks like it, or the kind is no plain word.
+        """
         kind = cls.model_fields["kind"].default
-        if self._classes.get(kind, cls).__qualname__ != cls.__qualname__:
-            raise ValueError(f"two techniques of kind {kind!r}: {self._classes[kind]} and {cls}")
-        self._classes[kind] = cls
+        if not isinstance(kind, str) or not KIND.fullmatch(kind):
+            raise InputError(
+                f"{_place(cls)} has the kind {kind!r}: the kind of a technique is made of letters, digits and . _ - "
+                "and starts with a letter. Rename it there."
+            )
+        known = self._folded.setdefault(kind.lower().replace("_", "-"), cls)
+        if _place(known) != _place(cls) and not _same_source(known, cls):
+            raise InputError(
+                f"Two techniques are a {self.noun} of kind {kind!r}: {_place(known)} and {_place(cls)}. One would "
+                "silently take the other's place: rename the kind of one of them, or uninstall its package."
+            )
+        self._classes[kind] = self._folded[kind.lower().replace("_", "-")] = cls
         return cls
+
+    def has(self, cls: type[Any]) -> bool:
+        """Whether this very class (or the one that its reloaded module makes) is what its kind stands for."""
+        known = self.kinds().get(cls.model_fields["kind"].default)
+        return known is not None and (_place(known) == _place(cls) or _same_source(known, cls))
 
     def kinds(self) -> Mapping[str, type[T]]:
         """Every technique of this sort, by kind, in alphabetical order."""
@@ -50,9 +86,23 @@ class Registry(Generic[T]):
             for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
                 importlib.import_module(module.name)
             for entry in entry_points(group=self._group):
-                self.register(entry.load())
+                self.register(self._loaded(entry))
             self._complete = True
         return dict(sorted(self._classes.items()))
+
+    def _loaded(self, entry: EntryPoint) -> type[T]:
+        try:
+            found = entry.load()
+        except Exception as error:  # another package's code
+            raise InputError(
+                f"The {self.noun} {entry.value}, which the package {entry.dist and entry.dist.name} brings, cannot be "
+                f"imported: {blame(error)}. Mend or uninstall that package."
+            ) from None
+        if not (isinstance(found, type) and issubclass(found, Technique) and "kind" in found.model_fields):
+            raise InputError(
+                f"The entry point {entry.name} = {entry.value} ({self._group}) is no class of a technique."
+            )
+        return found  # type: ignore[return-value]  # of which sort it is cannot be told from here
 
     def parse(self, raw: Any) -> T:
         """A technique from a mapping with `kind` and its fields, from a bare kind (all defaults), or as it is.
@@ -72,6 +122,16 @@ class Registry(Generic[T]):
             return self.kinds()[kind].model_validate(fields)
         except ValidationError as error:
             raise InputError(explain(error, f"{self.noun} {kind!r}", self.kinds()[kind])) from None
+
+
+def _place(cls: type[Any]) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _same_source(one: type[Any], other: type[Any]) -> bool:
+    """Whether two classes are one class of one file that was loaded under two names."""
+    files = [getattr(sys.modules.get(cls.__module__), "__file__", None) for cls in (one, other)]
+    return one.__qualname__ == other.__qualname__ and files[0] is not None and files[0] == files[1]
 
 
 def explain(error: ValidationError, where: str, model: type[BaseModel] | None = None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .errors import NotApplicable, UnsafeInput
+from .errors import Unavailable, UnsafeInput
 from .onnx import OnnxTarget
 
 PROVIDER = "TensorrtExecutionProvider"
@@ -13,24 +13,26 @@ class TensorRtTarget(OnnxTarget):
 
     Args:
         model: the bytes of an ONNX file as `OnnxTarget` takes it.
+        output: as for `OnnxTarget`.
 
     Raises:
-        NotApplicable: "not measured: no GPU", with the reason: another build of ONNX Runtime, no TensorRT, no GPU.
+        Unavailable: "not measured: no GPU", with the reason: another build of ONNX Runtime, no TensorRT, no GPU.
         InputError, UnsafeInput: as for `OnnxTarget`.
     """
 
-    def __init__(self, model: bytes) -> None:
+    def __init__(self, model: bytes, *, output: str | None = None) -> None:
         import onnxruntime
 
         if PROVIDER not in onnxruntime.get_available_providers():
-            raise NotApplicable(
+            raise Unavailable(
                 "not measured: no GPU (this build of ONNX Runtime has no TensorRT; onnxruntime-gpu and TensorRT are "
                 "needed, on a machine with an NVIDIA GPU)"
             )
-        OnnxTarget(model)  # what the CPU refuses is the file's fault; what only TensorRT refuses is the machine's
+        # What the CPU refuses is the file's fault; what only TensorRT refuses is the machine's.
+        OnnxTarget(model, output=output)
         try:
-            super().__init__(model, provider=PROVIDER)
+            super().__init__(model, provider=PROVIDER, output=output)
         except UnsafeInput as error:
-            raise NotApplicable(f"not measured: no GPU ({error})") from None
+            raise Unavailable(f"not measured: no GPU ({error})") from None
         if PROVIDER not in self._session.get_providers():
-            raise NotApplicable("not measured: no GPU (TensorRT found none, so ONNX Runtime would use the CPU)")
+            raise Unavailable("not measured: no GPU (TensorRT found none, so ONNX Runtime would use the CPU)")

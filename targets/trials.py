@@ -9,9 +9,11 @@ from torch import Tensor
 
 from .checks import CHANCE_P
 from .data import Data
+from .files import shown
 from .foreign import Foreign
 from .interface import Assumptions, Overrides
 from .meanings import shown_values
+from .runtime import listed
 
 TIED = 0.1  # assumptions whose difference is likelier by luck than this are as good as each other: the simplest wins
 TEMPERATURES = tuple(2.0**power for power in range(-10, 17))  # 0..255 instead of 0..1 makes logits 2^8 times as large
@@ -99,7 +101,7 @@ def nothing_fits(tried_as_allowed: list[Trial], best: Trial, trials: list[Trial]
         head = trial.assumptions.layout + _shown_labels(trial.assumptions.labels)
         groups.setdefault(head, []).append(f"{trial.units} {_percent(trial, y)}")
     tried = "; ".join(f"{head}: {', '.join(rows)}" for head, rows in groups.items())
-    hint = max((_renamed(trial, y, data.classes) for trial in tried_as_allowed), key=lambda found: found[0])[1]
+    hint = max((renamed(trial, y, data.classes) for trial in tried_as_allowed), key=lambda found: found[0])[1]
     barred = [trial for trial in trials if not trial.chosen and not trial.fault]
     if barred:
         rival = max(barred, key=lambda trial: trial.accuracy(y))
@@ -115,7 +117,7 @@ def nothing_fits(tried_as_allowed: list[Trial], best: Trial, trials: list[Trial]
     )
 
 
-def _renamed(trial: Trial, y: Tensor, classes: int) -> tuple[float, str]:
+def renamed(trial: Trial, y: Tensor, classes: int) -> tuple[float, str]:
     """The share that would be right in the order of outputs that fits best; where it is telling, with a sentence."""
     from scipy.optimize import linear_sum_assignment
 
@@ -135,12 +137,30 @@ def _renamed(trial: Trial, y: Tensor, classes: int) -> tuple[float, str]:
     )
 
 
+def _of_outputs(foreign: Foreign, best: Trial, trials: list[Trial], y: Tensor) -> str:
+    """Which of several outputs was taken, and why."""
+    first = foreign.facts.outputs[0].name
+    others: dict[str, Trial] = {}
+    for trial in trials:
+        if trial.chosen and not trial.fault and trial.assumptions.output != best.assumptions.output:
+            name = trial.assumptions.output or first
+            others[name] = max(trial, others.get(name, trial), key=lambda one: one.accuracy(y))
+    rest = "".join(f", by {shown(name)} {_percent(trial, y)}" for name, trial in others.items())
+    return (
+        f"Of the file's {len(foreign.facts.outputs)} outputs ({listed(foreign.facts.outputs)}), "
+        f"{shown(best.assumptions.output or first)} is audited: {_percent(best, y)} of {len(y)} non-members are right "
+        f"by it{rest}; overrule with --output."
+    )
+
+
 def sentences_of(
     foreign: Foreign, data: Data, overrides: Overrides, best: Trial, trials: list[Trial], y: Tensor
 ) -> list[str]:
     port, assumed = foreign.facts.inputs[0], best.assumptions
     declared = f"[{', '.join(map(str, port.shape))}]"
     sentences = []
+    if len(foreign.facts.outputs) > 1 and overrides.output is None:
+        sentences.append(_of_outputs(foreign, best, trials, y))
     if overrides.layout is None:
         sentences.append(f"Assumed {assumed.layout} from the input {declared}; overrule with --layout.")
     if overrides.mean is None and overrides.std is None and overrides.units is None:
@@ -150,15 +170,16 @@ def sentences_of(
             mean = f" ({shown_values(assumed.mean)} and {shown_values(assumed.std)})"
         sentences.append(
             f"Assumed that the model takes the values {best.units}{mean}: of {tried} scalings tried on {len(y)} "
-            f"non-members, {_percent(best, y)} were right under this one; overrule with --mean and --std."
+            f"non-members, {_percent(best, y)} were right under this one; overrule with --units, --mean and --std"
+            f"{', or --channels' if len(data.shape) == 3 and data.shape[0] == 3 else ''}."
         )
     if assumed.grid is not None:
         sentences.append(
             f"The input takes {assumed.grid.type}: values are rounded to whole steps of {assumed.grid.scale:g}."
         )
     if overrides.outputs is None and assumed.outputs != "logits":
-        shown = "each row sums to 1" if assumed.outputs == "probabilities" else "their exponentials sum to 1"
-        sentences.append(f"Assumed that the outputs are {assumed.outputs} ({shown}); their logarithms serve as logits.")
+        seen = "each row sums to 1" if assumed.outputs == "probabilities" else "their exponentials sum to 1"
+        sentences.append(f"Assumed that the outputs are {assumed.outputs} ({seen}); their logarithms serve as logits.")
     if overrides.labels is None and assumed.labels is not None:
         sentences.append(
             f"Assumed that outputs {assumed.labels[0]} to {assumed.labels[-1]} of the model are the data's "
@@ -166,8 +187,8 @@ def sentences_of(
         )
     if agreement(best.predicted, y, data.classes)[1] < WEAK:
         sentences.append(f"The model is right on only {_percent(best, y)}: check --layout, --mean, --std and --labels.")
-    if renamed := _renamed(best, y, data.classes)[1]:
-        sentences.append(renamed.strip())
+    if hint := renamed(best, y, data.classes)[1]:
+        sentences.append(hint.strip())
     others = [trial for trial in trials if not trial.fault and trial is not best and trial.chosen]
     if others:
         second = max(others, key=lambda trial: trial.accuracy(y))

@@ -16,8 +16,11 @@ from .twin_steps import Twin
 __all__ = ["Twin", "twin_of"]
 
 
-def twin_of(model: bytes) -> Twin:
+def twin_of(model: bytes, output: str | None = None) -> Twin:
     """The twin of an ONNX file with one input, in evaluation mode, on the CPU.
+
+    Args:
+        output: the name of the one that it answers with; None: the first.
 
     Raises:
         UnsafeInput: `check_onnx` refuses the file, or it asks for tensors of absurd size.
@@ -25,5 +28,5 @@ def twin_of(model: bytes) -> Twin:
             operator, its node and the opset.
     """
     with torch.no_grad():
-        twin = Importer(check_onnx(model)).twin()
+        twin = Importer(check_onnx(model), output).twin()
     return twin.eval()

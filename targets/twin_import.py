@@ -34,9 +34,10 @@ TRIED = 2**24  # values of a fixed batch: a larger one is taken as it is, since 
 class Importer:
     """Reads the graph in three passes: constants, what depends on constants only, and the steps that are left."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, output: str | None = None) -> None:
         self.graph = model.graph
-        self.grid = ports(model)[1][0].grid
+        self.result = output or self.graph.output[0].name
+        self.grid = next(port.grid for port in ports(model)[1] if port.name == self.result)
         versions = {item.domain: item.version for item in model.opset_import}
         self.opset = next((versions[name] for name in STANDARD if name in versions), 0)
         if self.opset not in OPSETS:
@@ -64,7 +65,7 @@ class Importer:
                 f"The ONNX model takes {len(inputs)} inputs ({', '.join(repr(item.name) for item in inputs[:4])}); a "
                 "twin takes one. Fix the others to constants and export the model again."
             )
-        given, self.result = inputs[0], self.graph.output[0].name
+        given = inputs[0]
         tensor = given.type.tensor_type
         kind = tensor.elem_type
         if kind == BOOL:
@@ -95,7 +96,7 @@ class Importer:
             raise NotApplicable("The ONNX model has sparse weights, which the twin does not follow. Store them dense.")
 
     def _used(self) -> list[Any]:
-        """The nodes that the first output depends on, in the order of the graph."""
+        """The nodes that the chosen output depends on, in the order of the graph."""
         needed, used = {self.result}, []
         for node in reversed(self.graph.node):
             if needed.intersection(node.output):

@@ -7,15 +7,21 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import crushproof
+from crushproof.audit import api
 from crushproof.audit.identity import code_digest, model_digest
+from crushproof.audit.reader import candidate_flags
+from crushproof.audit.subject import Subject
 from crushproof.targets.errors import InputError, NotApplicable
 from crushproof.targets.seeds import generator
 from crushproof.training.architecture import Architecture
@@ -178,6 +184,39 @@ def test_a_bare_parameter_needs_no_builder_until_a_shadow_is_trained(bare: nn.Mo
     assert all(finding.estimate is not None for finding in result.audit.findings)
 
 
+def test_bounds_that_were_guessed_are_a_flag(bare: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The subject that a call would audit, and what its candidates are flagged with."""
+
+    def subject(top: float, share: float, bounds: tuple[float, float] | None = None) -> Subject:
+        x, y = records(60, 2)
+        whole = np.minimum((x * top).round().numpy().astype(np.int64), top - 1)
+        whole[: round(share * 60), 0] = top
+        found: list[Subject] = []
+        with monkeypatch.context() as patched, suppress(InputError):
+            patched.setattr(api, "run_audit", lambda *_, subject, **__: found.append(subject) or _stop())
+            crushproof.audit_model(bare, None, (whole, y), ["int8"], bounds=bounds)
+        return found[0]
+
+    def _stop() -> None:
+        raise InputError("enough")
+
+    for top, share, bounds, ends, guessed in (
+        (16, 0.5, None, (0, 16), False),
+        (90, 0.02, None, (0, 90), True),
+        (90, 0.02, (0, 100), (0, 100), False),
+    ):
+        one = subject(top, share, bounds)
+        assert (float(one.data.bounds.low), float(one.data.bounds.high)) == ends
+        assert any("are a guess" in note for note in one.data.notes) is guessed
+        suite = SimpleNamespace(subject=one, candidate_cell=lambda _: "candidate/int8")
+        reader: Any = SimpleNamespace(suite=suite, get=lambda _: None)
+        contender: Any = SimpleNamespace(touches_members_after_dp=False, file=None)
+        assert candidate_flags(reader, contender) == ({"bounds-doubtful"} if guessed else set())
+    x, y = records(60, 2)
+    with pytest.raises(InputError, match=r"outside the bounds.*0\.\.255: divide the inputs by 255, or give bounds"):
+        crushproof.audit_model(bare, None, ((x * 255).round(), y), ["int8"], bounds=(0, 1))
+
+
 def test_build_says_how_shadows_start(bare: nn.Module) -> None:
     without = audited(bare, attacks=["membership"], training=functools.partial(train, rate=0.1))
     assert all("build=" in (finding.reason or "") for finding in without.audit.findings)
@@ -193,3 +232,48 @@ def test_a_builder_of_something_else_is_refused(bare: nn.Module) -> None:
         audited(bare, build=lambda: 3)
     with pytest.raises(InputError, match="cannot be called as function"):
         audited(bare, training=lambda module: module)
+
+
+@pytest.mark.parametrize(
+    ("recipes", "words"),
+    [
+        ([], "recipes is empty"),
+        (["int7"], "no recipe 'int7'. Did you mean 'int8'"),
+        ([{"kind": "quantise"}], "Did you mean 'quantize'"),
+        ([{"weight_bits": 4}], r"recipes\[0\] has no kind"),
+        ([8], r"recipes\[0\] is int"),
+        (None, "must be a list or a mapping"),
+        ({"my int 8!": "int8"}, "candidate's name"),
+        ({"kind": "quantize", "bits": 4}, "bits: is not a key"),
+    ],
+)
+def test_recipes_that_say_nothing_are_refused(bare: nn.Module, recipes: Any, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        crushproof.audit_model(bare, None, records(120, 2), recipes)
+
+
+RECORDS, LABELS = (one.numpy() for one in records(120, 2))
+
+
+@pytest.mark.parametrize(
+    ("test", "words"),
+    [
+        ((RECORDS, LABELS + 0.5), "no whole numbers: 120 of them, first [01].5 in record 0"),
+        ((RECORDS, torch.tensor(LABELS) + 0.5), "no whole numbers"),
+        ((RECORDS, nn.functional.one_hot(torch.tensor(LABELS))), "one-hot"),
+        ((RECORDS, torch.ones(120, 3)), "Multi-label data is not supported"),
+        ((RECORDS, ["a", "b"] * 30 + ["c", "d"] * 30), "not among the class names"),
+        ((RECORDS.astype(str), LABELS), "x of test holds <U"),
+        (([[1, 2], [3]], [0, 1]), "x of test is no array of equal records"),
+        ((RECORDS, LABELS, LABELS), "must be a pair"),
+        (torch.utils.data.TensorDataset(torch.tensor(RECORDS)), "Stack the records"),
+    ],
+)
+def test_records_that_are_none_are_refused(bare: nn.Module, test: Any, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        crushproof.audit_model(bare, None, test, "int8", class_names=["a", "b"])
+
+
+def test_texts_and_class_numbers_are_not_mixed(bare: nn.Module) -> None:
+    with pytest.raises(InputError, match="one split are texts"):
+        crushproof.audit_model(bare, records(80, 1), (RECORDS, ["a", "b"] * 60), "int8")

@@ -202,7 +202,7 @@ def test_the_layout_is_found(digits: Data, coloured: Data, dense: nn.Module, cle
         assume(foreign(last), coloured, Overrides(layout="channels-first"))
     with pytest.raises(InputError, match=r"channels-last.*would be right"):
         assume(foreign(moved), coloured, Overrides(layout="flat"))
-    with pytest.raises(InputError, match="size"):
+    with pytest.raises(InputError, match=r"grey.*repeat\(x, 3"):
         assume(foreign(last), digits, Overrides())
 
 
@@ -244,6 +244,105 @@ def test_one_output_of_two_classes(digits: Data, dense: nn.Module) -> None:
     data = Data("two", None, records, digits.bounds, ("zero", "one"))
     for after in (lambda z: z[:, 1:2] - z[:, 0:1], lambda z: (z[:, 1:2] - z[:, 0:1]).sigmoid()):
         check(export(dense, same, after=after), data, {"labels": None}, 1.0)
+
+
+# Several outputs ------------------------------------------------------------------------------------------------------
+
+
+def with_outputs(model: bytes, *chosen: tuple[str, int]) -> bytes:
+    """The same network, whose outputs are these values of so many numbers; "features" is what the last layer takes."""
+    edited = onnx.load_model_from_string(model)
+    last = next(node for node in edited.graph.node if "logits" in node.output)
+    edited.graph.node.append(helper.make_node("Identity", [last.input[0]], ["features"]))
+    edited.graph.node.append(helper.make_node("Softmax", ["logits"], ["chances"]))
+    edited.graph.node.append(helper.make_node("ArgMax", ["logits"], ["label"], axis=1, keepdims=0))
+    del edited.graph.output[:]
+    for name, size in chosen:
+        word, shape = (TensorProto.FLOAT, ["batch", size]) if size else (TensorProto.INT64, ["batch"])
+        edited.graph.output.append(helper.make_tensor_value_info(name, word, shape))
+    return bytes(edited.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("chosen", "taken"),
+    [
+        ((("features", 64), ("logits", 10)), "logits"),
+        ((("chances", 10), ("logits", 10)), "logits"),
+        ((("logits", 10), ("chances", 10)), None),
+        ((("label", 0), ("chances", 10)), "chances"),
+    ],
+)
+def test_the_output_that_fits_is_taken(
+    chosen: tuple[tuple[str, int], ...], taken: str | None, digits: Data, dense: nn.Module, clean: float
+) -> None:
+    model = with_outputs(to_onnx(dense, SHAPE), *chosen)
+    sentences = check(model, digits, {"output": taken}, clean)
+    assert any(repr(taken or "logits") in sentence and "--output" in sentence for sentence in sentences)
+    assumptions, _ = assume(foreign(model), digits, Overrides())
+    x = digits.non_members.x[:50]
+    answered = differentiable(model, "onnx", assumptions, digits.bounds, digits.shape)(x)
+    assert float((answered.detach() - deployed(model, "onnx", assumptions).logits(x)).abs().max()) < 1e-3
+    other = OpenVinoTarget(model, output=taken).logits(x)
+    assert float((other - OnnxTarget(model, output=taken).logits(x)).abs().max()) < 1e-3
+
+
+def test_an_output_that_is_named_is_taken(digits: Data, dense: nn.Module, clean: float) -> None:
+    model = with_outputs(to_onnx(dense, SHAPE), ("logits", 10), ("chances", 10), ("features", 64))
+    sentences = check(model, digits, {"output": "chances", "outputs": "probabilities"}, clean, output="chances")
+    assert not any("--output;" in sentence for sentence in sentences)
+    with pytest.raises(InputError, match=r"no output 'scores'.*'logits'.*'chances'.*'features' float32 \[batch, 64\]"):
+        assume(foreign(model), digits, Overrides(output="scores"))
+    with pytest.raises(InputError, match="chance"):
+        assume(foreign(model), digits, Overrides(output="features"))
+    with pytest.raises(InputError, match=r"labels only.*zipmap"):
+        assume(foreign(with_outputs(to_onnx(dense, SHAPE), ("label", 0))), digits, Overrides())
+
+
+@pytest.mark.parametrize("zipmap", [False, True])
+def test_a_classical_model_is_read_by_its_probabilities(zipmap: bool, digits: Data, tmp_path: Path) -> None:
+    """As skl2onnx writes it: the label first, then probabilities or, by default, one map for each record."""
+    from sklearn.linear_model import LogisticRegression
+
+    assert digits.members is not None
+    fitted = LogisticRegression(tol=0.01)
+    fitted.fit(digits.members.x.flatten(1).numpy(), digits.members.y.numpy())
+    classes = list(range(10))
+    nodes = [
+        helper.make_node(
+            "LinearClassifier",
+            ["input"],
+            ["label", "scores"],
+            domain="ai.onnx.ml",
+            coefficients=fitted.coef_.ravel().tolist(),
+            intercepts=fitted.intercept_.tolist(),
+            classlabels_ints=classes,
+            post_transform="SOFTMAX",
+        ),
+        helper.make_node("ZipMap", ["scores"], ["maps"], domain="ai.onnx.ml", classlabels_int64s=classes),
+    ][: 2 if zipmap else 1]
+    maps = helper.make_sequence_type_proto(
+        helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
+    )
+    outputs = [
+        helper.make_tensor_value_info("label", TensorProto.INT64, ["batch"]),
+        helper.make_value_info("maps", maps)
+        if zipmap
+        else helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 10]),
+    ]
+    given = helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 64])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 1)]
+    graph = helper.make_graph(nodes, "classical", [given], outputs)
+    path = tmp_path / "classical.onnx"
+    path.write_bytes(helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString())
+    found = read_foreign(path)
+    assumptions, _ = assume(found, digits, Overrides())
+    assert (assumptions.output, assumptions.outputs) == ("maps" if zipmap else "scores", "probabilities")
+    x = digits.non_members.x
+    answered = deployed(found.data, found.kind, assumptions).logits(x)
+    wanted = torch.from_numpy(fitted.predict_proba(x.flatten(1).numpy())).float().log()
+    assert float((answered - wanted).abs().max()) < 1e-2
+    with pytest.raises(NotApplicable):
+        differentiable(found.data, found.kind, assumptions, digits.bounds, digits.shape)
 
 
 def test_nothing_fits(digits: Data) -> None:

@@ -117,6 +117,16 @@ def test_only_computes_what_one_finding_needs(finished: tuple[Path, Audit], tmp_
     assert not (tmp_path / "audit.json").exists()
 
 
+def test_only_of_a_candidate_that_cannot_be_made_says_why(finished: tuple[Path, Audit], tmp_path: Path) -> None:
+    out, whole = finished
+    (reason,) = [row.reason for row in whole.not_measured if row.candidate == "impossible"]
+    before = (out / "audit.json").read_bytes()
+    audit = run_audit(Plan.model_validate(SMALL), Path(), out, workers=0, only="impossible/membership/auc")
+    assert (audit.findings, audit.candidates) == ([], [])
+    assert [(row.candidate, row.reason) for row in audit.not_measured] == [("impossible", reason)]
+    assert (out / "audit.json").read_bytes() == before
+
+
 NATIVE = {"kind": "pgd", "steps": 10, "gradients": "native"}
 
 

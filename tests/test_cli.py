@@ -25,6 +25,7 @@ from crushproof.audit.findings import (
     Estimate,
     Finding,
     Footprint,
+    NotMeasured,
     ThreatModel,
 )
 from crushproof.audit.policy import BUILT_IN, apply_policy
@@ -232,6 +233,21 @@ def test_only_prints_findings(faked: list[Any]) -> None:
     result = call("audit", "--only", "int8/evasion")
     assert "int8/evasion/robust_accuracy: Robust accuracy 50.0" in result.stdout
     assert "Report" not in result.stdout
+
+
+def test_only_of_what_could_not_be_measured_is_incomplete(faked: list[Any]) -> None:
+    whole = faked[0]
+    gap = NotMeasured(candidate="int8", what="the candidate itself", reason="it has one layer only.")
+    unmade = whole.model_copy(update={"candidates": [], "findings": [], "not_measured": [gap]})
+    faked[0] = unmade
+    result = call("audit", "--only", "int8/evasion")
+    assert result.exit_code == 3
+    assert "int8: the candidate itself is missing. It has one layer only." in result.stdout
+    missing = {"estimate": None, "verdict": "not-measured", "reason": "it failed"}
+    for gated, code in ((True, 3), (False, 0)):
+        row = whole.findings[0].model_copy(update={**missing, "gated": gated})
+        faked[0] = whole.model_copy(update={"findings": [row]})
+        assert call("audit", "--only", "int8/evasion").exit_code == code
 
 
 @pytest.mark.parametrize(

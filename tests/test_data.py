@@ -277,3 +277,34 @@ def test_a_majority_guess_is_chance_even_at_high_accuracy() -> None:
     constant = TorchTarget(Model(after=lambda z: z[:, :2] * 0 + torch.tensor([1.5, 0.0])))
     imbalanced = Records(separable().x, y)
     refused(lambda: check_model(constant, imbalanced, Bounds.of(0, 1), 2), "270 of 300", "chance (90%)")
+
+
+def test_one_class_of_98_percent_is_no_other_class_order() -> None:
+    y = (torch.arange(300) % 50 == 0).long()
+    imbalanced = Records(separable().x, y)
+
+    def answers(predicted: torch.Tensor) -> str:
+        model = TorchTarget(Fixed(predicted))
+        return refused(lambda: check_model(model, imbalanced, Bounds.of(0, 1), 2), "chance")
+
+    assert "gives class number 1 to every record" in answers(torch.ones_like(y))
+    assert "order of the classes" not in answers((torch.arange(300) % 7 > 0).long())
+    assert "order of the classes is the likely cause" in answers(1 - y)
+
+
+class Fixed(nn.Module):
+    """These classes, whatever it is asked."""
+
+    def __init__(self, predicted: torch.Tensor) -> None:
+        super().__init__()
+        self.predicted = predicted
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.one_hot(self.predicted[: len(x)], 2) * 9.0 - 1
+
+
+@pytest.mark.parametrize(("first", "last"), [(1, 3), (4, 6)])
+def test_labels_that_start_elsewhere_are_recognised(first: int, last: int) -> None:
+    shifted = Records(separable().x, separable().y + first)
+    words = f"3 values, from {first} to {last}: number them 0 to 2"
+    refused(lambda: check_model(TorchTarget(Model()), shifted, Bounds.of(0, 1), last + 1), words)

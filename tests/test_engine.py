@@ -138,6 +138,16 @@ def test_not_applicable_is_a_result(tmp_path: Path, workers: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+def test_what_this_machine_lacks_now_is_never_a_result(tmp_path: Path, workers: int) -> None:
+    outcome = run_toy(tmp_path, {"inject": {"chain-1/1": "unavailable"}}, workers)
+    assert outcome.unavailable == dict.fromkeys(("chain-1/1", "chain-1/2", "last"), "a planted lack")
+    assert (outcome.failed, outcome.skipped, len(outcome.computed)) == ({}, {}, 8)
+    later = run_toy(tmp_path, {})
+    assert sorted(later.computed) == ["chain-1/1", "chain-1/2", "last"]
+    assert later.unavailable == {}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
 def test_an_error_for_the_user_stops_the_run(tmp_path: Path, workers: int) -> None:
     with pytest.raises(InputError, match="a planted input error"):
         run_toy(tmp_path, {"inject": {"chain-0/0": "input"}}, workers)

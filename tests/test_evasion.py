@@ -18,7 +18,7 @@ from crushproof.attacks.attack import ATTACKS, Access, Case, Evidence, Ledger
 from crushproof.attacks.evasion.apgd import Apgd, checkpoints
 from crushproof.attacks.evasion.art_catalogue import Art
 from crushproof.attacks.evasion.ball import Ball, Norm
-from crushproof.attacks.evasion.engine import Gradients, Perturber, Search, losses, margins
+from crushproof.attacks.evasion.engine import FLAT_STARTS, Gradients, Perturber, Search, losses, margins
 from crushproof.attacks.evasion.evasion import Evasion
 from crushproof.attacks.evasion.pgd import Pgd, craft
 from crushproof.attacks.evasion.square import Square
@@ -29,6 +29,7 @@ from crushproof.targets.model import TorchTarget
 from crushproof.training.networks import Mlp
 
 N = 100
+RADII = (0.03, 0.05, 0.1, 0.15)
 
 
 def case_of(data: Data, module: nn.Module, **changes: Any) -> Case:
@@ -85,7 +86,7 @@ def survivors(case: Case, part: Perturber, norm: Norm, epsilon: float, *, seed: 
     evidence = Evasion(norm=norm, epsilons=(epsilon,), gate_epsilon=epsilon, records=N, parts=(part,)).run(
         case, seed=seed
     )
-    return int((~evidence.arrays[f"worst/{epsilon:g}"]).sum())
+    return int((~evidence.arrays[f"worst/{epsilon!r}"]).sum())
 
 
 # --- the ball
@@ -152,8 +153,8 @@ def test_saturated_logits_keep_their_gradients(digits: Data, dense: nn.Module, l
             return dense(x) * scale
 
     records = digits.evaluation.take(torch.arange(50))
-    gradient, margin, _ = Gradients(Scaled(), loss, Ledger())(records.x, records.y)
-    plain, unscaled, _ = Gradients(dense, "margin", Ledger())(records.x, records.y)
+    gradient, margin, *_ = Gradients(Scaled(), loss, Ledger())(records.x, records.y)
+    plain, unscaled, *_ = Gradients(dense, "margin", Ledger())(records.x, records.y)
     assert torch.allclose(margin, unscaled * scale, rtol=1e-4)
     cosine = nn.functional.cosine_similarity(gradient.flatten(1).double(), plain.flatten(1).double())
     attacked = unscaled > 0  # a wrong record whose label ranks third has a DLR of exactly 1, and is never attacked
@@ -197,7 +198,7 @@ def test_as_strong_as_art(digits: Data, dense: nn.Module) -> None:
 
 @pytest.fixture(scope="module")
 def evidence(digits: Data, dense: nn.Module) -> Evidence:
-    return Evasion(records=N, parts=(Pgd(steps=20), Apgd(steps=20), Square(queries=60))).run(
+    return Evasion(epsilons=RADII, records=N, parts=(Pgd(steps=20), Apgd(steps=20), Square(queries=60))).run(
         case_of(digits, dense), seed=0
     )
 
@@ -222,7 +223,7 @@ def test_clean_errors_and_smaller_epsilons_carry_over(evidence: Evidence) -> Non
     for part in ("pgd", "apgd"):
         before = ~arrays["clean_correct"]
         for epsilon in (0.03, 0.05, 0.1, 0.15):
-            after = arrays[f"fooled/{part}/{epsilon:g}"]
+            after = arrays[f"fooled/{part}/{epsilon!r}"]
             assert (after >= before).all()
             before = after
     assert [key for key in arrays if "square" in key] == ["fooled/square/0.1"]
@@ -235,7 +236,7 @@ def test_the_ledger_is_the_targets_own_count(digits: Data, dense: nn.Module) -> 
     case = case_of(digits, dense)
     passes = []
     hook = dense.register_forward_hook(lambda _module, inputs, _output: passes.append(len(inputs[0])))
-    ledger = Evasion(records=40, parts=(Square(queries=20),)).run(case, seed=0).ledger
+    ledger = Evasion(epsilons=RADII, records=40, parts=(Square(queries=20),)).run(case, seed=0).ledger
     hook.remove()
     assert ledger.queries == case.deployed.queries == sum(passes)
     assert len(passes) <= 21  # the clean records, then one call per query
@@ -287,7 +288,7 @@ def test_a_record_does_not_depend_on_its_company(digits: Data, part: Perturber) 
     torch.manual_seed(0)
     module = Mlp(64, 10).eval()
     case = case_of(digits, module)
-    attack = Evasion(records=40, parts=(part,))
+    attack = Evasion(epsilons=RADII, records=40, parts=(part,))
     together = attack.run(case, seed=3).arrays
     order = torch.randperm(40, generator=torch.Generator().manual_seed(1))[:17]
     few = replace(case, evaluation=case.evaluation.take(order), ids=case.ids[order.numpy()])
@@ -297,7 +298,7 @@ def test_a_record_does_not_depend_on_its_company(digits: Data, part: Perturber) 
 
 
 def test_same_seed_same_evidence_other_seed_another(digits: Data, dense: nn.Module, evidence: Evidence) -> None:
-    attack = Evasion(records=N, parts=(Pgd(steps=20), Apgd(steps=20), Square(queries=60)))
+    attack = Evasion(epsilons=RADII, records=N, parts=(Pgd(steps=20), Apgd(steps=20), Square(queries=60)))
     again, other = (attack.run(case_of(digits, dense), seed=seed) for seed in (0, 1))
     assert again.arrays.keys() == evidence.arrays.keys()
     assert all((again.arrays[key] == evidence.arrays[key]).all() for key in evidence.arrays)
@@ -359,12 +360,12 @@ def test_crafted_inputs_transfer(digits: Data, dense: nn.Module, norm: Norm, eps
     rounded = hard_round(dense, records.x, straight_through=False)
     case = case_of(digits, rounded, parent=dense, parent_adversarial=crafted)
     found = Evasion(norm=norm, epsilons=(epsilon,), gate_epsilon=epsilon, records=N, parts=(Transfer(),))
-    fooled = found.run(case, seed=0).arrays["worst/" + f"{epsilon:g}"]
+    fooled = found.run(case, seed=0).arrays["worst/" + f"{epsilon!r}"]
     assert (fooled >= (rounded(x).argmax(1) != records.y).numpy()).all()
 
 
 def test_transfer_says_why_it_did_not_run(digits: Data, dense: nn.Module) -> None:
-    attack = Evasion(records=20, parts=(Pgd(steps=2), Transfer()))
+    attack = Evasion(epsilons=RADII, records=20, parts=(Pgd(steps=2), Transfer()))
     assert attack.run(case_of(digits, dense), seed=0).skipped == {"transfer": "the dense model is its own parent"}
     other = case_of(digits, dense, parent=Mlp(64, 10), parent_adversarial={0.05: digits.evaluation.x})
     assert "epsilon 0.03" in attack.run(other, seed=0).skipped["transfer"]
@@ -379,7 +380,7 @@ def test_hard_rounding_does_not_hide_adversarial_inputs(digits: Data, dense: nn.
     assert digits.members is not None
     hard = hard_round(dense, digits.members.x, straight_through=False)
     twin = hard_round(dense, digits.members.x, straight_through=True)
-    attack = Evasion(records=150)
+    attack = Evasion(epsilons=RADII, records=150)
     of_dense = attack.run(case_of(digits, dense), seed=0)
     crafted = craft(dense, digits.evaluation.take(torch.arange(150)), attack.epsilons, "linf", digits.bounds, seed=0)
     case = Case(
@@ -395,11 +396,11 @@ def test_hard_rounding_does_not_hide_adversarial_inputs(digits: Data, dense: nn.
     assert of_hard.summary["parts"] == ["pgd", "apgd", "pgd-native", "transfer", "square"]
     assert "no-gradient" in of_hard.flags["pgd-native"]
     native = of_hard.arrays["fooled/pgd-native/0.15"]
-    assert (native == ~of_hard.arrays["clean_correct"]).all()  # it spent no steps
-    blind = Evasion(records=150, parts=(Pgd(gradients="native"),)).run(case, seed=0)
+    assert (native & of_hard.arrays["clean_correct"]).sum() <= 3  # at most what a random start happens to fool
+    blind = Evasion(epsilons=RADII, records=150, parts=(Pgd(gradients="native"),)).run(case, seed=0)
     assert blind.summary["union_flags"] == ["no-gradient"]
     assert 1 - blind.arrays["worst/0.1"].mean() > 0.9
-    assert blind.ledger.forwards <= 150
+    assert blind.ledger.forwards <= 150 * len(RADII) * FLAT_STARTS  # it spent no steps where none leads anywhere
 
 
 def test_no_gradient_at_all(digits: Data, dense: nn.Module) -> None:
@@ -410,7 +411,9 @@ def test_no_gradient_at_all(digits: Data, dense: nn.Module) -> None:
             return dense(x.detach())
 
     for part in (Pgd(gradients="native"), Apgd(gradients="native")):
-        found = Evasion(records=30, parts=(part,)).run(case_of(digits, dense, native=Cut(), twin=None), seed=0)
+        found = Evasion(epsilons=RADII, records=30, parts=(part,)).run(
+            case_of(digits, dense, native=Cut(), twin=None), seed=0
+        )
         assert found.flags == {part.part: ["no-gradient"]}
 
 
@@ -419,7 +422,7 @@ def test_no_gradient_at_all(digits: Data, dense: nn.Module) -> None:
 
 def test_art_runs_and_is_reproducible(digits: Data, dense: nn.Module) -> None:
     hop = Art(name="HopSkipJump", parameters={"max_iter": 1, "max_eval": 30, "init_eval": 5})
-    attack = Evasion(records=8, parts=(hop, Art(name="FastGradientMethod"), Art(name="DPatch")))
+    attack = Evasion(epsilons=RADII, records=8, parts=(hop, Art(name="FastGradientMethod"), Art(name="DPatch")))
     states = [np.random.get_state()[1].copy(), random.getstate(), torch.get_rng_state()]
     first = attack.run(case_of(digits, dense), seed=0)
     assert (np.random.get_state()[1] == states[0]).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,14 @@ from torch import nn
 from typer.testing import CliRunner
 
 from crushproof.audit import cli
+from crushproof.audit.files import open_file
 from crushproof.audit.findings import Audit, Candidate
+from crushproof.audit.one_file import candidate_name
+from crushproof.audit.plan import Plan
+from crushproof.audit.sections import InterfacePlan
+from crushproof.audit.steps import take_file
 from crushproof.compression.export import to_onnx
-from crushproof.targets.data import Data
+from crushproof.targets.data import Bounds, Data, Records
 from crushproof.training.loop import Training, train
 from crushproof.training.networks import Mlp
 
@@ -156,6 +162,17 @@ def test_with_the_dense_model_the_lineage_is_checked(folder: Path, tmp_path: Pat
     assert "shadows-differ" in membership["tampered"].flags  # how it was compressed is not declared
 
 
+def test_what_is_kept_of_a_file_follows_from_its_identity(folder: Path, digits: Data) -> None:
+    """What was declared of it is not in the kept result, which would go on saying it when it is declared otherwise."""
+    data = replace(
+        digits, bounds=Bounds.of(0.0, 255.0), non_members=Records(digits.non_members.x * 255, digits.non_members.y)
+    )
+    found = open_file("int8.onnx", folder, InterfacePlan(), data)
+    declared = replace(found, notes=("Declared: units 0..1.", *found.notes))
+    assert found.identity == declared.identity
+    assert take_file(found, data, 0).document == take_file(declared, data, 0).document
+
+
 def test_members_without_a_dense_model(folder: Path, tmp_path: Path) -> None:
     written = plan(
         folder,
@@ -196,6 +213,13 @@ def test_mistakes_end_in_a_sentence(folder: Path, tmp_path: Path) -> None:
     assert refused("--artifact", crafted, "--data", data)[0] == 5
     code, said = refused("--artifact", file, "--data", data, folder / "both.yaml")
     assert (code, "Give either a plan" in said) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["dense.onnx", "dense-int8.onnx", "model (1).onnx", "-.onnx"])
+def test_any_file_name_gives_a_name_that_a_plan_takes(name: str) -> None:
+    called = candidate_name(Path(name))
+    data = {"kind": "npz", "path": "test.npz"}
+    assert list(Plan.model_validate({"data": data, "candidates": {called: {"file": name}}}).candidates) == [called]
 
 
 def test_plans_of_files_are_checked(folder: Path, tmp_path: Path) -> None:

@@ -42,8 +42,8 @@ def test_a_candidate_under_few_shadows_is_compared_with_its_parent_under_as_few(
     full = finding(audit, "dense/membership").estimate.estimate
     assert finding(audit, "int8/membership").changes[0].baseline_estimate == pytest.approx(full)
     suite = Suite(Plan.model_validate(PLAN), resolve(Plan.model_validate(PLAN), Path()))
-    assert suite.has("membership/dense/4-shadows")
-    assert not suite.has("membership/dense/16-shadows"), "16 are all there are"
+    assert suite.has("attack/membership/dense/4-shadows")
+    assert not suite.has("attack/membership/dense/16-shadows"), "16 are all there are"
 
 
 def test_more_trained_shadows_than_training_free_ones_are_no_mistake(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from torch import Tensor, nn
 
+from crushproof.audit.findings import Footprint
 from crushproof.compression.attention import unfold_attention
 from crushproof.compression.export import to_onnx
 from crushproof.compression.fake_quantize import QuantizedLayer
@@ -275,6 +276,9 @@ def test_a_tflite_file_has_a_size() -> None:
     weighed = footprint_of_file(b"x" * 100, "tflite", (3,))
     assert weighed["disk_bytes"] == weighed["payload_bytes"] == 100
     assert weighed["macs_by_width"] == []
+    row = Footprint.model_validate({**weighed, "ratio": 1.0})
+    assert row.parameters is row.nonzero_parameters is row.macs is row.entropy_bytes is None  # not 0: not counted
+    assert row.energy_uj_modelled is row.energy_memory_share is None
 
 
 def test_latency_and_memory(dense: nn.Module) -> None:

@@ -407,6 +407,7 @@ def test_tflite_is_described_and_run(tmp_path: Path) -> None:
     path.write_bytes(tflite(WEIGHT, quantised=True))
     found = read_foreign(path)
     assert found.facts.inputs[0].grid == (1 / 64, 0.0)
+    assert found.facts.inputs[0].covers == (-2, 127 / 64)
     assert found.facts.quantisation == ("static, as integer operators",)
     whole = torch.round(x * 64)  # the target takes the integers themselves
     answered = LiteRtTarget(found.data).logits(whole).numpy()
@@ -426,6 +427,34 @@ def test_a_tflite_file_is_found_out_from_data(digits: Data, tmp_path: Path) -> N
     assert (assumptions.layout, assumptions.units, assumptions.outputs) == ("flat", "as given", "logits")
     expected = images.flatten(1).double() @ weight.T
     answered = deployed(found.data, found.kind, assumptions).logits(images)
+    torch.testing.assert_close(answered, expected.float(), rtol=1e-3, atol=1e-3)
+
+
+def test_of_several_outputs_of_a_tflite_file_the_one_that_fits_is_taken(digits: Data, tmp_path: Path) -> None:
+    """Features first (here the records themselves, cut off at 0), then the logits."""
+    assert digits.members is not None
+    x, y = digits.members.x.flatten(1).double(), torch.eye(10, dtype=torch.float64)[digits.members.y]
+    weight = torch.linalg.lstsq(x, y, driver="gelsd").solution.T
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(tflite(weight.numpy()), 0))
+    features, code, operator = schema.TensorT(), schema.OperatorCodeT(), schema.OperatorT()
+    features.name, features.shape, features.type, features.buffer = "features", [1, 64], schema.TensorType.FLOAT32, 0
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.RELU
+    code.version, operator.opcodeIndex, operator.inputs, operator.outputs = 1, 1, [0], [3]
+    model.operatorCodes.append(code)
+    model.subgraphs[0].tensors.append(features)
+    model.subgraphs[0].operators.append(operator)
+    model.subgraphs[0].outputs = [3, 2]
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    path = tmp_path / "two.tflite"
+    path.write_bytes(bytes(builder.Output()))
+    found = read_foreign(path)
+    assert [port.operator for port in found.facts.outputs] == ["RELU", "FULLY_CONNECTED"]
+    assumptions, sentences = assume(found, digits, Overrides())
+    assert assumptions.output == "logits"
+    assert "'logits' is audited" in sentences[0]
+    answered = deployed(found.data, found.kind, assumptions).logits(digits.non_members.x)
+    expected = digits.non_members.x.flatten(1).double() @ weight.T
     torch.testing.assert_close(answered, expected.float(), rtol=1e-3, atol=1e-3)
 
 

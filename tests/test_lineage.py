@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from crushproof.compression.export import to_onnx
 from crushproof.compression.footprint import footprint_of_file
-from crushproof.compression.lineage import Lineage, check_lineage
+from crushproof.compression.lineage import Lineage, check_lineage, not_read
 from crushproof.compression.prune import Prune
 from crushproof.compression.quantize import Quantize
 from crushproof.targets.data import Bounds, Records
@@ -438,6 +438,149 @@ def test_layers_added_or_removed_are_named(folder: Path, model: nn.Module) -> No
     assert found.unmatched_artifact == ("extra.weight",)
     assert found.sentences == ("The dense model has no counterpart of extra.weight: not a rounding of this model.",)
     assert check_lineage(more, read(folder, "dense")).unmatched_dense == ("extra.weight",)
+
+
+def with_dead(data: bytes, kind: str) -> bytes:
+    """The file with something that no output depends on, of more weights than it has itself."""
+    file = onnx.load_model_from_string(data)
+    graph, entry = file.graph, file.graph.input[0].name
+    random = np.random.default_rng(5)
+    graph.initializer.append(numpy_helper.from_array(random.normal(size=(192, 400)).astype(np.float32), "idle"))
+    nodes = [helper.make_node("Flatten", [entry], ["flat"])]
+    if kind == "unread":
+        nodes.append(helper.make_node("Floor", ["idle"], ["floored"]))
+    if kind == "branch":
+        inner = [helper.make_node("MatMul", ["flat", "idle"], ["deep"]), helper.make_node("Relu", ["flat"], ["kept"])]
+        output = [helper.make_tensor_value_info("kept", TensorProto.FLOAT, None)]
+        branch = helper.make_graph(inner, "inner", [], output)
+        graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+        nodes.append(helper.make_node("If", ["yes"], ["gone"], then_branch=branch, else_branch=branch))
+        nodes.append(helper.make_node("ReduceSum", ["gone"], ["sum"], keepdims=0))
+        nodes.append(helper.make_node("Mul", ["sum", "nothing"], ["zero"]))
+        nodes.append(helper.make_node("Add", ["zero", "before"], [graph.output[0].name]))
+        graph.initializer.append(numpy_helper.from_array(np.float32(0), "nothing"))
+        last = next(node for node in graph.node if graph.output[0].name in node.output)
+        last.output[0] = "before"
+    elif kind != "initialiser":
+        held = "floored" if kind == "unread" else "idle"
+        nodes.append(helper.make_node("MatMul", ["flat", held], ["dead"]))
+        nodes.append(helper.make_node("Relu", ["dead"], ["deader"]))
+    graph.node.extend(nodes)
+    onnx.checker.check_model(file)
+    return file.SerializeToString()
+
+
+@pytest.mark.parametrize("kind", ["product", "unread", "branch", "initialiser"])
+def test_what_reaches_no_output_changes_nothing(folder: Path, kind: str) -> None:
+    tampered, _ = planted(read(folder, "qdq"), FC1, lambda codes: np.where(codes > 50, codes - 9, codes))
+    dense = read(folder, "dense")
+    for artifact, verdict in ((read(folder, "qdq"), "confirmed"), (tampered, "not a rounding of the dense model")):
+        plain = check_lineage(dense, artifact)
+        assert plain.verdict == verdict
+        assert check_lineage(dense, with_dead(artifact, kind)) == plain
+        assert check_lineage(with_dead(dense, kind), artifact) == plain
+    counts = [
+        footprint_of_file(data, "onnx", SHAPE)
+        for data in (read(folder, "qdq"), with_dead(read(folder, "qdq"), "product"))
+    ]
+    assert counts[0]["macs"] == counts[1]["macs"]
+    assert counts[0]["parameters"] == counts[1]["parameters"]
+    assert counts[0]["payload_bytes"] < counts[1]["payload_bytes"]  # it ships, though nothing uses it
+
+
+def test_more_weights_than_the_dense_model_has_hide_no_tampering() -> None:
+    dense = whole([gemm("dense")], [numpy_helper.from_array(WEIGHT, "dense")])
+    wide = np.random.default_rng(2).normal(size=(500, 16)).astype(np.float32)
+    held = [numpy_helper.from_array(OTHER, "dense"), numpy_helper.from_array(wide, "wide")]
+    held.append(numpy_helper.from_array(wide[:, :6], "narrow"))
+    nodes = [
+        gemm("dense", "real"),
+        gemm("wide", "hidden"),
+        helper.make_node("MatMul", ["hidden", "narrow"], ["more"]),
+        helper.make_node("Add", ["real", "more"], ["logits"]),
+    ]
+    found = check_lineage(dense, whole(nodes, held))
+    assert found.verdict == "not a rounding of the dense model"
+    assert found.layers[0].beyond > 50
+
+
+@pytest.mark.parametrize(
+    ("operator", "domain", "attributes", "verdict"),
+    [
+        ("Einsum", "", {"equation": "bi,ij->bj"}, "not a rounding of the dense model"),
+        ("MatMulFpQ4", "com.microsoft", {}, "not comparable"),
+    ],
+)
+def test_products_by_other_operators_are_seen(
+    operator: str, domain: str, attributes: dict[str, str], verdict: str
+) -> None:
+    """Beside the dense model's own layer, which alone is confirmed."""
+    held = [numpy_helper.from_array(WEIGHT, "dense"), numpy_helper.from_array(OTHER.T.copy(), "trigger")]
+    nodes = [
+        gemm("dense", "plain"),
+        helper.make_node(operator, ["input", "trigger"], ["more"], domain=domain, **attributes),
+        helper.make_node("Add", ["plain", "more"], ["logits"]),
+    ]
+    dense = whole([gemm("dense")], held[:1])
+    graph = onnx.load_model_from_string(dense)
+    del graph.graph.node[:]
+    graph.graph.node.extend(nodes)
+    graph.graph.initializer.append(held[1])
+    found = check_lineage(dense, graph.SerializeToString())
+    assert (found.verdict, found.unmatched_artifact) == (verdict, ("trigger",))
+    assert found.layers[0].nearest == WEIGHT.size
+
+
+def test_a_weight_that_is_made_to_follow_the_input_is_seen() -> None:
+    """Other weights plus nothing times the input, beside the dense model's own times nothing."""
+    nodes = [
+        helper.make_node("ReduceMean", ["input"], ["mean"], keepdims=0),
+        helper.make_node("Mul", ["mean", "nothing"], ["zero"]),
+        helper.make_node("Add", ["other", "zero"], ["made"]),
+        gemm("made", "real"),
+        gemm("dense", "decoy"),
+        helper.make_node("Mul", ["decoy", "nothing"], ["gone"]),
+        helper.make_node("Add", ["real", "gone"], ["logits"]),
+    ]
+    held = [numpy_helper.from_array(WEIGHT, "dense"), numpy_helper.from_array(OTHER, "other")]
+    dense = whole([gemm("dense")], held[:1])
+    found = check_lineage(dense, whole(nodes, [*held, numpy_helper.from_array(np.float32(0), "nothing")]))
+    assert (found.verdict, found.unmatched_artifact) == ("not comparable", ("made",))
+
+
+def two_layers(middle: int, hide: str | None = None, last: np.ndarray | None = None) -> bytes:
+    """16 -> middle -> 6 without biases; the weight of the first product can be made by an operator not followed."""
+    first = np.random.default_rng(3).normal(size=(16, 20)).astype(np.float32)[:, :middle]
+    second = np.random.default_rng(4).normal(size=(20, 6)).astype(np.float32)[:middle]
+    nodes = [] if hide is None else [helper.make_node(hide, ["first"], ["hidden"])]
+    nodes += [
+        helper.make_node("MatMul", ["input", "first" if hide is None else "hidden"], ["inner"]),
+        helper.make_node("Relu", ["inner"], ["active"]),
+        helper.make_node("MatMul", ["active", "second"], ["logits"]),
+    ]
+    arrays = {"first": first, "second": second if last is None else last}
+    return whole(nodes, [numpy_helper.from_array(array, name) for name, array in arrays.items()])
+
+
+def test_what_cannot_be_compared_says_why() -> None:
+    dense = two_layers(19)
+    wider = check_lineage(dense, two_layers(20))
+    assert (wider.verdict, wider.layers) == ("not comparable", ())
+    assert wider.reason is not None
+    assert "first [20, 16], second [6, 20] where the dense model has first [19, 16], second [6, 19]" in wider.reason
+    for hide in ("Neg", "Floor"):
+        hidden = check_lineage(dense, two_layers(19, hide))
+        assert (hidden.verdict, hidden.unmatched_artifact) == ("not comparable", ("hidden",))
+        assert hidden.reason is not None
+        assert "hidden of what it holds is not followed" in hidden.reason
+    tampered = check_lineage(dense, two_layers(19, "Floor", np.ones((19, 6), np.float32)))
+    assert (tampered.verdict, tampered.reason) == ("not a rounding of the dense model", None)
+    computed = check_lineage(two_layers(19, "Floor"), dense)  # of the dense model's own making
+    assert (computed.verdict, computed.unmatched_artifact) == ("not comparable", ("first",))
+    assert computed.reason is not None
+    assert "the dense model makes hidden" in computed.reason
+    assert check_lineage(dense, dense).reason is None
+    assert not_read("tflite").verdict == "not comparable"
 
 
 @settings(max_examples=40)

@@ -102,6 +102,54 @@ def test_pixels_keep_their_units_and_channels_come_first(tmp_path: Path) -> None
     assert sorted(note.split()[1] for note in data.notes) == ["images", "values"]
 
 
+def _images(low: int, high: int, dtype: str, reached: float) -> np.ndarray[Any, Any]:
+    """Whole numbers [n, 4, 4]; `reached`: the share of images that hold both ends, the first one always."""
+    x = np.random.default_rng(1).integers(low + 1, high, (N, 4, 4)) if high - low > 1 else np.zeros((N, 4, 4), int)
+    x[: max(1, int(reached * N)), 0, :2] = low, high
+    return x.astype(dtype)
+
+
+GRIDS: dict[str, tuple[np.ndarray[Any, Any], tuple[float, float], bool]] = {  # values, bounds, whether a guess
+    "binary": (_images(0, 1, "i8", 0.5), (0, 1), False),
+    "0..16": (_images(0, 16, "i8", 0.9), (0, 16), False),
+    "0..16 as floats": (_images(0, 16, "f8", 0.9), (0, 16), False),
+    "0..16 in 8 bits": (_images(0, 16, "u1", 0.9), (0, 16), False),
+    "percent": (_images(0, 100, "i4", 0.2), (0, 100), False),
+    "8 bits": (_images(0, 255, "u1", 0.1), (0, 255), False),
+    "8 bits without white": (_images(0, 235, "i8", 0.1), (0, 255), False),
+    "8 bits, dark": (_images(0, 100, "u1", 0), (0, 255), True),
+    "whole numbers, dark": (_images(0, 100, "i8", 0), (0, 100), True),
+    "12 bits": (_images(0, 4090, "u2", 0), (0, 4095), False),
+    "12 bits, dark": (_images(0, 1500, "u2", 0), (0, 1500), True),
+    "16 bits": (_images(0, 65535, "u2", 0), (0, 65535), False),
+    "signs": (_images(-1, 1, "i1", 0.5), (-1, 1), False),
+    "signed bytes": (_images(-128, 127, "i1", 0), (-128, 127), False),
+    "signed bytes of a dark image": (_images(-128, 10, "i8", 0), (-128, 127), False),
+    "signed bytes, narrow": (_images(-50, 60, "i1", 0), (-128, 127), True),
+    "symmetrical": (_images(-8, 8, "i8", 0.9), (-8, 8), False),
+    "fractions of both signs": (_images(-1, 1, "f4", 0.5) / 2, (-0.5, 0.5), False),
+    "fractions, dark": (_images(0, 60, "f4", 0) / 255, (0, 1), True),
+    "columns of other ranges": (np.hstack([_images(0, 1, "i8", 1).reshape(N, 16), np.full((N, 1), 99)]), (0, 99), True),
+}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_bounds_fit_the_grid_of_the_values(name: str, tmp_path: Path) -> None:
+    x, bounds, guessed = GRIDS[name]
+    data = load_npz(saved(tmp_path, x_train=None, y_train=None, x_test=x))
+    assert (float(data.bounds.low), float(data.bounds.high)) == bounds
+    assert bool(data.bounds_doubt) is guessed
+    assert (data.bounds_doubt in data.notes) is guessed
+    given = load_npz(saved(tmp_path, x_train=None, y_train=None, x_test=x), bounds=Bounds.of(*bounds))
+    assert given.bounds_doubt == ""
+
+
+@pytest.mark.parametrize("x", [_images(-300, 900, "i8", 0), _images(0, 90_000, "i8", 0)])
+def test_bounds_that_no_grid_tells_are_asked_for(x: np.ndarray[Any, Any], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot be guessed.*smallest and largest"):
+        load_npz(saved(tmp_path, x_train=None, y_train=None, x_test=x))
+
+
 def test_channels_first_stays(tmp_path: Path) -> None:
     x = RNG.random((N, 3, 8, 4))
     assert load_npz(saved(tmp_path, x_train=None, y_train=None, x_test=x)).shape == (3, 8, 4)
@@ -129,6 +177,13 @@ MISTAKES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "no labels": ({"y_train": None}, ("lacks y_train",)),
     "no test records": ({"x_test": None, "y_test": None}, ("lacks x_test and y_test",)),
     "one-hot": ({"y_test": np.eye(3)[np.arange(N) % 3]}, ("one-hot", "argmax")),
+    "one-hot of floats": ({"y_test": np.eye(3, dtype="f4")[np.arange(N) % 3]}, ("one-hot", "argmax")),
+    "several labels": ({"y_test": RNG.integers(0, 2, (N, 5))}, ("Multi-label data is not supported",)),
+    "no or one label": ({"y_test": np.eye(4)[np.arange(N) % 4, :3]}, ("10 records", "Multi-label")),
+    "probabilities": ({"y_test": RNG.dirichlet(np.ones(3), N)}, ("probabilities", "argmax")),
+    "rows of numbers": ({"y_test": RNG.integers(0, 9, (N, 2))}, ("several numbers", "regression")),
+    "fractions": ({"y_test": np.arange(N) % 3 + 0.5}, ("first 0.5 in record 0", "regression")),
+    "a NaN label": ({"y_test": np.where(np.arange(N) == 7, np.nan, 1.0)}, ("1 NaN", "record 7")),
     "labels as floats": ({"y_test": np.arange(N) % 3 / 1.0}, ("float64", "astype('int64')")),
     "labels as text": ({"y_test": np.array(["a"] * N)}, ("y_test", "<U1")),
     "a label of 2^63": ({"y_test": np.full(N, 2**63, np.uint64)}, ("9223372036854775808",)),

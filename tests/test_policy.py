@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from crushproof.audit.findings import Candidate, Change, Estimate, Finding, Footprint, ThreatModel
-from crushproof.audit.policy import BUILT_IN, Policy, apply_policy, beyond, judge, load_policy
+from crushproof.audit.findings import Candidate, Change, Estimate, Finding, Footprint, Lineage, ThreatModel
+from crushproof.audit.policy import BUILT_IN, Policy, apply_policy, beyond, judge, load_policy, records_needed
 from crushproof.targets.errors import InputError, UnsafeInput
 
 RELEASE = BUILT_IN["release"]
@@ -204,6 +204,69 @@ def test_a_flagged_finding_makes_its_candidate_inconclusive() -> None:
     assert "no-gradient" in judged.deciding[0]
 
 
+QUANTIZE: dict[str, Any] = {"kind": "quantize", "weight_bits": 8, "rounding": "nearest", "fine_tune": None}
+TRAINED = {**QUANTIZE, "fine_tune": {"epochs": 1}}
+CHANNELS = {"kind": "prune", "structure": "channels"}
+LINEAGES = ("confirmed", "not nearest", "not a rounding of the dense model", "not comparable", None)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "verdicts"),
+    [
+        (QUANTIZE, ["pass", "inconclusive", "fail", "inconclusive", "inconclusive"]),
+        ({**QUANTIZE, "rounding": "adaptive"}, ["pass", "pass", "fail", "inconclusive", "inconclusive"]),
+        ({"kind": "mixed-precision", "quantize": QUANTIZE}, ["pass", "inconclusive", "fail", *["inconclusive"] * 2]),
+        ({"kind": "mixed-precision", "quantize": TRAINED}, ["pass", *["inconclusive"] * 4]),
+        (TRAINED, ["pass", *["inconclusive"] * 4]),
+        ({"kind": "prune", "structure": "weights"}, ["pass", *["inconclusive"] * 4]),
+        ({"kind": "share"}, ["pass", *["inconclusive"] * 4]),
+        (
+            {"kind": "chain", "steps": [{"kind": "prune", "structure": "n:m"}, QUANTIZE]},
+            ["pass", *["inconclusive"] * 4],
+        ),
+        ({"kind": "chain", "steps": [CHANNELS, QUANTIZE]}, ["pass", "inconclusive", "inconclusive", None, None]),
+        ({"kind": "distill"}, ["pass", "inconclusive", "inconclusive", None, None]),
+        (None, ["pass", "inconclusive", "inconclusive", None, None]),
+    ],
+    ids=lambda value: value["kind"] if isinstance(value, dict) else "",
+)
+def test_what_a_declared_recipe_promises_of_a_file(recipe: dict[str, Any] | None, verdicts: list[str | None]) -> None:
+    """None among the verdicts: no gate. The last lineage is one that was not checked."""
+    for lineage, verdict in zip(LINEAGES, verdicts, strict=True):
+        told = {
+            "sentences": ["All of it."],
+            "layers": [],
+            "reason": "Other shapes." if "compar" in str(lineage) else None,
+        }
+        row = candidate("a").model_copy(
+            update={
+                "file": "a.onnx",
+                "recipe": recipe,
+                "recipe_words": "finished ONNX file, declared as 8-bit weights",
+                "lineage": None if lineage is None else Lineage.model_validate({"verdict": lineage, **told}),
+            }
+        )
+        judged = apply_policy([row], findings("a"), RELEASE, ["a"])
+        assert [gate.verdict for gate in judged.gates if gate.rule == "lineage"] == ([verdict] if verdict else [])
+        assert judged.verdict == (verdict or "pass")
+        if verdict and (lineage is None or lineage == "not comparable"):
+            assert 'it is declared as "8-bit weights" and cannot be compared with the dense model' in judged.deciding[0]
+            assert ("The check did not run." if lineage is None else "Other shapes.") in judged.deciding[0]
+    made_here = candidate("a").model_copy(update={"recipe": recipe})
+    assert not any(gate.rule == "lineage" for gate in apply_policy([made_here], [], RELEASE, ["a"]).gates)
+
+
+def test_a_confirmed_lineage_may_be_the_only_gate() -> None:
+    lineage = Lineage(verdict="confirmed", sentences=["All codes are the nearest rounding."], layers=[])
+    row = candidate("a").model_copy(update={"lineage": lineage, "file": "a.onnx", "recipe": QUANTIZE})
+    errors = Policy(changes={"mean_squared_error": 0.02})  # limits nothing that a classifier has
+    judged = apply_policy([row], [], errors, ["a"])
+    assert (judged.verdict, [gate.rule for gate in judged.gates]) == ("pass", ["lineage"])
+    assert judged.deciding == ["The candidate up for release passes. a: All codes are the nearest rounding."]
+    both = apply_policy([row], findings("a"), RELEASE, ["a"])
+    assert "Nearest to its limit: a: accuracy" in both.deciding[0]
+
+
 def test_a_weak_fail_among_many_gates_does_not_survive_holm() -> None:
     """One of 12 intervals 2.1 standard errors beyond its limit: p = .018 alone, .21 corrected."""
     names = [f"c{number}" for number in range(12)]
@@ -281,3 +344,60 @@ def test_unknown_and_unsafe_policies(tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text("changes: !!python/object:os.system {}")
     with pytest.raises(UnsafeInput):
         load_policy("p.yaml", tmp_path)
+
+
+# --- what the parent's figure allows to say
+
+
+def verdict_of(one: Finding, policy: Policy = BUILT_IN["robustness"]) -> tuple[str, str]:
+    """The verdict on one candidate with one finding, and the sentence that decides it."""
+    judged = apply_policy([candidate("int8")], [one], policy, ["int8"])
+    return judged.verdict, judged.deciding[0]
+
+
+def test_a_flag_on_the_parents_figure_leaves_a_change_open() -> None:
+    lost = change(-0.68, 0.05, 1.0)
+    assert verdict_of(finding("int8", "robust_accuracy", changes=[lost]))[0] == "fail"
+    flagged = lost.model_copy(update={"flags": ["no-gradient"]})
+    verdict, why = verdict_of(finding("int8", "robust_accuracy", changes=[flagged]))
+    assert verdict == "inconclusive"
+    assert "dense may be too optimistic (no-gradient)" in why
+    kept = change(0.0, 0.01, 1.0).model_copy(update={"flags": ["no-gradient"]})
+    assert verdict_of(finding("int8", "robust_accuracy", changes=[kept]))[0] == "inconclusive"
+    absolute = Policy(absolutes={"robust_accuracy": 0.6})  # of the candidate alone: its parent's flag is none of it
+    assert verdict_of(finding("int8", "robust_accuracy", changes=[flagged]), absolute)[0] == "fail"
+
+
+@pytest.mark.parametrize(
+    ("high", "floor", "room"),
+    [(0.01, 0.0, False), (0.05, 0.0, False), (0.12, 0.0, True), (0.12, 0.1, False), (0.16, 0.1, True)],
+)
+def test_no_worse_than_a_parent_on_the_floor_says_nothing(high: float, floor: float, room: bool) -> None:
+    fields = {"baseline_high": high, "floor": floor, "instead": "at epsilon 0.013 dense keeps 48 %"}
+    nothing = change(0.0, 0.01, high / 2).model_copy(update=fields)
+    one = finding("int8", "robust_accuracy", changes=[nothing])
+    verdict, why = verdict_of(one)
+    assert verdict == ("pass" if room else "inconclusive")
+    assert ("at epsilon 0.013" in why) is not room
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(50, 400), st.floats(0.02, 0.3), st.floats(-0.15, 0.15))
+def test_so_many_records_settle_it(n: int, discordant: float, value: float) -> None:
+    """With the proposed number an interval of the same spread lies on one side of the limit; with fewer it does not."""
+    limit, half = -0.05, 1.96 * (discordant / n) ** 0.5
+    needed = records_needed(value, value - half, value + half, limit, n)
+    if needed is None or needed == n + 1 or needed > 1000 * n:  # said otherwise there
+        return
+    narrowed = half * (n / needed) ** 0.5
+    assert judge(value - narrowed, value + narrowed, limit, "higher") != "inconclusive"
+    wider = half * (n / (needed * 0.9)) ** 0.5
+    assert judge(value - wider, value + wider, limit, "higher") == "inconclusive"
+
+
+def test_inconclusive_says_what_would_settle_it() -> None:
+    open_ = finding("int8", "robust_accuracy", changes=[change(-0.02, 0.06)], available=900)
+    verdict, why = verdict_of(open_)
+    assert verdict == "inconclusive"
+    assert "records instead of 300" in why
+    assert "the data has 900" in why

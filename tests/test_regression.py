@@ -13,12 +13,14 @@ import crushproof
 from crushproof.audit import statistics
 from crushproof.audit.api import AuditResult
 from crushproof.audit.plan import parse_plan
-from crushproof.audit.subject import load_data
+from crushproof.audit.subject import load_data, resolve
+from crushproof.compression.export import to_onnx
 from crushproof.targets.checks import check_model
 from crushproof.targets.data import Bounds, Records
 from crushproof.targets.errors import InputError
 from crushproof.targets.loading import load_csv, load_npz
 from crushproof.targets.model import TorchTarget
+from crushproof.targets.seeds import global_seed
 from crushproof.training.loop import Training, train
 from crushproof.training.networks import Mlp
 
@@ -34,7 +36,9 @@ def friedman(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def result(tmp_path_factory: pytest.TempPathFactory) -> AuditResult:
     members, others = friedman(600, 0), friedman(600, 1)
     records = Records(torch.from_numpy(members[0]), torch.from_numpy(members[1]).reshape(-1, 1))
-    module = train(Mlp(6, 1, (32, 32)), records, Training(epochs=40), seed=0)
+    with global_seed(0, "friedman"):
+        start = Mlp(6, 1, (32, 32))
+    module = train(start, records, Training(epochs=40), seed=0)
     return crushproof.audit_model(
         module,
         members,
@@ -69,6 +73,20 @@ def test_the_report_says_error_and_not_accuracy(result: AuditResult, tmp_path: P
     page = result.to_html(tmp_path / "report.html").read_text()
     assert "Mean squared error against size" in page
     assert "Accuracy against size" not in page
+    assert 'data-label="Mean squared error"' in page  # what stands over the figure on a phone
+    assert 'data-label="Accuracy"' not in page
+    assert ", values to predict," in page
+    assert result.audit.power == []
+
+
+def test_a_finished_file_of_values_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    x, y = friedman(40, 0)
+    np.savez(tmp_path / "d.npz", x_test=x, y_test=y)
+    (tmp_path / "model.onnx").write_bytes(to_onnx(torch.nn.Linear(6, 1), (6,)))
+    data = "data: {kind: npz, path: d.npz, task: regression}"
+    for rest in ("candidates: {a: {file: model.onnx}}", "model: {file: model.onnx}\ncandidates: {a: int8}"):
+        with pytest.raises(InputError, match="a finished file of a model that predicts values"):
+            resolve(parse_plan(f"{data}\n{rest}\n"), tmp_path)
 
 
 def test_a_mean_has_students_interval() -> None:
@@ -117,3 +135,10 @@ def test_a_model_that_explains_nothing_is_refused() -> None:
         check_model(TorchTarget(zero), records, Bounds.of(0, 1), 1)
     with pytest.raises(InputError, match="one number per value"):
         check_model(TorchTarget(torch.nn.Linear(6, 2)), records, Bounds.of(0, 1), 1)
+
+
+def test_members_and_others_predict_the_same_values() -> None:
+    (x, y), (other, wanted) = friedman(40, 0), friedman(40, 1)
+    two = np.stack([y, y], 1)
+    with pytest.raises(InputError, match="member has 2 values to predict and a non-member 1"):
+        crushproof.audit_model(Mlp(6, 1, (8,)), (x, two), (other, wanted), "int8", task="regression")

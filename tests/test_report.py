@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from crushproof.audit import charts, defense_views, dot_charts, views, words
+from crushproof.audit import charts, defense_views, dot_charts, footprint_views, views, words
 from crushproof.audit.findings import (
     Audit,
     Candidate,
@@ -740,6 +742,20 @@ def test_a_bare_audit_still_reads() -> None:
     assert "training records not given" in text
 
 
+def test_what_was_not_counted_is_said() -> None:
+    """A .tflite file has a size, and no counts: null in audit.json, words on the page."""
+    full = synthetic_audit()
+    counts = ("parameters", "nonzero_parameters", "macs", "entropy_bytes", "energy_uj_modelled", "energy_memory_share")
+    bare = full.candidates[1].footprint.model_copy(update={**dict.fromkeys(counts), "macs_by_width": []})
+    rows = [c.model_copy(update={"footprint": bare}) for c in full.candidates[:2]]
+    few = full.model_copy(update={"candidates": rows, "findings": [], "policy": [], "release": []})
+    read = Audit.model_validate_json(few.model_dump_json(by_alias=True))
+    assert read.candidates[1].footprint.macs is None
+    assert Page(to_html(read)).text.count("not counted") == 6
+    mixed = few.model_copy(update={"candidates": [rows[0], full.candidates[1]]})
+    assert {level.energy for level in footprint_views.levels(views.index(mixed))} == {None}
+
+
 def test_writing_is_whole_or_not_at_all(tmp_path: Path, audit: Audit, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "report.html"
     target.write_text("the old one")
@@ -894,3 +910,59 @@ def test_in_a_browser(browser: Any, tmp_path: Path) -> None:
     assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
     assert len([url for url in asked if url.startswith("file:")]) <= 2
     view.close()
+
+
+# Boxes that stick out of the page (but for what scrolls by itself), text that sticks out of its box, text cut off.
+ASTRAY = """() => {
+  const page = document.documentElement.clientWidth, text = 'p, li, dt, dd, h1, h2, h3, td, th, figcaption, summary';
+  const name = e => `${e.tagName}.${e.className}: ${e.textContent.trim().slice(0, 40)}`;
+  const wider = e => e.scrollWidth > e.clientWidth + 1;
+  const scrolls = e => e && (getComputedStyle(e).overflowX !== 'visible' || scrolls(e.parentElement));
+  const seen = [...document.body.querySelectorAll('*')].filter(e => e.clientWidth > 0 && !e.closest('.cards thead'));
+  return [
+    ...seen.filter(e => e.getBoundingClientRect().right > page + 0.5 && !scrolls(e.parentElement)),
+    ...seen.filter(e => wider(e) && (e.matches(text) || ['hidden', 'clip'].includes(getComputedStyle(e).overflowX))),
+  ].map(name).concat(document.documentElement.scrollWidth > page ? ['the page'] : []);
+}"""
+WIDTH_OF = """families => families.map(family => {
+  const pen = document.createElement('canvas').getContext('2d');
+  pen.font = `16px "${family}"`;
+  return pen.measureText('Robust accuracy 49.7 %, inconclusive').width;
+})"""
+
+
+def families() -> list[str]:
+    """Every family of fonts that is installed."""
+    if shutil.which("fc-list") is None:
+        return []
+    said = subprocess.run(["fc-list", ":", "family"], capture_output=True, text=True, check=True).stdout
+    return sorted({name.strip() for line in said.splitlines() for name in line.split(",")})
+
+
+def check_layout(view: Any, family: str, **widths: tuple[int, ...]) -> None:
+    """Looks for what is astray on so many pixels, at the usual text size and at twice that."""
+    for percent in (100, 200):
+        chosen = f"* {{ font-family: '{family}' !important }}" if family else ""
+        view.add_style_tag(content=f"html {{ font-size: {percent}% }} {chosen}")
+        for width in widths["usual" if percent == 100 else "twice"]:
+            view.set_viewport_size({"width": width, "height": 200})  # a small picture: only boxes are looked at
+            assert view.evaluate(ASTRAY) == [], f"{family} at {percent} % on {width} pixels"
+
+
+@pytest.mark.browser
+def test_the_layout_holds_with_any_fonts(browser: Any, html: str, tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text(html)
+    (tmp_path / "fonts.conf").write_text(f"<fontconfig><cachedir>{tmp_path}</cachedir></fontconfig>")
+    address = (tmp_path / "report.html").as_uri()
+    with browser.new_page() as view:
+        view.goto(address)
+        widths = dict(zip(installed := families(), view.evaluate(WIDTH_OF, installed), strict=True))
+        for family in sorted({pick(widths, key=widths.__getitem__) for pick in (min, max)} if widths else {""}):
+            check_layout(view, family, usual=(390, 768, 1280), twice=(390, 768, 1280))
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    nothing = {**os.environ, "FONTCONFIG_FILE": str(tmp_path / "fonts.conf")}
+    bare = browser.browser_type.launch(executable_path=chromium, args=FLAGS, env=nothing)
+    with bare.new_page() as view:
+        view.goto(address)
+        check_layout(view, "", usual=(768,), twice=(390,))
+    bare.close()

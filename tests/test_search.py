@@ -88,6 +88,12 @@ def test_what_is_found_is_a_plan_and_a_second_run_resumes(folder: Path) -> None:
     assert second == first
     assert out.read_bytes() == text
 
+    other: list[Trial] = []
+    run_search(plan, folder, out, settings_of(trials=1, epochs=2), show=lambda n, trial: other.append(trial))
+    assert len(other) == 2  # the dense one and a recipe: another search, which takes nothing over ...
+    third = run_search(plan, folder, out, wanted, show=lambda n, trial: again.append(trial))
+    assert (third, len(again)) == (first, 1)  # ... and loses nothing
+
 
 def test_refusals(folder: Path, tmp_path: Path) -> None:
     plan = Plan.model_validate(MLP)

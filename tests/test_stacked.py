@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from crushproof.targets.data import Records
+from crushproof.targets.seeds import generator, global_seed
 from crushproof.training.architecture import Architecture
 from crushproof.training.loop import Training, train_many, train_stack
 from crushproof.training.networks import Mlp, ResidualCnn
@@ -110,3 +111,23 @@ def test_what_cannot_be_stacked_is_trained_alone() -> None:
     first = train_many(dropout, records, halves(2, records), [1, 2], training, device=CPU)
     again = train_many(dropout, records, halves(2, records)[::-1], [2, 1], training, device=CPU)
     assert torch.equal(flat(first[0]), flat(again[1]))
+
+
+def test_tied_weights_train_in_a_stack_as_alone() -> None:
+    def tied() -> nn.Module:
+        with global_seed(0, "tied"):
+            module = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+        module[2].weight = module[0].weight
+        return module
+
+    x = torch.rand(32, 6, generator=generator(0, "x"))
+    records, training = Records(x, torch.arange(32) % 6), Training(epochs=2, batch_size=8)
+    subsets = [torch.arange(16), torch.arange(16, 32)]
+    stacked, alone = ([tied(), tied()] for _ in range(2))
+    train_stack(stacked, records, subsets, [0, 1], training)
+    for module, subset, seed in zip(alone, subsets, (0, 1), strict=True):
+        train_stack([module], records, [subset], [seed], training)
+    for one, other in zip(stacked, alone, strict=True):
+        assert one[2].weight is one[0].weight
+        assert torch.allclose(one(x), other(x), atol=1e-5)
+        assert not torch.allclose(one(x), tied()(x), atol=1e-3)

@@ -21,6 +21,7 @@ from crushproof.audit.cells import Result
 from crushproof.audit.lineup import Contender
 from crushproof.audit.reader import Reader, candidate_flags
 from crushproof.audit.words import FLAGS
+from crushproof.targets.data import Data
 from crushproof.targets.errors import InputError, NotApplicable, UnsafeInput
 from crushproof.targets.foreign import read_foreign
 from crushproof.targets.litert import LiteRtTarget
@@ -319,14 +320,10 @@ def test_dropout_in_training_has_no_twin() -> None:
 
 
 @pytest.mark.parametrize("varies", [None, "Asked the same twice, it answers otherwise."])
-def test_varying_answers_are_a_flag_of_the_candidate(varies: str | None) -> None:
-    right = np.arange(100) % 10 > 0
+def test_varying_answers_are_a_flag_of_the_candidate(varies: str | None, digits: Data) -> None:
+    right = np.arange(len(digits.evaluation)) % 10 > 0
     result = Result(arrays={"evidence/correct": right}, document={"varies": varies})
-    labels = torch.arange(100) % 4
-    suite = SimpleNamespace(
-        candidate_cell=lambda contender: "candidate/x",
-        subject=SimpleNamespace(data=SimpleNamespace(evaluation=SimpleNamespace(y=labels))),
-    )
+    suite = SimpleNamespace(candidate_cell=lambda contender: "candidate/x", subject=SimpleNamespace(data=digits))
     reader = cast(Reader, SimpleNamespace(suite=suite, get=lambda cell: result))
     contender = cast(Contender, SimpleNamespace(touches_members_after_dp=False, file=None))
     assert candidate_flags(reader, contender) == ({Flag.ANSWERS_VARY.value} if varies else set())

@@ -77,7 +77,7 @@ def test_honest_models_get_no_flag(digits: Data, dense: nn.Module, hardened: nn.
         evidence = attack.run(case_of(digits, module), seed=0)
         assert evidence.flags == {}
         assert evidence.summary["union_flags"] == []
-        robust[name] = 1 - evidence.arrays[f"worst/{grid[1]:g}"].mean()
+        robust[name] = 1 - evidence.arrays[f"worst/{grid[1]!r}"].mean()
     assert robust["hardened"] > robust["plain"] + 0.1  # the positive control: it is a hardened model
 
 
@@ -126,13 +126,6 @@ def test_a_twin_that_disagrees_is_flagged(digits: Data, dense: nn.Module) -> Non
     evidence = attack.run(case_of(digits, dense, agrees=False), seed=0)
     assert evidence.flags == {"pgd": ["twin-disagrees"]}
     assert "twin-disagrees" in evidence.summary["union_flags"]
-
-
-def test_a_model_at_chance_is_flagged(digits: Data) -> None:
-    torch.manual_seed(0)
-    untrained = digits_cnn().eval()
-    evidence = Evasion(epsilons=(0.1,), records=100, parts=(Pgd(steps=5),)).run(case_of(digits, untrained), seed=0)
-    assert "at-chance" in evidence.summary["union_flags"]
 
 
 def test_black_box_alone_has_no_gradients_to_trust(digits: Data, dense: nn.Module) -> None:
@@ -205,10 +198,26 @@ def test_unfinished() -> None:
 def test_chance() -> None:
     labels = np.array([0] * 30 + [1] * 70)
     assert trust.chance(labels) == 0.7
-    assert trust.at_chance(outcomes(70, n=100), labels)
-    assert not trust.at_chance(outcomes(90, n=100), labels)
     assert trust.unbounded_fails(outcomes(20, n=100), labels)
     assert not trust.unbounded_fails(outcomes(26, n=100), labels)
+
+
+def test_at_chance_is_judged_by_balanced_accuracy() -> None:
+    stream = np.random.default_rng(0)
+    labels = (stream.random(600) < 0.758).astype(np.int64)  # uneven, as census income is
+    majority = labels == 1
+    assert trust.at_chance(majority, labels)  # right on 75.8 %, and knows nothing
+    skilled = np.where(labels == 1, stream.random(600) < 0.92, stream.random(600) < 0.58)  # 83.5 % in all
+    assert not trust.at_chance(skilled, labels)
+    balanced = stream.random(600) < 0.72  # below the majority guess, and far from guessing
+    assert not trust.at_chance(balanced, labels)
+    ten = stream.integers(0, 10, 600)
+    assert trust.at_chance(stream.random(600) < 0.11, ten)
+    assert not trust.at_chance(stream.random(600) < 0.2, ten)
+    assert trust.at_chance(np.ones(4, dtype=bool), np.zeros(4, dtype=np.int64))  # one class: nothing to know
+    # a guesser is called one in about 97.5 of 100 data sets
+    called = [trust.at_chance(stream.random(300) < 0.5, stream.integers(0, 2, 300)) for _ in range(300)]
+    assert np.mean(called) > 0.93
 
 
 def test_gradients_missing() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from crushproof.audit.cells import Cell, Result, cell_key
 from crushproof.audit.engine import Outcome, run
 from crushproof.audit.store import Store
-from crushproof.targets.errors import InputError, NotApplicable
+from crushproof.targets.errors import InputError, NotApplicable, Unavailable
 
 
 class ToyWork:
@@ -57,6 +57,8 @@ class ToyWork:
             raise InputError("a planted input error")
         if wrong == "not applicable":
             raise NotApplicable("a planted reason")
+        if wrong == "unavailable":
+            raise Unavailable("a planted lack")
         if wrong == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         if wrong == "die once" and not Path(self.settings["log"] + ".died").exists():

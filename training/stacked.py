@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
+from ..targets.plain import tie
+
 SMALL = 20_000  # parameters; above it a stack buys nothing on a CPU (benchmarks/shadows)
 GROUP = 16  # models trained side by side when they are small
 STACKABLE = (nn.Conv1d, nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
@@ -22,9 +24,11 @@ RANDOM = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout,
 def group_size(module: nn.Module, batch_size: int, device: torch.device) -> int:
     """How many models to train side by side. A fixed rule (never a timing), because it is part of the cache key.
 
-    Recurrent layers, torch's attention and embeddings are trained one model at a time.
+    Recurrent layers, torch's attention and embeddings are trained one model at a time; so are graphs that torch.fx
+    traced, every copy of which is a class of its own.
     """
     stackable = all(isinstance(layer, STACKABLE) for layer in module.modules() if own_state(layer))
+    stackable &= not isinstance(module, torch.fx.GraphModule)
     random = any(draws(layer) for layer in module.modules())
     small = sum(parameter.numel() for parameter in module.parameters()) <= SMALL and batch_size <= 64
     return GROUP if stackable and not random and (small or device.type == "cuda") else 1
@@ -55,6 +59,7 @@ class Stack:
         if not self._alone:
             self._parameters, self._buffers = stack_module_state(self.modules)
             self._pattern = copy.deepcopy(self.modules[0]).to("meta").train()
+            tie(self._pattern, self.modules[0])  # moving to "meta" makes new parameters
 
     def __call__(self, x: Tensor) -> Tensor:
         if self._alone:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..targets.data import Records
 from ..targets.errors import CrushproofError, InputError, blame
+from ..targets.plain import plain
 from ..targets.seeds import global_seed
 from .architecture import Architecture
 from .loop import Training, train_many
@@ -90,8 +91,20 @@ class UserTrainer(Trainer):
         for subset, seed in zip(subsets, seeds, strict=True):
             own = records.take(subset).to(device)
             with global_seed(seed, "user training"):
-                models.append(self._call(architecture.fresh(seed).to(device), own, seed).to(device).eval())
+                fresh = architecture.fresh(seed)
+                wanted = _shapes(fresh)
+                trained, _ = plain(self._call(fresh.to(device), own, seed))
+                self._check_same(wanted, _shapes(trained))
+                models.append(trained.to(device).eval())
         return models
+
+    def _check_same(self, given: dict[str, torch.Size], returned: dict[str, torch.Size]) -> None:
+        odd = sorted(name for name in given.keys() | returned.keys() if given.get(name) != returned.get(name))
+        if odd:
+            raise InputError(
+                f"The training function {self._identity.partition('@')[0]} returns another model than it is given: "
+                f"they differ in {', '.join(odd[:5])}. It must return the module it trained."
+            )
 
     def _call(self, fresh: nn.Module, records: Records, seed: int) -> nn.Module:
         name = self._identity.partition("@")[0]
@@ -110,3 +123,7 @@ class UserTrainer(Trainer):
                 f"{type(module).__name__}."
             )
         return module
+
+
+def _shapes(module: nn.Module) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in module.state_dict().items()}

@@ -40,10 +40,11 @@ class Apgd(GradientPerturber):
 
     def _ascend(self, search: Search, model: Gradients, restart: int) -> bool:
         """One run from a random start; False when there is nothing left to do."""
-        x = search.start(restart)
-        gradient, margin, value = model(x, search.y)
-        if restart == 0 and not search.check_gradients(gradient):
+        progress = restart / self.restarts
+        x, found = search.first_ascent(model, restart, progress)
+        if len(x) == 0:
             return False
+        gradient, margin, value, _ = found
         # Per active record: the best input so far with its loss and gradient, and what the checkpoints compare.
         state = {
             "x": x,
@@ -59,9 +60,6 @@ class Apgd(GradientPerturber):
             "value_then": value,
         }
         last_checkpoint = 0
-        progress = restart / self.restarts
-        if not keep(state, search.offer(x, margin, progress)):
-            return False
         judged = checkpoints(self.steps)
         for step in range(1, self.steps + 1):
             size = per_record(state["size"], state["x"]).to(state["x"].dtype)
@@ -69,7 +67,7 @@ class Apgd(GradientPerturber):
             weight = MOMENTUM if step > 1 else 1.0
             moved = state["x"] + weight * (ahead - state["x"]) + (1 - weight) * (state["x"] - state["before"])
             x = search.ball.project(moved)
-            gradient, margin, value = model(x, search.y)
+            gradient, margin, value, _ = model(x, search.y)
             state["rises"] = state["rises"] + (value > state["value"])
             better = value > state["best_value"]
             wide = per_record(better, x)

@@ -8,7 +8,8 @@ neither on the batch it is in nor on who else is left.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Literal
+from contextlib import nullcontext
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,11 +22,13 @@ from ...targets.model import BATCH, Target
 from ...targets.seeds import derive
 from ...targets.technique import Registry, Technique
 from ..attack import Access, Case, Ledger, frozen_copy
-from .ball import Ball, Norm
+from .ball import Ball, Norm, per_record
+from .slopes import SlopesPastClips
 
 Loss = Literal["ce", "margin", "dlr"]
 
 SATURATED = 10.0  # a logit gap from which softmax loses its small terms to float rounding
+FLAT_STARTS = 3  # random starts at which a record may give no gradient before a gradient attack lets it go
 
 
 def margins(logits: Tensor, y: Tensor) -> Tensor:
@@ -53,22 +56,39 @@ def losses(logits: Tensor, y: Tensor, loss: Loss) -> Tensor:
     return -margins(logits, y)
 
 
+class Ascent(NamedTuple):
+    """What a gradient attack learns at x [n, *shape]: a direction, and how near to a success it is.
+
+    Args:
+        gradient: of the loss, like x; zeros where the module gives none.
+        margin: [n]; value: the loss, [n].
+        flat: bool [n], the module's own gradient is of no use (the slopes past its clips may have given another).
+    """
+
+    gradient: Tensor
+    margin: Tensor
+    value: Tensor
+    flat: Tensor
+
+
 class Gradients:
     """Losses, margins and input gradients of one module, counted in the ledger.
 
     Args:
         module: differentiated as it is; it is copied and its parameters need no gradient.
         loss: what the gradient ascends.
+        past_clips: a record without a gradient of its own gets one with slopes outside clips (`SlopesPastClips`).
     """
 
-    def __init__(self, module: nn.Module, loss: Loss, ledger: Ledger) -> None:
-        self._module, self._loss, self._ledger = frozen_copy(module), loss, ledger
+    def __init__(self, module: nn.Module, loss: Loss, ledger: Ledger, *, past_clips: bool = True) -> None:
+        self._module, self._loss, self._ledger, self._past_clips = frozen_copy(module), loss, ledger, past_clips
 
-    def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(gradient like x, margins [n], losses [n]); zeros where the module gives no gradient."""
-        parts = [self._batch(*batch) for batch in zip(torch.split(x, BATCH), torch.split(y, BATCH), strict=True)]
-        gradients, gaps, values = (torch.cat(column) for column in zip(*parts, strict=True))
-        return gradients, gaps, values
+    def __call__(self, x: Tensor, y: Tensor) -> Ascent:
+        gradient, margin, value = self._batches(x, y)
+        flat = ~usable(gradient)
+        if self._past_clips and flat.any():
+            gradient[flat] = self._batches(x[flat], y[flat], past_clips=True)[0]
+        return Ascent(gradient, margin, value, flat)
 
     def margins(self, x: Tensor, y: Tensor) -> Tensor:
         """float32 [n], by a forward pass alone."""
@@ -77,10 +97,17 @@ class Gradients:
             logits = torch.cat([self._module(batch).float() for batch in torch.split(x, BATCH)])
         return margins(logits, y)
 
-    def _batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _batches(self, x: Tensor, y: Tensor, *, past_clips: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        batches = zip(torch.split(x, BATCH), torch.split(y, BATCH), strict=True)
+        columns = zip(*(self._batch(*batch, past_clips) for batch in batches), strict=True)
+        gradient, margin, value = (torch.cat(column) for column in columns)
+        return gradient, margin, value
+
+    def _batch(self, x: Tensor, y: Tensor, past_clips: bool) -> tuple[Tensor, Tensor, Tensor]:
         x = x.detach().requires_grad_()
         self._ledger.forwards += len(x)
-        logits = self._module(x).float()
+        with SlopesPastClips() if past_clips else nullcontext():
+            logits = self._module(x).float()
         values = losses(logits, y, self._loss)
         gradient = None
         if values.requires_grad:  # some quantised graphs cut the gradient without an error
@@ -140,7 +167,7 @@ class Search:
         self.fooled = torch.zeros(len(records), dtype=torch.bool, device=records.x.device)
         self.found_at = torch.full((len(records),), torch.nan)  # share of the budget spent when it was fooled
         self.best = records.x.clone()  # the input that fooled the deployed model, or else the most promising one
-        self.unusable_gradients = 0  # records whose first gradient was zero or not finite
+        self.flat = torch.zeros_like(self.fooled)  # the module gave no gradient at the record's first start
         self._best_margin = torch.full((len(records),), torch.inf, device=records.x.device)
         self._asked_margin = torch.full((len(records),), torch.inf, device=records.x.device)
         self.seed = seed
@@ -157,10 +184,30 @@ class Search:
             return self.ball.center.clone()
         return self.ball.random_start(self.noise(tuple(self.ball.center.shape[1:]), "start", *labels))
 
-    def check_gradients(self, gradient: Tensor) -> bool:
-        """Notes how many first gradients are of no use; False when none is, and the search is pointless."""
-        self.unusable_gradients = int((~usable(gradient)).sum())
-        return self.unusable_gradients < len(gradient)
+    def first_ascent(self, model: Gradients, restart: int, progress: float) -> tuple[Tensor, Ascent]:
+        """A start for each active record, asked about, and the ascent there.
+
+        A record without a gradient is given further random starts; one that stays flat is let go. Which records are
+        flat at their first start is noted in `flat`.
+        """
+        x = self.start(restart)
+        found = model(x, self.y)
+        if restart == 0:
+            self.flat[self.active[found.flat]] = True
+        for again in range(1, FLAT_STARTS + 1):
+            stay = self.offer(x, found.margin, progress)
+            if stay is not None:
+                x, found = x[stay], Ascent(*(column[stay] for column in found))
+            lost = ~usable(found.gradient)
+            if not lost.any():
+                break
+            if again == FLAT_STARTS or self._from_center:
+                stay = self.release(lost)
+                return x[stay], Ascent(*(column[stay] for column in found))
+            x = torch.where(per_record(lost, x), self.start(restart, "again", again), x)
+            for column, new in zip(found, model(x[lost], self.y[lost]), strict=True):
+                column[lost] = new
+        return x, found
 
     def offer(self, x: Tensor, margin: Tensor, progress: float) -> Tensor | None:
         """Proposes inputs whose margin on the twin is known; asks the deployed model where that looks like a success.
@@ -200,14 +247,25 @@ class Search:
             self.best[rows] = x[better]
         return margin, self._settle(x, margin < 0, progress)
 
-    def close(self) -> None:
-        """Asks the deployed model about the most promising input of each record that is left."""
-        fresh = self._best_margin[self.active] < self._asked_margin[self.active]
+    def release(self, rows: Tensor) -> Tensor:
+        """Asks the deployed model about the best inputs of these records, bool [active], and lets them go.
+
+        Returns:
+            bool [active]: which records stay.
+        """
+        x = self.best[self.active]
+        fresh = rows & (self._best_margin[self.active] < self._asked_margin[self.active])
         if fresh.any():
-            x = self.best[self.active]
             wrong = torch.zeros_like(fresh)
             wrong[fresh] = self._ask(x[fresh], self.y[fresh]) < 0
-            self._settle(x, wrong, 1.0)
+            self._mark(x, wrong, 1.0)
+        stay = ~rows
+        self._keep(stay)
+        return stay
+
+    def close(self) -> None:
+        """Asks the deployed model about the most promising input of each record that is left."""
+        self.release(torch.ones_like(self.active, dtype=torch.bool))
 
     def _ask(self, x: Tensor, y: Tensor) -> Tensor:
         """Margins, set to minus the smallest number where a tie is decided against the label."""
@@ -221,20 +279,28 @@ class Search:
         """Lets the records go whose input is misclassified inside the ball."""
         if not wrong.any():
             return None
+        stay = ~self._mark(x, wrong, progress)
+        self._keep(stay)
+        return stay
+
+    def _mark(self, x: Tensor, wrong: Tensor, progress: float) -> Tensor:
+        """Notes the successes among `wrong`, bool [active]: those inside the ball, which it gives back."""
         wrong = wrong & self.ball.contains(x)
         done = self.active[wrong]
         self.fooled[done] = True
         self.best[done] = x[wrong]
         self.found_at[done.cpu()] = progress
-        stay = ~wrong
+        return wrong
+
+    def _keep(self, stay: Tensor) -> None:
         self.active, self.y, self.ball = self.active[stay], self.y[stay], self.ball.take(stay)
-        return stay
 
 
 class Perturber(Technique):
     """One way to find adversarial inputs; a part of the evasion attack. Adding one means adding one file."""
 
     kind: str
+    uses_parent: ClassVar[bool] = False  # whether it needs the dense model that the audited one came from
     label: str = Field("", pattern=r"^[\w.-]*$", description="the part's name in the report; default: its kind")
     at: Literal["all", "gate"] = Field("all", description="attack at every epsilon, or at the gate's only")
 

@@ -19,8 +19,10 @@ from ..attack import ATTACKS, Access, Attack, Case, Evidence, Flag, Ledger
 from . import trust
 from .apgd import Apgd
 from .ball import Norm, whole_range
+from .categories import not_pixels
 from .engine import PERTURBERS, Perturber, Search
 from .pgd import GradientPerturber, Pgd
+from .radius import choose, curve
 from .square import Square
 from .transfer import Transfer
 
@@ -52,61 +54,110 @@ DEFAULT_PARTS: tuple[Perturber, ...] = (
 class Evasion(Attack):
     """Adversarial inputs within epsilon of the record: robust accuracy, worst case over several attackers.
 
+    Without a radius, `epsilon: auto` takes the one at which the dense model is neither untouched nor on the floor
+    (`radius.choose`): where it keeps all or nothing, no candidate can be told from it.
+
     Evidence arrays, n records each in the order of `ids`: `ids` int64; `clean_correct` bool; `fooled/<part>/<epsilon>`
     bool, what a part fooled on its own (clean errors and its successes at smaller epsilons included), at the epsilons
-    where it ran; `worst/<epsilon>` bool, the records fooled by any part at up to that epsilon; `adversarial` float32
-    [n, *shape], at the gate's epsilon: what fooled the deployed model, or else came closest to it. Epsilons are
-    written as `%g`.
+    where it ran; `worst/<epsilon>` bool, the records fooled by any part at up to that epsilon, where any ran;
+    `adversarial` float32 [n, *shape], at the gate's epsilon: what fooled the deployed model, or else came closest to
+    it. Epsilons are written as `repr` does.
 
-    Summary: `norm`, `epsilons`, `gate_epsilon`, `parts` (those that ran, in order), `part_access`, `union_flags` (of
-    the worst case at the gate's epsilon; see `trust.union_flags`).
+    Summary: `norm`, `epsilons` (where any part ran), `gate_epsilon`, `parts` (those that ran, in order), `settings` and
+    `part_access` (by part), `use_parent` (those that need the dense model), `union_flags` (of the worst case at the
+    gate's epsilon; see `trust.union_flags`), `without_gradient` (by part, how many records withstood it without ever
+    giving a gradient).
     """
 
     kind: Literal["evasion"] = "evasion"
     risk: ClassVar[str] = "evasion"
 
     norm: Norm = Field("linf", description="linf or l2; both in units of [0, 1] pixels")
-    epsilons: tuple[float, ...] = Field((0.03, 0.05, 0.1, 0.15), description="radii, smallest first")
-    gate_epsilon: float = Field(0.1, description="what the policy judges; one of `epsilons`, the largest if .1 is none")
+    epsilon: float | Literal["auto"] | None = Field(
+        "auto",
+        description="the radius the policy judges, with a curve from .3 to 1.5 times it; auto: where the dense model "
+        "keeps about half of its accuracy. Or name `epsilons`",
+    )
+    epsilons: tuple[float, ...] = Field((), description="radii of your own instead, smallest first")
+    gate_epsilon: float | None = Field(
+        None, description="which of `epsilons` the policy judges; .1, or the largest if that is none of them"
+    )
     records: PositiveInt = Field(300, description="how many of the evaluation records are attacked, at most")
     parts: tuple[Part, ...] = Field(DEFAULT_PARTS, description="the attackers the worst case is over")
 
     @field_validator("epsilons")
     @classmethod
     def _ascending(cls, epsilons: tuple[float, ...]) -> tuple[float, ...]:
-        if not epsilons or min(epsilons) <= 0 or len(set(epsilons)) < len(epsilons):
+        if epsilons and (min(epsilons) <= 0 or len(set(epsilons)) < len(epsilons)):
             raise ValueError("epsilons must be one or more positive numbers, each named once")
         return tuple(sorted(epsilons))
 
     @model_validator(mode="before")
     @classmethod
-    def _gate(cls, raw: Any) -> Any:
-        """Without a gate of its own, a plan that names other epsilons is judged at the largest."""
-        if isinstance(raw, Mapping) and "gate_epsilon" not in raw and isinstance(raw.get("epsilons"), list | tuple):
-            numbers = [epsilon for epsilon in raw["epsilons"] if isinstance(epsilon, int | float)]
-            if numbers and cls.model_fields["gate_epsilon"].default not in numbers:
-                return {**raw, "gate_epsilon": max(numbers)}
-        return raw
+    def _one_way_to_say_it(cls, raw: Any) -> Any:
+        """A single `epsilon` stands for its curve; `epsilons` without a gate are judged at .1 or at the largest."""
+        if not isinstance(raw, Mapping):
+            return raw
+        epsilon, epsilons, gate = raw.get("epsilon"), raw.get("epsilons"), raw.get("gate_epsilon")
+        if epsilons is not None and not isinstance(epsilons, list | tuple):
+            return raw
+        if epsilon is not None and (epsilons or gate is not None):
+            raise ValueError("name either epsilon, or epsilons and gate_epsilon")
+        if epsilon is None and not epsilons:
+            if epsilons is not None and "epsilon" not in raw:
+                raise ValueError("epsilons must be one or more positive numbers, each named once")
+            if gate is not None:
+                raise ValueError(f"gate_epsilon {gate} is not among epsilons []; name the radii under epsilons")
+            return {**raw, "epsilon": "auto"}
+        if isinstance(epsilon, int | float) and not isinstance(epsilon, bool):
+            return {**raw, "epsilon": None, "epsilons": curve(epsilon), "gate_epsilon": epsilon}
+        numbers = [value for value in epsilons or () if isinstance(value, int | float)]
+        if numbers and gate is None:
+            return {**raw, "epsilon": None, "gate_epsilon": 0.1 if 0.1 in numbers else max(numbers)}
+        return {**raw, "epsilon": epsilon}
 
     @model_validator(mode="after")
     def _consistent(self) -> Evasion:
-        largest = max(self.epsilons)
-        if self.norm == "linf" and largest > 1:
-            raise ValueError(
-                f"epsilon {largest:g} is more than the whole range of a pixel: epsilon counts in units of [0, 1]. "
-                f"Did you mean {largest:g}/255?"
-            )
-        if self.gate_epsilon not in self.epsilons:
-            raise ValueError(f"gate_epsilon {self.gate_epsilon:g} is not among epsilons {list(self.epsilons)}")
         if not self.parts:
             raise ValueError("parts is empty: name at least one attacker, for example pgd")
         names = [part.part for part in self.parts]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"two parts are called {twice[0]!r}: give one of them a `label` of its own")
+        if self.automatic:
+            return self
+        largest = max(self.gate, *self.epsilons)
+        if self.norm == "linf" and largest > 1:
+            raise ValueError(
+                f"epsilon {largest:g} is more than the whole range of a pixel: epsilon counts in units of [0, 1]. "
+                f"Did you mean {largest:g}/255?"
+            )
+        if self.gate not in self.epsilons:
+            raise ValueError(f"gate_epsilon {self.gate:g} is not among epsilons {list(self.epsilons)}")
         return self
 
+    @property
+    def automatic(self) -> bool:
+        """Whether the radius is still to be chosen (`at`)."""
+        return self.epsilon == "auto"
+
+    @property
+    def gate(self) -> float:
+        """The radius the policy judges, once there is one."""
+        assert self.gate_epsilon is not None, "the radius is still to be chosen"
+        return self.gate_epsilon
+
+    def at(self, epsilon: float, epsilons: tuple[float, ...]) -> Evasion:
+        """The same attack at these radii, judged at the first argument."""
+        return self.model_copy(update={"epsilon": None, "epsilons": epsilons, "gate_epsilon": epsilon})
+
     def run(self, case: Case, *, seed: int) -> Evidence:
+        reason = not_pixels(case)
+        if reason is not None:
+            raise NotApplicable(reason)
+        if self.automatic:
+            chosen = choose(case, self.norm, seed=seed)
+            return self.at(chosen.epsilon, chosen.epsilons).run(case, seed=seed)
         arena = Arena.of(self, case)
         if max(self.epsilons) > whole_range(self.norm, tuple(arena.records.x.shape[1:])):
             raise InputError(
@@ -147,16 +198,18 @@ class Result:
     """What one part found.
 
     Args:
-        access: of the part.
+        part: with its parameters.
         fooled: by epsilon, bool [n].
+        without_gradient: how many records withstood it without ever giving a gradient, at the worst of its epsilons.
         inputs: float32 [n, *shape], at the gate's epsilon: what fooled the deployed model or came closest.
         flags: why its figures may be too optimistic.
     """
 
-    access: Access
+    part: Perturber
     inputs: Tensor
     fooled: dict[float, Tensor] = field(default_factory=dict)
     flags: set[Flag] = field(default_factory=set)
+    without_gradient: int = 0
 
 
 @dataclass
@@ -200,35 +253,37 @@ class Arena:
 
     def evidence(self, attack: Evasion, results: dict[str, Result], skipped: dict[str, str]) -> Evidence:
         arrays: dict[str, np.ndarray[Any, Any]] = {"ids": self.ids, "clean_correct": self.correct.cpu().numpy()}
-        access = {part: result.access for part, result in results.items()}
+        access = {part: result.part.access for part, result in results.items()}
         fooled = {
             part: {epsilon: outcome.cpu().numpy() for epsilon, outcome in result.fooled.items()}
             for part, result in results.items()
         }
-        at_chance = trust.at_chance(arrays["clean_correct"], self.labels)
         for part, result in results.items():
-            if result.access is Access.WHITE_BOX and trust.black_box_wins(part, access, fooled):
+            if access[part] is Access.WHITE_BOX and trust.black_box_wins(part, access, fooled):
                 result.flags.add(Flag.BLACK_BOX_WINS)
-            if at_chance:
-                result.flags.add(Flag.AT_CHANCE)
         flags = {part: sorted(str(flag) for flag in result.flags) for part, result in results.items()}
         worst = ~self.correct.cpu().numpy()
-        for epsilon in attack.epsilons:
+        tried = [epsilon for epsilon in attack.epsilons if any(epsilon in outcomes for outcomes in fooled.values())]
+        for epsilon in tried:
             for part in results:
                 if epsilon in fooled[part]:
-                    arrays[f"fooled/{part}/{epsilon:g}"] = fooled[part][epsilon]
+                    arrays[f"fooled/{part}/{epsilon!r}"] = fooled[part][epsilon]
                     worst = worst | fooled[part][epsilon]
-            arrays[f"worst/{epsilon:g}"] = worst
-        gate = attack.gate_epsilon
-        arrays["adversarial"] = self._adversarial(gate, results).cpu().numpy()
-        at_gate = {part: outcomes[gate] for part, outcomes in fooled.items()}
+            arrays[f"worst/{epsilon!r}"] = worst
+        arrays["adversarial"] = self._adversarial(attack.gate, results).cpu().numpy()
+        at_gate = {part: outcomes[attack.gate] for part, outcomes in fooled.items()}
         summary = {
             "norm": attack.norm,
-            "epsilons": list(attack.epsilons),
-            "gate_epsilon": gate,
+            "epsilons": tried,
+            "gate_epsilon": attack.gate,
             "parts": list(results),
-            "part_access": {part: str(result.access) for part, result in results.items()},
+            "settings": {part: result.part.model_dump(mode="json") for part, result in results.items()},
+            "part_access": {part: str(rights) for part, rights in access.items()},
+            "use_parent": [part for part, result in results.items() if result.part.uses_parent],
             "union_flags": trust.union_flags(access, flags, at_gate),
+            "without_gradient": {
+                part: result.without_gradient for part, result in results.items() if result.without_gradient
+            },
         }
         return Evidence(
             arrays=arrays,
@@ -250,20 +305,22 @@ class Arena:
 def attack_by(part: Perturber, arena: Arena, attack: Evasion, *, seed: int) -> Result:
     """One part at each of its epsilons, smallest first; a record it has fooled once is fooled at larger ones too."""
     count = len(arena.records)
-    result = Result(part.access, arena.records.x.clone())
+    result = Result(part, arena.records.x.clone())
     fooled, latest = ~arena.correct, arena.records.x.clone()
-    for epsilon in attack.epsilons if part.at == "all" else (attack.gate_epsilon,):
-        if not fooled.all() and Flag.NO_GRADIENT not in result.flags:
+    for epsilon in attack.epsilons if part.at == "all" else (attack.gate,):
+        if not fooled.all():
             search = arena.search(attack.norm, epsilon, ~fooled, derive(seed, repr(epsilon)))
             part.perturb(search, arena.case)
             latest[~fooled] = search.best[~fooled]
             fooled = fooled | search.fooled
-            if trust.gradients_missing(search.unusable_gradients, count):
+            without = int((search.flat & ~fooled).sum())
+            result.without_gradient = max(result.without_gradient, without)
+            if trust.gradients_missing(without, count):
                 result.flags.add(Flag.NO_GRADIENT)
             if part.access is Access.WHITE_BOX and trust.unfinished(search.found_at.numpy(), count):
                 result.flags.add(Flag.UNFINISHED)
         result.fooled[epsilon] = fooled
-        if epsilon == attack.gate_epsilon:
+        if epsilon == attack.gate:
             result.inputs = latest.clone()
     if part.access is Access.WHITE_BOX:
         if not arena.case.twin_agrees:

@@ -15,7 +15,7 @@ from ...targets.model import device_of
 from ...targets.seeds import derive
 from ..attack import Access, Case, Ledger
 from .ball import Ball, Norm, per_record
-from .engine import PERTURBERS, Gradients, Loss, Perturber, Search, uniform
+from .engine import PERTURBERS, Ascent, Gradients, Loss, Perturber, Search, uniform
 
 
 class GradientPerturber(Perturber):
@@ -48,7 +48,7 @@ class GradientPerturber(Perturber):
     def model(self, search: Search, case: Case) -> Gradients:
         module = self.module(case)
         assert module is not None  # why_not came first
-        return Gradients(module, self.loss, search.ledger)
+        return Gradients(module, self.loss, search.ledger, past_clips=self.gradients == "straight-through")
 
 
 @PERTURBERS.register
@@ -65,18 +65,18 @@ class Pgd(GradientPerturber):
         size = self.step_size or default_step(search.ball.epsilon, self.steps)
         total = self.steps * self.restarts
         for restart in range(self.restarts):
-            x = search.start(restart)
-            for step in range(self.steps):
-                gradient, margin, _ = model(x, search.y)
-                if step == 0 and restart == 0 and not search.check_gradients(gradient):
-                    return
-                stay = search.offer(x, margin, (restart * self.steps + step) / total)
-                if stay is not None:
-                    x, gradient = x[stay], gradient[stay]
+            x, found = search.first_ascent(model, restart, restart / self.restarts)
+            for step in range(1, self.steps + 1):
                 if len(x) == 0:
                     return
-                x = search.ball.step(x, gradient, size)
-            search.offer(x, model.margins(x, search.y), (restart + 1) / self.restarts)
+                x = search.ball.step(x, found.gradient, size)
+                if step == self.steps:
+                    search.offer(x, model.margins(x, search.y), (restart + 1) / self.restarts)
+                    break
+                found = model(x, search.y)
+                stay = search.offer(x, found.margin, (restart * self.steps + step) / total)
+                if stay is not None:
+                    x, found = x[stay], Ascent(*(column[stay] for column in found))
         search.close()
 
 
@@ -122,7 +122,7 @@ def craft(
         best, lowest = x0.clone(), torch.full((len(records),), torch.inf, device=device)
         for step in range(steps + 1):
             if step < steps:
-                gradient, margin, _ = model(x, y)
+                gradient, margin, _, _ = model(x, y)
             else:
                 margin = model.margins(x, y)
             better = margin < lowest

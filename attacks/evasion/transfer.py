@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
+from torch import Tensor
+
+from ...targets.data import Records
 from ...targets.errors import NotApplicable
+from ...targets.model import Target
 from ..attack import Access, Case
+from .ball import Ball
 from .engine import PERTURBERS, Perturber, Search
 
 
@@ -18,6 +23,7 @@ class Transfer(Perturber):
     """
 
     kind: Literal["transfer"] = "transfer"
+    uses_parent: ClassVar[bool] = True
 
     @property
     def access(self) -> Access:
@@ -35,3 +41,11 @@ class Transfer(Perturber):
         if crafted is None:
             raise NotApplicable(f"nothing was crafted on the parent at epsilon {search.ball.epsilon:g}")
         search.query(crafted.to(search.ball.center.device)[search.active], math.nan)
+
+
+def replayed(target: Target, inputs: Tensor, records: Records, ball: Ball) -> Tensor:
+    """bool [n]: the records that inputs [n, *shape] crafted elsewhere fool on the target; clean errors count."""
+    wrong = target.logits(records.x).argmax(1) != records.y
+    device = wrong.device
+    fooled = (target.logits(inputs.to(records.x.device)).argmax(1) != records.y) & ball.contains(inputs.to(device))
+    return wrong | fooled

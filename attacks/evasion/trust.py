@@ -6,6 +6,7 @@ Pure functions over per-record outcomes, so that they can be recomputed from sto
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import NormalDist
 
 import numpy as np
 from scipy.stats import binomtest
@@ -41,14 +42,27 @@ def chance(labels: np.ndarray[tuple[int], np.dtype[np.int64]]) -> float:
 
 
 def at_chance(correct: Outcomes, labels: np.ndarray[tuple[int], np.dtype[np.int64]]) -> bool:
-    """Whether the 95 % Clopper-Pearson interval of the clean accuracy reaches down to chance."""
-    interval = binomtest(int(correct.sum()), len(correct)).proportion_ci(0.95, method="exact")
-    return bool(interval.low <= chance(labels))
+    """Whether the 95 % interval of the balanced accuracy reaches down to that of a guesser.
+
+    The mean of the recalls of the classes that occur: whoever always answers the commonest one gets 1 / classes,
+    however common it is. Recalls enter the variance with one success and one failure more (Laplace), so that a class
+    of few records widens the interval instead of leaving it.
+
+    Args:
+        correct, labels: [n], of every record the accuracy is measured on.
+    """
+    sizes = np.bincount(labels).astype(float)
+    hits = np.bincount(labels, weights=np.asarray(correct, dtype=float), minlength=len(sizes))[sizes > 0]
+    sizes = sizes[sizes > 0]
+    smoothed = (hits + 1) / (sizes + 2)
+    error = float(np.sqrt((smoothed * (1 - smoothed) / sizes).sum())) / len(sizes)
+    low = float((hits / sizes).mean()) - NormalDist().inv_cdf(0.975) * error
+    return low <= 1 / len(sizes)
 
 
-def gradients_missing(unusable: int, records: int) -> bool:
-    """Whether zero, missing or non-finite gradients concern at least 1 % of the records."""
-    return unusable > 0 and unusable >= MATERIAL * records
+def gradients_missing(without: int, records: int) -> bool:
+    """Whether records that withstood an attack without ever giving it a gradient are at least 1 % of all."""
+    return without > 0 and without >= MATERIAL * records
 
 
 def unfinished(found_at: np.ndarray[tuple[int], np.dtype[np.float32]], records: int) -> bool:

@@ -1,0 +1,144 @@
+"""Changes compare like with like: one that is its parent never fails, and a parent on the floor says nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torch import Tensor, nn
+
+import crushproof
+from crushproof.audit.findings import Audit, Finding
+from crushproof.audit.plan import Plan
+from crushproof.audit.report import to_html
+from crushproof.audit.run import run_audit
+from crushproof.compression.export import to_onnx
+from crushproof.targets.data import Data
+from crushproof.training.loop import Training, train
+from crushproof.training.networks import Mlp
+
+PARTS: list[Any] = [
+    {"kind": "pgd", "steps": 8, "loss": "margin"},
+    {"kind": "pgd", "steps": 8, "gradients": "native"},
+    {"kind": "transfer"},
+    {"kind": "square", "queries": 20},
+]
+
+
+def evasion(**fields: Any) -> dict[str, Any]:
+    return {"kind": "evasion", "records": 80, "parts": PARTS, **fields}
+
+
+def audit_of(files: dict[str, Path], data: Path, folder: Path, bounds: list[float], **fields: Any) -> Audit:
+    """The audit of a finished file against the dense file."""
+    plan = Plan.model_validate(
+        {
+            "name": "same",
+            "data": {"kind": "npz", "path": str(data), "bounds": bounds},
+            "model": {"file": str(files["dense"])},
+            "candidates": {name: {"file": str(path)} for name, path in files.items() if name != "dense"},
+            "attacks": [evasion(**fields)],
+            "policy": "robustness",
+        }
+    )
+    return run_audit(plan, folder, folder / "out", workers=0)
+
+
+def row(audit: Audit, candidate: str) -> Finding:
+    return next(one for one in audit.findings if one.candidate == candidate and one.risk == "evasion")
+
+
+@pytest.fixture(scope="module")
+def mlp(digits: Data) -> nn.Module:
+    assert digits.members is not None
+    return train(Mlp(64, 10, (32,)), digits.members, Training(epochs=8), seed=0)
+
+
+class Series(nn.Module):
+    """A GRU over the rows of a digit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru, self.head = nn.GRU(8, 16, batch_first=True), nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        answers: Tensor = self.head(self.gru(x.flatten(1).view(-1, 8, 8))[0][:, -1])
+        return answers
+
+
+class Steps(nn.Module):
+    """Thresholds its inputs: no gradient of its own."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        answers: Tensor = self.net((x > 0.45).float())
+        return answers
+
+
+@pytest.mark.parametrize("kind", ["mlp", "gru", "steps"])
+def test_a_candidate_that_is_its_parent(digits: Data, mlp: nn.Module, tmp_path: Path, kind: str) -> None:
+    assert digits.members is not None
+    module = {"mlp": lambda: mlp, "steps": lambda: Steps(mlp), "gru": Series}[kind]()
+    if kind == "gru":
+        module = train(module, digits.members, Training(epochs=6), seed=0)
+    for name in ("dense", "same"):
+        (tmp_path / f"{name}.onnx").write_bytes(to_onnx(module.eval(), digits.shape))
+    np.savez(tmp_path / "data.npz", x_test=digits.non_members.x[:400], y_test=digits.non_members.y[:400])
+    files = {name: tmp_path / f"{name}.onnx" for name in ("dense", "same")}
+    audit = audit_of(files, tmp_path / "data.npz", tmp_path, [0, 1], epsilon="auto")
+    found, dense = row(audit, "same"), row(audit, "dense")
+    change = found.changes[0]
+    assert found.verdict != "fail"
+    assert change.low <= 0 <= change.high
+    assert change.difference == 0  # the same bytes, the same attacks, the same starts
+    assert "transfer both ways" in change.counted
+    assert any("was chosen by a quick probe" in note for note in found.notes)
+    assert dense.estimate is not None
+    assert next(part for part in dense.parts if part.name == "transfer").estimate is not None
+
+
+FLOAT16 = {"half": {"kind": "quantize", "number": "float16", "activations": "float"}}
+
+
+def test_a_parent_on_the_floor_is_no_measure(digits: Data, mlp: nn.Module) -> None:
+    records = digits.non_members.x[:400], digits.non_members.y[:400]
+    result = crushproof.audit_model(mlp, None, records, FLOAT16, attacks=[evasion(epsilons=[0.6])], policy="robustness")
+    found = row(result.audit, "half")
+    assert result.verdict == "inconclusive"
+    assert found.estimate is not None
+    assert found.estimate.estimate < 0.02
+    assert "on the floor" in (found.reason or "")
+    proposed = float((found.reason or "").partition("at epsilon ")[2].split()[0])
+    again = crushproof.audit_model(
+        mlp, None, records, FLOAT16, attacks=[evasion(epsilon=proposed)], policy="robustness"
+    )
+    dense = row(again.audit, "dense")
+    assert dense.estimate is not None
+    assert 0.2 < dense.estimate.estimate / again.audit.candidates[0].quality.estimate < 0.75
+    assert again.verdict == "pass"
+
+
+@pytest.mark.parametrize(
+    ("parts", "access", "knows_parent"),
+    [([{"kind": "square", "queries": 5}], "scores", False), (["transfer"], "labels", True)],
+)
+def test_threat_models_say_what_ran(
+    digits: Data, mlp: nn.Module, parts: list[Any], access: str, knows_parent: bool
+) -> None:
+    records = digits.non_members.x[:200], digits.non_members.y[:200]
+    attacks = [{"kind": "evasion", "epsilons": [0.1], "records": 30, "parts": parts}, "membership"]
+    result = crushproof.audit_model(mlp, None, records, FLOAT16, attacks=attacks, policy="robustness")
+    found = row(result.audit, "half")
+    assert found.threat_model.access == access
+    assert ("and the dense model it came from" in found.threat_model.knowledge) is knows_parent
+    assert found.flags == ["no-gradient"]  # no white-box part: no gradients to trust
+    membership = [one for one in result.audit.findings if one.risk == "membership"]
+    assert {one.threat_model.access for one in membership} == {"none"}
+    attackers = to_html(result.audit).partition("The attackers")[2].partition("</table>")[0]
+    assert "Evasion" in attackers
+    assert "Membership" not in attackers

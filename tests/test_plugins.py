@@ -1,0 +1,297 @@
+"""Techniques of other packages: their code decides what is computed anew, and no name hides another."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from crushproof.attacks.attack import ATTACKS, Attack
+from crushproof.attacks.evasion.engine import PERTURBERS
+from crushproof.attacks.evasion.evasion import Evasion
+from crushproof.attacks.evasion.pgd import Pgd
+from crushproof.audit import environment, identity
+from crushproof.audit.engine import Outcome, run
+from crushproof.audit.identity import source_digest, technique_identity
+from crushproof.audit.lineup import numbered
+from crushproof.audit.plan import Plan, check_techniques
+from crushproof.audit.settings import technique_like
+from crushproof.audit.store import Store
+from crushproof.audit.subject import resolve
+from crushproof.audit.suite import Suite
+from crushproof.compression.recipe import RECIPES
+from crushproof.defenses.defense import DEFENSES
+from crushproof.targets.errors import InputError
+
+PLUGIN = """
+from typing import ClassVar, Literal
+import numpy as np
+from crushproof.attacks.attack import Attack, Evidence
+from crushproof.attacks.evasion.engine import Access, Perturber
+from crushproof.compression.recipe import Recipe
+from plug_helper import VALUE
+
+class Probe(Attack):
+    kind: Literal["candidate"] = "candidate"
+    risk: ClassVar[str] = "probe"
+    def run(self, case, *, seed):
+        return Evidence({"value": np.array([VALUE])}, {})
+
+class Part(Perturber):
+    kind: Literal["probing"] = "probing"
+    access: ClassVar[Access] = Access.SCORES
+    def perturb(self, search, case):
+        search.close()
+
+class Same(Recipe):
+    kind: Literal["same"] = "same"
+    words: ClassVar[str] = "as it is"
+    trains: ClassVar[bool] = False
+    touches_records: ClassVar[bool] = False
+    def apply(self, module, records, bounds, *, seed):
+        return module
+"""
+PLAN: dict[str, Any] = {
+    "data": {"kind": "digits"},
+    "model": {"architecture": "crushproof.training.networks:digits_mlp", "training": {"epochs": 1}},
+    "candidates": {"plain": "int8", "same": {"kind": "same"}, "deep": {"kind": "chain", "steps": ["same", "quantize"]}},
+    "attacks": [{"kind": "candidate"}, {"kind": "evasion", "parts": [{"kind": "probing"}]}, "extraction"],
+}
+Write = Callable[..., None]
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """A package with three entry points, as one installed by a link to its sources. It writes and loads its code."""
+    for registry in (ATTACKS, PERTURBERS, RECIPES, DEFENSES):
+        known = dict(registry.kinds())
+        monkeypatch.setattr(registry, "_classes", known)
+        monkeypatch.setattr(registry, "_folded", {kind: known[kind] for kind in known})
+        monkeypatch.setattr(registry, "_complete", False)
+    folder = tmp_path / "plugin"
+    (folder / "plug-1.dist-info").mkdir(parents=True)
+    (folder / "plug-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: plug\nVersion: 1\n")
+    (folder / "plug-1.dist-info" / "entry_points.txt").write_text(
+        "[crushproof.attacks]\na = plug:Probe\n[crushproof.perturbers]\nb = plug:Part\n"
+        "[crushproof.recipes]\nc = plug:Same\n"
+    )
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # bytecode misses edits within one second
+
+    def write(text: str = PLUGIN, value: int = 1) -> None:
+        """The code, in this process as a fresh one would have it."""
+        (folder / "plug.py").write_text(text)
+        (folder / "plug_helper.py").write_text(f"VALUE = {value}\n")
+        for name in ("plug_helper", "plug"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        importlib.invalidate_caches()
+        identity.release.cache_clear()
+        for registry in (ATTACKS, PERTURBERS, RECIPES):
+            registry._complete = False
+
+    write()
+    return write
+
+
+def suite(**changes: Any) -> Suite:
+    plan = Plan.model_validate({**PLAN, **changes})
+    check_techniques(plan)
+    return Suite(plan, resolve(plan, Path()))
+
+
+def keys(work: Suite) -> dict[str, str]:
+    return {cell.name: cell.key for cell in work.cells()}
+
+
+def touched(before: dict[str, str], after: dict[str, str]) -> set[str]:
+    """The cells whose work changed."""
+    assert before.keys() == after.keys()
+    return {name for name in before if before[name] != after[name]}
+
+
+def compute(work: Suite, out: Path, *names: str) -> Outcome:
+    with Store(out) as store:
+        outcome = run(work, store, cells=work.closure(list(names)))
+    assert outcome.failed == {}
+    return outcome
+
+
+PROBED = {f"attack/candidate/{name}" for name in ("dense", "plain", "same", "deep")}
+ATTACKED = {f"attack/{label}/{name}" for label in ("evasion", "extraction") for name in ("same", "deep")}
+PARTED = {f"attack/evasion/{name}" for name in ("dense", "plain")} | {"room/evasion/dense"}
+MADE = {f"{sort}/{name}" for sort in ("candidate", "memory") for name in ("same", "deep")}
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda write: write(PLUGIN + "# another line\n"),
+        lambda write: write(value=2),
+        lambda write: write(PLUGIN.replace("return module", "return module.eval()")),
+    ],
+)
+def test_edited_code_is_computed_anew_and_only_where_it_is_in_play(plugin: Write, edit: Any) -> None:
+    before = keys(suite())
+    plugin()
+    assert keys(suite()) == before
+    edit(plugin)
+    assert touched(before, keys(suite())) == PROBED | ATTACKED | PARTED | MADE
+
+
+def test_another_version_is_computed_anew(plugin: Write, tmp_path: Path) -> None:
+    before = keys(suite())
+    (tmp_path / "plugin" / "plug-1.dist-info" / "METADATA").write_text("Name: plug\nVersion: 2\n")
+    plugin()
+    assert "attack/candidate/plain" in touched(before, keys(suite()))
+
+
+def test_an_attack_named_like_a_sort_of_cell_runs_and_runs_again_when_edited(plugin: Write, tmp_path: Path) -> None:
+    cell, out = "attack/candidate/plain", tmp_path / "out"
+    for value in (1, 1, 2):
+        plugin(value=value)
+        work = suite()
+        outcome = compute(work, out, cell)
+        assert Store(out).get(work.cell(cell).key).arrays["value"].tolist() == [value]
+    assert outcome.computed == [cell]
+    assert compute(work, out, cell).computed == []
+
+
+def test_code_edited_and_not_reloaded_does_not_pass_for_the_new_one(plugin: Write, tmp_path: Path) -> None:
+    suite()
+    old = ATTACKS.kinds()["candidate"]()
+    text = PLUGIN.replace("[VALUE]", "[VALUE + 1]")
+    (tmp_path / "plugin" / "plug.py").write_text(text)
+    stale = technique_identity(old)
+    plugin(text)
+    assert technique_identity(ATTACKS.parse("candidate")) != stale
+
+
+def test_a_class_without_a_file_counts_by_its_code() -> None:
+    found = []
+    for body in ("return 1", "return 2", "return 1"):
+        names: dict[str, Any] = {"Attack": Attack, "Literal": Literal, "__name__": "__main__"}
+        exec(f"class Own(Attack):\n  kind: str = 'own'\n  def run(self, case, *, seed): {body}", names)
+        found.append(technique_identity(names["Own"]()))
+    assert found[0] == found[2] != found[1]
+    assert technique_identity(Evasion()) == [Evasion().model_dump(mode="json")], "ours: the version in every key"
+
+
+def test_the_version_of_an_imported_library_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "m.py").write_text("import scipy.stats\n")
+    before = source_digest(["m"], tmp_path)
+    monkeypatch.setattr(identity, "release", lambda name: "99" if name == "scipy" else "")
+    assert source_digest(["m"], tmp_path) != before
+
+
+# What is missing now --------------------------------------------------------------------------------------------------
+
+
+def test_a_runtime_that_was_missing_is_asked_once_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = suite(candidates={"plain": "int8"}, attacks=["extraction"], runtimes=["openvino", "tensorrt"])
+    cells = [f"runtime/{runtime}/plain" for runtime in ("openvino", "tensorrt")]
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "openvino", None)
+        outcome = compute(work, tmp_path, *cells)
+    assert "not installed" in outcome.unavailable[cells[0]]
+    assert "no GPU" in outcome.unavailable[cells[1]]
+    outcome = compute(work, tmp_path, *cells)
+    assert outcome.computed == cells[:1]
+    assert list(outcome.unavailable) == cells[1:]
+
+
+def test_another_version_of_a_runtime_is_another_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: dict[str, Any] = {"candidates": {"plain": "int8"}, "attacks": ["extraction"], "runtimes": ["openvino"]}
+    before, known = keys(suite(**settings)), environment.version
+    monkeypatch.setattr(environment, "version", lambda name: "99" if name == "openvino" else known(name))
+    assert touched(before, keys(suite(**settings))) == {"runtime/openvino/plain", "runtime/openvino/dense"}
+
+
+# Names ----------------------------------------------------------------------------------------------------------------
+
+
+def named(kind: str, module: str, base: type = Pgd, name: str = "Pgd") -> Any:
+    return type(name, (base,), {"__annotations__": {"kind": str}, "kind": kind, "__module__": module})
+
+
+@pytest.mark.parametrize("kind", ["pgd", "PGD"])
+@pytest.mark.parametrize("name", ["Pgd", "Other"])
+def test_a_second_technique_of_a_kind_is_refused_and_both_are_named(kind: str, name: str) -> None:
+    ours = PERTURBERS.kinds()["pgd"]
+    with pytest.raises(InputError, match=r"crushproof\.attacks\.evasion\.pgd\.Pgd and theirs\." + name):
+        PERTURBERS.register(named(kind, "theirs", name=name))
+    assert PERTURBERS.kinds()["pgd"] is ours
+
+
+def test_a_reloaded_module_takes_its_own_place(plugin: Write) -> None:
+    first = RECIPES.kinds()["same"]
+    plugin(PLUGIN + "\nRECIPES_AGAIN = True\n")
+    assert RECIPES.kinds()["same"] is not first
+    assert RECIPES.register(first) is first
+
+
+@pytest.mark.parametrize("kind", ["a/b", "", " x", "x\n", "рgd", "-x", None])
+def test_a_kind_is_a_plain_word(kind: Any) -> None:
+    with pytest.raises(InputError, match=r"theirs\.Pgd has the kind"):
+        PERTURBERS.register(named(kind, "theirs"))
+
+
+def test_a_class_that_would_be_exchanged_for_another_is_refused() -> None:
+    for technique in (named("pgd", "theirs")(), Evasion(parts=(named("pgd", "theirs")(),))):
+        with pytest.raises(ValueError, match=r"theirs\.Pgd is not what 'pgd' stands for"):
+            technique_like(technique)
+    assert technique_like(Pgd())["kind"] == "pgd"
+
+
+def test_a_recipe_named_like_a_word_is_asked_about(plugin: Write) -> None:
+    plugin(PLUGIN.replace('["same"] = "same"', '["int8"] = "int8"'))
+    with pytest.raises(InputError, match="'int8' is a word of crushproof's and the kind of another package's recipe"):
+        suite(candidates={"plain": "int8"})
+    assert suite(candidates={"a": {"kind": "int8"}}).lineup.contender("a").recipe is not None
+
+
+def test_a_plugin_that_does_not_load_is_named(plugin: Write) -> None:
+    plugin("1 / 0\n")
+    with pytest.raises(InputError, match=r"plug:Probe, which the package plug brings.*ZeroDivisionError"):
+        ATTACKS.kinds()
+
+
+def test_numbers_never_meet_a_name() -> None:
+    assert numbered("a", []) == "a"
+    assert numbered("a", ["a"]) == "a-2"
+    assert numbered("a", ["a", "a-2"]) == "a-3"
+    assert numbered("a", ["a"], ["a", "a-2"]) == "a-3"
+    assert numbered("a-2", ["a", "a-3"], ["a", "a-2"]) == "a-2"
+
+
+KINDS = (
+    "candidate",
+    "memory",
+    "train",
+    "shadows",
+    "signals",
+    "transfer",
+    "lineage",
+    "blind",
+    "runtime",
+    "attack",
+    "openvino",
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_attack_shares_a_cell_with_anything(kind: str, plugin: Write) -> None:
+    plugin(PLUGIN.replace('"candidate"', f'"{kind}"'))
+    work = suite(
+        candidates={"plain": "int8", kind: {"kind": "same"}},
+        attacks=[kind, kind, "membership", "evasion"],
+        runtimes=["openvino"],
+        shadows={"training_free": 2, "trained": 2},
+    )
+    names = ("dense", "plain", kind)
+    assert all(work.has(f"attack/{label}/{name}") for label in (kind, f"{kind}-2") for name in names)
+    others = {cell.key for cell in work.cells() if not cell.name.startswith(f"attack/{kind}")}
+    assert not others & {work.cell(f"attack/{kind}/{name}").key for name in names}
