@@ -44,7 +44,7 @@ candidates:                           # name: recipe; `crushproof catalogue` lis
 
 attacks:                              # or one word: quick, standard, thorough
   - kind: evasion
-    epsilon: auto                     # where the dense model keeps about half of its accuracy, so that a loss can be seen.
+    epsilon: auto                     # where the dense model keeps about half of its accuracy: a loss can be seen
     # epsilon: 8/255                  # a domain's habit (colour images; 0.3 for MNIST), for adversarially trained
                                       # models: an undefended one is on the floor there, and nothing can be told
     records: 100                      # more take longer and narrow the intervals

@@ -16,7 +16,7 @@ from typing import Any
 
 import onnx
 
-IR, OPSET = 13, 26  # the newest that ONNX Runtime 1.24 to 1.31 take
+IR, OPSET = 13, 26  # the newest that ONNX Runtime 1.31 takes
 STANDARD = ("", "ai.onnx")
 RECURRENT = ("LSTM", "GRU", "RNN")
 # Operators that hand on a state as it is, or a part of it: zeros stay zeros.

