@@ -83,6 +83,8 @@ def measured(
         flags.add(Flag.TWIN_DISAGREES.value)
     if without_twin(reader, contender):
         flags.add(Flag.NO_WHITE_BOX.value)
+    if reader.suite.subject.data.bounds_doubt:
+        flags.add(Flag.BOUNDS_DOUBTFUL.value)
     chosen = reader.get(radius_cell(attack)) if attack.automatic else None
     if chosen is not None and chosen.document["radius"]["how"] == "nearest":
         flags.add(Flag.EPSILON_EXTREME.value)
