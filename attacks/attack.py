@@ -41,8 +41,8 @@ class Flag(StrEnum):
     SHADOWS_DIFFER = "shadows-differ"  # the shadows are not (known to be) trained as the target was
     INTERFACE_DOUBTFUL = "interface-doubtful"  # a file fits better, or about as well, when asked otherwise
     BOUNDS_DOUBTFUL = "bounds-doubtful"  # epsilon counts in units of bounds that were guessed
-    EPSILON_EXTREME = "epsilon-extreme"  # no radius was found at which the dense model keeps about half
     ANSWERS_VARY = "answers-vary"  # a record's answer depends on what else is asked, or on chance
+    EPSILON_EXTREME = "epsilon-extreme"  # no radius was found at which the dense model keeps about half
     EPSILON_VOID = "epsilon-void"  # compression touched members after DP-SGD
 
 

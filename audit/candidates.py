@@ -51,9 +51,11 @@ def candidate_row(reader: Reader, contender: Contender) -> Candidate | None:
         certificate=_certificate(reader, contender, result),
         kernels=None if result.document["kernels"] is None else Kernels.model_validate(result.document["kernels"]),
         file=None if contender.file is None else Path(contender.file.name).name,
-        assumed=[]
-        if contender.file is None
-        else [*contender.file.notes, *result.document["notes"], *filter(None, [result.document.get("varies")])],
+        assumed=[
+            *([] if contender.file is None else contender.file.notes),
+            *result.document.get("notes", []),
+            *filter(None, [result.document.get("varies")]),
+        ],
         lineage=_lineage(reader, contender),
         runtimes=[
             Runtime(name=runtime, **found.document)

@@ -33,8 +33,8 @@ def candidate_flags(reader: Reader, contender: Contender) -> set[str]:
 
     A model no better than guessing is neither robust nor private (rule 8); compression that looked at members after
     DP-SGD voids the epsilon its parent was promised; a finished file that is asked in other units than it was trained
-    on answers at random, which looks like strength; bounds that were guessed make every epsilon a guess; and of a
-    model that answers otherwise each time nothing is known.
+    on answers at random, which looks like strength; bounds that were guessed make every epsilon a guess; of a model
+    that answers otherwise each time nothing is known.
     """
     candidate = reader.get(reader.suite.candidate_cell(contender))
     labels = reader.suite.subject.data.evaluation.y.numpy()

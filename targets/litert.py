@@ -40,15 +40,15 @@ class LiteRtTarget:
         except Exception as error:  # RuntimeError and ValueError, by where it stumbles
             raise UnsafeInput(f"LiteRT refuses the model: {reason(error)}") from None
         inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
-        found = tuple(map(_port, outputs))
-        given, states = without_states(tuple(map(_port, inputs)), found)
-        self._input, self._output = check_ports(given, found, output)
+        answered = tuple(map(_port, outputs))
+        given, states = without_states(tuple(map(_port, inputs)), answered)
+        self._input, self._output = check_ports(given, answered, output)
         self._states = [
             (details["index"], np.full(details["shape"], port.grid[1] if port.grid else 0, details["dtype"]))
             for details, port in zip(inputs[1:], states, strict=False)
         ]
         self._shape: tuple[int, ...] = tuple(inputs[0]["shape"].tolist())
-        self._places = inputs[0]["index"], outputs[found.index(self._output)]["index"]
+        self._places = inputs[0]["index"], outputs[answered.index(self._output)]["index"]
         self.queries = 0
 
     def logits(self, x: Tensor) -> Tensor:

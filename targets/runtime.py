@@ -18,7 +18,7 @@ from .model import BATCH
 MAPS = "maps"  # an output that gives each record a map from class to score, as converters of classical models write
 INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 TYPES = ("float32", "float16", "float64", *INTEGERS, "bool")  # of an input
-SCORES = ("float32", "float16", "float64", "uint8", "int8", MAPS)  # of an output: wider integers are labels
+SCORES = ("float32", "float16", "float64", "uint8", "int8")  # of an output: wider integers are labels
 
 
 def named_output(outputs: tuple[Port, ...], output: str) -> Port:
@@ -42,7 +42,7 @@ def check_ports(inputs: tuple[Port, ...], outputs: tuple[Port, ...], output: str
     """The input of a classifier, and its output of that name (None: the first); InputError when these are not such."""
     if output is not None:
         outputs = (named_output(outputs, output),)
-    if len(inputs) != 1 or not outputs or inputs[0].type not in TYPES or outputs[0].type not in SCORES:
+    if len(inputs) != 1 or not outputs or inputs[0].type not in TYPES or outputs[0].type not in (*SCORES, MAPS):
         words = [
             ", ".join(f"{port.name!r} {port.type} {list(port.shape)}" for port in side) or "nothing"
             for side in (inputs, outputs)
