@@ -14,9 +14,10 @@ from .data import Data
 from .errors import InputError
 from .foreign import Foreign, Port
 from .interface import SMALLEST, Assumptions, Channels, Grid, Layout, Outputs, Overrides, Units
-from .runtime import SCORES, listed, named_output
+from .runtime import MAPS, listed, named_output
 
 SURE = ("SOFTMAX", "SIGMOID", "LOGISTIC", "QLINEARSOFTMAX", "QLINEARSIGMOID")  # operators that give probabilities
+SCORES = ("float32", "float16", "float64", "uint8", "int8", MAPS)  # what a class may be scored by; others are labels
 KNOWN = {  # channels: name, mean, std of usual training data, in [0, 1], red first
     3: (
         ("ImageNet's mean and std", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
