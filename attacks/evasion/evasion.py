@@ -126,7 +126,7 @@ class Evasion(Attack):
             raise ValueError(f"two parts are called {twice[0]!r}: give one of them a `label` of its own")
         if self.automatic:
             return self
-        largest = max(self.gate, *self.epsilons)
+        largest = max(self.epsilons)
         if self.norm == "linf" and largest > 1:
             raise ValueError(
                 f"epsilon {largest:g} is more than the whole range of a pixel: epsilon counts in units of [0, 1]. "
