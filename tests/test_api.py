@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,6 @@ from torch import Tensor, nn
 import crushproof
 from crushproof.audit import api
 from crushproof.audit.identity import code_digest, model_digest
-from crushproof.audit.reader import candidate_flags
 from crushproof.audit.subject import Subject
 from crushproof.targets.errors import InputError, NotApplicable
 from crushproof.targets.seeds import generator
@@ -185,7 +183,7 @@ def test_a_bare_parameter_needs_no_builder_until_a_shadow_is_trained(bare: nn.Mo
 
 
 def test_bounds_that_were_guessed_are_a_flag(bare: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The subject that a call would audit, and what its candidates are flagged with."""
+    """The subject that a call would audit."""
 
     def subject(top: float, share: float, bounds: tuple[float, float] | None = None) -> Subject:
         x, y = records(60, 2)
@@ -208,10 +206,7 @@ def test_bounds_that_were_guessed_are_a_flag(bare: nn.Module, monkeypatch: pytes
         one = subject(top, share, bounds)
         assert (float(one.data.bounds.low), float(one.data.bounds.high)) == ends
         assert any("are a guess" in note for note in one.data.notes) is guessed
-        suite = SimpleNamespace(subject=one, candidate_cell=lambda _: "candidate/int8")
-        reader: Any = SimpleNamespace(suite=suite, get=lambda _: None)
-        contender: Any = SimpleNamespace(touches_members_after_dp=False, file=None)
-        assert candidate_flags(reader, contender) == ({"bounds-doubtful"} if guessed else set())
+        assert bool(one.data.bounds_doubt) is guessed
     x, y = records(60, 2)
     with pytest.raises(InputError, match=r"outside the bounds.*0\.\.255: divide the inputs by 255, or give bounds"):
         crushproof.audit_model(bare, None, ((x * 255).round(), y), ["int8"], bounds=(0, 1))

@@ -53,7 +53,7 @@ def halves(digits: Data) -> Data:
 @pytest.fixture(scope="module")
 def net(halves: Data) -> nn.Module:
     assert halves.members is not None
-    return train(Mlp(64, 2, (32, 32)), halves.members, Training(epochs=15), seed=0)
+    return train(Mlp(64, 2, (32, 32)), halves.members, Training(epochs=8), seed=0)
 
 
 @pytest.fixture(scope="module")
