@@ -23,11 +23,9 @@ def evasion(reader: Reader, contender: Contender, attack: Evasion, label: str) -
     """Robust accuracy at the gate's epsilon, the worst case per record over all parts."""
     cell = reader.suite.attack_cell(label, contender.name)
     found = measured(reader, contender, attack, label)
-    epsilon: str | float = "auto" if attack.automatic else attack.gate
-    setting: dict[str, str | float | int] = {
-        "norm": attack.norm,
-        "epsilon": epsilon if found is None else found.attack.gate,
-    }
+    setting: dict[str, str | float | int] = {"norm": attack.norm}
+    if found is not None or not attack.automatic:
+        setting["epsilon"] = attack.gate if found is None else found.attack.gate
     if found is None:
         shell = shell_of(reader, contender, label, "evasion", "robust_accuracy", "higher", NOTHING_RAN, setting)
         return [shell(reason=reader.why(cell), attack="worst case over all attacks")]

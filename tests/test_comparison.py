@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor, nn
 
 import crushproof
@@ -21,6 +22,7 @@ from crushproof.targets.data import Data
 from crushproof.training.loop import Training, train
 from crushproof.training.networks import Mlp
 
+from .test_categories import Pooled
 from .test_evasion import case_of
 
 PARTS: list[Any] = [
@@ -142,3 +144,17 @@ def test_threat_models_say_what_ran(digits: Data, mlp: nn.Module) -> None:
     attackers = to_html(result.audit).partition("The attackers")[2].partition("</table>")[0]
     assert "Evasion" in attackers
     assert "Membership" not in attackers
+
+
+def test_token_ids_leave_the_verdict_open(tmp_path: Path) -> None:
+    stream = np.random.default_rng(0)
+    x = stream.integers(0, 50, (300, 12)).astype(np.float32)
+    y = (np.isin(x, [1, 2, 3, 4, 5, 6, 7]).sum(1) > 1).astype(np.int64)
+    torch.manual_seed(0)
+    result = crushproof.audit_model(
+        Pooled().eval(), None, (x, y), FLOAT16, bounds=(0, 49), attacks=[evasion(epsilon="auto")], policy="robustness"
+    )
+    assert result.verdict == "inconclusive"
+    assert "token ids" in (row(result.audit, "half").reason or "")
+    assert row(result.audit, "half").changes == []
+    assert result.to_html(tmp_path / "report.html").is_file()

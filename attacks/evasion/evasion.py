@@ -65,8 +65,8 @@ class Evasion(Attack):
 
     Summary: `norm`, `epsilons` (where any part ran), `gate_epsilon`, `parts` (those that ran, in order), `settings` and
     `part_access` (by part), `use_parent` (those that need the dense model), `union_flags` (of the worst case at the
-    gate's epsilon; see `trust.union_flags`), `without_gradient` (by part, how many records withstood it without ever
-    giving a gradient).
+    gate's epsilon; see `trust.union_flags`), `without_gradient` (by part, how many records withstood it there
+    without ever giving a gradient).
     """
 
     kind: Literal["evasion"] = "evasion"
@@ -200,7 +200,7 @@ class Result:
     Args:
         part: with its parameters.
         fooled: by epsilon, bool [n].
-        without_gradient: how many records withstood it without ever giving a gradient, at the worst of its epsilons.
+        without_gradient: how many records withstood it at the gate's epsilon without ever giving a gradient.
         inputs: float32 [n, *shape], at the gate's epsilon: what fooled the deployed model or came closest.
         flags: why its figures may be too optimistic.
     """
@@ -313,9 +313,9 @@ def attack_by(part: Perturber, arena: Arena, attack: Evasion, *, seed: int) -> R
             part.perturb(search, arena.case)
             latest[~fooled] = search.best[~fooled]
             fooled = fooled | search.fooled
-            without = int((search.flat & ~fooled).sum())
-            result.without_gradient = max(result.without_gradient, without)
-            if trust.gradients_missing(without, count):
+            if epsilon == attack.gate:
+                result.without_gradient = int((search.flat & ~fooled).sum())
+            if trust.gradients_missing(result.without_gradient, count):
                 result.flags.add(Flag.NO_GRADIENT)
             if part.access is Access.WHITE_BOX and trust.unfinished(search.found_at.numpy(), count):
                 result.flags.add(Flag.UNFINISHED)
