@@ -108,8 +108,8 @@ def _notes(reader: Reader, contender: Contender, attack: Evasion, found: Measure
     n = len(found.robust)
     for part, count in found.summary["without_gradient"].items():
         notes.append(
-            f"{part}: {count} of {n} records ({100 * count / n:.1f} %) never gave a gradient and withstood it; fresh "
-            "starts, a slope past clips and the other parts were tried on them too."
+            f"{part}: {count} of {n} records ({100 * count / n:.1f} %) gave it no gradient, from fresh starts neither, "
+            "and withstood it."
         )
     if contender.draws:
         notes.append("This row is the shipped draw, attacked through its own bytes: a stored draw is deterministic.")
