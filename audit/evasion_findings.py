@@ -88,7 +88,7 @@ def threat_of(found: Measured, reader: Reader, contender: Contender) -> ThreatMo
     }[access]
     parent = " and the dense model it came from" if found.summary["use_parent"] else ""
     if found.replayed is not None:
-        parent = " and its compressed candidates"
+        parent = " and the candidates made from this model"
     norm = "L-inf" if found.attack.norm == "linf" else "L2"
     return ThreatModel(
         access=access.value,

@@ -146,6 +146,7 @@ def _risks(ix: views.Index, columns: list[views.Column]) -> list[Risk]:
             continue
         findings = [f for c in mine for f in c.findings.values()]
         measured = [f for f in findings if f.estimate is not None]  # who attacked nothing is no attacker
+        measured.sort(key=lambda finding: finding.candidate not in ix.audit.release)  # theirs are told first
         hit = next(((c, h) for c in mine if (h := risk_views.who_is_hit(ix, c)) is not None), None)
         panels, ids = _panels(ix, key, mine), views.taxonomy(findings)
         risks.append(Risk(key, text, mine, risk_views.threats(measured), panels, ids, hit))
