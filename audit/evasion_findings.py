@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 
@@ -31,7 +30,7 @@ def evasion(reader: Reader, contender: Contender, attack: Evasion, label: str) -
         return [shell(reason=reader.why(cell), attack="worst case over all attacks")]
     threat = threat_of(found, reader, contender)
     shell = shell_of(reader, contender, label, "evasion", "robust_accuracy", "higher", threat, setting)
-    changes, notes, counted = [], _notes(reader, contender, attack, found), set[str]()
+    changes, notes, counted = [], _notes(reader, contender, found), set[str]()
     for name in contender.baselines:
         baseline = measured(reader, reader.suite.lineup.contender(name), attack, label, contender)
         change = None if baseline is None else like_for_like(reader, contender, name, found, baseline, label)
@@ -62,6 +61,7 @@ def evasion(reader: Reader, contender: Contender, attack: Evasion, label: str) -
     main = shell(
         attack="worst case per record over " + ", ".join(part.name for part in parts if part.estimate is not None),
         estimate=rate(found.robust),
+        chosen=_radius_words(reader, attack),
         available=len(reader.suite.subject.data.evaluation_ids),
         changes=changes,
         flags=found.flags,
@@ -97,11 +97,8 @@ def threat_of(found: Measured, reader: Reader, contender: Contender) -> ThreatMo
     )
 
 
-def _notes(reader: Reader, contender: Contender, attack: Evasion, found: Measured) -> list[str]:
+def _notes(reader: Reader, contender: Contender, found: Measured) -> list[str]:
     notes = []
-    chosen = reader.get(radius_cell(attack)) if attack.automatic else None
-    if chosen is not None:
-        notes.append(_radius_words(chosen.document["radius"], reader.suite.lineup.contenders[0].name))
     candidate = reader.get(reader.suite.candidate_cell(contender))
     if candidate is not None and without_twin(reader, contender):
         notes.append(f"No white-box attack: {candidate.document['no_twin']}")
@@ -116,8 +113,13 @@ def _notes(reader: Reader, contender: Contender, attack: Evasion, found: Measure
     return notes
 
 
-def _radius_words(radius: Mapping[str, Any], reference: str) -> str:
-    """How the epsilon was chosen, in a sentence."""
+def _radius_words(reader: Reader, attack: Evasion) -> str | None:
+    """How the epsilon was chosen, in two sentences; None where the plan names it."""
+    if not attack.automatic:
+        return None
+    chosen = reader.get(radius_cell(attack))
+    assert chosen is not None  # else nothing would have been measured
+    radius, reference = chosen.document["radius"], reader.suite.lineup.contenders[0].name
     kept = f"{100 * radius['kept']:.0f} % of its clean accuracy on {radius['records']} of the attacker's records"
     how = {
         "ladder": "the largest of a fixed ladder at which",

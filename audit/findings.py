@@ -95,6 +95,7 @@ class Finding(Row):
     metric: Literal["robust_accuracy", "tpr_at_1_percent_fpr", "auc", "fidelity"]
     better: Literal["higher", "lower"] = Field(description="which direction of the metric is safer")
     setting: dict[str, str | float | int] = Field({}, description="e.g. {'norm': 'linf', 'epsilon': 0.1}")
+    chosen: str | None = Field(None, description="how a setting that the plan left open was chosen")
     threat_model: ThreatModel
     estimate: Estimate | None = Field(description="None: not measured, see `reason`")
     available: int | None = Field(None, description="records the data has for it; `estimate.n` may be fewer")

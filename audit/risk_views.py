@@ -87,6 +87,7 @@ def takeaways(ix: Index, column: Column) -> list[str]:
     base = column.findings.get(ix.plain.name) if ix.plain else None
     if base is not None and base.estimate is not None:
         sentences.append(f"The dense model itself stands at {estimate(base.estimate, column.metric)}.")
+    sentences += sorted({f.chosen for f in column.findings.values() if f.chosen is not None})
     missing = [f for f in column.findings.values() if f.estimate is None]
     if missing:
         sentences.append(f"Not measured for {enumerate_words([label(f.candidate) for f in missing])}.")
