@@ -49,7 +49,7 @@ def what_settles(value: float, low: float, high: float, limit: float, n: int, av
     if metric not in ("robust_accuracy", *QUALITIES):
         return f"{told} (so would more shadow models)."
     if needed <= available:
-        return f"{told}, and the data has {available}: raise `records`."
+        return f"{told}, and the data has {available}: raise the attack's `records`."
     return f"{told}; the data has {available}."
 
 

@@ -47,7 +47,7 @@ attacks:                              # or one word: quick, standard, thorough
     epsilon: auto                     # where the dense model keeps about half of its accuracy: a loss can be seen
     # epsilon: 8/255                  # a domain's habit (colour images; 0.3 for MNIST), for adversarially trained
                                       # models: an undefended one is on the floor there, and nothing can be told
-    records: 100                      # more take longer and narrow the intervals
+    records: 300                      # more take longer and narrow the intervals
     parts: [{kind: pgd, steps: 20}, transfer]
   - membership
   - {kind: extraction, budgets: [50, 150]}
