@@ -22,7 +22,7 @@ from .measures import Bools, rate_change
 from .reader import Reader, candidate_flags
 from .steps import AGREEMENT
 
-REPLAYED = "transfer"  # as a dense model faces it: inputs crafted on its candidates
+REPLAYED = "transfer from its candidates"  # as a dense model faces it; no part can be labelled so
 BOTH_WAYS = "transfer both ways"  # as a change counts it
 
 

@@ -10,7 +10,7 @@ from ..attacks.attack import Access
 from ..attacks.evasion.evasion import Evasion
 from .cells import Result
 from .evasion_cells import radius_cell
-from .evasion_comparison import REPLAYED, Measured, like_for_like, measured, robust_at, without_twin
+from .evasion_comparison import BOTH_WAYS, REPLAYED, Measured, like_for_like, measured, robust_at, without_twin
 from .findings import Finding, Part, Point, ThreatModel
 from .lineup import Contender
 from .measures import Bools, point, rate
@@ -41,14 +41,16 @@ def evasion(reader: Reader, contender: Contender, attack: Evasion, label: str) -
     for part in found.summary["parts"]:
         fooled = found.fooled(part)
         row = part_of(part, None if fooled is None else rate(~fooled), found.result, part)
-        alike = not contender.baselines or part in counted or (part in found.summary["use_parent"] and bool(counted))
+        alike = not contender.baselines or part in counted
+        alike |= part in found.summary["use_parent"] and BOTH_WAYS in counted
         parts.append(row.model_copy(update={"flags": found.part_flags.get(part, []), "counted": alike}))
     if found.replayed is not None:
         parts.append(_replayed_part(found.replayed))
+    own_parents = {part.part for part in attack.parts if part.uses_parent}  # pointless on a dense model
     parts += [
         Part(name=name, estimate=None, skipped=reason)
         for name, reason in found.result.document["skipped"].items()
-        if name not in found.summary["parts"] and not (name == REPLAYED and found.replayed is not None)
+        if name not in found.summary["parts"] and not (name in own_parents and found.replayed is not None)
     ]
     alone = [part.name for part in parts if part.estimate is not None and not part.counted]
     if alone and changes:
@@ -105,8 +107,8 @@ def _notes(reader: Reader, contender: Contender, found: Measured) -> list[str]:
     n = len(found.robust)
     for part, count in found.summary["without_gradient"].items():
         notes.append(
-            f"{part}: {count} of {n} records ({100 * count / n:.1f} %) gave it no gradient, from fresh starts neither, "
-            "and withstood it."
+            f"{part}: {count} of {n} records ({100 * count / n:.1f} %) gave it no gradient of their own and withstood "
+            "it."
         )
     if contender.draws:
         notes.append("This row is the shipped draw, attacked through its own bytes: a stored draw is deterministic.")

@@ -55,7 +55,9 @@ def extraction(reader: Reader, contender: Contender, attack: Extraction, label: 
     for name in contender.baselines:
         other = reader.get(reader.suite.attack_cell(label, name))
         if other is not None and f"agrees/{headline}" in other.arrays:
-            changes.append(rate_change(agrees, np.asarray(other.arrays[f"agrees/{headline}"], dtype=bool), name))
+            change = rate_change(agrees, np.asarray(other.arrays[f"agrees/{headline}"], dtype=bool), name)
+            flags = candidate_flags(reader, reader.suite.lineup.contender(name))
+            changes.append(change.model_copy(update={"flags": sorted(flags)}))
     row = shell(
         attack=f"surrogate trained on {queries} answers ({answers})",
         estimate=rate(agrees),

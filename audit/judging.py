@@ -36,10 +36,13 @@ def judge(low: float, high: float, limit: float, better: str, flags: Sequence[st
 
 
 def no_room(change: Change, limit: float) -> bool:
-    """Whether the parent could lose all it has, or all that a guesser has not, and keep the limit (rule 12)."""
+    """Whether the parent could lose all it has, or all that a guesser has not, and keep the limit (rule 12).
+
+    As far as is known: its interval lies within the limit, or its figure does, from which no candidate could lose more.
+    """
     if change.baseline_high is None or change.floor is None:
         return False
-    return change.baseline_high <= change.floor + abs(limit) + EXACT
+    return min(change.baseline_high, change.baseline_estimate) <= change.floor + abs(limit) + EXACT
 
 
 def beyond(value: float, low: float, high: float, limit: float, better: str) -> float:
@@ -179,10 +182,13 @@ def _draft(
     if estimate is None:
         return _Draft(gate, None)
     if judged is None:
-        sentence = (
-            f"{subject} is {words.estimate(estimate, metric)}, and no dense model is known to compare it with: name "
-            "one, or a policy with absolute limits."
-        )
+        why = "no dense model is known to compare it with: name one, or a policy with absolute limits"
+        if candidate.parent is not None:
+            why = (
+                f"nothing was measured alike on it and on {candidate.parent}, so that no change is known: add an "
+                "attack that both can face (square needs answers only), or name a policy with absolute limits"
+            )
+        sentence = f"{subject} is {words.estimate(estimate, metric)}, and {why}."
         return _Draft(gate.model_copy(update={"sentence": sentence}), None)
     better = words.metric(metric).better
     flags = sorted({*candidate.flags, *(() if finding is None else finding.flags)})

@@ -48,7 +48,7 @@ attacks:                              # or one word: quick, standard, thorough
     # epsilon: 8/255                  # a domain's habit (colour images; 0.3 for MNIST), for adversarially trained
                                       # models: an undefended one is on the floor there, and nothing can be told
     records: 300                      # more take longer and narrow the intervals
-    parts: [{kind: pgd, steps: 20}, transfer]
+    parts: [{kind: pgd, steps: 20}, transfer, {kind: square, queries: 100}]
   - membership
   - {kind: extraction, budgets: [50, 150]}
 shadows: {training_free: 32, trained: 16}  # 64 and 16 by default: more see smaller leaks and take longer

@@ -107,13 +107,23 @@ def test_one_hot_columns_are_found_where_they_are() -> None:
     second = np.eye(2)[stream.integers(0, 2, 300)]
     flags = (stream.random((300, 2)) < 0.5).astype(float)  # independent yes/no columns are no block
     table = torch.as_tensor(np.concatenate([numbers, first, flags, second, numbers[:, :1]], 1), dtype=torch.float32)
-    assert one_hot_blocks(table) in ([(3, 5), (9, 10)], [(3, 6), (9, 10)])
+    assert one_hot_blocks(table) == [(3, 5), (9, 10)]
     standardised = (table - table.mean(0)) / table.std(0).clamp_min(1e-6)
     assert [block[0] for block in one_hot_blocks(standardised)] == [3, 9]
     assert "2 blocks" not in (one_hot(table) or "")
     assert "columns 3-" in (one_hot(table) or "")
     assert one_hot_blocks(torch.as_tensor(stream.random((300, 6)), dtype=torch.float32)) == []
     assert one_hot_blocks(torch.as_tensor(flags, dtype=torch.float32)) == []
+    dropped = np.eye(4)[stream.integers(0, 4, 300)][:, 1:]  # the first category is left out
+    assert one_hot_blocks(torch.as_tensor(np.concatenate([flags, dropped], 1), dtype=torch.float32)) == [(2, 4)]
+    rare = stream.random((300, 40)) < 0.01  # rare flags hardly ever meet, and are no categories
+    assert one_hot_blocks(torch.as_tensor(rare, dtype=torch.float32)) == []
+
+
+def test_a_wide_table_of_flags_takes_no_time() -> None:
+    """Every column is looked at once or twice, however often blocks begin and break."""
+    table = torch.as_tensor(np.random.default_rng(0).random((500, 3000)) < 0.002, dtype=torch.float32)
+    assert one_hot_blocks(table) == []
 
 
 def test_one_hot_sequences_and_binary_images() -> None:
@@ -125,6 +135,42 @@ def test_one_hot_sequences_and_binary_images() -> None:
     assert one_hot(padded) is not None
     images = torch.as_tensor(stream.random((60, 1, 8, 8)) < 0.4, dtype=torch.float32)
     assert one_hot(images) is None
+
+
+class Mixed(Pooled):
+    """Codes of categories in the first column, numbers in the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8 + 3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        answers: Tensor = self.head(torch.cat([self.embedding(x[:, 0].long()), x[:, 1:]], 1))
+        return answers
+
+
+def test_codes_among_numbers_are_found() -> None:
+    stream = np.random.default_rng(0)
+    x = np.concatenate([stream.integers(0, WORDS, (90, 1)), stream.random((90, 3))], 1)
+    torch.manual_seed(0)
+    why = not_pixels(case_of(data_of(x, 0, WORDS), Mixed().eval()))
+    assert why is not None
+    assert "1 of 4 inputs of a record" in why
+    dead = nn.Linear(4, 2)
+    with torch.no_grad():
+        dead.weight[:, 0] = 0  # a column the model does not look at is no key
+    assert not_pixels(case_of(data_of(x, 0, WORDS), dead)) is None
+
+
+def test_without_gradients_answers_tell_tokens_from_pixels() -> None:
+    stream = np.random.default_rng(0)
+    torch.manual_seed(0)
+    tokens = data_of(stream.integers(0, WORDS, (90, LENGTH)), 0, WORDS - 1)
+    blind = replace(case_of(tokens, Pooled().eval()), twin=None, native=None, parent=None)
+    assert not_pixels(blind) is not None
+    pixels = data_of(stream.integers(0, 256, (90, LENGTH)), 0, 255)
+    blind = replace(case_of(pixels, Rounds().eval()), twin=None, native=None, parent=None)
+    assert not_pixels(blind) is None
 
 
 def test_a_table_with_one_hot_columns_is_not_attacked_in_pixels() -> None:

@@ -106,7 +106,7 @@ def test_a_candidate_that_is_its_parent(digits: Data, mlp: nn.Module, tmp_path: 
     assert "transfer both ways" in change.counted
     assert "was chosen by a quick probe" in (found.chosen or "")
     assert dense.estimate is not None
-    assert next(part for part in dense.parts if part.name == "transfer").estimate is not None
+    assert next(part for part in dense.parts if part.name == "transfer from its candidates").estimate is not None
 
 
 FLOAT16 = {"half": {"kind": "quantize", "number": "float16", "activations": "float"}}

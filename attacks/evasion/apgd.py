@@ -41,6 +41,8 @@ class Apgd(GradientPerturber):
     def _ascend(self, search: Search, model: Gradients, restart: int) -> bool:
         """One run from a random start; False when there is nothing left to do."""
         progress = restart / self.restarts
+        if len(search.active) == 0:
+            return False
         x, found = search.first_ascent(model, restart, progress)
         if len(x) == 0:
             return False
@@ -67,7 +69,7 @@ class Apgd(GradientPerturber):
             weight = MOMENTUM if step > 1 else 1.0
             moved = state["x"] + weight * (ahead - state["x"]) + (1 - weight) * (state["x"] - state["before"])
             x = search.ball.project(moved)
-            gradient, margin, value, _ = model(x, search.y)
+            gradient, margin, value, _ = search.ascent(model, x)
             state["rises"] = state["rises"] + (value > state["value"])
             better = value > state["best_value"]
             wide = per_record(better, x)

@@ -9,12 +9,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...targets.model import device_of
 from ..attack import Case, Ledger
-from .engine import Gradients, usable
+from .engine import Gradients
 
 LEAST_RECORDS = 20  # fewer may look like categories by accident
 MOST_RECORDS = 2000  # looked at
 ASKED = 32  # records whose gradients are looked at
+LEAST_SHARE = 0.5  # of the records that an incomplete block must say something of
+EXPECTED_OVERLAPS = 10  # records in which unrelated columns like those of a block would both be at their upper value
 FRACTION = 0.4  # added to whole numbers: a look-up truncates or rounds it away
 CURE = (
     "Robust accuracy in pixels says nothing there. Leave evasion out of `attacks`, and judge by a policy that does not "
@@ -30,10 +33,12 @@ def not_pixels(case: Case) -> str | None:
     found = one_hot(x)
     if found is not None:
         return f"not applicable: {found} (one-hot categories), and an input between two categories is none. {CURE}"
-    if looked_up(case):
+    keys = looked_up(case, x)
+    if keys.any():
+        where = "the inputs are" if bool(keys.all()) else f"{int(keys.sum())} of {keys.numel()} inputs of a record are"
         return (
-            f"not applicable: the inputs are whole numbers from {x.min():g} to {x.max():g} that the model looks up "
-            f"(token ids), and a neighbouring number is another word. {CURE}"
+            f"not applicable: {where} whole numbers from {x[:, keys].min():g} to {x[:, keys].max():g} that the model "
+            f"looks up (token ids, codes of categories), and a neighbouring number means another thing. {CURE}"
         )
     return None
 
@@ -64,50 +69,73 @@ def one_hot(x: Tensor) -> str | None:
 def one_hot_blocks(x: Tensor) -> list[tuple[int, int]]:
     """First and last column of each one-hot block of a table [n, columns].
 
-    A block has at least two columns that vary; a column that never does may lie inside it (a category nobody has).
+    Neighbouring columns of two values each, of which a record has at most one at its upper value, and nearly always
+    one: at least two of them vary. A block may leave out one category (all its columns are low then), where so many
+    records without a single overlap are no accident.
     """
     low, high = x.amin(0), x.amax(0)
-    two_values = ((x == low) | (x == high)).all(0)
-    upper = ((x == high) & (high > low)).to(torch.int32)
-    varies = (high > low).tolist()
-    binary = two_values.tolist()
+    binary = ((x == low) | (x == high)).all(0).tolist()
+    upper = ((x == high) & (high > low)).T.contiguous().cpu()  # [columns, n]
+    counts = upper.sum(1).double()
     blocks: list[tuple[int, int]] = []
-    first, columns = 0, x.shape[1]
-    while first < columns:
-        total = torch.zeros(len(x), dtype=torch.int32)
-        end = None
-        for last in range(first, columns):
-            if not binary[last]:
-                break
-            total += upper[:, last].cpu()
-            if int(total.max()) > 1:
-                break
-            if int(total.min()) == 1 and sum(varies[first : last + 1]) >= 2:
-                end = last
-                break
-        if end is None or not varies[first]:
-            first += 1
-        else:
-            blocks.append((first, end))
-            first = end + 1
+    first, owner = 0, torch.full((len(x),), -1)  # the column at its upper value, by record, in the block so far
+
+    def closed(last: int) -> bool:
+        """Whether the columns first..last are a block, which is noted then."""
+        varying = [column for column in range(first, last + 1) if counts[column]]
+        share = float((owner >= 0).double().mean())
+        own = counts[varying]
+        overlaps = float((own.sum() ** 2 - own.square().sum()) / 2 / len(x))  # expected of unrelated columns
+        found = len(varying) >= 2 and (share == 1 or (share >= LEAST_SHARE and overlaps >= EXPECTED_OVERLAPS))
+        if found:
+            blocks.append((varying[0], last))
+        return found
+
+    for column in range(x.shape[1]):
+        if not binary[column]:
+            closed(column - 1)
+            first, owner = column + 1, torch.full_like(owner, -1)
+            continue
+        clash = owner[upper[column]]
+        if bool((clash >= 0).any()):
+            first = column if closed(column - 1) else int(clash.max()) + 1
+            owner[owner < first] = -1
+        owner[upper[column]] = column
+        if bool((owner >= 0).all()) and closed(column):
+            first, owner = column + 1, torch.full_like(owner, -1)
+    closed(x.shape[1] - 1)
     return blocks
 
 
-def looked_up(case: Case) -> bool:
-    """Whether whole-number inputs reach the model as keys of a table.
+def looked_up(case: Case, x: Tensor) -> Tensor:
+    """bool [*shape]: the places of a record whose whole numbers reach the model as keys of a table.
 
-    They do where no gradient comes back even with a slope past every rounding, and where a fraction more changes no
-    answer at all: whole-number pixels have neighbours, and a gradient leads to them.
+    No gradient comes back to them even with a slope past every rounding; a fraction more there changes no answer, and
+    one more does. Whole-number pixels have neighbours, and a gradient leads to them. A model without a differentiable
+    form is judged by its answers alone: one more in every place changes them as much as another record does.
+
+    Args:
+        x: the records, float32 [n, *shape].
     """
-    module = case.twin if case.twin is not None else case.native
-    x, y = case.evaluation.x[:ASKED], case.evaluation.y[:ASKED]
-    if module is None or not bool((case.evaluation.x == case.evaluation.x.round()).all()):
-        return False
-    if bool((case.bounds.high - case.bounds.low <= 1).all()):
-        return False  # 0 and 1 are no vocabulary
-    device = next(module.parameters(), x).device
-    if bool(usable(Gradients(module, "margin", Ledger())(x.to(device), y.to(device)).gradient).any()):
-        return False
-    upward = x + FRACTION <= case.bounds.high
-    moved = torch.where(upward, x + FRACTION, x)
-    return bool((case.deployed.logits(moved) == case.deployed.logits(x)).all())
+    low, high = x.amin(0), x.amax(0)
+    whole = (x == x.round()).all(0) & (high - low > 1)  # 0 and 1 are no vocabulary
+    if not whole.any():
+        return whole
+    module = next((one for one in (case.twin, case.native, case.parent) if one is not None), None)
+    asked, y = case.evaluation.x[:ASKED], case.evaluation.y[:ASKED]
+    answers = case.deployed.logits(asked)
+    if module is not None:
+        device = device_of(module, asked.device)
+        gradient = Gradients(module, "margin", Ledger())(asked.to(device), y.to(device)).gradient.to(asked.device)
+        whole = whole & ~(gradient.nan_to_num(0.0) != 0).any(0)
+        if not whole.any():
+            return whole
+    changed = [torch.where(whole & (asked + step <= high), asked + step, asked) for step in (FRACTION, 1.0)]
+    fraction, one = (case.deployed.logits(inputs) for inputs in changed)
+    if not bool((fraction == answers).all()) or bool((one == answers).all()):
+        return torch.zeros_like(whole)
+    if module is None:
+        other = case.deployed.logits(asked.roll(1, 0))
+        if float((one - answers).abs().mean()) < 0.5 * float((other - answers).abs().mean()):
+            return torch.zeros_like(whole)
+    return whole

@@ -167,7 +167,7 @@ class Search:
         self.fooled = torch.zeros(len(records), dtype=torch.bool, device=records.x.device)
         self.found_at = torch.full((len(records),), torch.nan)  # share of the budget spent when it was fooled
         self.best = records.x.clone()  # the input that fooled the deployed model, or else the most promising one
-        self.flat = torch.zeros_like(self.fooled)  # the module gave no gradient at the record's first start
+        self.flat = torch.zeros_like(self.fooled)  # the module gave no gradient of its own anywhere
         self._best_margin = torch.full((len(records),), torch.inf, device=records.x.device)
         self._asked_margin = torch.full((len(records),), torch.inf, device=records.x.device)
         self.seed = seed
@@ -187,13 +187,12 @@ class Search:
     def first_ascent(self, model: Gradients, restart: int, progress: float) -> tuple[Tensor, Ascent]:
         """A start for each active record, asked about, and the ascent there.
 
-        A record without a gradient is given further random starts; one that stays flat is let go. Which records are
-        flat at their first start is noted in `flat`.
+        A record without a gradient is given further random starts; one that stays flat is let go.
         """
         x = self.start(restart)
-        found = model(x, self.y)
         if restart == 0:
-            self.flat[self.active[found.flat]] = True
+            self.flat[self.active] = True
+        found = self.ascent(model, x)
         for again in range(1, FLAT_STARTS + 1):
             stay = self.offer(x, found.margin, progress)
             if stay is not None:
@@ -207,7 +206,14 @@ class Search:
             x = torch.where(per_record(lost, x), self.start(restart, "again", again), x)
             for column, new in zip(found, model(x[lost], self.y[lost]), strict=True):
                 column[lost] = new
+            self.flat[self.active] &= found.flat
         return x, found
+
+    def ascent(self, model: Gradients, x: Tensor) -> Ascent:
+        """What the module says at x [active, *shape]; `flat` forgets the records that it gives a gradient."""
+        found = model(x, self.y)
+        self.flat[self.active] &= found.flat
+        return found
 
     def offer(self, x: Tensor, margin: Tensor, progress: float) -> Tensor | None:
         """Proposes inputs whose margin on the twin is known; asks the deployed model where that looks like a success.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
@@ -98,9 +99,10 @@ class Evasion(Attack):
         """A single `epsilon` stands for its curve; `epsilons` without a gate are judged at .1 or at the largest."""
         if not isinstance(raw, Mapping):
             return raw
-        epsilon, epsilons, gate = raw.get("epsilon"), raw.get("epsilons"), raw.get("gate_epsilon")
+        epsilon, epsilons, gate = _number(raw.get("epsilon")), raw.get("epsilons"), _number(raw.get("gate_epsilon"))
         if epsilons is not None and not isinstance(epsilons, list | tuple):
             return raw
+        epsilons = None if epsilons is None else [_number(value) for value in epsilons]
         if epsilon is not None and (epsilons or gate is not None):
             raise ValueError("name either epsilon, or epsilons and gate_epsilon")
         if epsilon is None and not epsilons:
@@ -109,12 +111,13 @@ class Evasion(Attack):
             if gate is not None:
                 raise ValueError(f"gate_epsilon {gate} is not among epsilons []; name the radii under epsilons")
             return {**raw, "epsilon": "auto"}
-        if isinstance(epsilon, int | float) and not isinstance(epsilon, bool):
-            return {**raw, "epsilon": None, "epsilons": curve(epsilon), "gate_epsilon": epsilon}
-        numbers = [value for value in epsilons or () if isinstance(value, int | float)]
+        if isinstance(epsilon, float):
+            radii = curve(epsilon, 1.0 if raw.get("norm", "linf") == "linf" else math.inf)
+            return {**raw, "epsilon": None, "epsilons": radii, "gate_epsilon": epsilon}
+        numbers = [value for value in epsilons or () if isinstance(value, float)]
         if numbers and gate is None:
-            return {**raw, "epsilon": None, "gate_epsilon": 0.1 if 0.1 in numbers else max(numbers)}
-        return {**raw, "epsilon": epsilon}
+            gate = 0.1 if 0.1 in numbers else max(numbers)
+        return {**raw, "epsilon": epsilon, "epsilons": epsilons or (), "gate_epsilon": gate}
 
     @model_validator(mode="after")
     def _consistent(self) -> Evasion:
@@ -159,9 +162,9 @@ class Evasion(Attack):
             chosen = choose(case, self.norm, seed=seed)
             return self.at(chosen.epsilon, chosen.epsilons).run(case, seed=seed)
         arena = Arena.of(self, case)
-        if max(self.epsilons) > whole_range(self.norm, tuple(arena.records.x.shape[1:])):
+        if self.gate > whole_range(self.norm, tuple(arena.records.x.shape[1:])):
             raise InputError(
-                f"The L2 epsilon {max(self.epsilons):g} is more than the distance between any two inputs: it counts in "
+                f"The L2 epsilon {self.gate:g} is more than the distance between any two inputs: it counts in "
                 "units of [0, 1] pixels."
             )
         results: dict[str, Result] = {}
@@ -178,6 +181,16 @@ class Evasion(Attack):
         if not results:
             raise NotApplicable("no part of the attack can run: " + "; ".join(f"{k}: {v}" for k, v in skipped.items()))
         return arena.evidence(self, results, skipped)
+
+
+def _number(value: Any) -> Any:
+    """As a float where it is one, of NumPy or in a text; else as it is, for the field to refuse."""
+    if isinstance(value, bool):
+        return value
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return value
 
 
 def distinct(parts: tuple[Perturber, ...], case: Case) -> list[Perturber]:

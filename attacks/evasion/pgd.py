@@ -65,6 +65,8 @@ class Pgd(GradientPerturber):
         size = self.step_size or default_step(search.ball.epsilon, self.steps)
         total = self.steps * self.restarts
         for restart in range(self.restarts):
+            if len(search.active) == 0:
+                return
             x, found = search.first_ascent(model, restart, restart / self.restarts)
             for step in range(1, self.steps + 1):
                 if len(x) == 0:
@@ -73,7 +75,7 @@ class Pgd(GradientPerturber):
                 if step == self.steps:
                     search.offer(x, model.margins(x, search.y), (restart + 1) / self.restarts)
                     break
-                found = model(x, search.y)
+                found = search.ascent(model, x)
                 stay = search.offer(x, found.margin, (restart * self.steps + step) / total)
                 if stay is not None:
                     x, found = x[stay], Ascent(*(column[stay] for column in found))

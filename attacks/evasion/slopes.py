@@ -25,7 +25,16 @@ def slopes() -> dict[Any, float]:
         *(torch.relu, Tensor.relu, F.relu, F.relu6, F.elu, F.selu, F.celu, F.gelu, F.silu, F.mish, F.softplus),
         *(F.hardtanh, F.hardsigmoid, F.hardswish, F.threshold, F.logsigmoid),
         *(torch.clamp, Tensor.clamp, torch.clip, Tensor.clip, torch.clamp_min, Tensor.clamp_min),
-        *(torch.clamp_max, Tensor.clamp_max, torch.minimum, torch.maximum),
+        *(
+            torch.clamp_max,
+            Tensor.clamp_max,
+            torch.minimum,
+            torch.maximum,
+            torch.min,
+            torch.max,
+            Tensor.min,
+            Tensor.max,
+        ),
         *(torch.sigmoid, Tensor.sigmoid, F.sigmoid, torch.tanh, Tensor.tanh, F.tanh, torch.sign, Tensor.sign),
         *(torch.softmax, Tensor.softmax, F.softmax),
     ]
@@ -35,16 +44,23 @@ def slopes() -> dict[Any, float]:
 
 
 class SlopesPastClips(TorchFunctionMode):
-    """Inside the block every function of `slopes` has a derivative wherever its input has one; values are unchanged."""
+    """Inside the block every function of `slopes` has a derivative wherever its input has one; values are unchanged.
+
+    Operations that write into their input (`clamp_`) are left as they are: others may read it afterwards.
+    """
 
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        slope = slopes().get(func)
-        x = args[0] if args else None
-        if slope is None or not isinstance(x, Tensor) or not x.requires_grad or not x.is_floating_point():
-            return func(*args, **(kwargs or {}))
-        value = func(x.clone(), *args[1:], **(kwargs or {}))  # a copy, because some activations work in place
-        if not isinstance(value, Tensor) or value.shape != x.shape or not value.is_floating_point():
-            return value
-        return value + slope * (x - x.detach()).nan_to_num(0.0)
+        slope, given = slopes().get(func), dict(kwargs or {})
+        if slope is None:
+            return func(*args, **given)
+        if not args and "input" in given:
+            args = (given.pop("input"),)
+        followed = [one for one in args if isinstance(one, Tensor) and one.is_floating_point() and one.requires_grad]
+        args = tuple(one.clone() if any(one is x for x in followed) else one for one in args)  # some work in place
+        value = func(*args, **given)
+        for x in followed:
+            if isinstance(value, Tensor) and value.shape == x.shape and value.is_floating_point():
+                value = value + slope * (x - x.detach()).nan_to_num(0.0)
+        return value
