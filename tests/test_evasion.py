@@ -458,6 +458,19 @@ def test_round_trip_through_a_plan() -> None:
     assert attack.epsilons == (0.2, 0.5)
     assert ATTACKS.parse(attack.model_dump(mode="json")) == attack
     assert ATTACKS.parse("evasion") == Evasion()
+    assert Evasion().automatic
+    assert (
+        ATTACKS.parse(Evasion().model_dump(mode="json"))
+        == Evasion()
+        == ATTACKS.parse({"kind": "evasion", "epsilon": "auto"})
+    )
+    for value in (0.1, "0.1", np.float64(0.1)):
+        one = ATTACKS.parse({"kind": "evasion", "epsilon": value})
+        assert isinstance(one, Evasion)
+        assert (one.epsilons, one.gate) == ((0.03, 0.05, 0.1, 0.15), 0.1)
+    wide = ATTACKS.parse({"kind": "evasion", "epsilon": 0.8})
+    assert isinstance(wide, Evasion)
+    assert wide.epsilons == (0.24, 0.4, 0.8)  # none beyond the whole range
     assert [part.part for part in Evasion().parts] == ["pgd", "apgd", "pgd-native", "transfer", "square"]
 
 
@@ -466,6 +479,10 @@ def test_round_trip_through_a_plan() -> None:
     [
         ({"epsilons": [8], "gate_epsilon": 8}, r"Did you mean 8/255\?"),
         ({"gate_epsilon": 0.2}, "gate_epsilon 0.2 is not among"),
+        ({"epsilon": 0.1, "epsilons": [0.1]}, "either epsilon, or epsilons"),
+        ({"epsilon": "much"}, "epsilon"),
+        ({"epsilon": 0}, "positive"),
+        ({"epsilons": ["much"]}, "epsilons"),
         ({"epsilons": [0.1, 0.1]}, "each named once"),
         ({"epsilons": []}, "one or more"),
         ({"epsilons": [-0.1]}, "positive"),
