@@ -229,7 +229,7 @@ def in_runtime(contender: Contender, runtime: str, candidate: Result, data: Data
         if contender.file is not None:
             other = Deployed(other, contender.file.assumptions)
         certificate = certify(deployed_of(contender, candidate), other, {"clean": data.evaluation.x})
-    except (InputError, UnsafeInput) as error:  # it is not installed, or does not take this file
+    except (InputError, UnsafeInput) as error:  # it does not take this file (Unavailable goes on to the engine)
         raise NotApplicable(str(error)) from error
     return Result(document=asdict(certificate.overall))
 

@@ -255,7 +255,8 @@ FLAGS = {
     "interface-doubtful": "The file fits clearly better when its inputs are read in another way than was declared, or "
     "about as well in another way, under which it is not as robust: what was assumed of it says both figures.",
     "bounds-doubtful": "The bounds of the inputs were guessed and may be others. Epsilon counts in units of them, so "
-    "that the changes allowed may have been too small: give the bounds.",
+    "that the changes allowed may have been too small (the model looks stronger than it is) or too large (it looks "
+    "weaker): give the bounds.",
     "answers-vary": "The model answers a record otherwise when it is asked again, in another order or beside other "
     "records. Every figure then follows from how the questions were put.",
     "no-shadows": "The attacker had no shadow models: this model's training is not known. Leaks are underestimated.",

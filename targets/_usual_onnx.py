@@ -6,12 +6,15 @@ package. Nothing here checks; a graph that makes no sense stays as it is and is 
 - Sizes of -1 (PaddlePaddle), and of 0 for a model's inputs and outputs, are free sizes.
 - Nodes come in the order of what they need (the float16 converters append theirs at the end).
 - A version of the format or of the operators that is newer than ONNX Runtime is lowered where that changes nothing.
-- The initial state of a recurrent network, asked for as a further input, is zeros, anew for every record.
+- The initial state of a recurrent network, asked for as a further input, is zeros, anew for every record. An input is
+  one only where that shows: an ordinary input must never be filled with zeros.
 """
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -25,6 +28,8 @@ HANDED_ON = (
     *("Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"),
 )
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
+# By its path, as this file itself is loaded.
+_COMES_BACK = runpy.run_path(str(Path(__file__).with_name("_state_names.py")))["comes_back"]
 
 
 def usual(model: onnx.ModelProto) -> tuple[bool, list[str]]:
@@ -132,18 +137,19 @@ def _sort(graph: onnx.GraphProto) -> bool:
 
 
 def _fill_states(model: onnx.ModelProto, weights: set[str]) -> list[str]:
-    """Takes the initial states from the inputs, where exactly one other input is left: the record."""
+    """Takes the initial states from the inputs, where exactly one other input is left: the record. Otherwise nothing
+    is changed, and the file is refused later for its inputs.
+    """
     graph = model.graph
     inputs = [item for item in graph.input if item.name not in weights]
     if len(inputs) < 2 or any(item.name in {output.name for output in graph.output} for item in inputs):
         return []
-    states = [item for item in inputs if _starts_a_recurrence(graph, item)]
-    if len(states) != len(inputs) - 1:  # a recurrence written out: what comes first is the record
-        states = inputs[1:]
-        if not _all_come_back(states, list(graph.output)[1:]):
-            return []
+    others = [item for item in inputs if not _starts_a_recurrence(graph, item)]
+    if not others or not _all_come_back(graph, others[0], others[1:]):  # what comes first is the record
+        return []
+    record = others[0]
+    states = [item for item in inputs if item.name != record.name]
     names = [item.name for item in states]
-    record = next(item for item in inputs if item.name not in names)
     _zeros(model, states, record)
     kept = [item for item in graph.input if item.name not in names]
     del graph.input[:]
@@ -160,7 +166,7 @@ def _starts_a_recurrence(graph: onnx.GraphProto, item: onnx.ValueInfoProto) -> b
         places = [at for at, name in enumerate(node.input) if name in names]
         if not places:
             continue
-        if node.op_type in RECURRENT and min(places) >= 5:
+        if node.op_type in RECURRENT and set(places) <= {5, 6}:
             used = True
         elif node.op_type in HANDED_ON and (places == [0] or node.op_type == "Concat"):
             names.update(node.output)
@@ -169,15 +175,34 @@ def _starts_a_recurrence(graph: onnx.GraphProto, item: onnx.ValueInfoProto) -> b
     return used
 
 
-def _all_come_back(states: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]) -> bool:
-    """Whether each state has an output of its own that the next call would take: of its type and its sizes."""
-    left = list(outputs)
+def _all_come_back(graph: onnx.GraphProto, record: onnx.ValueInfoProto, states: list[onnx.ValueInfoProto]) -> bool:
+    """Whether each is the state of a recurrence that is written out: it has an output of its own, beyond the first,
+    that the next call would take. That is of its type and sizes, follows from this very input and from the record, and
+    the names agree: an ordinary input of a model with two heads may have all but the last.
+    """
+    left = list(graph.output)[1:]
+    recorded = _followers(graph, record.name) if states else set()
     for state in states:
-        match = next((output for output in left if _same_sizes(state, output)), None)
+        reached = recorded & _followers(graph, state.name)
+        fitting = (
+            output
+            for output in left
+            if output.name in reached and _same_sizes(state, output) and _COMES_BACK(state.name, output.name)
+        )
+        match = next(fitting, None)
         if match is None or state.type.tensor_type.elem_type not in FLOATS:
             return False
         left.remove(match)
     return True
+
+
+def _followers(graph: onnx.GraphProto, name: str) -> set[str]:
+    """Names of the values that follow from this one's values; what follows from its shape alone is not among them."""
+    found = {name}
+    for node in graph.node:  # in the order of what they need
+        if node.op_type not in ("Shape", "Size") and found & _needs(node):
+            found.update(output for output in node.output if output)
+    return found
 
 
 def _same_sizes(state: onnx.ValueInfoProto, output: onnx.ValueInfoProto) -> bool:

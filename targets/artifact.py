@@ -177,7 +177,8 @@ def assume(
         raise InputError(
             f"The model has {len(foreign.facts.inputs)} inputs and {len(foreign.facts.outputs)} outputs; a classifier "
             "with one input and an output of one value per class can be audited (the initial states of a recurrent "
-            "network may be further inputs). Fix the others to constants and export it again."
+            "network may be further inputs; states that come back are known by their names: state_in, state_out). Fix "
+            "the others to constants and export it again."
         )
     drawn = torch.randperm(len(data.non_members), generator=generator(0, "artifact", "assume"))[:PROBED]
     records = data.non_members.take(drawn)

@@ -15,6 +15,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from ._state_names import comes_back
 from .errors import InputError, UnsafeInput
 from .files import ordinary_file, shown
 from .model import BATCH
@@ -126,13 +127,16 @@ def read_foreign(path: Path) -> Foreign:
 
 def without_states(inputs: tuple[Port, ...], outputs: tuple[Port, ...]) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
     """The inputs of a TFLite file that are given, and those that are its state: all but the first, where each comes
-    back as an output (beyond the first) of the same type and shape. (For ONNX: _usual_onnx.py.)
+    back as an output (beyond the first) of the same type and shape, and is named as a state. An ordinary input must not
+    become zeros: in doubt all are given, and the file is refused for it. (For ONNX: _usual_onnx.py.)
     """
-    left = [(port.type, port.shape) for port in outputs[1:]]
+    left = list(outputs[1:])
     for port in inputs[1:]:
-        if (port.type, port.shape) not in left:
+        fitting = (one for one in left if (one.type, one.shape) == (port.type, port.shape))
+        match = next((one for one in fitting if comes_back(port.name, one.name)), None)
+        if match is None:
             return inputs, ()
-        left.remove((port.type, port.shape))
+        left.remove(match)
     return inputs[:1], inputs[1:]
 
 

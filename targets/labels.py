@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from .errors import InputError
 
 Array = NDArray[np.generic]
 CLASSES = 10_000
+Name = TypeVar("Name", int, str)
 
 
 def class_numbers(y: Array, where: str) -> NDArray[np.int64]:
@@ -100,6 +102,14 @@ def sorted_labels(tables: Iterable[Iterable[str]]) -> list[str]:
             f"The label column holds {len(distinct):,} different values; at most {CLASSES:,} classes are read. Name "
             "the column that holds the class."
         )
-    if all(re.fullmatch(r"-?[0-9]{1,15}", text) for text in distinct):
-        return sorted(distinct, key=lambda text: (int(text), text))
+    return in_order(distinct)
+
+
+def in_order(names: Iterable[Name]) -> list[Name]:
+    """Classes as files name them, all texts or all whole numbers, in the one order they have here: sorted, as numbers
+    when all are whole numbers.
+    """
+    distinct = list(names)
+    if all(re.fullmatch(r"-?[0-9]{1,15}", str(name)) for name in distinct):
+        return sorted(distinct, key=lambda name: (int(name), str(name)))
     return sorted(distinct)

@@ -22,7 +22,7 @@ from .errors import InputError, UnsafeInput
 from .files import AGAIN, is_pickle, nearest, open_archive, ordinary_file, read_entry, shown
 from .labels import class_numbers, predicted_values, sorted_labels
 from .tables import read_table
-from .value_range import fitted
+from .value_range import fitted, fitted_columns
 
 Array = NDArray[np.generic]
 
@@ -122,7 +122,8 @@ def load_csv(
         path_train: the members; None when only a test table is at hand.
         path_test: the non-members; its columns are put into the order of the training table.
         label: name of the label column.
-        bounds: what a value may be, scalar or [features]. Left out: each column's own range over both tables.
+        bounds: what a value may be, scalar or [features]. Left out: [0, 1] for columns that fill it, and each other
+            column's own range over both tables, which is a guess (`Data.bounds_doubt`).
         class_names: the labels as written in the tables, in the order of the model's outputs. Left out: the distinct
             labels of both tables, sorted (as numbers when all are whole numbers).
         seed: splits the non-members.
@@ -168,12 +169,11 @@ def load_csv(
             )
         y = torch.tensor([position[text] for text in texts], dtype=torch.int64)
         records[part] = Records(torch.from_numpy(x), y)
+    doubt = ""
     if bounds is None:
-        bounds = _ranges([part.x for part in records.values()])
-        notes.append(
-            "The bounds of each feature are its smallest and largest value in the tables given, so an epsilon is a "
-            "share of that range; give bounds to set it yourself."
-        )
+        low, high, doubt = fitted_columns(np.concatenate([x for _, x, _ in tables.values()]), columns)
+        bounds = Bounds(torch.from_numpy(low), torch.from_numpy(high))
+        notes += [doubt] if doubt else []
     return Data(
         name=name or paths["test"].stem,
         members=records.get("train"),
@@ -182,6 +182,7 @@ def load_csv(
         class_names=tuple(names),
         seed=seed,
         notes=tuple(notes),
+        bounds_doubt=doubt,
     )
 
 
@@ -336,12 +337,3 @@ def inferred_bounds(inputs: Sequence[Array], where: str) -> tuple[Bounds, tuple[
         f"The inputs in {where} run from {low:g} to {high:g}, so their bounds cannot be guessed. Give the smallest and "
         "largest value an input can take, for example bounds: [-1, 1]; or scale the inputs to [0, 1]."
     )
-
-
-def _ranges(inputs: list[Tensor]) -> Bounds:
-    """Each feature's range; a feature that never varies gets a range of one unit."""
-    x = torch.cat(inputs)
-    if not len(x):
-        return Bounds.of(0, 1)  # `Data` refuses the empty split with its own sentence
-    low, high = x.amin(0), x.amax(0)
-    return Bounds(low, torch.where(high > low, high, low + low.abs().clamp(min=1)))

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from .errors import InputError, UnsafeInput
+from .labels import in_order
 from .onnx_safety import checked_onnx, measures_ranges, ports
 from .runtime import MAPS, answer_in_parts, check_ports, reason
 
@@ -44,7 +45,7 @@ class OnnxTarget:
         threads: within an operator; operators run one after another.
         provider: ONNX Runtime's execution provider.
         output: the name of the one that holds the logits; None: the first. One map from class to score for each record
-            is read in the order of the classes.
+            is read in the order of the classes (`labels.in_order`).
         together: for timing alone. A file with dynamic quantisation measures ranges over all that are asked at once, so
             that an answer would depend on who else asks: such a file is asked one record at a time (a fixed batch is
             filled with copies of it), unless this is set.
@@ -83,7 +84,8 @@ class OnnxTarget:
     def _run(self, part: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         answer = self._session.run([self._output.name], {self._input.name: part})[0]
         if self._output.type == MAPS:
-            answer = [[scores[name] for name in sorted(scores)] for scores in answer]
+            names = in_order(answer[0]) if answer else []  # one operator makes all maps, of the same classes
+            answer = [[scores[name] for name in names] for scores in answer]
         return np.asarray(answer)
 
 

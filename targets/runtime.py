@@ -49,7 +49,8 @@ def check_ports(inputs: tuple[Port, ...], outputs: tuple[Port, ...], output: str
         ]
         raise InputError(
             f"The model must take one input of numbers ({', '.join(TYPES)}) and answer with logits; it takes "
-            f"{words[0]} and answers {words[1]}. Fix further inputs to constants, and export it again."
+            f"{words[0]} and answers {words[1]}. Fix further inputs to constants, and export it again. A "
+            "network's state is known by its name, as an input and as an output: state_in, state_out."
         )
     if len(inputs[0].shape) < 2:
         raise InputError(

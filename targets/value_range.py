@@ -2,7 +2,8 @@
 
 Epsilon counts in units of the bounds, so bounds far wider than the values make every model look broken, and bounds that
 are too narrow make it look strong. What a sensor or a file format can hold is known for the usual bit depths; where the
-largest value is reached by many records it is the end of the scale, whatever that is (0..16, 0..100). In doubt the
+largest value is reached by many records it is the end of the scale, whatever that is (0..16, 0..100). Images in 8 bits
+have the type's range, whatever of it occurs; 16 bits are a container for less (-1024..3071 of a scanner). In doubt the
 bounds are the values' own range, which may be too narrow: a model that fails there fails under the true ones as well,
 and a flag keeps a pass from being believed.
 """
@@ -15,6 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .files import shown
 
 Array = NDArray[np.generic]
 
@@ -75,28 +78,63 @@ def _from_zero(inputs: Sequence[Array], low: float, high: float) -> Fitted | Non
 
 
 def _signed(inputs: Sequence[Array], low: float, high: float) -> Fitted | None:
-    for bits in (8, 16):
-        ends = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-        if low >= ends[0] and high <= ends[1]:
-            typed = all(x.dtype == np.dtype(f"int{bits}") and x.ndim > 2 for x in inputs)
-            near = low <= NEAR * ends[0], high >= NEAR * ends[1]
-            if all(near) or low == ends[0] or (typed and any(near)):
-                return _said(*ends, "", low, high)
-            if typed and not _both_reached(inputs, low, high):
-                return _said(*ends, f"the values run from {low:g} to {high:g} only", low, high)
-    return _said(low, high, "", low, high) if low == -high and _both_reached(inputs, low, high) else None
+    typed = next((bits for bits in (8, 16) if all(x.dtype == f"int{bits}" and x.ndim > 2 for x in inputs)), 0)
+    ends = {bits: (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) for bits in (8, 16)}
+    for bits, (least, most) in ends.items():
+        near = low <= NEAR * least, high >= NEAR * most
+        one_end = bits == typed and (near[0] or (bits == 8 and near[1]))
+        if low >= least and high <= most and (all(near) or low == least or one_end):
+            return _said(least, most, "", low, high)
+    if low == -high and _both_reached(inputs, low, high):
+        return _said(low, high, "", low, high)
+    if not typed:
+        return None
+    least, most = ends[typed]
+    doubt = f"int{typed} holds {least} to {most}"
+    return _said(least, most, doubt, low, high) if typed == 8 else _said(low, high, doubt, low, high)
+
+
+def fitted_columns(
+    x: NDArray[np.float32], columns: Sequence[str]
+) -> tuple[NDArray[np.float32], NDArray[np.float32], str]:
+    """Each column's lowest and highest value, [columns] each, and why they may be others ("": they are sure).
+
+    [0, 1] is sure for a column of zeros and ones, and for one that fills it; every other has its own range, a guess (a
+    column that never varies: one unit).
+
+    Args:
+        x: [n, columns], finite.
+        columns: their names, for the sentence.
+    """
+    if not len(x):  # `Data` refuses the empty split with its own sentence
+        return np.zeros(len(columns), np.float32), np.ones(len(columns), np.float32), ""
+    low, high = x.min(axis=0), x.max(axis=0)
+    filled = (low >= 0) & (low <= 1 - NEAR) & (high >= NEAR) & (high <= 1)
+    sure = filled | ((x == 0) | (x == 1)).all(axis=0)
+    low, high = np.where(sure, np.float32(0), low), np.where(sure, np.float32(1), high)
+    high = np.where(high > low, high, low + np.maximum(abs(low), np.float32(1)))
+    guessed = [name for name, known in zip(columns, sure.tolist(), strict=True) if not known]
+    doubt = ""
+    if guessed:
+        doubt = (
+            f"The bounds of {len(guessed)} of {len(columns)} columns are a guess ({', '.join(map(shown, guessed[:4]))}"
+            f"{', ...' if len(guessed) > 4 else ''}): their smallest and largest value in the tables given, so that an "
+            "epsilon is a share of that range. Scale the columns to [0, 1] by the smallest and largest value that each "
+            "can take, or give bounds for all."
+        )
+    return low, high, doubt
 
 
 def _said(bound_low: float, bound_high: float, doubt: str, low: float, high: float, *, whole: bool = True) -> Fitted:
     """`Fitted` with its sentences."""
-    shown = f"[{bound_low:g}, {bound_high:g}]"
+    ends = f"[{bound_low:g}, {bound_high:g}]"
     note = ""
     if whole and (bound_low, bound_high) != (0, 1):
         step = 0.1 * (bound_high - bound_low)
-        note = f"The values are whole numbers in {shown}; an epsilon of 0.1 is a change of {step:g}."
+        note = f"The values are whole numbers in {ends}; an epsilon of 0.1 is a change of {step:g}."
     if doubt:
         doubt = (
-            f"The bounds {shown} are a guess: the values run from {low:g} to {high:g}, and {doubt}. Epsilon counts in "
+            f"The bounds {ends} are a guess: the values run from {low:g} to {high:g}, and {doubt}. Epsilon counts in "
             "units of the bounds: give the smallest and largest value an input can take."
         )
     return Fitted(float(bound_low), float(bound_high), note, doubt)

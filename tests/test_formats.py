@@ -26,6 +26,7 @@ from crushproof.targets import other_formats
 from crushproof.targets._read_onnx import parse
 from crushproof.targets.errors import InputError, NotApplicable, UnsafeInput
 from crushproof.targets.foreign import read_foreign
+from crushproof.targets.labels import sorted_labels
 from crushproof.targets.litert import LiteRtTarget
 from crushproof.targets.onnx import OnnxTarget
 from crushproof.targets.onnx_safety import check_onnx
@@ -210,6 +211,27 @@ def doubling(**changes: object) -> bytes:
     builder = flatbuffers.Builder(1024)
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
+
+
+@pytest.mark.parametrize("words", ["", "class "], ids=["numbers", "texts"])
+@pytest.mark.parametrize("kind", ["int64s", "strings"])
+def test_maps_are_read_in_the_order_of_labels(kind: str, words: str) -> None:
+    """Of twelve classes, written backwards: 2 comes before 10, and "class 10" before "class 2", as labels do."""
+    names: list[int] | list[str] = (
+        list(range(11, -1, -1)) if kind == "int64s" else [f"{words}{n}" for n in range(11, -1, -1)]
+    )
+    scores = helper.make_tensor_type_proto(TensorProto.FLOAT, [])
+    maps = helper.make_map_type_proto(TensorProto.INT64 if kind == "int64s" else TensorProto.STRING, scores)
+    settings = {f"classlabels_{kind}": names}
+    nodes = [helper.make_node("ZipMap", ["x"], ["maps"], domain="ai.onnx.ml", **settings)]
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 12])
+    answered = helper.make_value_info("maps", helper.make_sequence_type_proto(maps))
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 1)]
+    model = helper.make_model(helper.make_graph(nodes, "g", [given], [answered]), opset_imports=opsets, ir_version=8)
+    x = torch.rand(3, 12, generator=generator(0, "records"))
+    order = [names.index(name) for name in sorted_labels([names])] if kind == "strings" else list(range(11, -1, -1))
+    assert (order == list(range(11, -1, -1))) is (kind == "int64s" or not words)
+    assert torch.equal(OnnxTarget(model.SerializeToString()).logits(x), x[:, order])
 
 
 def test_open_sizes_of_a_tflite_file(tmp_path: Path) -> None:

@@ -126,6 +126,9 @@ GRIDS: dict[str, tuple[np.ndarray[Any, Any], tuple[float, float], bool]] = {  # 
     "signed bytes": (_images(-128, 127, "i1", 0), (-128, 127), False),
     "signed bytes of a dark image": (_images(-128, 10, "i8", 0), (-128, 127), False),
     "signed bytes, narrow": (_images(-50, 60, "i1", 0), (-128, 127), True),
+    "a scanner's 16 bits": (_images(-1024, 3071, "i2", 0), (-1024, 3071), True),
+    "a scanner's 16 bits, one bright record": (_images(-1024, 31000, "i2", 0), (-1024, 31000), True),
+    "sound": (_images(-32000, 20000, "i2", 0), (-32768, 32767), False),
     "symmetrical": (_images(-8, 8, "i8", 0.9), (-8, 8), False),
     "fractions of both signs": (_images(-1, 1, "f4", 0.5) / 2, (-0.5, 0.5), False),
     "fractions, dark": (_images(0, 60, "f4", 0) / 255, (0, 1), True),
@@ -497,6 +500,24 @@ def test_numeric_labels_are_sorted_as_numbers_and_names_can_be_given(tmp_path: P
     names = tuple(str(i) for i in reversed(range(11)))
     data = load_csv(None, path, label="y", class_names=names)
     assert data.non_members.y[:3].tolist() == [10, 9, 8]
+
+
+def test_a_column_is_sure_of_its_bounds_only_where_it_fills_0_to_1(tmp_path: Path) -> None:
+    """Zeros and ones, only zeros, filled; then half filled, and two others."""
+    filled = [f"{i % 2},0,{i / 19 * 0.97}" for i in range(20)]
+    sure = load_csv(
+        None, table(tmp_path, "a,b,c,y\n" + "".join(f"{row},{i % 3}\n" for i, row in enumerate(filled))), label="y"
+    )
+    assert (sure.bounds.low.tolist(), sure.bounds.high.tolist()) == ([0, 0, 0], [1, 1, 1])
+    assert (sure.bounds_doubt, sure.notes) == ("", ())
+    text = "a,b,c,d,e,f,y\n" + "".join(f"{row},{i / 38},{i},{i - 5},{i % 3}\n" for i, row in enumerate(filled))
+    path = table(tmp_path, text)
+    guessed = load_csv(None, path, label="y")
+    assert guessed.bounds.low.tolist() == [0, 0, 0, 0, 0, -5]
+    assert guessed.bounds.high.tolist() == [1, 1, 1, 0.5, 19, 14]
+    assert "3 of 6 columns are a guess ('d', 'e', 'f')" in guessed.bounds_doubt
+    assert guessed.notes == (guessed.bounds_doubt,)
+    assert load_csv(None, path, label="y", bounds=Bounds.of(-5, 19)).bounds_doubt == ""
 
 
 def test_a_constant_column_has_a_range(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from crushproof.audit.reader import Reader, candidate_flags
 from crushproof.audit.words import FLAGS
 from crushproof.targets import _read_tflite
 from crushproof.targets.errors import InputError, NotApplicable
-from crushproof.targets.foreign import read_foreign
+from crushproof.targets.foreign import Port, read_foreign, without_states
 from crushproof.targets.litert import LiteRtTarget
 from crushproof.targets.onnx import OnnxTarget
 from crushproof.targets.seeds import generator, global_seed
@@ -252,6 +252,52 @@ def test_a_recurrence_written_out_is_known_by_what_comes_back() -> None:
     torch.testing.assert_close(OnnxTarget(recurrence(True)).logits(x), -torch.tanh(x[:, :3]))
     with pytest.raises(InputError, match=r"'h' float32.*Fix further inputs to constants"):
         OnnxTarget(recurrence(False))
+
+
+@pytest.mark.parametrize(
+    ("further", "second", "kind"),
+    [
+        ("meta", "aux", "Add"),  # both heads follow from it: a name that says nothing of a state
+        ("c", "mu", "Add"),  # a condition
+        ("state", "state_out", "Mul"),  # named as one, and the output does not follow from it
+    ],
+)
+def test_ordinary_inputs_are_never_zeroed(further: str, second: str, kind: str) -> None:
+    """A further input and a second head of its size: refused, with the cure."""
+    nodes = [
+        node("MatMul", "x w", "a"),
+        node("Add", f"a {further}", "b"),
+        node("Tanh", "b", "y"),
+        node(kind, "b a" if kind == "Add" else "a a", second),
+    ]
+    given: dict[str, list[int | str]] = {"x": ["n", 4], further: ["n", 3]}
+    content = graph(nodes, {"w": np.eye(4, 3, dtype=np.float32)}, given, {"y": ["n", 3], second: ["n", 3]})
+    with pytest.raises(InputError, match=rf"'{further}' float32.*Fix further inputs to constants"):
+        OnnxTarget(content)
+
+
+def test_tflite_inputs_are_states_only_by_name_and_size() -> None:
+    def ports(*names: str, shape: tuple[int, ...] = (1, 6)) -> tuple[Port, ...]:
+        return tuple(Port(name=name, type="float32", shape=shape, grid=None) for name in names)
+
+    for states, outputs in (
+        (("h0", "c0"), ("hn", "cn")),
+        (("serving_default_state_in:0",), ("StatefulPartitionedCall:1",)),
+        (("hiddenState",), ("Identity_1",)),
+    ):
+        given = ports("x", *states)
+        assert without_states(given, ports("y", *outputs)) == (given[:1], given[1:])
+    for states, outputs in (
+        (("meta",), ("aux",)),
+        (("meta_in",), ("meta_out",)),
+        (("c",), ("Identity_1",)),
+        (("state",), ("aux",)),
+        (("h0", "meta"), ("h1", "aux")),
+    ):
+        given = ports("x", *states)
+        assert without_states(given, ports("y", *outputs)) == (given, ())
+    given = ports("x", "state_in")
+    assert without_states(given, ports("y", "state_out", shape=(1, 5))) == (given, ())
 
 
 # What cannot be set back ----------------------------------------------------------------------------------------------
