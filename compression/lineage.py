@@ -5,8 +5,8 @@ compression-activated backdoors, Hong et al. 2021, arXiv:2110.13541). With the d
 hidden: a code is the nearest neighbour of weight / scale, the other neighbour, or neither. Adaptive rounding (Nagel et
 al. 2020, arXiv:2004.10568) honestly takes the other neighbour here and there; what proves it is to recompute it.
 
-The check is about weights and biases that reach an output. It says nothing of the scales of activations or of other
-constants.
+The check is about weights and biases that reach an output; other tables that meet the input there have to be the dense
+model's too. It says nothing of the scales of activations, of single numbers, or of the order of the operators.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 
 from .lineage_match import looked_up, paired, size, thirds
 from .lineage_steps import Steps, biases_off, folded_weight, held_against, scales_in_words
+from .lineage_unread import unaccounted
 from .onnx_constants import Graph
 from .onnx_live import only_live
 from .onnx_weights import Stage, Weight, weights
@@ -77,11 +78,11 @@ def check_lineage(dense: bytes, artifact: bytes) -> Lineage:
     """
     import onnx
 
-    graph = Graph(only_live(onnx.load_model_from_string(artifact)))
-    ours = list(weights(graph))
-    whole = list(weights(Graph(only_live(onnx.load_model_from_string(dense)))))
+    graph, origin = (Graph(only_live(onnx.load_model_from_string(data))) for data in (artifact, dense))
+    ours, whole = list(weights(graph)), list(weights(origin))
     theirs = [found for found in whole if found.stages]
     unread, hidden = (tuple(found.name for found in one if not found.stages) for one in (ours, whole))
+    unread += tuple(unaccounted(graph, origin, ours))
     pairs, mine, yours = paired([found for found in ours if found.stages], theirs)
     if mine and yours:  # attention's projections: packed into one matrix by torch, three layers once it is unfolded
         more, mine, yours = paired(thirds(mine, yours), thirds(yours, mine))

@@ -72,7 +72,7 @@ class Graph:
         self._collect(model.graph)
         self.producers = {output: node for node in self.nodes for output in node.output}
         self.varying = {item.name for item in model.graph.input} - set(self.held)  # what depends on the model's input
-        self._spread(model.graph)
+        self._spread()
         self.consumers: dict[str, list[onnx.NodeProto]] = {}
         for node in self.nodes:
             for name in set(node.input):
@@ -89,16 +89,21 @@ class Graph:
                 for inner in (attribute.g, *attribute.graphs):
                     self._collect(inner)
 
-    def _spread(self, graph: onnx.GraphProto) -> None:
-        """Adds the outputs of every node that depends on the input, by way of an inner graph too."""
-        for node in graph.node:
+    def _spread(self) -> None:
+        """Adds the outputs of every node that depends on the input, by way of an inner graph too, in any order."""
+        users: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.nodes:
             used = set(node.input)
             for inner in (graph for item in node.attribute for graph in (item.g, *item.graphs)):
                 self.varying.update(item.name for item in inner.input)
-                self._spread(inner)
                 used.update(name for part in inner.node for name in (*part.input, *part.output))
-            if used & self.varying:
+            for name in used:
+                users.setdefault(name, []).append(node)
+        waiting = list(self.varying)
+        while waiting:
+            for node in users.pop(waiting.pop(), ()):
                 self.varying.update(node.output)
+                waiting += node.output
 
     def constant(self, name: str, depth: int = 0) -> Constant | None:
         """The tensor of that name; None where it depends on the input, or on an operator that is not followed."""

@@ -88,7 +88,7 @@ OTHER_PRODUCTS: dict[str, tuple[_Slot, ...]] = {
 }
 UNFOLLOWED = ("Gather", "FusedConv", "FusedGemm", *RECURRENT, *OTHER_PRODUCTS)  # nothing behind them folds into them
 STANDARD_TOO = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "BiasAdd", "Pad")  # of other domains
-_PASSING = ("Identity", "Cast", "QuantizeLinear", "DequantizeLinear", "Dropout")
+PASSING = ("Identity", "Cast", "QuantizeLinear", "DequantizeLinear", "Dropout")
 
 
 def weights(graph: Graph) -> Iterator[Weight]:
@@ -118,6 +118,15 @@ def weights(graph: Graph) -> Iterator[Weight]:
                 yield _unread(node, constant)
             if node.op_type == "MatMul":
                 break  # one of its two operands
+
+
+def places(node: onnx.NodeProto) -> set[int]:
+    """The inputs from which the weights of a node are read, with their scales, zero points and biases."""
+    if node.op_type == "MatMulNBits":
+        return set(range(1, 6))
+    slots = SLOTS.get(node.op_type) or OTHER_PRODUCTS.get(node.op_type) or ()
+    parts = {place for slot in slots for place in (slot.weight, slot.scale, slot.zero, slot.bias)}
+    return {place for place in parts if place is not None}
 
 
 def _of_strangers(node: onnx.NodeProto) -> tuple[_Slot, ...]:
@@ -236,7 +245,7 @@ def _followed(start: str, spatial: int, stage: Stage, graph: Graph) -> Iterator[
             return
         user = users[0]
         kind, name = user.op_type.removeprefix("QLinear"), user.output[0]
-        if kind in _PASSING:
+        if kind in PASSING:
             continue
         gain, shift, step = stage.gain, stage.shift, stage.step
         if kind == "BatchNormalization" and len(user.input) >= 5:
