@@ -133,7 +133,7 @@ NATIVE = {"kind": "pgd", "steps": 10, "gradients": "native"}
 @pytest.mark.parametrize("parts", [[NATIVE], None], ids=["native gradients only", "all parts"])
 def test_hard_rounding_never_passes_by_hiding_its_gradients(parts: list[Any] | None, tmp_path: Path) -> None:
     """A quantised candidate's own gradients are zero: alone they flag it; the straight-through twin sees through it."""
-    evasion = {"kind": "evasion", "epsilons": [0.05], "records": 100, **({"parts": parts} if parts else {})}
+    evasion = {"kind": "evasion", "epsilons": [0.08], "records": 100, **({"parts": parts} if parts else {})}
     limits = {"changes": {"robust_accuracy": -0.1}}  # wide enough for 100 records, and less than the parent has
     plan = {**SMALL, "candidates": {"int8": "int8"}, "attacks": [evasion], "policy": limits}
     audit = run_audit(Plan.model_validate(plan), Path(), tmp_path, workers=0)
