@@ -6,6 +6,7 @@ of the two and asked of the other. What one side alone faced is in its own figur
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from .cells import Result
 from .evasion_cells import at_radius, radius_cell, replay_cell, room_cell
 from .findings import Change
 from .lineup import Contender
-from .measures import Bools, rate_change
+from .measures import Bools, rate, rate_change
 from .reader import Reader, candidate_flags
 from .steps import AGREEMENT
 
@@ -160,9 +161,7 @@ def _instead(reader: Reader, parent: Contender, attack: Evasion, label: str) -> 
     radius = None if found is None else found.document["radius"]
     if radius is None:
         return None
-    share = (
-        f"{100 * radius['kept']:.0f} % of its accuracy ({radius['records']} of the attacker's records, a quick probe)"
-    )
+    share = kept_words(radius)
     if radius["how"] == "nearest":
         return f"no epsilon was found that leaves {parent.name} about half; at {radius['epsilon']:.2g} it keeps {share}"
     return f"at epsilon {radius['epsilon']:.2g} {parent.name} keeps {share}: name that, or epsilon: auto"
@@ -176,3 +175,14 @@ def without_twin(reader: Reader, contender: Contender) -> bool:
 def robust_at(result: Result, epsilon: float) -> Bools:
     """bool [n]: the deployed model withstood every attack at this epsilon."""
     return ~np.asarray(result.arrays[f"worst/{epsilon!r}"], dtype=bool)
+
+
+def kept_words(radius: Mapping[str, Any]) -> str:
+    """What the probed model keeps at the chosen radius, with its interval, n and access."""
+    probe = {float(epsilon): share for epsilon, share in radius["probe"].items()}
+    right = max(1, round(probe[0.0] * radius["records"]))
+    kept = rate(np.arange(right) < round(radius["kept"] * right))
+    return (
+        f"{100 * kept.estimate:.0f} % [{100 * kept.low:.0f}, {100 * kept.high:.0f}] of its accuracy (a quick probe of "
+        f"{radius['records']} of the attacker's records, white-box where there is a twin)"
+    )

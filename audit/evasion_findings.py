@@ -10,7 +10,16 @@ from ..attacks.attack import Access
 from ..attacks.evasion.evasion import Evasion
 from .cells import Result
 from .evasion_cells import radius_cell
-from .evasion_comparison import BOTH_WAYS, REPLAYED, Measured, like_for_like, measured, robust_at, without_twin
+from .evasion_comparison import (
+    BOTH_WAYS,
+    REPLAYED,
+    Measured,
+    kept_words,
+    like_for_like,
+    measured,
+    robust_at,
+    without_twin,
+)
 from .findings import Finding, Part, Point, ThreatModel
 from .lineup import Contender
 from .measures import Bools, point, rate
@@ -122,7 +131,7 @@ def _radius_words(reader: Reader, attack: Evasion) -> str | None:
     chosen = reader.get(radius_cell(attack))
     assert chosen is not None  # else nothing would have been measured
     radius, reference = chosen.document["radius"], reader.suite.lineup.contenders[0].name
-    kept = f"{100 * radius['kept']:.0f} % of its clean accuracy on {radius['records']} of the attacker's records"
+    kept = kept_words(radius)
     how = {
         "ladder": "the largest of a fixed ladder at which",
         "bisected": "found between two rungs of a fixed ladder, where",
@@ -133,7 +142,7 @@ def _radius_words(reader: Reader, attack: Evasion) -> str | None:
         for epsilon, share in sorted(radius["probe"].items(), key=lambda item: float(item[0]))
     )
     return (
-        f"Epsilon {radius['epsilon']:.2g} was chosen by a quick probe ({how} {reference} keeps {kept}). Its robust "
+        f"Epsilon {radius['epsilon']:.2g} was chosen by a quick probe: {how} {reference} keeps {kept}. Its robust "
         f"accuracy there, by epsilon: {probe}."
     )
 
