@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ..compression.footprint import Timed, interleaved_latency
+from ..compression.timing import Timed, interleaved_latency
 from .findings import Environment, Latency
 
 GPU_BUILDS = {"onnxruntime": ("onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")}

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..attacks.evasion.evasion import Evasion
 from ..attacks.membership.membership import Membership
-from ..compression.footprint import Timed
+from ..compression.timing import Timed
 from ..targets.errors import Incomplete, InputError
 from .assembly import findings_of, unread
 from .candidates import candidate_row

@@ -19,13 +19,14 @@ from ..attacks.attack import Attack, Case, Evidence, MembershipCase, ShadowSigna
 from ..attacks.membership.blind import blind_scores
 from ..attacks.membership.population import PopulationPlan
 from ..attacks.membership.signals import shadow_signals
-from ..compression.export import to_onnx
-from ..compression.fake_quantize import native
-from ..compression.footprint import footprint, footprint_of_file, peak_resident_bytes
+from ..compression.footprint import footprint, footprint_of_file
 from ..compression.lineage import check_lineage, not_read
+from ..compression.onnx_export import to_onnx
 from ..compression.payload import encode
+from ..compression.quantized_layer import native
 from ..compression.recipe import Recipe
 from ..compression.structure import load_module, save_module
+from ..compression.timing import peak_resident_bytes
 from ..defenses.stochastic_rounding import ExpectationTwin
 from ..targets.artifact import Deployed, Preprocessing
 from ..targets.certificate import certify

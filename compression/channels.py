@@ -13,7 +13,7 @@ from ..targets.errors import NotApplicable, blame
 from ..targets.model import device_of
 from ..targets.plain import shared_weights, sharing_layers
 from .attention import Attention, unfold_attention
-from .layers import WEIGHTED, called_layers, replace_layers, working_copy
+from .edit import WEIGHTED, called_layers, replace_layers, working_copy
 
 FIXED = (Attention, nn.MultiheadAttention, nn.RNNBase)  # their inputs and outputs keep their width when channels go
 Scores = Mapping[str, Tensor]  # as `importance.importances` gives them

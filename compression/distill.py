@@ -17,8 +17,8 @@ from ..targets.seeds import derive
 from ..training.architecture import Architecture
 from ..training.loop import Forward, Objective, Training, train
 from .channels import thin
+from .edit import noise, working_copy
 from .hints import hinted
-from .layers import noise, working_copy
 from .narrow import narrower
 from .recipe import RECIPES, Recipe
 from .student import offer_factory, own_student, shallow

@@ -18,7 +18,7 @@ from ..targets.errors import NotApplicable
 from ..targets.seeds import derive
 from ..training.loop import Training, train
 from .attention import unfold_attention
-from .layers import called_layers, noise, rebuildable, replace_layers, working_copy
+from .edit import called_layers, noise, rebuildable, replace_layers, working_copy
 from .recipe import RECIPES, Recipe, fine_tuned
 
 Per = Literal["record", "position"]

@@ -16,7 +16,7 @@ from ..targets.seeds import derive, generator
 from ..training.loop import Training, train
 from .attention import unfold_attention
 from .decompose import Decomposition, Method, decomposition
-from .layers import called, noise, replace_layers, working_copy
+from .edit import called, noise, replace_layers, working_copy
 from .low_rank_recurrent import RecurrentSvd
 from .recipe import RECIPES, Recipe, fine_tuned
 

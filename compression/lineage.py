@@ -17,8 +17,8 @@ from typing import Literal
 
 import numpy as np
 
+from .codes_in_steps import Steps, biases_off, folded_weight, held_against, scales_in_words
 from .lineage_match import looked_up, paired, size, thirds
-from .lineage_steps import Steps, biases_off, folded_weight, held_against, scales_in_words
 from .lineage_unread import unaccounted
 from .onnx_constants import Graph
 from .onnx_live import only_live

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..targets.data import Bounds, Records
 from ..targets.errors import NotApplicable
 from ..targets.model import BATCH
-from .layers import replace_layers
+from .edit import replace_layers
 from .quantize import Quantize, prepare, stand_in
 from .recipe import RECIPES, Recipe
 from .weight_codes import Bits, WeightFormat

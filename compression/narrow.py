@@ -18,7 +18,7 @@ from ..targets.model import device_of
 from ..targets.plain import tie
 from ..targets.seeds import global_seed
 from .attention import Attention, unfold_attention
-from .layers import replace_layers, working_copy
+from .edit import replace_layers, working_copy
 from .structure import resized
 
 LAST_NORMS = (nn.LayerNorm, nn.RMSNorm)  # over the last dimension

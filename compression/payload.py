@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from ..targets.errors import InputError
-from .fake_quantize import QuantizedLayer
 from .huffman import Reader, decode_symbols, encode_symbols, pack, unpack, varint
+from .quantized_layer import QuantizedLayer
 
 MAGIC = b"CRW1"
 PLAIN, PACKED, CODEBOOK_PACKED, CODEBOOK_HUFFMAN, SPARSE, DERIVED, CODEBOOK_OF_3, REPEATED = range(8)

@@ -14,8 +14,8 @@ from ..targets.seeds import derive
 from ..training.loop import Training, train
 from ..training.stacked import Stack
 from .channels import behead, thin, unfolded
+from .edit import noise, weights, working_copy
 from .importance import Importance, importances
-from .layers import noise, weights, working_copy
 from .masks import n_of_m, smallest, smallest_per_layer
 from .recipe import RECIPES, Recipe, fine_tuned
 

@@ -19,11 +19,12 @@ from .activation_grids import quantize_additions
 from .adaptive_rounding import adaptive_codes, layer_calls
 from .attention import unfold_attention
 from .calibration import Calibration, input_ranges, watch
-from .fake_quantize import Activations, QuantizedLayer, can_quantize, fold_batch_norm, quantize_layer, share_codes
-from .layers import PLAIN, called, noise, replace_layers
+from .edit import PLAIN, called, noise, replace_layers
+from .fold_batch_norm import fold_batch_norm
 from .quantization_aware import train_quantized
+from .quantized_layer import Activations, QuantizedLayer, can_quantize, quantize_layer, share_codes
+from .quantized_recurrent import QuantizedRecurrent, quantize_recurrent
 from .recipe import RECIPES, Recipe
-from .recurrent import QuantizedRecurrent, quantize_recurrent
 from .weight_codes import SIXTEEN_BITS, Bits, Granularity, Number, Rounding, WeightFormat
 
 RECURRENT = (nn.LSTM, nn.GRU)

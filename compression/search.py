@@ -25,10 +25,10 @@ from ..targets.seeds import derive, generator
 from ..targets.technique import Technique
 from ..training.architecture import Architecture
 from ..training.trainer import Trainer
-from .export import to_onnx
-from .footprint import interleaved_latency
+from .onnx_export import to_onnx
 from .payload import encode
 from .recipe import RECIPES, Recipe
+from .timing import interleaved_latency
 
 if TYPE_CHECKING:
     import optuna

@@ -16,7 +16,7 @@ from torch import nn
 from ..targets.errors import InputError, NotApplicable
 from .activation_grids import RoundedActivations
 from .attention import forgo_nested_tensors
-from .layers import REBUILDABLE
+from .edit import REBUILDABLE
 from .recipe import RECIPES
 
 Description = list[dict[str, Any]]

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from crushproof.compression.fake_quantize import QuantizedLayer
 from crushproof.compression.mixed_precision import (
     WIDTHS,
     MixedPrecision,
@@ -22,6 +21,7 @@ from crushproof.compression.mixed_precision import (
     weight_counts,
 )
 from crushproof.compression.quantize import Quantize, prepare
+from crushproof.compression.quantized_layer import QuantizedLayer
 from crushproof.compression.recipe import RECIPES
 from crushproof.compression.weight_codes import WeightFormat, weight_codes
 from crushproof.targets.data import Bounds, Data, Records

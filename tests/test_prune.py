@@ -142,7 +142,7 @@ OPTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
 def test_every_option_replays_ships_and_is_stored(name: str, few: Records) -> None:
     import onnxruntime
 
-    from crushproof.compression.export import to_onnx
+    from crushproof.compression.onnx_export import to_onnx
     from crushproof.compression.structure import load_module, save_module
 
     build, fields = OPTIONS[name]

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from crushproof.compression.adaptive_rounding import adaptive_codes, layer_calls
 from crushproof.compression.calibration import BINS, entropy_threshold, input_ranges, percentile_range
-from crushproof.compression.export import to_onnx
-from crushproof.compression.fake_quantize import QuantizedLayer
+from crushproof.compression.onnx_export import to_onnx
 from crushproof.compression.quantization_aware import _InTraining
 from crushproof.compression.quantize import Quantize, prepare
+from crushproof.compression.quantized_layer import QuantizedLayer
+from crushproof.compression.quantized_recurrent import QuantizedRecurrent
 from crushproof.compression.recipe import RECIPES
-from crushproof.compression.recurrent import QuantizedRecurrent
 from crushproof.compression.structure import load_module, save_module
 from crushproof.compression.weight_codes import WeightFormat, spread_scale, weight_codes
 from crushproof.targets.certificate import certify

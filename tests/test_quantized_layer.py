@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crushproof.compression.fake_quantize import (
+from crushproof.compression.edit import REBUILDABLE
+from crushproof.compression.fold_batch_norm import fold_batch_norm
+from crushproof.compression.quantized_layer import (
     Activations,
     QuantizedLayer,
     can_quantize,
     dynamic_grid,
-    fold_batch_norm,
     input_grid,
     native,
     quantize_layer,
 )
-from crushproof.compression.layers import REBUILDABLE
 from crushproof.compression.weight_codes import WeightFormat
 from crushproof.targets.errors import NotApplicable
 from crushproof.training.networks import digits_cnn

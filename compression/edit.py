@@ -30,10 +30,10 @@ def rebuildable(*arguments: str) -> Callable[[type[L]], type[L]]:
         arguments: of its constructor, all of them; JSON values (or tuples of them), kept as attributes of those names.
 
     Such a layer may define:
-        `shipped() -> nn.Module`, what stands in for it during export to ONNX (`export.to_onnx`);
+        `shipped() -> nn.Module`, what stands in for it during export to ONNX (`onnx_export.to_onnx`);
         `operations(inputs, output) -> tuple[int, int, int]`, for a call: multiply-accumulates of one record, bits of a
         weight, bits of an activation (`footprint.layer_macs`);
-        `native() -> None`, which switches its rounding to the zero gradients it really has (`fake_quantize.native`).
+        `native() -> None`, which switches its rounding to the zero gradients it really has (`quantized_layer.native`).
     """
 
     def register(cls: type[L]) -> type[L]:
