@@ -92,9 +92,9 @@ def _technique(contender: Contender) -> str:
 
 def _words(contender: Contender) -> str:
     if contender.file is not None:
-        declared = f", declared as {contender.recipe.words}" if contender.recipe is not None else ""
+        declared = f", declared as {contender.recipe.phrase}" if contender.recipe is not None else ""
         return f"finished {contender.file.kind.upper()} file{declared}"
-    return "uncompressed" if contender.recipe is None else contender.recipe.words
+    return "uncompressed" if contender.recipe is None else contender.recipe.phrase
 
 
 def _disagreement(reader: Reader, contender: Contender, result: Result) -> Estimate | None:

@@ -124,7 +124,7 @@ def words_of(trial: Trial) -> str:
     """A trial's recipe in a phrase."""
     from ..compression.recipe import RECIPES
 
-    return "uncompressed" if not trial.recipe else RECIPES.parse(trial.recipe).words
+    return "uncompressed" if not trial.recipe else RECIPES.parse(trial.recipe).phrase
 
 
 def _short(recipe: dict[str, Any]) -> dict[str, Any]:

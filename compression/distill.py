@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -33,6 +33,7 @@ class Distill(Recipe):
     Regressions (float targets) replace both losses by squared errors: to the teacher's outputs and to the targets.
     """
 
+    family: ClassVar[str] = "Distillation"
     kind: Literal["distill"] = "distill"
     width: float = Field(
         0.5,
@@ -93,7 +94,7 @@ class Distill(Recipe):
         return True
 
     @property
-    def words(self) -> str:
+    def phrase(self) -> str:
         shares = [(self.depth, "blocks"), (self.width, "channels")]
         smaller = " and ".join(f"{100 * share:g} % of the {what}" for share, what in shares if share < 1)
         who = f"student {self.student}" if self.student else f"student with {smaller or 'the same architecture'}"

@@ -59,7 +59,7 @@ class DynamicSparsity(Recipe):
         return self.fine_tune is not None
 
     @property
-    def words(self) -> str:
+    def phrase(self) -> str:
         return f"largest {100 * self.keep:g} % of activations per {self.per}{fine_tuned(self.fine_tune)}"
 
     def apply(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> nn.Module:

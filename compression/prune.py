@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ class Prune(Recipe):
     and faster. Scattered zeros make a smaller payload, not a faster model.
     """
 
+    family: ClassVar[str] = "Pruning"
     kind: Literal["prune"] = "prune"
     structure: Literal["weights", "n:m", "channels", "heads"] = Field(
         "weights",
@@ -89,7 +90,7 @@ class Prune(Recipe):
         return self.fine_tune is not None
 
     @property
-    def words(self) -> str:
+    def phrase(self) -> str:
         if self.structure == "n:m":
             what = f"{self.group_size - self._dropped(self.sparsity)} of every {self.group_size} weights kept"
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -27,6 +27,7 @@ class Share(Recipe):
     payload, where each tensor holds its code book and Huffman-coded indices (`payload`).
     """
 
+    family: ClassVar[str] = "Weight sharing"
     kind: Literal["share"] = "share"
     clusters: int = Field(
         16,
@@ -52,7 +53,7 @@ class Share(Recipe):
         return self.fine_tune is not None
 
     @property
-    def words(self) -> str:
+    def phrase(self) -> str:
         each = "per layer" if self.scope == "layer" else "for all layers"
         return f"{self.clusters} shared values {each}{fine_tuned(self.fine_tune)}"
 

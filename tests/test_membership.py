@@ -132,7 +132,7 @@ class Halve(Recipe):
         return False
 
     @property
-    def words(self) -> str:
+    def phrase(self) -> str:
         return "half the logits"
 
 

@@ -152,7 +152,7 @@ def test_ends_rounding_and_training_are_the_inner_recipes(dense: nn.Module, digi
     inner = {"fine_tune": {"epochs": 1}, "activations": "dynamic", "number": "fixed-point"}
     recipe = RECIPES.parse({"kind": "mixed-precision", "average_bits": 3.5, "quantize": inner})
     assert recipe.trains
-    assert recipe.words == (
+    assert recipe.phrase == (
         "mixed-precision fixed-point weights (3.5 bits per weight on average), 8-bit activations (dynamic), "
         "trained quantised for 1 epochs"
     )

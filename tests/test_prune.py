@@ -623,9 +623,9 @@ def test_a_plan_is_told_in_the_same_words() -> None:
 
 def test_the_words_of_the_report() -> None:
     tuning = Training(epochs=2)
-    assert Prune(sparsity=0.8).words == "80 % of weights pruned"
-    assert Prune(structure="n:m").words == "2 of every 4 weights kept"
-    assert Prune(scope="layer", importance="random").words == "50 % of weights pruned per layer at random"
-    assert Prune(structure="heads", importance="taylor", steps=3, fine_tune=tuning).words == (
+    assert Prune(sparsity=0.8).phrase == "80 % of weights pruned"
+    assert Prune(structure="n:m").phrase == "2 of every 4 weights kept"
+    assert Prune(scope="layer", importance="random").phrase == "50 % of weights pruned per layer at random"
+    assert Prune(structure="heads", importance="taylor", steps=3, fine_tune=tuning).phrase == (
         "50 % of heads pruned by Taylor importance in 3 steps, fine-tuned for 2 epochs each"
     )

@@ -572,11 +572,11 @@ def test_what_cannot_be_done_is_said(dense: nn.Module, members: Records, digits:
 def test_words_name_every_choice() -> None:
     said = Quantize(
         weight_bits=4, granularity="group", rounding="adaptive", calibration="entropy", calibration_inputs="noise"
-    ).words
+    ).phrase
     assert said == "4-bit weights in groups of 32, adaptive rounding, 8-bit activations (entropy), calibrated on noise"
-    assert Quantize().words == "8-bit weights, 8-bit activations"
-    assert Quantize(number="float16", activations="float").words == "float16 weights, float activations"
+    assert Quantize().phrase == "8-bit weights, 8-bit activations"
+    assert Quantize(number="float16", activations="float").phrase == "float16 weights, float activations"
     aware = Quantize(number="ternary", granularity="tensor", activations="dynamic", fine_tune=Training(epochs=3))
-    assert aware.words == (
+    assert aware.phrase == (
         "ternary weights with one scale per layer, 8-bit activations (dynamic), trained quantised for 3 epochs"
     )
