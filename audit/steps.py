@@ -23,7 +23,7 @@ from ..compression.footprint import footprint, footprint_of_file
 from ..compression.lineage import check_lineage, not_read
 from ..compression.onnx_export import to_onnx
 from ..compression.payload import encode
-from ..compression.quantized_layer import native
+from ..compression.quantized_layer import true_gradients
 from ..compression.recipe import Recipe
 from ..compression.structure import load_module, save_module
 from ..compression.timing import peak_resident_bytes
@@ -251,8 +251,8 @@ def native_of(twin: nn.Module | None) -> nn.Module | None:
     """The twin with the gradients that its rounding really has; the twin itself where nothing rounds."""
     if twin is None:
         return None
-    hard = native(twin)
-    rounds = any(hasattr(layer, "native") for layer in hard.modules())
+    hard = true_gradients(twin)
+    rounds = any(hasattr(layer, "true_gradients") for layer in hard.modules())
     for layer in hard.modules():
         if isinstance(layer, Twin | Preprocessing):
             layer.straight_through = False

@@ -96,7 +96,7 @@ class RoundedActivations(nn.Module):
             output: Tensor = self.inner(x)
         return output
 
-    def native(self) -> None:
+    def true_gradients(self) -> None:
         self.straight_through = False
 
     def shipped(self) -> nn.Module:

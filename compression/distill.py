@@ -16,7 +16,7 @@ from ..targets.model import TorchTarget, device_of
 from ..targets.seeds import derive
 from ..training.architecture import Architecture
 from ..training.loop import Forward, Objective, Training, train
-from .channels import thin
+from .channels import remove_channels
 from .edit import noise, working_copy
 from .hints import hinted
 from .narrow import narrower
@@ -129,7 +129,7 @@ class Distill(Recipe):
         smaller = module if self.depth == 1 else shallow(module, example, self.depth)
         if self.width < 1:
             narrow = narrower(smaller, example, self.width)
-            smaller = thin(smaller, example, self.width) if narrow is None else narrow
+            smaller = remove_channels(smaller, example, self.width) if narrow is None else narrow
         try:
             return Architecture.like(smaller, "student").fresh(derive(seed, "student"))
         except NotApplicable as error:

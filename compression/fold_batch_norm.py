@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..targets.plain import sharing_layers
-from .edit import PLAIN, replace_layers
+from .edit import PLAIN_LAYERS, replace_layers
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
@@ -73,7 +73,7 @@ def _pairs(module: nn.Module, example: Tensor) -> list[tuple[Any, Any]]:
 
     handles = []
     for layer in module.modules():
-        if type(layer) in PLAIN:
+        if type(layer) in PLAIN_LAYERS:
             handles.append(layer.register_forward_hook(after_layer))
         elif isinstance(layer, _BATCH_NORMS) and layer.running_mean is not None:
             handles.append(layer.register_forward_pre_hook(before_norm))

@@ -1,9 +1,10 @@
 """Whether a finished file really is its dense model, rounded: every code is recomputed from the dense weights.
 
-A malicious quantiser can hide a backdoor in the choice between the two neighbours of each weight (QuRA, Ma et al. 2023;
-compression-activated backdoors, Hong et al. 2021, arXiv:2110.13541). With the dense model at hand that choice is not
-hidden: a code is the nearest neighbour of weight / scale, the other neighbour, or neither. Adaptive rounding (Nagel et
-al. 2020, arXiv:2004.10568) honestly takes the other neighbour here and there; what proves it is to recompute it.
+A malicious quantiser can hide a backdoor in the choice between the two neighbours of each weight (QuRA, Chen et al.
+2025, arXiv:2510.09647; compression-activated backdoors, Hong et al. 2021, arXiv:2110.13541). With the dense model at
+hand that choice is not hidden: a code is the nearest neighbour of weight / scale, the other neighbour, or neither.
+Adaptive rounding (Nagel et al. 2020, arXiv:2004.10568) honestly takes the other neighbour here and there; what proves
+it is to recompute it.
 
 The check is about weights and biases that reach an output; other tables that meet the input there have to be the dense
 model's too. It says nothing of the scales of activations, of single numbers, or of the order of the operators.

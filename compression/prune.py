@@ -13,7 +13,7 @@ from ..targets.errors import NotApplicable
 from ..targets.seeds import derive
 from ..training.loop import Training, train
 from ..training.stacked import Stack
-from .channels import behead, thin, unfolded
+from .channels import remove_channels, remove_heads, unfolded
 from .edit import noise, weights, working_copy
 from .importance import Importance, importances
 from .masks import n_of_m, smallest, smallest_per_layer
@@ -124,8 +124,8 @@ class Prune(Recipe):
         self, module: nn.Module, example: Tensor, scores: Mapping[str, Tensor], share: float, full: nn.Module | None
     ) -> nn.Module:
         if self.structure == "heads":
-            return behead(module, 1 - share, scores=scores, full=full)
-        return thin(module, example, 1 - share, scores=scores, round_to=self.round_to, full=full)
+            return remove_heads(module, 1 - share, scores=scores, full=full)
+        return remove_channels(module, example, 1 - share, scores=scores, round_to=self.round_to, full=full)
 
     def _masked(self, module: nn.Module, scores: Mapping[str, Tensor], share: float) -> nn.Module:
         masked = working_copy(module)

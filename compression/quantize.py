@@ -19,7 +19,7 @@ from .activation_grids import quantize_additions
 from .adaptive_rounding import adaptive_codes, layer_calls
 from .attention import unfold_attention
 from .calibration import Calibration, input_ranges, watch
-from .edit import PLAIN, called, noise, replace_layers
+from .edit import PLAIN_LAYERS, called, noise, replace_layers
 from .fold_batch_norm import fold_batch_norm
 from .quantization_aware import train_quantized
 from .quantized_layer import Activations, QuantizedLayer, can_quantize, quantize_layer, share_codes
@@ -214,7 +214,7 @@ class Quantize(Recipe):
             draw = generator(drawn, "rounding", position)
             known = None if isinstance(layer, RECURRENT) else first.get(id(original.weight))
             codes = None if known is None or known.weight_scale is None else (known.codes, known.weight_scale)
-            if codes is None and self.rounding == "adaptive" and isinstance(layer, PLAIN):
+            if codes is None and self.rounding == "adaptive" and isinstance(layer, PLAIN_LAYERS):
                 assert x is not None
                 wanted = [original(entering).detach() for entering in layer_calls(prepared, original, x)]
                 entering = layer_calls(quantized, layer, x)  # of the model quantised so far

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ..targets.errors import NotApplicable
 from ..targets.twin_rounding import quantized
-from .edit import PLAIN, REBUILDABLE, rebuildable
+from .edit import PLAIN_LAYERS, REBUILDABLE, rebuildable
 from .weight_codes import (
     SIXTEEN_BITS,
     Bits,
@@ -156,7 +156,7 @@ class QuantizedLayer(nn.Module):
         convolve = F.conv1d if self.operation == "conv1d" else F.conv2d
         return convolve(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
-    def native(self) -> None:
+    def true_gradients(self) -> None:
         self.straight_through = False
 
     def operations(self, inputs: tuple[Tensor, ...], output: Tensor) -> tuple[int, int, int]:
@@ -197,7 +197,7 @@ def can_quantize(layer: nn.Module) -> bool:
     A plain Linear, a Conv1d or Conv2d with symmetric zero padding, an Embedding that does not renormalise its rows.
     """
     if isinstance(layer, nn.Conv1d | nn.Conv2d):
-        return type(layer) in PLAIN and layer.padding_mode == "zeros" and _padding(layer) is not None
+        return type(layer) in PLAIN_LAYERS and layer.padding_mode == "zeros" and _padding(layer) is not None
     if isinstance(layer, nn.Embedding):
         return type(layer) is nn.Embedding and layer.max_norm is None
     return type(layer) is nn.Linear
@@ -309,11 +309,11 @@ def _padding(layer: nn.Conv1d | nn.Conv2d) -> tuple[int, ...] | None:
     return tuple(layer.padding)
 
 
-def native(module: nn.Module) -> nn.Module:
+def true_gradients(module: nn.Module) -> nn.Module:
     """A copy with the gradients that hard rounding really has (zero), as an attacker without a twin meets them."""
     hard = copy.deepcopy(module)
     for layer in hard.modules():
-        switch = getattr(layer, "native", None)
+        switch = getattr(layer, "true_gradients", None)
         if type(layer) in REBUILDABLE and switch is not None:
             switch()
     return hard

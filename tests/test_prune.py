@@ -16,7 +16,7 @@ from torch.nn.utils import prune as torch_prune
 from torch.utils.flop_counter import FlopCounterMode
 
 from crushproof.compression.attention import Attention, unfold_attention
-from crushproof.compression.channels import thin
+from crushproof.compression.channels import remove_channels
 from crushproof.compression.importance import importances
 from crushproof.compression.masks import smallest_in_groups
 from crushproof.compression.prune import Prune, shares
@@ -491,7 +491,7 @@ def test_what_feeds_attention_keeps_its_width(few: Records) -> None:
 
 
 def test_a_student_is_thinned_by_the_same_function(dense: nn.Module, members: Records) -> None:
-    thinned = thin(dense, members.x[:2], 0.5)
+    thinned = remove_channels(dense, members.x[:2], 0.5)
     again = Prune(structure="channels").apply(dense, members, UNIT, seed=0)
     assert same_state(thinned, again)
 

@@ -20,8 +20,8 @@ from crushproof.compression.quantized_layer import (
     can_quantize,
     dynamic_grid,
     input_grid,
-    native,
     quantize_layer,
+    true_gradients,
 )
 from crushproof.compression.weight_codes import WeightFormat
 from crushproof.targets.errors import NotApplicable
@@ -135,7 +135,7 @@ def test_gradients_pass_straight_through_inside_the_range_only() -> None:
 
 def test_native_gradients_of_hard_rounding_are_zero_and_values_the_same() -> None:
     quantized = nn.Sequential(quantize_layer(layer_of(nn.Linear, 4, 3), WeightFormat(), activations=(0.0, 1.0)))
-    hard = native(quantized)
+    hard = true_gradients(quantized)
     x = torch.rand(5, 4, generator=seeded()).requires_grad_()
     logits = hard(x)
     logits.square().sum().backward()
