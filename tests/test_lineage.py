@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from crushproof.compression.footprint import footprint_of_file
 from crushproof.compression.lineage import Lineage, check_lineage, not_read
+from crushproof.compression.onnx_constants import Constant, Graph
 from crushproof.compression.onnx_export import to_onnx
 from crushproof.compression.prune import Prune
 from crushproof.compression.quantize import Quantize
@@ -701,6 +702,23 @@ def test_a_weight_that_is_cast_is_what_the_runtime_makes_of_it() -> None:
         dense, whole([whole_codes, floats, helper.make_node("Mul", ["floats", "scale"], ["wide"]), gemm("wide")], held)
     )
     assert (found.verdict, found.layers[0].bits) == ("confirmed", 8)
+
+
+def test_only_the_standards_operators_are_taken_for_what_they_are_called() -> None:
+    """A weight that another package's Transpose makes is anything; the standard's has the dense model's values."""
+
+    def made(domain: str) -> Constant | None:
+        node = helper.make_node("Transpose", ["dense"], ["made"], domain=domain, perm=[1, 0])
+        model = onnx.load_model_from_string(whole([gemm("dense")], [numpy_helper.from_array(WEIGHT, "dense")]))
+        model.graph.node.append(node)
+        model.opset_import.append(helper.make_opsetid("theirs", 1))
+        return Graph(model).constant("made")
+
+    assert made("theirs") is None
+    for domain in ("", "ai.onnx"):
+        constant = made(domain)
+        assert constant is not None
+        np.testing.assert_array_equal(constant.values, WEIGHT.T)
 
 
 def test_blocks_longer_than_the_axis_take_no_memory() -> None:
