@@ -40,6 +40,7 @@ from ..targets.seeds import derive, generator
 from ..targets.steadiness import variation
 from ..targets.tensorrt import TensorRtTarget
 from ..targets.twin import Twin, twin_of
+from ..training.loop import TrainingJob
 from .cells import Result
 from .files import FinishedFile
 from .lineup import Contender, Dense
@@ -88,8 +89,8 @@ def train_dense(dense: Dense, data: Data, model: DenseModel, seed: int, device: 
         module.load_state_dict(model.state)
     else:
         records = members(data)
-        subset = torch.arange(len(records))
-        module = dense.trainer.fit(dense.architecture, records, [subset], [derive(seed, dense.name)], device)[0]
+        job = TrainingJob.of_one(dense.architecture, records, derive(seed, dense.name), device)
+        module = dense.trainer.fit(job)[0]
         if dense.defense is not None:
             check_finite(module, f"the defense {dense.defense.kind}")
             statement = dense.defense.statement(len(records))
