@@ -233,7 +233,8 @@ def gate(
         from .policy import load_policy
         from .reading import read_audit
 
-        result = rejudge(read_audit(folder), load_policy(policy, Path()))
+        audit = read_audit(folder)
+        result = rejudge(audit, load_policy(policy, Path(), audit.metrics))
         show(result, as_json, None, None)
         raise typer.Exit(CODES[result.verdict])
 

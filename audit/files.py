@@ -29,7 +29,7 @@ from .sections import InterfacePlan
 
 
 @dataclass(frozen=True, eq=False)
-class FinishedFile:
+class OpenedFile:
     """A file that somebody else compressed, as it is audited.
 
     Args:
@@ -68,7 +68,7 @@ class FinishedFile:
 
 def open_file(
     path: str, folder: Path, interface: InterfacePlan, data: Data, like: Assumptions | None = None
-) -> FinishedFile:
+) -> OpenedFile:
     """Reads the file (in a process with limits) and finds out what it takes and answers.
 
     Args:
@@ -89,10 +89,10 @@ def open_file(
     said = [f"Declared: {'; '.join(declared)}."] if declared else []
     doubtful = any(note.startswith((DOUBT, ALIKE)) for note in notes)
     facts = foreign.facts.model_dump(mode="json")
-    return FinishedFile(path, foreign.kind, foreign.data, assumptions, facts, (*said, *foreign.notes, *notes), doubtful)
+    return OpenedFile(path, foreign.kind, foreign.data, assumptions, facts, (*said, *foreign.notes, *notes), doubtful)
 
 
-def open_all(plan: Plan, folder: Path, data: Data) -> dict[str, FinishedFile]:
+def open_all(plan: Plan, folder: Path, data: Data) -> dict[str, OpenedFile]:
     """Every file of the plan, by the name of its candidate, and the dense model's.
 
     A dense model and a file made from it see a record in the same way unless the data say otherwise: where the two were
@@ -111,7 +111,7 @@ def open_all(plan: Plan, folder: Path, data: Data) -> dict[str, FinishedFile]:
             "is found out by the labels that it gets right. Name the model's architecture and weights instead, and "
             "candidates by their recipes."
         )
-    files: dict[str, FinishedFile] = {}
+    files: dict[str, OpenedFile] = {}
     like = None if plan.model is None else Assumptions(record=data.shape)  # a module takes the values as they are
     if model is not None:
         files[DENSE] = open_file(str(model.file), folder, model.interface, data)
@@ -137,5 +137,5 @@ def open_all(plan: Plan, folder: Path, data: Data) -> dict[str, FinishedFile]:
     return files
 
 
-def _alike(one: FinishedFile, other: FinishedFile) -> bool:
+def _alike(one: OpenedFile, other: OpenedFile) -> bool:
     return alike(one.assumptions, other.assumptions)

@@ -161,8 +161,10 @@ def parse_plan(text: str, name: str = "plan.yaml") -> Plan:
 S = TypeVar("S", bound=Settings)
 
 
-def validated(model: type[S], raw: Any, source: Source, at: Steps = ()) -> S:
-    """A section from plain values that stand at `at` in `source`.
+def validated(
+    model: type[S], raw: Any, source: Source, at: Steps = (), context: Mapping[str, Any] | None = None
+) -> S:
+    """A section from plain values that stand at `at` in `source`; its validators may ask for the context.
 
     Raises:
         InputError: every fault, each with its line.
@@ -171,7 +173,7 @@ def validated(model: type[S], raw: Any, source: Source, at: Steps = ()) -> S:
         keys = ", ".join(model.model_fields)
         raise InputError(f"{source.where(at)}: expected a mapping with the keys {keys}.")
     try:
-        return model.model_validate(raw)
+        return model.model_validate(raw, context=context)
     except ValidationError as error:
         raise InputError(explain(error, source, at)) from None
 

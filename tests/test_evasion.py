@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from crushproof.attacks.attack import ATTACKS, Access, Case, Evidence, Ledger
+from crushproof.attacks.attack import ATTACKS, Case, Evidence
+from crushproof.attacks.access import Access, Ledger
 from crushproof.attacks.evasion.apgd import Apgd, checkpoints
 from crushproof.attacks.evasion.art_catalogue import Art
 from crushproof.attacks.evasion.ball import Ball, Norm

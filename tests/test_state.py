@@ -16,7 +16,7 @@ from ai_edge_litert.interpreter import Interpreter
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from crushproof.attacks.attack import Flag
+from crushproof.attacks.access import Flag
 from crushproof.audit.cells import Result
 from crushproof.audit.lineup import Contender
 from crushproof.audit.reader import Reader, candidate_flags

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crushproof.attacks.attack import Access, Case
+from crushproof.attacks.access import Access
+from crushproof.attacks.attack import Case
 from crushproof.attacks.evasion import trust
 from crushproof.attacks.evasion.apgd import Apgd
 from crushproof.attacks.evasion.ball import Ball

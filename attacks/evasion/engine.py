@@ -21,7 +21,9 @@ from ...targets.data import Bounds, Records
 from ...targets.model import BATCH, Target
 from ...targets.seeds import derive
 from ...targets.technique import Registry, Technique
-from ..attack import Access, Case, Ledger, frozen_copy
+from ..access import Access, Ledger
+from ..attack import Case
+from ...targets.model import frozen_copy
 from .ball import Ball, Norm, per_record
 from .slopes import SlopesPastClips
 
