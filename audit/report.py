@@ -27,6 +27,7 @@ from .findings import Audit, Candidate, Finding, Point, ThreatModel
 # Charts hold this many models beside the grey reference; more would be hard to tell apart.
 _MODELS_PER_PANEL = 4
 _POINTS_PER_LINE = 60
+_ROOT = __name__.partition(".")[0]  # the package that holds the templates
 
 
 def render(audit: Audit, path: Path) -> None:
@@ -63,7 +64,7 @@ def to_html(audit: Audit) -> str:
     columns = views.columns(audit)
     matrix = [c for c in columns if c.gated or "/" not in c.suffix]
     hardened = defense_views.hardened_models(ix, matrix)
-    style = resources.files(__package__.rpartition(".")[0]).joinpath("report_templates", "style.css")
+    style = resources.files(_ROOT).joinpath("report_templates", "style.css")
     return (
         _environment()
         .get_template("report.html.j2")
@@ -89,7 +90,7 @@ def to_html(audit: Audit) -> str:
 
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader(__package__.rpartition(".")[0], "report_templates"),
+        loader=PackageLoader(_ROOT, "report_templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
