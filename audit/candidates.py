@@ -8,7 +8,7 @@ from typing import Any
 from ..attacks.evasion.evasion import Evasion
 from .cells import Result
 from .evasion_comparison import resolve_radius, robust_at
-from .findings import Candidate, Certificate, Change, Estimate, Footprint, Kernels, Lineage, Runtime
+from .findings import Candidate, Certificate, Change, Draw, Estimate, Footprint, Kernels, Lineage, Runtime
 from .lineup import PLAIN, Contender
 from .measures import mean, mean_change, rate, rate_change
 from .reader import Reader, candidate_flags
@@ -156,8 +156,8 @@ def _certificate(reader: Reader, contender: Contender, result: Result) -> Certif
     )
 
 
-def _draws(reader: Reader, contender: Contender, shipped: Result) -> list[dict[str, float]]:
-    """Accuracy and robust accuracy of every draw of a random recipe; the shipped one first."""
+def _draws(reader: Reader, contender: Contender, shipped: Result) -> list[Draw]:
+    """The quality and robust accuracy of every draw of a random recipe; the shipped one first."""
     if not contender.draws:
         return []
     attack, label = next((pair for pair in reader.suite.attacks if isinstance(pair[0], Evasion)), (None, ""))
@@ -166,18 +166,12 @@ def _draws(reader: Reader, contender: Contender, shipped: Result) -> list[dict[s
         result = shipped if draw == 0 else reader.get(reader.suite.candidate_cell(contender, draw))
         if result is None:
             continue
-        row = {"draw": float(draw), **_figures("accuracy", result.arrays["evidence/correct"])}
+        figures = _quality(result)
         found = reader.get(
             reader.suite.attack_cell(label, contender.name, f"draw-{draw}")
         )  # one attack for all draws: gradients at the gate
         resolved = resolve_radius(reader, attack) if isinstance(attack, Evasion) else None
         if resolved is not None and found is not None:
-            row |= _figures("robust_accuracy", robust_at(found, resolved.gate))
-        rows.append(row)
+            figures["robust_accuracy"] = rate(robust_at(found, resolved.gate))
+        rows.append(Draw(draw=draw, figures=figures))
     return rows
-
-
-def _figures(name: str, successes: Any) -> dict[str, float]:
-    """A rate with its interval and n, flat."""
-    own = rate(successes)
-    return {name: own.estimate, f"{name}_low": own.low, f"{name}_high": own.high, f"{name}_n": float(own.n)}

@@ -20,7 +20,7 @@ from .evasion_comparison import (
     robust_at,
     without_twin,
 )
-from .findings import Finding, Part, Point, ThreatModel
+from .findings import Finding, GroupEstimate, Part, Point, ThreatModel
 from .lineup import Contender
 from .measures import Bools, point, rate
 from .reader import NOTHING_RAN, Reader, part_of, shell_of, with_evidence
@@ -206,7 +206,7 @@ def _epsilon_curves(found: Measured) -> dict[str, list[Point]]:
     return curves
 
 
-def _who_is_hit(reader: Reader, result: Result, good: Bools) -> list[dict[str, str | float | int]]:
+def _who_is_hit(reader: Reader, result: Result, good: Bools) -> list[GroupEstimate]:
     """The estimate per class, and per group where the data has groups, of the attacked records; the worst first."""
     data, ids = reader.suite.subject.data, result.arrays["ids"]
     labels = data.non_members.y.numpy()[ids]
@@ -214,9 +214,5 @@ def _who_is_hit(reader: Reader, result: Result, good: Bools) -> list[dict[str, s
     if data.groups is not None:
         groups = np.array(data.groups)[ids]
         masks |= {f"group {name}": groups == name for name in sorted(set(data.groups))}
-    rows: list[dict[str, str | float | int]] = []
-    for name, mask in masks.items():
-        if mask.any():
-            own = rate(good[mask])
-            rows.append({"name": name, "estimate": own.estimate, "low": own.low, "high": own.high, "n": own.n})
-    return sorted(rows, key=lambda row: (row["estimate"], row["name"]))
+    rows = [GroupEstimate(name=name, **rate(good[mask]).model_dump()) for name, mask in masks.items() if mask.any()]
+    return sorted(rows, key=lambda row: (row.estimate, row.name))

@@ -23,12 +23,15 @@ from crushproof.audit.findings import (
     Certificate,
     Change,
     DataSummary,
+    Draw,
     Environment,
     Estimate,
     Finding,
     Footprint,
     Gate,
+    GroupEstimate,
     Latency,
+    Machine,
     Macs,
     NotMeasured,
     Part,
@@ -243,12 +246,9 @@ def synthetic_audit(renamed: dict[str, str] | None = None, classes: list[str] | 
                 ],
             },
             who_is_hit=[
-                {
-                    "name": c,
-                    "estimate": round(float(np.clip(robust + rng.normal(0, 0.09) - 0.12 * (i == 8), 0, 1)), 3),
-                    "n": 30,
-                }
+                GroupEstimate(name=c, estimate=hit, low=max(0, hit - 0.17), high=min(1, hit + 0.17), n=30)
                 for i, c in enumerate(classes)
+                for hit in [round(float(np.clip(robust + rng.normal(0, 0.09) - 0.12 * (i == 8), 0, 1)), 3)]
             ],
             taxonomy={
                 "NIST AI 100-2e2025": ["NISTAML.022", "NISTAML.025"],
@@ -500,17 +500,13 @@ def synthetic_audit(renamed: dict[str, str] | None = None, classes: list[str] | 
                 worst_risk=f"{name}/evasion" if tpr < 0.07 or role == "dense" else f"{name}/membership",
                 digest=f"{len(candidates):02d}" * 32,
                 draws=[
-                    {
-                        "draw": s,
-                        **{
-                            "accuracy": 0.966 - 0.004 * s,
-                            "accuracy_low": 0.9,
-                            "accuracy_high": 0.98,
-                            "accuracy_n": 600,
+                    Draw(
+                        draw=s,
+                        figures={
+                            "accuracy": Estimate(estimate=0.966 - 0.004 * s, low=0.9, high=0.98, n=600),
+                            "robust_accuracy": Estimate(estimate=0.461 - 0.006 * s, low=0.38, high=0.52, n=300),
                         },
-                        **{"robust_accuracy": 0.461 - 0.006 * s, "robust_accuracy_low": 0.38},
-                        **{"robust_accuracy_high": 0.52, "robust_accuracy_n": 300},
-                    }
+                    )
                     for s in range(5)
                 ]
                 if defense == "stochastic-rounding"
@@ -562,7 +558,7 @@ def synthetic_audit(renamed: dict[str, str] | None = None, classes: list[str] | 
         environment=Environment(
             date="2026-11-20 09:14 UTC",
             versions={"crushproof": "0.1.0", "torch": "2.13.0", "onnxruntime": "1.31.1", "numpy": "2.4.6"},
-            machine={"processor": "x86-64, 2 cores", "memory": "8 GB", "device": "cpu", "threads": "1"},
+            machine=Machine(system="Linux x86_64", processor="x86-64", cores="2", device="cpu"),
             seconds={
                 "train": 14.2,
                 "shadows": 88.1,
