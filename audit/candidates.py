@@ -8,7 +8,8 @@ from typing import Any
 from ..attacks.evasion.evasion import Evasion
 from .cells import Result
 from .evasion_comparison import resolve_radius, robust_at
-from .findings import Candidate, Certificate, Change, Draw, Estimate, Footprint, Kernels, Lineage, Runtime
+from .file_rows import Certificate, Footprint, Kernels, Lineage, Runtime
+from .findings import Candidate, Change, Draw, Estimate
 from .lineup import PLAIN, Contender
 from .measures import mean, mean_change, rate, rate_change
 from .reader import Reader, candidate_flags

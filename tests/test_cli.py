@@ -16,6 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from crushproof.audit import cli
+from crushproof.audit.file_rows import Footprint
 from crushproof.audit.findings import (
     SCHEMA,
     Audit,
@@ -25,7 +26,6 @@ from crushproof.audit.findings import (
     Environment,
     Estimate,
     Finding,
-    Footprint,
     NotMeasured,
     ThreatModel,
 )

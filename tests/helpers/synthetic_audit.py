@@ -6,20 +6,18 @@ import numpy as np
 from synthetic_findings import Model, Named, evasion, extraction, judged, membership, rate
 
 from crushproof.audit import words
+from crushproof.audit.file_rows import Certificate, Footprint, Macs
 from crushproof.audit.findings import (
     Audit,
     Candidate,
-    Certificate,
     DataSummary,
     Draw,
     Environment,
     Estimate,
     Finding,
-    Footprint,
     Gate,
     Latency,
     Machine,
-    Macs,
     NotMeasured,
 )
 
