@@ -17,7 +17,7 @@ from .candidates import candidate_row
 from .cells import Result
 from .engine import Outcome
 from .estimates import change, curves, estimate, part, rate
-from .findings import SCHEMA, Audit, Candidate, DataSummary, Environment, Finding, NotMeasured, ThreatModel
+from .findings import SCHEMA, Audit, Candidate, DataSummary, Environment, Finding, GroupEstimate, NotMeasured, ThreatModel
 from .judging import apply_policy
 from .plan import DENSE
 from .policy import Policy
@@ -137,7 +137,7 @@ def finding_row(
     gateable = measured.gateable and not model.is_dense
     own = None if measured.outcome is None else estimate(measured.outcome)
     seed = derive(suite.plan.seed, "bootstrap")
-    groups = {name: rate(group.successes) for name, group in measured.groups.items()}
+    groups = [GroupEstimate(name=name, **rate(one.successes).model_dump()) for name, one in measured.groups.items()]
     found = Finding(
         id=identifier,
         candidate=model.name,
@@ -163,10 +163,7 @@ def finding_row(
         notes=list(measured.notes),
         parts=[part(one) for one in measured.parts],
         curves=curves(measured),
-        who_is_hit=sorted(
-            ({"name": name, **share.model_dump()} for name, share in groups.items()),
-            key=lambda row: (row["estimate"], row["name"]),
-        ),
+        who_is_hit=sorted(groups, key=lambda row: (row.estimate, row.name)),
         taxonomy={framework: list(ids) for framework, ids in attack.risk.taxonomy.items()},
         reproduce=reproduce(results.command, identifier),
     )

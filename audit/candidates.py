@@ -11,7 +11,8 @@ from .attack_cells import attack_cell
 from .audited import AuditedModel, DenseModel, FinishedFile
 from .cells import Result
 from .estimates import change, estimate, rate
-from .findings import Candidate, Certificate, Change, Draw, Estimate, Footprint, Kernels, Lineage, Runtime
+from .file_rows import Certificate, Footprint, Kernels, Lineage, Runtime
+from .findings import Candidate, Draw, Estimate
 from .plan import DENSE
 from .results import AuditResults
 
@@ -153,9 +154,10 @@ def _draws(results: AuditResults, model: AuditedModel, measured: Sequence[Measur
         made = results.get(results.suite.model_cell(model.name, draw))
         if made is None:
             continue
-        figures: dict[str, Estimate] = {}
+        quality = _quality(made)
+        figures = {("accuracy" if isinstance(quality, Rate) else "mean_squared_error"): estimate(quality)}
         for one in measured:
             if one.draw == draw and one.outcome is not None:
                 figures.setdefault(one.metric.name, estimate(one.outcome))  # of the first attack that gives it
-        rows.append(Draw(draw=draw, accuracy=rate(made.arrays["evidence/correct"]), figures=figures))
+        rows.append(Draw(draw=draw, figures=figures))
     return rows

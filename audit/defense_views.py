@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..attacks.risk import ACCURACY
+from ..attacks.risk import ACCURACY, Metric
 from .findings import Candidate, Estimate, Finding, Part
 from .views import Column, Index, counterpart, latency, suffix
 from .words import (
@@ -170,17 +170,14 @@ def promise_words(promise: dict[str, Any]) -> str:
     )
 
 
-def draw_rows(candidate: Candidate) -> list[tuple[str, float, float, list[float], float, float, int]]:
-    """Stochastic rounding: per figure its name, mean and worst over the draws, all of them; the worst's interval, n."""
-    keys = [
-        key
-        for key in dict.fromkeys(k for draw in candidate.draws for k in draw)
-        if key in ("accuracy", "robust_accuracy")
-    ]
+def draw_rows(ix: Index, candidate: Candidate) -> list[tuple[Metric, float, float, list[float], float, float, int]]:
+    """A random recipe: per figure its name, mean and worst over the draws, all of them; the worst's interval, n."""
     rows = []
-    for key in keys:
-        values = [draw[key] for draw in candidate.draws if key in draw]
-        worst = min((draw for draw in candidate.draws if key in draw), key=lambda draw: draw[key])
-        interval = worst[f"{key}_low"], worst[f"{key}_high"], int(worst[f"{key}_n"])
-        rows.append((key, sum(values) / len(values), worst[key], values, *interval))
+    for key in dict.fromkeys(name for draw in candidate.draws for name in draw.figures):
+        found = [draw.figures[key] for draw in candidate.draws if key in draw.figures]
+        values = [one.estimate for one in found]
+        metric = ix.metric(key)
+        sign = 1 if metric.better == "higher" else -1
+        worst = min(found, key=lambda one: sign * one.estimate)
+        rows.append((metric, sum(values) / len(values), worst.estimate, values, worst.low, worst.high, worst.n))
     return rows

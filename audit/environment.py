@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ..compression.footprint import Timed, interleaved_latency
-from .findings import Environment, Latency
+from .findings import Environment, Latency, Machine
 
 GPU_BUILDS = {"onnxruntime": ("onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")}
 RUNTIMES = {  # optional ones: the modules, the packages that bring them
@@ -56,13 +56,13 @@ def _first(*packages: str) -> str:
     return "not installed"
 
 
-def machine(device: str) -> dict[str, str]:
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": processor(),
-        "cores": str(os.cpu_count()),
-        "device": device,
-    }
+def machine(device: str) -> Machine:
+    return Machine(
+        system=f"{platform.system()} {platform.machine()}",
+        processor=processor(),
+        cores=str(os.cpu_count()),
+        device=device,
+    )
 
 
 def processor() -> str:

@@ -105,6 +105,8 @@ def check_verdicts(audit: Audit, folder: Path) -> None:
     named = audit.plan.get("policy", "release")
     if isinstance(named, str) and named not in BUILT_IN:
         return  # a policy file, which may have moved since
+    if not isinstance(named, str | dict):
+        raise InputError(f"{folder / 'audit.json'}: plan.policy is neither a name nor limits. Run the audit again.")
     judged = rejudge(audit, load_policy(named, folder, audit.metrics))
     ours = [judged.verdict, *(row.verdict for row in judged.candidates), *(row.verdict for row in judged.findings)]
     theirs = [audit.verdict, *(row.verdict for row in audit.candidates), *(row.verdict for row in audit.findings)]

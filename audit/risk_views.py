@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..attacks.risk import Metric
-from .findings import Finding, ThreatModel
+from .findings import Finding, GroupEstimate, ThreatModel
 from .views import Column, Index
 from .words import (
     change,
@@ -110,14 +110,14 @@ class Hits:
 
     groups: list[str]
     rows: list[tuple[str, list[tuple[str, str]], int | None]]
-    sizes: list[int | None]
+    sizes: list[int]
     sentence: str
 
 
 def who_is_hit(ix: Index, column: Column) -> Hits | None:
     """None when no finding of the column tells groups apart."""
     tables = {
-        name: {str(row.get("name")): row for row in finding.who_is_hit if isinstance(row.get("estimate"), int | float)}
+        name: {row.name: row for row in finding.who_is_hit}
         for name, finding in column.findings.items()
         if finding.who_is_hit
     }
@@ -129,25 +129,18 @@ def who_is_hit(ix: Index, column: Column) -> Hits | None:
     sign = 1 if column.metric.better == "higher" else -1
     rows, tally = [], dict.fromkeys(groups, 0)
     for name, table in tables.items():
-        known = [
-            (sign * _number(table[group], "estimate"), place) for place, group in enumerate(groups) if group in table
-        ]
+        known = [(sign * table[group].estimate, place) for place, group in enumerate(groups) if group in table]
         worst = min(known)[1] if known else None
         if worst is not None:
             tally[groups[worst]] += 1
         rows.append((name, [_hit(table.get(group), column.metric) for group in groups], worst))
     most = max(groups, key=lambda group: tally[group])
-    sizes = [next((int(_number(t[g], "n")) for t in tables.values() if g in t and "n" in t[g]), None) for g in groups]
+    sizes = [next(table[group].n for table in tables.values() if group in table) for group in groups]
     sentence = f"\u201c{label(most)}\u201d is hit hardest in {tally[most]} of {plural(len(rows), 'model')}."
     return Hits(groups, rows, sizes, sentence)
 
 
-def _number(row: dict[str, str | float | int], key: str) -> float:
-    return float(row[key])
-
-
-def _hit(row: dict[str, str | float | int] | None, metric: Metric) -> tuple[str, str]:
+def _hit(row: GroupEstimate | None, metric: Metric) -> tuple[str, str]:
     if row is None:
         return "\u2013", ""
-    ends = interval(_number(row, "low"), _number(row, "high"), metric) if {"low", "high"} <= row.keys() else ""
-    return figure(_number(row, "estimate"), metric), ends
+    return figure(row.estimate, metric), interval(row.low, row.high, metric)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from crushproof.audit import cli
+from crushproof.audit.file_rows import Footprint
 from crushproof.audit.findings import (
     SCHEMA,
     Audit,
@@ -24,7 +26,6 @@ from crushproof.audit.findings import (
     Environment,
     Estimate,
     Finding,
-    Footprint,
     NotMeasured,
     ThreatModel,
 )
@@ -304,6 +305,7 @@ def deep(text: str) -> str:
         (lambda text: text.replace('"seed":0', '"seed":0,"seed":1'), "given twice"),
         (lambda text: text.replace('"seed":0', '"seed":"x"'), "seed: Input should be"),
         (lambda text: text.replace('"seed":0', '"seed":0,"more":1'), "more: Extra inputs"),
+        (lambda text: re.sub('"ratio":[0-9.]+', '"ratio":-2.5', text, count=1), "ratio: Input should be greater"),
         (lambda text: text.replace("crushproof.audit/1", "crushproof.audit/9"), "schema"),
         (deep, "nested too deeply"),
         (lambda text: "[1]", "schema"),

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from torch import Tensor, nn
 
-from crushproof.audit.findings import Footprint
+from crushproof.audit.file_rows import Footprint
 from crushproof.compression.attention import unfold_attention
 from crushproof.compression.export import to_onnx
 from crushproof.compression.fake_quantize import QuantizedLayer

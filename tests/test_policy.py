@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from crushproof.audit.findings import Candidate, Change, Estimate, Finding, Footprint, Lineage, ThreatModel
+from crushproof.audit.file_rows import Footprint, Lineage
+from crushproof.audit.findings import Candidate, Change, Estimate, Finding, ThreatModel
 from crushproof.audit.gate_words import records_needed
 from crushproof.audit.judging import apply_policy, beyond, judge
 from crushproof.audit.policy import BUILT_IN, Policy, load_policy

@@ -6,17 +6,18 @@ import numpy as np
 from synthetic_findings import Model, Named, evasion, extraction, judged, membership, rate
 
 from crushproof.audit import words
+from crushproof.audit.file_rows import Certificate, Footprint, Macs
 from crushproof.audit.findings import (
     Audit,
     Candidate,
-    Certificate,
     DataSummary,
+    Draw,
     Environment,
+    Estimate,
     Finding,
-    Footprint,
     Gate,
     Latency,
-    Macs,
+    Machine,
     NotMeasured,
 )
 
@@ -179,17 +180,13 @@ def candidate_of(named: Named, own: list[Gate], parent: str | None, count: int) 
         worst_risk=f"{name}/evasion" if model.tpr < 0.07 or not named.gated else f"{name}/membership",
         digest=f"{count:02d}" * 32,
         draws=[
-            {
-                "draw": s,
-                **{
-                    "accuracy": 0.966 - 0.004 * s,
-                    "accuracy_low": 0.9,
-                    "accuracy_high": 0.98,
-                    "accuracy_n": 600,
+            Draw(
+                draw=s,
+                figures={
+                    "accuracy": Estimate(estimate=0.966 - 0.004 * s, low=0.9, high=0.98, n=600),
+                    "robust_accuracy": Estimate(estimate=0.461 - 0.006 * s, low=0.38, high=0.52, n=300),
                 },
-                **{"robust_accuracy": 0.461 - 0.006 * s, "robust_accuracy_low": 0.38},
-                **{"robust_accuracy_high": 0.52, "robust_accuracy_n": 300},
-            }
+            )
             for s in range(5)
         ]
         if model.defense == "stochastic-rounding"
@@ -276,7 +273,7 @@ def synthetic_audit(renamed: dict[str, str] | None = None, classes: list[str] | 
         environment=Environment(
             date="2026-11-20 09:14 UTC",
             versions={"crushproof": "0.1.0", "torch": "2.13.0", "onnxruntime": "1.31.1", "numpy": "2.4.6"},
-            machine={"processor": "x86-64, 2 cores", "memory": "8 GB", "device": "cpu", "threads": "1"},
+            machine=Machine(system="Linux x86_64", processor="x86-64", cores="2", device="cpu"),
             seconds={
                 "train": 14.2,
                 "shadows": 88.1,

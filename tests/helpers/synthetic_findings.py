@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from crushproof.audit.findings import Change, Estimate, Finding, Part, Point, ThreatModel
+from crushproof.audit.findings import Change, Estimate, Finding, GroupEstimate, Part, Point, ThreatModel
 
 EPSILONS = (0.03, 0.05, 0.1, 0.15)
 
@@ -142,12 +142,9 @@ def evasion(named: Named, classes: list[str], rng: np.random.Generator, count: i
             ],
         },
         who_is_hit=[
-            {
-                "name": c,
-                "estimate": round(float(np.clip(model.robust + rng.normal(0, 0.09) - 0.12 * (i == 8), 0, 1)), 3),
-                "n": 30,
-            }
+            GroupEstimate(name=c, estimate=hit, low=max(0, hit - 0.17), high=min(1, hit + 0.17), n=30)
             for i, c in enumerate(classes)
+            for hit in [round(float(np.clip(model.robust + rng.normal(0, 0.09) - 0.12 * (i == 8), 0, 1)), 3)]
         ],
         taxonomy={
             "NIST AI 100-2e2025": ["NISTAML.022", "NISTAML.025"],
