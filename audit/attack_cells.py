@@ -12,7 +12,7 @@ from torch import nn
 from ..attacks.attack import Attack, Case, Evidence, Task
 from ..attacks.access import Ledger
 from ..attacks.preparation import Deployed, Need, Preparation, Prepared, Ran, Run, Scope, Weights
-from ..compression.fake_quantize import native
+from ..compression.quantized_layer import true_gradients
 from ..defenses.stochastic_rounding import ExpectationTwin
 from ..targets.artifact import Preprocessing
 from ..targets.certificate import AGREEMENT, certify
@@ -195,8 +195,8 @@ def true_gradients_of(twin: nn.Module | None) -> nn.Module | None:
     """The twin with the gradients that its rounding really has; the twin itself where nothing rounds."""
     if twin is None:
         return None
-    hard = native(twin)
-    rounds = any(hasattr(layer, "native") for layer in hard.modules())
+    hard = true_gradients(twin)
+    rounds = any(hasattr(layer, "true_gradients") for layer in hard.modules())
     for layer in hard.modules():
         if isinstance(layer, Twin | Preprocessing):
             layer.straight_through = False

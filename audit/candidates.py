@@ -101,9 +101,9 @@ def _family(model: AuditedModel) -> str:
 
 def _words(model: AuditedModel) -> str:
     if model.file is not None:
-        declared = f", declared as {model.recipe.words}" if model.recipe is not None else ""
+        declared = f", declared as {model.recipe.phrase}" if model.recipe is not None else ""
         return f"finished {model.file.kind.upper()} file{declared}"
-    return "uncompressed" if model.recipe is None else model.recipe.words
+    return "uncompressed" if model.recipe is None else model.recipe.phrase
 
 
 def _disagreement(results: AuditResults, parent: str | None, made: Result) -> Estimate | None:

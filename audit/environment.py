@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ..compression.footprint import Timed, interleaved_latency
 from .findings import Environment, Latency, Machine
+from ..compression.timing import Timed, interleaved_latency
 
 GPU_BUILDS = {"onnxruntime": ("onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")}
 RUNTIMES = {  # optional ones: the modules, the packages that bring them

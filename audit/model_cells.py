@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks.statistics.rates import clopper_pearson
-from ..compression.export import to_onnx
-from ..compression.footprint import footprint, footprint_of_file, peak_resident_bytes
+from ..compression.footprint import footprint, footprint_of_file
 from ..compression.lineage import check_lineage, not_read
+from ..compression.onnx_export import to_onnx
 from ..compression.payload import encode
 from ..compression.recipe import Recipe
 from ..compression.structure import load_module, save_module
+from ..compression.timing import peak_resident_bytes
 from ..targets.artifact import Deployed
 from ..targets.certificate import certify
 from ..targets.checks import check_model

@@ -7,7 +7,7 @@ import os
 import time
 from pathlib import Path
 
-from ..compression.footprint import Timed
+from ..compression.timing import Timed
 from ..targets.errors import Incomplete, InputError
 from .assemble import assemble, cells_of, known_metrics
 from .engine import Outcome, run

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional
 
-from crushproof.compression.export import to_onnx
+from crushproof.compression.onnx_export import to_onnx
 from crushproof.targets._read_onnx import facts
 from crushproof.targets.artifact import Assumptions, Foreign, Overrides, Preprocessing, assume, deployed, differentiable
 from crushproof.targets.data import Bounds, Data, Records

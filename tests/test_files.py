@@ -21,7 +21,7 @@ from crushproof.audit.one_file import candidate_name
 from crushproof.audit.plan import Plan
 from crushproof.audit.sections import InterfacePlan
 from crushproof.audit.steps import take_file
-from crushproof.compression.export import to_onnx
+from crushproof.compression.onnx_export import to_onnx
 from crushproof.targets.data import Bounds, Data, Records
 from crushproof.training.loop import Training, train
 from crushproof.training.networks import Mlp

@@ -19,21 +19,14 @@ from torch import Tensor, nn
 
 from crushproof.audit.file_rows import Footprint
 from crushproof.compression.attention import unfold_attention
-from crushproof.compression.export import to_onnx
-from crushproof.compression.fake_quantize import QuantizedLayer
-from crushproof.compression.footprint import (
-    energy,
-    entropy_bytes,
-    footprint,
-    footprint_of_file,
-    interleaved_latency,
-    latency,
-    layer_macs,
-    peak_resident_bytes,
-)
+from crushproof.compression.energy import energy
+from crushproof.compression.footprint import entropy_bytes, footprint, footprint_of_file, layer_macs
+from crushproof.compression.onnx_export import to_onnx
 from crushproof.compression.onnx_operations import Operation
 from crushproof.compression.payload import encode
 from crushproof.compression.quantize import Quantize
+from crushproof.compression.quantized_layer import QuantizedLayer
+from crushproof.compression.timing import interleaved_latency, peak_resident_bytes
 from crushproof.targets.data import Bounds, Data, Records
 from crushproof.targets.errors import CrushproofError, InputError
 from crushproof.targets.model import TorchTarget
@@ -267,7 +260,7 @@ def test_integer_inputs_and_fixed_batches(batch: int | str) -> None:
     weighed = footprint_of_file(model, "onnx", (3,))
     assert (weighed["macs"], weighed["parameters"], weighed["nonzero_parameters"]) == (6, 6, 6)
     assert peak_resident_bytes(model, (3,)) > 10e6
-    assert len(latency(model, (3,), seconds=0.01)) == 3
+    assert len(interleaved_latency({"": model}, (3,), seconds=0.01)[""]) == 3
     with pytest.raises(InputError, match="shape"):
         footprint_of_file(model, "onnx", (4,))
 
@@ -283,7 +276,7 @@ def test_a_tflite_file_has_a_size() -> None:
 
 def test_latency_and_memory(dense: nn.Module) -> None:
     model = to_onnx(dense, SHAPE)
-    rows = latency(model, SHAPE, seconds=0.05)
+    rows = interleaved_latency({"": model}, SHAPE, seconds=0.05)[""]
     assert [(row["batch"], row["threads"]) for row in rows] == [(1, 1), (32, 1), (256, 1)]
     assert all(0 < row["p50"] <= row["p95"] for row in rows)
     assert all(row["records_per_second"] == pytest.approx(1e3 * row["batch"] / row["p50"]) for row in rows)

@@ -21,8 +21,8 @@ from crushproof.audit.plan import Plan
 from crushproof.audit.scripted import without_script
 from crushproof.audit.subject import resolve
 from crushproof.compression.channels import thin
-from crushproof.compression.export import to_onnx
 from crushproof.compression.footprint import footprint
+from crushproof.compression.onnx_export import to_onnx
 from crushproof.compression.payload import decode, encode
 from crushproof.compression.recipe import RECIPES
 from crushproof.compression.structure import load_module, save_module

@@ -27,9 +27,9 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch import Tensor, nn
 
-from crushproof.compression.export import to_onnx
 from crushproof.compression.footprint import footprint_of_file
 from crushproof.compression.lineage import Lineage, check_lineage, not_read
+from crushproof.compression.onnx_export import to_onnx
 from crushproof.compression.prune import Prune
 from crushproof.compression.quantize import Quantize
 from crushproof.targets.data import Bounds, Records

@@ -134,7 +134,7 @@ class Halve(Recipe):
         return False
 
     @property
-    def words(self) -> str:
+    def phrase(self) -> str:
         return "half the logits"
 
 

@@ -50,7 +50,7 @@ class Part(Perturber):
 
 class Same(Recipe):
     kind: Literal["same"] = "same"
-    words: ClassVar[str] = "as it is"
+    phrase: ClassVar[str] = "as it is"
     trains: ClassVar[bool] = False
     touches_records: ClassVar[bool] = False
     def apply(self, module, records, bounds, *, seed):

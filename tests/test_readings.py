@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from crushproof.audit import files
 from crushproof.audit.plan import DENSE, Plan
 from crushproof.audit.sections import InterfacePlan
-from crushproof.compression.export import to_onnx
+from crushproof.compression.onnx_export import to_onnx
 from crushproof.targets._read_onnx import facts
 from crushproof.targets.artifact import ALIKE, Assumptions, Foreign, Overrides, assume, deployed, differentiable
 from crushproof.targets.data import Bounds, Data, Records

@@ -14,7 +14,7 @@ from crushproof.audit import statistics
 from crushproof.audit.api import AuditResult
 from crushproof.audit.plan import parse_plan
 from crushproof.audit.subject import load_data, resolve
-from crushproof.compression.export import to_onnx
+from crushproof.compression.onnx_export import to_onnx
 from crushproof.targets.checks import check_model
 from crushproof.targets.data import Bounds, Records
 from crushproof.targets.errors import InputError
