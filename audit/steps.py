@@ -33,6 +33,7 @@ from ..targets.checks import check_model
 from ..targets.data import Data, Records
 from ..targets.errors import CrushproofError, InputError, NotApplicable, UnsafeInput, blame
 from ..targets.model import Target, TorchTarget
+from ..targets.model_file import CheckedOnnx, check_onnx
 from ..targets.onnx import OnnxTarget, integer_kernels
 from ..targets.openvino import OpenVinoTarget
 from ..targets.seeds import derive, generator
@@ -117,14 +118,15 @@ def make_candidate(contender: Contender, recipe: Recipe | None, parent: nn.Modul
         model = to_onnx(module, data.shape)
         payload = encode(module)
         weights = footprint(module, model, payload, data.shape)
-        result = _deployed(OnnxTarget(model), _twin(module, model), data, seed)
+        checked = check_onnx(model)
+        result = _deployed(OnnxTarget(checked), _twin(module, checked), data, seed)
     description, arrays = save_module(module)
     with one_row("what the recipe made cannot be stored and rebuilt"):
         load_module(contender.dense.architecture.blank(), description, arrays)
     document = {"description": description, "footprint": weights, "digest": hashlib.sha256(model).hexdigest()}
     return Result(
         arrays={**arrays, **result.arrays},
-        document={**result.document, **document, "kernels": kernels(model)},
+        document={**result.document, **document, "kernels": kernels(checked)},
         files={"model.onnx": model, "payload.bin": payload},
     )
 
@@ -165,18 +167,18 @@ def take_file(file: FinishedFile, data: Data, seed: int) -> Result:
     )
     result = _deployed(target, twin, data, seed)
     document = {
-        "footprint": footprint_of_file(file.content, file.kind, file.assumptions.record),
+        "footprint": footprint_of_file(file.file, file.assumptions.record),
         "digest": file.digest,
         "no_twin": why,
         "notes": notes,
-        "kernels": kernels(file.content) if file.kind == "onnx" else None,
+        "kernels": kernels(file.file.checked) if file.kind == "onnx" else None,
     }
     return Result(
         arrays=result.arrays, document={**result.document, **document}, files={f"model.{file.kind}": file.content}
     )
 
 
-def kernels(model: bytes) -> dict[str, Any]:
+def kernels(model: CheckedOnnx) -> dict[str, Any]:
     """How many products ONNX Runtime computes in integers and in floats once it has optimised the file."""
     found = integer_kernels(model)
     integer, floating = found["integer"], found["float"]
@@ -187,7 +189,7 @@ def kernels(model: bytes) -> dict[str, Any]:
     }
 
 
-def _twin(module: nn.Module, model: bytes) -> nn.Module:
+def _twin(module: nn.Module, model: CheckedOnnx) -> nn.Module:
     """The attacker's twin comes from the bytes that ship; the module it was exported from stands in where it cannot."""
     try:
         return twin_of(model)
@@ -212,37 +214,55 @@ def _deployed(target: Target, twin: nn.Module | None, data: Data, seed: int) -> 
     return Result(arrays=arrays, document=document)
 
 
-def deployed_of(contender: Contender, candidate: Result) -> Target:
-    """The candidate as it runs."""
-    return OnnxTarget(candidate.files["model.onnx"]) if contender.file is None else contender.file.deployed()
+def checked_model(contender: Contender, candidate: Result) -> CheckedOnnx:
+    """The ONNX model of a candidate: a finished file is checked once in a process, what the store holds whenever asked.
+
+    Raises:
+        NotApplicable: it is another kind of file.
+    """
+    if "model.onnx" not in candidate.files:
+        raise NotApplicable("it is no ONNX file")
+    return check_onnx(candidate.files["model.onnx"]) if contender.file is None else contender.file.file.checked
+
+
+def deployed_of(contender: Contender, checked: CheckedOnnx | None) -> Target:
+    """The candidate as it runs; `checked` is what `checked_model` gives, None for another kind of file."""
+    if contender.file is not None:
+        return contender.file.deployed()
+    assert checked is not None  # what is made here is exported as ONNX
+    return OnnxTarget(checked)
 
 
 def in_runtime(contender: Contender, runtime: str, candidate: Result, data: Data) -> Result:
     """The same file in another runtime: how far that agrees with ONNX Runtime on the evaluation records."""
-    if "model.onnx" not in candidate.files:
-        raise NotApplicable("it is no ONNX file")
-    model = candidate.files["model.onnx"]
+    checked = checked_model(contender, candidate)
     try:
         output = None if contender.file is None else contender.file.assumptions.output
         make = OpenVinoTarget if runtime == "openvino" else TensorRtTarget
-        other: Target = make(model, output=output)
+        other: Target = make(checked, output=output)
         if contender.file is not None:
             other = Deployed(other, contender.file.assumptions)
-        certificate = certify(deployed_of(contender, candidate), other, {"clean": data.evaluation.x})
+        certificate = certify(deployed_of(contender, checked), other, {"clean": data.evaluation.x})
     except (InputError, UnsafeInput) as error:  # it does not take this file (Unavailable goes on to the engine)
         raise NotApplicable(str(error)) from error
     return Result(document=asdict(certificate.overall))
 
 
-def twin_for(contender: Contender, candidate: Result, data: Data, device: torch.device) -> nn.Module | None:
-    """The differentiable stand-in of the deployed bytes, straight-through where it rounds; None: they have none."""
+def twin_for(
+    contender: Contender, candidate: Result, data: Data, device: torch.device, checked: CheckedOnnx | None = None
+) -> nn.Module | None:
+    """The differentiable stand-in of the deployed bytes, straight-through where it rounds; None: they have none.
+
+    Args:
+        checked: the candidate's `checked_model`, where it is at hand.
+    """
     if contender.file is not None:
         twin = None if candidate.document["certificate"] is None else contender.file.differentiable(data)
     else:
         arrays = {name: array for name, array in candidate.arrays.items() if not name.startswith("evidence/")}
         fresh = contender.dense.architecture.blank()
         module = load_module(fresh, candidate.document["description"], arrays)
-        twin = _twin(module, candidate.files["model.onnx"])
+        twin = _twin(module, checked or checked_model(contender, candidate))
     return None if twin is None else frozen_copy(twin.to(device))
 
 
@@ -259,10 +279,10 @@ def native_of(twin: nn.Module | None) -> nn.Module | None:
     return frozen_copy(hard) if rounds else twin
 
 
-def lineage(dense: Result, candidate: Result) -> Result:
+def lineage(parent: Contender, dense: Result, contender: Contender, candidate: Result) -> Result:
     """Whether the codes of a quantised file are roundings of the dense model's weights."""
     if "model.onnx" in dense.files and "model.onnx" in candidate.files:
-        found = check_lineage(dense.files["model.onnx"], candidate.files["model.onnx"])
+        found = check_lineage(checked_model(parent, dense), checked_model(contender, candidate))
     else:
         found = not_read("tflite")
     layers = [{**asdict(layer), "shape": list(layer.shape)} for layer in found.layers]
@@ -343,13 +363,14 @@ def make_case(
     Args:
         other_draws: when given, the attacker lacks the shipped draw and differentiates the mean of these instead.
     """
-    twin = twin_for(contender, candidate, data, device)
+    checked = checked_model(contender, candidate) if contender.file is None else None
+    twin = twin_for(contender, candidate, data, device, checked)
     hard = native_of(twin)
     if other_draws:
         twin = hard = ExpectationTwin(list(other_draws))
     certificate = candidate.document["certificate"]
     return Case(
-        deployed=deployed_of(contender, candidate),
+        deployed=deployed_of(contender, checked),
         twin=twin,
         native=hard,
         parent=parent,
@@ -387,11 +408,11 @@ def refuse_regression() -> Result:
     raise NotApplicable("not applicable: the attack is one on classifiers, and this model predicts values")
 
 
-def serve_memory(candidate: Result, shape: tuple[int, ...]) -> Result:
+def serve_memory(contender: Contender, candidate: Result, shape: tuple[int, ...]) -> Result:
     """Resident bytes of a fresh process serving the candidate: a host fact, kept under `environment`."""
     if "model.onnx" not in candidate.files:
         raise NotApplicable("its memory is measured in ONNX Runtime only")
-    return Result(arrays={}, document={"peak_bytes": peak_resident_bytes(candidate.files["model.onnx"], shape)})
+    return Result(arrays={}, document={"peak_bytes": peak_resident_bytes(checked_model(contender, candidate), shape)})
 
 
 def _state(module: nn.Module) -> Arrays:

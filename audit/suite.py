@@ -200,7 +200,7 @@ class Suite:
             "footprint",
             [],
             [self.candidate_cell(contender)],
-            lambda get: steps.serve_memory(get(self.candidate_cell(contender)), shape),
+            lambda get: steps.serve_memory(contender, get(self.candidate_cell(contender)), shape),
         )
         for runtime in self.plan.runtimes:
             self.add(
@@ -228,9 +228,14 @@ class Suite:
         )
         if contender.parent is None or contender.is_dense:
             return
-        dense = self.candidate_cell(self.lineup.contender(contender.parent.name))
+        parent = self.lineup.contender(contender.parent.name)
+        dense = self.candidate_cell(parent)
         self.add(
-            self.lineage_cell(contender), "lineage", [], [dense, own], lambda get: steps.lineage(get(dense), get(own))
+            self.lineage_cell(contender),
+            "lineage",
+            [],
+            [dense, own],
+            lambda get: steps.lineage(parent, get(dense), contender, get(own)),
         )
 
     def lineage_cell(self, contender: Contender) -> str:

@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from ..targets.errors import CrushproofError
 from ..targets.model import Target, device_of
+from ..targets.model_file import CheckedOnnx, ModelFile, check_onnx
 from ..targets.onnx import OnnxTarget, session_settings
-from ..targets.onnx_safety import check_onnx, checked_onnx, ports
 from .attention import Attention
 from .layers import REBUILDABLE, TRANSPOSED, WEIGHTED
 from .onnx_constants import Graph
@@ -86,7 +86,7 @@ def footprint(module: nn.Module, onnx: bytes, payload: bytes, shape: tuple[int, 
     }
 
 
-def footprint_of_file(model: bytes, kind: Literal["onnx", "tflite"], shape: tuple[int, ...]) -> Footprint:
+def footprint_of_file(file: ModelFile, shape: tuple[int, ...]) -> Footprint:
     """As `footprint`, of a finished file alone.
 
     The payload is the file's initialisers, packed as a module's values are; decode -> equal is checked. Parameters and
@@ -94,28 +94,27 @@ def footprint_of_file(model: bytes, kind: Literal["onnx", "tflite"], shape: tupl
     too, and everything else is None, `macs_by_width` empty.
 
     Raises:
-        UnsafeInput, InputError: see `onnx_safety.check_onnx`; the file does not answer records of this shape.
+        UnsafeInput, InputError: see `model_file.check_onnx`; the file does not answer records of this shape.
     """
-    if kind == "tflite":
+    if file.kind == "tflite":
         return {
-            "disk_bytes": len(model),
-            "payload_bytes": len(model),
+            "disk_bytes": len(file.data),
+            "payload_bytes": len(file.data),
             **dict.fromkeys(("entropy_bytes", "parameters", "nonzero_parameters", "macs")),
             "macs_by_width": [],
             **dict.fromkeys(("energy_uj_modelled", "energy_memory_share")),
         }
-    checked = check_onnx(model)
     holder = nn.Module()
-    for index, value in enumerate(tensors(Graph(checked)).values()):
+    for index, value in enumerate(tensors(Graph(file.checked.model)).values()):
         holder.register_buffer(f"tensor_{index}", value)
     payload = encode(holder)
     decoded = decode(payload, holder)
     if not all(torch.equal(_without_nan(decoded[name]), _without_nan(value)) for name, value in holder.named_buffers()):
         raise CrushproofError("The packed payload does not decode to the file's own values.")
-    live = only_live(checked)
+    live = only_live(file.checked.copy())
     count, nonzero = parameters(Graph(live))
     return {
-        "disk_bytes": len(model),
+        "disk_bytes": len(file.data),
         "payload_bytes": len(payload),
         "entropy_bytes": entropy_bytes(holder),
         "parameters": count,
@@ -356,18 +355,18 @@ def interleaved_latency(
     return rows
 
 
-def peak_resident_bytes(model: bytes, shape: tuple[int, ...]) -> int:
+def peak_resident_bytes(model: CheckedOnnx | bytes, shape: tuple[int, ...]) -> int:
     """The largest resident memory of a fresh process that loads numpy and ONNX Runtime and answers 256 records.
 
     A file with a fixed batch answers one batch of that size.
     """
-    checked, model = checked_onnx(model)
-    entry = ports(checked)[0][0]
+    checked = check_onnx(model)
+    entry = checked.inputs[0]
     batch = entry.shape[0] if isinstance(entry.shape[0], int) else SERVED
     settings, records = json.dumps(session_settings(checked)), json.dumps([batch, *shape])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        path.write_bytes(model)
+        path.write_bytes(checked.usable)
         command = [sys.executable, "-P", "-c", _SERVE, str(path), settings, records, entry.type]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     if done.returncode != 0:

@@ -98,7 +98,7 @@ def operations(model: onnx.ModelProto, shape: tuple[int, ...]) -> list[Operation
     inside If and Loop are not counted, nor is Einsum.
 
     Args:
-        model: checked by `targets.onnx_safety.check_onnx`.
+        model: checked by `targets.model_file.check_onnx`.
         shape: of one record.
     """
     graph = Graph(model)

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from .errors import NotApplicable, Unavailable
-from .onnx_safety import checked_onnx, measures_ranges, ports
+from .model_file import CheckedOnnx, check_onnx
 from .runtime import answer_in_parts, check_ports, reason
 
 
@@ -16,7 +16,7 @@ class OpenVinoTarget:
     """A deployed model in OpenVINO, compiled for the CPU; floats stay float32, integer products are OpenVINO's own.
 
     Args:
-        model: the bytes of an ONNX file as `onnx.OnnxTarget` takes it.
+        model: an ONNX file as `onnx.OnnxTarget` takes it.
         threads: of the CPU plugin, in one stream.
         output: as for `onnx.OnnxTarget`.
 
@@ -27,12 +27,11 @@ class OpenVinoTarget:
         UnsafeInput: as for `onnx.OnnxTarget`.
     """
 
-    def __init__(self, model: bytes, threads: int = 1, *, output: str | None = None) -> None:
-        checked, model = checked_onnx(model)
-        inputs, outputs = ports(checked)
-        self._input, self._output = check_ports(inputs, outputs, output)
-        self._place = outputs.index(self._output)
-        self._alone = measures_ranges(checked)
+    def __init__(self, model: CheckedOnnx | bytes, threads: int = 1, *, output: str | None = None) -> None:
+        checked = check_onnx(model)
+        self._input, self._output = check_ports(checked.inputs, checked.outputs, output)
+        self._place = checked.outputs.index(self._output)
+        self._alone = checked.measures_ranges
         try:
             import openvino
         except ImportError:
@@ -45,7 +44,7 @@ class OpenVinoTarget:
         }
         try:
             core = openvino.Core()
-            self._compiled = core.compile_model(core.read_model(model=model), "CPU", settings)
+            self._compiled = core.compile_model(core.read_model(model=checked.usable), "CPU", settings)
         except Exception as error:  # OpenVINO raises RuntimeErrors of its own
             raise NotApplicable(f"OpenVINO cannot run the model: {reason(error)}") from None
         self.queries = 0

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from .errors import InputError
 from .files import shown
-from .foreign import VALUES, Port
 from .model import BATCH
+from .model_file import VALUES, Port
 
 MAPS = "maps"  # an output that gives each record a map from class to score, as converters of classical models write
 INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .errors import Unavailable, UnsafeInput
+from .model_file import CheckedOnnx, check_onnx
 from .onnx import OnnxTarget
 
 PROVIDER = "TensorrtExecutionProvider"
@@ -12,7 +13,7 @@ class TensorRtTarget(OnnxTarget):
     """A deployed model on an NVIDIA GPU; what TensorRT does not support falls back to ONNX Runtime's CPU kernels.
 
     Args:
-        model: the bytes of an ONNX file as `OnnxTarget` takes it.
+        model: an ONNX file as `OnnxTarget` takes it.
         output: as for `OnnxTarget`.
 
     Raises:
@@ -20,7 +21,7 @@ class TensorRtTarget(OnnxTarget):
         InputError, UnsafeInput: as for `OnnxTarget`.
     """
 
-    def __init__(self, model: bytes, *, output: str | None = None) -> None:
+    def __init__(self, model: CheckedOnnx | bytes, *, output: str | None = None) -> None:
         import onnxruntime
 
         if PROVIDER not in onnxruntime.get_available_providers():
@@ -29,9 +30,10 @@ class TensorRtTarget(OnnxTarget):
                 "needed, on a machine with an NVIDIA GPU)"
             )
         # What the CPU refuses is the file's fault; what only TensorRT refuses is the machine's.
-        OnnxTarget(model, output=output)
+        checked = check_onnx(model)
+        OnnxTarget(checked, output=output)
         try:
-            super().__init__(model, provider=PROVIDER, output=output)
+            super().__init__(checked, provider=PROVIDER, output=output)
         except UnsafeInput as error:
             raise Unavailable(f"not measured: no GPU ({error})") from None
         if PROVIDER not in self._session.get_providers():
