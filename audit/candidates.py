@@ -58,9 +58,9 @@ def candidate_row(reader: Reader, contender: Contender) -> Candidate | None:
         ],
         lineage=_lineage(reader, contender),
         runtimes=[
-            Runtime(name=runtime, **found.document)
-            for runtime in suite.plan.runtimes
-            if (found := reader.get(suite.runtime_cell(contender, runtime))) is not None
+            Runtime(name=label, **found.document)
+            for _, label in suite.runtimes
+            if (found := reader.get(suite.runtime_cell(contender, label))) is not None
         ],
         flags=sorted(candidate_flags(reader, contender)),
         digest=result.document["digest"],

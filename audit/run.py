@@ -225,10 +225,10 @@ def missing_draws(reader: Reader, contender: Contender) -> list[NotMeasured]:
 
 def missing_runtimes(reader: Reader, contender: Contender) -> list[NotMeasured]:
     """A row for each runtime of the plan in which the file could not be run."""
-    cells = {runtime: reader.suite.runtime_cell(contender, runtime) for runtime in reader.suite.plan.runtimes}
+    cells = {label: reader.suite.runtime_cell(contender, label) for _, label in reader.suite.runtimes}
     return [
-        NotMeasured(candidate=contender.name, what=f"in {runtime}", reason=reader.why(cell))
-        for runtime, cell in cells.items()
+        NotMeasured(candidate=contender.name, what=f"in {label}", reason=reader.why(cell))
+        for label, cell in cells.items()
         if reader.get(cell) is None
     ]
 

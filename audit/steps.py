@@ -35,10 +35,9 @@ from ..targets.errors import CrushproofError, InputError, NotApplicable, UnsafeI
 from ..targets.model import Target, TorchTarget
 from ..targets.model_file import CheckedOnnx, check_onnx
 from ..targets.onnx import OnnxTarget, integer_kernels
-from ..targets.openvino import OpenVinoTarget
+from ..targets.runtime import Runtime
 from ..targets.seeds import derive, generator
 from ..targets.steadiness import variation
-from ..targets.tensorrt import TensorRtTarget
 from ..targets.twin import Twin, twin_of
 from .cells import Result
 from .files import FinishedFile
@@ -233,18 +232,16 @@ def deployed_of(contender: Contender, checked: CheckedOnnx | None) -> Target:
     return OnnxTarget(checked)
 
 
-def in_runtime(contender: Contender, runtime: str, candidate: Result, data: Data) -> Result:
+def in_runtime(contender: Contender, runtime: Runtime, candidate: Result, data: Data) -> Result:
     """The same file in another runtime: how far that agrees with ONNX Runtime on the evaluation records."""
     checked = checked_model(contender, candidate)
-    try:
+    runtime.check()
+    with one_row(f"{runtime.phrase} cannot run it"):
         output = None if contender.file is None else contender.file.assumptions.output
-        make = OpenVinoTarget if runtime == "openvino" else TensorRtTarget
-        other: Target = make(checked, output=output)
+        other = runtime.open(checked, output=output)
         if contender.file is not None:
             other = Deployed(other, contender.file.assumptions)
         certificate = certify(deployed_of(contender, checked), other, {"clean": data.evaluation.x})
-    except (InputError, UnsafeInput) as error:  # it does not take this file (Unavailable goes on to the engine)
-        raise NotApplicable(str(error)) from error
     return Result(document=asdict(certificate.overall))
 
 

@@ -22,7 +22,9 @@ from ..attacks.membership.membership import Membership
 from ..attacks.membership.population import PopulationPlan, plan_population
 from ..compression.recipe import Recipe
 from ..targets.errors import NotApplicable
+from ..targets.litert import PACKAGES as LITERT
 from ..targets.model import resolve_device
+from ..targets.runtime import RUNTIMES, Runtime
 from ..targets.seeds import derive
 from . import evasion_cells, steps
 from .cells import Cell, Result, cell_key
@@ -126,6 +128,16 @@ class Suite:
             labelled.append((attack, numbered(attack.kind, [label for _, label in labelled], kinds)))
         return labelled
 
+    @cached_property
+    def runtimes(self) -> list[tuple[Runtime, str]]:
+        """The plan's other runtimes, labelled as attacks are."""
+        runtimes = [RUNTIMES.parse(one) for one in self.plan.runtimes]
+        kinds = {runtime.kind for runtime in runtimes}
+        labelled: list[tuple[Runtime, str]] = []
+        for runtime in runtimes:
+            labelled.append((runtime, numbered(runtime.kind, [label for _, label in labelled], kinds)))
+        return labelled
+
     @property
     def audits_membership(self) -> bool:
         wanted = any(isinstance(attack, Membership) for attack in self.lineup.attacks)
@@ -202,19 +214,19 @@ class Suite:
             [self.candidate_cell(contender)],
             lambda get: steps.serve_memory(contender, get(self.candidate_cell(contender)), shape),
         )
-        for runtime in self.plan.runtimes:
+        for runtime, label in self.runtimes:
             self.add(
-                self.runtime_cell(contender, runtime),
+                self.runtime_cell(contender, label),
                 "runtimes",
-                [runtime, *runtime_versions(runtime)],
+                [technique_identity(runtime), *runtime_versions(runtime.packages)],
                 [self.candidate_cell(contender)],
                 lambda get, runtime=runtime: steps.in_runtime(  # type: ignore[misc]  # defaults bind the loop
                     contender, runtime, get(self.candidate_cell(contender)), self.subject.data
                 ),
             )
 
-    def runtime_cell(self, contender: Contender, runtime: str) -> str:
-        return f"runtime/{runtime}/{contender.name}"
+    def runtime_cell(self, contender: Contender, label: str) -> str:
+        return f"runtime/{label}/{contender.name}"
 
     def _file(self, contender: Contender, file: FinishedFile) -> None:
         """A finished file, and where the dense model is known, whether it is a rounding of it."""
@@ -222,7 +234,7 @@ class Suite:
         self.add(
             own,
             "candidates",
-            [contender.name, file.identity, *(runtime_versions("litert") if file.kind == "tflite" else [])],
+            [contender.name, file.identity, *(runtime_versions(LITERT) if file.kind == "tflite" else [])],
             [],
             lambda get: steps.take_file(file, self.subject.data, self.plan.seed),
         )

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from .batches import answer_in_parts, check_ports, reason
 from .errors import UnsafeInput
 from .model_file import Port, need_litert, without_states
-from .runtime import answer_in_parts, check_ports, reason
+
+PACKAGES = ("ai-edge-litert",)
 
 
 class LiteRtTarget:

@@ -10,11 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .batches import MAPS, listed, named_output
 from .data import Data
 from .errors import InputError
 from .interface import SMALLEST, Assumptions, Channels, Grid, Layout, Outputs, Overrides, Units
 from .model_file import ModelFile, Port
-from .runtime import MAPS, listed, named_output
 
 SURE = ("SOFTMAX", "SIGMOID", "LOGISTIC", "QLINEARSOFTMAX", "QLINEARSIGMOID")  # operators that give probabilities
 SCORES = ("float32", "float16", "float64", "uint8", "int8", MAPS)  # what a class may be scored by; others are labels

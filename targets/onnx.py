@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from .batches import MAPS, answer_in_parts, check_ports, reason
 from .errors import InputError, UnsafeInput
 from .labels import in_order
 from .model_file import CheckedOnnx, check_onnx
-from .runtime import MAPS, answer_in_parts, check_ports, reason
 
 
 def _names(text: str) -> frozenset[str]:
@@ -37,7 +37,7 @@ class OnnxTarget:
 
     Args:
         model: checked, or what is checked first: its bytes, or the file. It has one input [batch, *shape] of numbers
-            (`runtime.TYPES`); the batch is free or fixed (the last part is then filled up); initial states of a
+            (`batches.TYPES`); the batch is free or fixed (the last part is then filled up); initial states of a
             recurrent network, as further inputs, are zeros. Where the output ends in a QuantizeLinear, it is turned
             back into floats.
         threads: within an operator; operators run one after another.

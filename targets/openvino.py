@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from torch import Tensor
 
+from .batches import answer_in_parts, check_ports, reason
 from .errors import NotApplicable, Unavailable
 from .model_file import CheckedOnnx, check_onnx
-from .runtime import answer_in_parts, check_ports, reason
+from .runtime import RUNTIMES, Runtime
+
+MISSING = "OpenVINO is not installed: pip install crushproof[openvino]."
+
+
+@RUNTIMES.register
+class OpenVino(Runtime):
+    """OpenVINO on the CPU: floats stay float32, integer products are OpenVINO's own."""
+
+    kind: Literal["openvino"] = "openvino"
+    phrase: ClassVar[str] = "OpenVINO"
+    packages: ClassVar[tuple[str, ...]] = ("openvino",)
+
+    def open(self, model: CheckedOnnx, *, output: str | None = None) -> OpenVinoTarget:
+        """See `Runtime.open`."""
+        return OpenVinoTarget(model, output=output)
+
+    def check(self) -> None:
+        """See `Runtime.check`."""
+        if find_spec("openvino") is None:
+            raise Unavailable(MISSING)
 
 
 class OpenVinoTarget:
@@ -35,7 +57,7 @@ class OpenVinoTarget:
         try:
             import openvino
         except ImportError:
-            raise Unavailable("OpenVINO is not installed: pip install crushproof[openvino].") from None
+            raise Unavailable(MISSING) from None
         settings = {
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,

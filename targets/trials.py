@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .batches import listed
 from .checks import CHANCE_P
 from .data import Data
 from .files import shown
 from .interface import Assumptions, Overrides
 from .meanings import shown_values
 from .model_file import ModelFile
-from .runtime import listed
 
 TIED = 0.1  # assumptions whose difference is likelier by luck than this are as good as each other: the simplest wins
 TEMPERATURES = tuple(2.0**power for power in range(-10, 17))  # 0..255 instead of 0..1 makes logits 2^8 times as large
