@@ -147,9 +147,7 @@ def audit_model(
         build_student = offered(path)
         identity += f"|{path}" if build_student is None else f"|{path}@{code_digest(build_student)}"
     notes = (SHADOWS_DIFFER_HERE,) if training is None else ()
-    dense = DenseModel(
-        DENSE, architecture, trainer, state=state, shadows_differ=training is None, notes=tuple(changed)
-    )
+    dense = DenseModel(DENSE, architecture, trainer, state=state, shadows_differ=training is None, notes=tuple(changed))
     subject = Subject(data, dense, identity, notes=notes)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) if out is None else Path(out)

@@ -17,7 +17,17 @@ from .candidates import candidate_row
 from .cells import Result
 from .engine import Outcome
 from .estimates import change, curves, estimate, part, rate
-from .findings import SCHEMA, Audit, Candidate, DataSummary, Environment, Finding, GroupEstimate, NotMeasured, ThreatModel
+from .findings import (
+    SCHEMA,
+    Audit,
+    Candidate,
+    DataSummary,
+    Environment,
+    Finding,
+    GroupEstimate,
+    NotMeasured,
+    ThreatModel,
+)
 from .judging import apply_policy
 from .plan import DENSE
 from .policy import Policy
@@ -216,9 +226,11 @@ def not_measured(model: str, findings: list[Finding]) -> list[NotMeasured]:
     for finding in findings:
         if finding.estimate is None:
             rows.append(NotMeasured(candidate=model, what=finding.id, reason=finding.reason or "unknown"))
-        for one in finding.parts:
-            if one.skipped:
-                rows.append(NotMeasured(candidate=model, what=f"{finding.id}: {one.name}", reason=one.skipped))
+        rows += [
+            NotMeasured(candidate=model, what=f"{finding.id}: {one.name}", reason=one.skipped)
+            for one in finding.parts
+            if one.skipped
+        ]
     return rows
 
 
@@ -234,10 +246,10 @@ def missing_draws(results: AuditResults, model: AuditedModel) -> list[NotMeasure
 
 def missing_runtimes(results: AuditResults, model: str) -> list[NotMeasured]:
     """A row for each runtime of the plan in which the file could not be run."""
-    cells = {runtime: results.suite.runtime_cell(model, runtime) for runtime in results.suite.plan.runtimes}
+    cells = {label: results.suite.runtime_cell(model, label) for _, label in results.suite.lineup.runtimes}
     return [
-        NotMeasured(candidate=model, what=f"in {runtime}", reason=results.why(cell))
-        for runtime, cell in cells.items()
+        NotMeasured(candidate=model, what=f"in {label}", reason=results.why(cell))
+        for label, cell in cells.items()
         if results.get(cell) is None
     ]
 

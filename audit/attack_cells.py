@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..attacks.attack import Attack, Case, Evidence, Task
 from ..attacks.access import Ledger
+from ..attacks.attack import Attack, Case, Evidence, Task
 from ..attacks.preparation import Deployed, Need, Preparation, Prepared, Ran, Run, Scope, Weights
 from ..compression.quantized_layer import true_gradients
 from ..defenses.stochastic_rounding import ExpectationTwin
 from ..targets.artifact import Preprocessing
 from ..targets.certificate import AGREEMENT, certify
 from ..targets.errors import NotApplicable
-from ..targets.model import TorchTarget, frozen_copy
+from ..targets.model import Target, TorchTarget, frozen_copy
 from ..targets.seeds import derive
 from ..targets.twin import Twin
-from .audited import AuditedModel
+from .audited import AuditedModel, Opened
 from .cells import Result
 from .identity import class_identity, technique_identity
 
@@ -137,12 +137,14 @@ class CellInputs:
         audited = self.suite.models[model]
         parent = None if audited.parent is None else self.weights(audited.parent.name)
         candidate = self.get(self.suite.model_cell(model, draw))
-        twin = self._twin(audited, candidate)
+        opened = audited.opened(candidate, self.suite.subject.data)
         others = [
-            self._twin(audited, self.get(self.suite.model_cell(model, other)))
+            self._on_device(audited.opened(self.get(self.suite.model_cell(model, other)), self.suite.subject.data))
             for other in (range(1, len(audited.draws) + 1) if without_draw else ())
         ]
-        return make_case(self.suite, audited, candidate, parent, twin, [one for one in others if one is not None])
+        twin = self._on_device(opened)
+        draws = [one for one in others if one is not None]
+        return make_case(self.suite, opened.target, candidate, parent, twin, draws)
 
     def weights(self, dense: str) -> nn.Module:
         return self.suite.trained(dense, self.get)
@@ -154,14 +156,14 @@ class CellInputs:
     def evidence(self, ran: Ran) -> Evidence:
         return evidence_of(self.get(attack_cell(self.scope.label, ran.model, ran.detail)))
 
-    def _twin(self, model: AuditedModel, candidate: Result) -> nn.Module | None:
-        twin = model.twin(candidate, self.suite.subject.data)
+    def _on_device(self, opened: Opened) -> nn.Module | None:
+        twin = opened.twin()
         return None if twin is None else frozen_copy(twin.to(self.device))
 
 
 def make_case(
     suite: Suite,
-    model: AuditedModel,
+    deployed: Target,
     candidate: Result,
     parent: nn.Module | None,
     twin: nn.Module | None,
@@ -178,7 +180,7 @@ def make_case(
         twin = hard = ExpectationTwin(other_draws)
     certificate = candidate.document["certificate"]
     return Case(
-        deployed=model.deploy(candidate),
+        deployed=deployed,
         twin=twin,
         native=hard,
         parent=parent,

@@ -5,7 +5,7 @@ Each satisfies `attacks.preparation.Audited`, and says how it runs as shipped.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from ..defenses.defense import Defense, TrainingDefense
 from ..targets.data import Data
 from ..targets.errors import NotApplicable
 from ..targets.model import Target
+from ..targets.model_file import CheckedOnnx, check_onnx
 from ..targets.onnx import OnnxTarget
 from ..targets.twin import twin_of
 from ..training.architecture import Architecture
@@ -35,6 +36,21 @@ class Stored(Protocol):
     def document(self) -> Mapping[str, Any]: ...
     @property
     def files(self) -> Mapping[str, bytes]: ...
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model as it runs.
+
+    Args:
+        checked: its ONNX model; None: it is another kind of file.
+        twin: builds the differentiable stand-in of the deployed bytes, straight-through where it rounds; None: they
+            have none.
+    """
+
+    target: Target
+    checked: CheckedOnnx | None
+    twin: Callable[[], nn.Module | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,11 +104,8 @@ class DenseModel:
     def void(self) -> str | None:
         return None
 
-    def deploy(self, stored: Stored) -> Target:
-        return exported(stored) if self.file is None else self.file.deployed()
-
-    def twin(self, stored: Stored, data: Data) -> nn.Module | None:
-        return _exported_twin(self.architecture, stored) if self.file is None else _twin_of_file(self.file, stored, data)
+    def opened(self, stored: Stored, data: Data) -> Opened:
+        return _exported(self.architecture, stored) if self.file is None else _file(self.file, stored, data)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,11 +135,8 @@ class Candidate:
     def void(self) -> str | None:
         return _void(self.parent, self.recipe)
 
-    def deploy(self, stored: Stored) -> Target:
-        return exported(stored)
-
-    def twin(self, stored: Stored, data: Data) -> nn.Module | None:
-        return _exported_twin(self.parent.architecture, stored)
+    def opened(self, stored: Stored, data: Data) -> Opened:
+        return _exported(self.parent.architecture, stored)
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,11 +169,8 @@ class FinishedFile:
     def void(self) -> str | None:
         return None if self.parent is None or self.recipe is None else _void(self.parent, self.recipe)
 
-    def deploy(self, stored: Stored) -> Target:
-        return self.file.deployed()
-
-    def twin(self, stored: Stored, data: Data) -> nn.Module | None:
-        return _twin_of_file(self.file, stored, data)
+    def opened(self, stored: Stored, data: Data) -> Opened:
+        return _file(self.file, stored, data)
 
 
 AuditedModel = DenseModel | Candidate | FinishedFile
@@ -180,24 +187,28 @@ def _void(parent: DenseModel, recipe: Recipe) -> str | None:
     return parent.hardened.void if parent.hardened is not None and private and recipe.touches_records else None
 
 
-def exported(stored: Stored) -> Target:
+def _exported(architecture: Architecture, stored: Stored) -> Opened:
     """What this package exported, in ONNX Runtime."""
-    return OnnxTarget(stored.files["model.onnx"])
+    checked = check_onnx(stored.files["model.onnx"])
+
+    def twin() -> nn.Module:
+        arrays = {name: array for name, array in stored.arrays.items() if not name.startswith("evidence/")}
+        module = load_module(architecture.blank(), stored.document["description"], arrays)
+        return twin_or(module, checked)
+
+    return Opened(OnnxTarget(checked), checked, twin)
 
 
-def twin_or(module: nn.Module, model: bytes) -> nn.Module:
+def _file(file: OpenedFile, stored: Stored, data: Data) -> Opened:
+    def twin() -> nn.Module | None:
+        return None if stored.document["certificate"] is None else file.differentiable(data)
+
+    return Opened(file.deployed(), file.file.checked if file.kind == "onnx" else None, twin)
+
+
+def twin_or(module: nn.Module, model: CheckedOnnx) -> nn.Module:
     """The attacker's twin comes from the bytes that ship; the module it was exported from stands in where it cannot."""
     try:
         return twin_of(model)
     except NotApplicable:
         return module
-
-
-def _exported_twin(architecture: Architecture, stored: Stored) -> nn.Module:
-    arrays = {name: array for name, array in stored.arrays.items() if not name.startswith("evidence/")}
-    module = load_module(architecture.blank(), stored.document["description"], arrays)
-    return twin_or(module, stored.files["model.onnx"])
-
-
-def _twin_of_file(file: OpenedFile, stored: Stored, data: Data) -> nn.Module | None:
-    return None if stored.document["certificate"] is None else file.differentiable(data)

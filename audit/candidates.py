@@ -17,9 +17,7 @@ from .plan import DENSE
 from .results import AuditResults
 
 
-def candidate_row(
-    results: AuditResults, model: AuditedModel, made: Result, draws: Sequence[Measurement]
-) -> Candidate:
+def candidate_row(results: AuditResults, model: AuditedModel, made: Result, draws: Sequence[Measurement]) -> Candidate:
     """The row of a model that could be made.
 
     Args:
@@ -70,9 +68,9 @@ def candidate_row(
         ],
         lineage=_lineage(results, model.name),
         runtimes=[
-            Runtime(name=runtime, **found.document)
-            for runtime in suite.plan.runtimes
-            if (found := results.get(suite.runtime_cell(model.name, runtime))) is not None
+            Runtime(name=label, **found.document)
+            for _, label in suite.lineup.runtimes
+            if (found := results.get(suite.runtime_cell(model.name, label))) is not None
         ],
         flags=sorted(results.flags(model)),
         digest=made.document["digest"],

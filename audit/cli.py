@@ -233,7 +233,7 @@ def gate(
 
 @app.command()
 def catalogue(as_json: JsonOption = False) -> None:
-    """List recipes, attacks and defenses with their parameters."""
+    """List recipes, attacks, defenses and runtimes with their parameters."""
     with exit_codes():
         from dataclasses import asdict
 

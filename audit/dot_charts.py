@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .charts import GRID, MUTED, PALETTE, REFERENCE, STYLE, Chart, new_axes, new_figure, tick, to_data_uri
 from ..attacks.risk import Metric
+from .charts import GRID, MUTED, PALETTE, REFERENCE, STYLE, Chart, new_axes, new_figure, tick, to_data_uri
 from .words import label
 
 if TYPE_CHECKING:

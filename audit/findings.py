@@ -12,10 +12,9 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from ..attacks.risk import ACCURACY, MEAN_SQUARED_ERROR, Metric, Risk
 from .file_rows import Certificate, Footprint, Kernels, Lineage, Runtime
 from .row import Amount, Count, Row, Share
-
-from ..attacks.risk import ACCURACY, MEAN_SQUARED_ERROR, Metric, Risk
 
 SLACK = 1e-9  # rounding of an interval's end
 SCHEMA: Final = "crushproof.audit/1"

@@ -39,9 +39,7 @@ def _distance(difference: float, metric: Metric) -> str:
     return words.signed(abs(difference), metric).removeprefix("+") + words.change_unit(metric)
 
 
-def what_settles(
-    value: float, low: float, high: float, limit: float, n: int, available: int, metric: Metric
-) -> str:
+def what_settles(value: float, low: float, high: float, limit: float, n: int, available: int, metric: Metric) -> str:
     """What would bring the interval to one side of the limit, and whether the data at hand can (rule 13)."""
     needed = records_needed(value, low, high, limit, n)
     told = " The interval reaches across the limit"

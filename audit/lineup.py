@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeVar
 
 from ..attacks.attack import ATTACKS, Attack, Task
 from ..compression.recipe import RECIPES
 from ..defenses.defense import DEFENSES, CompressionDefense, TrainingDefense
 from ..targets.data import Bounds
 from ..targets.errors import InputError, NotApplicable
+from ..targets.runtime import RUNTIMES, Runtime
 from ..training.architecture import Architecture
 from .audited import AuditedModel, Candidate, DenseModel, FinishedFile
 from .plan import DENSE, Plan
@@ -18,12 +20,15 @@ from .presets import ATTACK_PRESETS, RECIPE_WORDS
 from .sections import CandidatePlan
 from .subject import Subject
 
+T = TypeVar("T", Attack, Runtime)
+
 
 @dataclass(frozen=True)
 class Lineup:
     dense: tuple[DenseModel, ...]  # the plain one first
     candidates: tuple[Candidate | FinishedFile, ...]  # in the plan's order
     attacks: tuple[tuple[Attack, str], ...]  # each with the label its findings carry
+    runtimes: tuple[tuple[Runtime, str], ...]  # the plan's other runtimes, labelled as attacks are
 
     @cached_property
     def models(self) -> dict[str, AuditedModel]:
@@ -44,7 +49,8 @@ def assemble(plan: Plan, subject: Subject) -> Lineup:
             candidates.append(_candidate(name, entry, subject, dense))
         except (InputError, NotApplicable) as error:
             raise InputError(f"Candidate {name!r}: {error}") from None
-    return Lineup(tuple(dense.values()), tuple(candidates), _labelled(_attacks(plan)))
+    runtimes = [RUNTIMES.parse(one) for one in plan.runtimes]
+    return Lineup(tuple(dense.values()), tuple(candidates), _labelled(_attacks(plan)), _labelled(runtimes))
 
 
 def _candidate(
@@ -84,12 +90,12 @@ def _attacks(plan: Plan) -> list[Attack]:
     return [ATTACKS.parse(item) for item in raw]
 
 
-def _labelled(attacks: list[Attack]) -> tuple[tuple[Attack, str], ...]:
-    """Each attack with its kind, numbered where a kind occurs twice."""
-    labelled: list[tuple[Attack, str]] = []
-    kinds = {attack.kind for attack in attacks}
-    for attack in attacks:
-        labelled.append((attack, numbered(attack.kind, [label for _, label in labelled], kinds)))
+def _labelled(techniques: list[T]) -> tuple[tuple[T, str], ...]:
+    """Each technique with its kind, numbered where a kind occurs twice."""
+    labelled: list[tuple[T, str]] = []
+    kinds = {technique.kind for technique in techniques}
+    for technique in techniques:
+        labelled.append((technique, numbered(technique.kind, [label for _, label in labelled], kinds)))
     return tuple(labelled)
 
 
@@ -101,9 +107,7 @@ def numbered(name: str, taken: Collection[str], reserved: Collection[str] = ()) 
     return free
 
 
-def _hardened(
-    defense: TrainingDefense, plain: DenseModel, bounds: Bounds, dense: dict[str, DenseModel]
-) -> DenseModel:
+def _hardened(defense: TrainingDefense, plain: DenseModel, bounds: Bounds, dense: dict[str, DenseModel]) -> DenseModel:
     """One hardened dense model per distinct defense; a second of the same kind gets a number."""
     for known in dense.values():
         if known.hardened == defense:

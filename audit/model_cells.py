@@ -26,13 +26,13 @@ from ..targets.artifact import Deployed
 from ..targets.certificate import certify
 from ..targets.checks import check_model
 from ..targets.data import Data, Records
-from ..targets.errors import InputError, NotApplicable, UnsafeInput, failing_as_not_applicable
+from ..targets.errors import InputError, NotApplicable, failing_as_not_applicable
 from ..targets.model import Target, TorchTarget, frozen_copy
+from ..targets.model_file import CheckedOnnx, check_onnx
 from ..targets.onnx import OnnxTarget, integer_kernels
-from ..targets.openvino import OpenVinoTarget
+from ..targets.runtime import Runtime
 from ..targets.seeds import derive, generator
 from ..targets.steadiness import variation
-from ..targets.tensorrt import TensorRtTarget
 from .audited import AuditedModel, Candidate, DenseModel, twin_or
 from .cells import Result
 from .files import OpenedFile
@@ -113,16 +113,17 @@ def deploy(module: nn.Module, dense: DenseModel, data: Data, seed: int) -> Resul
     """
     with failing_as_not_applicable("it cannot be deployed"):
         model = to_onnx(module, data.shape)
+        checked = check_onnx(model)
         payload = encode(module)
         weights = footprint(module, model, payload, data.shape)
-        result = _deployed(OnnxTarget(model), twin_or(module, model), data, seed)
+        result = _deployed(OnnxTarget(checked), twin_or(module, checked), data, seed)
     description, arrays = save_module(module)
     with failing_as_not_applicable("what the recipe made cannot be stored and rebuilt"):
         load_module(dense.architecture.blank(), description, arrays)
     document = {"description": description, "footprint": weights, "digest": hashlib.sha256(model).hexdigest()}
     return Result(
         arrays={**arrays, **result.arrays},
-        document={**result.document, **document, "kernels": kernels(model)},
+        document={**result.document, **document, "kernels": kernels(checked)},
         files={"model.onnx": model, "payload.bin": payload},
     )
 
@@ -147,18 +148,18 @@ def take_file(file: OpenedFile, data: Data, seed: int) -> Result:
     )
     result = _deployed(target, twin, data, seed)
     document = {
-        "footprint": footprint_of_file(file.content, file.kind, file.assumptions.record),
+        "footprint": footprint_of_file(file.file, file.assumptions.record),
         "digest": file.digest,
         "no_twin": why,
         "notes": notes,
-        "kernels": kernels(file.content) if file.kind == "onnx" else None,
+        "kernels": kernels(file.file.checked) if file.kind == "onnx" else None,
     }
     return Result(
         arrays=result.arrays, document={**result.document, **document}, files={f"model.{file.kind}": file.content}
     )
 
 
-def kernels(model: bytes) -> dict[str, Any]:
+def kernels(model: CheckedOnnx) -> dict[str, Any]:
     """How many products ONNX Runtime computes in integers and in floats once it has optimised the file."""
     found = integer_kernels(model)
     integer, floating = found["integer"], found["float"]
@@ -186,29 +187,27 @@ def _deployed(target: Target, twin: nn.Module | None, data: Data, seed: int) -> 
     return Result(arrays=arrays, document=document)
 
 
-def in_runtime(audited: AuditedModel, runtime: str, candidate: Result, data: Data) -> Result:
-    """The same file in another runtime: how far that agrees with ONNX Runtime on the evaluation records."""
-    if "model.onnx" not in candidate.files:
+def in_runtime(model: AuditedModel, runtime: Runtime, stored: Result, data: Data) -> Result:
+    """The same file in another runtime: how far that agrees with ONNX Runtime on the evaluation records.
+
+    Raises:
+        NotApplicable: it is no ONNX file, or the runtime does not take it.
+    """
+    opened = model.opened(stored, data)
+    if opened.checked is None:
         raise NotApplicable("it is no ONNX file")
-    model = candidate.files["model.onnx"]
-    try:
-        output = None if audited.file is None else audited.file.assumptions.output
-        make = OpenVinoTarget if runtime == "openvino" else TensorRtTarget
-        other: Target = make(model, output=output)
-        if audited.file is not None:
-            other = Deployed(other, audited.file.assumptions)
-        certificate = certify(audited.deploy(candidate), other, {"clean": data.evaluation.x})
-    except (InputError, UnsafeInput) as error:  # it does not take this file (Unavailable goes on to the engine)
-        raise NotApplicable(str(error)) from error
+    runtime.check()
+    with failing_as_not_applicable(f"{runtime.phrase} cannot run it"):
+        other = runtime.open(opened.checked, output=None if model.file is None else model.file.assumptions.output)
+        if model.file is not None:
+            other = Deployed(other, model.file.assumptions)
+        certificate = certify(opened.target, other, {"clean": data.evaluation.x})
     return Result(document=asdict(certificate.overall))
 
 
-def lineage(dense: Result, candidate: Result) -> Result:
+def lineage(dense: CheckedOnnx | None, candidate: CheckedOnnx | None) -> Result:
     """Whether the codes of a quantised file are roundings of the dense model's weights."""
-    if "model.onnx" in dense.files and "model.onnx" in candidate.files:
-        found = check_lineage(dense.files["model.onnx"], candidate.files["model.onnx"])
-    else:
-        found = not_read("tflite")
+    found = not_read("tflite") if dense is None or candidate is None else check_lineage(dense, candidate)
     layers = [{**asdict(layer), "shape": list(layer.shape)} for layer in found.layers]
     return Result(
         document={
@@ -221,11 +220,11 @@ def lineage(dense: Result, candidate: Result) -> Result:
     )
 
 
-def serve_memory(candidate: Result, shape: tuple[int, ...]) -> Result:
-    """Resident bytes of a fresh process serving the candidate: a host fact, kept under `environment`."""
-    if "model.onnx" not in candidate.files:
+def serve_memory(model: CheckedOnnx | None, shape: tuple[int, ...]) -> Result:
+    """Resident bytes of a fresh process serving a model: a host fact, kept under `environment`."""
+    if model is None:
         raise NotApplicable("its memory is measured in ONNX Runtime only")
-    return Result(arrays={}, document={"peak_bytes": peak_resident_bytes(candidate.files["model.onnx"], shape)})
+    return Result(document={"peak_bytes": peak_resident_bytes(model, shape)})
 
 
 def _state(module: nn.Module) -> Arrays:

@@ -20,7 +20,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..attacks.risk import ACCURACY, Chart, Risk as RiskWords
+from ..attacks.risk import ACCURACY, Chart
+from ..attacks.risk import Risk as RiskWords
 from . import charts, defense_views, dot_charts, footprint_views, risk_views, views, words
 from .findings import Audit, Candidate, Finding, Point, ThreatModel
 

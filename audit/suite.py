@@ -18,10 +18,11 @@ from torch import nn
 from ..attacks.attack import Attack, Task
 from ..attacks.preparation import Preparation, Ran, Run, Scope
 from ..targets.errors import NotApplicable
+from ..targets.litert import PACKAGES as LITERT
 from ..targets.model import resolve_device
 from . import model_cells
 from .attack_cells import add_attack, attack_cell
-from .audited import AuditedModel, Candidate, DenseModel, FinishedFile
+from .audited import AuditedModel, Candidate, DenseModel, FinishedFile, Opened
 from .cells import Cell, Result, cell_key
 from .environment import runtime_versions, versions
 from .identity import technique_identity
@@ -182,21 +183,21 @@ class Suite:
             "footprint",
             [],
             [own],
-            lambda get: model_cells.serve_memory(get(own), shape),
+            lambda get: model_cells.serve_memory(self._opened(model, get).checked, shape),
         )
-        for runtime in self.plan.runtimes:
+        for runtime, label in self.lineup.runtimes:
             self.add(
-                self.runtime_cell(model.name, runtime),
+                self.runtime_cell(model.name, label),
                 "runtimes",
-                [runtime, *runtime_versions(runtime)],
+                [technique_identity(runtime), *runtime_versions(runtime.packages)],
                 [own],
                 lambda get, runtime=runtime: model_cells.in_runtime(  # type: ignore[misc]  # defaults bind the loop
                     model, runtime, get(own), self.subject.data
                 ),
             )
 
-    def runtime_cell(self, model: str, runtime: str) -> str:
-        return f"runtime/{runtime}/{model}"
+    def runtime_cell(self, model: str, label: str) -> str:
+        return f"runtime/{label}/{model}"
 
     def _file(self, model: DenseModel | FinishedFile | Candidate) -> None:
         """A finished file, and where the dense model is known, whether it is a rounding of it."""
@@ -205,20 +206,24 @@ class Suite:
         self.add(
             own,
             "candidates",
-            [model.name, file.identity, *(runtime_versions("litert") if file.kind == "tflite" else [])],
+            [model.name, file.identity, *(runtime_versions(LITERT) if file.kind == "tflite" else [])],
             [],
             lambda get: model_cells.take_file(file, self.subject.data, self.plan.seed),
         )
         if model.parent is None or model.is_dense:
             return
-        dense = self.model_cell(model.parent.name)
+        parent = model.parent
+        dense = self.model_cell(parent.name)
         self.add(
             self.lineage_cell(model.name),
             "lineage",
             [],
             [dense, own],
-            lambda get: model_cells.lineage(get(dense), get(own)),
+            lambda get: model_cells.lineage(self._opened(parent, get).checked, self._opened(model, get).checked),
         )
+
+    def _opened(self, model: AuditedModel, get: Callable[[str], Result]) -> Opened:
+        return model.opened(get(self.model_cell(model.name)), self.subject.data)
 
     def lineage_cell(self, model: str) -> str:
         return f"lineage/{model}"

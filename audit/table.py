@@ -43,7 +43,9 @@ def print_findings(audit: Audit) -> None:
     """Writes each finding in a line, with its flags and notes, or why there is none; for `--only`."""
     console = _console()
     for finding in audit.findings:
-        console.print(Text(f"{finding.id}: {words.finding_words(finding, audit.metrics[finding.metric])} ({finding.verdict})"))
+        console.print(
+            Text(f"{finding.id}: {words.finding_words(finding, audit.metrics[finding.metric])} ({finding.verdict})")
+        )
         for line in (*filter(None, [finding.reason]), *finding.flags, *finding.notes):
             console.print(Text(f"  {words.clean(line)}"))
     if not audit.findings:

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from .findings import Audit, Candidate, Finding, Gate
 from ..attacks.risk import ACCURACY, QUALITIES, Metric
+from .findings import Audit, Candidate, Finding, Gate
 from .words import (
     change_interval,
     change_unit,
@@ -48,7 +48,14 @@ class Index:
         return next((g for g in self.audit.policy if g.finding == finding.id), None)
 
     def accuracy_gate(self, candidate: str) -> Gate | None:
-        return next((g for g in self.audit.policy if g.candidate == candidate and g.rule in {metric.name for metric in QUALITIES}), None)
+        return next(
+            (
+                g
+                for g in self.audit.policy
+                if g.candidate == candidate and g.rule in {metric.name for metric in QUALITIES}
+            ),
+            None,
+        )
 
 
 def index(audit: Audit) -> Index:
@@ -91,11 +98,15 @@ def columns(audit: Audit) -> list[Column]:
     for name, findings in grouped.items():
         settings = {setting(f.setting) for f in findings}
         common = settings.pop() if len(settings) == 1 else ""
-        first, title = findings[0], audit.metrics[findings[0].metric].title
+        first = findings[0]
+        figure = audit.metrics[first.metric]
+        title = figure.title
         detail = name.partition("/")[2].replace("-", " ")
         if detail and detail != first.metric and any(c.metric.name == first.metric for c in made):
             title += f", {label(detail)}"
-        made.append(Column(name, first.risk, audit.metrics[first.metric], title, common, {f.candidate: f for f in findings}))
+        made.append(
+            Column(name, first.risk, audit.metrics[first.metric], title, common, {f.candidate: f for f in findings})
+        )
     risks = list(audit.risks)
     return sorted(made, key=lambda c: (risks.index(c.risk), c.suffix.count("/")))
 
@@ -267,9 +278,7 @@ def worst_words(ix: Index, candidate: Candidate) -> tuple[str, str]:
     ends = interval(value.low, value.high, metric)
     if finding.changes:
         moved = finding.changes[0]
-        ends += (
-            f"; {signed(moved.difference, metric)}{change_unit(metric)} {change_interval(moved.low, moved.high, metric)}"
-        )
+        ends += f"; {signed(moved.difference, metric)}{change_unit(metric)} {change_interval(moved.low, moved.high, metric)}"
     return f"{metric.title.split(' (')[0]} {figure(value.estimate, metric)}", ends
 
 

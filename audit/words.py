@@ -184,7 +184,8 @@ VERDICT_WORDS = {
 
 
 def flag_meaning(name: str) -> str:
-    return Flag(name).meaning if name in set(Flag) else "A reason why this measurement may be too optimistic."
+    known = {flag.value: flag.meaning for flag in Flag}
+    return known.get(name, "A reason why this measurement may be too optimistic.")
 
 
 def limit_words(gate: Gate, metric: Metric) -> str:

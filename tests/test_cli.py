@@ -366,6 +366,9 @@ def test_doctor_finds_this_machine_fit() -> None:
     result = call("doctor")
     assert result.exit_code == 0, result.output
     assert "torch: 2." in result.stdout
+    assert "ok  openvino: openvino 20" in result.stdout
+    assert "note  tensorrt: no GPU" in result.stdout
+    assert "ok  litert: ai-edge-litert" in result.stdout
 
 
 def test_a_closed_pipe_is_no_error() -> None:

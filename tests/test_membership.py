@@ -15,10 +15,10 @@ from scipy import stats
 from scipy.special import polygamma
 from torch import Tensor, nn
 
-from crushproof.attacks.attack import ATTACKS, Case
 from crushproof.attacks.access import Flag
-from crushproof.attacks.membership.case import MembershipCase, ShadowSignals
+from crushproof.attacks.attack import ATTACKS, Case
 from crushproof.attacks.membership.blind import blind_scores
+from crushproof.attacks.membership.case import MembershipCase, ShadowSignals
 from crushproof.attacks.membership.membership import Membership, related
 from crushproof.attacks.membership.population import PopulationPlan, masks, plan_population
 from crushproof.attacks.membership.scores import lira, loss, rmia, shrinkage, trigamma_inverse

@@ -23,8 +23,8 @@ from crushproof.audit.reader import Reader, candidate_flags
 from crushproof.audit.words import FLAGS
 from crushproof.targets import _read_tflite
 from crushproof.targets.errors import InputError, NotApplicable
-from crushproof.targets.foreign import Port, read_foreign, without_states
 from crushproof.targets.litert import LiteRtTarget
+from crushproof.targets.model_file import Port, read_model_file, without_states
 from crushproof.targets.onnx import OnnxTarget
 from crushproof.targets.seeds import generator, global_seed
 from crushproof.targets.steadiness import variation
@@ -130,7 +130,7 @@ def test_a_tflite_lstm_forgets_between_records(network: Network, batch: int, tmp
     if batch == 1:
         path = tmp_path / "lstm.tflite"
         path.write_bytes(content)
-        content = read_foreign(path).data
+        content = read_model_file(path).data
     target, x = LiteRtTarget(content), drawn(8)
     wanted = network(x)
     for order in (torch.arange(8), torch.arange(8), torch.arange(8).flip(0), torch.randperm(8)):
@@ -231,7 +231,7 @@ def test_states_as_inputs_are_zeros_for_every_record(
 def test_the_reader_says_which_inputs_are_zeros(network: Network, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(onnx_lstm(network, "direct", "n", True))
-    found = read_foreign(path)
+    found = read_model_file(path)
     assert [port.name for port in found.facts.inputs] == ["x"]
     assert found.facts.zeroed == ("h0", "c0")
     assert "'h0', 'c0'" in found.notes[0]

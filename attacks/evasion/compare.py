@@ -108,14 +108,10 @@ def resolve_radius(results: Results, attack: Evasion) -> Evasion | None:
 
 def _replay(results: Results, attack: Evasion, candidate: str, baseline: str) -> Any:
     scope = results.scope
-    return results.prepared(
-        ReplayedBothWays(scope.label, candidate, baseline, attack.radii(scope), attack.records)
-    )
+    return results.prepared(ReplayedBothWays(scope.label, candidate, baseline, attack.radii(scope), attack.records))
 
 
-def _flags_with_replays(
-    evidence: Evidence, attack: Evasion, replayed: Bools
-) -> tuple[set[str], dict[str, list[str]]]:
+def _flags_with_replays(evidence: Evidence, attack: Evasion, replayed: Bools) -> tuple[set[str], dict[str, list[str]]]:
     """The flags of a dense model's worst case once inputs crafted on its candidates are among its attacks."""
     summary = evidence.summary
     access = {part: Access(value) for part, value in summary["part_access"].items()} | {REPLAYED: Access.LABELS}
@@ -188,6 +184,6 @@ def kept_words(radius: Mapping[str, Any]) -> str:
     right = max(1, round(probe[0.0] * radius["records"]))
     kept = percent(np.arange(right) < round(radius["kept"] * right), digits=0)
     return (
-        f"{kept} of its accuracy (a quick probe of {radius['records']} of the attacker's records, white-box where there "
-        "is a twin)"
+        f"{kept} of its accuracy (a quick probe of {radius['records']} of the attacker's records, white-box where "
+        "there is a twin)"
     )

@@ -23,9 +23,9 @@ from .case import EvasionInputs, prepared_for
 from .categories import not_pixels
 from .engine import PERTURBERS, Perturber
 from .evasion_run import EvasionRun, PartResult, attack_by
+from .measure import WITHOUT_DRAW, measure_evasion
 from .pgd import GradientPerturber, Pgd
 from .preparations import CraftedOnParent, Radii, ReplayedBothWays, RoomToFall
-from .measure import WITHOUT_DRAW, measure_evasion
 from .radius import choose, curve
 from .risk import EVASION, ROBUST_ACCURACY
 from .square import Square

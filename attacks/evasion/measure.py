@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..access import Access
-from ..attack import Evidence
 from ..measurement import NOTHING_RAN, Auc, Bools, MeasuredPart, Measurement, Rate, ThreatModel
 from ..preparation import Ran, Results
 from .compare import (
@@ -45,9 +44,7 @@ def measure_evasion(attack: Evasion, results: Results) -> list[Measurement]:
     return rows + _draws(results, attack)
 
 
-def _worst_case(
-    results: Results, attack: Evasion, found: Found, setting: dict[str, str | float | int]
-) -> Measurement:
+def _worst_case(results: Results, attack: Evasion, found: Found, setting: dict[str, str | float | int]) -> Measurement:
     model, data = results.model, results.scope.data
     comparisons, notes, counted = [], _notes(results, found), set[str]()
     for name in model.baselines:
@@ -171,9 +168,9 @@ def _without_draw(results: Results, attack: Evasion, setting: dict[str, str | fl
         flags=() if found is None else tuple(found.summary["union_flags"]),
         notes=() if found is None else ("Not gated: whoever holds the shipped file holds the draw.",),
         curves={} if found is None else _epsilon_curves(found),
-        parts=() if found is None else tuple(
-            _part(found, part, tuple(found.evidence.flags.get(part, ()))) for part in parts
-        ),
+        parts=()
+        if found is None
+        else tuple(_part(found, part, tuple(found.evidence.flags.get(part, ()))) for part in parts),
     )
 
 

@@ -10,7 +10,8 @@ ROBUST_ACCURACY = Metric(
     subject="robust accuracy",
     unit="percent",
     better="higher",
-    meaning="Share of records still classified correctly after the strongest of all attacks that ran, record by record.",
+    meaning="Share of records still classified correctly after the strongest of all attacks that ran, record by "
+    "record.",
 )
 
 EVASION = Risk(

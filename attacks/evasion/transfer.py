@@ -21,7 +21,7 @@ from .engine import PERTURBERS, Perturber, Search
 class Transfer(Perturber):
     """Adversarial inputs crafted on the uncompressed parent, replayed on the deployed model (one query a record).
 
-    It replays `EvasionInputs.parent_adversarial` (see `pgd.craft`), which is made once per parent for all its candidates.
+    It replays `EvasionInputs.parent_adversarial` (see `pgd.craft`), made once per parent for all its candidates.
     """
 
     kind: Literal["transfer"] = "transfer"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+
 from ..access import Access, Flag
 from ..statistics.rates import mcnemar
 

@@ -9,7 +9,6 @@ import numpy as np
 from ..access import Access, Flag
 from ..attack import Evidence
 from ..measurement import (
-    NOTHING_RAN,
     Auc,
     Bools,
     Comparison,
