@@ -278,7 +278,8 @@ def worst_words(ix: Index, candidate: Candidate) -> tuple[str, str]:
     ends = interval(value.low, value.high, metric)
     if finding.changes:
         moved = finding.changes[0]
-        ends += f"; {signed(moved.difference, metric)}{change_unit(metric)} {change_interval(moved.low, moved.high, metric)}"
+        ends += f"; {signed(moved.difference, metric)}{change_unit(metric)} "
+        ends += change_interval(moved.low, moved.high, metric)
     return f"{metric.title.split(' (')[0]} {figure(value.estimate, metric)}", ends
 
 
