@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 from crushproof.audit import cli
 from crushproof.audit.files import open_file
 from crushproof.audit.findings import Audit, Candidate
+from crushproof.audit.model_cells import take_file
 from crushproof.audit.one_file import candidate_name
 from crushproof.audit.plan import Plan
 from crushproof.audit.sections import InterfacePlan
-from crushproof.audit.steps import take_file
 from crushproof.compression.onnx_export import to_onnx
 from crushproof.targets import _read_onnx
 from crushproof.targets.data import Bounds, Data, Records
