@@ -11,6 +11,7 @@ import torch
 import yaml
 from pydantic import ValidationError
 
+from ..attacks.statistics.rates import clopper_pearson
 from ..compression.search import Found, SearchSettings, TriedRecipe, as_row, from_row, search
 from ..targets.errors import InputError
 from ..targets.model import resolve_device
@@ -19,7 +20,6 @@ from .cells import cell_key
 from .environment import versions
 from .plan import Plan, parse_plan
 from .report import write
-from .statistics import clopper_pearson
 from .subject import resolve
 
 HELD_OUT_WORDS = "accuracy on members that no model of the search was trained on"

@@ -205,8 +205,8 @@ def planted() -> tuple[list[Row], list[dict[str, Any]]]:
 def _verdict(
     robust: np.ndarray[Any, Any], weak: np.ndarray[Any, Any], share: float, noise: float, stream: np.random.Generator
 ) -> str:
+    from crushproof.audit.estimates import rate_change
     from crushproof.audit.judging import judge
-    from crushproof.audit.measures import rate_change
 
     chosen = stream.integers(0, len(robust), RECORDS)
     parent = robust[chosen]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..targets.errors import CrushproofError
 from ..targets.model import device_of
-from ..targets.onnx_safety import check_onnx
+from ..targets.model_file import ModelFile
 from .attention import Attention
 from .edit import REBUILDABLE, TRANSPOSED, WEIGHTED
 from .energy import energy
@@ -52,7 +52,7 @@ def footprint(module: nn.Module, onnx: bytes, payload: bytes, shape: tuple[int, 
     }
 
 
-def footprint_of_file(model: bytes, kind: Literal["onnx", "tflite"], shape: tuple[int, ...]) -> Footprint:
+def footprint_of_file(file: ModelFile, shape: tuple[int, ...]) -> Footprint:
     """As `footprint`, of a finished file alone.
 
     The payload is the file's initialisers, packed as a module's values are; decode -> equal is checked. Parameters and
@@ -60,28 +60,27 @@ def footprint_of_file(model: bytes, kind: Literal["onnx", "tflite"], shape: tupl
     too, and everything else is None, `macs_by_width` empty.
 
     Raises:
-        UnsafeInput, InputError: see `onnx_safety.check_onnx`; the file does not answer records of this shape.
+        UnsafeInput, InputError: see `model_file.check_onnx`; the file does not answer records of this shape.
     """
-    if kind == "tflite":
+    if file.kind == "tflite":
         return {
-            "disk_bytes": len(model),
-            "payload_bytes": len(model),
+            "disk_bytes": len(file.data),
+            "payload_bytes": len(file.data),
             **dict.fromkeys(("entropy_bytes", "parameters", "nonzero_parameters", "macs")),
             "macs_by_width": [],
             **dict.fromkeys(("energy_uj_modelled", "energy_memory_share")),
         }
-    checked = check_onnx(model)
     holder = nn.Module()
-    for index, value in enumerate(tensors(Graph(checked)).values()):
+    for index, value in enumerate(tensors(Graph(file.checked.model)).values()):
         holder.register_buffer(f"tensor_{index}", value)
     payload = encode(holder)
     decoded = decode(payload, holder)
     if not all(torch.equal(_without_nan(decoded[name]), _without_nan(value)) for name, value in holder.named_buffers()):
         raise CrushproofError("The packed payload does not decode to the file's own values.")
-    live = only_live(checked)
+    live = only_live(file.checked.copy())
     count, nonzero = parameters(Graph(live))
     return {
-        "disk_bytes": len(model),
+        "disk_bytes": len(file.data),
         "payload_bytes": len(payload),
         "entropy_bytes": entropy_bytes(holder),
         "parameters": count,

@@ -14,16 +14,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from ..targets.model_file import CheckedOnnx, check_onnx
 from .codes_in_steps import ScaleKind, Steps, biases_off, folded_weight, held_against, scales_in_words
 from .lineage_match import looked_up, paired, size, thirds
 from .lineage_unread import unaccounted
 from .onnx_constants import Graph
 from .onnx_live import only_live
 from .onnx_weights import Stage, Weight, weights
+
+if TYPE_CHECKING:
+    import onnx
 
 Verdict = Literal["confirmed", "not nearest", "not a rounding of the dense model", "not comparable"]
 
@@ -98,18 +102,25 @@ class Lineage:
         return sum(layer.weights for layer in self.layers)
 
 
-def check_lineage(dense: bytes, artifact: bytes) -> Lineage:
+def check_lineage(dense: CheckedOnnx | bytes, artifact: CheckedOnnx | bytes) -> Lineage:
+    """As `compare`, of two ONNX files.
+
+    Raises:
+        UnsafeInput: see `model_file.check_onnx`.
+    """
+    return compare(check_onnx(dense).copy(), check_onnx(artifact).copy())
+
+
+def compare(dense: onnx.ModelProto, artifact: onnx.ModelProto) -> Lineage:
     """Holds every weight of `artifact` against the dense model's; layers are matched by shape, values, name and order.
 
     Nodes that reach no output of their file are left out, on both sides.
 
     Args:
-        dense, artifact: ONNX files that `targets.onnx_safety.check_onnx` let pass. The dense one may keep its batch
-            norms or have them folded, and so may the artefact.
+        dense, artifact: what is dead in them is removed from these very objects. The dense one may keep its batch norms
+            or have them folded, and so may the artefact.
     """
-    import onnx
-
-    graph, origin = (Graph(only_live(onnx.load_model_from_string(data))) for data in (artifact, dense))
+    graph, origin = Graph(only_live(artifact)), Graph(only_live(dense))
     ours, whole = list(weights(graph)), list(weights(origin))
     theirs = [found for found in whole if found.stages]
     unread, hidden = (tuple(found.name for found in one if not found.stages) for one in (ours, whole))

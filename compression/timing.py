@@ -15,8 +15,8 @@ import torch
 
 from ..targets.errors import CrushproofError
 from ..targets.model import Target
+from ..targets.model_file import CheckedOnnx, check_onnx
 from ..targets.onnx import OnnxTarget, session_settings
-from ..targets.onnx_safety import checked_onnx, ports
 
 SERVED = 256  # records that a fresh process answers while its memory is watched
 
@@ -86,18 +86,18 @@ def interleaved_latency(
     return rows
 
 
-def peak_resident_bytes(model: bytes, shape: tuple[int, ...]) -> int:
+def peak_resident_bytes(model: CheckedOnnx | bytes, shape: tuple[int, ...]) -> int:
     """The largest resident memory of a fresh process that loads numpy and ONNX Runtime and answers 256 records.
 
     A file with a fixed batch answers one batch of that size.
     """
-    checked, model = checked_onnx(model)
-    entry = ports(checked)[0][0]
+    checked = check_onnx(model)
+    entry = checked.inputs[0]
     batch = entry.shape[0] if isinstance(entry.shape[0], int) else SERVED
     settings, records = json.dumps(session_settings(checked)), json.dumps([batch, *shape])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        path.write_bytes(model)
+        path.write_bytes(checked.usable)
         command = [sys.executable, "-P", "-c", _SERVE, str(path), settings, records, entry.type]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     if done.returncode != 0:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -40,6 +41,10 @@ class DpSgd(TrainingDefense):
     subtract it. Nor does it cover hyper-parameters that were tuned on the members.
     """
 
+    title: ClassVar[str] = "DP-SGD"
+    private: ClassVar[bool] = True
+    void: ClassVar[str] = "Epsilon: void. The compression looked at training records after DP-SGD."
+
     kind: Literal["dp-sgd"] = "dp-sgd"
     epsilon: PositiveFloat = Field(8.0, description="the largest that the training may spend")
     delta: float = Field(1e-5, gt=0, lt=1, description="probability that epsilon fails; must be below 1 / members")
@@ -69,6 +74,20 @@ class DpSgd(TrainingDefense):
     def adapted(self, attack: Attack) -> Attack:
         """The same attack: membership inference meets shadows trained by this defense, which is what adapts it."""
         return attack
+
+    def phrase(self, statement: Mapping[str, Any]) -> str:
+        if "epsilon" not in statement:
+            return super().phrase(statement)
+        if statement["epsilon"] == "void":
+            return "DP-SGD, epsilon: void"
+        return (
+            f"DP-SGD, epsilon {statement['epsilon']:.2f} at delta {statement['delta']:.1e} "
+            f"(sampling rate {statement['sampling_rate']:.3f}, {statement['steps']} steps, PRV accountant)"
+        )
+
+    def voided(self, statement: Mapping[str, Any]) -> dict[str, Any]:
+        why = "the compression looked at training records after DP-SGD"
+        return {**statement, "epsilon": "void", "why": why}
 
     def schedule(self, training_records: int) -> tuple[float, int]:
         """(sampling rate, steps) for so many records."""

@@ -21,7 +21,7 @@ from ...targets.seeds import derive, generator
 from ...training.architecture import Architecture
 from ...training.loop import TrainingJob
 from ...training.trainer import Trainer
-from ..attack import MembershipCase, ShadowSignals
+from .case import MembershipCase, ShadowSignals
 
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 Ids = np.ndarray[Any, np.dtype[np.int64]]
