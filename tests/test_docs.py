@@ -100,4 +100,4 @@ def test_powers_of_two(installed: Any) -> None:
     assert torch.equal(layer.weight, before), "the module itself is left as it is"
     assert torch.equal(rounded.bias, layer.bias)
     assert not recipe.touches_records
-    assert recipe.words == "weights rounded to 4 powers of two"
+    assert recipe.phrase == "weights rounded to 4 powers of two"
