@@ -182,7 +182,7 @@ def finding_row(
 
 
 def finding_id(model: str, label: str, detail: str = "") -> str:
-    """`int8/evasion`, or with what tells it from another finding of the same attack."""
+    """The model and the attack, and what tells it from another finding of the same attack."""
     return f"{model}/{label}" + (f"/{detail}" if detail else "")
 
 

@@ -28,16 +28,15 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Entry:
-    sort: str  # recipe, attack, part of an evasion attack, defense, or runtime
+    sort: str  # recipe, attack, part of an attack, defense, or runtime
     kind: str
     summary: str
     parameters: list[Parameter]
 
 
 def catalogue() -> list[Entry]:
-    """Recipes, attacks, parts of an evasion attack, defenses, runtimes: each sort by kind, other packages' included."""
+    """Recipes, attacks, parts of attacks, defenses, runtimes: each sort by kind, other packages' included."""
     from ..attacks.attack import ATTACKS
-    from ..attacks.evasion.engine import PERTURBERS
     from ..compression.recipe import RECIPES
     from ..defenses.defense import DEFENSES
     from ..targets.runtime import RUNTIMES
@@ -47,7 +46,11 @@ def catalogue() -> list[Entry]:
         for sort, kinds in (
             ("recipe", RECIPES.kinds()),
             ("attack", ATTACKS.kinds()),
-            ("evasion part", PERTURBERS.kinds()),
+            *(
+                (f"{kind} part", attack.parts_known.kinds())
+                for kind, attack in ATTACKS.kinds().items()
+                if attack.parts_known is not None
+            ),
             ("defense", DEFENSES.kinds()),
             ("runtime", RUNTIMES.kinds()),
         )
@@ -56,8 +59,8 @@ def catalogue() -> list[Entry]:
 
 
 def summary_of(technique: type[Any]) -> str:
-    """Its own one-sentence summary, else the first line of its docstring."""
-    return technique.summary or (inspect.getdoc(technique) or "").partition("\n")[0]
+    """The first line of its docstring."""
+    return (inspect.getdoc(technique) or "").partition("\n")[0]
 
 
 def parameters_of(model: type[BaseModel]) -> list[Parameter]:

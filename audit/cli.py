@@ -37,7 +37,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON to standard
 def audit(
     plan: Annotated[Path | None, typer.Argument(help="A plan in YAML; without it the built-in one on digits.")] = None,
     out: Annotated[Path, typer.Option(help="Where results go; a second run there resumes.")] = DEFAULT_OUT,
-    only: Annotated[str | None, typer.Option(help="Just this finding, e.g. int8/evasion.")] = None,
+    only: Annotated[str | None, typer.Option(help="Just this finding, by its id: candidate/attack.")] = None,
     as_json: JsonOption = False,
     workers: Annotated[int | None, typer.Option(min=0, max=256, help="Processes; 0 works in this one.")] = None,
     artifact: Annotated[Path | None, typer.Option(help="In place of a plan: a finished .onnx or .tflite file.")] = None,

@@ -131,7 +131,7 @@ class Part(Row):
 class Finding(Row):
     """One measured risk of one candidate, or the reason why it was not measured."""
 
-    id: str = Field(description="<candidate>/<risk>[/<detail>], e.g. int8/evasion; what --only takes")
+    id: str = Field(description="<candidate>/<attack>[/<detail>]; what --only takes")
     candidate: str
     risk: str = Field(description="name of one of the audit's risks")
     attack: str = Field(description="what the estimate is the result of, in words")
@@ -150,7 +150,9 @@ class Finding(Row):
     verdict: RowVerdict = "not-gated"
     reason: str | None = Field(None, description="why not measured, not gated or inconclusive")
     flags: list[str] = []
-    notes: list[str] = Field([], description="sentences the reader must know, e.g. 'not attributable to membership'")
+    notes: list[str] = Field(
+        [], description="sentences the reader must know, e.g. 'the dense model is attacked with fewer records'"
+    )
     parts: list[Part] = []
     curves: dict[str, list[Point]] = Field({}, description="by series name; see the risk's section of the report")
     who_is_hit: list[GroupEstimate] = Field([], description="per class and group of the records; the worst first")
