@@ -7,7 +7,7 @@ import inspect
 import json
 import re
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -158,11 +158,11 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 def sections(models: Sequence[type[BaseModel]]) -> list[str]:
     """For each model a heading, what it is, and its fields; a field that is another of them is a link."""
-    anchors = {model.__name__.lower() for model in models}
+    anchors = {model.__name__.lower(): words(model) for model in models}
     return [block for model in models for block in _section(model, anchors)]
 
 
-def _section(model: type[BaseModel], anchors: Collection[str]) -> list[str]:
+def _section(model: type[BaseModel], anchors: Mapping[str, str]) -> list[str]:
     kind = model.model_fields.get("kind")
     named = kind is not None and get_origin(kind.annotation) is Literal
     title = f"`kind: {get_args(kind.annotation)[0]}`" if kind is not None and named else words(model)
@@ -170,9 +170,9 @@ def _section(model: type[BaseModel], anchors: Collection[str]) -> list[str]:
     return [f"## {title} {{ #{model.__name__.lower()} }}", text, *parameters(parameters_of(model), anchors)]
 
 
-def parameters(rows: Iterable[Parameter], anchors: Collection[str] = ()) -> list[str]:
+def parameters(rows: Iterable[Parameter], anchors: Mapping[str, str] = {}) -> list[str]:
     def linked(match: re.Match[str]) -> str:
-        return f"[{match[1]}](#{match[1]})" if match[1] in anchors else match[0]
+        return f"[{anchors[match[1]]}](#{match[1]})" if match[1] in anchors else match[0]
 
     return table(
         ("key", "value", "default", ""),

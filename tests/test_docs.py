@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,20 @@ def test_every_example_is_short_and_in_the_catalogue(installed: dict[str, list[s
             assert all(parameter.description for parameter in entries[kind].parameters), kind
     for file in EXAMPLES.glob("*.py"):
         assert len(file.read_text().splitlines()) <= LINES, file.name
+
+
+def test_the_picture_of_the_parts_is_current() -> None:
+    spec = importlib.util.spec_from_file_location("draw_parts", ROOT / "docs" / "draw_parts.py")
+    assert spec is not None
+    assert spec.loader is not None
+    draw_parts = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(draw_parts)
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    assert (ROOT / "docs" / "parts.svg").read_text() == draw_parts.picture(pyproject), "run: python docs/draw_parts.py"
+    inside = 'type = "layers"\ncontainers = ["crushproof.new"]\nlayers = ["top", "(left) | middle : right"]'
+    rooms = draw_parts.contracts(f"{pyproject}\n[[tool.importlinter.contracts]]\n{inside}")
+    assert rooms["crushproof"][0] == ["audit"]
+    assert rooms["crushproof.new"] == [["top"], ["left", "middle", "right"]]
 
 
 def search_of(data: Data, module: nn.Module, part: Any, n: int = 60) -> Search:
