@@ -1,4 +1,4 @@
-"""Every recipe, attack and defense with its parameters, from the schemas themselves."""
+"""Every recipe, attack, defense and runtime with its parameters, from the schemas themselves."""
 
 from __future__ import annotations
 
@@ -29,18 +29,19 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Entry:
-    sort: str  # recipe, attack, part of an evasion attack, or defense
+    sort: str  # recipe, attack, part of an evasion attack, defense, or runtime
     kind: str
     summary: str
     parameters: list[Parameter]
 
 
 def catalogue() -> list[Entry]:
-    """Recipes, attacks, parts of an evasion attack, defenses: each sort by kind, other packages' included."""
+    """Recipes, attacks, parts of an evasion attack, defenses, runtimes: each sort by kind, other packages' included."""
     from ..attacks.attack import ATTACKS
     from ..attacks.evasion.engine import PERTURBERS
     from ..compression.recipe import RECIPES
     from ..defenses.defense import DEFENSES
+    from ..targets.runtime import RUNTIMES
 
     return [
         Entry(sort, kind, summary_of(technique), parameters_of(technique))
@@ -49,6 +50,7 @@ def catalogue() -> list[Entry]:
             ("attack", ATTACKS.kinds()),
             ("evasion part", PERTURBERS.kinds()),
             ("defense", DEFENSES.kinds()),
+            ("runtime", RUNTIMES.kinds()),
         )
         for kind, technique in kinds.items()
     ]

@@ -225,14 +225,15 @@ def gate(
         from .policy import load_policy
         from .reading import read_audit
 
-        result = rejudge(read_audit(folder), load_policy(policy, Path()))
+        audit = read_audit(folder)
+        result = rejudge(audit, load_policy(policy, Path(), audit.metrics))
         show(result, as_json, None, None)
         raise typer.Exit(CODE_OF_VERDICT[result.verdict])
 
 
 @app.command()
 def catalogue(as_json: JsonOption = False) -> None:
-    """List recipes, attacks and defenses with their parameters."""
+    """List recipes, attacks, defenses and runtimes with their parameters."""
     with exit_codes():
         from dataclasses import asdict
 

@@ -12,6 +12,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from ..attacks.risk import ACCURACY, MEAN_SQUARED_ERROR, Metric, Risk
 from .file_rows import Certificate, Footprint, Kernels, Lineage, Runtime
 from .row import Amount, Count, Row, Share
 
@@ -134,9 +135,9 @@ class Finding(Row):
 
     id: str = Field(description="<candidate>/<risk>[/<detail>], e.g. int8/evasion; what --only takes")
     candidate: str
-    risk: Literal["evasion", "membership", "extraction"]
+    risk: str = Field(description="name of one of the audit's risks")
     attack: str = Field(description="what the estimate is the result of, in words")
-    metric: Literal["robust_accuracy", "tpr_at_1_percent_fpr", "auc", "fidelity"]
+    metric: str = Field(description="name of one of the audit's metrics")
     better: Literal["higher", "lower"] = Field(description="which direction of the metric is safer")
     setting: dict[str, str | float | int] = Field(
         {}, description="texts and numbers by the attack's own keys, e.g. {'norm': 'linf', 'epsilon': 0.1}"
@@ -190,7 +191,9 @@ class Candidate(Row):
     recipe: dict[str, JsonValue] | None = Field(description="the recipe's kind and fields as JSON, defaults included")
     recipe_words: str = Field(description="the recipe in a phrase, e.g. '8-bit weights and activations'")
     parent: str | None = Field(description="name of the dense model it came from; None for a dense one")
+    family: str = Field("", description="of techniques, as a title: Pruning; empty for a dense model")
     defense: str | None = Field(None, description="kind of the defense in its making")
+    defense_title: str | None = Field(None, description="the same as a title: Adversarial training")
     defense_words: str | None = Field(None, description="e.g. 'DP-SGD, epsilon 8.0 at delta 1e-5'")
     statement: dict[str, str | float | int] = Field(
         {}, description="what the defense promises, in texts and numbers: epsilon, delta, steps, ..."
@@ -232,8 +235,8 @@ class Candidate(Row):
         return found
 
     @property
-    def quality_metric(self) -> str:
-        return "mean_squared_error" if self.accuracy is None else "accuracy"
+    def quality_metric(self) -> Metric:
+        return MEAN_SQUARED_ERROR if self.accuracy is None else ACCURACY
 
     @property
     def merit(self) -> float:
@@ -318,6 +321,8 @@ class Audit(BaseModel):
     data: DataSummary
     candidates: list[Candidate]
     findings: list[Finding]
+    risks: dict[str, Risk] = Field(description="what to know of each, by name, in the order of the plan's attacks")
+    metrics: dict[str, Metric] = Field(description="how each figure is called and printed, by name")
     policy: list[Gate]
     policy_name: str
     release: list[str] = Field(description="candidates the overall verdict covers")
@@ -328,3 +333,10 @@ class Audit(BaseModel):
         {}, description="texts by the user's own keys (an enclave, encryption at rest): declared, not verified"
     )
     environment: Environment
+
+    @model_validator(mode="after")
+    def _explains_itself(self) -> Audit:
+        for finding in self.findings:
+            if finding.risk not in self.risks or finding.metric not in self.metrics:
+                raise ValueError(f"finding {finding.id}: its risk or its metric is not among `risks` and `metrics`")
+        return self

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ..attacks.risk import Metric
 from .findings import Finding, GroupEstimate, ThreatModel
 from .views import Column, Index
 from .words import (
@@ -15,7 +16,6 @@ from .words import (
     figure,
     interval,
     label,
-    metric,
     plural,
 )
 
@@ -42,7 +42,7 @@ def _nice(value: float) -> float:
 def estimate_scale(column: Column) -> Scale:
     """0 to 100 % for rates that are better high and for copies; 0 to the next round number else."""
     found = [f.estimate for f in column.findings.values() if f.estimate is not None]
-    if metric(column.metric).unit == "score":
+    if column.metric.unit == "score":
         low, high = min([0.45, *(e.low for e in found)]), max([0.6, *(e.high for e in found)])
         return Scale(math.floor(low * 20) / 20, math.ceil(high * 20) / 20)
     top = max([0.01, *(e.high for e in found)])
@@ -73,7 +73,7 @@ def takeaways(ix: Index, column: Column) -> list[str]:
             if (count := sum(f.verdict == verdict for f in gated))
         ]
         sentences.append(f"Of {plural(len(gated), 'judged candidate')}: {enumerate_words(counts)}.")
-    higher = metric(column.metric).better == "higher"
+    higher = column.metric.better == "higher"
     sign = 1 if higher else -1
     compared = sorted((f for f in rows if f.changes), key=lambda f: sign * f.changes[0].difference)
     if compared:
@@ -126,7 +126,7 @@ def who_is_hit(ix: Index, column: Column) -> Hits | None:
     groups = list(dict.fromkeys(group for table in tables.values() for group in table))
     classes = {name: place for place, name in enumerate(ix.audit.data.classes)}
     groups.sort(key=lambda group: classes.get(group, len(classes)))
-    sign = 1 if metric(column.metric).better == "higher" else -1
+    sign = 1 if column.metric.better == "higher" else -1
     rows, tally = [], dict.fromkeys(groups, 0)
     for name, table in tables.items():
         known = [(sign * table[group].estimate, place) for place, group in enumerate(groups) if group in table]
@@ -140,7 +140,7 @@ def who_is_hit(ix: Index, column: Column) -> Hits | None:
     return Hits(groups, rows, sizes, sentence)
 
 
-def _hit(row: GroupEstimate | None, name: str) -> tuple[str, str]:
+def _hit(row: GroupEstimate | None, metric: Metric) -> tuple[str, str]:
     if row is None:
         return "\u2013", ""
-    return figure(row.estimate, name), interval(row.low, row.high, name)
+    return figure(row.estimate, metric), interval(row.low, row.high, metric)

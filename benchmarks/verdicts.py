@@ -71,7 +71,7 @@ def symmetry() -> tuple[list[Row], list[dict[str, Any]]]:
     """Every cell: verdict, and whether the change's interval contains 0."""
     from crushproof.audit.plan import Plan
     from crushproof.audit.run import run_audit
-    from crushproof.compression.export import to_onnx
+    from crushproof.compression.onnx_export import to_onnx
     from crushproof.targets.data import load_digits
 
     data = load_digits()
@@ -205,8 +205,8 @@ def planted() -> tuple[list[Row], list[dict[str, Any]]]:
 def _verdict(
     robust: np.ndarray[Any, Any], weak: np.ndarray[Any, Any], share: float, noise: float, stream: np.random.Generator
 ) -> str:
+    from crushproof.audit.estimates import rate_change
     from crushproof.audit.judging import judge
-    from crushproof.audit.measures import rate_change
 
     chosen = stream.integers(0, len(robust), RECORDS)
     parent = robust[chosen]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .decompose import Decomposition, kept_energy
-from .layers import rebuildable
+from .edit import rebuildable
 
 Kind = Literal["LSTM", "GRU"]
 State = Tensor | tuple[Tensor, Tensor] | None

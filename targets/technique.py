@@ -84,7 +84,8 @@ class Registry(Generic[T]):
         if not self._complete:
             package = importlib.import_module(self._package)
             for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-                importlib.import_module(module.name)
+                if not module.name.rpartition(".")[2].startswith("_"):  # scripts for a process of their own
+                    importlib.import_module(module.name)
             for entry in entry_points(group=self._group):
                 self.register(self._loaded(entry))
             self._complete = True

@@ -10,7 +10,8 @@ import torch
 from evasion_cases import RADII, case_of, survivors
 from torch import nn
 
-from crushproof.attacks.attack import ATTACKS, Access
+from crushproof.attacks.access import Access
+from crushproof.attacks.attack import ATTACKS
 from crushproof.attacks.evasion.apgd import Apgd
 from crushproof.attacks.evasion.art_catalogue import Art
 from crushproof.attacks.evasion.ball import Norm

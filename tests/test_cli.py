@@ -16,6 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from crushproof.audit import cli
+from crushproof.audit.assemble import known_metrics
 from crushproof.audit.file_rows import Footprint
 from crushproof.audit.findings import (
     SCHEMA,
@@ -102,7 +103,7 @@ def an_audit(robust_change: float = 0.0) -> Audit:
             ("membership", "auc", "lower", 0.0),
         )
     ]
-    judged = apply_policy([row], findings, BUILT_IN["release"], ["int8"])
+    judged = apply_policy([row], findings, BUILT_IN["release"], ["int8"], known_metrics(()))
     return Audit(
         schema=SCHEMA,
         name="test",
@@ -366,6 +367,9 @@ def test_doctor_finds_this_machine_fit() -> None:
     result = call("doctor")
     assert result.exit_code == 0, result.output
     assert "torch: 2." in result.stdout
+    assert "ok  openvino: openvino 20" in result.stdout
+    assert "note  tensorrt: no GPU" in result.stdout
+    assert "ok  litert: ai-edge-litert" in result.stdout
 
 
 def test_a_closed_pipe_is_no_error() -> None:

@@ -18,7 +18,7 @@ from crushproof.audit.findings import Audit, Finding
 from crushproof.audit.plan import Plan
 from crushproof.audit.report import to_html
 from crushproof.audit.run import run_audit
-from crushproof.compression.export import to_onnx
+from crushproof.compression.onnx_export import to_onnx
 from crushproof.targets.data import Data, Records
 from crushproof.training.loop import Training, train
 from crushproof.training.networks import Mlp

@@ -12,9 +12,11 @@ import torch
 from evasion_cases import RADII, N, case_of, survivors
 from torch import Tensor, nn
 
-from crushproof.attacks.attack import Case, Evidence, Ledger
+from crushproof.attacks.access import Ledger
+from crushproof.attacks.attack import Case, Evidence
 from crushproof.attacks.evasion.apgd import Apgd, checkpoints
 from crushproof.attacks.evasion.ball import Ball, Norm
+from crushproof.attacks.evasion.case import EvasionInputs
 from crushproof.attacks.evasion.engine import FLAT_STARTS, Gradients, Perturber, Search, losses, margins
 from crushproof.attacks.evasion.evasion import Evasion
 from crushproof.attacks.evasion.pgd import Pgd, craft
@@ -257,7 +259,7 @@ def test_crafted_inputs_transfer(digits: Data, dense: nn.Module, norm: Norm, eps
     left = int((dense(x).argmax(1) == records.y).sum())
     assert left <= survivors(case_of(digits, dense), Pgd(), norm, epsilon) + 3
     rounded = hard_round(dense, records.x, straight_through=False)
-    case = case_of(digits, rounded, parent=dense, parent_adversarial=crafted)
+    case = case_of(digits, rounded, parent=dense, prepared=EvasionInputs(parent_adversarial=crafted))
     found = Evasion(norm=norm, epsilons=(epsilon,), gate_epsilon=epsilon, records=N, parts=(Transfer(),))
     fooled = found.run(case, seed=0).arrays["worst/" + f"{epsilon!r}"]
     assert (fooled >= (rounded(x).argmax(1) != records.y).numpy()).all()
@@ -266,7 +268,9 @@ def test_crafted_inputs_transfer(digits: Data, dense: nn.Module, norm: Norm, eps
 def test_transfer_says_why_it_did_not_run(digits: Data, dense: nn.Module) -> None:
     attack = Evasion(epsilons=RADII, records=20, parts=(Pgd(steps=2), Transfer()))
     assert attack.run(case_of(digits, dense), seed=0).skipped == {"transfer": "the dense model is its own parent"}
-    other = case_of(digits, dense, parent=Mlp(64, 10), parent_adversarial={0.05: digits.evaluation.x})
+    other = case_of(
+        digits, dense, parent=Mlp(64, 10), prepared=EvasionInputs(parent_adversarial={0.05: digits.evaluation.x})
+    )
     assert "epsilon 0.03" in attack.run(other, seed=0).skipped["transfer"]
     with pytest.raises(NotApplicable, match="no part"):
         Evasion(parts=(Transfer(),)).run(case_of(digits, dense, parent=None), seed=0)
@@ -285,7 +289,7 @@ def test_hard_rounding_does_not_hide_adversarial_inputs(digits: Data, dense: nn.
     case = Case(
         deployed=TorchTarget(hard), twin=twin, native=hard, parent=dense, evaluation=digits.evaluation,
         ids=digits.evaluation_ids.numpy(), attacker=digits.attacker, bounds=digits.bounds, classes=10,
-        parent_adversarial=crafted,
+        prepared=EvasionInputs(parent_adversarial=crafted),
     )  # fmt: skip
     of_hard = attack.run(case, seed=0)
     robust = {name: 1 - run.arrays["worst/0.1"].mean() for name, run in (("dense", of_dense), ("hard", of_hard))}

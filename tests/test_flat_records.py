@@ -8,7 +8,7 @@ from evasion_cases import case_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crushproof.attacks.attack import Ledger
+from crushproof.attacks.access import Ledger
 from crushproof.attacks.evasion.apgd import Apgd
 from crushproof.attacks.evasion.engine import Gradients, usable
 from crushproof.attacks.evasion.evasion import Evasion

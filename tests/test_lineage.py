@@ -27,12 +27,13 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch import Tensor, nn
 
-from crushproof.compression.export import to_onnx
 from crushproof.compression.footprint import footprint_of_file
-from crushproof.compression.lineage import Lineage, check_lineage, not_read
+from crushproof.compression.lineage import Lineage, check_lineage, compare, not_read
+from crushproof.compression.onnx_export import to_onnx
 from crushproof.compression.prune import Prune
 from crushproof.compression.quantize import Quantize
 from crushproof.targets.data import Bounds, Records
+from crushproof.targets.model_file import exported
 from crushproof.targets.seeds import generator
 from crushproof.targets.twin import twin_of
 from crushproof.training.networks import SequenceTransformer
@@ -235,7 +236,7 @@ def test_a_garbled_graph_ends_in_a_verdict(folder: Path, name: str, data: st.Dat
             held.CopyFrom(numpy_helper.from_array(array[: data.draw(st.integers(0, 3)) or None], held.name))
         elif node.attribute and node.attribute[0].ints:
             node.attribute[0].ints[0] = data.draw(st.integers(-9, 99))
-    found = check_lineage(read(folder, "dense"), model.SerializeToString())
+    found = compare(onnx.load_model_from_string(read(folder, "dense")), model)
     assert found.sentences
 
 
@@ -481,7 +482,7 @@ def test_what_reaches_no_output_changes_nothing(folder: Path, kind: str) -> None
         assert check_lineage(dense, with_dead(artifact, kind)) == plain
         assert check_lineage(with_dead(dense, kind), artifact) == plain
     counts = [
-        footprint_of_file(data, "onnx", SHAPE)
+        footprint_of_file(exported(data), SHAPE)
         for data in (read(folder, "qdq"), with_dead(read(folder, "qdq"), "product"))
     ]
     assert counts[0]["macs"] == counts[1]["macs"]
@@ -527,7 +528,7 @@ def test_products_by_other_operators_are_seen(
     del graph.graph.node[:]
     graph.graph.node.extend(nodes)
     graph.graph.initializer.append(held[1])
-    found = check_lineage(dense, graph.SerializeToString())
+    found = compare(onnx.load_model_from_string(dense), graph)
     assert (found.verdict, found.unmatched_artifact) == (verdict, ("trigger",))
     assert found.layers[0].nearest == WEIGHT.size
 
@@ -727,7 +728,7 @@ def test_what_onnx_runtimes_optimiser_fuses_and_looks_up_is_read(
         onnxruntime.InferenceSession(dense, options, providers=["CPUExecutionProvider"])
         optimised = Path(options.optimized_model_filepath).read_bytes()
         assert check_lineage(dense, optimised).verdict == "confirmed"
-        macs = [footprint_of_file(model, "onnx", shape)["macs"] for model in (dense, optimised)]
+        macs = [footprint_of_file(exported(model), shape)["macs"] for model in (dense, optimised)]
         assert macs[0] == macs[1] > 0
 
 

@@ -15,13 +15,15 @@ from scipy import stats
 from scipy.special import polygamma
 from torch import Tensor, nn
 
-from crushproof.attacks.attack import ATTACKS, Case, Flag, MembershipCase, ShadowSignals
+from crushproof.attacks.access import Flag
+from crushproof.attacks.attack import ATTACKS, Case
 from crushproof.attacks.membership.blind import blind_scores
+from crushproof.attacks.membership.case import MembershipCase, ShadowSignals
 from crushproof.attacks.membership.membership import Membership, related
 from crushproof.attacks.membership.population import PopulationPlan, masks, plan_population
 from crushproof.attacks.membership.scores import lira, loss, rmia, shrinkage, trigamma_inverse
 from crushproof.attacks.membership.signals import margin, shadow_signals, target_signals
-from crushproof.audit.statistics import auc, tpr_at_fpr
+from crushproof.attacks.statistics.ranking import auc, tpr_at_fpr
 from crushproof.compression.recipe import Recipe
 from crushproof.targets.data import Bounds, Data, Records, load_digits
 from crushproof.targets.errors import NotApplicable
@@ -132,7 +134,7 @@ class Halve(Recipe):
         return False
 
     @property
-    def words(self) -> str:
+    def phrase(self) -> str:
         return "half the logits"
 
 
@@ -290,7 +292,7 @@ def case(target: object, population: object, plan: PopulationPlan) -> Case:
         attacker=plan.targets,
         bounds=Bounds.of(0, 1),
         classes=10,
-        membership=population,  # type: ignore[arg-type]
+        prepared=population,  # type: ignore[arg-type]
     )
 
 

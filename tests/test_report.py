@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from synthetic_audit import HOSTILE, SCRIPT, synthetic_audit
 
+from crushproof.attacks.membership.risk import AUC, TPR
+from crushproof.attacks.risk import ACCURACY
 from crushproof.audit import charts, defense_views, dot_charts, footprint_views, views, words
 from crushproof.audit.findings import Audit, Environment, Estimate, Point
 from crushproof.audit.report import render, to_html
@@ -55,9 +57,13 @@ def test_every_finding_and_every_gap_is_there(audit: Audit, page: Page) -> None:
         assert finding.id in page.text
         assert finding.reproduce in page.text
         if finding.estimate is not None:
-            low, high = (words.bare(v, finding.metric) for v in (finding.estimate.low, finding.estimate.high))
+            low, high = (
+                words.bare(v, audit.metrics[finding.metric]) for v in (finding.estimate.low, finding.estimate.high)
+            )
             assert (
-                f"{words.figure(finding.estimate.estimate, finding.metric)} [{low}, {high}]".replace("\u00a0", " ")
+                f"{words.figure(finding.estimate.estimate, audit.metrics[finding.metric])} [{low}, {high}]".replace(
+                    "\u00a0", " "
+                )
                 in page.text
             )
     for gap in audit.not_measured:
@@ -254,10 +260,10 @@ def test_difference_interval_is_newcombes() -> None:
 
 
 def test_figures_read_as_people_write_them() -> None:
-    assert words.figure(0.0654, "tpr_at_1_percent_fpr") == "6.5\u00a0%"
-    assert words.figure(0.6118, "auc") == "0.612"
-    assert words.signed(-0.0321, "accuracy") == "\u22123.2"
-    assert words.signed(-0.00001, "auc") == "0.000"
+    assert words.figure(0.0654, TPR) == "6.5\u00a0%"
+    assert words.figure(0.6118, AUC) == "0.612"
+    assert words.signed(-0.0321, ACCURACY) == "\u22123.2"
+    assert words.signed(-0.00001, AUC) == "0.000"
     assert words.size(40_872) == "40.9\u00a0kB"
     assert words.size(999_999) == "1\u00a0MB"
     assert words.number(1e-5) == "1e\u22125"
@@ -273,5 +279,5 @@ def test_charts_survive_odd_figures() -> None:
     one = [charts.Series("a", [Point(x=0.1, estimate=0.5)], 1)]
     assert charts.lines("one point", one, axis, charts.Axis("y", percent=True), key_rows=1) is not None
     same = [dot_charts.Dot("a" * 300, 1.0, 1.0, 1.0, 1.0, "pass")] * 40
-    assert dot_charts.quality_against_size(same, words.metric("accuracy")) is not None
-    assert dot_charts.quality_against_size([], words.metric("accuracy")) is None
+    assert dot_charts.quality_against_size(same, ACCURACY) is not None
+    assert dot_charts.quality_against_size([], ACCURACY) is None

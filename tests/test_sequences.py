@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from crushproof.compression.attention import Attention, unfold_attention
-from crushproof.compression.export import to_onnx
-from crushproof.compression.layers import called_layers, weights
+from crushproof.compression.edit import called_layers, weights
 from crushproof.compression.narrow import narrower
+from crushproof.compression.onnx_export import to_onnx
 from crushproof.compression.payload import decode, encode
+from crushproof.compression.quantized_recurrent import QuantizedRecurrent, quantize_recurrent
 from crushproof.compression.recipe import RECIPES
-from crushproof.compression.recurrent import QuantizedRecurrent, quantize_recurrent
 from crushproof.compression.structure import load_module, save_module
 from crushproof.compression.weight_codes import SIXTEEN_BITS, WeightFormat
 from crushproof.targets.data import Data, Records

@@ -20,7 +20,7 @@ from ...targets.errors import NotApplicable
 from ...targets.seeds import derive, generator
 from ...training.architecture import Architecture
 from ...training.trainer import Trainer
-from ..attack import MembershipCase, ShadowSignals
+from .case import MembershipCase, ShadowSignals
 
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 Ids = np.ndarray[Any, np.dtype[np.int64]]

@@ -5,6 +5,10 @@ from __future__ import annotations
 import numpy as np
 from synthetic_findings import Model, Named, evasion, extraction, judged, membership, rate
 
+from crushproof.attacks.evasion.risk import EVASION, ROBUST_ACCURACY
+from crushproof.attacks.extraction.risk import EXTRACTION, FIDELITY
+from crushproof.attacks.membership.risk import AUC, MEMBERSHIP, TPR
+from crushproof.attacks.risk import QUALITIES
 from crushproof.audit import words
 from crushproof.audit.file_rows import Certificate, Footprint, Macs
 from crushproof.audit.findings import (
@@ -20,6 +24,17 @@ from crushproof.audit.findings import (
     Machine,
     NotMeasured,
 )
+
+METRICS = {metric.name: metric for metric in (*QUALITIES, ROBUST_ACCURACY, TPR, AUC, FIDELITY)}
+FAMILIES = {
+    "prune": "Pruning",
+    "quantize": "Quantization",
+    "distill": "Distillation",
+    "factorize": "Factorization",
+    "share": "Weight sharing",
+    "chain": "Chains",
+}
+DEFENSES = {"dp-sgd": "DP-SGD"}
 
 SCRIPT = "</script><script>alert(1)</script>"
 HOSTILE = [
@@ -104,7 +119,7 @@ def gates_of(named: Named, findings: list[Finding]) -> list[Gate]:
                         compares="change",
                         verdict=f.verdict,
                         p_value=0.0004 if f.verdict == "fail" else None,
-                        sentence=f"{name}: {words.finding_words(f)}; the policy allows {100 * limit:+.1f} points.",
+                        sentence=f"{name}: {words.finding_words(f, METRICS[f.metric])}; the policy allows {100 * limit:+.1f} points.",
                     )
                 )
     return own
@@ -126,10 +141,14 @@ def candidate_of(named: Named, own: list[Gate], parent: str | None, count: int) 
         name=name,
         role="candidate" if named.gated else "dense",
         technique=model.technique,
+        family=FAMILIES.get(model.technique, model.technique),
         recipe=None if not named.gated else {"kind": model.technique, "words": model.words.split(",")[0]},
         recipe_words=model.words,
         parent=parent,
         defense=model.defense,
+        defense_title=DEFENSES.get(model.defense, model.defense.replace("-", " ").capitalize())
+        if model.defense
+        else None,
         defense_words={
             "adversarial-training": "adversarial training, PGD-4 at eps 0.1",
             "dp-sgd": "DP-SGD, epsilon 8.0 at delta 1e-5",
@@ -249,6 +268,8 @@ def synthetic_audit(renamed: dict[str, str] | None = None, classes: list[str] | 
         ),
         candidates=candidates,
         findings=findings,
+        risks={risk.name: risk for risk in (EVASION, MEMBERSHIP, EXTRACTION)},
+        metrics=METRICS,
         policy=gates,
         policy_name="release",
         release=release,

@@ -14,7 +14,7 @@ from ..targets.errors import NotApplicable
 from ..targets.model import device_of
 from ..targets.seeds import generator
 
-PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d)  # exactly these: a subclass may use its weight in ways of its own
+PLAIN_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)  # exactly these: a subclass may use its weight in ways of its own
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 
@@ -30,10 +30,11 @@ def rebuildable(*arguments: str) -> Callable[[type[L]], type[L]]:
         arguments: of its constructor, all of them; JSON values (or tuples of them), kept as attributes of those names.
 
     Such a layer may define:
-        `shipped() -> nn.Module`, what stands in for it during export to ONNX (`export.to_onnx`);
+        `shipped() -> nn.Module`, what stands in for it during export to ONNX (`onnx_export.to_onnx`);
         `operations(inputs, output) -> tuple[int, int, int]`, for a call: multiply-accumulates of one record, bits of a
         weight, bits of an activation (`footprint.layer_macs`);
-        `native() -> None`, which switches its rounding to the zero gradients it really has (`fake_quantize.native`).
+        `true_gradients() -> None`, which switches its rounding to the zero gradients it really has
+        (`quantized_layer.true_gradients`).
     """
 
     def register(cls: type[L]) -> type[L]:
@@ -86,8 +87,8 @@ def _matrices(layer: nn.Module) -> list[nn.Parameter]:
 
 def called_layers(module: nn.Module, x: Tensor) -> list[nn.Linear | nn.Conv1d | nn.Conv2d]:
     """The plain Linear, Conv1d and Conv2d layers among `called`."""
-    found = called(module, x, lambda layer: type(layer) in PLAIN)
-    return [layer for layer in found if isinstance(layer, PLAIN)]
+    found = called(module, x, lambda layer: type(layer) in PLAIN_LAYERS)
+    return [layer for layer in found if isinstance(layer, PLAIN_LAYERS)]
 
 
 def called(module: nn.Module, x: Tensor, fits: Callable[[nn.Module], bool]) -> list[nn.Module]:

@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crushproof.compression.fake_quantize import (
+from crushproof.compression.edit import REBUILDABLE
+from crushproof.compression.fold_batch_norm import fold_batch_norm
+from crushproof.compression.quantized_layer import (
     Activations,
     QuantizedLayer,
     can_quantize,
     dynamic_grid,
-    fold_batch_norm,
     input_grid,
-    native,
     quantize_layer,
+    true_gradients,
 )
-from crushproof.compression.layers import REBUILDABLE
 from crushproof.compression.weight_codes import WeightFormat
 from crushproof.targets.errors import NotApplicable
 from crushproof.training.networks import digits_cnn
@@ -135,7 +135,7 @@ def test_gradients_pass_straight_through_inside_the_range_only() -> None:
 
 def test_native_gradients_of_hard_rounding_are_zero_and_values_the_same() -> None:
     quantized = nn.Sequential(quantize_layer(layer_of(nn.Linear, 4, 3), WeightFormat(), activations=(0.0, 1.0)))
-    hard = native(quantized)
+    hard = true_gradients(quantized)
     x = torch.rand(5, 4, generator=seeded()).requires_grad_()
     logits = hard(x)
     logits.square().sum().backward()

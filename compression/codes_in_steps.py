@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
@@ -14,6 +14,8 @@ ULPS = 8  # of float32: what dividing by a scale of one's own rounding may diffe
 ULPS_FOLDED = 64  # after a batch norm or a factor was multiplied into the weight
 ULPS_FLOAT = 64  # for weights that are still float32
 LARGEST_CODEBOOK = 256
+
+ScaleKind = Literal["per tensor", "per channel", "blocked", "none"]
 
 
 @dataclass(frozen=True)
@@ -104,15 +106,15 @@ def _float_steps(constant: Constant, stage: Stage, dense: Array) -> tuple[Steps,
     return plain, constant.stored, 16 if fraction_bits < 23 else 32
 
 
-def scales_in_words(codes: Codes | None, stage: Stage, dense: Array, levels: str) -> tuple[Any, str]:
+def scales_in_words(codes: Codes | None, stage: Stage, dense: Array, levels: str) -> tuple[ScaleKind, str]:
     """How many weights share a scale, and what the scales are in terms of the dense weights."""
     if codes is None:
         return "none", levels
     units = codes.unit.reshape(dense.shape)
     count = int(units.max(initial=0)) + 1
     channel = (units == units[:, :1]).all()
-    kind = "per tensor" if count == 1 else "per channel" if channel else "blocked"
-    noun = {"per tensor": "tensor", "per channel": "channel", "blocked": "block"}[kind]
+    kind: ScaleKind = "per tensor" if count == 1 else "per channel" if channel else "blocked"
+    noun = "block" if kind == "blocked" else kind.removeprefix("per ")
     scale = np.zeros(count)
     gain = np.ones(len(dense)) if stage.gain is None else np.abs(stage.gain)
     scale[units.ravel()] = (codes.scale.reshape(dense.shape) * gain[:, None]).ravel()

@@ -1,124 +1,22 @@
-"""Intervals and tests. Pure functions of numpy arrays; each names its paper. All intervals are two-sided.
+"""The area under the ROC curve and the true positive rate at a fixed false positive rate, with their errors.
 
-A membership score is higher for records believed to be members. A rate is in [0, 1].
+A score is higher for records believed to be members. All intervals are two-sided; each function names its paper.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from scipy import optimize, special, stats
 
-from ..attacks.membership.roc import allowed, placements, threshold_at_fpr
-from ..attacks.membership.roc import tpr_at_fpr as tpr_point
+from .rates import LEVEL, Interval, clopper_pearson
+from .roc import allowed, placements, threshold_at_fpr
+from .roc import tpr_at_fpr as tpr_point
 
 Vector = np.ndarray[Any, np.dtype[Any]]
 Distribution = Callable[[float], float]
-
-LEVEL = 0.95
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate with its interval; `p_value` tests "no difference" where the quantity is a difference."""
-
-    estimate: float
-    low: float
-    high: float
-    p_value: float | None = None
-
-
-# Rates
-
-
-def clopper_pearson(k: int, n: int, level: float = LEVEL) -> Interval:
-    """The exact interval for a rate of `k` in `n` (Clopper & Pearson 1934); covers at least `level`.
-
-    Raises:
-        ValueError: n < 1 or k outside [0, n].
-    """
-    _check_rate(k, n)
-    tail = (1 - level) / 2
-    low = float(special.betaincinv(k, n - k + 1, tail)) if k > 0 else 0.0
-    high = float(special.betaincinv(k + 1, n - k, 1 - tail)) if k < n else 1.0
-    return Interval(k / n, low, high)
-
-
-def mcnemar(b: int, c: int) -> float:
-    """The exact two-sided p-value of McNemar's test: `b` and `c` records changed one way and the other; 1 if none did.
-
-    The probability, if each change were a coin flip, of a split at least as uneven (Fay 2010).
-    """
-    return min(1.0, 2 * float(stats.binom.cdf(min(b, c), b + c, 0.5))) if b + c else 1.0
-
-
-def tango(b: int, c: int, n: int, level: float = LEVEL) -> Interval:
-    """The score interval for the paired difference (b - c) / n, with McNemar's exact p-value (Tango 1998).
-
-    Args:
-        b: records that are true in the first series and false in the second.
-        c: the other way round.
-        n: all records.
-
-    Raises:
-        ValueError: n < 1, or b and c are negative or more than n together.
-    """
-    if n < 1 or b < 0 or c < 0 or b + c > n:
-        raise ValueError(f"b={b} and c={c} cannot be counts of disagreement among n={n} records")
-    z = float(stats.norm.ppf((1 + level) / 2))
-    estimate = (b - c) / n
-
-    def score(delta: float) -> float:
-        # q: the restricted maximum likelihood estimate of the probability of a `c` record, given the difference
-        linear = (2 * n - b + c) * delta - b - c
-        q = (np.sqrt(max(0.0, linear**2 + 8 * n * c * delta * (1 - delta))) - linear) / (4 * n)
-        variance = n * (2 * q + delta * (1 - delta))
-        excess = b - c - n * delta
-        return (
-            float(excess / np.sqrt(variance)) if variance > 0 else float(np.copysign(np.inf, excess)) if excess else 0.0
-        )
-
-    edge = 1 - 1e-12
-    low = optimize.brentq(lambda d: score(d) - z, -edge, estimate) if estimate > -1 and score(-edge) > z else -1.0
-    high = optimize.brentq(lambda d: score(d) + z, estimate, edge) if estimate < 1 and score(edge) < -z else 1.0
-    return Interval(estimate, float(low), float(high), mcnemar(b, c))
-
-
-def paired_change(after: Vector, before: Vector, level: float = LEVEL) -> Interval:
-    """mean(after) - mean(before) for two bool vectors [n] on the same records: `tango` with McNemar's p-value."""
-    after, before = np.asarray(after, dtype=bool), np.asarray(before, dtype=bool)
-    return tango(int((after & ~before).sum()), int((before & ~after).sum()), len(after), level)
-
-
-def mean(values: Vector, level: float = LEVEL) -> Interval:
-    """A mean with Student's t interval, and the two-sided p-value of a true mean of 0; values without spread leave no
-    doubt.
-    """
-    from scipy.stats import t
-
-    values = np.asarray(values, dtype=float)
-    n, estimate = len(values), float(np.mean(values))
-    error = float(np.std(values, ddof=1)) / n**0.5 if n > 1 else float("inf")
-    if error == 0:
-        return Interval(estimate, estimate, estimate, 1.0 if estimate == 0 else 0.0)
-    reach = float(t.ppf(0.5 + level / 2, n - 1)) * error
-    return Interval(estimate, estimate - reach, estimate + reach, float(2 * t.sf(abs(estimate) / error, n - 1)))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values corrected for their number, in the given order (Holm 1979); valid under any dependence."""
-    p = np.asarray(p_values, dtype=float)
-    order = np.argsort(p, kind="stable")
-    stepped = np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order])
-    corrected = np.empty_like(p)
-    corrected[order] = np.minimum(stepped, 1.0)
-    return [float(value) for value in corrected]
-
-
-# The area under the ROC curve
 
 
 def auc(scores: Vector, is_member: Vector, level: float = LEVEL) -> Interval:
@@ -204,12 +102,12 @@ def tpr_at_fpr(scores: Vector, is_member: Vector, fpr: float = 0.01, level: floa
     members, others = _split(scores, is_member)
     estimate = float((members >= threshold_at_fpr(others, fpr)).mean())
     tail = (1 - level) / 2
-    distribution = _tail_rate_distribution(members, others, fpr)
+    distribution = tail_rate_distribution(members, others, fpr)
     low, high = _quantile(distribution, tail), _quantile(distribution, 1 - tail)
     return Interval(estimate, min(low, estimate), max(high, estimate))
 
 
-def _tail_rate_distribution(members: Vector, others: Vector, fpr: float) -> Distribution:
+def tail_rate_distribution(members: Vector, others: Vector, fpr: float) -> Distribution:
     """The mixture of betas that `tpr_at_fpr` describes; both vectors in rising order."""
     n, m = len(others), len(members)
     k = np.arange(int(stats.binom.ppf(1e-9, n, fpr)), int(stats.binom.isf(1e-9, n, fpr)) + 1)
@@ -279,63 +177,6 @@ def _resampled_tpr(members: Vector, others: Vector, member_weight: Vector, other
     drawn = np.cumsum(member_weight[:, order], axis=1)
     hits = np.where(above > 0, drawn[np.arange(len(drawn)), np.maximum(above - 1, 0)], 0)
     return np.asarray(hits / len(members))
-
-
-# Power
-
-
-def detectable_drop(n: int, *, level: float = LEVEL, power: float = 0.8) -> float:
-    """The smallest drop of a rate that exact McNemar's test sees on n paired records with probability `power`.
-
-    It assumes the favourable case, in which no record changes the other way; with churn a drop must be larger.
-
-    Raises:
-        ValueError: n is too small to see any drop.
-    """
-    needed = next(b for b in range(1, 64) if mcnemar(b, 0) < 1 - level)
-    if needed > n:
-        raise ValueError(f"{n} paired records cannot show any drop at level {level}")
-    if stats.binom.sf(needed - 1, n, 1 - 1e-12) < power:
-        return 1.0
-    return float(optimize.brentq(lambda drop: stats.binom.sf(needed - 1, n, drop) - power, 1e-9, 1 - 1e-12))
-
-
-def detectable_auc(members: int, non_members: int, *, level: float = LEVEL, power: float = 0.8) -> float:
-    """The smallest AUC above .5 whose interval excludes .5 with probability `power` (Hanley & McNeil 1982 at .5)."""
-    z = float(stats.norm.ppf((1 + level) / 2) + stats.norm.ppf(power))
-    return min(1.0, 0.5 + z * float(np.sqrt((members + non_members + 1) / (12 * members * non_members))))
-
-
-def detectable_tpr(
-    members: int, non_members: int, fpr: float = 0.01, *, level: float = LEVEL, power: float = 0.8
-) -> float:
-    """The smallest TPR at `fpr` whose interval excludes `fpr` (no leak) with probability `power`.
-
-    Found by simulation with a fixed seed, for normal scores whose members are shifted (AUC and TPR rise together).
-
-    Raises:
-        ValueError: `fpr` is below 1 / non_members.
-    """
-    allowed(fpr, non_members)
-    rng = np.random.default_rng(0)
-    draws = [(np.sort(rng.normal(size=members)), np.sort(rng.normal(size=non_members))) for _ in range(100)]
-
-    def seen(shift: float) -> float:
-        return float(np.mean([_tail_rate_distribution(m + shift, o, fpr)(fpr) < (1 - level) / 2 for m, o in draws]))
-
-    low, high = 0.0, 8.0
-    while high - low > 0.02:
-        middle = (low + high) / 2
-        low, high = (low, middle) if seen(middle) >= power else (middle, high)
-    return float(stats.norm.sf(stats.norm.isf(fpr) - high))
-
-
-# Shared parts
-
-
-def _check_rate(k: int, n: int) -> None:
-    if n < 1 or not 0 <= k <= n:
-        raise ValueError(f"{k} of {n} is not a rate")
 
 
 def _split(scores: Vector, is_member: Vector) -> tuple[Vector, Vector]:

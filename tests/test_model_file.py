@@ -20,13 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from crushproof.targets import foreign
+from crushproof.targets import model_file
 from crushproof.targets.artifact import Overrides, assume, deployed
 from crushproof.targets.data import Data
 from crushproof.targets.errors import InputError, UnsafeInput
-from crushproof.targets.foreign import read_foreign
 from crushproof.targets.litert import LiteRtTarget
-from crushproof.targets.onnx_safety import check_onnx
+from crushproof.targets.model_file import check_onnx, read_model_file
 
 
 def graph(
@@ -298,14 +297,14 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
 @pytest.mark.parametrize("name", FILES)
 def test_a_crafted_file_ends_with_one_paragraph(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(foreign, "SECONDS", 1)
-    monkeypatch.setattr(foreign, "ROOM", 2**30)
+    monkeypatch.setattr(model_file, "SECONDS", 1)
+    monkeypatch.setattr(model_file, "ROOM", 2**30)
     Path("secret").write_bytes(b"\x07" * 48)
     os.link("secret", "link")
     make, words = FILES[name]
     Path("model.onnx").write_bytes(make())
     with pytest.raises(UnsafeInput, match=words) as caught:
-        read_foreign(Path("model.onnx"))
+        read_model_file(Path("model.onnx"))
     assert caught.value.exit_code == 5
     assert "\n" not in str(caught.value)
     assert not Path("executed").exists()
@@ -316,13 +315,13 @@ def test_honest_mistakes(tmp_path: Path) -> None:
     (tmp_path / "link.onnx").symlink_to(tmp_path / "gone")
     for name, words in {"model.onnx": "empty", "model.onx": "Did you mean", "link.onnx": "link", ".": "folder"}.items():
         with pytest.raises(InputError, match=words):
-            read_foreign(tmp_path / name)
+            read_model_file(tmp_path / name)
 
 
 def test_an_honest_file_is_described(tmp_path: Path) -> None:
     path = tmp_path / "model.anything"
     path.write_bytes(linear().SerializeToString())
-    found = read_foreign(path)
+    found = read_model_file(path)
     assert found.kind == "onnx"
     assert found.data == path.read_bytes()
     assert found.facts.inputs[0].shape == ("batch", 4)
@@ -396,7 +395,7 @@ def test_tflite_is_described_and_run(tmp_path: Path) -> None:
     path = tmp_path / "model.tflite"
     x = torch.tensor([[1.0, 0.5, -1.0], [0.25, 1.0, 1.0], [-1.0, 0.0, 0.75]])
     path.write_bytes(tflite(WEIGHT))
-    found = read_foreign(path)
+    found = read_model_file(path)
     assert (found.kind, found.facts.operators, found.facts.producer) == ("tflite", {"FULLY_CONNECTED": 1}, "by hand")
     assert found.facts.inputs[0].shape == (1, 3)
     target = LiteRtTarget(found.data)
@@ -405,7 +404,7 @@ def test_tflite_is_described_and_run(tmp_path: Path) -> None:
     assert target.queries == 3
 
     path.write_bytes(tflite(WEIGHT, quantised=True))
-    found = read_foreign(path)
+    found = read_model_file(path)
     assert found.facts.inputs[0].grid == (1 / 64, 0.0)
     assert found.facts.inputs[0].covers == (-2, 127 / 64)
     assert found.facts.quantisation == ("static, as integer operators",)
@@ -421,12 +420,12 @@ def test_a_tflite_file_is_found_out_from_data(digits: Data, tmp_path: Path) -> N
     weight = torch.linalg.lstsq(x, y, driver="gelsd").solution.T
     path = tmp_path / "model.tflite"
     path.write_bytes(tflite(weight.numpy()))
-    found = read_foreign(path)
+    found = read_model_file(path)
     assumptions, _ = assume(found, digits, Overrides())
     images = digits.non_members.x
     assert (assumptions.layout, assumptions.units, assumptions.outputs) == ("flat", "as given", "logits")
     expected = images.flatten(1).double() @ weight.T
-    answered = deployed(found.data, found.kind, assumptions).logits(images)
+    answered = deployed(found, assumptions).logits(images)
     torch.testing.assert_close(answered, expected.float(), rtol=1e-3, atol=1e-3)
 
 
@@ -448,12 +447,12 @@ def test_of_several_outputs_of_a_tflite_file_the_one_that_fits_is_taken(digits: 
     builder.Finish(model.Pack(builder), b"TFL3")
     path = tmp_path / "two.tflite"
     path.write_bytes(bytes(builder.Output()))
-    found = read_foreign(path)
+    found = read_model_file(path)
     assert [port.operator for port in found.facts.outputs] == ["RELU", "FULLY_CONNECTED"]
     assumptions, sentences = assume(found, digits, Overrides())
     assert assumptions.output == "logits"
     assert "'logits' is audited" in sentences[0]
-    answered = deployed(found.data, found.kind, assumptions).logits(digits.non_members.x)
+    answered = deployed(found, assumptions).logits(digits.non_members.x)
     expected = digits.non_members.x.flatten(1).double() @ weight.T
     torch.testing.assert_close(answered, expected.float(), rtol=1e-3, atol=1e-3)
 
@@ -470,5 +469,5 @@ def test_crafted_tflite(tmp_path: Path) -> None:
     for words, content in crafted.items():
         path.write_bytes(content)
         with pytest.raises(UnsafeInput, match=words) as caught:
-            read_foreign(path)
+            read_model_file(path)
         assert "\n" not in str(caught.value)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ..targets.errors import NotApplicable
 from ..targets.model import device_of
-from .export import weight_operator
-from .layers import REBUILDABLE, rebuildable
+from .edit import REBUILDABLE, rebuildable
+from .onnx_weight import weight_operator
 from .weight_codes import (
     SIXTEEN_BITS,
     Bits,

@@ -12,8 +12,6 @@ from __future__ import annotations
 import copy
 import io
 import warnings
-from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from ..targets.errors import NotApplicable
-from .fake_quantize import QuantizedLayer
-from .layers import replace_layers
+from .edit import replace_layers
+from .onnx_weight import SHIPPINGS, Shipping, element_type, int8_codes, weight_operator
+from .quantized_layer import QuantizedLayer
 from .weight_codes import SIXTEEN_BITS, WeightFormat
 
 if TYPE_CHECKING:
@@ -62,8 +61,8 @@ def to_onnx(module: nn.Module, shape: tuple[int, ...]) -> bytes:
     opset = max([OPSET, *(_opset(format) for format in formats if isinstance(format, WeightFormat))])
     shipped = replace_layers(shipped, {layer: _Shipped(layer) for layer in quantized}).eval()
     file = io.BytesIO()
-    shippings: dict[str, _Shipping] = {}
-    token, fused = _SHIPPINGS.set(shippings), torch.backends.mha.get_fastpath_enabled()
+    shippings: dict[str, Shipping] = {}
+    token, fused = SHIPPINGS.set(shippings), torch.backends.mha.get_fastpath_enabled()
     with warnings.catch_warnings():
         # The TorchScript exporter takes 20 ms where its successor takes seconds; torch announces its end, not its date.
         for announcement in ("You are using the legacy TorchScript-based ONNX export", "The feature will be removed"):
@@ -90,7 +89,7 @@ def to_onnx(module: nn.Module, shape: tuple[int, ...]) -> bytes:
             raise NotApplicable(f"The model cannot be exported to ONNX (opset {OPSET}): {reason}") from error
         finally:
             torch.backends.mha.set_fastpath_enabled(fused)
-            _SHIPPINGS.reset(token)
+            SHIPPINGS.reset(token)
     return _tidy(file.getvalue(), opset, shippings)
 
 
@@ -194,63 +193,14 @@ def _dynamic(g: Any, x: Any, layer: QuantizedLayer, of: dict[str, Any]) -> Any:
     Its linear layers are quick; its convolutions (ConvInteger) take five times as long as in float32 (measured).
     """
     rounded, scale, zero_point = g.op("DynamicQuantizeLinear", x, outputs=3)
-    codes = _codes(layer.format, of)
+    codes = int8_codes(layer.format, of)
     if layer.operation == "linear":
         codes = g.op("Transpose", codes, perm_i=[1, 0])
         sums = g.op("MatMulInteger", rounded, codes, zero_point)
     else:
         sums = g.op("ConvInteger", rounded, codes, zero_point, **_geometry(layer))
-    output = g.op("Mul", g.op("Cast", sums, to_i=_type("FLOAT")), g.op("Mul", scale, of["weight_scale"]))
+    output = g.op("Mul", g.op("Cast", sums, to_i=element_type("FLOAT")), g.op("Mul", scale, of["weight_scale"]))
     return g.op("Add", output, of["bias"]) if "bias" in of else output
-
-
-def weight_operator(g: Any, format: WeightFormat, of: dict[str, Any], *, widen: bool) -> Any:
-    """A weight in float32, of the shape that its codes have in the file.
-
-    Args:
-        of: `codes`, and unless it is a 16-bit float `weight_scale` and `weight_zero_point`.
-        widen: see `_codes`; float products need it not.
-    """
-    if "weight_scale" not in of:
-        _ship(of["codes"], format.number.upper())  # the operator becomes a Cast
-        return g.op("DequantizeLinear", of["codes"], g.op("Constant", value_t=torch.tensor(1.0)))
-    if format.granularity == "group":
-        _ship(of["codes"], _stored(format), block_size=format.group_size)
-        return g.op("DequantizeLinear", of["codes"], of["weight_scale"], axis_i=1)
-    axis = {} if format.granularity == "tensor" else {"axis_i": 0}
-    if widen:  # runtimes look for the zero point when they fuse
-        return g.op("DequantizeLinear", _codes(format, of), of["weight_scale"], of["weight_zero_point"], **axis)
-    _ship(of["codes"], _stored(format))
-    return g.op("DequantizeLinear", of["codes"], of["weight_scale"], **axis)
-
-
-def _codes(format: WeightFormat, of: dict[str, Any]) -> Any:
-    """Codes in int8, which integer kernels want; smaller ones ship small, and the runtime widens them on loading."""
-    _ship(of["codes"], _stored(format), widen=True)
-    return of["codes"]
-
-
-def _stored(format: WeightFormat) -> str:
-    """ONNX's smallest type that holds the format's codes and that runtimes take."""
-    return {1: "INT2", 2: "INT2", 3: "INT4", 4: "INT4", 8: "INT8"}[format.width]
-
-
-@dataclass(frozen=True)
-class _Shipping:
-    """How a constant that torch exports as int8 or int16 is written in the file."""
-
-    kind: str
-    widen: bool = False  # by a Cast to int8
-    block_size: int = 0
-
-
-# By name of the constant. torch's exporter neither knows small types and blocks nor infers shapes beyond operators that
-# it does not know, so they are written once it is done.
-_SHIPPINGS: ContextVar[dict[str, _Shipping]] = ContextVar("_SHIPPINGS")
-
-
-def _ship(constant: Any, kind: str, *, widen: bool = False, block_size: int = 0) -> None:
-    _SHIPPINGS.get()[constant.debugName()] = _Shipping(kind, widen and kind != "INT8", block_size)
 
 
 def _geometry(layer: QuantizedLayer) -> dict[str, Any]:
@@ -263,14 +213,7 @@ def _geometry(layer: QuantizedLayer) -> dict[str, Any]:
     }
 
 
-def _type(name: str) -> int:
-    """ONNX's number of a type of element."""
-    from onnx import TensorProto
-
-    return int(TensorProto.DataType.Value(name))
-
-
-def _tidy(data: bytes, opset: int, shippings: dict[str, _Shipping]) -> bytes:
+def _tidy(data: bytes, opset: int, shippings: dict[str, Shipping]) -> bytes:
     """The exported file with every constant in its own type and without what does not run or runs twice.
 
     That is: doc strings, aliases of equal constants, and a second rounding of one tensor to one grid (a runtime fuses
@@ -285,24 +228,26 @@ def _tidy(data: bytes, opset: int, shippings: dict[str, _Shipping]) -> bytes:
     aliases: dict[str, str] = {}
     kept: list[onnx.NodeProto] = []
     for name, constant in constants.items():
-        shipping = shippings.get(name, _Shipping("INT8"))
+        shipping = shippings.get(name, Shipping("INT8"))
         if not constant.dims and constant.raw_data:
             first = scalars.setdefault((constant.data_type, constant.raw_data), name)
             aliases |= {name: first} if first != name else {}
         elif shipping.kind != "INT8":
             _retype(constant, shipping.kind)
         if shipping.widen:
-            kept.append(onnx.helper.make_node("Cast", [name], [f"{name}_int8"], f"{name}/Cast", to=_type("INT8")))
+            kept.append(
+                onnx.helper.make_node("Cast", [name], [f"{name}_int8"], f"{name}/Cast", to=element_type("INT8"))
+            )
     aliases |= {node.input[0]: node.output[0] for node in kept}
     roundings: dict[tuple[str, ...], str] = {}
     for node in graph.node:
-        shipping = shippings.get(node.input[0], _Shipping("INT8")) if node.input else _Shipping("INT8")
+        shipping = shippings.get(node.input[0], Shipping("INT8")) if node.input else Shipping("INT8")
         node.input[:] = [aliases.get(name, name) for name in node.input]
         node.doc_string = ""
         if node.op_type == "Identity" and node.input[0] in constants and node.output[0] != OUTPUT:
             aliases[node.output[0]] = node.input[0]
         elif node.op_type == "DequantizeLinear" and shipping.kind in ("FLOAT16", "BFLOAT16"):
-            cast = onnx.helper.make_node("Cast", node.input[:1], node.output, node.name, to=_type("FLOAT"))
+            cast = onnx.helper.make_node("Cast", node.input[:1], node.output, node.name, to=element_type("FLOAT"))
             kept.append(cast)
         elif node.op_type in ("QuantizeLinear", "DequantizeLinear") and not node.attribute:
             first = roundings.setdefault((node.op_type, *node.input), node.output[0])
@@ -352,7 +297,7 @@ def _retype(constant: onnx.TensorProto, kind: str) -> None:
     bits = STORED_BITS[kind]
     if bits < 8:
         constant.raw_data = _packed(np.frombuffer(constant.raw_data, dtype=np.uint8), bits)
-    constant.data_type = _type(kind)
+    constant.data_type = element_type(kind)
 
 
 def _packed(codes: np.ndarray[Any, np.dtype[np.uint8]], bits: int) -> bytes:

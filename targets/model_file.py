@@ -1,8 +1,11 @@
-"""Finished models that somebody else made: ONNX and TFLite files, read where they can do no harm.
+"""Model files, ONNX and TFLite: read where they can do no harm, and parsed and checked once.
 
-The file is copied into memory once, and what is looked at is what is run later. A process of its own, with limits on
-memory and time, parses it, checks it (_read_onnx.py, _read_tflite.py) and runs zeros through it; only then does this
-process touch it. Nothing is ever unpickled, and no other file is read.
+A file that somebody else made is copied into memory once, and what is looked at is what is run later. A process of its
+own, with limits on memory and time, parses it, checks it (_read_onnx.py, _read_tflite.py) and runs zeros through it;
+only then does this process touch it. Nothing is ever unpickled, and no other file is read.
+
+Whatever takes an ONNX model (runtimes, twin, footprint, lineage) takes a `CheckedOnnx`. Only `check_onnx` makes one, so
+that no bytes, our own and those from a store included, reach a runtime unchecked, and none are checked twice.
 """
 
 from __future__ import annotations
@@ -10,8 +13,9 @@ from __future__ import annotations
 import json
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -22,12 +26,15 @@ from .model import BATCH
 from .other_formats import refuse_by_name, refuse_other, unpacked
 from .sandbox import run_limited
 
+if TYPE_CHECKING:
+    import onnx
+
 FILE_BYTES = 2 * 2**30  # what protobuf and flatbuffers can hold
 ROOM = 4 * 2**30  # bytes that running a model may take, besides copies of the file
 COPIES = 6  # of the file, while it is parsed, checked and loaded
 SECONDS = 120  # of processor time
 VALUES = 2**22  # of a run's input: large records come in smaller parts, so that memory stays bounded
-CURE = "Nothing else came of it. Refuse the file, or ask whoever made it for one that needs less."
+LIMIT_HINT = "Nothing else came of it. Refuse the file, or ask whoever made it for one that needs less."
 
 Kind = Literal["onnx", "tflite"]
 
@@ -63,14 +70,69 @@ class Facts(BaseModel):
     zeroed: tuple[str, ...] = ()  # further inputs, for the state of a recurrent network: zeros for every record
 
 
+@dataclass(frozen=True, eq=False)
+class CheckedOnnx:
+    """An ONNX model that `check_onnx` parsed and let pass.
+
+    Attributes:
+        data: the bytes as they came: what ships, is digested and weighed.
+        usable: the bytes to hand to a runtime: `data` itself unless its form had to be mended.
+        model: what `usable` holds, in its usual form (_usual_onnx.py). It is shared: whoever changes it takes a `copy`.
+        inputs, outputs: of the graph.
+    """
+
+    data: bytes
+    usable: bytes
+    model: onnx.ModelProto
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+    def copy(self) -> onnx.ModelProto:
+        """The model for somebody who changes it."""
+        other = type(self.model)()
+        other.CopyFrom(self.model)
+        return other
+
+    @property
+    def measures_ranges(self) -> bool:
+        """Whether the model quantises by the range of all that are asked at once."""
+        return any(node.op_type.startswith("DynamicQuantize") for node in self.model.graph.node)
+
+
+def check_onnx(data: CheckedOnnx | bytes) -> CheckedOnnx:
+    """The model in `data`, in its usual form: free sizes, nodes in order, states zero. A checked one is handed back.
+
+    Raises:
+        UnsafeInput: it is not well formed, too new, needs other files or operators outside the standard (but for those
+            that ONNX Runtime's own quantiser and optimiser write), lets a record's values decide how much is computed,
+            or has an input or output of no known type.
+    """
+    if isinstance(data, CheckedOnnx):
+        return data
+    from ._read_onnx import Fault, facts, parse
+
+    try:
+        model, usable, _ = parse(data)
+        known = facts(model)
+    except Fault as fault:
+        raise UnsafeInput(str(fault)) from None
+    inputs, outputs = (tuple(Port.model_validate(port) for port in known[side]) for side in ("inputs", "outputs"))
+    return CheckedOnnx(data, usable, model, inputs, outputs)
+
+
 @dataclass(frozen=True)
-class Foreign:
+class ModelFile:
     """A finished model, checked: run it with `artifact.deployed`. `data` is unpacked where the file was by gzip."""
 
     kind: Kind
     data: bytes
     facts: Facts
     packed: bool = False
+
+    @cached_property
+    def checked(self) -> CheckedOnnx:
+        """The model of an ONNX file, parsed in this process on first use and kept."""
+        return check_onnx(self.data)
 
     @property
     def notes(self) -> list[str]:
@@ -82,7 +144,7 @@ class Foreign:
         return found
 
 
-def read_foreign(path: Path) -> Foreign:
+def read_model_file(path: Path) -> ModelFile:
     """The model in an ONNX or TFLite file, also packed by gzip; what it is is told by its content, not by its name.
 
     Raises:
@@ -107,12 +169,12 @@ def read_foreign(path: Path) -> Foreign:
             what=f"the model {shown(path.name)}",
             seconds=SECONDS,
             memory=ROOM + COPIES * len(data),
-            cure=CURE,
+            cure=LIMIT_HINT,
         )
     try:
         found = json.loads(answer)
     except ValueError:  # something in it wrote to the reader's output
-        raise UnsafeInput(f"The model {shown(path.name)} confused its reader and was refused. {CURE}") from None
+        raise UnsafeInput(f"The model {shown(path.name)} confused its reader and was refused. {LIMIT_HINT}") from None
     if "fault" in found:
         if found.get("sort") == "alien":
             refuse_by_name(path.name)
@@ -122,7 +184,21 @@ def read_foreign(path: Path) -> Foreign:
     if kind == "tflite":
         inputs, states = without_states(facts.inputs, facts.outputs)
         facts = facts.model_copy(update={"inputs": inputs, "zeroed": tuple(port.name for port in states)})
-    return Foreign(kind, data, facts, packed=data is not stored)
+    return ModelFile(kind, data, facts, packed=data is not stored)
+
+
+def exported(data: bytes) -> ModelFile:
+    """An ONNX model that this process exported itself, as `read_model_file` gives one: checked, but not tried apart.
+
+    Raises:
+        UnsafeInput: see `check_onnx`.
+    """
+    from ._read_onnx import facts
+
+    checked = check_onnx(data)
+    file = ModelFile("onnx", data, Facts.model_validate(facts(checked.model)))
+    vars(file)["checked"] = checked  # what the cached property would make
+    return file
 
 
 def without_states(inputs: tuple[Port, ...], outputs: tuple[Port, ...]) -> tuple[tuple[Port, ...], tuple[Port, ...]]:

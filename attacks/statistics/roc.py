@@ -1,4 +1,4 @@
-"""Points of the ROC curve of membership scores, without their errors (`audit.statistics` adds intervals)."""
+"""Points of the ROC curve of membership scores, without their errors (`ranking` adds them)."""
 
 from __future__ import annotations
 
