@@ -21,7 +21,7 @@ class DigitsData(Settings):
 
 
 class NpzData(Settings):
-    """An .npz with x_train, y_train (the members), x_test, y_test and what else README, "Data", lists."""
+    """An .npz with x_train, y_train (the members), x_test, y_test and what else docs/inputs.md lists."""
 
     kind: Literal["npz"]
     path: str = Field(description="of the file, seen from the plan's folder")
