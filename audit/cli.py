@@ -211,7 +211,7 @@ def report(folder: Annotated[Path, typer.Argument(help="Holds audit.json.")]) ->
         from .report import render
 
         check_verdicts(read, folder)
-        from .store import writing
+        from .writing import writing
 
         with writing(folder):
             render(read, folder / "report.html")

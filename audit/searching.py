@@ -18,9 +18,9 @@ from ..targets.technique import explain
 from .cells import cell_key
 from .environment import versions
 from .plan import Plan, parse_plan
-from .report import write
 from .statistics import clopper_pearson
 from .subject import resolve
+from .writing import write
 
 HELD_OUT_WORDS = "accuracy on members that no model of the search was trained on"
 

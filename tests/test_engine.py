@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 
 from crushproof.audit.cells import Cell, Result
-from crushproof.audit.engine import run
+from crushproof.audit.driver import run
+from crushproof.audit.local import Processes
 from crushproof.audit.progress import Lines
 from crushproof.audit.store import Store
+from crushproof.audit.work import Results
 from crushproof.targets.errors import Incomplete, InputError
 
 TOY = Path(__file__).with_name("toy_work.py")
@@ -158,7 +160,7 @@ def test_work_that_cannot_be_built_in_a_worker(tmp_path: Path) -> None:
     import toy_work
 
     with Store(tmp_path) as store, pytest.raises(InputError, match="cannot be built"):
-        run(toy_work.toy("{}"), store, workers=1, spawn=("toy_work:toy", '{"explode": 1}'))
+        run(toy_work.toy("{}"), store, Processes(store, 1, ("toy_work:toy", '{"explode": 1}')))
 
 
 def test_a_dead_worker_gets_one_more_try(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
@@ -183,7 +185,7 @@ def test_equal_keys_are_computed_once(tmp_path: Path) -> None:
         def cells(self) -> list[Cell]:
             return [Cell("one", "k" * 64), Cell("two", "k" * 64), Cell("after", "a" * 64, ("one", "two"))]
 
-        def compute(self, cell: Cell, store: Store) -> Result:
+        def compute(self, cell: Cell, store: Results) -> Result:
             self.calls += 1
             return Result(document={"name": "same"})
 
@@ -205,7 +207,7 @@ def test_long_chains_start_first(tmp_path: Path) -> None:
             chain = [Cell(f"long-{step}", f"{step}a" * 32, (f"long-{step - 1}",) if step else ()) for step in range(3)]
             return [*short, heavy, *chain]
 
-        def compute(self, cell: Cell, store: Store) -> Result:
+        def compute(self, cell: Cell, store: Results) -> Result:
             order.append(cell.name)
             return Result()
 
@@ -220,7 +222,7 @@ def test_cells_out_of_order_are_a_mistake(tmp_path: Path, cells: list[Cell]) -> 
         def cells(self) -> list[Cell]:
             return cells
 
-        def compute(self, cell: Cell, store: Store) -> Result:
+        def compute(self, cell: Cell, store: Results) -> Result:
             return Result()
 
     with Store(tmp_path) as store, pytest.raises(ValueError, match="listed twice, or before"):

@@ -12,8 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from crushproof.audit.cells import Cell, Result, cell_key
-from crushproof.audit.engine import Outcome, run
+from crushproof.audit.driver import run
+from crushproof.audit.local import Processes
+from crushproof.audit.schedule import Outcome
 from crushproof.audit.store import Store
+from crushproof.audit.work import Results
 from crushproof.targets.errors import InputError, NotApplicable, Unavailable
 
 
@@ -45,7 +48,7 @@ class ToyWork:
     def cells(self) -> list[Cell]:
         return self.list
 
-    def compute(self, cell: Cell, store: Store) -> Result:
+    def compute(self, cell: Cell, store: Results) -> Result:
         if "log" in self.settings:
             with Path(self.settings["log"]).open("a") as stream:
                 stream.write(cell.name + "\n")
@@ -81,7 +84,8 @@ def toy(argument: str) -> ToyWork:
 def run_toy(out: Path, settings: dict[str, object], workers: int) -> Outcome:
     argument = json.dumps(settings)
     with Store(out) as store:
-        return run(toy(argument), store, workers=workers, spawn=("toy_work:toy", argument))
+        executor = Processes(store, workers, ("toy_work:toy", argument)) if workers else None
+        return run(toy(argument), store, executor)
 
 
 if __name__ == "__main__":
