@@ -114,6 +114,12 @@ class Plan(Settings):
             raise fault("names no candidate; leave release out to judge all", "release")
         return self
 
+    @model_validator(mode="after")
+    def _a_device_of_the_cluster(self) -> Plan:
+        if self.engine.kind == "ray" and self.device.startswith("cuda:"):
+            raise fault("on a cluster Ray chooses the GPU: write cuda", "device")
+        return self
+
     @property
     def up_for_release(self) -> tuple[str, ...]:
         """The candidates the overall verdict covers."""

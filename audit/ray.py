@@ -5,10 +5,12 @@ A cluster is trusted like the plan: whoever may submit work to it runs code on i
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..targets.errors import InputError
@@ -41,26 +43,24 @@ class RayCluster:
             raise InputError(
                 "engine: {kind: ray} needs Ray: pip install 'crushproof[ray]', or write engine: {kind: local}."
             ) from None
-        self._ray = ray
+        self._ray: Any = ray  # much of it is not annotated
         self._ours = not ray.is_initialized()
         if self._ours:
             self._connect()
-        if self.gpus and not ray.cluster_resources().get("GPU"):
+        if self.gpus and not self._ray.cluster_resources().get("GPU"):
             self.__exit__()
             raise InputError("The plan's device is cuda, and no node of the Ray cluster has a GPU. Write device: cpu.")
-        self._compute = ray.remote(max_retries=0, num_cpus=1, num_gpus=self.gpus, num_returns=2)(_compute)
+        variables = ONE_THREAD if self.gpus else {**ONE_THREAD, "CUDA_VISIBLE_DEVICES": ""}
+        self._compute: Any = ray.remote(_compute).options(
+            num_cpus=1, num_gpus=self.gpus, num_returns=2, max_retries=0, runtime_env={"env_vars": variables}
+        )
         return self
 
     def _connect(self) -> None:
         main = threading.current_thread() is threading.main_thread()
         handler = signal.getsignal(signal.SIGTERM)
         try:
-            self._ray.init(
-                address=self.address,
-                log_to_driver=False,
-                logging_level="ERROR",
-                runtime_env={"env_vars": ONE_THREAD},
-            )
+            self._ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
             raise InputError(
                 f"There is no Ray cluster at {self.address!r} ({str(error).splitlines()[0][:200]}). Start one on this "
@@ -103,13 +103,21 @@ class RayCluster:
             if report.event == "finished":
                 self.store.receive(cell.key, self._ray.get(parts))
                 self.store.log("finished", cell, seconds=report.seconds, worker=report.worker)
-        except errors.RayTaskError as error:
-            return cell, Report("failed", why=f"Ray: {str(error).splitlines()[-1]}", trace=str(error))
+        except errors.RayTaskError as error:  # our own function raises nothing: it could not even start
+            why = f"A node cannot compute cells ({_first(error)}). Install crushproof there, in the versions of here."
+            return cell, Report("stop", why=why, error=InputError.__name__)
         except (errors.WorkerCrashedError, errors.OutOfMemoryError) as error:
-            return cell, Report("died", why=f"ended early (Ray: {str(error).splitlines()[0]})", trace="see Ray's logs")
+            return cell, Report("died", why=f"ended early ({_first(error)})", trace="see the logs of Ray on its node")
         except (errors.RayError, DamagedError) as error:
-            return cell, Report("lost", why=f"{type(error).__name__}: {str(error).splitlines()[0]}")
+            return cell, Report("lost", why=_first(error))
+        if report.event == "stop":
+            return cell, replace(report, why=f"On {report.worker}: {report.why}")
         return cell, report
+
+
+def _first(error: Exception) -> str:
+    """The first sentence of an error: Ray's go on about where to look for more."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0].partition('. ')[0]}"
 
 
 def _compute(cell: Cell, spawn: Spawn, needs: list[str], *parts: Parts) -> tuple[Report, Parts | None]:

@@ -18,7 +18,8 @@ import pytest
 from crushproof.audit.cells import Cell, Result
 from crushproof.audit.driver import run
 from crushproof.audit.local import Processes
-from crushproof.audit.progress import Lines
+from crushproof.audit.progress import Lines, Silent
+from crushproof.audit.schedule import Schedule, expected
 from crushproof.audit.store import Store
 from crushproof.audit.work import Results
 from crushproof.targets.errors import Incomplete, InputError
@@ -178,6 +179,14 @@ def test_a_cell_that_kills_its_worker_twice_fails(tmp_path: Path) -> None:
     assert len(outcome.computed) == 8
 
 
+def test_a_worker_that_means_another_cell_is_noticed(tmp_path: Path) -> None:
+    import toy_work
+
+    with Store(tmp_path) as store, pytest.raises(InputError, match="the plan's files changed meanwhile"):
+        run(toy_work.toy("{}"), store, Processes(store, 1, ("toy_work:toy", '{"seed": 1}')))
+    assert evidence(tmp_path) == {}
+
+
 def test_equal_keys_are_computed_once(tmp_path: Path) -> None:
     class Twins:
         calls = 0
@@ -214,6 +223,35 @@ def test_long_chains_start_first(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         run(Chains(), store)
     assert order == ["long-0", "heavy", "long-1", "short-0", "short-1", "short-2", "long-2"]
+
+
+def test_weights_are_what_a_phase_was_measured_to_take() -> None:
+    cells = [
+        Cell("a", "1", phase="long", weight=1),
+        Cell("b", "2", phase="long", weight=3),
+        Cell("c", "3", phase="short", weight=2),
+        Cell("d", "4", phase="new", weight=5),
+    ]
+    assert expected(cells, {}) == cells
+    # A cell of "long" takes 8 s, 4 times its mean weight of 2; "new" takes as the measured ones together: 9 / 4.
+    weights = [cell.weight for cell in expected(cells, {"long": 8.0, "short": 1.0, "gone": 7.0})]
+    assert weights == pytest.approx([4.0, 12.0, 1.0, 5 * 9 / 4])
+
+
+def test_a_second_run_orders_by_what_the_first_one_measured(tmp_path: Path) -> None:
+    quick, slow = Cell("quick", "q" * 64, phase="quick", weight=2.0), Cell("slow", "s" * 64, phase="slow")
+    with Store(tmp_path) as store:
+        assert [cell.name for cell in order_of(store, quick, slow)] == ["quick", "slow"]
+        for number, (phase, seconds) in enumerate([("quick", 0.5), ("slow", 3.0), ("slow", 5.0)]):
+            store.record(Cell(str(number), str(number) * 64, phase=phase), seconds)
+        assert store.usual_seconds() == {"quick": 0.5, "slow": 4.0}
+        assert [(cell.name, cell.weight) for cell in order_of(store, quick, slow)] == [("slow", 4.0), ("quick", 0.5)]
+
+
+def order_of(store: Store, *cells: Cell) -> Iterator[Cell]:
+    schedule = Schedule(cells, store, Silent())
+    while (cell := schedule.next()) is not None:
+        yield cell
 
 
 @pytest.mark.parametrize("cells", [[Cell("a", "1", ("b",)), Cell("b", "2")], [Cell("a", "1"), Cell("a", "2")]])
