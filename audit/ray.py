@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -57,17 +58,20 @@ class RayCluster:
         return self
 
     def _connect(self) -> None:
-        main = threading.current_thread() is threading.main_thread()
         handler = signal.getsignal(signal.SIGTERM)
         try:
+            if self.address != "auto":  # where nobody listens Ray tries for minutes
+                host, _, port = self.address.rpartition(":")
+                socket.create_connection((host, int(port)), timeout=10).close()
             self._ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        except (OSError, ValueError, OverflowError, RuntimeError) as error:
             raise InputError(
                 f"There is no Ray cluster at {self.address!r} ({str(error).splitlines()[0][:200]}). Start one on this "
                 "machine with `ray start --head`, or write engine: {kind: local}."
             ) from None
-        if main:
-            signal.signal(signal.SIGTERM, handler)  # Ray puts its own in its place
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, handler)  # Ray puts its own in its place
 
     def __exit__(self, *_: object) -> None:
         for report in self._busy:

@@ -183,7 +183,11 @@ class RayEngine(Settings):
     """Cells are computed on a Ray cluster that is already running; see docs/cluster.md."""
 
     kind: Literal["ray"]
-    address: str = Field("auto", min_length=1, description="of the cluster; auto is the one this machine belongs to")
+    address: str = Field(
+        "auto",
+        pattern=r"^(auto|[A-Za-z0-9._-]+:\d{1,5})$",
+        description="host:port of the cluster's head; auto is the cluster that this machine belongs to",
+    )
 
 
 EnginePlan = Annotated[LocalEngine | RayEngine, Field(discriminator="kind")]

@@ -139,6 +139,7 @@ BAD_PLANS = [
     (BASE + "engine: {workers: 2}", "line 8: engine.kind: must be local or ray"),
     (BASE + "engine: {kind: ray, adress: x}", "line 8: engine.adress: is not a key; did you mean 'address'?"),
     (BASE + "engine: {kind: ray}\ndevice: cuda:1", "line 9: device: on a cluster Ray chooses the GPU"),
+    (BASE + "engine: {kind: ray, address: 'ray://x'}", "line 8: engine.address"),
     (BASE + "workers: 2", "line 8: workers: is not a key"),
     (BASE + "device: gpu", "line 8: device"),
     (BASE + "release: [int7]", "line 8: release.0: there is no candidate 'int7'; did you mean 'int8'?"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -23,8 +24,8 @@ TOY = Path(__file__).with_name("toy_work.py")
 SMALL_MEMORY = 100 * 2**20  # bytes of a node's object store
 FAST_DETECTION = {  # of a lost node, milliseconds
     "health_check_initial_delay_ms": 0,
-    "health_check_period_ms": 300,
-    "health_check_failure_threshold": 3,
+    "health_check_period_ms": 100,
+    "health_check_failure_threshold": 5,
 }
 
 
@@ -148,6 +149,17 @@ def test_a_node_killed_half_way_changes_nothing(tmp_path: Path, cluster: Any, un
     assert (len(outcome.computed), outcome.failed) == (11, {})
     assert evidence(tmp_path / "out") == undisturbed
     assert sum("is computed again: NodeDiedError" in note for note in notes) == 1, notes
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:99999", "nobody.invalid:6379"])
+def test_a_cluster_that_is_not_there(tmp_path: Path, address: str, cluster: Any) -> None:
+    import ray
+
+    ray.shutdown()
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(InputError, match="There is no Ray cluster at"):
+        run_toy(tmp_path, {}, address)
+    assert signal.getsignal(signal.SIGTERM) is handler
 
 
 def test_what_arrives_damaged_is_not_stored(tmp_path: Path) -> None:
