@@ -84,6 +84,7 @@ class Attack(Technique):
     risk: ClassVar[Risk]
     metrics: ClassVar[tuple[Metric, ...]]  # of its measurements, the headline first
     tasks: ClassVar[frozenset[Task]] = frozenset({Task.CLASSIFICATION})
+    parts_known: ClassVar[Registry[Any] | None] = None  # what its exchangeable parts may be, where it has any
 
     def runs(self, model: Audited, scope: Scope) -> tuple[Run, ...]:
         """Which runs on this model there are to be; none where the attack has nothing to work with."""

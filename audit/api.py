@@ -65,7 +65,7 @@ class AuditResult:
 
     def to_json(self, path: str | Path) -> Path:
         """Writes audit.json; returns its path."""
-        from .report import write
+        from .writing import write
 
         write(Path(path), self.audit.model_dump_json(by_alias=True, indent=1))
         return Path(path)
@@ -95,8 +95,9 @@ def audit_model(
     Args:
         model: the trained dense model; it is copied, never changed. It may be wrapped, parametrised, in other floats or
             TorchScript (see docs/inputs.md, "Models").
-        train: x float [n, *shape] and y int [n] that it was trained on; None leaves out membership. Labels may be
-            texts: the classes are then the distinct ones, sorted, or as `class_names` orders them.
+        train: x float [n, *shape] and y int [n] that it was trained on; without it no attack on
+            them is run. Labels may be texts: the classes are then the distinct ones, sorted, or as `class_names` orders
+            them.
         test: the same for records it has never seen.
         recipes: short words ("int8"), kinds, recipes or mappings as in a plan; a mapping of names gives each candidate
             its own.
@@ -138,7 +139,7 @@ def audit_model(
             "attacks": attacks if isinstance(attacks, str) else _listed(attacks),
             "policy": policy if isinstance(policy, str) else dict(policy),
             "shadows": dict(shadows or {}),
-            "workers": 0,
+            "engine": {"kind": "local", "workers": 0},
         },
         Source("the call of audit_model"),
     )

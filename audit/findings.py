@@ -89,6 +89,8 @@ class Change(Row):
 
 
 class ThreatModel(Row):
+    """The attacker that a finding assumes."""
+
     access: str = Field(description="of the parts that ran: white-box, scores, labels; none: nothing ran")
     knowledge: str = Field(description="one sentence: what the attacker knows and has")
     budget: str = Field(description="one phrase: epsilon, queries, shadows")
@@ -131,7 +133,7 @@ class Part(Row):
 class Finding(Row):
     """One measured risk of one candidate, or the reason why it was not measured."""
 
-    id: str = Field(description="<candidate>/<risk>[/<detail>], e.g. int8/evasion; what --only takes")
+    id: str = Field(description="<candidate>/<attack>[/<detail>]; what --only takes")
     candidate: str
     risk: str = Field(description="name of one of the audit's risks")
     attack: str = Field(description="what the estimate is the result of, in words")
@@ -150,7 +152,9 @@ class Finding(Row):
     verdict: RowVerdict = "not-gated"
     reason: str | None = Field(None, description="why not measured, not gated or inconclusive")
     flags: list[str] = []
-    notes: list[str] = Field([], description="sentences the reader must know, e.g. 'not attributable to membership'")
+    notes: list[str] = Field(
+        [], description="sentences the reader must know, e.g. 'the dense model is attacked with fewer records'"
+    )
     parts: list[Part] = []
     curves: dict[str, list[Point]] = Field({}, description="by series name; see the risk's section of the report")
     who_is_hit: list[GroupEstimate] = Field([], description="per class and group of the records; the worst first")
@@ -181,6 +185,8 @@ class Draw(Row):
 
 
 class Candidate(Row):
+    """One audited model: how it was made, what it weighs, how well it does its task."""
+
     name: str
     role: Literal["dense", "candidate", "control"]
     technique: str = Field(description="a recipe's kind, dense, or file")
@@ -265,6 +271,8 @@ class NotMeasured(Row):
 
 
 class DataSummary(Row):
+    """The data of the audit; counts are of records."""
+
     name: str
     digest: str
     shape: list[int] = Field(description="of one record")

@@ -30,7 +30,8 @@ from .sources import source_digest
 
 SHADOWS_DIFFER = (
     "The dense model came with its weights and the plan does not say how it was trained: shadow models use the "
-    "built-in training, so membership may be underestimated. Name model.training or model.training_function."
+    "built-in training, so what it gives away of its training records may be underestimated. Name model.training or "
+    "model.training_function."
 )
 
 

@@ -69,7 +69,7 @@ def index(audit: Audit) -> Index:
 
 
 def suffix(finding: Finding) -> str:
-    """The part of a finding's id after its candidate: `evasion`, `membership/auc`."""
+    """The part of a finding's id after its candidate: `risk`, `risk/auc`."""
     return finding.id.removeprefix(finding.candidate + "/")
 
 

@@ -145,7 +145,7 @@ def quantized_by_onnxruntime(model: bytes, calibration: Tensor, form: str) -> by
     from onnxruntime import quantization
     from onnxruntime.quantization import shape_inference
 
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]  # ONNX Runtime has no types
         def __init__(self) -> None:
             self.batches = iter(calibration.split(64))
 

@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -20,8 +20,6 @@ class Technique(BaseModel):
     """Frozen, documented, comparable: the same object is the YAML schema, the Python API and the cache key."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    summary: ClassVar[str] = ""  # one sentence for the catalogue; the class docstring's first line when empty
 
 
 def techniques_in(value: Any) -> Iterator[Technique]:

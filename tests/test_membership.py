@@ -292,7 +292,7 @@ def case(target: object, population: object, plan: PopulationPlan) -> Case:
         attacker=plan.targets,
         bounds=Bounds.of(0, 1),
         classes=10,
-        prepared=population,  # type: ignore[arg-type]
+        prepared=population,  # type: ignore[arg-type]  # so may be the shared work, a stub as well
     )
 
 

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, PositiveInt, SerializeAsAny, field_
 
 from ...targets.errors import InputError, NotApplicable
 from ...targets.seeds import derive
+from ...targets.technique import Registry
 from ..attack import ATTACKS, Attack, Case, Evidence
 from ..measurement import Measurement
 from ..preparation import Audited, Inputs, Need, Ran, Results, Run, Scope
@@ -75,6 +76,7 @@ class Evasion(Attack):
     kind: Literal["evasion"] = "evasion"
     risk: ClassVar[Risk] = EVASION
     metrics: ClassVar[tuple[Metric, ...]] = (ROBUST_ACCURACY,)
+    parts_known: ClassVar[Registry[Any] | None] = PERTURBERS
 
     norm: Norm = Field("linf", description="linf or l2; both in units of [0, 1] pixels")
     epsilon: float | Literal["auto"] | None = Field(

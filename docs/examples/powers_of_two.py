@@ -29,7 +29,7 @@ class PowersOfTwo(Recipe):
 
     @property
     def phrase(self) -> str:
-        return f"weights rounded to {self.exponents} powers of two"
+        return f"weights rounded to powers of two, {self.exponents} per layer"
 
     def apply(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> nn.Module:
         rounded = working_copy(module)
