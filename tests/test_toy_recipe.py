@@ -23,7 +23,7 @@ from crushproof.training.networks import digits_mlp
 TOY = Path(__file__).with_name("toy_recipe.py")
 PLAN: dict[str, Any] = {
     "data": {"kind": "digits"},
-    "model": {"architecture": "crushproof.training.networks:digits_mlp", "training": {"epochs": 3}},
+    "model": {"architecture": "crushproof.training.networks:digits_mlp", "training": {"epochs": 1}},
     "candidates": {"two": {"kind": "chain", "steps": ["share", "three-values"]}},
     "attacks": [
         {"kind": "evasion", "epsilons": [0.05], "records": 30, "parts": [{"kind": "pgd", "steps": 4}]},
