@@ -176,9 +176,9 @@ def _panels(ix: views.Index, chart: Chart, columns: Sequence[views.Column]) -> l
             if name not in curves:
                 continue
             series.append(charts.Series(name, curves[name], place))
-            second = column.findings[name].curves.get(chart.dashed or "")
+            second = column.findings[name].curves.get(chart.dashed)
             if second:
-                series.append(charts.Series(name, second, place, dashed=True))
+                series.append(charts.Series(name, second, place, dashed=chart.dashed_title))
         if any(s.group for s in series):
             panels.append((title, series))
     rows = max((math.ceil(sum(not s.dashed for s in series) / 2) for _, series in panels), default=0)
