@@ -23,7 +23,7 @@ class Cell:
         name: for people, unique in one audit: `candidate/int8`.
         key: from `cell_key`; two cells of one key are the same work and are computed once.
         needs: names of the cells whose results it reads; they stand before it in the list of cells.
-        phase: what its time is booked under: `shadows`, `evasion` ...
+        phase: what its time is booked under: `shadows`, an attack's kind ...
         weight: expected effort, above 0: about the CPU seconds it takes, as modelled by whoever adds the cell. It
             orders the work and estimates the time left, nothing else.
     """

@@ -24,11 +24,12 @@ class Check:
 
 
 def examine(folder: Path) -> Iterator[Check]:
-    """Checks interpreter, packages, device, cores, memory, and `folder`, where results would be written."""
+    """Checks interpreter, packages, device, runtimes, cores, memory, and `folder`, where results would be written."""
     python = ".".join(str(number) for number in sys.version_info[:3])
     yield Check("ok" if sys.version_info >= (3, 11) else "bad", "python", f"{python} at {sys.executable}")
     yield from _packages()
     yield _device()
+    yield from _runtimes()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     yield Check("ok", "cores", f"{cores} usable: as many workers by default")
     yield _memory()
@@ -60,6 +61,28 @@ def _device() -> Check:
     if torch.cuda.is_available():
         return Check("ok", "device", f"CUDA: {torch.cuda.get_device_name()}")
     return Check("ok", "device", "CPU (torch sees no CUDA device)")
+
+
+def _runtimes() -> Iterator[Check]:
+    """What finished files and the plan's `runtimes` can be run in, beside ONNX Runtime: none is needed for an audit."""
+    try:
+        from ..targets.litert import PACKAGES
+        from ..targets.model_file import need_litert
+        from ..targets.runtime import RUNTIMES, release_of
+
+        known = {kind: runtime.model_construct(kind=kind) for kind, runtime in RUNTIMES.kinds().items()}
+    except Exception as error:  # a broken installation, or another package's code
+        yield Check("bad", "runtimes", f"cannot be listed: {error}")
+        return
+    wanted = [(kind, one.packages, one.check) for kind, one in known.items()]
+    for kind, packages, check in (*wanted, ("litert", PACKAGES, need_litert)):
+        found = ", ".join(f"{package} {release}" for package in packages if (release := release_of(package)))
+        try:
+            check()
+        except Exception as error:  # a missing package, or whatever another package's code raises
+            yield Check("note", kind, str(error).removeprefix("not measured: "))
+        else:
+            yield Check("ok", kind, found or "there")
 
 
 def _memory() -> Check:

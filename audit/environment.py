@@ -5,19 +5,15 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ..compression.footprint import Timed, interleaved_latency
-from .findings import Environment, Latency
+from ..compression.timing import Timed, interleaved_latency
+from ..targets.runtime import release_of
+from .findings import Environment, Latency, Machine
 
+ABSENT = "not installed"
 GPU_BUILDS = {"onnxruntime": ("onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")}
-RUNTIMES = {  # optional ones: the modules, the packages that bring them
-    "openvino": ("openvino",),
-    "tensorrt": ("onnxruntime-gpu", "tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-rtx"),
-    "litert": ("ai-edge-litert",),
-}
 PACKAGES = (
     "torch",
     "onnxruntime",
@@ -37,32 +33,24 @@ def versions() -> dict[str, str]:
 
     found = {"crushproof": __version__, "python": platform.python_version()}
     for package in PACKAGES:
-        found[package] = _first(package, *GPU_BUILDS.get(package, ()))  # an audit does not need every package
+        found[package] = (
+            release_of(package, *GPU_BUILDS.get(package, ())) or ABSENT
+        )  # an audit does not need every package
     return found
 
 
-def runtime_versions(runtime: str) -> list[str]:
+def runtime_versions(packages: Iterable[str]) -> list[str]:
     """What is installed of an optional runtime, in versions: it decides the results of cells that use the runtime."""
-    return [f"{package} {_first(package)}" for package in RUNTIMES[runtime]]
+    return [f"{package} {release_of(package) or ABSENT}" for package in packages]
 
 
-def _first(*packages: str) -> str:
-    """The version of the first that is installed."""
-    for package in packages:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            continue
-    return "not installed"
-
-
-def machine(device: str) -> dict[str, str]:
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": processor(),
-        "cores": str(os.cpu_count()),
-        "device": device,
-    }
+def machine(device: str) -> Machine:
+    return Machine(
+        system=f"{platform.system()} {platform.machine()}",
+        processor=processor(),
+        cores=str(os.cpu_count()),
+        device=device,
+    )
 
 
 def processor() -> str:

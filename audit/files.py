@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -18,36 +17,40 @@ from ..targets.artifact import (
     assume,
     deployed,
     differentiable,
-    read_foreign,
 )
 from ..targets.data import Data
 from ..targets.errors import InputError
-from ..targets.foreign import Kind
 from ..targets.model import Target
+from ..targets.model_file import Kind, ModelFile, read_model_file
 from .plan import DENSE, Plan
 from .sections import InterfacePlan
 
 
 @dataclass(frozen=True, eq=False)
-class FinishedFile:
+class OpenedFile:
     """A file that somebody else compressed, as it is audited.
 
     Args:
         name: as it was given, for people.
-        kind: "onnx" or "tflite".
-        facts: what was seen in it, JSON values (`targets.artifact.Foreign.facts`).
+        file: its bytes, read with suspicion, and what was seen in them.
         notes: what was declared and assumed about it, sentence by sentence.
         doubtful: something else than what was declared would have fitted clearly better, or another reading than the
             one taken fits about as well and is of another robustness, here or in the dense model.
     """
 
     name: str
-    kind: Kind
-    content: bytes
+    file: ModelFile
     assumptions: Assumptions
-    facts: dict[str, Any]
     notes: tuple[str, ...]
     doubtful: bool = False
+
+    @property
+    def kind(self) -> Kind:
+        return self.file.kind
+
+    @property
+    def content(self) -> bytes:
+        return self.file.data
 
     @property
     def digest(self) -> str:
@@ -59,28 +62,34 @@ class FinishedFile:
         return f"{self.digest}|{self.assumptions.model_dump_json()}"
 
     def deployed(self) -> Target:
-        return deployed(self.content, self.kind, self.assumptions)
+        return deployed(self.file, self.assumptions)
 
     def differentiable(self, data: Data) -> nn.Module:
         """The twin, in the data's own units. Raises NotApplicable where the file has none."""
-        return differentiable(self.content, self.kind, self.assumptions, data.bounds, data.shape)
+        return differentiable(self.file, self.assumptions, data.bounds, data.shape)
 
 
 def open_file(
-    path: str, folder: Path, interface: InterfacePlan, data: Data, like: Assumptions | None = None
-) -> FinishedFile:
+    path: str,
+    folder: Path,
+    interface: InterfacePlan,
+    data: Data,
+    like: Assumptions | None = None,
+    file: ModelFile | None = None,
+) -> OpenedFile:
     """Reads the file (in a process with limits) and finds out what it takes and answers.
 
     Args:
         like: how the dense model it came from is read, which is tried first.
+        file: what is in it, where it was read before.
 
     Raises:
         InputError: there is no such file, or under no assumption it is better than guessing.
         UnsafeInput: it may be crafted.
     """
-    foreign = read_foreign(folder / path)
+    file = file or read_model_file(folder / path)
     overrides = Overrides.model_validate(interface.model_dump())
-    assumptions, notes = assume(foreign, data, overrides, like)
+    assumptions, notes = assume(file, data, overrides, like)
     declared = [
         f"{name} {', '.join(f'{one:g}' for one in value) if isinstance(value, tuple) else value}"
         for name, value in interface
@@ -88,11 +97,10 @@ def open_file(
     ]
     said = [f"Declared: {'; '.join(declared)}."] if declared else []
     doubtful = any(note.startswith((DOUBT, ALIKE)) for note in notes)
-    facts = foreign.facts.model_dump(mode="json")
-    return FinishedFile(path, foreign.kind, foreign.data, assumptions, facts, (*said, *foreign.notes, *notes), doubtful)
+    return OpenedFile(path, file, assumptions, (*said, *file.notes, *notes), doubtful)
 
 
-def open_all(plan: Plan, folder: Path, data: Data) -> dict[str, FinishedFile]:
+def open_all(plan: Plan, folder: Path, data: Data) -> dict[str, OpenedFile]:
     """Every file of the plan, by the name of its candidate, and the dense model's.
 
     A dense model and a file made from it see a record in the same way unless the data say otherwise: where the two were
@@ -111,7 +119,7 @@ def open_all(plan: Plan, folder: Path, data: Data) -> dict[str, FinishedFile]:
             "is found out by the labels that it gets right. Name the model's architecture and weights instead, and "
             "candidates by their recipes."
         )
-    files: dict[str, FinishedFile] = {}
+    files: dict[str, OpenedFile] = {}
     like = None if plan.model is None else Assumptions(record=data.shape)  # a module takes the values as they are
     if model is not None:
         files[DENSE] = open_file(str(model.file), folder, model.interface, data)
@@ -122,12 +130,16 @@ def open_all(plan: Plan, folder: Path, data: Data) -> dict[str, FinishedFile]:
         return files
     odd = next((name for name in wanted if not _alike(files[name], files[DENSE])), None)
     if odd is not None:
-        again = open_file(str(model.file), folder, model.interface, data, files[odd].assumptions)
+        like, known = files[odd].assumptions, files[DENSE].file
+        again = open_file(str(model.file), folder, model.interface, data, like, known)
         if _alike(again, files[odd]):
             doubtful = again.doubtful or files[odd].doubtful
             files[DENSE] = replace(again, doubtful=doubtful)
             for name, candidate in wanted.items():
-                files[name] = open_file(str(candidate.file), folder, candidate.interface, data, again.assumptions)
+                known = files[name].file
+                files[name] = open_file(
+                    str(candidate.file), folder, candidate.interface, data, again.assumptions, known
+                )
     for name in wanted:
         if not _alike(files[name], files[DENSE]):
             warning = "The dense model is asked in other units or another layout: compare the two with care."
@@ -137,5 +149,5 @@ def open_all(plan: Plan, folder: Path, data: Data) -> dict[str, FinishedFile]:
     return files
 
 
-def _alike(one: FinishedFile, other: FinishedFile) -> bool:
+def _alike(one: OpenedFile, other: OpenedFile) -> bool:
     return alike(one.assumptions, other.assumptions)

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
@@ -43,7 +43,7 @@ class Plan(Settings):
     release: tuple[str, ...] | None = Field(
         None, description="the candidates the overall verdict covers; default: all but controls"
     )
-    runtimes: tuple[Literal["openvino", "tensorrt"], ...] = Field(
+    runtimes: tuple[Any, ...] = Field(
         (), description="also run every ONNX file in these, and report how far they agree with ONNX Runtime"
     )
     engine: EnginePlan = Field(LocalEngine(), description="where the work is done; no finding depends on it")
@@ -61,6 +61,13 @@ class Plan(Settings):
             return value
         if not isinstance(value, list | tuple) or not value:
             raise fault(f"must be {', '.join(LEVELS)} or a list of attacks")
+        return [technique_like(item, position) for position, item in enumerate(value)]
+
+    @field_validator("runtimes", mode="before")
+    @classmethod
+    def _runtimes(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            raise fault("must be a list of runtimes, for example [openvino]")
         return [technique_like(item, position) for position, item in enumerate(value)]
 
     @field_validator("policy", mode="plain")
@@ -161,8 +168,8 @@ def parse_plan(text: str, name: str = "plan.yaml") -> Plan:
 S = TypeVar("S", bound=Settings)
 
 
-def validated(model: type[S], raw: Any, source: Source, at: Steps = ()) -> S:
-    """A section from plain values that stand at `at` in `source`.
+def validated(model: type[S], raw: Any, source: Source, at: Steps = (), context: Mapping[str, Any] | None = None) -> S:
+    """A section from plain values that stand at `at` in `source`; its validators may ask for the context.
 
     Raises:
         InputError: every fault, each with its line.
@@ -171,7 +178,7 @@ def validated(model: type[S], raw: Any, source: Source, at: Steps = ()) -> S:
         keys = ", ".join(model.model_fields)
         raise InputError(f"{source.where(at)}: expected a mapping with the keys {keys}.")
     try:
-        return model.model_validate(raw)
+        return model.model_validate(raw, context=context)
     except ValidationError as error:
         raise InputError(explain(error, source, at)) from None
 
@@ -197,7 +204,7 @@ def explain(error: ValidationError, source: Source, at: Steps = ()) -> str:
 
 
 def check_techniques(plan: Plan) -> None:
-    """Looks up every recipe, defense, attack and hyper-parameter of the plan. Imports torch.
+    """Looks up every recipe, defense, attack, runtime and hyper-parameter of the plan. Imports torch.
 
     Raises:
         InputError: unknown or ill-defined; the message names the line.
@@ -205,6 +212,7 @@ def check_techniques(plan: Plan) -> None:
     from ..attacks.attack import ATTACKS
     from ..compression.recipe import RECIPES
     from ..defenses.defense import DEFENSES
+    from ..targets.runtime import RUNTIMES
     from ..training.loop import Training
     from .presets import RECIPE_WORDS
 
@@ -229,6 +237,8 @@ def check_techniques(plan: Plan) -> None:
     if not isinstance(plan.attacks, str):
         for position, attack in enumerate(plan.attacks):
             parsed(ATTACKS, attack, plan, "attacks", position)
+    for position, runtime in enumerate(plan.runtimes):
+        parsed(RUNTIMES, runtime, plan, "runtimes", position)
     if plan.model is None:
         return
     try:

@@ -21,7 +21,7 @@ class DigitsData(Settings):
 
 
 class NpzData(Settings):
-    """An .npz with x_train, y_train (the members), x_test, y_test and what else README, "Data", lists."""
+    """An .npz with x_train, y_train (the members), x_test, y_test and what else docs/inputs.md lists."""
 
     kind: Literal["npz"]
     path: str = Field(description="of the file, seen from the plan's folder")
@@ -35,7 +35,7 @@ class CsvData(Settings):
     """Two CSV files with a header line: one column of labels, the others numbers."""
 
     kind: Literal["csv"]
-    train_path: str | None = Field(None, description="the members; without it membership is not audited")
+    train_path: str | None = Field(None, description="the members; without it no attack on them is run")
     test_path: str = Field(description="the non-members")
     label: str = Field(description="name of the column of labels")
     bounds: tuple[float, float] | None = Field(None, description="smallest and largest value of an input")
@@ -151,7 +151,7 @@ class CandidatePlan(Settings):
 
 
 class ShadowPlan(Settings):
-    """How many shadow models membership inference trains. More see smaller leaks and take longer."""
+    """How many shadow models are trained for attacks that need them. More see smaller leaks and take longer."""
 
     training_free: int = Field(
         default=64, ge=2, le=4096, description="for the dense model and recipes that do not train"

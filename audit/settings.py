@@ -33,7 +33,7 @@ class Settings(BaseModel):
 
 
 def technique_like(value: Any, *at: str | int) -> Any:
-    """Checks the outer shape of a recipe, attack or defense; the techniques themselves check the rest."""
+    """Checks the outer shape of a recipe, attack, defense or runtime; the techniques themselves check the rest."""
     if isinstance(value, Technique):
         for one in techniques_in(value):
             cls, kind = type(one), getattr(one, "kind", None)
@@ -55,11 +55,12 @@ def technique_like(value: Any, *at: str | int) -> Any:
 
 def _registered(cls: type[Technique]) -> bool:
     from ..attacks.attack import ATTACKS
-    from ..attacks.evasion.engine import PERTURBERS
     from ..compression.recipe import RECIPES
     from ..defenses.defense import DEFENSES
+    from ..targets.runtime import RUNTIMES
 
-    return any(registry.has(cls) for registry in (ATTACKS, PERTURBERS, RECIPES, DEFENSES))
+    parts = {attack.parts_known for attack in ATTACKS.kinds().values()} - {None}
+    return any(registry.has(cls) for registry in (ATTACKS, RECIPES, DEFENSES, RUNTIMES, *parts) if registry is not None)
 
 
 def did_you_mean(message: str, word: str, known: list[str]) -> str:

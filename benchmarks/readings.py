@@ -13,12 +13,10 @@ from contract import Row, arguments, publish
 from torch import Tensor, nn
 from torch.nn import functional
 
-from crushproof.compression.export import to_onnx
-from crushproof.targets._read_onnx import facts
-from crushproof.targets.artifact import ALIKE, Foreign, Overrides, assume, differentiable
+from crushproof.compression.onnx_export import to_onnx
+from crushproof.targets.artifact import ALIKE, Overrides, assume, differentiable
 from crushproof.targets.data import Data, Records, load_digits
-from crushproof.targets.foreign import Facts
-from crushproof.targets.onnx_safety import check_onnx
+from crushproof.targets.model_file import exported
 from crushproof.training.loop import Training, train
 from crushproof.training.networks import Mlp, digits_cnn
 
@@ -65,9 +63,9 @@ def main() -> None:
                 truth = robust(network, judged)
                 for scale, shift in UNITS.values():
                     model = to_onnx(Undone(network, scale, shift), digits.shape)
-                    file = Foreign("onnx", model, Facts.model_validate(facts(check_onnx(model))))
+                    file = exported(model)
                     assumptions, sentences = assume(file, data, Overrides())
-                    found = robust(differentiable(model, "onnx", assumptions, data.bounds, data.shape), judged)
+                    found = robust(differentiable(file, assumptions, data.bounds, data.shape), judged)
                     doubtful = sentences[0].startswith(ALIKE)
                     flagged += doubtful
                     wrong += not doubtful and abs(found - truth) > POINTS

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..targets.batches import reason
 from ..targets.errors import InputError
-from ..targets.runtime import reason
 from .onnx_constants import Array, Graph, code_range
 from .onnx_weights import CONVOLUTIONS, RECURRENT, SLOTS, Weight, weights
 
@@ -98,7 +98,7 @@ def operations(model: onnx.ModelProto, shape: tuple[int, ...]) -> list[Operation
     inside If and Loop are not counted, nor is Einsum.
 
     Args:
-        model: checked by `targets.onnx_safety.check_onnx`.
+        model: checked by `targets.model_file.check_onnx`.
         shape: of one record.
     """
     graph = Graph(model)

@@ -240,7 +240,7 @@ def _inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
 
 
 def facts(model: onnx.ModelProto, zeroed: Iterable[str] = ()) -> dict[str, Any]:
-    """What the file says about itself, as JSON: the fields of foreign.Facts. `zeroed`: see `parse`."""
+    """What the file says about itself, as JSON: the fields of model_file.Facts. `zeroed`: see `parse`."""
     nodes = model.graph.node
     operators = Counter(node.op_type for node in nodes)
     constants = {tensor.name: tensor for tensor in model.graph.initializer}

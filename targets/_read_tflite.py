@@ -54,7 +54,7 @@ class Fault(Exception):
 
 
 def facts(data: bytes) -> dict[str, Any]:
-    """What the file says about itself, as JSON: the fields of foreign.Facts. Raises Fault, or what flatbuffers do."""
+    """What the file says about itself, as JSON: `model_file.Facts`. Raises Fault, or what flatbuffers do."""
     if data[4:8] != b"TFL3":
         raise Fault(
             f"This is not a TFLite model, or one that was cut off ({len(data):,} bytes). It was not run. {AGAIN}"

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from .checks import CHANCE_P
 from .data import Bounds, Data
 from .errors import InputError, NotApplicable, UnsafeInput
-from .foreign import Foreign, Kind, read_foreign
 from .interface import Assumptions, Overrides, Preprocessing, alike, class_logits
 from .litert import LiteRtTarget
 from .meanings import SURE, labels_of, meanings, outputs_for, outputs_of
 from .model import BATCH, Target
+from .model_file import ModelFile, read_model_file
 from .onnx import OnnxTarget
 from .readings import ALIKE, Asked, choose, simplest
 from .seeds import generator
@@ -45,14 +45,14 @@ __all__ = [
     "DOUBT",
     "Assumptions",
     "Deployed",
-    "Foreign",
+    "ModelFile",
     "Overrides",
     "Preprocessing",
     "alike",
     "assume",
     "deployed",
     "differentiable",
-    "read_foreign",
+    "read_model_file",
 ]
 
 PROBED = 500  # non-members that assumptions are tried on
@@ -80,20 +80,19 @@ class Deployed:
         return torch.cat(parts).to(x.device) if parts else torch.zeros(0, 0, device=x.device)
 
 
-def deployed(data: bytes, kind: Kind, assumptions: Assumptions, threads: int = 1) -> Target:
+def deployed(file: ModelFile, assumptions: Assumptions, threads: int = 1) -> Target:
     """The file as it runs: x float32 [n, *shape] in the data's bounds -> logits float32 [n, classes], finite.
-
-    Args:
-        data: the bytes that `foreign.read_foreign` checked.
 
     Raises:
         InputError, UnsafeInput: as `onnx.OnnxTarget` and `litert.LiteRtTarget` do.
     """
-    return Deployed(_runtime(data, kind, threads, assumptions.output), assumptions)
+    return Deployed(_runtime(file, threads, assumptions.output), assumptions)
 
 
-def _runtime(data: bytes, kind: Kind, threads: int, output: str | None) -> Target:
-    return (OnnxTarget if kind == "onnx" else LiteRtTarget)(data, threads, output=output)
+def _runtime(file: ModelFile, threads: int, output: str | None) -> Target:
+    if file.kind == "onnx":
+        return OnnxTarget(file.checked, threads, output=output)
+    return LiteRtTarget(file.data, threads, output=output)
 
 
 class Differentiable(nn.Module):
@@ -125,9 +124,7 @@ class Differentiable(nn.Module):
         return class_logits(self.twin(self.preprocessing(x)).float(), self._assumptions)
 
 
-def differentiable(
-    data: bytes, kind: Kind, assumptions: Assumptions, bounds: Bounds, shape: tuple[int, ...]
-) -> Differentiable:
+def differentiable(file: ModelFile, assumptions: Assumptions, bounds: Bounds, shape: tuple[int, ...]) -> Differentiable:
     """The file's twin behind the same preprocessing as the deployed file: what white-box attacks follow.
 
     Args:
@@ -137,14 +134,14 @@ def differentiable(
         InputError: the records do not fit the model.
         NotApplicable: a TFLite file, or an operator without a twin (the message names it).
     """
-    if kind == "tflite":
+    if file.kind == "tflite":
         raise NotApplicable(
             "A TFLite file has no differentiable twin, so no white-box attack follows its gradients; attacks by "
             "scores, by labels and by transfer do apply. Convert the model to ONNX to have both."
         )
     from .twin import twin_of
 
-    module = Differentiable(twin_of(data, assumptions.output), assumptions).eval()
+    module = Differentiable(twin_of(file.checked, assumptions.output), assumptions).eval()
     middle = ((bounds.low + bounds.high) / 2).expand(shape)
     with torch.no_grad():
         module(middle[None].clone())
@@ -155,7 +152,7 @@ def differentiable(
 
 
 def assume(
-    foreign: Foreign, data: Data, overrides: Overrides, like: Assumptions | None = None
+    file: ModelFile, data: Data, overrides: Overrides, like: Assumptions | None = None
 ) -> tuple[Assumptions, list[str]]:
     """What the file's input and output mean, and sentences that say what was assumed and how to overrule it.
 
@@ -173,9 +170,9 @@ def assume(
             an accuracy clearly above chance: then all that was tried is listed with its accuracy.
         UnsafeInput: the runtime refuses the file.
     """
-    if len(foreign.facts.inputs) != 1 or not foreign.facts.outputs:
+    if len(file.facts.inputs) != 1 or not file.facts.outputs:
         raise InputError(
-            f"The model has {len(foreign.facts.inputs)} inputs and {len(foreign.facts.outputs)} outputs; a classifier "
+            f"The model has {len(file.facts.inputs)} inputs and {len(file.facts.outputs)} outputs; a classifier "
             "with one input and an output of one value per class can be audited (the initial states of a recurrent "
             "network may be further inputs; states that come back are known by their names: state_in, state_out). Fix "
             "the others to constants and export it again."
@@ -183,14 +180,12 @@ def assume(
     drawn = torch.randperm(len(data.non_members), generator=generator(0, "artifact", "assume"))[:PROBED]
     records = data.non_members.take(drawn)
     x, y = records.x.cpu(), records.y.cpu()
-    ports = outputs_for(foreign.facts.outputs, data.classes, overrides.output)
-    wanted = [meaning for port in ports for meaning in meanings(foreign, port, data, overrides)]
+    ports = outputs_for(file.facts.outputs, data.classes, overrides.output)
+    wanted = [meaning for port in ports for meaning in meanings(file, port, data, overrides)]
     if like is not None:
         wanted.sort(key=lambda meaning: not alike(meaning[0], like))  # stable: the others keep their order
-    runtimes = {
-        name: _runtime(foreign.data, foreign.kind, 1, name) for name in {meaning[0].output for meaning in wanted}
-    }
-    trials = _screened(runtimes, wanted, data, overrides, foreign, x, y)
+    runtimes = {name: _runtime(file, 1, name) for name in {meaning[0].output for meaning in wanted}}
+    trials = _screened(runtimes, wanted, data, overrides, file, x, y)
     answered = [trial for trial in trials if trial.chosen and not trial.fault]
     if not answered:
         raise InputError(next(trial.fault for trial in trials if trial.chosen))
@@ -206,30 +201,30 @@ def assume(
         x=x,
         y=y,
         bounds=data.bounds,
-        port=foreign.facts.inputs[0],
+        port=file.facts.inputs[0],
         deployed=lambda assumptions: Deployed(runtimes[assumptions.output], assumptions),
-        module=_modules(foreign),
+        module=_modules(file),
     )
     rivals = [trial for trial in full if trial.assumptions.output == best.assumptions.output]
     doubt = ""
     if not renamed(best, y, data.classes)[1]:  # in another order of the classes no label is probable
         best, doubt = choose(best, rivals, asked, settled=like is not None and alike(best.assumptions, like))
-    return best.assumptions, [*filter(None, [doubt]), *sentences_of(foreign, data, overrides, best, trials, y)]
+    return best.assumptions, [*filter(None, [doubt]), *sentences_of(file, data, overrides, best, trials, y)]
 
 
-def _modules(foreign: Foreign) -> Callable[[Assumptions], nn.Module | None]:
+def _modules(file: ModelFile) -> Callable[[Assumptions], nn.Module | None]:
     """The twin behind a set of assumptions; None where the file has none. One twin is read for each output."""
     twins: dict[str | None, Twin | None] = {}
 
     def module(assumptions: Assumptions) -> nn.Module | None:
         from .twin import twin_of
 
-        if foreign.kind == "tflite":
+        if file.kind == "tflite":
             return None
         if assumptions.output not in twins:
             twins[assumptions.output] = None
             with suppress(NotApplicable, UnsafeInput):
-                twins[assumptions.output] = twin_of(foreign.data, assumptions.output)
+                twins[assumptions.output] = twin_of(file.checked, assumptions.output)
         twin = twins[assumptions.output]
         return None if twin is None else Differentiable(twin, assumptions).eval()
 
@@ -241,12 +236,12 @@ def _screened(
     candidates: list[tuple[Assumptions, str, bool]],
     data: Data,
     overrides: Overrides,
-    foreign: Foreign,
+    file: ModelFile,
     x: Tensor,
     y: Tensor,
 ) -> list[Trial]:
     """Predictions of every candidate on the first records, and on all of them where it may still be the best."""
-    makers = {port.name: port.operator for port in foreign.facts.outputs}
+    makers = {port.name: port.operator for port in file.facts.outputs}
     trials: list[Trial] = []
     nothing = torch.full((0,), -1), torch.zeros(0, len(TEMPERATURES), dtype=torch.float64)
     for assumptions, words, chosen in candidates:
@@ -256,7 +251,7 @@ def _screened(
         except InputError as error:
             trials.append(Trial(assumptions, words, chosen, *nothing, str(error)))
             continue
-        maker = makers.get(assumptions.output or foreign.facts.outputs[0].name, "")
+        maker = makers.get(assumptions.output or file.facts.outputs[0].name, "")
         outputs = overrides.outputs or outputs_of(raw, maker.upper() in SURE, assumptions.smallest)
         for labels in orders:
             trial_assumptions = assumptions.model_copy(update={"outputs": outputs, "labels": labels})

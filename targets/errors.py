@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 
@@ -45,6 +47,25 @@ class UnsafeInput(CrushproofError):
     """A file may be crafted: a pickle, a bomb, a malformed header. It was refused and nothing in it was executed."""
 
     exit_code = 5
+
+
+@contextmanager
+def failing_as_not_applicable(what: str) -> Iterator[None]:
+    """What cannot be made is a row of its own: what the user gave is not to blame, and the audit goes on.
+
+    What the machine lacks (memory, disk, a package) still fails the work, which is then tried again.
+
+    Args:
+        what: the beginning of the reason: `it cannot be deployed`.
+    """
+    try:
+        yield
+    except (InputError, UnsafeInput) as error:
+        raise NotApplicable(f"{what}: {error}") from error
+    except (CrushproofError, MemoryError, ImportError, OSError):
+        raise
+    except Exception as error:  # torch, the exporter or the user's own forward, on layers of other sizes
+        raise NotApplicable(f"{what}: {blame(error)}") from error
 
 
 def blame(error: BaseException) -> str:

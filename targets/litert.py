@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from .batches import answer_in_parts, check_ports, reason
 from .errors import UnsafeInput
-from .foreign import Port, need_litert, without_states
-from .runtime import answer_in_parts, check_ports, reason
+from .model_file import Port, need_litert, without_states
+
+PACKAGES = ("ai-edge-litert",)
 
 
 class LiteRtTarget:
-    """A deployed TFLite model. Take the bytes from `foreign.read_foreign`, which checks them where they can do no harm.
+    """A deployed TFLite model, from the bytes that `model_file.read_model_file` checked where they can do no harm.
 
     What the file keeps between calls (the state of a recurrent network) is set back before each, so that an answer does
     not depend on what was asked before.

@@ -10,11 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .batches import MAPS, listed, named_output
 from .data import Data
 from .errors import InputError
-from .foreign import Foreign, Port
 from .interface import SMALLEST, Assumptions, Channels, Grid, Layout, Outputs, Overrides, Units
-from .runtime import MAPS, listed, named_output
+from .model_file import ModelFile, Port
 
 SURE = ("SOFTMAX", "SIGMOID", "LOGISTIC", "QLINEARSOFTMAX", "QLINEARSIGMOID")  # operators that give probabilities
 SCORES = ("float32", "float16", "float64", "uint8", "int8", MAPS)  # what a class may be scored by; others are labels
@@ -69,10 +69,10 @@ def _width(port: Port) -> int:
 
 
 def meanings(
-    foreign: Foreign, output: Port, data: Data, overrides: Overrides
+    file: ModelFile, output: Port, data: Data, overrides: Overrides
 ) -> Iterator[tuple[Assumptions, str, bool]]:
     """Layouts and scalings, the simplest first: (assumptions, the scaling in words, whether the user allows it)."""
-    port = foreign.facts.inputs[0]
+    port = file.facts.inputs[0]
     layouts = _layouts(port.shape[1:], data.shape)
     if not layouts:
         raise InputError(
@@ -113,7 +113,7 @@ def meanings(
             std=scaling.std,
             grid=grid,
             smallest=smallest,
-            output=None if output == foreign.facts.outputs[0] else output.name,
+            output=None if output == file.facts.outputs[0] else output.name,
         )
         yield assumptions, scaling.words, scaling.allowed and overrides.layout in (None, layout)
 

@@ -5,18 +5,15 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from .batches import MAPS, answer_in_parts, check_ports, reason
 from .errors import InputError, UnsafeInput
 from .labels import in_order
-from .onnx_safety import checked_onnx, measures_ranges, ports
-from .runtime import MAPS, answer_in_parts, check_ports, reason
-
-if TYPE_CHECKING:
-    import onnx
+from .model_file import CheckedOnnx, check_onnx
 
 
 def _names(text: str) -> frozenset[str]:
@@ -39,9 +36,10 @@ class OnnxTarget:
     """A deployed model in ONNX Runtime, with a fixed number of threads.
 
     Args:
-        model: the file, or its bytes. It has one input [batch, *shape] of numbers (`runtime.TYPES`); the batch is free
-            or fixed (the last part is then filled up); initial states of a recurrent network, as further inputs, are
-            zeros. Where the output ends in a QuantizeLinear, it is turned back into floats.
+        model: checked, or what is checked first: its bytes, or the file. It has one input [batch, *shape] of numbers
+            (`batches.TYPES`); the batch is free or fixed (the last part is then filled up); initial states of a
+            recurrent network, as further inputs, are zeros. Where the output ends in a QuantizeLinear, it is turned
+            back into floats.
         threads: within an operator; operators run one after another.
         provider: ONNX Runtime's execution provider.
         output: the name of the one that holds the logits; None: the first. One map from class to score for each record
@@ -58,18 +56,17 @@ class OnnxTarget:
 
     def __init__(
         self,
-        model: bytes | Path,
+        model: CheckedOnnx | bytes | Path,
         threads: int = 1,
         provider: str = "CPUExecutionProvider",
         *,
         output: str | None = None,
         together: bool = False,
     ) -> None:
-        data = model if isinstance(model, bytes) else _read(model)
-        checked, data = checked_onnx(data)
-        self._input, self._output = check_ports(*ports(checked), output)
-        self._alone = not together and measures_ranges(checked)
-        self._session = _session(data, threads, session_settings(checked), provider=provider)
+        checked = check_onnx(_read(model) if isinstance(model, Path) else model)
+        self._input, self._output = check_ports(checked.inputs, checked.outputs, output)
+        self._alone = not together and checked.measures_ranges
+        self._session = _session(checked, threads, provider=provider)
         self.queries = 0
 
     def logits(self, x: Tensor) -> Tensor:
@@ -89,37 +86,36 @@ class OnnxTarget:
         return np.asarray(answer)
 
 
-def session_settings(model: onnx.ModelProto) -> dict[str, str]:
-    """ONNX Runtime's settings for a checked model: the same values of the file's arithmetic, sooner.
+def session_settings(checked: CheckedOnnx) -> dict[str, str]:
+    """ONNX Runtime's settings for a model: the same values of the file's arithmetic, sooner.
 
     Where only weights are quantised there is no integer arithmetic to keep, so they are unpacked once, on loading,
     instead of on every call (measured: four times faster). Weights in groups have no integer kernel either, whatever
     the activations are (measured: 1.7 times faster unpacked).
     """
-    blocked = any(one.name == "block_size" and one.i for node in model.graph.node for one in node.attribute)
-    if not blocked and any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+    nodes = checked.model.graph.node
+    blocked = any(one.name == "block_size" and one.i for node in nodes for one in node.attribute)
+    if not blocked and any(node.op_type == "QuantizeLinear" for node in nodes):
         # A weight-only product among them multiplies in float32, as the file says, not with activations in 8 bits.
         return {"session.qdq_matmulnbits_accuracy_level": "1"}
     return {"session.disable_quant_qdq": "1"}
 
 
-def executed_operators(model: bytes) -> dict[str, int]:
+def executed_operators(model: CheckedOnnx | bytes) -> dict[str, int]:
     """How many operators of each type run, once ONNX Runtime has optimised the graph.
 
     QLinearConv and QGemm are integer kernels, Conv and FusedConv float ones, whatever the file says.
     """
     import onnx
 
-    checked, model = checked_onnx(model)
-    settings = session_settings(checked)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimised.onnx"
-        _session(model, 1, settings, optimised=path)
+        _session(check_onnx(model), 1, optimised=path)
         graph = onnx.load(path).graph
     return dict(sorted(Counter(node.op_type for node in graph.node).items()))
 
 
-def integer_kernels(model: bytes) -> dict[str, dict[str, int]]:
+def integer_kernels(model: CheckedOnnx | bytes) -> dict[str, dict[str, int]]:
     """The kernels that run, as {"integer": {name: count}, "float": {name: count}}, from the optimised graph.
 
     Counted are products and what moves with them (additions and pools of integers); a float kernel is a product in
@@ -138,11 +134,7 @@ def _read(path: Path) -> bytes:
 
 
 def _session(
-    data: bytes,
-    threads: int,
-    settings: dict[str, str],
-    optimised: Path | None = None,
-    provider: str = "CPUExecutionProvider",
+    checked: CheckedOnnx, threads: int, optimised: Path | None = None, provider: str = "CPUExecutionProvider"
 ) -> Any:
     import onnxruntime
 
@@ -150,11 +142,11 @@ def _session(
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 4
-    for name, value in settings.items():
+    for name, value in session_settings(checked).items():
         options.add_session_config_entry(name, value)
     if optimised is not None:
         options.optimized_model_filepath = str(optimised)
     try:
-        return onnxruntime.InferenceSession(data, options, providers=[provider])
+        return onnxruntime.InferenceSession(checked.usable, options, providers=[provider])
     except Exception as error:  # the runtime's exception types have no common base
         raise UnsafeInput(f"ONNX Runtime refuses the model: {reason(error)}") from None

@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from torch import Tensor
 
+from .batches import answer_in_parts, check_ports, reason
 from .errors import NotApplicable, Unavailable
-from .onnx_safety import checked_onnx, measures_ranges, ports
-from .runtime import answer_in_parts, check_ports, reason
+from .model_file import CheckedOnnx, check_onnx
+from .runtime import RUNTIMES, Runtime
+
+MISSING = "OpenVINO is not installed: pip install crushproof[openvino]."
+
+
+@RUNTIMES.register
+class OpenVino(Runtime):
+    """OpenVINO on the CPU: floats stay float32, integer products are OpenVINO's own."""
+
+    kind: Literal["openvino"] = "openvino"
+    phrase: ClassVar[str] = "OpenVINO"
+    packages: ClassVar[tuple[str, ...]] = ("openvino",)
+
+    def open(self, model: CheckedOnnx, *, output: str | None = None) -> OpenVinoTarget:
+        """See `Runtime.open`."""
+        return OpenVinoTarget(model, output=output)
+
+    def check(self) -> None:
+        """See `Runtime.check`."""
+        if find_spec("openvino") is None:
+            raise Unavailable(MISSING)
 
 
 class OpenVinoTarget:
     """A deployed model in OpenVINO, compiled for the CPU; floats stay float32, integer products are OpenVINO's own.
 
     Args:
-        model: the bytes of an ONNX file as `onnx.OnnxTarget` takes it.
+        model: an ONNX file as `onnx.OnnxTarget` takes it.
         threads: of the CPU plugin, in one stream.
         output: as for `onnx.OnnxTarget`.
 
@@ -27,16 +49,15 @@ class OpenVinoTarget:
         UnsafeInput: as for `onnx.OnnxTarget`.
     """
 
-    def __init__(self, model: bytes, threads: int = 1, *, output: str | None = None) -> None:
-        checked, model = checked_onnx(model)
-        inputs, outputs = ports(checked)
-        self._input, self._output = check_ports(inputs, outputs, output)
-        self._place = outputs.index(self._output)
-        self._alone = measures_ranges(checked)
+    def __init__(self, model: CheckedOnnx | bytes, threads: int = 1, *, output: str | None = None) -> None:
+        checked = check_onnx(model)
+        self._input, self._output = check_ports(checked.inputs, checked.outputs, output)
+        self._place = checked.outputs.index(self._output)
+        self._alone = checked.measures_ranges
         try:
             import openvino
         except ImportError:
-            raise Unavailable("OpenVINO is not installed: pip install crushproof[openvino].") from None
+            raise Unavailable(MISSING) from None
         settings = {
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
@@ -45,7 +66,7 @@ class OpenVinoTarget:
         }
         try:
             core = openvino.Core()
-            self._compiled = core.compile_model(core.read_model(model=model), "CPU", settings)
+            self._compiled = core.compile_model(core.read_model(model=checked.usable), "CPU", settings)
         except Exception as error:  # OpenVINO raises RuntimeErrors of its own
             raise NotApplicable(f"OpenVINO cannot run the model: {reason(error)}") from None
         self.queries = 0

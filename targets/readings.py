@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .data import Bounds
-from .foreign import Port
 from .interface import Assumptions, Preprocessing, alike
 from .model import Target
+from .model_file import Port
 from .seeds import generator
 from .trials import TEMPERATURES, Trial, clearly, likelier
 

@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -20,8 +20,6 @@ class Technique(BaseModel):
     """Frozen, documented, comparable: the same object is the YAML schema, the Python API and the cache key."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    summary: ClassVar[str] = ""  # one sentence for the catalogue; the class docstring's first line when empty
 
 
 def techniques_in(value: Any) -> Iterator[Technique]:
@@ -84,7 +82,8 @@ class Registry(Generic[T]):
         if not self._complete:
             package = importlib.import_module(self._package)
             for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-                importlib.import_module(module.name)
+                if not module.name.rpartition(".")[2].startswith("_"):  # scripts for a process of their own
+                    importlib.import_module(module.name)
             for entry in entry_points(group=self._group):
                 self.register(self._loaded(entry))
             self._complete = True

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .batches import listed
 from .checks import CHANCE_P
 from .data import Data
 from .files import shown
-from .foreign import Foreign
 from .interface import Assumptions, Overrides
 from .meanings import shown_values
-from .runtime import listed
+from .model_file import ModelFile
 
 TIED = 0.1  # assumptions whose difference is likelier by luck than this are as good as each other: the simplest wins
 TEMPERATURES = tuple(2.0**power for power in range(-10, 17))  # 0..255 instead of 0..1 makes logits 2^8 times as large
@@ -137,9 +137,9 @@ def renamed(trial: Trial, y: Tensor, classes: int) -> tuple[float, str]:
     )
 
 
-def _of_outputs(foreign: Foreign, best: Trial, trials: list[Trial], y: Tensor) -> str:
+def _of_outputs(file: ModelFile, best: Trial, trials: list[Trial], y: Tensor) -> str:
     """Which of several outputs was taken, and why."""
-    first = foreign.facts.outputs[0].name
+    first = file.facts.outputs[0].name
     others: dict[str, Trial] = {}
     for trial in trials:
         if trial.chosen and not trial.fault and trial.assumptions.output != best.assumptions.output:
@@ -147,20 +147,20 @@ def _of_outputs(foreign: Foreign, best: Trial, trials: list[Trial], y: Tensor) -
             others[name] = max(trial, others.get(name, trial), key=lambda one: one.accuracy(y))
     rest = "".join(f", by {shown(name)} {_percent(trial, y)}" for name, trial in others.items())
     return (
-        f"Of the file's {len(foreign.facts.outputs)} outputs ({listed(foreign.facts.outputs)}), "
+        f"Of the file's {len(file.facts.outputs)} outputs ({listed(file.facts.outputs)}), "
         f"{shown(best.assumptions.output or first)} is audited: {_percent(best, y)} of {len(y)} non-members are right "
         f"by it{rest}; overrule with --output."
     )
 
 
 def sentences_of(
-    foreign: Foreign, data: Data, overrides: Overrides, best: Trial, trials: list[Trial], y: Tensor
+    file: ModelFile, data: Data, overrides: Overrides, best: Trial, trials: list[Trial], y: Tensor
 ) -> list[str]:
-    port, assumed = foreign.facts.inputs[0], best.assumptions
+    port, assumed = file.facts.inputs[0], best.assumptions
     declared = f"[{', '.join(map(str, port.shape))}]"
     sentences = []
-    if len(foreign.facts.outputs) > 1 and overrides.output is None:
-        sentences.append(_of_outputs(foreign, best, trials, y))
+    if len(file.facts.outputs) > 1 and overrides.output is None:
+        sentences.append(_of_outputs(file, best, trials, y))
     if overrides.layout is None:
         sentences.append(f"Assumed {assumed.layout} from the input {declared}; overrule with --layout.")
     if overrides.mean is None and overrides.std is None and overrides.units is None:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import torch
 
-from .onnx_safety import check_onnx
+from .model_file import CheckedOnnx, check_onnx
 from .twin_import import Importer
 from .twin_steps import Twin
 
 __all__ = ["Twin", "twin_of"]
 
 
-def twin_of(model: bytes, output: str | None = None) -> Twin:
+def twin_of(model: CheckedOnnx | bytes, output: str | None = None) -> Twin:
     """The twin of an ONNX file with one input, in evaluation mode, on the CPU.
 
     Args:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import twin_elementwise, twin_fused, twin_quantized, twin_recurrent, twin_shapes  # they register their operators
 from .errors import NotApplicable, UnsafeInput
-from .onnx_safety import ports
+from .model_file import CheckedOnnx
 from .seeds import generator
 from .twin_dynamic import find_records
 from .twin_elementwise import COMPARISONS
@@ -20,9 +20,6 @@ from .twin_nodes import BOOL, CAP, FLOATS, INTEGERS, OPERATORS, UINT8, Function,
 from .twin_quantized import code_type, round_trip, softmax_round_trip
 from .twin_read import attributes_of, inferred_rank, safe_name, structural_inputs
 from .twin_steps import Source, Step, Twin
-
-if TYPE_CHECKING:
-    import onnx
 
 _FAMILIES = (twin_elementwise, twin_fused, twin_quantized, twin_recurrent, twin_shapes)
 
@@ -34,11 +31,11 @@ TRIED = 2**24  # values of a fixed batch: a larger one is taken as it is, since 
 class Importer:
     """Reads the graph in three passes: constants, what depends on constants only, and the steps that are left."""
 
-    def __init__(self, model: onnx.ModelProto, output: str | None = None) -> None:
-        self.graph = model.graph
+    def __init__(self, checked: CheckedOnnx, output: str | None = None) -> None:
+        self.graph = checked.model.graph
         self.result = output or self.graph.output[0].name
-        self.grid = next(port.grid for port in ports(model)[1] if port.name == self.result)
-        versions = {item.domain: item.version for item in model.opset_import}
+        self.grid = next(port.grid for port in checked.outputs if port.name == self.result)
+        versions = {item.domain: item.version for item in checked.model.opset_import}
         self.opset = next((versions[name] for name in STANDARD if name in versions), 0)
         if self.opset not in OPSETS:
             raise NotApplicable(

@@ -13,25 +13,18 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional
 
-from crushproof.compression.export import to_onnx
-from crushproof.targets._read_onnx import facts
-from crushproof.targets.artifact import Assumptions, Foreign, Overrides, Preprocessing, assume, deployed, differentiable
+from crushproof.compression.onnx_export import to_onnx
+from crushproof.targets.artifact import Assumptions, Overrides, Preprocessing, assume, deployed, differentiable
 from crushproof.targets.data import Bounds, Data, Records
 from crushproof.targets.errors import InputError, NotApplicable, UnsafeInput
-from crushproof.targets.foreign import Facts, read_foreign
 from crushproof.targets.interface import class_logits
+from crushproof.targets.model_file import ModelFile, exported, read_model_file
 from crushproof.targets.onnx import OnnxTarget, integer_kernels
-from crushproof.targets.onnx_safety import check_onnx
 from crushproof.targets.openvino import OpenVinoTarget
 from crushproof.targets.seeds import generator
 from crushproof.targets.tensorrt import TensorRtTarget
 
 SHAPE = (1, 8, 8)
-
-
-def foreign(model: bytes) -> Foreign:
-    """As `read_foreign` gives it, without the process of its own."""
-    return Foreign("onnx", model, Facts.model_validate(facts(check_onnx(model))))
 
 
 class Around(nn.Module):
@@ -102,11 +95,11 @@ def bytes_0_255(digits: Data) -> Data:
 
 def check(model: bytes, data: Data, wanted: dict[str, object], clean: float, **given: object) -> list[str]:
     """`assume` finds `wanted`, and the deployed file is then as accurate as the network inside."""
-    assumptions, sentences = assume(foreign(model), data, Overrides.model_validate(given))
+    assumptions, sentences = assume(exported(model), data, Overrides.model_validate(given))
     for name, value in wanted.items():
         found = getattr(assumptions, name)
         assert found == pytest.approx(value, abs=0.02) if isinstance(value, tuple) else found == value, name
-    target = deployed(model, "onnx", Assumptions.model_validate_json(assumptions.model_dump_json()))
+    target = deployed(exported(model), Assumptions.model_validate_json(assumptions.model_dump_json()))
     x, y = data.non_members.x, data.non_members.y
     logits = target.logits(x)
     assert logits.shape == (len(x), data.classes)
@@ -145,16 +138,16 @@ def test_the_scaling_is_found(name: str, digits: Data, dense: nn.Module, clean: 
 def test_a_wrong_mean_is_an_error_or_a_note(digits: Data, dense: nn.Module) -> None:
     model = export(dense, same)
     with pytest.raises(InputError, match=r"chance.*as given.*would be right") as caught:
-        assume(foreign(model), digits, Overrides(mean=(1.0,), std=(0.01,)))
+        assume(exported(model), digits, Overrides(mean=(1.0,), std=(0.01,)))
     assert "\n" not in str(caught.value)
-    _, sentences = assume(foreign(model), digits, Overrides(mean=(0.4,)))  # std 1: nearly harmless shifts
+    _, sentences = assume(exported(model), digits, Overrides(mean=(0.4,)))  # std 1: nearly harmless shifts
     assert len(sentences) >= 1
     with pytest.raises(InputError, match="divide them by 255"):
-        assume(foreign(model), digits, Overrides(mean=(123.7,), std=(58.4,)))
+        assume(exported(model), digits, Overrides(mean=(123.7,), std=(58.4,)))
     with pytest.raises(InputError, match="above 0"):
-        assume(foreign(model), digits, Overrides(mean=(0.1,), std=(0.0,)))
+        assume(exported(model), digits, Overrides(mean=(0.1,), std=(0.0,)))
     with pytest.raises(InputError, match="3 values"):
-        assume(foreign(model), digits, Overrides(mean=(0.1, 0.1, 0.1)))
+        assume(exported(model), digits, Overrides(mean=(0.1, 0.1, 0.1)))
 
 
 def test_integer_inputs(digits: Data, bytes_0_255: Data, dense: nn.Module, clean: float) -> None:
@@ -199,11 +192,11 @@ def test_the_layout_is_found(digits: Data, coloured: Data, dense: nn.Module, cle
     moved = middle(3, (192,), [-1, 8, 8, 3])
     check(moved, coloured, {"layout": "channels-last"}, clean)
     with pytest.raises(InputError, match="does not fit"):
-        assume(foreign(last), coloured, Overrides(layout="channels-first"))
+        assume(exported(last), coloured, Overrides(layout="channels-first"))
     with pytest.raises(InputError, match=r"channels-last.*would be right"):
-        assume(foreign(moved), coloured, Overrides(layout="flat"))
+        assume(exported(moved), coloured, Overrides(layout="flat"))
     with pytest.raises(InputError, match=r"grey.*repeat\(x, 3"):
-        assume(foreign(last), digits, Overrides())
+        assume(exported(last), digits, Overrides())
 
 
 def test_outputs_become_logits(digits: Data, dense: nn.Module, clean: float) -> None:
@@ -213,8 +206,8 @@ def test_outputs_become_logits(digits: Data, dense: nn.Module, clean: float) -> 
         model = export(dense, same, after=after)
         sentences = check(model, digits, {"outputs": word}, clean)
         assert any(word in sentence for sentence in sentences)
-        assumptions, _ = assume(foreign(model), digits, Overrides())
-        answered = deployed(model, "onnx", assumptions).logits(x)
+        assumptions, _ = assume(exported(model), digits, Overrides())
+        answered = deployed(exported(model), assumptions).logits(x)
         near = plain > -10
         assert float((answered - plain)[near].abs().max()) < 1e-2
 
@@ -230,12 +223,12 @@ def test_the_order_of_classes(digits: Data, dense: nn.Module, clean: float) -> N
         words = f"--labels {','.join(map(str, places))}"
         if order[1] != 1:
             with pytest.raises(InputError, match=words):
-                assume(foreign(shuffled), digits, Overrides())
+                assume(exported(shuffled), digits, Overrides())
         else:
-            assert any(words in sentence for sentence in assume(foreign(shuffled), digits, Overrides())[1])
+            assert any(words in sentence for sentence in assume(exported(shuffled), digits, Overrides())[1])
         check(shuffled, digits, {"labels": places}, clean, labels=places)
     with pytest.raises(InputError, match="10 classes"):
-        assume(foreign(export(dense, same, after=lambda z: z[:, :4])), digits, Overrides())
+        assume(exported(export(dense, same, after=lambda z: z[:, :4])), digits, Overrides())
 
 
 def test_one_output_of_two_classes(digits: Data, dense: nn.Module) -> None:
@@ -278,10 +271,10 @@ def test_the_output_that_fits_is_taken(
     model = with_outputs(to_onnx(dense, SHAPE), *chosen)
     sentences = check(model, digits, {"output": taken}, clean)
     assert any(repr(taken or "logits") in sentence and "--output" in sentence for sentence in sentences)
-    assumptions, _ = assume(foreign(model), digits, Overrides())
+    assumptions, _ = assume(exported(model), digits, Overrides())
     x = digits.non_members.x[:50]
-    answered = differentiable(model, "onnx", assumptions, digits.bounds, digits.shape)(x)
-    assert float((answered.detach() - deployed(model, "onnx", assumptions).logits(x)).abs().max()) < 1e-3
+    answered = differentiable(exported(model), assumptions, digits.bounds, digits.shape)(x)
+    assert float((answered.detach() - deployed(exported(model), assumptions).logits(x)).abs().max()) < 1e-3
     other = OpenVinoTarget(model, output=taken).logits(x)
     assert float((other - OnnxTarget(model, output=taken).logits(x)).abs().max()) < 1e-3
 
@@ -291,11 +284,11 @@ def test_an_output_that_is_named_is_taken(digits: Data, dense: nn.Module, clean:
     sentences = check(model, digits, {"output": "chances", "outputs": "probabilities"}, clean, output="chances")
     assert not any("--output;" in sentence for sentence in sentences)
     with pytest.raises(InputError, match=r"no output 'scores'.*'logits'.*'chances'.*'features' float32 \[batch, 64\]"):
-        assume(foreign(model), digits, Overrides(output="scores"))
+        assume(exported(model), digits, Overrides(output="scores"))
     with pytest.raises(InputError, match="chance"):
-        assume(foreign(model), digits, Overrides(output="features"))
+        assume(exported(model), digits, Overrides(output="features"))
     with pytest.raises(InputError, match=r"labels only.*zipmap"):
-        assume(foreign(with_outputs(to_onnx(dense, SHAPE), ("label", 0))), digits, Overrides())
+        assume(exported(with_outputs(to_onnx(dense, SHAPE), ("label", 0))), digits, Overrides())
 
 
 @pytest.mark.parametrize("zipmap", [False, True])
@@ -334,22 +327,22 @@ def test_a_classical_model_is_read_by_its_probabilities(zipmap: bool, digits: Da
     graph = helper.make_graph(nodes, "classical", [given], outputs)
     path = tmp_path / "classical.onnx"
     path.write_bytes(helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString())
-    found = read_foreign(path)
+    found = read_model_file(path)
     assumptions, _ = assume(found, digits, Overrides())
     assert (assumptions.output, assumptions.outputs) == ("maps" if zipmap else "scores", "probabilities")
     x = digits.non_members.x
-    answered = deployed(found.data, found.kind, assumptions).logits(x)
+    answered = deployed(found, assumptions).logits(x)
     wanted = torch.from_numpy(fitted.predict_proba(x.flatten(1).numpy())).float().log()
     assert float((answered - wanted).abs().max()) < 1e-2
     with pytest.raises(NotApplicable):
-        differentiable(found.data, found.kind, assumptions, digits.bounds, digits.shape)
+        differentiable(found, assumptions, digits.bounds, digits.shape)
 
 
 def test_nothing_fits(digits: Data) -> None:
     flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     nn.init.zeros_(flat[1].weight)
     with pytest.raises(InputError, match=r"chance.*channels-first: as given .* %, .*0\.\.255") as caught:
-        assume(foreign(to_onnx(flat, SHAPE)), digits, Overrides())
+        assume(exported(to_onnx(flat, SHAPE)), digits, Overrides())
     assert "\n" not in str(caught.value)
 
 
@@ -407,12 +400,12 @@ def test_files_of_the_runtimes_quantiser(
     kernels = integer_kernels(model)
     assert sum(kernels["integer"].values()) >= 6  # of five convolutions and a linear layer
     assert sum(kernels["float"].values()) == 0
-    found = foreign(model)
+    found = exported(model)
     assert found.facts.quantisation[0].startswith("dynamic" if name == "dynamic" else "static")
     if name == "QOperator":
         path = tmp_path / "model_int8.onnx"
         path.write_bytes(model)
-        assert read_foreign(path) == found
+        assert read_model_file(path) == found
 
 
 def test_float_kernels_are_named(digits: Data, dense: nn.Module) -> None:
@@ -463,11 +456,11 @@ def test_the_twin_computes_what_the_file_computes(
 ) -> None:
     pixels = cast_input(export(dense, lambda z: z / 255, after=lambda z: z.softmax(1)), TensorProto.UINT8)
     for model, data in ((pixels, bytes_0_255), (runtimes_own["QOperator"], digits)):
-        assumptions, _ = assume(foreign(model), data, Overrides())
-        twin = differentiable(model, "onnx", assumptions, data.bounds, data.shape)
+        assumptions, _ = assume(exported(model), data, Overrides())
+        twin = differentiable(exported(model), assumptions, data.bounds, data.shape)
         x = data.non_members.x[:200].clone().requires_grad_(True)
         answered = twin(x)
-        expected = deployed(model, "onnx", assumptions).logits(x)
+        expected = deployed(exported(model), assumptions).logits(x)
         assert float((answered.argmax(1) == expected.argmax(1)).double().mean()) >= 0.995
         (gradient,) = torch.autograd.grad(functional.cross_entropy(answered, data.non_members.y[:200]), x)
         assert float((gradient.flatten(1).abs().sum(1) > 0).double().mean()) > 0.9
@@ -490,17 +483,22 @@ def test_the_twin_of_a_file_that_answers_in_integers(
         model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
     model.graph.output[0].type.tensor_type.elem_type = TensorProto.UINT8
     data = bytes(model.SerializeToString())
-    assumptions, _ = assume(foreign(data), digits, Overrides())
+    assumptions, _ = assume(exported(data), digits, Overrides())
     assert assumptions.outputs == ("probabilities" if probabilities else "logits")
     x = digits.non_members.x[:100].clone().requires_grad_(True)
-    answered = differentiable(data, "onnx", assumptions, digits.bounds, digits.shape)(x)
-    off = (answered.detach() - deployed(data, "onnx", assumptions).logits(x)).abs().amax(1)
+    answered = differentiable(exported(data), assumptions, digits.bounds, digits.shape)(x)
+    off = (answered.detach() - deployed(exported(data), assumptions).logits(x)).abs().amax(1)
     assert float((off < 1e-5).double().mean()) > 0.98  # float sums may fall on the other side of a step, seldom
 
 
 def test_a_tflite_file_has_no_twin() -> None:
     with pytest.raises(NotApplicable, match="TFLite"):
-        differentiable(b"", "tflite", Assumptions(record=(1,)), Bounds.of(0, 1), (1,))
+        differentiable(
+            ModelFile("tflite", b"", exported(export(nn.Flatten(), same)).facts),
+            Assumptions(record=(1,)),
+            Bounds.of(0, 1),
+            (1,),
+        )
 
 
 # Other runtimes -------------------------------------------------------------------------------------------------------

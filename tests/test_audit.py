@@ -13,10 +13,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
 from crushproof.audit.findings import Audit
+from crushproof.audit.json_schema import json_schema
 from crushproof.audit.plan import Plan
 from crushproof.audit.run import run_audit
 from crushproof.targets.errors import InputError
@@ -63,6 +65,16 @@ def test_nothing_is_silently_missing(finished: tuple[Path, Audit]) -> None:
     unmeasured = {row.what for row in audit.not_measured}
     for finding in audit.findings:
         assert (finding.estimate is not None) or finding.id in unmeasured
+
+
+def test_audit_json_follows_the_exported_schema(finished: tuple[Path, Audit]) -> None:
+    values = json.loads((finished[0] / "audit.json").read_text())
+    jsonschema.validate(values, json_schema())
+    assert len(values["candidates"][3]["draws"]) > 1
+    assert values["findings"][0]["who_is_hit"]
+    del values["candidates"][3]["draws"][0]["figures"]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(values, json_schema())
 
 
 def test_a_candidate_that_cannot_be_made_is_a_row_with_its_reason(finished: tuple[Path, Audit]) -> None:

@@ -17,11 +17,12 @@ from typer.testing import CliRunner
 from crushproof.audit import cli
 from crushproof.audit.files import open_file
 from crushproof.audit.findings import Audit, Candidate
+from crushproof.audit.model_cells import take_file
 from crushproof.audit.one_file import candidate_name
 from crushproof.audit.plan import Plan
 from crushproof.audit.sections import InterfacePlan
-from crushproof.audit.steps import take_file
-from crushproof.compression.export import to_onnx
+from crushproof.compression.onnx_export import to_onnx
+from crushproof.targets import _read_onnx
 from crushproof.targets.data import Bounds, Data, Records
 from crushproof.training.loop import Training, train
 from crushproof.training.networks import Mlp
@@ -93,12 +94,21 @@ def plan(folder: Path, name: str, **fields: Any) -> Path:
     return path
 
 
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Every ONNX model that this process parses from now on."""
+    seen: list[bytes] = []
+    parse = _read_onnx.parse
+    monkeypatch.setattr(_read_onnx, "parse", lambda data: (seen.append(data), parse(data))[1])
+    return seen
+
+
 def row(found: Audit | None, name: str) -> Candidate:
     assert found is not None
     return next(one for one in found.candidates if one.name == name)
 
 
-def test_one_line_on_a_file_alone(folder: Path, tmp_path: Path) -> None:
+def test_one_line_on_a_file_alone(folder: Path, tmp_path: Path, parsed: list[bytes]) -> None:
     code, said, found = audit(
         "--artifact", folder / "int8.onnx", "--data", folder / "test.npz", "--bounds", "0", "255", folder=tmp_path
     )
@@ -120,9 +130,10 @@ def test_one_line_on_a_file_alone(folder: Path, tmp_path: Path) -> None:
     page = (tmp_path / "out" / "report.html").read_text()
     assert "A differentiable twin was read" in page
     assert "int8.onnx" in page
+    assert parsed == [(folder / "int8.onnx").read_bytes()]  # whatever runs it, follows its gradients or weighs it
 
 
-def test_with_the_dense_model_the_lineage_is_checked(folder: Path, tmp_path: Path) -> None:
+def test_with_the_dense_model_the_lineage_is_checked(folder: Path, tmp_path: Path, parsed: list[bytes]) -> None:
     written = plan(
         folder,
         "both",
@@ -143,6 +154,9 @@ def test_with_the_dense_model_the_lineage_is_checked(folder: Path, tmp_path: Pat
     assert tampered.lineage.verdict == "not a rounding of the dense model"
     assert any("5.0 %" in line or "4.9 %" in line for line in tampered.lineage.sentences)
     assert made.lineage is None  # its bytes were made here
+    assert [parsed.count((folder / name).read_bytes()) for name in ("int8.onnx", "tampered.onnx", "model.onnx")] == [
+        1
+    ] * 3
     for one in (honest, made):
         assert [runtime.name for runtime in one.runtimes] == ["openvino"]
         assert one.runtimes[0].label_agreement >= 0.98

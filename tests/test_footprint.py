@@ -17,26 +17,20 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from torch import Tensor, nn
 
-from crushproof.audit.findings import Footprint
+from crushproof.audit.file_rows import Footprint
 from crushproof.compression.attention import unfold_attention
-from crushproof.compression.export import to_onnx
-from crushproof.compression.fake_quantize import QuantizedLayer
-from crushproof.compression.footprint import (
-    energy,
-    entropy_bytes,
-    footprint,
-    footprint_of_file,
-    interleaved_latency,
-    latency,
-    layer_macs,
-    peak_resident_bytes,
-)
+from crushproof.compression.energy import energy
+from crushproof.compression.footprint import entropy_bytes, footprint, footprint_of_file, layer_macs
+from crushproof.compression.onnx_export import to_onnx
 from crushproof.compression.onnx_operations import Operation
 from crushproof.compression.payload import encode
 from crushproof.compression.quantize import Quantize
+from crushproof.compression.quantized_layer import QuantizedLayer
+from crushproof.compression.timing import interleaved_latency, peak_resident_bytes
 from crushproof.targets.data import Bounds, Data, Records
 from crushproof.targets.errors import CrushproofError, InputError
 from crushproof.targets.model import TorchTarget
+from crushproof.targets.model_file import ModelFile, exported
 from crushproof.targets.seeds import generator
 
 SHAPE = (1, 8, 8)
@@ -131,7 +125,7 @@ def test_attention_counts_alike_however_it_is_built() -> None:
     assert sum(operation.macs for operation in layer_macs(module, (5, 8))) == macs
     opened = unfold_attention(module)
     assert sum(operation.macs for operation in layer_macs(opened, (5, 8))) == macs
-    assert footprint_of_file(to_onnx(opened, (5, 8)), "onnx", (5, 8))["macs"] == macs
+    assert footprint_of_file(exported(to_onnx(opened, (5, 8))), (5, 8))["macs"] == macs
 
 
 def test_energy_follows_the_widest_factor() -> None:
@@ -188,7 +182,7 @@ def test_entropy_of_candidates(dense: nn.Module, quantized: Callable[..., nn.Mod
 def test_a_file_is_weighed_as_its_module_is(dense: nn.Module, quantized: Callable[..., nn.Module]) -> None:
     for module, folded in ((dense, True), (quantized(8), False), (quantized(4), False), (quantized(8, "float"), False)):
         model = to_onnx(module, SHAPE)
-        ours, file = footprint(module, model, encode(module), SHAPE), footprint_of_file(model, "onnx", SHAPE)
+        ours, file = footprint(module, model, encode(module), SHAPE), footprint_of_file(exported(model), SHAPE)
         assert set(file) == set(ours)
         assert file["macs"] == ours["macs"]
         assert file["disk_bytes"] == ours["disk_bytes"]
@@ -215,13 +209,13 @@ def test_files_by_another_quantiser(tmp_path: Path, dense: nn.Module) -> None:
         quantize_static(
             plain, path, Calibration(), quant_format=form, per_channel=True, activation_type=QuantType.QUInt8
         )
-        weighed = footprint_of_file(path.read_bytes(), "onnx", SHAPE)
+        weighed = footprint_of_file(exported(path.read_bytes()), SHAPE)
         assert weighed["macs_by_width"] == width(8, 8, MACS)
         assert weighed["parameters"] == WEIGHTS + 10 + 5 * 16
         assert weighed["payload_bytes"] < 1.25 * weighed["parameters"]
     path = tmp_path / "dynamic.onnx"
     quantize_dynamic(plain, path, weight_type=QuantType.QUInt8)
-    weighed = footprint_of_file(path.read_bytes(), "onnx", SHAPE)
+    weighed = footprint_of_file(exported(path.read_bytes()), SHAPE)
     assert weighed["macs_by_width"] == width(8, 8, MACS)
     assert weighed["parameters"] == WEIGHTS + 10 + 5 * 16
 
@@ -236,13 +230,13 @@ def test_recurrent_files() -> None:
             return self.head(self.lstm(x)[0][:, -1])
 
     module = Reader().eval()
-    weighed = footprint_of_file(to_onnx(module, (7, 5)), "onnx", (7, 5))
+    weighed = footprint_of_file(exported(to_onnx(module, (7, 5))), (7, 5))
     assert weighed["macs"] == 7 * 48 * 17 + 36 == sum(operation.macs for operation in layer_macs(module, (7, 5)))
     assert weighed["parameters"] == sum(value.numel() for value in module.parameters())
     words = Records(noise(32, 7, 5), torch.zeros(32, dtype=torch.long))
     small = Quantize(activations="dynamic").apply(module, words, Bounds.of(0.0, 1.0), seed=0)
     ours = footprint(small, b"", encode(small), (7, 5))
-    file = footprint_of_file(to_onnx(small, (7, 5)), "onnx", (7, 5))
+    file = footprint_of_file(exported(to_onnx(small, (7, 5))), (7, 5))
     assert file["macs_by_width"] == ours["macs_by_width"]
     assert file["parameters"] == ours["parameters"] == weighed["parameters"]
 
@@ -264,16 +258,16 @@ def integers(batch: int | str) -> bytes:
 @pytest.mark.parametrize("batch", ["n", 4])
 def test_integer_inputs_and_fixed_batches(batch: int | str) -> None:
     model = integers(batch)
-    weighed = footprint_of_file(model, "onnx", (3,))
+    weighed = footprint_of_file(exported(model), (3,))
     assert (weighed["macs"], weighed["parameters"], weighed["nonzero_parameters"]) == (6, 6, 6)
     assert peak_resident_bytes(model, (3,)) > 10e6
-    assert len(latency(model, (3,), seconds=0.01)) == 3
+    assert len(interleaved_latency({"": model}, (3,), seconds=0.01)[""]) == 3
     with pytest.raises(InputError, match="shape"):
-        footprint_of_file(model, "onnx", (4,))
+        footprint_of_file(exported(model), (4,))
 
 
 def test_a_tflite_file_has_a_size() -> None:
-    weighed = footprint_of_file(b"x" * 100, "tflite", (3,))
+    weighed = footprint_of_file(ModelFile("tflite", b"x" * 100, exported(integers("n")).facts), (3,))
     assert weighed["disk_bytes"] == weighed["payload_bytes"] == 100
     assert weighed["macs_by_width"] == []
     row = Footprint.model_validate({**weighed, "ratio": 1.0})
@@ -283,7 +277,7 @@ def test_a_tflite_file_has_a_size() -> None:
 
 def test_latency_and_memory(dense: nn.Module) -> None:
     model = to_onnx(dense, SHAPE)
-    rows = latency(model, SHAPE, seconds=0.05)
+    rows = interleaved_latency({"": model}, SHAPE, seconds=0.05)[""]
     assert [(row["batch"], row["threads"]) for row in rows] == [(1, 1), (32, 1), (256, 1)]
     assert all(0 < row["p50"] <= row["p95"] for row in rows)
     assert all(row["records_per_second"] == pytest.approx(1e3 * row["batch"] / row["p50"]) for row in rows)
@@ -317,10 +311,10 @@ def test_models_are_timed_in_turns() -> None:
 def test_constants_are_found_wherever_they_are(dense: nn.Module) -> None:
     """Initialisers or Constant nodes: the same parameters."""
     model = onnx.load_model_from_string(to_onnx(dense, SHAPE))
-    expected = footprint_of_file(model.SerializeToString(), "onnx", SHAPE)
+    expected = footprint_of_file(exported(model.SerializeToString()), SHAPE)
     nodes = [helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in model.graph.initializer]
     nodes += list(model.graph.node)
     del model.graph.initializer[:], model.graph.node[:]
     model.graph.node.extend(nodes)
-    found = footprint_of_file(model.SerializeToString(), "onnx", SHAPE)
+    found = footprint_of_file(exported(model.SerializeToString()), SHAPE)
     assert {**found, "disk_bytes": 0} == {**expected, "disk_bytes": 0}

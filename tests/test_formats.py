@@ -20,16 +20,15 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from crushproof.compression.export import to_onnx
 from crushproof.compression.lineage import check_lineage
+from crushproof.compression.onnx_export import to_onnx
 from crushproof.targets import other_formats
 from crushproof.targets._read_onnx import parse
 from crushproof.targets.errors import InputError, NotApplicable, UnsafeInput
-from crushproof.targets.foreign import read_foreign
 from crushproof.targets.labels import sorted_labels
 from crushproof.targets.litert import LiteRtTarget
+from crushproof.targets.model_file import check_onnx, read_model_file
 from crushproof.targets.onnx import OnnxTarget
-from crushproof.targets.onnx_safety import check_onnx
 from crushproof.targets.openvino import OpenVinoTarget
 from crushproof.targets.other_formats import refuse_by_name, refuse_other, unpacked
 from crushproof.targets.seeds import generator, global_seed
@@ -79,7 +78,7 @@ def test_sizes_below_one_are_free(
 ) -> None:
     content, wanted = edited(model, sizes(value, *axes)), network(records).detach()
     checked = check_onnx(content)
-    assert not any(size.dim_value < 0 for size in checked.graph.input[0].type.tensor_type.shape.dim)
+    assert not any(size.dim_value < 0 for size in checked.model.graph.input[0].type.tensor_type.shape.dim)
     twin = twin_of(content)
     assert twin.batch is None
     every = [OnnxTarget(content).logits(records), twin(records)]
@@ -237,7 +236,7 @@ def test_maps_are_read_in_the_order_of_labels(kind: str, words: str) -> None:
 def test_open_sizes_of_a_tflite_file(tmp_path: Path) -> None:
     path = tmp_path / "model.tflite"
     path.write_bytes(doubling())
-    found = read_foreign(path)
+    found = read_model_file(path)
     assert found.facts.inputs[0].shape == (1, "?", 3)
     target = LiteRtTarget(found.data)
     for length in (1, 4, 2):
@@ -346,12 +345,12 @@ def test_a_saved_model_is_named_and_an_onnx_file_is_known_by_its_content(model: 
     path = tmp_path / "saved_model.pb"
     path.write_bytes(b"\x08\x01\x12\x10\x0a\x0e\x12\x05serve\x22\x05x.y.z")
     with pytest.raises(InputError, match="TensorFlow"):
-        read_foreign(path)
+        read_model_file(path)
     path.write_bytes(edited(model, versions(99, 99)))
     with pytest.raises(InputError, match=r"version 99.*Export it again"):  # nothing about it is unsafe
-        read_foreign(path)
+        read_model_file(path)
     path.write_bytes(gzip.compress(model))
-    found = read_foreign(path)
+    found = read_model_file(path)
     assert found.data == model
     assert "packed by gzip" in found.notes[0]
 

@@ -14,7 +14,9 @@ from crushproof.attacks.attack import ATTACKS, Attack
 from crushproof.attacks.evasion.engine import PERTURBERS
 from crushproof.attacks.evasion.evasion import Evasion
 from crushproof.attacks.evasion.pgd import Pgd
-from crushproof.audit import environment, sources
+from crushproof.audit import sources
+from crushproof.audit.catalogue import catalogue
+from crushproof.audit.doctor import examine
 from crushproof.audit.engine import Outcome, run
 from crushproof.audit.identity import technique_identity
 from crushproof.audit.lineup import numbered
@@ -26,14 +28,18 @@ from crushproof.audit.subject import resolve
 from crushproof.audit.suite import Suite
 from crushproof.compression.recipe import RECIPES
 from crushproof.defenses.defense import DEFENSES
+from crushproof.targets import runtime
 from crushproof.targets.errors import InputError
+from crushproof.targets.runtime import RUNTIMES
 
 PLUGIN = """
+from types import SimpleNamespace
 from typing import ClassVar, Literal
 import numpy as np
 from crushproof.attacks.attack import Attack, Evidence
 from crushproof.attacks.evasion.engine import Access, Perturber
 from crushproof.compression.recipe import Recipe
+from crushproof.targets.runtime import Runtime
 from plug_helper import VALUE
 
 class Probe(Attack):
@@ -48,9 +54,22 @@ class Part(Perturber):
     def perturb(self, search, case):
         search.close()
 
+class Echo(Runtime):
+    '''Answers with ONNX Runtime, and says so.'''
+    kind: Literal["echo"] = "echo"
+    gain: float = 1.0
+    phrase: ClassVar[str] = "the echo"
+    packages: ClassVar[tuple[str, ...]] = ("plug",)
+    def open(self, model, *, output=None):
+        from crushproof.targets.onnx import OnnxTarget
+        if VALUE == 13:
+            raise RuntimeError("unlucky")
+        target = OnnxTarget(model, output=output)
+        return SimpleNamespace(queries=0, logits=lambda x: self.gain * target.logits(x))
+
 class Same(Recipe):
     kind: Literal["same"] = "same"
-    words: ClassVar[str] = "as it is"
+    phrase: ClassVar[str] = "as it is"
     trains: ClassVar[bool] = False
     touches_records: ClassVar[bool] = False
     def apply(self, module, records, bounds, *, seed):
@@ -67,8 +86,8 @@ Write = Callable[..., None]
 
 @pytest.fixture
 def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """A package with three entry points, as one installed by a link to its sources. It writes and loads its code."""
-    for registry in (ATTACKS, PERTURBERS, RECIPES, DEFENSES):
+    """A package with four entry points, as one installed by a link to its sources. It writes and loads its code."""
+    for registry in (ATTACKS, PERTURBERS, RECIPES, DEFENSES, RUNTIMES):
         known = dict(registry.kinds())
         monkeypatch.setattr(registry, "_classes", known)
         monkeypatch.setattr(registry, "_folded", {kind: known[kind] for kind in known})
@@ -78,7 +97,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
     (folder / "plug-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: plug\nVersion: 1\n")
     (folder / "plug-1.dist-info" / "entry_points.txt").write_text(
         "[crushproof.attacks]\na = plug:Probe\n[crushproof.perturbers]\nb = plug:Part\n"
-        "[crushproof.recipes]\nc = plug:Same\n"
+        "[crushproof.recipes]\nc = plug:Same\n[crushproof.runtimes]\nd = plug:Echo\n"
     )
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)  # bytecode misses edits within one second
@@ -91,7 +110,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
             monkeypatch.delitem(sys.modules, name, raising=False)
         importlib.invalidate_caches()
         release.cache_clear()
-        for registry in (ATTACKS, PERTURBERS, RECIPES):
+        for registry in (ATTACKS, PERTURBERS, RECIPES, RUNTIMES):
             registry._complete = False
 
     write()
@@ -206,9 +225,44 @@ def test_a_runtime_that_was_missing_is_asked_once_it_is_there(tmp_path: Path, mo
 
 def test_another_version_of_a_runtime_is_another_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     settings: dict[str, Any] = {"candidates": {"plain": "int8"}, "attacks": ["extraction"], "runtimes": ["openvino"]}
-    before, known = keys(suite(**settings)), environment.version
-    monkeypatch.setattr(environment, "version", lambda name: "99" if name == "openvino" else known(name))
+    before, known = keys(suite(**settings)), runtime.version
+    monkeypatch.setattr(runtime, "version", lambda name: "99" if name == "openvino" else known(name))
     assert touched(before, keys(suite(**settings))) == {"runtime/openvino/plain", "runtime/openvino/dense"}
+
+
+def test_a_runtime_of_another_package_runs_and_is_listed(plugin: Write, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"candidates": {"plain": "int8"}, "attacks": ["extraction"]}
+    work = suite(**settings, runtimes=["echo", {"kind": "echo", "gain": 2}])
+    cells = ["runtime/echo/plain", "runtime/echo-2/plain"]
+    compute(work, tmp_path / "out", *cells)
+    same, doubled = (Store(tmp_path / "out").get(work.cell(cell).key).document for cell in cells)
+    assert same["label_agreement"] == doubled["label_agreement"] == 1
+    assert same["max_logit_difference"] == 0 < doubled["max_logit_difference"]
+    entry = next(entry for entry in catalogue() if entry.kind == "echo")
+    assert (entry.sort, entry.summary) == ("runtime", "Answers with ONNX Runtime, and says so.")
+    assert [parameter.name for parameter in entry.parameters] == ["gain"]
+    checks = {check.what: check for check in examine(tmp_path)}
+    assert (checks["echo"].state, checks["echo"].words) == ("ok", "plug 1")
+    before = keys(work)
+    plugin(value=2)
+    assert touched(before, keys(suite(**settings, runtimes=["echo", {"kind": "echo", "gain": 2}]))) >= set(cells)
+
+
+def test_a_runtime_that_cannot_run_a_file_or_is_not_there_is_a_row(plugin: Write, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"candidates": {"plain": "int8"}, "attacks": ["extraction"], "runtimes": ["echo"]}
+    cell = "runtime/echo/plain"
+    plugin(value=13)
+    work = suite(**settings)
+    compute(work, tmp_path / "out", cell)
+    reason = Store(tmp_path / "out").get(work.cell(cell).key).document["not_applicable"]
+    assert "the echo cannot run it: RuntimeError: unlucky (plug.py" in reason
+    plugin(PLUGIN.replace('("plug",)', '("plug-engine",)'))
+    outcome = compute(suite(**settings), tmp_path / "out", cell)
+    assert "the echo is not installed: pip install plug-engine" in outcome.unavailable[cell]
+    checks = {check.what: check for check in examine(tmp_path)}
+    assert checks["echo"].state == "note"
+    with pytest.raises(InputError, match=r"no runtime of kind 'ehco'.* Did you mean 'echo'"):
+        suite(**{**settings, "runtimes": ["ehco"]})
 
 
 # Names ----------------------------------------------------------------------------------------------------------------
@@ -251,7 +305,7 @@ def test_a_recipe_named_like_a_word_is_asked_about(plugin: Write) -> None:
     plugin(PLUGIN.replace('["same"] = "same"', '["int8"] = "int8"'))
     with pytest.raises(InputError, match="'int8' is a word of crushproof's and the kind of another package's recipe"):
         suite(candidates={"plain": "int8"})
-    assert suite(candidates={"a": {"kind": "int8"}}).lineup.contender("a").recipe is not None
+    assert suite(candidates={"a": {"kind": "int8"}}).models["a"].recipe is not None
 
 
 def test_a_plugin_that_does_not_load_is_named(plugin: Write) -> None:

@@ -15,13 +15,11 @@ from torch import Tensor, nn
 from crushproof.audit import files
 from crushproof.audit.plan import DENSE, Plan
 from crushproof.audit.sections import InterfacePlan
-from crushproof.compression.export import to_onnx
-from crushproof.targets._read_onnx import facts
-from crushproof.targets.artifact import ALIKE, Assumptions, Foreign, Overrides, assume, deployed, differentiable
+from crushproof.compression.onnx_export import to_onnx
+from crushproof.targets.artifact import ALIKE, Assumptions, Overrides, assume, deployed, differentiable
 from crushproof.targets.data import Bounds, Data, Records
 from crushproof.targets.errors import InputError
-from crushproof.targets.foreign import Facts
-from crushproof.targets.onnx_safety import check_onnx
+from crushproof.targets.model_file import exported
 from crushproof.targets.seeds import generator
 from crushproof.training.loop import Training, train
 from crushproof.training.networks import Mlp
@@ -40,16 +38,11 @@ class Behind(nn.Module):
         return self.inner(self.before(x))
 
 
-def foreign(model: bytes) -> Foreign:
-    """As `read_foreign` gives it, without the process of its own."""
-    return Foreign("onnx", model, Facts.model_validate(facts(check_onnx(model))))
-
-
 def read(
     module: nn.Module | bytes, data: Data, like: Assumptions | None = None, **given: object
 ) -> tuple[Assumptions, list[str], bytes]:
     model = module if isinstance(module, bytes) else to_onnx(module.eval(), data.shape)
-    return *assume(foreign(model), data, Overrides.model_validate(given), like), model
+    return *assume(exported(model), data, Overrides.model_validate(given), like), model
 
 
 def scaled(data: Data, high: float) -> Data:
@@ -105,7 +98,7 @@ def test_one_network_in_four_units_is_as_robust_or_doubtful(units: str, inside: 
     for data in (digits, scaled(digits, 255)):
         assumptions, sentences, model = read(module, data)
         high = float(data.bounds.high)
-        behind = differentiable(model, "onnx", assumptions, data.bounds, data.shape)
+        behind = differentiable(exported(model), assumptions, data.bounds, data.shape)
         found = robust(behind, data.non_members.x[:400], data.non_members.y[:400], 0.08 * high).double().mean()
         assert abs(float(found - truth)) < 0.05 or sentences[0].startswith(ALIKE)
 
@@ -125,7 +118,7 @@ def test_orders_of_colours_and_usual_means(kind: str, digits: Data, mlp: Mlp) ->
     assumptions, sentences, model = read(Behind(before[kind], mlp), data)
     assert assumptions.channels == ("rgb" if kind == "ImageNet" else "bgr")
     assert any("--channels" in sentence for sentence in sentences)
-    target = deployed(model, "onnx", assumptions)
+    target = deployed(exported(model), assumptions)
     with torch.no_grad():
         clean = float((mlp(x).argmax(1) == y).double().mean())
     assert float((target.logits(data.non_members.x).argmax(1) == y).double().mean()) == pytest.approx(clean, abs=0.01)
@@ -171,7 +164,7 @@ def test_what_the_input_quantiser_covers_decides(integer: bool, binary: Data, ml
     assert not sentences[0].startswith(ALIKE)
     forced, _, _ = read(model, data, units="0..255")
     x = data.non_members.x
-    fed, cut = deployed(model, "onnx", assumptions).logits(x), deployed(model, "onnx", forced).logits(x)
+    fed, cut = deployed(exported(model), assumptions).logits(x), deployed(exported(model), forced).logits(x)
     assert torch.equal(fed, cut), "nothing but the range tells the two apart"
 
 
@@ -215,7 +208,7 @@ def test_noise_tells_the_units_of_a_binarised_network(kind: type[Binarised], bin
         assumptions, sentences, model = read(kind(mlp, Shift()), data)
         x, y = data.non_members.x, data.non_members.y
         noise = torch.randint(0, 2, x.shape, generator=generator(0, "noise")) * 2 - 1.0
-        target = deployed(model, "onnx", assumptions)
+        target = deployed(exported(model), assumptions)
         noisy = data.bounds.clamp(x + 0.1 * high * noise)
         assert torch.equal(target.logits(x), target.logits(noisy))
         assert sentences[0].startswith(ALIKE)
@@ -223,7 +216,7 @@ def test_noise_tells_the_units_of_a_binarised_network(kind: type[Binarised], bin
         assert f"of {min(500, len(y))}" in sentences[0]
         declared, said, _ = read(model, data, units="0..1")
         assert not said[0].startswith(ALIKE)
-        assert torch.equal(deployed(model, "onnx", declared).logits(x), target.logits(x))
+        assert torch.equal(deployed(exported(model), declared).logits(x), target.logits(x))
 
 
 # Doubt ----------------------------------------------------------------------------------------------------------------
@@ -267,7 +260,7 @@ def test_doubt_is_a_flag_and_goes_from_the_dense_model_to_its_files(
     shares: Data, counter: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "counter.onnx").write_bytes(counter)
-    monkeypatch.setattr(files, "read_foreign", lambda path: foreign(path.read_bytes()))  # no process of its own
+    monkeypatch.setattr(files, "read_model_file", lambda path: exported(path.read_bytes()))  # no process of its own
     alone = files.open_file("counter.onnx", tmp_path, InterfacePlan(), shares)
     assert alone.doubtful
     assert not files.open_file("counter.onnx", tmp_path, InterfacePlan(units="0..1"), shares).doubtful

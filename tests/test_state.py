@@ -16,15 +16,15 @@ from ai_edge_litert.interpreter import Interpreter
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from crushproof.attacks.attack import Flag
+from crushproof.attacks.access import Flag
+from crushproof.audit.audited import AuditedModel
 from crushproof.audit.cells import Result
-from crushproof.audit.lineup import Contender
-from crushproof.audit.reader import Reader, candidate_flags
-from crushproof.audit.words import FLAGS
+from crushproof.audit.results import AuditResults
+from crushproof.audit.suite import Suite
 from crushproof.targets import _read_tflite
 from crushproof.targets.errors import InputError, NotApplicable
-from crushproof.targets.foreign import Port, read_foreign, without_states
 from crushproof.targets.litert import LiteRtTarget
+from crushproof.targets.model_file import Port, read_model_file, without_states
 from crushproof.targets.onnx import OnnxTarget
 from crushproof.targets.seeds import generator, global_seed
 from crushproof.targets.steadiness import variation
@@ -130,7 +130,7 @@ def test_a_tflite_lstm_forgets_between_records(network: Network, batch: int, tmp
     if batch == 1:
         path = tmp_path / "lstm.tflite"
         path.write_bytes(content)
-        content = read_foreign(path).data
+        content = read_model_file(path).data
     target, x = LiteRtTarget(content), drawn(8)
     wanted = network(x)
     for order in (torch.arange(8), torch.arange(8), torch.arange(8).flip(0), torch.randperm(8)):
@@ -231,7 +231,7 @@ def test_states_as_inputs_are_zeros_for_every_record(
 def test_the_reader_says_which_inputs_are_zeros(network: Network, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(onnx_lstm(network, "direct", "n", True))
-    found = read_foreign(path)
+    found = read_model_file(path)
     assert [port.name for port in found.facts.inputs] == ["x"]
     assert found.facts.zeroed == ("h0", "c0")
     assert "'h0', 'c0'" in found.notes[0]
@@ -371,10 +371,9 @@ def test_varying_answers_are_a_flag_of_the_candidate(varies: str | None) -> None
     result = Result(arrays={"evidence/correct": right}, document={"varies": varies})
     labels = torch.arange(100) % 4
     suite = SimpleNamespace(
-        candidate_cell=lambda contender: "candidate/x",
+        model_cell=lambda name: f"candidate/{name}",
         subject=SimpleNamespace(data=SimpleNamespace(evaluation=SimpleNamespace(y=labels))),
     )
-    reader = cast(Reader, SimpleNamespace(suite=suite, get=lambda cell: result))
-    contender = cast(Contender, SimpleNamespace(touches_members_after_dp=False, file=None))
-    assert candidate_flags(reader, contender) == ({Flag.ANSWERS_VARY.value} if varies else set())
-    assert Flag.ANSWERS_VARY.value in FLAGS
+    results = AuditResults(cast(Suite, suite), lambda cell: result, str, lambda cell: ("", ""), "")
+    model = cast(AuditedModel, SimpleNamespace(name="x", void=None, file=None))
+    assert results.flags(model) == ({Flag.ANSWERS_VARY.value} if varies else set())

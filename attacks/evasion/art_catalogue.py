@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from ...targets.data import Bounds
 from ...targets.errors import NotApplicable
+from ...targets.model import frozen_copy
 from ...targets.seeds import derive, global_seed
-from ..attack import Access, Case, Ledger, frozen_copy
+from ..access import Access, Ledger
+from ..attack import Case
 from .engine import PERTURBERS, Perturber, Search
 
 # Which of ART's classes work on answers alone. The rest get gradients: several of them use some without declaring it.
