@@ -9,7 +9,7 @@ from typing import Any
 
 from ..attacks.risk import ACCURACY, Metric
 from .findings import Candidate, Estimate, Finding, Part
-from .views import Column, Index, counterpart, latency, suffix
+from .views import Column, Index, counterpart, latency
 from .words import (
     enumerate_words,
     label,
@@ -63,8 +63,14 @@ def naive(ix: Index, finding: Finding) -> Part | None:
     without = next((one for one in ix.of(finding.candidate) if _ungated_twin(one, finding)), None)
     if without is not None and without.estimate is not None:
         e = without.estimate
-        who = f"an attacker {suffix(without).rpartition('/')[2].replace('-', ' ')}"
-        return Part(name=who, estimate=e.estimate, low=e.low, high=e.high, skipped=None, headline=False)
+        return Part(
+            name=without.attack.partition(" (")[0],
+            estimate=e.estimate,
+            low=e.low,
+            high=e.high,
+            skipped=None,
+            headline=False,
+        )
     sign = 1 if finding.better == "higher" else -1
     # an attacker who asks fewer queries is a weaker one, not a naive one: only the budget reported is compared
     budget = f"/{finding.setting['queries']}" if "queries" in finding.setting else ""

@@ -89,6 +89,8 @@ class Change(Row):
 
 
 class ThreatModel(Row):
+    """The attacker that a finding assumes."""
+
     access: str = Field(description="of the parts that ran: white-box, scores, labels; none: nothing ran")
     knowledge: str = Field(description="one sentence: what the attacker knows and has")
     budget: str = Field(description="one phrase: epsilon, queries, shadows")
@@ -183,6 +185,8 @@ class Draw(Row):
 
 
 class Candidate(Row):
+    """One audited model: how it was made, what it weighs, how well it does its task."""
+
     name: str
     role: Literal["dense", "candidate", "control"]
     technique: str = Field(description="a recipe's kind, dense, or file")
@@ -267,6 +271,8 @@ class NotMeasured(Row):
 
 
 class DataSummary(Row):
+    """The data of the audit; counts are of records."""
+
     name: str
     digest: str
     shape: list[int] = Field(description="of one record")

@@ -33,6 +33,7 @@ from ..targets.onnx import OnnxTarget, integer_kernels
 from ..targets.runtime import Runtime
 from ..targets.seeds import derive, generator
 from ..targets.steadiness import variation
+from ..training.loop import TrainingJob
 from .audited import AuditedModel, Candidate, DenseModel, twin_or
 from .cells import Result
 from .files import OpenedFile
@@ -78,8 +79,8 @@ def train_dense(dense: DenseModel, data: Data, seed: int, device: torch.device) 
         module.load_state_dict(dense.state)
     else:
         records = members(data)
-        subset = torch.arange(len(records))
-        module = dense.trainer.fit(dense.architecture, records, [subset], [derive(seed, dense.name)], device)[0]
+        job = TrainingJob.of_one(dense.architecture, records, derive(seed, dense.name), device)
+        module = dense.trainer.fit(job)[0]
         if dense.hardened is not None:
             check_finite(module, f"the defense {dense.hardened.kind}")
             statement = dense.hardened.statement(len(records))

@@ -31,7 +31,6 @@ OPSET = 17
 EXPORTERS_LAST_OPSET = 20  # what torch's exporter knows; later ones only widened the types that operators take
 BLOCK_OPSET, INT2_OPSET = 21, 25  # the first with 4-bit integers and block-wise scales; with 2-bit integers
 IR_VERSIONS = {BLOCK_OPSET: 10, INT2_OPSET: 13}
-STORED_BITS = {"INT2": 2, "INT4": 4, "FLOAT16": 16, "BFLOAT16": 16}
 FLAT = "flat"  # the shape of a flattened batch: [0, -1], its first axis and the rest
 INPUT, OUTPUT = "input", "logits"
 
@@ -294,16 +293,10 @@ def _reshape_before_rounding(nodes: list[onnx.NodeProto], graph: onnx.GraphProto
 
 def _retype(constant: onnx.TensorProto, kind: str) -> None:
     """Codes int8, or the bits of 16-bit floats int16, become what they stand for."""
-    bits = STORED_BITS[kind]
-    if bits < 8:
-        constant.raw_data = _packed(np.frombuffer(constant.raw_data, dtype=np.uint8), bits)
+    from onnx import helper, numpy_helper
+
+    if kind in ("INT2", "INT4"):
+        codes = np.frombuffer(constant.raw_data, dtype=np.int8).reshape(tuple(constant.dims))
+        small = codes.astype(helper.tensor_dtype_to_np_dtype(element_type(kind)))
+        constant.CopyFrom(numpy_helper.from_array(small, constant.name))
     constant.data_type = element_type(kind)
-
-
-def _packed(codes: np.ndarray[Any, np.dtype[np.uint8]], bits: int) -> bytes:
-    """Two's complement codes in 2 or 4 bits each, a byte's first in its lowest bits, as ONNX packs them."""
-    per_byte = 8 // bits
-    places = np.zeros((-(-len(codes) // per_byte), per_byte), dtype=np.uint8)
-    places.reshape(-1)[: len(codes)] = codes & ((1 << bits) - 1)
-    packed = np.bitwise_or.reduce(places << (np.arange(per_byte, dtype=np.uint8) * bits), axis=1)
-    return bytes(packed.astype(np.uint8))

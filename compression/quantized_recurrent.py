@@ -6,8 +6,8 @@ weights. The file holds the integers behind a DequantizeLinear each; what they s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from ..targets.errors import NotApplicable
 from ..targets.model import device_of
 from .edit import REBUILDABLE, rebuildable
 from .onnx_weight import weight_operator
+from .recurrent import GATES, SETTINGS, Kind, Last, Recurrent, State, settings_of
 from .weight_codes import (
     SIXTEEN_BITS,
     Bits,
@@ -28,31 +29,9 @@ from .weight_codes import (
     weight_codes,
 )
 
-Kind = Literal["LSTM", "GRU"]
-Last = Tensor | tuple[Tensor, Tensor]
-"""Last states: h of a GRU, (h, c) of an LSTM, each float32 [layers * directions, n, hidden]."""
 
-State = Last | None
-"""Initial states; None: zeros."""
-
-GATES: dict[Kind, tuple[int, ...]] = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2)}  # ONNX's order, as positions in torch's
-
-
-@rebuildable(
-    "kind",
-    "input_size",
-    "hidden_size",
-    "num_layers",
-    "bias",
-    "batch_first",
-    "dropout",
-    "bidirectional",
-    "number",
-    "bits",
-    "granularity",
-    "group_size",
-)
-class QuantizedRecurrent(nn.Module):
+@rebuildable("kind", *SETTINGS, "number", "bits", "granularity", "group_size")
+class QuantizedRecurrent(Recurrent):
     """An nn.LSTM or nn.GRU with quantised weights, called as they are: (output, last states).
 
     Buffers per matrix, named as torch names the weight (`weight_ih_l0`, `weight_hh_l0`, `weight_ih_l0_reverse` ...):
@@ -79,11 +58,9 @@ class QuantizedRecurrent(nn.Module):
         granularity: Granularity = "channel",
         group_size: int = 32,
     ) -> None:
-        super().__init__()
-        self.kind, self.input_size, self.hidden_size, self.num_layers = kind, input_size, hidden_size, num_layers
-        self.bias, self.batch_first, self.dropout, self.bidirectional = bias, batch_first, dropout, bidirectional
+        super().__init__(kind, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
         self.number, self.bits, self.granularity, self.group_size = number, bits, granularity, group_size
-        for name, shape in self.matrices():
+        for name, shape in self.shapes():
             if number in SIXTEEN_BITS:
                 self.register_buffer(f"{name}_codes", torch.zeros(shape, dtype=torch.int16))
             else:
@@ -96,64 +73,16 @@ class QuantizedRecurrent(nn.Module):
     def format(self) -> WeightFormat:
         return WeightFormat(self.number, self.bits, self.granularity, self.group_size)
 
-    def matrices(self) -> Iterator[tuple[str, tuple[int, int]]]:
-        """Name and shape of every weight matrix, in the order torch's functions take them."""
-        rows = len(GATES[self.kind]) * self.hidden_size
-        directions = ("", "_reverse") if self.bidirectional else ("",)
-        for layer in range(self.num_layers):
-            inputs = self.input_size if layer == 0 else self.hidden_size * len(directions)
-            for direction in directions:
-                yield f"weight_ih_l{layer}{direction}", (rows, inputs)
-                yield f"weight_hh_l{layer}{direction}", (rows, self.hidden_size)
+    @property
+    def weight_bits(self) -> int:
+        return self.format.width
 
-    def dequantized_weight(self, name: str) -> Tensor:
-        """float32 [gates * hidden, in], of the matrix torch calls `name`."""
+    def whole(self, name: str) -> Tensor:
         codes: Tensor = self.get_buffer(f"{name}_codes")
         if self.number in SIXTEEN_BITS:
             return codes.view(SIXTEEN_BITS[self.number]).float()
         scale = self.get_buffer(f"{name}_scale")
         return codes * spread_scale(scale, tuple(codes.shape), self.group_size)
-
-    def forward(self, x: Tensor, state: State = None) -> tuple[Tensor, Last]:
-        if not isinstance(x, Tensor):
-            raise NotApplicable(
-                f"The model hands packed sequences to its {self.kind}, whose weights are quantized for plain tensors "
-                "only; pad the sequences instead."
-            )
-        return self.run(x, self.states(x, state), self.flat_weights())
-
-    def flat_weights(self) -> list[Tensor]:
-        """Dequantised matrices and biases in the order torch's functions take them."""
-        flat = []
-        names = [name for name, _ in self.matrices()]
-        for pair in zip(names[::2], names[1::2], strict=True):
-            flat += [self.dequantized_weight(name) for name in pair]
-            flat += [self.get_buffer(name.replace("weight", "bias")) for name in pair] if self.bias else []
-        return flat
-
-    def run(self, x: Tensor, states: list[Tensor], flat: list[Tensor]) -> tuple[Tensor, Last]:
-        settings = (self.bias, self.num_layers, self.dropout, self.training, self.bidirectional, self.batch_first)
-        # cuDNN's recurrent kernels have no gradient in evaluation mode, and an attacker asks for one.
-        with torch.backends.cudnn.flags(enabled=False):
-            if self.kind == "LSTM":
-                output, h, c = torch.lstm(x, states, flat, *settings)
-                return output, (h, c)
-            return torch.gru(x, states[0], flat, *settings)
-
-    def states(self, x: Tensor, state: State) -> list[Tensor]:
-        """[h] of a GRU, [h, c] of an LSTM: as given, or zeros for the records in x."""
-        if isinstance(state, Tensor):
-            return [state]
-        if state is not None:
-            return list(state)
-        count = self.num_layers * (2 if self.bidirectional else 1)
-        zeros = x.new_zeros(count, x.shape[0 if self.batch_first else 1], self.hidden_size)
-        return [zeros, zeros] if self.kind == "LSTM" else [zeros]
-
-    def operations(self, inputs: tuple[Tensor, ...], output: Any) -> tuple[int, int, int]:
-        """Each step multiplies every weight once; activations are float32."""
-        steps = inputs[0].shape[1 if self.batch_first else 0]
-        return steps * sum(rows * columns for _, (rows, columns) in self.matrices()), self.format.width, 32
 
     def shipped(self) -> nn.Module:
         return _Shipped(self)
@@ -177,24 +106,10 @@ def quantize_recurrent(
     Raises:
         NotApplicable: an LSTM projects its states (`proj_size`).
     """
-    kind: Kind = "LSTM" if isinstance(layer, nn.LSTM) else "GRU"
     if layer.proj_size:
         raise NotApplicable("An LSTM of the model projects its hidden states (proj_size), which cannot be quantized.")
-    quantized = QuantizedRecurrent(
-        kind,
-        layer.input_size,
-        layer.hidden_size,
-        layer.num_layers,
-        layer.bias,
-        layer.batch_first,
-        layer.dropout,
-        layer.bidirectional,
-        format.number,
-        format.bits,
-        format.granularity,
-        format.group_size,
-    ).to(device_of(layer))
-    for name, _ in quantized.matrices():
+    quantized = QuantizedRecurrent(**settings_of(layer), **asdict(format)).to(device_of(layer))
+    for name, _ in quantized.shapes():
         weight = layer.get_parameter(name).detach()
         if format.number in SIXTEEN_BITS:
             setattr(quantized, f"{name}_codes", half_bits(weight, format.number))
@@ -223,7 +138,7 @@ class _Shipped(nn.Module):
         self.layer, self.flat = [layer], layer.flat_weights()  # in lists, so that they are no part of the file
         directions = 2 if layer.bidirectional else 1
         biases: list[list[Tensor]] = [[] for _ in range(layer.num_layers)]
-        for position, (name, (rows, _)) in enumerate(layer.matrices()):
+        for position, (name, (rows, _)) in enumerate(layer.shapes()):
             order = torch.arange(rows).view(-1, layer.hidden_size)[list(GATES[layer.kind])].flatten()
             self.register_buffer(f"{name}_codes", layer.get_buffer(f"{name}_codes")[order])
             if layer.number not in SIXTEEN_BITS:

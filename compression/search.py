@@ -24,6 +24,7 @@ from ..targets.onnx import OnnxTarget
 from ..targets.seeds import derive, generator
 from ..targets.technique import Technique
 from ..training.architecture import Architecture
+from ..training.loop import TrainingJob
 from ..training.trainer import Trainer
 from .onnx_export import to_onnx
 from .payload import encode
@@ -129,8 +130,7 @@ def search(
     if data.regression:
         raise InputError("A search compares accuracies; for a model that predicts values there is none yet.")
     own, held_out = split(data.members, seed)
-    everything = torch.arange(len(own))
-    dense = trainer.fit(architecture, own, [everything], [derive(seed, "search", DENSE)], device)[0]
+    dense = trainer.fit(TrainingJob.of_one(architecture, own, derive(seed, "search", DENSE), device))[0]
     results = dict(known or {})
 
     def tried(recipe: Recipe | None) -> TriedRecipe:

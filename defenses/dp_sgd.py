@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
@@ -19,7 +19,7 @@ from ..compression.edit import replace_layers, working_copy
 from ..targets.data import Bounds, Records
 from ..targets.errors import NotApplicable
 from ..targets.seeds import generator, global_seed
-from ..training.architecture import Architecture
+from ..training.loop import TrainingJob
 from ..training.trainer import Trainer
 from .defense import DEFENSES, TrainingDefense
 
@@ -139,14 +139,7 @@ class DpSgdTrainer(Trainer):
     def identity(self) -> str:
         return f"dp-sgd:{self.defense.model_dump_json()}"
 
-    def fit(
-        self,
-        architecture: Architecture,
-        records: Records,
-        subsets: Sequence[Tensor],
-        seeds: Sequence[int],
-        device: torch.device,
-    ) -> list[nn.Module]:
+    def fit(self, job: TrainingJob) -> list[nn.Module]:
         """See `Trainer.fit`.
 
         Raises:
@@ -154,13 +147,13 @@ class DpSgdTrainer(Trainer):
         """
         defense = self.defense
         modules = []
-        for subset, seed in zip(subsets, seeds, strict=True):
-            module = architecture.fresh(seed).to(device).requires_grad_(True)
+        for subset, seed in zip(job.subsets, job.seeds, strict=True):
+            module = job.architecture.fresh(seed).to(job.device).requires_grad_(True)
             refuse_mixing(module)
             sampling_rate, steps = defense.schedule(len(subset))
             train_privately(
                 module,
-                records.take(subset).to(device),
+                job.records.take(subset).to(job.device),
                 seed=seed,
                 sampling_rate=sampling_rate,
                 steps=steps,

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from crushproof.attacks.evasion.risk import EVASION
+from crushproof.attacks.membership.risk import MEMBERSHIP
 from crushproof.audit import cli
 from crushproof.audit.assemble import known_metrics
 from crushproof.audit.file_rows import Footprint
@@ -122,6 +124,8 @@ def an_audit(robust_change: float = 0.0) -> Audit:
             evaluation=600,
             attacker=299,
         ),
+        risks={risk.name: risk for risk in (EVASION, MEMBERSHIP)},
+        metrics=known_metrics(()),
         candidates=judged.candidates,
         findings=judged.findings,
         policy=judged.gates,

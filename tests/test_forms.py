@@ -31,6 +31,7 @@ from crushproof.targets.errors import InputError, NotApplicable
 from crushproof.targets.plain import plain, shared_weights, tie
 from crushproof.targets.seeds import generator, global_seed
 from crushproof.training.architecture import Architecture
+from crushproof.training.loop import TrainingJob
 from crushproof.training.trainer import UserTrainer
 
 Form = Callable[[nn.Linear], nn.Module]
@@ -393,7 +394,7 @@ def test_a_training_function_may_wrap_what_it_trains_but_not_exchange_it() -> No
 
     def fit(function: Callable[..., nn.Module]) -> nn.Module:
         trainer = UserTrainer(function, "function@0")
-        return trainer.fit(architecture, Records(X, Y), [torch.arange(24)], [0], torch.device("cpu"))[0]
+        return trainer.fit(TrainingJob(architecture, Records(X, Y), [torch.arange(24)], [0], torch.device("cpu")))[0]
 
     wrapped = fit(lambda module, x, y, seed: nn.DataParallel(nn.Sequential(masked(module[0]), *module[1:])))
     assert wrapped.state_dict().keys() == network().state_dict().keys()

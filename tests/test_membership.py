@@ -29,7 +29,7 @@ from crushproof.targets.data import Bounds, Data, Records, load_digits
 from crushproof.targets.errors import NotApplicable
 from crushproof.targets.model import TorchTarget, accuracy
 from crushproof.training.architecture import Architecture
-from crushproof.training.loop import Training
+from crushproof.training.loop import Training, TrainingJob
 from crushproof.training.networks import Mlp
 from crushproof.training.trainer import BuiltinTrainer
 
@@ -353,7 +353,7 @@ def test_dense_digits_mlp_leaks(plan: PopulationPlan, signals: ShadowSignals) ->
 def test_a_trained_model_is_found_out(plan: PopulationPlan, signals: ShadowSignals, digits: Data) -> None:
     """A model trained on all members, attacked end to end, twice with the same result."""
     members = torch.cat([torch.arange(600), torch.arange(plan.attacked, len(plan.records))])
-    model = TRAINER.fit(MLP, plan.records, [members], [77], CPU)[0]
+    model = TRAINER.fit(TrainingJob(MLP, plan.records, [members], [77], CPU))[0]
     attacked = case(TorchTarget(model), plan.case(signals), plan)
     evidence = Membership().run(attacked, seed=0)
     headline = evidence.arrays[f"score/{evidence.summary['headline']}"]
@@ -373,7 +373,7 @@ def test_twenty_nulls_end_to_end(plan: PopulationPlan, signals: ShadowSignals, d
     others = Records(torch.cat([rest.x, digits.attacker.x]), torch.cat([rest.y, digits.attacker.y]))
     coin = torch.Generator().manual_seed(0)
     subsets = [torch.randperm(len(others), generator=coin)[:500] for _ in range(20)]
-    models = TRAINER.fit(MLP, others, subsets, list(range(100, 120)), CPU)
+    models = TRAINER.fit(TrainingJob(MLP, others, subsets, list(range(100, 120)), CPU))
     few = ShadowSignals(signals.inside[:16], signals.phi[:16])
     covered = np.zeros(2)
     for model, is_member in zip(models, masks(plan.attacked, 40, 5)[::2], strict=True):

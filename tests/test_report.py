@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from synthetic_audit import HOSTILE, SCRIPT, synthetic_audit
 
+from crushproof.attacks.access import Flag
 from crushproof.attacks.membership.risk import AUC, TPR
 from crushproof.attacks.risk import ACCURACY
 from crushproof.audit import charts, defense_views, dot_charts, footprint_views, views, words
@@ -73,7 +74,7 @@ def test_every_finding_and_every_gap_is_there(audit: Audit, page: Page) -> None:
         for part in finding.parts:
             assert part.skipped is None or part.skipped in page.text
     for flag in ("twin-disagrees", "black-box-wins", "few-shadows"):
-        assert words.FLAGS[flag] in page.text
+        assert Flag(flag).meaning in page.text
     for sentence in [*audit.deciding, *audit.power, *audit.limits]:
         assert sentence.replace("\u00a0", " ") in page.text
 
@@ -194,7 +195,7 @@ def test_writing_is_whole_or_not_at_all(tmp_path: Path, audit: Audit, monkeypatc
     def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("crushproof.audit.report.os.fsync", full_disk)
+    monkeypatch.setattr("crushproof.audit.writing.os.fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
         render(audit, target)
     assert target.read_text() == "the old one"
@@ -242,7 +243,7 @@ def test_what_a_defense_only_seems_to_buy(audit: Audit) -> None:
     ix = views.index(audit)
     found = defense_views.naive(ix, ix.findings["int4-stochastic/evasion"])
     assert found is not None
-    assert (found.name, found.estimate) == ("an attacker without the draw", 0.66)
+    assert (found.name, found.estimate) == (ix.findings["int4-stochastic/evasion/without-draw"].attack, 0.66)
     found = defense_views.naive(ix, ix.findings["int8-advtrain/evasion"])
     assert found is not None
     assert found.name == "square alone"

@@ -19,6 +19,7 @@ from ...targets.data import Data, Records
 from ...targets.errors import NotApplicable
 from ...targets.seeds import derive, generator
 from ...training.architecture import Architecture
+from ...training.loop import TrainingJob
 from ...training.trainer import Trainer
 from .case import MembershipCase, ShadowSignals
 
@@ -80,7 +81,7 @@ class PopulationPlan:
         start at multiples of `training.stacked.GROUP`.
         """
         subsets = [self.subset(shadow) for shadow in range(first, last)]
-        return trainer.fit(architecture, self.records, subsets, self.seeds[first:last], device)
+        return trainer.fit(TrainingJob(architecture, self.records, subsets, self.seeds[first:last], device))
 
     def case(
         self,

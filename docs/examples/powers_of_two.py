@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from crushproof.compression.layers import weights, working_copy
+from crushproof.compression.edit import weights, working_copy
 from crushproof.compression.recipe import Recipe
 from crushproof.targets.data import Bounds, Records
 
@@ -28,8 +28,8 @@ class PowersOfTwo(Recipe):
         return False  # so that membership inference may replay it on many shadow models
 
     @property
-    def words(self) -> str:
-        return f"weights rounded to {self.exponents} powers of two"
+    def phrase(self) -> str:
+        return f"weights rounded to powers of two, {self.exponents} per layer"
 
     def apply(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> nn.Module:
         rounded = working_copy(module)

@@ -119,7 +119,8 @@ def gates_of(named: Named, findings: list[Finding]) -> list[Gate]:
                         compares="change",
                         verdict=f.verdict,
                         p_value=0.0004 if f.verdict == "fail" else None,
-                        sentence=f"{name}: {words.finding_words(f, METRICS[f.metric])}; the policy allows {100 * limit:+.1f} points.",
+                        sentence=f"{name}: {words.finding_words(f, METRICS[f.metric])}; "
+                        f"the policy allows {100 * limit:+.1f} points.",
                     )
                 )
     return own
