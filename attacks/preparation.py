@@ -140,7 +140,7 @@ class Preparation(ABC):
     """
 
     phase: ClassVar[str]  # what its time is booked under
-    weight: ClassVar[float] = 1.0  # expected effort beside other cells of one second or so
+    weight: ClassVar[float] = 4.0  # about the CPU seconds it takes: it orders the work, nothing else
 
     @property
     @abstractmethod

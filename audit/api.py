@@ -65,7 +65,7 @@ class AuditResult:
 
     def to_json(self, path: str | Path) -> Path:
         """Writes audit.json; returns its path."""
-        from .report import write
+        from .writing import write
 
         write(Path(path), self.audit.model_dump_json(by_alias=True, indent=1))
         return Path(path)
@@ -139,7 +139,7 @@ def audit_model(
             "attacks": attacks if isinstance(attacks, str) else _listed(attacks),
             "policy": policy if isinstance(policy, str) else dict(policy),
             "shadows": dict(shadows or {}),
-            "workers": 0,
+            "engine": {"kind": "local", "workers": 0},
         },
         Source("the call of audit_model"),
     )

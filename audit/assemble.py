@@ -15,7 +15,6 @@ from .attack_cells import attack_cell
 from .audited import AuditedModel
 from .candidates import candidate_row
 from .cells import Result
-from .engine import Outcome
 from .estimates import change, curves, estimate, part, rate
 from .findings import (
     SCHEMA,
@@ -32,6 +31,7 @@ from .judging import apply_policy
 from .plan import DENSE
 from .policy import Policy
 from .results import AttackResults, AuditResults
+from .schedule import Outcome
 from .store import Store
 from .suite import Suite
 
@@ -75,7 +75,7 @@ def assemble(
         name=suite.plan.name,
         verdict=judged.verdict,
         deciding=[*judged.deciding, *unmade],
-        plan=suite.plan.model_dump(mode="json", exclude={"workers"}),
+        plan=suite.plan.model_dump(mode="json", exclude={"engine"}),
         plan_digest=suite.plan.digest,
         seed=suite.plan.seed,
         data=DataSummary(

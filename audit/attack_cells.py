@@ -118,7 +118,7 @@ def _add_preparation(suite: Suite, preparation: Preparation, scope: Scope) -> No
         *(technique_identity(technique) for technique in preparation.techniques),
     ]
     needs = _cells_for(suite, preparation.needs, scope)
-    suite.add(preparation.name, preparation.phase, identity, needs, compute)
+    suite.add(preparation.name, preparation.phase, identity, needs, compute, weight=preparation.weight)
 
 
 @dataclass(frozen=True)

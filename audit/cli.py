@@ -39,7 +39,9 @@ def audit(
     out: Annotated[Path, typer.Option(help="Where results go; a second run there resumes.")] = DEFAULT_OUT,
     only: Annotated[str | None, typer.Option(help="Just this finding, by its id: candidate/attack.")] = None,
     as_json: JsonOption = False,
-    workers: Annotated[int | None, typer.Option(min=0, max=256, help="Processes; 0 works in this one.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, max=256, help="Processes of this machine; 0 works in this one.")
+    ] = None,
     artifact: Annotated[Path | None, typer.Option(help="In place of a plan: a finished .onnx or .tflite file.")] = None,
     data: Annotated[Path | None, typer.Option(help="With --artifact: .npz with x_test, y_test.")] = None,
     dense: Annotated[Path | None, typer.Option(help="With --artifact: the uncompressed model, .onnx.")] = None,
@@ -203,7 +205,7 @@ def report(folder: Annotated[Path, typer.Argument(help="Holds audit.json.")]) ->
         from .report import render
 
         check_verdicts(read, folder)
-        from .store import writing
+        from .writing import writing
 
         with writing(folder):
             render(read, folder / "report.html")

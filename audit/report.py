@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -24,6 +22,7 @@ from ..attacks.risk import ACCURACY, Chart
 from ..attacks.risk import Risk as RiskWords
 from . import charts, defense_views, dot_charts, footprint_views, risk_views, views, words
 from .findings import Audit, Candidate, Finding, Point, ThreatModel
+from .writing import write
 
 # Charts hold this many models beside the grey reference; more would be hard to tell apart.
 _MODELS_PER_PANEL = 4
@@ -38,25 +37,6 @@ def render(audit: Audit, path: Path) -> None:
         OSError: the folder cannot be written.
     """
     write(path, to_html(audit))
-
-
-def write(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all: under another name first, flushed to the disk, then renamed.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(text.encode("utf-8"))
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def to_html(audit: Audit) -> str:

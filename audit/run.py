@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 
 from ..compression.timing import Timed
 from ..targets.errors import Incomplete, InputError
 from .assemble import assemble, cells_of, known_metrics
-from .engine import Outcome, run
+from .driver import executor_for, run
 from .environment import host, latencies
 from .findings import SCHEMA, Audit, Environment
 from .plan import Plan
 from .policy import load_policy
 from .progress import Progress
+from .schedule import Outcome
+from .sections import LocalEngine
 from .store import Store
 from .subject import Subject, resolve
 from .suite import Suite, spawn_argument
+from .writing import write
 
 
 def run_audit(
@@ -36,7 +38,7 @@ def run_audit(
 
     Args:
         folder: where the plan lies; its paths and modules are looked up there.
-        workers: processes; 0 works in this one; default: the plan's.
+        workers: processes of this machine, in place of the plan's engine; 0 works in this one.
         only: a finding's id; just the cells it needs are run, and nothing is written but cells.
         subject: given when model and data come from Python instead of the plan's names; then `workers` is 0.
         command: how this audit was started, for the findings' `reproduce` line.
@@ -53,12 +55,13 @@ def run_audit(
     if only is None:
         check_folder(out, plan)
     with Store(out) as store:
-        count = 0 if subject is not None else worker_count(plan.workers if workers is None else workers)
-        outcome = run(suite, store, cells=cells, workers=count, progress=progress, spawn=spawn)
+        engine = plan.engine if workers is None else LocalEngine(workers=workers)
+        executor = executor_for(engine, store, spawn, device=suite.device.type)
+        outcome = run(suite, store, executor, cells=cells, progress=progress)
         audit = assemble(suite, store, outcome, policy, command, only)
         audit.environment = environment_of(suite, store, outcome, started)
         if only is None:
-            from .report import render, write
+            from .report import render
 
             write(out / "audit.json", audit.model_dump_json(by_alias=True, indent=1))
             render(audit, out / "report.html")
@@ -86,13 +89,6 @@ def check_folder(out: Path, plan: Plan) -> None:
         raise InputError(
             f"{path} {whose}, and this plan is {plan.name!r}: it would be lost. Choose another folder with --out."
         )
-
-
-def worker_count(workers: int | str) -> int:
-    """A process per core by default: the findings do not depend on it."""
-    if workers != "auto":
-        return int(workers)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def environment_of(suite: Suite, store: Store, outcome: Outcome, started: float) -> Environment:

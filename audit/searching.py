@@ -19,8 +19,8 @@ from ..targets.technique import explain
 from .cells import cell_key
 from .environment import versions
 from .plan import Plan, parse_plan
-from .report import write
 from .subject import resolve
+from .writing import write
 
 HELD_OUT_WORDS = "accuracy on members that no model of the search was trained on"
 

@@ -161,3 +161,33 @@ class ShadowPlan(Settings):
     @property
     def most(self) -> int:
         return max(self.training_free, self.trained)
+
+
+class LocalEngine(Settings):
+    """Cells are computed on this machine."""
+
+    kind: Literal["local"] = "local"
+    workers: int | Literal["auto"] = Field(
+        "auto", description="processes; auto is one per core, and 0 works in the command's own process"
+    )
+
+    @field_validator("workers", mode="plain")
+    @classmethod
+    def _workers(cls, value: Any) -> Any:
+        if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 256):
+            return value
+        raise fault("must be auto, or a number of processes from 0 (work in this process) to 256")
+
+
+class RayEngine(Settings):
+    """Cells are computed on a Ray cluster that is already running; see docs/cluster.md."""
+
+    kind: Literal["ray"]
+    address: str = Field(
+        "auto",
+        pattern=r"^(auto|[A-Za-z0-9._-]+:\d{1,5})$",
+        description="host:port of the cluster's head; auto is the cluster that this machine belongs to",
+    )
+
+
+EnginePlan = Annotated[LocalEngine | RayEngine, Field(discriminator="kind")]

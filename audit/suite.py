@@ -28,8 +28,12 @@ from .environment import runtime_versions, versions
 from .identity import technique_identity
 from .lineup import Lineup, assemble
 from .plan import Plan
-from .store import Store
 from .subject import Subject, resolve
+from .work import Results
+
+# CPU seconds of a model's cells, by phase, as the built-in audit took them; an attack's cells say their own.
+WEIGHTS = {"training": 6.0, "candidates": 0.5, "footprint": 0.02, "runtimes": 0.5}
+ATTACK = 4.0
 
 Compute = Callable[[Callable[[str], Result]], Result]
 
@@ -70,7 +74,7 @@ class Suite:
     def cells(self) -> list[Cell]:
         return [job.cell for job in self._jobs.values()]
 
-    def compute(self, cell: Cell, store: Store) -> Result:
+    def compute(self, cell: Cell, store: Results) -> Result:
         """Computes one cell whose needs are in the store.
 
         Raises:
@@ -139,12 +143,15 @@ class Suite:
 
     # -- the cells --------------------------------------------------------------------------------------------------
 
-    def add(self, name: str, phase: str, spec: Any, needs: list[str], compute: Compute) -> None:
+    def add(
+        self, name: str, phase: str, spec: Any, needs: list[str], compute: Compute, weight: float | None = None
+    ) -> None:
+        """Adds a cell, once; `weight` is about the CPU seconds it takes (default: what its phase usually takes)."""
         if name in self._jobs:
             return
         sort = name.partition("/")[0]  # a plug-in may call its attack (and so its phase) what it likes
         key = cell_key(sort, phase, self._root, spec, [self._jobs[need].cell.key for need in needs])
-        self._jobs[name] = Job(Cell(name, key, tuple(needs), phase), compute)
+        self._jobs[name] = Job(Cell(name, key, tuple(needs), phase, weight or WEIGHTS.get(phase, ATTACK)), compute)
 
     def _train(self, dense: DenseModel) -> None:
         self.add(

@@ -180,7 +180,7 @@ def start(plan: Path, out: Path) -> subprocess.Popen[str]:
 def test_ten_kills_at_random_moments_lose_and_repeat_nothing(finished: tuple[Path, Audit], tmp_path: Path) -> None:
     undisturbed, _ = finished
     plan, out = tmp_path / "plan.yaml", tmp_path / "out"
-    plan.write_text(yaml.safe_dump({**SMALL, "workers": 1}, sort_keys=False))
+    plan.write_text(yaml.safe_dump({**SMALL, "engine": {"kind": "local", "workers": 1}}, sort_keys=False))
     moments = random.Random(0)
     kills = 0
     while kills < 10:
@@ -202,7 +202,7 @@ def test_ten_kills_at_random_moments_lose_and_repeat_nothing(finished: tuple[Pat
 
 def test_a_second_run_on_the_folder_says_who_holds_it(tmp_path: Path) -> None:
     plan, out = tmp_path / "plan.yaml", tmp_path / "out"
-    plan.write_text(yaml.safe_dump({**SMALL, "workers": 1}, sort_keys=False))
+    plan.write_text(yaml.safe_dump({**SMALL, "engine": {"kind": "local", "workers": 1}}, sort_keys=False))
     first = start(plan, out)
     try:
         deadline = time.monotonic() + 60

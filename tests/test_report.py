@@ -195,7 +195,7 @@ def test_writing_is_whole_or_not_at_all(tmp_path: Path, audit: Audit, monkeypatc
     def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("crushproof.audit.report.os.fsync", full_disk)
+    monkeypatch.setattr("crushproof.audit.writing.os.fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
         render(audit, target)
     assert target.read_text() == "the old one"

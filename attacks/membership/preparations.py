@@ -59,6 +59,7 @@ class ShadowModels(Preparation):
     """
 
     phase: ClassVar[str] = "shadows"
+    weight: ClassVar[float] = 20.0
     parent: Trained
     first: int
     last: int
@@ -94,6 +95,7 @@ class SignalsOfShadows(Preparation):
     """
 
     phase: ClassVar[str] = "signals"
+    weight: ClassVar[float] = 8.0
     parent: Trained
     recipe: Recipe | None
     chunks: tuple[ShadowModels, ...]
