@@ -18,7 +18,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..attacks.risk import ACCURACY, Chart
+from ..attacks.risk import ACCURACY, FRAMEWORKS, Chart
 from ..attacks.risk import Risk as RiskWords
 from . import charts, defense_views, dot_charts, footprint_views, risk_views, views, words
 from .findings import Audit, Candidate, Finding, Point, ThreatModel
@@ -65,6 +65,7 @@ def to_html(audit: Audit) -> str:
             defense_views=defense_views,
             words=words,
             ACCURACY=ACCURACY,
+            FRAMEWORKS=FRAMEWORKS,
         )
     )
 
