@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from crushproof.attacks.attack import ATTACKS
 from crushproof.attacks.evasion.engine import PERTURBERS, Search
 from crushproof.attacks.evasion.pgd import Pgd
 from crushproof.audit.catalogue import catalogue
+from crushproof.audit.cli import app
+from crushproof.audit.exit_codes import EXIT_CODES
 from crushproof.audit.plan import Plan
 from crushproof.audit.run import run_audit
 from crushproof.compression.recipe import RECIPES
@@ -117,6 +120,23 @@ def test_an_audit_with_nothing_but_examples(installed: Any, tmp_path: Path) -> N
         "powers of two, 1 per layer",
     ):
         assert words in text
+
+
+def test_readme_knows_every_command_and_every_exit_code() -> None:
+    readme = (ROOT / "README.md").read_text()
+    commands = [one.name or one.callback.__name__ for one in app.registered_commands if one.callback is not None]
+    assert len(commands) > 7
+    assert [one for one in commands if f"`crushproof {one}" not in readme] == []
+    table = readme.partition("### Exit codes")[2].split("##")[0]
+    codes = {int(code) for code in re.findall(r"\d+", table.splitlines()[2])}
+    assert codes == EXIT_CODES.keys()
+
+
+def test_no_link_leads_nowhere() -> None:
+    """Of the pages that are read in the repository; mkdocs checks its own, those made while it builds included."""
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
 def test_the_picture_of_the_parts_is_current() -> None:
