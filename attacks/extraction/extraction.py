@@ -88,7 +88,7 @@ class Extraction(Attack):
         return self.budgets
 
     def measure(self, results: Results) -> list[Measurement]:
-        return measure_extraction(self, results)
+        return measure_extraction(results, max(self.budgets), self.transfer_epsilon)
 
     def limits(self, scope: Scope) -> list[str]:
         return [
