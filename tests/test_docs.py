@@ -21,6 +21,7 @@ from crushproof.attacks.evasion.engine import PERTURBERS, Search
 from crushproof.attacks.evasion.pgd import Pgd
 from crushproof.audit.catalogue import catalogue
 from crushproof.audit.cli import app
+from crushproof.audit.doctor import examine
 from crushproof.audit.exit_codes import EXIT_CODES
 from crushproof.audit.plan import Plan
 from crushproof.audit.run import run_audit
@@ -80,13 +81,17 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list
     return {group: list(kinds) for group, kinds in groups.items()}
 
 
-def test_every_example_is_short_and_in_the_catalogue(installed: dict[str, list[str]]) -> None:
+def test_every_example_is_short_and_in_catalogue_and_doctor(installed: dict[str, list[str]]) -> None:
     entries = {entry.kind: entry for entry in catalogue()}
     for group, kinds in installed.items():
         for kind in kinds:
             cls = REGISTRIES[group].kinds()[kind]
             assert entries[kind].summary == (cls.__doc__ or "").partition("\n")[0]
             assert all(parameter.description for parameter in entries[kind].parameters), kind
+    rows = [(check.state, check.what, check.words) for check in examine(EXAMPLES)]
+    brought = {(what, words.rpartition(" ")[2].strip("()")) for state, what, words in rows if state == "ok"}
+    assert {(kind, group) for group, kinds in installed.items() for kind in kinds} <= brought
+    assert sum(what == "onnx-reference" for _, what, _ in rows) == 2, "a runtime has a row of its own too"
     for file in EXAMPLES.glob("*.py"):
         assert len(file.read_text().splitlines()) <= LINES.get(file.name, 100), file.name
 
