@@ -1,6 +1,6 @@
 """Looks into a TFLite file that may come from a stranger, and tries it, in a process of its own (see sandbox.py).
 
-Run by its path: it imports nothing of this package. As for ONNX (_read_onnx.py), what is computed must not depend on a
+Run by its path: it imports nothing of this package. As for ONNX (_check_onnx.py), what is computed must not depend on a
 record's values: then a run on zeros shows what any run will take. The format: tensorflow/lite/schema/schema.fbs.
 """
 

@@ -1,7 +1,7 @@
 """Model files, ONNX and TFLite: read where they can do no harm, and parsed and checked once.
 
 A file that somebody else made is copied into memory once, and what is looked at is what is run later. A process of its
-own, with limits on memory and time, parses it, checks it (_read_onnx.py, _read_tflite.py) and runs zeros through it;
+own, with limits on memory and time, parses it, checks it and runs zeros through it (_read_onnx.py, _read_tflite.py);
 only then does this process touch it. Nothing is ever unpickled, and no other file is read.
 
 Whatever takes an ONNX model (runtimes, twin, footprint, lineage) takes a `CheckedOnnx`. Only `check_onnx` makes one, so
@@ -109,7 +109,7 @@ def check_onnx(data: CheckedOnnx | bytes) -> CheckedOnnx:
     """
     if isinstance(data, CheckedOnnx):
         return data
-    from ._read_onnx import Fault, facts, parse
+    from ._check_onnx import Fault, facts, parse
 
     try:
         model, usable, _ = parse(data)
@@ -193,7 +193,7 @@ def exported(data: bytes) -> ModelFile:
     Raises:
         UnsafeInput: see `check_onnx`.
     """
-    from ._read_onnx import facts
+    from ._check_onnx import facts
 
     checked = check_onnx(data)
     file = ModelFile("onnx", data, Facts.model_validate(facts(checked.model)))
