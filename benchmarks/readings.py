@@ -14,9 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from crushproof.compression.export import to_onnx
-from crushproof.targets.artifact import ALIKE, Overrides, assume, differentiable
+from crushproof.targets.assumptions import Overrides
 from crushproof.targets.data import Data, Records, load_digits
+from crushproof.targets.finished_model import differentiable
+from crushproof.targets.infer import assume
 from crushproof.targets.model_file import exported
+from crushproof.targets.readings import ALIKE
 from crushproof.training.loop import Training, train
 from crushproof.training.networks import Mlp, digits_cnn
 

@@ -63,7 +63,7 @@ def _try(model: str | bytes, ports: list[dict[str, Any]], largest: int, values: 
                 raise refused from None
 
 
-def _refused(what: str, error: Exception) -> Exception:
+def _refused(what: str, error: Exception) -> Any:
     words = str(error)
     if isinstance(error, MemoryError) or re.search(r"bad_alloc|[Ff]ailed to allocate|out of memory", words):
         return MemoryError()

@@ -122,7 +122,7 @@ def check_onnx(data: CheckedOnnx | bytes) -> CheckedOnnx:
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A finished model, checked: run it with `artifact.deployed`. `data` is unpacked where the file was by gzip."""
+    """A finished model, checked; `finished_model.deployed` runs it. `data` is unpacked where the file was by gzip."""
 
     kind: Kind
     data: bytes

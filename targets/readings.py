@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .assumptions import Assumptions, alike
 from .data import Bounds
-from .interface import Assumptions, Preprocessing, alike
 from .model import Target
 from .model_file import Port
+from .preprocessing import Preprocessing
 from .seeds import generator
 from .trials import TEMPERATURES, Trial, clearly, likelier
 

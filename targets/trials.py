@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .assumptions import Assumptions, Overrides
 from .batches import listed
 from .checks import CHANCE_P
 from .data import Data
 from .files import shown
-from .interface import Assumptions, Overrides
-from .meanings import shown_values
+from .hypotheses import shown_values
 from .model_file import ModelFile
 
 TIED = 0.1  # assumptions whose difference is likelier by luck than this are as good as each other: the simplest wins

@@ -211,7 +211,7 @@ def _apply(node: Node, module: nn.Module, x: Tensor) -> Tensor:
 
 
 def _pad_and_apply(node: Node, module: nn.Module, x: Tensor) -> Tensor:
-    return _apply(node, module, _window_at(node, x, module.kernel_size).pad(x))
+    return _apply(node, module, _window_at(node, x, module.kernel_size).pad(x))  # type: ignore[arg-type]  # of a Conv
 
 
 def _filled(module: nn.Module, **tensors: Tensor | None) -> nn.Module:
