@@ -11,8 +11,8 @@ import numpy as np
 from torch import nn
 from torch.nn import Module
 
-from ..targets.data import Bounds, Records
 from ..targets.model import Target
+from ..targets.records import Bounds, Records
 from ..targets.technique import Registry, Technique
 
 

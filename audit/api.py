@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from ..compression.recipe import RECIPES, Recipe
 from ..compression.student import offered
-from ..targets.data import Bounds, Data, Records
+from ..targets.data import Data
 from ..targets.errors import InputError
 from ..targets.files import nearest, shown
 from ..targets.labels import class_numbers, predicted_values, sorted_labels
-from ..targets.loading import inferred_bounds
+from ..targets.npz import inferred_bounds
 from ..targets.plain import plain, scripted
+from ..targets.records import Bounds, Records
 from ..training.architecture import Architecture
 from ..training.loop import Training
 from ..training.trainer import BuiltinTrainer, Trainer, UserTrainer

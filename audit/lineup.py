@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from ..attacks.attack import ATTACKS, Attack
 from ..compression.recipe import RECIPES, Recipe
 from ..defenses.defense import DEFENSES, CompressionDefense, Defense, TrainingDefense
-from ..targets.data import Bounds
 from ..targets.errors import InputError, NotApplicable
+from ..targets.records import Bounds
 from ..training.architecture import Architecture
 from ..training.trainer import Trainer
 from .files import FinishedFile

@@ -28,14 +28,15 @@ from ..compression.recipe import Recipe
 from ..compression.structure import load_module, save_module
 from ..defenses.stochastic_rounding import ExpectationTwin
 from ..targets.certificate import certify
-from ..targets.checks import check_model
-from ..targets.data import Data, Records
+from ..targets.data import Data
 from ..targets.errors import CrushproofError, InputError, NotApplicable, UnsafeInput, blame
 from ..targets.finished_model import Deployed
 from ..targets.model import Target, TorchTarget
+from ..targets.model_checks import check_model
 from ..targets.model_file import CheckedOnnx, check_onnx
 from ..targets.onnx import OnnxTarget, integer_kernels
 from ..targets.preprocessing import Preprocessing
+from ..targets.records import Records
 from ..targets.runtime import Runtime
 from ..targets.seeds import derive, generator
 from ..targets.steadiness import variation

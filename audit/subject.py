@@ -15,9 +15,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..compression.student import offer_factory
-from ..targets.data import Bounds, Data, load_digits
+from ..targets.data import Data
+from ..targets.digits import load_digits
 from ..targets.errors import CrushproofError, InputError, NotApplicable, blame
 from ..targets.plain import plain
+from ..targets.records import Bounds
 from ..training.architecture import Architecture
 from ..training.loop import Training
 from ..training.trainer import BuiltinTrainer, Trainer, UserTrainer
@@ -158,7 +160,8 @@ def _imported(file: FinishedFile, data: Data) -> tuple[Architecture, dict[str, T
 
 
 def load_data(plan: Plan, folder: Path) -> Data:
-    from ..targets.loading import load_csv, load_npz
+    from ..targets.csv import load_csv
+    from ..targets.npz import load_npz
 
     source = plan.data
     if source.kind == "digits":

@@ -15,11 +15,13 @@ from torch.nn import functional
 
 from crushproof.compression.export import to_onnx
 from crushproof.targets.assumptions import Overrides
-from crushproof.targets.data import Data, Records, load_digits
+from crushproof.targets.data import Data
+from crushproof.targets.digits import load_digits
 from crushproof.targets.finished_model import differentiable
 from crushproof.targets.infer import assume
 from crushproof.targets.model_file import exported
 from crushproof.targets.readings import ALIKE
+from crushproof.targets.records import Records
 from crushproof.training.loop import Training, train
 from crushproof.training.networks import Mlp, digits_cnn
 

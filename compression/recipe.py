@@ -6,7 +6,7 @@ from abc import abstractmethod
 
 from torch import nn
 
-from ..targets.data import Bounds, Records
+from ..targets.records import Bounds, Records
 from ..targets.technique import Registry, Technique
 from ..training.loop import Training
 

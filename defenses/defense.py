@@ -9,7 +9,7 @@ from torch import nn
 
 from ..attacks.attack import Attack
 from ..compression.recipe import Recipe
-from ..targets.data import Bounds
+from ..targets.records import Bounds
 from ..targets.technique import Registry, Technique
 from ..training.trainer import Trainer
 

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from .assumptions import Assumptions
-from .data import Bounds
 from .errors import NotApplicable
 from .litert import LiteRtTarget
 from .model import BATCH, Target
 from .model_file import ModelFile
 from .onnx import OnnxTarget
 from .preprocessing import Preprocessing, class_logits
+from .records import Bounds
 from .twin import Twin, twin_of
 
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from .assumptions import Assumptions, Overrides, alike
-from .checks import CHANCE_P
 from .data import Data
 from .errors import InputError, NotApplicable, UnsafeInput
 from .finished_model import Deployed, Differentiable, runtime_of
 from .hypotheses import SURE, hypotheses, labels_of, outputs_for, outputs_of
 from .model import Target
+from .model_checks import CHANCE_P
 from .model_file import ModelFile
 from .preprocessing import Preprocessing, class_logits
 from .readings import Asked, choose, simplest

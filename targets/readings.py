@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .assumptions import Assumptions, alike
-from .data import Bounds
 from .model import Target
 from .model_file import Port
 from .preprocessing import Preprocessing
+from .records import Bounds
 from .seeds import generator
 from .trials import TEMPERATURES, Trial, clearly, likelier
 

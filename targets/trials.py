@@ -9,10 +9,10 @@ from torch import Tensor
 
 from .assumptions import Assumptions, Overrides
 from .batches import listed
-from .checks import CHANCE_P
 from .data import Data
 from .files import shown
 from .hypotheses import shown_values
+from .model_checks import CHANCE_P
 from .model_file import ModelFile
 
 TIED = 0.1  # assumptions whose difference is likelier by luck than this are as good as each other: the simplest wins

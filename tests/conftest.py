@@ -6,7 +6,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from crushproof.targets.data import Data, load_digits
+from crushproof.targets.data import Data
+from crushproof.targets.digits import load_digits
 from crushproof.training.architecture import Architecture
 from crushproof.training.loop import Training, train_many
 from crushproof.training.networks import digits_cnn

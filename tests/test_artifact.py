@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from crushproof.compression.export import to_onnx
 from crushproof.targets.assumptions import Assumptions, Overrides
-from crushproof.targets.data import Bounds, Data, Records
+from crushproof.targets.data import Data
 from crushproof.targets.errors import InputError, NotApplicable, UnsafeInput
 from crushproof.targets.finished_model import deployed, differentiable
 from crushproof.targets.infer import assume
@@ -23,6 +23,7 @@ from crushproof.targets.model_file import ModelFile, exported, read_model_file
 from crushproof.targets.onnx import OnnxTarget, integer_kernels
 from crushproof.targets.openvino import OpenVinoTarget
 from crushproof.targets.preprocessing import Preprocessing, class_logits
+from crushproof.targets.records import Bounds, Records
 from crushproof.targets.seeds import generator
 from crushproof.targets.tensorrt import TensorRtTarget
 

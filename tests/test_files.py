@@ -23,7 +23,8 @@ from crushproof.audit.sections import InterfacePlan
 from crushproof.audit.steps import take_file
 from crushproof.compression.export import to_onnx
 from crushproof.targets import _check_onnx
-from crushproof.targets.data import Bounds, Data, Records
+from crushproof.targets.data import Data
+from crushproof.targets.records import Bounds, Records
 from crushproof.training.loop import Training, train
 from crushproof.training.networks import Mlp
 

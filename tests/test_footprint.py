@@ -34,10 +34,11 @@ from crushproof.compression.footprint import (
 from crushproof.compression.onnx_operations import Operation
 from crushproof.compression.payload import encode
 from crushproof.compression.quantize import Quantize
-from crushproof.targets.data import Bounds, Data, Records
+from crushproof.targets.data import Data
 from crushproof.targets.errors import CrushproofError, InputError
 from crushproof.targets.model import TorchTarget
 from crushproof.targets.model_file import ModelFile, exported
+from crushproof.targets.records import Bounds, Records
 from crushproof.targets.seeds import generator
 
 SHAPE = (1, 8, 8)

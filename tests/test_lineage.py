@@ -32,8 +32,8 @@ from crushproof.compression.footprint import footprint_of_file
 from crushproof.compression.lineage import Lineage, check_lineage, compare, not_read
 from crushproof.compression.prune import Prune
 from crushproof.compression.quantize import Quantize
-from crushproof.targets.data import Bounds, Records
 from crushproof.targets.model_file import exported
+from crushproof.targets.records import Bounds, Records
 from crushproof.targets.seeds import generator
 from crushproof.targets.twin import twin_of
 from crushproof.training.networks import SequenceTransformer

@@ -21,10 +21,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from crushproof.targets import tables
-from crushproof.targets.data import Bounds, Data
+from crushproof.targets import table as table_module
+from crushproof.targets.csv import load_csv
+from crushproof.targets.data import Data
 from crushproof.targets.errors import CrushproofError, InputError, UnsafeInput
-from crushproof.targets.loading import load_csv, load_npz, parse_npy
+from crushproof.targets.npz import load_npz, parse_npy
+from crushproof.targets.records import Bounds
 
 RNG = np.random.default_rng(0)
 N = 40
@@ -578,10 +580,10 @@ def test_tables_that_do_not_belong_together(tmp_path: Path) -> None:
 def test_a_line_of_a_gigabyte_is_not_read(tmp_path: Path) -> None:
     path = table(tmp_path, HEAD + "1,2")
     with path.open("r+b") as handle:
-        handle.truncate(tables.TABLE_BYTES)  # sparse: NULs up to 1 GiB, and no line end
+        handle.truncate(table_module.TABLE_BYTES)  # sparse: NULs up to 1 GiB, and no line end
     refused(lambda: load_csv(None, path, label="bought"), UnsafeInput, "Line 2", "1,048,576")
     with path.open("r+b") as handle:
-        handle.truncate(tables.TABLE_BYTES + 1)
+        handle.truncate(table.TABLE_BYTES + 1)
     refused(lambda: load_csv(None, path, label="bought"), InputError, "1,073,741,824")
 
 

@@ -20,9 +20,10 @@ from crushproof.compression.channels import thin
 from crushproof.compression.importance import importances
 from crushproof.compression.masks import smallest_in_groups
 from crushproof.compression.prune import Prune, shares
-from crushproof.targets.data import Bounds, Data, Records
+from crushproof.targets.data import Data
 from crushproof.targets.errors import InputError, NotApplicable
 from crushproof.targets.model import TorchTarget, accuracy
+from crushproof.targets.records import Bounds, Records
 from crushproof.training.architecture import Architecture
 from crushproof.training.loop import Training
 from crushproof.training.networks import Mlp, digits_cnn

@@ -25,10 +25,11 @@ from crushproof.compression.recurrent import QuantizedRecurrent
 from crushproof.compression.structure import load_module, save_module
 from crushproof.compression.weight_codes import WeightFormat, spread_scale, weight_codes
 from crushproof.targets.certificate import certify
-from crushproof.targets.data import Bounds, Data, Records
+from crushproof.targets.data import Data
 from crushproof.targets.errors import InputError, NotApplicable
 from crushproof.targets.model import TorchTarget, accuracy
 from crushproof.targets.onnx import OnnxTarget
+from crushproof.targets.records import Bounds, Records
 from crushproof.training.architecture import Architecture
 from crushproof.training.loop import Training, train
 from crushproof.training.networks import Mlp, digits_lstm, digits_transformer

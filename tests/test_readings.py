@@ -17,12 +17,13 @@ from crushproof.audit.plan import DENSE, Plan
 from crushproof.audit.sections import InterfacePlan
 from crushproof.compression.export import to_onnx
 from crushproof.targets.assumptions import Assumptions, Overrides
-from crushproof.targets.data import Bounds, Data, Records
+from crushproof.targets.data import Data
 from crushproof.targets.errors import InputError
 from crushproof.targets.finished_model import deployed, differentiable
 from crushproof.targets.infer import assume
 from crushproof.targets.model_file import exported
 from crushproof.targets.readings import ALIKE
+from crushproof.targets.records import Bounds, Records
 from crushproof.targets.seeds import generator
 from crushproof.training.loop import Training, train
 from crushproof.training.networks import Mlp

@@ -24,10 +24,11 @@ from crushproof.compression.recipe import RECIPES
 from crushproof.compression.recurrent import QuantizedRecurrent, quantize_recurrent
 from crushproof.compression.structure import load_module, save_module
 from crushproof.compression.weight_codes import SIXTEEN_BITS, WeightFormat
-from crushproof.targets.data import Data, Records
+from crushproof.targets.data import Data
 from crushproof.targets.errors import NotApplicable
 from crushproof.targets.model import TorchTarget, accuracy
 from crushproof.targets.onnx import OnnxTarget
+from crushproof.targets.records import Records
 from crushproof.targets.seeds import generator, global_seed
 from crushproof.training.architecture import Architecture
 from crushproof.training.loop import Training, train_many

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..targets.data import Records
 from ..targets.errors import CrushproofError, InputError, blame
 from ..targets.plain import plain
+from ..targets.records import Records
 from ..targets.seeds import global_seed
 from .architecture import Architecture
 from .loop import Training, train_many

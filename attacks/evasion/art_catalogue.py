@@ -17,8 +17,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ...targets.data import Bounds
 from ...targets.errors import NotApplicable
+from ...targets.records import Bounds
 from ...targets.seeds import derive, global_seed
 from ..attack import Access, Case, Ledger, frozen_copy
 from .engine import PERTURBERS, Perturber, Search

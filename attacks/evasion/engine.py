@@ -17,8 +17,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...targets.data import Bounds, Records
 from ...targets.model import BATCH, Target
+from ...targets.records import Bounds, Records
 from ...targets.seeds import derive
 from ...targets.technique import Registry, Technique
 from ..attack import Access, Case, Ledger, frozen_copy

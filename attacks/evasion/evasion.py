@@ -12,9 +12,9 @@ import torch
 from pydantic import BeforeValidator, Field, PositiveInt, SerializeAsAny, field_validator, model_validator
 from torch import Tensor
 
-from ...targets.data import Records
 from ...targets.errors import InputError, NotApplicable
 from ...targets.model import device_of
+from ...targets.records import Records
 from ...targets.seeds import derive
 from ..attack import ATTACKS, Access, Attack, Case, Evidence, Flag, Ledger
 from . import trust
