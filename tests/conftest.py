@@ -64,3 +64,16 @@ def _refused(call: Callable[[], object], error: type[CrushproofError], *words: s
 @pytest.fixture(scope="session")
 def refused() -> Callable[..., str]:
     return _refused
+
+
+def _gradient(module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Of how far the best class is ahead of the others."""
+    x = x.clone().requires_grad_()
+    logits = module(x)
+    best = logits.detach().argmax(1, keepdim=True)
+    return torch.autograd.grad(logits.gather(1, best).sum() - logits.mean(1).sum(), x)[0]
+
+
+@pytest.fixture(scope="session")
+def gradient() -> Callable[[torch.nn.Module, torch.Tensor], torch.Tensor]:
+    return _gradient
