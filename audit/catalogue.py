@@ -56,8 +56,8 @@ def catalogue() -> list[Entry]:
 
 
 def summary_of(technique: type[Any]) -> str:
-    """Its own one-sentence summary, else the first line of its docstring."""
-    return technique.summary or (inspect.getdoc(technique) or "").partition("\n")[0]
+    """The first line of its docstring."""
+    return (inspect.getdoc(technique) or "").partition("\n")[0]
 
 
 def parameters_of(model: type[BaseModel]) -> list[Parameter]:

@@ -29,7 +29,7 @@ from ..compression.structure import load_module, save_module
 from ..defenses.stochastic_rounding import ExpectationTwin
 from ..targets.certificate import certify
 from ..targets.data import Data
-from ..targets.errors import CrushproofError, InputError, NotApplicable, UnsafeInput, blame
+from ..targets.errors import CrushproofError, InputError, NotApplicable, UnsafeInput, user_error
 from ..targets.finished_model import Deployed
 from ..targets.model import Target, TorchTarget
 from ..targets.model_checks import check_model
@@ -145,7 +145,7 @@ def one_row(what: str) -> Iterator[None]:
     except (CrushproofError, MemoryError, ImportError, OSError):
         raise
     except Exception as error:  # torch, the exporter or the user's own forward, on layers of other sizes
-        raise NotApplicable(f"{what}: {blame(error)}") from error
+        raise NotApplicable(f"{what}: {user_error(error)}") from error
 
 
 def take_file(file: FinishedFile, data: Data, seed: int) -> Result:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..compression.student import offer_factory
 from ..targets.data import Data
 from ..targets.digits import load_digits
-from ..targets.errors import CrushproofError, InputError, NotApplicable, blame
+from ..targets.errors import CrushproofError, InputError, NotApplicable, user_error
 from ..targets.plain import plain
 from ..targets.records import Bounds
 from ..training.architecture import Architecture
@@ -209,14 +209,14 @@ def import_function(path: str, folder: Path) -> Callable[..., Any]:
         if not f"{module_name}.".startswith(f"{error.name}."):
             raise InputError(
                 f"{path!r}: importing {module_name} failed, because it needs a module that was not found: "
-                f"{blame(error)}. Put it beside the plan or install it."
+                f"{user_error(error)}. Put it beside the plan or install it."
             ) from None
         raise InputError(
             f"{path!r}: module {error.name!r} was found neither in {folder} nor among the installed packages. Put "
             f"{module_name.replace('.', '/')}.py beside the plan or install the package."
         ) from None
     except (Exception, SystemExit) as error:  # a plan's code may raise anything
-        raise InputError(f"{path!r}: importing {module_name} failed: {blame(error)}.") from None
+        raise InputError(f"{path!r}: importing {module_name} failed: {user_error(error)}.") from None
     function = getattr(module, function_name, None)
     if not callable(function):
         raise InputError(f"{path!r}: module {module_name!r} has no function {function_name!r}.")
@@ -286,7 +286,7 @@ def checked_module(build: Callable[..., Any], parameters: dict[str, Any], path: 
         raise
     except Exception as error:
         given = ", ".join(f"{name}={value!r}" for name, value in parameters.items())
-        raise InputError(f"{path}({given}) raised {blame(error)}.") from None
+        raise InputError(f"{path}({given}) raised {user_error(error)}.") from None
     if not isinstance(module, nn.Module):
         raise InputError(f"{path!r} must return a torch.nn.Module; it returned {type(module).__name__}.")
     return module

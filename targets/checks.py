@@ -10,8 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .errors import InputError
-from .files import shown
+from .errors import InputError, quoted
 from .records import Bounds, Records
 from .value_range import fitted
 
@@ -46,7 +45,7 @@ def check_data(
         )
     double = next((name for at, name in enumerate(class_names) if name in class_names[:at]), None)
     if double is not None:
-        raise InputError(f"Two classes are named {shown(double)}. Give each class a name of its own.")
+        raise InputError(f"Two classes are named {quoted(double)}. Give each class a name of its own.")
     splits = {"non-members": non_members} | ({"members": members} if members is not None else {})
     for split, records in splits.items():
         _check_form(records, split)
@@ -76,7 +75,7 @@ def check_data(
             )
         _check_names(sorted(set(groups)), "group name")
     notes = spans + [
-        f"No record of class {shown(name)} is among the {split}."
+        f"No record of class {quoted(name)} is among the {split}."
         for split, records in splits.items()
         for label, name in enumerate(class_names)
         if len(class_names) <= 100 and not bool((records.y == label).any())
@@ -89,14 +88,14 @@ def check_data(
 def _check_names(names: list[str], what: str) -> None:
     for name in names:
         if not isinstance(name, str) or not name.strip():
-            raise InputError(f"A {what} is {shown(name)}. Give each a text that can be read.")
+            raise InputError(f"A {what} is {quoted(name)}. Give each a text that can be read.")
         if len(name) > NAME_LENGTH:
             raise InputError(
-                f"The {what} {shown(name)} has {len(name):,} characters. At most {NAME_LENGTH} are shown: shorten it."
+                f"The {what} {quoted(name)} has {len(name):,} characters. At most {NAME_LENGTH} are shown: shorten it."
             )
         if any(0xD800 <= ord(character) < 0xE000 for character in name):
             raise InputError(
-                f"The {what} {shown(name)} contains half of a surrogate pair, which is no character. Decode the names "
+                f"The {what} {quoted(name)} contains half of a surrogate pair, which is no character. Decode the names "
                 "as UTF-8 anew."
             )
 
@@ -151,7 +150,7 @@ def _check_labels(y: Tensor, split: str, class_names: tuple[str, ...]) -> None:
         )
     if low == high:
         raise InputError(
-            f"All {len(y)} {split} are of class {shown(class_names[low])}: a single-class split measures nothing. "
+            f"All {len(y)} {split} are of class {quoted(class_names[low])}: a single-class split measures nothing. "
             "Shuffle the data before it is divided."
         )
 

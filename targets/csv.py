@@ -10,8 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from .data import Data
-from .errors import InputError
-from .files import shown
+from .errors import InputError, quoted
 from .labels import sorted_labels
 from .records import Bounds, Records
 from .table import read_table
@@ -56,7 +55,7 @@ def load_csv(
         if set(train_columns) != set(columns):
             odd = sorted(set(train_columns) ^ set(columns))
             raise InputError(
-                f"The training and the test table have different columns: {', '.join(map(shown, odd[:5]))} "
+                f"The training and the test table have different columns: {', '.join(map(quoted, odd[:5]))} "
                 f"{'is' if len(odd) == 1 else 'are'} in only one of them. Give both the same header."
             )
         x_test = x_test[:, [columns.index(column) for column in train_columns]]
@@ -71,13 +70,13 @@ def load_csv(
     records = {}
     for part, (_, x, texts) in tables.items():
         if regression:
-            values = _values(texts, f"column {shown(label)} of {shown(paths[part].name)}")
+            values = _values(texts, f"column {quoted(label)} of {quoted(paths[part].name)}")
             records[part] = Records(torch.from_numpy(x), torch.from_numpy(values))
             continue
         unknown = sorted(set(texts) - set(position))
         if unknown:
             raise InputError(
-                f"Label {shown(unknown[0])} in {shown(paths[part].name)} is not among the class names. Name every "
+                f"Label {quoted(unknown[0])} in {quoted(paths[part].name)} is not among the class names. Name every "
                 "label the tables hold, as it is written there."
             )
         y = torch.tensor([position[text] for text in texts], dtype=torch.int64)

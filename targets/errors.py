@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
+from collections.abc import Iterable
 from types import TracebackType
 
 
@@ -47,7 +49,24 @@ class UnsafeInput(CrushproofError):
     exit_code = 5
 
 
-def blame(error: BaseException) -> str:
+def quoted(text: object, limit: int = 80) -> str:
+    """`text` for a message: quoted, control and invisible characters escaped, cut after `limit` characters."""
+    string = str(text)
+    return repr(string if len(string) <= limit else string[:limit] + "...")
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that `word` may be a slip of, if any is near."""
+    return next(iter(difflib.get_close_matches(word, list(known), 1)), None)
+
+
+def nearest_hint(word: str, known: Iterable[str]) -> str:
+    """A sentence " Did you mean 'x'?", or nothing when no known word is near."""
+    near = nearest(word, known)
+    return "" if near is None else f" Did you mean {quoted(near)}?"
+
+
+def user_error(error: BaseException) -> str:
     """What went wrong in the user's own code, on one line: `ValueError: too few heads (my_model.py, line 12)`."""
     words = " ".join(str(error).split())
     place = None

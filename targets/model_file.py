@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict
 
 from ._state_names import comes_back
-from .errors import InputError, UnsafeInput
-from .files import ordinary_file, shown
+from .errors import InputError, UnsafeInput, quoted
+from .files import ordinary_file
 from .model import BATCH
 from .other_formats import refuse_by_name, refuse_other, unpacked
 from .sandbox import run_limited
@@ -139,7 +139,7 @@ class ModelFile:
         """Sentences on how the file is run, for the reader of the report."""
         found = ["The file was packed by gzip: digest and size are those of the model in it."] if self.packed else []
         if self.facts.zeroed:
-            names = ", ".join(shown(name) for name in self.facts.zeroed[:4])
+            names = ", ".join(quoted(name) for name in self.facts.zeroed[:4])
             found.append(f"The file asks for its state as inputs ({names}): they are zeros, anew for every record.")
         return found
 
@@ -166,20 +166,20 @@ def read_model_file(path: Path) -> ModelFile:
         answer = run_limited(
             Path(__file__).with_name(f"_read_{kind}.py"),
             [str(copy), *([str(BATCH), str(VALUES)] if kind == "onnx" else [])],
-            what=f"the model {shown(path.name)}",
+            what=f"the model {quoted(path.name)}",
             seconds=SECONDS,
             memory=ROOM + COPIES * len(data),
-            cure=LIMIT_HINT,
+            hint=LIMIT_HINT,
         )
     try:
         found = json.loads(answer)
     except ValueError:  # something in it wrote to the reader's output
-        raise UnsafeInput(f"The model {shown(path.name)} confused its reader and was refused. {LIMIT_HINT}") from None
+        raise UnsafeInput(f"The model {quoted(path.name)} confused its reader and was refused. {LIMIT_HINT}") from None
     if "fault" in found:
         if found.get("sort") == "alien":
             refuse_by_name(path.name)
         kind_of_error = InputError if found.get("sort") == "new" else UnsafeInput
-        raise kind_of_error(f"{shown(path.name)}: {' '.join(found['fault'].split())}")
+        raise kind_of_error(f"{quoted(path.name)}: {' '.join(found['fault'].split())}")
     facts = Facts.model_validate(found["facts"])
     if kind == "tflite":
         inputs, states = without_states(facts.inputs, facts.outputs)

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .data import Data
-from .errors import InputError, UnsafeInput
-from .files import AGAIN, is_pickle, nearest, open_archive, ordinary_file, read_entry, shown
+from .errors import InputError, UnsafeInput, nearest_hint, quoted
+from .files import FETCH_HINT, is_pickle, open_archive, ordinary_file, read_entry
 from .labels import class_numbers, predicted_values
 from .records import Bounds, Records
 from .value_range import fitted
@@ -63,7 +63,7 @@ def load_npz(
     """
     path = ordinary_file(path, "the data", ARCHIVE_BYTES)
     arrays = _read_npz(path)
-    where = shown(path.name)
+    where = quoted(path.name)
     _check_keys(list(arrays), where)
     notes: list[str] = []
     parts = [part for part in ("train", "test") if f"x_{part}" in arrays]
@@ -106,7 +106,7 @@ def load_npz(
 
 
 def _read_npz(path: Path) -> dict[str, Array]:
-    where = shown(path.name)
+    where = quoted(path.name)
     with path.open("rb") as stream:
         head = stream.read(8)
         if is_pickle(head):
@@ -125,13 +125,13 @@ def _read_npz(path: Path) -> dict[str, Array]:
             odd = [entry.filename for entry in entries if not entry.filename.endswith(".npy")]
             if odd:
                 raise InputError(
-                    f"The data {where} is a zip archive that holds {shown(odd[0])}, so it is not an npz. Save the "
+                    f"The data {where} is a zip archive that holds {quoted(odd[0])}, so it is not an npz. Save the "
                     "arrays with numpy.savez."
                 )
             _check_keys([entry.filename.removesuffix(".npy") for entry in entries], where)
             return {
                 entry.filename.removesuffix(".npy"): parse_npy(
-                    read_entry(archive, entry, where), f"Array {shown(entry.filename)} of {where}"
+                    read_entry(archive, entry, where), f"Array {quoted(entry.filename)} of {where}"
                 )
                 for entry in entries
             }
@@ -147,16 +147,16 @@ def parse_npy(content: bytes | bytearray, where: str) -> Array:
     version = content[6:8]
     if content[:6] != b"\x93NUMPY" or version not in (b"\x01\x00", b"\x02\x00", b"\x03\x00"):
         pickled = " but a pickle" if is_pickle(content[:2]) else ""
-        raise UnsafeInput(f"{where} is not a numpy array{pickled}. {AGAIN}")
+        raise UnsafeInput(f"{where} is not a numpy array{pickled}. {FETCH_HINT}")
     start = 10 if version == b"\x01\x00" else 12
     length = int.from_bytes(content[8:start], "little")
     if length > 10_000 or start + length > len(content):  # numpy's own limit; a real header has about 120 bytes
-        raise UnsafeInput(f"{where} declares a header of {length:,} bytes, so it is cut short or crafted. {AGAIN}")
+        raise UnsafeInput(f"{where} declares a header of {length:,} bytes, so it is cut short or crafted. {FETCH_HINT}")
     try:
         header = ast.literal_eval(content[start : start + length].decode("utf-8").strip())
         descr, fortran, shape = header["descr"], header["fortran_order"], header["shape"]
     except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError, KeyError):
-        raise UnsafeInput(f"{where} has a malformed header. {AGAIN}") from None
+        raise UnsafeInput(f"{where} has a malformed header. {FETCH_HINT}") from None
     if "O" in str(descr):
         raise UnsafeInput(
             f"{where} holds pickled Python objects, which can run any program when they are read; it was not read. "
@@ -164,21 +164,21 @@ def parse_npy(content: bytes | bytearray, where: str) -> Array:
             "text."
         )
     if not isinstance(descr, str) or not re.fullmatch(r"[<>|=]?(b1|[iu][1248]|f[248]|[US][1-9]\d{0,5})", descr):
-        raise InputError(f"{where} holds values of the type {shown(descr)}. Save float32 inputs and int64 labels.")
+        raise InputError(f"{where} holds values of the type {quoted(descr)}. Save float32 inputs and int64 labels.")
     plain = type(shape) is tuple and all(type(size) is int and 0 <= size < 2**31 for size in shape)
     dtype = np.dtype(descr)
     if not plain or len(shape) > 8 or type(fortran) is not bool:
-        raise UnsafeInput(f"{where} has a malformed shape ({shown(shape)}). {AGAIN}")
+        raise UnsafeInput(f"{where} has a malformed shape ({quoted(shape)}). {FETCH_HINT}")
     if math.prod(shape) * dtype.itemsize != len(content) - start - length:
         raise UnsafeInput(
             f"{where} claims {math.prod(shape) * dtype.itemsize:,} bytes and holds "
-            f"{len(content) - start - length:,}, so it is cut short or crafted. {AGAIN}"
+            f"{len(content) - start - length:,}, so it is cut short or crafted. {FETCH_HINT}"
         )
     values: Array = np.frombuffer(content, dtype, offset=start + length)
     try:
         return values.reshape(shape, order="F" if fortran else "C")
     except ValueError:  # an empty array with other sizes beyond numpy's own limit
-        raise UnsafeInput(f"{where} has a malformed shape ({shown(shape)}). {AGAIN}") from None
+        raise UnsafeInput(f"{where} has a malformed shape ({quoted(shape)}). {FETCH_HINT}") from None
 
 
 def _check_keys(keys: list[str], where: str) -> None:
@@ -190,7 +190,7 @@ def _check_keys(keys: list[str], where: str) -> None:
             )
         if key not in KEYS:
             raise InputError(
-                f"{where} holds an array {shown(key)} that is not a known key.{nearest(key, KEYS)} Known: "
+                f"{where} holds an array {quoted(key)} that is not a known key.{nearest_hint(key, KEYS)} Known: "
                 f"{', '.join(KEYS)}. Leave out or rename the array."
             )
     missing = [key for key in REQUIRED if key not in keys]
@@ -211,7 +211,7 @@ def _texts(values: Array, where: str) -> list[str]:
     try:
         return [str(value) for value in values.tolist()]
     except ValueError:  # code points beyond Unicode in a crafted array
-        raise UnsafeInput(f"{where} holds characters that do not exist. {AGAIN}") from None
+        raise UnsafeInput(f"{where} holds characters that do not exist. {FETCH_HINT}") from None
 
 
 def _channels_last(shape: tuple[int, ...]) -> bool:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .assumptions import Assumptions, Grid
-from .errors import InputError
-from .files import shown
+from .errors import InputError, quoted
 from .twin_rounding import tracing
 
 
@@ -110,7 +109,7 @@ def class_logits(answer: Tensor, assumptions: Assumptions) -> Tensor:
         if max(assumptions.labels) >= answer.shape[1]:
             raise InputError(
                 f"The labels name output {max(assumptions.labels)}, and the model has {answer.shape[1]} outputs, "
-                f"numbered from 0. Check --labels {shown(','.join(map(str, assumptions.labels)))}."
+                f"numbered from 0. Check --labels {quoted(','.join(map(str, assumptions.labels)))}."
             )
         answer = answer[:, list(assumptions.labels)]
     return answer

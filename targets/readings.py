@@ -267,8 +267,8 @@ def _doubt(best: Trial, other: Trial, survivors: dict[int, Tensor], asked: Asked
         if falls
         else "The records do not tell which is meant, and the less robust one, the first, is audited"
     )
-    cure = "Say which it is with --units, --mean and --std, --channels or --layout."
-    return f"{ALIKE}: {words[0]}; {words[1]}. {why}. {cure}"
+    hint = "Say which it is with --units, --mean and --std, --channels or --layout."
+    return f"{ALIKE}: {words[0]}; {words[1]}. {why}. {hint}"
 
 
 def _named(trial: Trial) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 from .assumptions import Assumptions, Overrides
 from .batches import listed
 from .data import Data
-from .files import shown
+from .errors import quoted
 from .hypotheses import shown_values
 from .model_checks import CHANCE_P
 from .model_file import ModelFile
@@ -145,10 +145,10 @@ def _of_outputs(file: ModelFile, best: Trial, trials: list[Trial], y: Tensor) ->
         if trial.chosen and not trial.fault and trial.assumptions.output != best.assumptions.output:
             name = trial.assumptions.output or first
             others[name] = max(trial, others.get(name, trial), key=lambda one: one.accuracy(y))
-    rest = "".join(f", by {shown(name)} {_percent(trial, y)}" for name, trial in others.items())
+    rest = "".join(f", by {quoted(name)} {_percent(trial, y)}" for name, trial in others.items())
     return (
         f"Of the file's {len(file.facts.outputs)} outputs ({listed(file.facts.outputs)}), "
-        f"{shown(best.assumptions.output or first)} is audited: {_percent(best, y)} of {len(y)} non-members are right "
+        f"{quoted(best.assumptions.output or first)} is audited: {_percent(best, y)} of {len(y)} non-members are right "
         f"by it{rest}; overrule with --output."
     )
 

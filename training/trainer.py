@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..targets.errors import CrushproofError, InputError, blame
+from ..targets.errors import CrushproofError, InputError, user_error
 from ..targets.plain import plain
 from ..targets.records import Records
 from ..targets.seeds import global_seed
@@ -114,8 +114,8 @@ class UserTrainer(Trainer):
             raise
         except Exception as error:
             raise InputError(
-                f"The training function {name} raised {blame(error)}. It is called as function(module, x, y, seed) "
-                "and must return the trained module."
+                f"The training function {name} raised {user_error(error)}. It is called as function(module, x, y, "
+                "seed) and must return the trained module."
             ) from None
         if not isinstance(module, nn.Module):
             raise InputError(

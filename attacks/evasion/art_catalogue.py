@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 import random
@@ -17,7 +16,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ...targets.errors import NotApplicable
+from ...targets.errors import NotApplicable, nearest_hint
 from ...targets.records import Bounds
 from ...targets.seeds import derive, global_seed
 from ..attack import Access, Case, Ledger, frozen_copy
@@ -153,8 +152,7 @@ def keywords(attack: type) -> list[str]:
 
 def hint(word: str, known: Any) -> str:
     """What the user may have meant."""
-    near = difflib.get_close_matches(word, known, 1)
-    return f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(known)}."
+    return nearest_hint(word, known) or f" Known: {', '.join(known)}."
 
 
 @contextmanager
