@@ -78,14 +78,21 @@ class CheckedOnnx:
         data: the bytes as they came: what ships, is digested and weighed.
         usable: the bytes to hand to a runtime: `data` itself unless its form had to be mended.
         model: what `usable` holds, in its usual form (_usual_onnx.py). It is shared: whoever changes it takes a `copy`.
-        inputs, outputs: of the graph.
+        facts: what it says about itself.
     """
 
     data: bytes
     usable: bytes
     model: onnx.ModelProto
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
+    facts: Facts
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        return self.facts.inputs
+
+    @property
+    def outputs(self) -> tuple[Port, ...]:
+        return self.facts.outputs
 
     def copy(self) -> onnx.ModelProto:
         """The model for somebody who changes it."""
@@ -112,12 +119,11 @@ def check_onnx(data: CheckedOnnx | bytes) -> CheckedOnnx:
     from ._check_onnx import Fault, facts, parse
 
     try:
-        model, usable, _ = parse(data)
-        known = facts(model)
+        model, usable, zeroed = parse(data)
+        known = facts(model, zeroed)
     except Fault as fault:
         raise UnsafeInput(str(fault)) from None
-    inputs, outputs = (tuple(Port.model_validate(port) for port in known[side]) for side in ("inputs", "outputs"))
-    return CheckedOnnx(data, usable, model, inputs, outputs)
+    return CheckedOnnx(data, usable, model, Facts.model_validate(known))
 
 
 @dataclass(frozen=True)
@@ -185,20 +191,6 @@ def read_model_file(path: Path) -> ModelFile:
         inputs, states = without_states(facts.inputs, facts.outputs)
         facts = facts.model_copy(update={"inputs": inputs, "zeroed": tuple(port.name for port in states)})
     return ModelFile(kind, data, facts, packed=data is not stored)
-
-
-def exported(data: bytes) -> ModelFile:
-    """An ONNX model that this process exported itself, as `read_model_file` gives one: checked, but not tried apart.
-
-    Raises:
-        UnsafeInput: see `check_onnx`.
-    """
-    from ._check_onnx import facts
-
-    checked = check_onnx(data)
-    file = ModelFile("onnx", data, Facts.model_validate(facts(checked.model)))
-    vars(file)["checked"] = checked  # what the cached property would make
-    return file
 
 
 def without_states(inputs: tuple[Port, ...], outputs: tuple[Port, ...]) -> tuple[tuple[Port, ...], tuple[Port, ...]]:

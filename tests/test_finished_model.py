@@ -12,7 +12,7 @@ from crushproof.targets.assumptions import Assumptions
 from crushproof.targets.data import Data
 from crushproof.targets.errors import NotApplicable
 from crushproof.targets.finished_model import differentiable
-from crushproof.targets.model_file import ModelFile, exported
+from crushproof.targets.model_file import ModelFile, check_onnx
 from crushproof.targets.onnx import integer_kernels
 from crushproof.targets.preprocessing import Preprocessing, class_logits
 from crushproof.targets.records import Bounds
@@ -65,7 +65,7 @@ def test_logits_are_finite() -> None:
 def test_a_tflite_file_has_no_twin() -> None:
     with pytest.raises(NotApplicable, match="TFLite"):
         differentiable(
-            ModelFile("tflite", b"", exported(to_onnx(nn.Flatten(), SHAPE)).facts),
+            ModelFile("tflite", b"", check_onnx(to_onnx(nn.Flatten(), SHAPE)).facts),
             Assumptions(record=(1,)),
             Bounds.of(0, 1),
             (1,),
