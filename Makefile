@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= crushproof-audit
 
-.PHONY: audit test lint types layers pytest format clean
+.PHONY: audit test lint types layers docs pytest format clean
 
 audit: $(VENV)/.runtime
 	@rm -f $(OUT)/report.html  # so that the one that is there afterwards is this run's
@@ -14,7 +14,7 @@ audit: $(VENV)/.runtime
 	case $$code in 0|1|3) test -f $(OUT)/report.html || exit $$code ;; *) exit $$code ;; esac; \
 	echo; echo "Open the report: $(CURDIR)/$(OUT)/report.html   (verdict's exit code: $$code)"
 
-test: lint types layers pytest
+test: lint types layers docs pytest
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -28,6 +28,9 @@ types: $(VENV)/.test
 
 layers: $(VENV)/.test
 	$(BIN)/lint-imports --no-cache
+
+docs: $(VENV)/.test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 pytest: $(VENV)/.test
 	$(BIN)/pytest -n 2 --dist loadfile -q
@@ -46,7 +49,7 @@ $(VENV)/.runtime: $(VENV)/.venv pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.venv pyproject.toml constraints.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0 -e ".[test]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0 -e ".[test,docs]"
 	@touch $@ $(VENV)/.runtime
 
 clean:

@@ -23,14 +23,15 @@ from ..targets.records import Bounds, Records
 from ..training.architecture import Architecture
 from ..training.loop import Training
 from ..training.trainer import BuiltinTrainer, Trainer, UserTrainer
+from .audited import DenseModel
 from .findings import Audit
 from .identity import code_digest, model_digest, name_of
-from .plan import Plan, check_techniques, validated
+from .plan import DENSE, Plan, check_techniques, validated
 from .presets import RECIPE_WORDS
 from .progress import Progress
 from .run import run_audit
 from .scripted import without_script
-from .subject import SHADOWS_DIFFER, DenseModel, Subject, checked_module, checked_training, student_factories
+from .subject import SHADOWS_DIFFER, Subject, checked_module, checked_training, student_factories
 from .yaml_plan import Source
 
 SHADOWS_DIFFER_HERE = SHADOWS_DIFFER.replace("the plan does not", "the call does not").replace(
@@ -64,7 +65,7 @@ class AuditResult:
 
     def to_json(self, path: str | Path) -> Path:
         """Writes audit.json; returns its path."""
-        from .report import write
+        from .writing import write
 
         write(Path(path), self.audit.model_dump_json(by_alias=True, indent=1))
         return Path(path)
@@ -94,8 +95,9 @@ def audit_model(
     Args:
         model: the trained dense model; it is copied, never changed. It may be wrapped, parametrised, in other floats or
             TorchScript (see docs/inputs.md, "Models").
-        train: x float [n, *shape] and y int [n] that it was trained on; None leaves out membership. Labels may be
-            texts: the classes are then the distinct ones, sorted, or as `class_names` orders them.
+        train: x float [n, *shape] and y int [n] that it was trained on; without it no attack on
+            them is run. Labels may be texts: the classes are then the distinct ones, sorted, or as `class_names` orders
+            them.
         test: the same for records it has never seen.
         recipes: short words ("int8"), kinds, recipes or mappings as in a plan; a mapping of names gives each candidate
             its own.
@@ -137,7 +139,7 @@ def audit_model(
             "attacks": attacks if isinstance(attacks, str) else _listed(attacks),
             "policy": policy if isinstance(policy, str) else dict(policy),
             "shadows": dict(shadows or {}),
-            "workers": 0,
+            "engine": {"kind": "local", "workers": 0},
         },
         Source("the call of audit_model"),
     )
@@ -146,7 +148,7 @@ def audit_model(
         build_student = offered(path)
         identity += f"|{path}" if build_student is None else f"|{path}@{code_digest(build_student)}"
     notes = (SHADOWS_DIFFER_HERE,) if training is None else ()
-    dense = DenseModel(architecture, trainer, state, training is None, tuple(changed))
+    dense = DenseModel(DENSE, architecture, trainer, state=state, shadows_differ=training is None, notes=tuple(changed))
     subject = Subject(data, dense, identity, notes=notes)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) if out is None else Path(out)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import types
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BaseModel
+from pydantic import BaseModel, JsonValue
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -28,16 +29,15 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Entry:
-    sort: str  # recipe, attack, part of an evasion attack, defense, or runtime
+    sort: str  # recipe, attack, part of an attack, defense, or runtime
     kind: str
     summary: str
     parameters: list[Parameter]
 
 
 def catalogue() -> list[Entry]:
-    """Recipes, attacks, parts of an evasion attack, defenses, runtimes: each sort by kind, other packages' included."""
+    """Recipes, attacks, parts of attacks, defenses, runtimes: each sort by kind, other packages' included."""
     from ..attacks.attack import ATTACKS
-    from ..attacks.evasion.engine import PERTURBERS
     from ..compression.recipe import RECIPES
     from ..defenses.defense import DEFENSES
     from ..targets.runtime import RUNTIMES
@@ -47,7 +47,11 @@ def catalogue() -> list[Entry]:
         for sort, kinds in (
             ("recipe", RECIPES.kinds()),
             ("attack", ATTACKS.kinds()),
-            ("evasion part", PERTURBERS.kinds()),
+            *(
+                (f"{kind} part", attack.parts_known.kinds())
+                for kind, attack in ATTACKS.kinds().items()
+                if attack.parts_known is not None
+            ),
             ("defense", DEFENSES.kinds()),
             ("runtime", RUNTIMES.kinds()),
         )
@@ -72,7 +76,7 @@ def _parameter(name: str, field: FieldInfo) -> Parameter:
     return Parameter(
         name=name,
         type=type_words(field.annotation),
-        bounds=_bounds(field),
+        bounds=bounds_of(field.metadata),
         default=_plain(default),
         required=field.is_required(),
         description=field.description or "",
@@ -90,9 +94,13 @@ def type_words(annotation: Any) -> str:
         inner = dict.fromkeys(type_words(one) for one in arguments if one is not Ellipsis)
         return f"list of {' or '.join(inner)}" if inner else "list"
     if origin is dict:
-        return "mapping"
+        inside = type_words(arguments[1])
+        return "mapping" if inside == "any" else f"mapping to {inside}"
     if hasattr(annotation, "__metadata__"):
-        return type_words(arguments[0])
+        given = [one for field in annotation.__metadata__ for one in getattr(field, "metadata", [field])]
+        return " ".join(filter(None, [type_words(arguments[0]), bounds_of(given)]))
+    if annotation is Any or annotation is JsonValue:
+        return "any"
     names: dict[Any, str] = {int: "integer", float: "number", str: "text", bool: "true | false", type(None): "none"}
     if annotation in names:
         return names[annotation]
@@ -105,10 +113,10 @@ def type_words(annotation: Any) -> str:
     return getattr(annotation, "__name__", str(annotation))
 
 
-def _bounds(field: FieldInfo) -> str:
-    """`> 0, <= 1`, from the field's own constraints."""
+def bounds_of(metadata: Iterable[Any]) -> str:
+    """`> 0, <= 1`, from the constraints of a type or a field."""
     words = []
-    for one in field.metadata:
+    for one in metadata:
         for kind, sign, attribute in ((Gt, ">", "gt"), (Ge, ">=", "ge"), (Lt, "<", "lt"), (Le, "<=", "le")):
             if isinstance(one, kind):
                 words.append(f"{sign} {getattr(one, attribute):g}")

@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import shutil
 import sys
-import tempfile
 import textwrap
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..targets.errors import CrushproofError, InputError
+from ..targets.errors import InputError
+from .exit_codes import CODE_OF_VERDICT, EXIT_CODES, INCOMPLETE, PASS, exit_codes
 
 if TYPE_CHECKING:
     from .findings import Audit
 
-PASS, FAIL, INCOMPLETE, INTERNAL, INTERRUPTED = 0, 1, 3, 4, 130
-CODES = {"pass": PASS, "fail": FAIL, "inconclusive": INCOMPLETE}
 DEFAULT_OUT = Path("crushproof-audit")
 
 app = typer.Typer(
     name="crushproof",
     help="Robustness and privacy audits of compressed neural networks.",
-    epilog="Exit codes: 0 pass, 1 policy failed, 2 wrong plan or usage, 3 incomplete or inconclusive, "
-    "4 internal error, 5 unsafe input refused, 130 interrupted.",
+    epilog=f"Exit codes: {'; '.join(f'{code} {meaning}' for code, meaning in EXIT_CODES.items())}.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -45,9 +37,11 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON to standard
 def audit(
     plan: Annotated[Path | None, typer.Argument(help="A plan in YAML; without it the built-in one on digits.")] = None,
     out: Annotated[Path, typer.Option(help="Where results go; a second run there resumes.")] = DEFAULT_OUT,
-    only: Annotated[str | None, typer.Option(help="Just this finding, e.g. int8/evasion.")] = None,
+    only: Annotated[str | None, typer.Option(help="Just this finding, by its id: candidate/attack.")] = None,
     as_json: JsonOption = False,
-    workers: Annotated[int | None, typer.Option(min=0, max=256, help="Processes; 0 works in this one.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, max=256, help="Processes of this machine; 0 works in this one.")
+    ] = None,
     artifact: Annotated[Path | None, typer.Option(help="In place of a plan: a finished .onnx or .tflite file.")] = None,
     data: Annotated[Path | None, typer.Option(help="With --artifact: .npz with x_test, y_test.")] = None,
     dense: Annotated[Path | None, typer.Option(help="With --artifact: the uncompressed model, .onnx.")] = None,
@@ -122,7 +116,7 @@ def audit(
             command=shlex.join(words),
         )
         show(result, as_json, None if only else out / "report.html", only)
-        raise typer.Exit(CODES[result.verdict] if only is None else code_of_finding(result))
+        raise typer.Exit(CODE_OF_VERDICT[result.verdict] if only is None else code_of_finding(result))
 
 
 @app.command()
@@ -211,7 +205,7 @@ def report(folder: Annotated[Path, typer.Argument(help="Holds audit.json.")]) ->
         from .report import render
 
         check_verdicts(read, folder)
-        from .store import writing
+        from .writing import writing
 
         with writing(folder):
             render(read, folder / "report.html")
@@ -233,9 +227,10 @@ def gate(
         from .policy import load_policy
         from .reading import read_audit
 
-        result = rejudge(read_audit(folder), load_policy(policy, Path()))
+        audit = read_audit(folder)
+        result = rejudge(audit, load_policy(policy, Path(), audit.metrics))
         show(result, as_json, None, None)
-        raise typer.Exit(CODES[result.verdict])
+        raise typer.Exit(CODE_OF_VERDICT[result.verdict])
 
 
 @app.command()
@@ -262,6 +257,15 @@ def catalogue(as_json: JsonOption = False) -> None:
 
 
 @app.command()
+def schema() -> None:
+    """Print the JSON schema of audit.json."""
+    with exit_codes():
+        from .json_schema import json_schema
+
+        typer.echo(json.dumps(json_schema(), indent=1))
+
+
+@app.command()
 def doctor() -> None:
     """Say whether this machine can run an audit."""
     with exit_codes():
@@ -279,7 +283,7 @@ def code_of_finding(result: Audit) -> int:
     if not result.findings:
         return INCOMPLETE
     found = result.findings[0]
-    return INCOMPLETE if found.gated and found.verdict == "not-measured" else CODES.get(found.verdict, PASS)
+    return INCOMPLETE if found.gated and found.verdict == "not-measured" else CODE_OF_VERDICT.get(found.verdict, PASS)
 
 
 def show(result: Audit, as_json: bool, report_path: Path | None, only: str | None) -> None:
@@ -295,39 +299,6 @@ def show(result: Audit, as_json: bool, report_path: Path | None, only: str | Non
         print_audit(result)
     if report_path is not None:
         typer.echo(f"Report: {report_path}")
-
-
-@contextmanager
-def exit_codes() -> Iterator[None]:
-    """Turns errors into one paragraph on standard error and the exit code the README lists."""
-    try:
-        yield
-    except typer.Exit:
-        raise
-    except CrushproofError as error:
-        complain(str(error))
-        raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt:
-        complain("interrupted. Run the same command again to go on from here.")
-        raise typer.Exit(INTERRUPTED) from None
-    except BrokenPipeError:  # `crushproof catalogue | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(PASS) from None
-    except Exception as error:
-        with tempfile.NamedTemporaryFile("w", prefix="crushproof-", suffix=".txt", delete=False) as file:
-            file.write(traceback.format_exc())
-        complain(
-            f"something went wrong inside crushproof ({type(error).__name__}: {str(error)[:300]}). This is a fault of "
-            f"the program, not of your plan. The details are in {file.name}; please report them."
-        )
-        raise typer.Exit(INTERNAL) from None
-
-
-def complain(message: str) -> None:
-    """Prints `error: ...` to standard error, wrapped, without control characters."""
-    text = "".join(c if c.isprintable() else " " for c in f"error: {message}")
-    width = max(40, min(shutil.get_terminal_size((100, 24)).columns, 120))
-    typer.echo(textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False), err=True)
 
 
 def main() -> None:

@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..attacks.risk import ACCURACY, Metric
 from .findings import Candidate, Estimate, Finding, Part
 from .views import Column, Index, counterpart, latency
 from .words import (
-    RISKS,
-    defense,
     enumerate_words,
     label,
-    metric,
     signed,
 )
 
@@ -62,11 +60,17 @@ def naive(ix: Index, finding: Finding) -> Part | None:
     """
     if finding.estimate is None:
         return None
-    without = ix.findings.get(f"{finding.id}/without-draw")
+    without = next((one for one in ix.of(finding.candidate) if _ungated_twin(one, finding)), None)
     if without is not None and without.estimate is not None:
         e = without.estimate
-        who = "an attacker without the draw"
-        return Part(name=who, estimate=e.estimate, low=e.low, high=e.high, skipped=None, headline=False)
+        return Part(
+            name=without.attack.partition(" (")[0],
+            estimate=e.estimate,
+            low=e.low,
+            high=e.high,
+            skipped=None,
+            headline=False,
+        )
     sign = 1 if finding.better == "higher" else -1
     # an attacker who asks fewer queries is a weaker one, not a naive one: only the budget reported is compared
     budget = f"/{finding.setting['queries']}" if "queries" in finding.setting else ""
@@ -75,6 +79,11 @@ def naive(ix: Index, finding: Finding) -> Part | None:
     if best is None or best.estimate is None or sign * (best.estimate - finding.estimate.estimate) <= 1e-9:
         return None
     return best.model_copy(update={"name": f"{best.name} alone"})
+
+
+def _ungated_twin(one: Finding, finding: Finding) -> bool:
+    """Whether it is the same figure under an attacker who lacks something, which no policy judges."""
+    return one.id.startswith(f"{finding.id}/") and one.metric == finding.metric and not one.gateable
 
 
 def hardened_models(ix: Index, shown: Sequence[Column]) -> list[Hardened]:
@@ -109,19 +118,19 @@ def hardened_models(ix: Index, shown: Sequence[Column]) -> list[Hardened]:
 def _gain_words(gain: tuple[float, float, float] | None, column: Column) -> str:
     if gain is None:
         return "no comparison"
-    sign = 1 if metric(column.metric).better == "higher" else -1
+    sign = 1 if column.metric.better == "higher" else -1
     low, high = sorted((sign * gain[1], sign * gain[2]))
     return "better" if low > 0 else "worse" if high < 0 else "no clear effect"
 
 
-def defense_sentences(rows: list[Hardened]) -> list[str]:
+def defense_sentences(ix: Index, rows: list[Hardened]) -> list[str]:
     """One sentence per defense: its best clear gain, and what it makes worse."""
     sentences = []
     for name in dict.fromkeys(row.candidate.defense for row in rows):
         mine = [(row, b) for row in rows if row.candidate.defense == name for b in row.bought]
-        words = defense(name or "")
+        words = next(label(row.candidate.defense_title or "") for row, _ in mine) if mine else label(name or "")
         buys, harms = (
-            list(dict.fromkeys(RISKS[b.column.risk].title.lower() for _, b in mine if b.words == said))
+            list(dict.fromkeys(ix.audit.risks[b.column.risk].title.lower() for _, b in mine if b.words == said))
             for said in ("better", "worse")
         )
         costs = [row.quality[0] for row in rows if row.candidate.defense == name and row.quality is not None]
@@ -130,10 +139,8 @@ def defense_sentences(rows: list[Hardened]) -> list[str]:
         if harms:
             text += f"; makes {enumerate_words(harms)} easier"
         if costs:
-            span = sorted({signed(min(costs), "accuracy"), signed(max(costs), "accuracy")})
-            ends = (
-                f"{signed(min(costs), 'accuracy')} to {signed(max(costs), 'accuracy')}" if len(span) == 2 else span[0]
-            )
+            least, most = signed(min(costs), ACCURACY), signed(max(costs), ACCURACY)
+            ends = least if least == most else f"{least} to {most}"
             text += f"; accuracy {ends} points"
         sentences.append(text + ".")
     return sentences
@@ -169,17 +176,14 @@ def promise_words(promise: dict[str, Any]) -> str:
     )
 
 
-def draw_rows(candidate: Candidate) -> list[tuple[str, float, float, list[float], float, float, int]]:
-    """Stochastic rounding: per figure its name, mean and worst over the draws, all of them; the worst's interval, n."""
-    keys = [
-        key
-        for key in dict.fromkeys(k for draw in candidate.draws for k in draw)
-        if key in ("accuracy", "robust_accuracy")
-    ]
+def draw_rows(ix: Index, candidate: Candidate) -> list[tuple[Metric, float, float, list[float], float, float, int]]:
+    """A random recipe: per figure its name, mean and worst over the draws, all of them; the worst's interval, n."""
     rows = []
-    for key in keys:
-        values = [draw[key] for draw in candidate.draws if key in draw]
-        worst = min((draw for draw in candidate.draws if key in draw), key=lambda draw: draw[key])
-        interval = worst[f"{key}_low"], worst[f"{key}_high"], int(worst[f"{key}_n"])
-        rows.append((key, sum(values) / len(values), worst[key], values, *interval))
+    for key in dict.fromkeys(name for draw in candidate.draws for name in draw.figures):
+        found = [draw.figures[key] for draw in candidate.draws if key in draw.figures]
+        values = [one.estimate for one in found]
+        metric = ix.metric(key)
+        sign = 1 if metric.better == "higher" else -1
+        worst = min(found, key=lambda one: sign * one.estimate)
+        rows.append((metric, sum(values) / len(values), worst.estimate, values, worst.low, worst.high, worst.n))
     return rows

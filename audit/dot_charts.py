@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ..attacks.risk import Metric
 from .charts import GRID, MUTED, PALETTE, REFERENCE, STYLE, Chart, new_axes, new_figure, tick, to_data_uri
-from .words import Metric, label
+from .words import label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +35,7 @@ def quality_against_size(dots: list[Dot], known: Metric) -> Chart | None:
     if not dots:
         return None
     wide, narrow = _scatter(dots, 920, 420, known), _scatter(dots, 344, 420, known)
-    best, name = max(dots, key=lambda d: d.x), known.name
+    best, name = max(dots, key=lambda d: d.x), known.title
     alt = (
         f"Scatter chart of {len(dots)} models: {name.lower()} against payload, times smaller than the dense model. "
         f"The smallest, {label(best.name)}, is {best.x:.3g} times smaller at {tick(best.y, True)} {name.lower()}."

@@ -8,9 +8,9 @@ import platform
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ..compression.footprint import Timed, interleaved_latency
+from ..compression.timing import Timed, interleaved_latency
 from ..targets.runtime import release_of
-from .findings import Environment, Latency
+from .findings import Environment, Latency, Machine
 
 ABSENT = "not installed"
 GPU_BUILDS = {"onnxruntime": ("onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")}
@@ -44,13 +44,13 @@ def runtime_versions(packages: Iterable[str]) -> list[str]:
     return [f"{package} {release_of(package) or ABSENT}" for package in packages]
 
 
-def machine(device: str) -> dict[str, str]:
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": processor(),
-        "cores": str(os.cpu_count()),
-        "device": device,
-    }
+def machine(device: str) -> Machine:
+    return Machine(
+        system=f"{platform.system()} {platform.machine()}",
+        processor=processor(),
+        cores=str(os.cpu_count()),
+        device=device,
+    )
 
 
 def processor() -> str:

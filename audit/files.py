@@ -22,7 +22,7 @@ from .sections import InterfacePlan
 
 
 @dataclass(frozen=True, eq=False)
-class FinishedFile:
+class OpenedFile:
     """A file that somebody else compressed, as it is audited.
 
     Args:
@@ -71,7 +71,7 @@ def open_file(
     data: Data,
     like: Assumptions | None = None,
     file: ModelFile | None = None,
-) -> FinishedFile:
+) -> OpenedFile:
     """Reads the file (in a process with limits) and finds out what it takes and answers.
 
     Args:
@@ -92,10 +92,10 @@ def open_file(
     ]
     said = [f"Declared: {'; '.join(declared)}."] if declared else []
     doubtful = any(note.startswith((DOUBT, ALIKE)) for note in notes)
-    return FinishedFile(path, file, assumptions, (*said, *file.notes, *notes), doubtful)
+    return OpenedFile(path, file, assumptions, (*said, *file.notes, *notes), doubtful)
 
 
-def open_all(plan: Plan, folder: Path, data: Data) -> dict[str, FinishedFile]:
+def open_all(plan: Plan, folder: Path, data: Data) -> dict[str, OpenedFile]:
     """Every file of the plan, by the name of its candidate, and the dense model's.
 
     A dense model and a file made from it see a record in the same way unless the data say otherwise: where the two were
@@ -114,7 +114,7 @@ def open_all(plan: Plan, folder: Path, data: Data) -> dict[str, FinishedFile]:
             "is found out by the labels that it gets right. Name the model's architecture and weights instead, and "
             "candidates by their recipes."
         )
-    files: dict[str, FinishedFile] = {}
+    files: dict[str, OpenedFile] = {}
     like = None if plan.model is None else Assumptions(record=data.shape)  # a module takes the values as they are
     if model is not None:
         files[DENSE] = open_file(str(model.file), folder, model.interface, data)
@@ -144,5 +144,5 @@ def open_all(plan: Plan, folder: Path, data: Data) -> dict[str, FinishedFile]:
     return files
 
 
-def _alike(one: FinishedFile, other: FinishedFile) -> bool:
+def _alike(one: OpenedFile, other: OpenedFile) -> bool:
     return alike(one.assumptions, other.assumptions)

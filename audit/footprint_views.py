@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from . import words
-from .findings import Candidate, Kernels
+from .file_rows import Kernels
+from .findings import Candidate
 from .views import Index, latency
 
 LEVELS = (2, 4, 8, 16)

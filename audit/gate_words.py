@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from ..attacks.risk import Metric
 from . import words
 from .findings import Change, Estimate, Finding
-from .policy import EXACT, QUALITIES
+from .policy import EXACT
 
 
 def setting(finding: Finding | None) -> str:
@@ -18,11 +19,11 @@ def setting(finding: Finding | None) -> str:
 
 
 def gate_sentence(
-    subject: str, metric: str, estimate: Estimate, change: Change | None, compares: str, limit: float
+    subject: str, metric: Metric, estimate: Estimate, change: Change | None, compares: str, limit: float
 ) -> str:
     """`int8: robust accuracy at eps 0.1 is 31.0 % [27.0, 35.0], 12.3 points below its parent's [...]; ...`."""
     text = f"{subject} is {words.estimate(estimate, metric)}"
-    higher = words.metric(metric).better == "higher"
+    higher = metric.better == "higher"
     if compares == "absolute":
         return f"{text}; the policy asks for at {'least' if higher else 'most'} {words.figure(limit, metric)}."
     assert change is not None, "a change is judged only where there is one"
@@ -33,12 +34,12 @@ def gate_sentence(
     return f"{text}; the policy allows at most {allowed} {'less' if higher else 'more'}."
 
 
-def _distance(difference: float, metric: str) -> str:
+def _distance(difference: float, metric: Metric) -> str:
     """`5.0 points` or `0.050`: without its sign."""
     return words.signed(abs(difference), metric).removeprefix("+") + words.change_unit(metric)
 
 
-def what_settles(value: float, low: float, high: float, limit: float, n: int, available: int, metric: str) -> str:
+def what_settles(value: float, low: float, high: float, limit: float, n: int, available: int, metric: Metric) -> str:
     """What would bring the interval to one side of the limit, and whether the data at hand can (rule 13)."""
     needed = records_needed(value, low, high, limit, n)
     told = " The interval reaches across the limit"
@@ -46,8 +47,8 @@ def what_settles(value: float, low: float, high: float, limit: float, n: int, av
         return f"{told}, and the figure lies on it: more records would not settle it, another limit would."
     rounded = float(f"{needed:.2g}") if needed > 100 else needed
     told += f"; about {rounded:.0f} records instead of {n} would settle it if the figure holds"
-    if metric not in ("robust_accuracy", *QUALITIES):
-        return f"{told} (so would more shadow models)."
+    if metric.narrowed_by:
+        return f"{told} (so would {metric.narrowed_by})."
     if needed <= available:
         return f"{told}, and the data has {available}: raise the attack's `records`."
     return f"{told}; the data has {available}."

@@ -39,8 +39,14 @@ def technique_identity(technique: Technique | None) -> Any:
     """
     if technique is None:
         return None
-    classes = {cls for one in techniques_in(technique) for cls in type(one).__mro__ if not _ours(cls)}
-    return [technique.model_dump(mode="json"), *sorted(_class_identity(cls) for cls in classes)]
+    classes = [type(one) for one in techniques_in(technique)]
+    return [technique.model_dump(mode="json"), *class_identity(*classes)]
+
+
+def class_identity(*classes: type) -> list[str]:
+    """What decides the work of some classes, their bases included; crushproof's own are left out."""
+    foreign = {cls for one in classes for cls in one.__mro__ if not _ours(cls)}
+    return sorted(_class_identity(cls) for cls in foreign)
 
 
 def _ours(cls: type) -> bool:

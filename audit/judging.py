@@ -9,18 +9,19 @@ in the report (Holm 1979); passes need no correction, because a candidate passes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any, Literal
 
+from ..attacks.risk import QUALITIES, Metric
 from ..targets.errors import InputError
 from . import words
 from .findings import Audit, Candidate, Change, Estimate, Finding, Gate, RowVerdict, Verdict
 from .gate_words import doubt, gate_sentence, setting, what_settles
 from .lineage_gate import lineage_gate
-from .policy import BUILT_IN, EXACT, QUALITIES, SUBJECTS, Policy, load_policy
+from .policy import BUILT_IN, EXACT, Policy, load_policy
 
 LEVEL = 0.025  # one-sided: the whole of a two-sided 95 % interval lies beyond the limit
 Z = NormalDist().inv_cdf(1 - LEVEL)
@@ -71,7 +72,11 @@ class Judgement:
 
 
 def apply_policy(
-    candidates: Sequence[Candidate], findings: Sequence[Finding], policy: Policy, release: Sequence[str]
+    candidates: Sequence[Candidate],
+    findings: Sequence[Finding],
+    policy: Policy,
+    release: Sequence[str],
+    metrics: Mapping[str, Metric],
 ) -> Judgement:
     """Judges every candidate; the overall verdict covers those named in `release`.
 
@@ -83,11 +88,11 @@ def apply_policy(
         if candidate.role != "dense":
             lineage = lineage_gate(candidate)
             drafts += [] if lineage is None else [_Draft(lineage, None)]
-            drafts += _drafts(candidate, findings, policy)
+            drafts += _drafts(candidate, findings, policy, metrics)
     gates = _holm(drafts)
-    judged = [_judged_finding(finding, gates) for finding in findings]
-    rows = [_judged_candidate(candidate, gates) for candidate in candidates]
-    verdict, deciding = _overall(rows, gates, release)
+    judged = [_judged_finding(finding, gates, metrics) for finding in findings]
+    rows = [_judged_candidate(candidate, gates, metrics) for candidate in candidates]
+    verdict, deciding = _overall(rows, gates, release, metrics)
     return Judgement(gates, rows, judged, verdict, deciding)
 
 
@@ -100,7 +105,9 @@ def check_verdicts(audit: Audit, folder: Path) -> None:
     named = audit.plan.get("policy", "release")
     if isinstance(named, str) and named not in BUILT_IN:
         return  # a policy file, which may have moved since
-    judged = rejudge(audit, load_policy(named, folder))
+    if not isinstance(named, str | dict):
+        raise InputError(f"{folder / 'audit.json'}: plan.policy is neither a name nor limits. Run the audit again.")
+    judged = rejudge(audit, load_policy(named, folder, audit.metrics))
     ours = [judged.verdict, *(row.verdict for row in judged.candidates), *(row.verdict for row in judged.findings)]
     theirs = [audit.verdict, *(row.verdict for row in audit.candidates), *(row.verdict for row in audit.findings)]
     if ours != theirs:
@@ -112,7 +119,7 @@ def check_verdicts(audit: Audit, folder: Path) -> None:
 
 def rejudge(audit: Audit, policy: Policy) -> Audit:
     """The same measurements under another policy; nothing is computed again."""
-    judgement = apply_policy(audit.candidates, audit.findings, policy, audit.release)
+    judgement = apply_policy(audit.candidates, audit.findings, policy, audit.release, audit.metrics)
     return audit.model_copy(
         update={
             "verdict": judgement.verdict,
@@ -133,27 +140,30 @@ class _Draft:
     p_value: float | None
 
 
-def _drafts(candidate: Candidate, findings: Sequence[Finding], policy: Policy) -> list[_Draft]:
+def _drafts(
+    candidate: Candidate, findings: Sequence[Finding], policy: Policy, metrics: Mapping[str, Metric]
+) -> list[_Draft]:
     drafts = []
     limits: list[tuple[Literal["change", "absolute"], dict[str, float]]] = [
         ("change", policy.changes),
         ("absolute", policy.absolutes),
     ]
-    for metric in SUBJECTS:
+    for metric in metrics.values():
         if metric in QUALITIES and metric != candidate.quality_metric:
             continue
-        if candidate.accuracy is None and metric not in QUALITIES:
-            continue  # no attack here applies to models of values; the report says so in a row of each
-        mine = [one for one in findings if one.candidate == candidate.name and one.metric == metric and one.gateable]
+        ours = [one for one in findings if one.candidate == candidate.name and one.metric == metric.name]
+        mine = [one for one in ours if one.gateable]
+        if candidate.accuracy is None and metric not in QUALITIES and all(one.estimate is None for one in mine):
+            continue  # the attack is none on models of values; the report says so in a row
         judged = mine if metric not in QUALITIES and mine else [None]
         for compares, by_metric in limits:
-            if metric in by_metric:
-                drafts += [_draft(candidate, one, metric, compares, by_metric[metric]) for one in judged]
+            if metric.name in by_metric:
+                drafts += [_draft(candidate, one, metric, compares, by_metric[metric.name]) for one in judged]
     return drafts
 
 
 def _draft(
-    candidate: Candidate, finding: Finding | None, metric: str, compares: Literal["change", "absolute"], limit: float
+    candidate: Candidate, finding: Finding | None, metric: Metric, compares: Literal["change", "absolute"], limit: float
 ) -> _Draft:
     """One limit applied to a finding; to the candidate's accuracy, or to a gap in the plan, when there is none."""
     change, why_not = None, None
@@ -164,10 +174,10 @@ def _draft(
     else:
         estimate, why_not = finding.estimate, finding.reason
         change = finding.changes[0] if finding.changes else None
-    subject = f"{candidate.name}: {SUBJECTS[metric]}{setting(finding)}"
+    subject = f"{candidate.name}: {metric.subject}{setting(finding)}"
     gate = Gate(
         candidate=candidate.name,
-        rule=metric,
+        rule=metric.name,
         finding=None if finding is None else finding.id,
         value=None,
         low=None,
@@ -190,7 +200,7 @@ def _draft(
             )
         sentence = f"{subject} is {words.estimate(estimate, metric)}, and {why}."
         return _Draft(gate.model_copy(update={"sentence": sentence}), None)
-    better = words.metric(metric).better
+    better = metric.better
     flags = sorted({*candidate.flags, *(() if finding is None else finding.flags)})
     value = judged.difference if isinstance(judged, Change) else judged.estimate
     verdict = judge(judged.low, judged.high, limit, better, flags)
@@ -218,7 +228,7 @@ def _draft(
 
 def _holm(drafts: Sequence[_Draft]) -> list[Gate]:
     """Corrects the fails for the number of gates; one that does not survive becomes inconclusive."""
-    from .statistics import holm
+    from ..attacks.statistics.rates import holm
 
     p_values = [draft.p_value for draft in drafts if draft.p_value is not None]
     corrected = iter(holm(p_values))
@@ -236,34 +246,34 @@ def _holm(drafts: Sequence[_Draft]) -> list[Gate]:
     return gates
 
 
-def _judged_finding(finding: Finding, gates: Sequence[Gate]) -> Finding:
+def _judged_finding(finding: Finding, gates: Sequence[Gate], metrics: Mapping[str, Metric]) -> Finding:
     mine = [gate for gate in gates if gate.finding == finding.id]
     if mine:
-        worst = _worst(mine)
+        worst = _worst(mine, metrics)
         reason = worst.sentence if worst.verdict == "inconclusive" else None
         if finding.estimate is None:
             reason = finding.reason
         return finding.model_copy(update={"gated": True, "verdict": worst.verdict, "reason": reason})
     reason = finding.reason
     if finding.gateable and finding.estimate is not None:
-        reason = f"not gated: the policy sets no limit on {SUBJECTS[finding.metric]}"
+        reason = f"not gated: the policy sets no limit on {metrics[finding.metric].subject}"
     verdict: RowVerdict = "not-measured" if finding.estimate is None else "not-gated"
     return finding.model_copy(update={"gated": False, "verdict": verdict, "reason": reason})
 
 
-def _judged_candidate(candidate: Candidate, gates: Sequence[Gate]) -> Candidate:
+def _judged_candidate(candidate: Candidate, gates: Sequence[Gate], metrics: Mapping[str, Metric]) -> Candidate:
     mine = [gate for gate in gates if gate.candidate == candidate.name]
     if not mine:
         return candidate.model_copy(update={"verdict": "not-gated", "deciding": None, "worst_risk": None})
-    worst = _worst(mine)
+    worst = _worst(mine, metrics)
     verdict = "inconclusive" if worst.verdict == "not-measured" else worst.verdict
     risks = [gate for gate in mine if gate.finding is not None and gate.value is not None]
-    nearest = min(risks, key=_margin).finding if risks else None
+    nearest = min(risks, key=lambda gate: _margin(gate, metrics)).finding if risks else None
     return candidate.model_copy(update={"verdict": verdict, "deciding": worst.sentence, "worst_risk": nearest})
 
 
 def _overall(
-    candidates: Sequence[Candidate], gates: Sequence[Gate], release: Sequence[str]
+    candidates: Sequence[Candidate], gates: Sequence[Gate], release: Sequence[str], metrics: Mapping[str, Metric]
 ) -> tuple[Verdict, list[str]]:
     rows = {candidate.name: candidate for candidate in candidates}
     missing = [name for name in release if name not in rows]
@@ -278,7 +288,7 @@ def _overall(
             sentences = ["No candidate is up for release."]
         return "inconclusive", [*sentences, *_sentences(open_, present, "are inconclusive")][:3]
     mine = [gate for gate in gates if gate.candidate in release]
-    tightest = min(mine, key=lambda gate: (gate.value is None, _margin(gate)))
+    tightest = min(mine, key=lambda gate: (gate.value is None, _margin(gate, metrics)))
     count = "The candidate up for release passes" if len(present) == 1 else f"All {len(present)} candidates pass"
     nearest = "" if tightest.value is None else "Nearest to its limit: "
     return "pass", [f"{count}. {nearest}{tightest.sentence}"]
@@ -292,14 +302,14 @@ def _sentences(rows: Sequence[Candidate], present: Sequence[Candidate], what: st
     return sentences
 
 
-def _worst(gates: Sequence[Gate]) -> Gate:
+def _worst(gates: Sequence[Gate], metrics: Mapping[str, Metric]) -> Gate:
     """The gate that decides: fail before inconclusive before not measured before pass, then the least margin."""
     order = ["fail", "inconclusive", "not-measured", "pass"]
-    return min(gates, key=lambda gate: (order.index(gate.verdict), _margin(gate)))
+    return min(gates, key=lambda gate: (order.index(gate.verdict), _margin(gate, metrics)))
 
 
-def _margin(gate: Gate) -> float:
+def _margin(gate: Gate, metrics: Mapping[str, Metric]) -> float:
     """How far the unfavourable end of the interval keeps within the limit; negative beyond it."""
     if gate.low is None or gate.high is None or gate.limit is None:
         return 0.0
-    return gate.low - gate.limit if words.metric(gate.rule).better == "higher" else gate.limit - gate.high
+    return gate.low - gate.limit if metrics[gate.rule].better == "higher" else gate.limit - gate.high

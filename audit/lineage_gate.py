@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
+
+from pydantic import JsonValue
 
 from .findings import Candidate, Gate, RowVerdict
 
@@ -31,7 +33,7 @@ def lineage_gate(candidate: Candidate) -> Gate | None:
         return _gate(candidate, "inconclusive", told)
     verdict: RowVerdict = "pass"
     if found.verdict == "not nearest":
-        rounding = recipe.get("quantize", recipe).get("rounding")
+        rounding = _quantize(recipe).get("rounding")
         verdict = "pass" if rounding in ("adaptive", "stochastic") else "inconclusive"
     elif found.verdict != "confirmed":
         verdict = "fail" if promised == "rounding" else "inconclusive"
@@ -54,13 +56,22 @@ def _gate(candidate: Candidate, verdict: RowVerdict, told: str) -> Gate:
     )
 
 
-def _promise(recipe: Mapping[str, Any]) -> Literal["rounding", "shapes"] | None:
+def _quantize(recipe: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
+    """The fields of its quantisation: of mixed precision they stand one level deeper."""
+    inner = recipe.get("quantize", recipe)
+    return inner if isinstance(inner, Mapping) else {}
+
+
+def _promise(recipe: JsonValue) -> Literal["rounding", "shapes"] | None:
     """What a declared recipe says of the weights: only rounded, of the dense model's shapes at least, or nothing."""
+    if not isinstance(recipe, dict):
+        return None
     kind = recipe.get("kind")
     if kind in ("quantize", "mixed-precision"):
-        return "rounding" if recipe.get("quantize", recipe).get("fine_tune") is None else "shapes"
+        return "rounding" if _quantize(recipe).get("fine_tune") is None else "shapes"
     if kind == "chain":
-        return "shapes" if all(_promise(step) for step in recipe.get("steps", ())) else None
+        steps = recipe.get("steps")
+        return "shapes" if isinstance(steps, list) and all(_promise(step) for step in steps) else None
     keeps = kind in ("share", "dynamic-sparsity")
     keeps |= kind == "prune" and recipe.get("structure", "weights") in ("weights", "n:m")
     return "shapes" if keeps else None

@@ -3,85 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TypeVar
 
-from ..attacks.attack import ATTACKS, Attack
-from ..compression.recipe import RECIPES, Recipe
-from ..defenses.defense import DEFENSES, CompressionDefense, Defense, TrainingDefense
+from ..attacks.attack import ATTACKS, Attack, Task
+from ..compression.recipe import RECIPES
+from ..defenses.defense import DEFENSES, CompressionDefense, TrainingDefense
 from ..targets.errors import InputError, NotApplicable
 from ..targets.records import Bounds
+from ..targets.runtime import RUNTIMES, Runtime
 from ..training.architecture import Architecture
-from ..training.trainer import Trainer
-from .files import FinishedFile
-from .plan import Plan
+from .audited import AuditedModel, Candidate, DenseModel, FinishedFile
+from .plan import DENSE, Plan
 from .presets import ATTACK_PRESETS, RECIPE_WORDS
-from .subject import DenseModel, Subject
+from .sections import CandidatePlan
+from .subject import Subject
 
-PLAIN = "dense"
-
-
-@dataclass(frozen=True)
-class Dense:
-    """An uncompressed model: the plain one, or one hardened by a training defense; parent of candidates."""
-
-    name: str
-    defense: TrainingDefense | None
-    architecture: Architecture
-    trainer: Trainer
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One model that is deployed and attacked.
-
-    Args:
-        parent: the dense model it came from, or that it is; None for a finished file about which nothing is known.
-        recipe: None for a dense model, which is audited as it is; of a finished file, how it is declared to be made.
-        file: the finished file that is deployed; None: what the recipe makes, or the dense model as it was trained.
-        draws: a random defense's other draws of the recipe, each audited beside the one that is shipped.
-    """
-
-    name: str
-    parent: Dense | None
-    recipe: Recipe | None
-    defense: Defense | None = None
-    control: bool = False
-    draws: tuple[Recipe, ...] = ()
-    file: FinishedFile | None = None
-
-    @property
-    def is_dense(self) -> bool:
-        return self.parent is not None and self.parent.name == self.name
-
-    @property
-    def dense(self) -> Dense:
-        """The parent of a contender that has one."""
-        assert self.parent is not None, f"{self.name} came from no known model"
-        return self.parent
-
-    @property
-    def baselines(self) -> list[str]:
-        """Names of the models it is compared with: its own parent first, then the plain dense model."""
-        if self.parent is None:
-            return []
-        names = [] if self.is_dense else [self.parent.name]
-        return names if self.parent.name == PLAIN else [*names, PLAIN]
-
-    @property
-    def touches_members_after_dp(self) -> bool:
-        """Compression that looks at members voids the epsilon of a parent trained with differential privacy."""
-        private = self.parent is not None and self.parent.defense is not None and self.parent.defense.kind == "dp-sgd"
-        return private and self.recipe is not None and self.recipe.touches_records
+T = TypeVar("T", Attack, Runtime)
 
 
 @dataclass(frozen=True)
 class Lineup:
-    dense: tuple[Dense, ...]  # the plain one first
-    contenders: tuple[Contender, ...]  # the dense ones first, then the plan's candidates in its order
-    attacks: tuple[Attack, ...]
+    dense: tuple[DenseModel, ...]  # the plain one first
+    candidates: tuple[Candidate | FinishedFile, ...]  # in the plan's order
+    attacks: tuple[tuple[Attack, str], ...]  # each with the label its findings carry
+    runtimes: tuple[tuple[Runtime, str], ...]  # the plan's other runtimes, labelled as attacks are
 
-    def contender(self, name: str) -> Contender:
-        return next(contender for contender in self.contenders if contender.name == name)
+    @cached_property
+    def models(self) -> dict[str, AuditedModel]:
+        """All that are deployed and attacked, by name; the dense ones first."""
+        return {model.name: model for model in (*self.dense, *self.candidates)}
 
 
 def assemble(plan: Plan, subject: Subject) -> Lineup:
@@ -90,53 +42,61 @@ def assemble(plan: Plan, subject: Subject) -> Lineup:
     Raises:
         InputError: an unknown or ill-defined technique, named with its candidate.
     """
-    plain = None if subject.model is None else Dense(PLAIN, None, subject.model.architecture, subject.model.trainer)
-    dense = {} if plain is None else {PLAIN: plain}
-    candidates: list[Contender] = []
+    dense = {} if subject.model is None else {DENSE: subject.model}
+    candidates = []
     for name, entry in plan.candidates.items():
         try:
-            recipe = None if entry.recipe is None else RECIPES.parse(_expand(entry.recipe))
-            defense = None if entry.defense is None else DEFENSES.parse(entry.defense)
-        except InputError as error:
-            raise InputError(f"Candidate {name!r}: {error}") from None
-        if defense is not None and subject.data.regression:
-            raise InputError(f"Candidate {name!r}: the defense {defense.kind} is one of classifiers: leave it out.")
-        parent = plain
-        draws: tuple[Recipe, ...] = ()
-        try:
-            if isinstance(defense, TrainingDefense) and subject.model is not None:
-                parent = dense.setdefault(
-                    _dense_name(defense, dense), _harden(defense, subject.model, subject.data.bounds, dense)
-                )
-            elif isinstance(defense, CompressionDefense):
-                if recipe is None:
-                    raise InputError(f"defense {defense.kind!r} hardens a recipe, and there is none.")
-                recipe, *others = defense.recipes(recipe)
-                draws = tuple(others)
+            candidates.append(_candidate(name, entry, subject, dense))
         except (InputError, NotApplicable) as error:
             raise InputError(f"Candidate {name!r}: {error}") from None
-        candidates.append(
-            Contender(name, parent, recipe, defense, entry.control, draws, subject.files.get(name)),
-        )
-    references = [
-        Contender(one.name, one, None, one.defense, file=subject.files.get(one.name)) for one in dense.values()
-    ]
-    return Lineup(tuple(dense.values()), (*references, *candidates), _attacks(plan))
+    runtimes = [RUNTIMES.parse(one) for one in plan.runtimes]
+    return Lineup(tuple(dense.values()), tuple(candidates), _labelled(_attacks(plan)), _labelled(runtimes))
+
+
+def _candidate(
+    name: str, entry: CandidatePlan, subject: Subject, dense: dict[str, DenseModel]
+) -> Candidate | FinishedFile:
+    """One candidate; `dense` gains the hardened model it comes from."""
+    recipe = None if entry.recipe is None else RECIPES.parse(_expand(entry.recipe))
+    defense = None if entry.defense is None else DEFENSES.parse(entry.defense)
+    parent = subject.model
+    if name in subject.files:
+        return FinishedFile(name, subject.files[name], parent, recipe, entry.control)
+    if recipe is None:
+        raise InputError(f"defense {entry.defense!r} hardens a recipe, and there is none.")
+    assert parent is not None, "the plan's validator asks for a dense model"
+    if defense is None:
+        return Candidate(name, parent, recipe, None, entry.control)
+    if _task(subject) not in defense.tasks:
+        raise InputError(f"the defense {defense.kind} is one of classifiers: leave it out.")
+    draws = [recipe]
+    if isinstance(defense, TrainingDefense):
+        parent = _hardened(defense, parent, subject.data.bounds, dense)
+    elif isinstance(defense, CompressionDefense):
+        draws = defense.recipes(recipe)
+    return Candidate(name, parent, draws[0], defense, entry.control, tuple(draws[1:]))
+
+
+def _task(subject: Subject) -> Task:
+    return Task.REGRESSION if subject.data.regression else Task.CLASSIFICATION
 
 
 def _expand(recipe: object) -> object:
     return RECIPE_WORDS.get(recipe, recipe) if isinstance(recipe, str) else recipe
 
 
-def _attacks(plan: Plan) -> tuple[Attack, ...]:
+def _attacks(plan: Plan) -> list[Attack]:
     raw = ATTACK_PRESETS[plan.attacks] if isinstance(plan.attacks, str) else plan.attacks
-    return tuple(ATTACKS.parse(item) for item in raw)
+    return [ATTACKS.parse(item) for item in raw]
 
 
-def _dense_name(defense: TrainingDefense, dense: dict[str, Dense]) -> str:
-    """One hardened dense model per distinct defense; a second of the same kind gets a number."""
-    same = [name for name, one in dense.items() if one.defense == defense]
-    return same[0] if same else numbered(f"{PLAIN}-{defense.kind}", dense)
+def _labelled(techniques: list[T]) -> tuple[tuple[T, str], ...]:
+    """Each technique with its kind, numbered where a kind occurs twice."""
+    labelled: list[tuple[T, str]] = []
+    kinds = {technique.kind for technique in techniques}
+    for technique in techniques:
+        labelled.append((technique, numbered(technique.kind, [label for _, label in labelled], kinds)))
+    return tuple(labelled)
 
 
 def numbered(name: str, taken: Collection[str], reserved: Collection[str] = ()) -> str:
@@ -147,7 +107,24 @@ def numbered(name: str, taken: Collection[str], reserved: Collection[str] = ()) 
     return free
 
 
-def _harden(defense: TrainingDefense, model: DenseModel, bounds: Bounds, dense: dict[str, Dense]) -> Dense:
-    plain = model.architecture
-    architecture = Architecture(f"{plain.name}|{defense.kind}", lambda: defense.adapt(plain.build()))
-    return Dense(_dense_name(defense, dense), defense, architecture, defense.trainer(model.trainer, bounds))
+def _hardened(defense: TrainingDefense, plain: DenseModel, bounds: Bounds, dense: dict[str, DenseModel]) -> DenseModel:
+    """One hardened dense model per distinct defense; a second of the same kind gets a number."""
+    for known in dense.values():
+        if known.hardened == defense:
+            return known
+    name = numbered(f"{DENSE}-{defense.kind}", dense)
+    architecture = Architecture(
+        f"{plain.architecture.name}|{defense.kind}", lambda: defense.adapt(plain.architecture.build())
+    )
+    trainer = defense.trainer(plain.trainer, bounds)
+    dense[name] = replace(
+        plain,
+        name=name,
+        architecture=architecture,
+        trainer=trainer,
+        hardened=defense,
+        state=None,
+        file=None,
+        undefended=plain.architecture,
+    )
+    return dense[name]

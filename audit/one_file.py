@@ -12,7 +12,7 @@ from .plan import DENSE, Plan, validated
 from .yaml_plan import Source
 
 SHADOWS = 16  # so that one line takes minutes; a plan may ask for more
-DATA = "an .npz with x_test and y_test (and x_train, y_train to audit membership)"
+DATA = "an .npz with x_test and y_test (and x_train, y_train for what it gives away of its training records)"
 
 
 def plan_of_options(artifact: Path, options: Mapping[str, Any]) -> Plan:

@@ -11,17 +11,18 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from ..targets.errors import InputError
 from ..targets.technique import Registry, Technique, faults
-from .sections import CandidatePlan, DataPlan, MemoryData, ModelPlan, ShadowPlan
+from .sections import CandidatePlan, DataPlan, EnginePlan, LocalEngine, MemoryData, ModelPlan, ShadowPlan
 from .settings import Settings, did_you_mean, fault, technique_like
 from .yaml_plan import SIZE_CAP, Source, Steps, load_yaml, read_text
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
+UNIONS = {"data": "digits, npz or csv", "engine": "local or ray"}  # sections of several kinds, and which
 LEVELS = ("quick", "standard", "thorough")
 DENSE = "dense"  # and dense-<defense>: the names the audit gives to the uncompressed models
 
@@ -45,7 +46,7 @@ class Plan(Settings):
     runtimes: tuple[Any, ...] = Field(
         (), description="also run every ONNX file in these, and report how far they agree with ONNX Runtime"
     )
-    workers: int | Literal["auto"] = Field("auto", description="processes; 0 works in this one")
+    engine: EnginePlan = Field(LocalEngine(), description="where the work is done; no finding depends on it")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto is CUDA where there is one")
     declared: dict[str, str] = Field({}, description="measures the audit cannot verify, by name, e.g. tee")
 
@@ -75,13 +76,6 @@ class Plan(Settings):
         if isinstance(value, str) or (isinstance(value, Mapping) and value):
             return value
         raise fault("must be the name of a policy, the path of a policy file, or a mapping of limits")
-
-    @field_validator("workers", mode="plain")
-    @classmethod
-    def _workers(cls, value: Any) -> Any:
-        if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 256):
-            return value
-        raise fault("must be auto, or a number of processes from 0 (work in this process) to 256")
 
     @field_validator("candidates")
     @classmethod
@@ -127,6 +121,12 @@ class Plan(Settings):
             raise fault("names no candidate; leave release out to judge all", "release")
         return self
 
+    @model_validator(mode="after")
+    def _a_device_of_the_cluster(self) -> Plan:
+        if self.engine.kind == "ray" and self.device.startswith("cuda:"):
+            raise fault("on a cluster Ray chooses the GPU: write cuda", "device")
+        return self
+
     @property
     def up_for_release(self) -> tuple[str, ...]:
         """The candidates the overall verdict covers."""
@@ -136,8 +136,8 @@ class Plan(Settings):
 
     @property
     def digest(self) -> str:
-        """sha256 (hex) of all that can change a result; the number of workers cannot."""
-        fields = self.model_dump(mode="json", exclude={"workers"})
+        """sha256 (hex) of all that can change a result; where it is computed cannot."""
+        fields = self.model_dump(mode="json", exclude={"engine"})
         return hashlib.sha256(json.dumps(fields, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
     def where(self, *steps: str | int) -> str:
@@ -168,8 +168,8 @@ def parse_plan(text: str, name: str = "plan.yaml") -> Plan:
 S = TypeVar("S", bound=Settings)
 
 
-def validated(model: type[S], raw: Any, source: Source, at: Steps = ()) -> S:
-    """A section from plain values that stand at `at` in `source`.
+def validated(model: type[S], raw: Any, source: Source, at: Steps = (), context: Mapping[str, Any] | None = None) -> S:
+    """A section from plain values that stand at `at` in `source`; its validators may ask for the context.
 
     Raises:
         InputError: every fault, each with its line.
@@ -178,7 +178,7 @@ def validated(model: type[S], raw: Any, source: Source, at: Steps = ()) -> S:
         keys = ", ".join(model.model_fields)
         raise InputError(f"{source.where(at)}: expected a mapping with the keys {keys}.")
     try:
-        return model.model_validate(raw)
+        return model.model_validate(raw, context=context)
     except ValidationError as error:
         raise InputError(with_lines(error, source, at)) from None
 
@@ -187,10 +187,11 @@ def with_lines(error: ValidationError, source: Source, at: Steps = ()) -> str:
     """A sentence for each fault: its line, the key, what is wrong with it."""
     sentences = []
     for steps, message in faults(error):
-        if steps == ("data", "kind"):
-            message = "must be digits, npz or csv"
-        elif len(steps) > 1 and steps[0] == "data":
-            steps = (steps[0], *steps[2:])  # the tag that a union adds
+        if len(steps) > 1 and steps[0] in UNIONS:
+            if steps[1:] == ("kind",):
+                message = f"must be {UNIONS[str(steps[0])]}"
+            else:
+                steps = (steps[0], *steps[2:])  # the tag that a union adds
         steps, message = (*at, *steps), message[:1].lower() + message[1:]
         key = ".".join(str(step) for step in steps)
         sentence = f"{source.where(steps)}: {key}{': ' if key else ''}{message}"

@@ -6,30 +6,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
+from ..attacks.risk import Metric
 from ..targets.errors import InputError
-from . import words
 from .plan import validated
 from .settings import Settings, did_you_mean, fault
 from .yaml_plan import SIZE_CAP, Source, load_yaml, read_text
 
-SUBJECTS = {  # metric -> how a sentence calls it
-    "accuracy": "accuracy",
-    "mean_squared_error": "the mean squared error, as a share of the variance,",
-    "robust_accuracy": "robust accuracy",
-    "tpr_at_1_percent_fpr": "the share of members exposed at 1 % false accusations",
-    "auc": "the membership attack's AUC",
-    "fidelity": "the stolen copy's fidelity",
-}
-QUALITIES = ("accuracy", "mean_squared_error")  # of a candidate itself; the others are of findings
 EXACT = 1e-9  # slack for rounding in a limit or an interval's end
 
 
 class Policy(Settings):
-    """Limits by metric: accuracy (or mean_squared_error), robust_accuracy, tpr_at_1_percent_fpr, auc, fidelity.
+    """Limits by metric: accuracy (or mean_squared_error) and the figures of the attacks; the catalogue lists them.
 
-    All are fractions: 2 points are 0.02. A metric without a limit is reported and not judged.
+    Shares and scores are fractions: 2 points are 0.02. A metric without a limit is reported and not judged.
     """
 
     name: str = Field(default="custom", min_length=1, max_length=200)
@@ -44,33 +35,42 @@ class Policy(Settings):
 
     @field_validator("changes", "absolutes")
     @classmethod
-    def _known_metrics(cls, value: dict[str, float]) -> dict[str, float]:
-        for metric, limit in value.items():
-            if metric not in SUBJECTS:
-                raise fault(did_you_mean("is not a metric", metric, list(SUBJECTS)), metric)
-            if abs(limit) > 1:
-                raise fault(f"{limit:g} is no fraction; 2 points are written 0.02", metric)
+    def _known_metrics(cls, value: dict[str, float], info: ValidationInfo) -> dict[str, float]:
+        for name, limit in value.items():
+            metric = _metric(name, info)
+            if metric is not None and metric.unit != "number" and abs(limit) > 1:
+                raise fault(f"{limit:g} is no fraction; 2 points are written 0.02", name)
         return value
 
     @field_validator("changes")
     @classmethod
-    def _signs(cls, value: dict[str, float]) -> dict[str, float]:
-        for metric, limit in value.items():
-            if (words.metric(metric).better == "higher" and limit > 0) or (
-                words.metric(metric).better == "lower" and limit < 0
-            ):
+    def _signs(cls, value: dict[str, float], info: ValidationInfo) -> dict[str, float]:
+        for name, limit in value.items():
+            metric = _metric(name, info)
+            if metric is not None and limit * (1 if metric.better == "higher" else -1) > 0:
                 raise fault(
-                    f"{limit:g} asks for more than the parent has; to allow that much worse, write {-limit:g}", metric
+                    f"{limit:g} asks for more than the parent has; to allow that much worse, write {-limit:g}", name
                 )
         return value
 
     @field_validator("absolutes")
     @classmethod
-    def _not_negative(cls, value: dict[str, float]) -> dict[str, float]:
-        for metric, limit in value.items():
-            if limit < 0:
-                raise fault(f"{limit:g} is no value this metric can take; changes stand under `changes`", metric)
+    def _not_negative(cls, value: dict[str, float], info: ValidationInfo) -> dict[str, float]:
+        for name, limit in value.items():
+            metric = _metric(name, info)
+            if metric is not None and limit < 0 and metric.unit != "number":
+                raise fault(f"{limit:g} is no value this metric can take; changes stand under `changes`", name)
         return value
+
+
+def _metric(name: str, info: ValidationInfo) -> Metric | None:
+    """One of the metrics that the policy is read for; None for a policy written in code, which is read for none."""
+    if info.context is None:
+        return None
+    metrics: Mapping[str, Metric] = info.context
+    if name not in metrics:
+        raise fault(did_you_mean("is not a metric", name, list(metrics)), name)
+    return metrics[name]
 
 
 BUILT_IN = {
@@ -90,8 +90,13 @@ BUILT_IN = {
 }
 
 
-def load_policy(raw: str | Mapping[str, Any], folder: Path, source: Source | None = None) -> Policy:
+def load_policy(
+    raw: str | Mapping[str, Any], folder: Path, metrics: Mapping[str, Metric], source: Source | None = None
+) -> Policy:
     """The policy a plan or command line names: a built-in one, a YAML file seen from `folder`, or the limits.
+
+    Args:
+        metrics: those it may limit, by name.
 
     Raises:
         InputError: no such policy, or one that limits nothing; the message names the line where there is one.
@@ -100,12 +105,13 @@ def load_policy(raw: str | Mapping[str, Any], folder: Path, source: Source | Non
     if isinstance(raw, str) and raw in BUILT_IN:
         return BUILT_IN[raw]
     if not isinstance(raw, str):
-        policy = validated(Policy, raw, source or Source("the policy"), () if source is None else ("policy",))
+        at = () if source is None else ("policy",)
+        policy = validated(Policy, raw, source or Source("the policy"), at, metrics)
     elif Path(raw).suffix in (".yaml", ".yml", ".json") or "/" in raw:
         path = folder / raw
         values, lines = load_yaml(read_text(path, "policy", SIZE_CAP), path.name)
         named = {"name": path.stem[:200], **values} if isinstance(values, Mapping) else values
-        policy = validated(Policy, named, lines)
+        policy = validated(Policy, named, lines, (), metrics)
     else:
         message = did_you_mean(f"there is no policy {raw!r}", raw, list(BUILT_IN))
         raise InputError(

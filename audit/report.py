@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -20,24 +18,16 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..attacks.risk import ACCURACY, Chart
+from ..attacks.risk import Risk as RiskWords
 from . import charts, defense_views, dot_charts, footprint_views, risk_views, views, words
 from .findings import Audit, Candidate, Finding, Point, ThreatModel
+from .writing import write
 
 # Charts hold this many models beside the grey reference; more would be hard to tell apart.
 _MODELS_PER_PANEL = 4
 _POINTS_PER_LINE = 60
-
-_TECHNIQUES = {
-    "prune": "Pruning",
-    "quantize": "Quantization",
-    "distill": "Distillation",
-    "factorize": "Factorization",
-    "share": "Weight sharing",
-    "chain": "Chains",
-    "mixed-precision": "Mixed precision",
-    "dynamic-sparsity": "Dynamic sparsity",
-    "file": "Finished files",
-}
+_ROOT = __name__.partition(".")[0]  # the package that holds the templates
 
 
 def render(audit: Audit, path: Path) -> None:
@@ -49,32 +39,13 @@ def render(audit: Audit, path: Path) -> None:
     write(path, to_html(audit))
 
 
-def write(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all: under another name first, flushed to the disk, then renamed.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(text.encode("utf-8"))
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def to_html(audit: Audit) -> str:
     """The report as one HTML document."""
     ix = views.index(audit)
     columns = views.columns(audit)
     matrix = [c for c in columns if c.gated or "/" not in c.suffix]
     hardened = defense_views.hardened_models(ix, matrix)
-    style = resources.files(__package__.rpartition(".")[0]).joinpath("report_templates", "style.css")
+    style = resources.files(_ROOT).joinpath("report_templates", "style.css")
     return (
         _environment()
         .get_template("report.html.j2")
@@ -93,13 +64,14 @@ def to_html(audit: Audit) -> str:
             risk_views=risk_views,
             defense_views=defense_views,
             words=words,
+            ACCURACY=ACCURACY,
         )
     )
 
 
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader(__package__.rpartition(".")[0], "report_templates"),
+        loader=PackageLoader(_ROOT, "report_templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -129,8 +101,8 @@ def _final(value: Any) -> Any:
 class Risk:
     """Everything the section of one risk prints."""
 
-    key: str
-    words: words.RiskWords
+    name: str
+    words: RiskWords
     columns: list[views.Column]
     threats: list[ThreatModel]
     charts: list[charts.Chart]
@@ -140,16 +112,16 @@ class Risk:
 
 def _risks(ix: views.Index, columns: list[views.Column]) -> list[Risk]:
     risks = []
-    for key, text in words.RISKS.items():
-        mine = [c for c in columns if c.risk == key]
+    for name, text in ix.audit.risks.items():
+        mine = [c for c in columns if c.risk == name]
         if not mine:
             continue
         findings = [f for c in mine for f in c.findings.values()]
         measured = [f for f in findings if f.estimate is not None]  # who attacked nothing is no attacker
         measured.sort(key=lambda finding: finding.candidate not in ix.audit.release)  # theirs are told first
         hit = next(((c, h) for c in mine if (h := risk_views.who_is_hit(ix, c)) is not None), None)
-        panels, ids = _panels(ix, key, mine), views.taxonomy(findings)
-        risks.append(Risk(key, text, mine, risk_views.threats(measured), panels, ids, hit))
+        panels, ids = _panels(ix, text.chart, mine), views.taxonomy(findings)
+        risks.append(Risk(name, text, mine, risk_views.threats(measured), panels, ids, hit))
     return risks
 
 
@@ -161,11 +133,11 @@ def _groups(ix: views.Index) -> list[tuple[str, list[str]]]:
     wanted: dict[str, list[str]] = {}
     for c in ix.audit.candidates:
         if c is not ix.plain and c.defense is None:
-            title = "Controls" if c.role == "control" else _TECHNIQUES.get(c.technique, words.label(c.technique))
+            title = "Controls" if c.role == "control" else words.label(c.family)
             wanted.setdefault(title, []).append(c.name)
     for c in ix.audit.candidates:
         if c.defense is not None:
-            wanted.setdefault(f"Defense: {words.defense(c.defense)}", []).append(c.name)
+            wanted.setdefault(f"Defense: {words.label(c.defense_title or c.defense)}", []).append(c.name)
     panels: list[tuple[list[str], list[str]]] = []
     for title, names in wanted.items():
         last = panels[-1] if panels else None
@@ -182,23 +154,19 @@ def _lower(title: str) -> str:
     return title if title[:2].isupper() else title[0].lower() + title[1:]
 
 
-_HEADLINES = {"evasion": "worst case", "membership": "roc", "extraction": "scores"}
+def _main_curve(finding: Finding, chart: Chart) -> list[Point]:
+    """The curve that stands for the finding; else its first."""
+    return finding.curves.get(chart.curve) or next(iter(finding.curves.values()), [])
 
 
-def _main_curve(finding: Finding) -> list[Point]:
-    """The curve of the finding itself: the worst case, the ROC, the attacker who sees scores; else its first."""
-    name = _HEADLINES[finding.risk]
-    return finding.curves[name] if name in finding.curves else next(iter(finding.curves.values()), [])
-
-
-def _panels(ix: views.Index, risk: str, columns: Sequence[views.Column]) -> list[charts.Chart]:
+def _panels(ix: views.Index, chart: Chart, columns: Sequence[views.Column]) -> list[charts.Chart]:
     """Small charts on common axes, a few models each, the plain dense model in grey in every one."""
     column = next((c for c in columns if any(f.curves for f in c.findings.values())), None)
     if column is None:
         return []
-    curves = {name: _thinned(_main_curve(f)) for name, f in column.findings.items() if f.curves}
+    curves = {name: _thinned(_main_curve(f, chart)) for name, f in column.findings.items() if f.curves}
     points = [p for line in curves.values() for p in line]
-    x, y = _axes(risk, column, points)
+    x, y = _axes(chart, column, points)
     panels: list[tuple[str, list[charts.Series]]] = []
     for title, names in _groups(ix):
         series = []
@@ -208,28 +176,31 @@ def _panels(ix: views.Index, risk: str, columns: Sequence[views.Column]) -> list
             if name not in curves:
                 continue
             series.append(charts.Series(name, curves[name], place))
-            labels_only = column.findings[name].curves.get("labels")
-            if risk == "extraction" and labels_only:
-                series.append(charts.Series(name, labels_only, place, dashed=True))
+            second = column.findings[name].curves.get(chart.dashed or "")
+            if second:
+                series.append(charts.Series(name, second, place, dashed=True))
         if any(s.group for s in series):
             panels.append((title, series))
     rows = max((math.ceil(sum(not s.dashed for s in series) / 2) for _, series in panels), default=0)
-    drawn = [charts.lines(title, s, x, y, key_rows=rows, diagonal=risk == "membership") for title, s in panels]
+    drawn = [charts.lines(title, s, x, y, key_rows=rows, diagonal=chart.rates) for title, s in panels]
     return [panel for panel in drawn if panel is not None]
 
 
-def _axes(risk: str, column: views.Column, points: list[Point]) -> tuple[charts.Axis, charts.Axis]:
-    name = words.metric(column.metric).name.split(" (")[0].lower()
-    x_name = words.RISKS[risk].x_name
-    if risk == "membership":
+def _axes(chart: Chart, column: views.Column, points: list[Point]) -> tuple[charts.Axis, charts.Axis]:
+    name = column.metric.title.split(" (")[0].lower()
+    if chart.rates:
         rates = [v for p in points for v in (p.x, p.estimate) if v > 0]
         ends = (max(1e-4, min([0.01, *rates])), 1.0)
-        return charts.Axis(x_name, log=True, percent=True, ends=ends), charts.Axis(
+        return charts.Axis(chart.x, log=True, percent=True, ends=ends), charts.Axis(
             "true positive rate", log=True, percent=True, ends=ends
         )
     lowest = min([p.low if p.low is not None else p.estimate for p in points], default=0.0)
-    floor = max(0.0, int(lowest * 10) / 10 - 0.1) if risk == "extraction" else 0.0
-    return charts.Axis(x_name, log=risk == "extraction"), charts.Axis(name, percent=True, ends=(floor, 1.02))
+    if column.metric.unit != "percent":
+        highest = max([p.high if p.high is not None else p.estimate for p in points], default=1.0)
+        ends = (min(0.0, lowest) if chart.from_zero else lowest, highest + 0.02 * max(highest - lowest, 1e-9))
+        return charts.Axis(chart.x, log=chart.log_x), charts.Axis(name, ends=ends)
+    floor = 0.0 if chart.from_zero else max(0.0, int(lowest * 10) / 10 - 0.1)
+    return charts.Axis(chart.x, log=chart.log_x), charts.Axis(name, percent=True, ends=(floor, 1.02))
 
 
 def _thinned(points: list[Point]) -> list[Point]:
@@ -267,8 +238,8 @@ def _defense_charts(rows: list[defense_views.Hardened], columns: Sequence[views.
                     plain = _ends(b.plain.estimate) if b.plain is not None and b.plain.estimate is not None else None
                     naive = b.naive.estimate if b.naive is not None else None
                     pairs.append(dot_charts.Pair(row.candidate.name, plain, _ends(b.hardened.estimate), naive))
-        known = words.metric(column.metric)
-        made.append(dot_charts.pairs(known.name, pairs, percent=known.unit == "percent"))
+        percent = column.metric.unit == "percent"
+        made.append(dot_charts.pairs(column.metric.title, pairs, percent=percent))
     return [chart for chart in made if chart is not None]
 
 

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .findings import Finding, ThreatModel
+from ..attacks.risk import Metric
+from .findings import Finding, GroupEstimate, ThreatModel
 from .views import Column, Index
 from .words import (
     change,
@@ -15,7 +16,6 @@ from .words import (
     figure,
     interval,
     label,
-    metric,
     plural,
 )
 
@@ -42,7 +42,7 @@ def _nice(value: float) -> float:
 def estimate_scale(column: Column) -> Scale:
     """0 to 100 % for rates that are better high and for copies; 0 to the next round number else."""
     found = [f.estimate for f in column.findings.values() if f.estimate is not None]
-    if metric(column.metric).unit == "score":
+    if column.metric.unit == "score":
         low, high = min([0.45, *(e.low for e in found)]), max([0.6, *(e.high for e in found)])
         return Scale(math.floor(low * 20) / 20, math.ceil(high * 20) / 20)
     top = max([0.01, *(e.high for e in found)])
@@ -73,7 +73,7 @@ def takeaways(ix: Index, column: Column) -> list[str]:
             if (count := sum(f.verdict == verdict for f in gated))
         ]
         sentences.append(f"Of {plural(len(gated), 'judged candidate')}: {enumerate_words(counts)}.")
-    higher = metric(column.metric).better == "higher"
+    higher = column.metric.better == "higher"
     sign = 1 if higher else -1
     compared = sorted((f for f in rows if f.changes), key=lambda f: sign * f.changes[0].difference)
     if compared:
@@ -110,14 +110,14 @@ class Hits:
 
     groups: list[str]
     rows: list[tuple[str, list[tuple[str, str]], int | None]]
-    sizes: list[int | None]
+    sizes: list[int]
     sentence: str
 
 
 def who_is_hit(ix: Index, column: Column) -> Hits | None:
     """None when no finding of the column tells groups apart."""
     tables = {
-        name: {str(row.get("name")): row for row in finding.who_is_hit if isinstance(row.get("estimate"), int | float)}
+        name: {row.name: row for row in finding.who_is_hit}
         for name, finding in column.findings.items()
         if finding.who_is_hit
     }
@@ -126,28 +126,21 @@ def who_is_hit(ix: Index, column: Column) -> Hits | None:
     groups = list(dict.fromkeys(group for table in tables.values() for group in table))
     classes = {name: place for place, name in enumerate(ix.audit.data.classes)}
     groups.sort(key=lambda group: classes.get(group, len(classes)))
-    sign = 1 if metric(column.metric).better == "higher" else -1
+    sign = 1 if column.metric.better == "higher" else -1
     rows, tally = [], dict.fromkeys(groups, 0)
     for name, table in tables.items():
-        known = [
-            (sign * _number(table[group], "estimate"), place) for place, group in enumerate(groups) if group in table
-        ]
+        known = [(sign * table[group].estimate, place) for place, group in enumerate(groups) if group in table]
         worst = min(known)[1] if known else None
         if worst is not None:
             tally[groups[worst]] += 1
         rows.append((name, [_hit(table.get(group), column.metric) for group in groups], worst))
     most = max(groups, key=lambda group: tally[group])
-    sizes = [next((int(_number(t[g], "n")) for t in tables.values() if g in t and "n" in t[g]), None) for g in groups]
+    sizes = [next(table[group].n for table in tables.values() if group in table) for group in groups]
     sentence = f"\u201c{label(most)}\u201d is hit hardest in {tally[most]} of {plural(len(rows), 'model')}."
     return Hits(groups, rows, sizes, sentence)
 
 
-def _number(row: dict[str, str | float | int], key: str) -> float:
-    return float(row[key])
-
-
-def _hit(row: dict[str, str | float | int] | None, name: str) -> tuple[str, str]:
+def _hit(row: GroupEstimate | None, metric: Metric) -> tuple[str, str]:
     if row is None:
         return "\u2013", ""
-    ends = interval(_number(row, "low"), _number(row, "high"), name) if {"low", "high"} <= row.keys() else ""
-    return figure(_number(row, "estimate"), name), ends
+    return figure(row.estimate, metric), interval(row.low, row.high, metric)

@@ -11,30 +11,35 @@ import torch
 import yaml
 from pydantic import ValidationError
 
-from ..compression.search import Found, Search, Trial, as_row, from_row, search
+from ..attacks.statistics.rates import clopper_pearson
+from ..compression.search import Found, SearchSettings, TriedRecipe, as_row, from_row, search
 from ..targets.errors import InputError
 from ..targets.model import resolve_device
 from ..targets.technique import explain
 from .cells import cell_key
 from .environment import versions
 from .plan import Plan, parse_plan
-from .report import write
-from .statistics import clopper_pearson
 from .subject import resolve
+from .writing import write
 
 HELD_OUT_WORDS = "accuracy on members that no model of the search was trained on"
 
 
-def settings_of(**fields: Any) -> Search:
+def settings_of(**fields: Any) -> SearchSettings:
     """Raises InputError naming the option that does not fit; None stands for the default."""
     try:
-        return Search.model_validate({name: value for name, value in fields.items() if value is not None})
+        return SearchSettings.model_validate({name: value for name, value in fields.items() if value is not None})
     except ValidationError as error:
-        raise InputError(explain(error, "the search", Search)) from None
+        raise InputError(explain(error, "the search", SearchSettings)) from None
 
 
 def run_search(
-    plan: Plan, folder: Path, out: Path, settings: Search, *, show: Callable[[int, Trial], None] = lambda n, trial: None
+    plan: Plan,
+    folder: Path,
+    out: Path,
+    settings: SearchSettings,
+    *,
+    show: Callable[[int, TriedRecipe], None] = lambda n, trial: None,
 ) -> Found:
     """Searches on the plan's model and writes a plan with what was found to `out`.
 
@@ -67,7 +72,7 @@ def run_search(
     sections[identity] = sections.pop(identity)  # the last one, to which new trials are appended
     write(path, "".join(_lines(sections)))
 
-    def keep(key: str, trial: Trial) -> None:
+    def keep(key: str, trial: TriedRecipe) -> None:
         with path.open("a") as file:
             file.write(json.dumps(as_row(key, trial), allow_nan=False) + "\n")
         known[key] = trial
@@ -110,7 +115,7 @@ def plan_text(plan: Plan, found: Found) -> str:
     return "\n".join(lines) + "\n"
 
 
-def figures(trial: Trial) -> str:
+def figures(trial: TriedRecipe) -> str:
     """What a trial came to, in a line."""
     if trial.why_not is not None:
         return f"not usable: {trial.why_not}"
@@ -120,11 +125,11 @@ def figures(trial: Trial) -> str:
     return f"{accuracy}, payload {trial.payload_bytes} bytes{time}"
 
 
-def words_of(trial: Trial) -> str:
+def words_of(trial: TriedRecipe) -> str:
     """A trial's recipe in a phrase."""
     from ..compression.recipe import RECIPES
 
-    return "uncompressed" if not trial.recipe else RECIPES.parse(trial.recipe).words
+    return "uncompressed" if not trial.recipe else RECIPES.parse(trial.recipe).phrase
 
 
 def _short(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -138,12 +143,12 @@ def _short(recipe: dict[str, Any]) -> dict[str, Any]:
     return short
 
 
-def _sections(path: Path) -> dict[str, dict[str, Trial]]:
+def _sections(path: Path) -> dict[str, dict[str, TriedRecipe]]:
     """Trials of earlier runs by the identity of their search; a line that was cut off or damaged is dropped."""
-    sections: dict[str, dict[str, Trial]] = {}
+    sections: dict[str, dict[str, TriedRecipe]] = {}
     if not path.is_file():
         return sections
-    own: dict[str, Trial] | None = None  # a section without its head belongs to no search
+    own: dict[str, TriedRecipe] | None = None  # a section without its head belongs to no search
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
@@ -157,7 +162,7 @@ def _sections(path: Path) -> dict[str, dict[str, Trial]]:
     return sections
 
 
-def _lines(sections: dict[str, dict[str, Trial]]) -> Iterator[str]:
+def _lines(sections: dict[str, dict[str, TriedRecipe]]) -> Iterator[str]:
     for identity, trials in sections.items():
         yield json.dumps({"search": identity}) + "\n"
         for key, trial in trials.items():

@@ -21,7 +21,7 @@ class DigitsData(Settings):
 
 
 class NpzData(Settings):
-    """An .npz with x_train, y_train (the members), x_test, y_test and what else README, "Data", lists."""
+    """An .npz with x_train, y_train (the members), x_test, y_test and what else docs/inputs.md lists."""
 
     kind: Literal["npz"]
     path: str = Field(description="of the file, seen from the plan's folder")
@@ -35,7 +35,7 @@ class CsvData(Settings):
     """Two CSV files with a header line: one column of labels, the others numbers."""
 
     kind: Literal["csv"]
-    train_path: str | None = Field(None, description="the members; without it membership is not audited")
+    train_path: str | None = Field(None, description="the members; without it no attack on them is run")
     test_path: str = Field(description="the non-members")
     label: str = Field(description="name of the column of labels")
     bounds: tuple[float, float] | None = Field(None, description="smallest and largest value of an input")
@@ -151,7 +151,7 @@ class CandidatePlan(Settings):
 
 
 class ShadowPlan(Settings):
-    """How many shadow models membership inference trains. More see smaller leaks and take longer."""
+    """How many shadow models are trained for attacks that need them. More see smaller leaks and take longer."""
 
     training_free: int = Field(
         default=64, ge=2, le=4096, description="for the dense model and recipes that do not train"
@@ -161,3 +161,33 @@ class ShadowPlan(Settings):
     @property
     def most(self) -> int:
         return max(self.training_free, self.trained)
+
+
+class LocalEngine(Settings):
+    """Cells are computed on this machine."""
+
+    kind: Literal["local"] = "local"
+    workers: int | Literal["auto"] = Field(
+        "auto", description="processes; auto is one per core, and 0 works in the command's own process"
+    )
+
+    @field_validator("workers", mode="plain")
+    @classmethod
+    def _workers(cls, value: Any) -> Any:
+        if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 256):
+            return value
+        raise fault("must be auto, or a number of processes from 0 (work in this process) to 256")
+
+
+class RayEngine(Settings):
+    """Cells are computed on a Ray cluster that is already running; see docs/cluster.md."""
+
+    kind: Literal["ray"]
+    address: str = Field(
+        "auto",
+        pattern=r"^(auto|[A-Za-z0-9._-]+:\d{1,5})$",
+        description="host:port of the cluster's head; auto is the cluster that this machine belongs to",
+    )
+
+
+EnginePlan = Annotated[LocalEngine | RayEngine, Field(discriminator="kind")]

@@ -55,12 +55,12 @@ def technique_like(value: Any, *at: str | int) -> Any:
 
 def _registered(cls: type[Technique]) -> bool:
     from ..attacks.attack import ATTACKS
-    from ..attacks.evasion.engine import PERTURBERS
     from ..compression.recipe import RECIPES
     from ..defenses.defense import DEFENSES
     from ..targets.runtime import RUNTIMES
 
-    return any(registry.has(cls) for registry in (ATTACKS, PERTURBERS, RECIPES, DEFENSES, RUNTIMES))
+    parts = {attack.parts_known for attack in ATTACKS.kinds().values()} - {None}
+    return any(registry.has(cls) for registry in (ATTACKS, RECIPES, DEFENSES, RUNTIMES, *parts) if registry is not None)
 
 
 def did_you_mean(message: str, word: str, known: list[str]) -> str:

@@ -59,7 +59,7 @@ policy: release                       # may lose 2 points of accuracy and 5 of r
 #   absolutes: {robust_accuracy: 0.4, auc: 0.6}
 # release: [int8, prune80]            # which candidates the verdict covers; default: all but controls
 
-# workers: 2                          # processes; default: one per core
+# engine: {kind: local, workers: 2}    # processes; default: one per core; {kind: ray}: a cluster, see docs/cluster.md
 # device: cpu                         # default: CUDA where there is one
 # declared: {tee: "served in an enclave"}   # what the audit cannot verify; the report says so
 """

@@ -23,7 +23,8 @@ from ..targets.records import Bounds
 from ..training.architecture import Architecture
 from ..training.loop import Training
 from ..training.trainer import BuiltinTrainer, Trainer, UserTrainer
-from .files import FinishedFile, open_all
+from .audited import DenseModel
+from .files import OpenedFile, open_all
 from .identity import name_of, state_digest
 from .plan import DENSE, Plan
 from .sections import ModelPlan
@@ -31,25 +32,9 @@ from .sources import source_digest
 
 SHADOWS_DIFFER = (
     "The dense model came with its weights and the plan does not say how it was trained: shadow models use the "
-    "built-in training, so membership may be underestimated. Name model.training or model.training_function."
+    "built-in training, so what it gives away of its training records may be underestimated. Name model.training or "
+    "model.training_function."
 )
-
-
-@dataclass(frozen=True)
-class DenseModel:
-    """The uncompressed model: how it is built and trained, and its weights if they are given.
-
-    Args:
-        state: given weights; None when the audit trains it.
-        shadows_differ: shadow models are not known to be trained as it was.
-        notes: sentences about what had to be changed of the model before it could be audited.
-    """
-
-    architecture: Architecture
-    trainer: Trainer
-    state: dict[str, Tensor] | None
-    shadows_differ: bool = False
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,7 +52,7 @@ class Subject:
     data: Data
     model: DenseModel | None
     identity: str
-    files: Mapping[str, FinishedFile] = field(default_factory=dict)
+    files: Mapping[str, OpenedFile] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -100,7 +85,15 @@ def resolve(plan: Plan, folder: Path) -> Subject:
     differ = state is not None and plan.model.training_function is None and not plan.model.training
     return Subject(
         data,
-        DenseModel(architecture, trainer, state, differ, changed),
+        DenseModel(
+            DENSE,
+            architecture,
+            trainer,
+            state=state,
+            shadows_differ=differ,
+            notes=changed,
+            file=files.get(DENSE),
+        ),
         "|".join([*digests, trainer.identity]),
         files,
         (SHADOWS_DIFFER,) if differ else (),
@@ -145,7 +138,7 @@ def _built(
     return architecture, state, [*digests, state_digest(state)], tuple(changed)
 
 
-def _imported(file: FinishedFile, data: Data) -> tuple[Architecture, dict[str, Tensor], list[str]]:
+def _imported(file: OpenedFile, data: Data) -> tuple[Architecture, dict[str, Tensor], list[str]]:
     """A dense model from an ONNX file: its twin is a torch module, which recipes compress and shadows are like."""
     try:
         module = file.differentiable(data)

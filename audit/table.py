@@ -6,16 +6,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..attacks.risk import ACCURACY, Metric
 from . import words
 from .findings import Audit, Candidate
 
 WIDTH = 140  # of the table where there is no terminal to ask
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
-RISKS = {
-    "robust_accuracy": "robust accuracy",
-    "tpr_at_1_percent_fpr": "members exposed",
-    "fidelity": "copy fidelity",
-}
 
 
 def print_audit(audit: Audit) -> None:
@@ -24,11 +20,12 @@ def print_audit(audit: Audit) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("candidate", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
-    quality = audit.candidates[0].quality_metric if audit.candidates else "accuracy"
-    for name in (quality.replace("_", " "), *RISKS.values(), "payload"):
+    metrics = _headlines(audit)
+    quality = audit.candidates[0].quality_metric if audit.candidates else ACCURACY
+    for name in (quality.title.lower(), *(metric.title.partition(" (")[0].lower() for metric in metrics), "payload"):
         table.add_column(name, justify="right")
     for row in audit.candidates:
-        cells = [words.estimate(row.quality, row.quality_metric), *(_risk(audit, row, metric) for metric in RISKS)]
+        cells = [words.estimate(row.quality, row.quality_metric), *(_risk(audit, row, metric) for metric in metrics)]
         verdict = Text(_verdict(row), style=COLOURS.get(row.verdict, ""))
         name = words.label(row.name) + (" *" if row.name in audit.release else "")
         table.add_row(Text(name), verdict, *cells, _payload(row))
@@ -46,7 +43,9 @@ def print_findings(audit: Audit) -> None:
     """Writes each finding in a line, with its flags and notes, or why there is none; for `--only`."""
     console = _console()
     for finding in audit.findings:
-        console.print(Text(f"{finding.id}: {words.finding_words(finding)} ({finding.verdict})"))
+        console.print(
+            Text(f"{finding.id}: {words.finding_words(finding, audit.metrics[finding.metric])} ({finding.verdict})")
+        )
         for line in (*filter(None, [finding.reason]), *finding.flags, *finding.notes):
             console.print(Text(f"  {words.clean(line)}"))
     if not audit.findings:
@@ -69,9 +68,17 @@ def _verdict(row: Candidate) -> str:
     return f"({row.role})" if row.verdict == "not-gated" else row.verdict
 
 
-def _risk(audit: Audit, row: Candidate, metric: str) -> str:
+def _headlines(audit: Audit) -> list[Metric]:
+    """The main figure of each risk: that of its first finding."""
+    first: dict[str, Metric] = {}
+    for finding in audit.findings:
+        first.setdefault(finding.risk, audit.metrics[finding.metric])
+    return list(first.values())
+
+
+def _risk(audit: Audit, row: Candidate, metric: Metric) -> str:
     """The finding's figure; the first of its metric is the one that policies judge."""
-    found = next((one for one in audit.findings if one.candidate == row.name and one.metric == metric), None)
+    found = next((one for one in audit.findings if one.candidate == row.name and one.metric == metric.name), None)
     if found is None:
         return "\u2013"
     return words.estimate(found.estimate, metric) + (" \u2691" if found.flags else "")

@@ -9,11 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from ..attacks.risk import ACCURACY, QUALITIES, Metric
 from .findings import Audit, Candidate, Finding, Gate
-from .policy import QUALITIES
 from .words import (
-    RISKS,
-    Metric,
     change_interval,
     change_unit,
     enumerate_words,
@@ -22,7 +20,6 @@ from .words import (
     in_text,
     interval,
     label,
-    metric,
     milliseconds,
     plural,
     sentence,
@@ -41,6 +38,9 @@ class Index:
     order: dict[str, int]
     plain: Candidate | None
 
+    def metric(self, name: str) -> Metric:
+        return self.audit.metrics[name]
+
     def of(self, candidate: str) -> list[Finding]:
         return [f for f in self.audit.findings if f.candidate == candidate]
 
@@ -48,7 +48,14 @@ class Index:
         return next((g for g in self.audit.policy if g.finding == finding.id), None)
 
     def accuracy_gate(self, candidate: str) -> Gate | None:
-        return next((g for g in self.audit.policy if g.candidate == candidate and g.rule in QUALITIES), None)
+        return next(
+            (
+                g
+                for g in self.audit.policy
+                if g.candidate == candidate and g.rule in {metric.name for metric in QUALITIES}
+            ),
+            None,
+        )
 
 
 def index(audit: Audit) -> Index:
@@ -62,7 +69,7 @@ def index(audit: Audit) -> Index:
 
 
 def suffix(finding: Finding) -> str:
-    """The part of a finding's id after its candidate: `evasion`, `membership/auc`."""
+    """The part of a finding's id after its candidate: `risk`, `risk/auc`."""
     return finding.id.removeprefix(finding.candidate + "/")
 
 
@@ -72,7 +79,7 @@ class Column:
 
     suffix: str
     risk: str
-    metric: str
+    metric: Metric
     title: str
     setting: str
     findings: dict[str, Finding]
@@ -91,12 +98,16 @@ def columns(audit: Audit) -> list[Column]:
     for name, findings in grouped.items():
         settings = {setting(f.setting) for f in findings}
         common = settings.pop() if len(settings) == 1 else ""
-        first, title = findings[0], metric(findings[0].metric).name
+        first = findings[0]
+        figure = audit.metrics[first.metric]
+        title = figure.title
         detail = name.partition("/")[2].replace("-", " ")
-        if detail and detail != first.metric and any(c.metric == first.metric for c in made):
+        if detail and detail != first.metric and any(c.metric.name == first.metric for c in made):
             title += f", {label(detail)}"
-        made.append(Column(name, first.risk, first.metric, title, common, {f.candidate: f for f in findings}))
-    risks = list(RISKS)
+        made.append(
+            Column(name, first.risk, audit.metrics[first.metric], title, common, {f.candidate: f for f in findings})
+        )
+    risks = list(audit.risks)
     return sorted(made, key=lambda c: (risks.index(c.risk), c.suffix.count("/")))
 
 
@@ -159,7 +170,7 @@ def mend(ix: Index, candidate: Candidate) -> str:
         lost = "accuracy" if candidate.accuracy is not None else "a lower error"
         return f"No defense gives {lost} back: compress less, or fine-tune." if failed else ""
     rest = " Its accuracy needs less compression." if len(risks) < len(failed) else ""
-    names = enumerate_words([in_text(f.metric) for f in risks])
+    names = enumerate_words([in_text(ix.metric(f.metric)) for f in risks])
     menders = []
     for other in ix.audit.candidates:
         if other.defense is None or other.role != "candidate" or other.technique != candidate.technique:
@@ -174,7 +185,7 @@ def mend(ix: Index, candidate: Candidate) -> str:
         return bool(_bones(c.recipe) != _bones(candidate.recipe))
 
     best = min(menders, key=lambda c: (other_recipe(c), c.verdict != "pass", -c.merit))
-    cost = signed(best.quality.estimate - candidate.quality.estimate, "accuracy")
+    cost = signed(best.quality.estimate - candidate.quality.estimate, candidate.quality_metric)
     also = "" if best.verdict == "pass" else f", itself {best.verdict} on another count"
     how = (
         f"What mends {names}: {label(best.defense_words or best.defense or '')}, measured as {label(best.name)}{also} "
@@ -263,20 +274,18 @@ def worst_words(ix: Index, candidate: Candidate) -> tuple[str, str]:
     finding = ix.findings.get(candidate.worst_risk or "")
     if finding is None or finding.estimate is None:
         return "\u2013", ""
-    value = finding.estimate
-    ends = interval(value.low, value.high, finding.metric)
+    value, metric = finding.estimate, ix.metric(finding.metric)
+    ends = interval(value.low, value.high, metric)
     if finding.changes:
         moved = finding.changes[0]
-        ends += (
-            f"; {signed(moved.difference, finding.metric)}{change_unit(finding.metric)} "
-            f"{change_interval(moved.low, moved.high, finding.metric)}"
-        )
-    return f"{metric(finding.metric).name.split(' (')[0]} {figure(value.estimate, finding.metric)}", ends
+        ends += f"; {signed(moved.difference, metric)}{change_unit(metric)} "
+        ends += change_interval(moved.low, moved.high, metric)
+    return f"{metric.title.split(' (')[0]} {figure(value.estimate, metric)}", ends
 
 
 def quality(audit: Audit) -> Metric:
     """What the models of this audit are good at: accuracy, or the mean squared error."""
-    return metric(audit.candidates[0].quality_metric if audit.candidates else "accuracy")
+    return audit.candidates[0].quality_metric if audit.candidates else ACCURACY
 
 
 def common_n(audit: Audit) -> int | None:

@@ -1,4 +1,4 @@
-"""How figures and labels read in a report: cleaned names, rounded numbers, and one sentence per flag, metric and risk.
+"""How figures and labels read in a report: cleaned names, rounded numbers, the parts of sentences.
 
 Every text that reaches the report passes `clean`: control characters, lone surrogates and direction marks are dropped,
 because a class name or a candidate name may come from anywhere.
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from ..attacks.access import Flag
+from ..attacks.risk import Metric
 from .findings import Change, Estimate, Finding, Gate
 
 MINUS = "\u2212"
@@ -42,57 +43,6 @@ def digest(text: str) -> str:
     return label(text.removeprefix("sha256:"), 200)[:12]
 
 
-@dataclass(frozen=True)
-class Metric:
-    """How a metric is called and printed. `unit` is "percent" for rates and "score" for an area under a curve."""
-
-    name: str
-    unit: str
-    better: str
-    meaning: str
-
-
-METRICS = {
-    "accuracy": Metric("Accuracy", "percent", "higher", "Share of evaluation records classified correctly."),
-    "mean_squared_error": Metric(
-        "Mean squared error",
-        "percent",
-        "lower",
-        "Mean squared error as a share of the values' variance: 0 % is perfect, 100 % no better than their mean.",
-    ),
-    "robust_accuracy": Metric(
-        "Robust accuracy",
-        "percent",
-        "higher",
-        "Share of records still classified correctly after the strongest of all attacks that ran, record by record.",
-    ),
-    "tpr_at_1_percent_fpr": Metric(
-        "Members exposed (TPR at 1 % FPR)",
-        "percent",
-        "lower",
-        "Share of training records the attacker names correctly while wrongly accusing at most 1 % of the others. "
-        "1 % is no better than guessing.",
-    ),
-    "auc": Metric(
-        "Membership AUC",
-        "score",
-        "lower",
-        "Chance that a training record looks more like a member than another record does. 0.5 is guessing.",
-    ),
-    "fidelity": Metric(
-        "Copy fidelity",
-        "percent",
-        "lower",
-        "Share of inputs on which the stolen copy answers as the deployed model does.",
-    ),
-}
-
-
-def metric(name: str) -> Metric:
-    """The metric of that name; one that is not known is printed as a percentage under its own name."""
-    return METRICS.get(name) or Metric(label(name.replace("_", " ").capitalize()), "percent", "higher", "")
-
-
 def number(value: float | None, digits: int = 3) -> str:
     """A plain number to `digits` significant digits, without an exponent where that stays short."""
     if value is None:
@@ -106,53 +56,55 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:.{digits}g}".replace("-", MINUS)
 
 
-def figure(value: float | None, name: str) -> str:
-    """A value of the metric `name`: `61.3 %`, or `0.612` for an area under a curve."""
+def figure(value: float | None, metric: Metric) -> str:
+    """A value of a metric: `61.3 %`, or `0.612` for a score."""
     if value is None:
         return "\u2013"
-    if metric(name).unit == "score":
+    if metric.unit == "number":
+        return number(value)
+    if metric.unit == "score":
         return f"{value:.3f}".replace("-", MINUS)
     return f"{100 * value:.1f}{NO_BREAK}%".replace("-", MINUS)
 
 
-def bare(value: float, name: str) -> str:
+def bare(value: float, metric: Metric) -> str:
     """The same without its unit, for use inside an interval."""
-    return figure(value, name).removesuffix(f"{NO_BREAK}%")
+    return figure(value, metric).removesuffix(f"{NO_BREAK}%")
 
 
-def interval(low: float | None, high: float | None, name: str) -> str:
+def interval(low: float | None, high: float | None, metric: Metric) -> str:
     """`[55.3, 66.4]`, in the metric's unit; an empty text when there is none."""
-    return "" if low is None or high is None else f"[{bare(low, name)}, {bare(high, name)}]"
+    return "" if low is None or high is None else f"[{bare(low, metric)}, {bare(high, metric)}]"
 
 
-def signed(value: float, name: str) -> str:
+def signed(value: float, metric: Metric) -> str:
     """A difference with its sign, without a unit: `+1.2` points or `−0.012`."""
-    text = f"{value:+.3f}" if metric(name).unit == "score" else f"{100 * value:+.1f}"
+    text = {"percent": f"{100 * value:+.1f}", "score": f"{value:+.3f}", "number": f"{value:+.3g}"}[metric.unit]
     if float(text) == 0:
         text = text.replace("-", "").replace("+", "")
     return text.replace("-", MINUS)
 
 
-def change_unit(name: str) -> str:
-    return "" if metric(name).unit == "score" else f"{NO_BREAK}points"
+def change_unit(metric: Metric) -> str:
+    return f"{NO_BREAK}points" if metric.unit == "percent" else ""
 
 
-def change(value: Change | None, name: str) -> str:
+def change(value: Change | None, metric: Metric) -> str:
     """`−3.2 points [−6.1, −0.4]`."""
     if value is None:
         return "\u2013"
-    return f"{signed(value.difference, name)}{change_unit(name)} {change_interval(value.low, value.high, name)}"
+    return f"{signed(value.difference, metric)}{change_unit(metric)} {change_interval(value.low, value.high, metric)}"
 
 
-def change_interval(low: float, high: float, name: str) -> str:
-    return f"[{signed(low, name)}, {signed(high, name)}]"
+def change_interval(low: float, high: float, metric: Metric) -> str:
+    return f"[{signed(low, metric)}, {signed(high, metric)}]"
 
 
-def estimate(value: Estimate | None, name: str) -> str:
+def estimate(value: Estimate | None, metric: Metric) -> str:
     """`61.3 % [55.3, 66.4]`; "not measured" when there is none."""
     if value is None:
         return "not measured"
-    return f"{figure(value.estimate, name)} {interval(value.low, value.high, name)}"
+    return f"{figure(value.estimate, metric)} {interval(value.low, value.high, metric)}"
 
 
 def size(count: int) -> str:
@@ -213,19 +165,9 @@ def sees(access: str) -> str:
     return _ACCESS.get(access) or label(access)
 
 
-def in_text(name: str) -> str:
-    """A metric's name inside a sentence: `robust accuracy`."""
-    full = metric(name).name
-    return full[0].lower() + full[1:]
-
-
-_DEFENSES = {"dp-sgd": "DP-SGD", "dpsgd": "DP-SGD"}
-
-
-def defense(kind: str) -> str:
-    """A defense's kind as a title: `Adversarial training`, `DP-SGD`."""
-    known = _DEFENSES.get(kind.replace("_", "-"))
-    return known or label(kind.replace("_", " ").replace("-", " ").capitalize())
+def in_text(metric: Metric) -> str:
+    """A metric's title inside a sentence: `robust accuracy`."""
+    return metric.title[0].lower() + metric.title[1:]
 
 
 def plural(count: int, one: str, many: str | None = None) -> str:
@@ -241,119 +183,25 @@ VERDICT_WORDS = {
 }
 
 
-FLAGS = {
-    "no-gradient": "Gradients were missing, zero or not finite, so gradient attacks could not do their work. A high "
-    "figure may be an illusion (gradient masking).",
-    "black-box-wins": "An attack that sees less did better than one that sees more. The stronger attack was probably "
-    "blinded, and the true figure may be worse.",
-    "unbounded-fails": "Even with no limit on the change of the input the attack did not bring the model to chance. It "
-    "should have: something stops the attack, not the model.",
-    "unfinished-optimisation": "The attack was still improving when its budget ended. More steps may find more.",
-    "twin-disagrees": "The differentiable twin and the deployed model agree on fewer than 99.5 % of the labels, so "
-    "attacks made on the twin may miss.",
-    "few-records": "Too few records for a figure this small: the interval is wide.",
-    "interface-doubtful": "The file fits clearly better when its inputs are read in another way than was declared, or "
-    "about as well in another way, under which it is not as robust: what was assumed of it says both figures.",
-    "bounds-doubtful": "The bounds of the inputs were guessed and may be others. Epsilon counts in units of them, so "
-    "that the changes allowed may have been too small (the model looks stronger than it is) or too large (it looks "
-    "weaker): give the bounds.",
-    "answers-vary": "The model answers a record otherwise when it is asked again, in another order or beside other "
-    "records. Every figure then follows from how the questions were put.",
-    "no-shadows": "The attacker had no shadow models: this model's training is not known. Leaks are underestimated.",
-    "no-white-box": "The file has no differentiable twin, so only its answers were attacked: a stronger attack exists.",
-    "few-shadows": "Too few shadow models for the attacker to be at full strength.",
-    "at-chance": "The model is hardly better than guessing. Such a model is neither robust nor private, whatever the "
-    "other figures say.",
-    "distribution-shift": "A classifier that never sees the model already tells members from non-members. What the "
-    "attack finds is not attributable to membership.",
-    "epsilon-extreme": "No radius was found at which the dense model keeps about half of its accuracy: it keeps nearly "
-    "all or nearly nothing. Something stops the probe, or the model answers in steps.",
-    "shadows-differ": "The shadow models are not trained as the audited model was, or nothing says that they are. An "
-    "attacker who knows better may see more: name the training function or its hyper-parameters.",
-    "epsilon-void": "The compression looked at training records after DP-SGD, so the promised epsilon does not hold.",
-}
-
-
 def flag_meaning(name: str) -> str:
-    return FLAGS.get(name, "A reason why this measurement may be too optimistic.")
+    known = {flag.value: flag.meaning for flag in Flag}
+    return known.get(name, "A reason why this measurement may be too optimistic.")
 
 
-@dataclass(frozen=True)
-class RiskWords:
-    """What a reader must know of a risk before its figures."""
-
-    title: str
-    question: str
-    wants: str
-    harm: str
-    advice: tuple[str, ...]
-    reading: str
-    x_name: str
-
-
-RISKS = {
-    "evasion": RiskWords(
-        "Evasion",
-        "Can somebody change an input a little and get a wrong answer?",
-        "To make the model answer wrongly while the input still looks the same to a person.",
-        "Wrong decisions on demand: fraud that passes, signs misread, content that slips through.",
-        (
-            "Prefer a candidate that passes; otherwise train adversarially and compress that model.",
-            "Limit repeated queries and return labels, not scores, where the product allows: this slows black-box "
-            "attackers and does not stop white-box ones.",
-            "Re-audit after every recompression: robustness of the dense model does not carry over by itself.",
-        ),
-        "Each line shows the share of records still right as the attacker may change the input more. Higher is safer; "
-        "a line that falls below the grey one lost robustness to compression.",
-        "epsilon",
-    ),
-    "membership": RiskWords(
-        "Membership inference",
-        "Can somebody tell whether a person's record was used for training?",
-        "To learn that a given record was among the training data.",
-        "A privacy breach in itself where being in the data is sensitive (a clinic, a debt register), and a sign that "
-        "the model remembers more than it should.",
-        (
-            "Prefer a candidate that passes; otherwise train with DP-SGD and compress without touching members.",
-            "Do not fine-tune or calibrate on members after compression: it brings leakage back.",
-            "Train less long or regularise more: leakage follows the gap between training and test accuracy.",
-        ),
-        "Both axes are logarithmic. The further a line lies above the dotted diagonal (guessing), the more members are "
-        "exposed; the left edge, few false accusations, matters most.",
-        "false positive rate",
-    ),
-    "extraction": RiskWords(
-        "Model extraction",
-        "Can somebody copy the model by asking it questions?",
-        "To own a copy: to save the cost, to study it at leisure, or to prepare other attacks on it.",
-        "Loss of the investment, and a stepping stone: attacks made on the copy often work on the original.",
-        (
-            "Limit and watch the number of queries per client.",
-            "Return labels or coarse scores: compare the two attackers to see what that buys.",
-            "Do not rely on compression to protect the model: check the change against its parent.",
-        ),
-        "Each line shows how closely a stolen copy follows the model as the attacker asks more. Lower is safer; solid "
-        "lines: the attacker sees scores, dashed lines: labels only.",
-        "queries",
-    ),
-}
-
-
-def limit_words(gate: Gate) -> str:
+def limit_words(gate: Gate, metric: Metric) -> str:
     """`at most 5.0 points lower than its parent` or `at least 40.0 %`: the rule of a gate in words."""
     if gate.limit is None:
         return "no limit"
     if gate.compares == "change":
-        allowed = signed(abs(gate.limit), gate.rule).removeprefix("+") + change_unit(gate.rule)
-        return f"at most {allowed} {'lower' if metric(gate.rule).better == 'higher' else 'higher'} than its parent"
-    side = "at least" if metric(gate.rule).better == "higher" else "at most"
-    return f"{side} {figure(gate.limit, gate.rule)}"
+        allowed = signed(abs(gate.limit), metric).removeprefix("+") + change_unit(metric)
+        return f"at most {allowed} {'lower' if metric.better == 'higher' else 'higher'} than its parent"
+    side = "at least" if metric.better == "higher" else "at most"
+    return f"{side} {figure(gate.limit, metric)}"
 
 
-def finding_words(finding: Finding) -> str:
+def finding_words(finding: Finding, metric: Metric) -> str:
     """A finding in half a sentence: `robust accuracy 31.0 % [27.0, 35.0], −9.0 points [−12.0, −6.0]`."""
-    name = metric(finding.metric).name
     if finding.estimate is None:
-        return f"{name}: not measured"
-    text = f"{name} {estimate(finding.estimate, finding.metric)}"
-    return text + (f", {change(finding.changes[0], finding.metric)}" if finding.changes else "")
+        return f"{metric.title}: not measured"
+    text = f"{metric.title} {estimate(finding.estimate, metric)}"
+    return text + (f", {change(finding.changes[0], metric)}" if finding.changes else "")

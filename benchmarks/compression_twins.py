@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from crushproof.attacks.evasion.apgd import Apgd
 from crushproof.attacks.evasion.evasion import Evasion
 from crushproof.attacks.evasion.pgd import Pgd
-from crushproof.compression.export import to_onnx
+from crushproof.compression.onnx_export import to_onnx
 from crushproof.compression.quantize import Quantize
 from crushproof.targets.certificate import certify
 from crushproof.targets.model import TorchTarget
@@ -145,7 +145,7 @@ def quantized_by_onnxruntime(model: bytes, calibration: Tensor, form: str) -> by
     from onnxruntime import quantization
     from onnxruntime.quantization import shape_inference
 
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]  # ONNX Runtime has no types
         def __init__(self) -> None:
             self.batches = iter(calibration.split(64))
 

@@ -13,7 +13,7 @@ from contract import Row, arguments, publish
 from torch import Tensor, nn
 from torch.nn import functional
 
-from crushproof.compression.export import to_onnx
+from crushproof.compression.onnx_export import to_onnx
 from crushproof.targets.assumptions import Overrides
 from crushproof.targets.data import Data
 from crushproof.targets.digits import load_digits

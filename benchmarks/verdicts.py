@@ -71,7 +71,7 @@ def symmetry() -> tuple[list[Row], list[dict[str, Any]]]:
     """Every cell: verdict, and whether the change's interval contains 0."""
     from crushproof.audit.plan import Plan
     from crushproof.audit.run import run_audit
-    from crushproof.compression.export import to_onnx
+    from crushproof.compression.onnx_export import to_onnx
     from crushproof.targets.digits import load_digits
 
     data = load_digits()
@@ -147,7 +147,7 @@ def outcomes() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     from crushproof.targets.digits import load_digits
     from crushproof.targets.model import TorchTarget
     from crushproof.training.architecture import Architecture
-    from crushproof.training.loop import Training
+    from crushproof.training.loop import Training, TrainingJob
     from crushproof.training.networks import digits_cnn
     from crushproof.training.trainer import BuiltinTrainer
 
@@ -157,8 +157,8 @@ def outcomes() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     hardened = AdversarialTraining(training={"epochs": 6, "learning_rate": 5e-3}).trainer(plain, data.bounds)
     found = []
     for trainer in (hardened, plain):
-        everything = [torch.arange(len(data.members))]
-        net = trainer.fit(Architecture("cnn", digits_cnn), data.members, everything, [0], torch.device("cpu"))[0].eval()
+        job = TrainingJob.of_one(Architecture("cnn", digits_cnn), data.members, 0, torch.device("cpu"))
+        net = trainer.fit(job)[0]
         case = Case(
             deployed=TorchTarget(net), twin=net, native=net, parent=None, evaluation=data.non_members,
             ids=np.arange(len(data.non_members)), attacker=data.attacker, bounds=data.bounds, classes=10,
@@ -205,8 +205,8 @@ def planted() -> tuple[list[Row], list[dict[str, Any]]]:
 def _verdict(
     robust: np.ndarray[Any, Any], weak: np.ndarray[Any, Any], share: float, noise: float, stream: np.random.Generator
 ) -> str:
+    from crushproof.audit.estimates import rate_change
     from crushproof.audit.judging import judge
-    from crushproof.audit.measures import rate_change
 
     chosen = stream.integers(0, len(robust), RECORDS)
     parent = robust[chosen]

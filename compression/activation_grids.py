@@ -18,8 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 from ..targets.model import BATCH, device_of
 from ..targets.records import Bounds
-from .fake_quantize import QuantizedLayer, input_grid, round_to_grid
-from .layers import rebuildable
+from .edit import rebuildable
+from .quantized_layer import QuantizedLayer, input_grid, round_to_grid
 
 _ADDITIONS = (torch.add, torch.Tensor.add, torch.Tensor.add_)  # + and += are calls of the latter two
 _KEPT = (torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_, F.relu, F.max_pool1d, F.max_pool2d)
@@ -96,7 +96,7 @@ class RoundedActivations(nn.Module):
             output: Tensor = self.inner(x)
         return output
 
-    def native(self) -> None:
+    def true_gradients(self) -> None:
         self.straight_through = False
 
     def shipped(self) -> nn.Module:

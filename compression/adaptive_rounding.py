@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from ..targets.model import BATCH
 from .calibration import watch
-from .fake_quantize import Activations, quantize_layer
+from .quantized_layer import Activations, quantize_layer
 from .weight_codes import WeightFormat, spread_scale, weight_codes
 
 ZETA, GAMMA = 1.1, -0.1  # how far the rectified sigmoid is stretched beyond [0, 1]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..targets.errors import NotApplicable
-from .layers import rebuildable, replace_layers
+from .edit import rebuildable, replace_layers
 
 
 @rebuildable("embed_dim", "num_heads", "head_dim", "kdim", "vdim", "bias", "dropout", "batch_first")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SerializeAsAny, field_validator
 from torch import nn
@@ -23,6 +23,7 @@ class Chain(Recipe):
     A step that cannot do its work ends the whole chain: there is no candidate of the steps before it.
     """
 
+    family: ClassVar[str] = "Chains"
     kind: Literal["chain"] = "chain"
     steps: tuple[SerializeAsAny[Recipe], ...] = Field(
         min_length=2,
@@ -64,8 +65,8 @@ class Chain(Recipe):
         return any(step.trains for step in self.steps)
 
     @property
-    def words(self) -> str:
-        return "; then ".join(step.words for step in self.steps)
+    def phrase(self) -> str:
+        return "; then ".join(step.phrase for step in self.steps)
 
     def apply(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> nn.Module:
         for position, step in enumerate(self.steps):

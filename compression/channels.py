@@ -13,13 +13,13 @@ from ..targets.errors import NotApplicable, user_error
 from ..targets.model import device_of
 from ..targets.plain import shared_weights, sharing_layers
 from .attention import Attention, unfold_attention
-from .layers import WEIGHTED, called_layers, replace_layers, working_copy
+from .edit import WEIGHTED, called_layers, replace_layers, working_copy
 
 FIXED = (Attention, nn.MultiheadAttention, nn.RNNBase)  # their inputs and outputs keep their width when channels go
 Scores = Mapping[str, Tensor]  # as `importance.importances` gives them
 
 
-def thin(
+def remove_channels(
     module: nn.Module,
     example: Tensor,
     width: float,
@@ -40,45 +40,45 @@ def thin(
         scores: by parameter name, of a module without nn.MultiheadAttention (see `unfolded`); None: squared weights, so
             that channels are ranked by L2 norm (Li et al. 2017, arXiv:1608.08710).
         round_to: the channels that are left are rounded up to a multiple of it, never beyond what a layer has.
-        full: the module whose channels `width` is a share of; None: `module`. One that is thinned step by step passes
-            the dense one; then nothing needs to be left to remove.
+        full: the module whose channels `width` is a share of; None: `module`. One that loses channels step by step
+            passes the dense one; then nothing needs to be left to remove.
 
     Raises:
-        NotApplicable: torch-pruning cannot trace or thin the module without changing its logits' shape, or no layer
-            loses a channel.
+        NotApplicable: torch-pruning cannot trace the module or remove channels without changing its logits' shape, or
+            no layer loses a channel.
     """
     device = device_of(module)
     # On the CPU, so that every device chooses the same channels.
     example = example.cpu()
-    thinned = unfolded(working_copy(module).cpu(), example)
-    layers = called_layers(thinned, example)
+    pruned = unfolded(working_copy(module).cpu(), example)
+    layers = called_layers(pruned, example)
     if len(layers) < 2:
         raise NotApplicable(
             "Channels can be removed only between two linear or convolutional layers; the model has one."
         )
     with torch.no_grad():
-        shape = thinned(example).shape
+        shape = pruned(example).shape
     kept = [layer for layer in layers if layer.weight.shape[0] == shape[-1]][-1:]  # the layer that gives the logits
     if scores is None:
-        scores = {name: value.detach().double().square() for name, value in thinned.named_parameters()}
-    before = _count(thinned)
+        scores = {name: value.detach().double().square() for name, value in pruned.named_parameters()}
+    before = _count(pruned)
     try:
-        slopes = _without_lone_slopes(thinned)
-        _cut(thinned, example, kept, scores, lambda path, now: _left(path, now, full, width), round_to)
-        replace_layers(thinned, {stand_in: layer for layer, stand_in in slopes.items()})
+        slopes = _without_lone_slopes(pruned)
+        _cut(pruned, example, kept, scores, lambda path, now: _left(path, now, full, width), round_to)
+        replace_layers(pruned, {stand_in: layer for layer, stand_in in slopes.items()})
         with torch.no_grad():
-            same = thinned(example).shape == shape
+            same = pruned(example).shape == shape
     except (MemoryError, ImportError, OSError):
         raise  # not an answer about the model: the cell fails and is tried again
     except Exception as error:  # third-party code on an unknown module: whatever stopped it, the audit goes on
         raise NotApplicable(f"torch-pruning cannot remove channels from this model: {user_error(error)}") from error
     if not same:
         raise NotApplicable("Removing channels would change the number of logits: the output layer was not recognised.")
-    if full is None and _count(thinned) == before:
-        shared = shared_weights(thinned)
+    if full is None and _count(pruned) == before:
+        shared = shared_weights(pruned)
         why = f"; {' and '.join(shared[0])} are one tensor, so their layers keep their width" if shared else ""
         raise NotApplicable(f"No layer is wide enough to lose a share of {1 - width:g} of its channels{why}.")
-    return thinned.eval().to(device)
+    return pruned.eval().to(device)
 
 
 def unfolded(module: nn.Module, example: Tensor) -> nn.Module:
@@ -147,7 +147,7 @@ def _cut(
     fixed = {part for layer in module.modules() if isinstance(layer, FIXED) for part in layer.modules()}
     fixed |= sharing_layers(module)
     summed = _group_scores(module, scores)
-    doomed = []
+    to_remove = []
     for group in groups:  # all are ranked before the first is cut: scores have the uncut shapes
         root, function = group[0].dep.target.module, group[0].dep.handler
         score = summed(group) if _simple(graph, group, fixed) else None
@@ -161,8 +161,8 @@ def _cut(
         # Grouped convolutions and group norms must lose as many channels in each of their groups: the same ones.
         ranked = score.view(parts, -1).sum(0).argsort(stable=True)[: (channels - stay) // parts]
         offsets = torch.arange(parts) * (channels // parts)
-        doomed.append((root, function, sorted((ranked[None, :] + offsets[:, None]).flatten().tolist())))
-    for root, function, indices in doomed:
+        to_remove.append((root, function, sorted((ranked[None, :] + offsets[:, None]).flatten().tolist())))
+    for root, function, indices in to_remove:
         group = graph.get_pruning_group(root, function, indices)
         if graph.check_pruning_group(group):
             group.prune()
@@ -223,7 +223,7 @@ def _group_scores(module: nn.Module, scores: Scores) -> Callable[[Any], Tensor |
     return summed
 
 
-def behead(module: nn.Module, width: float, *, scores: Scores, full: nn.Module | None = None) -> nn.Module:
+def remove_heads(module: nn.Module, width: float, *, scores: Scores, full: nn.Module | None = None) -> nn.Module:
     """A copy whose attention layers have the share `width` of their heads, those of the highest scores.
 
     A head's score is the sum over its rows of the three projections and its columns of the output's (that whole heads

@@ -6,7 +6,7 @@ All in float64 on the CPU: the same ranks and factors wherever the model lives.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -239,16 +239,9 @@ def leading(weight: Tensor, mode: int, rank: int) -> Tensor:
 
 def like(layer: Convolution, inputs: int, outputs: int, bias: bool = False) -> Convolution:
     """A convolution with the layer's own kernel size, stride, padding and dilation."""
-    return type(layer)(
-        inputs,
-        outputs,
-        layer.kernel_size,  # type: ignore[arg-type]  # a Conv1d's own one-tuple, or a Conv2d's pair
-        layer.stride,  # type: ignore[arg-type]
-        layer.padding,  # type: ignore[arg-type]
-        layer.dilation,  # type: ignore[arg-type]
-        bias=bias,
-        padding_mode=layer.padding_mode,
-    )
+    same = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+    geometry: dict[str, Any] = {name: getattr(layer, name) for name in same}
+    return type(layer)(inputs, outputs, bias=bias, **geometry)
 
 
 def pointwise(layer: Convolution, rank: int, *, last: bool) -> Convolution:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -16,9 +16,9 @@ from ..targets.records import Bounds, Records
 from ..targets.seeds import derive
 from ..training.architecture import Architecture
 from ..training.loop import Forward, Objective, Training, train
-from .channels import thin
+from .channels import remove_channels
+from .edit import noise, working_copy
 from .hints import hinted
-from .layers import noise, working_copy
 from .narrow import narrower
 from .recipe import RECIPES, Recipe
 from .student import offer_factory, own_student, shallow
@@ -33,6 +33,7 @@ class Distill(Recipe):
     Regressions (float targets) replace both losses by squared errors: to the teacher's outputs and to the targets.
     """
 
+    family: ClassVar[str] = "Distillation"
     kind: Literal["distill"] = "distill"
     width: float = Field(
         0.5,
@@ -93,7 +94,7 @@ class Distill(Recipe):
         return True
 
     @property
-    def words(self) -> str:
+    def phrase(self) -> str:
         shares = [(self.depth, "blocks"), (self.width, "channels")]
         smaller = " and ".join(f"{100 * share:g} % of the {what}" for share, what in shares if share < 1)
         who = f"student {self.student}" if self.student else f"student with {smaller or 'the same architecture'}"
@@ -128,7 +129,7 @@ class Distill(Recipe):
         smaller = module if self.depth == 1 else shallow(module, example, self.depth)
         if self.width < 1:
             narrow = narrower(smaller, example, self.width)
-            smaller = thin(smaller, example, self.width) if narrow is None else narrow
+            smaller = remove_channels(smaller, example, self.width) if narrow is None else narrow
         try:
             return Architecture.like(smaller, "student").fresh(derive(seed, "student"))
         except NotApplicable as error:

@@ -18,7 +18,7 @@ from ..targets.records import Bounds, Records
 from ..targets.seeds import derive
 from ..training.loop import Training, train
 from .attention import unfold_attention
-from .layers import called_layers, noise, rebuildable, replace_layers, working_copy
+from .edit import called_layers, noise, rebuildable, replace_layers, working_copy
 from .recipe import RECIPES, Recipe, fine_tuned
 
 Per = Literal["record", "position"]
@@ -59,7 +59,7 @@ class DynamicSparsity(Recipe):
         return self.fine_tune is not None
 
     @property
-    def words(self) -> str:
+    def phrase(self) -> str:
         return f"largest {100 * self.keep:g} % of activations per {self.per}{fine_tuned(self.fine_tune)}"
 
     def apply(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> nn.Module:

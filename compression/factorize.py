@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -16,7 +16,7 @@ from ..targets.seeds import derive, generator
 from ..training.loop import Training, train
 from .attention import unfold_attention
 from .decompose import Decomposition, Method, decomposition
-from .layers import called, noise, replace_layers, working_copy
+from .edit import called, noise, replace_layers, working_copy
 from .low_rank_recurrent import RecurrentSvd
 from .recipe import RECIPES, Recipe, fine_tuned
 
@@ -33,6 +33,7 @@ class Factorize(Recipe):
     layers like others; the linear layers of a Transformer's feed-forward part are.
     """
 
+    family: ClassVar[str] = "Factorization"
     kind: Literal["factorize"] = "factorize"
     rank_choice: Literal["energy", "budget", "rank", "cross-validation"] = Field(
         "energy",
@@ -93,7 +94,7 @@ class Factorize(Recipe):
         return self.fine_tune is not None
 
     @property
-    def words(self) -> str:
+    def phrase(self) -> str:
         how = {
             "energy": f"{100 * self.energy:g} % of the energy",
             "budget": f"{100 * self.budget:g} % of the weights",

@@ -1,14 +1,8 @@
-"""What a candidate weighs: bytes, parameters, operations, modelled energy, and (apart, as timings) speed and memory."""
+"""What a candidate weighs: bytes, parameters, operations, modelled energy (speed and memory: see `timing`)."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,43 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from ..targets.errors import CrushproofError
-from ..targets.model import Target, device_of
-from ..targets.model_file import CheckedOnnx, ModelFile, check_onnx
-from ..targets.onnx import OnnxTarget, session_settings
+from ..targets.model import device_of
+from ..targets.model_file import ModelFile
 from .attention import Attention
-from .layers import REBUILDABLE, TRANSPOSED, WEIGHTED
+from .edit import REBUILDABLE, TRANSPOSED, WEIGHTED
+from .energy import energy
 from .onnx_constants import Graph
 from .onnx_live import only_live
 from .onnx_operations import Operation, operations, parameters, tensors
 from .payload import LONGEST_GAP, decode, distinct, encode
-
-# Picojoule per operation at 45 nm: M. Horowitz, "Computing's energy problem", ISSCC 2014. There is no figure for
-# fewer than 8 bits: they are counted as 8.
-FLOAT32_MULTIPLY_ADD = 3.7 + 0.9
-FLOAT16_MULTIPLY_ADD = 1.1 + 0.4
-INT8_MULTIPLY_INT32_ADD = 0.2 + 0.1
-DRAM_PER_32_BITS = 640.0
-
-SERVED = 256  # records that a fresh process answers while its memory is watched
-
-# A fresh process that serves a model. VmHWM and not ru_maxrss: the latter starts at the parent's peak.
-_SERVE = """
-import json, sys, numpy, onnxruntime
-options = onnxruntime.SessionOptions()
-options.intra_op_num_threads = options.inter_op_num_threads = 1
-options.log_severity_level = 4
-for name, value in json.loads(sys.argv[2]).items():
-    options.add_session_config_entry(name, value)
-session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
-session.run(None, {session.get_inputs()[0].name: numpy.zeros(json.loads(sys.argv[3]), sys.argv[4])})
-try:
-    lines = open("/proc/self/status").read().splitlines()
-    print(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")))
-except OSError:
-    import resource
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
-"""
-
 
 Footprint = dict[str, Any]
 
@@ -215,7 +181,7 @@ def _entropy(counts: np.ndarray[Any, Any]) -> float:
 def layer_macs(module: nn.Module, shape: tuple[int, ...]) -> list[Operation]:
     """What one record costs, per call of a layer: a convolution, linear or recurrent layer, attention, or one of ours.
 
-    Layers registered by `layers.rebuildable` answer for themselves (`operations`), and for what they wrap. Attention
+    Layers registered by `edit.rebuildable` answer for themselves (`operations`), and for what they wrap. Attention
     counts its projections and its two products (q k^T, and the shares times v). An embedding multiplies nothing. A
     product that the model's own code makes outside such layers is not seen.
     """
@@ -273,103 +239,3 @@ def _counted(module: nn.Module) -> list[nn.Module]:
         if answers or isinstance(layer, nn.MultiheadAttention):
             inside.update(child for child in layer.modules() if child is not layer)
     return found
-
-
-def energy(counted: Sequence[Operation], payload_size: int) -> tuple[float, float]:
-    """Modelled microjoule for one record, and the share of it that is reading the weights; not a measurement.
-
-    A multiply-accumulate costs a float32 multiplication and addition; where both factors are 16 bits, a float16 one;
-    where both are integers of at most 8 bits, an int8 multiplication and an int32 addition (Horowitz 2014, 45 nm; there
-    is no figure for 4 bits, which are taken for 8). The packed weights are read once from DRAM. Activations' traffic,
-    normalisation, activation functions and leakage are left out; weight-only quantisation computes in float32, and
-    fewer than 8 bits save on reading only.
-    """
-
-    def cost(operation: Operation) -> float:
-        widest = max(operation.weight_bits, operation.activation_bits)
-        each = (
-            INT8_MULTIPLY_INT32_ADD if widest <= 8 else FLOAT16_MULTIPLY_ADD if widest <= 16 else FLOAT32_MULTIPLY_ADD
-        )
-        return operation.macs * each
-
-    arithmetic, memory = sum(cost(operation) for operation in counted), payload_size / 4 * DRAM_PER_32_BITS
-    total = arithmetic + memory
-    return round(total / 1e6, 6), round(memory / total, 6) if total else 0.0
-
-
-Timed = bytes | Callable[[], Target]
-
-
-def latency(
-    model: Timed, shape: tuple[int, ...], batches: Sequence[int] = (1, 32, 256), threads: int = 1, seconds: float = 0.2
-) -> list[dict[str, int | float]]:
-    """A row per batch size: batch, threads, p50 and p95 (milliseconds per call), records_per_second at the median.
-
-    See `interleaved_latency`, which compares models fairly.
-    """
-    return interleaved_latency({"": model}, shape, batches, threads, seconds)[""]
-
-
-def interleaved_latency(
-    models: Mapping[str, Timed],
-    shape: tuple[int, ...],
-    batches: Sequence[int] = (1, 32, 256),
-    threads: int = 1,
-    seconds: float = 0.1,
-) -> dict[str, list[dict[str, int | float]]]:
-    """Times models in turns (A B C, A B C ...), a call each, so that a slow moment of the machine hits all alike.
-
-    A timing: never decides anything.
-
-    Args:
-        models: ONNX files, run by ONNX Runtime on `threads` threads, or what makes a target of one's own.
-        shape: of one record; inputs are float32 zeros.
-        batches: records per call.
-        seconds: spent per model and batch size: at least 5 calls, at most 300.
-
-    Returns:
-        By model, a row per batch size: batch, threads, p50, p95 (milliseconds per call), records_per_second.
-    """
-    targets = {
-        name: OnnxTarget(model, threads, together=True) if isinstance(model, bytes) else model()
-        for name, model in models.items()
-    }
-    rows: dict[str, list[dict[str, int | float]]] = {name: [] for name in models}
-    for batch in batches:
-        x = torch.zeros(batch, *shape)
-        times: dict[str, list[float]] = {name: [] for name in models}
-        for target in targets.values():
-            for _ in range(3):
-                target.logits(x)
-        while waiting := [
-            name for name, spent in times.items() if len(spent) < 5 or (sum(spent) < seconds and len(spent) < 300)
-        ]:
-            for name in waiting:
-                start = time.perf_counter()
-                targets[name].logits(x)
-                times[name].append(time.perf_counter() - start)
-        for name, spent in times.items():
-            p50, p95 = (float(value) for value in np.percentile(spent, [50, 95]) * 1e3)
-            each = {"batch": batch, "threads": threads, "p50": p50, "p95": p95, "records_per_second": 1e3 * batch / p50}
-            rows[name].append(each)
-    return rows
-
-
-def peak_resident_bytes(model: CheckedOnnx | bytes, shape: tuple[int, ...]) -> int:
-    """The largest resident memory of a fresh process that loads numpy and ONNX Runtime and answers 256 records.
-
-    A file with a fixed batch answers one batch of that size.
-    """
-    checked = check_onnx(model)
-    entry = checked.inputs[0]
-    batch = entry.shape[0] if isinstance(entry.shape[0], int) else SERVED
-    settings, records = json.dumps(session_settings(checked)), json.dumps([batch, *shape])
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        path.write_bytes(checked.usable)
-        command = [sys.executable, "-P", "-c", _SERVE, str(path), settings, records, entry.type]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    if done.returncode != 0:
-        reason = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise CrushproofError(f"The process that measures a candidate's memory ended early: {reason[0]}")
-    return int(done.stdout.split()[-1])

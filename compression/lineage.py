@@ -1,9 +1,10 @@
 """Whether a finished file really is its dense model, rounded: every code is recomputed from the dense weights.
 
-A malicious quantiser can hide a backdoor in the choice between the two neighbours of each weight (QuRA, Ma et al. 2023;
-compression-activated backdoors, Hong et al. 2021, arXiv:2110.13541). With the dense model at hand that choice is not
-hidden: a code is the nearest neighbour of weight / scale, the other neighbour, or neither. Adaptive rounding (Nagel et
-al. 2020, arXiv:2004.10568) honestly takes the other neighbour here and there; what proves it is to recompute it.
+A malicious quantiser can hide a backdoor in the choice between the two neighbours of each weight (QuRA, Chen et al.
+2025, arXiv:2510.09647; compression-activated backdoors, Hong et al. 2021, arXiv:2110.13541). With the dense model at
+hand that choice is not hidden: a code is the nearest neighbour of weight / scale, the other neighbour, or neither.
+Adaptive rounding (Nagel et al. 2020, arXiv:2004.10568) honestly takes the other neighbour here and there; what proves
+it is to recompute it.
 
 The check is about weights and biases that reach an output; other tables that meet the input there have to be the dense
 model's too. It says nothing of the scales of activations, of single numbers, or of the order of the operators.
@@ -18,8 +19,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from ..targets.model_file import CheckedOnnx, check_onnx
+from .codes_in_steps import ScaleKind, Steps, biases_off, folded_weight, held_against, scales_in_words
 from .lineage_match import looked_up, paired, size, thirds
-from .lineage_steps import Steps, biases_off, folded_weight, held_against, scales_in_words
 from .lineage_unread import unaccounted
 from .onnx_constants import Graph
 from .onnx_live import only_live
@@ -38,33 +39,63 @@ class LayerLineage:
     `nearest`, `other_neighbour` and `beyond` count weights; together they are `weights`. A float32 tie (weight / scale
     within a few units of rounding of one half) counts as nearest either way, and so does a weight beyond the range of
     the codes that was clipped to its end.
+
+    Attributes:
+        name: of the weight in the artefact.
+        dense_name: of its counterpart in the dense model.
+        shape: of the weight, outputs first.
+        weights: how many numbers it has: the product of `shape`.
+        bits: 1 .. 32: the fewest that hold the integer codes (1 .. 32) or the places in a code book (1 .. 8); 16 of
+            float16 and bfloat16, 32 of a float that is not rounded.
+        levels: what a code may be, in words: "255 integers", "two values", "code book of 16 values", "float16".
+        scale_kind: what shares a scale: the tensor, an output channel, a block of a channel's weights; "none": floats.
+        scale_words: how the scales follow from the dense weights: "the channel's largest magnitude / 127".
+        nearest: 0 .. weights: codes that are the nearest neighbour of dense weight / scale.
+        other_neighbour: 0 .. weights: codes that are the neighbour on the other side; 0 where there are two values.
+        beyond: 0 .. weights: codes that are neither; of floats, values that differ by more than rounding.
+        beyond_zero: 0 .. weights: of those more than a step off, weights that are exactly zero, as after pruning.
+        worst_steps: 0 .. 1e9 (at most that): the furthest that a code is from its dense weight, in steps of the scale.
+        biases: 0 or more: how many biases follow the product, in either file.
+        bias_off: 0 .. biases: those more than a step (of floats: more than rounding) from the dense model's.
     """
 
     name: str
     dense_name: str
     shape: tuple[int, ...]
     weights: int
-    bits: int  # of a weight; 32, 16: it is held in float
-    levels: str  # "255 integers", "code book of 16 values", "float16"
-    scale_kind: Literal["per tensor", "per channel", "blocked", "none"]
+    bits: int
+    levels: str
+    scale_kind: ScaleKind
     scale_words: str
     nearest: int
     other_neighbour: int
     beyond: int
-    beyond_zero: int  # of those beyond: weights that are exactly zero (pruned)
-    worst_steps: float  # the furthest that a code is from its weight, in steps of the scale
+    beyond_zero: int
+    worst_steps: float
     biases: int
-    bias_off: int  # biases more than one step (float: more than rounding) from the dense model's
+    bias_off: int
 
 
 @dataclass(frozen=True)
 class Lineage:
+    """What the comparison of a finished file with its dense model says.
+
+    Attributes:
+        layers: one per weight that has a counterpart, in the order of the artefact.
+        unmatched_artifact: names of weights without a counterpart in the dense model, or that cannot be read.
+        unmatched_dense: names of the dense model's weights without a counterpart in the artefact.
+        verdict: "confirmed": every code is the nearest rounding; "not nearest": some are the other neighbour, which
+            an honest adaptive rounding does too; else what it says.
+        sentences: the same for a reader: of each layer that is not as it should be, then of the whole.
+        reason: why the two are not comparable; None where they are.
+    """
+
     layers: tuple[LayerLineage, ...]
-    unmatched_artifact: tuple[str, ...]  # weights without a counterpart in the dense model, or that cannot be read
+    unmatched_artifact: tuple[str, ...]
     unmatched_dense: tuple[str, ...]
     verdict: Verdict
     sentences: tuple[str, ...]
-    reason: str | None = None  # why the two are not comparable
+    reason: str | None = None
 
     @property
     def weights(self) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .onnx_constants import FRACTION_BITS, LONGEST_CHAIN, Array, Constant, Graph, coded
+from .onnx_live import reached
 from .onnx_weights import PASSING, UNFOLLOWED, Weight, places
 
 if TYPE_CHECKING:
@@ -171,25 +172,20 @@ def _rounds(constant: Constant, table: Array) -> bool:
 
 def _carries(name: str, graph: Graph) -> bool:
     """Whether more than a handful of the file's own numbers go into a tensor."""
-    waiting, seen = [name], set[str]()
-    while waiting:
-        item = waiting.pop()
-        if not item or item in seen:
-            continue
-        seen.add(item)
-        constant = graph.constant(item)
-        if constant is not None:
-            if not _says_nothing(constant.values):
-                return True
-            continue
-        if item in graph.held:
-            return True
+
+    def makers(item: str) -> Sequence[str]:
         node = graph.producers.get(item)
-        if node is not None:
-            if node.op_type.startswith("Random") or any(held.HasField("g") for held in node.attribute):
-                return True
-            waiting += node.input
-    return False
+        return () if node is None or item in graph.held or graph.constant(item) is not None else node.input
+
+    def tells(item: str) -> bool:
+        constant, node = graph.constant(item), graph.producers.get(item)
+        if constant is not None:
+            return not _says_nothing(constant.values)
+        if item in graph.held or node is None:
+            return item in graph.held
+        return node.op_type.startswith("Random") or any(held.HasField("g") for held in node.attribute)
+
+    return any(tells(item) for item in reached([name], makers))
 
 
 def _making(name: str, graph: Graph) -> str:

@@ -5,24 +5,16 @@ What it saves is storage: a runtime multiplies the factors once, when it loads t
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
 import torch
 from torch import Tensor, nn
 
 from .decompose import Decomposition, kept_energy
-from .layers import rebuildable
-
-Kind = Literal["LSTM", "GRU"]
-State = Tensor | tuple[Tensor, Tensor] | None
-"""h of a GRU, (h, c) of an LSTM, each float32 [layers * directions, n, hidden]; None: zeros."""
-
-GATES: dict[Kind, int] = {"LSTM": 4, "GRU": 3}
-SETTINGS = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional")
+from .edit import rebuildable
+from .recurrent import SETTINGS, Kind, Recurrent, matrix_names, settings_of
 
 
 @rebuildable("kind", *SETTINGS, "ranks")
-class LowRankRecurrent(nn.Module):
+class LowRankRecurrent(Recurrent):
     """An nn.LSTM or nn.GRU of low rank, called as they are: (output, last states).
 
     Args:
@@ -42,14 +34,10 @@ class LowRankRecurrent(nn.Module):
         bidirectional: bool,
         ranks: tuple[int, ...],
     ) -> None:
-        super().__init__()
-        self.kind, self.input_size, self.hidden_size, self.num_layers = kind, input_size, hidden_size, num_layers
-        self.bias, self.batch_first, self.dropout, self.bidirectional = bias, batch_first, dropout, bidirectional
+        super().__init__(kind, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
         self.ranks = ranks
-        rows, directions = GATES[kind] * hidden_size, 2 if bidirectional else 1
         self.matrices = nn.ModuleDict()  # of layers that are never called: so that recipes find their weights
-        for name, rank in zip(matrix_names(num_layers, bidirectional), ranks, strict=True):
-            inputs = hidden_size if "_hh_" in name else input_size if "_l0" in name else hidden_size * directions
+        for (name, (rows, inputs)), rank in zip(self.shapes(), ranks, strict=True):
             self.matrices[name] = (
                 nn.Sequential(nn.Linear(inputs, rank, bias=False), nn.Linear(rank, rows, bias=False))
                 if rank
@@ -65,49 +53,14 @@ class LowRankRecurrent(nn.Module):
         for parameter in self.parameters(recurse=False):
             nn.init.uniform_(parameter, -bound, bound)
 
-    def forward(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
-        names = list(self.matrices)
-        flat: list[Tensor] = []
-        for pair in zip(names[::2], names[1::2], strict=True):
-            flat += [self.whole(name) for name in pair]
-            flat += [self.get_parameter(name.replace("weight", "bias")) for name in pair] if self.bias else []
-        if state is None:
-            count = self.num_layers * (2 if self.bidirectional else 1)
-            zeros = x.new_zeros(count, x.shape[0 if self.batch_first else 1], self.hidden_size)
-            state = zeros if self.kind == "GRU" else (zeros, zeros)
-        settings = (self.bias, self.num_layers, self.dropout, self.training, self.bidirectional, self.batch_first)
-        # cuDNN's recurrent kernels want all weights in one piece, and have no gradient in evaluation mode.
-        with torch.backends.cudnn.flags(enabled=False):
-            if isinstance(state, Tensor):
-                output, last = torch.gru(x, state, flat, *settings)
-                return output, last
-            output, h, c = torch.lstm(x, state, flat, *settings)
-            return output, (h, c)
-
     def whole(self, name: str) -> Tensor:
-        """float32 [gates * hidden, in], of the matrix torch calls `name`."""
         part = self.matrices[name]
         if isinstance(part, nn.Sequential):
             return part[1].get_parameter("weight") @ part[0].get_parameter("weight")
         return part.get_parameter("weight")
 
-    def operations(self, inputs: tuple[Tensor, ...], output: Any) -> tuple[int, int, int]:
-        """Each step multiplies the whole matrices: see above."""
-        steps = inputs[0].shape[1 if self.batch_first else 0]
-        return steps * sum(self.whole(name).numel() for name in self.matrices), 32, 32
-
     def extra_repr(self) -> str:
         return f"{self.kind}, {self.input_size}, {self.hidden_size}, ranks={self.ranks}"
-
-
-def matrix_names(num_layers: int, bidirectional: bool) -> list[str]:
-    """The weight matrices as torch names and orders them."""
-    return [
-        f"weight_{kind}_l{layer}{direction}"
-        for layer in range(num_layers)
-        for direction in (("", "_reverse") if bidirectional else ("",))
-        for kind in ("ih", "hh")
-    ]
 
 
 class RecurrentSvd(Decomposition):
@@ -140,9 +93,7 @@ class RecurrentSvd(Decomposition):
     def build(self, ranks: tuple[int, ...]) -> LowRankRecurrent:
         layer = self.layer
         kept = tuple(rank if thin else 0 for rank, thin in zip(ranks, self._thin(ranks), strict=True))
-        kind: Kind = "LSTM" if isinstance(layer, nn.LSTM) else "GRU"
-        built = LowRankRecurrent(kind=kind, ranks=kept, **{name: getattr(layer, name) for name in SETTINGS})
-        built = built.to(next(layer.parameters()))
+        built = LowRankRecurrent(**settings_of(layer), ranks=kept).to(next(layer.parameters()))
         for name, rank, (left, values, right) in zip(self.names, kept, self.parts, strict=True):
             part = built.matrices[name]
             if isinstance(part, nn.Sequential):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..targets.errors import NotApplicable
-from .layers import TRANSPOSED
+from .edit import TRANSPOSED
 
 
 def smallest(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..targets.errors import NotApplicable
 from ..targets.model import BATCH
 from ..targets.records import Bounds, Records
-from .layers import replace_layers
+from .edit import replace_layers
 from .quantize import Quantize, prepare, stand_in
 from .recipe import RECIPES, Recipe
 from .weight_codes import Bits, WeightFormat
@@ -62,12 +62,12 @@ class MixedPrecision(Recipe):
         return self.quantize.trains
 
     @property
-    def words(self) -> str:
+    def phrase(self) -> str:
         budget = f"{self.average_bits:g} bits per weight on average"
         if self.weighted_by == "macs":
             budget = f"{self.average_bits:g} bits per multiply-accumulate on average"
         number = "mixed-precision fixed-point" if self.quantize.number == "fixed-point" else "mixed-precision"
-        return ", ".join([f"{number} weights ({budget})", *self.quantize.other_words])
+        return ", ".join([f"{number} weights ({budget})", *self.quantize.other_phrases])
 
     def apply(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> nn.Module:
         if not len(records) and self.touches_records:

@@ -1,8 +1,8 @@
 """Narrower networks of the same architecture, by scaling the sizes of layers; their weights start anew.
 
-Removing channels from a trained network (`channels.thin`) needs the graph of what depends on what, and recurrent layers
-and attention are opaque to it. A student that learns from scratch keeps no weights: every size but those of a record
-and of the logits can simply shrink in proportion.
+Removing channels from a trained network (`channels.remove_channels`) needs the graph of what depends on what, and
+recurrent layers and attention are opaque to it. A student that learns from scratch keeps no weights: every size but
+those of a record and of the logits can simply shrink in proportion.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..targets.model import device_of
 from ..targets.plain import tie
 from ..targets.seeds import global_seed
 from .attention import Attention, unfold_attention
-from .layers import replace_layers, working_copy
+from .edit import replace_layers, working_copy
 from .structure import resized
 
 LAST_NORMS = (nn.LayerNorm, nn.RMSNorm)  # over the last dimension

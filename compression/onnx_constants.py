@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .onnx_live import reached
+
 if TYPE_CHECKING:
     import onnx
 
@@ -68,6 +70,8 @@ class Graph:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.held: dict[str, onnx.TensorProto] = {}
+        self._opsets = {item.domain: item.version for item in model.opset_import}
+        self._opsets[""] = self._opsets.get("", self._opsets.get("ai.onnx", 0))
         self.outputs = {output.name for output in model.graph.output}
         self._collect(model.graph)
         self.producers = {output: node for node in self.nodes for output in node.output}
@@ -99,11 +103,9 @@ class Graph:
                 used.update(name for part in inner.node for name in (*part.input, *part.output))
             for name in used:
                 users.setdefault(name, []).append(node)
-        waiting = list(self.varying)
-        while waiting:
-            for node in users.pop(waiting.pop(), ()):
-                self.varying.update(node.output)
-                waiting += node.output
+        self.varying |= set(
+            reached(self.varying, lambda name: [to for node in users.get(name, ()) for to in node.output])
+        )
 
     def constant(self, name: str, depth: int = 0) -> Constant | None:
         """The tensor of that name; None where it depends on the input, or on an operator that is not followed."""
@@ -128,12 +130,14 @@ class Graph:
         node = self.producers.get(name)
         if node is None or not node.input:
             return None
-        if node.op_type not in _FOLDS:
+        if node.op_type not in _FOLDS and node.op_type not in _MOVES:
             return None
         inputs = [self.constant(item, depth + 1) if item else None for item in node.input]
         first = inputs[0]
         if first is None or any(found is None and item for found, item in zip(inputs, node.input, strict=True)):
             return None
+        if node.op_type in _MOVES:
+            return _move(node, inputs, self._opsets)
         return _FOLDS[node.op_type](node, inputs)
 
 
@@ -206,61 +210,6 @@ def _quantize(node: onnx.NodeProto, inputs: list[Constant | None]) -> Constant |
     return Constant(raw.name, kind, np.clip(rounded, low, high).astype(np.int32))
 
 
-def _transpose(node: onnx.NodeProto, inputs: list[Constant | None]) -> Constant | None:
-    order = attribute(node, "perm", None)
-    return inputs[0] and inputs[0].moved(lambda array: np.transpose(array, order))
-
-
-def _reshape(node: onnx.NodeProto, inputs: list[Constant | None]) -> Constant | None:
-    tensor, target = inputs
-    if tensor is None or target is None:
-        return None
-    wanted = [int(length) for length in target.values.ravel()]
-    if not attribute(node, "allowzero", 0):
-        wanted = [tensor.shape[i] if length == 0 else length for i, length in enumerate(wanted)]
-    return tensor.moved(lambda array: array.reshape(wanted))
-
-
-def _flatten(node: onnx.NodeProto, inputs: list[Constant | None]) -> Constant | None:
-    tensor = inputs[0]
-    if tensor is None:
-        return None
-    rows = int(np.prod(tensor.shape[: attribute(node, "axis", 1)], dtype=np.int64))
-    return tensor.moved(lambda array: array.reshape(rows, -1))
-
-
-def _axes(node: onnx.NodeProto, inputs: list[Constant | None]) -> tuple[int, ...] | None:
-    if len(inputs) > 1 and inputs[1] is not None:
-        return tuple(int(axis) for axis in inputs[1].values.ravel())
-    given = attribute(node, "axes", None)
-    return None if given is None else tuple(given)
-
-
-def _squeeze(node: onnx.NodeProto, inputs: list[Constant | None]) -> Constant | None:
-    axes = _axes(node, inputs)
-    return inputs[0] and inputs[0].moved(lambda array: np.squeeze(array, axes))
-
-
-def _unsqueeze(node: onnx.NodeProto, inputs: list[Constant | None]) -> Constant | None:
-    axes = _axes(node, inputs) or ()
-    return inputs[0] and inputs[0].moved(lambda array: np.expand_dims(array, axes))
-
-
-def _slice(node: onnx.NodeProto, inputs: list[Constant | None]) -> Constant | None:
-    tensor = inputs[0]
-    if tensor is None or len(inputs) < 3:
-        return None
-    starts, ends, *rest = ([int(value) for value in item.values.ravel()] if item else None for item in inputs[1:])
-    axes = rest[0] if rest and rest[0] is not None else list(range(len(starts or ())))
-    steps = rest[1] if len(rest) > 1 and rest[1] is not None else [1] * len(axes)
-    parts = [slice(None)] * len(tensor.shape)
-    for axis, start, end, step in zip(axes, starts or (), ends or (), steps, strict=True):
-        if step < 1:
-            return None
-        parts[axis] = slice(start, end, step)
-    return tensor.moved(lambda array: array[tuple(parts)])
-
-
 def _concat(node: onnx.NodeProto, inputs: list[Constant | None]) -> Constant | None:
     parts = [part for part in inputs if part is not None]
     axis = int(attribute(node, "axis", 0))
@@ -279,12 +228,29 @@ def _concat(node: onnx.NodeProto, inputs: list[Constant | None]) -> Constant | N
     return replace(parts[0], codes=Codes(*joined))
 
 
-def _gather(node: onnx.NodeProto, inputs: list[Constant | None]) -> Constant | None:
-    tensor, places = inputs
-    if tensor is None or places is None or places.values.size * int(np.prod(tensor.shape)) > LARGEST_FOLD:
+def _move(node: onnx.NodeProto, inputs: list[Constant | None], opsets: dict[str, int]) -> Constant | None:
+    """Of an operator that only moves values: as ONNX's own reference does, codes and what they go by alike."""
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    first, *others = inputs
+    if first is None:
         return None
-    index, axis = places.values.astype(np.int64), int(attribute(node, "axis", 0))
-    return tensor.moved(lambda array: np.take(array, index, axis))
+    if node.op_type == "Gather":
+        places = others[0] if others else None
+        if places is None or places.values.size * int(np.prod(first.shape)) > LARGEST_FOLD:
+            return None
+    numbered = onnx.NodeProto()
+    numbered.CopyFrom(node)
+    numbered.domain = "" if node.domain == "ai.onnx" else node.domain
+    numbered.input[:] = [str(place) if name else "" for place, name in enumerate(node.input)]
+    feeds = {str(place): other.values for place, other in enumerate(others, 1) if other is not None}
+    try:
+        evaluator = ReferenceEvaluator(numbered, opsets=opsets)
+        run: Callable[..., Any] = evaluator.run
+        return first.moved(lambda array: np.asarray(run(None, {"0": array, **feeds})[0]))
+    except Exception:  # its exceptions have no common base; a node that does not fit is not followed
+        return None
 
 
 def _identity(node: onnx.NodeProto, inputs: list[Constant | None]) -> Constant | None:
@@ -346,19 +312,13 @@ def _arithmetic(operation: Callable[[Array, Array], Array]) -> Fold:
 
 
 Fold = Callable[["onnx.NodeProto", list[Constant | None]], Constant | None]
+_MOVES = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather")
 _FOLDS: dict[str, Fold] = {
     "Identity": _identity,
     "Cast": _cast,
     "DequantizeLinear": _dequantize,
     "QuantizeLinear": _quantize,
-    "Transpose": _transpose,
-    "Reshape": _reshape,
-    "Flatten": _flatten,
-    "Squeeze": _squeeze,
-    "Unsqueeze": _unsqueeze,
-    "Slice": _slice,
     "Concat": _concat,
-    "Gather": _gather,
     "Mul": _multiply,
     "Add": _arithmetic(np.add),
     "Sub": _arithmetic(np.subtract),

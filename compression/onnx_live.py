@@ -6,10 +6,27 @@ counts a model must not be led by them.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import onnx
+
+
+def reached(start: Iterable[str], onward: Callable[[str], Iterable[str]]) -> Iterator[str]:
+    """Every tensor's name that a walk over a graph comes by, once each, those of `start` among them.
+
+    Args:
+        onward: where the walk goes on from a name: to what it is made of, say, or to what is made of it. Asked once
+            per name; an empty name is none (an optional input that is not given).
+    """
+    waiting, seen = list(start), set[str]()
+    while waiting:
+        name = waiting.pop()
+        if name and name not in seen:
+            seen.add(name)
+            yield name
+            waiting += onward(name)
 
 
 def only_live(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -24,21 +41,19 @@ def _keep_live(graph: onnx.GraphProto) -> set[str]:
     The order of the nodes is not relied on: a runtime sorts them itself.
     """
     makers = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
-    waiting, needed, live = [output.name for output in graph.output], set[str](), set[int]()
-    while waiting:
-        name = waiting.pop()
-        if not name or name in needed:
-            continue
-        needed.add(name)
+    live: set[int] = set()
+
+    def read(name: str) -> list[str]:
+        """What its maker reads, unless that has been said."""
         index = makers.get(name)
         if index is None or index in live:
-            continue
+            return []
         live.add(index)
         node = graph.node[index]
-        waiting += node.input
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                waiting += _keep_live(inner)
+        inner = [part for attribute in node.attribute for part in (attribute.g, *attribute.graphs)]
+        return [*node.input, *(name for part in inner for name in _keep_live(part))]
+
+    needed = set(reached([output.name for output in graph.output], read))
     nodes = [node for index, node in enumerate(graph.node) if index in live]
     held = [tensor for tensor in graph.initializer if tensor.name in needed]
     if len(nodes) < len(graph.node):

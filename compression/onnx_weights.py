@@ -13,7 +13,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
+from ..targets.packed_bits import unpack
 from .onnx_constants import LONGEST_CHAIN, Array, Constant, Graph, attribute, coded
 
 if TYPE_CHECKING:
@@ -199,9 +201,8 @@ def _packed(node: onnx.NodeProto, graph: Graph) -> Weight:
         return unreadable
 
     def unpacked(array: Array, length: int) -> Array:
-        shifts = np.arange(0, 8, bits)
-        values: Array = array.reshape(outputs, -1, 1).astype(np.int32) >> shifts & (2**bits - 1)
-        return values.reshape(outputs, -1)[:, :length]
+        rows: Array = unpack(torch.from_numpy(array.astype(np.int32)).reshape(outputs, -1), bits).numpy()
+        return rows[:, :length]
 
     try:
         blocks = -(-inputs // block)

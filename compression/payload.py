@@ -2,7 +2,7 @@
 
 Every tensor is coded by whichever of these is smallest, and decodes to equal values:
 
-    plain       its own bytes
+    raw         its own bytes
     packed      integers as offsets from their minimum, in as few bits as the largest needs
     codebook    the distinct values (at most 256), and an index per element: packed, Huffman coded, or, of three values,
                 five to a byte (1.6 bits each)
@@ -26,11 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from ..targets.errors import InputError
-from .fake_quantize import QuantizedLayer
 from .huffman import Reader, decode_symbols, encode_symbols, pack, unpack, varint
+from .quantized_layer import QuantizedLayer
 
 MAGIC = b"CRW1"
-PLAIN, PACKED, CODEBOOK_PACKED, CODEBOOK_HUFFMAN, SPARSE, DERIVED, CODEBOOK_OF_3, REPEATED = range(8)
+RAW, PACKED, CODEBOOK_PACKED, CODEBOOK_HUFFMAN, SPARSE, DERIVED, CODEBOOK_OF_3, REPEATED = range(8)
 POWERS_OF_3 = 3 ** np.arange(5)  # 3^5 = 243 fits a byte
 LARGEST_CODEBOOK = 256
 LONGEST_GAP = 255  # a longer gap takes several symbols
@@ -151,10 +151,10 @@ def _encode(words: Words, *, signed: bool) -> bytes:
 
 
 def _encode_dense(words: Words, *, signed: bool) -> bytes:
-    codings = [_encode_plain(words, signed=signed)]
+    codings = [_encode_raw(words, signed=signed)]
     values, indices = np.unique(words, return_inverse=True)
     if 0 < len(values) <= LARGEST_CODEBOOK:
-        table = varint(len(values)) + _encode_plain(values, signed=signed)
+        table = varint(len(values)) + _encode_raw(values, signed=signed)
         width = int(len(values) - 1).bit_length()
         symbols = indices.astype(np.uint8)
         codings.append(bytes([CODEBOOK_PACKED]) + table + pack(symbols, width))
@@ -165,8 +165,8 @@ def _encode_dense(words: Words, *, signed: bool) -> bytes:
     return min(codings, key=len)
 
 
-def _encode_plain(words: Words, *, signed: bool) -> bytes:
-    plain = bytes([PLAIN]) + words.astype(words.dtype.newbyteorder("<")).tobytes()
+def _encode_raw(words: Words, *, signed: bool) -> bytes:
+    plain = bytes([RAW]) + words.astype(words.dtype.newbyteorder("<")).tobytes()
     if not signed or not len(words):
         return plain
     integers = words.view(f"i{words.itemsize}")
@@ -183,7 +183,7 @@ def _encode_plain(words: Words, *, signed: bool) -> bytes:
 def _decode(reader: Reader, count: int, kind: Any) -> Words:
     """`count` words of numpy type `kind`."""
     coding = reader.take(1)[0]
-    if coding == PLAIN:
+    if coding == RAW:
         raw = np.frombuffer(reader.take(count * np.dtype(kind).itemsize), dtype=np.dtype(kind).newbyteorder("<"))
         return raw.astype(kind)
     if coding == PACKED:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -13,9 +13,9 @@ from ..targets.records import Bounds, Records
 from ..targets.seeds import derive
 from ..training.loop import Training, train
 from ..training.stacked import Stack
-from .channels import behead, thin, unfolded
+from .channels import remove_channels, remove_heads, unfolded
+from .edit import noise, weights, working_copy
 from .importance import Importance, importances
-from .layers import noise, weights, working_copy
 from .masks import n_of_m, smallest, smallest_per_layer
 from .recipe import RECIPES, Recipe, fine_tuned
 
@@ -28,6 +28,7 @@ class Prune(Recipe):
     and faster. Scattered zeros make a smaller payload, not a faster model.
     """
 
+    family: ClassVar[str] = "Pruning"
     kind: Literal["prune"] = "prune"
     structure: Literal["weights", "n:m", "channels", "heads"] = Field(
         "weights",
@@ -89,7 +90,7 @@ class Prune(Recipe):
         return self.fine_tune is not None
 
     @property
-    def words(self) -> str:
+    def phrase(self) -> str:
         if self.structure == "n:m":
             what = f"{self.group_size - self._dropped(self.sparsity)} of every {self.group_size} weights kept"
         else:
@@ -123,8 +124,8 @@ class Prune(Recipe):
         self, module: nn.Module, example: Tensor, scores: Mapping[str, Tensor], share: float, full: nn.Module | None
     ) -> nn.Module:
         if self.structure == "heads":
-            return behead(module, 1 - share, scores=scores, full=full)
-        return thin(module, example, 1 - share, scores=scores, round_to=self.round_to, full=full)
+            return remove_heads(module, 1 - share, scores=scores, full=full)
+        return remove_channels(module, example, 1 - share, scores=scores, round_to=self.round_to, full=full)
 
     def _masked(self, module: nn.Module, scores: Mapping[str, Tensor], share: float) -> nn.Module:
         masked = working_copy(module)

@@ -12,7 +12,8 @@ from torch.func import functional_call
 
 from ..targets.records import Records
 from ..training.loop import Training, train
-from .fake_quantize import (
+from .edit import replace_layers
+from .quantized_layer import (
     Activations,
     QuantizedLayer,
     dynamic_grid,
@@ -21,8 +22,7 @@ from .fake_quantize import (
     round_to_grid,
     share_codes,
 )
-from .layers import replace_layers
-from .recurrent import QuantizedRecurrent, quantize_recurrent
+from .quantized_recurrent import QuantizedRecurrent, quantize_recurrent
 from .weight_codes import SIXTEEN_BITS, WeightFormat, spread_scale, weight_codes
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -19,11 +19,12 @@ from .activation_grids import quantize_additions
 from .adaptive_rounding import adaptive_codes, layer_calls
 from .attention import unfold_attention
 from .calibration import Calibration, input_ranges, watch
-from .fake_quantize import Activations, QuantizedLayer, can_quantize, fold_batch_norm, quantize_layer, share_codes
-from .layers import PLAIN, called, noise, replace_layers
+from .edit import PLAIN_LAYERS, called, noise, replace_layers
+from .fold_batch_norm import fold_batch_norm
 from .quantization_aware import train_quantized
+from .quantized_layer import Activations, QuantizedLayer, can_quantize, quantize_layer, share_codes
+from .quantized_recurrent import QuantizedRecurrent, quantize_recurrent
 from .recipe import RECIPES, Recipe
-from .recurrent import QuantizedRecurrent, quantize_recurrent
 from .weight_codes import SIXTEEN_BITS, Bits, Granularity, Number, Rounding, WeightFormat
 
 RECURRENT = (nn.LSTM, nn.GRU)
@@ -38,6 +39,7 @@ class Quantize(Recipe):
     GRU are quantised (the latter three by their weights alone); layers of other types stay in float.
     """
 
+    family: ClassVar[str] = "Quantization"
     kind: Literal["quantize"] = "quantize"
     number: Number = Field(
         "integer",
@@ -119,22 +121,22 @@ class Quantize(Recipe):
         return self.fine_tune is not None or self.rounding == "adaptive"
 
     @property
-    def words(self) -> str:
-        return ", ".join([f"{self._weight_words} weights{self._group_words}", *self.other_words])
+    def phrase(self) -> str:
+        return ", ".join([f"{self._weight_phrase} weights{self._group_phrase}", *self.other_phrases])
 
     @property
-    def _weight_words(self) -> str:
+    def _weight_phrase(self) -> str:
         few = {"integer": f"{self.weight_bits}-bit", "fixed-point": f"{self.weight_bits}-bit fixed-point"}
         return few.get(self.number, self.number)
 
     @property
-    def _group_words(self) -> str:
+    def _group_phrase(self) -> str:
         spans = {"tensor": " with one scale per layer", "group": f" in groups of {self.group_size}"}
         return "" if self.number in SIXTEEN_BITS else spans.get(self.granularity, "")
 
     @property
-    def other_words(self) -> list[str]:
-        """Everything in `words` but the weights' format."""
+    def other_phrases(self) -> list[str]:
+        """Everything in `phrase` but the weights' format."""
         words = [] if self.rounding == "nearest" else [f"{self.rounding} rounding"]
         if self.activations == "static":
             methods = {
@@ -158,7 +160,7 @@ class Quantize(Recipe):
         if usual not in formats:
             raise NotApplicable(
                 f"The model has {len(layers)} layers to quantize, first and last, and these keep 8 bits: nothing would "
-                f"become {self._weight_words}. Set keep_ends_8bit: false to quantize them too."
+                f"become {self._weight_phrase}. Set keep_ends_8bit: false to quantize them too."
             )
         return self.with_formats(prepared, layers, formats, records, bounds, seed)
 
@@ -212,7 +214,7 @@ class Quantize(Recipe):
             draw = generator(drawn, "rounding", position)
             known = None if isinstance(layer, RECURRENT) else first.get(id(original.weight))
             codes = None if known is None or known.weight_scale is None else (known.codes, known.weight_scale)
-            if codes is None and self.rounding == "adaptive" and isinstance(layer, PLAIN):
+            if codes is None and self.rounding == "adaptive" and isinstance(layer, PLAIN_LAYERS):
                 assert x is not None
                 wanted = [original(entering).detach() for entering in layer_calls(prepared, original, x)]
                 entering = layer_calls(quantized, layer, x)  # of the model quantised so far

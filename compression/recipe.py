@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -19,7 +20,15 @@ class Recipe(Technique):
     for fewer shadow replays.
     """
 
+    family: ClassVar[str] = ""  # under which a report groups its candidates; from `kind` where a class gives none
     kind: str
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        kind = cls.model_fields["kind"].default
+        if not cls.family and isinstance(kind, str):
+            cls.family = kind[:1].upper() + kind[1:].replace("-", " ").replace("_", " ")
 
     @abstractmethod
     def apply(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> nn.Module:
@@ -45,12 +54,12 @@ class Recipe(Technique):
 
     @property
     @abstractmethod
-    def words(self) -> str:
+    def phrase(self) -> str:
         """The recipe in a phrase for the report's tables, e.g. `8-bit weights, 8-bit activations`."""
 
 
 def fine_tuned(fine_tune: Training | None) -> str:
-    """How `words` ends when a recipe trains afterwards."""
+    """How `phrase` ends when a recipe trains afterwards."""
     return "" if fine_tune is None else f", fine-tuned for {fine_tune.epochs} epochs"
 
 

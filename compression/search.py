@@ -25,17 +25,18 @@ from ..targets.records import Records
 from ..targets.seeds import derive, generator
 from ..targets.technique import Technique
 from ..training.architecture import Architecture
+from ..training.loop import TrainingJob
 from ..training.trainer import Trainer
-from .export import to_onnx
-from .footprint import interleaved_latency
+from .onnx_export import to_onnx
 from .payload import encode
 from .recipe import RECIPES, Recipe
+from .timing import interleaved_latency
 
 if TYPE_CHECKING:
     import optuna
 
 # Tried before the sampler proposes anything: what people ship first.
-PLAIN: tuple[dict[str, Any], ...] = tuple(
+FIRST_TRIED: tuple[dict[str, Any], ...] = tuple(
     {"student": False, "prune": pruned, "sparsity": 0.5, "shape": "none", "bits": bits, "activations": "static"}
     for pruned, bits in (("none", 8), ("none", 4), ("weights", 8), ("channels", 8), ("weights", 4))
 )
@@ -45,7 +46,7 @@ DENSE = "dense"
 Objective = Literal["accuracy", "payload", "latency"]
 
 
-class Search(Technique):
+class SearchSettings(Technique):
     """What is searched for, how long, and what a model that is found must keep to."""
 
     trials: int = Field(40, ge=1, le=10_000, description="recipes that are tried")
@@ -65,7 +66,7 @@ class Search(Technique):
 
 
 @dataclass(frozen=True)
-class Trial:
+class TriedRecipe:
     """One recipe and what it came to.
 
     Args:
@@ -95,22 +96,22 @@ class Found:
         nearest: of the usable ones, the one that exceeds the limits least.
     """
 
-    dense: Trial
-    trials: list[Trial]
-    chosen: list[Trial]
-    nearest: Trial
+    dense: TriedRecipe
+    trials: list[TriedRecipe]
+    chosen: list[TriedRecipe]
+    nearest: TriedRecipe
 
 
 def search(
-    settings: Search,
+    settings: SearchSettings,
     architecture: Architecture,
     trainer: Trainer,
     data: Data,
     *,
     seed: int,
     device: torch.device,
-    known: Mapping[str, Trial] | None = None,
-    tell: Callable[[str, Trial], None] = lambda key, trial: None,
+    known: Mapping[str, TriedRecipe] | None = None,
+    tell: Callable[[str, TriedRecipe], None] = lambda key, trial: None,
 ) -> Found:
     """Tries recipes on a model trained for it.
 
@@ -130,11 +131,10 @@ def search(
     if data.regression:
         raise InputError("A search compares accuracies; for a model that predicts values there is none yet.")
     own, held_out = split(data.members, seed)
-    everything = torch.arange(len(own))
-    dense = trainer.fit(architecture, own, [everything], [derive(seed, "search", DENSE)], device)[0]
+    dense = trainer.fit(TrainingJob.of_one(architecture, own, derive(seed, "search", DENSE), device))[0]
     results = dict(known or {})
 
-    def tried(recipe: Recipe | None) -> Trial:
+    def tried(recipe: Recipe | None) -> TriedRecipe:
         key = DENSE if recipe is None else recipe.model_dump_json()
         if key not in results:
             results[key] = measure(recipe, dense, own, held_out, data, settings, seed=seed)
@@ -150,13 +150,13 @@ def search(
             population_size=max(4, min(20, settings.trials // 3)),
         ),
     )
-    for parameters in PLAIN:
+    for parameters in FIRST_TRIED:
         study.enqueue_trial(parameters)
-    trials: list[Trial] = []
+    trials: list[TriedRecipe] = []
     for _ in range(settings.trials):
         proposed = study.ask()
         recipe = propose(proposed, settings)
-        trial = tried(recipe) if recipe is not None else Trial({}, why_not="nothing is compressed")
+        trial = tried(recipe) if recipe is not None else TriedRecipe({}, why_not="nothing is compressed")
         trials.append(trial)
         for limit, excess in beyond(trial, reference, settings).items():
             proposed.set_constraint(limit, excess)
@@ -177,7 +177,7 @@ def split(members: Records, seed: int) -> tuple[Records, Records]:
     return members.take(order[count:]), members.take(order[:count])
 
 
-def propose(trial: optuna.Trial, settings: Search) -> Recipe | None:
+def propose(trial: optuna.Trial, settings: SearchSettings) -> Recipe | None:
     """A recipe from the space, or None where every choice fell on leaving out.
 
     A parameter is asked for only where it matters, so that the sampler does not learn from what had no effect.
@@ -217,10 +217,10 @@ def measure(
     own: Records,
     held_out: Records,
     data: Data,
-    settings: Search,
+    settings: SearchSettings,
     *,
     seed: int,
-) -> Trial:
+) -> TriedRecipe:
     """Applies one recipe and weighs the file it gives; on a failure, a trial that says why."""
     written = {} if recipe is None else recipe.model_dump(mode="json")
     try:
@@ -235,11 +235,11 @@ def measure(
             row = interleaved_latency({"model": model}, data.shape, (settings.batch,))["model"][0]
             latency = float(row["p50"])
     except (NotApplicable, InputError, UnsafeInput) as error:
-        return Trial(written, why_not=str(error))
-    return Trial(written, right, len(held_out), payload, latency)
+        return TriedRecipe(written, why_not=str(error))
+    return TriedRecipe(written, right, len(held_out), payload, latency)
 
 
-def values(trial: Trial, settings: Search) -> list[float]:
+def values(trial: TriedRecipe, settings: SearchSettings) -> list[float]:
     """The objectives of a trial; of one that cannot be used, worse than any other's."""
     if trial.why_not is not None:
         return [0.0 if one == "accuracy" else 1e12 for one in settings.objectives]
@@ -247,7 +247,7 @@ def values(trial: Trial, settings: Search) -> list[float]:
     return [figures[one] for one in settings.objectives]
 
 
-def beyond(trial: Trial, reference: Trial, settings: Search) -> dict[str, float]:
+def beyond(trial: TriedRecipe, reference: TriedRecipe, settings: SearchSettings) -> dict[str, float]:
     """How far each limit is exceeded, by name; at most 0 where it is kept."""
     excess = {"usable": 0.0 if trial.why_not is None else 1.0}
     if settings.largest_payload is not None:
@@ -259,14 +259,14 @@ def beyond(trial: Trial, reference: Trial, settings: Search) -> dict[str, float]
     return excess
 
 
-def pareto(trials: Sequence[Trial], settings: Search) -> list[Trial]:
+def pareto(trials: Sequence[TriedRecipe], settings: SearchSettings) -> list[TriedRecipe]:
     """Those that no other is at least as good as in every objective and better in one; each once, best first."""
     signs = [-1.0 if one == "accuracy" else 1.0 for one in settings.objectives]
 
-    def costs(trial: Trial) -> list[float]:
+    def costs(trial: TriedRecipe) -> list[float]:
         return [sign * value for sign, value in zip(signs, values(trial, settings), strict=True)]
 
-    def dominated(trial: Trial) -> bool:
+    def dominated(trial: TriedRecipe) -> bool:
         mine = costs(trial)
         return any(
             theirs != mine and all(one <= other for one, other in zip(theirs, mine, strict=True))
@@ -277,12 +277,12 @@ def pareto(trials: Sequence[Trial], settings: Search) -> list[Trial]:
     return sorted(front.values(), key=costs)
 
 
-def as_row(key: str, trial: Trial) -> dict[str, Any]:
+def as_row(key: str, trial: TriedRecipe) -> dict[str, Any]:
     """A trial as JSON, to be kept between runs; `from_row` reads it again."""
     return {"key": key, **asdict(trial)}
 
 
-def from_row(row: Mapping[str, Any]) -> tuple[str, Trial]:
+def from_row(row: Mapping[str, Any]) -> tuple[str, TriedRecipe]:
     """Raises KeyError or TypeError for a row that `as_row` did not write."""
     fields = dict(row)
-    return str(fields.pop("key")), Trial(**fields)
+    return str(fields.pop("key")), TriedRecipe(**fields)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -13,7 +13,7 @@ from ..targets.records import Bounds, Records
 from ..targets.seeds import derive
 from ..training.loop import Training, train
 from ..training.stacked import Stack
-from .layers import weights, working_copy
+from .edit import weights, working_copy
 from .recipe import RECIPES, Recipe, fine_tuned
 
 LLOYD_STEPS = 300  # at most; in one dimension Lloyd's algorithm stops long before
@@ -27,6 +27,7 @@ class Share(Recipe):
     payload, where each tensor holds its code book and Huffman-coded indices (`payload`).
     """
 
+    family: ClassVar[str] = "Weight sharing"
     kind: Literal["share"] = "share"
     clusters: int = Field(
         16,
@@ -52,7 +53,7 @@ class Share(Recipe):
         return self.fine_tune is not None
 
     @property
-    def words(self) -> str:
+    def phrase(self) -> str:
         each = "per layer" if self.scope == "layer" else "for all layers"
         return f"{self.clusters} shared values {each}{fine_tuned(self.fine_tune)}"
 

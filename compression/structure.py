@@ -6,6 +6,7 @@ A recipe replaces layers: thinner ones, two for one, quantised ones. `describe` 
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import nn
 from ..targets.errors import InputError, NotApplicable
 from .activation_grids import RoundedActivations
 from .attention import forgo_nested_tensors
-from .layers import REBUILDABLE
+from .edit import REBUILDABLE
 from .recipe import RECIPES
 
 Description = list[dict[str, Any]]
@@ -61,10 +62,16 @@ ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
 }
 
 
-def _known() -> dict[type[nn.Module], tuple[str, ...]]:
+def _known() -> Mapping[type[nn.Module], tuple[str, ...]]:
     """Every layer that can be rebuilt: torch's, and those that recipes bring (they register when they are imported)."""
     RECIPES.kinds()
-    return {**ARGUMENTS, **REBUILDABLE}
+    return ChainMap(REBUILDABLE, ARGUMENTS)
+
+
+def _name(cls: type[nn.Module]) -> str:
+    """As a description names a layer's type: short for torch's and ours, wherever they live; else with its module."""
+    short = cls.__module__.partition(".")[0] in ("torch", __name__.partition(".")[0])
+    return cls.__name__ if short else f"{cls.__module__}.{cls.__qualname__}"
 
 
 def describe(module: nn.Module) -> Description:
@@ -92,7 +99,7 @@ def rebuild(architecture_module: nn.Module, description: Description) -> nn.Modu
         NotApplicable: a layer differs and its type is not one that can be rebuilt; the message names it.
         InputError: the description is not one that `describe` writes.
     """
-    types = {cls.__name__: cls for cls in _known()}
+    types = {_name(cls): cls for cls in _known()}
     root = nn.ModuleDict({"module": architecture_module})  # so that a lone layer can be replaced as well
     for entry in description:
         try:
@@ -189,7 +196,7 @@ def _entry(layer: nn.Module, path: str) -> dict[str, Any]:
     if cls not in known:
         return {"path": path, "type": f"{cls.__module__}.{cls.__qualname__}", "arguments": None}
     arguments = {name: _argument(layer, name) for name in known[cls]}
-    return {"path": path, "type": cls.__name__, "arguments": arguments}
+    return {"path": path, "type": _name(cls), "arguments": arguments}
 
 
 def _argument(layer: nn.Module, name: str) -> Any:
@@ -201,7 +208,7 @@ def _argument(layer: nn.Module, name: str) -> Any:
 
 
 def _build(path: str, cls: type[nn.Module], arguments: dict[str, Any]) -> nn.Module:
-    kind = cls.__name__
+    kind = _name(cls)
     if set(arguments) != set(_known()[cls]):
         raise InputError(f"The description of layer {path} ({kind}) does not name that layer's arguments.")
     restored = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..targets.errors import CrushproofError, InputError, NotApplicable, user_error
 from ..training.architecture import Architecture
-from .layers import WEIGHTED, rebuildable, replace_layers, working_copy
+from .edit import WEIGHTED, rebuildable, replace_layers, working_copy
 
 Build = Callable[[], nn.Module]
 

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from ..attacks.attack import Attack
 from ..attacks.evasion.ball import Ball, Norm
 from ..targets.errors import NotApplicable
-from ..targets.records import Bounds, Records
-from ..training.architecture import Architecture
-from ..training.loop import Forward, Objective, Training, cross_entropy, train_many
+from ..targets.records import Bounds
+from ..training.loop import Forward, Objective, Training, TrainingJob, cross_entropy, train_many
 from ..training.trainer import BuiltinTrainer, Trainer
 from .defense import DEFENSES, TrainingDefense
 
@@ -64,16 +63,8 @@ class AdversarialTrainer(Trainer):
         low, high = self.bounds.low.flatten().tolist(), self.bounds.high.flatten().tolist()
         return f"adversarial:{own}:{self.training.model_dump_json()}:{low}:{high}"
 
-    def fit(
-        self,
-        architecture: Architecture,
-        records: Records,
-        subsets: Sequence[Tensor],
-        seeds: Sequence[int],
-        device: torch.device,
-    ) -> list[nn.Module]:
-        objective = perturbed(self.training, self.defense, self.bounds.to(device))
-        return train_many(architecture, records, subsets, seeds, self.training, device=device, objective=objective)
+    def fit(self, job: TrainingJob) -> list[nn.Module]:
+        return train_many(job, self.training, perturbed(self.training, self.defense, self.bounds.to(job.device)))
 
 
 def perturbed(training: Training, defense: AdversarialTraining, bounds: Bounds) -> Objective:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from torch import nn
 
-from ..attacks.attack import Attack
+from ..attacks.attack import Attack, Task
 from ..compression.recipe import Recipe
 from ..targets.records import Bounds
 from ..targets.technique import Registry, Technique
@@ -18,7 +19,21 @@ class Defense(Technique):
     """A defense without its adaptive attack is not a defense here."""
 
     kind: str
-    stage: ClassVar[Literal["training", "compression"]]
+    title: ClassVar[str] = ""  # what a report calls it; "": the kind in words
+    tasks: ClassVar[frozenset[Task]] = frozenset({Task.CLASSIFICATION})
+
+    @classmethod
+    def named(cls) -> str:
+        """As a title: `Adversarial training`."""
+        return cls.title or str(cls.model_fields["kind"].default).replace("-", " ").replace("_", " ").capitalize()
+
+    def phrase(self, statement: Mapping[str, Any]) -> str:
+        """The defense in a phrase, with what it promises: `DP-SGD, epsilon 8.00 at delta 1.0e-05`.
+
+        Args:
+            statement: of the training it hardened; empty where it hardens none.
+        """
+        return self.kind.replace("-", " ")
 
     @abstractmethod
     def adapted(self, attack: Attack) -> Attack:
@@ -28,7 +43,8 @@ class Defense(Technique):
 class TrainingDefense(Defense):
     """Hardens how the dense model (and each of its shadows) is trained."""
 
-    stage = "training"
+    private: ClassVar[bool] = False  # its promise is about the members: a recipe that looks at them afterwards voids it
+    void: ClassVar[str] = ""  # a sentence that says so
 
     @abstractmethod
     def trainer(self, plain: Trainer, bounds: Bounds) -> Trainer:
@@ -46,11 +62,13 @@ class TrainingDefense(Defense):
         """What the defense promises, for the report (DP-SGD: epsilon, delta, sampling rate, steps, accountant)."""
         return {}
 
+    def voided(self, statement: Mapping[str, Any]) -> dict[str, Any]:
+        """The same statement once compression has voided it; only asked of a `private` defense."""
+        return dict(statement)
+
 
 class CompressionDefense(Defense):
     """Hardens a recipe."""
-
-    stage = "compression"
 
     @abstractmethod
     def recipes(self, recipe: Recipe) -> list[Recipe]:

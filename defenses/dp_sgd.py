@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -15,11 +15,11 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from ..attacks.attack import Attack
-from ..compression.layers import replace_layers, working_copy
+from ..compression.edit import replace_layers, working_copy
 from ..targets.errors import NotApplicable
 from ..targets.records import Bounds, Records
 from ..targets.seeds import generator, global_seed
-from ..training.architecture import Architecture
+from ..training.loop import TrainingJob
 from ..training.trainer import Trainer
 from .defense import DEFENSES, TrainingDefense
 
@@ -40,6 +40,10 @@ class DpSgd(TrainingDefense):
     The promise assumes that the noise is secret: it follows from the audit's seed, so whoever knows the seed can
     subtract it. Nor does it cover hyper-parameters that were tuned on the members.
     """
+
+    title: ClassVar[str] = "DP-SGD"
+    private: ClassVar[bool] = True
+    void: ClassVar[str] = "Epsilon: void. The compression looked at training records after DP-SGD."
 
     kind: Literal["dp-sgd"] = "dp-sgd"
     epsilon: PositiveFloat = Field(8.0, description="the largest that the training may spend")
@@ -70,6 +74,20 @@ class DpSgd(TrainingDefense):
     def adapted(self, attack: Attack) -> Attack:
         """The same attack: membership inference meets shadows trained by this defense, which is what adapts it."""
         return attack
+
+    def phrase(self, statement: Mapping[str, Any]) -> str:
+        if "epsilon" not in statement:
+            return super().phrase(statement)
+        if statement["epsilon"] == "void":
+            return "DP-SGD, epsilon: void"
+        return (
+            f"DP-SGD, epsilon {statement['epsilon']:.2f} at delta {statement['delta']:.1e} "
+            f"(sampling rate {statement['sampling_rate']:.3f}, {statement['steps']} steps, PRV accountant)"
+        )
+
+    def voided(self, statement: Mapping[str, Any]) -> dict[str, Any]:
+        why = "the compression looked at training records after DP-SGD"
+        return {**statement, "epsilon": "void", "why": why}
 
     def schedule(self, training_records: int) -> tuple[float, int]:
         """(sampling rate, steps) for so many records."""
@@ -121,14 +139,7 @@ class DpSgdTrainer(Trainer):
     def identity(self) -> str:
         return f"dp-sgd:{self.defense.model_dump_json()}"
 
-    def fit(
-        self,
-        architecture: Architecture,
-        records: Records,
-        subsets: Sequence[Tensor],
-        seeds: Sequence[int],
-        device: torch.device,
-    ) -> list[nn.Module]:
+    def fit(self, job: TrainingJob) -> list[nn.Module]:
         """See `Trainer.fit`.
 
         Raises:
@@ -136,13 +147,13 @@ class DpSgdTrainer(Trainer):
         """
         defense = self.defense
         modules = []
-        for subset, seed in zip(subsets, seeds, strict=True):
-            module = architecture.fresh(seed).to(device).requires_grad_(True)
+        for subset, seed in zip(job.subsets, job.seeds, strict=True):
+            module = job.architecture.fresh(seed).to(job.device).requires_grad_(True)
             refuse_mixing(module)
             sampling_rate, steps = defense.schedule(len(subset))
             train_privately(
                 module,
-                records.take(subset).to(device),
+                job.records.take(subset).to(job.device),
                 seed=seed,
                 sampling_rate=sampling_rate,
                 steps=steps,

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from .model import Target
 
+AGREEMENT = 0.995  # label agreement below which white-box results through the twin are flagged
+
 
 @dataclass(frozen=True)
 class Agreement:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 
@@ -64,6 +65,25 @@ def nearest_hint(word: str, known: Iterable[str]) -> str:
     """A sentence " Did you mean 'x'?", or nothing when no known word is near."""
     near = nearest(word, known)
     return "" if near is None else f" Did you mean {quoted(near)}?"
+
+
+@contextmanager
+def failing_as_not_applicable(what: str) -> Iterator[None]:
+    """What cannot be made is a row of its own: what the user gave is not to blame, and the audit goes on.
+
+    What the machine lacks (memory, disk, a package) still fails the work, which is then tried again.
+
+    Args:
+        what: the beginning of the reason: `it cannot be deployed`.
+    """
+    try:
+        yield
+    except (InputError, UnsafeInput) as error:
+        raise NotApplicable(f"{what}: {error}") from error
+    except (CrushproofError, MemoryError, ImportError, OSError):
+        raise
+    except Exception as error:  # torch, the exporter or the user's own forward, on layers of other sizes
+        raise NotApplicable(f"{what}: {user_error(error)}") from error
 
 
 def user_error(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Protocol
 
 import torch
@@ -74,3 +75,8 @@ def resolve_device(device: str) -> torch.device:
                 f"Write cuda:{count - 1} or lower, or auto."
             )
     return resolved
+
+
+def frozen_copy(module: nn.Module) -> nn.Module:
+    """A deep copy in evaluation mode whose parameters need no gradient: what attacks differentiate inputs through."""
+    return copy.deepcopy(module).eval().requires_grad_(False)

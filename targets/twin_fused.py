@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .packed_bits import unpack
 from .twin_layers import affine, convolve, layer_norm
 from .twin_nodes import FLOAT, MICROSOFT, UINT8, Node, operator
 
@@ -78,19 +78,12 @@ def matmul_bits(
     if bits not in (4, 8) or groups is not None:
         node.refuse("its weights have neither 4 nor 8 bits, or their groups are listed")
     blocks = -(-inner // size)
-    codes = _unpacked(packed, bits).reshape(outer, blocks, size)
+    codes = unpack(packed, bits).reshape(outer, blocks, size)
     if zeros is None:
         middle: Tensor | float = 2.0 ** (bits - 1)
     elif node.types[3] == UINT8:
-        middle = _unpacked(zeros.reshape(outer, -1), bits)[:, :blocks, None]
+        middle = unpack(zeros.reshape(outer, -1), bits)[:, :blocks, None]
     else:
         middle = zeros.reshape(outer, blocks, 1)
     weight = ((codes - middle) * scales.reshape(outer, blocks, 1)).reshape(outer, -1)[:, :inner]
     return F.linear(x, weight, bias)
-
-
-def _unpacked(packed: Tensor, bits: int) -> Tensor:
-    if bits == 8:
-        return packed
-    low = packed.remainder(16)
-    return torch.stack([low, (packed - low) / 16], -1).flatten(-2)

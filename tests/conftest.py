@@ -14,7 +14,7 @@ from crushproof.targets.data import Data
 from crushproof.targets.digits import load_digits
 from crushproof.targets.errors import CrushproofError, InputError, UnsafeInput
 from crushproof.training.architecture import Architecture
-from crushproof.training.loop import Training, train_many
+from crushproof.training.loop import Training, TrainingJob, train_many
 from crushproof.training.networks import digits_cnn
 
 # Examples follow from the test, so that a failure repeats; and a loaded machine fails no test for being slow.
@@ -37,9 +37,8 @@ def digits() -> Data:
 def dense(digits: Data) -> torch.nn.Module:
     """The digits CNN, about 98 % right on records it has not seen."""
     assert digits.members is not None
-    everything = [torch.arange(len(digits.members))]
-    architecture = Architecture("digits_cnn", digits_cnn)
-    return train_many(architecture, digits.members, everything, [0], Training(epochs=6), device=torch.device("cpu"))[0]
+    job = TrainingJob.of_one(Architecture("digits_cnn", digits_cnn), digits.members, 0, torch.device("cpu"))
+    return train_many(job, Training(epochs=6))[0]
 
 
 def _refused(call: Callable[[], object], error: type[CrushproofError], *words: str) -> str:

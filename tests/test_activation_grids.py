@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crushproof.compression.activation_grids import RoundedActivations, quantize_additions
-from crushproof.compression.export import to_onnx
-from crushproof.compression.fake_quantize import fold_batch_norm, native, quantize_layer
-from crushproof.compression.layers import called_layers, replace_layers
+from crushproof.compression.edit import called_layers, replace_layers
+from crushproof.compression.fold_batch_norm import fold_batch_norm
+from crushproof.compression.onnx_export import to_onnx
 from crushproof.compression.payload import decode, encode
+from crushproof.compression.quantized_layer import quantize_layer, true_gradients
 from crushproof.compression.structure import load_module, save_module
 from crushproof.compression.weight_codes import WeightFormat
 from crushproof.targets.data import Data
@@ -151,7 +152,7 @@ def test_gradients_pass_straight_through_unless_native(rounded: RoundedActivatio
     x = noise(4, 1, 8, 8).requires_grad_()
     (through,) = torch.autograd.grad(rounded(x).square().sum(), x)
     assert float(through.abs().max()) > 0
-    hard = native(rounded)
+    hard = true_gradients(rounded)
     assert torch.equal(hard(x), rounded(x))
     assert isinstance(hard, RoundedActivations)
     assert not hard.straight_through

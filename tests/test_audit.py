@@ -13,10 +13,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
 from crushproof.audit.findings import Audit
+from crushproof.audit.json_schema import json_schema
 from crushproof.audit.plan import Plan
 from crushproof.audit.run import run_audit
 from crushproof.targets.errors import InputError
@@ -63,6 +65,16 @@ def test_nothing_is_silently_missing(finished: tuple[Path, Audit]) -> None:
     unmeasured = {row.what for row in audit.not_measured}
     for finding in audit.findings:
         assert (finding.estimate is not None) or finding.id in unmeasured
+
+
+def test_audit_json_follows_the_exported_schema(finished: tuple[Path, Audit]) -> None:
+    values = json.loads((finished[0] / "audit.json").read_text())
+    jsonschema.validate(values, json_schema())
+    assert len(values["candidates"][3]["draws"]) > 1
+    assert values["findings"][0]["who_is_hit"]
+    del values["candidates"][3]["draws"][0]["figures"]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(values, json_schema())
 
 
 def test_a_candidate_that_cannot_be_made_is_a_row_with_its_reason(finished: tuple[Path, Audit]) -> None:
@@ -168,7 +180,7 @@ def start(plan: Path, out: Path) -> subprocess.Popen[str]:
 def test_ten_kills_at_random_moments_lose_and_repeat_nothing(finished: tuple[Path, Audit], tmp_path: Path) -> None:
     undisturbed, _ = finished
     plan, out = tmp_path / "plan.yaml", tmp_path / "out"
-    plan.write_text(yaml.safe_dump({**SMALL, "workers": 1}, sort_keys=False))
+    plan.write_text(yaml.safe_dump({**SMALL, "engine": {"kind": "local", "workers": 1}}, sort_keys=False))
     moments = random.Random(0)
     kills = 0
     while kills < 10:
@@ -190,7 +202,7 @@ def test_ten_kills_at_random_moments_lose_and_repeat_nothing(finished: tuple[Pat
 
 def test_a_second_run_on_the_folder_says_who_holds_it(tmp_path: Path) -> None:
     plan, out = tmp_path / "plan.yaml", tmp_path / "out"
-    plan.write_text(yaml.safe_dump({**SMALL, "workers": 1}, sort_keys=False))
+    plan.write_text(yaml.safe_dump({**SMALL, "engine": {"kind": "local", "workers": 1}}, sort_keys=False))
     first = start(plan, out)
     try:
         deadline = time.monotonic() + 60

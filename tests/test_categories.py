@@ -8,32 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from evasion_cases import LENGTH, WORDS, Pooled, case_of
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from crushproof.attacks.attack import Case
 from crushproof.attacks.evasion.categories import not_pixels, one_hot, one_hot_blocks
 from crushproof.attacks.evasion.evasion import Evasion
-from crushproof.compression.export import to_onnx
+from crushproof.compression.onnx_export import to_onnx
 from crushproof.targets.data import Data
 from crushproof.targets.errors import NotApplicable
 from crushproof.targets.onnx import OnnxTarget
 from crushproof.targets.records import Bounds, Records
 from crushproof.targets.twin import twin_of
-
-from .test_evasion import case_of
-
-WORDS, LENGTH = 50, 12
-
-
-class Pooled(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding, self.head = nn.Embedding(WORDS, 8), nn.Linear(8, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        answers: Tensor = self.head(F.relu(self.embedding(x.long())).mean(1))
-        return answers
 
 
 class Recurrent(Pooled):

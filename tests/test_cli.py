@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -14,7 +15,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from crushproof.attacks.evasion.risk import EVASION
+from crushproof.attacks.membership.risk import MEMBERSHIP
 from crushproof.audit import cli
+from crushproof.audit.assemble import known_metrics
+from crushproof.audit.file_rows import Footprint
 from crushproof.audit.findings import (
     SCHEMA,
     Audit,
@@ -24,7 +29,6 @@ from crushproof.audit.findings import (
     Environment,
     Estimate,
     Finding,
-    Footprint,
     NotMeasured,
     ThreatModel,
 )
@@ -101,7 +105,7 @@ def an_audit(robust_change: float = 0.0) -> Audit:
             ("membership", "auc", "lower", 0.0),
         )
     ]
-    judged = apply_policy([row], findings, BUILT_IN["release"], ["int8"])
+    judged = apply_policy([row], findings, BUILT_IN["release"], ["int8"], known_metrics(()))
     return Audit(
         schema=SCHEMA,
         name="test",
@@ -120,6 +124,8 @@ def an_audit(robust_change: float = 0.0) -> Audit:
             evaluation=600,
             attacker=299,
         ),
+        risks={risk.name: risk for risk in (EVASION, MEMBERSHIP)},
+        metrics=known_metrics(()),
         candidates=judged.candidates,
         findings=judged.findings,
         policy=judged.gates,
@@ -304,6 +310,7 @@ def deep(text: str) -> str:
         (lambda text: text.replace('"seed":0', '"seed":0,"seed":1'), "given twice"),
         (lambda text: text.replace('"seed":0', '"seed":"x"'), "seed: Input should be"),
         (lambda text: text.replace('"seed":0', '"seed":0,"more":1'), "more: Extra inputs"),
+        (lambda text: re.sub('"ratio":[0-9.]+', '"ratio":-2.5', text, count=1), "ratio: Input should be greater"),
         (lambda text: text.replace("crushproof.audit/1", "crushproof.audit/9"), "schema"),
         (deep, "nested too deeply"),
         (lambda text: "[1]", "schema"),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from evasion_cases import Pooled, case_of
 from torch import Tensor, nn
 
 import crushproof
@@ -17,14 +18,11 @@ from crushproof.audit.findings import Audit, Finding
 from crushproof.audit.plan import Plan
 from crushproof.audit.report import to_html
 from crushproof.audit.run import run_audit
-from crushproof.compression.export import to_onnx
+from crushproof.compression.onnx_export import to_onnx
 from crushproof.targets.data import Data
 from crushproof.targets.records import Records
 from crushproof.training.loop import Training, train
 from crushproof.training.networks import Mlp
-
-from .test_categories import Pooled
-from .test_evasion import case_of
 
 PARTS: list[Any] = [
     {"kind": "pgd", "steps": 8, "loss": "margin"},

@@ -26,7 +26,7 @@ from crushproof.targets.model import TorchTarget, accuracy
 from crushproof.targets.records import Bounds, Records
 from crushproof.targets.seeds import generator
 from crushproof.training.architecture import Architecture
-from crushproof.training.loop import Training
+from crushproof.training.loop import Training, TrainingJob
 from crushproof.training.networks import Mlp, ResidualCnn, digits_cnn
 from crushproof.training.trainer import BuiltinTrainer, UserTrainer
 
@@ -53,8 +53,7 @@ def test_adversarial_training_resists_where_plain_training_does_not(digits: Data
     assert digits.members is not None
     training = Training(epochs=5, learning_rate=5e-3)
     trainer = AdversarialTraining(training=training).trainer(BuiltinTrainer(Training()), digits.bounds)
-    everything = torch.arange(len(digits.members))
-    (hardened,) = trainer.fit(Architecture("digits_cnn", digits_cnn), digits.members, [everything], [0], CPU)
+    (hardened,) = trainer.fit(TrainingJob.of_one(Architecture("digits_cnn", digits_cnn), digits.members, 0, CPU))
     attacked = digits.evaluation.take(torch.arange(200))
     assert accuracy(TorchTarget(hardened), digits.evaluation.x, digits.evaluation.y) >= 0.96
     assert robust_accuracy(hardened, attacked, digits.bounds) >= 0.7
@@ -94,9 +93,9 @@ def test_a_stack_learns_what_each_model_learns_alone() -> None:
     records = noise_records(40, 4)
     trainer = AdversarialTraining().trainer(BuiltinTrainer(Training(epochs=2, batch_size=8)), Bounds.of(0, 1))
     subsets = [torch.arange(0, 32), torch.arange(8, 40)]
-    together = trainer.fit(TINY, records, subsets, [3, 4], CPU)
+    together = trainer.fit(TrainingJob(TINY, records, subsets, [3, 4], CPU))
     for position, seed in enumerate((3, 4)):
-        (alone,) = trainer.fit(TINY, records, subsets[position : position + 1], [seed], CPU)
+        (alone,) = trainer.fit(TrainingJob(TINY, records, subsets[position : position + 1], [seed], CPU))
         for a, b in zip(alone.parameters(), together[position].parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
@@ -236,7 +235,7 @@ def test_dp_sgd_learns_digits_at_epsilon_8(digits: Data, promise: dict[str, floa
     architecture = Architecture.like(defense.adapt(digits_cnn()), "digits_cnn with group norm")
     trainer = defense.trainer(BuiltinTrainer(Training()), digits.bounds)
     everything = torch.arange(len(digits.members))
-    (model,) = trainer.fit(architecture, digits.members, [everything], [0], CPU)
+    (model,) = trainer.fit(TrainingJob(architecture, digits.members, [everything], [0], CPU))
     assert accuracy(TorchTarget(model), digits.non_members.x, digits.non_members.y) >= 0.88
     assert smallest_noise.cache_info().hits >= 1  # the accountant costs seconds; it ran for the statement already
 
@@ -246,7 +245,7 @@ def test_batch_norm_is_refused_and_adapted() -> None:
     trainer = defense.trainer(BuiltinTrainer(Training()), Bounds.of(0, 1))
     records = noise_records(20, 1, 8, 8)
     with pytest.raises(NotApplicable, match="BatchNorm2d"):
-        trainer.fit(Architecture("cnn", digits_cnn), records, [torch.arange(20)], [0], CPU)
+        trainer.fit(TrainingJob(Architecture("cnn", digits_cnn), records, [torch.arange(20)], [0], CPU))
     adapted = defense.adapt(digits_cnn())
     norms = [layer for layer in adapted.modules() if isinstance(layer, nn.GroupNorm)]
     assert len(norms) == 5

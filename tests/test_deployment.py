@@ -15,10 +15,11 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from crushproof.compression.export import to_onnx
-from crushproof.compression.fake_quantize import Activations, QuantizedLayer, fold_batch_norm, quantize_layer
-from crushproof.compression.layers import called_layers, replace_layers
+from crushproof.compression.edit import called_layers, replace_layers
+from crushproof.compression.fold_batch_norm import fold_batch_norm
+from crushproof.compression.onnx_export import to_onnx
 from crushproof.compression.quantize import Quantize
+from crushproof.compression.quantized_layer import Activations, QuantizedLayer, quantize_layer
 from crushproof.compression.weight_codes import WeightFormat
 from crushproof.targets.certificate import certify
 from crushproof.targets.data import Data

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from crushproof.compression.distill import Distill, soft_labels, soft_targets
-from crushproof.compression.export import to_onnx
 from crushproof.compression.hints import hinted
+from crushproof.compression.onnx_export import to_onnx
 from crushproof.compression.recipe import RECIPES
 from crushproof.compression.structure import load_module, save_module
 from crushproof.compression.student import Skip, Student, droppable, shallow

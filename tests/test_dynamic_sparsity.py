@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from crushproof.compression.dynamic_sparsity import SparseInput, largest
-from crushproof.compression.export import to_onnx
 from crushproof.compression.footprint import layer_macs
+from crushproof.compression.onnx_export import to_onnx
 from crushproof.compression.recipe import RECIPES
 from crushproof.compression.structure import load_module, save_module
 from crushproof.targets.data import Data

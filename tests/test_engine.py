@@ -16,9 +16,12 @@ from typing import Any
 import pytest
 
 from crushproof.audit.cells import Cell, Result
-from crushproof.audit.engine import run
-from crushproof.audit.progress import Lines
+from crushproof.audit.driver import run
+from crushproof.audit.local import Processes
+from crushproof.audit.progress import Lines, Silent
+from crushproof.audit.schedule import Schedule, expected
 from crushproof.audit.store import Store
+from crushproof.audit.work import Results
 from crushproof.targets.errors import Incomplete, InputError
 
 TOY = Path(__file__).with_name("toy_work.py")
@@ -158,7 +161,7 @@ def test_work_that_cannot_be_built_in_a_worker(tmp_path: Path) -> None:
     import toy_work
 
     with Store(tmp_path) as store, pytest.raises(InputError, match="cannot be built"):
-        run(toy_work.toy("{}"), store, workers=1, spawn=("toy_work:toy", '{"explode": 1}'))
+        run(toy_work.toy("{}"), store, Processes(store, 1, ("toy_work:toy", '{"explode": 1}')))
 
 
 def test_a_dead_worker_gets_one_more_try(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
@@ -176,6 +179,14 @@ def test_a_cell_that_kills_its_worker_twice_fails(tmp_path: Path) -> None:
     assert len(outcome.computed) == 8
 
 
+def test_a_worker_that_means_another_cell_is_noticed(tmp_path: Path) -> None:
+    import toy_work
+
+    with Store(tmp_path) as store, pytest.raises(InputError, match="the plan's files changed meanwhile"):
+        run(toy_work.toy("{}"), store, Processes(store, 1, ("toy_work:toy", '{"seed": 1}')))
+    assert evidence(tmp_path) == {}
+
+
 def test_equal_keys_are_computed_once(tmp_path: Path) -> None:
     class Twins:
         calls = 0
@@ -183,7 +194,7 @@ def test_equal_keys_are_computed_once(tmp_path: Path) -> None:
         def cells(self) -> list[Cell]:
             return [Cell("one", "k" * 64), Cell("two", "k" * 64), Cell("after", "a" * 64, ("one", "two"))]
 
-        def compute(self, cell: Cell, store: Store) -> Result:
+        def compute(self, cell: Cell, store: Results) -> Result:
             self.calls += 1
             return Result(document={"name": "same"})
 
@@ -205,7 +216,7 @@ def test_long_chains_start_first(tmp_path: Path) -> None:
             chain = [Cell(f"long-{step}", f"{step}a" * 32, (f"long-{step - 1}",) if step else ()) for step in range(3)]
             return [*short, heavy, *chain]
 
-        def compute(self, cell: Cell, store: Store) -> Result:
+        def compute(self, cell: Cell, store: Results) -> Result:
             order.append(cell.name)
             return Result()
 
@@ -214,13 +225,42 @@ def test_long_chains_start_first(tmp_path: Path) -> None:
     assert order == ["long-0", "heavy", "long-1", "short-0", "short-1", "short-2", "long-2"]
 
 
+def test_weights_are_what_a_phase_was_measured_to_take() -> None:
+    cells = [
+        Cell("a", "1", phase="long", weight=1),
+        Cell("b", "2", phase="long", weight=3),
+        Cell("c", "3", phase="short", weight=2),
+        Cell("d", "4", phase="new", weight=5),
+    ]
+    assert expected(cells, {}) == cells
+    # A cell of "long" takes 8 s, 4 times its mean weight of 2; "new" takes as the measured ones together: 9 / 4.
+    weights = [cell.weight for cell in expected(cells, {"long": 8.0, "short": 1.0, "gone": 7.0})]
+    assert weights == pytest.approx([4.0, 12.0, 1.0, 5 * 9 / 4])
+
+
+def test_a_second_run_orders_by_what_the_first_one_measured(tmp_path: Path) -> None:
+    quick, slow = Cell("quick", "q" * 64, phase="quick", weight=2.0), Cell("slow", "s" * 64, phase="slow")
+    with Store(tmp_path) as store:
+        assert [cell.name for cell in order_of(store, quick, slow)] == ["quick", "slow"]
+        for number, (phase, seconds) in enumerate([("quick", 0.5), ("slow", 3.0), ("slow", 5.0)]):
+            store.record(Cell(str(number), str(number) * 64, phase=phase), seconds)
+        assert store.usual_seconds() == {"quick": 0.5, "slow": 4.0}
+        assert [(cell.name, cell.weight) for cell in order_of(store, quick, slow)] == [("slow", 4.0), ("quick", 0.5)]
+
+
+def order_of(store: Store, *cells: Cell) -> Iterator[Cell]:
+    schedule = Schedule(cells, store, Silent())
+    while (cell := schedule.next()) is not None:
+        yield cell
+
+
 @pytest.mark.parametrize("cells", [[Cell("a", "1", ("b",)), Cell("b", "2")], [Cell("a", "1"), Cell("a", "2")]])
 def test_cells_out_of_order_are_a_mistake(tmp_path: Path, cells: list[Cell]) -> None:
     class Wrong:
         def cells(self) -> list[Cell]:
             return cells
 
-        def compute(self, cell: Cell, store: Store) -> Result:
+        def compute(self, cell: Cell, store: Results) -> Result:
             return Result()
 
     with Store(tmp_path) as store, pytest.raises(ValueError, match="listed twice, or before"):

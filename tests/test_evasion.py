@@ -1,52 +1,32 @@
-"""The evasion engine: balls, perturbers against ART's, what counts as a success, and what it does not depend on."""
+"""The evasion engine: losses, what counts as a success, and what it does not depend on."""
 
 from __future__ import annotations
 
 import copy
-import random
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from evasion_cases import RADII, N, case_of, survivors
 from torch import Tensor, nn
 
-from crushproof.attacks.attack import ATTACKS, Access, Case, Evidence, Ledger
+from crushproof.attacks.access import Ledger
+from crushproof.attacks.attack import Case, Evidence
 from crushproof.attacks.evasion.apgd import Apgd, checkpoints
-from crushproof.attacks.evasion.art_catalogue import Art
 from crushproof.attacks.evasion.ball import Ball, Norm
+from crushproof.attacks.evasion.case import EvasionInputs
 from crushproof.attacks.evasion.engine import FLAT_STARTS, Gradients, Perturber, Search, losses, margins
 from crushproof.attacks.evasion.evasion import Evasion
 from crushproof.attacks.evasion.pgd import Pgd, craft
 from crushproof.attacks.evasion.square import Square
 from crushproof.attacks.evasion.transfer import Transfer
 from crushproof.targets.data import Data
-from crushproof.targets.errors import InputError, NotApplicable
+from crushproof.targets.errors import NotApplicable
 from crushproof.targets.model import TorchTarget
 from crushproof.targets.records import Bounds
 from crushproof.training.networks import Mlp
-
-N = 100
-RADII = (0.03, 0.05, 0.1, 0.15)
-
-
-def case_of(data: Data, module: nn.Module, **changes: Any) -> Case:
-    """A float model: deployed, twin and native are one module."""
-    case = Case(
-        deployed=TorchTarget(module),
-        twin=module,
-        native=module,
-        parent=module,
-        evaluation=data.evaluation,
-        ids=data.evaluation_ids.numpy(),
-        attacker=data.attacker,
-        bounds=data.bounds,
-        classes=data.classes,
-    )
-    return replace(case, **changes)
 
 
 class Rounded(nn.Module):
@@ -82,67 +62,6 @@ def hard_round(module: nn.Module, x: Tensor, *, straight_through: bool) -> nn.Mo
     return copied
 
 
-def survivors(case: Case, part: Perturber, norm: Norm, epsilon: float, *, seed: int = 0) -> int:
-    """How many of the first N records the part leaves standing."""
-    evidence = Evasion(norm=norm, epsilons=(epsilon,), gate_epsilon=epsilon, records=N, parts=(part,)).run(
-        case, seed=seed
-    )
-    return int((~evidence.arrays[f"worst/{epsilon!r}"]).sum())
-
-
-# --- the ball
-
-
-@st.composite
-def balls(draw: st.DrawFn) -> tuple[Ball, Tensor]:
-    """A ball with channels of different bounds, and inputs anywhere."""
-    stream = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
-    low = torch.tensor([draw(st.floats(-5, 0)), draw(st.floats(-300, 300))]).view(2, 1, 1)
-    high = low + torch.tensor([draw(st.floats(0.1, 5)), draw(st.floats(10, 500))]).view(2, 1, 1)
-    center = low + torch.rand(4, 2, 3, 3, generator=stream) * (high - low)
-    x = center + torch.randn(4, 2, 3, 3, generator=stream) * draw(st.floats(0, 2)) * (high - low)
-    norm: Norm = draw(st.sampled_from(["linf", "l2"]))
-    return Ball(norm, draw(st.floats(1e-3, 2)), center, Bounds(low, high)), x
-
-
-@settings(max_examples=80, deadline=None)
-@given(balls())
-def test_projection_is_inside_and_idempotent(drawn: tuple[Ball, Tensor]) -> None:
-    ball, x = drawn
-    once = ball.project(x)
-    assert ball.contains(once).all()
-    assert torch.equal(once, ball.bounds.clamp(once))
-    assert torch.allclose((ball.project(once) - once) / ball.bounds.scale, torch.zeros(()), atol=1e-6)
-    assert torch.allclose((ball.project(ball.center) - ball.center) / ball.bounds.scale, torch.zeros(()), atol=1e-6)
-    change = ((once - ball.center) / ball.bounds.scale).flatten(1).double().numpy()
-    distance = np.abs(change).max(1) if ball.norm == "linf" else np.linalg.norm(change, axis=1)
-    assert (distance <= ball.epsilon * (1 + 1e-6) + 1e-6 * float(ball.bounds.high.abs().max())).all()
-
-
-@settings(max_examples=40, deadline=None)
-@given(balls())
-def test_starts_and_steps_stay_inside(drawn: tuple[Ball, Tensor]) -> None:
-    ball, x = drawn
-    noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(0))
-    start = ball.random_start(noise)
-    assert ball.contains(start).all()
-    for gradient in (x, torch.zeros_like(x), torch.full_like(x, torch.nan), x * 1e-30, x * 1e30):
-        assert ball.contains(ball.step(start, gradient, ball.epsilon)).all()
-    assert torch.equal(ball.step(ball.center, torch.zeros_like(x), ball.epsilon), ball.project(ball.center))
-
-
-def test_contains_refuses_what_is_outside() -> None:
-    center = torch.full((6, 1, 2, 2), 0.5)
-    x = center.clone()
-    x[1] += 0.1001
-    x[2, 0, 0, 0] = torch.nan
-    x[3, 0, 0, 0] = torch.inf
-    x[4] += 0.0999
-    center[5], x[5] = 0.95, 1.01  # within epsilon, not within the bounds
-    assert Ball("linf", 0.1, center, Bounds.of(0, 1)).contains(x).tolist() == [True, False, False, False, True, False]
-    assert Ball("l2", 0.2002, center, Bounds.of(0, 1)).contains(x).tolist() == [True, True, False, False, True, False]
-
-
 # --- losses and gradients
 
 
@@ -174,24 +93,6 @@ def test_margin_by_hand() -> None:
 def test_checkpoints_of_the_paper() -> None:
     """Section 3.2 with 100 iterations: 22, 41, 57, 70, 80, 87, 93, 99."""
     assert checkpoints(100)[:8] == [22, 41, 57, 70, 80, 87, 93, 99]
-
-
-# --- strength: as strong as ART's own
-
-
-def test_as_strong_as_art(digits: Data, dense: nn.Module) -> None:
-    case = case_of(digits, dense)
-    pairs: list[tuple[Perturber, Perturber, Norm, float]] = []
-    for norm, epsilon in (("linf", 0.1), ("l2", 0.6)):
-        pgd = Art(name="ProjectedGradientDescent", parameters={"max_iter": 20, "num_random_init": 1})
-        apgd = Art(name="AutoProjectedGradientDescent", parameters={"max_iter": 20, "nb_random_init": 1})
-        pairs += [(Pgd(steps=20), pgd, norm, epsilon), (Apgd(steps=20), apgd, norm, epsilon)]
-    square = Art(name="SquareAttack", parameters={"max_iter": 150, "p_init": 0.8, "nb_restarts": 1})
-    pairs += [(Square(queries=150), square, "linf", 0.1)]  # ART's L2 variant divides by zero on images this small
-    for ours, peer, norm, epsilon in pairs:
-        own, other = survivors(case, ours, norm, epsilon), survivors(case, peer, norm, epsilon)
-        assert own <= other + 2, f"{ours.part} {norm}: {own} left, {peer.part}: {other}"
-        assert own < 80
 
 
 # --- what counts
@@ -359,7 +260,7 @@ def test_crafted_inputs_transfer(digits: Data, dense: nn.Module, norm: Norm, eps
     left = int((dense(x).argmax(1) == records.y).sum())
     assert left <= survivors(case_of(digits, dense), Pgd(), norm, epsilon) + 3
     rounded = hard_round(dense, records.x, straight_through=False)
-    case = case_of(digits, rounded, parent=dense, parent_adversarial=crafted)
+    case = case_of(digits, rounded, parent=dense, prepared=EvasionInputs(parent_adversarial=crafted))
     found = Evasion(norm=norm, epsilons=(epsilon,), gate_epsilon=epsilon, records=N, parts=(Transfer(),))
     fooled = found.run(case, seed=0).arrays["worst/" + f"{epsilon!r}"]
     assert (fooled >= (rounded(x).argmax(1) != records.y).numpy()).all()
@@ -368,7 +269,9 @@ def test_crafted_inputs_transfer(digits: Data, dense: nn.Module, norm: Norm, eps
 def test_transfer_says_why_it_did_not_run(digits: Data, dense: nn.Module) -> None:
     attack = Evasion(epsilons=RADII, records=20, parts=(Pgd(steps=2), Transfer()))
     assert attack.run(case_of(digits, dense), seed=0).skipped == {"transfer": "the dense model is its own parent"}
-    other = case_of(digits, dense, parent=Mlp(64, 10), parent_adversarial={0.05: digits.evaluation.x})
+    other = case_of(
+        digits, dense, parent=Mlp(64, 10), prepared=EvasionInputs(parent_adversarial={0.05: digits.evaluation.x})
+    )
     assert "epsilon 0.03" in attack.run(other, seed=0).skipped["transfer"]
     with pytest.raises(NotApplicable, match="no part"):
         Evasion(parts=(Transfer(),)).run(case_of(digits, dense, parent=None), seed=0)
@@ -387,7 +290,7 @@ def test_hard_rounding_does_not_hide_adversarial_inputs(digits: Data, dense: nn.
     case = Case(
         deployed=TorchTarget(hard), twin=twin, native=hard, parent=dense, evaluation=digits.evaluation,
         ids=digits.evaluation_ids.numpy(), attacker=digits.attacker, bounds=digits.bounds, classes=10,
-        parent_adversarial=crafted,
+        prepared=EvasionInputs(parent_adversarial=crafted),
     )  # fmt: skip
     of_hard = attack.run(case, seed=0)
     robust = {name: 1 - run.arrays["worst/0.1"].mean() for name, run in (("dense", of_dense), ("hard", of_hard))}
@@ -416,90 +319,3 @@ def test_no_gradient_at_all(digits: Data, dense: nn.Module) -> None:
             case_of(digits, dense, native=Cut(), twin=None), seed=0
         )
         assert found.flags == {part.part: ["no-gradient"]}
-
-
-# --- ART
-
-
-def test_art_runs_and_is_reproducible(digits: Data, dense: nn.Module) -> None:
-    hop = Art(name="HopSkipJump", parameters={"max_iter": 1, "max_eval": 30, "init_eval": 5})
-    attack = Evasion(epsilons=RADII, records=8, parts=(hop, Art(name="FastGradientMethod"), Art(name="DPatch")))
-    states = [np.random.get_state()[1].copy(), random.getstate(), torch.get_rng_state()]
-    first = attack.run(case_of(digits, dense), seed=0)
-    assert (np.random.get_state()[1] == states[0]).all()
-    assert random.getstate() == states[1]
-    assert torch.equal(torch.get_rng_state(), states[2])
-    np.random.seed(99)
-    second = attack.run(case_of(digits, dense), seed=0)
-    assert (first.arrays["adversarial"] == second.arrays["adversarial"]).all()
-    assert first.ledger == second.ledger
-    assert first.summary["parts"] == ["HopSkipJump", "FastGradientMethod"]
-    assert first.summary["part_access"] == {"HopSkipJump": "labels", "FastGradientMethod": "white-box"}
-    assert "EstimatorError" in first.skipped["DPatch"]  # made for object detectors
-
-
-def test_art_names_are_checked() -> None:
-    with pytest.raises(InputError, match="Did you mean 'HopSkipJump'"):
-        ATTACKS.parse({"kind": "evasion", "parts": [{"kind": "art", "name": "HopSkipJmp"}]})
-    with pytest.raises(InputError, match="Did you mean 'max_iter'"):
-        ATTACKS.parse(
-            {"kind": "evasion", "parts": [{"kind": "art", "name": "HopSkipJump", "parameters": {"maxiter": 3}}]}
-        )
-    for name in ("EvasionAttack", "os", "__builtins__", "np"):
-        with pytest.raises(ValueError, match="no evasion attack"):
-            Art(name=name)
-    assert Art(name="SquareAttack").access is Access.SCORES
-
-
-# --- the plan
-
-
-def test_round_trip_through_a_plan() -> None:
-    attack = Evasion(norm="l2", epsilons=(0.5, 0.2), gate_epsilon=0.5, parts=(Apgd(steps=3), Square(label="slow")))
-    assert attack.epsilons == (0.2, 0.5)
-    assert ATTACKS.parse(attack.model_dump(mode="json")) == attack
-    assert ATTACKS.parse("evasion") == Evasion()
-    assert Evasion().automatic
-    assert (
-        ATTACKS.parse(Evasion().model_dump(mode="json"))
-        == Evasion()
-        == ATTACKS.parse({"kind": "evasion", "epsilon": "auto"})
-    )
-    for value in (0.1, "0.1", np.float64(0.1)):
-        one = ATTACKS.parse({"kind": "evasion", "epsilon": value})
-        assert isinstance(one, Evasion)
-        assert (one.epsilons, one.gate) == ((0.03, 0.05, 0.1, 0.15), 0.1)
-    wide = ATTACKS.parse({"kind": "evasion", "epsilon": 0.8})
-    assert isinstance(wide, Evasion)
-    assert wide.epsilons == (0.24, 0.4, 0.8)  # none beyond the whole range
-    assert [part.part for part in Evasion().parts] == ["pgd", "apgd", "pgd-native", "transfer", "square"]
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"epsilons": [8], "gate_epsilon": 8}, r"Did you mean 8/255\?"),
-        ({"gate_epsilon": 0.2}, "gate_epsilon 0.2 is not among"),
-        ({"epsilon": 0.1, "epsilons": [0.1]}, "either epsilon, or epsilons"),
-        ({"epsilon": "much"}, "epsilon"),
-        ({"epsilon": 0}, "positive"),
-        ({"epsilons": ["much"]}, "epsilons"),
-        ({"epsilons": [0.1, 0.1]}, "each named once"),
-        ({"epsilons": []}, "one or more"),
-        ({"epsilons": [-0.1]}, "positive"),
-        ({"parts": []}, "parts is empty"),
-        ({"parts": ["pgd", "pgd"]}, "two parts are called 'pgd'"),
-        ({"parts": ["pgdd"]}, "Did you mean 'pgd'"),
-        ({"parts": [{"kind": "pgd", "step": 3}]}, "did you mean 'steps'"),
-        ({"parts": [{"kind": "pgd", "label": "a/b"}]}, "label"),
-        ({"norm": "l1"}, "norm"),
-    ],
-)
-def test_mistakes_are_explained(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        ATTACKS.parse({"kind": "evasion", **fields})
-
-
-def test_an_l2_epsilon_beyond_the_whole_range(digits: Data, dense: nn.Module) -> None:
-    with pytest.raises(InputError, match="distance between any two inputs"):
-        Evasion(norm="l2", epsilons=(9,), gate_epsilon=9).run(case_of(digits, dense), seed=0)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from crushproof.compression.decompose import Decomposition, Method, decomposition
-from crushproof.compression.export import to_onnx
 from crushproof.compression.factorize import ranks_for_budget, ranks_for_energy
 from crushproof.compression.low_rank_recurrent import LowRankRecurrent, RecurrentSvd
+from crushproof.compression.onnx_export import to_onnx
 from crushproof.compression.recipe import RECIPES
 from crushproof.compression.structure import load_module, save_module
 from crushproof.targets.data import Data

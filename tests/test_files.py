@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 from crushproof.audit import cli
 from crushproof.audit.files import open_file
 from crushproof.audit.findings import Audit, Candidate
+from crushproof.audit.model_cells import take_file
 from crushproof.audit.one_file import candidate_name
 from crushproof.audit.plan import Plan
 from crushproof.audit.sections import InterfacePlan
-from crushproof.audit.steps import take_file
-from crushproof.compression.export import to_onnx
+from crushproof.compression.onnx_export import to_onnx
 from crushproof.targets import _check_onnx
 from crushproof.targets.data import Data
 from crushproof.targets.records import Bounds, Records

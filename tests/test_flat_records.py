@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from evasion_cases import case_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crushproof.attacks.attack import Ledger
+from crushproof.attacks.access import Ledger
 from crushproof.attacks.evasion.apgd import Apgd
 from crushproof.attacks.evasion.engine import Gradients, usable
 from crushproof.attacks.evasion.evasion import Evasion
@@ -18,8 +19,6 @@ from crushproof.targets.model import TorchTarget
 from crushproof.targets.records import Bounds, Records
 from crushproof.training.loop import Training, train
 from crushproof.training.networks import Mlp
-
-from .test_evasion import case_of
 
 EPSILONS = (0.01, 0.03, 0.05, 0.1)
 RECORDS = 300

@@ -13,31 +13,25 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_files import exported
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from torch import Tensor, nn
 
-from crushproof.audit.findings import Footprint
+from crushproof.audit.file_rows import Footprint
 from crushproof.compression.attention import unfold_attention
-from crushproof.compression.export import to_onnx
-from crushproof.compression.fake_quantize import QuantizedLayer
-from crushproof.compression.footprint import (
-    energy,
-    entropy_bytes,
-    footprint,
-    footprint_of_file,
-    interleaved_latency,
-    latency,
-    layer_macs,
-    peak_resident_bytes,
-)
+from crushproof.compression.energy import energy
+from crushproof.compression.footprint import entropy_bytes, footprint, footprint_of_file, layer_macs
+from crushproof.compression.onnx_export import to_onnx
 from crushproof.compression.onnx_operations import Operation
 from crushproof.compression.payload import encode
 from crushproof.compression.quantize import Quantize
+from crushproof.compression.quantized_layer import QuantizedLayer
+from crushproof.compression.timing import interleaved_latency, peak_resident_bytes
 from crushproof.targets.data import Data
 from crushproof.targets.errors import CrushproofError, InputError
 from crushproof.targets.model import TorchTarget
-from crushproof.targets.model_file import ModelFile, check_onnx
+from crushproof.targets.model_file import ModelFile
 from crushproof.targets.records import Bounds, Records
 from crushproof.targets.seeds import generator
 
@@ -45,11 +39,6 @@ SHAPE = (1, 8, 8)
 # 3x3 convolutions at 8x8 (1 -> 16, then two 16 -> 16), two at 4x4, and the head 64 -> 10.
 MACS = 64 * 16 * 9 + 2 * 64 * 16 * 16 * 9 + 2 * 16 * 16 * 16 * 9 + 640
 WEIGHTS = 16 * 9 + 4 * 16 * 16 * 9 + 640
-
-
-def exported(model: bytes) -> ModelFile:
-    """As `read_model_file` gives it, without the process of its own."""
-    return ModelFile("onnx", model, check_onnx(model).facts)
 
 
 def noise(*shape: int) -> Tensor:
@@ -274,7 +263,7 @@ def test_integer_inputs_and_fixed_batches(batch: int | str) -> None:
     weighed = footprint_of_file(exported(model), (3,))
     assert (weighed["macs"], weighed["parameters"], weighed["nonzero_parameters"]) == (6, 6, 6)
     assert peak_resident_bytes(model, (3,)) > 10e6
-    assert len(latency(model, (3,), seconds=0.01)) == 3
+    assert len(interleaved_latency({"": model}, (3,), seconds=0.01)[""]) == 3
     with pytest.raises(InputError, match="shape"):
         footprint_of_file(exported(model), (4,))
 
@@ -290,7 +279,7 @@ def test_a_tflite_file_has_a_size() -> None:
 
 def test_latency_and_memory(dense: nn.Module) -> None:
     model = to_onnx(dense, SHAPE)
-    rows = latency(model, SHAPE, seconds=0.05)
+    rows = interleaved_latency({"": model}, SHAPE, seconds=0.05)[""]
     assert [(row["batch"], row["threads"]) for row in rows] == [(1, 1), (32, 1), (256, 1)]
     assert all(0 < row["p50"] <= row["p95"] for row in rows)
     assert all(row["records_per_second"] == pytest.approx(1e3 * row["batch"] / row["p50"]) for row in rows)

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from crushproof.compression.export import to_onnx
 from crushproof.compression.lineage import check_lineage
+from crushproof.compression.onnx_export import to_onnx
 from crushproof.targets import other_formats
 from crushproof.targets._check_onnx import parse
 from crushproof.targets.errors import InputError, NotApplicable, UnsafeInput

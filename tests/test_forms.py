@@ -20,9 +20,9 @@ import crushproof
 from crushproof.audit.plan import Plan
 from crushproof.audit.scripted import without_script
 from crushproof.audit.subject import resolve
-from crushproof.compression.channels import thin
-from crushproof.compression.export import to_onnx
+from crushproof.compression.channels import remove_channels
 from crushproof.compression.footprint import footprint
+from crushproof.compression.onnx_export import to_onnx
 from crushproof.compression.payload import decode, encode
 from crushproof.compression.recipe import RECIPES
 from crushproof.compression.structure import load_module, save_module
@@ -31,6 +31,7 @@ from crushproof.targets.plain import plain, shared_weights, tie
 from crushproof.targets.records import Bounds, Records
 from crushproof.targets.seeds import generator, global_seed
 from crushproof.training.architecture import Architecture
+from crushproof.training.loop import TrainingJob
 from crushproof.training.trainer import UserTrainer
 
 Form = Callable[[nn.Linear], nn.Module]
@@ -242,7 +243,7 @@ def test_tied_weights_are_said_and_their_layers_keep_their_width() -> None:
     assert shared_weights(plain(module)[0]) == [["b.weight", "c.weight"]]
     assert "one tensor" in plain(module)[1][0]
     with pytest.raises(NotApplicable, match=r"b\.weight and c\.weight are one tensor"):
-        thin(module.eval(), X[:2], 0.5)
+        remove_channels(module.eval(), X[:2], 0.5)
     untied = Tied()
     untied.c.weight = nn.Parameter(untied.b.weight.detach().clone())
     tie(untied, module)
@@ -293,7 +294,7 @@ def test_channels_go_with_their_slopes(slopes: str) -> None:
             values = next(layer.parameters())
             values.data.copy_(torch.rand(values.shape))
     x = torch.rand(3, 1, 8, 8)
-    thinned = thin(module, x, 0.5)
+    thinned = remove_channels(module, x, 0.5)
     cut = copy.deepcopy(module)
     kept = [(module[0].weight.flatten(1)[:, None] == thinned[0].weight.flatten(1)).all(2).any(1)]
     inner = module[2].weight[:, kept[0]].flatten(1)
@@ -393,7 +394,7 @@ def test_a_training_function_may_wrap_what_it_trains_but_not_exchange_it() -> No
 
     def fit(function: Callable[..., nn.Module]) -> nn.Module:
         trainer = UserTrainer(function, "function@0")
-        return trainer.fit(architecture, Records(X, Y), [torch.arange(24)], [0], torch.device("cpu"))[0]
+        return trainer.fit(TrainingJob(architecture, Records(X, Y), [torch.arange(24)], [0], torch.device("cpu")))[0]
 
     wrapped = fit(lambda module, x, y, seed: nn.DataParallel(nn.Sequential(masked(module[0]), *module[1:])))
     assert wrapped.state_dict().keys() == network().state_dict().keys()

@@ -9,28 +9,24 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from model_files import exported
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional
 
-from crushproof.compression.export import to_onnx
+from crushproof.compression.onnx_export import to_onnx
 from crushproof.targets.assumptions import Assumptions, Overrides
 from crushproof.targets.data import Data
 from crushproof.targets.errors import InputError, NotApplicable, UnsafeInput
 from crushproof.targets.finished_model import deployed, differentiable
 from crushproof.targets.infer import assume
-from crushproof.targets.model_file import ModelFile, check_onnx, read_model_file
+from crushproof.targets.model_file import read_model_file
 from crushproof.targets.onnx import OnnxTarget, integer_kernels
 from crushproof.targets.openvino import OpenVinoTarget
 from crushproof.targets.records import Bounds, Records
 from crushproof.targets.seeds import generator
 
 SHAPE = (1, 8, 8)
-
-
-def exported(model: bytes) -> ModelFile:
-    """As `read_model_file` gives it, without the process of its own."""
-    return ModelFile("onnx", model, check_onnx(model).facts)
 
 
 class Around(nn.Module):

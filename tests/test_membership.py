@@ -15,13 +15,15 @@ from scipy import stats
 from scipy.special import polygamma
 from torch import Tensor, nn
 
-from crushproof.attacks.attack import ATTACKS, Case, Flag, MembershipCase, ShadowSignals
+from crushproof.attacks.access import Flag
+from crushproof.attacks.attack import ATTACKS, Case
 from crushproof.attacks.membership.blind import blind_scores
+from crushproof.attacks.membership.case import MembershipCase, ShadowSignals
 from crushproof.attacks.membership.membership import Membership, related
 from crushproof.attacks.membership.population import PopulationPlan, masks, plan_population
 from crushproof.attacks.membership.scores import lira, loss, rmia, shrinkage, trigamma_inverse
 from crushproof.attacks.membership.signals import margin, shadow_signals, target_signals
-from crushproof.audit.statistics import auc, tpr_at_fpr
+from crushproof.attacks.statistics.ranking import auc, tpr_at_fpr
 from crushproof.compression.recipe import Recipe
 from crushproof.targets.data import Data
 from crushproof.targets.digits import load_digits
@@ -29,7 +31,7 @@ from crushproof.targets.errors import NotApplicable
 from crushproof.targets.model import TorchTarget, accuracy
 from crushproof.targets.records import Bounds, Records
 from crushproof.training.architecture import Architecture
-from crushproof.training.loop import Training
+from crushproof.training.loop import Training, TrainingJob
 from crushproof.training.networks import Mlp
 from crushproof.training.trainer import BuiltinTrainer
 
@@ -134,7 +136,7 @@ class Halve(Recipe):
         return False
 
     @property
-    def words(self) -> str:
+    def phrase(self) -> str:
         return "half the logits"
 
 
@@ -292,7 +294,7 @@ def case(target: object, population: object, plan: PopulationPlan) -> Case:
         attacker=plan.targets,
         bounds=Bounds.of(0, 1),
         classes=10,
-        membership=population,  # type: ignore[arg-type]
+        prepared=population,  # type: ignore[arg-type]  # so may be the shared work, a stub as well
     )
 
 
@@ -353,7 +355,7 @@ def test_dense_digits_mlp_leaks(plan: PopulationPlan, signals: ShadowSignals) ->
 def test_a_trained_model_is_found_out(plan: PopulationPlan, signals: ShadowSignals, digits: Data) -> None:
     """A model trained on all members, attacked end to end, twice with the same result."""
     members = torch.cat([torch.arange(600), torch.arange(plan.attacked, len(plan.records))])
-    model = TRAINER.fit(MLP, plan.records, [members], [77], CPU)[0]
+    model = TRAINER.fit(TrainingJob(MLP, plan.records, [members], [77], CPU))[0]
     attacked = case(TorchTarget(model), plan.case(signals), plan)
     evidence = Membership().run(attacked, seed=0)
     headline = evidence.arrays[f"score/{evidence.summary['headline']}"]
@@ -373,7 +375,7 @@ def test_twenty_nulls_end_to_end(plan: PopulationPlan, signals: ShadowSignals, d
     others = Records(torch.cat([rest.x, digits.attacker.x]), torch.cat([rest.y, digits.attacker.y]))
     coin = torch.Generator().manual_seed(0)
     subsets = [torch.randperm(len(others), generator=coin)[:500] for _ in range(20)]
-    models = TRAINER.fit(MLP, others, subsets, list(range(100, 120)), CPU)
+    models = TRAINER.fit(TrainingJob(MLP, others, subsets, list(range(100, 120)), CPU))
     few = ShadowSignals(signals.inside[:16], signals.phi[:16])
     covered = np.zeros(2)
     for model, is_member in zip(models, masks(plan.attacked, 40, 5)[::2], strict=True):

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from crushproof.compression.fake_quantize import QuantizedLayer
 from crushproof.compression.mixed_precision import (
     WIDTHS,
     MixedPrecision,
@@ -22,6 +21,7 @@ from crushproof.compression.mixed_precision import (
     weight_counts,
 )
 from crushproof.compression.quantize import Quantize, prepare
+from crushproof.compression.quantized_layer import QuantizedLayer
 from crushproof.compression.recipe import RECIPES
 from crushproof.compression.weight_codes import WeightFormat, weight_codes
 from crushproof.targets.data import Data
@@ -153,7 +153,7 @@ def test_ends_rounding_and_training_are_the_inner_recipes(dense: nn.Module, digi
     inner = {"fine_tune": {"epochs": 1}, "activations": "dynamic", "number": "fixed-point"}
     recipe = RECIPES.parse({"kind": "mixed-precision", "average_bits": 3.5, "quantize": inner})
     assert recipe.trains
-    assert recipe.words == (
+    assert recipe.phrase == (
         "mixed-precision fixed-point weights (3.5 bits per weight on average), 8-bit activations (dynamic), "
         "trained quantised for 1 epochs"
     )

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from crushproof.compression.fake_quantize import quantize_layer
 from crushproof.compression.huffman import (
     LONGEST_CODE,
     Reader,
@@ -24,6 +23,7 @@ from crushproof.compression.huffman import (
     varint,
 )
 from crushproof.compression.payload import REPEATED, decode, encode
+from crushproof.compression.quantized_layer import quantize_layer
 from crushproof.compression.weight_codes import WeightFormat
 from crushproof.targets.errors import InputError
 from crushproof.targets.seeds import generator

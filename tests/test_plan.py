@@ -49,7 +49,7 @@ def test_a_plan_survives_json_with_its_digest() -> None:
     plan = parse_plan(BASE)
     copy = Plan.model_validate(plan.model_dump(mode="json"))
     assert copy.digest == plan.digest
-    assert parse_plan(BASE + "workers: 3").digest == plan.digest
+    assert parse_plan(BASE + "engine: {kind: local, workers: 3}").digest == plan.digest
     assert parse_plan(BASE + "seed: 3").digest != plan.digest
 
 
@@ -133,8 +133,14 @@ BAD_PLANS = [
     (BASE.replace("digits}", "npz, path: x, bounds: [0]}"), "line 2: data.bounds"),
     (BASE + "seed: true", "line 8: seed"),
     (BASE + "seed: -1", "line 8: seed"),
-    (BASE + "workers: -1", "line 8: workers"),
-    (BASE + "workers: true", "line 8: workers"),
+    (BASE + "engine: {kind: local, workers: -1}", "line 8: engine.workers"),
+    (BASE + "engine: {kind: local, workers: true}", "line 8: engine.workers"),
+    (BASE + "engine: {kind: rey}", "line 8: engine.kind: must be local or ray"),
+    (BASE + "engine: {workers: 2}", "line 8: engine.kind: must be local or ray"),
+    (BASE + "engine: {kind: ray, adress: x}", "line 8: engine.adress: is not a key; did you mean 'address'?"),
+    (BASE + "engine: {kind: ray}\ndevice: cuda:1", "line 9: device: on a cluster Ray chooses the GPU"),
+    (BASE + "engine: {kind: ray, address: 'ray://x'}", "line 8: engine.address"),
+    (BASE + "workers: 2", "line 8: workers: is not a key"),
     (BASE + "device: gpu", "line 8: device"),
     (BASE + "release: [int7]", "line 8: release.0: there is no candidate 'int7'; did you mean 'int8'?"),
     (BASE + "release: []", "line 8: release: names no candidate"),
@@ -160,7 +166,7 @@ def test_bad_plans_name_line_and_cure(text: str, message: str) -> None:
 
 
 def test_all_faults_are_listed_at_once() -> None:
-    message = refused(BASE + "seed: -1\nworkers: lots\n")
+    message = refused(BASE + "seed: -1\nengine: {kind: local, workers: lots}\n")
     assert "line 8" in message
     assert "line 9" in message
 

@@ -69,7 +69,7 @@ class Echo(Runtime):
 
 class Same(Recipe):
     kind: Literal["same"] = "same"
-    words: ClassVar[str] = "as it is"
+    phrase: ClassVar[str] = "as it is"
     trains: ClassVar[bool] = False
     touches_records: ClassVar[bool] = False
     def apply(self, module, records, bounds, *, seed):
@@ -305,7 +305,7 @@ def test_a_recipe_named_like_a_word_is_asked_about(plugin: Write) -> None:
     plugin(PLUGIN.replace('["same"] = "same"', '["int8"] = "int8"'))
     with pytest.raises(InputError, match="'int8' is a word of crushproof's and the kind of another package's recipe"):
         suite(candidates={"plain": "int8"})
-    assert suite(candidates={"a": {"kind": "int8"}}).lineup.contender("a").recipe is not None
+    assert suite(candidates={"a": {"kind": "int8"}}).models["a"].recipe is not None
 
 
 def test_a_plugin_that_does_not_load_is_named(plugin: Write) -> None:

@@ -10,13 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from crushproof.audit.findings import Candidate, Change, Estimate, Finding, Footprint, Lineage, ThreatModel
+from crushproof.audit.assemble import known_metrics
+from crushproof.audit.file_rows import Footprint, Lineage
+from crushproof.audit.findings import Candidate, Change, Estimate, Finding, ThreatModel
 from crushproof.audit.gate_words import records_needed
 from crushproof.audit.judging import apply_policy, beyond, judge
 from crushproof.audit.policy import BUILT_IN, Policy, load_policy
 from crushproof.targets.errors import InputError, UnsafeInput
 
 RELEASE = BUILT_IN["release"]
+KNOWN = known_metrics(())
 WORST = {"fail": 0, "inconclusive": 1, "pass": 2}
 
 
@@ -141,7 +144,9 @@ def test_tightening_a_policy_never_turns_a_fail_into_a_pass(
     candidates = [candidate(name) for name in names]
     found = [finding(name, "robust_accuracy", *row) for name, row in zip(names, rows, strict=True)]
     loose, tight = (
-        apply_policy(candidates, found, Policy(changes={"robust_accuracy": max(-1.0, value)}, absolutes={}), names)
+        apply_policy(
+            candidates, found, Policy(changes={"robust_accuracy": max(-1.0, value)}, absolutes={}), names, KNOWN
+        )
         for value in (limit, min(0.0, limit + tighter))
     )
     for before, after in zip(loose.candidates, tight.candidates, strict=True):
@@ -163,13 +168,13 @@ def test_the_p_value_is_the_normal_one_and_agrees_with_the_interval(
 
 
 def test_a_candidate_passes_only_if_every_gate_does() -> None:
-    good = apply_policy([candidate("a")], findings("a"), RELEASE, ["a"])
+    good = apply_policy([candidate("a")], findings("a"), RELEASE, ["a"], KNOWN)
     assert (good.verdict, good.candidates[0].verdict) == ("pass", "pass")
     assert {gate.rule for gate in good.gates} == {"accuracy", "robust_accuracy", "tpr_at_1_percent_fpr", "auc"}
-    bad = apply_policy([candidate("a")], findings("a", auc=0.2), RELEASE, ["a"])
+    bad = apply_policy([candidate("a")], findings("a", auc=0.2), RELEASE, ["a"], KNOWN)
     assert (bad.verdict, bad.candidates[0].worst_risk) == ("fail", "a/auc")
     assert [one.verdict for one in bad.findings] == ["pass", "pass", "fail"]
-    worse = apply_policy([candidate("a", -0.1)], findings("a"), RELEASE, ["a"])
+    worse = apply_policy([candidate("a", -0.1)], findings("a"), RELEASE, ["a"], KNOWN)
     assert worse.candidates[0].verdict == "fail"
     assert worse.deciding == [worse.gates[0].sentence]
 
@@ -177,7 +182,7 @@ def test_a_candidate_passes_only_if_every_gate_does() -> None:
 def test_sentences_name_figures_and_limit() -> None:
     low = finding("int8", "robust_accuracy", -0.123, 0.04, setting={"norm": "linf", "epsilon": 0.1})
     judged = apply_policy(
-        [candidate("int8")], [low], Policy(changes={"robust_accuracy": -0.05}, absolutes={}), ["int8"]
+        [candidate("int8")], [low], Policy(changes={"robust_accuracy": -0.05}, absolutes={}), ["int8"], KNOWN
     )
     sentence = judged.gates[0].sentence.replace("\u00a0", " ").replace("\u2212", "-")
     assert sentence == (
@@ -185,23 +190,25 @@ def test_sentences_name_figures_and_limit() -> None:
         "the policy allows at most 5.0 points less."
     )
     absolute = Policy(changes={}, absolutes={"robust_accuracy": 0.6})
-    sentence = apply_policy([candidate("int8")], [low], absolute, ["int8"]).gates[0].sentence.replace("\u00a0", " ")
+    sentence = (
+        apply_policy([candidate("int8")], [low], absolute, ["int8"], KNOWN).gates[0].sentence.replace("\u00a0", " ")
+    )
     assert sentence.endswith("[46.0, 54.0]; the policy asks for at least 60.0 %.")
 
 
 def test_what_was_not_measured_cannot_pass() -> None:
     missing = finding("a", "robust_accuracy", estimate=None, changes=[], reason="it failed")
     for rows in ([missing, *findings("a")[1:]], findings("a")[1:]):
-        judged = apply_policy([candidate("a")], rows, RELEASE, ["a"])
+        judged = apply_policy([candidate("a")], rows, RELEASE, ["a"], KNOWN)
         assert judged.verdict == "inconclusive"
         assert "robust accuracy was not measured" in judged.deciding[0]
     bare = finding("a", "robust_accuracy", changes=[])
-    assert apply_policy([candidate("a")], [bare, *findings("a")[1:]], RELEASE, ["a"]).verdict == "inconclusive"
+    assert apply_policy([candidate("a")], [bare, *findings("a")[1:]], RELEASE, ["a"], KNOWN).verdict == "inconclusive"
 
 
 def test_a_flagged_finding_makes_its_candidate_inconclusive() -> None:
     rows = [finding("a", "robust_accuracy", flags=["no-gradient"]), *findings("a")[1:]]
-    judged = apply_policy([candidate("a")], rows, RELEASE, ["a"])
+    judged = apply_policy([candidate("a")], rows, RELEASE, ["a"], KNOWN)
     assert (judged.verdict, judged.findings[0].verdict) == ("inconclusive", "inconclusive")
     assert "no-gradient" in judged.deciding[0]
 
@@ -248,24 +255,24 @@ def test_what_a_declared_recipe_promises_of_a_file(recipe: dict[str, Any] | None
                 "lineage": None if lineage is None else Lineage.model_validate({"verdict": lineage, **told}),
             }
         )
-        judged = apply_policy([row], findings("a"), RELEASE, ["a"])
+        judged = apply_policy([row], findings("a"), RELEASE, ["a"], KNOWN)
         assert [gate.verdict for gate in judged.gates if gate.rule == "lineage"] == ([verdict] if verdict else [])
         assert judged.verdict == (verdict or "pass")
         if verdict and (lineage is None or lineage == "not comparable"):
             assert 'it is declared as "8-bit weights" and cannot be compared with the dense model' in judged.deciding[0]
             assert ("The check did not run." if lineage is None else "Other shapes.") in judged.deciding[0]
     made_here = candidate("a").model_copy(update={"recipe": recipe})
-    assert not any(gate.rule == "lineage" for gate in apply_policy([made_here], [], RELEASE, ["a"]).gates)
+    assert not any(gate.rule == "lineage" for gate in apply_policy([made_here], [], RELEASE, ["a"], KNOWN).gates)
 
 
 def test_a_confirmed_lineage_may_be_the_only_gate() -> None:
     lineage = Lineage(verdict="confirmed", sentences=["All codes are the nearest rounding."], layers=[])
     row = candidate("a").model_copy(update={"lineage": lineage, "file": "a.onnx", "recipe": QUANTIZE})
     errors = Policy(changes={"mean_squared_error": 0.02})  # limits nothing that a classifier has
-    judged = apply_policy([row], [], errors, ["a"])
+    judged = apply_policy([row], [], errors, ["a"], KNOWN)
     assert (judged.verdict, [gate.rule for gate in judged.gates]) == ("pass", ["lineage"])
     assert judged.deciding == ["The candidate up for release passes. a: All codes are the nearest rounding."]
-    both = apply_policy([row], findings("a"), RELEASE, ["a"])
+    both = apply_policy([row], findings("a"), RELEASE, ["a"], KNOWN)
     assert "Nearest to its limit: a: accuracy" in both.deciding[0]
 
 
@@ -276,45 +283,45 @@ def test_a_weak_fail_among_many_gates_does_not_survive_holm() -> None:
     rows = [finding(name, "robust_accuracy") for name in names]
     half = 0.05
     rows[3] = finding("c3", "robust_accuracy", -0.05 - 2.1 * half / norm.ppf(0.975), half)
-    judged = apply_policy([candidate(name) for name in names], rows, policy, names)
+    judged = apply_policy([candidate(name) for name in names], rows, policy, names, KNOWN)
     assert judged.candidates[3].verdict == "inconclusive"
     assert judged.gates[3].p_value == pytest.approx(12 * norm.sf(2.1), rel=1e-6)
     assert "Holm" in judged.gates[3].sentence
-    alone = apply_policy([candidate("c3")], [rows[3]], policy, ["c3"])
+    alone = apply_policy([candidate("c3")], [rows[3]], policy, ["c3"], KNOWN)
     assert alone.verdict == "fail"
 
 
 def test_the_verdict_covers_the_release_only() -> None:
     rows = [candidate("dense", role="dense"), candidate("good"), candidate("bad"), candidate("control", role="control")]
     found = [*findings("good"), *findings("bad", auc=0.3), *findings("control", auc=0.3)]
-    assert apply_policy(rows, found, RELEASE, ["good"]).verdict == "pass"
-    both = apply_policy(rows, found, RELEASE, ["good", "bad"])
+    assert apply_policy(rows, found, RELEASE, ["good"], KNOWN).verdict == "pass"
+    both = apply_policy(rows, found, RELEASE, ["good", "bad"], KNOWN)
     assert both.verdict == "fail"
     assert [row.verdict for row in both.candidates] == ["not-gated", "pass", "fail", "fail"]
-    gone = apply_policy(rows, found, RELEASE, ["good", "gone"])
+    gone = apply_policy(rows, found, RELEASE, ["good", "gone"], KNOWN)
     assert (gone.verdict, "gone" in gone.deciding[0]) == ("inconclusive", True)
-    assert apply_policy(rows, found, RELEASE, []).verdict == "inconclusive"
+    assert apply_policy(rows, found, RELEASE, [], KNOWN).verdict == "inconclusive"
 
 
 def test_another_policy_judges_what_the_first_did_not() -> None:
     rows = [*findings("a"), finding("a", "fidelity")]
-    first = apply_policy([candidate("a")], rows, Policy(changes={"accuracy": -0.02}, absolutes={}), ["a"])
+    first = apply_policy([candidate("a")], rows, Policy(changes={"accuracy": -0.02}, absolutes={}), ["a"], KNOWN)
     assert [one.verdict for one in first.findings] == ["not-gated"] * 4
     assert not any(one.gated for one in first.findings)
-    second = apply_policy(first.candidates, first.findings, RELEASE, ["a"])
+    second = apply_policy(first.candidates, first.findings, RELEASE, ["a"], KNOWN)
     assert [one.verdict for one in second.findings] == ["pass", "pass", "pass", "not-gated"]
     assert all(one.reason is None for one in second.findings[:3])
     copies = Policy(changes={}, absolutes={"fidelity": 0.3})
-    third = apply_policy(second.candidates, second.findings, copies, ["a"])
+    third = apply_policy(second.candidates, second.findings, copies, ["a"], KNOWN)
     assert [one.verdict for one in third.findings] == ["not-gated", "not-gated", "not-gated", "fail"]
 
 
 def test_policies_from_files_and_plans(tmp_path: Path) -> None:
     (tmp_path / "strict.yaml").write_text("changes: {accuracy: -1/100}\nabsolutes: {auc: 0.6}\n")
-    strict = load_policy("strict.yaml", tmp_path)
+    strict = load_policy("strict.yaml", tmp_path, KNOWN)
     assert (strict.name, strict.changes, strict.absolutes) == ("strict", {"accuracy": -0.01}, {"auc": 0.6})
-    assert load_policy({"changes": {"auc": 0.1}}, tmp_path).changes == {"auc": 0.1}
-    assert load_policy("release", tmp_path) is RELEASE
+    assert load_policy({"changes": {"auc": 0.1}}, tmp_path, KNOWN).changes == {"auc": 0.1}
+    assert load_policy("release", tmp_path, KNOWN) is RELEASE
 
 
 @pytest.mark.parametrize(
@@ -335,17 +342,17 @@ def test_policies_from_files_and_plans(tmp_path: Path) -> None:
 def test_bad_policies(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "p.yaml").write_text(text)
     with pytest.raises(InputError, match=message):
-        load_policy("p.yaml", tmp_path)
+        load_policy("p.yaml", tmp_path, KNOWN)
 
 
 def test_unknown_and_unsafe_policies(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="did you mean 'release'"):
-        load_policy("relaese", tmp_path)
+        load_policy("relaese", tmp_path, KNOWN)
     with pytest.raises(InputError, match="does not exist"):
-        load_policy("gone.yaml", tmp_path)
+        load_policy("gone.yaml", tmp_path, KNOWN)
     (tmp_path / "p.yaml").write_text("changes: !!python/object:os.system {}")
     with pytest.raises(UnsafeInput):
-        load_policy("p.yaml", tmp_path)
+        load_policy("p.yaml", tmp_path, KNOWN)
 
 
 # --- what the parent's figure allows to say
@@ -353,7 +360,7 @@ def test_unknown_and_unsafe_policies(tmp_path: Path) -> None:
 
 def verdict_of(one: Finding, policy: Policy = BUILT_IN["robustness"]) -> tuple[str, str]:
     """The verdict on one candidate with one finding, and the sentence that decides it."""
-    judged = apply_policy([candidate("int8")], [one], policy, ["int8"])
+    judged = apply_policy([candidate("int8")], [one], policy, ["int8"], KNOWN)
     return judged.verdict, judged.deciding[0]
 
 

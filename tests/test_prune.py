@@ -16,7 +16,7 @@ from torch.nn.utils import prune as torch_prune
 from torch.utils.flop_counter import FlopCounterMode
 
 from crushproof.compression.attention import Attention, unfold_attention
-from crushproof.compression.channels import thin
+from crushproof.compression.channels import remove_channels
 from crushproof.compression.importance import importances
 from crushproof.compression.masks import smallest_in_groups
 from crushproof.compression.prune import Prune, shares
@@ -143,7 +143,7 @@ OPTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
 def test_every_option_replays_ships_and_is_stored(name: str, few: Records) -> None:
     import onnxruntime
 
-    from crushproof.compression.export import to_onnx
+    from crushproof.compression.onnx_export import to_onnx
     from crushproof.compression.structure import load_module, save_module
 
     build, fields = OPTIONS[name]
@@ -492,7 +492,7 @@ def test_what_feeds_attention_keeps_its_width(few: Records) -> None:
 
 
 def test_a_student_is_thinned_by_the_same_function(dense: nn.Module, members: Records) -> None:
-    thinned = thin(dense, members.x[:2], 0.5)
+    thinned = remove_channels(dense, members.x[:2], 0.5)
     again = Prune(structure="channels").apply(dense, members, UNIT, seed=0)
     assert same_state(thinned, again)
 
@@ -624,9 +624,9 @@ def test_a_plan_is_told_in_the_same_words() -> None:
 
 def test_the_words_of_the_report() -> None:
     tuning = Training(epochs=2)
-    assert Prune(sparsity=0.8).words == "80 % of weights pruned"
-    assert Prune(structure="n:m").words == "2 of every 4 weights kept"
-    assert Prune(scope="layer", importance="random").words == "50 % of weights pruned per layer at random"
-    assert Prune(structure="heads", importance="taylor", steps=3, fine_tune=tuning).words == (
+    assert Prune(sparsity=0.8).phrase == "80 % of weights pruned"
+    assert Prune(structure="n:m").phrase == "2 of every 4 weights kept"
+    assert Prune(scope="layer", importance="random").phrase == "50 % of weights pruned per layer at random"
+    assert Prune(structure="heads", importance="taylor", steps=3, fine_tune=tuning).phrase == (
         "50 % of heads pruned by Taylor importance in 3 steps, fine-tuned for 2 epochs each"
     )

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from crushproof.compression.adaptive_rounding import adaptive_codes, layer_calls
 from crushproof.compression.calibration import BINS, entropy_threshold, input_ranges, percentile_range
-from crushproof.compression.export import to_onnx
-from crushproof.compression.fake_quantize import QuantizedLayer
+from crushproof.compression.onnx_export import to_onnx
 from crushproof.compression.quantization_aware import _InTraining
 from crushproof.compression.quantize import Quantize, prepare
+from crushproof.compression.quantized_layer import QuantizedLayer
+from crushproof.compression.quantized_recurrent import QuantizedRecurrent
 from crushproof.compression.recipe import RECIPES
-from crushproof.compression.recurrent import QuantizedRecurrent
 from crushproof.compression.structure import load_module, save_module
 from crushproof.compression.weight_codes import WeightFormat, spread_scale, weight_codes
 from crushproof.targets.certificate import certify
@@ -573,11 +573,11 @@ def test_what_cannot_be_done_is_said(dense: nn.Module, members: Records, digits:
 def test_words_name_every_choice() -> None:
     said = Quantize(
         weight_bits=4, granularity="group", rounding="adaptive", calibration="entropy", calibration_inputs="noise"
-    ).words
+    ).phrase
     assert said == "4-bit weights in groups of 32, adaptive rounding, 8-bit activations (entropy), calibrated on noise"
-    assert Quantize().words == "8-bit weights, 8-bit activations"
-    assert Quantize(number="float16", activations="float").words == "float16 weights, float activations"
+    assert Quantize().phrase == "8-bit weights, 8-bit activations"
+    assert Quantize(number="float16", activations="float").phrase == "float16 weights, float activations"
     aware = Quantize(number="ternary", granularity="tensor", activations="dynamic", fine_tune=Training(epochs=3))
-    assert aware.words == (
+    assert aware.phrase == (
         "ternary weights with one scale per layer, 8-bit activations (dynamic), trained quantised for 3 epochs"
     )

@@ -9,19 +9,19 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from model_files import exported
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from crushproof.audit import files
 from crushproof.audit.plan import DENSE, Plan
 from crushproof.audit.sections import InterfacePlan
-from crushproof.compression.export import to_onnx
+from crushproof.compression.onnx_export import to_onnx
 from crushproof.targets.assumptions import Assumptions, Overrides
 from crushproof.targets.data import Data
 from crushproof.targets.errors import InputError
 from crushproof.targets.finished_model import deployed, differentiable
 from crushproof.targets.infer import assume
-from crushproof.targets.model_file import ModelFile, check_onnx
 from crushproof.targets.readings import ALIKE
 from crushproof.targets.records import Bounds, Records
 from crushproof.targets.seeds import generator
@@ -29,11 +29,6 @@ from crushproof.training.loop import Training, train
 from crushproof.training.networks import Mlp
 
 SHAPE = (1, 8, 8)
-
-
-def exported(model: bytes) -> ModelFile:
-    """As `read_model_file` gives it, without the process of its own."""
-    return ModelFile("onnx", model, check_onnx(model).facts)
 
 
 class Behind(nn.Module):

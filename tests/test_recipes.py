@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from crushproof.compression.fake_quantize import QuantizedLayer
+from crushproof.compression.quantized_layer import QuantizedLayer
 from crushproof.compression.recipe import RECIPES
 from crushproof.targets.data import Data
 from crushproof.targets.digits import load_digits

@@ -10,11 +10,11 @@ import torch
 from scipy import stats
 
 import crushproof
-from crushproof.audit import statistics
+from crushproof.attacks.statistics import rates
 from crushproof.audit.api import AuditResult
 from crushproof.audit.plan import parse_plan
 from crushproof.audit.subject import load_data, resolve
-from crushproof.compression.export import to_onnx
+from crushproof.compression.onnx_export import to_onnx
 from crushproof.targets.csv import load_csv
 from crushproof.targets.errors import InputError
 from crushproof.targets.model import TorchTarget
@@ -92,12 +92,12 @@ def test_a_finished_file_of_values_is_refused_in_a_sentence(tmp_path: Path) -> N
 
 def test_a_mean_has_students_interval() -> None:
     values = np.random.default_rng(0).normal(1, 2, 50)
-    found = statistics.mean(values)
+    found = rates.mean(values)
     reference = stats.ttest_1samp(values, 0)
     low, high = reference.confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx((low, high))
     assert found.p_value == pytest.approx(reference.pvalue)
-    assert statistics.mean(np.zeros(5)).p_value == 1
+    assert rates.mean(np.zeros(5)).p_value == 1
 
 
 def test_values_from_files(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from crushproof.audit.plan import Plan, check_techniques, load_plan
 from crushproof.audit.searching import run_search, settings_of
-from crushproof.compression.search import Search, Trial, beyond, pareto, split, values
+from crushproof.compression.search import SearchSettings, TriedRecipe, beyond, pareto, split, values
 from crushproof.targets.data import Data
 from crushproof.targets.errors import InputError
 
@@ -21,7 +21,7 @@ MLP = {
 }
 
 measured = st.builds(
-    Trial,
+    TriedRecipe,
     recipe=st.just({}),
     accuracy=st.integers(0, 5).map(lambda n: n / 5),
     payload_bytes=st.integers(1, 6),
@@ -31,10 +31,10 @@ measured = st.builds(
 
 @given(st.lists(measured, max_size=12), st.sampled_from([("accuracy", "payload"), ("accuracy", "payload", "latency")]))
 @settings(max_examples=60, deadline=None)
-def test_the_pareto_set_is_that_of_the_definition(trials: list[Trial], objectives: tuple[str, ...]) -> None:
-    wanted = Search(objectives=objectives)
+def test_the_pareto_set_is_that_of_the_definition(trials: list[TriedRecipe], objectives: tuple[str, ...]) -> None:
+    wanted = SearchSettings(objectives=objectives)
 
-    def better(one: Trial, other: Trial) -> bool:
+    def better(one: TriedRecipe, other: TriedRecipe) -> bool:
         signs = (1, *(-1 for _ in objectives[1:]))
         mine, theirs = ([s * v for s, v in zip(signs, values(t, wanted), strict=True)] for t in (one, other))
         return all(a >= b for a, b in zip(mine, theirs, strict=True)) and mine != theirs
@@ -47,13 +47,13 @@ def test_the_pareto_set_is_that_of_the_definition(trials: list[Trial], objective
 
 
 def test_limits_are_kept_or_exceeded() -> None:
-    wanted = Search(largest_payload=100, largest_loss=0.02, largest_latency=2.0)
-    reference = Trial({}, accuracy=0.9, payload_bytes=400)
-    kept = beyond(Trial({}, accuracy=0.89, payload_bytes=100, latency_ms=2.0), reference, wanted)
+    wanted = SearchSettings(largest_payload=100, largest_loss=0.02, largest_latency=2.0)
+    reference = TriedRecipe({}, accuracy=0.9, payload_bytes=400)
+    kept = beyond(TriedRecipe({}, accuracy=0.89, payload_bytes=100, latency_ms=2.0), reference, wanted)
     assert all(excess <= 0 for excess in kept.values())
-    broken = beyond(Trial({}, accuracy=0.87, payload_bytes=101, latency_ms=2.1), reference, wanted)
+    broken = beyond(TriedRecipe({}, accuracy=0.87, payload_bytes=101, latency_ms=2.1), reference, wanted)
     assert {name for name, excess in broken.items() if excess > 0} == {"payload", "loss", "latency"}
-    assert beyond(Trial({}, why_not="no"), reference, wanted)["usable"] > 0
+    assert beyond(TriedRecipe({}, why_not="no"), reference, wanted)["usable"] > 0
 
 
 def test_held_out_members_are_not_trained_on(digits: Data) -> None:
@@ -82,13 +82,13 @@ def test_what_is_found_is_a_plan_and_a_second_run_resumes(folder: Path) -> None:
 
     kept = folder / "found.trials.jsonl"
     kept.write_text(kept.read_text()[:-20])  # killed while the last line was written
-    again: list[Trial] = []
+    again: list[TriedRecipe] = []
     second = run_search(plan, folder, out, wanted, show=lambda n, trial: again.append(trial))
     assert len(again) == 1
     assert second == first
     assert out.read_bytes() == text
 
-    other: list[Trial] = []
+    other: list[TriedRecipe] = []
     run_search(plan, folder, out, settings_of(trials=1, epochs=2), show=lambda n, trial: other.append(trial))
     assert len(other) == 2  # the dense one and a recipe: another search, which takes nothing over ...
     third = run_search(plan, folder, out, wanted, show=lambda n, trial: again.append(trial))
@@ -100,8 +100,8 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="objectives"):
         settings_of(objectives=("speed",))
     with pytest.raises(InputError, match="must be written there"):
-        run_search(plan, folder, tmp_path / "found.yaml", Search())
+        run_search(plan, folder, tmp_path / "found.yaml", SearchSettings())
     (tmp_path / "mine.yaml").write_text("name: mine\n")
     with pytest.raises(InputError, match="no earlier result"):
-        run_search(plan, tmp_path, tmp_path / "mine.yaml", Search())
+        run_search(plan, tmp_path, tmp_path / "mine.yaml", SearchSettings())
     assert not (tmp_path / "mine.trials.jsonl").exists()

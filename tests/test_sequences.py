@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from crushproof.compression.attention import Attention, unfold_attention
-from crushproof.compression.export import to_onnx
-from crushproof.compression.layers import called_layers, weights
+from crushproof.compression.edit import called_layers, weights
 from crushproof.compression.narrow import narrower
+from crushproof.compression.onnx_export import to_onnx
 from crushproof.compression.payload import decode, encode
+from crushproof.compression.quantized_recurrent import QuantizedRecurrent, quantize_recurrent
 from crushproof.compression.recipe import RECIPES
-from crushproof.compression.recurrent import QuantizedRecurrent, quantize_recurrent
 from crushproof.compression.structure import load_module, save_module
 from crushproof.compression.weight_codes import SIXTEEN_BITS, WeightFormat
 from crushproof.targets.data import Data
@@ -31,7 +31,7 @@ from crushproof.targets.onnx import OnnxTarget
 from crushproof.targets.records import Records
 from crushproof.targets.seeds import generator, global_seed
 from crushproof.training.architecture import Architecture
-from crushproof.training.loop import Training, train_many
+from crushproof.training.loop import Training, TrainingJob, train_many
 from crushproof.training.networks import digits_cnn, digits_lstm, digits_transformer
 from crushproof.training.stacked import group_size
 
@@ -48,9 +48,8 @@ TRAINING = {
 def trained(digits: Data) -> dict[str, nn.Module]:
     """Frozen, as an audit hands them over."""
     assert digits.members is not None
-    everything = [torch.arange(len(digits.members))]
     return {
-        name: train_many(Architecture(name, build), digits.members, everything, [0], TRAINING[name], device=CPU)[0]
+        name: train_many(TrainingJob.of_one(Architecture(name, build), digits.members, 0, CPU), TRAINING[name])[0]
         .requires_grad_(False)
         .eval()
         for name, build in BUILD.items()
@@ -86,8 +85,8 @@ def test_shadows_train_alone(name: str) -> None:
     records = Records(torch.rand((24, *SHAPE), generator=generator(0, "x")), torch.arange(24) % 10)
     architecture, halves = Architecture(name, BUILD[name]), [torch.arange(12), torch.arange(12, 24)]
     training = Training(epochs=2, batch_size=4)
-    both = train_many(architecture, records, halves, [1, 2], training, device=CPU)
-    second = train_many(architecture, records, halves[1:], [2], training, device=CPU)[0]
+    both = train_many(TrainingJob(architecture, records, halves, [1, 2], CPU), training)
+    second = train_many(TrainingJob(architecture, records, halves[1:], [2], CPU), training)[0]
     with torch.no_grad():
         assert torch.equal(both[1](records.x), second(records.x))
         assert not torch.equal(both[0](records.x), second(records.x))
@@ -111,8 +110,8 @@ def test_attention_in_a_stack(dropout: float) -> None:
     records = Records(torch.rand((24, *SHAPE), generator=generator(0, "x")), torch.arange(24) % 10)
     architecture, training = Architecture.like(Small(), "small"), Training(epochs=2, batch_size=4)
     halves = [torch.arange(12), torch.arange(12, 24)]
-    both = train_many(architecture, records, halves, [1, 2], training, device=CPU)
-    second = train_many(architecture, records, halves[1:], [2], training, device=CPU)[0]
+    both = train_many(TrainingJob(architecture, records, halves, [1, 2], CPU), training)
+    second = train_many(TrainingJob(architecture, records, halves[1:], [2], CPU), training)[0]
     assert difference(both[1](records.x), second(records.x)) < 1e-5
 
 

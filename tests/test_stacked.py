@@ -8,7 +8,7 @@ from torch import nn
 from crushproof.targets.records import Records
 from crushproof.targets.seeds import generator, global_seed
 from crushproof.training.architecture import Architecture
-from crushproof.training.loop import Training, train_many, train_stack
+from crushproof.training.loop import Training, TrainingJob, train_many, train_stack
 from crushproof.training.networks import Mlp, ResidualCnn
 from crushproof.training.stacked import GROUP, group_size
 
@@ -46,7 +46,7 @@ def test_a_stack_equals_training_alone() -> None:
     for architecture, optimizer in ((MLP, "adamw"), (MLP, "sgd"), (CNN, "adamw")):
         training = Training(epochs=2, batch_size=16, optimizer=optimizer, learning_rate=0.02)
         for module, subset, seed in zip(
-            train_many(architecture, records, subsets, seeds, training, device=CPU), subsets, seeds, strict=True
+            train_many(TrainingJob(architecture, records, subsets, seeds, CPU), training), subsets, seeds, strict=True
         ):
             alone = trained_alone(architecture, records, subset, seed, training)
             assert not module.training
@@ -58,7 +58,7 @@ def test_long_training_gives_the_same_answers() -> None:
     records = some_records()
     subset = torch.arange(len(records))
     training = Training(epochs=30, batch_size=16)
-    stacked = train_many(MLP, records, [subset] * 2, [3, 4], training, device=CPU)[0]
+    stacked = train_many(TrainingJob(MLP, records, [subset] * 2, [3, 4], CPU), training)[0]
     alone = trained_alone(MLP, records, subset, 3, training)
     agree = (stacked(records.x).argmax(1) == alone(records.x).argmax(1)).float().mean()
     assert agree >= 0.97
@@ -69,10 +69,9 @@ def test_a_model_does_not_depend_on_its_neighbours() -> None:
     records, training = some_records(), Training(epochs=2, batch_size=16)
     subsets = halves(4, records)
     for architecture in (MLP, CNN):
-        one = train_many(architecture, records, subsets, [1, 2, 3, 4], training, device=CPU)
-        two = train_many(
-            architecture, records, [subsets[i] for i in (3, 0, 1, 2)], [4, 1, 20, 30], training, device=CPU
-        )
+        one = train_many(TrainingJob(architecture, records, subsets, [1, 2, 3, 4], CPU), training)
+        moved = [subsets[i] for i in (3, 0, 1, 2)]
+        two = train_many(TrainingJob(architecture, records, moved, [4, 1, 20, 30], CPU), training)
         assert torch.equal(flat(one[0]), flat(two[1])), architecture.name
         assert torch.equal(flat(one[3]), flat(two[0])), architecture.name
         assert not torch.equal(flat(one[1]), flat(two[2])), "another seed, another model"
@@ -81,9 +80,9 @@ def test_a_model_does_not_depend_on_its_neighbours() -> None:
 def test_chunks_of_whole_groups_agree_bit_by_bit() -> None:
     records, training = some_records(), Training(epochs=1, batch_size=16)
     subsets, seeds = halves(GROUP + 2, records), list(range(GROUP + 2))
-    together = train_many(MLP, records, subsets, seeds, training, device=CPU)
-    apart = train_many(MLP, records, subsets[:GROUP], seeds[:GROUP], training, device=CPU)
-    apart += train_many(MLP, records, subsets[GROUP:], seeds[GROUP:], training, device=CPU)
+    together = train_many(TrainingJob(MLP, records, subsets, seeds, CPU), training)
+    apart = train_many(TrainingJob(MLP, records, subsets[:GROUP], seeds[:GROUP], CPU), training)
+    apart += train_many(TrainingJob(MLP, records, subsets[GROUP:], seeds[GROUP:], CPU), training)
     assert all(torch.equal(flat(one), flat(two)) for one, two in zip(together, apart, strict=True))
 
 
@@ -91,10 +90,10 @@ def test_training_changes_no_global_generator_and_repeats() -> None:
     records, training = some_records(), Training(epochs=1, batch_size=16)
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    one = train_many(MLP, records, halves(2, records), [1, 2], training, device=CPU)
+    one = train_many(TrainingJob(MLP, records, halves(2, records), [1, 2], CPU), training)
     assert torch.equal(before, torch.random.get_rng_state())
     torch.manual_seed(6)
-    two = train_many(MLP, records, halves(2, records), [1, 2], training, device=CPU)
+    two = train_many(TrainingJob(MLP, records, halves(2, records), [1, 2], CPU), training)
     assert all(torch.equal(flat(a), flat(b)) for a, b in zip(one, two, strict=True))
 
 
@@ -108,8 +107,8 @@ def test_what_cannot_be_stacked_is_trained_alone() -> None:
     records = some_records()
     dropout = Architecture("dropout", lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Dropout(0.5)))
     training = Training(epochs=1, batch_size=16)
-    first = train_many(dropout, records, halves(2, records), [1, 2], training, device=CPU)
-    again = train_many(dropout, records, halves(2, records)[::-1], [2, 1], training, device=CPU)
+    first = train_many(TrainingJob(dropout, records, halves(2, records), [1, 2], CPU), training)
+    again = train_many(TrainingJob(dropout, records, halves(2, records)[::-1], [2, 1], CPU), training)
     assert torch.equal(flat(first[0]), flat(again[1]))
 
 

@@ -16,11 +16,11 @@ from ai_edge_litert.interpreter import Interpreter
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from crushproof.attacks.attack import Flag
+from crushproof.attacks.access import Flag
+from crushproof.audit.audited import AuditedModel
 from crushproof.audit.cells import Result
-from crushproof.audit.lineup import Contender
-from crushproof.audit.reader import Reader, candidate_flags
-from crushproof.audit.words import FLAGS
+from crushproof.audit.results import AuditResults
+from crushproof.audit.suite import Suite
 from crushproof.targets import _read_tflite
 from crushproof.targets.errors import InputError, NotApplicable
 from crushproof.targets.litert import LiteRtTarget
@@ -371,10 +371,9 @@ def test_varying_answers_are_a_flag_of_the_candidate(varies: str | None) -> None
     result = Result(arrays={"evidence/correct": right}, document={"varies": varies})
     labels = torch.arange(100) % 4
     suite = SimpleNamespace(
-        candidate_cell=lambda contender: "candidate/x",
+        model_cell=lambda name: f"candidate/{name}",
         subject=SimpleNamespace(data=SimpleNamespace(evaluation=SimpleNamespace(y=labels))),
     )
-    reader = cast(Reader, SimpleNamespace(suite=suite, get=lambda cell: result))
-    contender = cast(Contender, SimpleNamespace(touches_members_after_dp=False, file=None))
-    assert candidate_flags(reader, contender) == ({Flag.ANSWERS_VARY.value} if varies else set())
-    assert Flag.ANSWERS_VARY.value in FLAGS
+    results = AuditResults(cast(Suite, suite), lambda cell: result, str, lambda cell: ("", ""), "")
+    model = cast(AuditedModel, SimpleNamespace(name="x", void=None, file=None))
+    assert results.flags(model) == ({Flag.ANSWERS_VARY.value} if varies else set())

@@ -11,22 +11,10 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 from sklearn.metrics import roc_auc_score
 
-from crushproof.audit import statistics as audit_statistics
-from crushproof.audit.statistics import (
-    auc,
-    auc_change,
-    clopper_pearson,
-    detectable_auc,
-    detectable_drop,
-    detectable_tpr,
-    holm,
-    mcnemar,
-    paired_change,
-    roc,
-    tango,
-    tpr_at_fpr,
-    tpr_change,
-)
+from crushproof.attacks.statistics import ranking
+from crushproof.attacks.statistics.power import detectable_auc, detectable_drop, detectable_tpr
+from crushproof.attacks.statistics.ranking import auc, auc_change, roc, tpr_at_fpr, tpr_change
+from crushproof.attacks.statistics.rates import clopper_pearson, holm, mcnemar, paired_change, tango
 
 counts = st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
@@ -189,8 +177,8 @@ def test_bootstrap_equals_a_loop_over_resamples(seed: int, rounded: bool, fpr: f
     scores, is_member = drawn(25, 0.5, seed, rounded)
     members, others = scores[is_member], scores[~is_member]
     rng = np.random.default_rng(seed)
-    weights = [audit_statistics._resample(rng, 25, 20) for _ in range(2)]
-    fast = audit_statistics._resampled_tpr(members, others, *weights, fpr)
+    weights = [ranking._resample(rng, 25, 20) for _ in range(2)]
+    fast = ranking._resampled_tpr(members, others, *weights, fpr)
     slow = [
         naive_tpr(np.repeat(members, of_members), np.repeat(others, of_others), fpr)
         for of_members, of_others in zip(*weights, strict=True)

@@ -198,8 +198,8 @@ def test_a_disk_that_says_no(
             raise OSError(code, os.strerror(code), str(path))
         write(path, raw)
 
-    write = store_module._write
-    monkeypatch.setattr(store_module, "_write", refuse)
+    write = store_module.write_new
+    monkeypatch.setattr(store_module, "write_new", refuse)
     with pytest.raises(error, match=message):
         store.put(cell_key("another"), result())
     assert tree(tmp_path) == before

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from crushproof.compression.fake_quantize import QuantizedLayer, quantize_layer, replace_layers
+from crushproof.compression.edit import replace_layers
+from crushproof.compression.quantized_layer import QuantizedLayer, quantize_layer
 from crushproof.compression.structure import describe, load_module, rebuild, save_module
 from crushproof.compression.weight_codes import WeightFormat
 from crushproof.targets.errors import InputError, NotApplicable

@@ -16,11 +16,12 @@ from crushproof.audit.lineup import assemble
 from crushproof.audit.plan import Plan
 from crushproof.audit.sources import source_digest
 from crushproof.audit.subject import DenseModel, Subject, resolve
-from crushproof.compression.layers import noise
+from crushproof.compression.edit import noise
 from crushproof.targets.errors import InputError
 from crushproof.targets.model import TorchTarget, device_of, resolve_device
 from crushproof.targets.records import Bounds, Records
 from crushproof.training.architecture import Architecture
+from crushproof.training.loop import TrainingJob
 from crushproof.training.trainer import UserTrainer
 
 CPU = torch.device("cpu")
@@ -148,7 +149,7 @@ def test_a_training_function_that_fails(folder: Path, body: str, hints: list[str
     assert isinstance(dense(subject).trainer, UserTrainer)
     records = Records(torch.zeros(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64))
     with pytest.raises(InputError) as raised:
-        dense(subject).trainer.fit(dense(subject).architecture, records, [torch.arange(4)], [0], CPU)
+        dense(subject).trainer.fit(TrainingJob(dense(subject).architecture, records, [torch.arange(4)], [0], CPU))
     assert all(hint in str(raised.value) for hint in [*hints, "my_model:train"]), raised.value
 
 

@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crushproof.attacks.attack import Access, Case
+from crushproof.attacks.access import Access
+from crushproof.attacks.attack import Case
 from crushproof.attacks.evasion import trust
 from crushproof.attacks.evasion.apgd import Apgd
 from crushproof.attacks.evasion.ball import Ball
 from crushproof.attacks.evasion.evasion import Evasion
 from crushproof.attacks.evasion.pgd import Pgd
 from crushproof.attacks.evasion.square import Square
+from crushproof.attacks.statistics.rates import no_better_than_guessing
 from crushproof.targets.data import Data
 from crushproof.targets.model import TorchTarget
 from crushproof.training.architecture import Architecture
@@ -206,17 +208,17 @@ def test_at_chance_is_judged_by_balanced_accuracy() -> None:
     stream = np.random.default_rng(0)
     labels = (stream.random(600) < 0.758).astype(np.int64)  # uneven, as census income is
     majority = labels == 1
-    assert trust.at_chance(majority, labels)  # right on 75.8 %, and knows nothing
+    assert no_better_than_guessing(majority, labels)  # right on 75.8 %, and knows nothing
     skilled = np.where(labels == 1, stream.random(600) < 0.92, stream.random(600) < 0.58)  # 83.5 % in all
-    assert not trust.at_chance(skilled, labels)
+    assert not no_better_than_guessing(skilled, labels)
     balanced = stream.random(600) < 0.72  # below the majority guess, and far from guessing
-    assert not trust.at_chance(balanced, labels)
+    assert not no_better_than_guessing(balanced, labels)
     ten = stream.integers(0, 10, 600)
-    assert trust.at_chance(stream.random(600) < 0.11, ten)
-    assert not trust.at_chance(stream.random(600) < 0.2, ten)
-    assert trust.at_chance(np.ones(4, dtype=bool), np.zeros(4, dtype=np.int64))  # one class: nothing to know
+    assert no_better_than_guessing(stream.random(600) < 0.11, ten)
+    assert not no_better_than_guessing(stream.random(600) < 0.2, ten)
+    assert no_better_than_guessing(np.ones(4, dtype=bool), np.zeros(4, dtype=np.int64))  # one class: nothing to know
     # a guesser is called one in about 97.5 of 100 data sets
-    called = [trust.at_chance(stream.random(300) < 0.5, stream.integers(0, 2, 300)) for _ in range(300)]
+    called = [no_better_than_guessing(stream.random(300) < 0.5, stream.integers(0, 2, 300)) for _ in range(300)]
     assert np.mean(called) > 0.93
 
 

@@ -12,8 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from crushproof.audit.cells import Cell, Result, cell_key
-from crushproof.audit.engine import Outcome, run
+from crushproof.audit.driver import Executor, run
+from crushproof.audit.local import Processes
+from crushproof.audit.progress import Progress
+from crushproof.audit.ray import RayCluster
+from crushproof.audit.schedule import Outcome
 from crushproof.audit.store import Store
+from crushproof.audit.work import Results
 from crushproof.targets.errors import InputError, NotApplicable, Unavailable
 
 
@@ -21,7 +26,7 @@ class ToyWork:
     """`width` chains of `length` cells on one common root, and a last cell that needs them all.
 
     Settings: `seconds` per cell, `inject` (cell name -> what goes wrong there), `seed`, `log` (a file that gets a line
-    per call of `compute`).
+    per call of `compute`), `hold` (a file: until it is there, all cells but the root wait).
     """
 
     def __init__(self, argument: str) -> None:
@@ -45,11 +50,13 @@ class ToyWork:
     def cells(self) -> list[Cell]:
         return self.list
 
-    def compute(self, cell: Cell, store: Store) -> Result:
+    def compute(self, cell: Cell, store: Results) -> Result:
         if "log" in self.settings:
             with Path(self.settings["log"]).open("a") as stream:
                 stream.write(cell.name + "\n")
         time.sleep(self.settings.get("seconds", 0))
+        while "hold" in self.settings and cell.name != "root" and not Path(self.settings["hold"]).exists():
+            time.sleep(0.01)
         wrong = self.settings.get("inject", {}).get(cell.name)
         if wrong == "error":
             raise RuntimeError("a planted error")
@@ -78,13 +85,19 @@ def toy(argument: str) -> ToyWork:
     return ToyWork(argument)
 
 
-def run_toy(out: Path, settings: dict[str, object], workers: int) -> Outcome:
+def run_toy(out: Path, settings: dict[str, object], workers: int | str, progress: Progress | None = None) -> Outcome:
+    """`workers`: so many processes, 0 for this one, or the address of a Ray cluster."""
     argument = json.dumps(settings)
     with Store(out) as store:
-        return run(toy(argument), store, workers=workers, spawn=("toy_work:toy", argument))
+        executor: Executor | None = None
+        if isinstance(workers, str):
+            executor = RayCluster(store, ("toy_work:toy", argument), address=workers)
+        elif workers:
+            executor = Processes(store, workers, ("toy_work:toy", argument))
+        return run(toy(argument), store, executor, progress=progress)
 
 
 if __name__ == "__main__":
     # Whoever starts the tests in the background makes them ignore Ctrl-C, and children inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    run_toy(Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3]))
+    run_toy(Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3]) if sys.argv[3].isdecimal() else sys.argv[3])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -144,20 +145,34 @@ def train(
     return trained
 
 
-def train_many(
-    architecture: Architecture,
-    records: Records,
-    subsets: Sequence[Tensor],
-    seeds: Sequence[int],
-    training: Training,
-    *,
-    device: torch.device,
-    objective: Objective | None = None,
-) -> list[nn.Module]:
+@dataclass(frozen=True)
+class TrainingJob:
+    """Models of one architecture to be trained from scratch, one per (subset, seed).
+
+    Attributes:
+        records: all that may be trained on.
+        subsets: int64 indices into `records`, one per model; equal lengths let a stack be trained at once.
+        seeds: decide initial weights and order of the records; a model depends on its own seed and subset only.
+        device: where they are trained, and stay.
+    """
+
+    architecture: Architecture
+    records: Records
+    subsets: Sequence[Tensor]
+    seeds: Sequence[int]
+    device: torch.device
+
+    @classmethod
+    def of_one(cls, architecture: Architecture, records: Records, seed: int, device: torch.device) -> TrainingJob:
+        """One model on all the records."""
+        return cls(architecture, records, [torch.arange(len(records))], [seed], device)
+
+
+def train_many(job: TrainingJob, training: Training, objective: Objective | None = None) -> list[nn.Module]:
     """Fresh models, each trained on its own subset; stacked in groups where the fixed rule of `group_size` says so."""
-    modules = [architecture.fresh(seed).to(device) for seed in seeds]
-    size = group_size(modules[0], training.batch_size, device)
+    modules = [job.architecture.fresh(seed).to(job.device) for seed in job.seeds]
+    size = group_size(modules[0], training.batch_size, job.device)
     for first in range(0, len(modules), size):
         group = slice(first, first + size)
-        train_stack(modules[group], records, subsets[group], seeds[group], training, objective=objective)
+        train_stack(modules[group], job.records, job.subsets[group], job.seeds[group], training, objective=objective)
     return modules

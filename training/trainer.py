@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,7 @@ from ..targets.errors import CrushproofError, InputError, user_error
 from ..targets.plain import plain
 from ..targets.records import Records
 from ..targets.seeds import global_seed
-from .architecture import Architecture
-from .loop import Training, train_many
+from .loop import Training, TrainingJob, train_many
 
 
 class Trainer(ABC):
@@ -25,21 +24,8 @@ class Trainer(ABC):
         """Everything that decides the result, as text (JSON of the hyper-parameters, or a digest of the code)."""
 
     @abstractmethod
-    def fit(
-        self,
-        architecture: Architecture,
-        records: Records,
-        subsets: Sequence[Tensor],
-        seeds: Sequence[int],
-        device: torch.device,
-    ) -> list[nn.Module]:
-        """One model per (subset, seed), in evaluation mode on `device`.
-
-        Args:
-            records: all that may be trained on.
-            subsets: int64 indices into `records`, one per model; equal lengths let a stack be trained at once.
-            seeds: decide initial weights and order of the records; a model depends on its own seed and subset only.
-        """
+    def fit(self, job: TrainingJob) -> list[nn.Module]:
+        """The job's models, trained, in evaluation mode on its device."""
 
 
 class BuiltinTrainer(Trainer):
@@ -52,15 +38,8 @@ class BuiltinTrainer(Trainer):
     def identity(self) -> str:
         return f"builtin:{self.training.model_dump_json()}"
 
-    def fit(
-        self,
-        architecture: Architecture,
-        records: Records,
-        subsets: Sequence[Tensor],
-        seeds: Sequence[int],
-        device: torch.device,
-    ) -> list[nn.Module]:
-        return train_many(architecture, records, subsets, seeds, self.training, device=device)
+    def fit(self, job: TrainingJob) -> list[nn.Module]:
+        return train_many(job, self.training)
 
 
 class UserTrainer(Trainer):
@@ -79,23 +58,16 @@ class UserTrainer(Trainer):
     def identity(self) -> str:
         return f"user:{self._identity}"
 
-    def fit(
-        self,
-        architecture: Architecture,
-        records: Records,
-        subsets: Sequence[Tensor],
-        seeds: Sequence[int],
-        device: torch.device,
-    ) -> list[nn.Module]:
+    def fit(self, job: TrainingJob) -> list[nn.Module]:
         models = []
-        for subset, seed in zip(subsets, seeds, strict=True):
-            own = records.take(subset).to(device)
+        for subset, seed in zip(job.subsets, job.seeds, strict=True):
+            own = job.records.take(subset).to(job.device)
             with global_seed(seed, "user training"):
-                fresh = architecture.fresh(seed)
+                fresh = job.architecture.fresh(seed)
                 wanted = _shapes(fresh)
-                trained, _ = plain(self._call(fresh.to(device), own, seed))
+                trained, _ = plain(self._call(fresh.to(job.device), own, seed))
                 self._check_same(wanted, _shapes(trained))
-                models.append(trained.to(device).eval())
+                models.append(trained.to(job.device).eval())
         return models
 
     def _check_same(self, given: dict[str, torch.Size], returned: dict[str, torch.Size]) -> None:

@@ -17,9 +17,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ...targets.errors import NotApplicable, nearest_hint
+from ...targets.model import frozen_copy
 from ...targets.records import Bounds
 from ...targets.seeds import derive, global_seed
-from ..attack import Access, Case, Ledger, frozen_copy
+from ..access import Access, Ledger
+from ..attack import Case
 from .engine import PERTURBERS, Perturber, Search
 
 # Which of ART's classes work on answers alone. The rest get gradients: several of them use some without declaring it.

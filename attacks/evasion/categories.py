@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ...targets.model import device_of
-from ..attack import Case, Ledger
+from ..access import Ledger
+from ..attack import Case
 from .engine import Gradients
 
 LEAST_RECORDS = 20  # fewer may look like categories by accident

@@ -17,11 +17,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...targets.model import BATCH, Target
+from ...targets.model import BATCH, Target, frozen_copy
 from ...targets.records import Bounds, Records
 from ...targets.seeds import derive
 from ...targets.technique import Registry, Technique
-from ..attack import Access, Case, Ledger, frozen_copy
+from ..access import Access, Ledger
+from ..attack import Case
 from .ball import Ball, Norm, per_record
 from .slopes import SlopesPastClips
 

@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from pydantic import BeforeValidator, Field, PositiveInt, SerializeAsAny, field_validator, model_validator
-from torch import Tensor
 
 from ...targets.errors import InputError, NotApplicable
-from ...targets.model import device_of
-from ...targets.records import Records
 from ...targets.seeds import derive
-from ..attack import ATTACKS, Access, Attack, Case, Evidence, Flag, Ledger
-from . import trust
+from ...targets.technique import Registry
+from ..attack import ATTACKS, Attack, Case, Evidence
+from ..measurement import Measurement
+from ..preparation import Audited, Inputs, Need, Ran, Results, Run, Scope
+from ..risk import Metric, Risk
+from ..statistics.power import unseen_loss
 from .apgd import Apgd
 from .ball import Norm, whole_range
+from .case import EvasionInputs, prepared_for
 from .categories import not_pixels
-from .engine import PERTURBERS, Perturber, Search
+from .engine import PERTURBERS, Perturber
+from .evasion_run import EvasionRun, PartResult, attack_by
+from .measure import WITHOUT_DRAW, measure_evasion
 from .pgd import GradientPerturber, Pgd
+from .preparations import CraftedOnParent, Radii, ReplayedBothWays, RoomToFall
 from .radius import choose, curve
+from .risk import EVASION, ROBUST_ACCURACY
 from .square import Square
 from .transfer import Transfer
-
-UNBOUNDED_RECORDS = 100  # attacked without a limit on epsilon, to see whether an attack works at all
 
 
 def parse_part(raw: Any) -> Perturber:
@@ -71,7 +74,9 @@ class Evasion(Attack):
     """
 
     kind: Literal["evasion"] = "evasion"
-    risk: ClassVar[str] = "evasion"
+    risk: ClassVar[Risk] = EVASION
+    metrics: ClassVar[tuple[Metric, ...]] = (ROBUST_ACCURACY,)
+    parts_known: ClassVar[Registry[Any] | None] = PERTURBERS
 
     norm: Norm = Field("linf", description="linf or l2; both in units of [0, 1] pixels")
     epsilon: float | Literal["auto"] | None = Field(
@@ -154,33 +159,98 @@ class Evasion(Attack):
         """The same attack at these radii, judged at the first argument."""
         return self.model_copy(update={"epsilon": None, "epsilons": epsilons, "gate_epsilon": epsilon})
 
+    def radii(self, scope: Scope) -> Radii:
+        """Its epsilons, or where they come from."""
+        return Radii(self.norm, self.epsilons, None if self.automatic else self.gate, scope.reference.name)
+
+    def runs(self, model: Audited, scope: Scope) -> tuple[Run, ...]:
+        """The attack itself; every draw of a random recipe, by gradients at the gate; and without the shipped draw.
+
+        The last is the attacker who does not know which draw ships and averages over the others.
+        """
+        radii = self.radii(scope)
+        crafted = None
+        if model.parent is not None and not model.is_dense:
+            crafted = CraftedOnParent(model.parent.name, radii, self.records)
+        needs = (*radii.needs, *([] if crafted is None else [crafted]))
+        whole = Run(needs=needs, prepare=partial(_inputs, radii, crafted))
+        if not model.draws:
+            return (whole,)
+        parts = [part for part in self.parts if isinstance(part, GradientPerturber)]
+        gradients = self.model_copy(update={"parts": tuple(part.model_copy(update={"at": "gate"}) for part in parts)})
+        draws = [
+            Run(f"draw-{draw}", attack=gradients, needs=radii.needs, prepare=partial(_inputs, radii, None), draw=draw)
+            for draw in range(len(model.draws) + 1)
+        ]
+        return (whole, *draws, Run(WITHOUT_DRAW, needs=needs, prepare=whole.prepare, without_draw=True))
+
+    def reads(self, model: Audited, scope: Scope) -> tuple[Need, ...]:
+        radii = self.radii(scope)
+
+        def replay(candidate: str, baseline: str) -> ReplayedBothWays:
+            return ReplayedBothWays(scope.label, candidate, baseline, radii, self.records)
+
+        found: list[Need] = [Ran(model.name, run.detail) for run in self.runs(model, scope)]
+        found += [Ran(name) for name in model.baselines]
+        found += [RoomToFall(scope.label, name, self.norm) for name in model.baselines]
+        if any(part.uses_parent for part in self.parts):
+            found += [replay(model.name, name) for name in model.baselines]
+            found += [replay(other, model.name) for other in scope.compared_with(model.name)]
+        return (*found, *radii.needs)
+
+    def details(self, model: Audited) -> tuple[str, ...]:
+        return ("", WITHOUT_DRAW) if model.draws else ("",)
+
+    def measure(self, results: Results) -> list[Measurement]:
+        return measure_evasion(self, results)
+
+    def power(self, scope: Scope) -> list[str]:
+        records = min(self.records, len(scope.data.evaluation_ids))
+        return [f"Evasion: {unseen_loss('a loss of robust accuracy', records)}."]
+
+    def limits(self, scope: Scope) -> list[str]:
+        return [
+            "Robust accuracy is an upper bound: a stronger attack than the ones listed may exist. It is no certificate."
+        ]
+
     def run(self, case: Case, *, seed: int) -> Evidence:
         reason = not_pixels(case)
         if reason is not None:
             raise NotApplicable(reason)
         if self.automatic:
-            chosen = choose(case, self.norm, seed=seed)
-            return self.at(chosen.epsilon, chosen.epsilons).run(case, seed=seed)
-        arena = Arena.of(self, case)
-        if self.gate > whole_range(self.norm, tuple(arena.records.x.shape[1:])):
+            radius = prepared_for(case).radius
+            if radius is None:
+                chosen = choose(case, self.norm, seed=seed)
+                radius = chosen.epsilon, chosen.epsilons
+            return self.at(*radius).run(case, seed=seed)
+        run = EvasionRun.of(self, case)
+        if self.gate > whole_range(self.norm, tuple(run.records.x.shape[1:])):
             raise InputError(
                 f"The L2 epsilon {self.gate:g} is more than the distance between any two inputs: it counts in "
                 "units of [0, 1] pixels."
             )
-        results: dict[str, Result] = {}
+        results: dict[str, PartResult] = {}
         skipped: dict[str, str] = {}
         for part in distinct(self.parts, case):
             reason = part.why_not(case)
             if reason is None:
                 try:
-                    results[part.part] = attack_by(part, arena, self, seed=derive(seed, "evasion", part.part))
+                    results[part.part] = attack_by(part, run, self, seed=derive(seed, "evasion", part.part))
                 except NotApplicable as error:
                     reason = str(error)
             if reason is not None:
                 skipped[part.part] = reason
         if not results:
             raise NotApplicable("no part of the attack can run: " + "; ".join(f"{k}: {v}" for k, v in skipped.items()))
-        return arena.evidence(self, results, skipped)
+        return run.evidence(self, results, skipped)
+
+
+def _inputs(radii: Radii, crafted: CraftedOnParent | None, inputs: Inputs) -> EvasionInputs:
+    """What a run finds in its case."""
+    arrays = {} if crafted is None else inputs.prepared(crafted).arrays
+    return EvasionInputs(
+        radii.resolved(inputs), {float(epsilon): torch.from_numpy(array) for epsilon, array in arrays.items()}
+    )
 
 
 def _number(value: Any) -> Any:
@@ -204,153 +274,3 @@ def distinct(parts: tuple[Perturber, ...], case: Case) -> list[Perturber]:
         return native and case.native is not None and case.native is case.twin and part.kind in followed
 
     return [part for part in parts if not repeats(part)]
-
-
-@dataclass
-class Result:
-    """What one part found.
-
-    Args:
-        part: with its parameters.
-        fooled: by epsilon, bool [n].
-        without_gradient: how many records withstood it at the gate's epsilon without ever giving a gradient.
-        inputs: float32 [n, *shape], at the gate's epsilon: what fooled the deployed model or came closest.
-        flags: why its figures may be too optimistic.
-    """
-
-    part: Perturber
-    inputs: Tensor
-    fooled: dict[float, Tensor] = field(default_factory=dict)
-    flags: set[Flag] = field(default_factory=set)
-    without_gradient: int = 0
-
-
-@dataclass
-class Arena:
-    """The records under attack, where the gradients are, and what everything costs."""
-
-    case: Case
-    records: Records
-    ids: np.ndarray[tuple[int], np.dtype[np.int64]]
-    correct: Tensor
-    ledger: Ledger
-
-    @classmethod
-    def of(cls, attack: Evasion, case: Case) -> Arena:
-        count = min(attack.records, len(case.evaluation))
-        module = case.twin if case.twin is not None else case.native
-        device = case.evaluation.x.device if module is None else device_of(module, case.evaluation.x.device)
-        records = Records(case.evaluation.x[:count], case.evaluation.y[:count]).to(device)
-        ids = np.asarray(case.ids[:count], dtype=np.int64)
-        correct = case.deployed.logits(records.x).argmax(1) == records.y
-        return cls(case, records, ids, correct, Ledger(queries=count))
-
-    def search(self, norm: Norm, epsilon: float, among: Tensor, seed: int, *, from_center: bool = False) -> Search:
-        return Search(
-            self.case.deployed,
-            self.records,
-            self.ids,
-            norm,
-            epsilon,
-            self.case.bounds.to(self.records.x.device),
-            among=among,
-            seed=seed,
-            ledger=self.ledger,
-            from_center=from_center,
-        )
-
-    @property
-    def labels(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        labels: np.ndarray[tuple[int], np.dtype[np.int64]] = self.records.y.cpu().numpy()
-        return labels
-
-    def evidence(self, attack: Evasion, results: dict[str, Result], skipped: dict[str, str]) -> Evidence:
-        arrays: dict[str, np.ndarray[Any, Any]] = {"ids": self.ids, "clean_correct": self.correct.cpu().numpy()}
-        access = {part: result.part.access for part, result in results.items()}
-        fooled = {
-            part: {epsilon: outcome.cpu().numpy() for epsilon, outcome in result.fooled.items()}
-            for part, result in results.items()
-        }
-        for part, result in results.items():
-            if access[part] is Access.WHITE_BOX and trust.black_box_wins(part, access, fooled):
-                result.flags.add(Flag.BLACK_BOX_WINS)
-        flags = {part: sorted(str(flag) for flag in result.flags) for part, result in results.items()}
-        worst = ~self.correct.cpu().numpy()
-        tried = [epsilon for epsilon in attack.epsilons if any(epsilon in outcomes for outcomes in fooled.values())]
-        for epsilon in tried:
-            for part in results:
-                if epsilon in fooled[part]:
-                    arrays[f"fooled/{part}/{epsilon!r}"] = fooled[part][epsilon]
-                    worst = worst | fooled[part][epsilon]
-            arrays[f"worst/{epsilon!r}"] = worst
-        arrays["adversarial"] = self._adversarial(attack.gate, results).cpu().numpy()
-        at_gate = {part: outcomes[attack.gate] for part, outcomes in fooled.items()}
-        summary = {
-            "norm": attack.norm,
-            "epsilons": tried,
-            "gate_epsilon": attack.gate,
-            "parts": list(results),
-            "settings": {part: result.part.model_dump(mode="json") for part, result in results.items()},
-            "part_access": {part: str(rights) for part, rights in access.items()},
-            "use_parent": [part for part, result in results.items() if result.part.uses_parent],
-            "union_flags": trust.union_flags(access, flags, at_gate),
-            "without_gradient": {
-                part: result.without_gradient for part, result in results.items() if result.without_gradient
-            },
-        }
-        return Evidence(
-            arrays=arrays,
-            summary=summary,
-            flags={part: raised for part, raised in flags.items() if raised},
-            skipped=skipped,
-            ledger=self.ledger,
-        )
-
-    def _adversarial(self, gate: float, results: dict[str, Result]) -> Tensor:
-        """Per record the input of the first part that fooled the deployed model; of the first part where none did."""
-        chosen = next(iter(results.values())).inputs.clone()
-        for result in reversed(results.values()):
-            chosen[result.fooled[gate]] = result.inputs[result.fooled[gate]]
-        chosen[~self.correct] = self.records.x[~self.correct]
-        return chosen
-
-
-def attack_by(part: Perturber, arena: Arena, attack: Evasion, *, seed: int) -> Result:
-    """One part at each of its epsilons, smallest first; a record it has fooled once is fooled at larger ones too."""
-    count = len(arena.records)
-    result = Result(part, arena.records.x.clone())
-    fooled, latest = ~arena.correct, arena.records.x.clone()
-    for epsilon in attack.epsilons if part.at == "all" else (attack.gate,):
-        if not fooled.all():
-            search = arena.search(attack.norm, epsilon, ~fooled, derive(seed, repr(epsilon)))
-            part.perturb(search, arena.case)
-            latest[~fooled] = search.best[~fooled]
-            fooled = fooled | search.fooled
-            if epsilon == attack.gate:
-                result.without_gradient = int((search.flat & ~fooled).sum())
-            if trust.gradients_missing(result.without_gradient, count):
-                result.flags.add(Flag.NO_GRADIENT)
-            if part.access is Access.WHITE_BOX and trust.unfinished(search.found_at.numpy(), count):
-                result.flags.add(Flag.UNFINISHED)
-        result.fooled[epsilon] = fooled
-        if epsilon == attack.gate:
-            result.inputs = latest.clone()
-    if part.access is Access.WHITE_BOX:
-        if not arena.case.twin_agrees:
-            result.flags.add(Flag.TWIN_DISAGREES)
-        own = isinstance(part, GradientPerturber)  # what ART's classes do without a limit says nothing about gradients
-        if own and Flag.NO_GRADIENT not in result.flags and unbounded_fails(part, arena, attack, fooled, seed):
-            result.flags.add(Flag.UNBOUNDED_FAILS)
-    return result
-
-
-def unbounded_fails(part: Perturber, arena: Arena, attack: Evasion, fooled: Tensor, seed: int) -> bool:
-    """Whether the part, from the clean records and with the whole range to itself, leaves the model above chance."""
-    tried = torch.arange(len(arena.records), device=fooled.device) < UNBOUNDED_RECORDS
-    labels = arena.labels[:UNBOUNDED_RECORDS]
-    if not trust.unbounded_fails(fooled[tried].cpu().numpy(), labels):
-        return False  # it got there within epsilon
-    epsilon = whole_range(attack.norm, tuple(arena.records.x.shape[1:]))
-    search = arena.search(attack.norm, epsilon, tried & ~fooled, derive(seed, "unbounded"), from_center=True)
-    part.perturb(search, arena.case)
-    return trust.unbounded_fails((fooled | search.fooled)[tried].cpu().numpy(), labels)

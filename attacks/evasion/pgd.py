@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ...targets.model import device_of
 from ...targets.records import Bounds, Records
 from ...targets.seeds import derive
-from ..attack import Access, Case, Ledger
+from ..access import Access, Ledger
+from ..attack import Case
 from .ball import Ball, Norm, per_record
 from .engine import PERTURBERS, Ascent, Gradients, Loss, Perturber, Search, uniform
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from ...targets.model import device_of
 from ...targets.records import Records
 from ...targets.seeds import derive
-from ..attack import Case, Ledger
+from ..access import Ledger
+from ..attack import Case
 from .ball import Norm, whole_range
 from .engine import Perturber, Search
 from .pgd import Pgd

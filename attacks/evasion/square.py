@@ -9,7 +9,8 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from ..attack import Access, Case
+from ..access import Access
+from ..attack import Case
 from .ball import Ball, l2_norm, per_record
 from .engine import PERTURBERS, Perturber, Search
 

@@ -10,8 +10,10 @@ from torch import Tensor
 from ...targets.errors import NotApplicable
 from ...targets.model import Target
 from ...targets.records import Records
-from ..attack import Access, Case
+from ..access import Access
+from ..attack import Case
 from .ball import Ball
+from .case import prepared_for
 from .engine import PERTURBERS, Perturber, Search
 
 
@@ -19,7 +21,7 @@ from .engine import PERTURBERS, Perturber, Search
 class Transfer(Perturber):
     """Adversarial inputs crafted on the uncompressed parent, replayed on the deployed model (one query a record).
 
-    It replays `Case.parent_adversarial` (see `pgd.craft`), which is made once per parent for all its candidates.
+    It replays `EvasionInputs.parent_adversarial` (see `pgd.craft`), made once per parent for all its candidates.
     """
 
     kind: Literal["transfer"] = "transfer"
@@ -32,12 +34,12 @@ class Transfer(Perturber):
     def why_not(self, case: Case) -> str | None:
         if case.parent is not None and (case.parent is case.twin or case.parent is case.native):
             return "the dense model is its own parent"
-        if not case.parent_adversarial:
+        if not prepared_for(case).parent_adversarial:
             return "there are no adversarial inputs of an uncompressed parent (a dense model is its own parent)"
         return None
 
     def perturb(self, search: Search, case: Case) -> None:
-        crafted = case.parent_adversarial.get(search.ball.epsilon)
+        crafted = prepared_for(case).parent_adversarial.get(search.ball.epsilon)
         if crafted is None:
             raise NotApplicable(f"nothing was crafted on the parent at epsilon {search.ball.epsilon:g}")
         search.query(crafted.to(search.ball.center.device)[search.active], math.nan)

@@ -6,12 +6,11 @@ Pure functions over per-record outcomes, so that they can be recomputed from sto
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import NormalDist
 
 import numpy as np
-from scipy.stats import binomtest
 
-from ..attack import Access, Flag
+from ..access import Access, Flag
+from ..statistics.rates import mcnemar
 
 Outcomes = np.ndarray[tuple[int], np.dtype[np.bool_]]
 
@@ -33,31 +32,12 @@ def beats(stronger: Outcomes, weaker: Outcomes) -> bool:
     lost = int((weaker & ~stronger).sum())
     if gained - lost < max(1.0, MATERIAL * len(stronger)):
         return False
-    return bool(binomtest(gained, gained + lost, 0.5).pvalue < SIGNIFICANT)
+    return mcnemar(gained, lost) < SIGNIFICANT
 
 
 def chance(labels: np.ndarray[tuple[int], np.dtype[np.int64]]) -> float:
     """The accuracy of always guessing the commonest label, in (0, 1]."""
     return float(np.bincount(labels).max() / len(labels))
-
-
-def at_chance(correct: Outcomes, labels: np.ndarray[tuple[int], np.dtype[np.int64]]) -> bool:
-    """Whether the 95 % interval of the balanced accuracy reaches down to that of a guesser.
-
-    The mean of the recalls of the classes that occur: whoever always answers the commonest one gets 1 / classes,
-    however common it is. Recalls enter the variance with one success and one failure more (Laplace), so that a class
-    of few records widens the interval instead of leaving it.
-
-    Args:
-        correct, labels: [n], of every record the accuracy is measured on.
-    """
-    sizes = np.bincount(labels).astype(float)
-    hits = np.bincount(labels, weights=np.asarray(correct, dtype=float), minlength=len(sizes))[sizes > 0]
-    sizes = sizes[sizes > 0]
-    smoothed = (hits + 1) / (sizes + 2)
-    error = float(np.sqrt((smoothed * (1 - smoothed) / sizes).sum())) / len(sizes)
-    low = float((hits / sizes).mean()) - NormalDist().inv_cdf(0.975) * error
-    return low <= 1 / len(sizes)
 
 
 def gradients_missing(without: int, records: int) -> bool:

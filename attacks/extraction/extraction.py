@@ -19,8 +19,14 @@ from ...targets.seeds import derive, generator
 from ...training.architecture import Architecture, unresettable
 from ...training.loop import Forward, Objective, Training, cross_entropy, train
 from ...training.networks import Mlp, ResidualCnn
-from ..attack import ATTACKS, Attack, Case, Evidence, Ledger
+from ..access import Ledger
+from ..attack import ATTACKS, Attack, Case, Evidence
 from ..evasion.pgd import craft
+from ..measurement import Measurement
+from ..preparation import Results, Scope
+from ..risk import Metric, Risk
+from .measure import measure_extraction
+from .risk import EXTRACTION, FIDELITY
 
 Answers = Literal["scores", "labels"]
 
@@ -46,7 +52,8 @@ class Extraction(Attack):
     (asked to judge the copies; no attacker spends them, so the ledger leaves them out).
     """
 
-    risk: ClassVar[str] = "extraction"
+    risk: ClassVar[Risk] = EXTRACTION
+    metrics: ClassVar[tuple[Metric, ...]] = (FIDELITY,)
 
     kind: Literal["extraction"] = "extraction"
     budgets: tuple[PositiveInt, ...] = Field((50, 150, 500), min_length=1, description="queries, ascending")
@@ -79,6 +86,15 @@ class Extraction(Attack):
         if answers == "labels":
             return self.label_budgets or self.budgets[-1:]
         return self.budgets
+
+    def measure(self, results: Results) -> list[Measurement]:
+        return measure_extraction(self, results)
+
+    def limits(self, scope: Scope) -> list[str]:
+        return [
+            "The extraction attacker knows the architecture family and owns records of the same distribution; one "
+            "without either would need more queries."
+        ]
 
     def run(self, case: Case, *, seed: int) -> Evidence:
         ledger = Ledger()

@@ -8,16 +8,23 @@ import numpy as np
 
 from ...targets.errors import NotApplicable
 from ...targets.seeds import derive
-from ..attack import ATTACKS, Access, Attack, Case, Evidence, Flag, Ledger, ShadowSignals
+from ..access import Access, Flag, Ledger
+from ..attack import ATTACKS, Attack, Case, Evidence
+from ..measurement import Measurement
+from ..preparation import Audited, Need, Ran, Results, Run, Scope
+from ..risk import Metric, Risk
+from ..statistics.roc import placements, tpr_at_fpr
 from . import scores
 from .blind import blind_scores
-from .roc import placements, tpr_at_fpr
+from .case import MembershipCase, ShadowSignals
+from .measure import AUC_DETAIL, FPR, measure_membership, unseen_leaks
+from .preparations import membership_run, population_of, run_detail, shadow_count, shadow_counts
+from .risk import AUC, MEMBERSHIP, TPR
 from .signals import margin
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
-FPR = 0.01  # false positive rate at which the true positive rate is reported
 ENOUGH_SHADOWS = 16  # below it only RMIA may be the headline (LiRA's variances rest on too little), and a flag is set
 
 
@@ -40,13 +47,61 @@ class Membership(Attack):
     """
 
     kind: Literal["membership"] = "membership"
-    risk: ClassVar[str] = "membership"
+    risk: ClassVar[Risk] = MEMBERSHIP
+    metrics: ClassVar[tuple[Metric, ...]] = (TPR, AUC)
     access: ClassVar[Access] = Access.SCORES
 
+    def runs(self, model: Audited, scope: Scope) -> tuple[Run, ...]:
+        """The attack with every shadow there is; and on its baselines with no more than it has on this model.
+
+        More shadows make a stronger attack, so a candidate attacked with 16 is compared with its parent under 16.
+        """
+        if scope.data.members is None:
+            return ()
+        runs = [membership_run(model, scope)]
+        for name in model.baselines:
+            baseline = scope.models[name]
+            full = shadow_count(scope, baseline.parent, None)
+            fewer = {count for count in shadow_counts(model, scope) if count < full}
+            runs += [membership_run(baseline, scope, shadows=count) for count in sorted(fewer)]
+        return tuple(runs)
+
+    def reads(self, model: Audited, scope: Scope) -> tuple[Need, ...]:
+        found = [Ran(model.name)]
+        for name in model.baselines:
+            counts = sorted(set(shadow_counts(model, scope)))
+            found += [Ran(name, run_detail(scope.models[name], scope, count)) for count in counts]
+        return tuple(found)
+
+    def details(self, model: Audited) -> tuple[str, ...]:
+        return ("", AUC_DETAIL)
+
+    def measure(self, results: Results) -> list[Measurement]:
+        return measure_membership(results)
+
+    def power(self, scope: Scope) -> list[str]:
+        if scope.data.members is None:
+            return []
+        return unseen_leaks(scope, population_of(scope).attacked // 2)
+
+    def limits(self, scope: Scope) -> list[str]:
+        sentences = [
+            "A passed membership test is evidence, never proof, of privacy: it speaks for the attacks and shadows "
+            "listed."
+        ]
+        members = scope.data.members
+        rest = 0 if members is None else len(members) - population_of(scope).attacked // 2
+        if rest:
+            sentences.append(
+                f"The membership attacker knows {rest} members that are not attacked: every shadow is trained on them, "
+                "so that shadows are as large as the target."
+            )
+        return sentences
+
     def run(self, case: Case, *, seed: int) -> Evidence:
-        if case.membership is None:
+        population = case.prepared
+        if not isinstance(population, MembershipCase):
             raise NotApplicable("no training records: membership can only be audited against the training's records")
-        population = case.membership
         if population.own is not None and len(population.own.phi) < 2:
             raise NotApplicable("fewer than two shadow models: there is nothing to compare the model's scores with")
         phi = margin(case.deployed.logits(population.records.x), population.records.y)

@@ -20,8 +20,9 @@ from ...targets.errors import NotApplicable
 from ...targets.records import Records
 from ...targets.seeds import derive, generator
 from ...training.architecture import Architecture
+from ...training.loop import TrainingJob
 from ...training.trainer import Trainer
-from ..attack import MembershipCase, ShadowSignals
+from .case import MembershipCase, ShadowSignals
 
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 Ids = np.ndarray[Any, np.dtype[np.int64]]
@@ -81,7 +82,7 @@ class PopulationPlan:
         start at multiples of `training.stacked.GROUP`.
         """
         subsets = [self.subset(shadow) for shadow in range(first, last)]
-        return trainer.fit(architecture, self.records, subsets, self.seeds[first:last], device)
+        return trainer.fit(TrainingJob(architecture, self.records, subsets, self.seeds[first:last], device))
 
     def case(
         self,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy.special import digamma, expit, gammaln, polygamma
 
-from ..attack import ShadowSignals
+from .case import ShadowSignals
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]

@@ -13,7 +13,7 @@ from ...compression.recipe import Recipe
 from ...targets.model import Target, TorchTarget, device_of
 from ...targets.records import Bounds
 from ...targets.seeds import derive
-from ..attack import ShadowSignals
+from .case import ShadowSignals
 from .population import PopulationPlan
 
 

@@ -1,0 +1,110 @@
+"""What an attacker sees of a model, what that cost, and why a figure may be too optimistic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Access(StrEnum):
+    """What the attacker sees of the deployed model."""
+
+    WHITE_BOX = "white-box"  # weights and gradients, through the twin
+    SCORES = "scores"  # logits or probabilities of chosen inputs
+    LABELS = "labels"  # the predicted class of chosen inputs
+
+
+class Flag(StrEnum):
+    """Why a measurement may be too optimistic; `meaning` explains it to a reader of the report."""
+
+    meaning: str
+
+    def __new__(cls, value: str, meaning: str) -> Flag:
+        flag = str.__new__(cls, value)
+        flag._value_ = value
+        flag.meaning = meaning
+        return flag
+
+    NO_GRADIENT = (
+        "no-gradient",
+        "Gradients were missing, zero or not finite, so gradient attacks could not do their work. A high figure may be "
+        "an illusion (gradient masking).",
+    )
+    NO_WHITE_BOX = (
+        "no-white-box",
+        "The file has no differentiable twin, so only its answers were attacked: a stronger attack exists.",
+    )
+    BLACK_BOX_WINS = (
+        "black-box-wins",
+        "An attack that sees less did better than one that sees more. The stronger attack was probably blinded, and "
+        "the true figure may be worse.",
+    )
+    UNBOUNDED_FAILS = (
+        "unbounded-fails",
+        "Even with no limit on the change of the input the attack did not bring the model to chance. It should have: "
+        "something stops the attack, not the model.",
+    )
+    UNFINISHED = (
+        "unfinished-optimisation",
+        "The attack was still improving when its budget ended. More steps may find more.",
+    )
+    TWIN_DISAGREES = (
+        "twin-disagrees",
+        "The differentiable twin and the deployed model agree on fewer than 99.5 % of the labels, so attacks made on "
+        "the twin may miss.",
+    )
+    FEW_RECORDS = "few-records", "Too few records for a figure this small: the interval is wide."
+    FEW_SHADOWS = "few-shadows", "Too few shadow models for the attacker to be at full strength."
+    NO_SHADOWS = (
+        "no-shadows",
+        "The attacker had no shadow models: this model's training is not known. Leaks are underestimated.",
+    )
+    AT_CHANCE = (
+        "at-chance",
+        "The model is hardly better than guessing. Such a model is neither robust nor private, whatever the other "
+        "figures say.",
+    )
+    DISTRIBUTION_SHIFT = (
+        "distribution-shift",
+        "A classifier that never sees the model already tells members from non-members. What the attack finds is not "
+        "attributable to membership.",
+    )
+    SHADOWS_DIFFER = (
+        "shadows-differ",
+        "The shadow models are not trained as the audited model was, or nothing says that they are. An attacker who "
+        "knows better may see more: name the training function or its hyper-parameters.",
+    )
+    INTERFACE_DOUBTFUL = (
+        "interface-doubtful",
+        "The file fits clearly better when its inputs are read in another way than was declared, or about as well in "
+        "another way, under which it is not as robust: what was assumed of it says both figures.",
+    )
+    BOUNDS_DOUBTFUL = (
+        "bounds-doubtful",
+        "The bounds of the inputs were guessed and may be others. Epsilon counts in units of them, so that the changes "
+        "allowed may have been too small (the model looks stronger than it is) or too large (it looks weaker): give "
+        "the bounds.",
+    )
+    ANSWERS_VARY = (
+        "answers-vary",
+        "The model answers a record otherwise when it is asked again, in another order or beside other records. Every "
+        "figure then follows from how the questions were put.",
+    )
+    EPSILON_EXTREME = (
+        "epsilon-extreme",
+        "No radius was found at which the dense model keeps about half of its accuracy: it keeps nearly all or nearly "
+        "nothing. Something stops the probe, or the model answers in steps.",
+    )
+    EPSILON_VOID = (
+        "epsilon-void",
+        "The compression looked at training records after DP-SGD, so the promised epsilon does not hold.",
+    )
+
+
+@dataclass
+class Ledger:
+    """What an attack spent, in records: one forward or backward pass of one record counts one."""
+
+    forwards: int = 0
+    backwards: int = 0
+    queries: int = 0  # asked of the deployed model

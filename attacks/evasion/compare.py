@@ -1,0 +1,189 @@
+"""What evasion found on one model, and how two models compare: like with like.
+
+A change counts the parts that ran on both sides with the same parameters and, of transfer, the inputs crafted on each
+of the two and asked of the other. What one side alone faced is in its own figure and in the row of that part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...targets.certificate import AGREEMENT
+from ..access import Access, Flag
+from ..attack import Evidence
+from ..measurement import Bools, Comparison, Rate
+from ..preparation import Ran, Results
+from ..statistics.rates import percent
+from . import trust
+from .preparations import Radius, ReplayedBothWays, RoomToFall, radii_of
+
+if TYPE_CHECKING:
+    from .evasion import Evasion
+
+REPLAYED = "transfer from its candidates"  # as a dense model faces it; no part can be labelled so
+BOTH_WAYS = "transfer both ways"  # as a change counts it
+
+
+@dataclass(frozen=True)
+class Found:
+    """The evidence on one model, with what its candidates contribute where it is a dense one.
+
+    Args:
+        robust: bool [n], withstood every attack at the gate's epsilon.
+        flags: of that worst case; part_flags: by part.
+        replayed: bool [n], fooled by inputs crafted on its candidates; None where there are none.
+    """
+
+    evidence: Evidence
+    attack: Evasion
+    robust: Bools
+    flags: tuple[str, ...]
+    part_flags: dict[str, list[str]]
+    replayed: Bools | None
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return self.evidence.summary
+
+    def fooled(self, part: str) -> Bools | None:
+        """bool [n], at the gate's epsilon; None where the part did not run there."""
+        array = self.evidence.arrays.get(f"fooled/{part}/{self.attack.gate!r}")
+        return None if array is None else np.asarray(array, dtype=bool)
+
+
+def found_on(results: Results, name: str, attack: Evasion, against: str | None = None) -> Found | None:
+    """What was found on one model; None where the attack did not run.
+
+    Args:
+        against: of the candidates of a dense model, only this one's crafted inputs count; None: those of all.
+    """
+    evidence = results.evidence(Ran(name))
+    resolved = resolve_radius(results, attack)
+    if evidence is None or resolved is None:
+        return None
+    scope = results.scope
+    replayed = [
+        np.asarray(found.arrays["on_baseline"], dtype=bool)
+        for other in (scope.compared_with(name) if against is None else [against])
+        if (found := _replay(results, attack, other, name)) is not None
+    ]
+    robust = robust_at(evidence, resolved.gate)
+    flags, part_flags = set(evidence.summary["union_flags"]), dict(evidence.flags)
+    together = None
+    if replayed:
+        together = np.logical_or.reduce(replayed)
+        robust = robust & ~together
+        flags, part_flags = _flags_with_replays(evidence, resolved, together)
+    if evidence.agreement is not None and evidence.agreement < AGREEMENT:
+        flags.add(Flag.TWIN_DISAGREES.value)
+    if results.without_twin(name) is not None:
+        flags.add(Flag.NO_WHITE_BOX.value)
+    if scope.data.bounds_doubt:
+        flags.add(Flag.BOUNDS_DOUBTFUL.value)
+    chosen = chosen_radius(results, attack)
+    if chosen is not None and chosen["how"] == "nearest":
+        flags.add(Flag.EPSILON_EXTREME.value)
+    return Found(evidence, resolved, robust, tuple(sorted(flags)), part_flags, together)
+
+
+def chosen_radius(results: Results, attack: Evasion) -> dict[str, Any] | None:
+    """The fields of `radius.Radius` that was chosen for the attack; None where it names its own, or none could be."""
+    if not attack.automatic:
+        return None
+    chosen = results.prepared(Radius(attack.norm, results.scope.reference.name))
+    return None if chosen is None else dict(chosen.document["radius"])
+
+
+def resolve_radius(results: Results, attack: Evasion) -> Evasion | None:
+    """The attack with the radius that was chosen for it; None where none could be."""
+    if not attack.automatic:
+        return attack
+    chosen = results.prepared(Radius(attack.norm, results.scope.reference.name))
+    return None if chosen is None else attack.at(*radii_of(chosen))
+
+
+def _replay(results: Results, attack: Evasion, candidate: str, baseline: str) -> Any:
+    scope = results.scope
+    return results.prepared(ReplayedBothWays(scope.label, candidate, baseline, attack.radii(scope), attack.records))
+
+
+def _flags_with_replays(evidence: Evidence, attack: Evasion, replayed: Bools) -> tuple[set[str], dict[str, list[str]]]:
+    """The flags of a dense model's worst case once inputs crafted on its candidates are among its attacks."""
+    summary = evidence.summary
+    access = {part: Access(value) for part, value in summary["part_access"].items()} | {REPLAYED: Access.LABELS}
+    fooled = {
+        part: np.asarray(evidence.arrays[f"fooled/{part}/{attack.gate!r}"], dtype=bool)
+        for part in summary["parts"]
+        if f"fooled/{part}/{attack.gate!r}" in evidence.arrays
+    } | {REPLAYED: replayed}
+    flags = {part: set(raised) for part, raised in evidence.flags.items()}
+    for part, outcomes in fooled.items():
+        if access[part] is Access.WHITE_BOX and trust.beats(replayed, outcomes):
+            flags.setdefault(part, set()).add(Flag.BLACK_BOX_WINS.value)
+    by_part = {part: sorted(raised) for part, raised in flags.items() if raised}
+    return set(trust.union_flags(access, by_part, fooled)), by_part
+
+
+def like_for_like(results: Results, attack: Evasion, name: str, mine: Found, theirs: Found) -> Comparison | None:
+    """Over what both models faced with the same parameters; None where there is no such part."""
+    both: dict[str, tuple[Bools, Bools]] = {}
+    for part in mine.summary["parts"]:
+        alike = mine.summary["settings"][part] == theirs.summary["settings"].get(part)
+        own, other = mine.fooled(part), theirs.fooled(part)
+        if alike and own is not None and other is not None and part not in mine.summary["use_parent"]:
+            both[part] = own, other
+    replays = _replay(results, attack, results.model.name, name)
+    if replays is not None and mine.summary["use_parent"]:
+        both[BOTH_WAYS] = replays.arrays["on_candidate"].astype(bool), replays.arrays["on_baseline"].astype(bool)
+    if not both:
+        return None
+    return Comparison(
+        baseline=name,
+        own=Rate(~np.logical_or.reduce([own for own, _ in both.values()])),
+        theirs=Rate(~np.logical_or.reduce([other for _, other in both.values()])),
+        counted=tuple(both),
+        flags=tuple(sorted({*theirs.flags, *results.flags(name)})),
+        floor=_chance(results, theirs),
+        instead=_instead(results, name, theirs.attack),
+    )
+
+
+def _chance(results: Results, baseline: Found) -> float:
+    """The robust accuracy of a guesser, where that is well below a third of the baseline's accuracy, else 0.
+
+    With few classes an attack pushes any model below chance, so there chance is no floor.
+    """
+    chance = 1 / results.scope.data.classes
+    return chance if chance < float(np.mean(baseline.evidence.arrays["clean_correct"])) / 6 else 0.0
+
+
+def _instead(results: Results, parent: str, attack: Evasion) -> str | None:
+    """The epsilon at which the parent keeps about half of its accuracy, where at the gate's it keeps next to none."""
+    found = results.prepared(RoomToFall(results.scope.label, parent, attack.norm))
+    radius = None if found is None else found.document["radius"]
+    if radius is None:
+        return None
+    share = kept_words(radius)
+    if radius["how"] == "nearest":
+        return f"no epsilon was found that leaves {parent} about half; at {radius['epsilon']:.2g} it keeps {share}"
+    return f"at epsilon {radius['epsilon']:.2g} {parent} keeps {share}: name that, or epsilon: auto"
+
+
+def robust_at(evidence: Evidence, epsilon: float) -> Bools:
+    """bool [n]: the deployed model withstood every attack at this epsilon."""
+    return ~np.asarray(evidence.arrays[f"worst/{epsilon!r}"], dtype=bool)
+
+
+def kept_words(radius: Mapping[str, Any]) -> str:
+    """What the probed model keeps at the chosen radius, with its interval, n and access."""
+    probe = {float(epsilon): share for epsilon, share in radius["probe"].items()}
+    right = max(1, round(probe[0.0] * radius["records"]))
+    kept = percent(np.arange(right) < round(radius["kept"] * right), digits=0)
+    return (
+        f"{kept} of its accuracy (a quick probe of {radius['records']} of the attacker's records, white-box where "
+        "there is a twin)"
+    )

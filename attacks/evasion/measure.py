@@ -1,0 +1,216 @@
+"""Evidence of evasion -> robust accuracy at the gate's epsilon, the worst case per record over all parts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..access import Access
+from ..measurement import NOTHING_RAN, Auc, Bools, MeasuredPart, Measurement, Rate, ThreatModel
+from ..preparation import Ran, Results
+from .compare import (
+    BOTH_WAYS,
+    REPLAYED,
+    Found,
+    chosen_radius,
+    found_on,
+    kept_words,
+    like_for_like,
+    resolve_radius,
+    robust_at,
+)
+from .risk import ROBUST_ACCURACY
+
+if TYPE_CHECKING:
+    from .evasion import Evasion
+
+WITHOUT_DRAW = "without-draw"  # the attacker who does not have the shipped draw of a random recipe
+
+
+def measure_evasion(attack: Evasion, results: Results) -> list[Measurement]:
+    """The worst case; where the recipe is random also every draw, and the attacker without the shipped one."""
+    found = found_on(results, results.model.name, attack)
+    setting: dict[str, str | float | int] = {"norm": attack.norm}
+    if found is not None or not attack.automatic:
+        setting["epsilon"] = attack.gate if found is None else found.attack.gate
+    if found is None:
+        why = results.why(Ran(results.model.name))
+        rows = [Measurement(ROBUST_ACCURACY, "worst case over all attacks", None, reason=why, setting=setting)]
+        return rows + _draws(results, attack)
+    rows = [_worst_case(results, attack, found, setting)]
+    if results.model.draws:
+        rows.append(_without_draw(results, found.attack, setting))
+    return rows + _draws(results, attack)
+
+
+def _worst_case(results: Results, attack: Evasion, found: Found, setting: dict[str, str | float | int]) -> Measurement:
+    model, data = results.model, results.scope.data
+    comparisons, notes, counted = [], _notes(results, found), set[str]()
+    for name in model.baselines:
+        baseline = found_on(results, name, attack, model.name)
+        comparison = None if baseline is None else like_for_like(results, attack, name, found, baseline)
+        if comparison is not None:
+            comparisons.append(comparison)
+            counted |= set(comparison.counted)
+    parts = []
+    for part in found.summary["parts"]:
+        alike = not model.baselines or part in counted
+        alike |= part in found.summary["use_parent"] and BOTH_WAYS in counted
+        parts.append(_part(found, part, tuple(found.part_flags.get(part, ())), counted=alike))
+    if found.replayed is not None:
+        parts.append(MeasuredPart(REPLAYED, Rate(~found.replayed)))
+    own_parents = {part.part for part in attack.parts if part.uses_parent}  # pointless on a dense model
+    parts += [
+        MeasuredPart(name, None, skipped=reason)
+        for name, reason in found.evidence.skipped.items()
+        if name not in found.summary["parts"] and not (name in own_parents and found.replayed is not None)
+    ]
+    alone = [part.name for part in parts if part.outcome is not None and not part.counted]
+    if alone and comparisons:
+        notes.append(
+            f"The change counts {', '.join(comparisons[0].counted)}, which both sides faced alike. What this model "
+            f"alone faced ({', '.join(alone)}) is in its own figure only."
+        )
+    elif model.baselines and not comparisons:
+        notes.append("No change is given: nothing was measured alike on this model and on the one it came from.")
+    return Measurement(
+        ROBUST_ACCURACY,
+        "worst case per record over " + ", ".join(part.name for part in parts if part.outcome is not None),
+        Rate(found.robust),
+        _threat(found),
+        setting=setting,
+        chosen=_radius_words(results, attack),
+        available=len(data.evaluation_ids),
+        comparisons=tuple(comparisons),
+        flags=found.flags,
+        notes=tuple(notes),
+        parts=tuple(parts),
+        curves=_epsilon_curves(found),
+        groups=_groups(results, found),
+    )
+
+
+def _part(found: Found, part: str, flags: tuple[str, ...], *, counted: bool = True) -> MeasuredPart:
+    fooled = found.fooled(part)
+    outcome = None if fooled is None else Rate(~fooled)
+    return MeasuredPart(part, outcome, flags, found.evidence.skipped.get(part), counted=counted)
+
+
+def _threat(found: Found) -> ThreatModel:
+    """The attacker of the parts that ran, not of what the model would have allowed."""
+    order = [Access.WHITE_BOX, Access.SCORES, Access.LABELS]
+    used = {Access(value) for value in found.summary["part_access"].values()}
+    access = next(one for one in order if one in used)
+    has = {
+        Access.WHITE_BOX: "the shipped bytes (and so a differentiable twin), their answers",
+        Access.SCORES: "the scores that the file answers",
+        Access.LABELS: "the labels that the file answers",
+    }[access]
+    parent = " and the dense model it came from" if found.summary["use_parent"] else ""
+    if found.replayed is not None:
+        parent = " and the candidates made from this model"
+    norm = "L-inf" if found.attack.norm == "linf" else "L2"
+    return ThreatModel(access, f"has {has}{parent}", f"{norm} epsilon {found.attack.gate:.4g} of the input's range")
+
+
+def _notes(results: Results, found: Found) -> list[str]:
+    notes = []
+    no_twin = results.without_twin(results.model.name)
+    if no_twin is not None:
+        notes.append(f"No white-box attack: {no_twin}")
+    n = len(found.robust)
+    for part, count in found.summary["without_gradient"].items():
+        notes.append(
+            f"{part}: {count} of {n} records ({100 * count / n:.1f} %) gave it no gradient of their own and withstood "
+            "it."
+        )
+    if results.model.draws:
+        notes.append("This row is the shipped draw, attacked through its own bytes: a stored draw is deterministic.")
+    return notes
+
+
+def _radius_words(results: Results, attack: Evasion) -> str | None:
+    """How the epsilon was chosen, in two sentences; None where the plan names it."""
+    radius = chosen_radius(results, attack)
+    if radius is None:
+        return None
+    how = {
+        "ladder": "the largest of a fixed ladder at which",
+        "bisected": "found between two rungs of a fixed ladder, where",
+        "nearest": "the nearest there is to one half:",
+    }[radius["how"]]
+    probe = ", ".join(
+        f"{float(epsilon):.2g}: {100 * share:.0f} %"
+        for epsilon, share in sorted(radius["probe"].items(), key=lambda item: float(item[0]))
+    )
+    return (
+        f"Epsilon {radius['epsilon']:.2g} was chosen by a quick probe: {how} {results.scope.reference.name} keeps "
+        f"{kept_words(radius)}. Its robust accuracy there, by epsilon: {probe}."
+    )
+
+
+def _without_draw(results: Results, attack: Evasion, setting: dict[str, str | float | int]) -> Measurement:
+    ran = Ran(results.model.name, WITHOUT_DRAW)
+    evidence = results.evidence(ran)
+    found = None if evidence is None else Found(evidence, attack, robust_at(evidence, attack.gate), (), {}, None)
+    parts = [] if found is None else [part for part in found.summary["parts"] if found.fooled(part) is not None]
+    return Measurement(
+        ROBUST_ACCURACY,
+        "worst case for an attacker without the shipped draw (expectation over the other draws)",
+        None if found is None else Rate(found.robust),
+        NOTHING_RAN if found is None else _threat(found),
+        reason=results.why(ran) if found is None else None,
+        detail=WITHOUT_DRAW,
+        run=WITHOUT_DRAW,
+        gateable=False,
+        setting=setting,
+        flags=() if found is None else tuple(found.summary["union_flags"]),
+        notes=() if found is None else ("Not gated: whoever holds the shipped file holds the draw.",),
+        curves={} if found is None else _epsilon_curves(found),
+        parts=()
+        if found is None
+        else tuple(_part(found, part, tuple(found.evidence.flags.get(part, ()))) for part in parts),
+    )
+
+
+def _draws(results: Results, attack: Evasion) -> list[Measurement]:
+    """Robust accuracy of every draw under one and the same attack: gradients, at the gate."""
+    resolved = resolve_radius(results, attack)
+    if resolved is None or not results.model.draws:
+        return []
+    rows = []
+    for draw in range(len(results.model.draws) + 1):
+        evidence = results.evidence(Ran(results.model.name, f"draw-{draw}"))
+        if evidence is not None:
+            outcome = Rate(robust_at(evidence, resolved.gate))
+            rows.append(Measurement(ROBUST_ACCURACY, "gradients", outcome, run=f"draw-{draw}", draw=draw))
+    return rows
+
+
+def _epsilon_curves(found: Found) -> dict[str, list[tuple[float, Rate]] | Auc]:
+    """By part and for the worst case: only where something ran."""
+    clean = Rate(np.asarray(found.evidence.arrays["clean_correct"], dtype=bool))
+    worst = [(0.0, clean)]
+    by_part: dict[str, list[tuple[float, Rate]]] = {}
+    for epsilon in found.summary["epsilons"]:
+        robust = found.robust if epsilon == found.attack.gate else robust_at(found.evidence, epsilon)
+        if found.replayed is not None and epsilon > found.attack.gate:
+            robust = robust & found.robust
+        worst.append((epsilon, Rate(robust)))
+        for part in found.summary["parts"]:
+            fooled = found.evidence.arrays.get(f"fooled/{part}/{epsilon!r}")
+            if fooled is not None:
+                by_part.setdefault(part, [(0.0, clean)]).append((epsilon, Rate(~np.asarray(fooled, dtype=bool))))
+    return {"worst case": worst, **by_part}
+
+
+def _groups(results: Results, found: Found) -> dict[str, Rate]:
+    """Per class, and per group where the data has groups, of the attacked records."""
+    data, ids = results.scope.data, found.evidence.arrays["ids"]
+    labels = data.non_members.y.numpy()[ids]
+    masks: dict[str, Bools] = {name: labels == label for label, name in enumerate(data.class_names)}
+    if data.groups is not None:
+        groups = np.array(data.groups)[ids]
+        masks |= {f"group {name}": groups == name for name in sorted(set(data.groups))}
+    return {name: Rate(found.robust[mask]) for name, mask in masks.items() if mask.any()}

@@ -1,0 +1,209 @@
+"""The shared work of evasion: the radius, inputs crafted on a parent, and what a fair comparison needs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from ...targets.errors import NotApplicable
+from ...targets.seeds import derive
+from ..attack import Case
+from ..preparation import Deployed, Inputs, Need, Preparation, Prepared, Ran, Weights
+from .ball import Ball, Norm
+from .categories import not_pixels
+from .pgd import craft
+from .radius import LEAST, choose
+from .transfer import replayed
+
+
+@dataclass(frozen=True)
+class Radius(Preparation):
+    """The epsilon that the reference model's own curve asks for.
+
+    Document: `radius`, the fields of `radius.Radius`.
+    """
+
+    phase: ClassVar[str] = "evasion"
+    norm: Norm
+    reference: str
+
+    @property
+    def name(self) -> str:
+        return f"radius/{self.norm}"
+
+    @property
+    def identity(self) -> Any:
+        return ["radius", self.norm]
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return (Deployed(self.reference),)
+
+    def compute(self, inputs: Inputs) -> Prepared:
+        return chosen_radius(inputs.case(self.reference), self.norm, inputs.scope.seed)
+
+
+def chosen_radius(case: Case, norm: Norm, seed: int) -> Prepared:
+    """The epsilon at which the probed model keeps about half of its accuracy, and the probe it follows from.
+
+    Raises:
+        NotApplicable: the inputs are no pixels.
+    """
+    why_not = not_pixels(case)
+    if why_not is not None:
+        raise NotApplicable(why_not)
+    return Prepared(document={"radius": asdict(choose(case, norm, seed=derive(seed, "radius")))})
+
+
+@dataclass(frozen=True)
+class Radii:
+    """The epsilons of an attack: its own, or those around the radius that is chosen for it.
+
+    Args:
+        gate: the one a policy judges; None: it is still to be chosen.
+    """
+
+    norm: Norm
+    epsilons: tuple[float, ...]
+    gate: float | None
+    reference: str
+
+    @property
+    def needs(self) -> tuple[Radius, ...]:
+        return (Radius(self.norm, self.reference),) if self.gate is None else ()
+
+    def resolved(self, inputs: Inputs) -> tuple[float, tuple[float, ...]]:
+        """The gate's epsilon, and all of them."""
+        if self.gate is not None:
+            return self.gate, self.epsilons
+        return radii_of(inputs.prepared(self.needs[0]))
+
+
+def radii_of(chosen: Prepared) -> tuple[float, tuple[float, ...]]:
+    """The gate's epsilon and all epsilons of a chosen radius."""
+    radius = chosen.document["radius"]
+    return radius["epsilon"], tuple(radius["epsilons"])
+
+
+@dataclass(frozen=True)
+class CraftedOnParent(Preparation):
+    """Adversarial inputs made on a dense model, which every candidate of it is asked.
+
+    Arrays: by the `repr` of an epsilon, float32 [records, *shape].
+    """
+
+    phase: ClassVar[str] = "evasion"
+    parent: str
+    radii: Radii
+    records: int
+
+    @property
+    def name(self) -> str:
+        epsilons = "-".join(f"{epsilon:g}" for epsilon in self.radii.epsilons) or "auto"
+        return f"transfer/{self.parent}/{self.radii.norm}-{epsilons}-{self.records}"
+
+    @property
+    def identity(self) -> Any:
+        return [self.radii.norm, self.radii.epsilons, self.records]
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return Weights(self.parent), *self.radii.needs
+
+    def compute(self, inputs: Inputs) -> Prepared:
+        data, (_, epsilons) = inputs.scope.data, self.radii.resolved(inputs)
+        records = data.evaluation.take(torch.arange(min(self.records, len(data.evaluation))))
+        crafted = craft(
+            inputs.weights(self.parent),
+            records,
+            epsilons,
+            self.radii.norm,
+            data.bounds,
+            seed=derive(inputs.scope.seed, "transfer"),
+        )
+        return Prepared(arrays={f"{epsilon!r}": x.cpu().numpy() for epsilon, x in crafted.items()})
+
+
+@dataclass(frozen=True)
+class ReplayedBothWays(Preparation):
+    """Which records the inputs crafted on each of two models, at the gate's epsilon, fool on the other.
+
+    Arrays `on_candidate` and `on_baseline`, bool [n] (clean errors count): the one part of an attack that a model and
+    the one it came from can both face alike. Both are crafted by the same steps from the same starts.
+    """
+
+    phase: ClassVar[str] = "evasion"
+    label: str
+    candidate: str
+    baseline: str
+    radii: Radii
+    records: int
+
+    @property
+    def name(self) -> str:
+        return f"replay/{self.label}/{self.candidate}/{self.baseline}"
+
+    @property
+    def identity(self) -> Any:
+        return ["replay", self.radii.norm, self.radii.gate, self.records]
+
+    @property
+    def _crafted(self) -> CraftedOnParent:
+        return CraftedOnParent(self.baseline, self.radii, self.records)
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return Deployed(self.candidate), Deployed(self.baseline), self._crafted, *self.radii.needs
+
+    def compute(self, inputs: Inputs) -> Prepared:
+        candidate, baseline = inputs.case(self.candidate), inputs.case(self.baseline)
+        if candidate.twin is None:
+            raise NotApplicable("nothing can be crafted on it: it has no differentiable twin")
+        gate, _ = self.radii.resolved(inputs)
+        records = candidate.evaluation.take(torch.arange(min(self.records, len(candidate.evaluation))))
+        ball = Ball(self.radii.norm, gate, records.x, candidate.bounds)
+        theirs = torch.from_numpy(np.array(inputs.prepared(self._crafted).arrays[f"{gate!r}"]))
+        seed = derive(inputs.scope.seed, "transfer")
+        mine = craft(candidate.twin, records, (gate,), self.radii.norm, candidate.bounds, seed=seed)[gate]
+        return Prepared(
+            arrays={
+                "on_candidate": replayed(candidate.deployed, theirs, records, ball).cpu().numpy(),
+                "on_baseline": replayed(baseline.deployed, mine, records, ball).cpu().numpy(),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class RoomToFall(Preparation):
+    """Where a dense model is left with less than a third of its accuracy: the epsilon at which it keeps about half.
+
+    The document's `radius` is None where there is room enough, and nothing was probed.
+    """
+
+    phase: ClassVar[str] = "evasion"
+    label: str
+    dense: str
+    norm: Norm
+
+    @property
+    def name(self) -> str:
+        return f"room/{self.label}/{self.dense}"
+
+    @property
+    def identity(self) -> Any:
+        return ["room", self.norm]
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return Ran(self.dense), Deployed(self.dense)
+
+    def compute(self, inputs: Inputs) -> Prepared:
+        attacked = inputs.evidence(Ran(self.dense))
+        gate = attacked.summary["gate_epsilon"]
+        robust, clean = 1 - attacked.arrays[f"worst/{gate!r}"].mean(), attacked.arrays["clean_correct"].mean()
+        if robust >= LEAST * clean:
+            return Prepared(document={"radius": None})
+        return chosen_radius(inputs.case(self.dense), self.norm, inputs.scope.seed)

@@ -1,0 +1,38 @@
+"""What a report says of evasion, and its figure."""
+
+from __future__ import annotations
+
+from ..risk import Chart, Metric, Risk
+
+ROBUST_ACCURACY = Metric(
+    name="robust_accuracy",
+    title="Robust accuracy",
+    subject="robust accuracy",
+    unit="percent",
+    better="higher",
+    meaning="Share of records still classified correctly after the strongest of all attacks that ran, record by "
+    "record.",
+)
+
+EVASION = Risk(
+    name="evasion",
+    title="Evasion",
+    question="Can somebody change an input a little and get a wrong answer?",
+    wants="To make the model answer wrongly while the input still looks the same to a person.",
+    harm="Wrong decisions on demand: fraud that passes, signs misread, content that slips through.",
+    advice=(
+        "Prefer a candidate that passes; otherwise train adversarially and compress that model.",
+        "Limit repeated queries and return labels, not scores, where the product allows: this slows black-box "
+        "attackers and does not stop white-box ones.",
+        "Re-audit after every recompression: robustness of the dense model does not carry over by itself.",
+    ),
+    reading="Each line shows the share of records still right as the attacker may change the input more. Higher is "
+    "safer; a line that falls below the grey one lost robustness to compression.",
+    chart=Chart(x="epsilon", curve="worst case"),
+    taxonomy={
+        "NIST AI 100-2": ("NISTAML.022", "NISTAML.025"),
+        "MITRE ATLAS": ("AML.T0015", "AML.T0043"),
+        "OWASP ML": ("ML01",),
+        "NIST AI RMF": ("MEASURE 2.7", "MEASURE 2.6"),
+    },
+)

@@ -1,0 +1,150 @@
+"""What an attack found, as data: per-record outcomes, who could do it, and what to know about the figure.
+
+An attack turns its evidence into measurements; intervals, paired changes, gates and rows of a report are made from
+them by whoever reads them, in one way for all attacks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .access import Access
+from .risk import Metric
+
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
+Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of records: bool [n]."""
+
+    successes: Bools
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over records: float [n]."""
+
+    values: Floats
+
+
+@dataclass(frozen=True)
+class Auc:
+    """The area under the ROC curve of scores, float [n], which are higher for members, bool [n]."""
+
+    scores: Floats
+    is_member: Bools
+
+
+@dataclass(frozen=True)
+class TprAtFpr:
+    """The share of members above the threshold that a share `fpr` of the non-members reaches."""
+
+    scores: Floats
+    is_member: Bools
+    fpr: float
+
+
+Outcome = Rate | Mean | Auc | TprAtFpr
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """The attacker of the parts that ran.
+
+    Args:
+        knowledge: one phrase: what the attacker knows and has.
+        budget: one phrase: epsilon, queries, shadow models.
+    """
+
+    access: Access | None  # None: nothing ran
+    knowledge: str
+    budget: str
+
+
+NOTHING_RAN = ThreatModel(None, "nothing ran", "none")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The same figure on a model and on one it is compared with, of the same records and by the same means.
+
+    Args:
+        baseline: name of the model compared with.
+        own, theirs: outcomes of one kind on the same records; what only one side faced is in neither.
+        counted: names of the parts in them, where there are several.
+        flags: why the baseline's figure may be too optimistic.
+        floor: a baseline no better than this has no room to fall; None: the question does not arise.
+        instead: where there is no room to fall, what to measure instead.
+    """
+
+    baseline: str
+    own: Outcome
+    theirs: Outcome
+    counted: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    floor: float | None = None
+    instead: str | None = None
+
+
+@dataclass(frozen=True)
+class MeasuredPart:
+    """One attack among those a figure takes the worst case (or the headline) over.
+
+    Args:
+        outcome: None: it did not run, or not where the figure is taken.
+        skipped: why it did not run.
+        headline: the one the figure is, where one is chosen.
+        counted: whether it counts towards the change: both sides faced it alike.
+    """
+
+    name: str
+    outcome: Outcome | None
+    flags: tuple[str, ...] = ()
+    skipped: str | None = None
+    headline: bool = False
+    counted: bool = True
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One figure of one model, or the reason why there is none.
+
+    Args:
+        attack: what the figure is the result of, in words.
+        outcome: None: not measured, see `reason`.
+        detail: tells several findings of one attack apart, in their ids; "" for the main one.
+        run: of which run of the attack the evidence is, by its detail.
+        draw: of a random recipe's draw, counted from the one that ships: a figure beside the candidate and no finding.
+        gateable: whether a policy may judge it.
+        setting: what the figure depends on: {"norm": "linf", "epsilon": 0.1}.
+        chosen: how a setting that was left open was chosen.
+        available: records the data has for it; the outcome may rest on fewer.
+        curves: by name; a list of (x, rate), or scores whose ROC it is.
+        groups: the figure per class or group of records, by name: who is hit.
+        notes: sentences the reader must know.
+        flags: why it may be too optimistic; of its parts, see there.
+    """
+
+    metric: Metric
+    attack: str
+    outcome: Outcome | None
+    threat: ThreatModel = NOTHING_RAN
+    reason: str | None = None
+    detail: str = ""
+    run: str = ""
+    draw: int | None = None
+    gateable: bool = True
+    setting: dict[str, str | float | int] = field(default_factory=dict)
+    chosen: str | None = None
+    available: int | None = None
+    comparisons: tuple[Comparison, ...] = ()
+    parts: tuple[MeasuredPart, ...] = ()
+    curves: dict[str, list[tuple[float, Rate]] | Auc] = field(default_factory=dict)
+    groups: dict[str, Rate] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()

@@ -1,0 +1,213 @@
+"""The shared work of membership inference: shadow models, what they say of the attacked records, the blind baseline."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from ...compression.recipe import Recipe
+from ...targets.data import Data
+from ...targets.errors import failing_as_not_applicable
+from ...targets.model import frozen_copy
+from ...targets.seeds import derive
+from ...targets.technique import Technique
+from ..preparation import Audited, Inputs, Need, Preparation, Prepared, Run, Scope, Trained
+from .blind import blind_scores
+from .case import MembershipCase, ShadowSignals
+from .population import PopulationPlan, plan_population
+from .signals import shadow_signals
+
+CHUNK = 16  # shadows trained together: one stack; small enough to resume from, and to share between two workers
+
+
+def population_of(scope: Scope) -> PopulationPlan:
+    """The attacked records, and who is inside which shadow."""
+    return _population(scope.data, max(scope.training_free, scope.trained), scope.seed)
+
+
+@lru_cache(maxsize=1)  # it copies all records that shadows are trained on
+def _population(data: Data, shadows: int, seed: int) -> PopulationPlan:
+    return plan_population(data, shadows, seed=seed)
+
+
+def shadow_count(scope: Scope, parent: Trained | None, recipe: Recipe | None) -> int:
+    """Training-free replays on the plain model's shadows are cheap; everything that trains gets fewer."""
+    if parent is None:
+        return 0
+    costly = parent.hardened is not None or (recipe is not None and recipe.trains)
+    return scope.trained if costly else scope.training_free
+
+
+def shadow_counts(model: Audited, scope: Scope) -> tuple[int, int]:
+    """How many shadows compressed as the model is, and how many uncompressed ones, its attacker has."""
+    return shadow_count(scope, model.parent, model.recipe), shadow_count(scope, model.parent, None)
+
+
+@dataclass(frozen=True)
+class ShadowModels(Preparation):
+    """The shadow models [first, last) of a parent's population, trained as the parent was.
+
+    Arrays: `<shadow>/<parameter>`.
+    """
+
+    phase: ClassVar[str] = "shadows"
+    weight: ClassVar[float] = 20.0
+    parent: Trained
+    first: int
+    last: int
+
+    @property
+    def name(self) -> str:
+        return f"shadows/{self.parent.name}/{self.first}"
+
+    @property
+    def identity(self) -> Any:
+        return [self.parent.architecture.name, self.parent.trainer.identity, self.first, self.last]
+
+    @property
+    def techniques(self) -> tuple[Technique, ...]:
+        return () if self.parent.hardened is None else (self.parent.hardened,)
+
+    def compute(self, inputs: Inputs) -> Prepared:
+        models = population_of(inputs.scope).fit(
+            self.parent.trainer, self.parent.architecture, first=self.first, last=self.last, device=inputs.device
+        )
+        arrays: dict[str, np.ndarray[Any, Any]] = {}
+        for position, module in enumerate(models, self.first):
+            state = module.state_dict().items()
+            arrays |= {f"{position}/{name}": tensor.detach().cpu().numpy() for name, tensor in state}
+        return Prepared(arrays)
+
+
+@dataclass(frozen=True)
+class SignalsOfShadows(Preparation):
+    """What each shadow, compressed by the recipe as the candidate was, says of the attacked records.
+
+    Arrays: those of `ShadowSignals`.
+    """
+
+    phase: ClassVar[str] = "signals"
+    weight: ClassVar[float] = 8.0
+    parent: Trained
+    recipe: Recipe | None
+    chunks: tuple[ShadowModels, ...]
+    count: int
+
+    @property
+    def name(self) -> str:
+        how = "dense" if self.recipe is None else _digest(self.recipe.model_dump(mode="json"))[:12]
+        return f"signals/{self.parent.name}/{how}"
+
+    @property
+    def identity(self) -> Any:
+        return [self.count]
+
+    @property
+    def techniques(self) -> tuple[Technique, ...]:
+        return () if self.recipe is None else (self.recipe,)
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return self.chunks
+
+    def compute(self, inputs: Inputs) -> Prepared:
+        states: dict[int, dict[str, np.ndarray[Any, Any]]] = {}
+        for chunk in self.chunks:
+            for name, array in inputs.prepared(chunk).arrays.items():
+                position, _, parameter = name.partition("/")
+                states.setdefault(int(position), {})[parameter] = array
+        modules = [self._module(states[position], inputs.device) for position in range(self.count)]
+        with failing_as_not_applicable("the shadow models cannot be compressed as the candidate was"):
+            answers = shadow_signals(
+                population_of(inputs.scope), modules, recipe=self.recipe, bounds=inputs.scope.data.bounds
+            )
+        return Prepared({"inside": answers.inside, "phi": answers.phi})
+
+    def _module(self, state: Mapping[str, np.ndarray[Any, Any]], device: torch.device) -> nn.Module:
+        module = self.parent.architecture.blank()
+        module.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in state.items()})
+        return frozen_copy(module.to(device))
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class BlindScores(Preparation):
+    """Scores of a classifier that sees the attacked records and never a model.
+
+    Arrays: `scores`, float64 [n].
+    """
+
+    phase: ClassVar[str] = "membership"
+
+    @property
+    def name(self) -> str:
+        return "blind"
+
+    @property
+    def identity(self) -> Any:
+        return []
+
+    def compute(self, inputs: Inputs) -> Prepared:
+        population = population_of(inputs.scope)
+        seed = derive(inputs.scope.seed, "blind")
+        return Prepared({"scores": blind_scores(population.targets, population.is_member, seed=seed)})
+
+
+def signals_of(scope: Scope, parent: Trained, recipe: Recipe | None) -> SignalsOfShadows:
+    """The shadows of a parent, as many as any model that came from it asks for; this one uses the first of them."""
+    family = [model for model in scope.models.values() if model.parent is not None and model.parent.name == parent.name]
+    most = max(shadow_count(scope, parent, one) for one in [recipe, None, *(model.recipe for model in family)])
+    count = shadow_count(scope, parent, recipe)
+    chunks = [ShadowModels(parent, first, min(first + CHUNK, most)) for first in range(0, count, CHUNK)]
+    return SignalsOfShadows(parent, recipe, tuple(chunks), count)
+
+
+def membership_run(model: Audited, scope: Scope, *, shadows: int | None = None) -> Run:
+    """A run against one model, with every shadow there is or with the first so many."""
+    parent = model.parent
+    own = None if parent is None else signals_of(scope, parent, model.recipe)
+    uncompressed = None if parent is None or model.recipe is None else signals_of(scope, parent, None)
+    blind = BlindScores()
+    return Run(
+        detail=run_detail(model, scope, shadows),
+        model=model.name,
+        needs=(blind, *(one for one in (own, uncompressed) if one is not None)),
+        prepare=partial(_case, own, uncompressed, blind, shadows),
+        identity=shadows,
+    )
+
+
+def run_detail(model: Audited, scope: Scope, shadows: int | None) -> str:
+    """What the run with so many shadows is called: nothing for all of them."""
+    full = shadows is None or shadows >= shadow_count(scope, model.parent, None)
+    return "" if full else f"{shadows}-shadows"
+
+
+def _case(
+    own: SignalsOfShadows | None,
+    uncompressed: SignalsOfShadows | None,
+    blind: BlindScores,
+    shadows: int | None,
+    inputs: Inputs,
+) -> MembershipCase:
+    """What the membership attacker has; without own signals it has no shadow model, and uses the records it owns."""
+
+    def of(signals: SignalsOfShadows | None) -> ShadowSignals | None:
+        if signals is None:
+            return None
+        arrays = inputs.prepared(signals).arrays
+        return ShadowSignals(arrays["inside"][:shadows], arrays["phi"][:shadows])
+
+    scores = inputs.prepared(blind).arrays["scores"]
+    return population_of(inputs.scope).case(of(own), of(uncompressed), scores)

@@ -1,0 +1,231 @@
+"""What an attack declares before anything runs: its runs, the shared work they need, and what it may ask about.
+
+Whoever schedules an audit makes each of these a piece of work that is done once, stored and reused; in a notebook they
+can be computed by hand, with any object that answers as `Inputs` does.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..compression.recipe import Recipe
+from ..targets.data import Data
+from ..targets.technique import Technique
+from ..training.architecture import Architecture
+from ..training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from .attack import Attack, Case, Evidence
+
+
+class Trained(Protocol):
+    """A dense model as an attacker knows it: how it is built and trained."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def architecture(self) -> Architecture: ...
+    @property
+    def trainer(self) -> Trainer: ...
+    @property
+    def hardened(self) -> Technique | None:
+        """The defense in its training."""
+
+
+class Audited(Protocol):
+    """One model under attack, as far as an attack needs to know it before it runs."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def parent(self) -> Trained | None:
+        """The dense model it came from, or that it is; None where none is known."""
+
+    @property
+    def is_dense(self) -> bool: ...
+    @property
+    def recipe(self) -> Recipe | None:
+        """How it was compressed; None for a dense model, and for a file that does not say."""
+
+    @property
+    def draws(self) -> tuple[Recipe, ...]:
+        """A random recipe's other draws, beside the one that ships."""
+
+    @property
+    def baselines(self) -> tuple[str, ...]:
+        """Names of the models it is compared with, its own parent first."""
+
+    @property
+    def undeclared(self) -> bool:
+        """Whether it is a file that somebody compressed and that does not say how."""
+
+    @property
+    def void(self) -> str | None:
+        """Why a promise of its training's defense no longer holds, in a sentence; None: it holds, or there is none."""
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The audit an attack is part of.
+
+    Args:
+        label: what this attack's findings are called: its kind, numbered where a kind occurs twice.
+        seed: of the whole audit.
+        training_free, trained: how many shadow models to train, for what replays without training and for what trains.
+        models: all that are audited, by name; the dense ones first.
+        shadow_notes: what to know about training like the dense model was trained.
+        shadows_differ: whether it is known, or must be assumed, that such training is not the dense model's own.
+    """
+
+    label: str
+    data: Data
+    seed: int
+    training_free: int
+    trained: int
+    models: Mapping[str, Audited]
+    shadow_notes: tuple[str, ...] = ()
+    shadows_differ: bool = False
+
+    @property
+    def reference(self) -> Audited:
+        """The plain dense model, or the first candidate where there is none."""
+        return next(iter(self.models.values()))
+
+    def compared_with(self, baseline: str) -> list[str]:
+        """Names of the models whose change is measured against this one."""
+        return [name for name, other in self.models.items() if baseline in other.baselines]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a preparation gave: named arrays and a JSON document."""
+
+    arrays: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+    document: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """Need: a case against this model, as it ships."""
+
+    model: str
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Need: the trained module of this dense model."""
+
+    dense: str
+
+
+@dataclass(frozen=True)
+class Ran:
+    """Need: the evidence of a run of the same attack on this model."""
+
+    model: str
+    detail: str = ""
+
+
+class Preparation(ABC):
+    """Shared work: a frozen dataclass whose fields decide the result, besides data and seed.
+
+    Two preparations of one name are the same work.
+    """
+
+    phase: ClassVar[str]  # what its time is booked under
+    weight: ClassVar[float] = 4.0  # about the CPU seconds it takes: it orders the work, nothing else
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Unique in an audit, for people: `radius/linf`."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> Any:
+        """What decides its result besides data, seed and needs, as a JSON value."""
+
+    @property
+    def techniques(self) -> tuple[Technique, ...]:
+        """The techniques it applies: their settings and code decide its result too."""
+        return ()
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return ()
+
+    @abstractmethod
+    def compute(self, inputs: Inputs) -> Prepared:
+        """Does the work.
+
+        Raises:
+            NotApplicable: it cannot be done here; the message says why.
+        """
+
+
+Need = Preparation | Deployed | Weights | Ran
+
+
+class Inputs(Protocol):
+    """What a preparation or a run is handed: of each need it named, the result."""
+
+    @property
+    def scope(self) -> Scope: ...
+    @property
+    def device(self) -> torch.device: ...
+    def case(self, model: str) -> Case: ...
+    def weights(self, dense: str) -> nn.Module: ...
+    def prepared(self, preparation: Preparation) -> Prepared: ...
+    def evidence(self, ran: Ran) -> Evidence: ...
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of an attack against one model.
+
+    Args:
+        detail: tells an attack's runs on one model apart; "" for the main one.
+        model: name of the model attacked; None: the one that was asked about.
+        attack: a variant of the attack; None: itself.
+        needs: shared work to be done before.
+        prepare: from that, what the attack finds in `Case.prepared`.
+        identity: what else decides the result, as a JSON value.
+        draw: which draw of a random recipe is attacked, counted from the one that ships; None: that one, and the
+            finding is of this run.
+        without_draw: the attacker does not have the shipped draw and works on the others.
+    """
+
+    detail: str = ""
+    model: str | None = None
+    attack: Attack | None = None
+    needs: tuple[Need, ...] = ()
+    prepare: Callable[[Inputs], Any] | None = None
+    identity: Any = None
+    draw: int | None = None
+    without_draw: bool = False
+
+
+class Results(Protocol):
+    """What the runs of an attack gave; None where one did not finish or did not apply."""
+
+    @property
+    def scope(self) -> Scope: ...
+    @property
+    def model(self) -> Audited: ...
+    def evidence(self, ran: Ran) -> Evidence | None: ...
+    def why(self, ran: Ran) -> str:
+        """The reason why `evidence` gave None."""
+
+    def prepared(self, preparation: Preparation) -> Prepared | None: ...
+    def flags(self, model: str) -> set[str]:
+        """What makes every figure of this model doubtful, as `Flag` values."""
+
+    def without_twin(self, model: str) -> str | None:
+        """Why this model has no differentiable twin; None: it has one."""

@@ -1,0 +1,108 @@
+"""The rows of audit.json that tell of a candidate's file: its footprint, twin, kernels, other runtimes and lineage."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from .row import Amount, Count, Row, Share
+
+
+class Macs(Row):
+    """Multiply-accumulates of one record whose operands have these widths; 32: float32."""
+
+    weight_bits: int = Field(ge=1, le=64)
+    activation_bits: int = Field(ge=1, le=64)
+    macs: Count
+
+
+class Footprint(Row):
+    """What a candidate weighs. All but latency and peak memory follow from its bytes.
+
+    None: not counted. Of a .tflite file only its size is known, which stands for the payload too.
+    """
+
+    disk_bytes: int = Field(ge=1, description="of the deployed file")
+    payload_bytes: int = Field(ge=1, description="of the packed weights; encode -> decode -> equal was checked")
+    entropy_bytes: Count | None = Field(
+        description="what no coding of single values can go below: their empirical entropy"
+    )
+    ratio: Amount = Field(description="the plain dense model's payload / this payload; 1 where none is known")
+    parameters: Count | None
+    nonzero_parameters: Count | None
+    macs: Count | None = Field(description="multiply-accumulates for one record")
+    macs_by_width: list[Macs] = Field(description="the same by the widths of their operands")
+    energy_uj_modelled: Amount | None
+    energy_memory_share: Share | None = Field(
+        description="share of the modelled energy that is reading the weights, 0 to 1"
+    )
+
+
+class Certificate(Row):
+    """Measured agreement of the twin with the deployed model; label agreement is a share of its n inputs."""
+
+    inputs: str = Field(description="what it was measured on: clean, random and adversarial")
+    n: int = Field(ge=1)
+    label_agreement: Share
+    max_logit_difference: Amount
+    logit_difference_99: Amount = Field(description="not exceeded on 99 % of the inputs")
+
+
+class Kernels(Row):
+    """Operators that ONNX Runtime runs once it has optimised the file: what "int8" comes down to on this machine."""
+
+    integer: Count = Field(description="products computed in integers")
+    floating: Count = Field(description="products computed in floats")
+    operators: dict[str, Count] = Field(description="these products, by type")
+
+
+class Runtime(Row):
+    """The same file in another runtime, compared with ONNX Runtime on n evaluation records."""
+
+    name: str
+    n: int = Field(ge=1)
+    label_agreement: Share = Field(description="share of the records")
+    max_logit_difference: Amount
+    logit_difference_99: Amount
+
+
+class LayerRounding(Row):
+    """One quantised weight of a finished file beside the dense weight that it is held against.
+
+    Its codes are the nearest rounding of the dense weight, the other neighbour, or beyond both.
+    """
+
+    name: str
+    dense_name: str = Field(description="of the weight in the dense model's file")
+    shape: list[Count]
+    weights: Count
+    bits: int = Field(ge=1, le=64, description="of a weight; 32, 16: it is held in float")
+    levels: str = Field(description="e.g. '255 integers', 'code book of 16 values', 'float16'")
+    scale_kind: Literal["per tensor", "per channel", "blocked", "none"]
+    scale_words: str = Field(description="what the scale was made from, in words")
+    nearest: Count
+    other_neighbour: Count
+    beyond: Count
+    beyond_zero: Count = Field(description="of those beyond: weights that are exactly zero, as pruned ones are")
+    worst_steps: Amount = Field(description="the furthest that a code is from its weight, in steps of the scale")
+    biases: Count
+    bias_off: Count = Field(description="of the biases: more than one step from the dense model's")
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        if self.nearest + self.other_neighbour + self.beyond != self.weights:
+            raise ValueError(f"nearest, other_neighbour and beyond are not the {self.weights} weights together")
+        if self.beyond_zero > self.beyond or self.bias_off > self.biases:
+            raise ValueError("beyond_zero counts some of those beyond, and bias_off some of the biases")
+        return self
+
+
+class Lineage(Row):
+    """Whether a quantised file's codes are roundings of the dense model's weights."""
+
+    verdict: Literal["confirmed", "not nearest", "not a rounding of the dense model", "not comparable"]
+    sentences: list[str]
+    layers: list[LayerRounding] = Field(description="one row per quantised weight: how its codes were rounded")
+    unmatched: list[str] = Field([], description="weights of either file that have no counterpart in the other")
+    reason: str | None = Field(None, description="why the two are not comparable; None where they are")

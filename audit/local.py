@@ -1,0 +1,204 @@
+"""Cells on this machine: in this process, or in worker processes.
+
+Workers are fresh interpreters (never forks: torch's threads do not survive one). Each is a pool of one process, so that
+a worker's death breaks no pool but its own: the others go on, and the cell that is to blame is known.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import parent_process
+from multiprocessing.connection import wait as wait_for
+from multiprocessing.context import SpawnContext, SpawnProcess
+from pathlib import Path
+from typing import Any, NoReturn
+
+from .cells import Cell
+from .store import Store
+from .work import ONE_THREAD, Report, Spawn, Work, attempt, attempt_in_worker
+
+PR_SET_PDEATHSIG = 1
+
+
+class InProcess:
+    """Computes cells in this process, one at a time."""
+
+    slots = 1
+
+    def __init__(self, work: Work, store: Store) -> None:
+        self.work, self.store = work, store
+        self._ended: list[tuple[Cell, Report]] = []
+
+    def __enter__(self) -> InProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def submit(self, cell: Cell, needs: Sequence[str]) -> None:
+        self._ended.append((cell, attempt(self.work, cell, self.store)))
+
+    def wait(self) -> list[tuple[Cell, Report]]:
+        ended, self._ended = self._ended, []
+        return ended
+
+
+class Processes:
+    """Computes cells in processes of this machine, which end with this one, however it ends.
+
+    Args:
+        size: how many processes, at least 1; each is started when there is a cell for it.
+        spawn: how a worker builds its own work.
+    """
+
+    def __init__(self, store: Store, size: int, spawn: Spawn) -> None:
+        self.slots, self.log = size, store.private / "workers.log"
+        self._start = (os.getpid(), os.getcwd(), str(store.folder.absolute()), str(self.log.absolute()), spawn)
+        self._idle: list[_Worker] = []
+        self._busy: dict[Future[Report], tuple[Cell, _Worker]] = {}
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        workers = [*self._idle, *(worker for _, worker in self._busy.values())]
+        for worker in workers:
+            worker.kill()
+        for worker in workers:
+            worker.exit_code()
+
+    def submit(self, cell: Cell, needs: Sequence[str]) -> None:
+        while self._idle:
+            worker = self._idle.pop()
+            try:
+                self._busy[worker.pool.submit(_compute, cell)] = (cell, worker)
+            except BrokenProcessPool:  # it died while it had nothing to do
+                continue
+            return
+        worker = _Worker(self._start)
+        self._idle.append(worker)  # known to `__exit__` before its process starts
+        future = worker.pool.submit(_compute, cell)
+        self._idle.remove(worker)
+        self._busy[future] = (cell, worker)
+
+    def wait(self) -> list[tuple[Cell, Report]]:
+        done = wait(self._busy, return_when=FIRST_COMPLETED).done
+        return [self._heard(future) for future in [future for future in self._busy if future in done]]
+
+    def _heard(self, future: Future[Report]) -> tuple[Cell, Report]:
+        cell, worker = self._busy.pop(future)
+        try:
+            report = future.result()
+        except BrokenProcessPool:
+            code = worker.exit_code()
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+            if code == -signal.SIGKILL:
+                how += ", perhaps because the machine ran out of memory"
+            return cell, Report("died", why=how, trace=f"see {self.log}, or try --workers 1")
+        self._idle.append(worker)
+        return cell, report
+
+
+class _Worker:
+    """One process, and the pool that it is alone in."""
+
+    def __init__(self, start: tuple[Any, ...]) -> None:
+        self.context = _Context()
+        self.pool = ProcessPoolExecutor(1, mp_context=self.context, initializer=_begin, initargs=start)
+
+    def kill(self) -> None:
+        for process in self.context.started:
+            if process.pid is not None:
+                process.kill()
+
+    def exit_code(self) -> int:
+        """Waits for the process, which is dying; minus the signal that killed it, or its code."""
+        self.pool.shutdown(wait=True, cancel_futures=True)
+        return next((process.exitcode or 0 for process in self.context.started), 0)
+
+
+class _Process(SpawnProcess):
+    def start(self) -> None:
+        with _environment(ONE_THREAD):  # read by numpy and torch when they load
+            super().start()
+
+
+class _Context(SpawnContext):
+    """Starts fresh interpreters with one thread each, and remembers them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.started: list[_Process] = []
+
+    def Process(self, *args: Any, **kwargs: Any) -> _Process:  # type: ignore[override]  # noqa: N802  # its name there
+        process = _Process(*args, **kwargs)
+        self.started.append(process)
+        return process
+
+
+@contextlib.contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+# -- a worker process, seen from inside --------------------------------------------------------------------------------
+
+_job: tuple[Spawn, Store] | None = None
+
+
+def _begin(parent: int, folder: str, out: str, log: str, spawn: Spawn) -> None:
+    """Makes a worker of this process: it dies with its parent, and what it prints goes into the log."""
+    global _job
+    _die_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of us; the parent decides
+    for descriptor, path, flags in (
+        (0, os.devnull, os.O_RDONLY),
+        (1, log, os.O_WRONLY | os.O_APPEND | os.O_CREAT),
+        (2, log, os.O_WRONLY | os.O_APPEND | os.O_CREAT),
+    ):
+        opened = os.open(path, flags, 0o600)
+        os.dup2(opened, descriptor)
+        os.close(opened)
+    os.chdir(folder)
+    _job = (spawn, Store(Path(out)))
+
+
+def _compute(cell: Cell) -> Report:
+    assert _job is not None, "a pool runs its initialiser first"
+    spawn, store = _job
+    return attempt_in_worker(spawn, cell, store)
+
+
+def _die_with(parent: int) -> None:
+    """Ends this process as soon as its parent does, even when the parent is killed.
+
+    The kernel's signal is at once and only Linux has it; the pipe works everywhere, when the interpreter gets its turn.
+    """
+
+    def watch() -> NoReturn:
+        process = parent_process()
+        assert process is not None, "a worker has a parent"
+        wait_for([process.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
