@@ -27,7 +27,8 @@ from crushproof.audit.plan import Plan
 from crushproof.audit.run import run_audit
 from crushproof.compression.recipe import RECIPES
 from crushproof.defenses.defense import DEFENSES
-from crushproof.targets.data import Bounds, Data, Records
+from crushproof.targets.data import Data
+from crushproof.targets.records import Bounds, Records
 from crushproof.targets.runtime import RUNTIMES
 from crushproof.targets.technique import Registry
 
