@@ -88,6 +88,7 @@ def test_every_example_is_short_and_in_catalogue_and_doctor(installed: dict[str,
     for group, kinds in installed.items():
         for kind in kinds:
             cls = REGISTRIES[group].kinds()[kind]
+            assert [one.name for one in entries[kind].figures] == ["noisy_accuracy"] * (kind == "gaussian-noise")
             assert entries[kind].summary == (cls.__doc__ or "").partition("\n")[0]
             assert all(parameter.description for parameter in entries[kind].parameters), kind
     rows = [(check.state, check.what, check.words) for check in examine(EXAMPLES)]
