@@ -141,7 +141,7 @@ def _share(cells: list[dict[str, Any]], key: str, value: object) -> float | None
 
 def outcomes() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Which of the digits' non-members an adversarially trained and a plain net withstand at epsilon .1."""
-    from crushproof.attacks.attack import Case
+    from crushproof.attacks.case import Case
     from crushproof.attacks.evasion.evasion import Evasion
     from crushproof.defenses.adversarial_training import AdversarialTraining
     from crushproof.targets.data import load_digits

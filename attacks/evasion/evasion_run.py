@@ -13,7 +13,7 @@ from ...targets.data import Records
 from ...targets.model import device_of
 from ...targets.seeds import derive
 from ..access import Access, Flag, Ledger
-from ..attack import Case, Evidence
+from ..case import Case, Evidence
 from . import trust
 from .ball import Norm, whole_range
 from .engine import Perturber, Search

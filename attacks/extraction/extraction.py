@@ -20,7 +20,8 @@ from ...training.architecture import Architecture, unresettable
 from ...training.loop import Forward, Objective, Training, cross_entropy, train
 from ...training.networks import Mlp, ResidualCnn
 from ..access import Ledger
-from ..attack import ATTACKS, Attack, Case, Evidence
+from ..attack import ATTACKS, Attack
+from ..case import Case, Evidence
 from ..evasion.pgd import craft
 from ..measurement import Measurement
 from ..preparation import Results, Scope
