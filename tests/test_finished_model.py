@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from crushproof.compression.export import to_onnx
+from crushproof.compression.onnx_export import to_onnx
 from crushproof.targets.assumptions import Assumptions
 from crushproof.targets.data import Data
 from crushproof.targets.errors import NotApplicable
