@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import parent_process
+from multiprocessing import parent_process, resource_tracker
 from multiprocessing.connection import wait as wait_for
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
@@ -65,6 +65,10 @@ class Processes:
         self._busy: dict[Future[Report], tuple[Cell, _Worker]] = {}
 
     def __enter__(self) -> Processes:
+        # The pools' semaphores are cleared away by a process of Python's, which would complain about each when we are
+        # killed; it outlives us only for that.
+        with _environment({"PYTHONWARNINGS": "ignore"}):
+            resource_tracker.ensure_running()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -48,7 +48,7 @@ class RayCluster:
         self._ours = not ray.is_initialized()
         if self._ours:
             self._connect()
-        if self.gpus and not self._ray.cluster_resources().get("GPU"):
+        if self._ray.cluster_resources().get("GPU", 0) < self.gpus:
             self.__exit__()
             raise InputError("The plan's device is cuda, and no node of the Ray cluster has a GPU. Write device: cpu.")
         variables = ONE_THREAD if self.gpus else {**ONE_THREAD, "CUDA_VISIBLE_DEVICES": ""}

@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 
 from crushproof.audit.cells import DamagedError
+from crushproof.audit.driver import run
 from crushproof.audit.progress import Silent
+from crushproof.audit.ray import RayCluster
 from crushproof.audit.store import Store
 from crushproof.targets.errors import InputError
 
@@ -44,7 +46,7 @@ def cluster() -> Iterator[Any]:
     head = {**node, "include_dashboard": False, "_system_config": FAST_DETECTION}
     started = Cluster(initialize_head=True, head_node_args=head)
     try:
-        started.second = started.add_node(**node)
+        started.second = started.add_node(**node, num_gpus=1)  # for Ray a GPU is a number; none is looked for
         ray.init(address=started.address, log_to_driver=False, logging_level="ERROR")
         yield started
     finally:
@@ -93,6 +95,19 @@ def test_what_goes_wrong_costs_only_what_needs_it(tmp_path: Path, cluster: Any) 
 def test_an_error_for_the_user_names_the_node(tmp_path: Path, cluster: Any) -> None:
     with pytest.raises(InputError, match=r"On [^ ]+:\d+: a planted input error"):
         run_toy(tmp_path, {"inject": {"chain-0/0": "input"}}, cluster.address)
+
+
+def test_gpus_are_asked_for_as_resources(tmp_path: Path, cluster: Any, undisturbed: dict[str, bytes]) -> None:
+    import toy_work
+
+    with Store(tmp_path) as store:
+        executor = RayCluster(store, ("toy_work:toy", "{}"), address=cluster.address, gpus=1)
+        run(toy_work.toy("{}"), store, executor)
+        assert executor.slots == 1
+        assert evidence(tmp_path) == undisturbed
+        greedy = RayCluster(store, ("toy_work:toy", "{}"), address=cluster.address, gpus=2)
+        with pytest.raises(InputError, match="Write device: cpu"):
+            run(toy_work.toy('{"seed": 1}'), store, greedy)
 
 
 def test_a_killed_driver_leaves_no_worker_and_resumes(
