@@ -10,14 +10,15 @@ import torch
 from torch import nn
 
 from ..attacks.access import Ledger
-from ..attacks.attack import Attack, Case, Evidence, Task
-from ..attacks.preparation import Deployed, Need, Preparation, Prepared, Ran, Run, Scope, Weights
+from ..attacks.attack import Attack, Run, Task
+from ..attacks.case import Case, Evidence
+from ..attacks.preparation import Deployed, Need, Preparation, Prepared, Ran, Scope, Weights
 from ..compression.quantized_layer import true_gradients
 from ..defenses.stochastic_rounding import ExpectationTwin
-from ..targets.artifact import Preprocessing
 from ..targets.certificate import AGREEMENT, certify
 from ..targets.errors import NotApplicable
 from ..targets.model import Target, TorchTarget, frozen_copy
+from ..targets.preprocessing import Preprocessing
 from ..targets.seeds import derive
 from ..targets.twin import Twin
 from .audited import AuditedModel, Opened

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..attacks.attack import Task
-from ..attacks.preparation import Run, Scope
+from ..attacks.attack import Run, Task
+from ..attacks.preparation import Scope
 from ..targets.errors import NotApplicable
 from ..targets.litert import PACKAGES as LITERT
 from ..targets.model import resolve_device

@@ -15,14 +15,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..compression.student import offer_factory
-from ..targets.data import Bounds, Data, load_digits
-from ..targets.errors import CrushproofError, InputError, NotApplicable, blame
+from ..targets.data import Data
+from ..targets.digits import load_digits
+from ..targets.errors import CrushproofError, InputError, NotApplicable, user_error
 from ..targets.plain import plain
+from ..targets.records import Bounds
 from ..training.architecture import Architecture
 from ..training.loop import Training
 from ..training.trainer import BuiltinTrainer, Trainer, UserTrainer
 from .audited import DenseModel
-from .files import OpenedFile, open_all
+from .files import OpenedFile, Reading, open_all, question_of
 from .identity import name_of, state_digest
 from .plan import DENSE, Plan
 from .sections import ModelPlan
@@ -45,6 +47,7 @@ class Subject:
         identity: decides cache keys together with the data's digest: architecture, trainer, given weights, and the
             code of all three. Files count in the cells of their own candidates.
         notes: sentences the reader of the report must know.
+        question: what decides the meaning of `files`, a JSON value; None: there are none.
     """
 
     data: Data
@@ -52,19 +55,29 @@ class Subject:
     identity: str
     files: Mapping[str, OpenedFile] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    question: Any = None
 
 
-def resolve(plan: Plan, folder: Path) -> Subject:
+Recall = Callable[[Any], Mapping[str, Any] | None]  # from a question to the JSON of the readings that answer it
+
+
+def resolve(plan: Plan, folder: Path, recall: Recall | None = None) -> Subject:
     """Loads what the plan names; paths and modules are looked up in `folder`, where the plan lies.
+
+    Args:
+        recall: gives what another process or run found out about the finished files, if one did.
 
     Raises:
         InputError, UnsafeInput: as the loaders of data, weights and files do, and for a `module:function` that is not
             there or fails.
     """
     data = load_data(plan, folder)
-    files = open_all(plan, folder, data)
+    question = question_of(plan, folder, data)
+    known = None if recall is None or question is None else recall(question)
+    readings = None if known is None else {name: Reading.model_validate(one) for name, one in known.items()}
+    files = open_all(plan, folder, data, readings)
     if plan.model is None:
-        return Subject(data, None, "files", files)
+        return Subject(data, None, "files", files, question=question)
     state: dict[str, Tensor] | None
     changed: tuple[str, ...] = ()
     if plan.model.file is not None:
@@ -95,6 +108,7 @@ def resolve(plan: Plan, folder: Path) -> Subject:
         "|".join([*digests, trainer.identity]),
         files,
         (SHADOWS_DIFFER,) if differ else (),
+        question,
     )
 
 
@@ -151,7 +165,8 @@ def _imported(file: OpenedFile, data: Data) -> tuple[Architecture, dict[str, Ten
 
 
 def load_data(plan: Plan, folder: Path) -> Data:
-    from ..targets.loading import load_csv, load_npz
+    from ..targets.csv import load_csv
+    from ..targets.npz import load_npz
 
     source = plan.data
     if source.kind == "digits":
@@ -199,14 +214,14 @@ def import_function(path: str, folder: Path) -> Callable[..., Any]:
         if not f"{module_name}.".startswith(f"{error.name}."):
             raise InputError(
                 f"{path!r}: importing {module_name} failed, because it needs a module that was not found: "
-                f"{blame(error)}. Put it beside the plan or install it."
+                f"{user_error(error)}. Put it beside the plan or install it."
             ) from None
         raise InputError(
             f"{path!r}: module {error.name!r} was found neither in {folder} nor among the installed packages. Put "
             f"{module_name.replace('.', '/')}.py beside the plan or install the package."
         ) from None
     except (Exception, SystemExit) as error:  # a plan's code may raise anything
-        raise InputError(f"{path!r}: importing {module_name} failed: {blame(error)}.") from None
+        raise InputError(f"{path!r}: importing {module_name} failed: {user_error(error)}.") from None
     function = getattr(module, function_name, None)
     if not callable(function):
         raise InputError(f"{path!r}: module {module_name!r} has no function {function_name!r}.")
@@ -276,7 +291,7 @@ def checked_module(build: Callable[..., Any], parameters: dict[str, Any], path: 
         raise
     except Exception as error:
         given = ", ".join(f"{name}={value!r}" for name, value in parameters.items())
-        raise InputError(f"{path}({given}) raised {blame(error)}.") from None
+        raise InputError(f"{path}({given}) raised {user_error(error)}.") from None
     if not isinstance(module, nn.Module):
         raise InputError(f"{path!r} must return a torch.nn.Module; it returned {type(module).__name__}.")
     return module

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..attacks.attack import Attack
 from ..attacks.preparation import Preparation, Ran
 from .attack_cells import add_attack, attack_cell
 from .audited import AuditedModel
+from .files import reading_of
 from .model_suite import ModelSuite
 from .plan import Plan
 from .subject import Subject, resolve
@@ -43,8 +46,26 @@ def suite_of(argument: str) -> Suite:
     """Builds the suite in a worker process, from the JSON that `spawn_argument` wrote."""
     raw = json.loads(argument)
     plan = Plan.model_validate(raw["plan"])
-    return Suite(plan, resolve(plan, Path(raw["folder"])))
+
+    def recall(question: Any) -> Mapping[str, Any] | None:
+        readings: Mapping[str, Any] | None = raw["readings"] if question == raw["question"] else None
+        return readings
+
+    return Suite(plan, resolve(plan, Path(raw["folder"]), recall))
 
 
-def spawn_argument(plan: Plan, folder: Path) -> str:
-    return json.dumps({"plan": plan.model_dump(mode="json"), "folder": str(folder.resolve())})
+def spawn_argument(plan: Plan, folder: Path, subject: Subject) -> str:
+    """What a worker needs to build the same suite: the plan, and what its finished files were found to mean."""
+    return json.dumps(
+        {
+            "plan": plan.model_dump(mode="json"),
+            "folder": str(folder.resolve()),
+            "question": subject.question,
+            "readings": readings_of(subject),
+        }
+    )
+
+
+def readings_of(subject: Subject) -> dict[str, Any]:
+    """What the finished files were found to mean, as JSON, by the name of their model."""
+    return {name: reading_of(file).model_dump(mode="json") for name, file in subject.files.items()}

@@ -54,7 +54,7 @@ class Louder(nn.Module):
 
 
 def trained(kind: str, seed: int) -> nn.Module:
-    from crushproof.targets.data import load_digits
+    from crushproof.targets.digits import load_digits
     from crushproof.training.loop import Training, train
     from crushproof.training.networks import Mlp, digits_cnn
 
@@ -72,7 +72,7 @@ def symmetry() -> tuple[list[Row], list[dict[str, Any]]]:
     from crushproof.audit.plan import Plan
     from crushproof.audit.run import run_audit
     from crushproof.compression.onnx_export import to_onnx
-    from crushproof.targets.data import load_digits
+    from crushproof.targets.digits import load_digits
 
     data = load_digits()
     attacks = [{"kind": "evasion", "records": 100, "epsilons": [radius]} for radius in RADII]
@@ -141,10 +141,10 @@ def _share(cells: list[dict[str, Any]], key: str, value: object) -> float | None
 
 def outcomes() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Which of the digits' non-members an adversarially trained and a plain net withstand at epsilon .1."""
-    from crushproof.attacks.attack import Case
+    from crushproof.attacks.case import Case
     from crushproof.attacks.evasion.evasion import Evasion
     from crushproof.defenses.adversarial_training import AdversarialTraining
-    from crushproof.targets.data import load_digits
+    from crushproof.targets.digits import load_digits
     from crushproof.targets.model import TorchTarget
     from crushproof.training.architecture import Architecture
     from crushproof.training.loop import Training, TrainingJob

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from evasion_cases import case_of, survivors
 from torch import nn
 
@@ -21,17 +22,20 @@ from crushproof.attacks.evasion.engine import PERTURBERS, Search
 from crushproof.attacks.evasion.pgd import Pgd
 from crushproof.audit.catalogue import catalogue
 from crushproof.audit.cli import app
+from crushproof.audit.doctor import examine
 from crushproof.audit.exit_codes import EXIT_CODES
-from crushproof.audit.plan import Plan
+from crushproof.audit.plan import Plan, check_techniques
 from crushproof.audit.run import run_audit
 from crushproof.compression.recipe import RECIPES
 from crushproof.defenses.defense import DEFENSES
-from crushproof.targets.data import Bounds, Data, Records
+from crushproof.targets.data import Data
+from crushproof.targets.records import Bounds, Records
 from crushproof.targets.runtime import RUNTIMES
 from crushproof.targets.technique import Registry
 
 ROOT = Path(crushproof.__file__).parent
 EXAMPLES = ROOT / "docs" / "examples"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LINES = {"momentum.py": 60, "powers_of_two.py": 60}  # the rest: 100
 REGISTRIES: dict[str, Registry[Any]] = {
     "crushproof.attacks": ATTACKS,
@@ -80,13 +84,18 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list
     return {group: list(kinds) for group, kinds in groups.items()}
 
 
-def test_every_example_is_short_and_in_the_catalogue(installed: dict[str, list[str]]) -> None:
+def test_every_example_is_short_and_in_catalogue_and_doctor(installed: dict[str, list[str]]) -> None:
     entries = {entry.kind: entry for entry in catalogue()}
     for group, kinds in installed.items():
         for kind in kinds:
             cls = REGISTRIES[group].kinds()[kind]
+            assert [one.name for one in entries[kind].figures] == ["noisy_accuracy"] * (kind == "gaussian-noise")
             assert entries[kind].summary == (cls.__doc__ or "").partition("\n")[0]
             assert all(parameter.description for parameter in entries[kind].parameters), kind
+    rows = [(check.state, check.what, check.words) for check in examine(EXAMPLES)]
+    brought = {(what, words.rpartition(" ")[2].strip("()")) for state, what, words in rows if state == "ok"}
+    assert {(kind, group) for group, kinds in installed.items() for kind in kinds} <= brought
+    assert sum(what == "onnx-reference" for _, what, _ in rows) == 2, "a runtime has a row of its own too"
     for file in EXAMPLES.glob("*.py"):
         assert len(file.read_text().splitlines()) <= LINES.get(file.name, 100), file.name
 
@@ -137,6 +146,15 @@ def test_no_link_leads_nowhere() -> None:
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_plan_on_a_page_is_one(installed: Any, page: Path) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)
+    assert blocks or page.parent.name != "adding" or page.name == "index.md"
+    for block in blocks:
+        plan = Plan.model_validate({**PLAN, **yaml.safe_load(block)})
+        check_techniques(plan)
 
 
 def test_the_picture_of_the_parts_is_current() -> None:

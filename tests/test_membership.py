@@ -16,7 +16,8 @@ from scipy.special import polygamma
 from torch import Tensor, nn
 
 from crushproof.attacks.access import Flag
-from crushproof.attacks.attack import ATTACKS, Case
+from crushproof.attacks.attack import ATTACKS
+from crushproof.attacks.case import Case
 from crushproof.attacks.membership.blind import blind_scores
 from crushproof.attacks.membership.case import MembershipCase, ShadowSignals
 from crushproof.attacks.membership.membership import Membership, related
@@ -25,9 +26,11 @@ from crushproof.attacks.membership.scores import lira, loss, rmia, shrinkage, tr
 from crushproof.attacks.membership.signals import margin, shadow_signals, target_signals
 from crushproof.attacks.statistics.ranking import auc, tpr_at_fpr
 from crushproof.compression.recipe import Recipe
-from crushproof.targets.data import Bounds, Data, Records, load_digits
+from crushproof.targets.data import Data
+from crushproof.targets.digits import load_digits
 from crushproof.targets.errors import NotApplicable
 from crushproof.targets.model import TorchTarget, accuracy
+from crushproof.targets.records import Bounds, Records
 from crushproof.training.architecture import Architecture
 from crushproof.training.loop import Training, TrainingJob
 from crushproof.training.networks import Mlp

@@ -38,7 +38,8 @@ from types import SimpleNamespace
 from typing import ClassVar, Literal
 import numpy as np
 from crushproof.attacks.access import Access
-from crushproof.attacks.attack import Attack, Evidence
+from crushproof.attacks.attack import Attack
+from crushproof.attacks.case import Evidence
 from crushproof.attacks.evasion.engine import Perturber
 from crushproof.attacks.measurement import Mean, Measurement
 from crushproof.attacks.preparation import Ran

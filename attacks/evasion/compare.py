@@ -14,7 +14,7 @@ import numpy as np
 
 from ...targets.certificate import AGREEMENT
 from ..access import Access, Flag
-from ..attack import Evidence
+from ..case import Evidence
 from ..measurement import Bools, Comparison, Rate
 from ..preparation import Ran, Results
 from ..statistics.rates import percent

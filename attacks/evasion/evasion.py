@@ -8,9 +8,10 @@ import torch
 
 from ...targets.errors import InputError, NotApplicable
 from ...targets.seeds import derive
-from ..attack import ATTACKS, Case, Evidence
+from ..attack import ATTACKS, Run
+from ..case import Case, Evidence
 from ..measurement import Measurement
-from ..preparation import Audited, Inputs, Need, Ran, Results, Run, Scope
+from ..preparation import Audited, Inputs, Need, Ran, Results, Scope
 from ..statistics.power import unseen_loss
 from .ball import whole_range
 from .case import EvasionInputs, prepared_for

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...targets.data import Records
 from ...targets.model import device_of
+from ...targets.records import Records
 from ...targets.seeds import derive
 from ..access import Access, Flag, Ledger
-from ..attack import Case, Evidence
+from ..case import Case, Evidence
 from . import trust
 from .ball import Norm, whole_range
 from .engine import Perturber, Search

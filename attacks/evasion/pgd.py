@@ -10,11 +10,11 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from ...targets.data import Bounds, Records
 from ...targets.model import device_of
+from ...targets.records import Bounds, Records
 from ...targets.seeds import derive
 from ..access import Access, Ledger
-from ..attack import Case
+from ..case import Case
 from .ball import Ball, Norm, per_record
 from .engine import PERTURBERS, Ascent, Gradients, Loss, Perturber, Search, uniform
 

@@ -12,11 +12,11 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from ...targets.data import Records
 from ...targets.model import device_of
+from ...targets.records import Records
 from ...targets.seeds import derive
 from ..access import Ledger
-from ..attack import Case
+from ..case import Case
 from .ball import Norm, whole_range
 from .engine import Perturber, Search
 from .pgd import Pgd

@@ -7,11 +7,11 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from ...targets.data import Records
 from ...targets.errors import NotApplicable
 from ...targets.model import Target
+from ...targets.records import Records
 from ..access import Access
-from ..attack import Case
+from ..case import Case
 from .ball import Ball
 from .case import prepared_for
 from .engine import PERTURBERS, Perturber, Search

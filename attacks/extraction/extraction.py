@@ -12,15 +12,16 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...targets.data import Records
 from ...targets.errors import NotApplicable
 from ...targets.model import TorchTarget, device_of
+from ...targets.records import Records
 from ...targets.seeds import derive, generator
 from ...training.architecture import Architecture, unresettable
 from ...training.loop import Forward, Objective, Training, cross_entropy, train
 from ...training.networks import Mlp, ResidualCnn
 from ..access import Ledger
-from ..attack import ATTACKS, Attack, Case, Evidence
+from ..attack import ATTACKS, Attack
+from ..case import Case, Evidence
 from ..evasion.pgd import craft
 from ..measurement import Measurement
 from ..preparation import Results, Scope

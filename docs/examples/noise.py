@@ -8,7 +8,8 @@ import torch
 from pydantic import Field
 
 from crushproof.attacks.access import Access, Ledger
-from crushproof.attacks.attack import Attack, Case, Evidence
+from crushproof.attacks.attack import Attack
+from crushproof.attacks.case import Case, Evidence
 from crushproof.attacks.measurement import Comparison, Measurement, Rate, ThreatModel
 from crushproof.attacks.preparation import Ran, Results
 from crushproof.attacks.risk import Chart, Metric, Risk
