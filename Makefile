@@ -22,8 +22,8 @@ lint: $(VENV)/.test
 
 # The package is the repository's root, whatever the checkout's folder is called: mypy sees it through a link.
 types: $(VENV)/.test
-	@mkdir -p $(VENV)/roof && ln -sfn "$(CURDIR)" $(VENV)/roof/crushproof
-	cd $(VENV)/roof && ../bin/mypy --config-file crushproof/pyproject.toml --cache-dir ../mypy_cache -m crushproof \
+	@mkdir -p $(VENV)/link && ln -sfn "$(CURDIR)" $(VENV)/link/crushproof
+	cd $(VENV)/link && ../bin/mypy --config-file crushproof/pyproject.toml --cache-dir ../mypy_cache -m crushproof \
 		$(foreach part,audit attacks defenses compression training targets report_templates,-p crushproof.$(part))
 
 layers: $(VENV)/.test

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar
 
-import numpy as np
-from torch import nn
-
-from ..targets.data import Bounds, Records
-from ..targets.model import Target
 from ..targets.technique import Registry, Technique
-from .access import Ledger
+from .case import Case, Evidence
 from .measurement import Measurement
-from .preparation import Audited, Need, Ran, Results, Run, Scope
+from .preparation import Audited, Inputs, Need, Ran, Results, Scope
 from .risk import Metric, Risk
 
 
@@ -27,54 +23,29 @@ class Task(StrEnum):
 
 
 @dataclass(frozen=True)
-class Case:
-    """What an attacker may use against one deployed model. Which parts it does use is the attack's declared access.
+class Run:
+    """One run of an attack against one model.
 
     Args:
-        deployed: the model as shipped; only its answers decide what counts as a success.
-        twin: differentiable (straight-through at rounding) stand-in for `deployed`, in evaluation mode; None if there
-            is none.
-        native: the module with the true (possibly zero) gradients of the candidate; equals `twin` for float models.
-        parent: the uncompressed model the candidate came from, as a torch module; None if unknown.
-        evaluation: the records attacked; ids are their indices in `Data.non_members`.
-        attacker: records the attacker owns (labels included), disjoint from `evaluation`.
-        bounds: of an input; epsilon counts in units of [0, 1] and is scaled by `bounds.scale`.
-        twin_agrees: the certificate's label agreement is at least 99.5 %.
-        prepared: what `Run.prepare` made of the shared work, of a type that the attack knows; None: nothing.
+        detail: tells an attack's runs on one model apart; "" for the main one.
+        model: name of the model attacked; None: the one that was asked about.
+        attack: a variant of the attack; None: itself.
+        needs: shared work to be done before.
+        prepare: from that, what the attack finds in `Case.prepared`.
+        identity: what else decides the result, as a JSON value.
+        draw: which draw of a random recipe is attacked, counted from the one that ships; None: that one, and the
+            finding is of this run.
+        without_draw: the attacker does not have the shipped draw and works on the others.
     """
 
-    deployed: Target
-    twin: nn.Module | None
-    native: nn.Module | None
-    parent: nn.Module | None
-    evaluation: Records
-    ids: np.ndarray[Any, np.dtype[np.int64]]
-    attacker: Records
-    bounds: Bounds
-    classes: int
-    twin_agrees: bool = True
-    prepared: Any = None
-
-
-@dataclass
-class Evidence:
-    """What an attack measured, per record, before any statistics.
-
-    Args:
-        arrays: one numpy array per name; the attack's docstring documents names and shapes. On `adversarial`, float32
-            [n, *shape], where there is such an array, the agreement of twin and deployed model is measured as well.
-        summary: JSON values; the attack's docstring documents the keys.
-        flags: trust flags by the part of the attack they belong to ("pgd", "square", ...), as `Flag` values.
-        skipped: parts that did not run, each with its reason.
-        agreement: share of the labels on which twin and deployed model agree on `adversarial`; None: not measured.
-    """
-
-    arrays: dict[str, np.ndarray[Any, Any]]
-    summary: dict[str, Any]
-    flags: dict[str, list[str]] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
-    ledger: Ledger = field(default_factory=Ledger)
-    agreement: float | None = None
+    detail: str = ""
+    model: str | None = None
+    attack: Attack | None = None
+    needs: tuple[Need, ...] = ()
+    prepare: Callable[[Inputs], Any] | None = None
+    identity: Any = None
+    draw: int | None = None
+    without_draw: bool = False
 
 
 class Attack(Technique):

@@ -7,9 +7,9 @@ can be computed by hand, with any object that answers as `Inputs` does.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -20,9 +20,7 @@ from ..targets.data import Data
 from ..targets.technique import Technique
 from ..training.architecture import Architecture
 from ..training.trainer import Trainer
-
-if TYPE_CHECKING:
-    from .attack import Attack, Case, Evidence
+from .case import Case, Evidence
 
 
 class Trained(Protocol):
@@ -184,32 +182,6 @@ class Inputs(Protocol):
     def weights(self, dense: str) -> nn.Module: ...
     def prepared(self, preparation: Preparation) -> Prepared: ...
     def evidence(self, ran: Ran) -> Evidence: ...
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run of an attack against one model.
-
-    Args:
-        detail: tells an attack's runs on one model apart; "" for the main one.
-        model: name of the model attacked; None: the one that was asked about.
-        attack: a variant of the attack; None: itself.
-        needs: shared work to be done before.
-        prepare: from that, what the attack finds in `Case.prepared`.
-        identity: what else decides the result, as a JSON value.
-        draw: which draw of a random recipe is attacked, counted from the one that ships; None: that one, and the
-            finding is of this run.
-        without_draw: the attacker does not have the shipped draw and works on the others.
-    """
-
-    detail: str = ""
-    model: str | None = None
-    attack: Attack | None = None
-    needs: tuple[Need, ...] = ()
-    prepare: Callable[[Inputs], Any] | None = None
-    identity: Any = None
-    draw: int | None = None
-    without_draw: bool = False
 
 
 class Results(Protocol):

@@ -44,7 +44,8 @@ class Chart(Described):
 
     x: str = Field(description="what the horizontal axis counts: epsilon")
     curve: str = Field(description="name of the curve that stands for a finding")
-    dashed: str | None = Field(None, description="name of a second curve, drawn dashed beside it")
+    dashed: str = Field("", description="name of a second curve, drawn dashed beside it")
+    dashed_title: str = Field("", description="what that curve is, behind the model's name: labels only")
     log_x: bool = False
     rates: bool = Field(False, description="a ROC curve: both axes logarithmic rates, with the diagonal of guessing")
     from_zero: bool = Field(True, description="whether the vertical axis starts at 0; else below the lowest point")

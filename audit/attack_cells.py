@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..attacks.access import Ledger
-from ..attacks.attack import Attack, Case, Evidence, Task
-from ..attacks.preparation import Deployed, Need, Preparation, Prepared, Ran, Run, Scope, Weights
+from ..attacks.attack import Attack, Run, Task
+from ..attacks.case import Case, Evidence
+from ..attacks.preparation import Deployed, Need, Preparation, Prepared, Ran, Scope, Weights
 from ..compression.quantized_layer import true_gradients
 from ..defenses.stochastic_rounding import ExpectationTwin
 from ..targets.artifact import Preprocessing
@@ -23,9 +24,7 @@ from ..targets.twin import Twin
 from .audited import AuditedModel, Opened
 from .cells import Result
 from .identity import class_identity, technique_identity
-
-if TYPE_CHECKING:
-    from .suite import Suite
+from .model_suite import ModelSuite
 
 Get = Callable[[str], Result]
 
@@ -35,7 +34,7 @@ def attack_cell(label: str, model: str, detail: str = "") -> str:
     return f"attack/{label}/{model}" + (f"/{detail}" if detail else "")
 
 
-def add_attack(suite: Suite, attack: Attack, label: str) -> None:
+def add_attack(suite: ModelSuite, attack: Attack, label: str) -> None:
     """Every run of an attack on every model, and the shared work that its measurements look at."""
     scope = suite.scope(label)
     for model in suite.models.values():
@@ -68,7 +67,7 @@ def _another_task(task: Task) -> Result:
     raise NotApplicable(f"not applicable: the attack is one on {wanted}, and this model {found}")
 
 
-def _add_run(suite: Suite, attack: Attack, run: Run, model: AuditedModel, scope: Scope) -> None:
+def _add_run(suite: ModelSuite, attack: Attack, run: Run, model: AuditedModel, scope: Scope) -> None:
     variant = run.attack or attack
     draws = range(len(model.draws) + 1) if run.without_draw else [run.draw or 0]
     needs = [suite.model_cell(model.name, draw) for draw in draws]
@@ -87,7 +86,7 @@ def _add_run(suite: Suite, attack: Attack, run: Run, model: AuditedModel, scope:
     suite.runs[name] = run
 
 
-def _cells_for(suite: Suite, needs: Iterable[Need], scope: Scope) -> list[str]:
+def _cells_for(suite: ModelSuite, needs: Iterable[Need], scope: Scope) -> list[str]:
     """The cells of some needs; those of shared work are added with all they need themselves."""
     names: dict[str, None] = {}
     for need in needs:
@@ -107,7 +106,7 @@ def _cells_for(suite: Suite, needs: Iterable[Need], scope: Scope) -> list[str]:
     return list(names)
 
 
-def _add_preparation(suite: Suite, preparation: Preparation, scope: Scope) -> None:
+def _add_preparation(suite: ModelSuite, preparation: Preparation, scope: Scope) -> None:
     def compute(get: Get) -> Result:
         prepared = preparation.compute(CellInputs(suite, scope, get))
         return Result(arrays=prepared.arrays, document=prepared.document)
@@ -125,7 +124,7 @@ def _add_preparation(suite: Suite, preparation: Preparation, scope: Scope) -> No
 class CellInputs:
     """What a run or a preparation is handed, from the results of the cells that it needs."""
 
-    suite: Suite
+    suite: ModelSuite
     scope: Scope
     get: Get
 
@@ -162,7 +161,7 @@ class CellInputs:
 
 
 def make_case(
-    suite: Suite,
+    suite: ModelSuite,
     deployed: Target,
     candidate: Result,
     parent: nn.Module | None,

@@ -70,7 +70,7 @@ class Series:
     name: str
     points: list[Point]
     group: int
-    dashed: bool = False
+    dashed: str = ""  # what a dashed line is; "": it is not dashed
 
 
 @dataclass(frozen=True)
@@ -251,7 +251,7 @@ def lines(title: str, series: list[Series], x: Axis, y: Axis, *, key_rows: int, 
         axes.set_xlabel(x.words, fontsize=10.5, labelpad=3)
         _key(figure, named)
         src = to_data_uri(figure)
-    names = [label(s.name) + (" (labels only)" if s.dashed else "") for s in shown]
+    names = [label(s.name) + (f" ({s.dashed})" if s.dashed else "") for s in shown]
     ends_in_words = "; ".join(
         f"{name} goes from {tick(s.points[0].estimate, y.percent)} at {x.words} {tick(s.points[0].x, x.percent)} "
         f"to {tick(s.points[-1].estimate, y.percent)} at {tick(s.points[-1].x, x.percent)}"

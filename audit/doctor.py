@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import EntryPoint, PackageNotFoundError, distributions, requires, version
 from pathlib import Path
 
 MEMORY_WANTED = 3_000_000_000  # bytes for the built-in audit with two workers
@@ -24,12 +24,13 @@ class Check:
 
 
 def examine(folder: Path) -> Iterator[Check]:
-    """Checks interpreter, packages, device, runtimes, cores, memory, and `folder`, where results would be written."""
+    """Checks interpreter, packages, device, runtimes, other packages' parts, cores, memory, and `folder`."""
     python = ".".join(str(number) for number in sys.version_info[:3])
     yield Check("ok" if sys.version_info >= (3, 11) else "bad", "python", f"{python} at {sys.executable}")
     yield from _packages()
     yield _device()
     yield from _runtimes()
+    yield from _brought()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     yield Check("ok", "cores", f"{cores} usable: as many workers by default")
     yield _memory()
@@ -83,6 +84,20 @@ def _runtimes() -> Iterator[Check]:
             yield Check("note", kind, str(error).removeprefix("not measured: "))
         else:
             yield Check("ok", kind, found or "there")
+
+
+def _brought() -> Iterator[Check]:
+    """What other packages bring: every entry point of a group of ours, and whether it can be imported."""
+    found = {(e.group, e.name, e.value): d.name for d in distributions() for e in d.entry_points}
+    for (group, name, value), package in sorted(found.items()):
+        if not group.startswith("crushproof."):
+            continue
+        try:
+            EntryPoint(name, value, group).load()
+        except Exception as error:  # another package's code
+            yield Check("bad", name, f"{value} of {package} cannot be imported: {type(error).__name__}: {error}")
+        else:
+            yield Check("ok", name, f"{value} of {package} ({group})")
 
 
 def _memory() -> Check:

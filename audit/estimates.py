@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..attacks.measurement import Auc, Bools, Comparison, Mean, MeasuredPart, Measurement, Outcome, Rate, TprAtFpr
+from ..attacks.measurement import Auc, Comparison, Mean, MeasuredPart, Measurement, Outcome, Rate, TprAtFpr
 from ..attacks.statistics import ranking, rates
 from .findings import Change, Estimate, Part, Point
 
@@ -72,11 +72,6 @@ def change(comparison: Comparison, *, seed: int) -> Change:
         floor=comparison.floor,
         instead=comparison.instead,
     )
-
-
-def rate_change(candidate: Bools, baseline: Bools, name: str, flags: tuple[str, ...] = ()) -> Change:
-    """The change of a share on the same records."""
-    return change(Comparison(name, Rate(candidate), Rate(baseline), flags=flags), seed=0)
 
 
 def part(measured: MeasuredPart) -> Part:

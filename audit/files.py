@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from ..targets.artifact import (
@@ -20,8 +23,9 @@ from ..targets.artifact import (
 )
 from ..targets.data import Data
 from ..targets.errors import InputError
+from ..targets.files import ordinary_file
 from ..targets.model import Target
-from ..targets.model_file import Kind, ModelFile, read_model_file
+from ..targets.model_file import FILE_BYTES, Facts, Kind, ModelFile, read_again, read_model_file
 from .plan import DENSE, Plan
 from .sections import InterfacePlan
 
@@ -69,6 +73,58 @@ class OpenedFile:
         return differentiable(self.file, self.assumptions, data.bounds, data.shape)
 
 
+class Reading(BaseModel):
+    """What was found out about a file, for other processes and later runs: they need not find it out again."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    digest: str
+    kind: Kind
+    facts: Facts
+    packed: bool
+    assumptions: Assumptions
+    notes: tuple[str, ...]
+    doubtful: bool
+
+
+def reading_of(file: OpenedFile) -> Reading:
+    return Reading(
+        digest=file.digest,
+        kind=file.kind,
+        facts=file.file.facts,
+        packed=file.file.packed,
+        assumptions=file.assumptions,
+        notes=file.notes,
+        doubtful=file.doubtful,
+    )
+
+
+def open_again(path: str, folder: Path, known: Reading) -> OpenedFile | None:
+    """A file of which everything is known; None: it has changed since."""
+    file = read_again(folder / path, known.digest, known.kind, known.facts, packed=known.packed)
+    return None if file is None else OpenedFile(path, file, known.assumptions, known.notes, known.doubtful)
+
+
+def paths_of(plan: Plan) -> dict[str, str]:
+    """The plan's finished files by the name of their candidate, and the dense model's."""
+    model = {} if plan.model is None or plan.model.file is None else {DENSE: plan.model.file}
+    return model | {name: one.file for name, one in plan.candidates.items() if one.file is not None}
+
+
+def question_of(plan: Plan, folder: Path, data: Data) -> Any:
+    """All that decides what the files of a plan are taken to mean, but for versions: a JSON value; None: no files."""
+    paths = paths_of(plan)
+    if not paths:
+        return None
+    digests = {}
+    for name, path in paths.items():
+        content = ordinary_file(folder / path, "the model", FILE_BYTES).read_bytes()
+        digests[name] = hashlib.sha256(content).hexdigest()
+    declared = {name: one.interface.model_dump(mode="json") for name, one in plan.candidates.items() if name in paths}
+    model = None if plan.model is None else plan.model.interface.model_dump(mode="json")
+    return [data.digest, plan.seed, digests, declared, model]
+
+
 def open_file(
     path: str,
     folder: Path,
@@ -100,16 +156,25 @@ def open_file(
     return OpenedFile(path, file, assumptions, (*said, *file.notes, *notes), doubtful)
 
 
-def open_all(plan: Plan, folder: Path, data: Data) -> dict[str, OpenedFile]:
+def open_all(
+    plan: Plan, folder: Path, data: Data, readings: Mapping[str, Reading] | None = None
+) -> dict[str, OpenedFile]:
     """Every file of the plan, by the name of its candidate, and the dense model's.
 
     A dense model and a file made from it see a record in the same way unless the data say otherwise: where the two were
     found to differ, and the dense model is as good the other way, it follows the file (whose rounded input gives more
     away).
 
+    Args:
+        readings: what was found out about all of them before.
+
     Raises:
         InputError, UnsafeInput: as `open_file`; a file is named and the data's targets are values.
     """
+    if readings is not None:
+        same = {name: open_again(path, folder, readings[name]) for name, path in paths_of(plan).items()}
+        if all(same.values()):
+            return {name: file for name, file in same.items() if file is not None}
     wanted = {name: one for name, one in plan.candidates.items() if one.file is not None}
     model = None if plan.model is None or plan.model.file is None else plan.model
     named = [*([] if model is None else [model.file]), *(one.file for one in wanted.values())]

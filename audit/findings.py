@@ -263,7 +263,7 @@ class Gate(Row):
 
 
 class NotMeasured(Row):
-    """A row that says what was left out and why (rule 9)."""
+    """What was left out, and why."""
 
     candidate: str | None
     what: str

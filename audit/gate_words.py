@@ -1,4 +1,4 @@
-"""The sentence of a gate: the figure, its change, the limit, what is doubtful, and what would settle it (rule 13)."""
+"""The sentence of a gate: the figure, its change, the limit, what is doubtful, and what would settle it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _distance(difference: float, metric: Metric) -> str:
 
 
 def what_settles(value: float, low: float, high: float, limit: float, n: int, available: int, metric: Metric) -> str:
-    """What would bring the interval to one side of the limit, and whether the data at hand can (rule 13)."""
+    """What would bring the interval to one side of the limit, and whether the data at hand can."""
     needed = records_needed(value, low, high, limit, n)
     told = " The interval reaches across the limit"
     if needed is None or needed > 1000 * n:

@@ -1,4 +1,4 @@
-"""The verdict that thresholds on findings give (DESIGN's rules 7 and 11 to 13).
+"""The verdict that thresholds on findings give.
 
 A gate is one limit applied to one candidate. It passes when the whole 95 % interval is within the limit, fails when the
 whole interval is beyond it, and is inconclusive otherwise; a trust flag turns a pass into inconclusive and never
@@ -37,7 +37,7 @@ def judge(low: float, high: float, limit: float, better: str, flags: Sequence[st
 
 
 def no_room(change: Change, limit: float) -> bool:
-    """Whether the parent could lose all it has, or all that a guesser has not, and keep the limit (rule 12).
+    """Whether the parent could lose all it has, or all that a guesser has not, and keep the limit.
 
     As far as is known: its interval lies within the limit, or its figure does, from which no candidate could lose more.
     """

@@ -18,7 +18,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..attacks.risk import ACCURACY, Chart
+from ..attacks.risk import ACCURACY, FRAMEWORKS, Chart
 from ..attacks.risk import Risk as RiskWords
 from . import charts, defense_views, dot_charts, footprint_views, risk_views, views, words
 from .findings import Audit, Candidate, Finding, Point, ThreatModel
@@ -65,6 +65,7 @@ def to_html(audit: Audit) -> str:
             defense_views=defense_views,
             words=words,
             ACCURACY=ACCURACY,
+            FRAMEWORKS=FRAMEWORKS,
         )
     )
 
@@ -176,9 +177,9 @@ def _panels(ix: views.Index, chart: Chart, columns: Sequence[views.Column]) -> l
             if name not in curves:
                 continue
             series.append(charts.Series(name, curves[name], place))
-            second = column.findings[name].curves.get(chart.dashed or "")
+            second = column.findings[name].curves.get(chart.dashed)
             if second:
-                series.append(charts.Series(name, second, place, dashed=True))
+                series.append(charts.Series(name, second, place, dashed=chart.dashed_title))
         if any(s.group for s in series):
             panels.append((title, series))
     rows = max((math.ceil(sum(not s.dashed for s in series) / 2) for _, series in panels), default=0)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..attacks.access import Flag
-from ..attacks.attack import Evidence
+from ..attacks.case import Evidence
 from ..attacks.preparation import Audited, Preparation, Prepared, Ran, Scope
 from ..attacks.statistics.rates import no_better_than_guessing
 from .attack_cells import attack_cell, evidence_of

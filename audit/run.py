@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 from ..compression.timing import Timed
 from ..targets.errors import Incomplete, InputError
 from .assemble import assemble, cells_of, known_metrics
+from .cells import Result, cell_key
 from .driver import executor_for, run
-from .environment import host, latencies
+from .environment import host, latencies, versions
 from .findings import SCHEMA, Audit, Environment
 from .plan import Plan
 from .policy import load_policy
@@ -19,7 +21,7 @@ from .schedule import Outcome
 from .sections import LocalEngine
 from .store import Store
 from .subject import Subject, resolve
-from .suite import Suite, spawn_argument
+from .suite import Suite, readings_of, spawn_argument
 from .writing import write
 
 
@@ -48,13 +50,17 @@ def run_audit(
         Incomplete: another run holds `out`, or cells failed; what is computed is kept.
     """
     started = time.monotonic()
-    spawn = None if subject is not None else ("crushproof.audit.suite:suite_of", spawn_argument(plan, folder))
-    suite = Suite(plan, subject or resolve(plan, folder))
+    in_memory = subject is not None
+    subject = subject or resolve(plan, folder, lambda question: recalled(out, question))
+    spawn = None if in_memory else ("crushproof.audit.suite:suite_of", spawn_argument(plan, folder, subject))
+    suite = Suite(plan, subject)
     policy = load_policy(plan.policy, folder, known_metrics(suite.lineup.attacks))
     cells = suite.cells() if only is None else suite.closure(cells_of(suite, only))
     if only is None:
         check_folder(out, plan)
     with Store(out) as store:
+        if subject.files:
+            store.put(readings_key(subject.question), Result(document=readings_of(subject)))
         engine = plan.engine if workers is None else LocalEngine(workers=workers)
         executor = executor_for(engine, store, spawn, device=suite.device.type)
         outcome = run(suite, store, executor, cells=cells, progress=progress)
@@ -72,6 +78,19 @@ def run_audit(
             "report; mend the cause and run the same command again to compute what is missing."
         )
     return audit
+
+
+def readings_key(question: Any) -> str:
+    """Under which the store keeps what finished files were found to mean."""
+    return cell_key("readings", versions(), question)
+
+
+def recalled(out: Path, question: Any) -> dict[str, Any] | None:
+    """What an earlier run into this folder found finished files to mean."""
+    if not (out / "evidence").is_dir():
+        return None
+    store, key = Store(out), readings_key(question)
+    return store.get(key).document if store.has(key) else None
 
 
 def check_folder(out: Path, plan: Plan) -> None:

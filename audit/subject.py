@@ -22,7 +22,7 @@ from ..training.architecture import Architecture
 from ..training.loop import Training
 from ..training.trainer import BuiltinTrainer, Trainer, UserTrainer
 from .audited import DenseModel
-from .files import OpenedFile, open_all
+from .files import OpenedFile, Reading, open_all, question_of
 from .identity import name_of, state_digest
 from .plan import DENSE, Plan
 from .sections import ModelPlan
@@ -45,6 +45,7 @@ class Subject:
         identity: decides cache keys together with the data's digest: architecture, trainer, given weights, and the
             code of all three. Files count in the cells of their own candidates.
         notes: sentences the reader of the report must know.
+        question: what decides the meaning of `files`, a JSON value; None: there are none.
     """
 
     data: Data
@@ -52,19 +53,29 @@ class Subject:
     identity: str
     files: Mapping[str, OpenedFile] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    question: Any = None
 
 
-def resolve(plan: Plan, folder: Path) -> Subject:
+Recall = Callable[[Any], Mapping[str, Any] | None]  # from a question to the JSON of the readings that answer it
+
+
+def resolve(plan: Plan, folder: Path, recall: Recall | None = None) -> Subject:
     """Loads what the plan names; paths and modules are looked up in `folder`, where the plan lies.
+
+    Args:
+        recall: gives what another process or run found out about the finished files, if one did.
 
     Raises:
         InputError, UnsafeInput: as the loaders of data, weights and files do, and for a `module:function` that is not
             there or fails.
     """
     data = load_data(plan, folder)
-    files = open_all(plan, folder, data)
+    question = question_of(plan, folder, data)
+    known = None if recall is None or question is None else recall(question)
+    readings = None if known is None else {name: Reading.model_validate(one) for name, one in known.items()}
+    files = open_all(plan, folder, data, readings)
     if plan.model is None:
-        return Subject(data, None, "files", files)
+        return Subject(data, None, "files", files, question=question)
     state: dict[str, Tensor] | None
     changed: tuple[str, ...] = ()
     if plan.model.file is not None:
@@ -95,6 +106,7 @@ def resolve(plan: Plan, folder: Path) -> Subject:
         "|".join([*digests, trainer.identity]),
         files,
         (SHADOWS_DIFFER,) if differ else (),
+        question,
     )
 
 

@@ -1,4 +1,4 @@
-"""What the report works out from an audit before a template prints it: its rows by name, picks, mends, gaps.
+"""What the report works out from an audit before a template prints it: its rows by name, picks, fixes, gaps.
 
 Nothing here measures anything; every figure comes from the audit or is a difference of two figures in it.
 """
@@ -141,11 +141,11 @@ def picks(ix: Index) -> list[tuple[str, Candidate, str]]:
 _OF_THE_DEFENSE = {"rounding", "rounding_seed", "calibration_inputs", "calibration_records"}
 
 
-def _bones(recipe: Any) -> Any:
+def _without_defense_fields(recipe: Any) -> Any:
     """A recipe without what a hardened form of it differs in."""
     if isinstance(recipe, dict):
-        return {key: _bones(value) for key, value in recipe.items() if key not in _OF_THE_DEFENSE}
-    return [_bones(item) for item in recipe] if isinstance(recipe, list | tuple) else recipe
+        return {key: _without_defense_fields(value) for key, value in recipe.items() if key not in _OF_THE_DEFENSE}
+    return [_without_defense_fields(item) for item in recipe] if isinstance(recipe, list | tuple) else recipe
 
 
 def counterpart(ix: Index, hardened: Candidate) -> Candidate | None:
@@ -153,11 +153,15 @@ def counterpart(ix: Index, hardened: Candidate) -> Candidate | None:
     if hardened.role == "dense":
         return ix.plain
     plain = [c for c in ix.audit.candidates if c.role != "dense" and c.defense is None]
-    same = [c for c in plain if c.recipe is not None and _bones(c.recipe) == _bones(hardened.recipe)]
+    same = [
+        c
+        for c in plain
+        if c.recipe is not None and _without_defense_fields(c.recipe) == _without_defense_fields(hardened.recipe)
+    ]
     return same[0] if same else None
 
 
-def mend(ix: Index, candidate: Candidate) -> str:
+def cheapest_fix(ix: Index, candidate: Candidate) -> str:
     """The cheapest measured defense under which the same recipe passes what this candidate fails, in a sentence.
 
     Where the same recipe was not audited with a defense that helps, the same technique is looked at.
@@ -171,24 +175,24 @@ def mend(ix: Index, candidate: Candidate) -> str:
         return f"No defense gives {lost} back: compress less, or fine-tune." if failed else ""
     rest = " Its accuracy needs less compression." if len(risks) < len(failed) else ""
     names = enumerate_words([in_text(ix.metric(f.metric)) for f in risks])
-    menders = []
+    fixes = []
     for other in ix.audit.candidates:
         if other.defense is None or other.role != "candidate" or other.technique != candidate.technique:
             continue
         theirs = [ix.findings.get(f"{other.name}/{suffix(f)}") for f in risks]
         if all(t is not None and t.verdict == "pass" and _safer(t, f) for t, f in zip(theirs, risks, strict=True)):
-            menders.append(other)
-    if not menders:
-        return f"None of the measured defenses mends its {names}.{rest}"
+            fixes.append(other)
+    if not fixes:
+        return f"None of the measured defenses fixes its {names}.{rest}"
 
     def other_recipe(c: Candidate) -> bool:
-        return bool(_bones(c.recipe) != _bones(candidate.recipe))
+        return bool(_without_defense_fields(c.recipe) != _without_defense_fields(candidate.recipe))
 
-    best = min(menders, key=lambda c: (other_recipe(c), c.verdict != "pass", -c.merit))
+    best = min(fixes, key=lambda c: (other_recipe(c), c.verdict != "pass", -c.merit))
     cost = signed(best.quality.estimate - candidate.quality.estimate, candidate.quality_metric)
     also = "" if best.verdict == "pass" else f", itself {best.verdict} on another count"
     how = (
-        f"What mends {names}: {label(best.defense_words or best.defense or '')}, measured as {label(best.name)}{also} "
+        f"What fixes {names}: {label(best.defense_words or best.defense or '')}, measured as {label(best.name)}{also} "
         f"(accuracy {cost} points)."
     )
     aside = " That is another recipe of the same kind; this one was not measured with it." if other_recipe(best) else ""

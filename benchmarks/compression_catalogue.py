@@ -10,7 +10,7 @@ import torch
 from compression_nets import SEED, Task
 from torch import Tensor, nn
 
-from crushproof.attacks.attack import Case
+from crushproof.attacks.case import Case
 from crushproof.attacks.evasion.evasion import Evasion
 from crushproof.attacks.evasion.pgd import Pgd
 from crushproof.compression.footprint import footprint

@@ -141,7 +141,7 @@ def _share(cells: list[dict[str, Any]], key: str, value: object) -> float | None
 
 def outcomes() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Which of the digits' non-members an adversarially trained and a plain net withstand at epsilon .1."""
-    from crushproof.attacks.attack import Case
+    from crushproof.attacks.case import Case
     from crushproof.attacks.evasion.evasion import Evasion
     from crushproof.defenses.adversarial_training import AdversarialTraining
     from crushproof.targets.data import load_digits
@@ -205,7 +205,7 @@ def planted() -> tuple[list[Row], list[dict[str, Any]]]:
 def _verdict(
     robust: np.ndarray[Any, Any], weak: np.ndarray[Any, Any], share: float, noise: float, stream: np.random.Generator
 ) -> str:
-    from crushproof.audit.estimates import rate_change
+    from crushproof.attacks.statistics.rates import paired_change
     from crushproof.audit.judging import judge
 
     chosen = stream.integers(0, len(robust), RECORDS)
@@ -214,7 +214,7 @@ def _verdict(
     rate = parent.mean()
     lost = parent & (stream.random(RECORDS) < noise / max(rate, 1e-9))
     won = ~parent & (stream.random(RECORDS) < noise / max(1 - rate, 1e-9))
-    change = rate_change((mixed & ~lost) | won, parent, "dense")
+    change = paired_change((mixed & ~lost) | won, parent)
     return judge(change.low, change.high, LIMIT, "higher")
 
 

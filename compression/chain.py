@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SerializeAsAny, field_validator
@@ -11,9 +12,6 @@ from ..targets.data import Bounds, Records
 from ..targets.errors import InputError, NotApplicable
 from ..targets.seeds import derive
 from .recipe import RECIPES, Recipe
-
-INTEGERS = ("quantize", "mixed-precision")  # kinds whose result nothing can follow
-AFTER_SPARSITY = ("share", *INTEGERS)  # kinds that leave the activations that a layer chooses from as they are
 
 
 @RECIPES.register
@@ -44,15 +42,15 @@ class Chain(Recipe):
     @field_validator("steps")
     @classmethod
     def _order(cls, steps: tuple[Recipe, ...]) -> tuple[Recipe, ...]:
-        kinds = [step.kind for step in flat(steps)]
-        for position, kind in enumerate(kinds[:-1]):
-            following = kinds[position + 1]
-            if kind in INTEGERS:
-                raise ValueError(f"{kind} must be the last step: no other recipe works on integer weights")
-            if "dynamic-sparsity" in kinds[: position + 1] and following not in AFTER_SPARSITY:
+        counting: Recipe | None = None
+        for step, following in pairwise(flat(steps)):
+            counting = step if step.counts_activations else counting
+            if step.is_last:
+                raise ValueError(f"{step.kind} must be the last step: no other recipe works on integer weights")
+            if counting is not None and not following.keeps_activations:
                 raise ValueError(
-                    f"{following} cannot follow dynamic-sparsity, which counts the activations of the layers as they "
-                    f"are; put {following} before it"
+                    f"{following.kind} cannot follow {counting.kind}, which counts the activations of the layers as "
+                    f"they are; put {following.kind} before it"
                 )
         return steps
 

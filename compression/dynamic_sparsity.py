@@ -7,7 +7,7 @@ runtime does. So it is never claimed as speed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -32,6 +32,7 @@ class DynamicSparsity(Recipe):
     Weights stay as they are.
     """
 
+    counts_activations: ClassVar[bool] = True
     kind: Literal["dynamic-sparsity"] = "dynamic-sparsity"
     keep: float = Field(
         0.5, gt=0, lt=1, description="share of the activations that go into a layer; at least one, exactly so many"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -31,6 +31,8 @@ class MixedPrecision(Recipe):
     met. No timing decides anything.
     """
 
+    is_last: ClassVar[bool] = True
+    keeps_activations: ClassVar[bool] = True
     kind: Literal["mixed-precision"] = "mixed-precision"
     average_bits: float = Field(
         4.0, ge=2, le=8, description="budget: bits per weight at most, on the weighted average over the layers"

@@ -40,6 +40,8 @@ class Quantize(Recipe):
     """
 
     family: ClassVar[str] = "Quantization"
+    is_last: ClassVar[bool] = True
+    keeps_activations: ClassVar[bool] = True
     kind: Literal["quantize"] = "quantize"
     number: Number = Field(
         "integer",

@@ -17,10 +17,15 @@ class Recipe(Technique):
 
     `touches_records` and `trains` are what an audit must know before it runs the recipe: whether the members leave a
     trace in the candidate (calibration, fine-tuning: then DP-SGD's epsilon is void), and whether it is costly enough
-    for fewer shadow replays.
+    for fewer shadow replays. What a chain must know, and a class says where it is so: `is_last`, nothing can follow
+    it (no recipe works on integers); `counts_activations`, what follows must leave the activations of every layer as
+    they are; `keeps_activations`, it does that.
     """
 
     family: ClassVar[str] = ""  # under which a report groups its candidates; from `kind` where a class gives none
+    is_last: ClassVar[bool] = False
+    counts_activations: ClassVar[bool] = False
+    keeps_activations: ClassVar[bool] = False
     kind: str
 
     @classmethod

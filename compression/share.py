@@ -28,6 +28,7 @@ class Share(Recipe):
     """
 
     family: ClassVar[str] = "Weight sharing"
+    keeps_activations: ClassVar[bool] = True
     kind: Literal["share"] = "share"
     clusters: int = Field(
         16,

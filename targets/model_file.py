@@ -10,6 +10,7 @@ that no bytes, our own and those from a store included, reach a runtime unchecke
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from dataclasses import dataclass
@@ -185,6 +186,19 @@ def read_model_file(path: Path) -> ModelFile:
         inputs, states = without_states(facts.inputs, facts.outputs)
         facts = facts.model_copy(update={"inputs": inputs, "zeroed": tuple(port.name for port in states)})
     return ModelFile(kind, data, facts, packed=data is not stored)
+
+
+def read_again(path: Path, digest: str, kind: Kind, facts: Facts, *, packed: bool) -> ModelFile | None:
+    """A file that was read and found harmless before, by `read_model_file`; None: it is another one by now.
+
+    Args:
+        digest: sha256 (hex) of what was read, unpacked; the rest as `ModelFile` had it.
+
+    Raises:
+        InputError: as `read_model_file`, where there is no such file.
+    """
+    data = unpacked(ordinary_file(path, "the model", FILE_BYTES).read_bytes(), path.name, FILE_BYTES)
+    return ModelFile(kind, data, facts, packed) if hashlib.sha256(data).hexdigest() == digest else None
 
 
 def exported(data: bytes) -> ModelFile:

@@ -11,7 +11,7 @@ import torch
 from evasion_cases import LENGTH, WORDS, Pooled, case_of
 from torch import Tensor, nn
 
-from crushproof.attacks.attack import Case
+from crushproof.attacks.case import Case
 from crushproof.attacks.evasion.categories import not_pixels, one_hot, one_hot_blocks
 from crushproof.attacks.evasion.evasion import Evasion
 from crushproof.compression.onnx_export import to_onnx

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from crushproof.attacks.attack import ATTACKS
 from crushproof.attacks.evasion.engine import PERTURBERS, Search
 from crushproof.attacks.evasion.pgd import Pgd
 from crushproof.audit.catalogue import catalogue
+from crushproof.audit.cli import app
+from crushproof.audit.doctor import examine
+from crushproof.audit.exit_codes import EXIT_CODES
 from crushproof.audit.plan import Plan
 from crushproof.audit.run import run_audit
 from crushproof.compression.recipe import RECIPES
@@ -77,13 +81,17 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list
     return {group: list(kinds) for group, kinds in groups.items()}
 
 
-def test_every_example_is_short_and_in_the_catalogue(installed: dict[str, list[str]]) -> None:
+def test_every_example_is_short_and_in_catalogue_and_doctor(installed: dict[str, list[str]]) -> None:
     entries = {entry.kind: entry for entry in catalogue()}
     for group, kinds in installed.items():
         for kind in kinds:
             cls = REGISTRIES[group].kinds()[kind]
             assert entries[kind].summary == (cls.__doc__ or "").partition("\n")[0]
             assert all(parameter.description for parameter in entries[kind].parameters), kind
+    rows = [(check.state, check.what, check.words) for check in examine(EXAMPLES)]
+    brought = {(what, words.rpartition(" ")[2].strip("()")) for state, what, words in rows if state == "ok"}
+    assert {(kind, group) for group, kinds in installed.items() for kind in kinds} <= brought
+    assert sum(what == "onnx-reference" for _, what, _ in rows) == 2, "a runtime has a row of its own too"
     for file in EXAMPLES.glob("*.py"):
         assert len(file.read_text().splitlines()) <= LINES.get(file.name, 100), file.name
 
@@ -117,6 +125,23 @@ def test_an_audit_with_nothing_but_examples(installed: Any, tmp_path: Path) -> N
         "powers of two, 1 per layer",
     ):
         assert words in text
+
+
+def test_readme_knows_every_command_and_every_exit_code() -> None:
+    readme = (ROOT / "README.md").read_text()
+    commands = [one.name or one.callback.__name__ for one in app.registered_commands if one.callback is not None]
+    assert len(commands) > 7
+    assert [one for one in commands if f"`crushproof {one}" not in readme] == []
+    table = readme.partition("### Exit codes")[2].split("##")[0]
+    codes = {int(code) for code in re.findall(r"\d+", table.splitlines()[2])}
+    assert codes == EXIT_CODES.keys()
+
+
+def test_no_link_leads_nowhere() -> None:
+    """Of the pages that are read in the repository; mkdocs checks its own, those made while it builds included."""
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
 def test_the_picture_of_the_parts_is_current() -> None:

@@ -13,7 +13,7 @@ from evasion_cases import RADII, N, case_of, survivors
 from torch import Tensor, nn
 
 from crushproof.attacks.access import Ledger
-from crushproof.attacks.attack import Case, Evidence
+from crushproof.attacks.case import Case, Evidence
 from crushproof.attacks.evasion.apgd import Apgd, checkpoints
 from crushproof.attacks.evasion.ball import Ball, Norm
 from crushproof.attacks.evasion.case import EvasionInputs

@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from crushproof.attacks.attack import Case, Evidence
+from crushproof.attacks.case import Case, Evidence
 from crushproof.attacks.extraction.extraction import (
     UNQUERIED,
     Extraction,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,15 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from crushproof.audit import cli
-from crushproof.audit.files import open_file
+from crushproof.audit import cli, files
+from crushproof.audit.files import open_file, question_of, reading_of
 from crushproof.audit.findings import Audit, Candidate
 from crushproof.audit.model_cells import take_file
 from crushproof.audit.one_file import candidate_name
 from crushproof.audit.plan import Plan
 from crushproof.audit.sections import InterfacePlan
+from crushproof.audit.subject import resolve
+from crushproof.audit.suite import spawn_argument, suite_of
 from crushproof.compression.onnx_export import to_onnx
 from crushproof.targets import _read_onnx
 from crushproof.targets.data import Bounds, Data, Records
@@ -249,3 +252,25 @@ def test_plans_of_files_are_checked(folder: Path, tmp_path: Path) -> None:
         assert code == 2, words
         if words != "no finished file, or":
             assert words in " ".join(said.split())
+
+
+def test_what_a_file_means_is_found_out_once(folder: Path, digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker, and the next run, are told; a file that changed in the meantime is looked at again."""
+    shipped = folder / "shipped.onnx"
+    shutil.copy(folder / "int8.onnx", shipped)
+    data = {"kind": "npz", "path": "test.npz", "bounds": [0, 255]}
+    plan = Plan.model_validate({"data": data, "candidates": {"shipped": {"file": "shipped.onnx"}}})
+    first = resolve(plan, folder)
+    asked: list[str] = []
+    monkeypatch.setattr(files, "assume", lambda *_: asked.append("assume"))
+    monkeypatch.setattr(files, "read_model_file", lambda *_: asked.append("read"))
+    second = suite_of(spawn_argument(plan, folder, first)).subject
+    assert asked == []
+    assert second.files["shipped"].identity == first.files["shipped"].identity
+    assert second.files["shipped"].notes == first.files["shipped"].notes
+    told = {"shipped": reading_of(first.files["shipped"]).model_dump(mode="json")}
+    assert resolve(plan, folder, lambda question: told if question == first.question else None).files
+    shutil.copy(folder / "tampered.onnx", shipped)
+    monkeypatch.undo()
+    assert resolve(plan, folder, lambda question: told).files["shipped"].digest != first.files["shipped"].digest
+    assert question_of(plan, folder, first.data) != first.question

@@ -16,7 +16,8 @@ from scipy.special import polygamma
 from torch import Tensor, nn
 
 from crushproof.attacks.access import Flag
-from crushproof.attacks.attack import ATTACKS, Case
+from crushproof.attacks.attack import ATTACKS
+from crushproof.attacks.case import Case
 from crushproof.attacks.membership.blind import blind_scores
 from crushproof.attacks.membership.case import MembershipCase, ShadowSignals
 from crushproof.attacks.membership.membership import Membership, related

@@ -17,10 +17,11 @@ from crushproof.attacks.evasion.pgd import Pgd
 from crushproof.audit import sources
 from crushproof.audit.catalogue import catalogue
 from crushproof.audit.doctor import examine
-from crushproof.audit.engine import Outcome, run
+from crushproof.audit.driver import run
 from crushproof.audit.identity import technique_identity
 from crushproof.audit.lineup import numbered
 from crushproof.audit.plan import Plan, check_techniques
+from crushproof.audit.schedule import Outcome
 from crushproof.audit.settings import technique_like
 from crushproof.audit.sources import release, source_digest
 from crushproof.audit.store import Store
@@ -36,17 +37,29 @@ PLUGIN = """
 from types import SimpleNamespace
 from typing import ClassVar, Literal
 import numpy as np
-from crushproof.attacks.attack import Attack, Evidence
-from crushproof.attacks.evasion.engine import Access, Perturber
+from crushproof.attacks.access import Access
+from crushproof.attacks.attack import Attack
+from crushproof.attacks.case import Evidence
+from crushproof.attacks.evasion.engine import Perturber
+from crushproof.attacks.measurement import Mean, Measurement
+from crushproof.attacks.preparation import Ran
+from crushproof.attacks.risk import Chart, Metric, Risk
 from crushproof.compression.recipe import Recipe
 from crushproof.targets.runtime import Runtime
 from plug_helper import VALUE
 
+FIGURE = Metric(name="probed", title="Probed", subject="what was probed", unit="number", better="lower", meaning="")
+
 class Probe(Attack):
     kind: Literal["candidate"] = "candidate"
-    risk: ClassVar[str] = "probe"
+    risk: ClassVar[Risk] = Risk(
+        name="probe", title="Probe", question="", wants="", harm="", advice=(), reading="", chart=Chart(x="", curve="")
+    )
+    metrics: ClassVar[tuple[Metric, ...]] = (FIGURE,)
     def run(self, case, *, seed):
         return Evidence({"value": np.array([VALUE])}, {})
+    def measure(self, results):
+        return [Measurement(FIGURE, "probe", Mean(results.evidence(Ran(results.model.name)).arrays["value"]))]
 
 class Part(Perturber):
     kind: Literal["probing"] = "probing"
@@ -194,7 +207,8 @@ def test_a_class_without_a_file_counts_by_its_code() -> None:
     found = []
     for body in ("return 1", "return 2", "return 1"):
         names: dict[str, Any] = {"Attack": Attack, "Literal": Literal, "__name__": "__main__"}
-        exec(f"class Own(Attack):\n  kind: str = 'own'\n  def run(self, case, *, seed): {body}", names)
+        methods = f"  def run(self, case, *, seed): {body}\n  def measure(self, results): return []"
+        exec(f"class Own(Attack):\n  kind: str = 'own'\n{methods}", names)
         found.append(technique_identity(names["Own"]()))
     assert found[0] == found[2] != found[1]
     assert technique_identity(Evasion()) == [Evasion().model_dump(mode="json")], "ours: the version in every key"

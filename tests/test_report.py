@@ -212,16 +212,16 @@ def test_picks_are_the_best_of_those_that_pass(audit: Audit) -> None:
 
 def test_a_mend_is_named_only_where_it_was_measured(audit: Audit) -> None:
     ix = views.index(audit)
-    assert "int8-advtrain" in views.mend(ix, ix.candidates["int2"])
-    assert "another recipe" in views.mend(ix, ix.candidates["int2"])
-    assert "None of the measured defenses" in views.mend(ix, ix.candidates["channels50"])
+    assert "int8-advtrain" in views.cheapest_fix(ix, ix.candidates["int2"])
+    assert "another recipe" in views.cheapest_fix(ix, ix.candidates["int2"])
+    assert "None of the measured defenses" in views.cheapest_fix(ix, ix.candidates["channels50"])
     # Its hardened twin is inconclusive on robust accuracy, so it mends nothing yet.
-    assert "None of the measured defenses" in views.mend(ix, ix.candidates["student"])
+    assert "None of the measured defenses" in views.cheapest_fix(ix, ix.candidates["student"])
     passed = [
         f.model_copy(update={"verdict": "pass"}) if f.id == "student-advtrain/evasion" else f for f in audit.findings
     ]
     ix = views.index(audit.model_copy(update={"findings": passed}))
-    sentence = views.mend(ix, ix.candidates["student"])
+    sentence = views.cheapest_fix(ix, ix.candidates["student"])
     assert "student-advtrain" in sentence
     assert "another recipe" not in sentence
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crushproof.attacks.access import Access
-from crushproof.attacks.attack import Case
+from crushproof.attacks.case import Case
 from crushproof.attacks.evasion import trust
 from crushproof.attacks.evasion.apgd import Apgd
 from crushproof.attacks.evasion.ball import Ball

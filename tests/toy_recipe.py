@@ -39,6 +39,7 @@ class Three(Recipe):
     kind: Literal["three-values"] = "three-values"
     threshold: float = Field(0.7, gt=0, description="weights below so many times the mean magnitude become 0")
 
+    is_last: ClassVar[bool] = True
     touches_records: ClassVar[bool] = False
     trains: ClassVar[bool] = False
     phrase: ClassVar[str] = "weights of three values"

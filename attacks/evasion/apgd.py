@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..attack import Case
+from ..case import Case
 from .ball import per_record
 from .engine import PERTURBERS, Gradients, Search
 from .pgd import GradientPerturber

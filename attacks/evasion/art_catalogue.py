@@ -22,7 +22,7 @@ from ...targets.errors import NotApplicable
 from ...targets.model import frozen_copy
 from ...targets.seeds import derive, global_seed
 from ..access import Access, Ledger
-from ..attack import Case
+from ..case import Case
 from .engine import PERTURBERS, Perturber, Search
 
 # Which of ART's classes work on answers alone. The rest get gradients: several of them use some without declaring it.

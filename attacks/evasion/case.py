@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..attack import Case
+from ..case import Case
 
 
 @dataclass(frozen=True)

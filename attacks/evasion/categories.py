@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...targets.model import device_of
 from ..access import Ledger
-from ..attack import Case
+from ..case import Case
 from .engine import Gradients
 
 LEAST_RECORDS = 20  # fewer may look like categories by accident

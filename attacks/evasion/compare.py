@@ -8,21 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ...targets.certificate import AGREEMENT
 from ..access import Access, Flag
-from ..attack import Evidence
+from ..case import Evidence
 from ..measurement import Bools, Comparison, Rate
 from ..preparation import Ran, Results
 from ..statistics.rates import percent
 from . import trust
+from .parameters import EvasionParameters
 from .preparations import Radius, ReplayedBothWays, RoomToFall, radii_of
-
-if TYPE_CHECKING:
-    from .evasion import Evasion
 
 REPLAYED = "transfer from its candidates"  # as a dense model faces it; no part can be labelled so
 BOTH_WAYS = "transfer both ways"  # as a change counts it
@@ -39,7 +37,7 @@ class Found:
     """
 
     evidence: Evidence
-    attack: Evasion
+    attack: EvasionParameters
     robust: Bools
     flags: tuple[str, ...]
     part_flags: dict[str, list[str]]
@@ -55,7 +53,7 @@ class Found:
         return None if array is None else np.asarray(array, dtype=bool)
 
 
-def found_on(results: Results, name: str, attack: Evasion, against: str | None = None) -> Found | None:
+def found_on(results: Results, name: str, attack: EvasionParameters, against: str | None = None) -> Found | None:
     """What was found on one model; None where the attack did not run.
 
     Args:
@@ -90,7 +88,7 @@ def found_on(results: Results, name: str, attack: Evasion, against: str | None =
     return Found(evidence, resolved, robust, tuple(sorted(flags)), part_flags, together)
 
 
-def chosen_radius(results: Results, attack: Evasion) -> dict[str, Any] | None:
+def chosen_radius(results: Results, attack: EvasionParameters) -> dict[str, Any] | None:
     """The fields of `radius.Radius` that was chosen for the attack; None where it names its own, or none could be."""
     if not attack.automatic:
         return None
@@ -98,7 +96,7 @@ def chosen_radius(results: Results, attack: Evasion) -> dict[str, Any] | None:
     return None if chosen is None else dict(chosen.document["radius"])
 
 
-def resolve_radius(results: Results, attack: Evasion) -> Evasion | None:
+def resolve_radius(results: Results, attack: EvasionParameters) -> EvasionParameters | None:
     """The attack with the radius that was chosen for it; None where none could be."""
     if not attack.automatic:
         return attack
@@ -106,12 +104,14 @@ def resolve_radius(results: Results, attack: Evasion) -> Evasion | None:
     return None if chosen is None else attack.at(*radii_of(chosen))
 
 
-def _replay(results: Results, attack: Evasion, candidate: str, baseline: str) -> Any:
+def _replay(results: Results, attack: EvasionParameters, candidate: str, baseline: str) -> Any:
     scope = results.scope
     return results.prepared(ReplayedBothWays(scope.label, candidate, baseline, attack.radii(scope), attack.records))
 
 
-def _flags_with_replays(evidence: Evidence, attack: Evasion, replayed: Bools) -> tuple[set[str], dict[str, list[str]]]:
+def _flags_with_replays(
+    evidence: Evidence, attack: EvasionParameters, replayed: Bools
+) -> tuple[set[str], dict[str, list[str]]]:
     """The flags of a dense model's worst case once inputs crafted on its candidates are among its attacks."""
     summary = evidence.summary
     access = {part: Access(value) for part, value in summary["part_access"].items()} | {REPLAYED: Access.LABELS}
@@ -128,7 +128,9 @@ def _flags_with_replays(evidence: Evidence, attack: Evasion, replayed: Bools) ->
     return set(trust.union_flags(access, by_part, fooled)), by_part
 
 
-def like_for_like(results: Results, attack: Evasion, name: str, mine: Found, theirs: Found) -> Comparison | None:
+def like_for_like(
+    results: Results, attack: EvasionParameters, name: str, mine: Found, theirs: Found
+) -> Comparison | None:
     """Over what both models faced with the same parameters; None where there is no such part."""
     both: dict[str, tuple[Bools, Bools]] = {}
     for part in mine.summary["parts"]:
@@ -161,7 +163,7 @@ def _chance(results: Results, baseline: Found) -> float:
     return chance if chance < float(np.mean(baseline.evidence.arrays["clean_correct"])) / 6 else 0.0
 
 
-def _instead(results: Results, parent: str, attack: Evasion) -> str | None:
+def _instead(results: Results, parent: str, attack: EvasionParameters) -> str | None:
     """The epsilon at which the parent keeps about half of its accuracy, where at the gate's it keeps next to none."""
     found = results.prepared(RoomToFall(results.scope.label, parent, attack.norm))
     radius = None if found is None else found.document["radius"]

@@ -22,7 +22,7 @@ from ...targets.model import BATCH, Target, frozen_copy
 from ...targets.seeds import derive
 from ...targets.technique import Registry, Technique
 from ..access import Access, Ledger
-from ..attack import Case
+from ..case import Case
 from .ball import Ball, Norm, per_record
 from .slopes import SlopesPastClips
 

@@ -2,60 +2,31 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import BeforeValidator, Field, PositiveInt, SerializeAsAny, field_validator, model_validator
 
 from ...targets.errors import InputError, NotApplicable
 from ...targets.seeds import derive
-from ...targets.technique import Registry
-from ..attack import ATTACKS, Attack, Case, Evidence
+from ..attack import ATTACKS, Run
+from ..case import Case, Evidence
 from ..measurement import Measurement
-from ..preparation import Audited, Inputs, Need, Ran, Results, Run, Scope
-from ..risk import Metric, Risk
+from ..preparation import Audited, Inputs, Need, Ran, Results, Scope
 from ..statistics.power import unseen_loss
-from .apgd import Apgd
-from .ball import Norm, whole_range
+from .ball import whole_range
 from .case import EvasionInputs, prepared_for
 from .categories import not_pixels
-from .engine import PERTURBERS, Perturber
+from .engine import Perturber
 from .evasion_run import EvasionRun, PartResult, attack_by
 from .measure import WITHOUT_DRAW, measure_evasion
-from .pgd import GradientPerturber, Pgd
+from .parameters import EvasionParameters
+from .pgd import GradientPerturber
 from .preparations import CraftedOnParent, Radii, ReplayedBothWays, RoomToFall
-from .radius import choose, curve
-from .risk import EVASION, ROBUST_ACCURACY
-from .square import Square
-from .transfer import Transfer
-
-
-def parse_part(raw: Any) -> Perturber:
-    """A part from a mapping with `kind`, a bare kind, or a perturber as it is."""
-    try:
-        return PERTURBERS.parse(raw)
-    except InputError as error:
-        raise ValueError(str(error)) from None  # pydantic adds where in the plan it stands
-
-
-Part = Annotated[SerializeAsAny[Perturber], BeforeValidator(parse_part)]
-
-# Measured on digits at epsilon .1, records of 300 left standing: APGD 137 after 20 steps and 136 after 40; PGD 144; the
-# two together 135, all attacks tried (3 restarts of 100 steps among them) together 131. Square 160 after 200 queries.
-DEFAULT_PARTS: tuple[Perturber, ...] = (
-    Pgd(steps=20, loss="margin"),
-    Apgd(steps=20, restarts=2),
-    Pgd(steps=20, gradients="native"),
-    Transfer(),
-    Square(queries=200),
-)
+from .radius import choose
 
 
 @ATTACKS.register
-class Evasion(Attack):
+class Evasion(EvasionParameters):
     """Adversarial inputs within epsilon of the record: robust accuracy, worst case over several attackers.
 
     Without a radius, `epsilon: auto` takes the one at which the dense model is neither untouched nor on the floor
@@ -72,96 +43,6 @@ class Evasion(Attack):
     gate's epsilon; see `trust.union_flags`), `without_gradient` (by part, how many records withstood it there
     without ever giving a gradient).
     """
-
-    kind: Literal["evasion"] = "evasion"
-    risk: ClassVar[Risk] = EVASION
-    metrics: ClassVar[tuple[Metric, ...]] = (ROBUST_ACCURACY,)
-    parts_known: ClassVar[Registry[Any] | None] = PERTURBERS
-
-    norm: Norm = Field("linf", description="linf or l2; both in units of [0, 1] pixels")
-    epsilon: float | Literal["auto"] | None = Field(
-        "auto",
-        description="the radius the policy judges, with a curve from .3 to 1.5 times it; auto: where the dense model "
-        "keeps about half of its accuracy. Or name `epsilons`",
-    )
-    epsilons: tuple[float, ...] = Field((), description="radii of your own instead, smallest first")
-    gate_epsilon: float | None = Field(
-        None, description="which of `epsilons` the policy judges; .1, or the largest if that is none of them"
-    )
-    records: PositiveInt = Field(300, description="how many of the evaluation records are attacked, at most")
-    parts: tuple[Part, ...] = Field(DEFAULT_PARTS, description="the attackers the worst case is over")
-
-    @field_validator("epsilons")
-    @classmethod
-    def _ascending(cls, epsilons: tuple[float, ...]) -> tuple[float, ...]:
-        if epsilons and (min(epsilons) <= 0 or len(set(epsilons)) < len(epsilons)):
-            raise ValueError("epsilons must be one or more positive numbers, each named once")
-        return tuple(sorted(epsilons))
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_way_to_say_it(cls, raw: Any) -> Any:
-        """A single `epsilon` stands for its curve; `epsilons` without a gate are judged at .1 or at the largest."""
-        if not isinstance(raw, Mapping):
-            return raw
-        epsilon, epsilons, gate = _number(raw.get("epsilon")), raw.get("epsilons"), _number(raw.get("gate_epsilon"))
-        if epsilons is not None and not isinstance(epsilons, list | tuple):
-            return raw
-        epsilons = None if epsilons is None else [_number(value) for value in epsilons]
-        if epsilon is not None and (epsilons or gate is not None):
-            raise ValueError("name either epsilon, or epsilons and gate_epsilon")
-        if epsilon is None and not epsilons:
-            if epsilons is not None and "epsilon" not in raw:
-                raise ValueError("epsilons must be one or more positive numbers, each named once")
-            if gate is not None:
-                raise ValueError(f"gate_epsilon {gate} is not among epsilons []; name the radii under epsilons")
-            return {**raw, "epsilon": "auto"}
-        if isinstance(epsilon, float):
-            radii = curve(epsilon, 1.0 if raw.get("norm", "linf") == "linf" else math.inf)
-            return {**raw, "epsilon": None, "epsilons": radii, "gate_epsilon": epsilon}
-        numbers = [value for value in epsilons or () if isinstance(value, float)]
-        if numbers and gate is None:
-            gate = 0.1 if 0.1 in numbers else max(numbers)
-        return {**raw, "epsilon": epsilon, "epsilons": epsilons or (), "gate_epsilon": gate}
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Evasion:
-        if not self.parts:
-            raise ValueError("parts is empty: name at least one attacker, for example pgd")
-        names = [part.part for part in self.parts]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"two parts are called {twice[0]!r}: give one of them a `label` of its own")
-        if self.automatic:
-            return self
-        largest = max(self.epsilons)
-        if self.norm == "linf" and largest > 1:
-            raise ValueError(
-                f"epsilon {largest:g} is more than the whole range of a pixel: epsilon counts in units of [0, 1]. "
-                f"Did you mean {largest:g}/255?"
-            )
-        if self.gate not in self.epsilons:
-            raise ValueError(f"gate_epsilon {self.gate:g} is not among epsilons {list(self.epsilons)}")
-        return self
-
-    @property
-    def automatic(self) -> bool:
-        """Whether the radius is still to be chosen (`at`)."""
-        return self.epsilon == "auto"
-
-    @property
-    def gate(self) -> float:
-        """The radius the policy judges, once there is one."""
-        assert self.gate_epsilon is not None, "the radius is still to be chosen"
-        return self.gate_epsilon
-
-    def at(self, epsilon: float, epsilons: tuple[float, ...]) -> Evasion:
-        """The same attack at these radii, judged at the first argument."""
-        return self.model_copy(update={"epsilon": None, "epsilons": epsilons, "gate_epsilon": epsilon})
-
-    def radii(self, scope: Scope) -> Radii:
-        """Its epsilons, or where they come from."""
-        return Radii(self.norm, self.epsilons, None if self.automatic else self.gate, scope.reference.name)
 
     def runs(self, model: Audited, scope: Scope) -> tuple[Run, ...]:
         """The attack itself; every draw of a random recipe, by gradients at the gate; and without the shipped draw.
@@ -251,16 +132,6 @@ def _inputs(radii: Radii, crafted: CraftedOnParent | None, inputs: Inputs) -> Ev
     return EvasionInputs(
         radii.resolved(inputs), {float(epsilon): torch.from_numpy(array) for epsilon, array in arrays.items()}
     )
-
-
-def _number(value: Any) -> Any:
-    """As a float where it is one, of NumPy or in a text; else as it is, for the field to refuse."""
-    if isinstance(value, bool):
-        return value
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return value
 
 
 def distinct(parts: tuple[Perturber, ...], case: Case) -> list[Perturber]:

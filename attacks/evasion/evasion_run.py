@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,14 +13,12 @@ from ...targets.data import Records
 from ...targets.model import device_of
 from ...targets.seeds import derive
 from ..access import Access, Flag, Ledger
-from ..attack import Case, Evidence
+from ..case import Case, Evidence
 from . import trust
 from .ball import Norm, whole_range
 from .engine import Perturber, Search
+from .parameters import EvasionParameters
 from .pgd import GradientPerturber
-
-if TYPE_CHECKING:
-    from .evasion import Evasion
 
 UNBOUNDED_RECORDS = 100  # attacked without a limit on epsilon, to see whether an attack works at all
 
@@ -55,7 +53,7 @@ class EvasionRun:
     ledger: Ledger
 
     @classmethod
-    def of(cls, attack: Evasion, case: Case) -> EvasionRun:
+    def of(cls, attack: EvasionParameters, case: Case) -> EvasionRun:
         count = min(attack.records, len(case.evaluation))
         module = case.twin if case.twin is not None else case.native
         device = case.evaluation.x.device if module is None else device_of(module, case.evaluation.x.device)
@@ -83,7 +81,7 @@ class EvasionRun:
         labels: np.ndarray[tuple[int], np.dtype[np.int64]] = self.records.y.cpu().numpy()
         return labels
 
-    def evidence(self, attack: Evasion, results: dict[str, PartResult], skipped: dict[str, str]) -> Evidence:
+    def evidence(self, attack: EvasionParameters, results: dict[str, PartResult], skipped: dict[str, str]) -> Evidence:
         arrays: dict[str, np.ndarray[Any, Any]] = {"ids": self.ids, "clean_correct": self.correct.cpu().numpy()}
         access = {part: result.part.access for part, result in results.items()}
         fooled = {
@@ -134,7 +132,7 @@ class EvasionRun:
         return chosen
 
 
-def attack_by(part: Perturber, run: EvasionRun, attack: Evasion, *, seed: int) -> PartResult:
+def attack_by(part: Perturber, run: EvasionRun, attack: EvasionParameters, *, seed: int) -> PartResult:
     """One part at each of its epsilons, smallest first; a record it has fooled once is fooled at larger ones too."""
     count = len(run.records)
     result = PartResult(part, run.records.x.clone())
@@ -163,7 +161,7 @@ def attack_by(part: Perturber, run: EvasionRun, attack: Evasion, *, seed: int) -
     return result
 
 
-def unbounded_fails(part: Perturber, run: EvasionRun, attack: Evasion, fooled: Tensor, seed: int) -> bool:
+def unbounded_fails(part: Perturber, run: EvasionRun, attack: EvasionParameters, fooled: Tensor, seed: int) -> bool:
     """Whether the part, from the clean records and with the whole range to itself, leaves the model above chance."""
     tried = torch.arange(len(run.records), device=fooled.device) < UNBOUNDED_RECORDS
     labels = run.labels[:UNBOUNDED_RECORDS]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from ..access import Access
@@ -20,15 +18,13 @@ from .compare import (
     resolve_radius,
     robust_at,
 )
+from .parameters import EvasionParameters
 from .risk import ROBUST_ACCURACY
-
-if TYPE_CHECKING:
-    from .evasion import Evasion
 
 WITHOUT_DRAW = "without-draw"  # the attacker who does not have the shipped draw of a random recipe
 
 
-def measure_evasion(attack: Evasion, results: Results) -> list[Measurement]:
+def measure_evasion(attack: EvasionParameters, results: Results) -> list[Measurement]:
     """The worst case; where the recipe is random also every draw, and the attacker without the shipped one."""
     found = found_on(results, results.model.name, attack)
     setting: dict[str, str | float | int] = {"norm": attack.norm}
@@ -44,7 +40,9 @@ def measure_evasion(attack: Evasion, results: Results) -> list[Measurement]:
     return rows + _draws(results, attack)
 
 
-def _worst_case(results: Results, attack: Evasion, found: Found, setting: dict[str, str | float | int]) -> Measurement:
+def _worst_case(
+    results: Results, attack: EvasionParameters, found: Found, setting: dict[str, str | float | int]
+) -> Measurement:
     model, data = results.model, results.scope.data
     comparisons, notes, counted = [], _notes(results, found), set[str]()
     for name in model.baselines:
@@ -130,7 +128,7 @@ def _notes(results: Results, found: Found) -> list[str]:
     return notes
 
 
-def _radius_words(results: Results, attack: Evasion) -> str | None:
+def _radius_words(results: Results, attack: EvasionParameters) -> str | None:
     """How the epsilon was chosen, in two sentences; None where the plan names it."""
     radius = chosen_radius(results, attack)
     if radius is None:
@@ -150,7 +148,7 @@ def _radius_words(results: Results, attack: Evasion) -> str | None:
     )
 
 
-def _without_draw(results: Results, attack: Evasion, setting: dict[str, str | float | int]) -> Measurement:
+def _without_draw(results: Results, attack: EvasionParameters, setting: dict[str, str | float | int]) -> Measurement:
     ran = Ran(results.model.name, WITHOUT_DRAW)
     evidence = results.evidence(ran)
     found = None if evidence is None else Found(evidence, attack, robust_at(evidence, attack.gate), (), {}, None)
@@ -174,7 +172,7 @@ def _without_draw(results: Results, attack: Evasion, setting: dict[str, str | fl
     )
 
 
-def _draws(results: Results, attack: Evasion) -> list[Measurement]:
+def _draws(results: Results, attack: EvasionParameters) -> list[Measurement]:
     """Robust accuracy of every draw under one and the same attack: gradients, at the gate."""
     resolved = resolve_radius(results, attack)
     if resolved is None or not results.model.draws:

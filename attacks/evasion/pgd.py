@@ -14,7 +14,7 @@ from ...targets.data import Bounds, Records
 from ...targets.model import device_of
 from ...targets.seeds import derive
 from ..access import Access, Ledger
-from ..attack import Case
+from ..case import Case
 from .ball import Ball, Norm, per_record
 from .engine import PERTURBERS, Ascent, Gradients, Loss, Perturber, Search, uniform
 

@@ -10,7 +10,7 @@ import torch
 
 from ...targets.errors import NotApplicable
 from ...targets.seeds import derive
-from ..attack import Case
+from ..case import Case
 from ..preparation import Deployed, Inputs, Need, Preparation, Prepared, Ran, Weights
 from .ball import Ball, Norm
 from .categories import not_pixels

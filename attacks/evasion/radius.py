@@ -16,7 +16,7 @@ from ...targets.data import Records
 from ...targets.model import device_of
 from ...targets.seeds import derive
 from ..access import Ledger
-from ..attack import Case
+from ..case import Case
 from .ball import Norm, whole_range
 from .engine import Perturber, Search
 from .pgd import Pgd

@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from ..access import Access
-from ..attack import Case
+from ..case import Case
 from .ball import Ball, l2_norm, per_record
 from .engine import PERTURBERS, Perturber, Search
 

@@ -11,7 +11,7 @@ from ...targets.data import Records
 from ...targets.errors import NotApplicable
 from ...targets.model import Target
 from ..access import Access
-from ..attack import Case
+from ..case import Case
 from .ball import Ball
 from .case import prepared_for
 from .engine import PERTURBERS, Perturber, Search

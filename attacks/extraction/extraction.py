@@ -20,7 +20,8 @@ from ...training.architecture import Architecture, unresettable
 from ...training.loop import Forward, Objective, Training, cross_entropy, train
 from ...training.networks import Mlp, ResidualCnn
 from ..access import Ledger
-from ..attack import ATTACKS, Attack, Case, Evidence
+from ..attack import ATTACKS, Attack
+from ..case import Case, Evidence
 from ..evasion.pgd import craft
 from ..measurement import Measurement
 from ..preparation import Results, Scope
@@ -88,7 +89,7 @@ class Extraction(Attack):
         return self.budgets
 
     def measure(self, results: Results) -> list[Measurement]:
-        return measure_extraction(self, results)
+        return measure_extraction(results, max(self.budgets), self.transfer_epsilon)
 
     def limits(self, scope: Scope) -> list[str]:
         return [

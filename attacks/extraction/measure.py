@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from ..access import Access
@@ -12,16 +10,12 @@ from ..preparation import Ran, Results
 from ..statistics.rates import percent
 from .risk import FIDELITY
 
-if TYPE_CHECKING:
-    from .extraction import Extraction
 
-
-def measure_extraction(attack: Extraction, results: Results) -> list[Measurement]:
-    """Fidelity at the largest budget of queries, of the attacker who sees scores where there is one."""
+def measure_extraction(results: Results, most: int, transfer_epsilon: float) -> list[Measurement]:
+    """Fidelity after `most` queries, of the attacker who sees scores where there is one."""
     model = results.model.name
     evidence = results.evidence(Ran(model))
     copies = [] if evidence is None else [copy for copy in evidence.summary["copies"] if "/" in copy]
-    most = max(attack.budgets)
     headline = f"scores/{most}" if f"scores/{most}" in copies or not copies else copies[-1]
     answers, _, queries = headline.partition("/")
     setting: dict[str, str | float | int] = {"queries": int(queries)}
@@ -42,7 +36,7 @@ def measure_extraction(attack: Extraction, results: Results) -> list[Measurement
     notes = [
         f"Adversarial examples made on the {copy.replace('/', ' copy of ')} queries fool the deployed model on "
         f"{percent(told(f'transfer/{copy}'))} of {len(told(f'transfer/{copy}'))} records "
-        f"(L-inf epsilon {attack.transfer_epsilon:g}; clean errors count)."
+        f"(L-inf epsilon {transfer_epsilon:g}; clean errors count)."
         for copy in copies
         if f"transfer/{copy}" in evidence.arrays
     ]

@@ -26,7 +26,7 @@ EXTRACTION = Risk(
     ),
     reading="Each line shows how closely a stolen copy follows the model as the attacker asks more. Lower is safer; "
     "solid lines: the attacker sees scores, dashed lines: labels only.",
-    chart=Chart(x="queries", curve="scores", dashed="labels", log_x=True, from_zero=False),
+    chart=Chart(x="queries", curve="scores", dashed="labels", dashed_title="labels only", log_x=True, from_zero=False),
     taxonomy={
         "NIST AI 100-2": ("NISTAML.031",),
         "MITRE ATLAS": ("AML.T0024.002", "AML.T0005.001"),

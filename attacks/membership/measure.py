@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..access import Access, Flag
-from ..attack import Evidence
+from ..case import Evidence
 from ..measurement import (
     Auc,
     Bools,

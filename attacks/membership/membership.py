@@ -9,9 +9,10 @@ import numpy as np
 from ...targets.errors import NotApplicable
 from ...targets.seeds import derive
 from ..access import Access, Flag, Ledger
-from ..attack import ATTACKS, Attack, Case, Evidence
+from ..attack import ATTACKS, Attack, Run
+from ..case import Case, Evidence
 from ..measurement import Measurement
-from ..preparation import Audited, Need, Ran, Results, Run, Scope
+from ..preparation import Audited, Need, Ran, Results, Scope
 from ..risk import Metric, Risk
 from ..statistics.roc import placements, tpr_at_fpr
 from . import scores

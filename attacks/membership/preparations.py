@@ -19,7 +19,8 @@ from ...targets.errors import failing_as_not_applicable
 from ...targets.model import frozen_copy
 from ...targets.seeds import derive
 from ...targets.technique import Technique
-from ..preparation import Audited, Inputs, Need, Preparation, Prepared, Run, Scope, Trained
+from ..attack import Run
+from ..preparation import Audited, Inputs, Need, Preparation, Prepared, Scope, Trained
 from .blind import blind_scores
 from .case import MembershipCase, ShadowSignals
 from .population import PopulationPlan, plan_population

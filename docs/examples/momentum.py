@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from crushproof.attacks.attack import Case
+from crushproof.attacks.case import Case
 from crushproof.attacks.evasion.ball import SMALLEST, per_record
 from crushproof.attacks.evasion.engine import Ascent, Search
 from crushproof.attacks.evasion.pgd import GradientPerturber, default_step

@@ -8,7 +8,8 @@ import torch
 from pydantic import Field
 
 from crushproof.attacks.access import Access, Ledger
-from crushproof.attacks.attack import Attack, Case, Evidence
+from crushproof.attacks.attack import Attack
+from crushproof.attacks.case import Case, Evidence
 from crushproof.attacks.measurement import Comparison, Measurement, Rate, ThreatModel
 from crushproof.attacks.preparation import Ran, Results
 from crushproof.attacks.risk import Chart, Metric, Risk
@@ -26,7 +27,7 @@ NOISE = Risk(
     name="noise",
     title="Random noise",
     question="Does a bad sensor break the model?",
-    wants="Nobody: noise is chance, and what an attacker does is worse.",
+    wants="Nothing: noise is chance. What an attacker finds is worse.",
     harm="Wrong answers in poor light, on old cameras and over bad lines.",
     advice=("Train on noisy inputs.", "Check the change against the parent: compression may cost more here."),
     reading="Each line shows the accuracy as the noise grows. Higher is better.",

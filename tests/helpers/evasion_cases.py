@@ -8,7 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crushproof.attacks.attack import Case
+from crushproof.attacks.case import Case
 from crushproof.attacks.evasion.ball import Norm
 from crushproof.attacks.evasion.engine import Perturber
 from crushproof.attacks.evasion.evasion import Evasion

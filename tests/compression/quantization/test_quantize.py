@@ -3,68 +3,31 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from quantization_cases import BOUNDS, TUNING, accuracy_of, quantized_layers, random_like, same_state
 from torch import Tensor, nn
 
-from crushproof.compression.adaptive_rounding import adaptive_codes, layer_calls
-from crushproof.compression.calibration import BINS, entropy_threshold, input_ranges, percentile_range
 from crushproof.compression.onnx_export import to_onnx
 from crushproof.compression.quantization_aware import _InTraining
-from crushproof.compression.quantize import Quantize, prepare
+from crushproof.compression.quantize import Quantize
 from crushproof.compression.quantized_layer import QuantizedLayer
 from crushproof.compression.quantized_recurrent import QuantizedRecurrent
 from crushproof.compression.recipe import RECIPES
 from crushproof.compression.structure import load_module, save_module
-from crushproof.compression.weight_codes import WeightFormat, spread_scale, weight_codes
+from crushproof.compression.weight_codes import WeightFormat
 from crushproof.targets.certificate import certify
 from crushproof.targets.data import Bounds, Data, Records
 from crushproof.targets.errors import InputError, NotApplicable
-from crushproof.targets.model import TorchTarget, accuracy
+from crushproof.targets.model import TorchTarget
 from crushproof.targets.onnx import OnnxTarget
 from crushproof.training.architecture import Architecture
 from crushproof.training.loop import Training, train
-from crushproof.training.networks import Mlp, digits_lstm, digits_transformer
-
-BOUNDS = Bounds.of(0, 1)
-TUNING = {"epochs": 3, "learning_rate": 4e-3}
-
-
-@pytest.fixture(scope="module")
-def members(digits: Data) -> Records:
-    assert digits.members is not None
-    return digits.members
-
-
-@pytest.fixture(scope="module")
-def mlp(members: Records) -> nn.Module:
-    fresh = Architecture("mlp", lambda: Mlp(64, 10, (32, 24))).fresh(0)
-    return train(fresh, members, Training(epochs=5), seed=0).requires_grad_(False)
-
-
-def accuracy_of(module: nn.Module, digits: Data) -> float:
-    return accuracy(TorchTarget(module), digits.non_members.x, digits.non_members.y)
-
-
-def same_state(one: nn.Module, other: nn.Module) -> bool:
-    a, b = one.state_dict(), other.state_dict()
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def quantized_layers(module: nn.Module) -> list[QuantizedLayer]:
-    return [layer for layer in module.modules() if isinstance(layer, QuantizedLayer)]
-
-
-def random_like(seed: int, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
+from crushproof.training.networks import digits_lstm, digits_transformer
 
 # -- after training ---------------------------------------------------------------------------------------------------
 
@@ -111,18 +74,6 @@ def test_ends_keep_eight_bits_and_norms_are_folded(dense: nn.Module, members: Re
     assert {layer.number for layer in quantized_layers(fixed)} == {"fixed-point"}
 
 
-@pytest.mark.parametrize("calibration", ["min-max", "percentile", "entropy"])
-def test_the_input_range_follows_from_the_bounds(calibration: str, dense: nn.Module, members: Records) -> None:
-    """An attacker's input is never clamped by the input quantiser, however outliers are treated behind it."""
-    dark = Records(members.x * 0.1, members.y)
-    quantized = Quantize(calibration=calibration).apply(dense, dark, Bounds.of(-1, 2), seed=0)
-    first = quantized_layers(quantized)[0]
-    assert first.input_scale is not None
-    assert float(first.input_scale) == pytest.approx(3 / 255)
-    assert first.input_zero_point is not None
-    assert int(first.input_zero_point) == 85
-
-
 @pytest.mark.parametrize(
     "fields",
     [
@@ -154,211 +105,6 @@ def test_a_stored_rounding_seed_fixes_the_draw(dense: nn.Module, members: Record
     assert same_state(one, two)
     one, two = (free.apply(dense, members, digits.bounds, seed=seed) for seed in (1, 2))
     assert not same_state(one, two)
-
-
-# -- calibration ------------------------------------------------------------------------------------------------------
-
-
-def naive_threshold(counts: np.ndarray, levels: int) -> float:
-    """Migacz 2017, slides 38 and 39, bin by bin."""
-    counts = [int(counts[1]), *(int(count) for count in counts[1:])]
-    best, threshold = math.inf, 1.0
-    for size in range(levels, len(counts) + 1):
-        p = [float(count) for count in counts[:size]]
-        p[-1] += sum(counts[size:])
-        parts: list[list[int]] = [[] for _ in range(levels)]
-        for place in range(size):
-            parts[place * levels // size].append(place)
-        q = [0.0] * size
-        for part in parts:
-            alive = [place for place in part if counts[place] > 0]
-            for place in alive:
-                q[place] = sum(counts[place] for place in part) / len(alive)
-        divergence = 0.0
-        for a, b in zip(p, q, strict=True):
-            if a > 0:
-                divergence += math.inf if b == 0 else a / sum(p) * math.log((a / sum(p)) / (b / sum(q)))
-        if divergence < best:
-            best, threshold = divergence, size / len(counts)
-    return threshold
-
-
-@settings(deadline=None, max_examples=25)
-@given(st.lists(st.integers(0, 60), min_size=20, max_size=40), st.sampled_from([4, 8, 16]))
-def test_the_entropy_threshold_is_migaczs(counts: list[int], levels: int) -> None:
-    counts[0] += 500  # the zeros of a ReLU
-    counts[1] += 1
-    assert entropy_threshold(np.array(counts), levels) == naive_threshold(np.array(counts), levels)
-
-
-class Copy(nn.Module):
-    """The same values as another tensor: the second layer does not read what the first one reads."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.clone()
-
-
-def test_entropy_calibration_finds_what_onnx_runtime_finds() -> None:
-    from onnxruntime.quantization.calibrate import HistogramCollector
-
-    values = random_like(0, 100_000)
-    values[:20] *= 3  # a few outliers
-    collector = HistogramCollector("entropy", False, BINS + 1, 256, None, "same")
-    collector.collect({"x": [values.numpy()]})
-    low, high, *_ = collector.compute_collection_result()["x"]
-    layers = [Copy(), Copy()]
-    (_, ours) = input_ranges(nn.Sequential(*layers), layers, values[:, None], BOUNDS, "entropy")
-    assert -ours[0] == pytest.approx(ours[1], rel=0.01)
-    assert float(values.abs().max()) > 1.25 * ours[1]
-    assert ours[1] == pytest.approx(float(high), rel=0.15)
-    assert -ours[0] == pytest.approx(-float(low), rel=0.15)
-
-
-@pytest.mark.parametrize("skew", [0.0, 3.0])
-def test_percentile_calibration_is_the_percentile(skew: float) -> None:
-    values = random_like(1, 200_000) + skew * random_like(2, 200_000).abs()
-    layers = [Copy(), Copy()]
-    module = nn.Sequential(*layers)
-    (_, (low, high)) = input_ranges(module, layers, values[:, None], BOUNDS, "percentile", 99.0)
-    width = float(values.max() - values.min()) / BINS
-    assert low == pytest.approx(float(np.percentile(values.numpy(), 0.5)), abs=1.01 * width)
-    assert high == pytest.approx(float(np.percentile(values.numpy(), 99.5)), abs=1.01 * width)
-    (_, everything) = input_ranges(module, layers, values[:, None], BOUNDS, "percentile", 100.0)
-    assert everything == pytest.approx((float(values.min()), float(values.max())))
-
-
-@settings(deadline=None, max_examples=50)
-@given(st.lists(st.integers(0, 9), min_size=2, max_size=30), st.floats(50.5, 100))
-def test_a_percentile_range_drops_no_more_than_it_may(counts: list[int], percentile: float) -> None:
-    counts[0] += 1
-    counts[-1] += 1
-    low, high = percentile_range(np.array(counts), 0.0, float(len(counts)), percentile)
-    below, above = round(low), round(high)
-    allowed = sum(counts) * (100 - percentile) / 200
-    assert sum(counts[:below]) <= allowed + 1e-9 < sum(counts[: below + 1]) + 1e-6
-    assert sum(counts[above:]) <= allowed + 1e-9 < sum(counts[above - 1 :]) + 1e-6
-
-
-def test_ranges_do_not_depend_on_the_batches(dense: nn.Module, members: Records) -> None:
-    prepared, layers = prepare(dense, members, BOUNDS, 0)
-    x = members.x[:300]
-    once = input_ranges(prepared, layers, x, BOUNDS, "entropy")
-    assert once == input_ranges(prepared, layers, x.flip(0), BOUNDS, "entropy")
-    wide = input_ranges(prepared, layers, x, BOUNDS)
-    assert all(a[0] <= b[0] and b[1] <= a[1] for a, b in zip(wide, once, strict=True))
-
-
-# -- adaptive rounding ------------------------------------------------------------------------------------------------
-
-
-def output_error(codes: Tensor, scale: Tensor, layer: nn.Module, group: int, x: Tensor, wanted: Tensor) -> float:
-    assert isinstance(layer, nn.Linear | nn.Conv2d)
-    weight = codes * spread_scale(scale, tuple(layer.weight.shape), group)
-    with torch.no_grad():
-        output = torch.func.functional_call(layer, {"weight": weight}, (x,))
-    return float((output - wanted).square().mean())
-
-
-@pytest.mark.parametrize("bits", [2, 3, 4])
-def test_adaptive_rounding_errs_less_on_inputs_it_has_not_seen(bits: Any, dense: nn.Module, members: Records) -> None:
-    prepared, layers = prepare(dense, members, BOUNDS, 0)
-    format = WeightFormat(bits=bits)
-    better = 0
-    for layer in layers:
-        assert isinstance(layer, nn.Linear | nn.Conv2d)
-        (seen,), (held_out,) = (layer_calls(prepared, layer, x) for x in (members.x[:200], members.x[200:400]))
-        draw = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            targets = [layer(seen)]
-            wanted = layer(held_out)
-        codes, scale = adaptive_codes(layer, format, None, [seen], targets, steps=100, generator=draw)
-        nearest, same = weight_codes(layer.weight, format)
-        assert torch.equal(scale, same)
-        steps = (layer.weight.detach().flatten(1) / scale[:, None]).view_as(codes)
-        inside = steps.abs() <= format.top
-        assert bool(((codes == steps.floor()) | (codes == steps.ceil()))[inside].all())
-        assert int(codes.abs().max()) <= format.top
-        errors = [output_error(each, scale, layer, 32, held_out, wanted) for each in (codes, nearest)]
-        better += errors[0] < errors[1]
-    assert better >= len(layers) - 1
-
-
-@pytest.mark.parametrize("calibration", ["min-max", "percentile", "entropy"])
-def test_every_layer_that_reads_the_input_covers_the_bounds(calibration: Any) -> None:
-    class Branches(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.left, self.right, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            logits: Tensor = self.head(torch.relu(self.left(x)) + self.right(x.flatten(1)))
-            return logits
-
-    model, dim = Branches(), torch.rand(64, 8) * 0.3
-    layers = [model.left, model.right, model.head]
-    ranges = input_ranges(model, layers, dim, Bounds.of(0.0, 1.0), calibration, 90.0)
-    assert ranges[:2] == [(0.0, 1.0)] * 2
-
-
-def test_what_enters_a_layer_is_kept_though_the_model_changes_it_afterwards() -> None:
-    class InPlace(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            y: Tensor = self.first(x)
-            y += self.second(y)
-            return y
-
-    model, x = InPlace(), torch.rand(5, 4)
-    (entered,) = layer_calls(model, model.second, x)
-    assert torch.equal(entered, model.first(x))
-
-
-def test_adaptive_rounding_finds_the_best_of_all_roundings() -> None:
-    """Correlated inputs, few enough weights to try every combination of up and down."""
-    format = WeightFormat(bits=3)
-    ranks: list[tuple[int, int]] = []
-    for seed in range(8):
-        layer = nn.Linear(6, 1, bias=False)
-        layer.weight.data = random_like(seed + 100, 1, 6)
-        x = random_like(seed + 200, 400, 1) + 0.3 * random_like(seed + 300, 400, 6)
-        wanted = layer(x).detach()
-        draw = torch.Generator().manual_seed(0)
-        codes, scale = adaptive_codes(layer, format, None, [x], [wanted], steps=200, generator=draw)
-        down = (layer.weight.detach() / scale[:, None]).floor()
-        ups = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 6)
-        every = [(down + up).clamp(-3, 3) for up in ups]
-        errors = torch.tensor([output_error(each, scale, layer, 32, x, wanted) for each in every])
-        nearest, _ = weight_codes(layer.weight, format)
-        learned, rounded = (output_error(each, scale, layer, 32, x, wanted) for each in (codes, nearest))
-        # Roundings that clipping makes equal share a place, and the last digits of an error are nobody's.
-        places = [int((errors.unique() < error * (1 - 1e-5)).sum()) for error in (learned, rounded)]
-        ranks.append((places[0], places[1]))
-    assert max(learned for learned, _ in ranks) <= 1
-    assert sum(learned for learned, _ in ranks) < sum(nearest for _, nearest in ranks)
-
-
-def test_pruned_weights_stay_zero_whatever_rounds_them(mlp: nn.Module, members: Records) -> None:
-    for fields in ({"rounding": "adaptive", "rounding_steps": 30}, {"fine_tune": TUNING}):
-        quantize = {"kind": "quantize", "weight_bits": 3, "keep_ends_8bit": False, **fields}
-        pruned = RECIPES.parse({"kind": "prune", "sparsity": 0.5}).apply(mlp, members, BOUNDS, seed=0)
-        quantized = RECIPES.parse(quantize).apply(pruned, members, BOUNDS, seed=0)
-        before = [layer.weight for layer in pruned.modules() if isinstance(layer, nn.Linear)]
-        for weight, layer in zip(before, quantized_layers(quantized), strict=True):
-            assert not layer.codes[weight == 0].any()
-
-
-@pytest.mark.parametrize("fields", [{"weight_bits": 2}, {"weight_bits": 3, "number": "fixed-point"}])
-def test_adaptive_rounding_saves_accuracy(
-    fields: dict[str, Any], dense: nn.Module, members: Records, digits: Data
-) -> None:
-    def accuracy_with(rounding: str) -> float:
-        recipe = RECIPES.parse({"kind": "quantize", **fields, "rounding": rounding, "rounding_steps": 100})
-        return accuracy_of(recipe.apply(dense, members, digits.bounds, seed=0), digits)
-
-    assert accuracy_with("adaptive") > accuracy_with("nearest") + 0.02
 
 
 # -- with quantisation in the loop ------------------------------------------------------------------------------------

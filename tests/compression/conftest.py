@@ -1,0 +1,23 @@
+"""Networks that read sequences, trained once."""
+
+from __future__ import annotations
+
+import pytest
+from sequence_cases import BUILD, CPU, TRAINING
+from torch import nn
+
+from crushproof.targets.data import Data
+from crushproof.training.architecture import Architecture
+from crushproof.training.loop import TrainingJob, train_many
+
+
+@pytest.fixture(scope="session")
+def trained(digits: Data) -> dict[str, nn.Module]:
+    """Frozen, as an audit hands them over."""
+    assert digits.members is not None
+    return {
+        name: train_many(TrainingJob.of_one(Architecture(name, build), digits.members, 0, CPU), TRAINING[name])[0]
+        .requires_grad_(False)
+        .eval()
+        for name, build in BUILD.items()
+    }
