@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from ..compression.recipe import RECIPES, Recipe
 from ..compression.student import offered
-from ..targets.data import Bounds, Data, Records
-from ..targets.errors import InputError
-from ..targets.files import nearest, shown
+from ..targets.data import Data
+from ..targets.errors import InputError, nearest_hint, quoted
 from ..targets.labels import class_numbers, predicted_values, sorted_labels
-from ..targets.loading import inferred_bounds
+from ..targets.npz import inferred_bounds
 from ..targets.plain import plain, scripted
+from ..targets.records import Bounds, Records
 from ..training.architecture import Architecture
 from ..training.loop import Training
 from ..training.trainer import BuiltinTrainer, Trainer, UserTrainer
@@ -292,8 +292,8 @@ def _numbered(
     unknown = sorted(set(texts) - set(position))
     if unknown:
         raise InputError(
-            f"Label {shown(unknown[0])} in {where} is not among the class names. Name every class, as it is written in "
-            "the labels, in the order of the model's outputs."
+            f"Label {quoted(unknown[0])} in {where} is not among the class names. Name every class, as it is written "
+            "in the labels, in the order of the model's outputs."
         )
     return np.array([position[text] for text in texts], dtype=np.int64)
 
@@ -317,7 +317,9 @@ def _candidates(recipes: Any) -> dict[str, Any]:
             raise InputError(f"recipes[{position}] has no kind. Known: {', '.join(RECIPES.kinds())}.")
         if isinstance(recipe, str) and recipe not in {*RECIPE_WORDS, *RECIPES.kinds()}:
             known = [*RECIPE_WORDS, *RECIPES.kinds()]
-            raise InputError(f"There is no recipe {shown(recipe)}.{nearest(recipe, known)} Known: {', '.join(known)}.")
+            raise InputError(
+                f"There is no recipe {quoted(recipe)}.{nearest_hint(recipe, known)} Known: {', '.join(known)}."
+            )
         one = recipe if isinstance(recipe, str) and recipe in RECIPE_WORDS else RECIPES.parse(recipe)
         name = one if isinstance(one, str) else one.kind
         base, number = name, 2

@@ -15,10 +15,10 @@ from ..attacks.case import Case, Evidence
 from ..attacks.preparation import Deployed, Need, Preparation, Prepared, Ran, Scope, Weights
 from ..compression.quantized_layer import true_gradients
 from ..defenses.stochastic_rounding import ExpectationTwin
-from ..targets.artifact import Preprocessing
 from ..targets.certificate import AGREEMENT, certify
 from ..targets.errors import NotApplicable
 from ..targets.model import Target, TorchTarget, frozen_copy
+from ..targets.preprocessing import Preprocessing
 from ..targets.seeds import derive
 from ..targets.twin import Twin
 from .audited import AuditedModel, Opened

@@ -28,11 +28,22 @@ class Parameter:
 
 
 @dataclass(frozen=True)
+class Figure:
+    """What an attack measures and a policy may limit."""
+
+    name: str
+    unit: str
+    better: str
+    meaning: str
+
+
+@dataclass(frozen=True)
 class Entry:
     sort: str  # recipe, attack, part of an attack, defense, or runtime
     kind: str
     summary: str
     parameters: list[Parameter]
+    figures: list[Figure]  # of an attack
 
 
 def catalogue() -> list[Entry]:
@@ -43,7 +54,7 @@ def catalogue() -> list[Entry]:
     from ..targets.runtime import RUNTIMES
 
     return [
-        Entry(sort, kind, summary_of(technique), parameters_of(technique))
+        Entry(sort, kind, summary_of(technique), parameters_of(technique), figures_of(technique))
         for sort, kinds in (
             ("recipe", RECIPES.kinds()),
             ("attack", ATTACKS.kinds()),
@@ -62,6 +73,11 @@ def catalogue() -> list[Entry]:
 def summary_of(technique: type[Any]) -> str:
     """The first line of its docstring."""
     return (inspect.getdoc(technique) or "").partition("\n")[0]
+
+
+def figures_of(technique: type[Any]) -> list[Figure]:
+    """An attack's metrics, the headline first; nothing for other techniques."""
+    return [Figure(one.name, one.unit, one.better, one.meaning) for one in getattr(technique, "metrics", ())]
 
 
 def parameters_of(model: type[BaseModel]) -> list[Parameter]:

@@ -253,6 +253,9 @@ def catalogue(as_json: JsonOption = False) -> None:
                 typer.echo(f"    {one.name}: {one.type}{bounds}, {default}")
                 if one.description:
                     typer.echo(textwrap.indent(textwrap.fill(one.description, 100), " " * 8))
+            for figure in entry.figures:
+                typer.echo(f"  measures {figure.name} ({figure.unit}, {figure.better} is better)")
+                typer.echo(textwrap.indent(textwrap.fill(figure.meaning, 100), " " * 8))
             typer.echo()
 
 

@@ -10,8 +10,8 @@ from typing import TypeVar
 from ..attacks.attack import ATTACKS, Attack, Task
 from ..compression.recipe import RECIPES
 from ..defenses.defense import DEFENSES, CompressionDefense, TrainingDefense
-from ..targets.data import Bounds
 from ..targets.errors import InputError, NotApplicable
+from ..targets.records import Bounds
 from ..targets.runtime import RUNTIMES, Runtime
 from ..training.architecture import Architecture
 from .audited import AuditedModel, Candidate, DenseModel, FinishedFile

@@ -22,14 +22,15 @@ from ..compression.payload import encode
 from ..compression.recipe import Recipe
 from ..compression.structure import load_module, save_module
 from ..compression.timing import peak_resident_bytes
-from ..targets.artifact import Deployed
 from ..targets.certificate import certify
-from ..targets.checks import check_model
-from ..targets.data import Data, Records
+from ..targets.data import Data
 from ..targets.errors import InputError, NotApplicable, failing_as_not_applicable
+from ..targets.finished_model import Deployed
 from ..targets.model import Target, TorchTarget, frozen_copy
+from ..targets.model_checks import check_model
 from ..targets.model_file import CheckedOnnx, check_onnx
 from ..targets.onnx import OnnxTarget, integer_kernels
+from ..targets.records import Records
 from ..targets.runtime import Runtime
 from ..targets.seeds import derive, generator
 from ..targets.steadiness import variation

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from ..targets.errors import InputError
-from ..targets.technique import Registry, Technique
+from ..targets.technique import Registry, Technique, faults
 from .sections import CandidatePlan, DataPlan, EnginePlan, LocalEngine, MemoryData, ModelPlan, ShadowPlan
 from .settings import Settings, did_you_mean, fault, technique_like
 from .yaml_plan import SIZE_CAP, Source, Steps, load_yaml, read_text
@@ -180,24 +180,20 @@ def validated(model: type[S], raw: Any, source: Source, at: Steps = (), context:
     try:
         return model.model_validate(raw, context=context)
     except ValidationError as error:
-        raise InputError(explain(error, source, at)) from None
+        raise InputError(with_lines(error, source, at)) from None
 
 
-def explain(error: ValidationError, source: Source, at: Steps = ()) -> str:
+def with_lines(error: ValidationError, source: Source, at: Steps = ()) -> str:
     """A sentence for each fault: its line, the key, what is wrong with it."""
     sentences = []
-    for item in error.errors(include_url=False):
-        steps = item["loc"]
+    for steps, message in faults(error):
         if len(steps) > 1 and steps[0] in UNIONS:
-            steps = (steps[0], *steps[2:])  # the tag that a union adds
-        steps = (*at, *steps, *item.get("ctx", {}).get("at", ()))
-        key, message = ".".join(str(step) for step in steps), item["msg"][:1].lower() + item["msg"][1:]
-        if item["type"] == "missing":
-            message = "is missing"
-        elif item["type"].startswith("union_tag"):
-            key, message = f"{key}.kind", f"must be {UNIONS[str(steps[0])]}"
-        elif item["type"] in ("model_type", "model_attributes_type", "dict_type"):
-            message = "must be a mapping of keys and values"
+            if steps[1:] == ("kind",):
+                message = f"must be {UNIONS[str(steps[0])]}"
+            else:
+                steps = (steps[0], *steps[2:])  # the tag that a union adds
+        steps, message = (*at, *steps), message[:1].lower() + message[1:]
+        key = ".".join(str(step) for step in steps)
         sentence = f"{source.where(steps)}: {key}{': ' if key else ''}{message}"
         sentences.append(sentence if sentence.endswith("?") else f"{sentence}.")
     return " ".join(sentences)
@@ -245,7 +241,7 @@ def check_techniques(plan: Plan) -> None:
         Training.model_validate(plan.model.training)
     except ValidationError as error:
         known = ", ".join(Training.model_fields)
-        raise InputError(f"{explain(error, plan._source, ('model', 'training'))} Known: {known}.") from None
+        raise InputError(f"{with_lines(error, plan._source, ('model', 'training'))} Known: {known}.") from None
 
 
 def parsed(registry: Registry[T], raw: Any, plan: Plan, *at: str | int) -> T:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ..compression.onnx_export import to_onnx
-from ..targets.errors import InputError, UnsafeInput, blame
+from ..targets.errors import InputError, UnsafeInput, user_error
 from ..targets.twin import twin_of
 
-CURE = "Hand over the nn.Module it was made from; or export it to ONNX and audit that file."
+HINT = "Hand over the nn.Module it was made from; or export it to ONNX and audit that file."
 
 
 def without_script(module: nn.Module, example: Tensor) -> tuple[nn.Module, str]:
@@ -31,11 +31,13 @@ def without_script(module: nn.Module, example: Tensor) -> tuple[nn.Module, str]:
     except (MemoryError, KeyboardInterrupt):
         raise
     except UnsafeInput:
-        raise InputError(f"The model is TorchScript, and what it exports is no sound file. {CURE}") from None
+        raise InputError(f"The model is TorchScript, and what it exports is no sound file. {HINT}") from None
     except Exception as error:  # a script may do anything
-        raise InputError(f"The model is TorchScript and its layers cannot be read: {blame(error)} {CURE}") from None
+        raise InputError(
+            f"The model is TorchScript and its layers cannot be read: {user_error(error)} {HINT}"
+        ) from None
     if before.shape != after.shape or not torch.allclose(
         before, after, rtol=1e-3, atol=1e-4 * float(before.abs().max())
     ):
-        raise InputError(f"The model is TorchScript, and what was read of it answers otherwise. {CURE}")
+        raise InputError(f"The model is TorchScript, and what was read of it answers otherwise. {HINT}")
     return read, "The model is TorchScript: its layers were read by way of an ONNX file, with the same answers."

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
+from ..targets.errors import nearest
 from ..targets.technique import Technique, techniques_in
 
 
@@ -65,5 +65,5 @@ def _registered(cls: type[Technique]) -> bool:
 
 def did_you_mean(message: str, word: str, known: list[str]) -> str:
     """The message with the nearest known word, or with all of them when none is near."""
-    near = difflib.get_close_matches(word, known, 1)
-    return f"{message}; did you mean {near[0]!r}?" if near else f"{message}; known: {', '.join(known)}"
+    near = nearest(word, known)
+    return f"{message}; did you mean {near!r}?" if near else f"{message}; known: {', '.join(known)}"

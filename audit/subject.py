@@ -15,9 +15,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..compression.student import offer_factory
-from ..targets.data import Bounds, Data, load_digits
-from ..targets.errors import CrushproofError, InputError, NotApplicable, blame
+from ..targets.data import Data
+from ..targets.digits import load_digits
+from ..targets.errors import CrushproofError, InputError, NotApplicable, user_error
 from ..targets.plain import plain
+from ..targets.records import Bounds
 from ..training.architecture import Architecture
 from ..training.loop import Training
 from ..training.trainer import BuiltinTrainer, Trainer, UserTrainer
@@ -163,7 +165,8 @@ def _imported(file: OpenedFile, data: Data) -> tuple[Architecture, dict[str, Ten
 
 
 def load_data(plan: Plan, folder: Path) -> Data:
-    from ..targets.loading import load_csv, load_npz
+    from ..targets.csv import load_csv
+    from ..targets.npz import load_npz
 
     source = plan.data
     if source.kind == "digits":
@@ -211,14 +214,14 @@ def import_function(path: str, folder: Path) -> Callable[..., Any]:
         if not f"{module_name}.".startswith(f"{error.name}."):
             raise InputError(
                 f"{path!r}: importing {module_name} failed, because it needs a module that was not found: "
-                f"{blame(error)}. Put it beside the plan or install it."
+                f"{user_error(error)}. Put it beside the plan or install it."
             ) from None
         raise InputError(
             f"{path!r}: module {error.name!r} was found neither in {folder} nor among the installed packages. Put "
             f"{module_name.replace('.', '/')}.py beside the plan or install the package."
         ) from None
     except (Exception, SystemExit) as error:  # a plan's code may raise anything
-        raise InputError(f"{path!r}: importing {module_name} failed: {blame(error)}.") from None
+        raise InputError(f"{path!r}: importing {module_name} failed: {user_error(error)}.") from None
     function = getattr(module, function_name, None)
     if not callable(function):
         raise InputError(f"{path!r}: module {module_name!r} has no function {function_name!r}.")
@@ -288,7 +291,7 @@ def checked_module(build: Callable[..., Any], parameters: dict[str, Any], path: 
         raise
     except Exception as error:
         given = ", ".join(f"{name}={value!r}" for name, value in parameters.items())
-        raise InputError(f"{path}({given}) raised {blame(error)}.") from None
+        raise InputError(f"{path}({given}) raised {user_error(error)}.") from None
     if not isinstance(module, nn.Module):
         raise InputError(f"{path!r} must return a torch.nn.Module; it returned {type(module).__name__}.")
     return module

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from crushproof.targets.data import Bounds, Records, load_digits
-from crushproof.targets.loading import load_npz
+from crushproof.targets.digits import load_digits
+from crushproof.targets.npz import load_npz
+from crushproof.targets.records import Bounds, Records
 from crushproof.targets.seeds import generator
 from crushproof.training.architecture import Architecture
 from crushproof.training.loop import Training, train

@@ -14,15 +14,25 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from crushproof.compression.onnx_export import to_onnx
-from crushproof.targets.artifact import ALIKE, Overrides, assume, differentiable
-from crushproof.targets.data import Data, Records, load_digits
-from crushproof.targets.model_file import exported
+from crushproof.targets.assumptions import Overrides
+from crushproof.targets.data import Data
+from crushproof.targets.digits import load_digits
+from crushproof.targets.finished_model import differentiable
+from crushproof.targets.infer import assume
+from crushproof.targets.model_file import ModelFile, check_onnx
+from crushproof.targets.readings import ALIKE
+from crushproof.targets.records import Records
 from crushproof.training.loop import Training, train
 from crushproof.training.networks import Mlp, digits_cnn
 
 UNITS = {"0..1": (1.0, 0.0), "0..255": (255.0, 0.0), "-1..1": (2.0, -1.0), "normalised": (1 / 0.376, -0.305 / 0.376)}
 SEEDS, SIZES, EPSILON, POINTS = 5, (150, 250, 500), 0.08, 0.05
 NETWORKS: dict[str, Callable[[], nn.Module]] = {"MLP": lambda: Mlp(64, 10, (32,)), "CNN": digits_cnn}
+
+
+def exported(model: bytes) -> ModelFile:
+    """As `read_model_file` gives it, without the process of its own."""
+    return ModelFile("onnx", model, check_onnx(model).facts)
 
 
 class Undone(nn.Module):

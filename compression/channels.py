@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..targets.errors import NotApplicable, blame
+from ..targets.errors import NotApplicable, user_error
 from ..targets.model import device_of
 from ..targets.plain import shared_weights, sharing_layers
 from .attention import Attention, unfold_attention
@@ -71,7 +71,7 @@ def remove_channels(
     except (MemoryError, ImportError, OSError):
         raise  # not an answer about the model: the cell fails and is tried again
     except Exception as error:  # third-party code on an unknown module: whatever stopped it, the audit goes on
-        raise NotApplicable(f"torch-pruning cannot remove channels from this model: {blame(error)}") from error
+        raise NotApplicable(f"torch-pruning cannot remove channels from this model: {user_error(error)}") from error
     if not same:
         raise NotApplicable("Removing channels would change the number of logits: the output layer was not recognised.")
     if full is None and _count(pruned) == before:
@@ -97,7 +97,7 @@ def unfolded(module: nn.Module, example: Tensor) -> nn.Module:
         raise
     except Exception as error:  # a user's module may use attention's packed weights in ways of its own
         raise NotApplicable(
-            f"The model does not run with its attention as plain linear layers: {blame(error)}"
+            f"The model does not run with its attention as plain linear layers: {user_error(error)}"
         ) from error
     return opened
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..targets.errors import NotApplicable, blame
+from ..targets.errors import NotApplicable, user_error
 from ..targets.model import device_of
 from ..targets.plain import tie
 from ..targets.seeds import global_seed
@@ -65,7 +65,7 @@ def narrower(module: nn.Module, example: Tensor, width: float) -> nn.Module | No
                     return candidate
             reason = "the outputs would have another shape"
         except Exception as error:  # the user's own forward pass, on layers of sizes it was not written for
-            reason = blame(error)
+            reason = user_error(error)
     raise NotApplicable(f"The model's layers cannot be made narrower by a factor of {width:g}: {reason}.")
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from ..targets.data import Bounds, Records
+from ..targets.records import Bounds, Records
 from ..targets.technique import Registry, Technique
 from ..training.loop import Training
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..targets.errors import CrushproofError, InputError, NotApplicable, blame
+from ..targets.errors import CrushproofError, InputError, NotApplicable, user_error
 from ..training.architecture import Architecture
 from .edit import WEIGHTED, rebuildable, replace_layers, working_copy
 
@@ -47,7 +47,7 @@ def import_factory(path: str) -> None:
     except CrushproofError:
         raise
     except (Exception, SystemExit) as error:  # the user's code may raise anything
-        raise InputError(f"The student {path!r} cannot be imported: {blame(error)}.") from None
+        raise InputError(f"The student {path!r} cannot be imported: {user_error(error)}.") from None
     if not callable(function):
         raise InputError(f"The student {path!r} cannot be built: module {module_name!r} has no such function.")
     offer_factory(path, function)
@@ -71,7 +71,9 @@ class Student(nn.Module):
         except CrushproofError:
             raise
         except Exception as error:
-            raise InputError(f"The student's factory {factory} raised {blame(error)}. It takes no arguments.") from None
+            raise InputError(
+                f"The student's factory {factory} raised {user_error(error)}. It takes no arguments."
+            ) from None
         if not isinstance(module, nn.Module):
             raise InputError(
                 f"The student's factory {factory} must return a torch.nn.Module; it returned {type(module).__name__}."
@@ -99,8 +101,9 @@ def own_student(factory: str, module: nn.Module, example: Tensor, seed: int) -> 
         try:
             given = tuple(student.eval()(example.cpu()).shape)
         except Exception as error:
+            shape = tuple(example.shape[1:])
             raise InputError(
-                f"The student of {factory} does not take records of shape {tuple(example.shape[1:])}: {blame(error)}."
+                f"The student of {factory} does not take records of shape {shape}: {user_error(error)}."
             ) from None
     if given != wanted:
         raise InputError(

@@ -1,6 +1,6 @@
 """Draws parts.svg from the contracts that import-linter holds (pyproject.toml). `python docs/draw_parts.py` writes it.
 
-Plain SVG, so that a page needs no script: one band per folder of the package, the rooms inside in the order of their
+Plain SVG, so that a page needs no script: one frame per folder of the package, the rooms inside in the order of their
 own contract, where there is one. Imports run downwards only.
 """
 
@@ -50,11 +50,10 @@ def picture(pyproject: str) -> str:
     layers = contracts(pyproject)
     pieces: list[str] = []
     y = MARGIN + LINE
-    for names in layers[PACKAGE]:
-        for name in names:
-            height, band = _band(f"{PACKAGE}.{name}", layers.get(f"{PACKAGE}.{name}", []), y)
-            pieces += band
-            y += height + GAP
+    for name in (name for names in layers[PACKAGE] for name in names):
+        y, band = _folder(f"{PACKAGE}.{name}", layers, MARGIN, y, WIDTH - 3 * MARGIN)
+        pieces += band
+        y += GAP
     x, end = WIDTH - MARGIN, y - GAP
     arrow = f'<path class="a" d="M{x} {MARGIN + LINE}V{end}m-4 -8l4 8l4 -8"/>'
     words = f'<text class="s" x="{x + 5}" y="{MARGIN + 6}" text-anchor="end">imports run down</text>'
@@ -65,32 +64,40 @@ def picture(pyproject: str) -> str:
     )
 
 
-def _band(package: str, rows: list[list[str]], top: int) -> tuple[int, list[str]]:
-    """The height of a folder's band, and its drawing at `top`."""
-    left, right = MARGIN + PAD, WIDTH - 2 * MARGIN - PAD
-    told = textwrap.wrap(sentence(package), int((right - left) / (CHARACTER * 0.85)))
+def _folder(package: str, layers: dict[str, list[list[str]]], left: int, top: int, width: int) -> tuple[int, list[str]]:
+    """Where a folder's frame ends, and its drawing: name, sentence, and its rooms, which may be such folders too."""
+    inside, room = left + PAD, width - 2 * PAD
     y = top + PAD + LINE
-    inside = [f'<text class="n" x="{left}" y="{y - 4}">{package.rpartition(".")[2]}/</text>']
-    for line in told:
+    pieces = [f'<text class="n" x="{inside}" y="{y - 4}">{package.rpartition(".")[2]}/</text>']
+    for line in textwrap.wrap(sentence(package), int(room / (CHARACTER * 0.85))):
         y += LINE
-        inside.append(f'<text class="s" x="{left}" y="{y - 4}">{escape(line)}</text>')
-    for row in rows:
-        x = float(left)
-        y += GAP
-        for name in row:
-            width = len(name) * CHARACTER + 2 * GAP
-            if x + width > right:
-                x, y = float(left), y + BOX + GAP // 2
-            inside.append(
-                f'<g><title>{escape(sentence(f"{package}.{name}"))}</title><rect class="r" x="{x:g}" y="{y}" '
-                f'width="{width:g}" height="{BOX}" rx="4"/><text x="{x + width / 2:g}" y="{y + LINE}" '
-                f'text-anchor="middle">{escape(name)}</text></g>'
-            )
-            x = round(x + width + GAP, 1)
-        y += BOX
-    height = y + PAD - top
-    frame = f'<rect class="b" x="{MARGIN}" y="{top}" width="{WIDTH - 3 * MARGIN}" height="{height}" rx="6"/>'
-    return height, [frame, *inside]
+        pieces.append(f'<text class="s" x="{inside}" y="{y - 4}">{escape(line)}</text>')
+    for row in layers.get(package, []):
+        plain = [name for name in row if f"{package}.{name}" not in layers]
+        if plain:
+            y, boxes = _row(package, plain, inside, y + GAP, room)
+            pieces += boxes
+        for name in sorted(set(row) - set(plain)):
+            y, band = _folder(f"{package}.{name}", layers, inside, y + GAP, room)
+            pieces += band
+    frame = f'<rect class="b" x="{left}" y="{top}" width="{width}" height="{y + PAD - top}" rx="6"/>'
+    return y + PAD, [frame, *pieces]
+
+
+def _row(package: str, names: list[str], left: int, y: int, width: int) -> tuple[int, list[str]]:
+    """Where a row of rooms ends, and its boxes, wrapped where they are too many for one line."""
+    pieces, x = [], float(left)
+    for name in names:
+        size = len(name) * CHARACTER + 2 * GAP
+        if x + size > left + width:
+            x, y = float(left), y + BOX + GAP // 2
+        pieces.append(
+            f'<g><title>{escape(sentence(f"{package}.{name}"))}</title><rect class="r" x="{x:g}" y="{y}" '
+            f'width="{size:g}" height="{BOX}" rx="4"/><text x="{x + size / 2:g}" y="{y + LINE}" '
+            f'text-anchor="middle">{escape(name)}</text></g>'
+        )
+        x = round(x + size + GAP, 1)
+    return y + BOX, pieces
 
 
 def main() -> None:

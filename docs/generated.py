@@ -17,7 +17,8 @@ from mkdocs.structure.files import File, Files
 from pydantic import BaseModel
 
 import crushproof
-from crushproof.audit.catalogue import Parameter, catalogue, parameters_of
+from crushproof.attacks.risk import QUALITIES
+from crushproof.audit.catalogue import Figure, Parameter, catalogue, parameters_of
 from crushproof.audit.exit_codes import EXIT_CODES
 from crushproof.audit.findings import SCHEMA, Audit
 from crushproof.audit.plan import Plan
@@ -84,6 +85,9 @@ def plan_page() -> str:
 def policy_page() -> str:
     lines = ["# Policy and exit codes", "What may be shipped: limits on figures, judged by their whole 95 % interval."]
     lines += sections([Policy])
+    lines += ["What may be limited: how well a model does its task, and what the attacks of the plan measure."]
+    own = [Figure(one.name, one.unit, one.better, one.meaning) for one in QUALITIES]
+    lines += figures([*own, *(figure for entry in catalogue() for figure in entry.figures)])
     lines += ["## Built-in policies"]
     for name, policy in BUILT_IN.items():
         lines += [f"### `{name}`"]
@@ -107,6 +111,7 @@ def catalogue_page() -> str:
             lines += [f"## {sort.capitalize()}s"]
         lines += [f"### `{entry.kind}` {{ #{sort.replace(' ', '-')}-{entry.kind} }}", entry.summary]
         lines += parameters(entry.parameters)
+        lines += figures(entry.figures)
     return page(lines)
 
 
@@ -133,7 +138,7 @@ def python_page() -> str:
         if isinstance(found, type) and issubclass(found, Technique):
             lines += parameters(parameters_of(found))
         elif isinstance(found, type) and not issubclass(found, BaseModel | Exception):
-            lines[-1] += "\n    options: {members: true}"
+            lines[-1] += "\n    options: {members: true, filters: ['!^_']}"
     return page(lines)
 
 
@@ -192,6 +197,11 @@ def words(model: type[BaseModel]) -> str:
     """`CandidatePlan` as `Candidate`, `LayerRounding` as `Layer rounding`."""
     name = model.__name__.removesuffix("Plan") or "Plan"
     return "".join(f" {letter.lower()}" if letter.isupper() and place else letter for place, letter in enumerate(name))
+
+
+def figures(rows: Iterable[Figure]) -> list[str]:
+    found = ((f"`{row.name}`", row.unit, f"{row.better} is better", row.meaning) for row in rows)
+    return table(("figure", "unit", "", ""), found)
 
 
 def code(value: Any) -> str:

@@ -1,6 +1,6 @@
 """Looks into a TFLite file that may come from a stranger, and tries it, in a process of its own (see sandbox.py).
 
-Run by its path: it imports nothing of this package. As for ONNX (_read_onnx.py), what is computed must not depend on a
+Run by its path: it imports nothing of this package. As for ONNX (_check_onnx.py), what is computed must not depend on a
 record's values: then a run on zeros shows what any run will take. The format: tensorflow/lite/schema/schema.fbs.
 """
 
@@ -46,7 +46,7 @@ SIZING = {
     "STRIDED_SLICE": (1, 2, 3),
 }
 LIMITS = {"uint8": (0, 255), "int8": (-128, 127), "int16": (-32768, 32767)}
-AGAIN = "Convert the model again, or fetch the file again and compare its size with the original's."
+CONVERT_HINT = "Convert the model again, or fetch the file again and compare its size with the original's."
 
 
 class Fault(Exception):
@@ -57,7 +57,7 @@ def facts(data: bytes) -> dict[str, Any]:
     """What the file says about itself, as JSON: `model_file.Facts`. Raises Fault, or what flatbuffers do."""
     if data[4:8] != b"TFL3":
         raise Fault(
-            f"This is not a TFLite model, or one that was cut off ({len(data):,} bytes). It was not run. {AGAIN}"
+            f"This is not a TFLite model, or one that was cut off ({len(data):,} bytes). It was not run. {CONVERT_HINT}"
         )
     model = schema.Model.GetRootAs(data, 0)
     if model.SubgraphsLength() != 1:
@@ -73,14 +73,14 @@ def facts(data: bytes) -> dict[str, Any]:
         )
     graph = model.Subgraphs(0)
     if graph.OperatorsLength() > OPERATORS or graph.TensorsLength() > TENSORS:
-        raise Fault(f"The TFLite model declares {graph.OperatorsLength():,} operators and was not run. {AGAIN}")
+        raise Fault(f"The TFLite model declares {graph.OperatorsLength():,} operators and was not run. {CONVERT_HINT}")
     operators = _operators(model, graph)
     used = {*graph.InputsAsNumpy().tolist(), *graph.OutputsAsNumpy().tolist()} if graph.InputsLength() else set()
     for at in range(graph.TensorsLength()):
         used.add(at)
         _check_tensor(graph.Tensors(at))
     if not used or not operators or not graph.OutputsLength() or max(used) >= graph.TensorsLength() or min(used) < 0:
-        raise Fault(f"The TFLite model is malformed: its graph names tensors that it does not hold. {AGAIN}")
+        raise Fault(f"The TFLite model is malformed: its graph names tensors that it does not hold. {CONVERT_HINT}")
     _check_sizes(graph, operators)
     inputs = [_port(graph.Tensors(at)) for at in graph.InputsAsNumpy().tolist()]
     for port, number in zip(inputs, graph.InputsAsNumpy().tolist(), strict=True):
@@ -146,7 +146,7 @@ def _operators(model: Any, graph: Any) -> list[tuple[str, list[int]]]:
     for at in range(graph.OperatorsLength()):
         operator = graph.Operators(at)
         if operator.OpcodeIndex() >= len(words):
-            raise Fault(f"The TFLite model is malformed: operator {at} is of no declared kind. {AGAIN}")
+            raise Fault(f"The TFLite model is malformed: operator {at} is of no declared kind. {CONVERT_HINT}")
         inputs = operator.InputsAsNumpy().tolist() if operator.InputsLength() else []
         found.append((words[operator.OpcodeIndex()], inputs))
     return found
@@ -161,7 +161,9 @@ def _check_tensor(tensor: Any) -> None:
             f"(at most {ELEMENTS:,} values are held)."
         )
     if any(ord(character) < 32 or 0x7F <= ord(character) < 0xA0 for character in name):
-        raise Fault(f"The TFLite model was not run: the name {name[:80]!r} in it contains control characters. {AGAIN}")
+        raise Fault(
+            f"The TFLite model was not run: the name {name[:80]!r} in it contains control characters. {CONVERT_HINT}"
+        )
 
 
 def _check_sizes(graph: Any, operators: list[tuple[str, list[int]]]) -> None:
@@ -228,7 +230,9 @@ def _try(data: bytes) -> None:
         if guessed:
             return
         words = " ".join(str(error).split())[:300] or type(error).__name__
-        raise Fault(f"The LiteRT interpreter refuses the model ({words}), so it was refused here. {AGAIN}") from None
+        raise Fault(
+            f"The LiteRT interpreter refuses the model ({words}), so it was refused here. {CONVERT_HINT}"
+        ) from None
 
 
 def main(arguments: list[str]) -> str:
@@ -241,5 +245,5 @@ def main(arguments: list[str]) -> str:
         return json.dumps({"fault": str(fault)})
     except (struct.error, ValueError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
         words = " ".join(str(error).split())[:200] or type(error).__name__
-        return json.dumps({"fault": f"The TFLite model is damaged or crafted: {words}. It was not run. {AGAIN}"})
+        return json.dumps({"fault": f"The TFLite model is damaged or crafted: {words}. It was not run. {CONVERT_HINT}"})
     return json.dumps({"facts": known})

@@ -1,6 +1,6 @@
 """Brings what exporters write in their own way into the usual form: the same answers, and one way to read them.
 
-Loaded by _read_onnx.py, also in the process of its own that looks at a stranger's file: it imports nothing of this
+Loaded by _check_onnx.py, also in the process of its own that looks at a stranger's file: it imports nothing of this
 package. Nothing here checks; a graph that makes no sense stays as it is and is refused later.
 
 - Sizes of -1 (PaddlePaddle), and of 0 for a model's inputs and outputs, are free sizes.

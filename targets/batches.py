@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import InputError
-from .files import shown
+from .errors import InputError, quoted
 from .model import BATCH
 from .model_file import VALUES, Port
 
@@ -26,7 +25,7 @@ def named_output(outputs: tuple[Port, ...], output: str) -> Port:
     found = next((port for port in outputs if port.name == output), None)
     if found is None:
         raise InputError(
-            f"The model has no output {shown(output)}. Its outputs are {listed(outputs)}: name one of them (--output)."
+            f"The model has no output {quoted(output)}. Its outputs are {listed(outputs)}: name one of them (--output)."
         )
     return found
 
@@ -34,7 +33,7 @@ def named_output(outputs: tuple[Port, ...], output: str) -> Port:
 def listed(outputs: tuple[Port, ...]) -> str:
     """Names, types and shapes of outputs, for a sentence."""
     rest = f" and {len(outputs) - 8} more" if len(outputs) > 8 else ""
-    words = [f"{shown(port.name)} {port.type} [{', '.join(map(str, port.shape))}]" for port in outputs[:8]]
+    words = [f"{quoted(port.name)} {port.type} [{', '.join(map(str, port.shape))}]" for port in outputs[:8]]
     return ", ".join(words) + rest
 
 

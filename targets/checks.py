@@ -1,98 +1,101 @@
-"""The checks every `Data` passes before anything is computed on it, and every model before it is audited.
+"""The checks every `Data` passes before anything is computed on it.
 
 Each fault has its own sentence: what is wrong, where, and how to mend it.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .errors import InputError
-from .files import shown
+from .errors import InputError, quoted
+from .records import Bounds, Records
 from .value_range import fitted
-
-if TYPE_CHECKING:
-    from .data import Bounds, Data, Records
-    from .model import Target
 
 FEWEST = 10  # records of a split; below it no interval says anything
 NAME_LENGTH = 200  # characters of a class or group name
 OVERLAP = 0.01  # of the smaller split; see _check_overlap
-CHANCE_P = 0.01  # a model whose agreement with the labels is this likely by luck is at chance
-PROBED = 2_000  # records a model is checked on
 
 
-def check_data(data: Data) -> list[str]:
+def check_data(
+    members: Records | None,
+    non_members: Records,
+    bounds: Bounds,
+    class_names: tuple[str, ...],
+    groups: tuple[str, ...] | None,
+) -> list[str]:
     """Notes for the reader of the report: sentences about what is allowed but worth knowing.
+
+    Args:
+        class_names: none where values are predicted.
+        groups: one per non-member.
 
     Raises:
         InputError: wrong types or shapes, too few records, a split of a single class, labels out of range, NaN, values
             outside the bounds, members among the non-members, class or group names that cannot be shown.
     """
-    _check_names(list(data.class_names), "class name")
-    if not data.regression and len(data.class_names) < 2:
+    regression = non_members.y.is_floating_point()
+    _check_names(list(class_names), "class name")
+    if not regression and len(class_names) < 2:
         raise InputError(
-            f"The data has {len(data.class_names)} class name(s). A classifier needs at least two classes: give one "
+            f"The data has {len(class_names)} class name(s). A classifier needs at least two classes: give one "
             "name for each output of the model."
         )
-    double = next((name for at, name in enumerate(data.class_names) if name in data.class_names[:at]), None)
+    double = next((name for at, name in enumerate(class_names) if name in class_names[:at]), None)
     if double is not None:
-        raise InputError(f"Two classes are named {shown(double)}. Give each class a name of its own.")
-    splits = {"non-members": data.non_members} | ({"members": data.members} if data.members is not None else {})
+        raise InputError(f"Two classes are named {quoted(double)}. Give each class a name of its own.")
+    splits = {"non-members": non_members} | ({"members": members} if members is not None else {})
     for split, records in splits.items():
         _check_form(records, split)
-    if data.members is not None and data.members.x.shape[1:] != data.non_members.x.shape[1:]:
+    if members is not None and members.x.shape[1:] != non_members.x.shape[1:]:
         raise InputError(
-            f"A member has shape {list(data.members.x.shape[1:])} and a non-member "
-            f"{list(data.non_members.x.shape[1:])}. Prepare both in the same way."
+            f"A member has shape {list(members.x.shape[1:])} and a non-member "
+            f"{list(non_members.x.shape[1:])}. Prepare both in the same way."
         )
-    if data.regression and data.members is not None and data.members.y.shape[1:] != data.non_members.y.shape[1:]:
+    if regression and members is not None and members.y.shape[1:] != non_members.y.shape[1:]:
         raise InputError(
-            f"A member has {data.members.y.shape[1]} values to predict and a non-member "
-            f"{data.non_members.y.shape[1]}. Give the same values for both."
+            f"A member has {members.y.shape[1]} values to predict and a non-member "
+            f"{non_members.y.shape[1]}. Give the same values for both."
         )
-    _check_bounds_shape(data.bounds, data.non_members.x.shape[1:])
+    _check_bounds_shape(bounds, non_members.x.shape[1:])
     for split, records in splits.items():
-        if data.regression:
+        if regression:
             _check_targets(records.y, split)
         else:
-            _check_labels(records.y, split, data.class_names)
-        _check_values(records.x, split, data.bounds)
-    spans = _check_span(data)
-    if data.groups is not None:
-        if len(data.groups) != len(data.non_members):
+            _check_labels(records.y, split, class_names)
+        _check_values(records.x, split, bounds)
+    spans = _check_span(members, non_members, bounds)
+    if groups is not None:
+        if len(groups) != len(non_members):
             raise InputError(
-                f"There are {len(data.groups)} group names for {len(data.non_members)} non-members. Give one group for "
+                f"There are {len(groups)} group names for {len(non_members)} non-members. Give one group for "
                 "each non-member, in the same order."
             )
-        _check_names(sorted(set(data.groups)), "group name")
+        _check_names(sorted(set(groups)), "group name")
     notes = spans + [
-        f"No record of class {shown(name)} is among the {split}."
+        f"No record of class {quoted(name)} is among the {split}."
         for split, records in splits.items()
-        for label, name in enumerate(data.class_names)
-        if len(data.class_names) <= 100 and not bool((records.y == label).any())
+        for label, name in enumerate(class_names)
+        if len(class_names) <= 100 and not bool((records.y == label).any())
     ]
-    if data.members is not None:
-        notes += _check_overlap(data.members, data.non_members)
+    if members is not None:
+        notes += _check_overlap(members, non_members)
     return notes
 
 
 def _check_names(names: list[str], what: str) -> None:
     for name in names:
         if not isinstance(name, str) or not name.strip():
-            raise InputError(f"A {what} is {shown(name)}. Give each a text that can be read.")
+            raise InputError(f"A {what} is {quoted(name)}. Give each a text that can be read.")
         if len(name) > NAME_LENGTH:
             raise InputError(
-                f"The {what} {shown(name)} has {len(name):,} characters. At most {NAME_LENGTH} are shown: shorten it."
+                f"The {what} {quoted(name)} has {len(name):,} characters. At most {NAME_LENGTH} are shown: shorten it."
             )
         if any(0xD800 <= ord(character) < 0xE000 for character in name):
             raise InputError(
-                f"The {what} {shown(name)} contains half of a surrogate pair, which is no character. Decode the names "
+                f"The {what} {quoted(name)} contains half of a surrogate pair, which is no character. Decode the names "
                 "as UTF-8 anew."
             )
 
@@ -147,7 +150,7 @@ def _check_labels(y: Tensor, split: str, class_names: tuple[str, ...]) -> None:
         )
     if low == high:
         raise InputError(
-            f"All {len(y)} {split} are of class {shown(class_names[low])}: a single-class split measures nothing. "
+            f"All {len(y)} {split} are of class {quoted(class_names[low])}: a single-class split measures nothing. "
             "Shuffle the data before it is divided."
         )
 
@@ -173,23 +176,23 @@ def _check_values(x: Tensor, split: str, bounds: Bounds) -> None:
         low, high = float(x.min()), float(x.max())
         raise InputError(
             f"{int(outside.sum()):,} of the {len(x):,} {split} have values outside the bounds: the bounds are "
-            f"{_range(bounds)} and the values run from {low:g} to {high:g} (first in record "
+            f"{shown_range(bounds)} and the values run from {low:g} to {high:g} (first in record "
             f"{int(outside.nonzero()[0])}). {_bounds_hint(x, low, high)}"
         )
 
 
-def _check_span(data: Data) -> list[str]:
+def _check_span(members: Records | None, non_members: Records, bounds: Bounds) -> list[str]:
     """Bounds far wider than the values make every epsilon far larger than it looks."""
-    splits = [split.x for split in (data.members, data.non_members) if split is not None]
+    splits = [split.x for split in (members, non_members) if split is not None]
     low, high = min(float(x.min()) for x in splits), max(float(x.max()) for x in splits)
-    room = float(data.bounds.scale.max())
+    room = float(bounds.scale.max())
     if high - low < room / 20:
         raise InputError(
-            f"The values run from {low:g} to {high:g} and the bounds are {_range(data.bounds)}: an epsilon, counted "
+            f"The values run from {low:g} to {high:g} and the bounds are {shown_range(bounds)}: an epsilon, counted "
             "in units of the bounds, would cover all of them. Give the smallest and largest value an input can take."
         )
     if high - low < room / 4:
-        return [f"The values run from {low:g} to {high:g}, less than a quarter of the bounds {_range(data.bounds)}."]
+        return [f"The values run from {low:g} to {high:g}, less than a quarter of the bounds {shown_range(bounds)}."]
     return []
 
 
@@ -213,7 +216,7 @@ def _bounds_hint(x: Tensor, low: float, high: float) -> str:
     return "Give the smallest and largest value an input can take as bounds."
 
 
-def _range(bounds: Bounds) -> str:
+def shown_range(bounds: Bounds) -> str:
     if bounds.low.numel() == 1 and bounds.high.numel() == 1:
         return f"[{float(bounds.low):g}, {float(bounds.high):g}]"
     return f"per feature, from {float(bounds.low.min()):g} to {float(bounds.high.max()):g} at the widest"
@@ -268,132 +271,3 @@ def _some(ids: NDArray[np.int64]) -> str:
 
 def _word(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
-
-
-# Models ---------------------------------------------------------------------------------------------------------------
-
-
-def check_model(target: Target, records: Records, bounds: Bounds, outputs: int) -> list[str]:
-    """Notes about a model that does answer as an audit assumes.
-
-    Args:
-        target: answers x float32 [n, *shape] with logits.
-        records: non-members; at most 2,000 of them, evenly spread, are asked about.
-        bounds: of the inputs.
-        outputs: how many numbers it must answer for a record: one per class, or the values it predicts.
-
-    Raises:
-        InputError: it cannot take the records, answers with another shape, with NaN, with probabilities instead of
-            logits, or agrees with the labels no better than chance (with values: no better than their mean).
-    """
-    step = -(-len(records) // PROBED)
-    x, y = records.x[::step], records.y[::step]
-    try:
-        logits = target.logits(x)
-    except Exception as error:  # the user's own forward can raise anything
-        raise InputError(
-            f"The model cannot take records of shape {list(x.shape[1:])}: {type(error).__name__}: "
-            f"{' '.join(str(error).split())[:200]}. Give it float32 inputs [n, {', '.join(map(str, x.shape[1:]))}] and "
-            "let it return one tensor."
-        ) from error
-    if y.is_floating_point():
-        return _check_predictions(y, logits)
-    classes = outputs
-    if logits.shape != (len(x), classes):
-        hint = " Give a two-class model two outputs." if classes == 2 and logits.shape[1:] in ((), (1,)) else ""
-        taken = torch.unique(y)
-        if logits.dim() == 2 and len(taken) == logits.shape[1]:
-            hint = (
-                f" The labels take {len(taken)} values, from {int(taken[0])} to {int(taken[-1])}: number them 0 to "
-                f"{len(taken) - 1}, in the order of the model's outputs."
-            )
-        raise InputError(
-            f"The model answers {len(x)} records with shape {list(logits.shape)}, and [{len(x)}, {classes}] is "
-            f"expected: one logit per class.{hint} The data has {classes} classes by its class names or its largest "
-            f"label ({classes - 1}). Check the output layer, the labels and the class names."
-        )
-    if not bool(torch.isfinite(logits).all()):
-        broken = int((~torch.isfinite(logits)).any(1).sum())
-        raise InputError(
-            f"The model answers {broken} of {len(x)} records with NaN or infinite logits. Its weights are broken, or "
-            "the inputs are in other units than it was trained on."
-        )
-    in_unit = bool((logits >= 0).all() and (logits <= 1).all())
-    if in_unit and bool(((logits.sum(1) - 1).abs() < 1e-3).all()):
-        raise InputError(
-            "The model answers with probabilities (each row lies in [0, 1] and sums to 1), and logits are expected: "
-            "gradients through a softmax vanish and would hide weaknesses. Remove the softmax, or return its logarithm."
-        )
-    notes = ["All outputs lie in [0, 1]; if they come from a sigmoid, return the values before it."] if in_unit else []
-    return notes + _check_accuracy(target, x, y, logits, bounds, classes)
-
-
-def _check_predictions(y: Tensor, predicted: Tensor) -> list[str]:
-    """A model of values must do better than their mean; with a margin of one point of their variance."""
-    if predicted.shape != y.shape:
-        raise InputError(
-            f"The model answers {len(y)} records with shape {list(predicted.shape)}, and {list(y.shape)} is expected: "
-            "one number per value to predict."
-        )
-    if not bool(torch.isfinite(predicted).all()):
-        raise InputError("The model answers some records with NaN or infinity. Its weights are broken.")
-    share = float((predicted - y).double().square().mean() / y.double().var(0, correction=0).mean())
-    if share >= 0.99:
-        raise InputError(
-            f"The model's squared error is {share:.2f} times the variance of the values: predicting their mean does as "
-            "well. Check that inputs and values are scaled as in training, and that the right weights were loaded."
-        )
-    return [f"The model explains little: its squared error is {share:.2f} of the variance."] if share > 0.8 else []
-
-
-def _check_accuracy(target: Target, x: Tensor, y: Tensor, logits: Tensor, bounds: Bounds, classes: int) -> list[str]:
-    """Cohen's kappa above zero, by a one-sided binomial test against the agreement of unrelated predictions."""
-    from scipy.stats import binomtest
-
-    predicted = logits.argmax(1)
-    right, n = int((predicted == y).sum()), len(y)
-    shares = [torch.bincount(labels, minlength=classes).double() / n for labels in (predicted, y)]
-    chance = float((shares[0] * shares[1]).sum())
-    if chance < 1 and binomtest(right, n, chance, alternative="greater").pvalue < CHANCE_P:
-        kappa = (right / n - chance) / (1 - chance)
-        return [f"The model agrees with the labels only weakly (Cohen's kappa {kappa:.2f})."] if kappa < 0.2 else []
-    raise InputError(
-        f"The model gets {right} of {n} non-members right, which is chance ({chance:.0%}), and a model at chance is "
-        f"neither private nor robust. {_suspicion(target, x, y, predicted, bounds, classes)}Check that the inputs "
-        f"are scaled and normalised as in training (the data's bounds are {_range(bounds)}), that labels and class "
-        "names are in the order of the model's outputs, and that the right weights were loaded into the right "
-        "architecture."
-    )
-
-
-def _suspicion(target: Target, x: Tensor, y: Tensor, predicted: Tensor, bounds: Bounds, classes: int) -> str:
-    """Which assumption is broken, where trying the usual ones tells: other class order, other units.
-
-    Judged by the mean over classes of the share that is right: of a class that makes up nearly all records any constant
-    answer, renamed, would be right on nearly all.
-    """
-    from scipy.optimize import linear_sum_assignment
-
-    if classes <= 1_000:
-        confusion = torch.bincount(y * classes + predicted, minlength=classes**2).reshape(classes, classes).numpy()
-        rows, columns = linear_sum_assignment(-confusion)
-        renamed = torch.empty(classes, dtype=torch.int64)
-        renamed[torch.from_numpy(columns)] = torch.from_numpy(rows)
-        if _balanced(renamed[predicted], y) > 0.7:
-            return "Its predictions fit once classes are renamed, so the order of the classes is the likely cause. "
-    unit = (x - bounds.low) / bounds.scale
-    for words, other in (("[0, 1]", unit), ("[0, 255]", unit * 255), ("[-1, 1]", unit * 2 - 1)):
-        try:
-            answered = target.logits(other)
-        except (IndexError, RuntimeError, InputError):  # ids outside a vocabulary: units that it cannot take
-            continue
-        if _balanced(answered.argmax(1), y) > 0.7:
-            return f"It is right on most when the inputs are scaled to {words}, so their units are the likely cause. "
-    if bool((predicted == predicted[0]).all()):
-        return f"It gives class number {int(predicted[0])} to every record. "
-    return ""
-
-
-def _balanced(predicted: Tensor, y: Tensor) -> float:
-    """The share that is right, in the mean over the classes that occur."""
-    return float(torch.stack([(predicted[y == label] == label).double().mean() for label in torch.unique(y)]).mean())

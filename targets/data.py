@@ -14,61 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import InputError
+from .checks import check_data
+from .records import Bounds, Records
 from .seeds import generator
 
 ATTACKER_SHARE = 1 / 3  # of the non-members; the rest is evaluated on
-
-
-@dataclass(frozen=True, eq=False)
-class Bounds:
-    """The values an input may take: `low` and `high`, float32, broadcastable to one record (scalar, [c, 1, 1], [f])."""
-
-    low: Tensor
-    high: Tensor
-
-    def __post_init__(self) -> None:
-        if not (torch.isfinite(self.low).all() and torch.isfinite(self.high).all() and (self.low < self.high).all()):
-            raise InputError(
-                "The bounds of the data must be finite with low < high in every channel. Give the smallest and largest "
-                "value an input can take, for example [0, 1] or [0, 255]."
-            )
-
-    @classmethod
-    def of(cls, low: float, high: float) -> Bounds:
-        """The same bounds for every channel."""
-        return cls(torch.tensor(float(low)), torch.tensor(float(high)))
-
-    @property
-    def scale(self) -> Tensor:
-        """`high - low`: an epsilon in units of [0, 1] pixels times this is the epsilon in units of the data."""
-        return self.high - self.low
-
-    def to(self, device: str | torch.device) -> Bounds:
-        return Bounds(self.low.to(device), self.high.to(device))
-
-    def clamp(self, x: Tensor) -> Tensor:
-        return torch.maximum(torch.minimum(x, self.high), self.low)
-
-
-@dataclass(frozen=True, eq=False)
-class Records:
-    """Inputs with what a model should answer: `x` float32 [n, *shape], `y` int64 [n] classes or float32 [n, outputs]
-    values (regression).
-    """
-
-    x: Tensor
-    y: Tensor
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-    def take(self, index: Tensor) -> Records:
-        """The records at `index` (int64 or bool [n]), in that order."""
-        return Records(self.x[index], self.y[index])
-
-    def to(self, device: str | torch.device) -> Records:
-        return Records(self.x.to(device), self.y.to(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,9 +53,8 @@ class Data:
     _split: tuple[Tensor, Tensor] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        from .checks import check_data
-
-        object.__setattr__(self, "notes", (*self.notes, *check_data(self)))
+        found = check_data(self.members, self.non_members, self.bounds, self.class_names, self.groups)
+        object.__setattr__(self, "notes", (*self.notes, *found))
         n = len(self.non_members)
         order = torch.randperm(n, generator=generator(self.seed, "data", "split"))
         attackers = max(1, int(n * ATTACKER_SHARE))
@@ -163,23 +112,3 @@ class Data:
         )
         digest.update(repr((self.class_names, self.groups, self._split[1].tolist())).encode())
         return digest.hexdigest()
-
-
-def load_digits(seed: int = 0) -> Data:
-    """scikit-learn's digits (1,797 real 8x8 images) in halves by `seed`: 898 members, 899 non-members, in [0, 1]."""
-    from sklearn.datasets import load_digits as sklearn_digits
-
-    x, y = sklearn_digits(return_X_y=True)
-    images = torch.from_numpy(np.asarray(x, dtype=np.float32) / 16).reshape(-1, 1, 8, 8)
-    labels = torch.from_numpy(np.asarray(y, dtype=np.int64))
-    order = torch.randperm(len(labels), generator=generator(seed, "digits", "halves"))
-    records = Records(images[order], labels[order])
-    half = len(labels) // 2
-    return Data(
-        name="digits",
-        members=Records(records.x[:half], records.y[:half]),
-        non_members=Records(records.x[half:], records.y[half:]),
-        bounds=Bounds.of(0, 1),
-        class_names=tuple(str(digit) for digit in range(10)),
-        seed=seed,
-    )

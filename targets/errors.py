@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -49,6 +50,23 @@ class UnsafeInput(CrushproofError):
     exit_code = 5
 
 
+def quoted(text: object, limit: int = 80) -> str:
+    """`text` for a message: quoted, control and invisible characters escaped, cut after `limit` characters."""
+    string = str(text)
+    return repr(string if len(string) <= limit else string[:limit] + "...")
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that `word` may be a slip of, if any is near."""
+    return next(iter(difflib.get_close_matches(word, list(known), 1)), None)
+
+
+def nearest_hint(word: str, known: Iterable[str]) -> str:
+    """A sentence " Did you mean 'x'?", or nothing when no known word is near."""
+    near = nearest(word, known)
+    return "" if near is None else f" Did you mean {quoted(near)}?"
+
+
 @contextmanager
 def failing_as_not_applicable(what: str) -> Iterator[None]:
     """What cannot be made is a row of its own: what the user gave is not to blame, and the audit goes on.
@@ -65,10 +83,10 @@ def failing_as_not_applicable(what: str) -> Iterator[None]:
     except (CrushproofError, MemoryError, ImportError, OSError):
         raise
     except Exception as error:  # torch, the exporter or the user's own forward, on layers of other sizes
-        raise NotApplicable(f"{what}: {blame(error)}") from error
+        raise NotApplicable(f"{what}: {user_error(error)}") from error
 
 
-def blame(error: BaseException) -> str:
+def user_error(error: BaseException) -> str:
     """What went wrong in the user's own code, on one line: `ValueError: too few heads (my_model.py, line 12)`."""
     words = " ".join(str(error).split())
     place = None

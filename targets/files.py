@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import stat
 import struct
@@ -11,9 +10,9 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO
 
-from .errors import InputError, UnsafeInput
+from .errors import InputError, UnsafeInput, nearest_hint, quoted
 
-AGAIN = (
+FETCH_HINT = (
     "Nothing in it was executed. Fetch or write the file again; if it comes from somebody else, ask how it was made."
 )
 RATIO = 200  # uncompressed / compressed; real arrays stay far below, a deflate bomb comes close to 1,032
@@ -28,18 +27,6 @@ _ENCRYPTED = 0x1
 _ZIP64 = 0xFFFFFFFF
 
 
-def shown(text: object, limit: int = 80) -> str:
-    """`text` for a message: quoted, control and invisible characters escaped, cut after `limit` characters."""
-    string = str(text)
-    return repr(string if len(string) <= limit else string[:limit] + "...")
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """A sentence " Did you mean 'x'?", or nothing when no known name is near."""
-    near = difflib.get_close_matches(name, known, 1)
-    return f" Did you mean {shown(near[0])}?" if near else ""
-
-
 def ordinary_file(path: Path | str, what: str, limit: int) -> Path:
     """`path`, once it is known to be a readable, non-empty ordinary file (or a link to one) of at most `limit` bytes.
 
@@ -50,17 +37,17 @@ def ordinary_file(path: Path | str, what: str, limit: int) -> Path:
         InputError: it is missing, a broken link, a folder, a device, a pipe, empty, unreadable or too large.
     """
     path = Path(path)
-    name = f"{what[0].upper()}{what[1:]} {shown(path, 200)}"
+    name = f"{what[0].upper()}{what[1:]} {quoted(path, 200)}"
     try:
         status = path.stat()
     except FileNotFoundError:
         if path.is_symlink():
             raise InputError(
-                f"{name} is a link to {shown(os.readlink(path), 200)}, which does not exist. Mend the link or name "
+                f"{name} is a link to {quoted(os.readlink(path), 200)}, which does not exist. Mend the link or name "
                 "the file itself."
             ) from None
         known = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        hint = nearest(path.name, known)
+        hint = nearest_hint(path.name, known)
         raise InputError(f"{name} does not exist.{hint} Check the path and the folder it is looked up in.") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
@@ -101,7 +88,7 @@ def open_archive(stream: BinaryIO, where: str, *, limit: int) -> zipfile.ZipFile
     try:
         archive = zipfile.ZipFile(stream)
     except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, EOFError, OverflowError) as error:
-        raise UnsafeInput(f"{where} is a damaged or crafted zip archive ({error}). {AGAIN}") from None
+        raise UnsafeInput(f"{where} is a damaged or crafted zip archive ({error}). {FETCH_HINT}") from None
     entries = archive.infolist()
     unpacked = sum(entry.file_size for entry in entries)
     packed = sum(entry.compress_size for entry in entries)
@@ -113,7 +100,7 @@ def open_archive(stream: BinaryIO, where: str, *, limit: int) -> zipfile.ZipFile
         )
     fault = _archive_fault(stream, archive, entries)
     if fault:
-        raise UnsafeInput(f"{where} is a damaged or crafted zip archive: {fault}. {AGAIN}")
+        raise UnsafeInput(f"{where} is a damaged or crafted zip archive: {fault}. {FETCH_HINT}")
     return archive
 
 
@@ -128,24 +115,24 @@ def _archive_fault(stream: BinaryIO, archive: zipfile.ZipFile, entries: list[zip
     for entry in sorted(entries, key=lambda item: item.header_offset):
         name = entry.orig_filename
         if entry.flag_bits & _ENCRYPTED:
-            return f"entry {shown(name)} is protected by a password; save it without one"
+            return f"entry {quoted(name)} is protected by a password; save it without one"
         if entry.flag_bits & ~(_DESCRIBED | _UTF8) or entry.compress_type not in (
             zipfile.ZIP_STORED,
             zipfile.ZIP_DEFLATED,
         ):
-            return f"entry {shown(name)} has flags or a compression method that array files do not use"
+            return f"entry {quoted(name)} has flags or a compression method that array files do not use"
         if fault := name_fault(name):
-            return f"the name {shown(name)} of an entry {fault}"
+            return f"the name {quoted(name)} of an entry {fault}"
         if name.casefold() in names:
-            return f"two entries are named {shown(name)}"
+            return f"two entries are named {quoted(name)}"
         names.add(name.casefold())
         if entry.compress_type == zipfile.ZIP_STORED and entry.compress_size != entry.file_size:
-            return f"entry {shown(name)} is stored, yet its two sizes differ"
+            return f"entry {quoted(name)} is stored, yet its two sizes differ"
         if not 0 <= entry.header_offset - end <= (24 if end else 0):  # 24: the largest data descriptor
-            return f"entry {shown(name)} overlaps another or leaves a gap"
+            return f"entry {quoted(name)} overlaps another or leaves a gap"
         length = _local_length(stream, entry)
         if length is None:
-            return f"the local header of entry {shown(name)} differs from the central directory"
+            return f"the local header of entry {quoted(name)} differs from the central directory"
         end = entry.header_offset + length + entry.compress_size
     if not 0 <= archive.start_dir - end <= 24:
         return "its directory does not follow its last entry"
@@ -197,7 +184,7 @@ def read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, where: str) -> 
             while part := handle.read(PART):  # read() would unpack up to 2 GiB whatever the entry declares
                 content += part
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError, ValueError) as error:
-        raise UnsafeInput(f"Entry {shown(entry.filename)} of {where} is damaged ({error}). {AGAIN}") from None
+        raise UnsafeInput(f"Entry {quoted(entry.filename)} of {where} is damaged ({error}). {FETCH_HINT}") from None
     if len(content) != entry.file_size:
-        raise UnsafeInput(f"Entry {shown(entry.filename)} of {where} has another size than it declares. {AGAIN}")
+        raise UnsafeInput(f"Entry {quoted(entry.filename)} of {where} has another size than it declares. {FETCH_HINT}")
     return content

@@ -1,7 +1,7 @@
 """Model files, ONNX and TFLite: read where they can do no harm, and parsed and checked once.
 
 A file that somebody else made is copied into memory once, and what is looked at is what is run later. A process of its
-own, with limits on memory and time, parses it, checks it (_read_onnx.py, _read_tflite.py) and runs zeros through it;
+own, with limits on memory and time, parses it, checks it and runs zeros through it (_read_onnx.py, _read_tflite.py);
 only then does this process touch it. Nothing is ever unpickled, and no other file is read.
 
 Whatever takes an ONNX model (runtimes, twin, footprint, lineage) takes a `CheckedOnnx`. Only `check_onnx` makes one, so
@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict
 
 from ._state_names import comes_back
-from .errors import InputError, UnsafeInput
-from .files import ordinary_file, shown
+from .errors import InputError, UnsafeInput, quoted
+from .files import ordinary_file
 from .model import BATCH
 from .other_formats import refuse_by_name, refuse_other, unpacked
 from .sandbox import run_limited
@@ -79,14 +79,21 @@ class CheckedOnnx:
         data: the bytes as they came: what ships, is digested and weighed.
         usable: the bytes to hand to a runtime: `data` itself unless its form had to be mended.
         model: what `usable` holds, in its usual form (_usual_onnx.py). It is shared: whoever changes it takes a `copy`.
-        inputs, outputs: of the graph.
+        facts: what it says about itself.
     """
 
     data: bytes
     usable: bytes
     model: onnx.ModelProto
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
+    facts: Facts
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        return self.facts.inputs
+
+    @property
+    def outputs(self) -> tuple[Port, ...]:
+        return self.facts.outputs
 
     def copy(self) -> onnx.ModelProto:
         """The model for somebody who changes it."""
@@ -110,20 +117,19 @@ def check_onnx(data: CheckedOnnx | bytes) -> CheckedOnnx:
     """
     if isinstance(data, CheckedOnnx):
         return data
-    from ._read_onnx import Fault, facts, parse
+    from ._check_onnx import Fault, facts, parse
 
     try:
-        model, usable, _ = parse(data)
-        known = facts(model)
+        model, usable, zeroed = parse(data)
+        known = facts(model, zeroed)
     except Fault as fault:
         raise UnsafeInput(str(fault)) from None
-    inputs, outputs = (tuple(Port.model_validate(port) for port in known[side]) for side in ("inputs", "outputs"))
-    return CheckedOnnx(data, usable, model, inputs, outputs)
+    return CheckedOnnx(data, usable, model, Facts.model_validate(known))
 
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A finished model, checked: run it with `artifact.deployed`. `data` is unpacked where the file was by gzip."""
+    """A finished model, checked; `finished_model.deployed` runs it. `data` is unpacked where the file was by gzip."""
 
     kind: Kind
     data: bytes
@@ -140,7 +146,7 @@ class ModelFile:
         """Sentences on how the file is run, for the reader of the report."""
         found = ["The file was packed by gzip: digest and size are those of the model in it."] if self.packed else []
         if self.facts.zeroed:
-            names = ", ".join(shown(name) for name in self.facts.zeroed[:4])
+            names = ", ".join(quoted(name) for name in self.facts.zeroed[:4])
             found.append(f"The file asks for its state as inputs ({names}): they are zeros, anew for every record.")
         return found
 
@@ -167,20 +173,20 @@ def read_model_file(path: Path) -> ModelFile:
         answer = run_limited(
             Path(__file__).with_name(f"_read_{kind}.py"),
             [str(copy), *([str(BATCH), str(VALUES)] if kind == "onnx" else [])],
-            what=f"the model {shown(path.name)}",
+            what=f"the model {quoted(path.name)}",
             seconds=SECONDS,
             memory=ROOM + COPIES * len(data),
-            cure=LIMIT_HINT,
+            hint=LIMIT_HINT,
         )
     try:
         found = json.loads(answer)
     except ValueError:  # something in it wrote to the reader's output
-        raise UnsafeInput(f"The model {shown(path.name)} confused its reader and was refused. {LIMIT_HINT}") from None
+        raise UnsafeInput(f"The model {quoted(path.name)} confused its reader and was refused. {LIMIT_HINT}") from None
     if "fault" in found:
         if found.get("sort") == "alien":
             refuse_by_name(path.name)
         kind_of_error = InputError if found.get("sort") == "new" else UnsafeInput
-        raise kind_of_error(f"{shown(path.name)}: {' '.join(found['fault'].split())}")
+        raise kind_of_error(f"{quoted(path.name)}: {' '.join(found['fault'].split())}")
     facts = Facts.model_validate(found["facts"])
     if kind == "tflite":
         inputs, states = without_states(facts.inputs, facts.outputs)
@@ -199,20 +205,6 @@ def read_again(path: Path, digest: str, kind: Kind, facts: Facts, *, packed: boo
     """
     data = unpacked(ordinary_file(path, "the model", FILE_BYTES).read_bytes(), path.name, FILE_BYTES)
     return ModelFile(kind, data, facts, packed) if hashlib.sha256(data).hexdigest() == digest else None
-
-
-def exported(data: bytes) -> ModelFile:
-    """An ONNX model that this process exported itself, as `read_model_file` gives one: checked, but not tried apart.
-
-    Raises:
-        UnsafeInput: see `check_onnx`.
-    """
-    from ._read_onnx import facts
-
-    checked = check_onnx(data)
-    file = ModelFile("onnx", data, Facts.model_validate(facts(checked.model)))
-    vars(file)["checked"] = checked  # what the cached property would make
-    return file
 
 
 def without_states(inputs: tuple[Port, ...], outputs: tuple[Port, ...]) -> tuple[tuple[Port, ...], tuple[Port, ...]]:

@@ -9,8 +9,8 @@ import struct
 import zipfile
 import zlib
 
-from .errors import InputError, UnsafeInput
-from .files import PART, RATIO, SMALL, is_pickle, shown
+from .errors import InputError, UnsafeInput, quoted
+from .files import PART, RATIO, SMALL, is_pickle
 
 _TORCH = (
     "Export the model: torch.onnx.export(model.eval(), (x,), 'model.onnx'); or name its architecture and weights in a "
@@ -103,9 +103,9 @@ def _end(name: str) -> str:
     return name.rpartition(".")[2].lower() if "." in name else ""
 
 
-def _refusal(name: str, words: str, cure: str, *, unsafe: bool) -> InputError | UnsafeInput:
+def _refusal(name: str, words: str, hint: str, *, unsafe: bool) -> InputError | UnsafeInput:
     kind = UnsafeInput if unsafe else InputError
-    return kind(f"{shown(name)} is {words}, neither ONNX nor TFLite. It was not run. {cure}")
+    return kind(f"{quoted(name)} is {words}, neither ONNX nor TFLite. It was not run. {hint}")
 
 
 def _archive(data: bytes) -> tuple[str, str]:
@@ -139,11 +139,11 @@ def unpacked(data: bytes, name: str, limit: int) -> bytes:
                 content += part
                 if len(content) > most:
                     raise UnsafeInput(
-                        f"{shown(name)} unpacks from {len(data):,} to more than {most:,} bytes, as a gzip bomb does. "
+                        f"{quoted(name)} unpacks from {len(data):,} to more than {most:,} bytes, as a gzip bomb does. "
                         "It was not read further. Give the file itself, unpacked."
                     )
     except (EOFError, OSError, zlib.error) as error:
-        raise UnsafeInput(f"{shown(name)} is a damaged gzip file ({error}). Fetch it again, or unpack it.") from None
+        raise UnsafeInput(f"{quoted(name)} is a damaged gzip file ({error}). Fetch it again, or unpack it.") from None
     if content.startswith(b"\x1f\x8b"):
-        raise InputError(f"{shown(name)} is packed by gzip more than once. {_UNPACK}")
+        raise InputError(f"{quoted(name)} is packed by gzip more than once. {_UNPACK}")
     return bytes(content)

@@ -16,7 +16,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.optim.swa_utils import AveragedModel
 
-from .errors import InputError, blame
+from .errors import InputError, user_error
 
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 Sources = tuple[int, ...]  # ids of the tensors a weight is computed from
@@ -111,7 +111,7 @@ def _copy(module: nn.Module) -> nn.Module:
         raise
     except Exception as error:  # a user's module may hold anything: locks, open files, process groups
         raise InputError(
-            f"The model cannot be copied: {blame(error)}. Take out of it what only training needs."
+            f"The model cannot be copied: {user_error(error)}. Take out of it what only training needs."
         ) from None
 
 

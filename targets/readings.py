@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .data import Bounds
-from .interface import Assumptions, Preprocessing, alike
+from .assumptions import Assumptions, alike
 from .model import Target
 from .model_file import Port
+from .preprocessing import Preprocessing
+from .records import Bounds
 from .seeds import generator
 from .trials import TEMPERATURES, Trial, clearly, likelier
 
@@ -266,8 +267,8 @@ def _doubt(best: Trial, other: Trial, survivors: dict[int, Tensor], asked: Asked
         if falls
         else "The records do not tell which is meant, and the less robust one, the first, is audited"
     )
-    cure = "Say which it is with --units, --mean and --std, --channels or --layout."
-    return f"{ALIKE}: {words[0]}; {words[1]}. {why}. {cure}"
+    hint = "Say which it is with --units, --mean and --std, --channels or --layout."
+    return f"{ALIKE}: {words[0]}; {words[1]}. {why}. {hint}"
 
 
 def _named(trial: Trial) -> str:

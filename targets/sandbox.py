@@ -21,10 +21,12 @@ STARTING = 120  # wall-clock seconds granted on top, for importing libraries on 
 INHERITED = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TMPDIR", "TEMP", "TMP", "SYSTEMROOT")
 
 
-RESAVE = "Nothing in it was executed. Refuse the file, or have it saved anew as safetensors by whoever trusts it."
+RESAVE_HINT = "Nothing in it was executed. Refuse the file, or have it saved anew as safetensors by whoever trusts it."
 
 
-def run_limited(script: Path, arguments: list[str], *, what: str, seconds: int, memory: int, cure: str = RESAVE) -> str:
+def run_limited(
+    script: Path, arguments: list[str], *, what: str, seconds: int, memory: int, hint: str = RESAVE_HINT
+) -> str:
     """What `main(arguments)` of the script returns, called in a child process.
 
     Args:
@@ -33,7 +35,7 @@ def run_limited(script: Path, arguments: list[str], *, what: str, seconds: int, 
         seconds: processor time; the wall clock may show four times as many.
         memory: bytes of address space on top of what the imported libraries take (enforced on Linux), and the largest
             file the child may write.
-        cure: ends the message about a limit: what was kept from happening, and what the user can do.
+        hint: ends the message about a limit: what was kept from happening, and what the user can do.
 
     Raises:
         UnsafeInput: the child hit a limit or died.
@@ -54,7 +56,7 @@ def run_limited(script: Path, arguments: list[str], *, what: str, seconds: int, 
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise UnsafeInput(f"Reading {what} took too long and was stopped. {cure}") from None
+        raise UnsafeInput(f"Reading {what} took too long and was stopped. {hint}") from None
     output = child.stdout.decode("utf-8", "replace")
     if not output.startswith(READY):
         reason = child.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2][:200]
@@ -63,11 +65,11 @@ def run_limited(script: Path, arguments: list[str], *, what: str, seconds: int, 
             "`crushproof doctor` to check the installation."
         )
     if child.returncode == OUT_OF_MEMORY:
-        raise UnsafeInput(f"Reading {what} needs more than the {memory:,} bytes it may take. {cure}")
+        raise UnsafeInput(f"Reading {what} needs more than the {memory:,} bytes it may take. {hint}")
     if child.returncode != 0:
         raise UnsafeInput(
             f"Reading {what} was stopped (exit status {child.returncode}): it took more than {seconds} s of processor "
-            f"time, or broke the reader. {cure}"
+            f"time, or broke the reader. {hint}"
         )
     return output.removeprefix(READY)
 

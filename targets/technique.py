@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 import re
@@ -13,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from .errors import InputError, blame
+from .errors import InputError, nearest, nearest_hint, user_error
 
 
 class Technique(BaseModel):
@@ -95,7 +94,7 @@ class Registry(Generic[T]):
         except Exception as error:  # another package's code
             raise InputError(
                 f"The {self.noun} {entry.value}, which the package {entry.dist and entry.dist.name} brings, cannot be "
-                f"imported: {blame(error)}. Mend or uninstall that package."
+                f"imported: {user_error(error)}. Mend or uninstall that package."
             ) from None
         if not (isinstance(found, type) and issubclass(found, Technique) and "kind" in found.model_fields):
             raise InputError(
@@ -114,8 +113,7 @@ class Registry(Generic[T]):
         fields = {"kind": raw} if isinstance(raw, str) else dict(raw) if isinstance(raw, Mapping) else {}
         kind = fields.get("kind")
         if not isinstance(kind, str) or kind not in self.kinds():
-            near = difflib.get_close_matches(str(kind), self.kinds(), 1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = nearest_hint(str(kind), self.kinds())
             raise InputError(f"There is no {self.noun} of kind {kind!r}.{hint} Known: {', '.join(self.kinds())}.")
         try:
             return self.kinds()[kind].model_validate(fields)
@@ -133,16 +131,25 @@ def _same_source(one: type[Any], other: type[Any]) -> bool:
     return one.__qualname__ == other.__qualname__ and files[0] is not None and files[0] == files[1]
 
 
+def faults(error: ValidationError, model: type[BaseModel] | None = None) -> Iterator[tuple[tuple[int | str, ...], str]]:
+    """What a pydantic error says: where each wrong value stands, and what is wrong with it, in our own words."""
+    for item in error.errors(include_url=False, include_input=False):
+        steps, message = item["loc"], item["msg"].removeprefix("Value error, ")
+        if item["type"] == "missing":
+            message = "is missing"
+        elif item["type"] in ("model_type", "model_attributes_type", "dict_type"):
+            message = "must be a mapping of keys and values"
+        elif item["type"] == "extra_forbidden":
+            known = list(model.model_fields) if model is not None and len(steps) == 1 else []
+            near = nearest(str(steps[-1]), known)
+            hint = f" (did you mean {near!r}?)" if near else f" (known: {', '.join(known)})" if known else ""
+            message = f"is not a key{hint}"
+        elif item["type"].startswith("union_tag"):
+            steps, message = (*steps, "kind"), "must be one of the known kinds"
+        yield (*steps, *item.get("ctx", {}).get("at", ())), message
+
+
 def explain(error: ValidationError, where: str, model: type[BaseModel] | None = None) -> str:
     """One paragraph for a pydantic error: the field, what is wrong with it and, for an unknown key, the nearest one."""
-    parts = []
-    for item in error.errors(include_url=False, include_input=False):
-        path = ".".join(str(step) for step in item["loc"])
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            known = list(model.model_fields) if model is not None and len(item["loc"]) == 1 else []
-            near = difflib.get_close_matches(path, known, 1)
-            hint = f" (did you mean {near[0]!r}?)" if near else f" (known: {', '.join(known)})" if known else ""
-            message = f"is not a key{hint}"
-        parts.append(f"{path or 'value'}: {message}")
+    parts = [f"{'.'.join(map(str, steps)) or 'value'}: {message}" for steps, message in faults(error, model)]
     return f"In {where}: " + "; ".join(parts) + "."

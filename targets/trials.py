@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .assumptions import Assumptions, Overrides
 from .batches import listed
-from .checks import CHANCE_P
 from .data import Data
-from .files import shown
-from .interface import Assumptions, Overrides
-from .meanings import shown_values
+from .errors import quoted
+from .hypotheses import shown_values
+from .model_checks import CHANCE_P
 from .model_file import ModelFile
 
 TIED = 0.1  # assumptions whose difference is likelier by luck than this are as good as each other: the simplest wins
@@ -145,10 +145,10 @@ def _of_outputs(file: ModelFile, best: Trial, trials: list[Trial], y: Tensor) ->
         if trial.chosen and not trial.fault and trial.assumptions.output != best.assumptions.output:
             name = trial.assumptions.output or first
             others[name] = max(trial, others.get(name, trial), key=lambda one: one.accuracy(y))
-    rest = "".join(f", by {shown(name)} {_percent(trial, y)}" for name, trial in others.items())
+    rest = "".join(f", by {quoted(name)} {_percent(trial, y)}" for name, trial in others.items())
     return (
         f"Of the file's {len(file.facts.outputs)} outputs ({listed(file.facts.outputs)}), "
-        f"{shown(best.assumptions.output or first)} is audited: {_percent(best, y)} of {len(y)} non-members are right "
+        f"{quoted(best.assumptions.output or first)} is audited: {_percent(best, y)} of {len(y)} non-members are right "
         f"by it{rest}; overrule with --output."
     )
 

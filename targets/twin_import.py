@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,20 +11,18 @@ from torch import Tensor, nn
 from . import twin_elementwise, twin_fused, twin_quantized, twin_recurrent, twin_shapes  # they register their operators
 from .errors import NotApplicable, UnsafeInput
 from .model_file import CheckedOnnx
-from .seeds import generator
 from .twin_dynamic import find_records
 from .twin_elementwise import COMPARISONS
 from .twin_layers import LAYERS
 from .twin_nodes import BOOL, CAP, FLOATS, INTEGERS, OPERATORS, UINT8, Function, Node, Operator, constant, integers
 from .twin_quantized import code_type, round_trip, softmax_round_trip
 from .twin_read import attributes_of, inferred_rank, safe_name, structural_inputs
-from .twin_steps import Source, Step, Twin
+from .twin_steps import Source, Step, Twin, takes_any_batch
 
 _FAMILIES = (twin_elementwise, twin_fused, twin_quantized, twin_recurrent, twin_shapes)
 
 OPSETS = range(7, 27)  # of the standard's operators; 25 has the 2-bit integers, 26 changed nothing that a twin follows
 STANDARD = ("", "ai.onnx")
-TRIED = 2**24  # values of a fixed batch: a larger one is taken as it is, since a trial could take any memory
 
 
 class Importer:
@@ -78,7 +75,7 @@ class Importer:
             raise NotApplicable("The output of the ONNX model does not depend on its input, so there is no twin.")
         self.module.answer = self.numbers[self.result]
         self._free()
-        if known and dims[0] and not _takes_any_batch(self.module, dims[0]):
+        if known and dims[0] and not takes_any_batch(self.module, dims[0]):
             self.module.batch = dims[0]
         find_records(self.module)
         return self.module
@@ -333,20 +330,3 @@ class Importer:
         for number, step in last.items():
             if number != self.module.answer:
                 step.done.append(number)
-
-
-def _takes_any_batch(twin: Twin, batch: int) -> bool:
-    """Whether a file whose batch is fixed computes each record by itself, whatever their number: it is tried."""
-    if twin.shape is None or None in twin.shape:
-        return False
-    sizes = [size for size in twin.shape if size is not None]
-    if batch * math.prod(sizes) > TRIED:
-        return False
-    x = torch.rand((2 * batch, *sizes), generator=generator(0, "batch"))
-    twin.eval()
-    alone = torch.cat([twin(part) for part in x.split(batch)])
-    try:
-        together = twin(x)
-    except (RuntimeError, IndexError, ValueError):
-        return False
-    return together.shape == alone.shape and torch.allclose(together, alone, rtol=1e-4, atol=1e-5)

@@ -230,14 +230,13 @@ def make_conv(node: Node, values: Constants, rank: int | None) -> Layer | None:
     group, spatial = node.get("group", 1), weight.dim() - 2
     even = view is not None and view.even
     with torch.device("meta"):
-        layer: nn.Module = _CONVOLUTIONS[
-            spatial - 1
-        ](
+        kind: Any = _CONVOLUTIONS[spatial - 1]  # torch asks for as many numbers as there are dimensions, of 1 to 3
+        layer: nn.Module = kind(
             weight.shape[1] * group,
             weight.shape[0],
-            tuple(weight.shape[2:]),  # type: ignore[arg-type]  # as many as there are dimensions
+            tuple(weight.shape[2:]),
             tuple(node.get("strides") or [1] * spatial),
-            tuple(view.pads[:spatial]) if view is not None and even else (0,) * spatial,  # type: ignore[arg-type]
+            tuple(view.pads[:spatial]) if view is not None and even else (0,) * spatial,
             tuple(node.get("dilations") or [1] * spatial),
             groups=group,
             bias=bias is not None,
@@ -254,18 +253,17 @@ def make_conv_transpose(node: Node, values: Constants, rank: int | None) -> Laye
         return None
     group, spatial = node.get("group", 1), weight.dim() - 2
     with torch.device("meta"):
-        layer: nn.Module = _TRANSPOSED_LAYERS[
-            spatial - 1
-        ](
+        kind: Any = _TRANSPOSED_LAYERS[spatial - 1]  # torch asks for as many numbers as there are dimensions, of 1 to 3
+        layer: nn.Module = kind(
             weight.shape[0],
             weight.shape[1] * group,
-            tuple(weight.shape[2:]),  # type: ignore[arg-type]  # as many as there are dimensions
-            tuple(view.strides),  # type: ignore[arg-type]
-            tuple(view.pads[:spatial]),  # type: ignore[arg-type]
+            tuple(weight.shape[2:]),
+            tuple(view.strides),
+            tuple(view.pads[:spatial]),
             tuple(node.get("output_padding") or [0] * spatial),
             group,
             bias is not None,
-            tuple(view.dilations),  # type: ignore[arg-type]
+            tuple(view.dilations),
         )
     return _placed(layer, weight=weight, bias=bias), _apply
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -11,8 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError
+from .seeds import generator
 from .twin_nodes import FLOATS, INTEGERS, Function, Node, integers
 from .twin_rounding import rounded, tracing
+
+TRIED = 2**24  # values of a fixed batch: a larger one is taken as it is, since a trial could take any memory
 
 
 class Source(Enum):
@@ -121,6 +125,23 @@ class Twin(nn.Module):
                 values[number] = None
         output: Tensor = values[self.answer]
         return output if self.grid is None else (output - self.grid[1]) * self.grid[0]
+
+
+def takes_any_batch(twin: Twin, batch: int) -> bool:
+    """Whether a file whose batch is fixed computes each record by itself, whatever their number: it is tried."""
+    if twin.shape is None or None in twin.shape:
+        return False
+    sizes = [size for size in twin.shape if size is not None]
+    if batch * math.prod(sizes) > TRIED:
+        return False
+    x = torch.rand((2 * batch, *sizes), generator=generator(0, "batch"))
+    twin.eval()
+    alone = torch.cat([twin(part) for part in x.split(batch)])
+    try:
+        together = twin(x)
+    except (RuntimeError, IndexError, ValueError):
+        return False
+    return together.shape == alone.shape and torch.allclose(together, alone, rtol=1e-4, atol=1e-5)
 
 
 def _fits(given: Sequence[int], shape: Sequence[int | None]) -> bool:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .files import shown
+from .errors import quoted
 
 Array = NDArray[np.generic]
 
@@ -117,7 +117,7 @@ def fitted_columns(
     doubt = ""
     if guessed:
         doubt = (
-            f"The bounds of {len(guessed)} of {len(columns)} columns are a guess ({', '.join(map(shown, guessed[:4]))}"
+            f"The bounds of {len(guessed)} of {len(columns)} columns are a guess ({', '.join(map(quoted, guessed[:4]))}"
             f"{', ...' if len(guessed) > 4 else ''}): their smallest and largest value in the tables given, so that an "
             "epsilon is a share of that range. Scale the columns to [0, 1] by the smallest and largest value that each "
             "can take, or give bounds for all."

@@ -19,8 +19,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from .errors import InputError, UnsafeInput
-from .files import AGAIN, is_pickle, name_fault, nearest, open_archive, ordinary_file, shown
+from .errors import InputError, UnsafeInput, nearest_hint, quoted
+from .files import FETCH_HINT, is_pickle, name_fault, open_archive, ordinary_file
 from .sandbox import run_limited
 
 ROOM = 64 * 2**20  # bytes a weights file may always have; beyond it, as many times the model's own size:
@@ -49,7 +49,7 @@ def load_weights(module: nn.Module, path: Path | str) -> None:
     size = sum(tensor.numel() * tensor.element_size() for tensor in own.values() if isinstance(tensor, Tensor))
     limit = max(ROOM, TIMES * size)
     path = ordinary_file(path, "the weights", limit)
-    where = shown(path.name)
+    where = quoted(path.name)
     state = read_weights(path.read_bytes(), where, limit=limit)
     ready = _fitted(state, own, where)
     try:
@@ -96,7 +96,7 @@ def read_safetensors(content: bytes, where: str) -> dict[str, Tensor]:
             return dict(safetensors.torch.load(content))
         except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError) as error:
             fault = " ".join(str(error).split())[:200]
-    raise UnsafeInput(f"The weights {where} are not sound safetensors: {fault}. {AGAIN}")
+    raise UnsafeInput(f"The weights {where} are not sound safetensors: {fault}. {FETCH_HINT}")
 
 
 def _safetensors_fault(content: bytes) -> str | None:
@@ -118,14 +118,14 @@ def _safetensors_fault(content: bytes) -> str | None:
     spans: list[tuple[int, int, str]] = []
     for name, entry in header.items():
         if fault := name_fault(name):
-            return f"the tensor name {shown(name)} {fault}"
+            return f"the tensor name {quoted(name)} {fault}"
         if fault := _entry_fault(entry):
-            return f"tensor {shown(name)} {fault}"
+            return f"tensor {quoted(name)} {fault}"
         spans.append((*entry["data_offsets"], name))
     end = 0
     for begin, stop, name in sorted(spans):
         if begin != end:
-            return f"tensor {shown(name)} overlaps another or leaves a gap"
+            return f"tensor {quoted(name)} overlaps another or leaves a gap"
         end = stop
     if end != len(content) - 8 - length:
         return f"its tensors take {end:,} bytes and {len(content) - 8 - length:,} follow the header"
@@ -138,7 +138,7 @@ def _entry_fault(entry: Any) -> str | None:
         return "is not described by exactly dtype, shape and data_offsets"
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-        return f"has the unknown or unsupported dtype {shown(dtype, 20)}; known are {', '.join(ITEM_BYTES)}"
+        return f"has the unknown or unsupported dtype {quoted(dtype, 20)}; known are {', '.join(ITEM_BYTES)}"
     if not _sizes(shape) or len(shape) > 16 or max(shape, default=0) >= 2**48:
         return "has no valid shape"
     if not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
@@ -199,7 +199,7 @@ def _read_torch(content: bytes, where: str, limit: int) -> dict[str, Tensor]:
 
 
 def _refusal(fault: str, detail: list[str], where: str) -> InputError | UnsafeInput:
-    listed = ", ".join(shown(item) for item in detail)
+    listed = ", ".join(quoted(item) for item in detail)
     if fault == "globals":
         asks = f" (it asks for {listed})" if listed else ""
         return UnsafeInput(
@@ -219,7 +219,7 @@ def _refusal(fault: str, detail: list[str], where: str) -> InputError | UnsafeIn
         )
     if fault == "large":
         return UnsafeInput(f"The weights {where} describe tensors far larger than the model's own. {SAFE_COPY}")
-    return UnsafeInput(f"The weights {where} are damaged or crafted ({listed}). {AGAIN}")
+    return UnsafeInput(f"The weights {where} are damaged or crafted ({listed}). {FETCH_HINT}")
 
 
 def _fitted(state: dict[str, Tensor], own: dict[str, Any], where: str) -> dict[str, Tensor]:
@@ -234,7 +234,7 @@ def _fitted(state: dict[str, Tensor], own: dict[str, Any], where: str) -> dict[s
     if state.keys() != own.keys():
         raise InputError(_name_fault(list(state), list(own), where))
     shapes = [
-        f"{shown(name)} is {list(state[name].shape)} in the file and {list(value.shape)} in the model"
+        f"{quoted(name)} is {list(state[name].shape)} in the file and {list(value.shape)} in the model"
         for name, value in own.items()
         if state[name].shape != value.shape
     ]
@@ -249,14 +249,14 @@ def _fitted(state: dict[str, Tensor], own: dict[str, Any], where: str) -> dict[s
         given = state[name]
         if given.is_floating_point() != value.is_floating_point():
             raise InputError(
-                f"Tensor {shown(name)} of {where} is {_word(given)} and the model's is {_word(value)}. Save the "
+                f"Tensor {quoted(name)} of {where} is {_word(given)} and the model's is {_word(value)}. Save the "
                 "weights of the float model."
             )
         ready[name] = given.to(value.dtype)
         broken = int((~torch.isfinite(ready[name])).sum())
         if broken:
             raise InputError(
-                f"Tensor {shown(name)} of {where} holds {broken} NaN or infinite values of {given.numel()}. The "
+                f"Tensor {quoted(name)} of {where} holds {broken} NaN or infinite values of {given.numel()}. The "
                 "training diverged or the file is damaged: take an earlier checkpoint."
             )
     return ready
@@ -287,13 +287,13 @@ def _name_fault(given: list[str], own: list[str], where: str) -> str:
         parts.append(f"{len(missing)} of its {len(own)} tensors are missing ({_listed(missing)})")
     if unexpected:
         parts.append(f"{len(unexpected)} are not the model's ({_listed(unexpected)})")
-    hint = nearest(unexpected[0], missing) if missing and unexpected else ""
+    hint = nearest_hint(unexpected[0], missing) if missing and unexpected else ""
     return f"{start}{' and '.join(parts)}.{hint} Name the architecture the weights were trained with."
 
 
 def _listed(names: Iterable[str], most: int = 4) -> str:
     names = list(names)
-    return ", ".join(shown(name) for name in names[:most]) + (", ..." if len(names) > most else "")
+    return ", ".join(quoted(name) for name in names[:most]) + (", ..." if len(names) > most else "")
 
 
 def _word(tensor: Tensor) -> str:

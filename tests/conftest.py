@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import resource
+import time
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import settings
 
-from crushproof.targets.data import Data, load_digits
+from crushproof.targets.data import Data
+from crushproof.targets.digits import load_digits
+from crushproof.targets.errors import CrushproofError, InputError, UnsafeInput
 from crushproof.training.architecture import Architecture
 from crushproof.training.loop import Training, TrainingJob, train_many
 from crushproof.training.networks import digits_cnn
@@ -33,3 +39,40 @@ def dense(digits: Data) -> torch.nn.Module:
     assert digits.members is not None
     job = TrainingJob.of_one(Architecture("digits_cnn", digits_cnn), digits.members, 0, torch.device("cpu"))
     return train_many(job, Training(epochs=6))[0]
+
+
+def _refused(call: Callable[[], object], error: type[CrushproofError], *words: str) -> str:
+    """The one paragraph of exactly this `error`, which contains all `words`; and it came quickly, in little memory."""
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    with pytest.raises(CrushproofError) as caught:
+        call()
+    message = str(caught.value)
+    assert type(caught.value) is error, message
+    assert caught.value.exit_code == {InputError: 2, UnsafeInput: 5}[error]
+    assert message.isprintable(), "one paragraph, nothing a terminal would act on"
+    assert message.endswith((".", ".)")), message
+    assert ". " in message or "? " in message, "cause and cure are two sentences"
+    assert len(message) < 900
+    for word in words:
+        assert word in message, message
+    assert time.process_time() - start < 3
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # KiB
+    return message
+
+
+@pytest.fixture(scope="session")
+def refused() -> Callable[..., str]:
+    return _refused
+
+
+def _gradient(module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Of how far the best class is ahead of the others."""
+    x = x.clone().requires_grad_()
+    logits = module(x)
+    best = logits.detach().argmax(1, keepdim=True)
+    return torch.autograd.grad(logits.gather(1, best).sum() - logits.mean(1).sum(), x)[0]
+
+
+@pytest.fixture(scope="session")
+def gradient() -> Callable[[torch.nn.Module, torch.Tensor], torch.Tensor]:
+    return _gradient

@@ -15,9 +15,10 @@ from crushproof.attacks.case import Case
 from crushproof.attacks.evasion.categories import not_pixels, one_hot, one_hot_blocks
 from crushproof.attacks.evasion.evasion import Evasion
 from crushproof.compression.onnx_export import to_onnx
-from crushproof.targets.data import Bounds, Data, Records
+from crushproof.targets.data import Data
 from crushproof.targets.errors import NotApplicable
 from crushproof.targets.onnx import OnnxTarget
+from crushproof.targets.records import Bounds, Records
 from crushproof.targets.twin import twin_of
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from evasion_cases import case_of, survivors
 from torch import nn
 
@@ -23,16 +24,18 @@ from crushproof.audit.catalogue import catalogue
 from crushproof.audit.cli import app
 from crushproof.audit.doctor import examine
 from crushproof.audit.exit_codes import EXIT_CODES
-from crushproof.audit.plan import Plan
+from crushproof.audit.plan import Plan, check_techniques
 from crushproof.audit.run import run_audit
 from crushproof.compression.recipe import RECIPES
 from crushproof.defenses.defense import DEFENSES
-from crushproof.targets.data import Bounds, Data, Records
+from crushproof.targets.data import Data
+from crushproof.targets.records import Bounds, Records
 from crushproof.targets.runtime import RUNTIMES
 from crushproof.targets.technique import Registry
 
 ROOT = Path(crushproof.__file__).parent
 EXAMPLES = ROOT / "docs" / "examples"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LINES = {"momentum.py": 60, "powers_of_two.py": 60}  # the rest: 100
 REGISTRIES: dict[str, Registry[Any]] = {
     "crushproof.attacks": ATTACKS,
@@ -86,6 +89,7 @@ def test_every_example_is_short_and_in_catalogue_and_doctor(installed: dict[str,
     for group, kinds in installed.items():
         for kind in kinds:
             cls = REGISTRIES[group].kinds()[kind]
+            assert [one.name for one in entries[kind].figures] == ["noisy_accuracy"] * (kind == "gaussian-noise")
             assert entries[kind].summary == (cls.__doc__ or "").partition("\n")[0]
             assert all(parameter.description for parameter in entries[kind].parameters), kind
     rows = [(check.state, check.what, check.words) for check in examine(EXAMPLES)]
@@ -142,6 +146,15 @@ def test_no_link_leads_nowhere() -> None:
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_plan_on_a_page_is_one(installed: Any, page: Path) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)
+    assert blocks or page.parent.name != "adding" or page.name == "index.md"
+    for block in blocks:
+        plan = Plan.model_validate({**PLAN, **yaml.safe_load(block)})
+        check_techniques(plan)
 
 
 def test_the_picture_of_the_parts_is_current() -> None:

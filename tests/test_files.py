@@ -25,8 +25,9 @@ from crushproof.audit.sections import InterfacePlan
 from crushproof.audit.subject import resolve
 from crushproof.audit.suite import spawn_argument, suite_of
 from crushproof.compression.onnx_export import to_onnx
-from crushproof.targets import _read_onnx
-from crushproof.targets.data import Bounds, Data, Records
+from crushproof.targets import _check_onnx
+from crushproof.targets.data import Data
+from crushproof.targets.records import Bounds, Records
 from crushproof.training.loop import Training, train
 from crushproof.training.networks import Mlp
 
@@ -101,8 +102,8 @@ def plan(folder: Path, name: str, **fields: Any) -> Path:
 def parsed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """Every ONNX model that this process parses from now on."""
     seen: list[bytes] = []
-    parse = _read_onnx.parse
-    monkeypatch.setattr(_read_onnx, "parse", lambda data: (seen.append(data), parse(data))[1])
+    parse = _check_onnx.parse
+    monkeypatch.setattr(_check_onnx, "parse", lambda data: (seen.append(data), parse(data))[1])
     return seen
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_files import exported
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from torch import Tensor, nn
@@ -27,10 +28,11 @@ from crushproof.compression.payload import encode
 from crushproof.compression.quantize import Quantize
 from crushproof.compression.quantized_layer import QuantizedLayer
 from crushproof.compression.timing import interleaved_latency, peak_resident_bytes
-from crushproof.targets.data import Bounds, Data, Records
+from crushproof.targets.data import Data
 from crushproof.targets.errors import CrushproofError, InputError
 from crushproof.targets.model import TorchTarget
-from crushproof.targets.model_file import ModelFile, exported
+from crushproof.targets.model_file import ModelFile
+from crushproof.targets.records import Bounds, Records
 from crushproof.targets.seeds import generator
 
 SHAPE = (1, 8, 8)

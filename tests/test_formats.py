@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from crushproof.compression.lineage import check_lineage
 from crushproof.compression.onnx_export import to_onnx
 from crushproof.targets import other_formats
-from crushproof.targets._read_onnx import parse
+from crushproof.targets._check_onnx import parse
 from crushproof.targets.errors import InputError, NotApplicable, UnsafeInput
 from crushproof.targets.labels import sorted_labels
 from crushproof.targets.litert import LiteRtTarget

@@ -21,9 +21,11 @@ from hypothesis import strategies as st
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from crushproof.targets import model_file
-from crushproof.targets.artifact import Overrides, assume, deployed
+from crushproof.targets.assumptions import Overrides
 from crushproof.targets.data import Data
 from crushproof.targets.errors import InputError, UnsafeInput
+from crushproof.targets.finished_model import deployed
+from crushproof.targets.infer import assume
 from crushproof.targets.litert import LiteRtTarget
 from crushproof.targets.model_file import check_onnx, read_model_file
 

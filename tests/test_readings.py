@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from model_files import exported
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
@@ -16,10 +17,13 @@ from crushproof.audit import files
 from crushproof.audit.plan import DENSE, Plan
 from crushproof.audit.sections import InterfacePlan
 from crushproof.compression.onnx_export import to_onnx
-from crushproof.targets.artifact import ALIKE, Assumptions, Overrides, assume, deployed, differentiable
-from crushproof.targets.data import Bounds, Data, Records
+from crushproof.targets.assumptions import Assumptions, Overrides
+from crushproof.targets.data import Data
 from crushproof.targets.errors import InputError
-from crushproof.targets.model_file import exported
+from crushproof.targets.finished_model import deployed, differentiable
+from crushproof.targets.infer import assume
+from crushproof.targets.readings import ALIKE
+from crushproof.targets.records import Bounds, Records
 from crushproof.targets.seeds import generator
 from crushproof.training.loop import Training, train
 from crushproof.training.networks import Mlp

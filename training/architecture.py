@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ..targets.errors import CrushproofError, NotApplicable, blame
+from ..targets.errors import CrushproofError, NotApplicable, user_error
 from ..targets.seeds import global_seed
 
 
@@ -94,5 +94,5 @@ def _reset(layer: nn.Module, name: str, path: str) -> None:
     except Exception as error:
         raise NotApplicable(
             f"{name}() of layer {path or 'of the model'} ({type(layer).__name__}) failed, so no model can be started "
-            f"from scratch in its likeness: {blame(error)}. Name a function that builds the untrained model."
+            f"from scratch in its likeness: {user_error(error)}. Name a function that builds the untrained model."
         ) from None

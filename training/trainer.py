@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..targets.data import Records
-from ..targets.errors import CrushproofError, InputError, blame
+from ..targets.errors import CrushproofError, InputError, user_error
 from ..targets.plain import plain
+from ..targets.records import Records
 from ..targets.seeds import global_seed
 from .loop import Training, TrainingJob, train_many
 
@@ -86,8 +86,8 @@ class UserTrainer(Trainer):
             raise
         except Exception as error:
             raise InputError(
-                f"The training function {name} raised {blame(error)}. It is called as function(module, x, y, seed) "
-                "and must return the trained module."
+                f"The training function {name} raised {user_error(error)}. It is called as function(module, x, y, "
+                "seed) and must return the trained module."
             ) from None
         if not isinstance(module, nn.Module):
             raise InputError(

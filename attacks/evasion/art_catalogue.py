@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 import random
@@ -17,9 +16,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ...targets.data import Bounds
-from ...targets.errors import NotApplicable
+from ...targets.errors import NotApplicable, nearest_hint
 from ...targets.model import frozen_copy
+from ...targets.records import Bounds
 from ...targets.seeds import derive, global_seed
 from ..access import Access, Ledger
 from ..case import Case
@@ -155,8 +154,7 @@ def keywords(attack: type) -> list[str]:
 
 def hint(word: str, known: Any) -> str:
     """What the user may have meant."""
-    near = difflib.get_close_matches(word, known, 1)
-    return f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(known)}."
+    return nearest_hint(word, known) or f" Known: {', '.join(known)}."
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...targets.data import Bounds
+from ...targets.records import Bounds
 
 Norm = Literal["linf", "l2"]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ...targets.data import Records
+from ...targets.records import Records
 from ...targets.seeds import derive
 
 FOLDS = 5

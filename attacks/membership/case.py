@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ...targets.data import Records
+from ...targets.records import Records
 
 
 @dataclass(frozen=True)

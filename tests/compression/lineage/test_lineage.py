@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lineage_files import SHAPE, noise, our_own, read, whole
+from model_files import exported
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from torch import nn
@@ -20,8 +21,7 @@ from crushproof.compression.footprint import footprint_of_file
 from crushproof.compression.lineage import Lineage, check_lineage, compare, not_read
 from crushproof.compression.onnx_export import to_onnx
 from crushproof.compression.quantize import Quantize
-from crushproof.targets.data import Bounds, Records
-from crushproof.targets.model_file import exported
+from crushproof.targets.records import Bounds, Records
 
 
 def confirmed(found: Lineage, codes: int, layers: int) -> None:

@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 from lineage_files import OTHER, SHAPE, WEIGHT, Small, gemm, noise, our_own, read, whole
+from model_files import exported
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
@@ -17,8 +18,7 @@ from crushproof.compression.footprint import footprint_of_file
 from crushproof.compression.lineage import check_lineage
 from crushproof.compression.onnx_export import to_onnx
 from crushproof.compression.prune import Prune
-from crushproof.targets.data import Bounds, Records
-from crushproof.targets.model_file import exported
+from crushproof.targets.records import Bounds, Records
 
 
 def planted(data: bytes, size: int, plant: Callable[[np.ndarray], np.ndarray]) -> tuple[bytes, str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from crushproof.targets.data import Data, Records
+from crushproof.targets.data import Data
+from crushproof.targets.records import Records
 
 
 @pytest.fixture(scope="session")

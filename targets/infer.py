@@ -1,154 +1,34 @@
-"""A finished file as a target: the file behind its preprocessing, its twin behind the same, and how that is found out.
+"""What a finished file's input and output mean, found out by trying.
 
-A file rarely says what its input means. `assume` tries the plausible meanings on records that the model has not seen
-and takes the one under which it is right most often; everything else here follows from those assumptions.
+A file rarely says it. `assume` tries the plausible meanings on records that the model has not seen and takes the one
+under which it is right most often.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from .checks import CHANCE_P
-from .data import Bounds, Data
+from .assumptions import Assumptions, Overrides, alike
+from .data import Data
 from .errors import InputError, NotApplicable, UnsafeInput
-from .interface import Assumptions, Overrides, Preprocessing, alike, class_logits
-from .litert import LiteRtTarget
-from .meanings import SURE, labels_of, meanings, outputs_for, outputs_of
-from .model import BATCH, Target
-from .model_file import ModelFile, read_model_file
-from .onnx import OnnxTarget
-from .readings import ALIKE, Asked, choose, simplest
+from .finished_model import Deployed, Differentiable, runtime_of
+from .hypotheses import SURE, hypotheses, labels_of, outputs_for, outputs_of
+from .model import Target
+from .model_checks import CHANCE_P
+from .model_file import ModelFile
+from .preprocessing import Preprocessing, class_logits
+from .readings import Asked, choose, simplest
 from .seeds import generator
-from .trials import (
-    DOUBT,
-    TEMPERATURES,
-    TIED,
-    WEAK,
-    Trial,
-    agreement,
-    clearly,
-    nothing_fits,
-    renamed,
-    sentences_of,
-)
-
-if TYPE_CHECKING:
-    from .twin import Twin
-
-__all__ = [
-    "ALIKE",
-    "DOUBT",
-    "Assumptions",
-    "Deployed",
-    "ModelFile",
-    "Overrides",
-    "Preprocessing",
-    "alike",
-    "assume",
-    "deployed",
-    "differentiable",
-    "read_model_file",
-]
+from .trials import TEMPERATURES, TIED, WEAK, Trial, agreement, clearly, nothing_fits, renamed, sentences_of
+from .twin import Twin, twin_of
 
 PROBED = 500  # non-members that assumptions are tried on
 SCREENED = 100  # of them, that every assumption is tried on; the rest is for those that may still be the best
 WORSE = 0.01  # an assumption is dropped after screening when it is this likely only by luck behind the best
-
-
-class Deployed:
-    """A runtime behind the file's preprocessing; see `deployed`."""
-
-    def __init__(self, runtime: Target, assumptions: Assumptions) -> None:
-        self._runtime, self._assumptions = runtime, assumptions
-        self._preprocessing = Preprocessing(assumptions)
-        self.queries = 0
-
-    @torch.no_grad()
-    def logits(self, x: Tensor) -> Tensor:
-        """See `Target.logits`. Raises InputError when the records do not fit the model."""
-        self.queries += len(x)
-        parts = [
-            class_logits(self._runtime.logits(self._preprocessing(part.detach().cpu().float())), self._assumptions)
-            for part in x.split(BATCH)
-            if len(part)
-        ]
-        return torch.cat(parts).to(x.device) if parts else torch.zeros(0, 0, device=x.device)
-
-
-def deployed(file: ModelFile, assumptions: Assumptions, threads: int = 1) -> Target:
-    """The file as it runs: x float32 [n, *shape] in the data's bounds -> logits float32 [n, classes], finite.
-
-    Raises:
-        InputError, UnsafeInput: as `onnx.OnnxTarget` and `litert.LiteRtTarget` do.
-    """
-    return Deployed(_runtime(file, threads, assumptions.output), assumptions)
-
-
-def _runtime(file: ModelFile, threads: int, output: str | None) -> Target:
-    if file.kind == "onnx":
-        return OnnxTarget(file.checked, threads, output=output)
-    return LiteRtTarget(file.data, threads, output=output)
-
-
-class Differentiable(nn.Module):
-    """The twin of a file behind its preprocessing; see `differentiable`.
-
-    Attributes:
-        rounds: whether anything is rounded, the input included.
-        straight_through: settable; False gives rounding the zero gradients that it really has.
-    """
-
-    def __init__(self, twin: Twin, assumptions: Assumptions) -> None:
-        super().__init__()
-        self.preprocessing, self.twin = Preprocessing(assumptions), twin
-        self._assumptions = assumptions
-
-    @property
-    def rounds(self) -> bool:
-        return bool(self.twin.rounds) or self._assumptions.grid is not None
-
-    @property
-    def straight_through(self) -> bool:
-        return self.preprocessing.straight_through
-
-    @straight_through.setter
-    def straight_through(self, passes: bool) -> None:
-        self.preprocessing.straight_through = self.twin.straight_through = passes
-
-    def forward(self, x: Tensor) -> Tensor:
-        return class_logits(self.twin(self.preprocessing(x)).float(), self._assumptions)
-
-
-def differentiable(file: ModelFile, assumptions: Assumptions, bounds: Bounds, shape: tuple[int, ...]) -> Differentiable:
-    """The file's twin behind the same preprocessing as the deployed file: what white-box attacks follow.
-
-    Args:
-        bounds, shape: of the data; a record from the middle of the bounds is tried.
-
-    Raises:
-        InputError: the records do not fit the model.
-        NotApplicable: a TFLite file, or an operator without a twin (the message names it).
-    """
-    if file.kind == "tflite":
-        raise NotApplicable(
-            "A TFLite file has no differentiable twin, so no white-box attack follows its gradients; attacks by "
-            "scores, by labels and by transfer do apply. Convert the model to ONNX to have both."
-        )
-    from .twin import twin_of
-
-    module = Differentiable(twin_of(file.checked, assumptions.output), assumptions).eval()
-    middle = ((bounds.low + bounds.high) / 2).expand(shape)
-    with torch.no_grad():
-        module(middle[None].clone())
-    return module
-
-
-# Assumptions ----------------------------------------------------------------------------------------------------------
 
 
 def assume(
@@ -181,10 +61,10 @@ def assume(
     records = data.non_members.take(drawn)
     x, y = records.x.cpu(), records.y.cpu()
     ports = outputs_for(file.facts.outputs, data.classes, overrides.output)
-    wanted = [meaning for port in ports for meaning in meanings(file, port, data, overrides)]
+    wanted = [meaning for port in ports for meaning in hypotheses(file, port, data, overrides)]
     if like is not None:
         wanted.sort(key=lambda meaning: not alike(meaning[0], like))  # stable: the others keep their order
-    runtimes = {name: _runtime(file, 1, name) for name in {meaning[0].output for meaning in wanted}}
+    runtimes = {name: runtime_of(file, 1, name) for name in {meaning[0].output for meaning in wanted}}
     trials = _screened(runtimes, wanted, data, overrides, file, x, y)
     answered = [trial for trial in trials if trial.chosen and not trial.fault]
     if not answered:
@@ -217,8 +97,6 @@ def _modules(file: ModelFile) -> Callable[[Assumptions], nn.Module | None]:
     twins: dict[str | None, Twin | None] = {}
 
     def module(assumptions: Assumptions) -> nn.Module | None:
-        from .twin import twin_of
-
         if file.kind == "tflite":
             return None
         if assumptions.output not in twins:

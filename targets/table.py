@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError, UnsafeInput
-from .files import is_pickle, nearest, ordinary_file, shown
+from .errors import InputError, UnsafeInput, nearest_hint, quoted
+from .files import is_pickle, ordinary_file
 
 TABLE_BYTES = 2**30  # of a file
 LINE = 2**20  # characters of a line
@@ -26,7 +26,7 @@ def read_table(path: Path, label: str) -> tuple[list[str], NDArray[np.float32], 
         UnsafeInput: a pickle, or a line longer than any table's.
     """
     path = ordinary_file(path, "the table", TABLE_BYTES)
-    where = shown(path.name)
+    where = quoted(path.name)
     with path.open("rb") as stream:
         head = stream.read(4)
     if is_pickle(head):
@@ -66,7 +66,7 @@ def read_table(path: Path, label: str) -> tuple[list[str], NDArray[np.float32], 
     if len(odd):
         row_number, column_number = int(odd[0, 0]), int(odd[0, 1])
         raise InputError(
-            f"Record {row_number + 1} of {where} has no finite number in column {shown(columns[column_number])} "
+            f"Record {row_number + 1} of {where} has no finite number in column {quoted(columns[column_number])} "
             f"({len(odd)} such cells in all). Fill in or leave out records with missing values."
         )
     return columns, x, texts
@@ -98,25 +98,25 @@ def _lines(path: Path, where: str) -> Iterator[str]:
 
 
 def _label_position(header: list[str], label: str, where: str) -> int:
-    cure = "The first line must name every column once."
+    hint = "The first line must name every column once."
     if len(header) > COLUMNS:
         raise InputError(f"The table {where} has {len(header):,} columns; at most {COLUMNS:,} are read.")
     for position, column in enumerate(header):
         if not column.strip():
             raise InputError(
-                f"Column {position + 1} of {where} has no name. {cure} (pandas writes its index so: "
+                f"Column {position + 1} of {where} has no name. {hint} (pandas writes its index so: "
                 "to_csv(index=False).)"
             )
     double = next((column for position, column in enumerate(header) if column in header[:position]), None)
     if double is not None:
-        raise InputError(f"Two columns of {where} are named {shown(double)}. {cure}")
+        raise InputError(f"Two columns of {where} are named {quoted(double)}. {hint}")
     if label not in header:
         separator = next((mark for mark in ";\t|" if len(header) == 1 and mark in header[0]), None)
         if separator is not None:
             raise InputError(f"The table {where} is separated by {separator!r}. Export it with commas.")
         if header and all(_is_number(column) for column in header):
-            raise InputError(f"The first line of {where} holds numbers, not names. {cure}")
-        raise InputError(f"The table {where} has no label column {shown(label)}.{nearest(label, header)} {cure}")
+            raise InputError(f"The first line of {where} holds numbers, not names. {hint}")
+        raise InputError(f"The table {where} has no label column {quoted(label)}.{nearest_hint(label, header)} {hint}")
     if len(header) == 1:
         raise InputError(f"The table {where} has no column beside the label. Name a table with the inputs too.")
     return header.index(label)
@@ -133,8 +133,8 @@ def _is_number(text: str) -> bool:
 def _cell_fault(row: list[str], columns: list[str], line: int, where: str) -> str:
     column, cell = next(pair for pair in zip(columns, row, strict=True) if not _is_number(pair[1]))
     if not cell.strip():
-        return f"Line {line} of {where} is empty in column {shown(column)}. Fill it in or leave the record out."
+        return f"Line {line} of {where} is empty in column {quoted(column)}. Fill it in or leave the record out."
     return (
-        f"Line {line} of {where} holds {shown(cell)} in column {shown(column)}, where a number is expected. Encode "
+        f"Line {line} of {where} holds {quoted(cell)} in column {quoted(column)}, where a number is expected. Encode "
         "categories as numbers and leave out text before the audit."
     )

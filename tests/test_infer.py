@@ -9,20 +9,22 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from model_files import exported
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional
 
 from crushproof.compression.onnx_export import to_onnx
-from crushproof.targets.artifact import Assumptions, Overrides, Preprocessing, assume, deployed, differentiable
-from crushproof.targets.data import Bounds, Data, Records
+from crushproof.targets.assumptions import Assumptions, Overrides
+from crushproof.targets.data import Data
 from crushproof.targets.errors import InputError, NotApplicable, UnsafeInput
-from crushproof.targets.interface import class_logits
-from crushproof.targets.model_file import ModelFile, exported, read_model_file
+from crushproof.targets.finished_model import deployed, differentiable
+from crushproof.targets.infer import assume
+from crushproof.targets.model_file import read_model_file
 from crushproof.targets.onnx import OnnxTarget, integer_kernels
 from crushproof.targets.openvino import OpenVinoTarget
+from crushproof.targets.records import Bounds, Records
 from crushproof.targets.seeds import generator
-from crushproof.targets.tensorrt import TensorRtTarget
 
 SHAPE = (1, 8, 8)
 
@@ -408,47 +410,7 @@ def test_files_of_the_runtimes_quantiser(
         assert read_model_file(path) == found
 
 
-def test_float_kernels_are_named(digits: Data, dense: nn.Module) -> None:
-    kernels = integer_kernels(to_onnx(dense, SHAPE))
-    assert kernels["integer"] == {}
-    assert sum(kernels["float"].values()) == 6
-
-
 # Preprocessing and twin -----------------------------------------------------------------------------------------------
-
-
-def test_preprocessing_against_numpy() -> None:
-    x = torch.rand(5, 3, 4, 2, generator=generator(1, "x")) * 30 - 10
-    low, high, mean, std = (-10.0, -10.0, -12.0), (20.0, 20.0, 21.0), (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
-    assumed = Assumptions.model_validate(
-        {"layout": "channels-last", "record": (4, 2, 3), "units": "0..1", "low": low, "high": high, "mean": mean,
-         "std": std, "grid": {"type": "int8", "scale": 0.02, "zero_point": 3}}
-    )  # fmt: skip
-    per_channel = [np.array(values).reshape(1, 3, 1, 1) for values in (low, high, mean, std)]
-    unit = (x.double().numpy() - per_channel[0]) / (per_channel[1] - per_channel[0])
-    value = np.transpose((unit - per_channel[2]) / per_channel[3], (0, 2, 3, 1)) / 0.02 + 3
-    expected = np.clip(np.rint(value), -128, 127)
-    x.requires_grad_(True)
-    answered = Preprocessing(assumed)(x)
-    off = answered.detach().numpy() - expected
-    assert (np.abs(off) <= 1).all()
-    assert (off != 0).mean() < 0.01  # float32 beside float64 at a step's edge
-    answered.sum().backward()
-    inside = (value > -127.9) & (value < 126.9)
-    slope = np.broadcast_to(1 / (0.02 * (per_channel[1] - per_channel[0]) * per_channel[3]), x.shape)
-    gradient = np.transpose(x.grad.numpy(), (0, 2, 3, 1))
-    np.testing.assert_allclose(gradient[inside], np.transpose(slope, (0, 2, 3, 1))[inside], rtol=1e-4)
-    assert (gradient[(value < -129) | (value > 128)] == 0).all()
-
-
-def test_logits_are_finite() -> None:
-    sure = torch.tensor([[1.0, 0.0, 0.0]])
-    logits = class_logits(sure, Assumptions(record=(1,), outputs="probabilities"))
-    assert bool(torch.isfinite(logits).all())
-    assert logits.argmax() == 0
-    assert float(class_logits(sure.log(), Assumptions(record=(1,), outputs="log-probabilities")).min()) > -100
-    two = class_logits(torch.tensor([[0.25]]), Assumptions(record=(1,), outputs="probabilities"))
-    torch.testing.assert_close(two.softmax(1), torch.tensor([[0.75, 0.25]]))
 
 
 def test_the_twin_computes_what_the_file_computes(
@@ -491,16 +453,6 @@ def test_the_twin_of_a_file_that_answers_in_integers(
     assert float((off < 1e-5).double().mean()) > 0.98  # float sums may fall on the other side of a step, seldom
 
 
-def test_a_tflite_file_has_no_twin() -> None:
-    with pytest.raises(NotApplicable, match="TFLite"):
-        differentiable(
-            ModelFile("tflite", b"", exported(export(nn.Flatten(), same)).facts),
-            Assumptions(record=(1,)),
-            Bounds.of(0, 1),
-            (1,),
-        )
-
-
 # Other runtimes -------------------------------------------------------------------------------------------------------
 
 
@@ -514,12 +466,3 @@ def test_openvino_agrees(digits: Data, dense: nn.Module, runtimes_own: dict[str,
         assert float((ours.argmax(1) == answered.argmax(1)).double().mean()) >= labels
     with pytest.raises(UnsafeInput):
         OpenVinoTarget(b"nothing")
-
-
-def test_tensorrt_needs_a_gpu(dense: nn.Module) -> None:
-    import onnxruntime
-
-    if "TensorrtExecutionProvider" in onnxruntime.get_available_providers():
-        pytest.skip("this build may have what it needs")
-    with pytest.raises(NotApplicable, match="not measured: no GPU"):
-        TensorRtTarget(to_onnx(dense, SHAPE))

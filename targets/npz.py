@@ -1,6 +1,6 @@
-"""Data from files that may come from a stranger: `.npz` archives and CSV tables. Nothing is ever unpickled.
+"""Data from an `.npz` archive that may come from a stranger. Nothing is ever unpickled.
 
-An `.npz` is read without `numpy.load`: the zip structure, each array's header and each size are checked before memory
+It is read without `numpy.load`: the zip structure, each array's header and each size are checked before memory
 is taken. What is accepted and refused is told to users in docs/inputs.md.
 """
 
@@ -17,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .data import Bounds, Data, Records
-from .errors import InputError, UnsafeInput
-from .files import AGAIN, is_pickle, nearest, open_archive, ordinary_file, read_entry, shown
-from .labels import class_numbers, predicted_values, sorted_labels
-from .tables import read_table
-from .value_range import fitted, fitted_columns
+from .data import Data
+from .errors import InputError, UnsafeInput, nearest_hint, quoted
+from .files import FETCH_HINT, is_pickle, open_archive, ordinary_file, read_entry
+from .labels import class_numbers, predicted_values
+from .records import Bounds, Records
+from .value_range import fitted
 
 Array = NDArray[np.generic]
 
@@ -63,7 +63,7 @@ def load_npz(
     """
     path = ordinary_file(path, "the data", ARCHIVE_BYTES)
     arrays = _read_npz(path)
-    where = shown(path.name)
+    where = quoted(path.name)
     _check_keys(list(arrays), where)
     notes: list[str] = []
     parts = [part for part in ("train", "test") if f"x_{part}" in arrays]
@@ -105,96 +105,8 @@ def load_npz(
     )
 
 
-def load_csv(
-    path_train: Path | str | None,
-    path_test: Path | str,
-    *,
-    label: str,
-    bounds: Bounds | None = None,
-    class_names: Sequence[str] | None = None,
-    seed: int = 0,
-    name: str | None = None,
-    regression: bool = False,
-) -> Data:
-    """Data from CSV tables (UTF-8, comma, header line): column `label` is the class, every other column a number.
-
-    Args:
-        path_train: the members; None when only a test table is at hand.
-        path_test: the non-members; its columns are put into the order of the training table.
-        label: name of the label column.
-        bounds: what a value may be, scalar or [features]. Left out: [0, 1] for columns that fill it, and each other
-            column's own range over both tables, which is a guess (`Data.bounds_doubt`).
-        class_names: the labels as written in the tables, in the order of the model's outputs. Left out: the distinct
-            labels of both tables, sorted (as numbers when all are whole numbers).
-        seed: splits the non-members.
-        name: what the report calls the data; else the test file's name.
-
-        regression: the label column holds numbers to predict, not classes.
-
-    Raises:
-        InputError: a missing column, a cell that is no number (named by line and column), or data `Data` refuses.
-        UnsafeInput: a pickle, or a line longer than any table's.
-    """
-    paths = {"test": Path(path_test)} | ({} if path_train is None else {"train": Path(path_train)})
-    tables = {part: read_table(path, label) for part, path in paths.items()}
-    columns, x_test, labels_test = tables["test"]
-    if "train" in tables:
-        train_columns = tables["train"][0]
-        if set(train_columns) != set(columns):
-            odd = sorted(set(train_columns) ^ set(columns))
-            raise InputError(
-                f"The training and the test table have different columns: {', '.join(map(shown, odd[:5]))} "
-                f"{'is' if len(odd) == 1 else 'are'} in only one of them. Give both the same header."
-            )
-        x_test = x_test[:, [columns.index(column) for column in train_columns]]
-        columns = train_columns
-    tables["test"] = (columns, x_test, labels_test)
-    notes: list[str] = []
-    names: list[str] = []
-    if not regression:
-        every = (labels for _, _, labels in tables.values())
-        names = list(class_names) if class_names is not None else sorted_labels(every)
-    position = {text: number for number, text in enumerate(names)}
-    records = {}
-    for part, (_, x, texts) in tables.items():
-        if regression:
-            values = _values(texts, f"column {shown(label)} of {shown(paths[part].name)}")
-            records[part] = Records(torch.from_numpy(x), torch.from_numpy(values))
-            continue
-        unknown = sorted(set(texts) - set(position))
-        if unknown:
-            raise InputError(
-                f"Label {shown(unknown[0])} in {shown(paths[part].name)} is not among the class names. Name every "
-                "label the tables hold, as it is written there."
-            )
-        y = torch.tensor([position[text] for text in texts], dtype=torch.int64)
-        records[part] = Records(torch.from_numpy(x), y)
-    doubt = ""
-    if bounds is None:
-        low, high, doubt = fitted_columns(np.concatenate([x for _, x, _ in tables.values()]), columns)
-        bounds = Bounds(torch.from_numpy(low), torch.from_numpy(high))
-        notes += [doubt] if doubt else []
-    return Data(
-        name=name or paths["test"].stem,
-        members=records.get("train"),
-        non_members=records["test"],
-        bounds=bounds,
-        class_names=tuple(names),
-        seed=seed,
-        notes=tuple(notes),
-        bounds_doubt=doubt,
-    )
-
-
-def _values(texts: Sequence[str], where: str) -> NDArray[np.float32]:
-    try:
-        return np.array([float(text) for text in texts], dtype=np.float32).reshape(-1, 1)
-    except ValueError as error:
-        raise InputError(f"{where} must hold numbers to predict: {error}.") from None
-
-
 def _read_npz(path: Path) -> dict[str, Array]:
-    where = shown(path.name)
+    where = quoted(path.name)
     with path.open("rb") as stream:
         head = stream.read(8)
         if is_pickle(head):
@@ -213,13 +125,13 @@ def _read_npz(path: Path) -> dict[str, Array]:
             odd = [entry.filename for entry in entries if not entry.filename.endswith(".npy")]
             if odd:
                 raise InputError(
-                    f"The data {where} is a zip archive that holds {shown(odd[0])}, so it is not an npz. Save the "
+                    f"The data {where} is a zip archive that holds {quoted(odd[0])}, so it is not an npz. Save the "
                     "arrays with numpy.savez."
                 )
             _check_keys([entry.filename.removesuffix(".npy") for entry in entries], where)
             return {
                 entry.filename.removesuffix(".npy"): parse_npy(
-                    read_entry(archive, entry, where), f"Array {shown(entry.filename)} of {where}"
+                    read_entry(archive, entry, where), f"Array {quoted(entry.filename)} of {where}"
                 )
                 for entry in entries
             }
@@ -235,16 +147,16 @@ def parse_npy(content: bytes | bytearray, where: str) -> Array:
     version = content[6:8]
     if content[:6] != b"\x93NUMPY" or version not in (b"\x01\x00", b"\x02\x00", b"\x03\x00"):
         pickled = " but a pickle" if is_pickle(content[:2]) else ""
-        raise UnsafeInput(f"{where} is not a numpy array{pickled}. {AGAIN}")
+        raise UnsafeInput(f"{where} is not a numpy array{pickled}. {FETCH_HINT}")
     start = 10 if version == b"\x01\x00" else 12
     length = int.from_bytes(content[8:start], "little")
     if length > 10_000 or start + length > len(content):  # numpy's own limit; a real header has about 120 bytes
-        raise UnsafeInput(f"{where} declares a header of {length:,} bytes, so it is cut short or crafted. {AGAIN}")
+        raise UnsafeInput(f"{where} declares a header of {length:,} bytes, so it is cut short or crafted. {FETCH_HINT}")
     try:
         header = ast.literal_eval(content[start : start + length].decode("utf-8").strip())
         descr, fortran, shape = header["descr"], header["fortran_order"], header["shape"]
     except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError, KeyError):
-        raise UnsafeInput(f"{where} has a malformed header. {AGAIN}") from None
+        raise UnsafeInput(f"{where} has a malformed header. {FETCH_HINT}") from None
     if "O" in str(descr):
         raise UnsafeInput(
             f"{where} holds pickled Python objects, which can run any program when they are read; it was not read. "
@@ -252,21 +164,21 @@ def parse_npy(content: bytes | bytearray, where: str) -> Array:
             "text."
         )
     if not isinstance(descr, str) or not re.fullmatch(r"[<>|=]?(b1|[iu][1248]|f[248]|[US][1-9]\d{0,5})", descr):
-        raise InputError(f"{where} holds values of the type {shown(descr)}. Save float32 inputs and int64 labels.")
+        raise InputError(f"{where} holds values of the type {quoted(descr)}. Save float32 inputs and int64 labels.")
     plain = type(shape) is tuple and all(type(size) is int and 0 <= size < 2**31 for size in shape)
     dtype = np.dtype(descr)
     if not plain or len(shape) > 8 or type(fortran) is not bool:
-        raise UnsafeInput(f"{where} has a malformed shape ({shown(shape)}). {AGAIN}")
+        raise UnsafeInput(f"{where} has a malformed shape ({quoted(shape)}). {FETCH_HINT}")
     if math.prod(shape) * dtype.itemsize != len(content) - start - length:
         raise UnsafeInput(
             f"{where} claims {math.prod(shape) * dtype.itemsize:,} bytes and holds "
-            f"{len(content) - start - length:,}, so it is cut short or crafted. {AGAIN}"
+            f"{len(content) - start - length:,}, so it is cut short or crafted. {FETCH_HINT}"
         )
     values: Array = np.frombuffer(content, dtype, offset=start + length)
     try:
         return values.reshape(shape, order="F" if fortran else "C")
     except ValueError:  # an empty array with other sizes beyond numpy's own limit
-        raise UnsafeInput(f"{where} has a malformed shape ({shown(shape)}). {AGAIN}") from None
+        raise UnsafeInput(f"{where} has a malformed shape ({quoted(shape)}). {FETCH_HINT}") from None
 
 
 def _check_keys(keys: list[str], where: str) -> None:
@@ -278,7 +190,7 @@ def _check_keys(keys: list[str], where: str) -> None:
             )
         if key not in KEYS:
             raise InputError(
-                f"{where} holds an array {shown(key)} that is not a known key.{nearest(key, KEYS)} Known: "
+                f"{where} holds an array {quoted(key)} that is not a known key.{nearest_hint(key, KEYS)} Known: "
                 f"{', '.join(KEYS)}. Leave out or rename the array."
             )
     missing = [key for key in REQUIRED if key not in keys]
@@ -299,7 +211,7 @@ def _texts(values: Array, where: str) -> list[str]:
     try:
         return [str(value) for value in values.tolist()]
     except ValueError:  # code points beyond Unicode in a crafted array
-        raise UnsafeInput(f"{where} holds characters that do not exist. {AGAIN}") from None
+        raise UnsafeInput(f"{where} holds characters that do not exist. {FETCH_HINT}") from None
 
 
 def _channels_last(shape: tuple[int, ...]) -> bool:

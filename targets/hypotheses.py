@@ -10,10 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .assumptions import SMALLEST, Assumptions, Channels, Grid, Layout, Outputs, Overrides, Units
 from .batches import MAPS, listed, named_output
 from .data import Data
 from .errors import InputError
-from .interface import SMALLEST, Assumptions, Channels, Grid, Layout, Outputs, Overrides, Units
 from .model_file import ModelFile, Port
 
 SURE = ("SOFTMAX", "SIGMOID", "LOGISTIC", "QLINEARSOFTMAX", "QLINEARSIGMOID")  # operators that give probabilities
@@ -68,7 +68,7 @@ def _width(port: Port) -> int:
     return math.prod(int(size) for size in port.shape[1:])
 
 
-def meanings(
+def hypotheses(
     file: ModelFile, output: Port, data: Data, overrides: Overrides
 ) -> Iterator[tuple[Assumptions, str, bool]]:
     """Layouts and scalings, the simplest first: (assumptions, the scaling in words, whether the user allows it)."""
