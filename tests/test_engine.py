@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from crushproof.audit.local import Processes
 from crushproof.audit.progress import Lines, Silent
 from crushproof.audit.schedule import Schedule, expected
 from crushproof.audit.store import Store
-from crushproof.audit.work import Results
+from crushproof.audit.work import Report, Results
 from crushproof.targets.errors import Incomplete, InputError
 
 TOY = Path(__file__).with_name("toy_work.py")
@@ -169,7 +170,9 @@ def test_a_dead_worker_gets_one_more_try(tmp_path: Path, undisturbed: dict[str, 
     outcome = run_toy(tmp_path / "out", settings, 2)
     assert outcome.failed == {}
     assert evidence(tmp_path / "out") == undisturbed
-    assert (tmp_path / "log").read_text().splitlines().count("chain-0/1") == 2
+    computed = Counter((tmp_path / "log").read_text().splitlines())
+    assert computed.pop("chain-0/1") == 2
+    assert set(computed.values()) == {1}, "the other worker's cells were disturbed"
 
 
 def test_a_cell_that_kills_its_worker_twice_fails(tmp_path: Path) -> None:
@@ -177,6 +180,82 @@ def test_a_cell_that_kills_its_worker_twice_fails(tmp_path: Path) -> None:
     assert "signal 9" in outcome.failed["chain-0/1"]
     assert sorted(outcome.skipped) == ["chain-0/2", "last"]
     assert len(outcome.computed) == 8
+
+
+def test_a_worker_that_dies_between_two_cells_is_nobodys_fault(tmp_path: Path) -> None:
+    import toy_work
+
+    root, other = toy_work.toy("{}").cells()[:2]
+    with Store(tmp_path) as store, Processes(store, 1, ("toy_work:toy", "{}")) as processes:
+        processes.submit(root, [])
+        [(_, report)] = processes.wait()
+        victim = int(report.worker.partition(":")[2])
+        os.kill(victim, signal.SIGKILL)
+        assert die_soon([victim])
+        processes.submit(other, [root.key])
+        assert [(cell.name, report.event) for cell, report in processes.wait()] in (
+            [(other.name, "finished")],
+            [(other.name, "died")],  # the pool had not noticed yet; the schedule tries once more
+        )
+
+
+class Told:
+    """An executor that computes nothing: it says of each cell what it was told to say, in that order."""
+
+    slots = 2
+
+    def __init__(self, store: Store, told: dict[str, list[Report]]) -> None:
+        self.store, self.told = store, told
+        self.taken: list[tuple[str, list[str]]] = []
+        self.waiting: list[Cell] = []
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def submit(self, cell: Cell, needs: Sequence[str]) -> None:
+        self.taken.append((cell.name, list(needs)))
+        self.waiting.append(cell)
+        assert len(self.waiting) <= self.slots
+
+    def wait(self) -> list[tuple[Cell, Report]]:
+        cell = self.waiting.pop()
+        return [(cell, self.told[cell.name].pop(0))]
+
+
+def run_told(folder: Path, **told: list[Report]) -> tuple[Any, Told]:
+    class Two:
+        def cells(self) -> list[Cell]:
+            return [Cell("one", "1" * 64), Cell("two", "2" * 64, ("one",)), Cell("three", "3" * 64)]
+
+        def compute(self, cell: Cell, store: Results) -> Result:
+            raise AssertionError("only the executor computes")
+
+    with Store(folder) as store:
+        executor = Told(store, {"one": [Report("finished")], "two": [Report("finished")], **told})
+        return run(Two(), store, executor), executor
+
+
+def test_a_cell_pays_for_its_own_deaths_and_not_for_lost_machines(tmp_path: Path) -> None:
+    lost, died = Report("lost", why="a node went"), Report("died", why="was killed", trace="see there")
+    outcome, executor = run_told(tmp_path / "a", three=[lost, died, lost, lost, lost, Report("finished")])
+    assert (outcome.failed, sorted(outcome.computed)) == ({}, ["one", "three", "two"])
+    assert [needs for name, needs in executor.taken if name == "two"] == [["1" * 64]]
+    outcome, _ = run_told(tmp_path / "b", three=[died, lost, died])
+    assert outcome.failed == {"three": "its worker was killed, twice; see there"}
+    outcome, _ = run_told(tmp_path / "c", three=[lost] * 5)
+    assert outcome.failed == {"three": "given up after 5 attempts: a node went"}
+    assert sorted(outcome.computed) == ["one", "two"]
+
+
+def test_memory_is_this_process_and_the_largest_workers_at_once(tmp_path: Path) -> None:
+    def of(worker: str, peak: int) -> list[Report]:
+        return [Report("finished", worker=worker, peak_bytes=peak)]
+
+    base, _ = run_told(tmp_path / "a", three=[Report("finished")])
+    size = 10**12  # far above what this process may grow meanwhile
+    outcome, _ = run_told(tmp_path / "b", one=of("a", size), two=of("b", 4 * size), three=of("c", 2 * size))
+    assert 6 * size <= outcome.peak_bytes - base.peak_bytes < 6.1 * size
 
 
 def test_a_worker_that_means_another_cell_is_noticed(tmp_path: Path) -> None:

@@ -73,6 +73,14 @@ def evidence(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(cells)): path.read_bytes() for path in sorted(cells.rglob("*")) if path.is_file()}
 
 
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+
 def test_a_cluster_gives_the_same_bytes(tmp_path: Path, cluster: Any, undisturbed: dict[str, bytes]) -> None:
     outcome = run_toy(tmp_path, {}, cluster.address)
     assert evidence(tmp_path) == undisturbed
@@ -83,13 +91,18 @@ def test_a_cluster_gives_the_same_bytes(tmp_path: Path, cluster: Any, undisturbe
 
 
 def test_what_goes_wrong_costs_only_what_needs_it(tmp_path: Path, cluster: Any) -> None:
-    wrong = {"chain-0/1": "die", "chain-1/1": "error", "chain-2/1": "unavailable"}
-    outcome = run_toy(tmp_path, {"inject": wrong}, cluster.address)
-    assert sorted(outcome.computed) == ["chain-0/0", "chain-1/0", "chain-2/0", "root"]
-    assert outcome.failed["chain-1/1"] == "RuntimeError: a planted error"
-    assert "its worker ended early (WorkerCrashedError: " in outcome.failed["chain-0/1"]
+    wrong = {"chain-0/1": "die once", "chain-1/1": "error", "chain-2/1": "unavailable"}
+    notes = Notes()
+    settings = {"inject": wrong, "log": str(tmp_path / "log")}
+    outcome = run_toy(tmp_path / "out", settings, cluster.address, notes)
+    assert sorted(outcome.computed) == ["chain-0/0", "chain-0/1", "chain-0/2", "chain-1/0", "chain-2/0", "root"]
+    assert outcome.failed == {"chain-1/1": "RuntimeError: a planted error"}
+    assert outcome.skipped.keys() == {"chain-1/2", "last"}
     assert outcome.unavailable["chain-2/1"] == "a planted lack"
-    assert {"chain-0/2", "chain-1/2"} <= set(outcome.skipped)
+    assert [note for note in notes.said if note.endswith("trying once more")] == [
+        "the worker at chain-0/1 ended early (WorkerCrashedError: The worker died unexpectedly while executing this "
+        "task); trying once more"
+    ]
 
 
 def test_an_error_for_the_user_names_the_node(tmp_path: Path, cluster: Any) -> None:
@@ -140,12 +153,6 @@ def alive(pid: int) -> bool:
 
 
 def test_a_node_killed_half_way_changes_nothing(tmp_path: Path, cluster: Any, undisturbed: dict[str, bytes]) -> None:
-    notes: list[str] = []
-
-    class Notes(Silent):
-        def note(self, text: str) -> None:
-            notes.append(text)
-
     log, hold = tmp_path / "log", tmp_path / "go on"
     log.touch()
 
@@ -157,13 +164,14 @@ def test_a_node_killed_half_way_changes_nothing(tmp_path: Path, cluster: Any, un
         cluster.remove_node(cluster.second, allow_graceful=False)
         hold.touch()
 
+    notes = Notes()
     killer = threading.Thread(target=kill)
     killer.start()
-    outcome = run_toy(tmp_path / "out", {"log": str(log), "hold": str(hold)}, cluster.address, Notes())
+    outcome = run_toy(tmp_path / "out", {"log": str(log), "hold": str(hold)}, cluster.address, notes)
     killer.join()
     assert (len(outcome.computed), outcome.failed) == (11, {})
     assert evidence(tmp_path / "out") == undisturbed
-    assert sum("is computed again: NodeDiedError" in note for note in notes) == 1, notes
+    assert sum("is computed again: NodeDiedError" in note for note in notes.said) == 1, notes.said
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:99999", "nobody.invalid:6379"])
