@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .seeds import generator
-from .twin_nodes import Layout, Node
+from .twin_nodes import Node, RecordAxis
 from .twin_rounding import quantized
 from .twin_steps import Twin
 
@@ -66,7 +66,7 @@ def _ends(node: Node, x: Tensor) -> tuple[Tensor, Tensor]:
     return spread(parts.amin(others, keepdim=True)), spread(parts.amax(others, keepdim=True))
 
 
-def _layout(x: Tensor, records: int) -> Layout:
+def _layout(x: Tensor, records: int) -> RecordAxis:
     """Where sizes say that the records are; an axis shared with heads of attention is the records' first."""
     sizes = x.shape[:2]
     if records in sizes:
@@ -74,7 +74,7 @@ def _layout(x: Tensor, records: int) -> Layout:
     return "outer" if x.dim() > 1 and sizes[0] % records == 0 else "whole"
 
 
-def _layout_of_equals(x: Tensor, records: int) -> Layout:
+def _layout_of_equals(x: Tensor, records: int) -> RecordAxis:
     """The same of records that equal each other: then an axis shared with heads or steps shows whose it is first."""
     layout = _layout(x, records)
     if layout != "outer":

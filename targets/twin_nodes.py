@@ -43,7 +43,7 @@ INTEGERS = {
 
 Result = Tensor | tuple[Tensor | None, ...] | list[Tensor]
 Function = Callable[..., Result]
-Layout = Literal["first", "second", "outer", "inner", "whole"]
+RecordAxis = Literal["first", "second", "outer", "inner", "whole"]
 """Where records are: along the first or second axis, or sharing the first with others, outside or inside of them."""
 
 
@@ -69,7 +69,7 @@ class Node:
     straight_through: bool = True
     soft: bool = False
     records: int = 1
-    layouts: dict[int, Layout] | None = None
+    layouts: dict[int, RecordAxis] | None = None
 
     def get(self, name: str, default: Any = None) -> Any:
         return self.attributes.get(name, default)
