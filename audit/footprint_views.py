@@ -67,8 +67,8 @@ def speed_words(ix: Index) -> str:
     if best[name] < AS_FAST:
         return (
             f"Integer arithmetic buys no speed on this model and machine: the fastest model that computes in integers, "
-            f"{words.label(name)}, is {best[name]:.2f} times as fast as the dense one. Small layers cost more to round "
-            "than they save; it buys size."
+            f"{words.label(name)}, is {best[name]:.2f} times as fast as the dense one. Small layers cost more to "
+            "round than they save; it buys size."
         )
     return f"Integer arithmetic buys speed here: {words.label(name)} is up to {best[name]:.2f} times as fast as dense."
 

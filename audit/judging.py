@@ -211,9 +211,10 @@ def _draft(
             sentence += f" The figure of {judged.baseline} may be too optimistic ({', '.join(judged.flags)})."
         if better == "higher" and no_room(judged, limit):
             verdict = "inconclusive"
+            floor = words.figure(judged.baseline_estimate, metric)
             sentence += (
-                f" {judged.baseline} itself is on the floor there ({words.figure(judged.baseline_estimate, metric)}), "
-                f"so that no loss could be seen: {judged.instead or 'measure it where the parent is better'}."
+                f" {judged.baseline} itself is on the floor there ({floor}), so that no loss could be seen: "
+                f"{judged.instead or 'measure it where the parent is better'}."
             )
     if verdict == "inconclusive" and judge(judged.low, judged.high, limit, better) == "inconclusive":
         available = estimate.n if finding is None or finding.available is None else finding.available

@@ -103,7 +103,7 @@ class Risk:
     """Everything the section of one risk prints."""
 
     name: str
-    words: RiskWords
+    row: RiskWords
     columns: list[views.Column]
     threats: list[ThreatModel]
     charts: list[charts.Chart]

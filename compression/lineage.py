@@ -20,7 +20,7 @@ import numpy as np
 
 from ..targets.model_file import CheckedOnnx, check_onnx
 from .codes_in_steps import ScaleKind, Steps, biases_off, folded_weight, held_against, scales_in_words
-from .lineage_match import looked_up, paired, size, thirds
+from .lineage_match import looked_up, paired, size, unpacked_projections
 from .lineage_unread import unaccounted
 from .onnx_constants import Graph
 from .onnx_live import only_live
@@ -127,7 +127,7 @@ def compare(dense: onnx.ModelProto, artifact: onnx.ModelProto) -> Lineage:
     unread += tuple(unaccounted(graph, origin, ours))
     pairs, mine, yours = paired([found for found in ours if found.stages], theirs)
     if mine and yours:  # attention's projections: packed into one matrix by torch, three layers once it is unfolded
-        more, mine, yours = paired(thirds(mine, yours), thirds(yours, mine))
+        more, mine, yours = paired(unpacked_projections(mine, yours), unpacked_projections(yours, mine))
         pairs += more
     yours = [weight for weight in yours if not looked_up(weight, graph)]
     layers = [_compare(weight, other) for weight, other in pairs]

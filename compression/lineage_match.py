@@ -27,7 +27,7 @@ def paired(
     )
 
 
-def thirds(found: Sequence[Weight], others: Sequence[Weight]) -> list[Weight]:
+def unpacked_projections(found: Sequence[Weight], others: Sequence[Weight]) -> list[Weight]:
     """Each weight [3 n, in] cut into three where the other side has weights [n, in]; the rest as they are."""
     shapes = {other.constant.shape for other in others}
     parts: list[Weight] = []

@@ -40,19 +40,19 @@ def unaccounted(graph: Graph, dense: Graph, found: Sequence[Weight]) -> list[str
     if not names and not attributes:
         return []
     pool: list[Array] | None = None
-    makings = {_making(name, dense) for _, name in _meeting(dense) if dense.constant(name) is None}
+    derivations = {_derivation(name, dense) for _, name in _meeting(dense) if dense.constant(name) is None}
     known = {held for node in dense.nodes for held in _in_attributes(node)}
     unread, few = [name for name, held in attributes if held not in known], list[str]()
     pieces = 0
     for name, node in names.items():
         constant = graph.constant(name)
         if constant is None:  # by an operator that is not followed: the dense model has to do the same
-            if _carries(name, graph) and _making(name, graph) not in makings:
+            if _holds_numbers(name, graph) and _derivation(name, graph) not in derivations:
                 unread.append(name)
             continue
         constant = _with_scale(constant, node, name, graph)
         small = constant.values.size <= HANDFUL
-        if _says_nothing(constant.values) and not (small and _may_be_a_piece(constant)):
+        if _is_trivial(constant.values) and not (small and _may_be_a_piece(constant)):
             continue
         if pool is None:
             pool = list(_pool(dense))
@@ -130,7 +130,7 @@ def _equal(values: Array) -> bool:
     return bool((values == values.ravel()[:1]).all())
 
 
-def _says_nothing(values: Array) -> bool:
+def _is_trivial(values: Array) -> bool:
     """A handful of values, one value, whole numbers counted up, or a triangle of one value in another."""
     if values.size <= HANDFUL or _equal(values):
         return True
@@ -170,7 +170,7 @@ def _rounds(constant: Constant, table: Array) -> bool:
         return bool(((held == wanted) | (np.abs(held - wanted) <= slack) | (np.isnan(held) & np.isnan(wanted))).all())
 
 
-def _carries(name: str, graph: Graph) -> bool:
+def _holds_numbers(name: str, graph: Graph) -> bool:
     """Whether more than a handful of the file's own numbers go into a tensor."""
 
     def makers(item: str) -> Sequence[str]:
@@ -180,7 +180,7 @@ def _carries(name: str, graph: Graph) -> bool:
     def tells(item: str) -> bool:
         constant, node = graph.constant(item), graph.producers.get(item)
         if constant is not None:
-            return not _says_nothing(constant.values)
+            return not _is_trivial(constant.values)
         if item in graph.held or node is None:
             return item in graph.held
         return node.op_type.startswith("Random") or any(held.HasField("g") for held in node.attribute)
@@ -188,8 +188,8 @@ def _carries(name: str, graph: Graph) -> bool:
     return any(tells(item) for item in reached([name], makers))
 
 
-def _making(name: str, graph: Graph) -> str:
-    """A tensor's making in words that are the same for equal makings: operators, attributes and values."""
+def _derivation(name: str, graph: Graph) -> str:
+    """A tensor's making in words that are the same for equal derivations: operators, attributes and values."""
     from hashlib import sha256
 
     made: dict[str, str] = {}

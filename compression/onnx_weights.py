@@ -99,7 +99,7 @@ def weights(graph: Graph) -> Iterator[Weight]:
         if node.op_type == "MatMulNBits":
             yield _packed(node, graph)
         slots = SLOTS.get(node.op_type) or OTHER_PRODUCTS.get(node.op_type)
-        for slot in _of_strangers(node) if slots is None else slots:
+        for slot in _slots_of_unknown(node) if slots is None else slots:
             if slot.weight >= len(node.input) or not node.input[slot.weight]:
                 continue
             constant = graph.constant(node.input[slot.weight])
@@ -131,7 +131,7 @@ def places(node: onnx.NodeProto) -> set[int]:
     return {place for place in parts if place is not None}
 
 
-def _of_strangers(node: onnx.NodeProto) -> tuple[_Slot, ...]:
+def _slots_of_unknown(node: onnx.NodeProto) -> tuple[_Slot, ...]:
     """Every input of an operator that is none of the standard's and none that is known here: any may be a weight."""
     known = node.op_type in STANDARD_TOO or node.op_type.startswith("QLinear") or node.op_type == "MatMulNBits"
     return () if node.domain in ("", "ai.onnx") or known else tuple(_Slot(place) for place in range(len(node.input)))

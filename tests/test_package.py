@@ -46,7 +46,9 @@ def test_wheel_holds_every_module_and_template(wheel_files: set[str]) -> None:
         for file in (ROOT / "report_templates").glob(pattern)
     }
     assert templates
-    missing = (sources() | templates | {"crushproof/py.typed"}) - wheel_files
+    starter = {f"crushproof/{file.relative_to(ROOT)}" for file in (ROOT / "audit").rglob("starter_files/*.*")}
+    assert len(starter) == 2
+    missing = (sources() | templates | starter | {"crushproof/py.typed"}) - wheel_files
     assert not missing
 
 

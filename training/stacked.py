@@ -15,7 +15,7 @@ from torch.func import functional_call, stack_module_state
 
 from ..targets.plain import tie
 
-SMALL = 20_000  # parameters; above it a stack buys nothing on a CPU (benchmarks/shadows)
+SMALL = 20_000  # parameters; above it a stack buys nothing on a CPU (measured)
 GROUP = 16  # models trained side by side when they are small
 STACKABLE = (nn.Conv1d, nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 RANDOM = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.RReLU)
