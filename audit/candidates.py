@@ -46,6 +46,7 @@ def candidate_row(results: AuditResults, model: AuditedModel, made: Result, draw
         technique=_technique(model),
         family=_family(model),
         recipe=None if model.recipe is None else model.recipe.model_dump(mode="json"),
+        promise=model.recipe.promise if model.file is not None and model.recipe is not None else None,
         recipe_words=_words(model),
         parent=parent,
         defense=None if model.defense is None else model.defense.kind,

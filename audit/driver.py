@@ -16,7 +16,7 @@ from .progress import Progress, Silent
 from .schedule import Outcome, Schedule
 from .sections import EnginePlan, RayEngine
 from .store import Store
-from .work import Report, Spawn, Work, peak_bytes
+from .work import Attempt, Spawn, Work, peak_bytes
 
 
 class Executor(Protocol):
@@ -35,7 +35,7 @@ class Executor(Protocol):
     def submit(self, cell: Cell, needs: Sequence[str]) -> None:
         """Takes a cell; `needs` are keys of the results it reads, all in the store."""
 
-    def wait(self) -> list[tuple[Cell, Report]]:
+    def wait(self) -> list[tuple[Cell, Attempt]]:
         """The cells that ended, at least one; the results of those that finished are in the store."""
 
 
@@ -83,11 +83,11 @@ def _drive(schedule: Schedule, executor: Executor) -> int:
         if busy == 0:
             return sum(sorted(peaks.values(), reverse=True)[:most])
         most = max(most, busy)
-        for cell, report in executor.wait():
+        for cell, ended in executor.wait():
             busy -= 1
-            if report.worker:
-                peaks[report.worker] = report.peak_bytes
-            schedule.hear(cell, report)
+            if ended.worker:
+                peaks[ended.worker] = ended.peak_bytes
+            schedule.hear(cell, ended)
 
 
 def executor_for(engine: EnginePlan, store: Store, spawn: Spawn | None, *, device: str) -> Executor | None:

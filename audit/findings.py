@@ -191,6 +191,9 @@ class Candidate(Row):
     role: Literal["dense", "candidate", "control"]
     technique: str = Field(description="a recipe's kind, dense, or file")
     recipe: dict[str, JsonValue] | None = Field(description="the recipe's kind and fields as JSON, defaults included")
+    promise: Literal["nearest", "neighbour", "shapes"] | None = Field(
+        None, description="of a file's declared recipe: what it leaves of the dense model's weights"
+    )
     recipe_words: str = Field(description="the recipe in a phrase, e.g. '8-bit weights and activations'")
     parent: str | None = Field(description="name of the dense model it came from; None for a dense one")
     family: str = Field("", description="of techniques, as a title: Pruning; empty for a dense model")

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 from .cells import Cell
 from .store import Store
-from .work import ONE_THREAD, Report, Spawn, Work, attempt, attempt_in_worker
+from .work import ONE_THREAD, Attempt, Spawn, Work, attempt, attempt_in_worker
 
 PR_SET_PDEATHSIG = 1
 
@@ -35,7 +35,7 @@ class InProcess:
 
     def __init__(self, work: Work, store: Store) -> None:
         self.work, self.store = work, store
-        self._ended: list[tuple[Cell, Report]] = []
+        self._ended: list[tuple[Cell, Attempt]] = []
 
     def __enter__(self) -> InProcess:
         return self
@@ -45,7 +45,7 @@ class InProcess:
     def submit(self, cell: Cell, needs: Sequence[str]) -> None:
         self._ended.append((cell, attempt(self.work, cell, self.store)))
 
-    def wait(self) -> list[tuple[Cell, Report]]:
+    def wait(self) -> list[tuple[Cell, Attempt]]:
         ended, self._ended = self._ended, []
         return ended
 
@@ -62,7 +62,7 @@ class Processes:
         self.slots, self.log = size, store.private / "workers.log"
         self._start = (os.getpid(), os.getcwd(), str(store.folder.absolute()), str(self.log.absolute()), spawn)
         self._idle: list[_Worker] = []
-        self._busy: dict[Future[Report], tuple[Cell, _Worker]] = {}
+        self._busy: dict[Future[Attempt], tuple[Cell, _Worker]] = {}
 
     def __enter__(self) -> Processes:
         # The pools' semaphores are cleared away by a process of Python's, which would complain about each when we are
@@ -92,22 +92,22 @@ class Processes:
         self._idle.remove(worker)
         self._busy[future] = (cell, worker)
 
-    def wait(self) -> list[tuple[Cell, Report]]:
+    def wait(self) -> list[tuple[Cell, Attempt]]:
         done = wait(self._busy, return_when=FIRST_COMPLETED).done
         return [self._heard(future) for future in [future for future in self._busy if future in done]]
 
-    def _heard(self, future: Future[Report]) -> tuple[Cell, Report]:
+    def _heard(self, future: Future[Attempt]) -> tuple[Cell, Attempt]:
         cell, worker = self._busy.pop(future)
         try:
-            report = future.result()
+            ended = future.result()
         except BrokenProcessPool:
             code = worker.exit_code()
             how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
             if code == -signal.SIGKILL:
                 how += ", perhaps because the machine ran out of memory"
-            return cell, Report("died", why=how, trace=f"see {self.log}, or try --workers 1")
+            return cell, Attempt("died", why=how, trace=f"see {self.log}, or try --workers 1")
         self._idle.append(worker)
-        return cell, report
+        return cell, ended
 
 
 class _Worker:
@@ -183,7 +183,7 @@ def _begin(parent: int, folder: str, out: str, log: str, spawn: Spawn) -> None:
     _job = (spawn, Store(Path(out)))
 
 
-def _compute(cell: Cell) -> Report:
+def _compute(cell: Cell) -> Attempt:
     assert _job is not None, "a pool runs its initialiser first"
     spawn, store = _job
     return attempt_in_worker(spawn, cell, store)

@@ -26,7 +26,7 @@ from .identity import technique_identity
 from .lineup import Lineup, assemble
 from .plan import Plan
 from .subject import Subject
-from .work import Results
+from .work import CellResults
 
 # CPU seconds of a model's cells, by phase, as the built-in audit took them; an attack's cells say their own.
 WEIGHTS = {"training": 6.0, "candidates": 0.5, "footprint": 0.02, "runtimes": 0.5}
@@ -69,7 +69,7 @@ class ModelSuite:
     def cells(self) -> list[Cell]:
         return [job.cell for job in self._jobs.values()]
 
-    def compute(self, cell: Cell, store: Results) -> Result:
+    def compute(self, cell: Cell, store: CellResults) -> Result:
         """Computes one cell whose needs are in the store.
 
         Raises:

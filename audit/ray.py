@@ -17,7 +17,7 @@ from typing import Any
 from ..targets.errors import InputError
 from .cells import Cell, DamagedError, Result, pack, unpack
 from .store import Store
-from .work import ONE_THREAD, Report, Spawn, attempt_in_worker
+from .work import ONE_THREAD, Attempt, Spawn, attempt_in_worker
 
 Parts = dict[str, bytes]
 
@@ -33,7 +33,7 @@ class RayCluster:
 
     def __init__(self, store: Store, spawn: Spawn, *, address: str = "auto", gpus: int = 0) -> None:
         self.store, self.spawn, self.address, self.gpus = store, spawn, address, gpus
-        self._busy: dict[Any, tuple[Cell, Any]] = {}  # reference to the report -> cell, reference to the parts
+        self._busy: dict[Any, tuple[Cell, Any]] = {}  # reference to the attempt -> cell, reference to its parts
         self._sent: dict[str, Any] = {}  # references to results that cells read, by key
 
     def __enter__(self) -> RayCluster:
@@ -74,8 +74,8 @@ class RayCluster:
                 signal.signal(signal.SIGTERM, handler)  # Ray puts its own in its place
 
     def __exit__(self, *_: object) -> None:
-        for report in self._busy:
-            self._ray.cancel(report, force=True)
+        for reference in self._busy:
+            self._ray.cancel(reference, force=True)
         self._busy.clear()
         self._sent.clear()
         if self._ours:
@@ -91,32 +91,32 @@ class RayCluster:
         for key in needs:
             if key not in self._sent:
                 self._sent[key] = self._ray.put(self.store.parts(key))
-        report, parts = self._compute.remote(cell, self.spawn, list(needs), *[self._sent[key] for key in needs])
-        self._busy[report] = (cell, parts)
+        reference, parts = self._compute.remote(cell, self.spawn, list(needs), *[self._sent[key] for key in needs])
+        self._busy[reference] = (cell, parts)
         self.store.log("started", cell)
 
-    def wait(self) -> list[tuple[Cell, Report]]:
+    def wait(self) -> list[tuple[Cell, Attempt]]:
         done, _ = self._ray.wait(list(self._busy), num_returns=1)
-        return [self._heard(report) for report in done]
+        return [self._heard(reference) for reference in done]
 
-    def _heard(self, reference: Any) -> tuple[Cell, Report]:
+    def _heard(self, reference: Any) -> tuple[Cell, Attempt]:
         cell, parts = self._busy.pop(reference)
         errors = self._ray.exceptions
         try:
-            report: Report = self._ray.get(reference)
-            if report.event == "finished":
+            ended: Attempt = self._ray.get(reference)
+            if ended.event == "finished":
                 self.store.receive(cell.key, self._ray.get(parts))
-                self.store.log("finished", cell, seconds=report.seconds, worker=report.worker)
+                self.store.log("finished", cell, seconds=ended.seconds, worker=ended.worker)
         except errors.RayTaskError as error:  # our own function raises nothing: it could not even start
             why = f"A node cannot compute cells ({_first(error)}). Install crushproof there, in the versions of here."
-            return cell, Report("stop", why=why, error=InputError.__name__)
+            return cell, Attempt("stop", why=why, error=InputError.__name__)
         except (errors.WorkerCrashedError, errors.OutOfMemoryError) as error:
-            return cell, Report("died", why=f"ended early ({_first(error)})", trace="see the logs of Ray on its node")
+            return cell, Attempt("died", why=f"ended early ({_first(error)})", trace="see the logs of Ray on its node")
         except (errors.RayError, DamagedError) as error:
-            return cell, Report("lost", why=_first(error))
-        if report.event == "stop":
-            return cell, replace(report, why=f"On {report.worker}: {report.why}")
-        return cell, report
+            return cell, Attempt("lost", why=_first(error))
+        if ended.event == "stop":
+            return cell, replace(ended, why=f"On {ended.worker}: {ended.why}")
+        return cell, ended
 
 
 def _first(error: Exception) -> str:
@@ -124,11 +124,11 @@ def _first(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0].partition('. ')[0]}"
 
 
-def _compute(cell: Cell, spawn: Spawn, needs: list[str], *parts: Parts) -> tuple[Report, Parts | None]:
+def _compute(cell: Cell, spawn: Spawn, needs: list[str], *parts: Parts) -> tuple[Attempt, Parts | None]:
     """On a node: what became of the cell, and its result."""
     results = _InMemory(dict(zip(needs, parts, strict=True)))
-    report = attempt_in_worker(spawn, cell, results)
-    return report, results.parts.get(cell.key)
+    ended = attempt_in_worker(spawn, cell, results)
+    return ended, results.parts.get(cell.key)
 
 
 class _InMemory:

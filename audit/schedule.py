@@ -11,7 +11,7 @@ from ..targets.errors import CrushproofError, Incomplete, InputError, NotApplica
 from .cells import Cell
 from .progress import Progress
 from .store import Store
-from .work import Report
+from .work import Attempt
 
 TRIES = 2  # a cell whose worker died is tried once more, because the cause may have been a full machine
 LOSSES = 5  # so often is a cell given up only when its machine went away each time
@@ -93,38 +93,38 @@ class Schedule:
         """A cell whose needs are met, the start of the longest chain first; None when there is none at the moment."""
         return self.by_key[heapq.heappop(self._ready)[2]] if self._ready else None
 
-    def hear(self, cell: Cell, report: Report) -> None:
+    def hear(self, cell: Cell, ended: Attempt) -> None:
         """Takes in how an attempt at a cell ended.
 
         Raises:
             CrushproofError: it ended with an error for the user.
         """
-        match report.event:
+        match ended.event:
             case "finished":
-                self._finish(cell, report.seconds)
+                self._finish(cell, ended.seconds)
             case "failed":
-                self._fail(cell, report.why, report.trace)
+                self._fail(cell, ended.why, ended.trace)
             case "unavailable":
-                self._leave(cell, report.why)
+                self._leave(cell, ended.why)
             case "stop":
-                raise _ERRORS.get(report.error, CrushproofError)(report.why)
+                raise _ERRORS.get(ended.error, CrushproofError)(ended.why)
             case "died":
-                if self._again(cell, report, TRIES):
-                    self.progress.note(f"the worker at {cell.name} {report.why}; trying once more")
+                if self._again(cell, ended, TRIES):
+                    self.progress.note(f"the worker at {cell.name} {ended.why}; trying once more")
                 else:
-                    why = f"its worker {report.why}, twice; {report.trace}"
+                    why = f"its worker {ended.why}, twice; {ended.trace}"
                     self._fail(cell, why, why)
             case "lost":
-                if self._again(cell, report, LOSSES):
-                    self.progress.note(f"{cell.name} is computed again: {report.why}")
+                if self._again(cell, ended, LOSSES):
+                    self.progress.note(f"{cell.name} is computed again: {ended.why}")
                 else:
-                    why = f"given up after {LOSSES} attempts: {report.why}"
+                    why = f"given up after {LOSSES} attempts: {ended.why}"
                     self._fail(cell, why, why)
 
-    def _again(self, cell: Cell, report: Report, most: int) -> bool:
+    def _again(self, cell: Cell, ended: Attempt, most: int) -> bool:
         """Whether the cell gets another try after this event; it is then ready at once."""
-        self._tries[report.event, cell.key] += 1
-        if self._tries[report.event, cell.key] >= most:
+        self._tries[ended.event, cell.key] += 1
+        if self._tries[ended.event, cell.key] >= most:
             return False
         self._offer(cell.key)
         return True

@@ -19,7 +19,7 @@ from .cells import Cell, Result
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")  # of a worker
 
 
-class Results(Protocol):
+class CellResults(Protocol):
     """Where a cell finds the results it needs and leaves its own."""
 
     def get(self, key: str) -> Result: ...
@@ -35,7 +35,7 @@ class Work(Protocol):
     def cells(self) -> list[Cell]:
         """In topological order: what a cell needs stands before it."""
 
-    def compute(self, cell: Cell, store: Results) -> Result:
+    def compute(self, cell: Cell, store: CellResults) -> Result:
         """The result of a cell from those it needs, and no others; a function of the cell's key alone.
 
         Raises:
@@ -50,7 +50,7 @@ Spawn = tuple[str, str]  # (`module:function`, argument): how a worker builds it
 
 
 @dataclass(frozen=True)
-class Report:
+class Attempt:
     """What became of one attempt at a cell.
 
     Args:
@@ -73,7 +73,7 @@ class Report:
     peak_bytes: int = 0
 
 
-def attempt(work: Work, cell: Cell, results: Results) -> Report:
+def attempt(work: Work, cell: Cell, results: CellResults) -> Attempt:
     """Computes one cell into `results`.
 
     Raises:
@@ -92,15 +92,15 @@ def attempt(work: Work, cell: Cell, results: Results) -> Report:
         seconds = time.process_time() - started
         results.log("finished", cell, seconds=seconds)
     except Unavailable as error:
-        return Report("unavailable", why=str(error))
+        return Attempt("unavailable", why=str(error))
     except CrushproofError:
         raise
     except (Exception, SystemExit) as error:  # one broken cell must not cost the others
-        return Report("failed", why=in_words(error), trace=traceback.format_exc())
-    return Report("finished", seconds=seconds)
+        return Attempt("failed", why=in_words(error), trace=traceback.format_exc())
+    return Attempt("finished", seconds=seconds)
 
 
-def attempt_in_worker(spawn: Spawn, cell: Cell, results: Results) -> Report:
+def attempt_in_worker(spawn: Spawn, cell: Cell, results: CellResults) -> Attempt:
     """`attempt` in a worker, which builds the work at its first cell and keeps it; raises nothing."""
     try:
         work = _built(*spawn)
@@ -110,12 +110,12 @@ def attempt_in_worker(spawn: Spawn, cell: Cell, results: Results) -> Report:
                 "package has another version there, or the plan's files changed meanwhile. Make them equal and run the "
                 "same command again."
             )
-        report = attempt(work, cell, results)
+        ended = attempt(work, cell, results)
     except Exception as error:
         traceback.print_exc()  # into the worker's log
         why = str(error) if isinstance(error, CrushproofError) else in_words(error)
-        report = Report("stop", why=why, error=type(error).__name__)
-    return replace(report, worker=f"{socket.gethostname()}:{os.getpid()}", peak_bytes=peak_bytes())
+        ended = Attempt("stop", why=why, error=type(error).__name__)
+    return replace(ended, worker=f"{socket.gethostname()}:{os.getpid()}", peak_bytes=peak_bytes())
 
 
 @lru_cache(maxsize=1)

@@ -11,7 +11,7 @@ from torch import nn
 from ..targets.errors import InputError, NotApplicable
 from ..targets.records import Bounds, Records
 from ..targets.seeds import derive
-from .recipe import RECIPES, Recipe
+from .recipe import RECIPES, Promise, Recipe
 
 
 @RECIPES.register
@@ -61,6 +61,10 @@ class Chain(Recipe):
     @property
     def trains(self) -> bool:
         return any(step.trains for step in self.steps)
+
+    @property
+    def promise(self) -> Promise | None:
+        return "shapes" if all(step.promise for step in self.steps) else None
 
     @property
     def phrase(self) -> str:

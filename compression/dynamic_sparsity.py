@@ -19,7 +19,7 @@ from ..targets.seeds import derive
 from ..training.loop import Training, train
 from .attention import unfold_attention
 from .edit import called_layers, noise, rebuildable, replace_layers, working_copy
-from .recipe import RECIPES, Recipe, fine_tuned
+from .recipe import RECIPES, Promise, Recipe, fine_tuned
 
 Per = Literal["record", "position"]
 
@@ -58,6 +58,10 @@ class DynamicSparsity(Recipe):
     @property
     def trains(self) -> bool:
         return self.fine_tune is not None
+
+    @property
+    def promise(self) -> Promise:
+        return "shapes"
 
     @property
     def phrase(self) -> str:

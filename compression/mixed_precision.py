@@ -15,7 +15,7 @@ from ..targets.model import BATCH
 from ..targets.records import Bounds, Records
 from .edit import replace_layers
 from .quantize import Quantize, prepare, stand_in
-from .recipe import RECIPES, Recipe
+from .recipe import RECIPES, Promise, Recipe
 from .weight_codes import Bits, WeightFormat
 
 WIDTHS: tuple[Bits, ...] = (8, 4, 3, 2)
@@ -62,6 +62,10 @@ class MixedPrecision(Recipe):
     @property
     def trains(self) -> bool:
         return self.quantize.trains
+
+    @property
+    def promise(self) -> Promise:
+        return self.quantize.promise
 
     @property
     def phrase(self) -> str:

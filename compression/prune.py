@@ -17,7 +17,7 @@ from .channels import remove_channels, remove_heads, unfolded
 from .edit import noise, weights, working_copy
 from .importance import Importance, importances
 from .masks import n_of_m, smallest, smallest_per_layer
-from .recipe import RECIPES, Recipe, fine_tuned
+from .recipe import RECIPES, Promise, Recipe, fine_tuned
 
 
 @RECIPES.register
@@ -88,6 +88,10 @@ class Prune(Recipe):
     @property
     def trains(self) -> bool:
         return self.fine_tune is not None
+
+    @property
+    def promise(self) -> Promise | None:
+        return None if self.structure == "channels" else "shapes"
 
     @property
     def phrase(self) -> str:

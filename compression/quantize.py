@@ -24,7 +24,7 @@ from .fold_batch_norm import fold_batch_norm
 from .quantization_aware import train_quantized
 from .quantized_layer import Activations, QuantizedLayer, can_quantize, quantize_layer, share_codes
 from .quantized_recurrent import QuantizedRecurrent, quantize_recurrent
-from .recipe import RECIPES, Recipe
+from .recipe import RECIPES, Promise, Recipe
 from .weight_codes import SIXTEEN_BITS, Bits, Granularity, Number, Rounding, WeightFormat
 
 RECURRENT = (nn.LSTM, nn.GRU)
@@ -125,6 +125,12 @@ class Quantize(Recipe):
     @property
     def phrase(self) -> str:
         return ", ".join([f"{self._weight_phrase} weights{self._group_phrase}", *self.other_phrases])
+
+    @property
+    def promise(self) -> Promise:
+        if self.fine_tune is not None:
+            return "shapes"
+        return "nearest" if self.rounding == "nearest" else "neighbour"
 
     @property
     def _weight_phrase(self) -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
 from ..targets.records import Bounds, Records
 from ..targets.technique import Registry, Technique
 from ..training.loop import Training
+
+# Each weight rounded to the nearest code, or to one of its two neighbours; or values of any kind in the same shapes.
+Promise = Literal["nearest", "neighbour", "shapes"]
 
 
 class Recipe(Technique):
@@ -61,6 +64,14 @@ class Recipe(Technique):
     @abstractmethod
     def phrase(self) -> str:
         """The recipe in a phrase for the report's tables, e.g. `8-bit weights, 8-bit activations`."""
+
+    @property
+    def promise(self) -> Promise | None:
+        """What it leaves of the dense model's weights, which a finished file declared as made by it is held against.
+
+        None: not even their shapes.
+        """
+        return None
 
 
 def fine_tuned(fine_tune: Training | None) -> str:

@@ -14,7 +14,7 @@ from ..targets.seeds import derive
 from ..training.loop import Training, train
 from ..training.stacked import Stack
 from .edit import weights, working_copy
-from .recipe import RECIPES, Recipe, fine_tuned
+from .recipe import RECIPES, Promise, Recipe, fine_tuned
 
 LLOYD_STEPS = 300  # at most; in one dimension Lloyd's algorithm stops long before
 
@@ -52,6 +52,10 @@ class Share(Recipe):
     @property
     def trains(self) -> bool:
         return self.fine_tune is not None
+
+    @property
+    def promise(self) -> Promise:
+        return "shapes"
 
     @property
     def phrase(self) -> str:

@@ -204,8 +204,8 @@ def train_privately(
             drawn = torch.rand(len(records), generator=sampling) < sampling_rate
             total = clipped_sum(module, records.take(drawn.to(device)), max_gradient_norm)
             for name, parameter in module.named_parameters():
-                shake = torch.randn(parameter.shape, generator=noise, device=device)
-                noisy = total[name] + noise_multiplier * max_gradient_norm * shake
+                gaussian = torch.randn(parameter.shape, generator=noise, device=device)
+                noisy = total[name] + noise_multiplier * max_gradient_norm * gaussian
                 parameter.grad = noisy / (sampling_rate * len(records))
             optimizer.step()
 

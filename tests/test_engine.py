@@ -22,7 +22,7 @@ from crushproof.audit.local import Processes
 from crushproof.audit.progress import Lines, Silent
 from crushproof.audit.schedule import Schedule, expected
 from crushproof.audit.store import Store
-from crushproof.audit.work import Report, Results
+from crushproof.audit.work import Attempt, CellResults
 from crushproof.targets.errors import Incomplete, InputError
 
 TOY = Path(__file__).with_name("toy_work.py")
@@ -204,7 +204,7 @@ class Told:
 
     slots = 2
 
-    def __init__(self, store: Store, told: dict[str, list[Report]]) -> None:
+    def __init__(self, store: Store, told: dict[str, list[Attempt]]) -> None:
         self.store, self.told = store, told
         self.taken: list[tuple[str, list[str]]] = []
         self.waiting: list[Cell] = []
@@ -218,27 +218,27 @@ class Told:
         self.waiting.append(cell)
         assert len(self.waiting) <= self.slots
 
-    def wait(self) -> list[tuple[Cell, Report]]:
+    def wait(self) -> list[tuple[Cell, Attempt]]:
         cell = self.waiting.pop()
         return [(cell, self.told[cell.name].pop(0))]
 
 
-def run_told(folder: Path, **told: list[Report]) -> tuple[Any, Told]:
+def run_told(folder: Path, **told: list[Attempt]) -> tuple[Any, Told]:
     class Two:
         def cells(self) -> list[Cell]:
             return [Cell("one", "1" * 64), Cell("two", "2" * 64, ("one",)), Cell("three", "3" * 64)]
 
-        def compute(self, cell: Cell, store: Results) -> Result:
+        def compute(self, cell: Cell, store: CellResults) -> Result:
             raise AssertionError("only the executor computes")
 
     with Store(folder) as store:
-        executor = Told(store, {"one": [Report("finished")], "two": [Report("finished")], **told})
+        executor = Told(store, {"one": [Attempt("finished")], "two": [Attempt("finished")], **told})
         return run(Two(), store, executor), executor
 
 
 def test_a_cell_pays_for_its_own_deaths_and_not_for_lost_machines(tmp_path: Path) -> None:
-    lost, died = Report("lost", why="a node went"), Report("died", why="was killed", trace="see there")
-    outcome, executor = run_told(tmp_path / "a", three=[lost, died, lost, lost, lost, Report("finished")])
+    lost, died = Attempt("lost", why="a node went"), Attempt("died", why="was killed", trace="see there")
+    outcome, executor = run_told(tmp_path / "a", three=[lost, died, lost, lost, lost, Attempt("finished")])
     assert (outcome.failed, sorted(outcome.computed)) == ({}, ["one", "three", "two"])
     assert [needs for name, needs in executor.taken if name == "two"] == [["1" * 64]]
     outcome, _ = run_told(tmp_path / "b", three=[died, lost, died])
@@ -249,10 +249,10 @@ def test_a_cell_pays_for_its_own_deaths_and_not_for_lost_machines(tmp_path: Path
 
 
 def test_memory_is_this_process_and_the_largest_workers_at_once(tmp_path: Path) -> None:
-    def of(worker: str, peak: int) -> list[Report]:
-        return [Report("finished", worker=worker, peak_bytes=peak)]
+    def of(worker: str, peak: int) -> list[Attempt]:
+        return [Attempt("finished", worker=worker, peak_bytes=peak)]
 
-    base, _ = run_told(tmp_path / "a", three=[Report("finished")])
+    base, _ = run_told(tmp_path / "a", three=[Attempt("finished")])
     size = 10**12  # far above what this process may grow meanwhile
     outcome, _ = run_told(tmp_path / "b", one=of("a", size), two=of("b", 4 * size), three=of("c", 2 * size))
     assert 6 * size <= outcome.peak_bytes - base.peak_bytes < 6.1 * size
@@ -273,7 +273,7 @@ def test_equal_keys_are_computed_once(tmp_path: Path) -> None:
         def cells(self) -> list[Cell]:
             return [Cell("one", "k" * 64), Cell("two", "k" * 64), Cell("after", "a" * 64, ("one", "two"))]
 
-        def compute(self, cell: Cell, store: Results) -> Result:
+        def compute(self, cell: Cell, store: CellResults) -> Result:
             self.calls += 1
             return Result(document={"name": "same"})
 
@@ -295,7 +295,7 @@ def test_long_chains_start_first(tmp_path: Path) -> None:
             chain = [Cell(f"long-{step}", f"{step}a" * 32, (f"long-{step - 1}",) if step else ()) for step in range(3)]
             return [*short, heavy, *chain]
 
-        def compute(self, cell: Cell, store: Results) -> Result:
+        def compute(self, cell: Cell, store: CellResults) -> Result:
             order.append(cell.name)
             return Result()
 
@@ -339,7 +339,7 @@ def test_cells_out_of_order_are_a_mistake(tmp_path: Path, cells: list[Cell]) -> 
         def cells(self) -> list[Cell]:
             return cells
 
-        def compute(self, cell: Cell, store: Results) -> Result:
+        def compute(self, cell: Cell, store: CellResults) -> Result:
             return Result()
 
     with Store(tmp_path) as store, pytest.raises(ValueError, match="listed twice, or before"):

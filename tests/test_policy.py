@@ -16,6 +16,7 @@ from crushproof.audit.findings import Candidate, Change, Estimate, Finding, Thre
 from crushproof.audit.gate_words import records_needed
 from crushproof.audit.judging import apply_policy, beyond, judge
 from crushproof.audit.policy import BUILT_IN, Policy, load_policy
+from crushproof.compression.recipe import RECIPES
 from crushproof.targets.errors import InputError, UnsafeInput
 
 RELEASE = BUILT_IN["release"]
@@ -250,7 +251,7 @@ def test_what_a_declared_recipe_promises_of_a_file(recipe: dict[str, Any] | None
         row = candidate("a").model_copy(
             update={
                 "file": "a.onnx",
-                "recipe": recipe,
+                "promise": None if recipe is None else RECIPES.parse(recipe).promise,
                 "recipe_words": "finished ONNX file, declared as 8-bit weights",
                 "lineage": None if lineage is None else Lineage.model_validate({"verdict": lineage, **told}),
             }
@@ -267,7 +268,7 @@ def test_what_a_declared_recipe_promises_of_a_file(recipe: dict[str, Any] | None
 
 def test_a_confirmed_lineage_may_be_the_only_gate() -> None:
     lineage = Lineage(verdict="confirmed", sentences=["All codes are the nearest rounding."], layers=[])
-    row = candidate("a").model_copy(update={"lineage": lineage, "file": "a.onnx", "recipe": QUANTIZE})
+    row = candidate("a").model_copy(update={"lineage": lineage, "file": "a.onnx", "promise": "nearest"})
     errors = Policy(changes={"mean_squared_error": 0.02})  # limits nothing that a classifier has
     judged = apply_policy([row], [], errors, ["a"], KNOWN)
     assert (judged.verdict, [gate.rule for gate in judged.gates]) == ("pass", ["lineage"])

@@ -18,7 +18,7 @@ from crushproof.audit.progress import Progress
 from crushproof.audit.ray import RayCluster
 from crushproof.audit.schedule import Outcome
 from crushproof.audit.store import Store
-from crushproof.audit.work import Results
+from crushproof.audit.work import CellResults
 from crushproof.targets.errors import InputError, NotApplicable, Unavailable
 
 
@@ -50,7 +50,7 @@ class ToyWork:
     def cells(self) -> list[Cell]:
         return self.list
 
-    def compute(self, cell: Cell, store: Results) -> Result:
+    def compute(self, cell: Cell, store: CellResults) -> Result:
         if "log" in self.settings:
             with Path(self.settings["log"]).open("a") as stream:
                 stream.write(cell.name + "\n")
