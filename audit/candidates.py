@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..attacks.measurement import Comparison, Mean, Measurement, Outcome, Rate
+from ..targets.runtime import Runtime as AnyRuntime
 from .attack_cells import attack_cell
 from .audited import AuditedModel, DenseModel, FinishedFile
 from .cells import Result
@@ -69,14 +70,19 @@ def candidate_row(results: AuditResults, model: AuditedModel, made: Result, draw
         ],
         lineage=_lineage(results, model.name),
         runtimes=[
-            Runtime(name=label, **found.document)
-            for _, label in suite.lineup.runtimes
+            Runtime(name=label, phrase=_called(runtime, label), **found.document)
+            for runtime, label in suite.lineup.runtimes
             if (found := results.get(suite.runtime_cell(model.name, label))) is not None
         ],
         flags=sorted(results.flags(model)),
         digest=made.document["digest"],
         draws=_draws(results, model, draws),
     )
+
+
+def _called(runtime: AnyRuntime, label: str) -> str:
+    """One of several of a kind is told from the others by its label."""
+    return runtime.phrase if label == runtime.kind else f"{runtime.phrase} ({label})"
 
 
 def _quality(result: Result) -> Outcome:

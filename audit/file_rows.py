@@ -61,6 +61,7 @@ class Runtime(Row):
     """The same file in another runtime, compared with ONNX Runtime on n evaluation records."""
 
     name: str
+    phrase: str = Field("", description="what sentences call it; else its name")
     n: int = Field(ge=1)
     label_agreement: Share = Field(description="share of the records")
     max_logit_difference: Amount

@@ -90,11 +90,11 @@ class Data:
         a random sample, however the file was sorted."""
         return self._split[0]
 
-    @property
+    @cached_property
     def evaluation(self) -> Records:
         return self.non_members.take(self._split[0])
 
-    @property
+    @cached_property
     def attacker(self) -> Records:
         """The non-members an attacker owns."""
         return self.non_members.take(self._split[1])

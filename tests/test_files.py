@@ -162,7 +162,7 @@ def test_with_the_dense_model_the_lineage_is_checked(folder: Path, tmp_path: Pat
         1
     ] * 3
     for one in (honest, made):
-        assert [runtime.name for runtime in one.runtimes] == ["openvino"]
+        assert [(runtime.name, runtime.phrase) for runtime in one.runtimes] == [("openvino", "OpenVINO")]
         assert one.runtimes[0].label_agreement >= 0.98
     assert found is not None
     gaps = {gap.what: gap.reason for gap in found.not_measured if gap.candidate == "int8"}
@@ -178,6 +178,7 @@ def test_with_the_dense_model_the_lineage_is_checked(folder: Path, tmp_path: Pat
     membership = {finding.candidate: finding for finding in found.findings if finding.risk == "membership"}
     assert membership["int8"].estimate is not None
     assert "shadows-differ" in membership["tampered"].flags  # how it was compressed is not declared
+    assert "in OpenVINO: " in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_what_is_kept_of_a_file_follows_from_its_identity(folder: Path, digits: Data) -> None:

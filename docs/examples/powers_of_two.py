@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import nn
 
 from crushproof.compression.edit import weights, working_copy
-from crushproof.compression.recipe import Recipe
+from crushproof.compression.recipe import Promise, Recipe
 from crushproof.targets.records import Bounds, Records
 
 
@@ -30,6 +30,10 @@ class PowersOfTwo(Recipe):
     @property
     def phrase(self) -> str:
         return f"weights rounded to powers of two, {self.exponents} per layer"
+
+    @property
+    def promise(self) -> Promise:
+        return "shapes"  # what a finished file that is declared as made by it is held against
 
     def apply(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> nn.Module:
         rounded = working_copy(module)
