@@ -266,6 +266,16 @@ def test_a_worker_that_means_another_cell_is_noticed(tmp_path: Path) -> None:
     assert evidence(tmp_path) == {}
 
 
+def test_what_a_worker_finds_around_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    outcome = run_toy(tmp_path / "out", {"inject": {"root": "look around"}}, 1)
+    assert outcome.failed["root"] == f"RuntimeError: 1 thread, in {tmp_path}, input ''"
+    assert (tmp_path / "out" / "evidence" / "workers.log").read_text() == "said by a worker\n"
+    assert (os.environ["OMP_NUM_THREADS"], "MKL_NUM_THREADS" in os.environ) == ("7", False)
+
+
 def test_equal_keys_are_computed_once(tmp_path: Path) -> None:
     class Twins:
         calls = 0

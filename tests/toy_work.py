@@ -60,6 +60,9 @@ class ToyWork:
         wrong = self.settings.get("inject", {}).get(cell.name)
         if wrong == "error":
             raise RuntimeError("a planted error")
+        if wrong == "look around":
+            print("said by a worker", flush=True)
+            raise RuntimeError(f"{os.environ['OMP_NUM_THREADS']} thread, in {os.getcwd()}, input {sys.stdin.read()!r}")
         if wrong == "input":
             raise InputError("a planted input error")
         if wrong == "not applicable":
