@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from ..targets.data.records import Bounds, Records
 from ..targets.model import Target
-from ..targets.records import Bounds, Records
 from .access import Ledger
 
 

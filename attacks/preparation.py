@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..compression.recipe import Recipe
-from ..targets.data import Data
+from ..targets.data.data import Data
 from ..targets.technique import Technique
 from ..training.architecture import Architecture
 from ..training.trainer import Trainer

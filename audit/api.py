@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from ..compression.recipe import RECIPES, Recipe
 from ..compression.student import offered
-from ..targets.data import Data
+from ..targets.data.data import Data
+from ..targets.data.labels import class_numbers, predicted_values, sorted_labels
+from ..targets.data.npz import inferred_bounds
+from ..targets.data.records import Bounds, Records
 from ..targets.errors import InputError, nearest_hint, quoted
-from ..targets.labels import class_numbers, predicted_values, sorted_labels
-from ..targets.npz import inferred_bounds
 from ..targets.plain import plain, scripted
-from ..targets.records import Bounds, Records
 from ..training.architecture import Architecture
 from ..training.loop import Training
 from ..training.trainer import BuiltinTrainer, Trainer, UserTrainer

@@ -17,10 +17,10 @@ from ..compression.quantized_layer import true_gradients
 from ..defenses.stochastic_rounding import ExpectationTwin
 from ..targets.certificate import AGREEMENT, certify
 from ..targets.errors import NotApplicable
+from ..targets.interface.preprocessing import Preprocessing
 from ..targets.model import Target, TorchTarget, frozen_copy
-from ..targets.preprocessing import Preprocessing
 from ..targets.seeds import derive
-from ..targets.twin import Twin
+from ..targets.twin.twin import Twin
 from .audited import AuditedModel, Opened
 from .cells import Result
 from .identity import class_identity, technique_identity

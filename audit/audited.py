@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from ..compression.recipe import Recipe
 from ..compression.structure import load_module
 from ..defenses.defense import Defense, TrainingDefense
-from ..targets.data import Data
+from ..targets.data.data import Data
 from ..targets.errors import NotApplicable
 from ..targets.model import Target
-from ..targets.model_file import CheckedOnnx, check_onnx
-from ..targets.onnx import OnnxTarget
-from ..targets.twin import twin_of
+from ..targets.runtimes.onnx import OnnxTarget
+from ..targets.twin.twin import twin_of
+from ..targets.untrusted.model_file import CheckedOnnx, check_onnx
 from ..training.architecture import Architecture
 from ..training.trainer import Trainer
 from .files import OpenedFile

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..attacks.measurement import Comparison, Mean, Measurement, Outcome, Rate
-from ..targets.runtime import Runtime as AnyRuntime
+from ..targets.runtimes.runtime import Runtime as AnyRuntime
 from .attack_cells import attack_cell
 from .audited import AuditedModel, DenseModel, FinishedFile
 from .cells import Result

@@ -51,7 +51,7 @@ def catalogue() -> list[Entry]:
     from ..attacks.attack import ATTACKS
     from ..compression.recipe import RECIPES
     from ..defenses.defense import DEFENSES
-    from ..targets.runtime import RUNTIMES
+    from ..targets.runtimes.runtime import RUNTIMES
 
     return [
         Entry(sort, kind, summary_of(technique), parameters_of(technique), figures_of(technique))

@@ -67,9 +67,9 @@ def _device() -> Check:
 def _runtimes() -> Iterator[Check]:
     """What finished files and the plan's `runtimes` can be run in, beside ONNX Runtime: none is needed for an audit."""
     try:
-        from ..targets.litert import PACKAGES
-        from ..targets.model_file import need_litert
-        from ..targets.runtime import RUNTIMES, release_of
+        from ..targets.runtimes.litert import PACKAGES
+        from ..targets.runtimes.runtime import RUNTIMES, release_of
+        from ..targets.untrusted.model_file import need_litert
 
         known = {kind: runtime.model_construct(kind=kind) for kind, runtime in RUNTIMES.kinds().items()}
     except Exception as error:  # a broken installation, or another package's code

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ..compression.timing import Timed, interleaved_latency
-from ..targets.runtime import release_of
+from ..targets.runtimes.runtime import release_of
 from .findings import Environment, Latency, Machine
 
 ABSENT = "not installed"

@@ -11,16 +11,16 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from ..targets.assumptions import Assumptions, Overrides, alike
-from ..targets.data import Data
+from ..targets.data.data import Data
 from ..targets.errors import InputError
-from ..targets.files import ordinary_file
-from ..targets.finished_model import deployed, differentiable
-from ..targets.infer import assume
+from ..targets.interface.assumptions import Assumptions, Overrides, alike
+from ..targets.interface.finished_model import deployed, differentiable
+from ..targets.interface.infer import assume
+from ..targets.interface.readings import ALIKE
+from ..targets.interface.trials import DOUBT
 from ..targets.model import Target
-from ..targets.model_file import FILE_BYTES, Facts, Kind, ModelFile, read_again, read_model_file
-from ..targets.readings import ALIKE
-from ..targets.trials import DOUBT
+from ..targets.untrusted.files import ordinary_file
+from ..targets.untrusted.model_file import FILE_BYTES, Facts, Kind, ModelFile, read_again, read_model_file
 from .plan import DENSE, Plan
 from .sections import InterfacePlan
 

@@ -10,9 +10,9 @@ from typing import TypeVar
 from ..attacks.attack import ATTACKS, Attack, Task
 from ..compression.recipe import RECIPES
 from ..defenses.defense import DEFENSES, CompressionDefense, TrainingDefense
+from ..targets.data.records import Bounds
 from ..targets.errors import InputError, NotApplicable
-from ..targets.records import Bounds
-from ..targets.runtime import RUNTIMES, Runtime
+from ..targets.runtimes.runtime import RUNTIMES, Runtime
 from ..training.architecture import Architecture
 from .audited import AuditedModel, Candidate, DenseModel, FinishedFile
 from .plan import DENSE, Plan

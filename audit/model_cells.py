@@ -23,17 +23,17 @@ from ..compression.recipe import Recipe
 from ..compression.structure import load_module, save_module
 from ..compression.timing import peak_resident_bytes
 from ..targets.certificate import certify
-from ..targets.data import Data
+from ..targets.data.data import Data
+from ..targets.data.records import Records
 from ..targets.errors import InputError, NotApplicable, failing_as_not_applicable
-from ..targets.finished_model import Deployed
+from ..targets.interface.finished_model import Deployed
 from ..targets.model import Target, TorchTarget, frozen_copy
 from ..targets.model_checks import check_model
-from ..targets.model_file import CheckedOnnx, check_onnx
-from ..targets.onnx import OnnxTarget, integer_kernels
-from ..targets.records import Records
-from ..targets.runtime import Runtime
+from ..targets.runtimes.onnx import OnnxTarget, integer_kernels
+from ..targets.runtimes.runtime import Runtime
 from ..targets.seeds import derive, generator
 from ..targets.steadiness import variation
+from ..targets.untrusted.model_file import CheckedOnnx, check_onnx
 from ..training.loop import TrainingJob
 from .audited import AuditedModel, Candidate, DenseModel, twin_or
 from .cells import Result

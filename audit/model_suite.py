@@ -16,8 +16,8 @@ from torch import nn
 from ..attacks.attack import Run, Task
 from ..attacks.preparation import Scope
 from ..targets.errors import NotApplicable
-from ..targets.litert import PACKAGES as LITERT
 from ..targets.model import resolve_device
+from ..targets.runtimes.litert import PACKAGES as LITERT
 from . import model_cells
 from .audited import AuditedModel, Candidate, DenseModel, FinishedFile, Opened
 from .cells import Cell, Result, cell_key

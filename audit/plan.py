@@ -208,7 +208,7 @@ def check_techniques(plan: Plan) -> None:
     from ..attacks.attack import ATTACKS
     from ..compression.recipe import RECIPES
     from ..defenses.defense import DEFENSES
-    from ..targets.runtime import RUNTIMES
+    from ..targets.runtimes.runtime import RUNTIMES
     from ..training.loop import Training
     from .presets import RECIPE_WORDS
 

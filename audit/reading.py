@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..targets.errors import InputError
-from ..targets.files import ordinary_file
+from ..targets.untrusted.files import ordinary_file
 from .findings import SCHEMA, Audit
 
 SIZE_CAP = 128 * 2**20  # bytes; an audit of 15 candidates has about 1 MB

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..compression.onnx_export import to_onnx
 from ..targets.errors import InputError, UnsafeInput, user_error
-from ..targets.twin import twin_of
+from ..targets.twin.twin import twin_of
 
 HINT = "Hand over the nn.Module it was made from; or export it to ONNX and audit that file."
 

@@ -57,7 +57,7 @@ def _registered(cls: type[Technique]) -> bool:
     from ..attacks.attack import ATTACKS
     from ..compression.recipe import RECIPES
     from ..defenses.defense import DEFENSES
-    from ..targets.runtime import RUNTIMES
+    from ..targets.runtimes.runtime import RUNTIMES
 
     parts = {attack.parts_known for attack in ATTACKS.kinds().values()} - {None}
     return any(registry.has(cls) for registry in (ATTACKS, RECIPES, DEFENSES, RUNTIMES, *parts) if registry is not None)

@@ -15,11 +15,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..compression.student import offer_factory
-from ..targets.data import Data
-from ..targets.digits import load_digits
+from ..targets.data.data import Data
+from ..targets.data.digits import load_digits
+from ..targets.data.records import Bounds
 from ..targets.errors import CrushproofError, InputError, NotApplicable, user_error
 from ..targets.plain import plain
-from ..targets.records import Bounds
 from ..training.architecture import Architecture
 from ..training.loop import Training
 from ..training.trainer import BuiltinTrainer, Trainer, UserTrainer
@@ -131,7 +131,7 @@ def _built(
     plan: Plan, model: ModelPlan, folder: Path, data: Data
 ) -> tuple[Architecture, dict[str, Tensor] | None, list[str], tuple[str, ...]]:
     """The architecture the plan names, its weights if it names any, what identifies both, and what was changed."""
-    from ..targets.weights import load_weights
+    from ..targets.untrusted.weights import load_weights
 
     path = str(model.architecture)
     code = source_digest([path.partition(":")[0]], folder)
@@ -165,8 +165,8 @@ def _imported(file: OpenedFile, data: Data) -> tuple[Architecture, dict[str, Ten
 
 
 def load_data(plan: Plan, folder: Path) -> Data:
-    from ..targets.csv import load_csv
-    from ..targets.npz import load_npz
+    from ..targets.data.csv import load_csv
+    from ..targets.data.npz import load_npz
 
     source = plan.data
     if source.kind == "digits":

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import yaml
 
 from ..targets.errors import InputError, UnsafeInput
-from ..targets.files import ordinary_file
+from ..targets.untrusted.files import ordinary_file
 
 SIZE_CAP = 256 * 1024  # bytes; the longest plan we know of has 6 kB
 DEPTH_CAP = 20

@@ -19,12 +19,12 @@ from crushproof.compression.payload import encode
 from crushproof.compression.recipe import RECIPES
 from crushproof.compression.timing import interleaved_latency
 from crushproof.targets.certificate import Certificate, certify
+from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import NotApplicable
 from crushproof.targets.model import Target, TorchTarget
-from crushproof.targets.onnx import OnnxTarget, integer_kernels
-from crushproof.targets.records import Bounds, Records
+from crushproof.targets.runtimes.onnx import OnnxTarget, integer_kernels
 from crushproof.targets.seeds import generator
-from crushproof.targets.twin import twin_of
+from crushproof.targets.twin.twin import twin_of
 from crushproof.training.loop import Training
 
 DENSE = "dense"

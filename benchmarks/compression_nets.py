@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from crushproof.targets.digits import load_digits
-from crushproof.targets.npz import load_npz
-from crushproof.targets.records import Bounds, Records
+from crushproof.targets.data.digits import load_digits
+from crushproof.targets.data.npz import load_npz
+from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.seeds import generator
 from crushproof.training.architecture import Architecture
 from crushproof.training.loop import Training, train

@@ -22,11 +22,11 @@ from crushproof.attacks.evasion.pgd import Pgd
 from crushproof.compression.onnx_export import to_onnx
 from crushproof.compression.quantize import Quantize
 from crushproof.targets.certificate import certify
+from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.model import TorchTarget
-from crushproof.targets.onnx import OnnxTarget, integer_kernels
-from crushproof.targets.records import Bounds, Records
+from crushproof.targets.runtimes.onnx import OnnxTarget, integer_kernels
 from crushproof.targets.seeds import generator
-from crushproof.targets.twin import twin_of
+from crushproof.targets.twin.twin import twin_of
 from crushproof.training.architecture import Architecture
 
 ATTACKED = 500  # test records

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from crushproof.compression.onnx_export import to_onnx
-from crushproof.targets.assumptions import Overrides
-from crushproof.targets.data import Data
-from crushproof.targets.digits import load_digits
-from crushproof.targets.finished_model import differentiable
-from crushproof.targets.infer import assume
-from crushproof.targets.model_file import ModelFile, check_onnx
-from crushproof.targets.readings import ALIKE
-from crushproof.targets.records import Records
+from crushproof.targets.data.data import Data
+from crushproof.targets.data.digits import load_digits
+from crushproof.targets.data.records import Records
+from crushproof.targets.interface.assumptions import Overrides
+from crushproof.targets.interface.finished_model import differentiable
+from crushproof.targets.interface.infer import assume
+from crushproof.targets.interface.readings import ALIKE
+from crushproof.targets.untrusted.model_file import ModelFile, check_onnx
 from crushproof.training.loop import Training, train
 from crushproof.training.networks import Mlp, digits_cnn
 

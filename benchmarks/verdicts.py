@@ -54,7 +54,7 @@ class Louder(nn.Module):
 
 
 def trained(kind: str, seed: int) -> nn.Module:
-    from crushproof.targets.digits import load_digits
+    from crushproof.targets.data.digits import load_digits
     from crushproof.training.loop import Training, train
     from crushproof.training.networks import Mlp, digits_cnn
 
@@ -72,7 +72,7 @@ def symmetry() -> tuple[list[Row], list[dict[str, Any]]]:
     from crushproof.audit.plan import Plan
     from crushproof.audit.run import run_audit
     from crushproof.compression.onnx_export import to_onnx
-    from crushproof.targets.digits import load_digits
+    from crushproof.targets.data.digits import load_digits
 
     data = load_digits()
     attacks = [{"kind": "evasion", "records": 100, "epsilons": [radius]} for radius in RADII]
@@ -144,7 +144,7 @@ def outcomes() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     from crushproof.attacks.case import Case
     from crushproof.attacks.evasion.evasion import Evasion
     from crushproof.defenses.adversarial_training import AdversarialTraining
-    from crushproof.targets.digits import load_digits
+    from crushproof.targets.data.digits import load_digits
     from crushproof.targets.model import TorchTarget
     from crushproof.training.architecture import Architecture
     from crushproof.training.loop import Training, TrainingJob

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from ..targets.data.records import Bounds
 from ..targets.model import BATCH, device_of
-from ..targets.records import Bounds
 from .edit import rebuildable
 from .quantized_layer import QuantizedLayer, input_grid, round_to_grid
 

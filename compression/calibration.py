@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..targets.data.records import Bounds
 from ..targets.model import BATCH
-from ..targets.records import Bounds
 
 Calibration = Literal["min-max", "percentile", "entropy"]
 Range = tuple[float, float]

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, SerializeAsAny, field_validator
 from torch import nn
 
+from ..targets.data.records import Bounds, Records
 from ..targets.errors import InputError, NotApplicable
-from ..targets.records import Bounds, Records
 from ..targets.seeds import derive
 from .recipe import RECIPES, Promise, Recipe
 

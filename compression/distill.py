@@ -10,9 +10,9 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..targets.data.records import Bounds, Records
 from ..targets.errors import NotApplicable
 from ..targets.model import TorchTarget, device_of
-from ..targets.records import Bounds, Records
 from ..targets.seeds import derive
 from ..training.architecture import Architecture
 from ..training.loop import Forward, Objective, Training, train

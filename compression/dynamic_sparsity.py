@@ -13,8 +13,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from ..targets.data.records import Bounds, Records
 from ..targets.errors import NotApplicable
-from ..targets.records import Bounds, Records
 from ..targets.seeds import derive
 from ..training.loop import Training, train
 from .attention import unfold_attention

@@ -9,9 +9,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..targets.data.records import Bounds, Records
 from ..targets.errors import NotApplicable
 from ..targets.model import device_of
-from ..targets.records import Bounds, Records
 from ..targets.seeds import generator
 
 PLAIN_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)  # exactly these: a subclass may use its weight in ways of its own

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..targets.errors import CrushproofError
 from ..targets.model import device_of
-from ..targets.model_file import ModelFile
+from ..targets.untrusted.model_file import ModelFile
 from .attention import Attention
 from .edit import REBUILDABLE, TRANSPOSED, WEIGHTED
 from .energy import energy

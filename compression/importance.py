@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..targets.data.records import Records
 from ..targets.errors import NotApplicable
 from ..targets.model import device_of
-from ..targets.records import Records
 from ..targets.seeds import generator
 
 Importance = Literal["magnitude", "taylor", "random"]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from ..targets.model_file import CheckedOnnx, check_onnx
+from ..targets.untrusted.model_file import CheckedOnnx, check_onnx
 from .codes_in_steps import ScaleKind, Steps, biases_off, folded_weight, held_against, scales_in_words
 from .lineage_match import looked_up, paired, size, unpacked_projections
 from .lineage_unread import unaccounted

@@ -10,9 +10,9 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
+from ..targets.data.records import Bounds, Records
 from ..targets.errors import NotApplicable
 from ..targets.model import BATCH
-from ..targets.records import Bounds, Records
 from .edit import replace_layers
 from .quantize import Quantize, prepare, stand_in
 from .recipe import RECIPES, Promise, Recipe

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..targets.batches import reason
 from ..targets.errors import InputError
+from ..targets.runtimes.batches import reason
 from .onnx_constants import Array, Graph, code_range
 from .onnx_weights import CONVOLUTIONS, RECURRENT, SLOTS, Weight, weights
 

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from ..targets.data.records import Bounds, Records
 from ..targets.errors import NotApplicable
-from ..targets.records import Bounds, Records
 from ..targets.seeds import derive
 from ..training.loop import Training, train
 from ..training.stacked import Stack

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..targets.records import Records
+from ..targets.data.records import Records
 from ..training.loop import Training, train
 from .edit import replace_layers
 from .quantized_layer import (

@@ -10,9 +10,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from ..targets.data.records import Bounds, Records
 from ..targets.errors import NotApplicable
 from ..targets.model import device_of
-from ..targets.records import Bounds, Records
 from ..targets.seeds import derive, generator
 from ..training.loop import Training
 from .activation_grids import quantize_additions

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..targets.errors import NotApplicable
-from ..targets.twin_rounding import quantized
+from ..targets.twin.rounding import quantized
 from .edit import PLAIN_LAYERS, REBUILDABLE, rebuildable
 from .weight_codes import (
     SIXTEEN_BITS,

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import nn
 
-from ..targets.records import Bounds, Records
+from ..targets.data.records import Bounds, Records
 from ..targets.technique import Registry, Technique
 from ..training.loop import Training
 

@@ -17,11 +17,11 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from ..targets.data import Data
+from ..targets.data.data import Data
+from ..targets.data.records import Records
 from ..targets.errors import InputError, NotApplicable, UnsafeInput
 from ..targets.model import accuracy
-from ..targets.onnx import OnnxTarget
-from ..targets.records import Records
+from ..targets.runtimes.onnx import OnnxTarget
 from ..targets.seeds import derive, generator
 from ..targets.technique import Technique
 from ..training.architecture import Architecture

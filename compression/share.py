@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..targets.records import Bounds, Records
+from ..targets.data.records import Bounds, Records
 from ..targets.seeds import derive
 from ..training.loop import Training, train
 from ..training.stacked import Stack

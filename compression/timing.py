@@ -15,8 +15,8 @@ import torch
 
 from ..targets.errors import CrushproofError
 from ..targets.model import Target
-from ..targets.model_file import CheckedOnnx, check_onnx
-from ..targets.onnx import OnnxTarget, session_settings
+from ..targets.runtimes.onnx import OnnxTarget, session_settings
+from ..targets.untrusted.model_file import CheckedOnnx, check_onnx
 
 SERVED = 256  # records that a fresh process answers while its memory is watched
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ..attacks.attack import Attack
 from ..attacks.evasion.ball import Ball, Norm
+from ..targets.data.records import Bounds
 from ..targets.errors import NotApplicable
-from ..targets.records import Bounds
 from ..training.loop import Forward, Objective, Training, TrainingJob, cross_entropy, train_many
 from ..training.trainer import BuiltinTrainer, Trainer
 from .defense import DEFENSES, TrainingDefense

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..attacks.attack import Attack, Task
 from ..compression.recipe import Recipe
-from ..targets.records import Bounds
+from ..targets.data.records import Bounds
 from ..targets.technique import Registry, Technique
 from ..training.trainer import Trainer
 

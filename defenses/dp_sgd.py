@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from ..attacks.attack import Attack
 from ..compression.edit import replace_layers, working_copy
+from ..targets.data.records import Bounds, Records
 from ..targets.errors import NotApplicable
-from ..targets.records import Bounds, Records
 from ..targets.seeds import generator, global_seed
 from ..training.loop import TrainingJob
 from ..training.trainer import Trainer

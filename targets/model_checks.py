@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .checks import shown_range
+from .data.checks import shown_range
+from .data.records import Bounds, Records
 from .errors import InputError
 from .model import Target
-from .records import Bounds, Records
 
 CHANCE_P = 0.01  # a model whose agreement with the labels is this likely by luck is at chance
 PROBED = 2_000  # records a model is checked on

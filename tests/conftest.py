@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from crushproof.targets.data import Data
-from crushproof.targets.digits import load_digits
+from crushproof.targets.data.data import Data
+from crushproof.targets.data.digits import load_digits
 from crushproof.targets.errors import CrushproofError, InputError, UnsafeInput
 from crushproof.training.architecture import Architecture
 from crushproof.training.loop import Training, TrainingJob, train_many

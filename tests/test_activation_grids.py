@@ -19,9 +19,9 @@ from crushproof.compression.payload import decode, encode
 from crushproof.compression.quantized_layer import quantize_layer, true_gradients
 from crushproof.compression.structure import load_module, save_module
 from crushproof.compression.weight_codes import WeightFormat
-from crushproof.targets.data import Data
-from crushproof.targets.onnx import OnnxTarget, executed_operators
-from crushproof.targets.records import Bounds
+from crushproof.targets.data.data import Data
+from crushproof.targets.data.records import Bounds
+from crushproof.targets.runtimes.onnx import OnnxTarget, executed_operators
 from crushproof.training.networks import digits_cnn
 
 BOUNDS = Bounds(torch.tensor(0.0), torch.tensor(1.0))

@@ -19,7 +19,7 @@ from crushproof.attacks.evasion.engine import Perturber
 from crushproof.attacks.evasion.evasion import Evasion
 from crushproof.attacks.evasion.pgd import Pgd
 from crushproof.attacks.evasion.square import Square
-from crushproof.targets.data import Data
+from crushproof.targets.data.data import Data
 from crushproof.targets.errors import InputError
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from crushproof.attacks.evasion.ball import Ball, Norm
-from crushproof.targets.records import Bounds
+from crushproof.targets.data.records import Bounds
 
 
 @st.composite

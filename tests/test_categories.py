@@ -15,11 +15,11 @@ from crushproof.attacks.case import Case
 from crushproof.attacks.evasion.categories import not_pixels, one_hot, one_hot_blocks
 from crushproof.attacks.evasion.evasion import Evasion
 from crushproof.compression.onnx_export import to_onnx
-from crushproof.targets.data import Data
+from crushproof.targets.data.data import Data
+from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import NotApplicable
-from crushproof.targets.onnx import OnnxTarget
-from crushproof.targets.records import Bounds, Records
-from crushproof.targets.twin import twin_of
+from crushproof.targets.runtimes.onnx import OnnxTarget
+from crushproof.targets.twin.twin import twin_of
 
 
 class Recurrent(Pooled):

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from crushproof.targets import table as table_module
-from crushproof.targets.csv import load_csv
+from crushproof.targets.data import table as table_module
+from crushproof.targets.data.csv import load_csv
+from crushproof.targets.data.records import Bounds
 from crushproof.targets.errors import InputError, UnsafeInput
-from crushproof.targets.records import Bounds
 
 Refused = Callable[..., str]
 

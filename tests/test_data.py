@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from crushproof.targets.data import Data
-from crushproof.targets.digits import load_digits
+from crushproof.targets.data.data import Data
+from crushproof.targets.data.digits import load_digits
+from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import InputError
 from crushproof.targets.model import TorchTarget
 from crushproof.targets.model_checks import check_model
-from crushproof.targets.records import Bounds, Records
 from crushproof.targets.seeds import generator
 
 

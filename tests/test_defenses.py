@@ -20,10 +20,10 @@ from crushproof.defenses.adversarial_training import AdversarialTraining, pertur
 from crushproof.defenses.defense import DEFENSES
 from crushproof.defenses.dp_sgd import DpSgd, clipped_sum, pld_epsilon, prv_epsilon, smallest_noise, train_privately
 from crushproof.defenses.stochastic_rounding import ExpectationTwin, StochasticRounding
-from crushproof.targets.data import Data
+from crushproof.targets.data.data import Data
+from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import NotApplicable
 from crushproof.targets.model import TorchTarget, accuracy
-from crushproof.targets.records import Bounds, Records
 from crushproof.targets.seeds import generator
 from crushproof.training.architecture import Architecture
 from crushproof.training.loop import Training, TrainingJob

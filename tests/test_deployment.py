@@ -22,10 +22,10 @@ from crushproof.compression.quantize import Quantize
 from crushproof.compression.quantized_layer import Activations, QuantizedLayer, quantize_layer
 from crushproof.compression.weight_codes import WeightFormat
 from crushproof.targets.certificate import certify
-from crushproof.targets.data import Data
+from crushproof.targets.data.data import Data
 from crushproof.targets.errors import InputError, NotApplicable, UnsafeInput
 from crushproof.targets.model import TorchTarget
-from crushproof.targets.onnx import OnnxTarget, executed_operators
+from crushproof.targets.runtimes.onnx import OnnxTarget, executed_operators
 from crushproof.targets.seeds import generator
 from crushproof.training.networks import Mlp
 

@@ -16,11 +16,11 @@ from crushproof.compression.onnx_export import to_onnx
 from crushproof.compression.recipe import RECIPES
 from crushproof.compression.structure import load_module, save_module
 from crushproof.compression.student import Skip, Student, droppable, shallow
-from crushproof.targets.data import Data
+from crushproof.targets.data.data import Data
+from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import InputError, NotApplicable
 from crushproof.targets.model import TorchTarget, accuracy
-from crushproof.targets.onnx import OnnxTarget
-from crushproof.targets.records import Bounds, Records
+from crushproof.targets.runtimes.onnx import OnnxTarget
 from crushproof.training.networks import Mlp, digits_cnn, digits_transformer
 
 BRIEF = {"epochs": 1, "learning_rate": 2e-3, "batch_size": 64}

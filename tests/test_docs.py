@@ -28,9 +28,9 @@ from crushproof.audit.plan import Plan, check_techniques
 from crushproof.audit.run import run_audit
 from crushproof.compression.recipe import RECIPES
 from crushproof.defenses.defense import DEFENSES
-from crushproof.targets.data import Data
-from crushproof.targets.records import Bounds, Records
-from crushproof.targets.runtime import RUNTIMES
+from crushproof.targets.data.data import Data
+from crushproof.targets.data.records import Bounds, Records
+from crushproof.targets.runtimes.runtime import RUNTIMES
 from crushproof.targets.technique import Registry
 
 ROOT = Path(crushproof.__file__).parent

@@ -22,10 +22,10 @@ from crushproof.attacks.evasion.evasion import Evasion
 from crushproof.attacks.evasion.pgd import Pgd, craft
 from crushproof.attacks.evasion.square import Square
 from crushproof.attacks.evasion.transfer import Transfer
-from crushproof.targets.data import Data
+from crushproof.targets.data.data import Data
+from crushproof.targets.data.records import Bounds
 from crushproof.targets.errors import NotApplicable
 from crushproof.targets.model import TorchTarget
-from crushproof.targets.records import Bounds
 from crushproof.training.networks import Mlp
 
 

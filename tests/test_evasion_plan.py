@@ -13,7 +13,7 @@ from crushproof.attacks.attack import ATTACKS
 from crushproof.attacks.evasion.apgd import Apgd
 from crushproof.attacks.evasion.evasion import Evasion
 from crushproof.attacks.evasion.square import Square
-from crushproof.targets.data import Data
+from crushproof.targets.data.data import Data
 from crushproof.targets.errors import InputError
 
 

@@ -17,10 +17,10 @@ from crushproof.attacks.extraction.extraction import (
     choose_queries,
     match_scores,
 )
-from crushproof.targets.data import Data
+from crushproof.targets.data.data import Data
+from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import NotApplicable
 from crushproof.targets.model import Target, TorchTarget
-from crushproof.targets.records import Bounds, Records
 from crushproof.targets.seeds import generator
 from crushproof.training.loop import Training, train
 from crushproof.training.networks import Mlp

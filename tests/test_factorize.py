@@ -16,11 +16,11 @@ from crushproof.compression.low_rank_recurrent import LowRankRecurrent, Recurren
 from crushproof.compression.onnx_export import to_onnx
 from crushproof.compression.recipe import RECIPES
 from crushproof.compression.structure import load_module, save_module
-from crushproof.targets.data import Data
+from crushproof.targets.data.data import Data
+from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import InputError, NotApplicable
 from crushproof.targets.model import TorchTarget, accuracy
-from crushproof.targets.onnx import OnnxTarget
-from crushproof.targets.records import Bounds, Records
+from crushproof.targets.runtimes.onnx import OnnxTarget
 from crushproof.training.networks import digits_cnn, digits_lstm, digits_transformer
 
 METHODS: tuple[Method, ...] = ("tucker", "spatial", "channel")

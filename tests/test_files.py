@@ -25,9 +25,9 @@ from crushproof.audit.sections import InterfacePlan
 from crushproof.audit.subject import resolve
 from crushproof.audit.suite import spawn_argument, suite_of
 from crushproof.compression.onnx_export import to_onnx
-from crushproof.targets import _check_onnx
-from crushproof.targets.data import Data
-from crushproof.targets.records import Bounds, Records
+from crushproof.targets.data.data import Data
+from crushproof.targets.data.records import Bounds, Records
+from crushproof.targets.untrusted import _check_onnx
 from crushproof.training.loop import Training, train
 from crushproof.training.networks import Mlp
 

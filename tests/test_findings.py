@@ -16,8 +16,8 @@ from crushproof.audit.plan import Plan
 from crushproof.audit.run import run_audit
 from crushproof.audit.subject import resolve
 from crushproof.audit.suite import Suite
-from crushproof.targets.data import Data
-from crushproof.targets.records import Bounds, Records
+from crushproof.targets.data.data import Data
+from crushproof.targets.data.records import Bounds, Records
 
 PLAN: dict[str, Any] = {
     "name": "few shadows",

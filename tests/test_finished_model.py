@@ -8,16 +8,16 @@ import torch
 from torch import nn
 
 from crushproof.compression.onnx_export import to_onnx
-from crushproof.targets.assumptions import Assumptions
-from crushproof.targets.data import Data
+from crushproof.targets.data.data import Data
+from crushproof.targets.data.records import Bounds
 from crushproof.targets.errors import NotApplicable
-from crushproof.targets.finished_model import differentiable
-from crushproof.targets.model_file import ModelFile, check_onnx
-from crushproof.targets.onnx import integer_kernels
-from crushproof.targets.preprocessing import Preprocessing, class_logits
-from crushproof.targets.records import Bounds
+from crushproof.targets.interface.assumptions import Assumptions
+from crushproof.targets.interface.finished_model import differentiable
+from crushproof.targets.interface.preprocessing import Preprocessing, class_logits
+from crushproof.targets.runtimes.onnx import integer_kernels
+from crushproof.targets.runtimes.tensorrt import TensorRtTarget
 from crushproof.targets.seeds import generator
-from crushproof.targets.tensorrt import TensorRtTarget
+from crushproof.targets.untrusted.model_file import ModelFile, check_onnx
 
 SHAPE = (1, 8, 8)
 

@@ -14,9 +14,9 @@ from crushproof.attacks.evasion.engine import Gradients, usable
 from crushproof.attacks.evasion.evasion import Evasion
 from crushproof.attacks.evasion.pgd import Pgd
 from crushproof.attacks.evasion.square import Square
-from crushproof.targets.data import Data
+from crushproof.targets.data.data import Data
+from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.model import TorchTarget
-from crushproof.targets.records import Bounds, Records
 from crushproof.training.loop import Training, train
 from crushproof.training.networks import Mlp
 

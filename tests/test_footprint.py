@@ -28,12 +28,12 @@ from crushproof.compression.payload import encode
 from crushproof.compression.quantize import Quantize
 from crushproof.compression.quantized_layer import QuantizedLayer
 from crushproof.compression.timing import interleaved_latency, peak_resident_bytes
-from crushproof.targets.data import Data
+from crushproof.targets.data.data import Data
+from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import CrushproofError, InputError
 from crushproof.targets.model import TorchTarget
-from crushproof.targets.model_file import ModelFile
-from crushproof.targets.records import Bounds, Records
 from crushproof.targets.seeds import generator
+from crushproof.targets.untrusted.model_file import ModelFile
 
 SHAPE = (1, 8, 8)
 # 3x3 convolutions at 8x8 (1 -> 16, then two 16 -> 16), two at 4x4, and the head 64 -> 10.

@@ -22,17 +22,17 @@ from torch import Tensor, nn
 
 from crushproof.compression.lineage import check_lineage
 from crushproof.compression.onnx_export import to_onnx
-from crushproof.targets import other_formats
-from crushproof.targets._check_onnx import parse
+from crushproof.targets.data.labels import sorted_labels
 from crushproof.targets.errors import InputError, NotApplicable, UnsafeInput
-from crushproof.targets.labels import sorted_labels
-from crushproof.targets.litert import LiteRtTarget
-from crushproof.targets.model_file import check_onnx, read_model_file
-from crushproof.targets.onnx import OnnxTarget
-from crushproof.targets.openvino import OpenVinoTarget
-from crushproof.targets.other_formats import refuse_by_name, refuse_other, unpacked
+from crushproof.targets.runtimes.litert import LiteRtTarget
+from crushproof.targets.runtimes.onnx import OnnxTarget
+from crushproof.targets.runtimes.openvino import OpenVinoTarget
 from crushproof.targets.seeds import generator, global_seed
-from crushproof.targets.twin import twin_of
+from crushproof.targets.twin.twin import twin_of
+from crushproof.targets.untrusted import other_formats
+from crushproof.targets.untrusted._check_onnx import parse
+from crushproof.targets.untrusted.model_file import check_onnx, read_model_file
+from crushproof.targets.untrusted.other_formats import refuse_by_name, refuse_other, unpacked
 
 SHAPE = (1, 8, 8)
 

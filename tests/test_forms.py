@@ -26,9 +26,9 @@ from crushproof.compression.onnx_export import to_onnx
 from crushproof.compression.payload import decode, encode
 from crushproof.compression.recipe import RECIPES
 from crushproof.compression.structure import load_module, save_module
+from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import InputError, NotApplicable
 from crushproof.targets.plain import plain, shared_weights, tie
-from crushproof.targets.records import Bounds, Records
 from crushproof.targets.seeds import generator, global_seed
 from crushproof.training.architecture import Architecture
 from crushproof.training.loop import TrainingJob

@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from crushproof.compression.onnx_export import to_onnx
-from crushproof.targets.assumptions import Assumptions, Overrides
-from crushproof.targets.data import Data
+from crushproof.targets.data.data import Data
+from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import InputError, NotApplicable, UnsafeInput
-from crushproof.targets.finished_model import deployed, differentiable
-from crushproof.targets.infer import assume
-from crushproof.targets.model_file import read_model_file
-from crushproof.targets.onnx import OnnxTarget, integer_kernels
-from crushproof.targets.openvino import OpenVinoTarget
-from crushproof.targets.records import Bounds, Records
+from crushproof.targets.interface.assumptions import Assumptions, Overrides
+from crushproof.targets.interface.finished_model import deployed, differentiable
+from crushproof.targets.interface.infer import assume
+from crushproof.targets.runtimes.onnx import OnnxTarget, integer_kernels
+from crushproof.targets.runtimes.openvino import OpenVinoTarget
 from crushproof.targets.seeds import generator
+from crushproof.targets.untrusted.model_file import read_model_file
 
 SHAPE = (1, 8, 8)
 

@@ -26,11 +26,11 @@ from crushproof.attacks.membership.scores import lira, loss, rmia, shrinkage, tr
 from crushproof.attacks.membership.signals import margin, shadow_signals, target_signals
 from crushproof.attacks.statistics.ranking import auc, tpr_at_fpr
 from crushproof.compression.recipe import Recipe
-from crushproof.targets.data import Data
-from crushproof.targets.digits import load_digits
+from crushproof.targets.data.data import Data
+from crushproof.targets.data.digits import load_digits
+from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import NotApplicable
 from crushproof.targets.model import TorchTarget, accuracy
-from crushproof.targets.records import Bounds, Records
 from crushproof.training.architecture import Architecture
 from crushproof.training.loop import Training, TrainingJob
 from crushproof.training.networks import Mlp

@@ -24,10 +24,10 @@ from crushproof.compression.quantize import Quantize, prepare
 from crushproof.compression.quantized_layer import QuantizedLayer
 from crushproof.compression.recipe import RECIPES
 from crushproof.compression.weight_codes import WeightFormat, weight_codes
-from crushproof.targets.data import Data
+from crushproof.targets.data.data import Data
+from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import InputError, NotApplicable
 from crushproof.targets.model import TorchTarget, accuracy
-from crushproof.targets.records import Bounds, Records
 
 ENDS_FREE = Quantize(keep_ends_8bit=False)
 BOUNDS = Bounds.of(0, 1)

@@ -20,14 +20,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from crushproof.targets import model_file
-from crushproof.targets.assumptions import Overrides
-from crushproof.targets.data import Data
+from crushproof.targets.data.data import Data
 from crushproof.targets.errors import InputError, UnsafeInput
-from crushproof.targets.finished_model import deployed
-from crushproof.targets.infer import assume
-from crushproof.targets.litert import LiteRtTarget
-from crushproof.targets.model_file import check_onnx, read_model_file
+from crushproof.targets.interface.assumptions import Overrides
+from crushproof.targets.interface.finished_model import deployed
+from crushproof.targets.interface.infer import assume
+from crushproof.targets.runtimes.litert import LiteRtTarget
+from crushproof.targets.untrusted import model_file
+from crushproof.targets.untrusted.model_file import check_onnx, read_model_file
 
 
 def graph(

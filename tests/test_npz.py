@@ -19,11 +19,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from crushproof.targets.csv import load_csv
-from crushproof.targets.data import Data
+from crushproof.targets.data.csv import load_csv
+from crushproof.targets.data.data import Data
+from crushproof.targets.data.npz import load_npz, parse_npy
+from crushproof.targets.data.records import Bounds
 from crushproof.targets.errors import InputError, UnsafeInput
-from crushproof.targets.npz import load_npz, parse_npy
-from crushproof.targets.records import Bounds
 
 Refused = Callable[..., str]
 RNG = np.random.default_rng(0)

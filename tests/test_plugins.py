@@ -29,9 +29,9 @@ from crushproof.audit.subject import resolve
 from crushproof.audit.suite import Suite
 from crushproof.compression.recipe import RECIPES
 from crushproof.defenses.defense import DEFENSES
-from crushproof.targets import runtime
 from crushproof.targets.errors import InputError
-from crushproof.targets.runtime import RUNTIMES
+from crushproof.targets.runtimes import runtime
+from crushproof.targets.runtimes.runtime import RUNTIMES
 
 PLUGIN = """
 from types import SimpleNamespace
@@ -45,7 +45,7 @@ from crushproof.attacks.measurement import Mean, Measurement
 from crushproof.attacks.preparation import Ran
 from crushproof.attacks.risk import Chart, Metric, Risk
 from crushproof.compression.recipe import Recipe
-from crushproof.targets.runtime import Runtime
+from crushproof.targets.runtimes.runtime import Runtime
 from plug_helper import VALUE
 
 FIGURE = Metric(name="probed", title="Probed", subject="what was probed", unit="number", better="lower", meaning="")
@@ -74,7 +74,7 @@ class Echo(Runtime):
     phrase: ClassVar[str] = "the echo"
     packages: ClassVar[tuple[str, ...]] = ("plug",)
     def open(self, model, *, output=None):
-        from crushproof.targets.onnx import OnnxTarget
+        from crushproof.targets.runtimes.onnx import OnnxTarget
         if VALUE == 13:
             raise RuntimeError("unlucky")
         target = OnnxTarget(model, output=output)

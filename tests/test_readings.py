@@ -17,13 +17,13 @@ from crushproof.audit import files
 from crushproof.audit.plan import DENSE, Plan
 from crushproof.audit.sections import InterfacePlan
 from crushproof.compression.onnx_export import to_onnx
-from crushproof.targets.assumptions import Assumptions, Overrides
-from crushproof.targets.data import Data
+from crushproof.targets.data.data import Data
+from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import InputError
-from crushproof.targets.finished_model import deployed, differentiable
-from crushproof.targets.infer import assume
-from crushproof.targets.readings import ALIKE
-from crushproof.targets.records import Bounds, Records
+from crushproof.targets.interface.assumptions import Assumptions, Overrides
+from crushproof.targets.interface.finished_model import deployed, differentiable
+from crushproof.targets.interface.infer import assume
+from crushproof.targets.interface.readings import ALIKE
 from crushproof.targets.seeds import generator
 from crushproof.training.loop import Training, train
 from crushproof.training.networks import Mlp

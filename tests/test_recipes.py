@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from crushproof.compression.quantized_layer import QuantizedLayer
 from crushproof.compression.recipe import RECIPES
-from crushproof.targets.data import Data
-from crushproof.targets.digits import load_digits
+from crushproof.targets.data.data import Data
+from crushproof.targets.data.digits import load_digits
+from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import InputError, NotApplicable
 from crushproof.targets.model import TorchTarget, accuracy
-from crushproof.targets.records import Bounds, Records
 from crushproof.training.architecture import Architecture
 from crushproof.training.loop import Training, train
 from crushproof.training.networks import Mlp, digits_cnn

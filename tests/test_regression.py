@@ -15,12 +15,12 @@ from crushproof.audit.api import AuditResult
 from crushproof.audit.plan import parse_plan
 from crushproof.audit.subject import load_data, resolve
 from crushproof.compression.onnx_export import to_onnx
-from crushproof.targets.csv import load_csv
+from crushproof.targets.data.csv import load_csv
+from crushproof.targets.data.npz import load_npz
+from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import InputError
 from crushproof.targets.model import TorchTarget
 from crushproof.targets.model_checks import check_model
-from crushproof.targets.npz import load_npz
-from crushproof.targets.records import Bounds, Records
 from crushproof.targets.seeds import global_seed
 from crushproof.training.loop import Training, train
 from crushproof.training.networks import Mlp

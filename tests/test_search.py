@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from crushproof.audit.plan import Plan, check_techniques, load_plan
 from crushproof.audit.searching import run_search, settings_of
 from crushproof.compression.search import SearchSettings, TriedRecipe, beyond, pareto, split, values
-from crushproof.targets.data import Data
+from crushproof.targets.data.data import Data
 from crushproof.targets.errors import InputError
 
 MLP = {

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from crushproof.compression.payload import decode, encode
 from crushproof.compression.recipe import RECIPES
 from crushproof.compression.share import share_values
-from crushproof.targets.data import Data
+from crushproof.targets.data.data import Data
 from crushproof.targets.model import TorchTarget, accuracy
 
 BRIEF = {"epochs": 1, "learning_rate": 2e-3, "batch_size": 64}

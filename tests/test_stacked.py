@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from crushproof.targets.records import Records
+from crushproof.targets.data.records import Records
 from crushproof.targets.seeds import generator, global_seed
 from crushproof.training.architecture import Architecture
 from crushproof.training.loop import Training, TrainingJob, train_many, train_stack

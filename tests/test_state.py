@@ -21,14 +21,14 @@ from crushproof.audit.audited import AuditedModel
 from crushproof.audit.cells import Result
 from crushproof.audit.results import AuditResults
 from crushproof.audit.suite import Suite
-from crushproof.targets import _read_tflite
 from crushproof.targets.errors import InputError, NotApplicable
-from crushproof.targets.litert import LiteRtTarget
-from crushproof.targets.model_file import Port, read_model_file, without_states
-from crushproof.targets.onnx import OnnxTarget
+from crushproof.targets.runtimes.litert import LiteRtTarget
+from crushproof.targets.runtimes.onnx import OnnxTarget
 from crushproof.targets.seeds import generator, global_seed
 from crushproof.targets.steadiness import variation
-from crushproof.targets.twin import twin_of
+from crushproof.targets.twin.twin import twin_of
+from crushproof.targets.untrusted import _read_tflite
+from crushproof.targets.untrusted.model_file import Port, read_model_file, without_states
 
 STEPS, FEATURES, HIDDEN, CLASSES = 4, 5, 6, 3
 

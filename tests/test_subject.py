@@ -17,9 +17,9 @@ from crushproof.audit.plan import Plan
 from crushproof.audit.sources import source_digest
 from crushproof.audit.subject import DenseModel, Subject, resolve
 from crushproof.compression.edit import noise
+from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import InputError
 from crushproof.targets.model import TorchTarget, device_of, resolve_device
-from crushproof.targets.records import Bounds, Records
 from crushproof.training.architecture import Architecture
 from crushproof.training.loop import TrainingJob
 from crushproof.training.trainer import UserTrainer

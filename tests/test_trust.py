@@ -22,7 +22,7 @@ from crushproof.attacks.evasion.evasion import Evasion
 from crushproof.attacks.evasion.pgd import Pgd
 from crushproof.attacks.evasion.square import Square
 from crushproof.attacks.statistics.rates import no_better_than_guessing
-from crushproof.targets.data import Data
+from crushproof.targets.data.data import Data
 from crushproof.targets.model import TorchTarget
 from crushproof.training.architecture import Architecture
 from crushproof.training.loop import Forward, Training, train

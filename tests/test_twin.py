@@ -21,8 +21,8 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crushproof.targets.onnx import OnnxTarget
-from crushproof.targets.twin import Twin, twin_of
+from crushproof.targets.runtimes.onnx import OnnxTarget
+from crushproof.targets.twin.twin import Twin, twin_of
 from crushproof.training.networks import SequenceTransformer
 
 Gradient = Callable[[nn.Module, Tensor], Tensor]

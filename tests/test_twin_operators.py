@@ -17,8 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from crushproof.targets.errors import InputError, NotApplicable, UnsafeInput
-from crushproof.targets.onnx import OnnxTarget
-from crushproof.targets.twin import Twin, twin_of
+from crushproof.targets.runtimes.onnx import OnnxTarget
+from crushproof.targets.twin.twin import Twin, twin_of
 
 Gradient = Callable[[nn.Module, Tensor], Tensor]
 

@@ -26,10 +26,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from crushproof.targets import sandbox
 from crushproof.targets.errors import CrushproofError, InputError, UnsafeInput
-from crushproof.targets.sandbox import run_limited
-from crushproof.targets.weights import load_weights, read_safetensors, read_weights
+from crushproof.targets.untrusted import sandbox
+from crushproof.targets.untrusted.sandbox import run_limited
+from crushproof.targets.untrusted.weights import load_weights, read_safetensors, read_weights
 
 
 def net() -> nn.Module:

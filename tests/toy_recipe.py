@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from crushproof.compression.edit import rebuildable, replace_layers, working_copy
 from crushproof.compression.recipe import Recipe
+from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import NotApplicable
-from crushproof.targets.records import Bounds, Records
 
 
 @rebuildable("in_features", "out_features")

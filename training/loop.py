@@ -12,7 +12,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..targets.records import Records
+from ..targets.data.records import Records
 from ..targets.seeds import generator, global_seed
 from ..targets.technique import Technique
 from .architecture import Architecture

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ..targets.data.records import Records
 from ..targets.errors import CrushproofError, InputError, user_error
 from ..targets.plain import plain
-from ..targets.records import Records
 from ..targets.seeds import global_seed
 from .loop import Training, TrainingJob, train_many
 

@@ -16,9 +16,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from ...targets.data.records import Bounds
 from ...targets.errors import NotApplicable, nearest_hint
 from ...targets.model import frozen_copy
-from ...targets.records import Bounds
 from ...targets.seeds import derive, global_seed
 from ..access import Access, Ledger
 from ..case import Case

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...targets.records import Bounds
+from ...targets.data.records import Bounds
 
 Norm = Literal["linf", "l2"]
 

@@ -17,8 +17,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...targets.data.records import Bounds, Records
 from ...targets.model import BATCH, Target, frozen_copy
-from ...targets.records import Bounds, Records
 from ...targets.seeds import derive
 from ...targets.technique import Registry, Technique
 from ..access import Access, Ledger

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...targets.data.records import Records
 from ...targets.model import device_of
-from ...targets.records import Records
 from ...targets.seeds import derive
 from ..access import Access, Flag, Ledger
 from ..case import Case, Evidence

@@ -10,8 +10,8 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from ...targets.data.records import Bounds, Records
 from ...targets.model import device_of
-from ...targets.records import Bounds, Records
 from ...targets.seeds import derive
 from ..access import Access, Ledger
 from ..case import Case

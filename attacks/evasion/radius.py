@@ -12,8 +12,8 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
+from ...targets.data.records import Records
 from ...targets.model import device_of
-from ...targets.records import Records
 from ...targets.seeds import derive
 from ..access import Ledger
 from ..case import Case

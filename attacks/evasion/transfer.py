@@ -7,9 +7,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from ...targets.data.records import Records
 from ...targets.errors import NotApplicable
 from ...targets.model import Target
-from ...targets.records import Records
 from ..access import Access
 from ..case import Case
 from .ball import Ball

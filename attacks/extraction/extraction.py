@@ -12,9 +12,9 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...targets.data.records import Records
 from ...targets.errors import NotApplicable
 from ...targets.model import TorchTarget, device_of
-from ...targets.records import Records
 from ...targets.seeds import derive, generator
 from ...training.architecture import Architecture, unresettable
 from ...training.loop import Forward, Objective, Training, cross_entropy, train

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ...targets.records import Records
+from ...targets.data.records import Records
 from ...targets.seeds import derive
 
 FOLDS = 5

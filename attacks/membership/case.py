@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ...targets.records import Records
+from ...targets.data.records import Records
 
 
 @dataclass(frozen=True)

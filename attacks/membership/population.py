@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...targets.data import Data
+from ...targets.data.data import Data
+from ...targets.data.records import Records
 from ...targets.errors import NotApplicable
-from ...targets.records import Records
 from ...targets.seeds import derive, generator
 from ...training.architecture import Architecture
 from ...training.loop import TrainingJob

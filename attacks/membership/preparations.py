@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ...compression.recipe import Recipe
-from ...targets.data import Data
+from ...targets.data.data import Data
 from ...targets.errors import failing_as_not_applicable
 from ...targets.model import frozen_copy
 from ...targets.seeds import derive

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ...compression.recipe import Recipe
+from ...targets.data.records import Bounds
 from ...targets.model import Target, TorchTarget, device_of
-from ...targets.records import Bounds
 from ...targets.seeds import derive
 from .case import ShadowSignals
 from .population import PopulationPlan

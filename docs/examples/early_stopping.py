@@ -10,8 +10,8 @@ from pydantic import Field
 
 from crushproof.attacks.attack import Attack
 from crushproof.defenses.defense import TrainingDefense
+from crushproof.targets.data.records import Bounds
 from crushproof.targets.errors import NotApplicable
-from crushproof.targets.records import Bounds
 from crushproof.training.trainer import BuiltinTrainer, Trainer
 
 

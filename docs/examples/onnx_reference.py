@@ -7,10 +7,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from torch import Tensor
 
-from crushproof.targets.batches import answer_in_parts, check_ports, reason
 from crushproof.targets.errors import NotApplicable
-from crushproof.targets.model_file import CheckedOnnx
-from crushproof.targets.runtime import Runtime
+from crushproof.targets.runtimes.batches import answer_in_parts, check_ports, reason
+from crushproof.targets.runtimes.runtime import Runtime
+from crushproof.targets.untrusted.model_file import CheckedOnnx
 
 
 class OnnxReference(Runtime):

@@ -10,7 +10,7 @@ from torch import nn
 
 from crushproof.compression.edit import weights, working_copy
 from crushproof.compression.recipe import Promise, Recipe
-from crushproof.targets.records import Bounds, Records
+from crushproof.targets.data.records import Bounds, Records
 
 
 class PowersOfTwo(Recipe):

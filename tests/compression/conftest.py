@@ -6,7 +6,7 @@ import pytest
 from sequence_cases import BUILD, CPU, TRAINING
 from torch import nn
 
-from crushproof.targets.data import Data
+from crushproof.targets.data.data import Data
 from crushproof.training.architecture import Architecture
 from crushproof.training.loop import TrainingJob, train_many
 

@@ -16,11 +16,11 @@ from crushproof.compression.payload import decode, encode
 from crushproof.compression.quantized_recurrent import QuantizedRecurrent
 from crushproof.compression.recipe import RECIPES
 from crushproof.compression.structure import load_module, save_module
-from crushproof.targets.data import Data
+from crushproof.targets.data.data import Data
+from crushproof.targets.data.records import Records
 from crushproof.targets.errors import NotApplicable
 from crushproof.targets.model import TorchTarget, accuracy
-from crushproof.targets.onnx import OnnxTarget
-from crushproof.targets.records import Records
+from crushproof.targets.runtimes.onnx import OnnxTarget
 from crushproof.targets.seeds import generator
 from crushproof.training.architecture import Architecture
 from crushproof.training.loop import Training, TrainingJob, train_many

@@ -12,7 +12,7 @@ from crushproof.attacks.case import Case
 from crushproof.attacks.evasion.ball import Norm
 from crushproof.attacks.evasion.engine import Perturber
 from crushproof.attacks.evasion.evasion import Evasion
-from crushproof.targets.data import Data
+from crushproof.targets.data.data import Data
 from crushproof.targets.model import TorchTarget
 
 WORDS, LENGTH = 50, 12

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from crushproof.compression.onnx_export import to_onnx
 from crushproof.compression.quantize import Quantize
-from crushproof.targets.records import Bounds, Records
+from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.seeds import generator
 
 SHAPE = (3, 8, 8)

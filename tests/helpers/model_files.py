@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from crushproof.targets.model_file import ModelFile, check_onnx
+from crushproof.targets.untrusted.model_file import ModelFile, check_onnx
 
 
 def exported(model: bytes) -> ModelFile:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from crushproof.targets.records import Bounds
+from crushproof.targets.data.records import Bounds
 from crushproof.training.architecture import Architecture
 from crushproof.training.loop import Training
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from crushproof.compression.quantized_layer import QuantizedLayer
-from crushproof.targets.data import Data
+from crushproof.targets.data.data import Data
+from crushproof.targets.data.records import Bounds
 from crushproof.targets.model import TorchTarget, accuracy
-from crushproof.targets.records import Bounds
 
 BOUNDS = Bounds.of(0, 1)
 TUNING = {"epochs": 3, "learning_rate": 4e-3}

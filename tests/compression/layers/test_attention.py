@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from crushproof.compression.attention import Attention, unfold_attention
 from crushproof.compression.edit import called_layers, weights
 from crushproof.compression.structure import load_module, save_module
+from crushproof.targets.data.records import Records
 from crushproof.targets.errors import NotApplicable
-from crushproof.targets.records import Records
 from crushproof.targets.seeds import generator
 from crushproof.training.architecture import Architecture
 from crushproof.training.loop import Training, TrainingJob, train_many

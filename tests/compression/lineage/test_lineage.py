@@ -21,7 +21,7 @@ from crushproof.compression.footprint import footprint_of_file
 from crushproof.compression.lineage import Lineage, check_lineage, compare, not_read
 from crushproof.compression.onnx_export import to_onnx
 from crushproof.compression.quantize import Quantize
-from crushproof.targets.records import Bounds, Records
+from crushproof.targets.data.records import Bounds, Records
 
 
 def confirmed(found: Lineage, codes: int, layers: int) -> None:

@@ -18,7 +18,7 @@ from crushproof.compression.footprint import footprint_of_file
 from crushproof.compression.lineage import check_lineage
 from crushproof.compression.onnx_export import to_onnx
 from crushproof.compression.prune import Prune
-from crushproof.targets.records import Bounds, Records
+from crushproof.targets.data.records import Bounds, Records
 
 
 def planted(data: bytes, size: int, plant: Callable[[np.ndarray], np.ndarray]) -> tuple[bytes, str]:

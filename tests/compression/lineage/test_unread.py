@@ -22,7 +22,7 @@ from crushproof.compression.lineage import check_lineage, compare
 from crushproof.compression.onnx_constants import Constant, Graph
 from crushproof.compression.onnx_export import to_onnx
 from crushproof.targets.seeds import generator
-from crushproof.targets.twin import twin_of
+from crushproof.targets.twin.twin import twin_of
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from crushproof.targets.data import Data
-from crushproof.targets.records import Records
+from crushproof.targets.data.data import Data
+from crushproof.targets.data.records import Records
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from crushproof.compression.attention import Attention, unfold_attention
 from crushproof.compression.channels import remove_channels
 from crushproof.compression.prune import Prune
+from crushproof.targets.data.records import Records
 from crushproof.targets.errors import NotApplicable
-from crushproof.targets.records import Records
 from crushproof.training.architecture import Architecture
 from crushproof.training.networks import Mlp, digits_cnn
 

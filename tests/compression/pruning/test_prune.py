@@ -18,10 +18,10 @@ from torch.nn.utils import prune as torch_prune
 from crushproof.compression.importance import importances
 from crushproof.compression.masks import smallest_in_groups
 from crushproof.compression.prune import Prune, shares
-from crushproof.targets.data import Data
+from crushproof.targets.data.data import Data
+from crushproof.targets.data.records import Records
 from crushproof.targets.errors import InputError, NotApplicable
 from crushproof.targets.model import TorchTarget, accuracy
-from crushproof.targets.records import Records
 from crushproof.training.loop import Training
 from crushproof.training.networks import Mlp, digits_cnn
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from crushproof.targets.data import Data
-from crushproof.targets.records import Records
+from crushproof.targets.data.data import Data
+from crushproof.targets.data.records import Records
 from crushproof.training.architecture import Architecture
 from crushproof.training.loop import Training, train
 from crushproof.training.networks import Mlp

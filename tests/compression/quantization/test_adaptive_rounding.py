@@ -13,8 +13,8 @@ from crushproof.compression.adaptive_rounding import adaptive_codes, layer_calls
 from crushproof.compression.quantize import prepare
 from crushproof.compression.recipe import RECIPES
 from crushproof.compression.weight_codes import WeightFormat, spread_scale, weight_codes
-from crushproof.targets.data import Data
-from crushproof.targets.records import Records
+from crushproof.targets.data.data import Data
+from crushproof.targets.data.records import Records
 
 
 def output_error(codes: Tensor, scale: Tensor, layer: nn.Module, group: int, x: Tensor, wanted: Tensor) -> float:

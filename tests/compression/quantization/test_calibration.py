@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from crushproof.compression.adaptive_rounding import layer_calls
 from crushproof.compression.calibration import BINS, entropy_threshold, input_ranges, percentile_range
 from crushproof.compression.quantize import Quantize, prepare
-from crushproof.targets.records import Bounds, Records
+from crushproof.targets.data.records import Bounds, Records
 
 
 @pytest.mark.parametrize("calibration", ["min-max", "percentile", "entropy"])

@@ -21,11 +21,11 @@ from crushproof.compression.recipe import RECIPES
 from crushproof.compression.structure import load_module, save_module
 from crushproof.compression.weight_codes import WeightFormat
 from crushproof.targets.certificate import certify
-from crushproof.targets.data import Data
+from crushproof.targets.data.data import Data
+from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import InputError, NotApplicable
 from crushproof.targets.model import TorchTarget
-from crushproof.targets.onnx import OnnxTarget
-from crushproof.targets.records import Bounds, Records
+from crushproof.targets.runtimes.onnx import OnnxTarget
 from crushproof.training.architecture import Architecture
 from crushproof.training.loop import Training, train
 from crushproof.training.networks import digits_lstm, digits_transformer

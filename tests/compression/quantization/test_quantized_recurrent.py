@@ -19,7 +19,7 @@ from crushproof.compression.quantized_recurrent import QuantizedRecurrent, quant
 from crushproof.compression.structure import load_module
 from crushproof.compression.weight_codes import SIXTEEN_BITS, WeightFormat
 from crushproof.targets.errors import NotApplicable
-from crushproof.targets.onnx import OnnxTarget
+from crushproof.targets.runtimes.onnx import OnnxTarget
 
 FORMATS = {
     "int8": WeightFormat(),

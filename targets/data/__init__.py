@@ -1,0 +1,1 @@
+"""Records with labels and bounds: read from files, checked, and split."""

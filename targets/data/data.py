@@ -1,0 +1,114 @@
+"""The records of an audit and who is who among them.
+
+Members were trained on; non-members were not. The non-members are split once, by the audit's seed, into the records
+an attack is *evaluated* on and the *attacker's own* (extraction queries, thresholds): the two never meet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..seeds import generator
+from .checks import check_data
+from .records import Bounds, Records
+
+ATTACKER_SHARE = 1 / 3  # of the non-members; the rest is evaluated on
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """The records of one audit, checked. A record's id is its index in `members` or in `non_members`.
+
+    Args:
+        name: what the report calls the data.
+        members: records the model was trained on; None when only a test set is at hand (no membership audit then).
+        non_members: records the model has never seen.
+        bounds: what an input may be; epsilon is in units of [0, 1] and scaled by it.
+        class_names: one per class, shown in the report as text; none where values are predicted (regression).
+        groups: a group name per non-member, for "who is hit"; optional.
+        seed: splits the non-members.
+        notes: sentences a reader of the report must know about the data; the loaders' and the checks' own.
+        bounds_doubt: why the bounds, which nobody gave, may be others than the true ones; "": they are given or sure.
+
+    Raises:
+        InputError: empty or single-class splits, labels out of range, NaN, values outside the bounds, wrong shapes, or
+            members among the non-members; each with its own sentence.
+    """
+
+    name: str
+    members: Records | None
+    non_members: Records
+    bounds: Bounds
+    class_names: tuple[str, ...]
+    groups: tuple[str, ...] | None = None
+    seed: int = 0
+    notes: tuple[str, ...] = ()
+    bounds_doubt: str = ""
+    _split: tuple[Tensor, Tensor] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        found = check_data(self.members, self.non_members, self.bounds, self.class_names, self.groups)
+        object.__setattr__(self, "notes", (*self.notes, *found))
+        n = len(self.non_members)
+        order = torch.randperm(n, generator=generator(self.seed, "data", "split"))
+        attackers = max(1, int(n * ATTACKER_SHARE))
+        object.__setattr__(self, "_split", (order[attackers:], order[:attackers]))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one record."""
+        return tuple(self.non_members.x.shape[1:])
+
+    @property
+    def regression(self) -> bool:
+        """Whether the model predicts values instead of a class."""
+        return self.non_members.y.is_floating_point()
+
+    @property
+    def classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers the model answers for a record."""
+        return int(self.non_members.y.shape[1]) if self.regression else self.classes
+
+    @property
+    def variance(self) -> float:
+        """Of the non-members' values, per output on average: what a squared error is measured in."""
+        return float(self.non_members.y.double().var(0, correction=0).mean())
+
+    @property
+    def evaluation_ids(self) -> Tensor:
+        """int64: the non-members that attacks and accuracy are evaluated on, in random order: any first n of them are
+        a random sample, however the file was sorted."""
+        return self._split[0]
+
+    @cached_property
+    def evaluation(self) -> Records:
+        return self.non_members.take(self._split[0])
+
+    @cached_property
+    def attacker(self) -> Records:
+        """The non-members an attacker owns."""
+        return self.non_members.take(self._split[1])
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 (hex) of everything that decides a result: values, labels, order, bounds, names, split."""
+        digest = hashlib.sha256()
+        for records in (self.members, self.non_members):
+            for tensor in (records.x, records.y) if records is not None else ():
+                digest.update(str((tuple(tensor.shape), str(tensor.dtype))).encode())
+                digest.update(np.ascontiguousarray(tensor.cpu().numpy()).tobytes())
+        digest.update(
+            np.ascontiguousarray(torch.cat([self.bounds.low.flatten(), self.bounds.high.flatten()])).tobytes()
+        )
+        digest.update(repr((self.class_names, self.groups, self._split[1].tolist())).encode())
+        return digest.hexdigest()

@@ -1,0 +1,251 @@
+"""Data from an `.npz` archive that may come from a stranger. Nothing is ever unpickled.
+
+It is read without `numpy.load`: the zip structure, each array's header and each size are checked before memory
+is taken. What is accepted and refused is told to users in docs/inputs.md.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import InputError, UnsafeInput, nearest_hint, quoted
+from ..untrusted.files import FETCH_HINT, is_pickle, open_archive, ordinary_file, read_entry
+from .data import Data
+from .labels import class_numbers, predicted_values
+from .records import Bounds, Records
+from .value_range import fitted
+
+Array = NDArray[np.generic]
+
+ARCHIVE_BYTES = 4 * 2**30  # of an npz, packed and unpacked
+CHANNELS = (1, 3, 4)
+
+REQUIRED = ["x_test", "y_test"]
+KEYS = ["x_train", "y_train", *REQUIRED, "groups_test", "class_names"]
+LATER = ["x_population", "y_population"]
+
+
+def load_npz(
+    path: Path | str,
+    *,
+    bounds: Bounds | None = None,
+    class_names: Sequence[str] | None = None,
+    seed: int = 0,
+    name: str | None = None,
+    regression: bool = False,
+) -> Data:
+    """Data from an `.npz` with `x_test, y_test`, optionally `x_train, y_train, groups_test, class_names`.
+
+    The training records are the members, the test records the non-members. Values keep the file's units: the model must
+    take them as they are. `[n, h, w]` becomes `[n, 1, h, w]`; `[n, h, w, c]` with c in 1, 3, 4 becomes `[n, c, h, w]`
+    where that is unambiguous.
+
+    Args:
+        bounds: what a value may be. Left out: the range of the grid that the values lie on, see `value_range.fitted`;
+            where they do not tell, an error asks for them.
+        class_names: in the order of the labels; else the file's, else "0", "1", ...
+        seed: splits the non-members.
+        name: what the report calls the data; else the file's name.
+        regression: the `y` are numbers to predict, [n] or [n, outputs], not classes.
+
+    Raises:
+        InputError: not an npz, a key missing or unknown, or data that `Data` refuses.
+        UnsafeInput: a damaged or crafted archive, a pickled or an oversized array.
+    """
+    path = ordinary_file(path, "the data", ARCHIVE_BYTES)
+    arrays = _read_npz(path)
+    where = quoted(path.name)
+    _check_keys(list(arrays), where)
+    notes: list[str] = []
+    parts = [part for part in ("train", "test") if f"x_{part}" in arrays]
+    inputs = {part: arrays[f"x_{part}"] for part in parts}
+    read = predicted_values if regression else class_numbers
+    labels = {part: read(arrays[f"y_{part}"], f"y_{part} in {where}") for part in parts}
+    for part, x in inputs.items():
+        if x.dtype.kind not in "fiub":
+            raise InputError(
+                f"x_{part} in {where} holds {x.dtype} values. Save numbers, for example x.astype('float32')."
+            )
+    doubt = ""
+    if bounds is None:
+        bounds, said, doubt = inferred_bounds(list(inputs.values()), where)
+        notes += said
+    channels_last = _channels_last(inputs["test"].shape)
+    if channels_last:
+        notes.append("The images were stored channels-last [n, h, w, c] and are audited as [n, c, h, w].")
+    records = {part: Records(_tensor(inputs[part], channels_last), torch.from_numpy(labels[part])) for part in parts}
+    if regression:
+        class_names = []
+    elif class_names is None and "class_names" in arrays:
+        class_names = _texts(arrays["class_names"], f"class_names in {where}")
+    if class_names is None:
+        class_names = [
+            str(label) for label in range(max((int(y.max()) for y in labels.values() if y.size), default=0) + 1)
+        ]
+    groups = arrays.get("groups_test")
+    return Data(
+        name=name or path.stem,
+        members=records.get("train"),
+        non_members=records["test"],
+        bounds=bounds,
+        class_names=tuple(class_names),
+        groups=None if groups is None else tuple(_texts(groups, f"groups_test in {where}")),
+        seed=seed,
+        notes=tuple(notes),
+        bounds_doubt=doubt,
+    )
+
+
+def _read_npz(path: Path) -> dict[str, Array]:
+    where = quoted(path.name)
+    with path.open("rb") as stream:
+        head = stream.read(8)
+        if is_pickle(head):
+            raise UnsafeInput(
+                f"The data {where} is a pickle, which can run any program when it is read; it was not read. Save the "
+                "arrays with numpy.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)."
+            )
+        if head[:4] != b"PK\x03\x04":
+            sort = "a single numpy array" if head.startswith(b"\x93NUMPY") else "not an npz archive"
+            raise InputError(
+                f"The data {where} is {sort}. Save the arrays together with "
+                "numpy.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)."
+            )
+        with open_archive(stream, f"The data {where}", limit=ARCHIVE_BYTES) as archive:
+            entries = archive.infolist()
+            odd = [entry.filename for entry in entries if not entry.filename.endswith(".npy")]
+            if odd:
+                raise InputError(
+                    f"The data {where} is a zip archive that holds {quoted(odd[0])}, so it is not an npz. Save the "
+                    "arrays with numpy.savez."
+                )
+            _check_keys([entry.filename.removesuffix(".npy") for entry in entries], where)
+            return {
+                entry.filename.removesuffix(".npy"): parse_npy(
+                    read_entry(archive, entry, where), f"Array {quoted(entry.filename)} of {where}"
+                )
+                for entry in entries
+            }
+
+
+def parse_npy(content: bytes | bytearray, where: str) -> Array:
+    """The array in an `.npy` file's bytes (a view of them): plain numbers or text only.
+
+    Raises:
+        InputError: structured, complex or otherwise unsupported values.
+        UnsafeInput: pickled objects, a malformed header, or a shape that does not fit the bytes that follow.
+    """
+    version = content[6:8]
+    if content[:6] != b"\x93NUMPY" or version not in (b"\x01\x00", b"\x02\x00", b"\x03\x00"):
+        pickled = " but a pickle" if is_pickle(content[:2]) else ""
+        raise UnsafeInput(f"{where} is not a numpy array{pickled}. {FETCH_HINT}")
+    start = 10 if version == b"\x01\x00" else 12
+    length = int.from_bytes(content[8:start], "little")
+    if length > 10_000 or start + length > len(content):  # numpy's own limit; a real header has about 120 bytes
+        raise UnsafeInput(f"{where} declares a header of {length:,} bytes, so it is cut short or crafted. {FETCH_HINT}")
+    try:
+        header = ast.literal_eval(content[start : start + length].decode("utf-8").strip())
+        descr, fortran, shape = header["descr"], header["fortran_order"], header["shape"]
+    except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError, KeyError):
+        raise UnsafeInput(f"{where} has a malformed header. {FETCH_HINT}") from None
+    if "O" in str(descr):
+        raise UnsafeInput(
+            f"{where} holds pickled Python objects, which can run any program when they are read; it was not read. "
+            "Save plain numbers: x.astype('float32') for inputs, y.astype('int64') for labels, names.astype(str) for "
+            "text."
+        )
+    if not isinstance(descr, str) or not re.fullmatch(r"[<>|=]?(b1|[iu][1248]|f[248]|[US][1-9]\d{0,5})", descr):
+        raise InputError(f"{where} holds values of the type {quoted(descr)}. Save float32 inputs and int64 labels.")
+    plain = type(shape) is tuple and all(type(size) is int and 0 <= size < 2**31 for size in shape)
+    dtype = np.dtype(descr)
+    if not plain or len(shape) > 8 or type(fortran) is not bool:
+        raise UnsafeInput(f"{where} has a malformed shape ({quoted(shape)}). {FETCH_HINT}")
+    if math.prod(shape) * dtype.itemsize != len(content) - start - length:
+        raise UnsafeInput(
+            f"{where} claims {math.prod(shape) * dtype.itemsize:,} bytes and holds "
+            f"{len(content) - start - length:,}, so it is cut short or crafted. {FETCH_HINT}"
+        )
+    values: Array = np.frombuffer(content, dtype, offset=start + length)
+    try:
+        return values.reshape(shape, order="F" if fortran else "C")
+    except ValueError:  # an empty array with other sizes beyond numpy's own limit
+        raise UnsafeInput(f"{where} has a malformed shape ({quoted(shape)}). {FETCH_HINT}") from None
+
+
+def _check_keys(keys: list[str], where: str) -> None:
+    for key in keys:
+        if key in LATER:
+            raise InputError(
+                f"{key} in {where}: a population of the attacker's own is not read yet. Leave it out; the attacker's "
+                "records are then a third of the test records."
+            )
+        if key not in KEYS:
+            raise InputError(
+                f"{where} holds an array {quoted(key)} that is not a known key.{nearest_hint(key, KEYS)} Known: "
+                f"{', '.join(KEYS)}. Leave out or rename the array."
+            )
+    missing = [key for key in REQUIRED if key not in keys]
+    if ("x_train" in keys) != ("y_train" in keys):
+        missing += [key for key in ("x_train", "y_train") if key not in keys]
+    if missing:
+        raise InputError(
+            f"{where} lacks {' and '.join(missing)}. Test records are always needed; training records come as x_train "
+            "and y_train together."
+        )
+
+
+def _texts(values: Array, where: str) -> list[str]:
+    if values.ndim != 1 or values.dtype.kind not in "Uiub":
+        raise InputError(
+            f"{where} has type {values.dtype} and shape {list(values.shape)}. Save one row of texts: names.astype(str)."
+        )
+    try:
+        return [str(value) for value in values.tolist()]
+    except ValueError:  # code points beyond Unicode in a crafted array
+        raise UnsafeInput(f"{where} holds characters that do not exist. {FETCH_HINT}") from None
+
+
+def _channels_last(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 4 and shape[3] in CHANNELS and shape[1] not in CHANNELS
+
+
+def _tensor(x: Array, channels_last: bool) -> Tensor:
+    """float32 [n, *shape]; grey images [n, h, w] get a channel, channels-last ones theirs in front."""
+    if x.ndim == 3:
+        x = x[:, None]
+    elif channels_last and x.ndim == 4:
+        x = np.moveaxis(x, 3, 1)
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite and is refused as such
+        return torch.from_numpy(np.array(x, dtype=np.float32, order="C"))
+
+
+def inferred_bounds(inputs: Sequence[Array], where: str) -> tuple[Bounds, tuple[str, ...], str]:
+    """The bounds that values without any get, sentences about them, and why they are doubtful ("": they are not).
+
+    Args:
+        inputs: numbers [n, ...], training and test records.
+        where: they come from, for the message.
+
+    Raises:
+        InputError: the values do not tell.
+    """
+    filled = [x for x in inputs if x.size]
+    if not filled or not all(bool(np.isfinite(x).all()) for x in filled):
+        return Bounds.of(0, 1), (), ""  # `Data` refuses the values themselves, with the sentence for NaN
+    found = fitted(filled)
+    if found is not None:
+        return Bounds.of(found.low, found.high), tuple(filter(None, (found.note, found.doubt))), found.doubt
+    low, high = min(float(x.min()) for x in filled), max(float(x.max()) for x in filled)
+    raise InputError(
+        f"The inputs in {where} run from {low:g} to {high:g}, so their bounds cannot be guessed. Give the smallest and "
+        "largest value an input can take, for example bounds: [-1, 1]; or scale the inputs to [0, 1]."
+    )

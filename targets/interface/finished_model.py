@@ -1,0 +1,102 @@
+"""A finished file as it runs, behind its preprocessing, and its twin behind the same."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..data.records import Bounds
+from ..errors import NotApplicable
+from ..model import BATCH, Target
+from ..runtimes.litert import LiteRtTarget
+from ..runtimes.onnx import OnnxTarget
+from ..twin.twin import Twin, twin_of
+from ..untrusted.model_file import ModelFile
+from .assumptions import Assumptions
+from .preprocessing import Preprocessing, class_logits
+
+
+class Deployed:
+    """A runtime behind the file's preprocessing; see `deployed`."""
+
+    def __init__(self, runtime: Target, assumptions: Assumptions) -> None:
+        self._runtime, self._assumptions = runtime, assumptions
+        self._preprocessing = Preprocessing(assumptions)
+        self.queries = 0
+
+    @torch.no_grad()
+    def logits(self, x: Tensor) -> Tensor:
+        """See `Target.logits`. Raises InputError when the records do not fit the model."""
+        self.queries += len(x)
+        parts = [
+            class_logits(self._runtime.logits(self._preprocessing(part.detach().cpu().float())), self._assumptions)
+            for part in x.split(BATCH)
+            if len(part)
+        ]
+        return torch.cat(parts).to(x.device) if parts else torch.zeros(0, 0, device=x.device)
+
+
+def deployed(file: ModelFile, assumptions: Assumptions, threads: int = 1) -> Target:
+    """The file as it runs: x float32 [n, *shape] in the data's bounds -> logits float32 [n, classes], finite.
+
+    Raises:
+        InputError, UnsafeInput: as `onnx.OnnxTarget` and `litert.LiteRtTarget` do.
+    """
+    return Deployed(runtime_of(file, threads, assumptions.output), assumptions)
+
+
+def runtime_of(file: ModelFile, threads: int, output: str | None) -> Target:
+    if file.kind == "onnx":
+        return OnnxTarget(file.checked, threads, output=output)
+    return LiteRtTarget(file.data, threads, output=output)
+
+
+class Differentiable(nn.Module):
+    """The twin of a file behind its preprocessing; see `differentiable`.
+
+    Attributes:
+        rounds: whether anything is rounded, the input included.
+        straight_through: settable; False gives rounding the zero gradients that it really has.
+    """
+
+    def __init__(self, twin: Twin, assumptions: Assumptions) -> None:
+        super().__init__()
+        self.preprocessing, self.twin = Preprocessing(assumptions), twin
+        self._assumptions = assumptions
+
+    @property
+    def rounds(self) -> bool:
+        return bool(self.twin.rounds) or self._assumptions.grid is not None
+
+    @property
+    def straight_through(self) -> bool:
+        return self.preprocessing.straight_through
+
+    @straight_through.setter
+    def straight_through(self, passes: bool) -> None:
+        self.preprocessing.straight_through = self.twin.straight_through = passes
+
+    def forward(self, x: Tensor) -> Tensor:
+        return class_logits(self.twin(self.preprocessing(x)).float(), self._assumptions)
+
+
+def differentiable(file: ModelFile, assumptions: Assumptions, bounds: Bounds, shape: tuple[int, ...]) -> Differentiable:
+    """The file's twin behind the same preprocessing as the deployed file: what white-box attacks follow.
+
+    Args:
+        bounds, shape: of the data; a record from the middle of the bounds is tried.
+
+    Raises:
+        InputError: the records do not fit the model.
+        NotApplicable: a TFLite file, or an operator without a twin (the message names it).
+    """
+    if file.kind == "tflite":
+        raise NotApplicable(
+            "A TFLite file has no differentiable twin, so no white-box attack follows its gradients; attacks by "
+            "scores, by labels and by transfer do apply. Convert the model to ONNX to have both."
+        )
+    module = Differentiable(twin_of(file.checked, assumptions.output), assumptions).eval()
+    middle = ((bounds.low + bounds.high) / 2).expand(shape)
+    with torch.no_grad():
+        module(middle[None].clone())
+    return module

@@ -1,0 +1,1 @@
+"""Deployed models as their runtimes execute them."""

@@ -1,0 +1,1 @@
+"""A differentiable module that answers as an ONNX file does."""

@@ -1,0 +1,1 @@
+"""ONNX operators as differentiable steps of a twin."""

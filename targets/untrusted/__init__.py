@@ -1,0 +1,1 @@
+"""Files that nobody vouches for: read under limits, checked, and never unpickled."""
