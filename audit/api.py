@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..compression.distillation.student import offered
 from ..compression.recipe import RECIPES, Recipe
-from ..compression.student import offered
 from ..targets.data.data import Data
 from ..targets.data.labels import class_numbers, predicted_values, sorted_labels
 from ..targets.data.npz import inferred_bounds

@@ -13,7 +13,7 @@ from ..attacks.access import Ledger
 from ..attacks.attack import Attack, Run, Task
 from ..attacks.case import Case, Evidence
 from ..attacks.preparation import Deployed, Need, Preparation, Prepared, Ran, Scope, Weights
-from ..compression.quantized_layer import true_gradients
+from ..compression.quantization.quantized_layer import true_gradients
 from ..defenses.stochastic_rounding import ExpectationTwin
 from ..targets.certificate import AGREEMENT, certify
 from ..targets.errors import NotApplicable

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor, nn
 
+from ..compression.deployment.structure import load_module
 from ..compression.recipe import Recipe
-from ..compression.structure import load_module
 from ..defenses.defense import Defense, TrainingDefense
 from ..targets.data.data import Data
 from ..targets.errors import NotApplicable

@@ -8,7 +8,7 @@ import platform
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ..compression.timing import Timed, interleaved_latency
+from ..compression.footprint.timing import Timed, interleaved_latency
 from ..targets.runtimes.runtime import release_of
 from .findings import Environment, Latency, Machine
 

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks.statistics.rates import clopper_pearson
-from ..compression.footprint import footprint, footprint_of_file
-from ..compression.lineage import check_lineage, not_read
-from ..compression.onnx_export import to_onnx
-from ..compression.payload import encode
+from ..compression.deployment.onnx_export import to_onnx
+from ..compression.deployment.structure import load_module, save_module
+from ..compression.footprint.footprint import footprint, footprint_of_file
+from ..compression.footprint.payload import encode
+from ..compression.footprint.timing import peak_resident_bytes
+from ..compression.lineage.lineage import check_lineage, not_read
 from ..compression.recipe import Recipe
-from ..compression.structure import load_module, save_module
-from ..compression.timing import peak_resident_bytes
 from ..targets.certificate import certify
 from ..targets.data.data import Data
 from ..targets.data.records import Records

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..compression.timing import Timed
+from ..compression.footprint.timing import Timed
 from ..targets.errors import Incomplete, InputError
 from .assemble import assemble, cells_of, known_metrics
 from .cells import Result, cell_key

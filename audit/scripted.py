@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from ..compression.onnx_export import to_onnx
+from ..compression.deployment.onnx_export import to_onnx
 from ..targets.errors import InputError, UnsafeInput, user_error
 from ..targets.twin.twin import twin_of
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..compression.student import offer_factory
+from ..compression.distillation.student import offer_factory
 from ..targets.data.data import Data
 from ..targets.data.digits import load_digits
 from ..targets.data.records import Bounds

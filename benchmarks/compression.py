@@ -20,12 +20,12 @@ from compression_twins import forward_rows, pgd_rows, resnet_rows, vnncomp_rows
 from contract import Row, arguments, print_table, publish
 
 from crushproof.compression.chain import Chain
-from crushproof.compression.onnx_export import to_onnx
-from crushproof.compression.payload import decode, encode
-from crushproof.compression.prune import Prune
+from crushproof.compression.deployment.onnx_export import to_onnx
+from crushproof.compression.footprint.payload import decode, encode
+from crushproof.compression.footprint.timing import interleaved_latency
+from crushproof.compression.pruning.prune import Prune
 from crushproof.compression.recipe import RECIPES
 from crushproof.compression.share import Share
-from crushproof.compression.timing import interleaved_latency
 from crushproof.targets.model import TorchTarget, accuracy
 from crushproof.training.architecture import Architecture
 from crushproof.training.loop import Training

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from crushproof.attacks.case import Case
 from crushproof.attacks.evasion.evasion import Evasion
 from crushproof.attacks.evasion.pgd import Pgd
-from crushproof.compression.footprint import footprint
-from crushproof.compression.onnx_export import to_onnx
-from crushproof.compression.payload import encode
+from crushproof.compression.deployment.onnx_export import to_onnx
+from crushproof.compression.footprint.footprint import footprint
+from crushproof.compression.footprint.payload import encode
+from crushproof.compression.footprint.timing import interleaved_latency
 from crushproof.compression.recipe import RECIPES
-from crushproof.compression.timing import interleaved_latency
 from crushproof.targets.certificate import Certificate, certify
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import NotApplicable

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from crushproof.attacks.evasion.apgd import Apgd
 from crushproof.attacks.evasion.evasion import Evasion
 from crushproof.attacks.evasion.pgd import Pgd
-from crushproof.compression.onnx_export import to_onnx
-from crushproof.compression.quantize import Quantize
+from crushproof.compression.deployment.onnx_export import to_onnx
+from crushproof.compression.quantization.quantize import Quantize
 from crushproof.targets.certificate import certify
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.model import TorchTarget

@@ -13,7 +13,7 @@ from contract import Row, arguments, publish
 from torch import Tensor, nn
 from torch.nn import functional
 
-from crushproof.compression.onnx_export import to_onnx
+from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.digits import load_digits
 from crushproof.targets.data.records import Records

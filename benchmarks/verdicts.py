@@ -71,7 +71,7 @@ def symmetry() -> tuple[list[Row], list[dict[str, Any]]]:
     """Every cell: verdict, and whether the change's interval contains 0."""
     from crushproof.audit.plan import Plan
     from crushproof.audit.run import run_audit
-    from crushproof.compression.onnx_export import to_onnx
+    from crushproof.compression.deployment.onnx_export import to_onnx
     from crushproof.targets.data.digits import load_digits
 
     data = load_digits()

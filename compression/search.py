@@ -27,10 +27,10 @@ from ..targets.technique import Technique
 from ..training.architecture import Architecture
 from ..training.loop import TrainingJob
 from ..training.trainer import Trainer
-from .onnx_export import to_onnx
-from .payload import encode
+from .deployment.onnx_export import to_onnx
+from .footprint.payload import encode
+from .footprint.timing import interleaved_latency
 from .recipe import RECIPES, Recipe
-from .timing import interleaved_latency
 
 if TYPE_CHECKING:
     import optuna

@@ -13,7 +13,7 @@ from ..targets.data.records import Bounds, Records
 from ..targets.seeds import derive
 from ..training.loop import Training, train
 from ..training.stacked import Stack
-from .edit import weights, working_copy
+from .layers.edit import weights, working_copy
 from .recipe import RECIPES, Promise, Recipe, fine_tuned
 
 LLOYD_STEPS = 300  # at most; in one dimension Lloyd's algorithm stops long before

@@ -15,7 +15,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from ..attacks.attack import Attack
-from ..compression.edit import replace_layers, working_copy
+from ..compression.layers.edit import replace_layers, working_copy
 from ..targets.data.records import Bounds, Records
 from ..targets.errors import NotApplicable
 from ..targets.seeds import generator, global_seed

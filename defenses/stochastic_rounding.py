@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from ..attacks.attack import Attack
-from ..compression.quantize import Quantize
+from ..compression.quantization.quantize import Quantize
 from ..compression.recipe import Recipe
 from ..targets.errors import NotApplicable
 from .defense import DEFENSES, CompressionDefense

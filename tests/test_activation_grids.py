@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crushproof.compression.activation_grids import RoundedActivations, quantize_additions
-from crushproof.compression.edit import called_layers, replace_layers
-from crushproof.compression.fold_batch_norm import fold_batch_norm
-from crushproof.compression.onnx_export import to_onnx
-from crushproof.compression.payload import decode, encode
-from crushproof.compression.quantized_layer import quantize_layer, true_gradients
-from crushproof.compression.structure import load_module, save_module
-from crushproof.compression.weight_codes import WeightFormat
+from crushproof.compression.deployment.onnx_export import to_onnx
+from crushproof.compression.deployment.structure import load_module, save_module
+from crushproof.compression.footprint.payload import decode, encode
+from crushproof.compression.layers.edit import called_layers, replace_layers
+from crushproof.compression.layers.fold_batch_norm import fold_batch_norm
+from crushproof.compression.quantization.activation_grids import RoundedActivations, quantize_additions
+from crushproof.compression.quantization.quantized_layer import quantize_layer, true_gradients
+from crushproof.compression.quantization.weight_codes import WeightFormat
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds
 from crushproof.targets.runtimes.onnx import OnnxTarget, executed_operators

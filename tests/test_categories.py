@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from crushproof.attacks.case import Case
 from crushproof.attacks.evasion.categories import not_pixels, one_hot, one_hot_blocks
 from crushproof.attacks.evasion.evasion import Evasion
-from crushproof.compression.onnx_export import to_onnx
+from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import NotApplicable

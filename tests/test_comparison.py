@@ -18,7 +18,7 @@ from crushproof.audit.findings import Audit, Finding
 from crushproof.audit.plan import Plan
 from crushproof.audit.report import to_html
 from crushproof.audit.run import run_audit
-from crushproof.compression.onnx_export import to_onnx
+from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Records
 from crushproof.training.loop import Training, train

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from crushproof.attacks.evasion.pgd import craft
 from crushproof.attacks.extraction.extraction import Extraction
-from crushproof.compression.prune import Prune
-from crushproof.compression.quantize import Quantize
+from crushproof.compression.pruning.prune import Prune
+from crushproof.compression.quantization.quantize import Quantize
 from crushproof.defenses import dp_sgd
 from crushproof.defenses.adversarial_training import AdversarialTraining, perturbed
 from crushproof.defenses.defense import DEFENSES

@@ -15,12 +15,12 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from crushproof.compression.edit import called_layers, replace_layers
-from crushproof.compression.fold_batch_norm import fold_batch_norm
-from crushproof.compression.onnx_export import to_onnx
-from crushproof.compression.quantize import Quantize
-from crushproof.compression.quantized_layer import Activations, QuantizedLayer, quantize_layer
-from crushproof.compression.weight_codes import WeightFormat
+from crushproof.compression.deployment.onnx_export import to_onnx
+from crushproof.compression.layers.edit import called_layers, replace_layers
+from crushproof.compression.layers.fold_batch_norm import fold_batch_norm
+from crushproof.compression.quantization.quantize import Quantize
+from crushproof.compression.quantization.quantized_layer import Activations, QuantizedLayer, quantize_layer
+from crushproof.compression.quantization.weight_codes import WeightFormat
 from crushproof.targets.certificate import certify
 from crushproof.targets.data.data import Data
 from crushproof.targets.errors import InputError, NotApplicable, UnsafeInput

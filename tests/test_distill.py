@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from crushproof.compression.distill import Distill, soft_labels, soft_targets
-from crushproof.compression.hints import hinted
-from crushproof.compression.onnx_export import to_onnx
+from crushproof.compression.deployment.onnx_export import to_onnx
+from crushproof.compression.deployment.structure import load_module, save_module
+from crushproof.compression.distillation.distill import Distill, soft_labels, soft_targets
+from crushproof.compression.distillation.hints import hinted
+from crushproof.compression.distillation.student import Skip, Student, droppable, shallow
 from crushproof.compression.recipe import RECIPES
-from crushproof.compression.structure import load_module, save_module
-from crushproof.compression.student import Skip, Student, droppable, shallow
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import InputError, NotApplicable

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from crushproof.compression.dynamic_sparsity import SparseInput, largest
-from crushproof.compression.footprint import layer_macs
-from crushproof.compression.onnx_export import to_onnx
+from crushproof.compression.deployment.onnx_export import to_onnx
+from crushproof.compression.deployment.structure import load_module, save_module
+from crushproof.compression.footprint.footprint import layer_macs
+from crushproof.compression.pruning.dynamic_sparsity import SparseInput, largest
 from crushproof.compression.recipe import RECIPES
-from crushproof.compression.structure import load_module, save_module
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import NotApplicable

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from crushproof.compression.decompose import Decomposition, Method, decomposition
-from crushproof.compression.factorize import ranks_for_budget, ranks_for_energy
-from crushproof.compression.low_rank_recurrent import LowRankRecurrent, RecurrentSvd
-from crushproof.compression.onnx_export import to_onnx
+from crushproof.compression.deployment.onnx_export import to_onnx
+from crushproof.compression.deployment.structure import load_module, save_module
+from crushproof.compression.factorization.decompose import Decomposition, Method, decomposition
+from crushproof.compression.factorization.factorize import ranks_for_budget, ranks_for_energy
+from crushproof.compression.factorization.low_rank_recurrent import LowRankRecurrent, RecurrentSvd
 from crushproof.compression.recipe import RECIPES
-from crushproof.compression.structure import load_module, save_module
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import InputError, NotApplicable

@@ -24,7 +24,7 @@ from crushproof.audit.plan import Plan
 from crushproof.audit.sections import InterfacePlan
 from crushproof.audit.subject import resolve
 from crushproof.audit.suite import spawn_argument, suite_of
-from crushproof.compression.onnx_export import to_onnx
+from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.untrusted import _check_onnx

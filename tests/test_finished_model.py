@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from crushproof.compression.onnx_export import to_onnx
+from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds
 from crushproof.targets.errors import NotApplicable

@@ -19,19 +19,19 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from torch import Tensor, nn
 
 from crushproof.audit.file_rows import Footprint
-from crushproof.compression.attention import unfold_attention
-from crushproof.compression.energy import energy
-from crushproof.compression.footprint import entropy_bytes, footprint, footprint_of_file, layer_macs
-from crushproof.compression.onnx_export import to_onnx
-from crushproof.compression.onnx_operations import Operation
-from crushproof.compression.payload import encode
-from crushproof.compression.quantize import Quantize
-from crushproof.compression.quantized_layer import QuantizedLayer
-from crushproof.compression.timing import interleaved_latency, peak_resident_bytes
+from crushproof.compression.deployment.onnx_export import to_onnx
+from crushproof.compression.footprint.energy import energy
+from crushproof.compression.footprint.footprint import entropy_bytes, footprint, footprint_of_file, layer_macs
+from crushproof.compression.footprint.payload import encode
+from crushproof.compression.footprint.timing import interleaved_latency, peak_resident_bytes
+from crushproof.compression.layers.attention import unfold_attention
+from crushproof.compression.quantization.quantize import Quantize
+from crushproof.compression.quantization.quantized_layer import QuantizedLayer
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import CrushproofError, InputError
 from crushproof.targets.model import TorchTarget
+from crushproof.targets.onnx_graph.operations import Operation
 from crushproof.targets.seeds import generator
 from crushproof.targets.untrusted.model_file import ModelFile
 

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from crushproof.compression.lineage import check_lineage
-from crushproof.compression.onnx_export import to_onnx
+from crushproof.compression.deployment.onnx_export import to_onnx
+from crushproof.compression.lineage.lineage import check_lineage
 from crushproof.targets.data.labels import sorted_labels
 from crushproof.targets.errors import InputError, NotApplicable, UnsafeInput
 from crushproof.targets.runtimes.litert import LiteRtTarget

@@ -20,12 +20,12 @@ import crushproof
 from crushproof.audit.plan import Plan
 from crushproof.audit.scripted import without_script
 from crushproof.audit.subject import resolve
-from crushproof.compression.channels import remove_channels
-from crushproof.compression.footprint import footprint
-from crushproof.compression.onnx_export import to_onnx
-from crushproof.compression.payload import decode, encode
+from crushproof.compression.deployment.onnx_export import to_onnx
+from crushproof.compression.deployment.structure import load_module, save_module
+from crushproof.compression.footprint.footprint import footprint
+from crushproof.compression.footprint.payload import decode, encode
+from crushproof.compression.pruning.channels import remove_channels
 from crushproof.compression.recipe import RECIPES
-from crushproof.compression.structure import load_module, save_module
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import InputError, NotApplicable
 from crushproof.targets.plain import plain, shared_weights, tie

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from crushproof.compression.mixed_precision import (
+from crushproof.compression.quantization.mixed_precision import (
     WIDTHS,
     MixedPrecision,
     allocate,
@@ -20,10 +20,10 @@ from crushproof.compression.mixed_precision import (
     sensitivities,
     weight_counts,
 )
-from crushproof.compression.quantize import Quantize, prepare
-from crushproof.compression.quantized_layer import QuantizedLayer
+from crushproof.compression.quantization.quantize import Quantize, prepare
+from crushproof.compression.quantization.quantized_layer import QuantizedLayer
+from crushproof.compression.quantization.weight_codes import WeightFormat, weight_codes
 from crushproof.compression.recipe import RECIPES
-from crushproof.compression.weight_codes import WeightFormat, weight_codes
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import InputError, NotApplicable

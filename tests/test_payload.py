@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from crushproof.compression.huffman import (
+from crushproof.compression.footprint.huffman import (
     LONGEST_CODE,
     Reader,
     code_lengths,
@@ -22,9 +22,9 @@ from crushproof.compression.huffman import (
     unpack,
     varint,
 )
-from crushproof.compression.payload import REPEATED, decode, encode
-from crushproof.compression.quantized_layer import quantize_layer
-from crushproof.compression.weight_codes import WeightFormat
+from crushproof.compression.footprint.payload import REPEATED, decode, encode
+from crushproof.compression.quantization.quantized_layer import quantize_layer
+from crushproof.compression.quantization.weight_codes import WeightFormat
 from crushproof.targets.errors import InputError
 from crushproof.targets.seeds import generator
 from crushproof.training.networks import Mlp, digits_cnn

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crushproof.compression.edit import REBUILDABLE
-from crushproof.compression.fold_batch_norm import fold_batch_norm
-from crushproof.compression.quantized_layer import (
+from crushproof.compression.layers.edit import REBUILDABLE
+from crushproof.compression.layers.fold_batch_norm import fold_batch_norm
+from crushproof.compression.quantization.quantized_layer import (
     Activations,
     QuantizedLayer,
     can_quantize,
@@ -23,7 +23,7 @@ from crushproof.compression.quantized_layer import (
     quantize_layer,
     true_gradients,
 )
-from crushproof.compression.weight_codes import WeightFormat
+from crushproof.compression.quantization.weight_codes import WeightFormat
 from crushproof.targets.errors import NotApplicable
 from crushproof.training.networks import digits_cnn
 

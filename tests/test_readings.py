@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from crushproof.audit import files
 from crushproof.audit.plan import DENSE, Plan
 from crushproof.audit.sections import InterfacePlan
-from crushproof.compression.onnx_export import to_onnx
+from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import InputError

@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from crushproof.compression.quantized_layer import QuantizedLayer
+from crushproof.compression.quantization.quantized_layer import QuantizedLayer
 from crushproof.compression.recipe import RECIPES
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.digits import load_digits
@@ -268,7 +268,7 @@ def test_recipes_are_frozen() -> None:
 def test_deep_compression_is_eight_times_smaller_within_two_points(
     dense: nn.Module, members: Records, digits: Data
 ) -> None:
-    from crushproof.compression.payload import encode
+    from crushproof.compression.footprint.payload import encode
 
     tuning = {"epochs": 3, "learning_rate": 4e-3}
     steps = [{"kind": "prune", "sparsity": 0.7, "fine_tune": tuning}, {"kind": "quantize", "weight_bits": 4}]

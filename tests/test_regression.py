@@ -14,7 +14,7 @@ from crushproof.attacks.statistics import rates
 from crushproof.audit.api import AuditResult
 from crushproof.audit.plan import parse_plan
 from crushproof.audit.subject import load_data, resolve
-from crushproof.compression.onnx_export import to_onnx
+from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.targets.data.csv import load_csv
 from crushproof.targets.data.npz import load_npz
 from crushproof.targets.data.records import Bounds, Records

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from crushproof.compression.payload import decode, encode
+from crushproof.compression.footprint.payload import decode, encode
 from crushproof.compression.recipe import RECIPES
 from crushproof.compression.share import share_values
 from crushproof.targets.data.data import Data

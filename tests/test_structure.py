@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from crushproof.compression.edit import replace_layers
-from crushproof.compression.quantized_layer import QuantizedLayer, quantize_layer
-from crushproof.compression.structure import describe, load_module, rebuild, save_module
-from crushproof.compression.weight_codes import WeightFormat
+from crushproof.compression.deployment.structure import describe, load_module, rebuild, save_module
+from crushproof.compression.layers.edit import replace_layers
+from crushproof.compression.quantization.quantized_layer import QuantizedLayer, quantize_layer
+from crushproof.compression.quantization.weight_codes import WeightFormat
 from crushproof.targets.errors import InputError, NotApplicable
 from crushproof.targets.seeds import generator, global_seed
 from crushproof.training.networks import Mlp, ResidualCnn, digits_cnn

@@ -16,7 +16,7 @@ from crushproof.audit.lineup import assemble
 from crushproof.audit.plan import Plan
 from crushproof.audit.sources import source_digest
 from crushproof.audit.subject import DenseModel, Subject, resolve
-from crushproof.compression.edit import noise
+from crushproof.compression.layers.edit import noise
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import InputError
 from crushproof.targets.model import TorchTarget, device_of, resolve_device

@@ -13,9 +13,9 @@ from torch import nn
 
 from crushproof.audit.plan import Plan
 from crushproof.audit.run import run_audit
-from crushproof.compression.edit import REBUILDABLE
+from crushproof.compression.deployment.structure import load_module, save_module
+from crushproof.compression.layers.edit import REBUILDABLE
 from crushproof.compression.recipe import RECIPES
-from crushproof.compression.structure import load_module, save_module
 from crushproof.targets.data.data import Data
 from crushproof.targets.errors import InputError
 from crushproof.training.networks import digits_mlp

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from crushproof.compression.weight_codes import WeightFormat, half_bits, spread_scale, weight_codes
+from crushproof.compression.quantization.weight_codes import WeightFormat, half_bits, spread_scale, weight_codes
 
 SCALED = [
     *(WeightFormat("integer", bits) for bits in (8, 4, 3, 2)),

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crushproof.compression.edit import rebuildable, replace_layers, working_copy
+from crushproof.compression.layers.edit import rebuildable, replace_layers, working_copy
 from crushproof.compression.recipe import Recipe
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import NotApplicable

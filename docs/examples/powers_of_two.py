@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from crushproof.compression.edit import weights, working_copy
+from crushproof.compression.layers.edit import weights, working_copy
 from crushproof.compression.recipe import Promise, Recipe
 from crushproof.targets.data.records import Bounds, Records
 

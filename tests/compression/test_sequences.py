@@ -9,13 +9,13 @@ import torch
 from sequence_cases import BUILD, CPU, SHAPE, difference, drawn, through_json
 from torch import Tensor, nn
 
-from crushproof.compression.attention import Attention
-from crushproof.compression.narrow import narrower
-from crushproof.compression.onnx_export import to_onnx
-from crushproof.compression.payload import decode, encode
-from crushproof.compression.quantized_recurrent import QuantizedRecurrent
+from crushproof.compression.deployment.onnx_export import to_onnx
+from crushproof.compression.deployment.structure import load_module, save_module
+from crushproof.compression.distillation.narrow import narrower
+from crushproof.compression.footprint.payload import decode, encode
+from crushproof.compression.layers.attention import Attention
+from crushproof.compression.quantization.quantized_recurrent import QuantizedRecurrent
 from crushproof.compression.recipe import RECIPES
-from crushproof.compression.structure import load_module, save_module
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Records
 from crushproof.targets.errors import NotApplicable

@@ -15,8 +15,8 @@ from onnxruntime.quantization import (
 )
 from torch import Tensor, nn
 
-from crushproof.compression.onnx_export import to_onnx
-from crushproof.compression.quantize import Quantize
+from crushproof.compression.deployment.onnx_export import to_onnx
+from crushproof.compression.quantization.quantize import Quantize
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.seeds import generator
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from crushproof.compression.quantized_layer import QuantizedLayer
+from crushproof.compression.quantization.quantized_layer import QuantizedLayer
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds
 from crushproof.targets.model import TorchTarget, accuracy

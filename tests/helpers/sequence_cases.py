@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crushproof.compression.structure import save_module
+from crushproof.compression.deployment.structure import save_module
 from crushproof.targets.seeds import generator, global_seed
 from crushproof.training.loop import Training
 from crushproof.training.networks import digits_lstm, digits_transformer

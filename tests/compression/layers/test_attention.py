@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from sequence_cases import CPU, SHAPE, difference, drawn, made
 from torch import Tensor, nn
 
-from crushproof.compression.attention import Attention, unfold_attention
-from crushproof.compression.edit import called_layers, weights
-from crushproof.compression.structure import load_module, save_module
+from crushproof.compression.deployment.structure import load_module, save_module
+from crushproof.compression.layers.attention import Attention, unfold_attention
+from crushproof.compression.layers.edit import called_layers, weights
 from crushproof.targets.data.records import Records
 from crushproof.targets.errors import NotApplicable
 from crushproof.targets.seeds import generator

@@ -17,10 +17,10 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from torch import nn
 
-from crushproof.compression.footprint import footprint_of_file
-from crushproof.compression.lineage import Lineage, check_lineage, compare, not_read
-from crushproof.compression.onnx_export import to_onnx
-from crushproof.compression.quantize import Quantize
+from crushproof.compression.deployment.onnx_export import to_onnx
+from crushproof.compression.footprint.footprint import footprint_of_file
+from crushproof.compression.lineage.lineage import Lineage, check_lineage, compare, not_read
+from crushproof.compression.quantization.quantize import Quantize
 from crushproof.targets.data.records import Bounds, Records
 
 

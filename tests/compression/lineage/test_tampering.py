@@ -14,10 +14,10 @@ from model_files import exported
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from crushproof.compression.footprint import footprint_of_file
-from crushproof.compression.lineage import check_lineage
-from crushproof.compression.onnx_export import to_onnx
-from crushproof.compression.prune import Prune
+from crushproof.compression.deployment.onnx_export import to_onnx
+from crushproof.compression.footprint.footprint import footprint_of_file
+from crushproof.compression.lineage.lineage import check_lineage
+from crushproof.compression.pruning.prune import Prune
 from crushproof.targets.data.records import Bounds, Records
 
 

@@ -18,9 +18,9 @@ from onnxruntime.quantization import (
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch import Tensor, nn
 
-from crushproof.compression.lineage import check_lineage, compare
-from crushproof.compression.onnx_constants import Constant, Graph
-from crushproof.compression.onnx_export import to_onnx
+from crushproof.compression.deployment.onnx_export import to_onnx
+from crushproof.compression.lineage.lineage import check_lineage, compare
+from crushproof.targets.onnx_graph.constants import Constant, Graph
 from crushproof.targets.seeds import generator
 from crushproof.targets.twin.twin import twin_of
 

@@ -11,9 +11,9 @@ import torch
 from pruning_cases import UNIT, Encoder, Knotted, Recurrent, flops, fresh, kernels, same_state, size
 from torch import Tensor, nn
 
-from crushproof.compression.attention import Attention, unfold_attention
-from crushproof.compression.channels import remove_channels
-from crushproof.compression.prune import Prune
+from crushproof.compression.layers.attention import Attention, unfold_attention
+from crushproof.compression.pruning.channels import remove_channels
+from crushproof.compression.pruning.prune import Prune
 from crushproof.targets.data.records import Records
 from crushproof.targets.errors import NotApplicable
 from crushproof.training.architecture import Architecture

@@ -15,9 +15,9 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
-from crushproof.compression.importance import importances
-from crushproof.compression.masks import smallest_in_groups
-from crushproof.compression.prune import Prune, shares
+from crushproof.compression.pruning.importance import importances
+from crushproof.compression.pruning.masks import smallest_in_groups
+from crushproof.compression.pruning.prune import Prune, shares
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Records
 from crushproof.targets.errors import InputError, NotApplicable
@@ -57,8 +57,8 @@ OPTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
 def test_every_option_replays_ships_and_is_stored(name: str, few: Records) -> None:
     import onnxruntime
 
-    from crushproof.compression.onnx_export import to_onnx
-    from crushproof.compression.structure import load_module, save_module
+    from crushproof.compression.deployment.onnx_export import to_onnx
+    from crushproof.compression.deployment.structure import load_module, save_module
 
     build, fields = OPTIONS[name]
     recipe, module = Prune(**fields), fresh(build).requires_grad_(False)

@@ -9,10 +9,10 @@ import torch
 from quantization_cases import BOUNDS, TUNING, accuracy_of, quantized_layers, random_like
 from torch import Tensor, nn
 
-from crushproof.compression.adaptive_rounding import adaptive_codes, layer_calls
-from crushproof.compression.quantize import prepare
+from crushproof.compression.quantization.adaptive_rounding import adaptive_codes, layer_calls
+from crushproof.compression.quantization.quantize import prepare
+from crushproof.compression.quantization.weight_codes import WeightFormat, spread_scale, weight_codes
 from crushproof.compression.recipe import RECIPES
-from crushproof.compression.weight_codes import WeightFormat, spread_scale, weight_codes
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Records
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from quantization_cases import BOUNDS, quantized_layers, random_like
 from torch import Tensor, nn
 
-from crushproof.compression.adaptive_rounding import layer_calls
-from crushproof.compression.calibration import BINS, entropy_threshold, input_ranges, percentile_range
-from crushproof.compression.quantize import Quantize, prepare
+from crushproof.compression.quantization.adaptive_rounding import layer_calls
+from crushproof.compression.quantization.calibration import BINS, entropy_threshold, input_ranges, percentile_range
+from crushproof.compression.quantization.quantize import Quantize, prepare
 from crushproof.targets.data.records import Bounds, Records
 
 

@@ -12,14 +12,14 @@ import torch
 from quantization_cases import BOUNDS, TUNING, accuracy_of, quantized_layers, random_like, same_state
 from torch import Tensor, nn
 
-from crushproof.compression.onnx_export import to_onnx
-from crushproof.compression.quantization_aware import _InTraining
-from crushproof.compression.quantize import Quantize
-from crushproof.compression.quantized_layer import QuantizedLayer
-from crushproof.compression.quantized_recurrent import QuantizedRecurrent
+from crushproof.compression.deployment.onnx_export import to_onnx
+from crushproof.compression.deployment.structure import load_module, save_module
+from crushproof.compression.quantization.quantization_aware import _InTraining
+from crushproof.compression.quantization.quantize import Quantize
+from crushproof.compression.quantization.quantized_layer import QuantizedLayer
+from crushproof.compression.quantization.quantized_recurrent import QuantizedRecurrent
+from crushproof.compression.quantization.weight_codes import WeightFormat
 from crushproof.compression.recipe import RECIPES
-from crushproof.compression.structure import load_module, save_module
-from crushproof.compression.weight_codes import WeightFormat
 from crushproof.targets.certificate import certify
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records

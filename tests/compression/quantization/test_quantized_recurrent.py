@@ -13,11 +13,11 @@ import torch
 from sequence_cases import SHAPE, difference, drawn, made, through_json
 from torch import Tensor, nn
 
-from crushproof.compression.onnx_export import to_onnx
-from crushproof.compression.payload import decode, encode
-from crushproof.compression.quantized_recurrent import QuantizedRecurrent, quantize_recurrent
-from crushproof.compression.structure import load_module
-from crushproof.compression.weight_codes import SIXTEEN_BITS, WeightFormat
+from crushproof.compression.deployment.onnx_export import to_onnx
+from crushproof.compression.deployment.structure import load_module
+from crushproof.compression.footprint.payload import decode, encode
+from crushproof.compression.quantization.quantized_recurrent import QuantizedRecurrent, quantize_recurrent
+from crushproof.compression.quantization.weight_codes import SIXTEEN_BITS, WeightFormat
 from crushproof.targets.errors import NotApplicable
 from crushproof.targets.runtimes.onnx import OnnxTarget
 

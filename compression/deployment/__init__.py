@@ -1,0 +1,1 @@
+"""What ships: the ONNX file of a module, and its description without a pickle."""

@@ -1,0 +1,1 @@
+"""A smaller student that is trained to answer as the dense model does."""

@@ -1,0 +1,1 @@
+"""Layers of a module: found, replaced, folded, and attention taken apart into plain layers."""

@@ -1,0 +1,70 @@
+"""How much a model would miss each of its weights: by size, by first-order effect on the loss, or by lot."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...targets.data.records import Records
+from ...targets.errors import NotApplicable
+from ...targets.model import device_of
+from ...targets.seeds import generator
+
+Importance = Literal["magnitude", "taylor", "random"]
+
+TAYLOR_BATCH = 32  # records per gradient; part of the method, since squares are averaged over batches
+
+
+def importances(module: nn.Module, importance: Importance, records: Records, *, seed: int) -> dict[str, Tensor]:
+    """A score per value of every parameter, by name: float64 of the parameter's shape, on the CPU, >= 0.
+
+    Scores add up: that of a set of values (a channel, a head) is the sum of theirs.
+
+        magnitude: w^2 (Han et al. 2015; summed, a filter's squared L2 norm).
+        taylor: (w * dL/dw)^2, the square of the change of the loss, to first order, when w becomes zero; the mean over
+            batches of records (Molchanov et al. 2019, arXiv:1906.10771). L: cross-entropy, of values the squared
+            error, in evaluation mode.
+        random: uniform, by `seed`; the control that every criterion must beat.
+
+    Raises:
+        NotApplicable: taylor, and there are no records or no finite gradient.
+    """
+    parameters: dict[str, Tensor] = dict(module.named_parameters())
+    if importance == "magnitude":
+        return {name: value.detach().cpu().double().square() for name, value in parameters.items()}
+    if importance == "random":
+        return {
+            name: torch.rand(value.shape, generator=generator(seed, "random", name), dtype=torch.float64)
+            for name, value in parameters.items()
+        }
+    return _taylor(module, parameters, records, seed)
+
+
+def _taylor(module: nn.Module, parameters: dict[str, Tensor], records: Records, seed: int) -> dict[str, Tensor]:
+    if not len(records):
+        raise NotApplicable(
+            "Taylor importance is measured on the model's training records, and there are none; use magnitude."
+        )
+    device, batch = device_of(module), min(TAYLOR_BATCH, len(records))
+    totals = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in parameters.items()}
+    order = torch.randperm(len(records), generator=generator(seed, "taylor"))
+    batches = len(order) // batch  # the rest is dropped: the gradient of a smaller batch is noisier
+    for index in order[: batches * batch].view(batches, batch):
+        index = index.to(records.x.device)
+        # Off, because cuDNN's recurrent layers have no backward pass in evaluation mode.
+        with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+            outputs, y = module(records.x[index].to(device)), records.y[index].to(device)
+            loss = F.mse_loss(outputs, y) if y.is_floating_point() else F.cross_entropy(outputs, y)
+            if not loss.requires_grad:
+                raise NotApplicable("The model's outputs have no gradient, so Taylor importance cannot be measured.")
+            gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        for (name, value), gradient in zip(parameters.items(), gradients, strict=True):
+            if gradient is not None:
+                totals[name] += (value.detach().double() * gradient.double()).square()
+    scores = {name: total.cpu() / batches for name, total in totals.items()}
+    if not all(bool(torch.isfinite(score).all()) for score in scores.values()):
+        raise NotApplicable("The gradient of the model's loss is not finite, so Taylor importance cannot be measured.")
+    return scores

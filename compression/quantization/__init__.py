@@ -1,0 +1,1 @@
+"""Fewer bits for weights and activations: grids, calibration, training under rounding, and the layers that ship."""

@@ -1,0 +1,316 @@
+"""Quantisation: weights in few bits, activations in 8, after training or with it in the loop."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from ...targets.data.records import Bounds, Records
+from ...targets.errors import NotApplicable
+from ...targets.model import device_of
+from ...targets.seeds import derive, generator
+from ...training.loop import Training
+from ..layers.attention import unfold_attention
+from ..layers.edit import PLAIN_LAYERS, called, noise, replace_layers
+from ..layers.fold_batch_norm import fold_batch_norm
+from ..recipe import RECIPES, Promise, Recipe
+from .activation_grids import quantize_additions
+from .adaptive_rounding import adaptive_codes, layer_calls
+from .calibration import Calibration, input_ranges, watch
+from .quantization_aware import train_quantized
+from .quantized_layer import Activations, QuantizedLayer, can_quantize, quantize_layer, share_codes
+from .quantized_recurrent import QuantizedRecurrent, quantize_recurrent
+from .weight_codes import SIXTEEN_BITS, Bits, Granularity, Number, Rounding, WeightFormat
+
+RECURRENT = (nn.LSTM, nn.GRU)
+FEW = 5  # records of noise that show how a model works
+
+
+@RECIPES.register
+class Quantize(Recipe):
+    """Weights in few bits, and activations in 8 (Jacob et al. 2018, arXiv:1712.05877).
+
+    Attention is opened and batch norms are folded first. Plain Linear, Conv1d, Conv2d and Embedding layers and LSTM and
+    GRU are quantised (the latter three by their weights alone); layers of other types stay in float.
+    """
+
+    family: ClassVar[str] = "Quantization"
+    is_last: ClassVar[bool] = True
+    keeps_activations: ClassVar[bool] = True
+    kind: Literal["quantize"] = "quantize"
+    number: Number = Field(
+        "integer",
+        description="how a weight is written: integer code x scale; fixed-point, whose scale is a power of two; binary "
+        "(-1, 1) and ternary (-1, 0, 1) x scale; float16 and bfloat16, which ask for float activations",
+    )
+    weight_bits: Bits = Field(8, description="bits of a weight; integer and fixed-point only")
+    granularity: Granularity = Field(
+        "channel", description="the weights that share a scale: all of a layer, an output channel's, or a group's"
+    )
+    group_size: int = Field(32, ge=8, le=1024, description="weights of a group, along an output channel's weights")
+    activations: Literal["static", "dynamic", "float"] = Field(
+        "static",
+        description="each layer's input: static, 8 bits over a calibrated range; dynamic, 8 bits over the range "
+        "of each record, which needs no calibration; float, as they are (weights only)",
+    )
+    rounding: Literal["nearest", "stochastic", "adaptive"] = Field(
+        "nearest",
+        description="of weights; stochastic: right on average and random per draw; adaptive: up or down as keeps each "
+        "layer's output on the calibration inputs best (AdaRound)",
+    )
+    rounding_seed: int | None = Field(
+        None, ge=0, description="fixes the draw of stochastic rounding; None: it follows from the seed of the recipe"
+    )
+    rounding_steps: int = Field(300, ge=1, le=100_000, description="of adaptive rounding, per layer")
+    calibration: Calibration = Field(
+        "min-max",
+        description="of static activations: all of the range that is seen; without `percentile`'s tails; or clipped "
+        "where the distribution of the values changes least (entropy, as in TensorRT)",
+    )
+    percentile: float = Field(
+        99.99, gt=50, le=100, description="share of the values, in %, that percentile calibration keeps"
+    )
+    calibration_inputs: Literal["records", "noise"] = Field(
+        "records",
+        description="what activation ranges and adaptive rounding are measured on: training records, or noise within "
+        "the bounds, which no record decided (keeps a differentially private model's epsilon)",
+    )
+    calibration_records: int = Field(256, ge=1, description="records (or noise inputs) that are measured on")
+    keep_ends_8bit: bool = Field(
+        True, description="first and last layer keep 8-bit weights when the others have fewer, as is standard practice"
+    )
+    fine_tune: Training | None = Field(
+        None,
+        description="quantisation-aware training on the model's own training records: weights and activations are "
+        "rounded in every forward pass. None: quantised after training",
+    )
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Quantize:
+        problem = self._contradiction()
+        if problem is not None:
+            raise ValueError(problem)
+        return self
+
+    def _contradiction(self) -> str | None:
+        """Why two of the fields cannot go together, in a sentence."""
+        if self.number in SIXTEEN_BITS and self.activations != "float":
+            return f"{self.number} weights are computed in floating point: set activations: float"
+        if self.number not in ("integer", "fixed-point") and self.rounding != "nearest":
+            return f"{self.rounding} rounding chooses between two neighbours on a grid, which {self.number} is not"
+        if self.granularity == "group" and self.number not in ("integer", "binary", "ternary"):
+            return f"groups share a scale, and {self.number} has none of its own: set granularity: channel"
+        if self.fine_tune is not None and self.rounding != "nearest":
+            return f"training decides the weights itself and rounds to nearest: leave out {self.rounding} rounding"
+        return None
+
+    @property
+    def measures(self) -> bool:
+        """Whether calibration inputs are run through the model."""
+        return self.activations == "static" or self.rounding == "adaptive"
+
+    @property
+    def touches_records(self) -> bool:
+        return (self.measures and self.calibration_inputs == "records") or self.fine_tune is not None
+
+    @property
+    def trains(self) -> bool:
+        return self.fine_tune is not None or self.rounding == "adaptive"
+
+    @property
+    def phrase(self) -> str:
+        return ", ".join([f"{self._weight_phrase} weights{self._group_phrase}", *self.other_phrases])
+
+    @property
+    def promise(self) -> Promise:
+        if self.fine_tune is not None:
+            return "shapes"
+        return "nearest" if self.rounding == "nearest" else "neighbour"
+
+    @property
+    def _weight_phrase(self) -> str:
+        few = {"integer": f"{self.weight_bits}-bit", "fixed-point": f"{self.weight_bits}-bit fixed-point"}
+        return few.get(self.number, self.number)
+
+    @property
+    def _group_phrase(self) -> str:
+        spans = {"tensor": " with one scale per layer", "group": f" in groups of {self.group_size}"}
+        return "" if self.number in SIXTEEN_BITS else spans.get(self.granularity, "")
+
+    @property
+    def other_phrases(self) -> list[str]:
+        """Everything in `phrase` but the weights' format."""
+        words = [] if self.rounding == "nearest" else [f"{self.rounding} rounding"]
+        if self.activations == "static":
+            methods = {
+                "min-max": "",
+                "percentile": f" ({self.percentile:g} % of the values)",
+                "entropy": " (entropy)",
+            }
+            words.append(f"8-bit activations{methods[self.calibration]}")
+        else:
+            words.append({"dynamic": "8-bit activations (dynamic)", "float": "float activations"}[self.activations])
+        if self.measures and self.calibration_inputs == "noise":
+            words.append("calibrated on noise")
+        if self.fine_tune is not None:
+            words.append(f"trained quantised for {self.fine_tune.epochs} epochs")
+        return words
+
+    def apply(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> nn.Module:
+        prepared, layers = prepare(module, records, bounds, seed)
+        usual = WeightFormat(self.number, self.weight_bits, self.granularity, self.group_size)
+        formats = self.with_ends([usual] * len(layers))
+        if usual not in formats:
+            raise NotApplicable(
+                f"The model has {len(layers)} layers to quantize, first and last, and these keep 8 bits: nothing would "
+                f"become {self._weight_phrase}. Set keep_ends_8bit: false to quantize them too."
+            )
+        return self.with_formats(prepared, layers, formats, records, bounds, seed)
+
+    def with_ends(self, formats: Sequence[WeightFormat]) -> list[WeightFormat]:
+        """`formats`, one per layer, the first and the last widened to 8 bits where that is asked for."""
+        formats = list(formats)
+        for end in (0, -1) if self.keep_ends_8bit else ():
+            if formats[end].width < 8:
+                number: Number = "fixed-point" if formats[end].number == "fixed-point" else "integer"
+                formats[end] = WeightFormat(number, 8, self.granularity, self.group_size)
+        return formats
+
+    def with_formats(
+        self,
+        prepared: nn.Module,
+        layers: Sequence[nn.Module],
+        formats: Sequence[WeightFormat],
+        records: Records,
+        bounds: Bounds,
+        seed: int,
+    ) -> nn.Module:
+        """The quantised module, each of `layers` in its own format; `prepared` (see `prepare`) is used up.
+
+        Layers that share a weight share its codes, in the widest of their formats.
+        """
+        problem = self._contradiction()  # a copy with other fields was never validated
+        if problem is not None:
+            raise NotApplicable(f"This quantize recipe contradicts itself: {problem}.")
+        if not len(records) and self.touches_records:
+            raise NotApplicable(
+                "Quantization here calibrates or trains on records, and there are none: set calibration_inputs: noise, "
+                "or activations: dynamic or float, and no fine_tune."
+            )
+        x = self.calibration_set(prepared, records, bounds, seed) if self.measures else None
+        example = noise(prepared, records, bounds, FEW, seed)
+        activations = self._activations(prepared, layers, x, example, bounds)
+        paths = {layer: path for path, layer in prepared.named_modules()}
+        formats = _agreed(layers, formats)
+        if self.fine_tune is not None:
+            quantized = train_quantized(
+                prepared, layers, formats, activations, records, self.fine_tune, seed=derive(seed, "fine-tune")
+            )
+        else:
+            quantized = copy.deepcopy(prepared)  # `prepared` stays the float reference of adaptive rounding
+        drawn = seed if self.rounding_seed is None else self.rounding_seed
+        first: dict[int, QuantizedLayer] = {}  # by the id of a weight, the layer that rounded it first
+        for position, (original, format, activation) in enumerate(zip(layers, formats, activations, strict=True)):
+            layer = quantized.get_submodule(paths[original])
+            if isinstance(layer, QuantizedLayer | QuantizedRecurrent):  # by training
+                continue
+            draw = generator(drawn, "rounding", position)
+            known = None if isinstance(layer, RECURRENT) else first.get(id(original.weight))
+            codes = None if known is None or known.weight_scale is None else (known.codes, known.weight_scale)
+            if codes is None and self.rounding == "adaptive" and isinstance(layer, PLAIN_LAYERS):
+                assert x is not None
+                wanted = [original(entering).detach() for entering in layer_calls(prepared, original, x)]
+                entering = layer_calls(quantized, layer, x)  # of the model quantised so far
+                codes = adaptive_codes(
+                    layer, format, activation, entering, wanted, steps=self.rounding_steps, generator=draw
+                )
+            rounded = stand_in(
+                layer, format, "stochastic" if self.rounding == "stochastic" else "nearest", draw, activation, codes
+            )
+            if isinstance(rounded, QuantizedLayer):
+                share_codes(rounded, first.setdefault(id(original.weight), rounded))
+            quantized = replace_layers(quantized, {layer: rounded})
+        if self.activations == "static":
+            assert x is not None
+            quantized = quantize_additions(quantized, x, bounds)
+        return quantized.eval()
+
+    def _activations(
+        self, prepared: nn.Module, layers: Sequence[nn.Module], x: Tensor | None, example: Tensor, bounds: Bounds
+    ) -> list[Activations]:
+        """What each layer does with its input; embeddings and recurrent layers leave it as it is.
+
+        A range of each record needs records: a layer whose input is the same for all (learned positions) has none.
+        """
+        rounding = [layer for layer in layers if not isinstance(layer, (nn.Embedding, *RECURRENT))]
+        choices: dict[nn.Module, Activations] = {}
+        if self.activations == "static":
+            assert x is not None
+            ranges = input_ranges(prepared, rounding, x, bounds, self.calibration, self.percentile)
+            choices = dict(zip(rounding, ranges, strict=True))
+        elif self.activations == "dynamic":
+            apart = dict.fromkeys(range(len(rounding)), True)
+
+            def see(position: int, entering: Tensor) -> None:
+                apart[position] &= entering.dim() > 1 and len(entering) == len(example)
+
+            watch(prepared, rounding, example, see)
+            choices = {layer: "dynamic" for position, layer in enumerate(rounding) if apart[position]}
+        return [choices.get(layer) for layer in layers]
+
+    def calibration_set(self, module: nn.Module, records: Records, bounds: Bounds, seed: int) -> Tensor:
+        """float32 [at most calibration_records, *shape] on the module's device."""
+        if self.calibration_inputs == "noise":
+            return noise(module, records, bounds, self.calibration_records, derive(seed, "calibration"))
+        order = torch.randperm(len(records), generator=generator(seed, "calibration"))
+        return records.x[order[: self.calibration_records].to(records.x.device)].to(device_of(module))
+
+
+def _agreed(layers: Sequence[nn.Module], formats: Sequence[WeightFormat]) -> list[WeightFormat]:
+    """`formats`, one per layer, with the widest for all layers that share a weight."""
+    widest: dict[int, WeightFormat] = {}
+    keys = [id(getattr(layer, "weight", layer)) for layer in layers]
+    for key, format in zip(keys, formats, strict=True):
+        widest[key] = max(widest.get(key, format), format, key=lambda one: one.width)
+    return [widest[key] for key in keys]
+
+
+def prepare(module: nn.Module, records: Records, bounds: Bounds, seed: int) -> tuple[nn.Module, list[nn.Module]]:
+    """A copy with attention opened and batch norms folded, and its layers to quantise, in the order of first calls.
+
+    Raises:
+        NotApplicable: there is none.
+    """
+    example = noise(module, records, bounds, 2, seed)
+    prepared = fold_batch_norm(unfold_attention(module), example)
+    layers = called(prepared, example, quantizable)
+    if not layers:
+        raise NotApplicable(
+            "The model calls no plain Linear, Conv1d, Conv2d, Embedding, LSTM or GRU layer, so there is nothing to "
+            "quantize."
+        )
+    return prepared, layers
+
+
+def quantizable(layer: nn.Module) -> bool:
+    """Whether a layer has a quantised stand-in; a recurrent one with projected states has none."""
+    return can_quantize(layer) or (type(layer) in RECURRENT and not layer.proj_size)
+
+
+def stand_in(
+    layer: nn.Module,
+    format: WeightFormat,
+    rounding: Rounding = "nearest",
+    draw: torch.Generator | None = None,
+    activations: Activations = None,
+    codes: tuple[Tensor, Tensor] | None = None,
+) -> QuantizedLayer | QuantizedRecurrent:
+    """The quantised stand-in of a `quantizable` layer; a recurrent one knows neither `activations` nor `codes`."""
+    if isinstance(layer, nn.LSTM | nn.GRU):
+        return quantize_recurrent(layer, format, rounding, draw)
+    return quantize_layer(layer, format, rounding=rounding, generator=draw, activations=activations, codes=codes)
