@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from crushproof.attacks.case import Case
 from crushproof.attacks.evasion.evasion import Evasion
-from crushproof.attacks.evasion.pgd import Pgd
+from crushproof.attacks.evasion.gradient.pgd import Pgd
 from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.compression.footprint.footprint import footprint
 from crushproof.compression.footprint.payload import encode

@@ -16,9 +16,9 @@ from compression_nets import SEED, Task, mnist_cnn, parameters, resnet_50
 from contract import Row, alternate, cpu_seconds
 from torch import Tensor, nn
 
-from crushproof.attacks.evasion.apgd import Apgd
 from crushproof.attacks.evasion.evasion import Evasion
-from crushproof.attacks.evasion.pgd import Pgd
+from crushproof.attacks.evasion.gradient.apgd import Apgd
+from crushproof.attacks.evasion.gradient.pgd import Pgd
 from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.compression.quantization.quantize import Quantize
 from crushproof.targets.certificate import certify

@@ -12,13 +12,13 @@ from torch import nn
 
 from crushproof.attacks.access import Access
 from crushproof.attacks.attack import ATTACKS
-from crushproof.attacks.evasion.apgd import Apgd
 from crushproof.attacks.evasion.art_catalogue import Art
 from crushproof.attacks.evasion.ball import Norm
+from crushproof.attacks.evasion.black_box.square import Square
 from crushproof.attacks.evasion.engine import Perturber
 from crushproof.attacks.evasion.evasion import Evasion
-from crushproof.attacks.evasion.pgd import Pgd
-from crushproof.attacks.evasion.square import Square
+from crushproof.attacks.evasion.gradient.apgd import Apgd
+from crushproof.attacks.evasion.gradient.pgd import Pgd
 from crushproof.targets.data.data import Data
 from crushproof.targets.errors import InputError
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import crushproof
 from crushproof.attacks.evasion.evasion import Evasion
-from crushproof.attacks.evasion.pgd import Pgd
+from crushproof.attacks.evasion.gradient.pgd import Pgd
 from crushproof.audit.findings import Audit, Finding
 from crushproof.audit.plan import Plan
 from crushproof.audit.report import to_html

@@ -11,7 +11,7 @@ from scipy.stats import norm as normal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crushproof.attacks.evasion.pgd import craft
+from crushproof.attacks.evasion.gradient.pgd import craft
 from crushproof.attacks.extraction.extraction import Extraction
 from crushproof.compression.pruning.prune import Prune
 from crushproof.compression.quantization.quantize import Quantize

@@ -19,7 +19,7 @@ import crushproof
 from crushproof.attacks.access import Ledger
 from crushproof.attacks.attack import ATTACKS
 from crushproof.attacks.evasion.engine import PERTURBERS, Search
-from crushproof.attacks.evasion.pgd import Pgd
+from crushproof.attacks.evasion.gradient.pgd import Pgd
 from crushproof.audit.catalogue import catalogue
 from crushproof.audit.cli import app
 from crushproof.audit.doctor import examine

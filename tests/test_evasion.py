@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from crushproof.attacks.access import Ledger
 from crushproof.attacks.case import Case, Evidence
-from crushproof.attacks.evasion.apgd import Apgd, checkpoints
 from crushproof.attacks.evasion.ball import Ball, Norm
+from crushproof.attacks.evasion.black_box.square import Square
+from crushproof.attacks.evasion.black_box.transfer import Transfer
 from crushproof.attacks.evasion.case import EvasionInputs
 from crushproof.attacks.evasion.engine import FLAT_STARTS, Gradients, Perturber, Search, losses, margins
 from crushproof.attacks.evasion.evasion import Evasion
-from crushproof.attacks.evasion.pgd import Pgd, craft
-from crushproof.attacks.evasion.square import Square
-from crushproof.attacks.evasion.transfer import Transfer
+from crushproof.attacks.evasion.gradient.apgd import Apgd, checkpoints
+from crushproof.attacks.evasion.gradient.pgd import Pgd, craft
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds
 from crushproof.targets.errors import NotApplicable

@@ -10,9 +10,9 @@ from evasion_cases import case_of
 from torch import nn
 
 from crushproof.attacks.attack import ATTACKS
-from crushproof.attacks.evasion.apgd import Apgd
+from crushproof.attacks.evasion.black_box.square import Square
 from crushproof.attacks.evasion.evasion import Evasion
-from crushproof.attacks.evasion.square import Square
+from crushproof.attacks.evasion.gradient.apgd import Apgd
 from crushproof.targets.data.data import Data
 from crushproof.targets.errors import InputError
 

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crushproof.attacks.access import Ledger
-from crushproof.attacks.evasion.apgd import Apgd
+from crushproof.attacks.evasion.black_box.square import Square
 from crushproof.attacks.evasion.engine import Gradients, usable
 from crushproof.attacks.evasion.evasion import Evasion
-from crushproof.attacks.evasion.pgd import Pgd
-from crushproof.attacks.evasion.square import Square
+from crushproof.attacks.evasion.gradient.apgd import Apgd
+from crushproof.attacks.evasion.gradient.pgd import Pgd
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.model import TorchTarget

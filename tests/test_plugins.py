@@ -13,7 +13,7 @@ import pytest
 from crushproof.attacks.attack import ATTACKS, Attack
 from crushproof.attacks.evasion.engine import PERTURBERS
 from crushproof.attacks.evasion.evasion import Evasion
-from crushproof.attacks.evasion.pgd import Pgd
+from crushproof.attacks.evasion.gradient.pgd import Pgd
 from crushproof.audit import sources
 from crushproof.audit.catalogue import catalogue
 from crushproof.audit.doctor import examine
@@ -290,7 +290,7 @@ def named(kind: str, module: str, base: type = Pgd, name: str = "Pgd") -> Any:
 @pytest.mark.parametrize("name", ["Pgd", "Other"])
 def test_a_second_technique_of_a_kind_is_refused_and_both_are_named(kind: str, name: str) -> None:
     ours = PERTURBERS.kinds()["pgd"]
-    with pytest.raises(InputError, match=r"crushproof\.attacks\.evasion\.pgd\.Pgd and theirs\." + name):
+    with pytest.raises(InputError, match=r"crushproof\.attacks\.evasion\.gradient\.pgd\.Pgd and theirs\." + name):
         PERTURBERS.register(named(kind, "theirs", name=name))
     assert PERTURBERS.kinds()["pgd"] is ours
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from crushproof.attacks.evasion.pgd import craft
+from crushproof.attacks.evasion.gradient.pgd import craft
 from crushproof.audit.lineup import assemble
 from crushproof.audit.plan import Plan
 from crushproof.audit.sources import source_digest

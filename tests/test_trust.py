@@ -16,11 +16,11 @@ from torch.nn import functional as F
 from crushproof.attacks.access import Access
 from crushproof.attacks.case import Case
 from crushproof.attacks.evasion import trust
-from crushproof.attacks.evasion.apgd import Apgd
 from crushproof.attacks.evasion.ball import Ball
+from crushproof.attacks.evasion.black_box.square import Square
 from crushproof.attacks.evasion.evasion import Evasion
-from crushproof.attacks.evasion.pgd import Pgd
-from crushproof.attacks.evasion.square import Square
+from crushproof.attacks.evasion.gradient.apgd import Apgd
+from crushproof.attacks.evasion.gradient.pgd import Pgd
 from crushproof.attacks.statistics.rates import no_better_than_guessing
 from crushproof.targets.data.data import Data
 from crushproof.targets.model import TorchTarget

@@ -18,9 +18,9 @@ from .case import EvasionInputs, prepared_for
 from .categories import not_pixels
 from .engine import Perturber
 from .evasion_run import EvasionRun, PartResult, attack_by
+from .gradient.pgd import GradientPerturber
 from .measure import WITHOUT_DRAW, measure_evasion
 from .parameters import EvasionParameters
-from .pgd import GradientPerturber
 from .preparations import CraftedOnParent, Radii, ReplayedBothWays, RoomToFall
 from .radius import choose
 

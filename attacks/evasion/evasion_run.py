@@ -17,8 +17,8 @@ from ..case import Case, Evidence
 from . import trust
 from .ball import Norm, whole_range
 from .engine import Perturber, Search
+from .gradient.pgd import GradientPerturber
 from .parameters import EvasionParameters
-from .pgd import GradientPerturber
 
 UNBOUNDED_RECORDS = 100  # attacked without a limit on epsilon, to see whether an attack works at all
 

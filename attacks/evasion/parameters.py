@@ -13,15 +13,15 @@ from ...targets.technique import Registry
 from ..attack import Attack
 from ..preparation import Scope
 from ..risk import Metric, Risk
-from .apgd import Apgd
 from .ball import Norm
+from .black_box.square import Square
+from .black_box.transfer import Transfer
 from .engine import PERTURBERS, Perturber
-from .pgd import Pgd
+from .gradient.apgd import Apgd
+from .gradient.pgd import Pgd
 from .preparations import Radii
 from .radius import curve
 from .risk import EVASION, ROBUST_ACCURACY
-from .square import Square
-from .transfer import Transfer
 
 
 def parse_part(raw: Any) -> Perturber:

@@ -13,10 +13,10 @@ from ...targets.seeds import derive
 from ..case import Case
 from ..preparation import Deployed, Inputs, Need, Preparation, Prepared, Ran, Weights
 from .ball import Ball, Norm
+from .black_box.transfer import replayed
 from .categories import not_pixels
-from .pgd import craft
+from .gradient.pgd import craft
 from .radius import LEAST, choose
-from .transfer import replayed
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from ...targets.seeds import derive
 from ..access import Ledger
 from ..case import Case
 from .ball import Norm, whole_range
+from .black_box.square import Square
 from .engine import Perturber, Search
-from .pgd import Pgd
-from .square import Square
+from .gradient.pgd import Pgd
 
 LADDERS: dict[Norm, tuple[float, ...]] = {
     "linf": (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5),

@@ -22,7 +22,7 @@ from ...training.networks import Mlp, ResidualCnn
 from ..access import Ledger
 from ..attack import ATTACKS, Attack
 from ..case import Case, Evidence
-from ..evasion.pgd import craft
+from ..evasion.gradient.pgd import craft
 from ..measurement import Measurement
 from ..preparation import Results, Scope
 from ..risk import Metric, Risk

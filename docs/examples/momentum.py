@@ -10,7 +10,7 @@ from pydantic import Field
 from crushproof.attacks.case import Case
 from crushproof.attacks.evasion.ball import SMALLEST, per_record
 from crushproof.attacks.evasion.engine import Ascent, Search
-from crushproof.attacks.evasion.pgd import GradientPerturber, default_step
+from crushproof.attacks.evasion.gradient.pgd import GradientPerturber, default_step
 
 
 class MomentumIterative(GradientPerturber):

@@ -7,14 +7,14 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from ...targets.data.records import Records
-from ...targets.errors import NotApplicable
-from ...targets.model import Target
-from ..access import Access
-from ..case import Case
-from .ball import Ball
-from .case import prepared_for
-from .engine import PERTURBERS, Perturber, Search
+from ....targets.data.records import Records
+from ....targets.errors import NotApplicable
+from ....targets.model import Target
+from ...access import Access
+from ...case import Case
+from ..ball import Ball
+from ..case import prepared_for
+from ..engine import PERTURBERS, Perturber, Search
 
 
 @PERTURBERS.register

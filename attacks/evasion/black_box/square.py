@@ -9,10 +9,10 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from ..access import Access
-from ..case import Case
-from .ball import Ball, l2_norm, per_record
-from .engine import PERTURBERS, Perturber, Search
+from ...access import Access
+from ...case import Case
+from ..ball import Ball, l2_norm, per_record
+from ..engine import PERTURBERS, Perturber, Search
 
 HALVINGS = (10, 50, 200, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries: when the windows' area is halved
 

@@ -10,13 +10,13 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from ...targets.data.records import Bounds, Records
-from ...targets.model import device_of
-from ...targets.seeds import derive
-from ..access import Access, Ledger
-from ..case import Case
-from .ball import Ball, Norm, per_record
-from .engine import PERTURBERS, Ascent, Gradients, Loss, Perturber, Search, uniform
+from ....targets.data.records import Bounds, Records
+from ....targets.model import device_of
+from ....targets.seeds import derive
+from ...access import Access, Ledger
+from ...case import Case
+from ..ball import Ball, Norm, per_record
+from ..engine import PERTURBERS, Ascent, Gradients, Loss, Perturber, Search, uniform
 
 
 class GradientPerturber(Perturber):

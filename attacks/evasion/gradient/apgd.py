@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..case import Case
-from .ball import per_record
-from .engine import PERTURBERS, Gradients, Search
+from ...case import Case
+from ..ball import per_record
+from ..engine import PERTURBERS, Gradients, Search
 from .pgd import GradientPerturber
 
 MOMENTUM = 0.75  # alpha in the paper

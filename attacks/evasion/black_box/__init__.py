@@ -1,0 +1,1 @@
+"""Attacks that see answers only, or inputs made on another model."""

@@ -1,0 +1,1 @@
+"""Attacks that follow gradients of the model or of its twin."""
