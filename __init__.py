@@ -13,8 +13,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "audit_model": ".audit.api",
     "AuditResult": ".audit.api",
-    "Audit": ".audit.findings",
-    "Finding": ".audit.findings",
+    "Audit": ".audit.schema.rows",
+    "Finding": ".audit.schema.rows",
     "Training": ".training.loop",
     "Chain": ".compression.chain",
     "Distill": ".compression.distillation.distill",

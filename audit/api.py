@@ -23,16 +23,16 @@ from ..targets.plain import plain, scripted
 from ..training.architecture import Architecture
 from ..training.loop import Training
 from ..training.trainer import BuiltinTrainer, Trainer, UserTrainer
-from .audited import DenseModel
-from .findings import Audit
-from .identity import code_digest, model_digest, name_of
-from .plan import DENSE, Plan, check_techniques, validated
-from .presets import RECIPE_WORDS
-from .progress import Progress
+from .engine.progress import Progress
+from .plan.plan import DENSE, Plan, check_techniques, validated
+from .plan.presets import RECIPE_WORDS
+from .plan.yaml_text import Source
 from .run import run_audit
-from .scripted import without_script
-from .subject import SHADOWS_DIFFER, Subject, checked_module, checked_training, student_factories
-from .yaml_plan import Source
+from .schema.rows import Audit
+from .subject.audited import DenseModel
+from .subject.identity import code_digest, model_digest, name_of
+from .subject.resolve import SHADOWS_DIFFER, Subject, checked_module, checked_training, student_factories
+from .subject.scripted import without_script
 
 SHADOWS_DIFFER_HERE = SHADOWS_DIFFER.replace("the plan does not", "the call does not").replace(
     "Name model.training or model.training_function.", "Name training=."
@@ -58,7 +58,7 @@ class AuditResult:
 
     def to_html(self, path: str | Path) -> Path:
         """Writes the report; returns its path."""
-        from .report import render
+        from .report.html import render
 
         render(self.audit, Path(path))
         return Path(path)

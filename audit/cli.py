@@ -15,7 +15,7 @@ from ..targets.errors import InputError
 from .exit_codes import CODE_OF_VERDICT, EXIT_CODES, INCOMPLETE, PASS, exit_codes
 
 if TYPE_CHECKING:
-    from .findings import Audit
+    from .schema.rows import Audit
 
 DEFAULT_OUT = Path("crushproof-audit")
 
@@ -62,8 +62,8 @@ def audit(
     Writes audit.json and report.html. Can be stopped; the same command goes on from there.
     """
     with exit_codes():
-        from .plan import check_techniques, load_plan
-        from .progress import progress_on
+        from .engine.progress import progress_on
+        from .plan.plan import check_techniques, load_plan
 
         of_file: dict[str, Any] = {
             "--data": data,
@@ -82,7 +82,7 @@ def audit(
         }
         folder = Path()
         if artifact is not None:
-            from .one_file import plan_of_options
+            from .plan.command_line import plan_of_options
 
             if plan is not None:
                 raise InputError(f"Give either a plan ({plan}) or --artifact {artifact}: a plan names its own files.")
@@ -92,7 +92,7 @@ def audit(
                 f"{astray[0]} belongs to --artifact FILE, which is missing; a plan says such things itself."
             )
         elif plan is None:
-            from .builtin import builtin_plan
+            from .plan.builtin import builtin_plan
 
             loaded = builtin_plan()
         else:
@@ -103,7 +103,7 @@ def audit(
         # The findings name the command that reproduces them. --out is not part of it, so that they stay the same bytes.
         words = ["crushproof", "audit", *([str(plan)] if plan else [])]
         if artifact is not None:
-            from .one_file import words_of_options
+            from .plan.command_line import words_of_options
 
             words += words_of_options(artifact, of_file)
         result = run_audit(
@@ -138,16 +138,16 @@ def search(
     The best trade-offs become the candidates of a new plan. Can be stopped; the same command goes on from there.
     """
     with exit_codes():
-        from .plan import check_techniques, load_plan
+        from .plan.plan import check_techniques, load_plan
 
         if plan is None:
-            from .builtin import builtin_plan
+            from .plan.builtin import builtin_plan
 
             loaded, folder = builtin_plan(), Path()
         else:
             loaded, folder = load_plan(plan), plan.parent
         check_techniques(loaded)
-        from .searching import figures, run_search, settings_of, words_of
+        from .search import figures, run_search, settings_of, words_of
 
         settings = settings_of(
             trials=trials,
@@ -182,7 +182,7 @@ def search(
 def init(folder: Annotated[Path, typer.Argument(help="Made when it is not there.")] = Path()) -> None:
     """Write a commented plan and a model to start from."""
     with exit_codes():
-        from .starter import write_starter
+        from .plan.starter import write_starter
 
         for path in write_starter(folder):
             typer.echo(f"wrote {path}")
@@ -198,11 +198,11 @@ def report(folder: Annotated[Path, typer.Argument(help="Holds audit.json.")]) ->
     From audit.json; nothing is measured again.
     """
     with exit_codes():
-        from .reading import read_audit
+        from .schema.read import read_audit
 
         read = read_audit(folder)
-        from .judging import check_verdicts
-        from .report import render
+        from .report.html import render
+        from .verdict.judging import check_verdicts
 
         check_verdicts(read, folder)
         from .writing import writing
@@ -223,9 +223,9 @@ def gate(
     Nothing is measured again, and audit.json stays as it is.
     """
     with exit_codes():
-        from .judging import rejudge
-        from .policy import load_policy
-        from .reading import read_audit
+        from .schema.read import read_audit
+        from .verdict.judging import rejudge
+        from .verdict.policy import load_policy
 
         audit = read_audit(folder)
         result = rejudge(audit, load_policy(policy, Path(), audit.metrics))
@@ -263,7 +263,7 @@ def catalogue(as_json: JsonOption = False) -> None:
 def schema() -> None:
     """Print the JSON schema of audit.json."""
     with exit_codes():
-        from .json_schema import json_schema
+        from .schema.json_schema import json_schema
 
         typer.echo(json.dumps(json_schema(), indent=1))
 
@@ -294,7 +294,7 @@ def show(result: Audit, as_json: bool, report_path: Path | None, only: str | Non
     if as_json:
         typer.echo(result.model_dump_json(by_alias=True, indent=1))
         return
-    from .table import print_audit, print_findings
+    from .report.terminal import print_audit, print_findings
 
     if only is not None:
         print_findings(result)

@@ -9,19 +9,19 @@ from typing import Any
 
 from ..compression.footprint.timing import Timed
 from ..targets.errors import Incomplete, InputError
-from .assemble import assemble, cells_of, known_metrics
-from .cells import Result, cell_key
-from .driver import executor_for, run
-from .environment import host, latencies, versions
-from .findings import SCHEMA, Audit, Environment
-from .plan import Plan
-from .policy import load_policy
-from .progress import Progress
-from .schedule import Outcome
-from .sections import LocalEngine
-from .store import Store
-from .subject import Subject, resolve
-from .suite import Suite, readings_of, spawn_argument
+from .engine.cells import Result, cell_key
+from .engine.driver import executor_for, run
+from .engine.progress import Progress
+from .engine.schedule import Outcome
+from .engine.store import Store
+from .findings.assemble import assemble, cells_of, known_metrics
+from .plan.plan import Plan
+from .plan.sections import LocalEngine
+from .schema.rows import SCHEMA, Audit, Environment
+from .subject.resolve import Subject, resolve
+from .suite.environment import host, latencies, versions
+from .suite.suite import Suite, readings_of, spawn_argument
+from .verdict.policy import load_policy
 from .writing import write
 
 
@@ -52,7 +52,7 @@ def run_audit(
     started = time.monotonic()
     in_memory = subject is not None
     subject = subject or resolve(plan, folder, lambda question: recalled(out, question))
-    spawn = None if in_memory else ("crushproof.audit.suite:suite_of", spawn_argument(plan, folder, subject))
+    spawn = None if in_memory else ("crushproof.audit.suite.suite:suite_of", spawn_argument(plan, folder, subject))
     suite = Suite(plan, subject)
     policy = load_policy(plan.policy, folder, known_metrics(suite.lineup.attacks))
     cells = suite.cells() if only is None else suite.closure(cells_of(suite, only))
@@ -67,7 +67,7 @@ def run_audit(
         audit = assemble(suite, store, outcome, policy, command, only)
         audit.environment = environment_of(suite, store, outcome, started)
         if only is None:
-            from .report import render
+            from .report.html import render
 
             write(out / "audit.json", audit.model_dump_json(by_alias=True, indent=1))
             render(audit, out / "report.html")

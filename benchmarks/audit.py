@@ -22,7 +22,7 @@ from contract import Row, arguments, publish
 RUN = """
 import json, sys, time
 from pathlib import Path
-from crushproof.audit.plan import Plan
+from crushproof.audit.plan.plan import Plan
 from crushproof.audit.run import run_audit
 if __name__ == "__main__":
     plan = Plan.model_validate(json.loads(sys.argv[1]))
@@ -63,7 +63,7 @@ def help_seconds() -> float:
 
 def small(records: int = 100, candidates: int = 2, shadows: int = 16) -> dict[str, Any]:
     """A small audit of the built-in model; candidates are copies of int8 and int4 under other calibration sizes."""
-    from crushproof.audit.builtin import PLAN
+    from crushproof.audit.plan.builtin import PLAN
 
     plan = copy.deepcopy(PLAN)
     plan["candidates"] = {
@@ -81,7 +81,7 @@ def small(records: int = 100, candidates: int = 2, shadows: int = 16) -> dict[st
 
 def main() -> None:
     options = arguments(__doc__ or "")
-    from crushproof.audit.builtin import PLAN
+    from crushproof.audit.plan.builtin import PLAN
 
     whole = measure(PLAN)
     rows = [

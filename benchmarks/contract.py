@@ -113,6 +113,6 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _processor() -> str:
-    from crushproof.audit.environment import processor
+    from crushproof.audit.suite.environment import processor
 
     return processor()

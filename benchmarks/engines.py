@@ -21,7 +21,7 @@ from audit import small
 
 def audited(plan: dict[str, Any], engine: dict[str, Any], progress: Any = None) -> dict[str, Any]:
     """One audit in an empty folder: its digest without the environment, and its seconds."""
-    from crushproof.audit.plan import Plan
+    from crushproof.audit.plan.plan import Plan
     from crushproof.audit.run import run_audit
 
     with tempfile.TemporaryDirectory() as folder:
@@ -40,7 +40,7 @@ def on_a_cluster(plan: dict[str, Any]) -> dict[str, Any]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     from ray.cluster_utils import Cluster
 
-    from crushproof.audit.progress import Lines
+    from crushproof.audit.engine.progress import Lines
 
     node: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 500_000_000}
     cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
@@ -64,7 +64,7 @@ def on_a_cluster(plan: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     options = arguments(__doc__ or "")
-    from crushproof.audit.builtin import PLAN
+    from crushproof.audit.plan.builtin import PLAN
 
     plan = small() if str(options.data) == "small" else PLAN
     here = audited(plan, {"kind": "local", "workers": 0})

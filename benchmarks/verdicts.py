@@ -69,7 +69,7 @@ def trained(kind: str, seed: int) -> nn.Module:
 
 def symmetry() -> tuple[list[Row], list[dict[str, Any]]]:
     """Every cell: verdict, and whether the change's interval contains 0."""
-    from crushproof.audit.plan import Plan
+    from crushproof.audit.plan.plan import Plan
     from crushproof.audit.run import run_audit
     from crushproof.compression.deployment.onnx_export import to_onnx
     from crushproof.targets.data.digits import load_digits
@@ -206,7 +206,7 @@ def _verdict(
     robust: np.ndarray[Any, Any], weak: np.ndarray[Any, Any], share: float, noise: float, stream: np.random.Generator
 ) -> str:
     from crushproof.attacks.statistics.rates import paired_change
-    from crushproof.audit.judging import judge
+    from crushproof.audit.verdict.judging import judge
 
     chosen = stream.integers(0, len(robust), RECORDS)
     parent = robust[chosen]

@@ -20,11 +20,11 @@ import crushproof
 from crushproof.attacks.risk import QUALITIES
 from crushproof.audit.catalogue import Figure, Parameter, catalogue, parameters_of
 from crushproof.audit.exit_codes import EXIT_CODES
-from crushproof.audit.findings import SCHEMA, Audit
-from crushproof.audit.plan import Plan
-from crushproof.audit.policy import BUILT_IN, Policy
-from crushproof.audit.presets import ATTACK_PRESETS, RECIPE_WORDS
-from crushproof.audit.sections import MemoryData
+from crushproof.audit.plan.plan import Plan
+from crushproof.audit.plan.presets import ATTACK_PRESETS, RECIPE_WORDS
+from crushproof.audit.plan.sections import MemoryData
+from crushproof.audit.schema.rows import SCHEMA, Audit
+from crushproof.audit.verdict.policy import BUILT_IN, Policy
 from crushproof.targets.technique import Technique
 
 NESTED = re.compile(r"(\w+) \{\.\.\.\}")  # how the catalogue writes a model inside a model

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 import crushproof
 from crushproof.audit import api
-from crushproof.audit.identity import code_digest, model_digest
-from crushproof.audit.subject import Subject
+from crushproof.audit.subject.identity import code_digest, model_digest
+from crushproof.audit.subject.resolve import Subject
 from crushproof.targets.errors import InputError, NotApplicable
 from crushproof.targets.seeds import generator
 from crushproof.training.architecture import Architecture
@@ -96,7 +96,7 @@ def test_digests_hold_no_address(tmp_path: Path) -> None:
     code = """
 import torch, functools
 from torch import nn
-from crushproof.audit.identity import code_digest, model_digest
+from crushproof.audit.subject.identity import code_digest, model_digest
 class Net(nn.Module):
     def __init__(self):
         super().__init__()

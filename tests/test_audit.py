@@ -17,10 +17,10 @@ import jsonschema
 import pytest
 import yaml
 
-from crushproof.audit.findings import Audit
-from crushproof.audit.json_schema import json_schema
-from crushproof.audit.plan import Plan
+from crushproof.audit.plan.plan import Plan
 from crushproof.audit.run import run_audit
+from crushproof.audit.schema.json_schema import json_schema
+from crushproof.audit.schema.rows import Audit
 from crushproof.targets.errors import InputError
 
 SMALL: dict[str, Any] = {

@@ -18,9 +18,9 @@ from typer.testing import CliRunner
 from crushproof.attacks.evasion.risk import EVASION
 from crushproof.attacks.membership.risk import MEMBERSHIP
 from crushproof.audit import cli
-from crushproof.audit.assemble import known_metrics
-from crushproof.audit.file_rows import Footprint
-from crushproof.audit.findings import (
+from crushproof.audit.findings.assemble import known_metrics
+from crushproof.audit.schema.file_rows import Footprint
+from crushproof.audit.schema.rows import (
     SCHEMA,
     Audit,
     Candidate,
@@ -32,8 +32,8 @@ from crushproof.audit.findings import (
     NotMeasured,
     ThreatModel,
 )
-from crushproof.audit.judging import apply_policy
-from crushproof.audit.policy import BUILT_IN
+from crushproof.audit.verdict.judging import apply_policy
+from crushproof.audit.verdict.policy import BUILT_IN
 from crushproof.targets.errors import Incomplete, InputError, UnsafeInput
 
 COMMAND = [sys.executable, "-c", "from crushproof.audit.cli import main; main()"]
@@ -328,7 +328,7 @@ def test_a_tampered_audit_is_one_clear_error(finished: Path, change: Any, words:
 
 
 def test_report_is_drawn_from_the_json_alone(finished: Path) -> None:
-    pytest.importorskip("crushproof.audit.report")
+    pytest.importorskip("crushproof.audit.report.html")
     result = call("report", finished)
     assert result.exit_code == 0, result.output
     assert "int8" in (finished / "report.html").read_text()

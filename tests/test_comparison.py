@@ -14,10 +14,10 @@ from torch import Tensor, nn
 import crushproof
 from crushproof.attacks.evasion.evasion import Evasion
 from crushproof.attacks.evasion.gradient.pgd import Pgd
-from crushproof.audit.findings import Audit, Finding
-from crushproof.audit.plan import Plan
-from crushproof.audit.report import to_html
+from crushproof.audit.plan.plan import Plan
+from crushproof.audit.report.html import to_html
 from crushproof.audit.run import run_audit
+from crushproof.audit.schema.rows import Audit, Finding
 from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Records

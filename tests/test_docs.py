@@ -24,7 +24,7 @@ from crushproof.audit.catalogue import catalogue
 from crushproof.audit.cli import app
 from crushproof.audit.doctor import examine
 from crushproof.audit.exit_codes import EXIT_CODES
-from crushproof.audit.plan import Plan, check_techniques
+from crushproof.audit.plan.plan import Plan, check_techniques
 from crushproof.audit.run import run_audit
 from crushproof.compression.recipe import RECIPES
 from crushproof.defenses.defense import DEFENSES

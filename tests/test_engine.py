@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
-from crushproof.audit.cells import Cell, Result
-from crushproof.audit.driver import run
-from crushproof.audit.local import Processes
-from crushproof.audit.progress import Lines, Silent
-from crushproof.audit.schedule import Schedule, expected
-from crushproof.audit.store import Store
-from crushproof.audit.work import Attempt, CellResults
+from crushproof.audit.engine.cells import Cell, Result
+from crushproof.audit.engine.driver import run
+from crushproof.audit.engine.local import Processes
+from crushproof.audit.engine.progress import Lines, Silent
+from crushproof.audit.engine.schedule import Schedule, expected
+from crushproof.audit.engine.store import Store
+from crushproof.audit.engine.work import Attempt, CellResults
 from crushproof.targets.errors import Incomplete, InputError
 
 TOY = Path(__file__).with_name("toy_work.py")

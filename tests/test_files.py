@@ -15,15 +15,16 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from crushproof.audit import cli, files
-from crushproof.audit.files import open_file, question_of, reading_of
-from crushproof.audit.findings import Audit, Candidate
-from crushproof.audit.model_cells import take_file
-from crushproof.audit.one_file import candidate_name
-from crushproof.audit.plan import Plan
-from crushproof.audit.sections import InterfacePlan
-from crushproof.audit.subject import resolve
-from crushproof.audit.suite import spawn_argument, suite_of
+from crushproof.audit import cli
+from crushproof.audit.plan.command_line import candidate_name
+from crushproof.audit.plan.plan import Plan
+from crushproof.audit.plan.sections import InterfacePlan
+from crushproof.audit.schema.rows import Audit, Candidate
+from crushproof.audit.subject import finished_file
+from crushproof.audit.subject.finished_file import open_file, question_of, reading_of
+from crushproof.audit.subject.resolve import resolve
+from crushproof.audit.suite.model_cells import take_file
+from crushproof.audit.suite.suite import spawn_argument, suite_of
 from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records
@@ -264,8 +265,8 @@ def test_what_a_file_means_is_found_out_once(folder: Path, digits: Data, monkeyp
     plan = Plan.model_validate({"data": data, "candidates": {"shipped": {"file": "shipped.onnx"}}})
     first = resolve(plan, folder)
     asked: list[str] = []
-    monkeypatch.setattr(files, "assume", lambda *_: asked.append("assume"))
-    monkeypatch.setattr(files, "read_model_file", lambda *_: asked.append("read"))
+    monkeypatch.setattr(finished_file, "assume", lambda *_: asked.append("assume"))
+    monkeypatch.setattr(finished_file, "read_model_file", lambda *_: asked.append("read"))
     second = suite_of(spawn_argument(plan, folder, first)).subject
     assert asked == []
     assert second.files["shipped"].identity == first.files["shipped"].identity

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 import crushproof
-from crushproof.audit.findings import Audit
-from crushproof.audit.judging import check_verdicts
-from crushproof.audit.plan import Plan
+from crushproof.audit.plan.plan import Plan
 from crushproof.audit.run import run_audit
-from crushproof.audit.subject import resolve
-from crushproof.audit.suite import Suite
+from crushproof.audit.schema.rows import Audit
+from crushproof.audit.subject.resolve import resolve
+from crushproof.audit.suite.suite import Suite
+from crushproof.audit.verdict.judging import check_verdicts
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records
 

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from torch import Tensor, nn
 
-from crushproof.audit.file_rows import Footprint
+from crushproof.audit.schema.file_rows import Footprint
 from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.compression.footprint.energy import energy
 from crushproof.compression.footprint.footprint import entropy_bytes, footprint, footprint_of_file, layer_macs

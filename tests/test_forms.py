@@ -17,9 +17,9 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torch.optim.swa_utils import AveragedModel
 
 import crushproof
-from crushproof.audit.plan import Plan
-from crushproof.audit.scripted import without_script
-from crushproof.audit.subject import resolve
+from crushproof.audit.plan.plan import Plan
+from crushproof.audit.subject.resolve import resolve
+from crushproof.audit.subject.scripted import without_script
 from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.compression.deployment.structure import load_module, save_module
 from crushproof.compression.footprint.footprint import footprint

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from crushproof.audit.cli import app
-from crushproof.audit.findings import Audit
+from crushproof.audit.schema.rows import Audit
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "own_model"
 

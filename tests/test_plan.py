@@ -12,9 +12,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crushproof.audit.plan import Plan, check_techniques, load_plan, parse_plan
-from crushproof.audit.starter import write_starter
-from crushproof.audit.yaml_plan import load_yaml
+from crushproof.audit.plan.plan import Plan, check_techniques, load_plan, parse_plan
+from crushproof.audit.plan.starter import write_starter
+from crushproof.audit.plan.yaml_text import load_yaml
 from crushproof.targets.errors import CrushproofError, InputError, UnsafeInput
 
 BASE = """\
@@ -216,7 +216,7 @@ def test_the_starter_plan_is_valid(tmp_path: Path) -> None:
 
 def test_loading_a_plan_needs_no_torch() -> None:
     heavy = "assert not {'torch', 'numpy'} & set(sys.modules)"
-    code = f"import sys, crushproof.audit.plan, crushproof.audit.policy; {heavy}"
+    code = f"import sys, crushproof.audit.plan.plan, crushproof.audit.verdict.policy; {heavy}"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

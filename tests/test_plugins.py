@@ -14,19 +14,19 @@ from crushproof.attacks.attack import ATTACKS, Attack
 from crushproof.attacks.evasion.engine import PERTURBERS
 from crushproof.attacks.evasion.evasion import Evasion
 from crushproof.attacks.evasion.gradient.pgd import Pgd
-from crushproof.audit import sources
 from crushproof.audit.catalogue import catalogue
 from crushproof.audit.doctor import examine
-from crushproof.audit.driver import run
-from crushproof.audit.identity import technique_identity
-from crushproof.audit.lineup import numbered
-from crushproof.audit.plan import Plan, check_techniques
-from crushproof.audit.schedule import Outcome
-from crushproof.audit.settings import technique_like
-from crushproof.audit.sources import release, source_digest
-from crushproof.audit.store import Store
-from crushproof.audit.subject import resolve
-from crushproof.audit.suite import Suite
+from crushproof.audit.engine.driver import run
+from crushproof.audit.engine.schedule import Outcome
+from crushproof.audit.engine.store import Store
+from crushproof.audit.plan.plan import Plan, check_techniques
+from crushproof.audit.plan.settings import technique_like
+from crushproof.audit.subject import sources
+from crushproof.audit.subject.identity import technique_identity
+from crushproof.audit.subject.resolve import resolve
+from crushproof.audit.subject.sources import release, source_digest
+from crushproof.audit.suite.lineup import numbered
+from crushproof.audit.suite.suite import Suite
 from crushproof.compression.recipe import RECIPES
 from crushproof.defenses.defense import DEFENSES
 from crushproof.targets.errors import InputError

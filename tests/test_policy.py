@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from crushproof.audit.assemble import known_metrics
-from crushproof.audit.file_rows import Footprint, Lineage
-from crushproof.audit.findings import Candidate, Change, Estimate, Finding, ThreatModel
-from crushproof.audit.gate_words import records_needed
-from crushproof.audit.judging import apply_policy, beyond, judge
-from crushproof.audit.policy import BUILT_IN, Policy, load_policy
+from crushproof.audit.findings.assemble import known_metrics
+from crushproof.audit.schema.file_rows import Footprint, Lineage
+from crushproof.audit.schema.rows import Candidate, Change, Estimate, Finding, ThreatModel
+from crushproof.audit.verdict.gate_sentences import records_needed
+from crushproof.audit.verdict.judging import apply_policy, beyond, judge
+from crushproof.audit.verdict.policy import BUILT_IN, Policy, load_policy
 from crushproof.compression.recipe import RECIPES
 from crushproof.targets.errors import InputError, UnsafeInput
 

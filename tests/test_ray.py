@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from crushproof.audit.cells import DamagedError
-from crushproof.audit.driver import run
-from crushproof.audit.progress import Silent
-from crushproof.audit.ray import RayCluster
-from crushproof.audit.store import Store
+from crushproof.audit.engine.cells import DamagedError
+from crushproof.audit.engine.driver import run
+from crushproof.audit.engine.progress import Silent
+from crushproof.audit.engine.ray import RayCluster
+from crushproof.audit.engine.store import Store
 from crushproof.targets.errors import InputError
 
 TOY = Path(__file__).with_name("toy_work.py")
@@ -188,7 +188,7 @@ def test_a_cluster_that_is_not_there(tmp_path: Path, address: str, cluster: Any)
 def test_what_arrives_damaged_is_not_stored(tmp_path: Path) -> None:
     import numpy as np
 
-    from crushproof.audit.cells import MANIFEST, Result, pack
+    from crushproof.audit.engine.cells import MANIFEST, Result, pack
 
     parts = pack(Result({"a": np.arange(3)}, {"b": 1}, {"c.bin": b"c"}))
     outside = json.dumps({"../d": "0" * 64}).encode()

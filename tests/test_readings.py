@@ -13,9 +13,9 @@ from model_files import exported
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from crushproof.audit import files
-from crushproof.audit.plan import DENSE, Plan
-from crushproof.audit.sections import InterfacePlan
+from crushproof.audit.plan.plan import DENSE, Plan
+from crushproof.audit.plan.sections import InterfacePlan
+from crushproof.audit.subject import finished_file
 from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records
@@ -264,18 +264,20 @@ def test_doubt_is_a_flag_and_goes_from_the_dense_model_to_its_files(
     shares: Data, counter: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "counter.onnx").write_bytes(counter)
-    monkeypatch.setattr(files, "read_model_file", lambda path: exported(path.read_bytes()))  # no process of its own
-    alone = files.open_file("counter.onnx", tmp_path, InterfacePlan(), shares)
+    monkeypatch.setattr(
+        finished_file, "read_model_file", lambda path: exported(path.read_bytes())
+    )  # no process of its own
+    alone = finished_file.open_file("counter.onnx", tmp_path, InterfacePlan(), shares)
     assert alone.doubtful
-    assert not files.open_file("counter.onnx", tmp_path, InterfacePlan(units="0..1"), shares).doubtful
+    assert not finished_file.open_file("counter.onnx", tmp_path, InterfacePlan(units="0..1"), shares).doubtful
     raw = {
         "data": {"kind": "npz", "path": "data.npz"},
         "model": {"file": "counter.onnx"},
         "candidates": {"same": {"file": "counter.onnx"}},
     }
-    opened = files.open_all(Plan.model_validate(raw), tmp_path, shares)
+    opened = finished_file.open_all(Plan.model_validate(raw), tmp_path, shares)
     assert all(file.doubtful for file in opened.values())
     assert opened[DENSE].assumptions == opened["same"].assumptions == alone.assumptions
     raw["model"] = {"file": "counter.onnx", "interface": {"units": "0..1"}}
-    sure = files.open_all(Plan.model_validate(raw), tmp_path, shares)
+    sure = finished_file.open_all(Plan.model_validate(raw), tmp_path, shares)
     assert not any(file.doubtful for file in sure.values())

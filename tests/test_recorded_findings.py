@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from crushproof.audit.assemble import finding_row, measurements
-from crushproof.audit.cells import Result
-from crushproof.audit.plan import Plan
-from crushproof.audit.results import AuditResults
-from crushproof.audit.subject import resolve
-from crushproof.audit.suite import Suite
+from crushproof.audit.engine.cells import Result
+from crushproof.audit.findings.assemble import finding_row, measurements
+from crushproof.audit.findings.results import AuditResults
+from crushproof.audit.plan.plan import Plan
+from crushproof.audit.subject.resolve import resolve
+from crushproof.audit.suite.suite import Suite
 
 RECORDED = Path(__file__).parent / "recorded"
 PLAN: dict[str, Any] = {

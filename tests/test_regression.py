@@ -12,8 +12,8 @@ from scipy import stats
 import crushproof
 from crushproof.attacks.statistics import rates
 from crushproof.audit.api import AuditResult
-from crushproof.audit.plan import parse_plan
-from crushproof.audit.subject import load_data, resolve
+from crushproof.audit.plan.plan import parse_plan
+from crushproof.audit.subject.resolve import load_data, resolve
 from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.targets.data.csv import load_csv
 from crushproof.targets.data.npz import load_npz

@@ -13,9 +13,10 @@ from synthetic_audit import HOSTILE, SCRIPT, synthetic_audit
 from crushproof.attacks.access import Flag
 from crushproof.attacks.membership.risk import AUC, TPR
 from crushproof.attacks.risk import ACCURACY
-from crushproof.audit import charts, defense_views, dot_charts, footprint_views, views, words
-from crushproof.audit.findings import Audit, Environment, Estimate, Point
-from crushproof.audit.report import render, to_html
+from crushproof.audit.report import charts, defense_views, dot_charts, footprint_views, views
+from crushproof.audit.report.html import render, to_html
+from crushproof.audit.schema import wording
+from crushproof.audit.schema.rows import Audit, Environment, Estimate, Point
 
 
 class Page(HTMLParser):
@@ -59,10 +60,10 @@ def test_every_finding_and_every_gap_is_there(audit: Audit, page: Page) -> None:
         assert finding.reproduce in page.text
         if finding.estimate is not None:
             low, high = (
-                words.bare(v, audit.metrics[finding.metric]) for v in (finding.estimate.low, finding.estimate.high)
+                wording.bare(v, audit.metrics[finding.metric]) for v in (finding.estimate.low, finding.estimate.high)
             )
             assert (
-                f"{words.figure(finding.estimate.estimate, audit.metrics[finding.metric])} [{low}, {high}]".replace(
+                f"{wording.figure(finding.estimate.estimate, audit.metrics[finding.metric])} [{low}, {high}]".replace(
                     "\u00a0", " "
                 )
                 in page.text
@@ -142,7 +143,7 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [*HOSTILE, "lone\ud800surrogate"])
 def test_labels_are_short_visible_and_encodable(name: str) -> None:
-    shown = words.label(name)
+    shown = wording.label(name)
     assert 0 < len(shown) <= 64
     assert shown.isprintable()
     shown.encode("utf-8")
@@ -261,16 +262,16 @@ def test_difference_interval_is_newcombes() -> None:
 
 
 def test_figures_read_as_people_write_them() -> None:
-    assert words.figure(0.0654, TPR) == "6.5\u00a0%"
-    assert words.figure(0.6118, AUC) == "0.612"
-    assert words.signed(-0.0321, ACCURACY) == "\u22123.2"
-    assert words.signed(-0.00001, AUC) == "0.000"
-    assert words.size(40_872) == "40.9\u00a0kB"
-    assert words.size(999_999) == "1\u00a0MB"
-    assert words.number(1e-5) == "1e\u22125"
-    assert words.number(12_345) == "12\u00a0345"
-    assert words.duration(224.0) == "3.73\u00a0min"
-    assert words.setting({"norm": "linf", "epsilon": 0.1}) == "L\u221e, eps 0.1"
+    assert wording.figure(0.0654, TPR) == "6.5\u00a0%"
+    assert wording.figure(0.6118, AUC) == "0.612"
+    assert wording.signed(-0.0321, ACCURACY) == "\u22123.2"
+    assert wording.signed(-0.00001, AUC) == "0.000"
+    assert wording.size(40_872) == "40.9\u00a0kB"
+    assert wording.size(999_999) == "1\u00a0MB"
+    assert wording.number(1e-5) == "1e\u22125"
+    assert wording.number(12_345) == "12\u00a0345"
+    assert wording.duration(224.0) == "3.73\u00a0min"
+    assert wording.setting({"norm": "linf", "epsilon": 0.1}) == "L\u221e, eps 0.1"
 
 
 def test_charts_survive_odd_figures() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from synthetic_audit import HOSTILE, SCRIPT, synthetic_audit
 
-from crushproof.audit.report import render, to_html
+from crushproof.audit.report.html import render, to_html
 
 FLAGS = [
     "--no-sandbox",

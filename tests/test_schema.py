@@ -13,10 +13,10 @@ from pydantic import ValidationError
 from synthetic_audit import synthetic_audit
 
 import crushproof
-from crushproof.audit.file_rows import LayerRounding
-from crushproof.audit.findings import SCHEMA
-from crushproof.audit.json_schema import json_schema
-from crushproof.audit.reading import read_audit
+from crushproof.audit.schema.file_rows import LayerRounding
+from crushproof.audit.schema.json_schema import json_schema
+from crushproof.audit.schema.read import read_audit
+from crushproof.audit.schema.rows import SCHEMA
 from crushproof.targets.errors import InputError
 
 DOCS = Path(crushproof.__file__).parent / "docs"

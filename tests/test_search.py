@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crushproof.audit.plan import Plan, check_techniques, load_plan
-from crushproof.audit.searching import run_search, settings_of
+from crushproof.audit.plan.plan import Plan, check_techniques, load_plan
+from crushproof.audit.search import run_search, settings_of
 from crushproof.compression.search import SearchSettings, TriedRecipe, beyond, pareto, split, values
 from crushproof.targets.data.data import Data
 from crushproof.targets.errors import InputError

@@ -17,10 +17,10 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from crushproof.attacks.access import Flag
-from crushproof.audit.audited import AuditedModel
-from crushproof.audit.cells import Result
-from crushproof.audit.results import AuditResults
-from crushproof.audit.suite import Suite
+from crushproof.audit.engine.cells import Result
+from crushproof.audit.findings.results import AuditResults
+from crushproof.audit.subject.audited import AuditedModel
+from crushproof.audit.suite.suite import Suite
 from crushproof.targets.errors import InputError, NotApplicable
 from crushproof.targets.runtimes.litert import LiteRtTarget
 from crushproof.targets.runtimes.onnx import OnnxTarget

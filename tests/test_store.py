@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crushproof.audit import store as store_module
-from crushproof.audit.cells import Cell, Result, cell_key
-from crushproof.audit.store import Store
+from crushproof.audit.engine import store as store_module
+from crushproof.audit.engine.cells import Cell, Result, cell_key
+from crushproof.audit.engine.store import Store
 from crushproof.targets.errors import Incomplete, InputError
 
 KEY = cell_key("a test")
@@ -125,7 +125,7 @@ def test_only_the_owner_may_look(tmp_path: Path) -> None:
 
 def test_a_second_run_is_told_who_holds_the_folder(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from crushproof.audit.store import Store\n"
+        "import sys, time; from pathlib import Path; from crushproof.audit.engine.store import Store\n"
         "with Store(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from crushproof.attacks.evasion.gradient.pgd import craft
-from crushproof.audit.lineup import assemble
-from crushproof.audit.plan import Plan
-from crushproof.audit.sources import source_digest
-from crushproof.audit.subject import DenseModel, Subject, resolve
+from crushproof.audit.plan.plan import Plan
+from crushproof.audit.subject.resolve import DenseModel, Subject, resolve
+from crushproof.audit.subject.sources import source_digest
+from crushproof.audit.suite.lineup import assemble
 from crushproof.compression.layers.edit import noise
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import InputError
@@ -108,7 +108,7 @@ def test_every_way_to_import_counts(tmp_path: Path, imports: str) -> None:
 def test_another_process_finds_the_same_digest(folder: Path) -> None:
     code = f"""
 from pathlib import Path
-from crushproof.audit.sources import source_digest
+from crushproof.audit.subject.sources import source_digest
 print(source_digest(["my_model"], Path({str(folder)!r})))
 """
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

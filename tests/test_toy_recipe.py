@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from crushproof.audit.plan import Plan
+from crushproof.audit.plan.plan import Plan
 from crushproof.audit.run import run_audit
 from crushproof.compression.deployment.structure import load_module, save_module
 from crushproof.compression.layers.edit import REBUILDABLE

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from crushproof.audit.cells import Cell, Result, cell_key
-from crushproof.audit.driver import Executor, run
-from crushproof.audit.local import Processes
-from crushproof.audit.progress import Progress
-from crushproof.audit.ray import RayCluster
-from crushproof.audit.schedule import Outcome
-from crushproof.audit.store import Store
-from crushproof.audit.work import CellResults
+from crushproof.audit.engine.cells import Cell, Result, cell_key
+from crushproof.audit.engine.driver import Executor, run
+from crushproof.audit.engine.local import Processes
+from crushproof.audit.engine.progress import Progress
+from crushproof.audit.engine.ray import RayCluster
+from crushproof.audit.engine.schedule import Outcome
+from crushproof.audit.engine.store import Store
+from crushproof.audit.engine.work import CellResults
 from crushproof.targets.errors import InputError, NotApplicable, Unavailable
 
 

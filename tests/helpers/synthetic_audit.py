@@ -9,9 +9,9 @@ from crushproof.attacks.evasion.risk import EVASION, ROBUST_ACCURACY
 from crushproof.attacks.extraction.risk import EXTRACTION, FIDELITY
 from crushproof.attacks.membership.risk import AUC, MEMBERSHIP, TPR
 from crushproof.attacks.risk import QUALITIES
-from crushproof.audit import words
-from crushproof.audit.file_rows import Certificate, Footprint, Macs
-from crushproof.audit.findings import (
+from crushproof.audit.schema import wording
+from crushproof.audit.schema.file_rows import Certificate, Footprint, Macs
+from crushproof.audit.schema.rows import (
     Audit,
     Candidate,
     DataSummary,
@@ -119,7 +119,7 @@ def gates_of(named: Named, findings: list[Finding]) -> list[Gate]:
                         compares="change",
                         verdict=f.verdict,
                         p_value=0.0004 if f.verdict == "fail" else None,
-                        sentence=f"{name}: {words.finding_words(f, METRICS[f.metric])}; "
+                        sentence=f"{name}: {wording.finding_words(f, METRICS[f.metric])}; "
                         f"the policy allows {100 * limit:+.1f} points.",
                     )
                 )

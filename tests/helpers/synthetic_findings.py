@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from crushproof.audit.findings import Change, Estimate, Finding, GroupEstimate, Part, Point, ThreatModel
+from crushproof.audit.schema.rows import Change, Estimate, Finding, GroupEstimate, Part, Point, ThreatModel
 
 EPSILONS = (0.03, 0.05, 0.1, 0.15)
 

@@ -1,0 +1,1 @@
+"""Runs cells and keeps their results: by content, resumable, here or on other machines."""

@@ -1,0 +1,114 @@
+"""The loop that runs an audit's cells: the schedule says which are ready, an executor computes them somewhere.
+
+Nothing here decides a result: order, place, number of workers and restarts change times only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Protocol
+
+from ..plan.sections import EnginePlan, RayEngine
+from .cells import Cell
+from .local import InProcess, Processes
+from .progress import Progress, Silent
+from .schedule import Outcome, Schedule
+from .store import Store
+from .work import Attempt, Spawn, Work, peak_bytes
+
+
+class Executor(Protocol):
+    """Where cells are computed. Leaving it ends whatever is still at work."""
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    @property
+    def slots(self) -> int:
+        """How many cells it works at, at once."""
+
+    def submit(self, cell: Cell, needs: Sequence[str]) -> None:
+        """Takes a cell; `needs` are keys of the results it reads, all in the store."""
+
+    def wait(self) -> list[tuple[Cell, Attempt]]:
+        """The cells that ended, at least one; the results of those that finished are in the store."""
+
+
+def run(
+    work: Work,
+    store: Store,
+    executor: Executor | None = None,
+    *,
+    cells: Sequence[Cell] | None = None,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Computes every cell that is not in the store. The caller holds the store's lock.
+
+    Args:
+        executor: entered only when there is something to compute; default: this process.
+        cells: those to run, with all they need, in topological order; default: all.
+
+    Raises:
+        CrushproofError: as a cell raised it; the other results are kept.
+        KeyboardInterrupt: results so far are kept.
+    """
+    progress = progress or Silent()
+    schedule = Schedule(work.cells() if cells is None else cells, store, progress)
+    executor = executor or InProcess(work, store)
+    peak = 0
+    progress.start([schedule.by_key[key] for key in schedule.todo], len(schedule.stored))
+    try:
+        if schedule.todo:
+            with executor:
+                peak = _drive(schedule, executor)
+    finally:
+        progress.stop()
+    return schedule.outcome(peak_bytes() + peak)
+
+
+def _drive(schedule: Schedule, executor: Executor) -> int:
+    """Until nothing more can be done; the largest resident bytes of its workers together."""
+    busy, most = 0, 0
+    peaks: dict[str, int] = {}
+    while True:
+        while busy < executor.slots and (cell := schedule.next()) is not None:
+            schedule.progress.begin(cell)
+            executor.submit(cell, schedule.needs[cell.key])
+            busy += 1
+        if busy == 0:
+            return sum(sorted(peaks.values(), reverse=True)[:most])
+        most = max(most, busy)
+        for cell, ended in executor.wait():
+            busy -= 1
+            if ended.worker:
+                peaks[ended.worker] = ended.peak_bytes
+            schedule.hear(cell, ended)
+
+
+def executor_for(engine: EnginePlan, store: Store, spawn: Spawn | None, *, device: str) -> Executor | None:
+    """What a plan's `engine` asks for.
+
+    Args:
+        spawn: how a worker builds the work; None when only this process can.
+        device: `cpu` or `cuda`, what the cells compute on.
+
+    Returns:
+        None for this process.
+    """
+    if isinstance(engine, RayEngine) and spawn is not None:
+        from .ray import RayCluster
+
+        return RayCluster(store, spawn, address=engine.address, gpus=int(device == "cuda"))
+    if isinstance(engine, RayEngine) or engine.workers == 0 or spawn is None:
+        return None
+    return Processes(store, cores() if engine.workers == "auto" else engine.workers, spawn)
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,233 @@
+"""Where results live: one folder per cell, written whole or not at all. The files are the truth.
+
+    OUT/evidence/cells/<ab>/<key>/   document.json, arrays.safetensors, files/*, manifest.json with a digest of each
+    OUT/evidence/temporary/          half-written cells of a run that was killed; swept by the next run
+    OUT/evidence/failures/           tracebacks of cells that failed
+    OUT/evidence/journal.jsonl       and index.sqlite: see ledger.py; never read for results
+    OUT/evidence/lock                held by the one run that may work here
+
+Evidence tells what became of each training record, so its folder is readable by its owner only (mode 0700).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+import uuid
+from pathlib import Path
+
+from ...targets.errors import Incomplete
+from ..writing import sync, write_new, writing
+from .cells import FILES, MANIFEST, Cell, DamagedError, Result, canonical_json, check, digests_in, pack, unpack
+from .ledger import Ledger, whoami
+
+
+class Store(Ledger):
+    """The results in the output folder of an audit, by key, and the ledger of who computed them.
+
+    Any number of processes may read and write cells; the one that runs the audit enters the store (`with store:`),
+    which holds its lock.
+
+    Args:
+        folder: the audit's output folder, made when it is not there; the store is its subfolder `evidence`.
+
+    Raises:
+        InputError: the folder cannot be made or written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, folder / "evidence")
+        self.damaged: list[str] = []  # keys whose files did not match their digests; each was thrown away
+        self._intact: set[str] = set()
+        self._lock: int | None = None
+        self._cells, self._temporary = self.private / "cells", self.private / "temporary"
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in (self.private, self._cells, self._temporary):
+                path.mkdir(mode=0o700, exist_ok=True)
+            if stat.S_IMODE(self.private.stat().st_mode) != 0o700:
+                self.private.chmod(0o700)
+
+    # -- results ------------------------------------------------------------------------------------------------------
+
+    def has(self, key: str) -> bool:
+        """Whether an intact result is stored. A damaged one is thrown away and noted in `damaged`."""
+        if key in self._intact:
+            return True
+        try:
+            return self._read(key) is not None
+        except DamagedError:
+            self.damaged.append(key)
+            self._discard(key)
+            return False
+
+    def get(self, key: str) -> Result:
+        """The stored result, checked against its digests.
+
+        Raises:
+            KeyError: nothing is stored under this key.
+            Incomplete: the files were damaged since they were written.
+        """
+        return unpack(self.parts(key))
+
+    def put(self, key: str, result: Result) -> None:
+        """Stores a result: it is all there afterwards, even if the power fails, or nothing is.
+
+        A result that is already there stays: equal keys mean equal results.
+
+        Raises:
+            InputError, Incomplete: the folder cannot be written, or the disk is full. What was stored stays.
+        """
+        self._put(key, pack(result))
+
+    def parts(self, key: str) -> dict[str, bytes]:
+        """The stored result as `pack` made it, to be sent to another machine. Raises as `get`."""
+        try:
+            parts = self._read(key)
+        except DamagedError as error:
+            raise Incomplete(
+                f"The stored result {self.path(key)} is damaged ({error}). Run the same command again: it is computed "
+                "anew. If that happens often, check the disk."
+            ) from None
+        if parts is None:
+            raise KeyError(key)
+        return parts
+
+    def receive(self, key: str, parts: dict[str, bytes]) -> None:
+        """Stores what another machine packed.
+
+        Raises:
+            DamagedError: it is not what was packed there; nothing is stored.
+            InputError, Incomplete: as `put`.
+        """
+        check(parts)
+        self._put(key, parts)
+
+    def _put(self, key: str, parts: dict[str, bytes]) -> None:
+        final = self.path(key)
+        temporary = self._temporary / f"{key[:16]}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+        files = any(name.startswith(f"{FILES}/") for name in parts)
+        with writing(self.folder):
+            try:
+                temporary.mkdir(mode=0o700)
+                if files:
+                    (temporary / FILES).mkdir(mode=0o700)
+                for name, raw in parts.items():
+                    write_new(temporary / name, raw)
+                for path in (temporary / FILES, temporary) if files else (temporary,):
+                    sync(path)
+                if not final.parent.exists():
+                    final.parent.mkdir(mode=0o700, exist_ok=True)
+                    sync(self._cells)
+                if not final.exists():
+                    _rename(temporary, final)
+                    sync(final.parent)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+        self._intact.add(key)
+
+    def path(self, key: str) -> Path:
+        """The folder of a cell; the files in it are read-only to everybody but `put`."""
+        return self._cells / key[:2] / key
+
+    def evidence(self, key: str) -> tuple[str, str]:
+        """Where a result lies, seen from the output folder, and the sha256 (hex) of its manifest, which covers it all.
+
+        Raises:
+            KeyError: nothing is stored under this key.
+        """
+        manifest = self.path(key) / MANIFEST
+        if not manifest.is_file():
+            raise KeyError(key)
+        return self.path(key).relative_to(self.folder).as_posix(), hashlib.sha256(manifest.read_bytes()).hexdigest()
+
+    def keep_failure(self, cell: Cell, trace: str) -> None:
+        """Writes the traceback of a failed cell into the folder `failures`."""
+        folder = self.private / "failures"
+        with writing(self.folder):
+            folder.mkdir(mode=0o700, exist_ok=True)
+            (folder / f"{re.sub(r'[^A-Za-z0-9.+-]', '_', cell.name)}.txt").write_text(trace)
+
+    def _read(self, key: str) -> dict[str, bytes] | None:
+        """The bytes of every part, verified; None when there is no such cell."""
+        folder = self.path(key)
+        if not folder.is_dir():
+            return None
+        try:
+            manifest = (folder / MANIFEST).read_bytes()
+            parts = {name: (folder / name).read_bytes() for name in digests_in(manifest)}
+        except OSError as error:
+            raise DamagedError(f"{type(error).__name__}: {error}") from None
+        parts[MANIFEST] = manifest
+        check(parts)
+        self._intact.add(key)
+        return parts
+
+    def _discard(self, key: str) -> None:
+        self._intact.discard(key)
+        with writing(self.folder):
+            _rename(self.path(key), self._temporary / f"damaged.{key[:16]}.{uuid.uuid4().hex[:8]}")
+
+    # -- one run at a time --------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Store:
+        """Holds the folder for this run; sweeps what a killed run left, and mends journal and index.
+
+        Raises:
+            Incomplete: another run holds it; the message says which.
+        """
+        with writing(self.folder):
+            descriptor = os.open(self.private / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise Incomplete(
+                    f"Another run is at work in {self.folder}: {_holder(descriptor)}. Wait until it ends and run the "
+                    "same command again (it takes over what is computed), or give this run a folder of its own with "
+                    "--out."
+                ) from None
+            with writing(self.folder):
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, canonical_json(whoami()), 0)
+                os.fsync(descriptor)
+                self._sweep()
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._lock = descriptor
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            os.close(self._lock)  # and the lock with it; the file stays, because removing it would race
+            self._lock = None
+
+    def _sweep(self) -> None:
+        for left in (*self._temporary.iterdir(), self.private / "failures"):
+            shutil.rmtree(left, ignore_errors=True)
+        self.mend({path.name for path in self._cells.glob("??/*") if path.is_dir()})
+
+
+def _rename(source: Path, target: Path) -> None:
+    """Moves a folder; when another process was first, or swept it, that is as good."""
+    try:
+        source.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT):
+            raise
+
+
+def _holder(descriptor: int) -> str:
+    """Who wrote the lock file, as far as it can be read."""
+    try:
+        holder = json.loads(os.pread(descriptor, 4096, 0))
+        return f"process {holder['pid']} on {holder['host']}, since {holder['at']}"
+    except (ValueError, KeyError, TypeError):
+        return "a process that has not yet said who it is"

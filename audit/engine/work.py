@@ -1,0 +1,136 @@
+"""What computes cells, and one attempt at a cell: the same in this process, in another one and on another machine."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import resource
+import socket
+import sys
+import time
+import traceback
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Literal, Protocol
+
+from ...targets.errors import CrushproofError, InputError, NotApplicable, Unavailable
+from .cells import Cell, Result
+
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")  # of a worker
+
+
+class CellResults(Protocol):
+    """Where a cell finds the results it needs and leaves its own."""
+
+    def get(self, key: str) -> Result: ...
+
+    def put(self, key: str, result: Result) -> None: ...
+
+    def log(self, event: str, cell: Cell, **facts: float | str) -> None: ...
+
+
+class Work(Protocol):
+    """Cells and how to compute them."""
+
+    def cells(self) -> list[Cell]:
+        """In topological order: what a cell needs stands before it."""
+
+    def compute(self, cell: Cell, store: CellResults) -> Result:
+        """The result of a cell from those it needs, and no others; a function of the cell's key alone.
+
+        Raises:
+            NotApplicable: stored as the result `{"not_applicable": message}`, and so never tried again.
+            Unavailable: nothing is stored; what needs the cell does not run either, and the next run tries again.
+            CrushproofError: stops the run.
+            Exception: fails this cell; what does not need it still runs.
+        """
+
+
+Spawn = tuple[str, str]  # (`module:function`, argument): how a worker builds its own work
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What became of one attempt at a cell.
+
+    Args:
+        event: stop: an error for the user ends the run; died: its worker ended while it was at the cell; lost: the
+            cell cannot be blamed (its machine went away).
+        seconds: of CPU time, when it is finished.
+        why: of any other event, for people; of died: how, as in "its worker [was killed by signal 9]".
+        trace: the traceback of a failed cell; of died: what the user may do.
+        error: of stop: the class of the error.
+        worker: machine and process; "" is this one.
+        peak_bytes: the largest resident size of the worker so far.
+    """
+
+    event: Literal["finished", "failed", "unavailable", "stop", "died", "lost"]
+    seconds: float = 0.0
+    why: str = ""
+    trace: str = ""
+    error: str = ""
+    worker: str = ""
+    peak_bytes: int = 0
+
+
+def attempt(work: Work, cell: Cell, results: CellResults) -> Attempt:
+    """Computes one cell into `results`.
+
+    Raises:
+        CrushproofError: as the cell raised it; this ends the run.
+    """
+    try:
+        results.log("started", cell)
+        started = time.process_time()
+        try:
+            result = work.compute(cell, results)
+        except Unavailable:
+            raise
+        except NotApplicable as error:
+            result = Result(document={"not_applicable": str(error)})
+        results.put(cell.key, result)
+        seconds = time.process_time() - started
+        results.log("finished", cell, seconds=seconds)
+    except Unavailable as error:
+        return Attempt("unavailable", why=str(error))
+    except CrushproofError:
+        raise
+    except (Exception, SystemExit) as error:  # one broken cell must not cost the others
+        return Attempt("failed", why=in_words(error), trace=traceback.format_exc())
+    return Attempt("finished", seconds=seconds)
+
+
+def attempt_in_worker(spawn: Spawn, cell: Cell, results: CellResults) -> Attempt:
+    """`attempt` in a worker, which builds the work at its first cell and keeps it; raises nothing."""
+    try:
+        work = _built(*spawn)
+        if cell.key not in {one.key for one in work.cells() if one.name == cell.name}:
+            raise InputError(
+                f"The plan means another {cell.name} on {socket.gethostname()} than where the audit was started: a "
+                "package has another version there, or the plan's files changed meanwhile. Make them equal and run the "
+                "same command again."
+            )
+        ended = attempt(work, cell, results)
+    except Exception as error:
+        traceback.print_exc()  # into the worker's log
+        why = str(error) if isinstance(error, CrushproofError) else in_words(error)
+        ended = Attempt("stop", why=why, error=type(error).__name__)
+    return replace(ended, worker=f"{socket.gethostname()}:{os.getpid()}", peak_bytes=peak_bytes())
+
+
+@lru_cache(maxsize=1)
+def _built(function: str, argument: str) -> Work:
+    module, _, name = function.partition(":")
+    work: Work = getattr(importlib.import_module(module), name)(argument)
+    return work
+
+
+def in_words(error: BaseException) -> str:
+    """One line for an error nobody foresaw."""
+    return f"{type(error).__name__}: {error}".strip().replace("\n", " ")[:500]
+
+
+def peak_bytes() -> int:
+    """The largest resident size this process ever had."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

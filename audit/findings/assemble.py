@@ -1,0 +1,301 @@
+"""From what is in the store to an audit: a row per model, a finding per measurement, and what was not measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from ...attacks.attack import ATTACKS, Attack
+from ...attacks.measurement import Measurement
+from ...attacks.preparation import Scope
+from ...attacks.risk import QUALITIES, Metric, Risk
+from ...attacks.statistics.power import unseen_loss
+from ...targets.errors import InputError
+from ...targets.seeds import derive
+from ..engine.cells import Result
+from ..engine.schedule import Outcome
+from ..engine.store import Store
+from ..plan.plan import DENSE
+from ..schema.rows import (
+    SCHEMA,
+    Audit,
+    Candidate,
+    DataSummary,
+    Environment,
+    Finding,
+    GroupEstimate,
+    NotMeasured,
+    ThreatModel,
+)
+from ..subject.audited import AuditedModel
+from ..suite.attack_cells import attack_cell
+from ..suite.suite import Suite
+from ..verdict.judging import apply_policy
+from ..verdict.policy import Policy
+from .candidates import candidate_row
+from .estimates import change, curves, estimate, part, rate
+from .results import AttackResults, AuditResults
+
+UNMADE = "the candidate itself"
+
+
+def assemble(
+    suite: Suite, store: Store, outcome: Outcome, policy: Policy, command: str, only: str | None = None
+) -> Audit:
+    """The audit from what is in the store; what is missing becomes rows that say so."""
+    results = results_of(suite, store, outcome, command)
+    rows: list[Candidate] = []
+    findings: list[Finding] = []
+    missing: list[NotMeasured] = []
+    for model in suite.models.values():
+        if only is not None and model.name != only.partition("/")[0]:
+            continue
+        made = results.of(model.name)
+        if made is None:
+            why = results.why(suite.model_cell(model.name))
+            missing.append(NotMeasured(candidate=model.name, what=UNMADE, reason=why))
+            continue
+        measured = measurements(results, model)
+        found = [finding_row(results, model, *one) for one in measured if one[2].draw is None]
+        found = [one for one in found if only is None or one.id == only]
+        if only is not None and not found:
+            missing.append(NotMeasured(candidate=model.name, what=only, reason="its attack gave no such finding"))
+        rows.append(candidate_row(results, model, made, [one for _, _, one in measured if one.draw is not None]))
+        findings += found
+        missing += not_measured(model.name, found)
+        missing += missing_draws(results, model)
+        missing += missing_runtimes(results, model.name)
+    made_names = {row.name for row in rows}
+    release = [name for name in suite.plan.up_for_release if only is None or name in made_names]
+    unmade = [f"{row.candidate}: {row.reason}" for row in missing if row.what == UNMADE and row.candidate in release]
+    metrics = known_metrics(suite.lineup.attacks)
+    judged = apply_policy(rows, findings, policy, release, metrics)
+    data = suite.subject.data
+    return Audit(
+        schema_=SCHEMA,
+        name=suite.plan.name,
+        verdict=judged.verdict,
+        deciding=[*judged.deciding, *unmade],
+        plan=suite.plan.model_dump(mode="json", exclude={"engine"}),
+        plan_digest=suite.plan.digest,
+        seed=suite.plan.seed,
+        data=DataSummary(
+            name=data.name,
+            digest=data.digest,
+            shape=list(data.shape),
+            classes=list(data.class_names),
+            members=None if data.members is None else len(data.members),
+            non_members=len(data.non_members),
+            evaluation=len(data.evaluation_ids),
+            attacker=len(data.non_members) - len(data.evaluation_ids),
+        ),
+        candidates=judged.candidates,
+        findings=judged.findings,
+        risks=known_risks(suite),
+        metrics=metrics,
+        policy=judged.gates,
+        policy_name=policy.name,
+        release=release,
+        not_measured=missing,
+        power=power_of(suite),
+        limits=[*data.notes, *model_notes(results), *limits_of(suite)],
+        declared=dict(suite.plan.declared),
+        environment=Environment(),
+    )
+
+
+def results_of(suite: Suite, store: Store, outcome: Outcome, command: str) -> AuditResults:
+    def get(name: str) -> Result | None:
+        if not suite.has(name) or not store.has(suite.cell(name).key):
+            return None
+        result = store.get(suite.cell(name).key)
+        return None if "not_applicable" in result.document else result
+
+    def why(name: str) -> str:
+        if name in outcome.failed:
+            return f"failed: {outcome.failed[name]}"
+        if name in outcome.unavailable:
+            return outcome.unavailable[name]
+        if suite.has(name) and store.has(suite.cell(name).key):
+            return str(store.get(suite.cell(name).key).document.get("not_applicable", "unknown"))
+        return "something it needs failed"
+
+    def evidence(name: str) -> tuple[str, str]:
+        return store.evidence(suite.cell(name).key)
+
+    return AuditResults(suite, get, why, evidence, command)
+
+
+# -- findings ---------------------------------------------------------------------------------------------------------
+
+
+def measurements(results: AuditResults, model: AuditedModel) -> list[tuple[Attack, str, Measurement]]:
+    """What every attack says of one model, measured or not: none is silently missing."""
+    suite = results.suite
+    return [
+        (attack, label, measured)
+        for attack, label in suite.lineup.attacks
+        for measured in attack.measure(AttackResults(results, suite.scope(label), model))
+    ]
+
+
+def finding_row(
+    results: AuditResults, model: AuditedModel, attack: Attack, label: str, measured: Measurement
+) -> Finding:
+    """A measurement with its intervals, its id, its evidence and how to get it again; no verdict yet."""
+    suite = results.suite
+    identifier = finding_id(model.name, label, measured.detail)
+    gateable = measured.gateable and not model.is_dense
+    own = None if measured.outcome is None else estimate(measured.outcome)
+    seed = derive(suite.plan.seed, "bootstrap")
+    groups = [GroupEstimate(name=name, **rate(one.successes).model_dump()) for name, one in measured.groups.items()]
+    found = Finding(
+        id=identifier,
+        candidate=model.name,
+        risk=attack.risk.name,
+        attack=measured.attack,
+        metric=measured.metric.name,
+        better=measured.metric.better,
+        setting=measured.setting,
+        chosen=measured.chosen,
+        threat_model=ThreatModel(
+            access="none" if measured.threat.access is None else measured.threat.access.value,
+            knowledge=measured.threat.knowledge,
+            budget=measured.threat.budget,
+        ),
+        estimate=own,
+        available=measured.available,
+        changes=[change(one, seed=seed) for one in measured.comparisons],
+        gateable=gateable,
+        gated=gateable,
+        verdict="not-measured" if own is None else "not-gated",
+        reason=measured.reason,
+        flags=list(measured.flags),
+        notes=list(measured.notes),
+        parts=[part(one) for one in measured.parts],
+        curves=curves(measured),
+        who_is_hit=sorted(groups, key=lambda row: (row.estimate, row.name)),
+        taxonomy={framework: list(ids) for framework, ids in attack.risk.taxonomy.items()},
+        reproduce=reproduce(results.command, identifier),
+    )
+    result = results.get(attack_cell(label, model.name, measured.run))
+    return found if result is None else _with_evidence(results, found, attack_cell(label, model.name, measured.run))
+
+
+def finding_id(model: str, label: str, detail: str = "") -> str:
+    """The model and the attack, and what tells it from another finding of the same attack."""
+    return f"{model}/{label}" + (f"/{detail}" if detail else "")
+
+
+def reproduce(command: str, identifier: str) -> str:
+    """How to get a finding again; an audit from Python has no command."""
+    if command:
+        return f"{command} --only {identifier}"
+    return "call crushproof.audit_model again with the same arguments and out=..., which keeps what is computed"
+
+
+def _with_evidence(results: AuditResults, finding: Finding, cell: str) -> Finding:
+    result = results.get(cell)
+    assert result is not None, "asked only where there is evidence"
+    path, digest = results.evidence(cell)
+    return finding.model_copy(update={"evidence": path, "evidence_digest": digest, **result.document["ledger"]})
+
+
+def cells_of(suite: Suite, finding: str) -> list[str]:
+    """Names of the cells a finding rests on: the candidate's own and its baselines'.
+
+    Raises:
+        InputError: the plan gives no such finding.
+    """
+    known = []
+    for model in suite.models.values():
+        for attack, label in suite.lineup.attacks:
+            own = [finding_id(model.name, label, detail) for detail in attack.details(model)]
+            known += own
+            if finding in own:
+                lineage = suite.lineage_cell(model.name)
+                return [*suite.cells_read(attack, label, model), *([lineage] if suite.has(lineage) else [])]
+    raise InputError(f"There is no finding {finding!r} in this plan. Known: {', '.join(known)}.")
+
+
+# -- what was not measured --------------------------------------------------------------------------------------------
+
+
+def not_measured(model: str, findings: list[Finding]) -> list[NotMeasured]:
+    """A row for each finding that has no estimate and each part of an attack that did not run."""
+    rows = []
+    for finding in findings:
+        if finding.estimate is None:
+            rows.append(NotMeasured(candidate=model, what=finding.id, reason=finding.reason or "unknown"))
+        rows += [
+            NotMeasured(candidate=model, what=f"{finding.id}: {one.name}", reason=one.skipped)
+            for one in finding.parts
+            if one.skipped
+        ]
+    return rows
+
+
+def missing_draws(results: AuditResults, model: AuditedModel) -> list[NotMeasured]:
+    """A row for each draw of a random recipe that could not be made."""
+    cells = [results.suite.model_cell(model.name, draw) for draw in range(1, len(model.draws) + 1)]
+    return [
+        NotMeasured(candidate=model.name, what=cell, reason=results.why(cell))
+        for cell in cells
+        if results.get(cell) is None
+    ]
+
+
+def missing_runtimes(results: AuditResults, model: str) -> list[NotMeasured]:
+    """A row for each runtime of the plan in which the file could not be run."""
+    cells = {label: results.suite.runtime_cell(model, label) for _, label in results.suite.lineup.runtimes}
+    return [
+        NotMeasured(candidate=model, what=f"in {label}", reason=results.why(cell))
+        for label, cell in cells.items()
+        if results.get(cell) is None
+    ]
+
+
+def model_notes(results: AuditResults) -> list[str]:
+    """What the check of the dense model noticed and did not refuse."""
+    cell = results.suite.training_cell(DENSE)
+    trained = results.get(cell)
+    return [] if trained is None else list(trained.document["notes"])
+
+
+# -- what the whole audit says ----------------------------------------------------------------------------------------
+
+
+def known_metrics(planned: Sequence[tuple[Attack, str]]) -> dict[str, Metric]:
+    """Every figure there is, by name: of models, of the plan's attacks, of the other attacks."""
+    attacks = [attack.metrics for attack, _ in planned]
+    others = [kind.metrics for kind in ATTACKS.kinds().values()]
+    return {metric.name: metric for metrics in (QUALITIES, *attacks, *others) for metric in metrics}
+
+
+def known_risks(suite: Suite) -> dict[str, Risk]:
+    """The risks of the plan's attacks, by name, in the order of the plan."""
+    return {attack.risk.name: attack.risk for attack, _ in suite.lineup.attacks}
+
+
+def power_of(suite: Suite) -> list[str]:
+    """Which loss or leak would have gone unseen, at 80 % power and 95 % confidence."""
+    if suite.subject.data.regression:
+        return []  # these are figures of shares; an error's interval says what it could have shown
+    n = len(suite.subject.data.evaluation_ids)
+    sentences = [f"Accuracy: {unseen_loss('a loss', n)} (less churn assumed than there may be)."]
+    return sentences + _said(suite, lambda attack, scope: attack.power(scope))
+
+
+def limits_of(suite: Suite) -> list[str]:
+    """What a pass does not prove."""
+    return [
+        *_said(suite, lambda attack, scope: attack.limits(scope)),
+        "Every figure holds for records like the evaluated ones and for the deployed bytes named by their digest. "
+        "Recompressing, retraining or another runtime makes another model.",
+        "Energy is modelled from operation counts and published figures per operation, not measured.",
+    ]
+
+
+def _said(suite: Suite, ask: Callable[[Attack, Scope], list[str]]) -> list[str]:
+    """What each attack says of itself, each sentence once."""
+    said = [sentence for attack, label in suite.lineup.attacks for sentence in ask(attack, suite.scope(label))]
+    return list(dict.fromkeys(said))

@@ -1,0 +1,111 @@
+"""Outcomes of attacks -> figures with their intervals, as the rows of audit.json want them: one way for all attacks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ...attacks.measurement import Auc, Comparison, Mean, MeasuredPart, Measurement, Outcome, Rate, TprAtFpr
+from ...attacks.statistics import ranking, rates
+from ..schema.rows import Change, Estimate, Part, Point
+
+
+def estimate(outcome: Outcome) -> Estimate:
+    """With its 95 % interval: Clopper-Pearson for a rate, Student's t for a mean, DeLong for an AUC; for a TPR one
+    that holds the error of its threshold.
+    """
+    match outcome:
+        case Rate(successes):
+            k, n = int(np.sum(successes)), len(successes)
+            interval = rates.clopper_pearson(k, n)
+            return Estimate(estimate=k / n, low=interval.low, high=interval.high, n=n)
+        case Mean(values):
+            interval, n = rates.mean(values), len(values)
+        case Auc(scores, is_member):
+            interval, n = ranking.auc(scores, is_member), len(is_member)
+        case TprAtFpr(scores, is_member, fpr):
+            interval, n = ranking.tpr_at_fpr(scores, is_member, fpr), len(is_member)
+    return Estimate(estimate=interval.estimate, low=interval.low, high=interval.high, n=n)
+
+
+def rate(successes: Any) -> Estimate:
+    """A share of records, bool [n]."""
+    return estimate(Rate(successes))
+
+
+def change(comparison: Comparison, *, seed: int) -> Change:
+    """The paired difference with its 95 % interval, on the same records.
+
+    Tango's score interval and exact McNemar for rates, the paired t for means, paired DeLong for AUCs, a paired
+    bootstrap for TPRs.
+
+    Args:
+        seed: of the bootstrap.
+    """
+    baseline_high = None
+    match comparison.own, comparison.theirs:
+        case Rate(own), Rate(theirs):
+            interval = rates.paired_change(own, theirs)
+            baseline, baseline_high = float(np.mean(theirs)), rate(theirs).high
+        case Mean(values), Mean(others):
+            interval = rates.mean(np.asarray(values) - np.asarray(others))
+            baseline = float(np.mean(others))
+        case Auc(scores, is_member), Auc(others, _):
+            interval = ranking.auc_change(scores, others, is_member)
+            baseline = ranking.auc(others, is_member).estimate
+        case TprAtFpr(scores, is_member, fpr), TprAtFpr(others, _, _):
+            interval = ranking.tpr_change(scores, others, is_member, fpr, seed=seed)
+            baseline = ranking.tpr_at_fpr(others, is_member, fpr).estimate
+        case own, theirs:
+            raise TypeError(f"{type(own).__name__} and {type(theirs).__name__} are figures of two kinds")
+    return Change(
+        baseline=comparison.baseline,
+        baseline_estimate=baseline,
+        difference=interval.estimate,
+        low=interval.low,
+        high=interval.high,
+        p_value=interval.p_value,
+        counted=list(comparison.counted),
+        flags=list(comparison.flags),
+        baseline_high=baseline_high,
+        floor=comparison.floor,
+        instead=comparison.instead,
+    )
+
+
+def part(measured: MeasuredPart) -> Part:
+    own = None if measured.outcome is None else estimate(measured.outcome)
+    return Part(
+        name=measured.name,
+        estimate=None if own is None else own.estimate,
+        low=None if own is None else own.low,
+        high=None if own is None else own.high,
+        flags=list(measured.flags),
+        skipped=measured.skipped,
+        headline=measured.headline,
+        counted=measured.counted,
+    )
+
+
+def curves(measurement: Measurement) -> dict[str, list[Point]]:
+    """Points for a chart: rates with their intervals, and ROC curves."""
+    return {
+        name: _roc(line) if isinstance(line, Auc) else [_point(x, own) for x, own in line]
+        for name, line in measurement.curves.items()
+    }
+
+
+def _point(x: float, outcome: Rate) -> Point:
+    own = estimate(outcome)
+    return Point(x=x, estimate=own.estimate, low=own.low, high=own.high)
+
+
+def _roc(outcome: Auc, points: int = 60) -> list[Point]:
+    """The ROC curve at about evenly spaced places of a logarithmic axis, from the first false positive on."""
+    false, true = ranking.roc(outcome.scores, outcome.is_member)
+    n = int((~outcome.is_member).sum())
+    wanted = np.unique(np.round(np.geomspace(1, n, min(points, n))).astype(int)) / n
+    # the best rate of the curve that stays within each false positive rate
+    last = np.searchsorted(false, wanted + 1e-12, side="right") - 1
+    return [Point(x=float(x), estimate=float(true[position])) for x, position in zip(wanted, last, strict=True)]

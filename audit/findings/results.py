@@ -1,0 +1,79 @@
+"""The finished results of a suite: as rows are made from them, and as an attack may look at its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ...attacks.access import Flag
+from ...attacks.case import Evidence
+from ...attacks.preparation import Audited, Preparation, Prepared, Ran, Scope
+from ...attacks.statistics.rates import no_better_than_guessing
+from ..engine.cells import Result
+from ..subject.audited import AuditedModel
+from ..suite.attack_cells import attack_cell, evidence_of
+from ..suite.suite import Suite
+
+
+@dataclass(frozen=True)
+class AuditResults:
+    """None where a cell did not finish or did not apply."""
+
+    suite: Suite
+    get: Callable[[str], Result | None]
+    why: Callable[[str], str]  # the reason why `get` gave None
+    evidence: Callable[[str], tuple[str, str]]  # path and digest of a cell's evidence
+    command: str  # how this audit was started, up to --only
+
+    def of(self, model: str) -> Result | None:
+        """What was stored of a model when it was made or taken."""
+        return self.get(self.suite.model_cell(model))
+
+    def flags(self, model: AuditedModel) -> set[str]:
+        """What is wrong with a model whatever is measured on it.
+
+        One no better than guessing is neither robust nor private; compression that looked at members voids what a
+        private training promised; a finished file that is asked in other units than it was trained on answers at
+        random, which looks like strength; of one that answers otherwise each time nothing is known.
+        """
+        made = self.of(model.name)
+        labels = self.suite.subject.data.evaluation.y.numpy()
+        correct = None if made is None else made.arrays.get("evidence/correct")
+        guessing = correct is not None and no_better_than_guessing(correct, labels)
+        found = {Flag.AT_CHANCE.value} if guessing else set()
+        if model.void is not None:
+            found.add(Flag.EPSILON_VOID.value)
+        if model.file is not None and model.file.doubtful:
+            found.add(Flag.INTERFACE_DOUBTFUL.value)
+        if made is not None and made.document.get("varies"):
+            found.add(Flag.ANSWERS_VARY.value)
+        return found
+
+
+@dataclass(frozen=True)
+class AttackResults:
+    """What one attack may look at when it measures one model: `attacks.preparation.Results`."""
+
+    results: AuditResults
+    scope: Scope
+    model: Audited
+
+    def evidence(self, ran: Ran) -> Evidence | None:
+        result = self.results.get(attack_cell(self.scope.label, ran.model, ran.detail))
+        return None if result is None else evidence_of(result)
+
+    def why(self, ran: Ran) -> str:
+        return self.results.why(attack_cell(self.scope.label, ran.model, ran.detail))
+
+    def prepared(self, preparation: Preparation) -> Prepared | None:
+        result = self.results.get(preparation.name)
+        return None if result is None else Prepared(result.arrays, result.document)
+
+    def flags(self, model: str) -> set[str]:
+        return self.results.flags(self.results.suite.models[model])
+
+    def without_twin(self, model: str) -> str | None:
+        made = self.results.of(model)
+        if made is None or made.document["certificate"] is not None:
+            return None
+        return str(made.document["no_twin"])

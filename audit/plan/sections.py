@@ -1,0 +1,193 @@
+"""The sections of a plan: its data, its dense model, its candidates."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from ...targets.technique import Technique
+from .settings import Settings, fault, technique_like
+
+FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+
+class DigitsData(Settings):
+    """scikit-learn's digits in seeded halves; needs no file."""
+
+    kind: Literal["digits"]
+
+
+class NpzData(Settings):
+    """An .npz with x_train, y_train (the members), x_test, y_test and what else docs/inputs.md lists."""
+
+    kind: Literal["npz"]
+    path: str = Field(description="of the file, seen from the plan's folder")
+    bounds: tuple[float, float] | None = Field(None, description="smallest and largest value of an input")
+    class_names: tuple[str, ...] | None = Field(None, description="default: as in the file, else the labels")
+    task: Literal["classification", "regression"] = Field("classification", description="whether y are classes")
+    name: str | None = Field(None, description="what the report calls the data; default: the file's name")
+
+
+class CsvData(Settings):
+    """Two CSV files with a header line: one column of labels, the others numbers."""
+
+    kind: Literal["csv"]
+    train_path: str | None = Field(None, description="the members; without it no attack on them is run")
+    test_path: str = Field(description="the non-members")
+    label: str = Field(description="name of the column of labels")
+    bounds: tuple[float, float] | None = Field(None, description="smallest and largest value of an input")
+    class_names: tuple[str, ...] | None = Field(None, description="default: the labels")
+    task: Literal["classification", "regression"] = Field("classification", description="whether labels are classes")
+    name: str | None = Field(None, description="what the report calls the data; default: the file's name")
+
+
+class MemoryData(Settings):
+    """Arrays handed over from Python (`crushproof.audit_model`); a plan file cannot ask for it."""
+
+    kind: Literal["memory"]
+    name: str
+
+
+DataPlan = Annotated[DigitsData | NpzData | CsvData | MemoryData, Field(discriminator="kind")]
+
+
+class InterfacePlan(Settings):
+    """What a finished file takes and answers. What is left out is found by looking and trying; the report says how."""
+
+    layout: Literal["channels-first", "channels-last", "flat"] | None = Field(None, description="of the file's input")
+    channels: Literal["rgb", "bgr"] | None = Field(None, description="the order of colours that the file takes")
+    mean: tuple[float, ...] | None = Field(None, description="per channel, in [0, 1] units; subtracted")
+    std: tuple[float, ...] | None = Field(None, description="per channel, in [0, 1] units; divided by after `mean`")
+    units: Literal["as given", "0..1", "0..255", "-1..1"] | None = Field(None, description="what an input counts in")
+    outputs: Literal["logits", "probabilities", "log-probabilities"] | None = Field(None, description="of the file")
+    labels: tuple[int, ...] | None = Field(None, description="for each class of the data, the file's output for it")
+    output: str | None = Field(None, description="name of the file's output that holds the classes, of several")
+
+    @model_validator(mode="after")
+    def _normalised(self) -> InterfacePlan:
+        if (self.mean is None) != (self.std is None):
+            raise fault("mean and std come together: an input is (value - mean) / std")
+        return self
+
+
+class ModelPlan(Settings):
+    """The dense model: how it is built, and its weights or how it is trained; or a finished ONNX file."""
+
+    architecture: str | None = Field(
+        None, description="module:function that returns the untrained model, a torch.nn.Module"
+    )
+    file: str | None = Field(None, description="in place of architecture and weights: the dense model as an ONNX file")
+    interface: InterfacePlan = Field(InterfacePlan(), description="of `file`")
+    parameters: dict[str, Any] = Field({}, description="keyword arguments of that function")
+    weights: str | None = Field(None, description="a .safetensors (or .pt) file; without it the audit trains the model")
+    training_function: str | None = Field(
+        None, description="module:function(module, x, y, seed) -> module; default: the built-in trainer"
+    )
+    training: dict[str, Any] = Field({}, description="hyper-parameters of the built-in trainer")
+
+    @field_validator("architecture", "training_function")
+    @classmethod
+    def _names_a_function(cls, value: str | None) -> str | None:
+        if value is not None and not FUNCTION.fullmatch(value):
+            raise fault(f"{value!r} must name a function as module:function, for example my_model:build")
+        return value
+
+    @model_validator(mode="after")
+    def _one_way_to_build(self) -> ModelPlan:
+        if (self.architecture is None) == (self.file is None):
+            raise fault("name either architecture (module:function) or file (an ONNX file) of the dense model")
+        if self.file is not None and self.weights is not None:
+            raise fault("an ONNX file holds its weights: leave this out", "weights")
+        if self.file is None and self.interface != InterfacePlan():
+            raise fault("describes an ONNX file, and none is named under file", "interface")
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_to_train(self) -> ModelPlan:
+        if self.training_function is not None and self.training:
+            raise fault(
+                "these are settings of the built-in trainer, which training_function replaces: keep one of the two",
+                "training",
+            )
+        return self
+
+
+class CandidatePlan(Settings):
+    """One compressed model: a recipe, perhaps hardened, or a finished file. A bare recipe may stand in its place."""
+
+    recipe: Any = Field(
+        None,
+        description="a short word such as int8, a kind, or a mapping with kind and its fields; of a file: how it is "
+        "declared to have been made, which is what shadow models are compressed by",
+    )
+    file: str | None = Field(None, description="a finished .onnx or .tflite file, audited as it is")
+    interface: InterfacePlan = Field(InterfacePlan(), description="of `file`")
+    defense: Any = Field(None, description="a kind, or a mapping with kind and its fields")
+    control: bool = Field(False, description="a model that is there to be compared with: never up for release")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_recipe(cls, raw: Any) -> Any:
+        bare = isinstance(raw, str | Technique) or (isinstance(raw, Mapping) and "kind" in raw and "recipe" not in raw)
+        return {"recipe": raw} if bare else raw
+
+    @field_validator("recipe", "defense")
+    @classmethod
+    def _technique(cls, value: Any) -> Any:
+        return None if value is None else technique_like(value)
+
+    @model_validator(mode="after")
+    def _has_a_recipe(self) -> CandidatePlan:
+        if self.file is None and self.recipe is None:
+            raise fault("name a recipe, or a finished file; the dense models are audited without being listed")
+        if self.file is not None and self.defense is not None:
+            raise fault("a finished file cannot be hardened: leave this out", "defense")
+        if self.file is None and self.interface != InterfacePlan():
+            raise fault("describes a finished file, and none is named under file", "interface")
+        return self
+
+
+class ShadowPlan(Settings):
+    """How many shadow models are trained for attacks that need them. More see smaller leaks and take longer."""
+
+    training_free: int = Field(
+        default=64, ge=2, le=4096, description="for the dense model and recipes that do not train"
+    )
+    trained: int = Field(default=16, ge=2, le=4096, description="for hardened parents and recipes that train")
+
+    @property
+    def most(self) -> int:
+        return max(self.training_free, self.trained)
+
+
+class LocalEngine(Settings):
+    """Cells are computed on this machine."""
+
+    kind: Literal["local"] = "local"
+    workers: int | Literal["auto"] = Field(
+        "auto", description="processes; auto is one per core, and 0 works in the command's own process"
+    )
+
+    @field_validator("workers", mode="plain")
+    @classmethod
+    def _workers(cls, value: Any) -> Any:
+        if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 256):
+            return value
+        raise fault("must be auto, or a number of processes from 0 (work in this process) to 256")
+
+
+class RayEngine(Settings):
+    """Cells are computed on a Ray cluster that is already running; see docs/cluster.md."""
+
+    kind: Literal["ray"]
+    address: str = Field(
+        "auto",
+        pattern=r"^(auto|[A-Za-z0-9._-]+:\d{1,5})$",
+        description="host:port of the cluster's head; auto is the cluster that this machine belongs to",
+    )
+
+
+EnginePlan = Annotated[LocalEngine | RayEngine, Field(discriminator="kind")]

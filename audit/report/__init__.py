@@ -1,0 +1,1 @@
+"""The report: an audit as one HTML document, and as a table in the terminal."""

@@ -1,0 +1,298 @@
+"""What the report works out from an audit before a template prints it: its rows by name, picks, fixes, gaps.
+
+Nothing here measures anything; every figure comes from the audit or is a difference of two figures in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ...attacks.risk import ACCURACY, QUALITIES, Metric
+from ..schema.rows import Audit, Candidate, Finding, Gate
+from ..schema.wording import (
+    change_interval,
+    change_unit,
+    enumerate_words,
+    estimate,
+    figure,
+    in_text,
+    interval,
+    label,
+    milliseconds,
+    plural,
+    sentence,
+    setting,
+    signed,
+)
+
+
+@dataclass(frozen=True)
+class Index:
+    """An audit with its rows by name. `order` numbers the findings: the anchors of the page."""
+
+    audit: Audit
+    candidates: dict[str, Candidate]
+    findings: dict[str, Finding]
+    order: dict[str, int]
+    plain: Candidate | None
+
+    def metric(self, name: str) -> Metric:
+        return self.audit.metrics[name]
+
+    def of(self, candidate: str) -> list[Finding]:
+        return [f for f in self.audit.findings if f.candidate == candidate]
+
+    def gate(self, finding: Finding) -> Gate | None:
+        return next((g for g in self.audit.policy if g.finding == finding.id), None)
+
+    def accuracy_gate(self, candidate: str) -> Gate | None:
+        return next(
+            (
+                g
+                for g in self.audit.policy
+                if g.candidate == candidate and g.rule in {metric.name for metric in QUALITIES}
+            ),
+            None,
+        )
+
+
+def index(audit: Audit) -> Index:
+    return Index(
+        audit,
+        {c.name: c for c in audit.candidates},
+        {f.id: f for f in audit.findings},
+        {f.id: place for place, f in enumerate(audit.findings)},
+        next((c for c in audit.candidates if c.role == "dense" and c.defense is None), None),
+    )
+
+
+def suffix(finding: Finding) -> str:
+    """The part of a finding's id after its candidate: `risk`, `risk/auc`."""
+    return finding.id.removeprefix(finding.candidate + "/")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One risk figure across candidates: the findings of one suffix."""
+
+    suffix: str
+    risk: str
+    metric: Metric
+    title: str
+    setting: str
+    findings: dict[str, Finding]
+
+    @property
+    def gated(self) -> bool:
+        return any(f.gated for f in self.findings.values())
+
+
+def columns(audit: Audit) -> list[Column]:
+    """In the order of the risks, a risk's main figure first."""
+    grouped: dict[str, list[Finding]] = {}
+    for finding in audit.findings:
+        grouped.setdefault(suffix(finding), []).append(finding)
+    made: list[Column] = []
+    for name, findings in grouped.items():
+        settings = {setting(f.setting) for f in findings}
+        common = settings.pop() if len(settings) == 1 else ""
+        first = findings[0]
+        figure = audit.metrics[first.metric]
+        title = figure.title
+        detail = name.partition("/")[2].replace("-", " ")
+        if detail and detail != first.metric and any(c.metric.name == first.metric for c in made):
+            title += f", {label(detail)}"
+        made.append(
+            Column(name, first.risk, audit.metrics[first.metric], title, common, {f.candidate: f for f in findings})
+        )
+    risks = list(audit.risks)
+    return sorted(made, key=lambda c: (risks.index(c.risk), c.suffix.count("/")))
+
+
+# --- which one to ship -----------------------------------------------------------------------------------------------
+
+
+def latency(audit: Audit, name: str, batch: int) -> float | None:
+    """Median milliseconds per call at that batch size; None when it was not timed."""
+    return next((row.p50 for row in audit.environment.latency.get(name, []) if row.batch == batch), None)
+
+
+def batches(audit: Audit) -> list[int]:
+    return sorted({row.batch for rows in audit.environment.latency.values() for row in rows})
+
+
+def picks(ix: Index) -> list[tuple[str, Candidate, str]]:
+    """(what it is, candidate, its figures) for the smallest and the fastest that pass."""
+    passing = [c for c in ix.audit.candidates if c.name in ix.audit.release and c.verdict == "pass"]
+    if not passing:
+        return []
+    smallest = min(passing, key=lambda c: (c.footprint.payload_bytes, -c.merit))
+    found = [("Smallest that passes", smallest, f"payload {smallest.footprint.ratio:.1f}\u00d7 smaller")]
+    timed = [(t, c) for c in passing if (t := latency(ix.audit, c.name, 1)) is not None]
+    if timed:
+        fastest = min(timed, key=lambda pair: (pair[0], pair[1].footprint.payload_bytes))
+        found.append(("Fastest that passes", fastest[1], f"{milliseconds(fastest[0])} for one record"))
+    accurate = max(passing, key=lambda c: (c.merit, -c.footprint.payload_bytes))
+    return [*found, ("Most accurate that passes", accurate, estimate(accurate.quality, accurate.quality_metric))]
+
+
+_OF_THE_DEFENSE = {"rounding", "rounding_seed", "calibration_inputs", "calibration_records"}
+
+
+def _without_defense_fields(recipe: Any) -> Any:
+    """A recipe without what a hardened form of it differs in."""
+    if isinstance(recipe, dict):
+        return {key: _without_defense_fields(value) for key, value in recipe.items() if key not in _OF_THE_DEFENSE}
+    return [_without_defense_fields(item) for item in recipe] if isinstance(recipe, list | tuple) else recipe
+
+
+def counterpart(ix: Index, hardened: Candidate) -> Candidate | None:
+    """The same model without the defense: the same recipe on the plain dense model; None when it was not audited."""
+    if hardened.role == "dense":
+        return ix.plain
+    plain = [c for c in ix.audit.candidates if c.role != "dense" and c.defense is None]
+    same = [
+        c
+        for c in plain
+        if c.recipe is not None and _without_defense_fields(c.recipe) == _without_defense_fields(hardened.recipe)
+    ]
+    return same[0] if same else None
+
+
+def cheapest_fix(ix: Index, candidate: Candidate) -> str:
+    """The cheapest measured defense under which the same recipe passes what this candidate fails, in a sentence.
+
+    Where the same recipe was not audited with a defense that helps, the same technique is looked at.
+    """
+    failed = [g for g in ix.audit.policy if g.candidate == candidate.name and g.verdict == "fail"]
+    if any(g.rule == "lineage" for g in failed):
+        return "Have it compressed again from the dense model, by someone you trust, and compare the two files."
+    risks = [ix.findings[g.finding] for g in failed if g.finding in ix.findings]
+    if not risks:
+        lost = "accuracy" if candidate.accuracy is not None else "a lower error"
+        return f"No defense gives {lost} back: compress less, or fine-tune." if failed else ""
+    rest = " Its accuracy needs less compression." if len(risks) < len(failed) else ""
+    names = enumerate_words([in_text(ix.metric(f.metric)) for f in risks])
+    fixes = []
+    for other in ix.audit.candidates:
+        if other.defense is None or other.role != "candidate" or other.technique != candidate.technique:
+            continue
+        theirs = [ix.findings.get(f"{other.name}/{suffix(f)}") for f in risks]
+        if all(t is not None and t.verdict == "pass" and _safer(t, f) for t, f in zip(theirs, risks, strict=True)):
+            fixes.append(other)
+    if not fixes:
+        return f"None of the measured defenses fixes its {names}.{rest}"
+
+    def other_recipe(c: Candidate) -> bool:
+        return bool(_without_defense_fields(c.recipe) != _without_defense_fields(candidate.recipe))
+
+    best = min(fixes, key=lambda c: (other_recipe(c), c.verdict != "pass", -c.merit))
+    cost = signed(best.quality.estimate - candidate.quality.estimate, candidate.quality_metric)
+    also = "" if best.verdict == "pass" else f", itself {best.verdict} on another count"
+    how = (
+        f"What fixes {names}: {label(best.defense_words or best.defense or '')}, measured as {label(best.name)}{also} "
+        f"(accuracy {cost} points)."
+    )
+    aside = " That is another recipe of the same kind; this one was not measured with it." if other_recipe(best) else ""
+    return f"{how}{aside}{rest}"
+
+
+def without_name(text: str | None, name: str) -> str:
+    """A deciding sentence without the candidate's name in front, for use beside that name."""
+    return sentence((text or "").removeprefix(f"{name}: "))
+
+
+def _safer(one: Finding, other: Finding) -> bool:
+    if one.estimate is None or other.estimate is None:
+        return False
+    difference = one.estimate.estimate - other.estimate.estimate
+    return difference > 0 if one.better == "higher" else difference < 0
+
+
+# --- trust and evidence ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Gap:
+    """One thing that was not measured, and why."""
+
+    candidate: str
+    what: str
+    reason: str
+
+
+def gaps(audit: Audit) -> list[Gap]:
+    """Rows left out, findings without a figure, and attacks that did not run, without saying anything twice."""
+    found = [Gap(n.candidate or "all", n.what, n.reason) for n in audit.not_measured]
+    found += [Gap(f.candidate, f.id, f.reason or "no reason given") for f in audit.findings if f.estimate is None]
+    skipped: dict[tuple[str, str], list[str]] = {}
+    for finding in audit.findings:
+        for part in finding.parts:
+            if part.skipped is not None:
+                skipped.setdefault((f"{part.name} ({suffix(finding)})", part.skipped), []).append(finding.candidate)
+    for (what, why), names in skipped.items():
+        every = len(names) == len(audit.candidates)
+        found.append(Gap("all" if every else ", ".join(label(n, 40) for n in names), what, why))
+    return list(dict.fromkeys(found))
+
+
+def flags_raised(audit: Audit) -> list[tuple[str, list[tuple[str, list[str]]]]]:
+    """Per flag: the findings that carry it (with no part named) or whose parts do (with the parts' names)."""
+    raised: dict[str, dict[str, list[str]]] = {}
+    for finding in audit.findings:
+        for flag in finding.flags:
+            raised.setdefault(flag, {}).setdefault(finding.id, [])
+        for part in finding.parts:
+            for flag in part.flags:
+                raised.setdefault(flag, {}).setdefault(finding.id, []).append(part.name)
+    return [(flag, list(where.items())) for flag, where in sorted(raised.items())]
+
+
+def taxonomy(findings: Iterable[Finding]) -> dict[str, list[str]]:
+    """Framework -> ids over all findings, in order of appearance."""
+    merged: dict[str, list[str]] = {}
+    for finding in findings:
+        for framework, ids in finding.taxonomy.items():
+            known = merged.setdefault(framework, [])
+            known += [i for i in ids if i not in known]
+    return merged
+
+
+def scope_words(ix: Index) -> str:
+    """How many candidates the verdict covers and how they fared, in a sentence."""
+    released = [ix.candidates[name] for name in ix.audit.release if name in ix.candidates]
+    fared = [(v, sum(c.verdict == v for c in released)) for v in ("pass", "fail", "inconclusive")]
+    counts = [f"{count} {verdict}" for verdict, count in fared if count]
+    others = len(ix.audit.candidates) - len(released)
+    return (
+        f"The verdict covers {plural(len(released), 'candidate')} up for release"
+        + (f": {enumerate_words(counts)}" if counts else "")
+        + f". {plural(others, 'more model')} {'is' if others == 1 else 'are'} shown for comparison and not judged."
+    )
+
+
+def worst_words(ix: Index, candidate: Candidate) -> tuple[str, str]:
+    """The finding nearest to or furthest beyond its limit: its figure, and its interval with the change."""
+    finding = ix.findings.get(candidate.worst_risk or "")
+    if finding is None or finding.estimate is None:
+        return "\u2013", ""
+    value, metric = finding.estimate, ix.metric(finding.metric)
+    ends = interval(value.low, value.high, metric)
+    if finding.changes:
+        moved = finding.changes[0]
+        ends += f"; {signed(moved.difference, metric)}{change_unit(metric)} "
+        ends += change_interval(moved.low, moved.high, metric)
+    return f"{metric.title.split(' (')[0]} {figure(value.estimate, metric)}", ends
+
+
+def quality(audit: Audit) -> Metric:
+    """What the models of this audit are good at: accuracy, or the mean squared error."""
+    return audit.candidates[0].quality_metric if audit.candidates else ACCURACY
+
+
+def common_n(audit: Audit) -> int | None:
+    """The number of records behind every accuracy or error, when it is the same for all."""
+    counts = {c.quality.n for c in audit.candidates}
+    return counts.pop() if len(counts) == 1 else None

@@ -1,0 +1,81 @@
+"""Reads an audit.json that may come from anywhere: every fault of it is one clear sentence."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ...targets.errors import InputError
+from ...targets.untrusted.files import ordinary_file
+from .rows import SCHEMA, Audit
+
+SIZE_CAP = 128 * 2**20  # bytes; an audit of 15 candidates has about 1 MB
+DIGITS_CAP = 18
+FAULTS_SHOWN = 3
+
+
+def read_audit(folder: Path) -> Audit:
+    """The audit in `folder`/audit.json, validated against the schema.
+
+    Raises:
+        InputError: there is none, or it is no valid audit; the message says what is wrong with it.
+    """
+    path = folder if folder.suffix == ".json" else folder / "audit.json"
+    with ordinary_file(path, "the audit", SIZE_CAP).open("rb") as stream:
+        raw = stream.read(SIZE_CAP)
+    cure = "Run the audit again, or fetch the file again if somebody sent it."
+    try:
+        values = json.loads(
+            raw.decode("utf-8"),
+            parse_constant=_no_constant,
+            parse_int=_integer,
+            parse_float=_finite,
+            object_pairs_hook=_unique,
+        )
+    except RecursionError:
+        raise InputError(f"{path} is nested too deeply to be an audit. {cure}") from None
+    except ValueError as error:  # also what json and the hooks below raise
+        raise InputError(f"{path} is not valid JSON: {error}. {cure}") from None
+    if not isinstance(values, dict) or values.get("schema") != SCHEMA:
+        found = values.get("schema") if isinstance(values, dict) else None
+        raise InputError(f"{path} does not follow the schema {SCHEMA} (it says {found!r:.60}). {cure}")
+    try:
+        return Audit.model_validate(values)
+    except ValidationError as error:
+        faults = [
+            f"{'.'.join(str(step) for step in item['loc'])[:120]}: {item['msg']}"
+            for item in error.errors(include_url=False, include_input=False)[:FAULTS_SHOWN]
+        ]
+        more = error.error_count() - len(faults)
+        rest = f" and {more} more" if more > 0 else ""
+        raise InputError(f"{path} does not follow the schema {SCHEMA}: {'; '.join(faults)}{rest}. {cure}") from None
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"{text} is no number JSON knows")
+
+
+def _integer(text: str) -> int:
+    if len(text) > DIGITS_CAP:
+        raise ValueError(f"an integer of {len(text)} digits")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is not a finite number")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r:.60} is given twice")
+    return values

@@ -1,0 +1,214 @@
+"""The three sorts of models an audit deploys and attacks: dense models, candidates made from them, finished files.
+
+Each satisfies `attacks.preparation.Audited`, and says how it runs as shipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor, nn
+
+from ...compression.deployment.structure import load_module
+from ...compression.recipe import Recipe
+from ...defenses.defense import Defense, TrainingDefense
+from ...targets.data.data import Data
+from ...targets.errors import NotApplicable
+from ...targets.model import Target
+from ...targets.runtimes.onnx import OnnxTarget
+from ...targets.twin.twin import twin_of
+from ...targets.untrusted.model_file import CheckedOnnx, check_onnx
+from ...training.architecture import Architecture
+from ...training.trainer import Trainer
+from ..plan.plan import DENSE
+from .finished_file import OpenedFile
+
+
+class Stored(Protocol):
+    """What was stored of a model when it was made: arrays, a JSON document, files by name."""
+
+    @property
+    def arrays(self) -> Mapping[str, np.ndarray[Any, Any]]: ...
+    @property
+    def document(self) -> Mapping[str, Any]: ...
+    @property
+    def files(self) -> Mapping[str, bytes]: ...
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model as it runs.
+
+    Args:
+        checked: its ONNX model; None: it is another kind of file.
+        twin: builds the differentiable stand-in of the deployed bytes, straight-through where it rounds; None: they
+            have none.
+    """
+
+    target: Target
+    checked: CheckedOnnx | None
+    twin: Callable[[], nn.Module | None]
+
+
+@dataclass(frozen=True, eq=False)
+class DenseModel:
+    """An uncompressed model: the plain one, or one hardened by a training defense; the parent of candidates.
+
+    Args:
+        state: given weights; None when the audit trains it.
+        shadows_differ: shadow models are not known to be trained as it was.
+        notes: sentences about what had to be changed of the model before it could be audited.
+        file: the ONNX file it was given as, which is what is deployed; None: it is exported.
+        undefended: the architecture before a defense changed it; None: none did.
+    """
+
+    name: str
+    architecture: Architecture
+    trainer: Trainer
+    hardened: TrainingDefense | None = None
+    state: dict[str, Tensor] | None = None
+    shadows_differ: bool = False
+    notes: tuple[str, ...] = ()
+    file: OpenedFile | None = None
+    undefended: Architecture | None = None
+    recipe: None = None
+    control: bool = False
+    undeclared: bool = False
+    draws: tuple[Recipe, ...] = ()
+
+    @property
+    def plain(self) -> Architecture:
+        """The architecture as the user built it, which a defense may have changed."""
+        return self.undefended or self.architecture
+
+    @property
+    def parent(self) -> DenseModel:
+        return self
+
+    @property
+    def is_dense(self) -> bool:
+        return True
+
+    @property
+    def defense(self) -> Defense | None:
+        return self.hardened
+
+    @property
+    def baselines(self) -> tuple[str, ...]:
+        return () if self.name == DENSE else (DENSE,)
+
+    @property
+    def void(self) -> str | None:
+        return None
+
+    def opened(self, stored: Stored, data: Data) -> Opened:
+        return _exported(self.architecture, stored) if self.file is None else _file(self.file, stored, data)
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """What a recipe makes of a dense model.
+
+    Args:
+        defense: in its making: of its parent's training, or of the recipe.
+        draws: a random defense's other draws of the recipe, each audited beside the one that is shipped.
+    """
+
+    name: str
+    parent: DenseModel
+    recipe: Recipe
+    defense: Defense | None = None
+    control: bool = False
+    draws: tuple[Recipe, ...] = ()
+    file: None = None
+    is_dense: bool = False
+    undeclared: bool = False
+
+    @property
+    def baselines(self) -> tuple[str, ...]:
+        return _baselines(self.parent)
+
+    @property
+    def void(self) -> str | None:
+        return _void(self.parent, self.recipe)
+
+    def opened(self, stored: Stored, data: Data) -> Opened:
+        return _exported(self.parent.architecture, stored)
+
+
+@dataclass(frozen=True, eq=False)
+class FinishedFile:
+    """A file that somebody else compressed.
+
+    Args:
+        parent: the dense model it came from; None where nothing is known about that.
+        recipe: how it is declared to have been made, which is what shadow models are compressed by.
+    """
+
+    name: str
+    file: OpenedFile
+    parent: DenseModel | None = None
+    recipe: Recipe | None = None
+    control: bool = False
+    defense: None = None
+    draws: tuple[Recipe, ...] = ()
+    is_dense: bool = False
+
+    @property
+    def undeclared(self) -> bool:
+        return self.recipe is None
+
+    @property
+    def baselines(self) -> tuple[str, ...]:
+        return () if self.parent is None else _baselines(self.parent)
+
+    @property
+    def void(self) -> str | None:
+        return None if self.parent is None or self.recipe is None else _void(self.parent, self.recipe)
+
+    def opened(self, stored: Stored, data: Data) -> Opened:
+        return _file(self.file, stored, data)
+
+
+AuditedModel = DenseModel | Candidate | FinishedFile
+
+
+def _baselines(parent: DenseModel) -> tuple[str, ...]:
+    """Its own parent first, then the plain dense model."""
+    return (parent.name,) if parent.name == DENSE else (parent.name, DENSE)
+
+
+def _void(parent: DenseModel, recipe: Recipe) -> str | None:
+    """Compression that looks at members voids what a private training promised."""
+    private = parent.hardened is not None and parent.hardened.private
+    return parent.hardened.void if parent.hardened is not None and private and recipe.touches_records else None
+
+
+def _exported(architecture: Architecture, stored: Stored) -> Opened:
+    """What this package exported, in ONNX Runtime."""
+    checked = check_onnx(stored.files["model.onnx"])
+
+    def twin() -> nn.Module:
+        arrays = {name: array for name, array in stored.arrays.items() if not name.startswith("evidence/")}
+        module = load_module(architecture.blank(), stored.document["description"], arrays)
+        return twin_or(module, checked)
+
+    return Opened(OnnxTarget(checked), checked, twin)
+
+
+def _file(file: OpenedFile, stored: Stored, data: Data) -> Opened:
+    def twin() -> nn.Module | None:
+        return None if stored.document["certificate"] is None else file.differentiable(data)
+
+    return Opened(file.deployed(), file.file.checked if file.kind == "onnx" else None, twin)
+
+
+def twin_or(module: nn.Module, model: CheckedOnnx) -> nn.Module:
+    """The attacker's twin comes from the bytes that ship; the module it was exported from stands in where it cannot."""
+    try:
+        return twin_of(model)
+    except NotApplicable:
+        return module

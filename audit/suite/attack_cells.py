@@ -1,0 +1,235 @@
+"""The cells of attacks: each run against one model, the shared work it declares, and what a run is handed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...attacks.access import Ledger
+from ...attacks.attack import Attack, Run, Task
+from ...attacks.case import Case, Evidence
+from ...attacks.preparation import Deployed, Need, Preparation, Prepared, Ran, Scope, Weights
+from ...compression.quantization.quantized_layer import true_gradients
+from ...defenses.stochastic_rounding import ExpectationTwin
+from ...targets.certificate import AGREEMENT, certify
+from ...targets.errors import NotApplicable
+from ...targets.interface.preprocessing import Preprocessing
+from ...targets.model import Target, TorchTarget, frozen_copy
+from ...targets.seeds import derive
+from ...targets.twin.twin import Twin
+from ..engine.cells import Result
+from ..subject.audited import AuditedModel, Opened
+from ..subject.identity import class_identity, technique_identity
+from .model_suite import ModelSuite
+
+Get = Callable[[str], Result]
+
+
+def attack_cell(label: str, model: str, detail: str = "") -> str:
+    """The cell of an attack on one model, named apart from all other sorts of cells: `attack/pgd/int8`."""
+    return f"attack/{label}/{model}" + (f"/{detail}" if detail else "")
+
+
+def add_attack(suite: ModelSuite, attack: Attack, label: str) -> None:
+    """Every run of an attack on every model, and the shared work that its measurements look at."""
+    scope = suite.scope(label)
+    for model in suite.models.values():
+        if suite.task not in attack.tasks:
+            suite.add(attack_cell(label, model.name), attack.kind, [], [], lambda get: _another_task(suite.task))
+            continue
+        adapted = _adapted(attack, model)
+        for run in adapted.runs(model, scope):
+            _add_run(suite, adapted, run, suite.models[run.model or model.name], scope)
+    if suite.task in attack.tasks:
+        for model in suite.models.values():
+            for need in attack.reads(model, scope):
+                if isinstance(need, Preparation):
+                    _cells_for(suite, [need], scope)
+
+
+def _adapted(attack: Attack, model: AuditedModel) -> Attack:
+    """The attack that knows the defenses in a model's making."""
+    hardened = model.parent.hardened if model.parent is not None else None
+    for defense in {id(one): one for one in (hardened, model.defense) if one}.values():
+        attack = defense.adapted(attack)
+    return attack
+
+
+def _another_task(task: Task) -> Result:
+    """What an attack on models of another task says of this one."""
+    wanted, found = "models of values", "picks a class"
+    if task is Task.REGRESSION:
+        wanted, found = "classifiers", "predicts values"
+    raise NotApplicable(f"not applicable: the attack is one on {wanted}, and this model {found}")
+
+
+def _add_run(suite: ModelSuite, attack: Attack, run: Run, model: AuditedModel, scope: Scope) -> None:
+    variant = run.attack or attack
+    draws = range(len(model.draws) + 1) if run.without_draw else [run.draw or 0]
+    needs = [suite.model_cell(model.name, draw) for draw in draws]
+    needs += [] if model.parent is None else [suite.training_cell(model.parent.name)]
+    needs += _cells_for(suite, run.needs, scope)
+
+    def compute(get: Get) -> Result:
+        inputs = CellInputs(suite, scope, get)
+        case = inputs.case(model.name, draw=run.draw or 0, without_draw=run.without_draw)
+        if run.prepare is not None:
+            case = replace(case, prepared=run.prepare(inputs))
+        return run_attack(variant, case, derive(suite.plan.seed, attack.kind))
+
+    name = attack_cell(scope.label, model.name, run.detail)
+    suite.add(name, attack.kind, [technique_identity(variant), run.identity, run.without_draw], needs, compute)
+    suite.runs[name] = run
+
+
+def _cells_for(suite: ModelSuite, needs: Iterable[Need], scope: Scope) -> list[str]:
+    """The cells of some needs; those of shared work are added with all they need themselves."""
+    names: dict[str, None] = {}
+    for need in needs:
+        match need:
+            case Deployed(model):
+                parent = suite.models[model].parent
+                names |= dict.fromkeys([suite.model_cell(model)])
+                names |= {} if parent is None else dict.fromkeys([suite.training_cell(parent.name)])
+            case Weights(dense):
+                names[suite.training_cell(dense)] = None
+            case Ran(model, detail):
+                names[attack_cell(scope.label, model, detail)] = None
+            case Preparation():
+                names[need.name] = None
+                if not suite.has(need.name):
+                    _add_preparation(suite, need, scope)
+    return list(names)
+
+
+def _add_preparation(suite: ModelSuite, preparation: Preparation, scope: Scope) -> None:
+    def compute(get: Get) -> Result:
+        prepared = preparation.compute(CellInputs(suite, scope, get))
+        return Result(arrays=prepared.arrays, document=prepared.document)
+
+    identity = [
+        preparation.identity,
+        class_identity(type(preparation)),
+        *(technique_identity(technique) for technique in preparation.techniques),
+    ]
+    needs = _cells_for(suite, preparation.needs, scope)
+    suite.add(preparation.name, preparation.phase, identity, needs, compute, weight=preparation.weight)
+
+
+@dataclass(frozen=True)
+class CellInputs:
+    """What a run or a preparation is handed, from the results of the cells that it needs."""
+
+    suite: ModelSuite
+    scope: Scope
+    get: Get
+
+    @property
+    def device(self) -> torch.device:
+        return self.suite.device
+
+    def case(self, model: str, *, draw: int = 0, without_draw: bool = False) -> Case:
+        audited = self.suite.models[model]
+        parent = None if audited.parent is None else self.weights(audited.parent.name)
+        candidate = self.get(self.suite.model_cell(model, draw))
+        opened = audited.opened(candidate, self.suite.subject.data)
+        others = [
+            self._on_device(audited.opened(self.get(self.suite.model_cell(model, other)), self.suite.subject.data))
+            for other in (range(1, len(audited.draws) + 1) if without_draw else ())
+        ]
+        twin = self._on_device(opened)
+        draws = [one for one in others if one is not None]
+        return make_case(self.suite, opened.target, candidate, parent, twin, draws)
+
+    def weights(self, dense: str) -> nn.Module:
+        return self.suite.trained(dense, self.get)
+
+    def prepared(self, preparation: Preparation) -> Prepared:
+        result = self.get(preparation.name)
+        return Prepared(result.arrays, result.document)
+
+    def evidence(self, ran: Ran) -> Evidence:
+        return evidence_of(self.get(attack_cell(self.scope.label, ran.model, ran.detail)))
+
+    def _on_device(self, opened: Opened) -> nn.Module | None:
+        twin = opened.twin()
+        return None if twin is None else frozen_copy(twin.to(self.device))
+
+
+def make_case(
+    suite: ModelSuite,
+    deployed: Target,
+    candidate: Result,
+    parent: nn.Module | None,
+    twin: nn.Module | None,
+    other_draws: list[nn.Module],
+) -> Case:
+    """What the attacker of a model has.
+
+    Args:
+        other_draws: when given, the attacker lacks the shipped draw and differentiates the mean of these instead.
+    """
+    data = suite.subject.data
+    hard = true_gradients_of(twin)
+    if other_draws:
+        twin = hard = ExpectationTwin(other_draws)
+    certificate = candidate.document["certificate"]
+    return Case(
+        deployed=deployed,
+        twin=twin,
+        native=hard,
+        parent=parent,
+        evaluation=data.evaluation,
+        ids=data.evaluation_ids.numpy(),
+        attacker=data.attacker,
+        bounds=data.bounds,
+        classes=data.classes,
+        twin_agrees=certificate is not None and certificate["overall"]["label_agreement"] >= AGREEMENT,
+    )
+
+
+def true_gradients_of(twin: nn.Module | None) -> nn.Module | None:
+    """The twin with the gradients that its rounding really has; the twin itself where nothing rounds."""
+    if twin is None:
+        return None
+    hard = true_gradients(twin)
+    rounds = any(hasattr(layer, "true_gradients") for layer in hard.modules())
+    for layer in hard.modules():
+        if isinstance(layer, Twin | Preprocessing):
+            layer.straight_through = False
+            rounds |= layer.rounds if isinstance(layer, Twin) else layer.assumptions.grid is not None
+    return frozen_copy(hard) if rounds else twin
+
+
+def run_attack(attack: Attack, case: Case, seed: int) -> Result:
+    """The evidence of one attack on one candidate, and the certificate on the inputs it found."""
+    evidence: Evidence = attack.run(case, seed=seed)
+    document: dict[str, Any] = {
+        "summary": evidence.summary,
+        "flags": evidence.flags,
+        "skipped": evidence.skipped,
+        "ledger": asdict(evidence.ledger),
+    }
+    if "adversarial" in evidence.arrays and case.twin is not None:
+        adversarial = torch.from_numpy(evidence.arrays["adversarial"])
+        certificate = certify(case.deployed, TorchTarget(case.twin), {"adversarial": adversarial})
+        document["certificate"] = asdict(certificate)
+    return Result(arrays=evidence.arrays, document=document)
+
+
+def evidence_of(result: Result) -> Evidence:
+    """The evidence that `run_attack` stored."""
+    document = result.document
+    certificate = document.get("certificate")
+    return Evidence(
+        result.arrays,
+        document["summary"],
+        document["flags"],
+        document["skipped"],
+        Ledger(**document["ledger"]),
+        None if certificate is None else certificate["overall"]["label_agreement"],
+    )

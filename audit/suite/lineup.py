@@ -1,0 +1,130 @@
+"""Who takes part in an audit: the dense models (plain and hardened), and every candidate made from them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TypeVar
+
+from ...attacks.attack import ATTACKS, Attack, Task
+from ...compression.recipe import RECIPES
+from ...defenses.defense import DEFENSES, CompressionDefense, TrainingDefense
+from ...targets.data.records import Bounds
+from ...targets.errors import InputError, NotApplicable
+from ...targets.runtimes.runtime import RUNTIMES, Runtime
+from ...training.architecture import Architecture
+from ..plan.plan import DENSE, Plan
+from ..plan.presets import ATTACK_PRESETS, RECIPE_WORDS
+from ..plan.sections import CandidatePlan
+from ..subject.audited import AuditedModel, Candidate, DenseModel, FinishedFile
+from ..subject.resolve import Subject
+
+T = TypeVar("T", Attack, Runtime)
+
+
+@dataclass(frozen=True)
+class Lineup:
+    dense: tuple[DenseModel, ...]  # the plain one first
+    candidates: tuple[Candidate | FinishedFile, ...]  # in the plan's order
+    attacks: tuple[tuple[Attack, str], ...]  # each with the label its findings carry
+    runtimes: tuple[tuple[Runtime, str], ...]  # the plan's other runtimes, labelled as attacks are
+
+    @cached_property
+    def models(self) -> dict[str, AuditedModel]:
+        """All that are deployed and attacked, by name; the dense ones first."""
+        return {model.name: model for model in (*self.dense, *self.candidates)}
+
+
+def assemble(plan: Plan, subject: Subject) -> Lineup:
+    """Resolves the plan's recipes, defenses and attacks.
+
+    Raises:
+        InputError: an unknown or ill-defined technique, named with its candidate.
+    """
+    dense = {} if subject.model is None else {DENSE: subject.model}
+    candidates = []
+    for name, entry in plan.candidates.items():
+        try:
+            candidates.append(_candidate(name, entry, subject, dense))
+        except (InputError, NotApplicable) as error:
+            raise InputError(f"Candidate {name!r}: {error}") from None
+    runtimes = [RUNTIMES.parse(one) for one in plan.runtimes]
+    return Lineup(tuple(dense.values()), tuple(candidates), _labelled(_attacks(plan)), _labelled(runtimes))
+
+
+def _candidate(
+    name: str, entry: CandidatePlan, subject: Subject, dense: dict[str, DenseModel]
+) -> Candidate | FinishedFile:
+    """One candidate; `dense` gains the hardened model it comes from."""
+    recipe = None if entry.recipe is None else RECIPES.parse(_expand(entry.recipe))
+    defense = None if entry.defense is None else DEFENSES.parse(entry.defense)
+    parent = subject.model
+    if name in subject.files:
+        return FinishedFile(name, subject.files[name], parent, recipe, entry.control)
+    if recipe is None:
+        raise InputError(f"defense {entry.defense!r} hardens a recipe, and there is none.")
+    assert parent is not None, "the plan's validator asks for a dense model"
+    if defense is None:
+        return Candidate(name, parent, recipe, None, entry.control)
+    if _task(subject) not in defense.tasks:
+        raise InputError(f"the defense {defense.kind} is one of classifiers: leave it out.")
+    draws = [recipe]
+    if isinstance(defense, TrainingDefense):
+        parent = _hardened(defense, parent, subject.data.bounds, dense)
+    elif isinstance(defense, CompressionDefense):
+        draws = defense.recipes(recipe)
+    return Candidate(name, parent, draws[0], defense, entry.control, tuple(draws[1:]))
+
+
+def _task(subject: Subject) -> Task:
+    return Task.REGRESSION if subject.data.regression else Task.CLASSIFICATION
+
+
+def _expand(recipe: object) -> object:
+    return RECIPE_WORDS.get(recipe, recipe) if isinstance(recipe, str) else recipe
+
+
+def _attacks(plan: Plan) -> list[Attack]:
+    raw = ATTACK_PRESETS[plan.attacks] if isinstance(plan.attacks, str) else plan.attacks
+    return [ATTACKS.parse(item) for item in raw]
+
+
+def _labelled(techniques: list[T]) -> tuple[tuple[T, str], ...]:
+    """Each technique with its kind, numbered where a kind occurs twice."""
+    labelled: list[tuple[T, str]] = []
+    kinds = {technique.kind for technique in techniques}
+    for technique in techniques:
+        labelled.append((technique, numbered(technique.kind, [label for _, label in labelled], kinds)))
+    return tuple(labelled)
+
+
+def numbered(name: str, taken: Collection[str], reserved: Collection[str] = ()) -> str:
+    """`name`, or `name-2`, `name-3` ... when it is taken: the first that is neither `taken` nor another's own name."""
+    number, free = 2, name
+    while free in taken or (free != name and free in reserved):
+        free, number = f"{name}-{number}", number + 1
+    return free
+
+
+def _hardened(defense: TrainingDefense, plain: DenseModel, bounds: Bounds, dense: dict[str, DenseModel]) -> DenseModel:
+    """One hardened dense model per distinct defense; a second of the same kind gets a number."""
+    for known in dense.values():
+        if known.hardened == defense:
+            return known
+    name = numbered(f"{DENSE}-{defense.kind}", dense)
+    architecture = Architecture(
+        f"{plain.architecture.name}|{defense.kind}", lambda: defense.adapt(plain.architecture.build())
+    )
+    trainer = defense.trainer(plain.trainer, bounds)
+    dense[name] = replace(
+        plain,
+        name=name,
+        architecture=architecture,
+        trainer=trainer,
+        hardened=defense,
+        state=None,
+        file=None,
+        undefended=plain.architecture,
+    )
+    return dense[name]

@@ -1,0 +1,232 @@
+"""The cells of an audit's models: training, making, serving; and what the cells of attacks are added to.
+
+A cell's key is the content hash of everything that decides its result, so two audits share what they have in common,
+a changed plan recomputes only what the change touches, and running the same command again resumes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...attacks.attack import Run, Task
+from ...attacks.preparation import Scope
+from ...targets.errors import NotApplicable
+from ...targets.model import resolve_device
+from ...targets.runtimes.litert import PACKAGES as LITERT
+from ..engine.cells import Cell, Result, cell_key
+from ..engine.work import CellResults
+from ..plan.plan import Plan
+from ..subject.audited import AuditedModel, Candidate, DenseModel, FinishedFile, Opened
+from ..subject.identity import technique_identity
+from ..subject.resolve import Subject
+from . import model_cells
+from .environment import runtime_versions, versions
+from .lineup import Lineup, assemble
+
+# CPU seconds of a model's cells, by phase, as the built-in audit took them; an attack's cells say their own.
+WEIGHTS = {"training": 6.0, "candidates": 0.5, "footprint": 0.02, "runtimes": 0.5}
+ATTACK = 4.0
+
+Compute = Callable[[Callable[[str], Result]], Result]
+
+
+@dataclass(frozen=True)
+class Job:
+    cell: Cell
+    compute: Compute
+
+
+class ModelSuite:
+    """The cells that an audit's models need whatever the attacks, in topological order, and how each is computed."""
+
+    def __init__(self, plan: Plan, subject: Subject) -> None:
+        self.plan, self.subject = plan, subject
+        self.device = resolve_device(plan.device)
+        self.lineup: Lineup = assemble(plan, subject)
+        self.models: dict[str, AuditedModel] = self.lineup.models
+        self.task = Task.REGRESSION if subject.data.regression else Task.CLASSIFICATION
+        self.runs: dict[str, Run] = {}  # of attacks, by cell
+        self._jobs: dict[str, Job] = {}
+        self._root = [
+            subject.data.digest,
+            subject.identity,
+            plan.seed,
+            self.device.type,
+            versions(),
+        ]
+        for dense in self.lineup.dense:
+            self._train(dense)
+        for model in self.models.values():
+            self._model(model)
+
+    # -- what the suite is asked ------------------------------------------------------------------------------------
+
+    def cells(self) -> list[Cell]:
+        return [job.cell for job in self._jobs.values()]
+
+    def compute(self, cell: Cell, store: CellResults) -> Result:
+        """Computes one cell whose needs are in the store.
+
+        Raises:
+            NotApplicable: the technique cannot do its work here, or something it needs could not be made.
+        """
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # the findings must not depend on how many cores there are
+
+        def get(name: str) -> Result:
+            result = store.get(self._jobs[name].cell.key)
+            if "not_applicable" in result.document:
+                raise NotApplicable(result.document["not_applicable"])
+            return result
+
+        try:
+            return self._jobs[cell.name].compute(get)
+        finally:
+            torch.set_num_threads(threads)
+
+    def closure(self, names: list[str]) -> list[Cell]:
+        """The cells with these names and all they need, in order."""
+        wanted: set[str] = set()
+        stack = list(names)
+        while stack:
+            name = stack.pop()
+            if name not in wanted:
+                wanted.add(name)
+                stack.extend(self._jobs[name].cell.needs)
+        return [cell for cell in self.cells() if cell.name in wanted]
+
+    def cell(self, name: str) -> Cell:
+        return self._jobs[name].cell
+
+    def has(self, name: str) -> bool:
+        return name in self._jobs
+
+    def scope(self, label: str) -> Scope:
+        """What the attack with this label may know of the audit."""
+        model, shadows = self.subject.model, self.plan.shadows
+        return Scope(
+            label=label,
+            data=self.subject.data,
+            seed=self.plan.seed,
+            training_free=shadows.training_free,
+            trained=shadows.trained,
+            models=self.models,
+            shadow_notes=self.subject.notes,
+            shadows_differ=model is not None and model.shadows_differ,
+        )
+
+    # -- the cells --------------------------------------------------------------------------------------------------
+
+    def add(
+        self, name: str, phase: str, spec: Any, needs: list[str], compute: Compute, weight: float | None = None
+    ) -> None:
+        """Adds a cell, once; `weight` is about the CPU seconds it takes (default: what its phase usually takes)."""
+        if name in self._jobs:
+            return
+        sort = name.partition("/")[0]  # a plug-in may call its attack (and so its phase) what it likes
+        key = cell_key(sort, phase, self._root, spec, [self._jobs[need].cell.key for need in needs])
+        self._jobs[name] = Job(Cell(name, key, tuple(needs), phase, weight or WEIGHTS.get(phase, ATTACK)), compute)
+
+    def _train(self, dense: DenseModel) -> None:
+        self.add(
+            self.training_cell(dense.name),
+            "training",
+            [dense.name, dense.architecture.name, dense.trainer.identity, technique_identity(dense.hardened)],
+            [],
+            lambda get: model_cells.train_dense(dense, self.subject.data, self.plan.seed, self.device),
+        )
+
+    def training_cell(self, dense: str) -> str:
+        return f"train/{dense}"
+
+    def trained(self, dense: str, get: Callable[[str], Result]) -> nn.Module:
+        model = next(one for one in self.lineup.dense if one.name == dense)
+        return model_cells.load_dense(model, get(self.training_cell(dense)), self.device)
+
+    def _model(self, model: AuditedModel) -> None:
+        """How it is made or taken, and what is measured on the result whatever the attacks."""
+        own, shape = self.model_cell(model.name), self.subject.data.shape
+        if model.file is not None:
+            shape = model.file.assumptions.record
+            self._file(model)
+        elif isinstance(model, Candidate):
+            self._candidate(model)
+        elif isinstance(model, DenseModel):
+            self.add(
+                own,
+                "candidates",
+                [model.name, None],
+                [self.training_cell(model.name)],
+                lambda get: model_cells.deploy(self.trained(model.name, get), model, self.subject.data, self.plan.seed),
+            )
+        self.add(
+            f"memory/{model.name}",
+            "footprint",
+            [],
+            [own],
+            lambda get: model_cells.serve_memory(self._opened(model, get).checked, shape),
+        )
+        for runtime, label in self.lineup.runtimes:
+            self.add(
+                self.runtime_cell(model.name, label),
+                "runtimes",
+                [technique_identity(runtime), *runtime_versions(runtime.packages)],
+                [own],
+                lambda get, runtime=runtime: model_cells.in_runtime(  # type: ignore[misc]  # defaults bind the loop
+                    model, runtime, get(own), self.subject.data
+                ),
+            )
+
+    def runtime_cell(self, model: str, label: str) -> str:
+        return f"runtime/{label}/{model}"
+
+    def _file(self, model: DenseModel | FinishedFile | Candidate) -> None:
+        """A finished file, and where the dense model is known, whether it is a rounding of it."""
+        own, file = self.model_cell(model.name), model.file
+        assert file is not None
+        self.add(
+            own,
+            "candidates",
+            [model.name, file.identity, *(runtime_versions(LITERT) if file.kind == "tflite" else [])],
+            [],
+            lambda get: model_cells.take_file(file, self.subject.data, self.plan.seed),
+        )
+        if model.parent is None or model.is_dense:
+            return
+        parent = model.parent
+        dense = self.model_cell(parent.name)
+        self.add(
+            self.lineage_cell(model.name),
+            "lineage",
+            [],
+            [dense, own],
+            lambda get: model_cells.lineage(self._opened(parent, get).checked, self._opened(model, get).checked),
+        )
+
+    def _opened(self, model: AuditedModel, get: Callable[[str], Result]) -> Opened:
+        return model.opened(get(self.model_cell(model.name)), self.subject.data)
+
+    def lineage_cell(self, model: str) -> str:
+        return f"lineage/{model}"
+
+    def _candidate(self, model: Candidate) -> None:
+        parent = model.parent
+        for position, recipe in enumerate([model.recipe, *model.draws]):
+            self.add(
+                self.model_cell(model.name, position),
+                "candidates",
+                [model.name, technique_identity(recipe)],
+                [self.training_cell(parent.name)],
+                lambda get, recipe=recipe: model_cells.make_candidate(  # type: ignore[misc]  # defaults bind the loop
+                    model, recipe, self.trained(parent.name, get), self.subject.data, self.plan.seed
+                ),
+            )
+
+    def model_cell(self, model: str, draw: int = 0) -> str:
+        """Where a model is made, or taken as it is."""
+        return f"candidate/{model}" + (f"/draw-{draw}" if draw else "")

@@ -1,0 +1,71 @@
+"""The sentence of a gate: the figure, its change, the limit, what is doubtful, and what would settle it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ...attacks.risk import Metric
+from ..schema import wording
+from ..schema.rows import Change, Estimate, Finding
+from .policy import EXACT
+
+
+def setting(finding: Finding | None) -> str:
+    if finding is None or "epsilon" not in finding.setting:
+        return ""
+    norm = " (L2)" if finding.setting.get("norm") == "l2" else ""
+    return f" at eps {finding.setting['epsilon']:.4g}{norm}"
+
+
+def gate_sentence(
+    subject: str, metric: Metric, estimate: Estimate, change: Change | None, compares: str, limit: float
+) -> str:
+    """`int8: robust accuracy at eps 0.1 is 31.0 % [27.0, 35.0], 12.3 points below its parent's [...]; ...`."""
+    text = f"{subject} is {wording.estimate(estimate, metric)}"
+    higher = metric.better == "higher"
+    if compares == "absolute":
+        return f"{text}; the policy asks for at {'least' if higher else 'most'} {wording.figure(limit, metric)}."
+    assert change is not None, "a change is judged only where there is one"
+    side = "above" if change.difference > 0 else "below"
+    relation = f"{_distance(change.difference, metric)} {side}" if change.difference else "the same as"
+    text += f", {relation} its parent's {wording.change_interval(change.low, change.high, metric)}"
+    allowed = _distance(limit, metric) if limit else "nothing"
+    return f"{text}; the policy allows at most {allowed} {'less' if higher else 'more'}."
+
+
+def _distance(difference: float, metric: Metric) -> str:
+    """`5.0 points` or `0.050`: without its sign."""
+    return wording.signed(abs(difference), metric).removeprefix("+") + wording.change_unit(metric)
+
+
+def what_settles(value: float, low: float, high: float, limit: float, n: int, available: int, metric: Metric) -> str:
+    """What would bring the interval to one side of the limit, and whether the data at hand can."""
+    needed = records_needed(value, low, high, limit, n)
+    told = " The interval reaches across the limit"
+    if needed is None or needed > 1000 * n:
+        return f"{told}, and the figure lies on it: more records would not settle it, another limit would."
+    rounded = float(f"{needed:.2g}") if needed > 100 else needed
+    told += f"; about {rounded:.0f} records instead of {n} would settle it if the figure holds"
+    if metric.narrowed_by:
+        return f"{told} (so would {metric.narrowed_by})."
+    if needed <= available:
+        return f"{told}, and the data has {available}: raise the attack's `records`."
+    return f"{told}; the data has {available}."
+
+
+def doubt(flags: Sequence[str]) -> str:
+    return f" The measurement may be too optimistic: {', '.join(flags)}." if flags else ""
+
+
+def records_needed(value: float, low: float, high: float, limit: float, n: int) -> int | None:
+    """About how many records would bring the interval to one side of the limit, if the value held; None: no number.
+
+    The width of an interval goes with the square root of the records; the value itself lies on the limit where none
+    would do.
+    """
+    gap = abs(value - limit)
+    width = high - value if value < limit else value - low
+    if gap <= EXACT or width <= EXACT:
+        return None
+    return max(n + 1, math.ceil(n * (width / gap) ** 2))

@@ -1,0 +1,316 @@
+"""The verdict that thresholds on findings give.
+
+A gate is one limit applied to one candidate. It passes when the whole 95 % interval is within the limit, fails when the
+whole interval is beyond it, and is inconclusive otherwise; a trust flag turns a pass into inconclusive and never
+softens a fail, but for a flag on the parent's figure, which leaves a change open both ways. A parent that has no room
+to fall leaves it open too. What is inconclusive says what would settle it. Fails are corrected for the number of gates
+in the report (Holm 1979); passes need no correction, because a candidate passes only if all of its gates do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any, Literal
+
+from ...attacks.risk import QUALITIES, Metric
+from ...targets.errors import InputError
+from ..schema import wording
+from ..schema.rows import Audit, Candidate, Change, Estimate, Finding, Gate, RowVerdict, Verdict
+from .gate_sentences import doubt, gate_sentence, setting, what_settles
+from .lineage_gate import lineage_gate
+from .policy import BUILT_IN, EXACT, Policy, load_policy
+
+LEVEL = 0.025  # one-sided: the whole of a two-sided 95 % interval lies beyond the limit
+Z = NormalDist().inv_cdf(1 - LEVEL)
+
+
+def judge(low: float, high: float, limit: float, better: str, flags: Sequence[str] = ()) -> Verdict:
+    """The verdict on the interval [low, high] of a value, or of a change, against its limit."""
+    if better == "lower":
+        low, high, limit = -high, -low, -limit
+    if high < limit - EXACT:
+        return "fail"
+    return "pass" if low >= limit - EXACT and not flags else "inconclusive"
+
+
+def no_room(change: Change, limit: float) -> bool:
+    """Whether the parent could lose all it has, or all that a guesser has not, and keep the limit.
+
+    As far as is known: its interval lies within the limit, or its figure does, from which no candidate could lose more.
+    """
+    if change.baseline_high is None or change.floor is None:
+        return False
+    return min(change.baseline_high, change.baseline_estimate) <= change.floor + abs(limit) + EXACT
+
+
+def beyond(value: float, low: float, high: float, limit: float, better: str) -> float:
+    """One-sided p-value of "the true value keeps the limit", from a 95 % interval; normal error on the limit's side.
+
+    An interval of no width leaves no doubt: 0 when the value is beyond the limit, else 1.
+    """
+    if better == "lower":
+        value, low, high, limit = -value, -high, -low, -limit
+    gap = limit - value
+    error = ((high - value) if gap > 0 else (value - low)) / Z
+    if error <= 0:
+        return 0.0 if gap > EXACT else 1.0
+    return NormalDist().cdf(-gap / error)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Copies of the rows with their verdicts filled in, and the verdict on the whole release."""
+
+    gates: list[Gate]
+    candidates: list[Candidate]
+    findings: list[Finding]
+    verdict: Verdict
+    deciding: list[str]
+
+
+def apply_policy(
+    candidates: Sequence[Candidate],
+    findings: Sequence[Finding],
+    policy: Policy,
+    release: Sequence[str],
+    metrics: Mapping[str, Metric],
+) -> Judgement:
+    """Judges every candidate; the overall verdict covers those named in `release`.
+
+    Dense models are what candidates are compared with, and are not judged. A finding is judged when the policy limits
+    its metric and the finding is `gateable`. A limited metric that was not measured cannot pass.
+    """
+    drafts: list[_Draft] = []
+    for candidate in candidates:
+        if candidate.role != "dense":
+            lineage = lineage_gate(candidate)
+            drafts += [] if lineage is None else [_Draft(lineage, None)]
+            drafts += _drafts(candidate, findings, policy, metrics)
+    gates = _holm(drafts)
+    judged = [_judged_finding(finding, gates, metrics) for finding in findings]
+    rows = [_judged_candidate(candidate, gates, metrics) for candidate in candidates]
+    verdict, deciding = _overall(rows, gates, release, metrics)
+    return Judgement(gates, rows, judged, verdict, deciding)
+
+
+def check_verdicts(audit: Audit, folder: Path) -> None:
+    """That the verdicts in an audit.json follow from its own figures under its own built-in or inline policy.
+
+    Raises:
+        InputError: they do not: somebody changed the file, or `crushproof gate` judged it by another policy.
+    """
+    named = audit.plan.get("policy", "release")
+    if isinstance(named, str) and named not in BUILT_IN:
+        return  # a policy file, which may have moved since
+    if not isinstance(named, str | dict):
+        raise InputError(f"{folder / 'audit.json'}: plan.policy is neither a name nor limits. Run the audit again.")
+    judged = rejudge(audit, load_policy(named, folder, audit.metrics))
+    ours = [judged.verdict, *(row.verdict for row in judged.candidates), *(row.verdict for row in judged.findings)]
+    theirs = [audit.verdict, *(row.verdict for row in audit.candidates), *(row.verdict for row in audit.findings)]
+    if ours != theirs:
+        raise InputError(
+            f"{folder / 'audit.json'} contradicts itself: its verdicts do not follow from its figures, so it was "
+            "changed after the audit. Run the audit again; what is computed is kept."
+        )
+
+
+def rejudge(audit: Audit, policy: Policy) -> Audit:
+    """The same measurements under another policy; nothing is computed again."""
+    judgement = apply_policy(audit.candidates, audit.findings, policy, audit.release, audit.metrics)
+    return audit.model_copy(
+        update={
+            "verdict": judgement.verdict,
+            "deciding": judgement.deciding,
+            "candidates": judgement.candidates,
+            "findings": judgement.findings,
+            "policy": judgement.gates,
+            "policy_name": policy.name,
+        }
+    )
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A gate before the correction for their number; `p_value` is None when nothing was measured."""
+
+    gate: Gate
+    p_value: float | None
+
+
+def _drafts(
+    candidate: Candidate, findings: Sequence[Finding], policy: Policy, metrics: Mapping[str, Metric]
+) -> list[_Draft]:
+    drafts = []
+    limits: list[tuple[Literal["change", "absolute"], dict[str, float]]] = [
+        ("change", policy.changes),
+        ("absolute", policy.absolutes),
+    ]
+    for metric in metrics.values():
+        if metric in QUALITIES and metric != candidate.quality_metric:
+            continue
+        ours = [one for one in findings if one.candidate == candidate.name and one.metric == metric.name]
+        mine = [one for one in ours if one.gateable]
+        if candidate.accuracy is None and metric not in QUALITIES and all(one.estimate is None for one in mine):
+            continue  # the attack is none on models of values; the report says so in a row
+        judged = mine if metric not in QUALITIES and mine else [None]
+        for compares, by_metric in limits:
+            if metric.name in by_metric:
+                drafts += [_draft(candidate, one, metric, compares, by_metric[metric.name]) for one in judged]
+    return drafts
+
+
+def _draft(
+    candidate: Candidate, finding: Finding | None, metric: Metric, compares: Literal["change", "absolute"], limit: float
+) -> _Draft:
+    """One limit applied to a finding; to the candidate's accuracy, or to a gap in the plan, when there is none."""
+    change, why_not = None, None
+    if metric in QUALITIES:
+        estimate, change = candidate.quality, candidate.quality_change
+    elif finding is None:
+        estimate, why_not = None, "the plan has no such attack"
+    else:
+        estimate, why_not = finding.estimate, finding.reason
+        change = finding.changes[0] if finding.changes else None
+    subject = f"{candidate.name}: {metric.subject}{setting(finding)}"
+    gate = Gate(
+        candidate=candidate.name,
+        rule=metric.name,
+        finding=None if finding is None else finding.id,
+        value=None,
+        low=None,
+        high=None,
+        limit=limit,
+        compares=compares,
+        verdict="not-measured",
+        p_value=None,
+        sentence=f"{subject} was not measured ({why_not or 'no reason is recorded'}), and the policy limits it.",
+    )
+    judged: Estimate | Change | None = change if compares == "change" else estimate
+    if estimate is None:
+        return _Draft(gate, None)
+    if judged is None:
+        why = "no dense model is known to compare it with: name one, or a policy with absolute limits"
+        if candidate.parent is not None:
+            why = (
+                f"nothing was measured alike on it and on {candidate.parent}, so that no change is known: add an "
+                "attack that both can face (square needs answers only), or name a policy with absolute limits"
+            )
+        sentence = f"{subject} is {wording.estimate(estimate, metric)}, and {why}."
+        return _Draft(gate.model_copy(update={"sentence": sentence}), None)
+    better = metric.better
+    flags = sorted({*candidate.flags, *(() if finding is None else finding.flags)})
+    value = judged.difference if isinstance(judged, Change) else judged.estimate
+    verdict = judge(judged.low, judged.high, limit, better, flags)
+    sentence = gate_sentence(subject, metric, estimate, change, compares, limit) + doubt(flags)
+    if isinstance(judged, Change):
+        if judged.flags:
+            verdict = "inconclusive"
+            sentence += f" The figure of {judged.baseline} may be too optimistic ({', '.join(judged.flags)})."
+        if better == "higher" and no_room(judged, limit):
+            verdict = "inconclusive"
+            floor = wording.figure(judged.baseline_estimate, metric)
+            sentence += (
+                f" {judged.baseline} itself is on the floor there ({floor}), so that no loss could be seen: "
+                f"{judged.instead or 'measure it where the parent is better'}."
+            )
+    if verdict == "inconclusive" and judge(judged.low, judged.high, limit, better) == "inconclusive":
+        available = estimate.n if finding is None or finding.available is None else finding.available
+        sentence += what_settles(value, judged.low, judged.high, limit, estimate.n, available, metric)
+    measured = {"value": value, "low": judged.low, "high": judged.high, "verdict": verdict, "sentence": sentence}
+    p_value = beyond(value, judged.low, judged.high, limit, better)
+    if isinstance(judged, Change) and limit == 0 and judged.p_value is not None:
+        worse = value < 0 if better == "higher" else value > 0
+        p_value = judged.p_value / 2 if worse else 1 - judged.p_value / 2  # the paired test is of this very limit
+    return _Draft(gate.model_copy(update=measured), p_value)
+
+
+def _holm(drafts: Sequence[_Draft]) -> list[Gate]:
+    """Corrects the fails for the number of gates; one that does not survive becomes inconclusive."""
+    from ...attacks.statistics.rates import holm
+
+    p_values = [draft.p_value for draft in drafts if draft.p_value is not None]
+    corrected = iter(holm(p_values))
+    gates = []
+    for draft in drafts:
+        gate, p_value = draft.gate, None if draft.p_value is None else next(corrected)
+        if gate.verdict == "fail" and p_value is not None:
+            update: dict[str, Any] = {"p_value": p_value}
+            if p_value > LEVEL:
+                doubt = f"Alone this would fail; among the {len(p_values)} gates of this report chance could do it"
+                update["verdict"] = "inconclusive"
+                update["sentence"] = f"{gate.sentence} {doubt} (Holm-corrected p {p_value:.2g})."
+            gate = gate.model_copy(update=update)
+        gates.append(gate)
+    return gates
+
+
+def _judged_finding(finding: Finding, gates: Sequence[Gate], metrics: Mapping[str, Metric]) -> Finding:
+    mine = [gate for gate in gates if gate.finding == finding.id]
+    if mine:
+        worst = _worst(mine, metrics)
+        reason = worst.sentence if worst.verdict == "inconclusive" else None
+        if finding.estimate is None:
+            reason = finding.reason
+        return finding.model_copy(update={"gated": True, "verdict": worst.verdict, "reason": reason})
+    reason = finding.reason
+    if finding.gateable and finding.estimate is not None:
+        reason = f"not gated: the policy sets no limit on {metrics[finding.metric].subject}"
+    verdict: RowVerdict = "not-measured" if finding.estimate is None else "not-gated"
+    return finding.model_copy(update={"gated": False, "verdict": verdict, "reason": reason})
+
+
+def _judged_candidate(candidate: Candidate, gates: Sequence[Gate], metrics: Mapping[str, Metric]) -> Candidate:
+    mine = [gate for gate in gates if gate.candidate == candidate.name]
+    if not mine:
+        return candidate.model_copy(update={"verdict": "not-gated", "deciding": None, "worst_risk": None})
+    worst = _worst(mine, metrics)
+    verdict = "inconclusive" if worst.verdict == "not-measured" else worst.verdict
+    risks = [gate for gate in mine if gate.finding is not None and gate.value is not None]
+    nearest = min(risks, key=lambda gate: _margin(gate, metrics)).finding if risks else None
+    return candidate.model_copy(update={"verdict": verdict, "deciding": worst.sentence, "worst_risk": nearest})
+
+
+def _overall(
+    candidates: Sequence[Candidate], gates: Sequence[Gate], release: Sequence[str], metrics: Mapping[str, Metric]
+) -> tuple[Verdict, list[str]]:
+    rows = {candidate.name: candidate for candidate in candidates}
+    missing = [name for name in release if name not in rows]
+    present = [rows[name] for name in release if name in rows]
+    failed = [row for row in present if row.verdict == "fail"]
+    open_ = [row for row in present if row.verdict not in ("pass", "fail")]
+    if failed:
+        return "fail", _sentences(failed, present, "fail")
+    if missing or open_ or not present:
+        sentences = [f"{name} could not be made, so nothing about it was measured." for name in missing[:2]]
+        if not release:
+            sentences = ["No candidate is up for release."]
+        return "inconclusive", [*sentences, *_sentences(open_, present, "are inconclusive")][:3]
+    mine = [gate for gate in gates if gate.candidate in release]
+    tightest = min(mine, key=lambda gate: (gate.value is None, _margin(gate, metrics)))
+    count = "The candidate up for release passes" if len(present) == 1 else f"All {len(present)} candidates pass"
+    nearest = "" if tightest.value is None else "Nearest to its limit: "
+    return "pass", [f"{count}. {nearest}{tightest.sentence}"]
+
+
+def _sentences(rows: Sequence[Candidate], present: Sequence[Candidate], what: str) -> list[str]:
+    """The first deciding sentences and, when there are more, how many candidates share their fate."""
+    sentences = [row.deciding for row in rows[:2] if row.deciding is not None]
+    if len(rows) > 2:
+        sentences.append(f"{len(rows)} of {len(present)} candidates {what}: {', '.join(row.name for row in rows)}.")
+    return sentences
+
+
+def _worst(gates: Sequence[Gate], metrics: Mapping[str, Metric]) -> Gate:
+    """The gate that decides: fail before inconclusive before not measured before pass, then the least margin."""
+    order = ["fail", "inconclusive", "not-measured", "pass"]
+    return min(gates, key=lambda gate: (order.index(gate.verdict), _margin(gate, metrics)))
+
+
+def _margin(gate: Gate, metrics: Mapping[str, Metric]) -> float:
+    """How far the unfavourable end of the interval keeps within the limit; negative beyond it."""
+    if gate.low is None or gate.high is None or gate.limit is None:
+        return 0.0
+    return gate.low - gate.limit if metrics[gate.rule].better == "higher" else gate.limit - gate.high

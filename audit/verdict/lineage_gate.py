@@ -1,0 +1,53 @@
+"""The gate on where a finished file comes from: what its declared recipe promises of the dense model's weights."""
+
+from __future__ import annotations
+
+from ..schema.rows import Candidate, Gate, RowVerdict
+
+
+def lineage_gate(candidate: Candidate) -> Gate | None:
+    """Under any policy: a file that is declared to be quantised must be a rounding of the dense model.
+
+    One that is not fails where its recipe only rounds, and leaves the verdict open where it may have been trained. One
+    that cannot be compared leaves it open too where its recipe keeps every weight's shape: else a tampered file would
+    only have to be made unreadable. Where nothing is declared, or a recipe that changes shapes, nothing is promised
+    that could be held against it.
+    """
+    found, promised = candidate.lineage, candidate.promise
+    if found is None and (candidate.file is None or candidate.parent is None):
+        return None  # made here, or nothing to compare it with
+    if found is None or found.verdict == "not comparable":
+        if promised is None:
+            return None
+        reason = "The check did not run." if found is None else found.reason or " ".join(found.sentences)
+        told = (
+            f"it is declared as {_declared(candidate)} and cannot be compared with the dense model. {reason} Declare "
+            "how it was really made, or ask its maker for the dense model that it came from."
+        )
+        return _gate(candidate, "inconclusive", told)
+    verdict: RowVerdict = "pass"
+    if found.verdict == "not nearest":
+        verdict = "pass" if promised == "neighbour" else "inconclusive"
+    elif found.verdict != "confirmed":
+        verdict = "fail" if promised in ("nearest", "neighbour") else "inconclusive"
+    return _gate(candidate, verdict, " ".join(found.sentences))
+
+
+def _gate(candidate: Candidate, verdict: RowVerdict, told: str) -> Gate:
+    return Gate(
+        candidate=candidate.name,
+        rule="lineage",
+        finding=None,
+        value=None,
+        low=None,
+        high=None,
+        limit=None,
+        compares="absolute",
+        verdict=verdict,
+        p_value=None,
+        sentence=f"{candidate.name}: {told[:900]}",
+    )
+
+
+def _declared(candidate: Candidate) -> str:
+    return f'"{candidate.recipe_words.partition("declared as ")[2] or (candidate.recipe or {}).get("kind")}"'

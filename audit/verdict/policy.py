@@ -1,0 +1,124 @@
+"""Policies: limits on figures, built in or of the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from ...attacks.risk import Metric
+from ...targets.errors import InputError
+from ..plan.plan import validated
+from ..plan.settings import Settings, did_you_mean, fault
+from ..plan.yaml_text import SIZE_CAP, Source, load_yaml, read_text
+
+EXACT = 1e-9  # slack for rounding in a limit or an interval's end
+
+
+class Policy(Settings):
+    """Limits by metric: accuracy (or mean_squared_error) and the figures of the attacks; the catalogue lists them.
+
+    Shares and scores are fractions: 2 points are 0.02. A metric without a limit is reported and not judged.
+    """
+
+    name: str = Field(default="custom", min_length=1, max_length=200)
+    changes: dict[str, float] = Field(
+        default={},
+        description="the worst change allowed against the candidate's own parent: accuracy -0.02 is at most 2 points "
+        "lower, auc 0.05 is at most .05 higher",
+    )
+    absolutes: dict[str, float] = Field(
+        default={}, description="the worst value allowed: robust_accuracy 0.4 is at least 40 %, auc 0.6 is at most .6"
+    )
+
+    @field_validator("changes", "absolutes")
+    @classmethod
+    def _known_metrics(cls, value: dict[str, float], info: ValidationInfo) -> dict[str, float]:
+        for name, limit in value.items():
+            metric = _metric(name, info)
+            if metric is not None and metric.unit != "number" and abs(limit) > 1:
+                raise fault(f"{limit:g} is no fraction; 2 points are written 0.02", name)
+        return value
+
+    @field_validator("changes")
+    @classmethod
+    def _signs(cls, value: dict[str, float], info: ValidationInfo) -> dict[str, float]:
+        for name, limit in value.items():
+            metric = _metric(name, info)
+            if metric is not None and limit * (1 if metric.better == "higher" else -1) > 0:
+                raise fault(
+                    f"{limit:g} asks for more than the parent has; to allow that much worse, write {-limit:g}", name
+                )
+        return value
+
+    @field_validator("absolutes")
+    @classmethod
+    def _not_negative(cls, value: dict[str, float], info: ValidationInfo) -> dict[str, float]:
+        for name, limit in value.items():
+            metric = _metric(name, info)
+            if metric is not None and limit < 0 and metric.unit != "number":
+                raise fault(f"{limit:g} is no value this metric can take; changes stand under `changes`", name)
+        return value
+
+
+def _metric(name: str, info: ValidationInfo) -> Metric | None:
+    """One of the metrics that the policy is read for; None for a policy written in code, which is read for none."""
+    if info.context is None:
+        return None
+    metrics: Mapping[str, Metric] = info.context
+    if name not in metrics:
+        raise fault(did_you_mean("is not a metric", name, list(metrics)), name)
+    return metrics[name]
+
+
+BUILT_IN = {
+    "release": Policy(
+        name="release",
+        changes={
+            "accuracy": -0.02,
+            "mean_squared_error": 0.02,
+            "robust_accuracy": -0.05,
+            "tpr_at_1_percent_fpr": 0.05,
+            "auc": 0.05,
+        },
+    ),
+    "robustness": Policy(
+        name="robustness", changes={"accuracy": -0.02, "mean_squared_error": 0.02, "robust_accuracy": -0.05}
+    ),
+}
+
+
+def load_policy(
+    raw: str | Mapping[str, Any], folder: Path, metrics: Mapping[str, Metric], source: Source | None = None
+) -> Policy:
+    """The policy a plan or command line names: a built-in one, a YAML file seen from `folder`, or the limits.
+
+    Args:
+        metrics: those it may limit, by name.
+
+    Raises:
+        InputError: no such policy, or one that limits nothing; the message names the line where there is one.
+        UnsafeInput: a tag in the file asks for a Python object.
+    """
+    if isinstance(raw, str) and raw in BUILT_IN:
+        return BUILT_IN[raw]
+    if not isinstance(raw, str):
+        at = () if source is None else ("policy",)
+        policy = validated(Policy, raw, source or Source("the policy"), at, metrics)
+    elif Path(raw).suffix in (".yaml", ".yml", ".json") or "/" in raw:
+        path = folder / raw
+        values, lines = load_yaml(read_text(path, "policy", SIZE_CAP), path.name)
+        named = {"name": path.stem[:200], **values} if isinstance(values, Mapping) else values
+        policy = validated(Policy, named, lines, (), metrics)
+    else:
+        message = did_you_mean(f"there is no policy {raw!r}", raw, list(BUILT_IN))
+        raise InputError(
+            f"{message[0].upper()}{message[1:]} A policy of your own is named by its file, such as my.yaml."
+        )
+    if not policy.changes and not policy.absolutes:
+        raise InputError(
+            f"Policy {policy.name!r} limits nothing, so everything would pass. Give `changes`, `absolutes`."
+        )
+    return policy
