@@ -22,7 +22,7 @@ from crushproof.audit.engine.ray import RayCluster
 from crushproof.audit.engine.store import Store
 from crushproof.targets.errors import InputError
 
-TOY = Path(__file__).with_name("toy_work.py")
+TOY = Path(__file__).parents[2] / "helpers" / "toy_work.py"
 SMALL_MEMORY = 100 * 2**20  # bytes of a node's object store
 FAST_DETECTION = {  # of a lost node, milliseconds
     "health_check_initial_delay_ms": 0,

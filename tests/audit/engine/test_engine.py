@@ -25,7 +25,7 @@ from crushproof.audit.engine.store import Store
 from crushproof.audit.engine.work import Attempt, CellResults
 from crushproof.targets.errors import Incomplete, InputError
 
-TOY = Path(__file__).with_name("toy_work.py")
+TOY = Path(__file__).parents[2] / "helpers" / "toy_work.py"
 
 
 @pytest.fixture(autouse=True)
