@@ -14,6 +14,7 @@ from crushproof.attacks.attack import ATTACKS, Attack
 from crushproof.attacks.evasion.engine import PERTURBERS
 from crushproof.attacks.evasion.evasion import Evasion
 from crushproof.attacks.evasion.gradient.pgd import Pgd
+from crushproof.attacks.evasion.preparations import CraftedOnParent
 from crushproof.audit.catalogue import catalogue
 from crushproof.audit.doctor import examine
 from crushproof.audit.engine.driver import run
@@ -364,3 +365,14 @@ def test_no_attack_shares_a_cell_with_anything(kind: str, plugin: Write) -> None
     assert all(work.has(f"attack/{label}/{name}") for label in (kind, f"{kind}-2") for name in names)
     others = {cell.key for cell in work.cells() if not cell.name.startswith(f"attack/{kind}")}
     assert not others & {work.cell(f"attack/{kind}/{name}").key for name in names}
+
+
+def test_shared_work_of_one_name_is_one_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two attacks that need the same share it; one that gives other work the name of ours is refused."""
+    attacks: list[Any] = [{"kind": "evasion", "epsilons": [0.1]}, {"kind": "evasion", "epsilons": [0.1], "records": 20}]
+    work = suite(candidates={"plain": "int8"}, attacks=[*attacks, attacks[0]])
+    names = [cell.name for cell in work.cells() if cell.name.startswith("transfer/")]
+    assert len(names) == len(set(names)) == 2
+    monkeypatch.setattr(CraftedOnParent, "name", property(lambda self: "train/dense"))
+    with pytest.raises(InputError, match=r"'train/dense'.*give CraftedOnParent a name of its own"):
+        suite(candidates={"plain": "int8"}, attacks=attacks)

@@ -16,7 +16,7 @@ from ...attacks.preparation import Deployed, Need, Preparation, Prepared, Ran, S
 from ...compression.quantization.quantized_layer import true_gradients
 from ...defenses.stochastic_rounding import ExpectationTwin
 from ...targets.certificate import AGREEMENT, certify
-from ...targets.errors import NotApplicable
+from ...targets.errors import InputError, NotApplicable
 from ...targets.interface.preprocessing import Preprocessing
 from ...targets.model import Target, TorchTarget, frozen_copy
 from ...targets.seeds import derive
@@ -101,12 +101,27 @@ def _cells_for(suite: ModelSuite, needs: Iterable[Need], scope: Scope) -> list[s
                 names[attack_cell(scope.label, model, detail)] = None
             case Preparation():
                 names[need.name] = None
-                if not suite.has(need.name):
-                    _add_preparation(suite, need, scope)
+                _add_preparation(suite, need, scope)
     return list(names)
 
 
 def _add_preparation(suite: ModelSuite, preparation: Preparation, scope: Scope) -> None:
+    """Once for all who name it.
+
+    Raises:
+        InputError: other work has that name already.
+    """
+    known = suite.preparations.get(preparation.name)
+    alike = known is not None and type(known) is type(preparation) and known.identity == preparation.identity
+    if not alike and suite.has(preparation.name):
+        raise InputError(
+            f"The attack {scope.label} calls its shared work {preparation.name!r}, and so is other work of this audit "
+            f"called: give {type(preparation).__qualname__} a name of its own."
+        )
+    if alike:
+        return
+    suite.preparations[preparation.name] = preparation
+
     def compute(get: Get) -> Result:
         prepared = preparation.compute(CellInputs(suite, scope, get))
         return Result(arrays=prepared.arrays, document=prepared.document)
