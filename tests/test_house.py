@@ -61,8 +61,11 @@ def test_no_module_is_imported_in_a_circle() -> None:
 def test_what_a_checker_is_told_to_ignore_has_a_reason() -> None:
     silent = []
     mark = re.compile(r"#\s*(?:type:\s*ignore(?:\[[\w, -]+\])?|noqa(?::\s*[A-Z]+\d+(?:,\s*[A-Z]+\d+)*)?)[\s#:(—-]*(.*)")
-    for file in [*MODULES, *TESTS]:
-        for token in tokenize.generate_tokens(io.StringIO(file.read_text(encoding="utf-8")).readline):
+    texts = {file: file.read_text(encoding="utf-8") for file in [*MODULES, *TESTS]}
+    for file, text in texts.items():
+        if not re.search(r"#\s*(type:\s*ignore|noqa)", text):
+            continue
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
             found = mark.match(token.string) if token.type == tokenize.COMMENT else None
             if found and len(found.group(1)) < 4:
                 silent.append(f"{name(file)}:{token.start[0]}: {token.string}")
