@@ -68,4 +68,4 @@ def records_needed(value: float, low: float, high: float, limit: float, n: int) 
     width = high - value if value < limit else value - low
     if gap <= EXACT or width <= EXACT:
         return None
-    return max(n + 1, math.ceil(n * (width / gap) ** 2))
+    return max(n + 1, math.ceil(n * min(width / gap, 1e6) ** 2))  # more is as good as never
