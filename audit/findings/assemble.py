@@ -146,8 +146,11 @@ def _checked(attack: Attack, label: str, results: AttackResults) -> list[Measure
     """
     found = attack.measure(results)
     details = [one.detail for one in found if one.draw is None]
-    if len(set(details)) < len(details):
-        raise InputError(f"The attack {label} gives two findings of one model the same `detail`.")
+    if len(set(details)) < len(details) or not set(details) <= set(attack.details(results.model)):
+        raise InputError(
+            f"The attack {label} gives findings of {results.model.name} with the details {details}: each is to be one "
+            f"of those it announces ({', '.join(map(repr, attack.details(results.model)))}), and none twice."
+        )
     undeclared = [one.metric.name for one in found if one.metric not in attack.metrics]
     if undeclared:
         raise InputError(f"The attack {label} measures {undeclared[0]!r}, which is not among its `metrics`.")

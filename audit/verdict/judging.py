@@ -162,7 +162,9 @@ def _drafts(
         mine = [one for one in ours if one.gateable]
         if candidate.accuracy is None and metric.name not in _QUALITIES and not mine:
             continue  # the attack is none on models of values; the report says so in a row
-        judged = mine if metric.name not in _QUALITIES and mine else [None]
+        why_not = [one for one in ours if one.estimate is None][:1]
+        judged: Sequence[Finding | None] = mine or why_not or [None]
+        judged = [None] if metric.name in _QUALITIES else judged
         for compares, by_metric in limits:
             if metric.name in by_metric:
                 drafts += [_draft(candidate, one, metric, compares, by_metric[metric.name]) for one in judged]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -72,8 +73,9 @@ def test_figures_that_cannot_be_told_apart_or_are_not_declared_are_refused(
     suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = Measurement(DRIFT, "drift", Mean(np.arange(3.0)))
-    with pytest.raises(InputError, match="the same `detail`"):
-        said(suite, monkeypatch, one, one)
+    for wrong in ((one, one), (replace(one, detail="unannounced"),)):
+        with pytest.raises(InputError, match=r"each is to be one of those it announces \(''\), and none twice"):
+            said(suite, monkeypatch, *wrong)
     with pytest.raises(InputError, match="'accuracy', which is not among its `metrics`"):
         said(suite, monkeypatch, Measurement(ACCURACY, "drift", Rate(np.ones(3, dtype=bool))))
 
