@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -59,7 +59,7 @@ def _adapted(attack: Attack, model: AuditedModel) -> Attack:
     return attack
 
 
-def _another_task(task: Task) -> Result:
+def _another_task(task: Task) -> NoReturn:
     """What an attack on models of another task says of this one."""
     wanted, found = "models of values", "picks a class"
     if task is Task.REGRESSION:

@@ -12,10 +12,11 @@ from .policy import EXACT
 
 
 def setting(finding: Finding | None) -> str:
-    if finding is None or "epsilon" not in finding.setting:
+    epsilon = None if finding is None else finding.setting.get("epsilon")
+    if finding is None or not isinstance(epsilon, int | float):  # a text, of an attack of another package
         return ""
     norm = " (L2)" if finding.setting.get("norm") == "l2" else ""
-    return f" at eps {finding.setting['epsilon']:.4g}{norm}"
+    return f" at eps {epsilon:.4g}{norm}"
 
 
 def gate_sentence(

@@ -434,3 +434,8 @@ def test_other_words_for_accuracy_leave_it_judged() -> None:
 
 def test_the_records_that_settle_it_are_a_number_however_wide_the_interval() -> None:
     assert records_needed(0.0, -1e100, 1e100, 1e-3, 5) is not None
+
+
+def test_a_setting_of_another_attack_may_be_a_text() -> None:
+    rows = [row.model_copy(update={"setting": {"epsilon": "by class"}}) for row in findings("a")]
+    assert apply_policy([candidate("a")], rows, RELEASE, ["a"], KNOWN).verdict == "pass"
