@@ -6,6 +6,7 @@ them by whoever reads them, in one way for all attacks.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -124,7 +125,7 @@ class Measurement:
         setting: what the figure depends on: {"norm": "linf", "epsilon": 0.1}.
         chosen: how a setting that was left open was chosen.
         available: records the data has for it; the outcome may rest on fewer.
-        curves: by name; a list of (x, rate), or scores whose ROC it is.
+        curves: by name; (x, figure) in the order of x, or scores whose ROC it is.
         groups: the figure per class or group of records, by name: who is hit.
         notes: sentences the reader must know.
         flags: why it may be too optimistic; of its parts, see there.
@@ -144,7 +145,7 @@ class Measurement:
     available: int | None = None
     comparisons: tuple[Comparison, ...] = ()
     parts: tuple[MeasuredPart, ...] = ()
-    curves: dict[str, list[tuple[float, Rate]] | Auc] = field(default_factory=dict)
-    groups: dict[str, Rate] = field(default_factory=dict)
+    curves: Mapping[str, Sequence[tuple[float, Outcome]] | Auc] = field(default_factory=dict)
+    groups: Mapping[str, Outcome] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()

@@ -29,8 +29,8 @@ class Metric(Described):
     """One figure: what policies and findings call it, and how it is printed."""
 
     name: str = Field(pattern=NAME, description="in findings and policies: robust_accuracy")
-    title: str = Field(description="of a column or chart: Robust accuracy")
-    subject: str = Field(description="in the middle of a sentence: robust accuracy")
+    title: str = Field(min_length=1, max_length=200, description="of a column or chart: Robust accuracy")
+    subject: str = Field(max_length=200, description="in the middle of a sentence: robust accuracy")
     unit: Literal["percent", "score", "number"] = Field(
         description="percent: a share in [0, 1], printed as such; score: in [0, 1] with three decimals; number: any"
     )
@@ -42,10 +42,10 @@ class Metric(Described):
 class Chart(Described):
     """How the curves of a risk are drawn. Each model gives one line, the plain dense model a grey one."""
 
-    x: str = Field(description="what the horizontal axis counts: epsilon")
+    x: str = Field(max_length=80, description="what the horizontal axis counts: epsilon")
     curve: str = Field(description="name of the curve that stands for a finding")
     dashed: str = Field("", description="name of a second curve, drawn dashed beside it")
-    dashed_title: str = Field("", description="what that curve is, behind the model's name: labels only")
+    dashed_title: str = Field("", max_length=80, description="what that curve is, behind the model's name: labels only")
     log_x: bool = False
     rates: bool = Field(False, description="a ROC curve: both axes logarithmic rates, with the diagonal of guessing")
     from_zero: bool = Field(True, description="whether the vertical axis starts at 0; else below the lowest point")
@@ -55,7 +55,7 @@ class Risk(Described):
     """What a reader must know of a risk before its figures."""
 
     name: str = Field(pattern=NAME, description="in findings")
-    title: str
+    title: str = Field(min_length=1, max_length=200)
     question: str = Field(description="as a manager would ask it")
     wants: str = Field(description="what the attacker wants")
     harm: str = Field(description="what it costs the one who ships the model")

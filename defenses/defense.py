@@ -44,7 +44,7 @@ class TrainingDefense(Defense):
     """Hardens how the dense model (and each of its shadows) is trained."""
 
     private: ClassVar[bool] = False  # its promise is about the members: a recipe that looks at them afterwards voids it
-    void: ClassVar[str] = ""  # a sentence that says so
+    void: ClassVar[str] = "The compression looked at training records after private training."  # and says so
 
     @abstractmethod
     def trainer(self, plain: Trainer, bounds: Bounds) -> Trainer:

@@ -102,7 +102,7 @@ class CraftedOnParent(Preparation):
 
     @property
     def name(self) -> str:
-        epsilons = "-".join(f"{epsilon:g}" for epsilon in self.radii.epsilons) or "auto"
+        epsilons = "-".join(f"{epsilon!r}" for epsilon in self.radii.epsilons) or "auto"
         return f"transfer/{self.parent}/{self.radii.norm}-{epsilons}-{self.records}"
 
     @property

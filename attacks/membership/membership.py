@@ -91,7 +91,8 @@ class Membership(Attack):
             "listed."
         ]
         members = scope.data.members
-        rest = 0 if members is None else len(members) - population_of(scope).attacked // 2
+        known = members is not None and not scope.data.regression
+        rest = len(members) - population_of(scope).attacked // 2 if members is not None and known else 0
         if rest:
             sentences.append(
                 f"The membership attacker knows {rest} members that are not attacked: every shadow is trained on them, "

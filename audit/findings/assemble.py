@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from ...attacks.attack import ATTACKS, Attack
 from ...attacks.measurement import Measurement
-from ...attacks.preparation import Scope
+from ...attacks.preparation import Ran, Scope
 from ...attacks.risk import QUALITIES, Metric, Risk
 from ...attacks.statistics.power import unseen_loss
 from ...targets.errors import InputError
@@ -32,7 +32,7 @@ from ..suite.suite import Suite
 from ..verdict.judging import apply_policy
 from ..verdict.policy import Policy
 from .candidates import candidate_row
-from .estimates import change, curves, estimate, part, rate
+from .estimates import change, curves, estimate, part
 from .results import AttackResults, AuditResults
 
 UNMADE = "the candidate itself"
@@ -134,8 +134,30 @@ def measurements(results: AuditResults, model: AuditedModel) -> list[tuple[Attac
     return [
         (attack, label, measured)
         for attack, label in suite.lineup.attacks
-        for measured in attack.measure(AttackResults(results, suite.scope(label), model))
+        for measured in _checked(attack, label, AttackResults(results, suite.scope(label), model))
     ]
+
+
+def _checked(attack: Attack, label: str, results: AttackResults) -> list[Measurement]:
+    """What an attack says of one model; a row that nothing was measured where it says nothing.
+
+    Raises:
+        InputError: its figures cannot be told apart, or are none that it declares.
+    """
+    found = attack.measure(results)
+    details = [one.detail for one in found if one.draw is None]
+    if len(set(details)) < len(details) or not set(details) <= set(attack.details(results.model)):
+        raise InputError(
+            f"The attack {label} gives findings of {results.model.name} with the details {details}: each is to be one "
+            f"of those it announces ({', '.join(map(repr, attack.details(results.model)))}), and none twice."
+        )
+    undeclared = [one.metric.name for one in found if one.metric not in attack.metrics]
+    if undeclared:
+        raise InputError(f"The attack {label} measures {undeclared[0]!r}, which is not among its `metrics`.")
+    if details:
+        return found
+    reason = results.why(Ran(results.model.name))
+    return [*found, Measurement(attack.metrics[0], attack.kind, None, reason=reason)]
 
 
 def finding_row(
@@ -144,10 +166,10 @@ def finding_row(
     """A measurement with its intervals, its id, its evidence and how to get it again; no verdict yet."""
     suite = results.suite
     identifier = finding_id(model.name, label, measured.detail)
-    gateable = measured.gateable and not model.is_dense
+    gateable = measured.gateable and not model.is_dense and suite.task in attack.tasks
     own = None if measured.outcome is None else estimate(measured.outcome)
     seed = derive(suite.plan.seed, "bootstrap")
-    groups = [GroupEstimate(name=name, **rate(one.successes).model_dump()) for name, one in measured.groups.items()]
+    groups = [GroupEstimate(name=name, **estimate(one).model_dump()) for name, one in measured.groups.items()]
     found = Finding(
         id=identifier,
         candidate=model.name,
@@ -265,10 +287,23 @@ def model_notes(results: AuditResults) -> list[str]:
 
 
 def known_metrics(planned: Sequence[tuple[Attack, str]]) -> dict[str, Metric]:
-    """Every figure there is, by name: of models, of the plan's attacks, of the other attacks."""
-    attacks = [attack.metrics for attack, _ in planned]
-    others = [kind.metrics for kind in ATTACKS.kinds().values()]
-    return {metric.name: metric for metrics in (QUALITIES, *attacks, *others) for metric in metrics}
+    """Every figure there is, by name: of models, of the plan's attacks, of the other attacks.
+
+    Raises:
+        InputError: an attack of the plan gives another figure, or another risk, the name of one that is taken.
+    """
+    known = {metric.name: metric for metric in QUALITIES}
+    risks: dict[str, Risk] = {}
+    for attack, label in planned:
+        for metric in attack.metrics:
+            if known.setdefault(metric.name, metric) != metric:
+                raise InputError(f"The attack {label} calls its figure {metric.name!r}, and so is another one called.")
+        if risks.setdefault(attack.risk.name, attack.risk) != attack.risk:
+            raise InputError(f"The attack {label} calls its risk {attack.risk.name!r}, and so is another one called.")
+    for kind in ATTACKS.kinds().values():
+        for metric in kind.metrics:
+            known.setdefault(metric.name, metric)
+    return known
 
 
 def known_risks(suite: Suite) -> dict[str, Risk]:
@@ -278,11 +313,10 @@ def known_risks(suite: Suite) -> dict[str, Risk]:
 
 def power_of(suite: Suite) -> list[str]:
     """Which loss or leak would have gone unseen, at 80 % power and 95 % confidence."""
-    if suite.subject.data.regression:
-        return []  # these are figures of shares; an error's interval says what it could have shown
-    n = len(suite.subject.data.evaluation_ids)
-    sentences = [f"Accuracy: {unseen_loss('a loss', n)} (less churn assumed than there may be)."]
-    return sentences + _said(suite, lambda attack, scope: attack.power(scope))
+    n, sentences = len(suite.subject.data.evaluation_ids), []
+    if not suite.subject.data.regression:  # an error's interval says what it could have shown
+        sentences = [f"Accuracy: {unseen_loss('a loss', n)} (less churn assumed than there may be)."]
+    return sentences + _said(suite, lambda attack, scope: attack.power(scope) if suite.task in attack.tasks else [])
 
 
 def limits_of(suite: Suite) -> list[str]:

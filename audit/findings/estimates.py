@@ -89,14 +89,14 @@ def part(measured: MeasuredPart) -> Part:
 
 
 def curves(measurement: Measurement) -> dict[str, list[Point]]:
-    """Points for a chart: rates with their intervals, and ROC curves."""
+    """Points for a chart: figures with their intervals, and ROC curves."""
     return {
         name: _roc(line) if isinstance(line, Auc) else [_point(x, own) for x, own in line]
         for name, line in measurement.curves.items()
     }
 
 
-def _point(x: float, outcome: Rate) -> Point:
+def _point(x: float, outcome: Outcome) -> Point:
     own = estimate(outcome)
     return Point(x=x, estimate=own.estimate, low=own.low, high=own.high)
 

@@ -160,7 +160,9 @@ def promise_words(promise: dict[str, Any]) -> str:
     epsilon = promise.get("epsilon")
     if epsilon == "void":
         return f"Epsilon: void, because {promise.get('why', 'the promise was broken')}."
-    if not isinstance(epsilon, int | float):
+    numbers = ("epsilon", "delta", "epsilon_pld_check", "sampling_rate", "noise_multiplier", "max_gradient_norm")
+    texts = {"neighbours", "accountant", "steps", "condition"}
+    if not texts <= promise.keys() or not all(isinstance(promise.get(name), int | float) for name in numbers):
         return "; ".join(f"{key.replace('_', ' ')}: {value}" for key, value in promise.items()) + "."
     return (
         f"Differential privacy with epsilon {epsilon:.2f} at delta {promise['delta']:.1e} "

@@ -190,19 +190,20 @@ def _panels(ix: views.Index, chart: Chart, columns: Sequence[views.Column]) -> l
 
 def _axes(chart: Chart, column: views.Column, points: list[Point]) -> tuple[charts.Axis, charts.Axis]:
     name = column.metric.title.split(" (")[0].lower()
+    along = wording.clean(chart.x)
     if chart.rates:
         rates = [v for p in points for v in (p.x, p.estimate) if v > 0]
         ends = (max(1e-4, min([0.01, *rates])), 1.0)
-        return charts.Axis(chart.x, log=True, percent=True, ends=ends), charts.Axis(
+        return charts.Axis(along, log=True, percent=True, ends=ends), charts.Axis(
             "true positive rate", log=True, percent=True, ends=ends
         )
     lowest = min([p.low if p.low is not None else p.estimate for p in points], default=0.0)
     if column.metric.unit != "percent":
         highest = max([p.high if p.high is not None else p.estimate for p in points], default=1.0)
         ends = (min(0.0, lowest) if chart.from_zero else lowest, highest + 0.02 * max(highest - lowest, 1e-9))
-        return charts.Axis(chart.x, log=chart.log_x), charts.Axis(name, ends=ends)
+        return charts.Axis(along, log=chart.log_x), charts.Axis(name, ends=ends)
     floor = 0.0 if chart.from_zero else max(0.0, int(lowest * 10) / 10 - 0.1)
-    return charts.Axis(chart.x, log=chart.log_x), charts.Axis(name, percent=True, ends=(floor, 1.02))
+    return charts.Axis(along, log=chart.log_x), charts.Axis(name, percent=True, ends=(floor, 1.02))
 
 
 def _thinned(points: list[Point]) -> list[Point]:

@@ -32,8 +32,12 @@ def _nice(value: float) -> float:
 
 
 def estimate_scale(column: Column) -> Scale:
-    """0 to 100 % for rates that are better high and for copies; 0 to the next round number else."""
+    """0 to 100 % for rates above 40 %; else 0 to the next round number, below 0 too where there are such numbers."""
     found = [f.estimate for f in column.findings.values() if f.estimate is not None]
+    if column.metric.unit == "number":
+        lowest, highest = min([0.0, *(e.low for e in found)]), max([0.0, *(e.high for e in found)])
+        low, high = -_nice(-lowest) if lowest < 0 else 0.0, _nice(highest) if highest > 0 else 0.0
+        return Scale(low, high if high > low else low + 1.0)
     if column.metric.unit == "score":
         low, high = min([0.45, *(e.low for e in found)]), max([0.6, *(e.high for e in found)])
         return Scale(math.floor(low * 20) / 20, math.ceil(high * 20) / 20)

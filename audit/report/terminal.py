@@ -23,7 +23,7 @@ def print_audit(audit: Audit) -> None:
     metrics = _headlines(audit)
     quality = audit.candidates[0].quality_metric if audit.candidates else ACCURACY
     for name in (quality.title.lower(), *(metric.title.partition(" (")[0].lower() for metric in metrics), "payload"):
-        table.add_column(name, justify="right")
+        table.add_column(Text(wording.label(name)), justify="right")  # no markup: a metric may come from anywhere
     for row in audit.candidates:
         cells = [wording.estimate(row.quality, row.quality_metric), *(_risk(audit, row, metric) for metric in metrics)]
         verdict = Text(_verdict(row), style=COLOURS.get(row.verdict, ""))
@@ -43,9 +43,8 @@ def print_findings(audit: Audit) -> None:
     """Writes each finding in a line, with its flags and notes, or why there is none; for `--only`."""
     console = _console()
     for finding in audit.findings:
-        console.print(
-            Text(f"{finding.id}: {wording.finding_words(finding, audit.metrics[finding.metric])} ({finding.verdict})")
-        )
+        words = wording.finding_words(finding, audit.metrics[finding.metric])
+        console.print(Text(wording.clean(f"{finding.id}: {words} ({finding.verdict})")))
         for line in (*filter(None, [finding.reason]), *finding.flags, *finding.notes):
             console.print(Text(f"  {wording.clean(line)}"))
     if not audit.findings:

@@ -14,7 +14,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, mo
 
 from ...attacks.risk import ACCURACY, MEAN_SQUARED_ERROR, Metric, Risk
 from .file_rows import Certificate, Footprint, Kernels, Lineage, Runtime
-from .row import Amount, Count, Row, Share
+from .names import check_names
+from .row import Amount, Count, Figure, Row, Share
 
 SLACK = 1e-9  # rounding of an interval's end
 SCHEMA: Final = "crushproof.audit/1"
@@ -23,17 +24,18 @@ Verdict = Literal["pass", "fail", "inconclusive"]
 RowVerdict = Literal["pass", "fail", "inconclusive", "not-gated", "not-measured"]
 
 
-def _check_ends(name: str, value: float, low: float, high: float) -> None:
-    if not low - SLACK <= value <= high + SLACK:
-        raise ValueError(f"{name} {value} lies outside its interval [{low}, {high}]")
+def _check_ends(name: str, value: float | None, low: float | None, high: float | None) -> None:
+    if value is None or low is None or high is None or low - SLACK <= value <= high + SLACK:
+        return
+    raise ValueError(f"{name} {value} lies outside its interval [{low}, {high}]")
 
 
 class Estimate(Row):
     """A figure with its 95 % interval and the number of records it rests on, in the unit of its metric."""
 
-    estimate: float
-    low: float
-    high: float
+    estimate: Figure
+    low: Figure
+    high: Figure
     n: int = Field(ge=1)
 
     @model_validator(mode="after")
@@ -56,9 +58,9 @@ class GroupEstimate(Row):
     """The figure of a finding on the records of one class or group alone, in the unit of the finding's metric."""
 
     name: str = Field(description="the class, or 'group <name>'")
-    estimate: float
-    low: float
-    high: float
+    estimate: Figure
+    low: Figure
+    high: Figure
     n: int = Field(ge=1)
 
     @model_validator(mode="after")
@@ -71,10 +73,10 @@ class Change(Row):
     """A paired difference `candidate - baseline`, with its 95 % interval."""
 
     baseline: str = Field(description="name of the model compared with")
-    baseline_estimate: float
-    difference: float
-    low: float
-    high: float
+    baseline_estimate: Figure
+    difference: Figure
+    low: Figure
+    high: Figure
     p_value: Share | None = Field(None, description="exact McNemar for rates, paired DeLong for AUC")
     counted: list[str] = Field([], description="the parts that both sides faced alike, which alone it counts")
     flags: list[str] = Field([], description="trust flags of the baseline's figure: they are flags of the change too")
@@ -99,15 +101,14 @@ class ThreatModel(Row):
 class Point(Row):
     """One point of a curve that a chart draws: `x` is epsilon, queries, false positive rate ..."""
 
-    x: float
-    estimate: float
-    low: float | None = None
-    high: float | None = None
+    x: Figure
+    estimate: Figure
+    low: Figure | None = None
+    high: Figure | None = None
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        if self.low is not None and self.high is not None:
-            _check_ends("estimate", self.estimate, self.low, self.high)
+        _check_ends("estimate", self.estimate, self.low, self.high)
         return self
 
 
@@ -115,9 +116,9 @@ class Part(Row):
     """One attack among those a finding takes the worst case (or the headline) over."""
 
     name: str
-    estimate: float | None = Field(description="None: did not run")
-    low: float | None = None
-    high: float | None = None
+    estimate: Figure | None = Field(description="None: did not run")
+    low: Figure | None = None
+    high: Figure | None = None
     flags: list[str] = []
     skipped: str | None = Field(None, description="why it did not run")
     headline: bool = Field(False, description="the one the finding reports, where one is chosen")
@@ -125,8 +126,7 @@ class Part(Row):
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        if self.estimate is not None and self.low is not None and self.high is not None:
-            _check_ends("estimate", self.estimate, self.low, self.high)
+        _check_ends("estimate", self.estimate, self.low, self.high)
         return self
 
 
@@ -344,4 +344,7 @@ class Audit(BaseModel):
         for finding in self.findings:
             if finding.risk not in self.risks or finding.metric not in self.metrics:
                 raise ValueError(f"finding {finding.id}: its risk or its metric is not among `risks` and `metrics`")
+        used = {*(gate.rule for gate in self.policy), *(row.quality_metric.name for row in self.candidates)}
+        used |= {name for row in self.candidates for draw in row.draws for name in draw.figures}
+        check_names(self.risks, self.metrics, used - {"lineage"})
         return self

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -59,7 +59,7 @@ def _adapted(attack: Attack, model: AuditedModel) -> Attack:
     return attack
 
 
-def _another_task(task: Task) -> Result:
+def _another_task(task: Task) -> NoReturn:
     """What an attack on models of another task says of this one."""
     wanted, found = "models of values", "picks a class"
     if task is Task.REGRESSION:
@@ -87,7 +87,11 @@ def _add_run(suite: ModelSuite, attack: Attack, run: Run, model: AuditedModel, s
 
 
 def _cells_for(suite: ModelSuite, needs: Iterable[Need], scope: Scope) -> list[str]:
-    """The cells of some needs; those of shared work are added with all they need themselves."""
+    """The cells of some needs; those of shared work are added with all they need themselves.
+
+    Raises:
+        InputError: a run is needed that does not come before.
+    """
     names: dict[str, None] = {}
     for need in needs:
         match need:
@@ -98,7 +102,13 @@ def _cells_for(suite: ModelSuite, needs: Iterable[Need], scope: Scope) -> list[s
             case Weights(dense):
                 names[suite.training_cell(dense)] = None
             case Ran(model, detail):
-                names[attack_cell(scope.label, model, detail)] = None
+                cell = attack_cell(scope.label, model, detail)
+                if not suite.has(cell):
+                    raise InputError(
+                        f"The attack {scope.label} needs a run that is not there yet ({cell}): a run may need those on "
+                        "models before its own, the dense ones first; shared work for a comparison goes into `reads`."
+                    )
+                names[cell] = None
             case Preparation():
                 names[need.name] = None
                 _add_preparation(suite, need, scope)

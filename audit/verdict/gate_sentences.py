@@ -12,10 +12,11 @@ from .policy import EXACT
 
 
 def setting(finding: Finding | None) -> str:
-    if finding is None or "epsilon" not in finding.setting:
+    epsilon = None if finding is None else finding.setting.get("epsilon")
+    if finding is None or not isinstance(epsilon, int | float):  # a text, of an attack of another package
         return ""
     norm = " (L2)" if finding.setting.get("norm") == "l2" else ""
-    return f" at eps {finding.setting['epsilon']:.4g}{norm}"
+    return f" at eps {epsilon:.4g}{norm}"
 
 
 def gate_sentence(
@@ -68,4 +69,4 @@ def records_needed(value: float, low: float, high: float, limit: float, n: int) 
     width = high - value if value < limit else value - low
     if gap <= EXACT or width <= EXACT:
         return None
-    return max(n + 1, math.ceil(n * (width / gap) ** 2))
+    return max(n + 1, math.ceil(n * min(width / gap, 1e6) ** 2))  # more is as good as never

@@ -25,6 +25,7 @@ from .policy import BUILT_IN, EXACT, Policy, load_policy
 
 LEVEL = 0.025  # one-sided: the whole of a two-sided 95 % interval lies beyond the limit
 Z = NormalDist().inv_cdf(1 - LEVEL)
+_QUALITIES = {metric.name for metric in QUALITIES}
 
 
 def judge(low: float, high: float, limit: float, better: str, flags: Sequence[str] = ()) -> Verdict:
@@ -82,7 +83,13 @@ def apply_policy(
 
     Dense models are what candidates are compared with, and are not judged. A finding is judged when the policy limits
     its metric and the finding is `gateable`. A limited metric that was not measured cannot pass.
+
+    Raises:
+        InputError: the policy limits a figure that is not among `metrics`.
     """
+    unknown = sorted({*policy.changes, *policy.absolutes} - set(metrics))
+    if unknown:
+        raise InputError(f"The policy {policy.name!r} limits {unknown[0]!r}, which this audit knows nothing of.")
     drafts: list[_Draft] = []
     for candidate in candidates:
         if candidate.role != "dense":
@@ -149,13 +156,15 @@ def _drafts(
         ("absolute", policy.absolutes),
     ]
     for metric in metrics.values():
-        if metric in QUALITIES and metric != candidate.quality_metric:
+        if metric.name in _QUALITIES and metric.name != candidate.quality_metric.name:
             continue
         ours = [one for one in findings if one.candidate == candidate.name and one.metric == metric.name]
         mine = [one for one in ours if one.gateable]
-        if candidate.accuracy is None and metric not in QUALITIES and all(one.estimate is None for one in mine):
+        if candidate.accuracy is None and metric.name not in _QUALITIES and not mine:
             continue  # the attack is none on models of values; the report says so in a row
-        judged = mine if metric not in QUALITIES and mine else [None]
+        why_not = [one for one in ours if one.estimate is None][:1]
+        judged: Sequence[Finding | None] = mine or why_not or [None]
+        judged = [None] if metric.name in _QUALITIES else judged
         for compares, by_metric in limits:
             if metric.name in by_metric:
                 drafts += [_draft(candidate, one, metric, compares, by_metric[metric.name]) for one in judged]
@@ -167,7 +176,7 @@ def _draft(
 ) -> _Draft:
     """One limit applied to a finding; to the candidate's accuracy, or to a gap in the plan, when there is none."""
     change, why_not = None, None
-    if metric in QUALITIES:
+    if metric.name in _QUALITIES:
         estimate, change = candidate.quality, candidate.quality_change
     elif finding is None:
         estimate, why_not = None, "the plan has no such attack"

@@ -15,6 +15,7 @@ from crushproof.attacks.membership.risk import AUC, TPR
 from crushproof.attacks.risk import ACCURACY
 from crushproof.audit.report import charts, defense_views, dot_charts, footprint_views, views
 from crushproof.audit.report.html import render, to_html
+from crushproof.audit.report.terminal import print_audit
 from crushproof.audit.schema import wording
 from crushproof.audit.schema.rows import Audit, Environment, Estimate, Point
 
@@ -283,3 +284,19 @@ def test_charts_survive_odd_figures() -> None:
     same = [dot_charts.Dot("a" * 300, 1.0, 1.0, 1.0, 1.0, "pass")] * 40
     assert dot_charts.quality_against_size(same, ACCURACY) is not None
     assert dot_charts.quality_against_size([], ACCURACY) is None
+
+
+def test_a_promise_of_another_defense_is_told_in_its_own_terms() -> None:
+    """Only a whole statement of differential privacy reads as one; anything else is listed."""
+    for promise in ({"epsilon": 1.0}, {"epsilon": 1.0, "delta": "small", "steps": 3}, {"radius": 0.5}):
+        told = defense_views.promise_words(promise)
+        assert all(f"{key}: {value}" in told for key, value in promise.items())
+
+
+def test_a_title_is_no_markup_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    audit = synthetic_audit()
+    hostile = audit.metrics["robust_accuracy"].model_copy(update={"title": "a[/b]\x1b[31m"})
+    print_audit(audit.model_copy(update={"metrics": {**audit.metrics, "robust_accuracy": hostile}}))
+    printed = capsys.readouterr().out
+    assert "a[/b]" in printed
+    assert "\x1b" not in printed

@@ -56,6 +56,9 @@ OUT_OF_RANGE = {
     "candidates.1.statement": ({"epsilon": [1]}, "valid string"),
     "findings.1.who_is_hit.0.n": ("many", "valid integer"),
     "findings.1.who_is_hit.0": ({"name": "7", "estimate": 0.5, "n": 30}, "Field required"),
+    "findings.1.curves.worst case.0.x": (1e200, "less than or equal to"),
+    "metrics.robust_accuracy.title": ("", "at least 1 character"),
+    "risks.evasion.chart.x": ("e" * 81, "at most 80 characters"),
     "findings.1.queries": (-1, "greater than or equal to 0"),
     "findings.1.changes.0.p_value": (1.2, "less than or equal to 1"),
     "data.members": (-5, "greater than or equal to 0"),
@@ -90,6 +93,24 @@ def test_the_exported_schema_is_current() -> None:
     assert exported["properties"]["schema"]["const"] == SCHEMA
     assert SCHEMA.endswith(f"/{exported['version']}")
     assert exported["$id"].endswith(f":{exported['version']}")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("policy.0.rule", "nope", "'nope' is not among `metrics`"),
+        ("candidates.2.draws.0.figures", {"nope": {"estimate": 0, "low": 0, "high": 0, "n": 1}}, "'nope' is not among"),
+        ("metrics.accuracy.better", "lower", "says of accuracy that lower is better"),
+        ("metrics.robust_accuracy.name", "auc", "under another name than its own"),
+        ("risks.evasion.name", "other", "under another name than its own"),
+    ],
+)
+def test_what_an_audit_names_it_explains(
+    values: dict[str, Any], path: str, value: Any, words: str, tmp_path: Path
+) -> None:
+    (tmp_path / "audit.json").write_text(json.dumps(changed(values, path, value)))
+    with pytest.raises(InputError, match=words):
+        read_audit(tmp_path)
 
 
 @pytest.fixture(scope="module")

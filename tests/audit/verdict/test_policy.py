@@ -417,3 +417,25 @@ def test_inconclusive_says_what_would_settle_it() -> None:
     assert verdict == "inconclusive"
     assert "records instead of 300" in why
     assert "the data has 900" in why
+
+
+def test_a_limit_on_what_an_audit_does_not_know_is_refused_and_not_passed_over() -> None:
+    """A file that names fewer figures than a built-in policy limits would else pass it."""
+    fewer = {name: metric for name, metric in KNOWN.items() if name != "robust_accuracy"}
+    with pytest.raises(InputError, match="'release' limits 'robust_accuracy'"):
+        apply_policy([candidate("a")], findings("a"), RELEASE, ["a"], fewer)
+
+
+def test_other_words_for_accuracy_leave_it_judged() -> None:
+    reworded = {**KNOWN, "accuracy": KNOWN["accuracy"].model_copy(update={"meaning": "of another release"})}
+    judged = apply_policy([candidate("a", -0.1)], findings("a"), RELEASE, ["a"], reworded)
+    assert judged.verdict == "fail"
+
+
+def test_the_records_that_settle_it_are_a_number_however_wide_the_interval() -> None:
+    assert records_needed(0.0, -1e100, 1e100, 1e-3, 5) is not None
+
+
+def test_a_setting_of_another_attack_may_be_a_text() -> None:
+    rows = [row.model_copy(update={"setting": {"epsilon": "by class"}}) for row in findings("a")]
+    assert apply_policy([candidate("a")], rows, RELEASE, ["a"], KNOWN).verdict == "pass"
