@@ -57,6 +57,14 @@ class Attack(Technique):
     tasks: ClassVar[frozenset[Task]] = frozenset({Task.CLASSIFICATION})
     parts_known: ClassVar[Registry[Any] | None] = None  # what its exchangeable parts may be, where it has any
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        named = isinstance(cls.model_fields["kind"].default, str)
+        missing = [one for one in ("risk", "metrics") if not getattr(cls, one, None)]
+        if named and missing:
+            raise TypeError(f"{cls.__name__} declares no {' and no '.join(missing)}, which every attack brings")
+
     def runs(self, model: Audited, scope: Scope) -> tuple[Run, ...]:
         """Which runs on this model there are to be; none where the attack has nothing to work with."""
         return (Run(),)

@@ -105,7 +105,8 @@ class Processes:
             how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
             if code == -signal.SIGKILL:
                 how += ", perhaps because the machine ran out of memory"
-            return cell, Attempt("died", why=how, trace=f"see {self.log}, or try --workers 1")
+            fewer = "" if self.slots == 1 else ", or try --workers 1"
+            return cell, Attempt("died", why=how, trace=f"see {self.log}{fewer}")
         self._idle.append(worker)
         return cell, ended
 

@@ -222,7 +222,9 @@ def true_gradients_of(twin: nn.Module | None) -> nn.Module | None:
 
 def run_attack(attack: Attack, case: Case, seed: int) -> Result:
     """The evidence of one attack on one candidate, and the certificate on the inputs it found."""
-    evidence: Evidence = attack.run(case, seed=seed)
+    evidence = attack.run(case, seed=seed)
+    if not isinstance(evidence, Evidence):
+        raise TypeError(f"{type(attack).__name__}.run gives {type(evidence).__name__}, not Evidence")
     document: dict[str, Any] = {
         "summary": evidence.summary,
         "flags": evidence.flags,
