@@ -36,6 +36,7 @@ class Run:
         draw: which draw of a random recipe is attacked, counted from the one that ships; None: that one, and the
             finding is of this run.
         without_draw: the attacker does not have the shipped draw and works on the others.
+        uses_parent: whether the case holds the dense model that the audited one came from.
     """
 
     detail: str = ""
@@ -46,6 +47,7 @@ class Run:
     identity: Any = None
     draw: int | None = None
     without_draw: bool = False
+    uses_parent: bool = True
 
 
 class Attack(Technique):
@@ -56,6 +58,14 @@ class Attack(Technique):
     metrics: ClassVar[tuple[Metric, ...]]  # of its measurements, the headline first
     tasks: ClassVar[frozenset[Task]] = frozenset({Task.CLASSIFICATION})
     parts_known: ClassVar[Registry[Any] | None] = None  # what its exchangeable parts may be, where it has any
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        named = isinstance(cls.model_fields["kind"].default, str)
+        missing = [one for one in ("risk", "metrics") if not getattr(cls, one, None)]
+        if named and missing:
+            raise TypeError(f"{cls.__name__} declares no {' and no '.join(missing)}, which every attack brings")
 
     def runs(self, model: Audited, scope: Scope) -> tuple[Run, ...]:
         """Which runs on this model there are to be; none where the attack has nothing to work with."""

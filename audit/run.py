@@ -75,7 +75,8 @@ def run_audit(
         names = "; ".join(f"{name}: {why}" for name, why in sorted(outcome.failed.items()))
         raise Incomplete(
             f"{len(outcome.failed)} of {len(cells)} cells failed: {names}. Everything else is kept in {out} and in the "
-            "report; mend the cause and run the same command again to compute what is missing."
+            f"report, and the tracebacks in {store.private / 'failures'}; mend the cause and run the same command "
+            "again to compute what is missing."
         )
     return audit
 

@@ -157,6 +157,13 @@ def test_every_plan_on_a_page_is_one(installed: Any, page: Path) -> None:
         check_techniques(plan)
 
 
+def test_every_example_is_shown_on_a_page() -> None:
+    """By the line that mkdocs knows: another spelling stays on the page as it is, and nothing complains."""
+    pages = "\n".join(page.read_text() for page in PAGES)
+    shown = re.findall(r'^--8<-- "([^"]+)"$', pages, re.MULTILINE)
+    assert sorted(shown) == sorted(file.name for file in EXAMPLES.iterdir() if file.is_file())
+
+
 def test_the_picture_of_the_parts_is_current() -> None:
     spec = importlib.util.spec_from_file_location("draw_parts", ROOT / "docs" / "draw_parts.py")
     assert spec is not None

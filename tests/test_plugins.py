@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import pytest
 
@@ -20,6 +20,7 @@ from crushproof.audit.doctor import examine
 from crushproof.audit.engine.driver import run
 from crushproof.audit.engine.schedule import Outcome
 from crushproof.audit.engine.store import Store
+from crushproof.audit.findings.assemble import assemble
 from crushproof.audit.plan.plan import Plan, check_techniques
 from crushproof.audit.plan.settings import technique_like
 from crushproof.audit.subject import sources
@@ -28,6 +29,7 @@ from crushproof.audit.subject.resolve import resolve
 from crushproof.audit.subject.sources import release, source_digest
 from crushproof.audit.suite.lineup import numbered
 from crushproof.audit.suite.suite import Suite
+from crushproof.audit.verdict.policy import BUILT_IN
 from crushproof.compression.recipe import RECIPES
 from crushproof.defenses.defense import DEFENSES
 from crushproof.targets.errors import InputError
@@ -207,8 +209,9 @@ def test_code_edited_and_not_reloaded_does_not_pass_for_the_new_one(plugin: Writ
 def test_a_class_without_a_file_counts_by_its_code() -> None:
     found = []
     for body in ("return 1", "return 2", "return 1"):
-        names: dict[str, Any] = {"Attack": Attack, "Literal": Literal, "__name__": "__main__"}
+        names: dict[str, Any] = {"Attack": Attack, "ClassVar": ClassVar, "__name__": "__main__"}
         methods = f"  def run(self, case, *, seed): {body}\n  def measure(self, results): return []"
+        methods += "\n  risk: ClassVar[int] = 1\n  metrics: ClassVar[int] = 1"
         exec(f"class Own(Attack):\n  kind: str = 'own'\n{methods}", names)
         found.append(technique_identity(names["Own"]()))
     assert found[0] == found[2] != found[1]
@@ -321,6 +324,43 @@ def test_a_recipe_named_like_a_word_is_asked_about(plugin: Write) -> None:
     with pytest.raises(InputError, match="'int8' is a word of crushproof's and the kind of another package's recipe"):
         suite(candidates={"plain": "int8"})
     assert suite(candidates={"a": {"kind": "int8"}}).models["a"].recipe is not None
+
+
+WRONG_MEASURES = {
+    "raise KeyError('mine')": "KeyError: 'mine'",
+    "return None": "TypeError",
+    "return []": "Probe.measure gives none",
+    "return 2 * [Measurement(FIGURE, 'probe', Mean(np.ones(2)))]": "two findings of one detail",
+    "return [Measurement(FIGURE, 'probe', Mean(np.array([1, np.nan])))]": "no number",
+    "return [Measurement(FIGURE, 'probe', Rate(np.ones(2)))]": "true or false per record, not float64",
+    "return [Measurement(FIGURE, 'probe', Rate(np.ones(0, bool)))]": "one value per record",
+    "return [Measurement(FIGURE.model_copy(update={'name': 'odd'}), 'probe', Mean(np.ones(2)))]": "odd, which is not",
+    "return [Measurement(FIGURE, 'probe', Mean(np.ones(2)), "
+    "comparisons=(Comparison('dense', Mean(np.ones(2)), Mean(np.ones(1))),))]": "the same records, not of 2 and 1",
+}
+
+
+def test_an_attack_that_cannot_measure_is_a_row_and_costs_nobody_else(plugin: Write, tmp_path: Path) -> None:
+    head = PLUGIN.replace("Mean, Measurement", "Comparison, Mean, Measurement, Rate")
+    for line, words in WRONG_MEASURES.items():
+        own = next(one for one in head.splitlines() if "results.evidence" in one)
+        plugin(head.replace(own, f"        {line}"))
+        work = suite(candidates={"plain": "int8"}, attacks=[{"kind": "candidate"}])
+        with Store(tmp_path / "out") as store:
+            outcome = run(work, store)
+            assert not outcome.failed
+            audit = assemble(work, store, outcome, BUILT_IN["release"], "crushproof audit")
+            trace = next((store.private / "failures").glob("measure*")).read_text()
+        assert outcome.failed.keys() == {f"measure/candidate/{name}" for name in work.models}, line
+        assert [row.id for row in audit.findings] == ["dense/candidate", "plain/candidate"]
+        assert all(row.verdict == "not-measured" and words in str(row.reason) for row in audit.findings), line
+        assert len(audit.candidates) == 2
+        assert trace.startswith("Traceback")
+
+
+def test_an_attack_without_metrics_is_refused_where_it_is_defined() -> None:
+    with pytest.raises(TypeError, match="Bare declares no risk and no metrics"):
+        exec("class Bare(Attack):\n  kind: str = 'bare'", {"Attack": Attack})
 
 
 def test_a_plugin_that_does_not_load_is_named(plugin: Write) -> None:

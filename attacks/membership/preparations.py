@@ -186,6 +186,7 @@ def membership_run(model: Audited, scope: Scope, *, shadows: int | None = None) 
         needs=(blind, *(one for one in (own, uncompressed) if one is not None)),
         prepare=partial(_case, own, uncompressed, blind, shadows),
         identity=shadows,
+        uses_parent=False,
     )
 
 

@@ -19,8 +19,10 @@ from multiprocessing import parent_process, resource_tracker
 from multiprocessing.connection import wait as wait_for
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
+from ..writing import writing
 from .cells import Cell
 from .store import Store
 from .work import ONE_THREAD, Attempt, Spawn, Work, attempt, attempt_in_worker
@@ -65,6 +67,8 @@ class Processes:
         self._busy: dict[Future[Attempt], tuple[Cell, _Worker]] = {}
 
     def __enter__(self) -> Processes:
+        with writing(self.log.parent):  # refused here it is a sentence, in a worker only a death
+            os.close(os.open(self.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600))
         # The pools' semaphores are cleared away by a process of Python's, which would complain about each when we are
         # killed; it outlives us only for that.
         with _environment({"PYTHONWARNINGS": "ignore"}):
@@ -105,7 +109,8 @@ class Processes:
             how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
             if code == -signal.SIGKILL:
                 how += ", perhaps because the machine ran out of memory"
-            return cell, Attempt("died", why=how, trace=f"see {self.log}, or try --workers 1")
+            fewer = "" if self.slots == 1 else ", or try --workers 1"
+            return cell, Attempt("died", why=how, trace=f"see {self.log}{fewer}")
         self._idle.append(worker)
         return cell, ended
 
@@ -130,8 +135,14 @@ class _Worker:
 
 class _Process(SpawnProcess):
     def start(self) -> None:
-        with _environment(ONE_THREAD):  # read by numpy and torch when they load
-            super().start()
+        main = sys.modules["__main__"]
+        # A worker needs nothing of the script that started us, and would run it anew where it has no `__main__` guard.
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            with _environment(ONE_THREAD):  # read by numpy and torch when they load
+                super().start()
+        finally:
+            sys.modules["__main__"] = main
 
 
 class _Context(SpawnContext):

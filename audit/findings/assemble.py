@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Sequence
 
 from ...attacks.attack import ATTACKS, Attack
 from ...attacks.measurement import Measurement
-from ...attacks.preparation import Ran, Scope
+from ...attacks.preparation import Scope
 from ...attacks.risk import QUALITIES, Metric, Risk
 from ...attacks.statistics.power import unseen_loss
-from ...targets.errors import InputError
+from ...targets.errors import InputError, NotApplicable, user_error
 from ...targets.seeds import derive
-from ..engine.cells import Result
+from ..engine.cells import Cell, Result
 from ..engine.schedule import Outcome
 from ..engine.store import Store
 from ..plan.plan import DENSE
@@ -41,7 +42,11 @@ UNMADE = "the candidate itself"
 def assemble(
     suite: Suite, store: Store, outcome: Outcome, policy: Policy, command: str, only: str | None = None
 ) -> Audit:
-    """The audit from what is in the store; what is missing becomes rows that say so."""
+    """The audit from what is in the store; what is missing becomes rows that say so.
+
+    Args:
+        outcome: where an attack's own `measure` fails, `measure/<attack>/<model>` is added to the failed.
+    """
     results = results_of(suite, store, outcome, command)
     rows: list[Candidate] = []
     findings: list[Finding] = []
@@ -54,12 +59,12 @@ def assemble(
             why = results.why(suite.model_cell(model.name))
             missing.append(NotMeasured(candidate=model.name, what=UNMADE, reason=why))
             continue
-        measured = measurements(results, model)
-        found = [finding_row(results, model, *one) for one in measured if one[2].draw is None]
-        found = [one for one in found if only is None or one.id == only]
+        told = [findings_of(results, model, *one, outcome, store) for one in suite.lineup.attacks]
+        found = [one for new, _ in told for one in new if only is None or one.id == only]
+        draws = [one for _, other in told for one in other]
         if only is not None and not found:
             missing.append(NotMeasured(candidate=model.name, what=only, reason="its attack gave no such finding"))
-        rows.append(candidate_row(results, model, made, [one for _, _, one in measured if one.draw is not None]))
+        rows.append(candidate_row(results, model, made, draws))
         findings += found
         missing += not_measured(model.name, found)
         missing += missing_draws(results, model)
@@ -128,36 +133,51 @@ def results_of(suite: Suite, store: Store, outcome: Outcome, command: str) -> Au
 # -- findings ---------------------------------------------------------------------------------------------------------
 
 
-def measurements(results: AuditResults, model: AuditedModel) -> list[tuple[Attack, str, Measurement]]:
-    """What every attack says of one model, measured or not: none is silently missing."""
-    suite = results.suite
-    return [
-        (attack, label, measured)
-        for attack, label in suite.lineup.attacks
-        for measured in _checked(attack, label, AttackResults(results, suite.scope(label), model))
-    ]
+def findings_of(
+    results: AuditResults, model: AuditedModel, attack: Attack, label: str, outcome: Outcome, store: Store
+) -> tuple[list[Finding], list[Measurement]]:
+    """The findings of an attack on one model, and what it measured of a random recipe's other draws.
+
+    Where the attack's own code (another package's, perhaps) fails, that is its one finding, and an entry in `outcome`.
+    """
+    try:
+        measured = measurements(results, model, attack, label)
+        found = [finding_row(results, model, attack, label, one) for one in measured if one.draw is None]
+        return found, [one for one in measured if one.draw is not None]
+    except NotApplicable as error:
+        why = str(error)
+    except Exception as error:
+        told = str(error) if isinstance(error, InputError) else user_error(error)
+        name, why = f"measure/{label}/{model.name}", f"failed: {told}"
+        outcome.failed[name] = told
+        store.keep_failure(Cell(name, ""), traceback.format_exc())
+    blank = Measurement(attack.metrics[0], label, None, reason=why)
+    return [finding_row(results, model, attack, label, blank)], []
 
 
-def _checked(attack: Attack, label: str, results: AttackResults) -> list[Measurement]:
+def measurements(results: AuditResults, model: AuditedModel, attack: Attack, label: str) -> list[Measurement]:
     """What an attack says of one model; a row that nothing was measured where it says nothing.
 
     Raises:
         InputError: its figures cannot be told apart, or are none that it declares.
+        Exception: whatever its `measure` raises.
     """
-    found = attack.measure(results)
+    found = list(attack.measure(AttackResults(results, results.suite.scope(label), model)))
     details = [one.detail for one in found if one.draw is None]
-    if len(set(details)) < len(details) or not set(details) <= set(attack.details(results.model)):
+    if len(set(details)) < len(details) or not set(details) <= set(attack.details(model)):
         raise InputError(
-            f"The attack {label} gives findings of {results.model.name} with the details {details}: each is to be one "
-            f"of those it announces ({', '.join(map(repr, attack.details(results.model)))}), and none twice."
+            f"The attack {label} gives findings of {model.name} with the details {details}: each is to be one of those "
+            f"it announces ({', '.join(map(repr, attack.details(model)))}), and none twice."
         )
     undeclared = [one.metric.name for one in found if one.metric not in attack.metrics]
     if undeclared:
         raise InputError(f"The attack {label} measures {undeclared[0]!r}, which is not among its `metrics`.")
     if details:
         return found
-    reason = results.why(Ran(results.model.name))
-    return [*found, Measurement(attack.metrics[0], attack.kind, None, reason=reason)]
+    return [
+        *found,
+        Measurement(attack.metrics[0], attack.kind, None, reason=results.why(attack_cell(label, model.name))),
+    ]
 
 
 def finding_row(

@@ -14,7 +14,11 @@ from ..schema.rows import Change, Estimate, Part, Point
 def estimate(outcome: Outcome) -> Estimate:
     """With its 95 % interval: Clopper-Pearson for a rate, Student's t for a mean, DeLong for an AUC; for a TPR one
     that holds the error of its threshold.
+
+    Raises:
+        ValueError: the outcome has no records, or values that are none.
     """
+    _check(outcome)
     match outcome:
         case Rate(successes):
             k, n = int(np.sum(successes)), len(successes)
@@ -27,6 +31,29 @@ def estimate(outcome: Outcome) -> Estimate:
         case TprAtFpr(scores, is_member, fpr):
             interval, n = ranking.tpr_at_fpr(scores, is_member, fpr), len(is_member)
     return Estimate(estimate=interval.estimate, low=interval.low, high=interval.high, n=n)
+
+
+def _columns(outcome: Outcome) -> list[Any]:
+    match outcome:
+        case Rate(successes):
+            return [successes]
+        case Mean(values):
+            return [values]
+        case Auc(scores, is_member) | TprAtFpr(scores, is_member, _):
+            return [scores, is_member]
+
+
+def _check(outcome: Outcome) -> None:
+    """What another package's attack may get wrong, told in the attack's own terms."""
+    name, columns = type(outcome).__name__, [np.asarray(column) for column in _columns(outcome)]
+    shapes = {column.shape for column in columns}
+    if len(shapes) > 1 or columns[0].ndim != 1 or not columns[0].size:
+        raise ValueError(f"a {name} holds one value per record, of one record at least, not {sorted(shapes)}")
+    flags = columns[-1]
+    if not isinstance(outcome, Mean) and flags.dtype != bool:
+        raise ValueError(f"a {name} holds true or false per record, not {flags.dtype}")
+    if (isinstance(outcome, Mean) and not np.isfinite(flags).all()) or np.isnan(columns[0]).any():
+        raise ValueError(f"a {name} holds a value that is no number (NaN or infinite)")
 
 
 def rate(successes: Any) -> Estimate:
@@ -42,7 +69,18 @@ def change(comparison: Comparison, *, seed: int) -> Change:
 
     Args:
         seed: of the bootstrap.
+
+    Raises:
+        ValueError: the two are not of the same records.
+        TypeError: they are figures of two kinds.
     """
+    own_length, other_length = (len(_columns(one)[0]) for one in (comparison.own, comparison.theirs))
+    if own_length != other_length:
+        raise ValueError(
+            f"the comparison with {comparison.baseline} is of the same records, not of {own_length} and {other_length}"
+        )
+    _check(comparison.own)
+    _check(comparison.theirs)
     baseline_high = None
     match comparison.own, comparison.theirs:
         case Rate(own), Rate(theirs):

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from ...compression.distillation.student import offer_factory
@@ -26,7 +27,7 @@ from ...training.trainer import BuiltinTrainer, Trainer, UserTrainer
 from ..plan.plan import DENSE, Plan
 from ..plan.sections import ModelPlan
 from .audited import DenseModel
-from .finished_file import OpenedFile, Reading, open_all, question_of
+from .finished_file import OpenedFile, Reading, open_all, paths_of, question_of
 from .identity import name_of, state_digest
 from .sources import source_digest
 
@@ -74,7 +75,10 @@ def resolve(plan: Plan, folder: Path, recall: Recall | None = None) -> Subject:
     data = load_data(plan, folder)
     question = question_of(plan, folder, data)
     known = None if recall is None or question is None else recall(question)
-    readings = None if known is None else {name: Reading.model_validate(one) for name, one in known.items()}
+    try:
+        readings = None if known is None else {name: Reading.model_validate(known[name]) for name in paths_of(plan)}
+    except (KeyError, ValidationError):  # written by another version: found out anew
+        readings = None
     files = open_all(plan, folder, data, readings)
     if plan.model is None:
         return Subject(data, None, "files", files, question=question)

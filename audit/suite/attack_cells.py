@@ -71,18 +71,20 @@ def _add_run(suite: ModelSuite, attack: Attack, run: Run, model: AuditedModel, s
     variant = run.attack or attack
     draws = range(len(model.draws) + 1) if run.without_draw else [run.draw or 0]
     needs = [suite.model_cell(model.name, draw) for draw in draws]
-    needs += [] if model.parent is None else [suite.training_cell(model.parent.name)]
+    needs += [suite.training_cell(model.parent.name)] if model.parent is not None and run.uses_parent else []
     needs += _cells_for(suite, run.needs, scope)
 
     def compute(get: Get) -> Result:
         inputs = CellInputs(suite, scope, get)
-        case = inputs.case(model.name, draw=run.draw or 0, without_draw=run.without_draw)
+        case = inputs.case(model.name, draw=run.draw or 0, without_draw=run.without_draw, uses_parent=run.uses_parent)
         if run.prepare is not None:
             case = replace(case, prepared=run.prepare(inputs))
         return run_attack(variant, case, derive(suite.plan.seed, attack.kind))
 
     name = attack_cell(scope.label, model.name, run.detail)
-    suite.add(name, attack.kind, [technique_identity(variant), run.identity, run.without_draw], needs, compute)
+    suite.add(
+        name, attack.kind, [technique_identity(variant), run.identity, run.draw, run.without_draw], needs, compute
+    )
     suite.runs[name] = run
 
 
@@ -157,9 +159,9 @@ class CellInputs:
     def device(self) -> torch.device:
         return self.suite.device
 
-    def case(self, model: str, *, draw: int = 0, without_draw: bool = False) -> Case:
+    def case(self, model: str, *, draw: int = 0, without_draw: bool = False, uses_parent: bool = True) -> Case:
         audited = self.suite.models[model]
-        parent = None if audited.parent is None else self.weights(audited.parent.name)
+        parent = None if audited.parent is None or not uses_parent else self.weights(audited.parent.name)
         candidate = self.get(self.suite.model_cell(model, draw))
         opened = audited.opened(candidate, self.suite.subject.data)
         others = [
@@ -232,7 +234,9 @@ def true_gradients_of(twin: nn.Module | None) -> nn.Module | None:
 
 def run_attack(attack: Attack, case: Case, seed: int) -> Result:
     """The evidence of one attack on one candidate, and the certificate on the inputs it found."""
-    evidence: Evidence = attack.run(case, seed=seed)
+    evidence = attack.run(case, seed=seed)
+    if not isinstance(evidence, Evidence):
+        raise TypeError(f"{type(attack).__name__}.run gives {type(evidence).__name__}, not Evidence")
     document: dict[str, Any] = {
         "summary": evidence.summary,
         "flags": evidence.flags,

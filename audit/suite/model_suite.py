@@ -15,7 +15,7 @@ from torch import nn
 
 from ...attacks.attack import Run, Task
 from ...attacks.preparation import Preparation, Scope
-from ...targets.errors import NotApplicable
+from ...targets.errors import InputError, NotApplicable
 from ...targets.model import resolve_device
 from ...targets.runtimes.litert import PACKAGES as LITERT
 from ..engine.cells import Cell, Result, cell_key
@@ -126,11 +126,20 @@ class ModelSuite:
     def add(
         self, name: str, phase: str, spec: Any, needs: list[str], compute: Compute, weight: float | None = None
     ) -> None:
-        """Adds a cell, once; `weight` is about the CPU seconds it takes (default: what its phase usually takes)."""
-        if name in self._jobs:
-            return
+        """Adds a cell, once; `weight` is about the CPU seconds it takes (default: what its phase usually takes).
+
+        Raises:
+            InputError: other work has this name already.
+        """
         sort = name.partition("/")[0]  # a plug-in may call its attack (and so its phase) what it likes
         key = cell_key(sort, phase, self._root, spec, [self._jobs[need].cell.key for need in needs])
+        if name in self._jobs:
+            if self._jobs[name].cell.key != key:
+                raise InputError(
+                    f"Two pieces of work of this audit are called {name!r}: an attack gives two runs on one model the "
+                    "same `detail`, or shared work the name of other work. Give one of them a name of its own."
+                )
+            return
         self._jobs[name] = Job(Cell(name, key, tuple(needs), phase, weight or WEIGHTS.get(phase, ATTACK)), compute)
 
     def _train(self, dense: DenseModel) -> None:

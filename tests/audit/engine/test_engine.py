@@ -276,6 +276,28 @@ def test_what_a_worker_finds_around_it(tmp_path: Path, monkeypatch: pytest.Monke
     assert (os.environ["OMP_NUM_THREADS"], "MKL_NUM_THREADS" in os.environ) == ("7", False)
 
 
+def test_workers_run_nothing_of_a_script_without_a_guard(tmp_path: Path) -> None:
+    import toy_work
+
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(Path(toy_work.__file__).parent)!r})\n"
+        "import toy_work; from pathlib import Path\n"
+        "from crushproof.audit.engine import driver, local, store\n"
+        f"with store.Store(Path({str(tmp_path / 'out')!r})) as here:\n"
+        "    ours = local.Processes(here, 1, ('toy_work:toy', '{}'))\n"
+        "    print(driver.run(toy_work.toy('{}'), here, ours).failed)\n"
+    )
+    ran = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+    assert (ran.stdout, ran.returncode) == ("{}\n", 0), ran.stderr
+
+
+def test_a_log_that_cannot_be_written_is_refused_before_a_worker_dies_of_it(tmp_path: Path) -> None:
+    (tmp_path / "evidence" / "workers.log").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"workers\.log cannot be written"):
+        run_toy(tmp_path, {}, 1)
+
+
 def test_equal_keys_are_computed_once(tmp_path: Path) -> None:
     class Twins:
         calls = 0

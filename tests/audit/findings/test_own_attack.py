@@ -61,7 +61,7 @@ def said(suite: Suite, monkeypatch: pytest.MonkeyPatch, *measured: Measurement) 
     monkeypatch.setattr(Drift, "said", measured)
     monkeypatch.setitem(vars(suite), "lineup", suite.lineup.__class__((), (), ((Drift(), "drift"),), ()))
     results = AuditResults(suite, lambda name: None, lambda name: f"no {name}", lambda name: ("", ""), "")
-    return [one for _, _, one in measurements(results, suite.models["a"])]
+    return measurements(results, suite.models["a"], Drift(), "drift")
 
 
 def test_an_attack_that_says_nothing_is_a_row(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,10 +111,11 @@ def digest(finding: dict[str, Any]) -> str:
 
 def test_recorded_evidence_gives_the_recorded_findings(results: AuditResults) -> None:
     rows = [
-        finding_row(results, model, *one)
+        finding_row(results, model, attack, label, one)
         for model in results.suite.models.values()
-        for one in measurements(results, model)
-        if one[2].draw is None
+        for attack, label in results.suite.lineup.attacks
+        for one in measurements(results, model, attack, label)
+        if one.draw is None
     ]
     found = {row.id: digest(row.model_dump(mode="json")) for row in rows}
     known = json.loads((RECORDED / "findings.json").read_text())
