@@ -14,7 +14,8 @@ from .engine.driver import executor_for, run
 from .engine.progress import Progress
 from .engine.schedule import Outcome
 from .engine.store import Store
-from .findings.assemble import assemble, cells_of, known_metrics
+from .findings.assemble import assemble, known_metrics
+from .findings.finding_rows import cells_of
 from .plan.plan import Plan
 from .plan.sections import LocalEngine
 from .schema.rows import SCHEMA, Audit, Environment

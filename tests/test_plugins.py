@@ -329,12 +329,11 @@ def test_a_recipe_named_like_a_word_is_asked_about(plugin: Write) -> None:
 WRONG_MEASURES = {
     "raise KeyError('mine')": "KeyError: 'mine'",
     "return None": "TypeError",
-    "return []": "Probe.measure gives none",
-    "return 2 * [Measurement(FIGURE, 'probe', Mean(np.ones(2)))]": "two findings of one detail",
+    "return 2 * [Measurement(FIGURE, 'probe', Mean(np.ones(2)))]": "none twice",
     "return [Measurement(FIGURE, 'probe', Mean(np.array([1, np.nan])))]": "no number",
     "return [Measurement(FIGURE, 'probe', Rate(np.ones(2)))]": "true or false per record, not float64",
     "return [Measurement(FIGURE, 'probe', Rate(np.ones(0, bool)))]": "one value per record",
-    "return [Measurement(FIGURE.model_copy(update={'name': 'odd'}), 'probe', Mean(np.ones(2)))]": "odd, which is not",
+    "return [Measurement(FIGURE.model_copy(update={'name': 'odd'}), 'probe', Mean(np.ones(2)))]": "'odd', which is not",
     "return [Measurement(FIGURE, 'probe', Mean(np.ones(2)), "
     "comparisons=(Comparison('dense', Mean(np.ones(2)), Mean(np.ones(1))),))]": "the same records, not of 2 and 1",
 }

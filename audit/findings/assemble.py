@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Sequence
 
 from ...attacks.attack import ATTACKS, Attack
-from ...attacks.measurement import Measurement
 from ...attacks.preparation import Scope
 from ...attacks.risk import QUALITIES, Metric, Risk
 from ...attacks.statistics.power import unseen_loss
-from ...targets.errors import InputError, NotApplicable, user_error
-from ...targets.seeds import derive
-from ..engine.cells import Cell, Result
+from ...targets.errors import InputError
+from ..engine.cells import Result
 from ..engine.schedule import Outcome
 from ..engine.store import Store
 from ..plan.plan import DENSE
@@ -23,18 +20,15 @@ from ..schema.rows import (
     DataSummary,
     Environment,
     Finding,
-    GroupEstimate,
     NotMeasured,
-    ThreatModel,
 )
 from ..subject.audited import AuditedModel
-from ..suite.attack_cells import attack_cell
 from ..suite.suite import Suite
 from ..verdict.judging import apply_policy
 from ..verdict.policy import Policy
 from .candidates import candidate_row
-from .estimates import change, curves, estimate, part
-from .results import AttackResults, AuditResults
+from .finding_rows import findings_of
+from .results import AuditResults
 
 UNMADE = "the candidate itself"
 
@@ -128,135 +122,6 @@ def results_of(suite: Suite, store: Store, outcome: Outcome, command: str) -> Au
         return store.evidence(suite.cell(name).key)
 
     return AuditResults(suite, get, why, evidence, command)
-
-
-# -- findings ---------------------------------------------------------------------------------------------------------
-
-
-def findings_of(
-    results: AuditResults, model: AuditedModel, attack: Attack, label: str, outcome: Outcome, store: Store
-) -> tuple[list[Finding], list[Measurement]]:
-    """The findings of an attack on one model, and what it measured of a random recipe's other draws.
-
-    Where the attack's own code (another package's, perhaps) fails, that is its one finding, and an entry in `outcome`.
-    """
-    try:
-        measured = measurements(results, model, attack, label)
-        found = [finding_row(results, model, attack, label, one) for one in measured if one.draw is None]
-        return found, [one for one in measured if one.draw is not None]
-    except NotApplicable as error:
-        why = str(error)
-    except Exception as error:
-        told = str(error) if isinstance(error, InputError) else user_error(error)
-        name, why = f"measure/{label}/{model.name}", f"failed: {told}"
-        outcome.failed[name] = told
-        store.keep_failure(Cell(name, ""), traceback.format_exc())
-    blank = Measurement(attack.metrics[0], label, None, reason=why)
-    return [finding_row(results, model, attack, label, blank)], []
-
-
-def measurements(results: AuditResults, model: AuditedModel, attack: Attack, label: str) -> list[Measurement]:
-    """What an attack says of one model; a row that nothing was measured where it says nothing.
-
-    Raises:
-        InputError: its figures cannot be told apart, or are none that it declares.
-        Exception: whatever its `measure` raises.
-    """
-    found = list(attack.measure(AttackResults(results, results.suite.scope(label), model)))
-    details = [one.detail for one in found if one.draw is None]
-    if len(set(details)) < len(details) or not set(details) <= set(attack.details(model)):
-        raise InputError(
-            f"The attack {label} gives findings of {model.name} with the details {details}: each is to be one of those "
-            f"it announces ({', '.join(map(repr, attack.details(model)))}), and none twice."
-        )
-    undeclared = [one.metric.name for one in found if one.metric not in attack.metrics]
-    if undeclared:
-        raise InputError(f"The attack {label} measures {undeclared[0]!r}, which is not among its `metrics`.")
-    if details:
-        return found
-    return [
-        *found,
-        Measurement(attack.metrics[0], attack.kind, None, reason=results.why(attack_cell(label, model.name))),
-    ]
-
-
-def finding_row(
-    results: AuditResults, model: AuditedModel, attack: Attack, label: str, measured: Measurement
-) -> Finding:
-    """A measurement with its intervals, its id, its evidence and how to get it again; no verdict yet."""
-    suite = results.suite
-    identifier = finding_id(model.name, label, measured.detail)
-    gateable = measured.gateable and not model.is_dense and suite.task in attack.tasks
-    own = None if measured.outcome is None else estimate(measured.outcome)
-    seed = derive(suite.plan.seed, "bootstrap")
-    groups = [GroupEstimate(name=name, **estimate(one).model_dump()) for name, one in measured.groups.items()]
-    found = Finding(
-        id=identifier,
-        candidate=model.name,
-        risk=attack.risk.name,
-        attack=measured.attack,
-        metric=measured.metric.name,
-        better=measured.metric.better,
-        setting=measured.setting,
-        chosen=measured.chosen,
-        threat_model=ThreatModel(
-            access="none" if measured.threat.access is None else measured.threat.access.value,
-            knowledge=measured.threat.knowledge,
-            budget=measured.threat.budget,
-        ),
-        estimate=own,
-        available=measured.available,
-        changes=[change(one, seed=seed) for one in measured.comparisons],
-        gateable=gateable,
-        gated=gateable,
-        verdict="not-measured" if own is None else "not-gated",
-        reason=measured.reason,
-        flags=list(measured.flags),
-        notes=list(measured.notes),
-        parts=[part(one) for one in measured.parts],
-        curves=curves(measured),
-        who_is_hit=sorted(groups, key=lambda row: (row.estimate, row.name)),
-        taxonomy={framework: list(ids) for framework, ids in attack.risk.taxonomy.items()},
-        reproduce=reproduce(results.command, identifier),
-    )
-    result = results.get(attack_cell(label, model.name, measured.run))
-    return found if result is None else _with_evidence(results, found, attack_cell(label, model.name, measured.run))
-
-
-def finding_id(model: str, label: str, detail: str = "") -> str:
-    """The model and the attack, and what tells it from another finding of the same attack."""
-    return f"{model}/{label}" + (f"/{detail}" if detail else "")
-
-
-def reproduce(command: str, identifier: str) -> str:
-    """How to get a finding again; an audit from Python has no command."""
-    if command:
-        return f"{command} --only {identifier}"
-    return "call crushproof.audit_model again with the same arguments and out=..., which keeps what is computed"
-
-
-def _with_evidence(results: AuditResults, finding: Finding, cell: str) -> Finding:
-    result = results.get(cell)
-    assert result is not None, "asked only where there is evidence"
-    path, digest = results.evidence(cell)
-    return finding.model_copy(update={"evidence": path, "evidence_digest": digest, **result.document["ledger"]})
-
-
-def cells_of(suite: Suite, finding: str) -> list[str]:
-    """Names of the cells a finding rests on: the candidate's own and its baselines'.
-
-    Raises:
-        InputError: the plan gives no such finding.
-    """
-    known = []
-    for model in suite.models.values():
-        for attack, label in suite.lineup.attacks:
-            own = [finding_id(model.name, label, detail) for detail in attack.details(model)]
-            known += own
-            if finding in own:
-                lineage = suite.lineage_cell(model.name)
-                return [*suite.cells_read(attack, label, model), *([lineage] if suite.has(lineage) else [])]
-    raise InputError(f"There is no finding {finding!r} in this plan. Known: {', '.join(known)}.")
 
 
 # -- what was not measured --------------------------------------------------------------------------------------------

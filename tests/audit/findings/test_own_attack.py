@@ -16,8 +16,9 @@ from crushproof.attacks.evasion.risk import EVASION, ROBUST_ACCURACY
 from crushproof.attacks.measurement import Mean, Measurement, Rate
 from crushproof.attacks.preparation import Need, Ran, Results, Scope
 from crushproof.attacks.risk import ACCURACY, Chart, Metric, Risk
-from crushproof.audit.findings.assemble import known_metrics, measurements
+from crushproof.audit.findings.assemble import known_metrics
 from crushproof.audit.findings.estimates import curves
+from crushproof.audit.findings.finding_rows import measurements
 from crushproof.audit.findings.results import AuditResults
 from crushproof.audit.plan.plan import Plan
 from crushproof.audit.report import risk_views, views

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from crushproof.audit.engine.cells import Result
-from crushproof.audit.findings.assemble import finding_row, measurements
+from crushproof.audit.findings.finding_rows import finding_row, measurements
 from crushproof.audit.findings.results import AuditResults
 from crushproof.audit.plan.plan import Plan
 from crushproof.audit.subject.resolve import resolve
