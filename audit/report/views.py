@@ -100,13 +100,12 @@ def columns(audit: Audit) -> list[Column]:
         common = settings.pop() if len(settings) == 1 else ""
         first = findings[0]
         figure = audit.metrics[first.metric]
-        title = figure.title
-        detail = name.partition("/")[2].replace("-", " ")
+        title, attack, detail = figure.title, *name.partition("/")[::2]
         if detail and detail != first.metric and any(c.metric.name == first.metric for c in made):
-            title += f", {label(detail)}"
-        made.append(
-            Column(name, first.risk, audit.metrics[first.metric], title, common, {f.candidate: f for f in findings})
-        )
+            title += f", {label(detail.replace('-', ' '))}"
+        if any((c.title, c.setting) == (title, common) for c in made):  # a second attack of one kind
+            title += f", {label(attack)}"
+        made.append(Column(name, first.risk, figure, title, common, {f.candidate: f for f in findings}))
     risks = list(audit.risks)
     return sorted(made, key=lambda c: (risks.index(c.risk), c.suffix.count("/")))
 
@@ -193,7 +192,7 @@ def cheapest_fix(ix: Index, candidate: Candidate) -> str:
     also = "" if best.verdict == "pass" else f", itself {best.verdict} on another count"
     how = (
         f"What fixes {names}: {label(best.defense_words or best.defense or '')}, measured as {label(best.name)}{also} "
-        f"(accuracy {cost} points)."
+        f"({candidate.quality_metric.title.lower()} {cost} points)."
     )
     aside = " That is another recipe of the same kind; this one was not measured with it." if other_recipe(best) else ""
     return f"{how}{aside}{rest}"
