@@ -100,4 +100,4 @@ class Attack(Technique):
         return []
 
 
-ATTACKS: Registry[Attack] = Registry("attack", "crushproof.attacks", "crushproof.attacks")
+ATTACKS: Registry[Attack] = Registry("attack", "crushproof.attacks", "crushproof.attacks", Attack)

@@ -6,8 +6,9 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, PackageNotFoundError, distributions, requires, version
+from importlib.metadata import PackageNotFoundError, distributions, requires, version
 from pathlib import Path
 
 MEMORY_WANTED = 3_000_000_000  # bytes for the built-in audit with two workers
@@ -87,15 +88,32 @@ def _runtimes() -> Iterator[Check]:
 
 
 def _brought() -> Iterator[Check]:
-    """What other packages bring: every entry point of a group of ours, and whether it can be imported."""
-    found = {(e.group, e.name, e.value): d.name for d in distributions() for e in d.entry_points}
-    for (group, name, value), package in sorted(found.items()):
-        if not group.startswith("crushproof."):
+    """What other packages bring: every entry point of a group of ours, and whether it is what the group is for."""
+    found = {(e.group, e.name, e.value): e for d in distributions() for e in d.entry_points}
+    wanted = {key: entry for key, entry in sorted(found.items()) if key[0].startswith("crushproof.")}
+    if not wanted:
+        return
+    from ..attacks.attack import ATTACKS
+    from ..compression.recipe import RECIPES
+    from ..defenses.defense import DEFENSES
+    from ..targets.errors import InputError, nearest_hint
+    from ..targets.runtimes.runtime import RUNTIMES
+    from ..targets.technique import REGISTRIES
+
+    for registry in (ATTACKS, RECIPES, DEFENSES, RUNTIMES):
+        with suppress(InputError):  # ours come first: what an attack's parts may be is then known, and who has a kind
+            registry.kinds()
+    for (group, name, value), entry in wanted.items():
+        package = entry.dist and entry.dist.name
+        if group not in REGISTRIES:
+            yield Check(
+                "bad", name, f"{value} of {package}: nobody reads the group {group}.{nearest_hint(group, REGISTRIES)}"
+            )
             continue
         try:
-            EntryPoint(name, value, group).load()
-        except Exception as error:  # another package's code
-            yield Check("bad", name, f"{value} of {package} cannot be imported: {type(error).__name__}: {error}")
+            REGISTRIES[group].register(REGISTRIES[group].loaded(entry))
+        except InputError as error:
+            yield Check("bad", name, str(error))
         else:
             yield Check("ok", name, f"{value} of {package} ({group})")
 

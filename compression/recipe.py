@@ -79,4 +79,4 @@ def fine_tuned(fine_tune: Training | None) -> str:
     return "" if fine_tune is None else f", fine-tuned for {fine_tune.epochs} epochs"
 
 
-RECIPES: Registry[Recipe] = Registry("recipe", "crushproof.compression", "crushproof.recipes")
+RECIPES: Registry[Recipe] = Registry("recipe", "crushproof.compression", "crushproof.recipes", Recipe)

@@ -75,4 +75,4 @@ class CompressionDefense(Defense):
         """The hardened recipe: one per draw when the defense is random; the first is the one that is shipped."""
 
 
-DEFENSES: Registry[Defense] = Registry("defense", "crushproof.defenses", "crushproof.defenses")
+DEFENSES: Registry[Defense] = Registry("defense", "crushproof.defenses", "crushproof.defenses", Defense)

@@ -38,17 +38,27 @@ T = TypeVar("T", bound=Technique)
 KIND = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")  # it becomes a part of findings' ids, and of file names and links
 
 
+REGISTRIES: dict[str, Registry[Any]] = {}  # those there are, by group of entry points
+
+
 class Registry(Generic[T]):
     """The techniques of one sort, by kind: those in our own folder, and those other packages bring by entry point.
 
     Nothing is imported before the first look-up. A class joins by the decorator `@registry.register`.
+
+    Args:
+        noun: what one of them is called.
+        package: whose modules hold our own.
+        group: of entry points, by which other packages bring theirs.
+        base: the class they derive from.
     """
 
-    def __init__(self, noun: str, package: str, group: str) -> None:
-        self.noun, self._package, self._group = noun, package, group
+    def __init__(self, noun: str, package: str, group: str, base: type[Technique]) -> None:
+        self.noun, self.group, self._package, self._base = noun, group, package, base
         self._classes: dict[str, type[T]] = {}
         self._folded: dict[str, type[T]] = {}  # by kind without case, `_` as `-`: what people would mix up
         self._complete = False
+        REGISTRIES[group] = self
 
     def register(self, cls: type[T]) -> type[T]:
         """Takes a class in under its kind. The same class again, as a reloaded module makes it, takes its place.
@@ -65,7 +75,7 @@ class Registry(Generic[T]):
         known = self._folded.setdefault(kind.lower().replace("_", "-"), cls)
         if _place(known) != _place(cls) and not _same_source(known, cls):
             raise InputError(
-                f"Two techniques are a {self.noun} of kind {kind!r}: {_place(known)} and {_place(cls)}. One would "
+                f"Two techniques are of the kind {kind!r} ({self.noun}): {_place(known)} and {_place(cls)}. One would "
                 "silently take the other's place: rename the kind of one of them, or uninstall its package."
             )
         self._classes[kind] = self._folded[kind.lower().replace("_", "-")] = cls
@@ -83,24 +93,31 @@ class Registry(Generic[T]):
             for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
                 if not module.name.rpartition(".")[2].startswith("_"):  # scripts for a process of their own
                     importlib.import_module(module.name)
-            for entry in entry_points(group=self._group):
-                self.register(self._loaded(entry))
+            for entry in entry_points(group=self.group):
+                self.register(self.loaded(entry))
             self._complete = True
         return dict(sorted(self._classes.items()))
 
-    def _loaded(self, entry: EntryPoint) -> type[T]:
+    def loaded(self, entry: EntryPoint) -> type[T]:
+        """The class that another package brings.
+
+        Raises:
+            InputError: it cannot be imported, or is no class of this sort.
+        """
         try:
             found = entry.load()
-        except Exception as error:  # another package's code
+        except (Exception, SystemExit) as error:  # another package's code
             raise InputError(
                 f"The {self.noun} {entry.value}, which the package {entry.dist and entry.dist.name} brings, cannot be "
                 f"imported: {user_error(error)}. Mend or uninstall that package."
             ) from None
-        if not (isinstance(found, type) and issubclass(found, Technique) and "kind" in found.model_fields):
+        if not (isinstance(found, type) and issubclass(found, self._base) and "kind" in found.model_fields):
             raise InputError(
-                f"The entry point {entry.name} = {entry.value} ({self._group}) is no class of a technique."
+                f"The entry point {entry.name} = {entry.value} of the package {entry.dist and entry.dist.name} stands "
+                f"in the group {self.group} and is no class of that sort ({_place(self._base)}). Mend or uninstall "
+                "that package."
             )
-        return found  # type: ignore[return-value]  # of which sort it is cannot be told from here
+        return found  # type: ignore[return-value]  # T is what `base` was given for, which types cannot say
 
     def parse(self, raw: Any) -> T:
         """A technique from a mapping with `kind` and its fields, from a bare kind (all defaults), or as it is.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -366,6 +367,30 @@ def test_a_plugin_that_does_not_load_is_named(plugin: Write) -> None:
     plugin("1 / 0\n")
     with pytest.raises(InputError, match=r"plug:Probe, which the package plug brings.*ZeroDivisionError"):
         ATTACKS.kinds()
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("[crushproof.attacks]\na = plug:Same", "plug:Same .*is no class of that sort"),
+        ("[crushproof.attacks]\na = plug:FIGURE", "is no class of that sort"),
+        ("[crushproof.attack]\na = plug:Probe", "nobody reads the group.*mean 'crushproof.attacks'"),
+        ("[crushproof.recipes]\na = plug:Same\nb = again:Same", "Two techniques are of the kind 'same'"),
+        ("[crushproof.recipes]\na = ends:Same", "cannot be imported: SystemExit"),
+    ],
+)
+def test_doctor_and_registry_tell_a_wrong_entry_point(plugin: Write, tmp_path: Path, line: str, words: str) -> None:
+    folder = tmp_path / "plugin"
+    (folder / "again.py").write_text(PLUGIN)
+    (folder / "ends.py").write_text("raise SystemExit(0)")
+    (folder / "plug-1.dist-info" / "entry_points.txt").write_text(line)
+    registry = ATTACKS if "attack" in line else RECIPES
+    bad = [check.words for check in examine(tmp_path) if check.state == "bad"]
+    assert any(re.search(words, one) for one in bad), bad
+    if "nobody" not in words:
+        registry._complete = False
+        with pytest.raises(InputError, match=words):
+            registry.kinds()
 
 
 def test_numbers_never_meet_a_name() -> None:

@@ -334,4 +334,6 @@ class Perturber(Technique):
         """
 
 
-PERTURBERS: Registry[Perturber] = Registry("perturber", "crushproof.attacks.evasion", "crushproof.perturbers")
+PERTURBERS: Registry[Perturber] = Registry(
+    "perturber", "crushproof.attacks.evasion", "crushproof.perturbers", Perturber
+)

@@ -55,7 +55,13 @@ def _adapted(attack: Attack, model: AuditedModel) -> Attack:
     """The attack that knows the defenses in a model's making."""
     hardened = model.parent.hardened if model.parent is not None else None
     for defense in {id(one): one for one in (hardened, model.defense) if one}.values():
-        attack = defense.adapted(attack)
+        adapted = defense.adapted(attack)
+        if not isinstance(adapted, Attack):
+            raise InputError(
+                f"The defense {defense.kind} gives no attack that knows it: {type(defense).__name__}.adapted returns "
+                f"{type(adapted).__name__}."
+            )
+        attack = adapted
     return attack
 
 

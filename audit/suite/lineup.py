@@ -11,7 +11,7 @@ from ...attacks.attack import ATTACKS, Attack, Task
 from ...compression.recipe import RECIPES
 from ...defenses.defense import DEFENSES, CompressionDefense, TrainingDefense
 from ...targets.data.records import Bounds
-from ...targets.errors import InputError, NotApplicable
+from ...targets.errors import InputError, NotApplicable, user_error
 from ...targets.runtimes.runtime import RUNTIMES, Runtime
 from ...training.architecture import Architecture
 from ..plan.plan import DENSE, Plan
@@ -49,6 +49,11 @@ def assemble(plan: Plan, subject: Subject) -> Lineup:
             candidates.append(_candidate(name, entry, subject, dense))
         except (InputError, NotApplicable) as error:
             raise InputError(f"Candidate {name!r}: {error}") from None
+        except Exception as error:
+            if entry.defense is None:
+                raise
+            why = user_error(error)  # of the defense's own code, perhaps another package's
+            raise InputError(f"Candidate {name!r}: the defense {entry.defense!r} cannot harden it: {why}") from error
     runtimes = [RUNTIMES.parse(one) for one in plan.runtimes]
     return Lineup(tuple(dense.values()), tuple(candidates), _labelled(_attacks(plan)), _labelled(runtimes))
 

@@ -51,4 +51,4 @@ def release_of(*packages: str) -> str | None:
     return None
 
 
-RUNTIMES: Registry[Runtime] = Registry("runtime", __package__ or "", "crushproof.runtimes")
+RUNTIMES: Registry[Runtime] = Registry("runtime", __package__ or "", "crushproof.runtimes", Runtime)
