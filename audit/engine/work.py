@@ -111,7 +111,7 @@ def attempt_in_worker(spawn: Spawn, cell: Cell, results: CellResults) -> Attempt
                 "same command again."
             )
         ended = attempt(work, cell, results)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         traceback.print_exc()  # into the worker's log
         why = str(error) if isinstance(error, CrushproofError) else in_words(error)
         ended = Attempt("stop", why=why, error=type(error).__name__)

@@ -94,9 +94,18 @@ def reading_of(file: OpenedFile) -> Reading:
     )
 
 
-def open_again(path: str, folder: Path, known: Reading) -> OpenedFile | None:
-    """A file of which everything is known; None: it has changed since."""
-    file = read_again(folder / path, known.digest, known.kind, known.facts, packed=known.packed)
+def open_again(path: str, folder: Path, known: Reading, *, checked: bool) -> OpenedFile | None:
+    """A file of which it is known what it means; None: it has changed since.
+
+    Args:
+        checked: the process that started this one read it with suspicion; else it is read so now, because what lies in
+            an output folder may have been put there.
+    """
+    if checked:
+        file = read_again(folder / path, known.digest, known.kind, known.facts, packed=known.packed)
+    else:
+        found = read_model_file(folder / path)
+        file = found if hashlib.sha256(found.data).hexdigest() == known.digest else None
     return None if file is None else OpenedFile(path, file, known.assumptions, known.notes, known.doubtful)
 
 
@@ -152,7 +161,7 @@ def open_file(
 
 
 def open_all(
-    plan: Plan, folder: Path, data: Data, readings: Mapping[str, Reading] | None = None
+    plan: Plan, folder: Path, data: Data, readings: Mapping[str, Reading] | None = None, *, checked: bool = False
 ) -> dict[str, OpenedFile]:
     """Every file of the plan, by the name of its candidate, and the dense model's.
 
@@ -161,13 +170,15 @@ def open_all(
     away).
 
     Args:
-        readings: what was found out about all of them before.
+        readings: what was found out about all of them before; checked: see `open_again`.
 
     Raises:
         InputError, UnsafeInput: as `open_file`; a file is named and the data's targets are values.
     """
     if readings is not None:
-        same = {name: open_again(path, folder, readings[name]) for name, path in paths_of(plan).items()}
+        same = {
+            name: open_again(path, folder, readings[name], checked=checked) for name, path in paths_of(plan).items()
+        }
         if all(same.values()):
             return {name: file for name, file in same.items() if file is not None}
     wanted = {name: one for name, one in plan.candidates.items() if one.file is not None}

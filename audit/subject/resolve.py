@@ -62,11 +62,12 @@ class Subject:
 Recall = Callable[[Any], Mapping[str, Any] | None]  # from a question to the JSON of the readings that answer it
 
 
-def resolve(plan: Plan, folder: Path, recall: Recall | None = None) -> Subject:
+def resolve(plan: Plan, folder: Path, recall: Recall | None = None, *, checked: bool = False) -> Subject:
     """Loads what the plan names; paths and modules are looked up in `folder`, where the plan lies.
 
     Args:
         recall: gives what another process or run found out about the finished files, if one did.
+        checked: it comes from the process that started this one, and that one read the files with suspicion.
 
     Raises:
         InputError, UnsafeInput: as the loaders of data, weights and files do, and for a `module:function` that is not
@@ -79,7 +80,7 @@ def resolve(plan: Plan, folder: Path, recall: Recall | None = None) -> Subject:
         readings = None if known is None else {name: Reading.model_validate(known[name]) for name in paths_of(plan)}
     except (KeyError, ValidationError):  # written by another version: found out anew
         readings = None
-    files = open_all(plan, folder, data, readings)
+    files = open_all(plan, folder, data, readings, checked=checked)
     if plan.model is None:
         return Subject(data, None, "files", files, question=question)
     state: dict[str, Tensor] | None

@@ -51,7 +51,7 @@ def suite_of(argument: str) -> Suite:
         readings: Mapping[str, Any] | None = raw["readings"] if question == raw["question"] else None
         return readings
 
-    return Suite(plan, resolve(plan, Path(raw["folder"]), recall))
+    return Suite(plan, resolve(plan, Path(raw["folder"]), recall, checked=True))
 
 
 def spawn_argument(plan: Plan, folder: Path, subject: Subject) -> str:
