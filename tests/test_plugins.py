@@ -438,5 +438,5 @@ def test_shared_work_of_one_name_is_one_work(monkeypatch: pytest.MonkeyPatch) ->
     names = [cell.name for cell in work.cells() if cell.name.startswith("transfer/")]
     assert len(names) == len(set(names)) == 2
     monkeypatch.setattr(CraftedOnParent, "name", property(lambda self: "train/dense"))
-    with pytest.raises(InputError, match=r"'train/dense'.*give CraftedOnParent a name of its own"):
+    with pytest.raises(InputError, match=r"called 'train/dense'.*a name of its own"):
         suite(candidates={"plain": "int8"}, attacks=attacks)

@@ -124,27 +124,14 @@ def _cells_for(suite: ModelSuite, needs: Iterable[Need], scope: Scope) -> list[s
 
 
 def _add_preparation(suite: ModelSuite, preparation: Preparation, scope: Scope) -> None:
-    """Once for all who name it.
-
-    Raises:
-        InputError: other work has that name already.
-    """
-    known = suite.preparations.get(preparation.name)
-    alike = known is not None and type(known) is type(preparation) and known.identity == preparation.identity
-    if not alike and suite.has(preparation.name):
-        raise InputError(
-            f"The attack {scope.label} calls its shared work {preparation.name!r}, and so is other work of this audit "
-            f"called: give {type(preparation).__qualname__} a name of its own."
-        )
-    if alike:
-        return
-    suite.preparations[preparation.name] = preparation
+    """A cell for all who name this work; the suite refuses other work of the same name."""
 
     def compute(get: Get) -> Result:
         prepared = preparation.compute(CellInputs(suite, scope, get))
         return Result(arrays=prepared.arrays, document=prepared.document)
 
     identity = [
+        type(preparation).__qualname__,
         preparation.identity,
         class_identity(type(preparation)),
         *(technique_identity(technique) for technique in preparation.techniques),

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ...attacks.attack import Run, Task
-from ...attacks.preparation import Preparation, Scope
+from ...attacks.preparation import Scope
 from ...targets.errors import InputError, NotApplicable
 from ...targets.model import resolve_device
 from ...targets.runtimes.litert import PACKAGES as LITERT
@@ -51,7 +51,6 @@ class ModelSuite:
         self.models: dict[str, AuditedModel] = self.lineup.models
         self.task = Task.REGRESSION if subject.data.regression else Task.CLASSIFICATION
         self.runs: dict[str, Run] = {}  # of attacks, by cell
-        self.preparations: dict[str, Preparation] = {}  # by name, which is their cell's
         self._jobs: dict[str, Job] = {}
         self._root = [
             subject.data.digest,
