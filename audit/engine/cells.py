@@ -24,6 +24,8 @@ class Cell:
         key: from `cell_key`; two cells of one key are the same work and are computed once.
         needs: names of the cells whose results it reads; they stand before it in the list of cells.
         phase: what its time is booked under: `shadows`, an attack's kind ...
+        parts: under which key its finished parts are kept (`targets.steps.kept`), in place of its own: cells that do
+            more and less of the same work share them.
         weight: expected effort, above 0: about the CPU seconds it takes, as modelled by whoever adds the cell. It
             orders the work and estimates the time left, nothing else.
     """
@@ -33,6 +35,7 @@ class Cell:
     needs: tuple[str, ...] = ()
     phase: str = ""
     weight: float = 1.0
+    parts: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,41 @@
+"""What work costs: counted in passes and trainings by whoever plans it, in seconds once a pass was timed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What was measured of one model and its data before anything long ran: CPU seconds on one core.
+
+    Args:
+        answer: of one record through the deployed model.
+        gradient: of one record forwards and backwards through the differentiable module.
+        training: of one training as the dense model was trained, on as many records.
+    """
+
+    answer: float = 1e-4
+    gradient: float = 3e-4
+    training: float = 6.0
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What a piece of work does, in units that `Costs` gives the price of.
+
+    Args:
+        answers, gradients: records times passes.
+        trainings: whole trainings of the dense model's size.
+        seconds: what depends on none of these.
+    """
+
+    answers: float = 0.0
+    gradients: float = 0.0
+    trainings: float = 0.0
+    seconds: float = 0.0
+
+    def at(self, costs: Costs) -> float:
+        """CPU seconds, above 0."""
+        counted = self.answers * costs.answer + self.gradients * costs.gradient + self.trainings * costs.training
+        return max(counted + self.seconds, 1e-3)
