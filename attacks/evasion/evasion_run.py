@@ -54,7 +54,7 @@ class EvasionRun:
 
     @classmethod
     def of(cls, attack: EvasionParameters, case: Case) -> EvasionRun:
-        count = min(attack.records, len(case.evaluation))
+        count = min(attack.count, len(case.evaluation))
         module = case.twin if case.twin is not None else case.native
         device = case.evaluation.x.device if module is None else device_of(module, case.evaluation.x.device)
         records = Records(case.evaluation.x[:count], case.evaluation.y[:count]).to(device)

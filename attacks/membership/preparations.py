@@ -20,6 +20,7 @@ from ...targets.model import frozen_copy
 from ...targets.seeds import derive
 from ...targets.technique import Technique
 from ..attack import Run
+from ..effort import FINE_TUNING, HARDENING, Effort
 from ..preparation import Audited, Inputs, Need, Preparation, Prepared, Scope, Trained
 from .blind import blind_scores
 from .case import MembershipCase, ShadowSignals
@@ -60,7 +61,6 @@ class ShadowModels(Preparation):
     """
 
     phase: ClassVar[str] = "shadows"
-    weight: ClassVar[float] = 20.0
     parent: Trained
     first: int
     last: int
@@ -72,6 +72,10 @@ class ShadowModels(Preparation):
     @property
     def identity(self) -> Any:
         return [self.parent.architecture.name, self.parent.trainer.identity, self.first, self.last]
+
+    @property
+    def effort(self) -> Effort:
+        return Effort(trainings=(self.last - self.first) * (1.0 if self.parent.hardened is None else HARDENING))
 
     @property
     def techniques(self) -> tuple[Technique, ...]:
@@ -96,7 +100,6 @@ class SignalsOfShadows(Preparation):
     """
 
     phase: ClassVar[str] = "signals"
-    weight: ClassVar[float] = 8.0
     parent: Trained
     recipe: Recipe | None
     chunks: tuple[ShadowModels, ...]
@@ -110,6 +113,11 @@ class SignalsOfShadows(Preparation):
     @property
     def identity(self) -> Any:
         return [self.count]
+
+    @property
+    def effort(self) -> Effort:
+        trains = self.recipe is not None and self.recipe.trains
+        return Effort(seconds=0.2 * self.count, trainings=FINE_TUNING * self.count * trains)
 
     @property
     def techniques(self) -> tuple[Technique, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from ...attacks.attack import ATTACKS, Attack
 from ...attacks.preparation import Scope
@@ -23,7 +24,7 @@ from ..schema.rows import (
     NotMeasured,
 )
 from ..subject.audited import AuditedModel
-from ..suite.suite import Suite
+from ..suite.suite import Reached, Suite
 from ..verdict.judging import apply_policy
 from ..verdict.policy import Policy
 from .candidates import candidate_row
@@ -34,14 +35,21 @@ UNMADE = "the candidate itself"
 
 
 def assemble(
-    suite: Suite, store: Store, outcome: Outcome, policy: Policy, command: str, only: str | None = None
+    suite: Suite,
+    store: Store,
+    outcome: Outcome,
+    policy: Policy,
+    command: str,
+    only: str | None = None,
+    reached: Reached | None = None,
 ) -> Audit:
     """The audit from what is in the store; what is missing becomes rows that say so.
 
     Args:
+        reached: the round of each attack on each model; default: the first.
         outcome: where an attack's own `measure` fails, `measure/<attack>/<model>` is added to the failed.
     """
-    results = results_of(suite, store, outcome, command)
+    results = replace(results_of(suite, store, outcome, command), reached=reached or {})
     rows: list[Candidate] = []
     findings: list[Finding] = []
     missing: list[NotMeasured] = []

@@ -139,7 +139,8 @@ def _certificate(results: AuditResults, model: str, made: Result) -> Certificate
         return None
     kinds = dict(made.document["certificate"]["kinds"])
     for _, label in results.suite.lineup.attacks:
-        found = results.get(attack_cell(label, model))
+        position, _ = results.round_of(label, model)
+        found = results.get(attack_cell(results.suite.round_label(label, position), model))
         if found is not None and "certificate" in found.document:
             kinds |= found.document["certificate"]["kinds"]
     n = sum(kind["n"] for kind in kinds.values())

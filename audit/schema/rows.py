@@ -262,6 +262,7 @@ class Gate(Row):
     compares: Literal["change", "absolute"]
     verdict: RowVerdict
     p_value: Share | None = Field(None, description="of a fail; Holm-corrected over the report")
+    needs_records: Count | None = Field(None, description="about how many would decide it; None: no number would")
     sentence: str
 
 

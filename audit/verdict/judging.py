@@ -19,7 +19,7 @@ from ...attacks.risk import QUALITIES, Metric
 from ...targets.errors import InputError
 from ..schema import wording
 from ..schema.rows import Audit, Candidate, Change, Estimate, Finding, Gate, RowVerdict, Verdict
-from .gate_sentences import doubt, gate_sentence, setting, what_settles
+from .gate_sentences import HOPELESS, doubt, gate_sentence, records_needed, setting, what_settles
 from .lineage_gate import lineage_gate
 from .policy import BUILT_IN, EXACT, Policy, load_policy
 
@@ -145,6 +145,7 @@ class _Draft:
 
     gate: Gate
     p_value: float | None
+    more: int | None = None  # than the records it rests on
 
 
 def _drafts(
@@ -212,6 +213,7 @@ def _draft(
     better = metric.better
     flags = sorted({*candidate.flags, *(() if finding is None else finding.flags)})
     value = judged.difference if isinstance(judged, Change) else judged.estimate
+    needed = None
     verdict = judge(judged.low, judged.high, limit, better, flags)
     sentence = gate_sentence(subject, metric, estimate, change, compares, limit) + doubt(flags)
     if isinstance(judged, Change):
@@ -227,13 +229,32 @@ def _draft(
             )
     if verdict == "inconclusive" and judge(judged.low, judged.high, limit, better) == "inconclusive":
         available = estimate.n if finding is None or finding.available is None else finding.available
-        sentence += what_settles(value, judged.low, judged.high, limit, estimate.n, available, metric)
-    measured = {"value": value, "low": judged.low, "high": judged.high, "verdict": verdict, "sentence": sentence}
+        needed = records_needed(value, judged.low, judged.high, limit, estimate.n)
+        sentence += what_settles(needed, estimate.n, available)
+        hopeless = needed is not None and needed > HOPELESS * estimate.n
+        if hopeless or not _may_settle(value, limit, flags, judged, metric):
+            needed = None
+    measured = {
+        "value": value,
+        "low": judged.low,
+        "high": judged.high,
+        "verdict": verdict,
+        "needs_records": needed,
+        "sentence": sentence,
+    }
     p_value = beyond(value, judged.low, judged.high, limit, better)
     if isinstance(judged, Change) and limit == 0 and judged.p_value is not None:
         worse = value < 0 if better == "higher" else value > 0
         p_value = judged.p_value / 2 if worse else 1 - judged.p_value / 2  # the paired test is of this very limit
-    return _Draft(gate.model_copy(update=measured), p_value)
+    return _Draft(gate.model_copy(update=measured), p_value, estimate.n + 1)
+
+
+def _may_settle(value: float, limit: float, flags: Sequence[str], judged: Estimate | Change, metric: Metric) -> bool:
+    """Whether a narrower interval would be a verdict: a pass under a flag is none, nor is anything on the floor."""
+    if isinstance(judged, Change) and (judged.flags or (metric.better == "higher" and no_room(judged, limit))):
+        return False
+    fails = value < limit if metric.better == "higher" else value > limit
+    return fails or not flags
 
 
 def _holm(drafts: Sequence[_Draft]) -> list[Gate]:
@@ -250,6 +271,7 @@ def _holm(drafts: Sequence[_Draft]) -> list[Gate]:
             if p_value > LEVEL:
                 doubt = f"Alone this would fail; among the {len(p_values)} gates of this report chance could do it"
                 update["verdict"] = "inconclusive"
+                update["needs_records"] = draft.more
                 update["sentence"] = f"{gate.sentence} {doubt} (Holm-corrected p {p_value:.2g})."
             gate = gate.model_copy(update=update)
         gates.append(gate)

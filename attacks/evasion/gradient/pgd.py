@@ -15,6 +15,7 @@ from ....targets.model import device_of
 from ....targets.seeds import derive
 from ...access import Access, Ledger
 from ...case import Case
+from ...effort import Effort
 from ..ball import Ball, Norm, per_record
 from ..engine import PERTURBERS, Ascent, Gradients, Loss, Perturber, Search, uniform
 
@@ -36,6 +37,10 @@ class GradientPerturber(Perturber):
     @property
     def access(self) -> Access:
         return Access.WHITE_BOX
+
+    @property
+    def effort(self) -> Effort:
+        return Effort(gradients=self.steps * self.restarts)
 
     def module(self, case: Case) -> nn.Module | None:
         """The module whose gradients are followed."""
