@@ -80,6 +80,7 @@ class Scope:
         models: all that are audited, by name; the dense ones first.
         shadow_notes: what to know about training like the dense model was trained.
         shadows_differ: whether it is known, or must be assumed, that such training is not the dense model's own.
+        device: where models are trained.
     """
 
     label: str
@@ -90,6 +91,7 @@ class Scope:
     models: Mapping[str, Audited]
     shadow_notes: tuple[str, ...] = ()
     shadows_differ: bool = False
+    device: str = "cpu"
 
     @property
     def reference(self) -> Audited:
@@ -138,7 +140,11 @@ class Preparation(ABC):
     """
 
     phase: ClassVar[str]  # what its time is booked under
-    weight: ClassVar[float] = 4.0  # about the CPU seconds it takes: it orders the work, nothing else
+
+    @property
+    def weight(self) -> float:
+        """About the CPU seconds it takes: it orders the work, nothing else."""
+        return 4.0
 
     @property
     @abstractmethod

@@ -118,6 +118,7 @@ class ModelSuite:
             models=self.models,
             shadow_notes=self.subject.notes,
             shadows_differ=model is not None and model.shadows_differ,
+            device=self.device.type,
         )
 
     # -- the cells --------------------------------------------------------------------------------------------------
