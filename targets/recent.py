@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -24,6 +25,10 @@ class Recent(Generic[T]):
             return None
         self._values.move_to_end(key)
         return self._values[key][0]
+
+    def find(self, wanted: Callable[[T], bool]) -> T | None:
+        """The first value that is wanted."""
+        return next((self.get(key) for key, (value, _) in self._values.items() if wanted(value)), None)
 
     def put(self, key: str, value: T, size: int) -> None:
         """Keeps a value of so many bytes, unless it alone is over the limit."""

@@ -6,6 +6,7 @@ a changed plan recomputes only what the change touches, and running the same com
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from torch import nn
 
 from ...attacks.attack import Run, Task
 from ...attacks.preparation import Scope
+from ...compression.footprint.timing import Timed, interleaved_latency
 from ...targets.errors import InputError, NotApplicable
 from ...targets.model import resolve_device
 from ...targets.runtimes.litert import PACKAGES as LITERT
@@ -25,12 +27,13 @@ from ..subject.audited import AuditedModel, Candidate, DenseModel, FinishedFile,
 from ..subject.identity import technique_identity
 from ..subject.resolve import Subject
 from . import model_cells
-from .environment import runtime_versions, versions
+from .environment import machine, runtime_versions, versions
 from .lineup import Lineup, assemble
 
 # CPU seconds of a model's cells, by phase, as the built-in audit took them; an attack's cells say their own.
 WEIGHTS = {"training": 6.0, "candidates": 0.5, "footprint": 0.02, "runtimes": 0.5}
 ATTACK = 4.0
+LATENCY = "latency"  # the cell of all models' times
 
 Compute = Callable[[Callable[[str], Result]], Result]
 
@@ -63,6 +66,7 @@ class ModelSuite:
             self._train(dense)
         for model in self.models.values():
             self._model(model)
+        self._latency()
 
     # -- what the suite is asked ------------------------------------------------------------------------------------
 
@@ -124,7 +128,15 @@ class ModelSuite:
     # -- the cells --------------------------------------------------------------------------------------------------
 
     def add(
-        self, name: str, phase: str, spec: Any, needs: list[str], compute: Compute, weight: float | None = None
+        self,
+        name: str,
+        phase: str,
+        spec: Any,
+        needs: list[str],
+        compute: Compute,
+        weight: float | None = None,
+        *,
+        alone: bool = False,
     ) -> None:
         """Adds a cell, once; `weight` is about the CPU seconds it takes (default: what its phase usually takes).
 
@@ -140,7 +152,8 @@ class ModelSuite:
                     "same `detail`, or shared work the name of other work. Give one of them a name of its own."
                 )
             return
-        self._jobs[name] = Job(Cell(name, key, tuple(needs), phase, weight or WEIGHTS.get(phase, ATTACK)), compute)
+        cell = Cell(name, key, tuple(needs), phase, weight or WEIGHTS.get(phase, ATTACK), alone=alone)
+        self._jobs[name] = Job(cell, compute)
 
     def _train(self, dense: DenseModel) -> None:
         self.add(
@@ -191,6 +204,21 @@ class ModelSuite:
                     model, runtime, get(own), self.subject.data
                 ),
             )
+
+    def _latency(self) -> None:
+        """How fast the models answer on this machine: taken in turns, of all at once, while nothing else is done."""
+
+        def compute(get: Callable[[str], Result]) -> Result:
+            models: dict[str, Timed] = {}
+            for name, model in self.models.items():
+                with contextlib.suppress(NotApplicable):  # it could not be made
+                    stored = get(self.model_cell(name))
+                    models[name] = stored.files["model.onnx"] if model.file is None else model.file.deployed
+            return Result(document={"latency": interleaved_latency(models, self.subject.data.shape)})
+
+        needs = [self.model_cell(name) for name in self.models]
+        facts = machine(str(self.device)).model_dump()
+        self.add(LATENCY, "footprint", facts, needs, compute, weight=0.5 * len(needs), alone=True)
 
     def runtime_cell(self, model: str, label: str) -> str:
         return f"runtime/{label}/{model}"

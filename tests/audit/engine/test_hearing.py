@@ -204,6 +204,8 @@ def test_what_was_used_last_stays_at_hand_within_bytes() -> None:
     assert (recent.get("c"), recent.get("a")) == (None, "A")
     recent.put("d", "D", 4)  # "b" was not used for longest
     assert [recent.get(key) for key in "abd"] == ["A", None, "D"]
+    assert recent.find(str.isupper) == "A"
+    assert recent.find(str.islower) is None
     recent.put("a", "AA", 10)
     assert (recent.get("a"), recent.get("d"), recent.size) == ("AA", None, 10)
 
