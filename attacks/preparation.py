@@ -81,6 +81,7 @@ class Scope:
         models: all that are audited, by name; the dense ones first.
         shadow_notes: what to know about training like the dense model was trained.
         shadows_differ: whether it is known, or must be assumed, that such training is not the dense model's own.
+        device: where models are trained.
     """
 
     label: str
@@ -91,6 +92,7 @@ class Scope:
     models: Mapping[str, Audited]
     shadow_notes: tuple[str, ...] = ()
     shadows_differ: bool = False
+    device: str = "cpu"
 
     @property
     def reference(self) -> Audited:

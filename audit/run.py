@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ..attacks.effort import Costs
-from ..compression.footprint.timing import Timed
 from ..targets.errors import Incomplete, InputError
 from .engine.cells import Result, cell_key
 from .engine.driver import executor_for, run, workers_of
@@ -20,10 +19,11 @@ from .findings.finding_rows import cells_of, finding_id
 from .plan.plan import Plan
 from .plan.sections import LocalEngine
 from .resolved import resolve_plan
-from .schema.rows import SCHEMA, Audit, Environment
+from .schema.rows import SCHEMA, Audit, Environment, Latency
 from .subject.resolve import Subject, resolve
-from .suite.environment import host, latencies, versions
+from .suite.environment import host, versions
 from .suite.lineup import assemble as assemble_lineup
+from .suite.model_suite import LATENCY
 from .suite.suite import Reached, Suite, readings_of, spawn_argument
 from .verdict.policy import load_policy
 from .writing import write
@@ -159,16 +159,15 @@ def check_folder(out: Path, plan: Plan) -> None:
 
 def environment_of(suite: Suite, store: Store, outcome: Outcome, started: float) -> Environment:
     environment = host(str(suite.device))
-    models: dict[str, Timed] = {}
     memory = {}
-    for name, model in suite.models.items():
-        made = suite.cell(suite.model_cell(name)).key
-        if store.has(made) and store.get(made).files:
-            models[name] = store.get(made).files["model.onnx"] if model.file is None else model.file.deployed
+    for name in suite.models:
         served = suite.cell(f"memory/{name}").key
         if store.has(served) and "peak_bytes" in store.get(served).document:
             memory[name] = store.get(served).document["peak_bytes"]
-    environment.latency = latencies(models, suite.subject.data.shape)
+    timed = suite.cell(LATENCY).key
+    if store.has(timed):
+        rows = store.get(timed).document["latency"]
+        environment.latency = {name: [Latency.model_validate(row) for row in each] for name, each in rows.items()}
     environment.candidate_peak_bytes = memory
     environment.candidate_seconds = {
         name: sum(store.seconds([suite.cell(suite.model_cell(name)).key]).values()) for name in suite.models

@@ -6,6 +6,7 @@ a changed plan recomputes only what the change touches, and running the same com
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from torch import nn
 from ...attacks.attack import Run, Task
 from ...attacks.effort import FINE_TUNING, HARDENING, Costs, Effort
 from ...attacks.preparation import Scope
+from ...compression.footprint.timing import Timed, interleaved_latency
 from ...targets.errors import InputError, NotApplicable
 from ...targets.model import resolve_device
 from ...targets.runtimes.litert import PACKAGES as LITERT
@@ -26,7 +28,7 @@ from ..subject.audited import AuditedModel, Candidate, DenseModel, FinishedFile,
 from ..subject.identity import technique_identity
 from ..subject.resolve import Subject
 from . import model_cells
-from .environment import runtime_versions, versions
+from .environment import machine, runtime_versions, versions
 from .lineup import Lineup, assemble
 
 # What a model's cells cost, by phase; an attack's cells say their own.
@@ -37,6 +39,8 @@ EFFORT = {
     "runtimes": Effort(answers=1000, seconds=0.5),
     "lineage": Effort(seconds=0.5),
 }
+LATENCY = "latency"  # the cell of all models' times
+
 Compute = Callable[[Callable[[str], Result]], Result]
 
 
@@ -70,6 +74,7 @@ class ModelSuite:
             self._train(dense)
         for model in self.models.values():
             self._model(model)
+        self._latency()
 
     # -- what the suite is asked ------------------------------------------------------------------------------------
 
@@ -128,6 +133,7 @@ class ModelSuite:
             models=self.models,
             shadow_notes=self.subject.notes,
             shadows_differ=model is not None and model.shadows_differ,
+            device=self.device.type,
         )
 
     # -- the cells --------------------------------------------------------------------------------------------------
@@ -142,6 +148,7 @@ class ModelSuite:
         *,
         effort: Effort | None = None,
         sharing: Any = None,
+        alone: bool = False,
     ) -> None:
         """Adds a cell, once.
 
@@ -171,7 +178,8 @@ class ModelSuite:
         if parts:  # what an earlier cell has done of the same work is taken over
             done, self._shared[parts] = self._shared.get(parts, 0.0), weight
             weight = max(weight - done, 1e-3)
-        self._jobs[name] = Job(Cell(name, key, tuple(needs), phase, weight, parts), compute, effort)
+        cell = Cell(name, key, tuple(needs), phase, weight, parts, alone=alone)
+        self._jobs[name] = Job(cell, compute, effort)
 
     def _train(self, dense: DenseModel) -> None:
         self.add(
@@ -223,6 +231,21 @@ class ModelSuite:
                     model, runtime, get(own), self.subject.data
                 ),
             )
+
+    def _latency(self) -> None:
+        """How fast the models answer on this machine: taken in turns, of all at once, while nothing else is done."""
+
+        def compute(get: Callable[[str], Result]) -> Result:
+            models: dict[str, Timed] = {}
+            for name, model in self.models.items():
+                with contextlib.suppress(NotApplicable):  # it could not be made
+                    stored = get(self.model_cell(name))
+                    models[name] = stored.files["model.onnx"] if model.file is None else model.file.deployed
+            return Result(document={"latency": interleaved_latency(models, self.subject.data.shape)})
+
+        needs = [self.model_cell(name) for name in self.models]
+        facts = machine(str(self.device)).model_dump()
+        self.add(LATENCY, "footprint", facts, needs, compute, effort=Effort(seconds=0.5 * len(needs)), alone=True)
 
     def runtime_cell(self, model: str, label: str) -> str:
         return f"runtime/{label}/{model}"
