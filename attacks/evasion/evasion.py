@@ -21,7 +21,7 @@ from .ball import whole_range
 from .case import EvasionInputs, prepared_for
 from .categories import not_pixels
 from .engine import Perturber
-from .evasion_run import EvasionRun, PartResult, attack_by
+from .evasion_run import EvasionRun, attack_by
 from .gradient.pgd import GradientPerturber
 from .measure import WITHOUT_DRAW, measure_evasion
 from .parameters import EvasionParameters
@@ -143,26 +143,23 @@ class Evasion(EvasionParameters):
                 chosen = choose(case, self.norm, seed=seed)
                 radius = chosen.epsilon, chosen.epsilons
             return self.at(*radius).run(case, seed=seed)
-        run = EvasionRun.of(self, case)
-        if self.gate > whole_range(self.norm, tuple(run.records.x.shape[1:])):
+        if self.gate > whole_range(self.norm, tuple(case.evaluation.x.shape[1:])):
             raise InputError(
                 f"The L2 epsilon {self.gate:g} is more than the distance between any two inputs: it counts in "
                 "units of [0, 1] pixels."
             )
-        results: dict[str, PartResult] = {}
-        skipped: dict[str, str] = {}
-        for part in distinct(self.parts, case):
-            reason = part.why_not(case)
-            if reason is None:
-                try:
-                    results[part.part] = attack_by(part, run, self, seed=derive(seed, "evasion", part.part))
-                except NotApplicable as error:
-                    reason = str(error)
-            if reason is not None:
-                skipped[part.part] = reason
-        if not results:
+        parts = distinct(self.parts, case)
+        skipped = {part.part: reason for part in parts if (reason := part.why_not(case)) is not None}
+        able = [part for part in parts if part.part not in skipped]
+        run = EvasionRun.of(self, case, able)
+        for part in able:
+            try:
+                run.add(attack_by(part, run, seed=derive(seed, "evasion", part.part)))
+            except NotApplicable as error:
+                skipped[part.part] = str(error)
+        if not run.results:
             raise NotApplicable("no part of the attack can run: " + "; ".join(f"{k}: {v}" for k, v in skipped.items()))
-        return run.evidence(self, results, skipped)
+        return run.evidence(skipped)
 
 
 def _inputs(radii: Radii, crafted: CraftedOnParent | None, inputs: Inputs) -> EvasionInputs:
