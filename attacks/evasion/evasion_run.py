@@ -156,6 +156,7 @@ def attack_by(part: Perturber, run: EvasionRun, attack: EvasionParameters, *, se
         if not run.case.twin_agrees:
             result.flags.add(Flag.TWIN_DISAGREES)
         own = isinstance(part, GradientPerturber)  # what ART's classes do without a limit says nothing about gradients
+        own &= run.case.bounds.held is None  # what is held may well decide the class
         if own and Flag.NO_GRADIENT not in result.flags and unbounded_fails(part, run, attack, fooled, seed):
             result.flags.add(Flag.UNBOUNDED_FAILS)
     return result
