@@ -16,8 +16,9 @@ from ..compression.distillation.student import offered
 from ..compression.recipe import RECIPES, Recipe
 from ..targets.data.data import Data
 from ..targets.data.labels import class_numbers, predicted_values, sorted_labels
-from ..targets.data.npz import inferred_bounds
+from ..targets.data.npz import read_structure
 from ..targets.data.records import Bounds, Records
+from ..targets.data.structure import Declared
 from ..targets.errors import InputError, nearest_hint, quoted
 from ..targets.plain import plain, scripted
 from ..training.architecture import Architecture
@@ -26,6 +27,7 @@ from ..training.trainer import BuiltinTrainer, Trainer, UserTrainer
 from .engine.progress import Progress
 from .plan.plan import DENSE, Plan, check_techniques, validated
 from .plan.presets import RECIPE_WORDS
+from .plan.sections import DeclaredData
 from .plan.yaml_text import Source
 from .run import run_audit
 from .schema.rows import Audit
@@ -82,7 +84,8 @@ def audit_model(
     training: Training | Callable[[nn.Module, Tensor, Tensor, int], nn.Module] | None = None,
     build: Callable[[], nn.Module] | None = None,
     shadows: Mapping[str, int] | None = None,
-    bounds: tuple[float, float] | None = None,
+    bounds: tuple[float, float] | Mapping[int | str, tuple[float, float]] | None = None,
+    structure: Mapping[str, Any] | None = None,
     class_names: Sequence[str] | None = None,
     task: Literal["classification", "regression"] = "classification",
     name: str = "model",
@@ -108,8 +111,12 @@ def audit_model(
             holds an nn.Parameter and has no reset_parameters).
         shadows: `{"training_free": 64, "trained": 16}`.
         task: regression: y are values to predict, float [n] or [n, outputs]; the error is audited, and no attack.
-        bounds: smallest and largest value of an input; epsilon counts in units of their distance. Left out: the range
-            of the grid that the values lie on ([0, 1], [0, 255], [0, 16] ...); where that is a guess a flag says so.
+        bounds: smallest and largest value of an input, of a table also by column; epsilon counts in units of their
+            distance. Left out: the range of the grid that the values lie on ([0, 1], [0, 255], [0, 16] ...); where that
+            is a guess a flag says so.
+        structure: what the values are where they are no plain numbers: `immutable`, `categorical`, `one_hot`,
+            `integer`, `tokens`, as in the `data` of a plan. Columns are named by position, or as a DataFrame names
+            them.
         out: a folder that keeps evidence and finished cells, so that the next call resumes; default: none is kept.
 
     Raises:
@@ -118,7 +125,8 @@ def audit_model(
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a trained torch.nn.Module; it is {type(model).__name__}.")
-    data = _data(train, test, bounds, class_names, name, seed, regression=task == "regression")
+    declared = validated(DeclaredData, dict(structure or {}), Source("structure=")).declared
+    data = _data(train, test, bounds, declared, class_names, name, seed, regression=task == "regression")
     module, changed = _plain(model, data)
     architecture = _architecture(module, build, type(model).__name__)
     state = {key: tensor.detach().clone() for key, tensor in module.state_dict().items()}
@@ -200,7 +208,8 @@ def _architecture(module: nn.Module, build: Callable[[], nn.Module] | None, labe
 def _data(
     train: tuple[Arraylike, Arraylike] | None,
     test: tuple[Arraylike, Arraylike],
-    bounds: tuple[float, float] | None,
+    bounds: tuple[float, float] | Mapping[int | str, tuple[float, float]] | None,
+    declared: Declared,
     class_names: Sequence[str] | None,
     name: str,
     seed: int,
@@ -244,19 +253,19 @@ def _data(
             most = max((int(own.max()) for own in answers.values() if len(own)), default=0)
             class_names = [str(label) for label in range(most + 1)]
     records = {split: Records(x[split], answers[split]) for split in splits}
-    found, doubt = None if bounds is None else Bounds.of(*bounds), ""
-    if found is None:
-        found, told, doubt = inferred_bounds(list(raw.values()), "the arrays")
-        notes = (*notes, *told)
+    columns = [str(column) for column in getattr(test[0], "columns", ())]  # of a DataFrame
+    limits = Bounds.of(*bounds) if isinstance(bounds, tuple | list) else bounds
+    structure, limits, told, doubt = read_structure(list(raw.values()), declared, limits, columns, "the arrays")
     return Data(
         name,
         records.get("train"),
         records["test"],
-        found,
+        limits,
         tuple(class_names),
         seed=seed,
-        notes=notes,
+        notes=(*notes, *told),
         bounds_doubt=doubt,
+        structure=structure,
     )
 
 

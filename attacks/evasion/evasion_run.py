@@ -252,6 +252,7 @@ def _flag(
     if not run.case.twin_agrees:
         result.flags.add(Flag.TWIN_DISAGREES)
     own = isinstance(part, GradientPerturber)  # what ART's classes do without a limit says nothing about gradients
+    own &= run.case.bounds.held is None  # what is held may well decide the class
     if own and Flag.NO_GRADIENT not in result.flags and _unbounded_fails(result, run, seed):
         result.flags.add(Flag.UNBOUNDED_FAILS)
 

@@ -18,7 +18,6 @@ from ..schema.rows import (
     SCHEMA,
     Audit,
     Candidate,
-    DataSummary,
     Environment,
     Finding,
     NotMeasured,
@@ -28,6 +27,7 @@ from ..suite.suite import Reached, Suite
 from ..verdict.judging import apply_policy
 from ..verdict.policy import Policy
 from .candidates import candidate_row
+from .data_summary import data_summary
 from .finding_rows import findings_of
 from .results import AuditResults
 
@@ -85,16 +85,7 @@ def assemble(
         plan=suite.plan.model_dump(mode="json", exclude={"engine"}),
         plan_digest=suite.plan.digest,
         seed=suite.plan.seed,
-        data=DataSummary(
-            name=data.name,
-            digest=data.digest,
-            shape=list(data.shape),
-            classes=list(data.class_names),
-            members=None if data.members is None else len(data.members),
-            non_members=len(data.non_members),
-            evaluation=len(data.evaluation_ids),
-            attacker=len(data.non_members) - len(data.evaluation_ids),
-        ),
+        data=data_summary(data),
         candidates=judged.candidates,
         findings=judged.findings,
         risks=known_risks(suite),

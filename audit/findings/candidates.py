@@ -11,9 +11,10 @@ from ...targets.runtimes.runtime import Runtime as AnyRuntime
 from ..engine.cells import Result
 from ..plan.plan import DENSE
 from ..schema.file_rows import Certificate, Footprint, Kernels, Lineage, Runtime
-from ..schema.rows import Candidate, Draw, Estimate
+from ..schema.rows import Candidate, Classes, Draw, Estimate
 from ..subject.audited import AuditedModel, DenseModel, FinishedFile
 from ..suite.attack_cells import attack_cell
+from .data_summary import classes_row
 from .estimates import change, estimate, rate
 from .results import AuditResults
 
@@ -58,6 +59,7 @@ def candidate_row(results: AuditResults, model: AuditedModel, made: Result, draw
         mean_squared_error=estimate(_quality(made)) if quality != "accuracy" else None,
         quality_change=None if parent is None else changes.get(parent),
         quality_change_dense=changes.get(DENSE) if DENSE in model.baselines and parent != DENSE else None,
+        classes=_classes(results, parent, made),
         disagreement=_disagreement(results, parent, made),
         footprint=Footprint.model_validate({**weights, "ratio": ratio / own}),
         certificate=_certificate(results, model.name, made),
@@ -117,6 +119,14 @@ def _disagreement(results: AuditResults, parent: str | None, made: Result) -> Es
     if theirs is None or "evidence/predicted" not in made.arrays:
         return None
     return rate(made.arrays["evidence/predicted"] != theirs.arrays["evidence/predicted"])
+
+
+def _classes(results: AuditResults, parent: str | None, made: Result) -> Classes | None:
+    theirs, data = None if parent is None else results.of(parent), results.suite.subject.data
+    if data.regression:
+        return None
+    baseline = None if theirs is None else theirs.arrays["evidence/correct"]
+    return classes_row(data, made.arrays["evidence/correct"], parent, baseline)
 
 
 def _lineage(results: AuditResults, model: str) -> Lineage | None:

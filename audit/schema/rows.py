@@ -12,7 +12,8 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from ...attacks.risk import ACCURACY, MEAN_SQUARED_ERROR, Metric, Risk
+from ...attacks.risk import ACCURACY, BALANCED_ACCURACY, MEAN_SQUARED_ERROR, Metric, Risk
+from .data_rows import DataSummary
 from .file_rows import Certificate, Footprint, Kernels, Lineage, Runtime
 from .names import check_names
 from .row import Amount, Count, Figure, Row, Share
@@ -54,19 +55,10 @@ _IN_0_1 = {"properties": {"low": {"minimum": 0}, "high": {"maximum": 1}}}
 ShareEstimate = Annotated[Estimate, AfterValidator(_check_share), Field(json_schema_extra=_IN_0_1)]
 
 
-class GroupEstimate(Row):
-    """The figure of a finding on the records of one class or group alone, in the unit of the finding's metric."""
+class GroupEstimate(Estimate):
+    """The figure on the records of one class or group alone, in the unit of its metric."""
 
     name: str = Field(description="the class, or 'group <name>'")
-    estimate: Figure
-    low: Figure
-    high: Figure
-    n: int = Field(ge=1)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        _check_ends("estimate", self.estimate, self.low, self.high)
-        return self
 
 
 class Change(Row):
@@ -184,6 +176,15 @@ class Draw(Row):
     figures: dict[str, Estimate] = Field(description="by metric: how well it does its task, then what attacks found")
 
 
+class Classes(Row):
+    """How well a classifier does on each class of the evaluation records."""
+
+    balanced_accuracy: ShareEstimate = Field(description="mean of the recalls")
+    change: Change | None = Field(None, description="of balanced accuracy, against the parent; no p-value")
+    recalls: list[GroupEstimate] = Field(description="share of a class's records that it gets right, per class")
+    uneven: bool = Field(description="some classes have far more records than others")
+
+
 class Candidate(Row):
     """One audited model: how it was made, what it weighs, how well it does its task."""
 
@@ -211,6 +212,7 @@ class Candidate(Row):
     )
     quality_change: Change | None = Field(None, description="of accuracy or error, against the parent")
     quality_change_dense: Change | None = Field(None, description="against the plain dense model")
+    classes: Classes | None = Field(None, description="None where values are predicted")
     disagreement: ShareEstimate | None = Field(None, description="share of records whose label is not the parent's")
     footprint: Footprint
     certificate: Certificate | None
@@ -243,6 +245,12 @@ class Candidate(Row):
     def quality_metric(self) -> Metric:
         return MEAN_SQUARED_ERROR if self.accuracy is None else ACCURACY
 
+    def own_figure(self, metric: str) -> tuple[Estimate | None, Change | None]:
+        """A figure of the model itself, and its change against the parent."""
+        if metric == BALANCED_ACCURACY.name:
+            return (None, None) if self.classes is None else (self.classes.balanced_accuracy, self.classes.change)
+        return self.quality, self.quality_change
+
     @property
     def merit(self) -> float:
         """The quality as a number of which more is better."""
@@ -272,19 +280,6 @@ class NotMeasured(Row):
     candidate: str | None
     what: str
     reason: str
-
-
-class DataSummary(Row):
-    """The data of the audit; counts are of records."""
-
-    name: str
-    digest: str
-    shape: list[int] = Field(description="of one record")
-    classes: list[str] = Field(description="empty where values are predicted")
-    members: Count | None
-    non_members: Count
-    evaluation: Count
-    attacker: Count
 
 
 class Machine(Row):

@@ -230,6 +230,7 @@ def make_case(
         bounds=data.bounds,
         classes=data.classes,
         twin_agrees=certificate is not None and certificate["overall"]["label_agreement"] >= AGREEMENT,
+        structure=data.structure,
     )
 
 

@@ -164,7 +164,7 @@ class ModelSuite:
         known = [self._jobs[need].cell for need in needs]
         key = cell_key(sort, phase, self._root, spec, [cell.key for cell in known])
         parts = ""
-        if sharing is not None:
+        if sharing is not None and sharing != spec:
             parts = cell_key("parts", sort, phase, self._root, sharing, [cell.parts or cell.key for cell in known])
         if name in self._jobs:
             if self._jobs[name].cell.key != key:

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any, Literal
 
-from ...attacks.risk import QUALITIES, Metric
+from ...attacks.risk import MEAN_SQUARED_ERROR, QUALITIES, Metric
 from ...targets.errors import InputError
 from ..schema import wording
 from ..schema.rows import Audit, Candidate, Change, Estimate, Finding, Gate, RowVerdict, Verdict
@@ -157,7 +157,7 @@ def _drafts(
         ("absolute", policy.absolutes),
     ]
     for metric in metrics.values():
-        if metric.name in _QUALITIES and metric.name != candidate.quality_metric.name:
+        if metric.name in _QUALITIES and (metric.name == MEAN_SQUARED_ERROR.name) != (candidate.accuracy is None):
             continue
         ours = [one for one in findings if one.candidate == candidate.name and one.metric == metric.name]
         mine = [one for one in ours if one.gateable]
@@ -175,10 +175,11 @@ def _drafts(
 def _draft(
     candidate: Candidate, finding: Finding | None, metric: Metric, compares: Literal["change", "absolute"], limit: float
 ) -> _Draft:
-    """One limit applied to a finding; to the candidate's accuracy, or to a gap in the plan, when there is none."""
+    """One limit applied to a finding; to a figure of the model itself, or to a gap in the plan, when there is none."""
     change, why_not = None, None
     if metric.name in _QUALITIES:
-        estimate, change = candidate.quality, candidate.quality_change
+        estimate, change = candidate.own_figure(metric.name)
+        why_not = "the audit has no figures by class"
     elif finding is None:
         estimate, why_not = None, "the plan has no such attack"
     else:

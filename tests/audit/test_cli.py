@@ -19,13 +19,13 @@ from crushproof.attacks.evasion.risk import EVASION
 from crushproof.attacks.membership.risk import MEMBERSHIP
 from crushproof.audit import cli
 from crushproof.audit.findings.assemble import known_metrics
+from crushproof.audit.schema.data_rows import DataSummary
 from crushproof.audit.schema.file_rows import Footprint
 from crushproof.audit.schema.rows import (
     SCHEMA,
     Audit,
     Candidate,
     Change,
-    DataSummary,
     Environment,
     Estimate,
     Finding,

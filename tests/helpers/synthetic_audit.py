@@ -10,11 +10,11 @@ from crushproof.attacks.extraction.risk import EXTRACTION, FIDELITY
 from crushproof.attacks.membership.risk import AUC, MEMBERSHIP, TPR
 from crushproof.attacks.risk import QUALITIES
 from crushproof.audit.schema import wording
+from crushproof.audit.schema.data_rows import DataSummary
 from crushproof.audit.schema.file_rows import Certificate, Footprint, Macs
 from crushproof.audit.schema.rows import (
     Audit,
     Candidate,
-    DataSummary,
     Draw,
     Environment,
     Estimate,
