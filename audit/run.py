@@ -11,7 +11,7 @@ from ..compression.footprint.timing import Timed
 from ..targets.errors import Incomplete, InputError
 from .engine.cells import Result, cell_key
 from .engine.driver import executor_for, run
-from .engine.progress import Progress
+from .engine.progress import Progress, Silent
 from .engine.schedule import Outcome
 from .engine.store import Store
 from .findings.assemble import assemble, known_metrics
@@ -22,7 +22,7 @@ from .schema.rows import SCHEMA, Audit, Environment
 from .subject.resolve import Subject, resolve
 from .suite.environment import host, latencies, versions
 from .suite.suite import Suite, readings_of, spawn_argument
-from .verdict.policy import load_policy
+from .verdict.fitting import policy_for
 from .writing import write
 
 
@@ -55,7 +55,10 @@ def run_audit(
     subject = subject or resolve(plan, folder, lambda question: recalled(out, question))
     spawn = None if in_memory else ("crushproof.audit.suite.suite:suite_of", spawn_argument(plan, folder, subject))
     suite = Suite(plan, subject)
-    policy = load_policy(plan.policy, folder, known_metrics(suite.lineup.attacks))
+    planned = [(attack, suite.scope(label)) for attack, label in suite.lineup.attacks]
+    policy, notes = policy_for(plan.policy, folder, known_metrics(suite.lineup.attacks), planned)
+    for note in notes:
+        (progress or Silent()).note(note)
     cells = suite.cells() if only is None else suite.closure(cells_of(suite, only))
     if only is None:
         check_folder(out, plan)

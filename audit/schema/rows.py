@@ -15,13 +15,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, mo
 from ...attacks.risk import ACCURACY, MEAN_SQUARED_ERROR, Metric, Risk
 from .file_rows import Certificate, Footprint, Kernels, Lineage, Runtime
 from .names import check_names
+from .policy_rows import Gate, Limit, RowVerdict, Verdict
 from .row import Amount, Count, Figure, Row, Share
 
 SLACK = 1e-9  # rounding of an interval's end
 SCHEMA: Final = "crushproof.audit/1"
-
-Verdict = Literal["pass", "fail", "inconclusive"]
-RowVerdict = Literal["pass", "fail", "inconclusive", "not-gated", "not-measured"]
 
 
 def _check_ends(name: str, value: float | None, low: float | None, high: float | None) -> None:
@@ -249,22 +247,6 @@ class Candidate(Row):
         return self.quality.estimate if self.accuracy is not None else -self.quality.estimate
 
 
-class Gate(Row):
-    """One rule of the policy applied to one candidate."""
-
-    candidate: str
-    rule: str = Field(description="accuracy, robust_accuracy, tpr_at_1_percent_fpr, auc, ...")
-    finding: str | None = Field(description="id of the finding judged; None for accuracy")
-    value: float | None
-    low: float | None
-    high: float | None
-    limit: float | None
-    compares: Literal["change", "absolute"]
-    verdict: RowVerdict
-    p_value: Share | None = Field(None, description="of a fail; Holm-corrected over the report")
-    sentence: str
-
-
 class NotMeasured(Row):
     """What was left out, and why."""
 
@@ -330,6 +312,8 @@ class Audit(BaseModel):
     metrics: dict[str, Metric] = Field(description="how each figure is called and printed, by name")
     policy: list[Gate]
     policy_name: str
+    policy_limits: list[Limit] = Field(description="all of its limits, those left out included")
+    policy_from: Literal["audit", "gate"] = Field("audit", description="gate: a finished audit was judged anew by it")
     release: list[str] = Field(description="candidates the overall verdict covers")
     not_measured: list[NotMeasured]
     power: list[str] = Field(description="sentences: which leak or loss would not have been seen at these sizes")

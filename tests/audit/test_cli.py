@@ -130,6 +130,7 @@ def an_audit(robust_change: float = 0.0) -> Audit:
         findings=judged.findings,
         policy=judged.gates,
         policy_name="release",
+        policy_limits=BUILT_IN["release"].limits,
         release=["int8"],
         not_measured=[],
         power=[],
