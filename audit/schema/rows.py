@@ -328,7 +328,8 @@ class Audit(BaseModel):
         for finding in self.findings:
             if finding.risk not in self.risks or finding.metric not in self.metrics:
                 raise ValueError(f"finding {finding.id}: its risk or its metric is not among `risks` and `metrics`")
-        used = {*(gate.rule for gate in self.policy), *(row.quality_metric.name for row in self.candidates)}
+        used = {*(gate.rule for gate in self.policy), *(limit.metric for limit in self.policy_limits)}
+        used |= {*(row.quality_metric.name for row in self.candidates)}
         used |= {name for row in self.candidates for draw in row.draws for name in draw.figures}
         check_names(self.risks, self.metrics, used - {"lineage"})
         return self

@@ -151,7 +151,7 @@ def policy_of(audit: Audit) -> Policy:
     """The policy that a finished audit was judged by, from its own rows."""
     applied = [limit for limit in audit.policy_limits if limit.left_out is None]
     return FittedPolicy(
-        name=audit.policy_name,
+        name=audit.policy_name[:200] or "custom",
         changes={limit.metric: limit.limit for limit in applied if limit.compares == "change"},
         absolutes={limit.metric: limit.limit for limit in applied if limit.compares == "absolute"},
         left_out=tuple(limit for limit in audit.policy_limits if limit.left_out is not None),

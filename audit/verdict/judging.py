@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import Any, Literal
 
 from ...attacks.risk import QUALITIES, Metric
 from ...targets.errors import InputError
@@ -127,8 +127,8 @@ def check_verdicts(audit: Audit, folder: Path) -> None:
         )
 
 
-def rejudge(audit: Audit, policy: Policy) -> Audit:
-    """The same measurements under another policy; nothing is computed again."""
+def rejudge(audit: Audit, policy: Policy, by: Literal["audit", "gate"] = "audit") -> Audit:
+    """The same measurements under a policy: the audit's own, or another (`gate`). Nothing is computed again."""
     judgement = apply_policy(audit.candidates, audit.findings, policy, audit.release, audit.metrics)
     return audit.model_copy(
         update={
@@ -139,6 +139,7 @@ def rejudge(audit: Audit, policy: Policy) -> Audit:
             "policy": judgement.gates,
             "policy_name": policy.name,
             "policy_limits": policy.limits,
+            "policy_from": by,
         }
     )
 

@@ -12,7 +12,6 @@ import torch
 from judged_rows import KNOWN, audit_of, candidate, finding, findings
 from torch import nn
 
-import crushproof
 from crushproof.attacks.attack import Attack
 from crushproof.attacks.evasion.evasion import Evasion
 from crushproof.attacks.extraction.extraction import Extraction
@@ -222,32 +221,3 @@ def test_a_finished_audit_agrees_with_itself_and_cannot_drop_a_limit(tmp_path: P
     ):
         with pytest.raises(InputError, match="contradicts itself"):
             check_verdicts(changed, tmp_path)
-
-
-def test_a_token_audit_is_decided_by_what_it_can_decide(tmp_path: Path) -> None:
-    x = inputs("tokens")
-    torch.manual_seed(0)
-    model = Words()
-    y = model(torch.from_numpy(x)).argmax(1).numpy()
-    notes: list[str] = []
-
-    class Heard:
-        def note(self, text: str) -> None:
-            notes.append(text)
-
-        def __getattr__(self, name: str) -> Any:
-            return lambda *_: None
-
-    result = crushproof.audit_model(
-        model,
-        None,
-        (x, y),
-        {"half": {"kind": "prune", "sparsity": 0.01}},
-        attacks=["evasion", "membership"],
-        progress=cast(Any, Heard()),
-        out=tmp_path,
-    )
-    assert result.audit.policy_name == "release, without evasion: token inputs; without membership: no training records"
-    assert {gate.rule for gate in result.audit.policy} == {"accuracy"}
-    assert result.audit.policy_name in notes[0]
-    check_verdicts(result.audit, tmp_path)
