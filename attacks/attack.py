@@ -83,6 +83,14 @@ class Attack(Technique):
         """About what one run costs."""
         return UNKNOWN
 
+    def unfit(self, scope: Scope) -> str | None:
+        """Why this attack is none for these inputs, as far as is known before anything runs; None: it may be one.
+
+        A phrase for the name of a policy, such as "token inputs"; `tasks` need not be looked at. It takes a second at
+        most, and what it misses is said by `run`.
+        """
+        return None
+
     def runs(self, model: Audited, scope: Scope) -> tuple[Run, ...]:
         """Which runs on this model there are to be; none where the attack has nothing to work with."""
         return (Run(effort=self.effort),)

@@ -79,7 +79,7 @@ def audit_model(
     test: tuple[Arraylike, Arraylike],
     recipes: str | Recipe | Sequence[str | Recipe | Mapping[str, Any]] | Mapping[str, Any],
     *,
-    policy: str | Mapping[str, Any] = "release",
+    policy: str | Mapping[str, Any] | None = None,
     attacks: str | Sequence[Any] = "standard",
     training: Training | Callable[[nn.Module, Tensor, Tensor, int], nn.Module] | None = None,
     build: Callable[[], nn.Module] | None = None,
@@ -104,6 +104,7 @@ def audit_model(
         test: the same for records it has never seen.
         recipes: short words ("int8"), kinds, recipes or mappings as in a plan; a mapping of names gives each candidate
             its own.
+        policy: a built-in one by name, a file, or limits; left out: release as far as these inputs can decide it.
         training: how the model was trained, for shadow models: hyper-parameters of the built-in loop, or a function
             `(module, x, y, seed) -> module`. Left out, shadow models use the built-in training as it is, and the
             report says so.
@@ -145,7 +146,7 @@ def audit_model(
             "model": {"architecture": "memory:model"},
             "candidates": _candidates(recipes),
             "attacks": attacks if isinstance(attacks, str) else _listed(attacks),
-            "policy": policy if isinstance(policy, str) else dict(policy),
+            "policy": dict(policy) if isinstance(policy, Mapping) else policy,
             "shadows": dict(shadows or {}),
             "engine": {"kind": "local", "workers": 0},
         },

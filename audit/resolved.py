@@ -23,7 +23,6 @@ from .engine.store import Store
 from .forecast import Forecast, duration, forecast
 from .plan.plan import Plan
 from .plan.sections import MemoryData, ShadowPlan
-from .subject.resolve import Subject
 from .suite.environment import versions
 from .suite.suite import Suite
 from .writing import write
@@ -34,12 +33,11 @@ LEAST = ShadowPlan(training_free=8, trained=4)
 SPARE = 0.85  # of a budget is given away: a forecast errs
 
 
-def resolve_plan(
-    plan: Plan, subject: Subject, store: Store, costs: Costs, *, workers: int, started: float, progress: Progress
-) -> Suite:
+def resolve_plan(suite: Suite, store: Store, *, workers: int, started: float, progress: Progress) -> Suite:
     """The suite of the plan with its open settings decided, or as an earlier run into this folder decided them.
 
     Args:
+        suite: of the plan as it is, with the costs that are known.
         store: entered; what is computed for a probe stays in it.
         workers: how many cells are computed at once.
         started: when the audit began, on the monotonic clock: a budget counts from there.
@@ -47,13 +45,13 @@ def resolve_plan(
     Raises:
         CrushproofError: as a cell raised it.
     """
+    plan, subject = suite.plan, suite.subject
     key = cell_key("resolved", plan.digest, subject.identity, subject.data.digest, versions())
     if store.has(key):
         known = store.get(key).document
         settled = _with(plan, known["attacks"], ShadowPlan.model_validate(known["shadows"]))
         suite = Suite(settled, subject, Costs(**known["costs"]))
     else:
-        suite = Suite(plan, subject, costs)
         found = _probe(suite, store, progress)
         costs = _corrected(suite, store)
         attacks = [attack.settled(found) for attack, _ in suite.lineup.attacks]

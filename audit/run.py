@@ -22,10 +22,9 @@ from .resolved import resolve_plan
 from .schema.rows import SCHEMA, Audit, Environment, Latency
 from .subject.resolve import Subject, resolve
 from .suite.environment import host, versions
-from .suite.lineup import assemble as assemble_lineup
 from .suite.model_suite import LATENCY
 from .suite.suite import Reached, Suite, readings_of, spawn_argument
-from .verdict.policy import load_policy
+from .verdict.fitting import policy_for
 from .writing import write
 
 
@@ -57,7 +56,13 @@ def run_audit(
     progress = progress or Silent()
     in_memory = subject is not None
     subject = subject or resolve(plan, folder, lambda question: recalled(out, question))
-    policy = load_policy(plan.policy, folder, known_metrics(assemble_lineup(plan, subject).attacks))
+    suite = Suite(plan, subject, Costs())
+    planned = [(attack, suite.scope(label)) for attack, label in suite.lineup.attacks]
+    policy, notes = policy_for(plan.policy, folder, known_metrics(suite.lineup.attacks), planned)
+    for note in notes:
+        progress.note(note)
+    if only is not None:
+        cells_of(suite, only, {})  # that there is such a finding
     if only is None:
         check_folder(out, plan)
     with Store(out) as store:
@@ -65,9 +70,7 @@ def run_audit(
             store.put(readings_key(subject.question), Result(document=readings_of(subject)))
         engine = plan.engine if workers is None else LocalEngine(workers=workers)
         slots = 1 if in_memory else workers_of(engine)
-        suite = resolve_plan(plan, subject, store, Costs(), workers=slots, started=started, progress=progress)
-        if only is not None:
-            cells_of(suite, only, {})  # that there is such a finding
+        suite = resolve_plan(suite, store, workers=slots, started=started, progress=progress)
         argument = None if in_memory else spawn_argument(suite.plan, folder, subject)
         spawn = None if argument is None else ("crushproof.audit.suite.suite:suite_of", argument)
 

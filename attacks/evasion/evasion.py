@@ -22,6 +22,7 @@ from .case import EvasionInputs, prepared_for
 from .categories import not_pixels
 from .engine import Perturber
 from .evasion_run import EvasionRun, attack_by
+from .fitness import seen_unfit
 from .gradient.pgd import GradientPerturber
 from .measure import WITHOUT_DRAW, measure_evasion
 from .parameters import EvasionParameters
@@ -49,6 +50,9 @@ class Evasion(EvasionParameters):
     gate's epsilon; see `trust.union_flags`), `without_gradient` (by part, how many records withstood it there
     without ever giving a gradient).
     """
+
+    def unfit(self, scope: Scope) -> str | None:
+        return seen_unfit(scope)
 
     def runs(self, model: Audited, scope: Scope) -> tuple[Run, ...]:
         """The attack itself; every draw of a random recipe, by gradients at the gate; and without the shipped draw.

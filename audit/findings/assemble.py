@@ -92,6 +92,7 @@ def assemble(
         metrics=metrics,
         policy=judged.gates,
         policy_name=policy.name,
+        policy_limits=policy.limits,
         release=release,
         not_measured=missing,
         power=power_of(suite),

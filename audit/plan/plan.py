@@ -41,10 +41,14 @@ class Plan(Settings):
     candidates: dict[str, CandidatePlan] = Field(min_length=1)
     attacks: Any = Field("standard", description="quick, standard, thorough, or a list of kinds and mappings")
     shadows: ShadowPlan = ShadowPlan()
-    policy: Any = Field("release", description="a built-in policy, the path of a policy file, or the limits themselves")
     budget: str | None = Field(
         None,
         description="time the whole audit may take, such as 15 min; sizes that the plan leaves open follow from it",
+    )
+    policy: Any = Field(
+        None,
+        description="a built-in policy, the path of a policy file, or the limits themselves; left out: release without "
+        "what these inputs cannot decide",
     )
     release: tuple[str, ...] | None = Field(
         None, description="the candidates the overall verdict covers; default: all but controls"
@@ -93,7 +97,7 @@ class Plan(Settings):
     @field_validator("policy", mode="plain")
     @classmethod
     def _policy(cls, value: Any) -> Any:
-        if isinstance(value, str) or (isinstance(value, Mapping) and value):
+        if value is None or isinstance(value, str) or (isinstance(value, Mapping) and value):
             return value
         raise fault("must be the name of a policy, the path of a policy file, or a mapping of limits")
 

@@ -40,7 +40,7 @@ def print_audit(audit: Audit) -> None:
         console.print("* up for release", highlight=False)
     console.print()
     headline = Text(audit.verdict.upper(), style=f"bold {COLOURS[audit.verdict]}")
-    console.print(headline, Text(f"by policy {wording.label(audit.policy_name)}"))
+    console.print(headline, Text(f"by policy {wording.label(audit.policy_name, 200)}"))
     for sentence in audit.deciding:
         console.print(Text(f"  {wording.clean(sentence)}"))
 
@@ -72,7 +72,9 @@ def _payload(row: Candidate) -> str:
 
 
 def _verdict(row: Candidate) -> str:
-    return f"({row.role})" if row.verdict == "not-gated" else row.verdict
+    if row.verdict != "not-gated":
+        return row.verdict
+    return "not judged" if row.role == "candidate" else f"({row.role})"
 
 
 def _headlines(audit: Audit) -> list[Metric]:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from crushproof.attacks.effort import Costs
 from crushproof.audit.engine.cells import Cell
 from crushproof.audit.engine.progress import Silent
 from crushproof.audit.engine.store import Store
@@ -107,9 +106,9 @@ def test_sizes_follow_from_the_budget(budget: str, shadows: int, most: int, tmp_
     raw = RAW | {"budget": budget, "attacks": [RAW["attacks"][0] | {"epsilon": 0.1}, "membership"]}
     raw["model"] = RAW["model"] | {"training": {"epochs": 1}}
     plan = Plan.model_validate(raw)
-    subject, heard = resolve(plan, Path()), Heard()
+    heard = Heard()
     with Store(tmp_path) as store:
-        suite = resolve_plan(plan, subject, store, Costs(), workers=2, started=0.0, progress=heard)
+        suite = resolve_plan(Suite(plan, resolve(plan, Path())), store, workers=2, started=0.0, progress=heard)
     assert suite.plan.shadows.training_free == shadows
     assert suite.plan.attacks[0]["most_records"] == most
     assert any("longer than its budget" in note for note in heard.notes) == (budget == "1 s")
