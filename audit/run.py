@@ -19,6 +19,7 @@ from .findings.finding_rows import cells_of
 from .plan.plan import Plan
 from .plan.sections import LocalEngine
 from .schema.rows import SCHEMA, Audit, Environment
+from .subject.preflight import preflight
 from .subject.resolve import Subject, resolve
 from .suite.environment import host, latencies, versions
 from .suite.suite import Suite, readings_of, spawn_argument
@@ -56,6 +57,10 @@ def run_audit(
     spawn = None if in_memory else ("crushproof.audit.suite.suite:suite_of", spawn_argument(plan, folder, subject))
     suite = Suite(plan, subject)
     policy = load_policy(plan.policy, folder, known_metrics(suite.lineup.attacks))
+    checked = preflight(plan, subject, suite.device)
+    if progress is not None:
+        for note in checked.notes:
+            progress.note(note)
     cells = suite.cells() if only is None else suite.closure(cells_of(suite, only))
     if only is None:
         check_folder(out, plan)
