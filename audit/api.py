@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..compression.distillation.student import offered
 from ..compression.recipe import RECIPES, Recipe
+from ..targets.answers import answer_with_logits, answers_with_logits
 from ..targets.data.data import Data
 from ..targets.data.labels import class_numbers, predicted_values, sorted_labels
 from ..targets.data.npz import read_structure
@@ -192,7 +193,9 @@ def _architecture(module: nn.Module, build: Callable[[], nn.Module] | None, labe
         return like
     name, given = name_of(build), build
     architecture = Architecture(
-        f"{like.name}|{name}@{code_digest(build)}", lambda: plain(checked_module(given, {}, name))[0], like.pattern
+        f"{like.name}|{name}@{code_digest(build)}",
+        lambda: answer_with_logits(plain(checked_module(given, {}, name))[0], answers_with_logits(module)),
+        like.pattern,
     )
     wanted, built = (
         {key: tuple(value.shape) for key, value in one.state_dict().items()} for one in (module, architecture.fresh(0))

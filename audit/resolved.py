@@ -23,6 +23,7 @@ from .engine.store import Store
 from .forecast import Forecast, duration, forecast
 from .plan.plan import Plan
 from .plan.sections import MemoryData, ShadowPlan
+from .subject.preflight import preflight
 from .suite.environment import versions
 from .suite.suite import Suite
 from .writing import write
@@ -37,12 +38,13 @@ def resolve_plan(suite: Suite, store: Store, *, workers: int, started: float, pr
     """The suite of the plan with its open settings decided, or as an earlier run into this folder decided them.
 
     Args:
-        suite: of the plan as it is, with the costs that are known.
+        suite: of the plan as it is.
         store: entered; what is computed for a probe stays in it.
         workers: how many cells are computed at once.
         started: when the audit began, on the monotonic clock: a budget counts from there.
 
     Raises:
+        InputError: the model, its training or its data cannot be audited.
         CrushproofError: as a cell raised it.
     """
     plan, subject = suite.plan, suite.subject
@@ -52,6 +54,10 @@ def resolve_plan(suite: Suite, store: Store, *, workers: int, started: float, pr
         settled = _with(plan, known["attacks"], ShadowPlan.model_validate(known["shadows"]))
         suite = Suite(settled, subject, Costs(**known["costs"]))
     else:
+        checked = preflight(plan, subject, suite.device)
+        for note in checked.notes:
+            progress.note(note)
+        suite = Suite(plan, subject, checked.costs)
         found = _probe(suite, store, progress)
         costs = _corrected(suite, store)
         attacks = [attack.settled(found) for attack, _ in suite.lineup.attacks]

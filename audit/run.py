@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..attacks.effort import Costs
 from ..targets.errors import Incomplete, InputError
 from .engine.cells import Result, cell_key
 from .engine.driver import executor_for, run, workers_of
@@ -56,7 +55,7 @@ def run_audit(
     progress = progress or Silent()
     in_memory = subject is not None
     subject = subject or resolve(plan, folder, lambda question: recalled(out, question))
-    suite = Suite(plan, subject, Costs())
+    suite = Suite(plan, subject)
     planned = [(attack, suite.scope(label)) for attack, label in suite.lineup.attacks]
     policy, notes = policy_for(plan.policy, folder, known_metrics(suite.lineup.attacks), planned)
     for note in notes:
