@@ -134,7 +134,7 @@ class Standing:
         return done / max(sum(cell.weight for cell in self.todo.values()), 1e-9)
 
     def under_way(self) -> str:
-        """`shadows/dense/3 (12 s), attack/evasion/int8 (41 s: epsilon 2 of 4)`."""
+        """`shadows/dense/3 (12 s), attack/pgd/int8 (41 s: epsilon 2 of 4)`."""
         now, parts = self._clock(), []
         for name, begun in list(self._running.items())[:SHOWN]:
             said = "" if begun.step is None else f": {begun.step.words}"
