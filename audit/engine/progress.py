@@ -226,6 +226,8 @@ class Bar(_Shown):
 
     def start(self, todo: list[Cell], stored: int) -> None:
         super().start(todo, stored)
+        for task in self._bar.task_ids:  # of the round before
+            self._bar.remove_task(task)
         self._task = self._bar.add_task("", total=1.0, cells=f"0/{len(todo)}", now="", left="")
         if stored:
             self.note(f"{stored} results kept from before")
