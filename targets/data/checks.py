@@ -70,8 +70,8 @@ def check_data(
     if groups is not None:
         if len(groups) != len(non_members):
             raise InputError(
-                f"There are {len(groups)} group names for {len(non_members)} test records (groups_test, x_test). Give one "
-                "group for each, in the same order."
+                f"There are {len(groups)} group names for {len(non_members)} test records (groups_test, x_test). Give "
+                "one group for each, in the same order."
             )
         _check_names(sorted(set(groups)), "group name")
     notes = spans + [
