@@ -32,6 +32,7 @@ from .plan.sections import DeclaredData
 from .plan.yaml_text import Source
 from .run import run_audit
 from .schema.rows import Audit
+from .subject.arguments import refuse_misfits
 from .subject.audited import DenseModel
 from .subject.identity import code_digest, model_digest, name_of
 from .subject.resolve import SHADOWS_DIFFER, Subject, checked_module, checked_training, student_factories
@@ -125,8 +126,16 @@ def audit_model(
         InputError: data, model or a recipe is wrong; the message says how to mend it.
         Incomplete: a cell failed.
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model must be a trained torch.nn.Module; it is {type(model).__name__}.")
+    refuse_misfits(
+        model=model,
+        training=training,
+        build=build,
+        bounds=bounds,
+        policy=policy,
+        shadows=shadows,
+        class_names=class_names,
+        task=task,
+    )
     declared = validated(DeclaredData, dict(structure or {}), Source("structure=")).declared
     data = _data(train, test, bounds, declared, class_names, name, seed, regression=task == "regression")
     module, changed = _plain(model, data)
