@@ -16,10 +16,10 @@ from ..compression.distillation.student import offered
 from ..compression.recipe import RECIPES, Recipe
 from ..targets.answers import answer_with_logits, answers_with_logits
 from ..targets.data.data import Data
+from ..targets.data.declared import Declared
 from ..targets.data.labels import class_numbers, predicted_values, sorted_labels
 from ..targets.data.npz import read_structure
 from ..targets.data.records import Bounds, Records
-from ..targets.data.structure import Declared
 from ..targets.errors import InputError, nearest_hint, quoted
 from ..targets.plain import plain, scripted
 from ..training.architecture import Architecture
