@@ -9,6 +9,7 @@ from typing import Any
 
 from ..compression.footprint.timing import Timed
 from ..targets.errors import Incomplete, InputError
+from ..targets.technique import plug_ins
 from .engine.cells import Result, cell_key
 from .engine.driver import executor_for, run
 from .engine.progress import Progress, Silent
@@ -57,7 +58,7 @@ def run_audit(
     suite = Suite(plan, subject)
     planned = [(attack, suite.scope(label)) for attack, label in suite.lineup.attacks]
     policy, notes = policy_for(plan.policy, folder, known_metrics(suite.lineup.attacks), planned)
-    for note in notes:
+    for note in (*(one.wrong for one in plug_ins() if one.wrong), *notes):
         (progress or Silent()).note(note)
     cells = suite.cells() if only is None else suite.closure(cells_of(suite, only))
     if only is None:
