@@ -45,11 +45,21 @@ SHADOWS_DIFFER_HERE = SHADOWS_DIFFER.replace("the plan does not", "the call does
 Arraylike = np.ndarray[Any, Any] | Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AuditResult:
-    """A finished audit. `audit` is the whole of audit.json as typed rows."""
+    """A finished audit. `audit` is the whole of audit.json as typed rows; printed, it is a table with the verdict."""
 
     audit: Audit
+
+    def __repr__(self) -> str:
+        from .report.terminal import as_text
+
+        return as_text(self.audit)
+
+    def _repr_html_(self) -> str:
+        from .report.terminal import as_html
+
+        return as_html(self.audit)
 
     @property
     def passed(self) -> bool:
@@ -104,8 +114,8 @@ def audit_model(
             them is run. Labels may be texts: the classes are then the distinct ones, sorted, or as `class_names` orders
             them.
         test: the same for records it has never seen.
-        recipes: short words ("int8"), kinds, recipes or mappings as in a plan; a mapping of names gives each candidate
-            its own.
+        recipes: short words ("int8"), kinds, recipes or mappings as in a plan ({"kind": "prune", "sparsity": 0.8}); a
+            mapping of names gives each candidate its own: {"small": {"kind": "prune", "sparsity": 0.8}}.
         policy: a built-in one by name, a file, or limits; left out: release as far as these inputs can decide it.
         training: how the model was trained, for shadow models: hyper-parameters of the built-in loop, or a function
             `(module, x, y, seed) -> module`. Left out, shadow models use the built-in training as it is, and the
@@ -340,7 +350,8 @@ def _candidates(recipes: Any) -> dict[str, Any]:
         if isinstance(recipe, str) and recipe not in {*RECIPE_WORDS, *RECIPES.kinds()}:
             known = [*RECIPE_WORDS, *RECIPES.kinds()]
             raise InputError(
-                f"There is no recipe {quoted(recipe)}.{nearest_hint(recipe, known)} Known: {', '.join(known)}."
+                f"There is no recipe {quoted(recipe)}.{RECIPES.left_out(recipe) or nearest_hint(recipe, known)} "
+                f"Known: {', '.join(known)}."
             )
         one = recipe if isinstance(recipe, str) and recipe in RECIPE_WORDS else RECIPES.parse(recipe)
         name = one if isinstance(one, str) else one.kind

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..targets.errors import Incomplete, InputError
+from ..targets.technique import plug_ins
 from .engine.cells import Result, cell_key
 from .engine.driver import executor_for, run, workers_of
 from .engine.progress import Progress, Silent
@@ -58,7 +59,7 @@ def run_audit(
     suite = Suite(plan, subject)
     planned = [(attack, suite.scope(label)) for attack, label in suite.lineup.attacks]
     policy, notes = policy_for(plan.policy, folder, known_metrics(suite.lineup.attacks), planned)
-    for note in notes:
+    for note in (*(one.wrong for one in plug_ins() if one.wrong), *notes):
         progress.note(note)
     if only is not None:
         cells_of(suite, only, {})  # that there is such a finding
