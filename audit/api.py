@@ -106,7 +106,7 @@ def audit_model(
             report says so.
         build: returns the untrained model, for shadow models; needed where a layer cannot initialise itself anew (it
             holds an nn.Parameter and has no reset_parameters).
-        shadows: `{"training_free": 64, "trained": 16}`.
+        shadows: `{"training_free": 16, "trained": 16}`.
         task: regression: y are values to predict, float [n] or [n, outputs]; the error is audited, and no attack.
         bounds: smallest and largest value of an input; epsilon counts in units of their distance. Left out: the range
             of the grid that the values lie on ([0, 1], [0, 255], [0, 16] ...); where that is a guess a flag says so.

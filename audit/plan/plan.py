@@ -17,6 +17,7 @@ from pydantic import Field, PrivateAttr, ValidationError, field_validator, model
 
 from ...targets.errors import InputError
 from ...targets.technique import Registry, Technique, faults
+from .presets import SHADOW_PRESETS
 from .sections import CandidatePlan, DataPlan, EnginePlan, LocalEngine, MemoryData, ModelPlan, ShadowPlan
 from .settings import Settings, did_you_mean, fault, technique_like
 from .yaml_text import SIZE_CAP, Source, Steps, load_yaml, read_text
@@ -51,6 +52,14 @@ class Plan(Settings):
     declared: dict[str, str] = Field({}, description="measures the audit cannot verify, by name, e.g. tee")
 
     _source: Source = PrivateAttr(default_factory=Source)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shadows_of_the_level(cls, raw: Any) -> Any:
+        """A level brings its number of shadows, unless the plan names one."""
+        level = raw.get("attacks") if isinstance(raw, Mapping) else None
+        shadows = SHADOW_PRESETS.get(level) if isinstance(level, str) else None
+        return raw if shadows is None else {"shadows": shadows, **raw}
 
     @field_validator("attacks", mode="plain")
     @classmethod
