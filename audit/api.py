@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from ..compression.distillation.student import offered
 from ..compression.recipe import RECIPES, Recipe
+from ..targets.answers import answer_with_logits, answers_with_logits
 from ..targets.data.data import Data
 from ..targets.data.labels import class_numbers, predicted_values, sorted_labels
-from ..targets.data.npz import inferred_bounds
+from ..targets.data.npz import read_structure
 from ..targets.data.records import Bounds, Records
+from ..targets.data.structure import Declared
 from ..targets.errors import InputError, nearest_hint, quoted
 from ..targets.plain import plain, scripted
 from ..training.architecture import Architecture
@@ -26,6 +28,7 @@ from ..training.trainer import BuiltinTrainer, Trainer, UserTrainer
 from .engine.progress import Progress
 from .plan.plan import DENSE, Plan, check_techniques, validated
 from .plan.presets import RECIPE_WORDS
+from .plan.sections import DeclaredData
 from .plan.yaml_text import Source
 from .run import run_audit
 from .schema.rows import Audit
@@ -77,12 +80,13 @@ def audit_model(
     test: tuple[Arraylike, Arraylike],
     recipes: str | Recipe | Sequence[str | Recipe | Mapping[str, Any]] | Mapping[str, Any],
     *,
-    policy: str | Mapping[str, Any] = "release",
+    policy: str | Mapping[str, Any] | None = None,
     attacks: str | Sequence[Any] = "standard",
     training: Training | Callable[[nn.Module, Tensor, Tensor, int], nn.Module] | None = None,
     build: Callable[[], nn.Module] | None = None,
     shadows: Mapping[str, int] | None = None,
-    bounds: tuple[float, float] | None = None,
+    bounds: tuple[float, float] | Mapping[int | str, tuple[float, float]] | None = None,
+    structure: Mapping[str, Any] | None = None,
     class_names: Sequence[str] | None = None,
     task: Literal["classification", "regression"] = "classification",
     name: str = "model",
@@ -101,15 +105,20 @@ def audit_model(
         test: the same for records it has never seen.
         recipes: short words ("int8"), kinds, recipes or mappings as in a plan; a mapping of names gives each candidate
             its own.
+        policy: a built-in one by name, a file, or limits; left out: release as far as these inputs can decide it.
         training: how the model was trained, for shadow models: hyper-parameters of the built-in loop, or a function
             `(module, x, y, seed) -> module`. Left out, shadow models use the built-in training as it is, and the
             report says so.
         build: returns the untrained model, for shadow models; needed where a layer cannot initialise itself anew (it
             holds an nn.Parameter and has no reset_parameters).
-        shadows: `{"training_free": 16, "trained": 16}`.
+        shadows: `{"training_free": 64, "trained": 16}`.
         task: regression: y are values to predict, float [n] or [n, outputs]; the error is audited, and no attack.
-        bounds: smallest and largest value of an input; epsilon counts in units of their distance. Left out: the range
-            of the grid that the values lie on ([0, 1], [0, 255], [0, 16] ...); where that is a guess a flag says so.
+        bounds: smallest and largest value of an input, of a table also by column; epsilon counts in units of their
+            distance. Left out: the range of the grid that the values lie on ([0, 1], [0, 255], [0, 16] ...); where that
+            is a guess a flag says so.
+        structure: what the values are where they are no plain numbers: `immutable`, `categorical`, `one_hot`,
+            `integer`, `tokens`, as in the `data` of a plan. Columns are named by position, or as a DataFrame names
+            them.
         out: a folder that keeps evidence and finished cells, so that the next call resumes; default: none is kept.
 
     Raises:
@@ -118,7 +127,8 @@ def audit_model(
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a trained torch.nn.Module; it is {type(model).__name__}.")
-    data = _data(train, test, bounds, class_names, name, seed, regression=task == "regression")
+    declared = validated(DeclaredData, dict(structure or {}), Source("structure=")).declared
+    data = _data(train, test, bounds, declared, class_names, name, seed, regression=task == "regression")
     module, changed = _plain(model, data)
     architecture = _architecture(module, build, type(model).__name__)
     state = {key: tensor.detach().clone() for key, tensor in module.state_dict().items()}
@@ -137,7 +147,7 @@ def audit_model(
             "model": {"architecture": "memory:model"},
             "candidates": _candidates(recipes),
             "attacks": attacks if isinstance(attacks, str) else _listed(attacks),
-            "policy": policy if isinstance(policy, str) else dict(policy),
+            "policy": dict(policy) if isinstance(policy, Mapping) else policy,
             "shadows": dict(shadows or {}),
             "engine": {"kind": "local", "workers": 0},
         },
@@ -183,7 +193,9 @@ def _architecture(module: nn.Module, build: Callable[[], nn.Module] | None, labe
         return like
     name, given = name_of(build), build
     architecture = Architecture(
-        f"{like.name}|{name}@{code_digest(build)}", lambda: plain(checked_module(given, {}, name))[0], like.pattern
+        f"{like.name}|{name}@{code_digest(build)}",
+        lambda: answer_with_logits(plain(checked_module(given, {}, name))[0], answers_with_logits(module)),
+        like.pattern,
     )
     wanted, built = (
         {key: tuple(value.shape) for key, value in one.state_dict().items()} for one in (module, architecture.fresh(0))
@@ -200,7 +212,8 @@ def _architecture(module: nn.Module, build: Callable[[], nn.Module] | None, labe
 def _data(
     train: tuple[Arraylike, Arraylike] | None,
     test: tuple[Arraylike, Arraylike],
-    bounds: tuple[float, float] | None,
+    bounds: tuple[float, float] | Mapping[int | str, tuple[float, float]] | None,
+    declared: Declared,
     class_names: Sequence[str] | None,
     name: str,
     seed: int,
@@ -244,19 +257,19 @@ def _data(
             most = max((int(own.max()) for own in answers.values() if len(own)), default=0)
             class_names = [str(label) for label in range(most + 1)]
     records = {split: Records(x[split], answers[split]) for split in splits}
-    found, doubt = None if bounds is None else Bounds.of(*bounds), ""
-    if found is None:
-        found, told, doubt = inferred_bounds(list(raw.values()), "the arrays")
-        notes = (*notes, *told)
+    columns = [str(column) for column in getattr(test[0], "columns", ())]  # of a DataFrame
+    limits = Bounds.of(*bounds) if isinstance(bounds, tuple | list) else bounds
+    structure, limits, told, doubt = read_structure(list(raw.values()), declared, limits, columns, "the arrays")
     return Data(
         name,
         records.get("train"),
         records["test"],
-        found,
+        limits,
         tuple(class_names),
         seed=seed,
-        notes=notes,
+        notes=(*notes, *told),
         bounds_doubt=doubt,
+        structure=structure,
     )
 
 

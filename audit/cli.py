@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..targets.errors import InputError
-from .exit_codes import CODE_OF_VERDICT, EXIT_CODES, INCOMPLETE, PASS, exit_codes
+from .exit_codes import EXIT_CODES, INCOMPLETE, PASS, FailOn, code_of, exit_codes
 
 if TYPE_CHECKING:
     from .schema.rows import Audit
@@ -31,6 +31,7 @@ app = typer.Typer(
 )
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
+FailOnOption = Annotated[FailOn, typer.Option(help="The mildest verdict that gives an exit code other than 0.")]
 
 
 @app.command()
@@ -39,6 +40,7 @@ def audit(
     out: Annotated[Path, typer.Option(help="Where results go; a second run there resumes.")] = DEFAULT_OUT,
     only: Annotated[str | None, typer.Option(help="Just this finding, by its id: candidate/attack.")] = None,
     as_json: JsonOption = False,
+    fail_on: FailOnOption = FailOn.INCONCLUSIVE,
     workers: Annotated[
         int | None, typer.Option(min=0, max=256, help="Processes of this machine; 0 works in this one.")
     ] = None,
@@ -116,7 +118,7 @@ def audit(
             command=shlex.join(words),
         )
         show(result, as_json, None if only else out / "report.html", only)
-        raise typer.Exit(CODE_OF_VERDICT[result.verdict] if only is None else code_of_finding(result))
+        raise typer.Exit(code_of(result.verdict if only is None else verdict_of_finding(result), fail_on))
 
 
 @app.command()
@@ -215,22 +217,36 @@ def report(folder: Annotated[Path, typer.Argument(help="Holds audit.json.")]) ->
 @app.command()
 def gate(
     folder: Annotated[Path, typer.Argument(help="Holds audit.json.")],
-    policy: Annotated[str, typer.Option(help="A built-in policy (release) or a YAML file of limits.")],
+    policy: Annotated[
+        str | None, typer.Option(help="A built-in policy (release) or a YAML file of limits; default: the audit's own.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where report.html and audit.json of this verdict go.")] = None,
     as_json: JsonOption = False,
+    fail_on: FailOnOption = FailOn.INCONCLUSIVE,
 ) -> None:
-    """Judge a finished audit by another policy.
+    """Judge a finished audit again, by another policy or its own.
 
-    Nothing is measured again, and audit.json stays as it is.
+    Nothing is measured again, and its audit.json stays as it is.
     """
     with exit_codes():
         from .schema.read import read_audit
-        from .verdict.judging import rejudge
+        from .verdict.judging import check_verdicts, rejudge
         from .verdict.policy import load_policy
 
-        audit = read_audit(folder)
-        result = rejudge(audit, load_policy(policy, Path(), audit.metrics))
-        show(result, as_json, None, None)
-        raise typer.Exit(CODE_OF_VERDICT[result.verdict])
+        result = read_audit(folder)
+        if policy is None:
+            check_verdicts(result, folder)
+        else:
+            result = rejudge(result, load_policy(policy, Path(), result.metrics), by="gate")
+        if out is not None:
+            from .report.html import render
+            from .writing import write_verdict, writing
+
+            with writing(out):
+                write_verdict(out, folder, result.model_dump_json(by_alias=True, indent=1))
+                render(result, out / "report.html")
+        show(result, as_json, None if out is None else out / "report.html", None)
+        raise typer.Exit(code_of(result.verdict, fail_on))
 
 
 @app.command()
@@ -281,12 +297,12 @@ def doctor() -> None:
         raise typer.Exit(INCOMPLETE if bad else PASS)
 
 
-def code_of_finding(result: Audit) -> int:
-    """Of `--only`: one that no policy judges passes; one that could not be measured and is judged is incomplete."""
+def verdict_of_finding(result: Audit) -> str:
+    """Of `--only`: a finding that could not be measured counts where a policy judges it, and one that is gone."""
     if not result.findings:
-        return INCOMPLETE
+        return "not-measured"
     found = result.findings[0]
-    return INCOMPLETE if found.gated and found.verdict == "not-measured" else CODE_OF_VERDICT.get(found.verdict, PASS)
+    return "not-gated" if found.verdict == "not-measured" and not found.gated else found.verdict
 
 
 def show(result: Audit, as_json: bool, report_path: Path | None, only: str | None) -> None:

@@ -150,12 +150,14 @@ def _same_source(one: type[Any], other: type[Any]) -> bool:
 
 def faults(error: ValidationError, model: type[BaseModel] | None = None) -> Iterator[tuple[tuple[int | str, ...], str]]:
     """What a pydantic error says: where each wrong value stands, and what is wrong with it, in our own words."""
-    for item in error.errors(include_url=False, include_input=False):
-        steps, message = item["loc"], item["msg"].removeprefix("Value error, ")
+    for item in error.errors(include_url=False):
+        steps, message = item["loc"], item["msg"].removeprefix("Value error, ") + _percent(item)
         if item["type"] == "missing":
             message = "is missing"
         elif item["type"] in ("model_type", "model_attributes_type", "dict_type"):
             message = "must be a mapping of keys and values"
+        elif item["type"] in ("tuple_type", "list_type"):
+            message = "must be a list in brackets, for example [0, 1]"
         elif item["type"] == "extra_forbidden":
             known = list(model.model_fields) if model is not None and len(steps) == 1 else []
             near = nearest(str(steps[-1]), known)
@@ -164,6 +166,16 @@ def faults(error: ValidationError, model: type[BaseModel] | None = None) -> Iter
         elif item["type"].startswith("union_tag"):
             steps, message = (*steps, "kind"), "must be one of the known kinds"
         yield (*steps, *item.get("ctx", {}).get("at", ())), message
+
+
+def _percent(item: Mapping[str, Any]) -> str:
+    """What to write where a share in [0, 1] was given as a percentage; nothing elsewhere."""
+    value, most = item["input"], item.get("ctx", {}).get("le", item.get("ctx", {}).get("lt"))
+    if isinstance(value, str) and (share := re.fullmatch(r"\s*(\d{1,3}(?:\.\d*)?)\s*%\s*", value)):
+        return f": write {float(share[1]) / 100:g} for {value.strip()}"
+    if isinstance(value, int | float) and most == 1 and 1 < value <= 100:
+        return f": it is a share, so {value:g} % is written {value / 100:g}"
+    return ""
 
 
 def explain(error: ValidationError, where: str, model: type[BaseModel] | None = None) -> str:

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ...attacks.risk import ACCURACY, Metric
+from ...attacks.risk import ACCURACY, BALANCED_ACCURACY, Metric
 from ..schema import wording
 from ..schema.rows import Audit, Candidate
 
@@ -22,10 +22,16 @@ def print_audit(audit: Audit) -> None:
     table.add_column("verdict", no_wrap=True)
     metrics = _headlines(audit)
     quality = audit.candidates[0].quality_metric if audit.candidates else ACCURACY
-    for name in (quality.title.lower(), *(metric.title.partition(" (")[0].lower() for metric in metrics), "payload"):
+    uneven = any(row.classes is not None and row.classes.uneven for row in audit.candidates)
+    shown = [quality.title.lower(), *([BALANCED_ACCURACY.title.lower()] if uneven else [])]
+    for name in (*shown, *(metric.title.partition(" (")[0].lower() for metric in metrics), "payload"):
         table.add_column(Text(wording.label(name)), justify="right")  # no markup: a metric may come from anywhere
     for row in audit.candidates:
-        cells = [wording.estimate(row.quality, row.quality_metric), *(_risk(audit, row, metric) for metric in metrics)]
+        cells = [wording.estimate(row.quality, row.quality_metric)]
+        if uneven:
+            balanced = None if row.classes is None else row.classes.balanced_accuracy
+            cells.append(wording.estimate(balanced, BALANCED_ACCURACY))
+        cells += [_risk(audit, row, metric) for metric in metrics]
         verdict = Text(_verdict(row), style=COLOURS.get(row.verdict, ""))
         name = wording.label(row.name) + (" *" if row.name in audit.release else "")
         table.add_row(Text(name), verdict, *cells, _payload(row))
@@ -34,7 +40,7 @@ def print_audit(audit: Audit) -> None:
         console.print("* up for release", highlight=False)
     console.print()
     headline = Text(audit.verdict.upper(), style=f"bold {COLOURS[audit.verdict]}")
-    console.print(headline, Text(f"by policy {wording.label(audit.policy_name)}"))
+    console.print(headline, Text(f"by policy {wording.label(audit.policy_name, 200)}"))
     for sentence in audit.deciding:
         console.print(Text(f"  {wording.clean(sentence)}"))
 
@@ -66,7 +72,9 @@ def _payload(row: Candidate) -> str:
 
 
 def _verdict(row: Candidate) -> str:
-    return f"({row.role})" if row.verdict == "not-gated" else row.verdict
+    if row.verdict != "not-gated":
+        return row.verdict
+    return "not judged" if row.role == "candidate" else f"({row.role})"
 
 
 def _headlines(audit: Audit) -> list[Metric]:

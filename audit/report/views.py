@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...attacks.risk import ACCURACY, QUALITIES, Metric
-from ..schema.rows import Audit, Candidate, Finding, Gate
+from ..schema.policy_rows import Gate
+from ..schema.rows import Audit, Candidate, Finding
 from ..schema.wording import (
     change_interval,
     change_unit,

@@ -38,6 +38,7 @@ from ...training.loop import TrainingJob
 from ..engine.cells import Result
 from ..subject.audited import AuditedModel, Candidate, DenseModel, twin_or
 from ..subject.finished_file import OpenedFile
+from ..subject.preflight import seen_by
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -51,16 +52,6 @@ def members(data: Data) -> Records:
     if data.members is None:
         raise NotApplicable("this needs training records (x_train, y_train), and the data has none")
     return data.members
-
-
-def seen_by(recipe: Recipe, data: Data) -> Records:
-    """The records a recipe is given: the members; none when there are none and the recipe looks at none."""
-    if data.members is None and recipe.touches_records:
-        raise NotApplicable(
-            "the recipe calibrates or trains on training records (x_train, y_train), and the data has none; "
-            "quantize can do without: calibration_inputs: noise"
-        )
-    return data.members if data.members is not None else data.attacker.take(torch.arange(0))
 
 
 def has_batch_norm(module: nn.Module) -> bool:
