@@ -27,7 +27,7 @@ import yaml
 from contract import Row, parser, publish
 from verdict_targets import TARGETS, Target, write
 
-FORECAST = re.compile(r"^forecast:.*?about (\d+(?:\.\d+)?) (s|min|h)\b")
+FORECAST = re.compile(r"\bforecast:.*?about (\d+(?:\.\d+)?) (s|min|h)\b")
 SECONDS = {"s": 1, "min": 60, "h": 3600}
 DECIDED = ("pass", "fail")
 
@@ -90,7 +90,7 @@ def run(plan: Path, out: Path) -> Told:
 def forecast_of(lines: list[Line]) -> tuple[float, float] | None:
     """When the first forecast was printed, and how many seconds it announced."""
     for line in lines:
-        found = FORECAST.match(line.text)
+        found = FORECAST.search(line.text)
         if found is not None:
             return line.seconds, float(found[1]) * SECONDS[found[2]]
     return None

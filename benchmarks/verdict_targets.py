@@ -49,7 +49,7 @@ def write(target: Target, public: Path, folder: Path, changes: dict[str, Any]) -
     }
     save_weights(folder, arrays, parameters)
     path = folder / "plan.yaml"
-    path.write_text(yaml.safe_dump({**plan, "attacks": "standard", "policy": "release", **changes}, sort_keys=False))
+    path.write_text(yaml.safe_dump({**plan, "attacks": "standard", **changes}, sort_keys=False))
     return path
 
 
@@ -147,8 +147,14 @@ def _images(arrays: Arrays) -> dict[str, Any]:
 
 
 def _table(arrays: Arrays) -> dict[str, Any]:
+    """What an attacker may change: everything but sex and race, and a category only to another one."""
+    blocks = {name: f"{first}-{last}" for name, (first, last) in zip(arrays["_names"], arrays["_blocks"], strict=True)}
     return {
-        "data": {"bounds": [0, 1]},
+        "data": {
+            "bounds": [0, 1],
+            "one_hot": [[block] for block in blocks.values()],
+            "immutable": [blocks["sex"], blocks["race"]],
+        },
         "model": {"parameters": {"columns": int(arrays["x_train"].shape[1])}},
         "candidates": candidates("int8", "int4", "prune80", "share16"),
     }
@@ -156,7 +162,7 @@ def _table(arrays: Arrays) -> dict[str, Any]:
 
 def _sequences(arrays: Arrays) -> dict[str, Any]:
     del arrays
-    return {"data": {}, "candidates": candidates("int8", "int4", "prune80")}
+    return {"data": {"tokens": True}, "candidates": candidates("int8", "int4", "prune80")}
 
 
 TARGETS = (
