@@ -21,6 +21,7 @@ from ..targets.technique import Technique
 from ..training.architecture import Architecture
 from ..training.trainer import Trainer
 from .case import Case, Evidence
+from .effort import UNKNOWN, Effort
 
 
 class Trained(Protocol):
@@ -142,11 +143,6 @@ class Preparation(ABC):
     phase: ClassVar[str]  # what its time is booked under
 
     @property
-    def weight(self) -> float:
-        """About the CPU seconds it takes: it orders the work, nothing else."""
-        return 4.0
-
-    @property
     @abstractmethod
     def name(self) -> str:
         """Unique in an audit, for people: `radius/linf`."""
@@ -155,6 +151,16 @@ class Preparation(ABC):
     @abstractmethod
     def identity(self) -> Any:
         """What decides its result besides data, seed and needs, as a JSON value."""
+
+    @property
+    def sharing(self) -> Any:
+        """The identity of all whose finished parts it takes over: its own, where it shares with none."""
+        return self.identity
+
+    @property
+    def effort(self) -> Effort:
+        """About what it costs."""
+        return UNKNOWN
 
     @property
     def techniques(self) -> tuple[Technique, ...]:

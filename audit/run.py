@@ -8,21 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from ..targets.errors import Incomplete, InputError
+from ..targets.technique import plug_ins
 from .engine.cells import Result, cell_key
-from .engine.driver import executor_for, run
-from .engine.progress import Progress
+from .engine.driver import executor_for, run, workers_of
+from .engine.progress import Progress, Silent
 from .engine.schedule import Outcome
 from .engine.store import Store
 from .findings.assemble import assemble, known_metrics
-from .findings.finding_rows import cells_of
+from .findings.finding_rows import cells_of, finding_id
 from .plan.plan import Plan
 from .plan.sections import LocalEngine
+from .resolved import resolve_plan
 from .schema.rows import SCHEMA, Audit, Environment, Latency
 from .subject.resolve import Subject, resolve
 from .suite.environment import host, versions
 from .suite.model_suite import LATENCY
-from .suite.suite import Suite, readings_of, spawn_argument
-from .verdict.policy import load_policy
+from .suite.suite import Reached, Suite, readings_of, spawn_argument
+from .verdict.fitting import policy_for
 from .writing import write
 
 
@@ -51,21 +53,41 @@ def run_audit(
         Incomplete: another run holds `out`, or cells failed; what is computed is kept.
     """
     started = time.monotonic()
+    progress = progress or Silent()
     in_memory = subject is not None
     subject = subject or resolve(plan, folder, lambda question: recalled(out, question))
-    spawn = None if in_memory else ("crushproof.audit.suite.suite:suite_of", spawn_argument(plan, folder, subject))
     suite = Suite(plan, subject)
-    policy = load_policy(plan.policy, folder, known_metrics(suite.lineup.attacks))
-    cells = suite.cells() if only is None else suite.closure(cells_of(suite, only))
+    planned = [(attack, suite.scope(label)) for attack, label in suite.lineup.attacks]
+    policy, notes = policy_for(plan.policy, folder, known_metrics(suite.lineup.attacks), planned)
+    for note in (*(one.wrong for one in plug_ins() if one.wrong), *notes):
+        progress.note(note)
+    if only is not None:
+        cells_of(suite, only, {})  # that there is such a finding
     if only is None:
         check_folder(out, plan)
     with Store(out) as store:
         if subject.files:
             store.put(readings_key(subject.question), Result(document=readings_of(subject)))
         engine = plan.engine if workers is None else LocalEngine(workers=workers)
-        executor = executor_for(engine, store, spawn, device=suite.device.type)
-        outcome = run(suite, store, executor, cells=cells, progress=progress)
-        audit = assemble(suite, store, outcome, policy, command, only)
+        slots = 1 if in_memory else workers_of(engine)
+        suite = resolve_plan(suite, store, workers=slots, started=started, progress=progress)
+        argument = None if in_memory else spawn_argument(suite.plan, folder, subject)
+        spawn = None if argument is None else ("crushproof.audit.suite.suite:suite_of", argument)
+
+        def judged(reached: Reached) -> tuple[Audit, Outcome]:
+            cells = suite.cells_until(reached) if only is None else suite.closure(cells_of(suite, only, reached))
+            executor = executor_for(engine, store, spawn, device=suite.device.type)
+            outcome = run(suite, store, executor, cells=cells, progress=progress)
+            return assemble(suite, store, outcome, policy, command, only, reached), outcome
+
+        reached: Reached = {}
+        audit, outcome = judged(reached)
+        while not outcome.failed and (after := suite.further(reached, undecided(suite, audit))) is not None:
+            progress.note(_next_round(suite, audit, after))
+            reached, before = after, outcome
+            audit, outcome = judged(reached)
+            outcome.computed[:0] = before.computed
+            outcome.stored = [name for name in outcome.stored if name not in set(before.computed)]
         audit.environment = environment_of(suite, store, outcome, started)
         if only is None:
             from .report.html import render
@@ -75,11 +97,37 @@ def run_audit(
     if outcome.failed:
         names = "; ".join(f"{name}: {why}" for name, why in sorted(outcome.failed.items()))
         raise Incomplete(
-            f"{len(outcome.failed)} of {len(cells)} cells failed: {names}. Everything else is kept in {out} and in the "
+            f"{len(outcome.failed)} cells failed: {names}. Everything else is kept in {out} and in the "
             f"report, and the tracebacks in {store.private / 'failures'}; mend the cause and run the same command "
             "again to compute what is missing."
         )
     return audit
+
+
+def undecided(suite: Suite, audit: Audit) -> set[tuple[str, str]]:
+    """The attacks (by label) and models whose gates more records would decide; a model that fails is decided."""
+    failed = {row.name for row in audit.candidates if row.verdict == "fail"}
+    open_ = {gate.finding for gate in audit.policy if gate.needs_records is not None and gate.candidate not in failed}
+    return {
+        (label, model.name)
+        for model in suite.models.values()
+        for attack, label in suite.lineup.attacks
+        if open_ & {finding_id(model.name, label, detail) for detail in attack.details(model)}
+    }
+
+
+def _next_round(suite: Suite, audit: Audit, after: Reached) -> str:
+    """What goes on, for people."""
+    going = {
+        (label, suite.rounds[label][position].records): [
+            model for (one, model), other in after.items() if one == label and other == position
+        ]
+        for (label, _), position in after.items()
+    }
+    told = "; ".join(
+        f"{label} on {records} records of {', '.join(models)}" for (label, records), models in going.items()
+    )
+    return f"the interval of some gates still reaches across their limit: going on with {told}"
 
 
 def readings_key(question: Any) -> str:

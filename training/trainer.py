@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ..targets.answers import answer_with_logits, answers_with_logits, as_written
 from ..targets.data.records import Records
 from ..targets.errors import CrushproofError, InputError, user_error
 from ..targets.plain import plain
@@ -76,8 +77,9 @@ class UserTrainer(Trainer):
             own = job.records.take(subset).to(job.device)
             with global_seed(seed, "user training"):
                 fresh = job.architecture.fresh(seed)
-                wanted = _shapes(fresh)
-                trained, _ = plain(self._call(fresh.to(job.device), own, seed))
+                wanted, logits_only = _shapes(fresh), answers_with_logits(fresh)
+                trained, _ = plain(self._call(as_written(fresh).to(job.device), own, seed))
+                answer_with_logits(trained, logits_only)
                 self._check_same(wanted, _shapes(trained))
                 models.append(trained.to(job.device).eval())
         return models
@@ -102,9 +104,9 @@ class UserTrainer(Trainer):
                 "seed) and must return the trained module."
             ) from None
         if not isinstance(module, nn.Module):
+            got = "nothing: end it with return module" if module is None else type(module).__name__
             raise InputError(
-                f"The training function {name} must return the trained torch.nn.Module; it returned "
-                f"{type(module).__name__}."
+                f"The training function {name} must return the trained torch.nn.Module; it returned {got}."
             )
         return module
 

@@ -23,6 +23,7 @@ from ...targets.technique import Technique
 from ...training.architecture import Architecture
 from ...training.trainer import Trainer
 from ..attack import Run
+from ..effort import FINE_TUNING, HARDENING, Effort
 from ..preparation import Audited, Inputs, Need, Preparation, Prepared, Scope, Trained
 from .blind import blind_scores
 from .case import MembershipCase, ShadowSignals
@@ -82,12 +83,12 @@ class ShadowModels(Preparation):
         return f"shadows/{self.parent.name}/{self.first}"
 
     @property
-    def weight(self) -> float:
-        return 6.0 if self.last - self.first == 1 else 20.0
-
-    @property
     def identity(self) -> Any:
         return [self.parent.architecture.name, self.parent.trainer.identity, self.first, self.last]
+
+    @property
+    def effort(self) -> Effort:
+        return Effort(trainings=(self.last - self.first) * (1.0 if self.parent.hardened is None else HARDENING))
 
     @property
     def techniques(self) -> tuple[Technique, ...]:
@@ -118,10 +119,6 @@ class SignalsOfShadows(Preparation):
     count: int
 
     @property
-    def weight(self) -> float:
-        return 8.0
-
-    @property
     def name(self) -> str:
         how = "dense" if self.recipe is None else _digest(self.recipe.model_dump(mode="json"))[:12]
         return f"signals/{self.parent.name}/{how}"
@@ -129,6 +126,11 @@ class SignalsOfShadows(Preparation):
     @property
     def identity(self) -> Any:
         return [self.count]
+
+    @property
+    def effort(self) -> Effort:
+        trains = self.recipe is not None and self.recipe.trains
+        return Effort(seconds=0.2 * self.count, trainings=FINE_TUNING * self.count * trains)
 
     @property
     def techniques(self) -> tuple[Technique, ...]:

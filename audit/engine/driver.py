@@ -178,6 +178,13 @@ def executor_for(engine: EnginePlan, store: Store, spawn: Spawn | None, *, devic
     return Processes(store, cores() if engine.workers == "auto" else engine.workers, spawn)
 
 
+def workers_of(engine: EnginePlan) -> int:
+    """How many cells are computed at once, as far as this machine knows."""
+    if isinstance(engine, RayEngine) or engine.workers == "auto":
+        return cores()
+    return max(1, engine.workers)
+
+
 def cores() -> int:
     """How many this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
