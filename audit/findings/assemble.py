@@ -198,7 +198,7 @@ def known_risks(suite: Suite) -> dict[str, Risk]:
 
 def power_of(suite: Suite) -> list[str]:
     """Which loss or leak would have gone unseen, at 80 % power and 95 % confidence."""
-    n, sentences = len(suite.subject.data.evaluation_ids), []
+    n, sentences = len(suite.subject.data.non_members), []
     if not suite.subject.data.regression:  # an error's interval says what it could have shown
         sentences = [f"Accuracy: {unseen_loss('a loss', n)} (less churn assumed than there may be)."]
     return sentences + _said(suite, lambda attack, scope: attack.power(scope) if suite.task in attack.tasks else [])

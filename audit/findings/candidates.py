@@ -114,7 +114,7 @@ def _words(model: AuditedModel) -> str:
 
 
 def _disagreement(results: AuditResults, parent: str | None, made: Result) -> Estimate | None:
-    """The share of evaluation records that change their label, whether that is for the better or the worse."""
+    """The share of non-members that change their label, whether that is for the better or the worse."""
     theirs = None if parent is None else results.of(parent)
     if theirs is None or "evidence/predicted" not in made.arrays:
         return None

@@ -44,7 +44,7 @@ class AuditResults:
         random, which looks like strength; of one that answers otherwise each time nothing is known.
         """
         made = self.of(model.name)
-        labels = self.suite.subject.data.evaluation.y.numpy()
+        labels = self.suite.subject.data.non_members.y.numpy()
         correct = None if made is None else made.arrays.get("evidence/correct")
         guessing = correct is not None and no_better_than_guessing(correct, labels)
         found = {Flag.AT_CHANCE.value} if guessing else set()

@@ -175,7 +175,7 @@ class Draw(Row):
 
 
 class Classes(Row):
-    """How well a classifier does on each class of the evaluation records."""
+    """How well a classifier does on each class of the non-members."""
 
     balanced_accuracy: ShareEstimate = Field(description="mean of the recalls")
     change: Change | None = Field(None, description="of balanced accuracy, against the parent; no p-value")
