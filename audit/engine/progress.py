@@ -134,11 +134,11 @@ class Standing:
         return done / max(sum(cell.weight for cell in self.todo.values()), 1e-9)
 
     def under_way(self) -> str:
-        """`shadows/dense/3 (12 s), attack/pgd/int8 (41 s: epsilon 2 of 4)`."""
+        """`training shadow model 3 (12 s), evasion on int8 (41 s: epsilon 2 of 4)`."""
         now, parts = self._clock(), []
         for name, begun in list(self._running.items())[:SHOWN]:
             said = "" if begun.step is None else f": {begun.step.words}"
-            parts.append(f"{name} ({in_words(now - begun.at)}{said})")
+            parts.append(f"{self.todo[name].title if name in self.todo else name} ({in_words(now - begun.at)}{said})")
         more = len(self._running) - SHOWN
         return ", ".join(parts) + (f" and {more} more" if more > 0 else "")
 
@@ -176,14 +176,14 @@ class Lines(_Shown):
     def start(self, todo: list[Cell], stored: int) -> None:
         super().start(todo, stored)
         kept = f", {stored} kept from before" if stored else ""
-        self._print(f"{len(todo)} cells to compute{kept}; times are wall-clock")
+        self._print(f"{len(todo)} steps to compute{kept}; times are wall-clock")
         self._told = self.clock() - (QUIET - FIRST)
 
     def end(self, cell: Cell, seconds: float) -> None:
         with self.lock:
             took, standing = self.standing.end(cell), self.standing
             self._print(
-                f"[{standing.done:>{len(str(standing.total))}}/{standing.total}] {cell.name} ({in_words(took)})"
+                f"[{standing.done:>{len(str(standing.total))}}/{standing.total}] {cell.title} ({in_words(took)})"
             )
 
     def note(self, text: str) -> None:
