@@ -10,7 +10,7 @@ from typing import Any
 from ..targets.errors import Incomplete, InputError
 from ..targets.technique import plug_ins
 from .engine.cells import Result, cell_key
-from .engine.driver import executor_for, run, workers_of
+from .engine.driver import Executor, executor_for, run, workers_of
 from .engine.progress import Progress, Silent
 from .engine.schedule import Outcome
 from .engine.store import Store
@@ -74,26 +74,29 @@ def run_audit(
         argument = None if in_memory else spawn_argument(suite.plan, folder, subject)
         spawn = None if argument is None else ("crushproof.audit.suite.suite:suite_of", argument)
 
-        def judged(reached: Reached) -> tuple[Audit, Outcome]:
+        def judged(reached: Reached, executor: Executor | None) -> tuple[Audit, Outcome]:
             cells = suite.cells_until(reached) if only is None else suite.closure(cells_of(suite, only, reached))
-            executor = executor_for(engine, store, spawn, device=suite.device.type)
             outcome = run(suite, store, executor, cells=cells, progress=progress)
             return assemble(suite, store, outcome, policy, command, only, reached), outcome
 
         reached: Reached = {}
-        audit, outcome = judged(reached)
-        while not outcome.failed and (after := suite.further(reached, undecided(suite, audit))) is not None:
-            progress.note(_next_round(suite, audit, after))
-            reached, before = after, outcome
-            audit, outcome = judged(reached)
-            outcome.computed[:0] = before.computed
-            outcome.stored = [name for name in outcome.stored if name not in set(before.computed)]
+        with executor_for(engine, store, spawn, device=suite.device.type) as executor:
+            audit, outcome = judged(reached, executor)
+            while not outcome.failed and (after := suite.further(reached, undecided(suite, audit))) is not None:
+                progress.note(_next_round(suite, audit, after))
+                reached, before = after, outcome
+                audit, outcome = judged(reached, executor)
+                outcome.computed[:0] = before.computed
+                outcome.stored = [name for name in outcome.stored if name not in set(before.computed)]
+                outcome.peak_bytes = max(outcome.peak_bytes, before.peak_bytes)
         audit.environment = environment_of(suite, store, outcome, started)
         if only is None:
             from .report.html import render
 
             write(out / "audit.json", audit.model_dump_json(by_alias=True, indent=1))
             render(audit, out / "report.html")
+            if not (outcome.failed or outcome.unavailable):
+                store.drop_parts()
     if outcome.failed:
         names = "; ".join(f"{name}: {why}" for name, why in sorted(outcome.failed.items()))
         raise Incomplete(
