@@ -159,9 +159,8 @@ class Held:
         return self._executor.wait(seconds)
 
 
-@contextlib.contextmanager
-def executor_for(engine: EnginePlan, store: Store, spawn: Spawn | None, *, device: str) -> Iterator[Executor | None]:
-    """What a plan's `engine` asks for, for all runs inside the block.
+def executor_for(engine: EnginePlan, store: Store, spawn: Spawn | None, *, device: str) -> Executor | None:
+    """What a plan's `engine` asks for.
 
     Args:
         spawn: how a worker builds the work; None when only this process can.
@@ -173,14 +172,10 @@ def executor_for(engine: EnginePlan, store: Store, spawn: Spawn | None, *, devic
     if isinstance(engine, RayEngine) and spawn is not None:
         from .ray import RayCluster
 
-        executor: Executor = RayCluster(store, spawn, address=engine.address, gpus=int(device == "cuda"))
-    elif isinstance(engine, RayEngine) or engine.workers == 0 or spawn is None:
-        yield None
-        return
-    else:
-        executor = Processes(store, cores() if engine.workers == "auto" else engine.workers, spawn)
-    with contextlib.closing(Held(executor)) as held:
-        yield held
+        return RayCluster(store, spawn, address=engine.address, gpus=int(device == "cuda"))
+    if isinstance(engine, RayEngine) or engine.workers == 0 or spawn is None:
+        return None
+    return Processes(store, cores() if engine.workers == "auto" else engine.workers, spawn)
 
 
 def workers_of(engine: EnginePlan) -> int:
