@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...targets.data.records import Records
+from ...targets.data.structure import PLAIN, Structure
 from ...targets.errors import NotApplicable
 from ...targets.model import TorchTarget, device_of
 from ...targets.seeds import derive, generator
@@ -22,11 +24,13 @@ from ...training.networks import Mlp, ResidualCnn
 from ..access import Ledger
 from ..attack import ATTACKS, Attack
 from ..case import Case, Evidence
+from ..evasion.categories import known_structure
 from ..evasion.gradient.pgd import craft
 from ..measurement import Measurement
 from ..preparation import Results, Scope
 from ..risk import Metric, Risk
 from .measure import measure_extraction
+from .mixing import mixed
 from .risk import EXTRACTION, FIDELITY
 
 Answers = Literal["scores", "labels"]
@@ -38,16 +42,17 @@ UNQUERIED = "without-queries"  # the copy that shows what the queries bought
 class Extraction(Attack):
     """Trains a copy of the model from its answers to chosen queries (Tramèr et al. 2016; Orekondy et al. 2019).
 
-    The attacker asks for the records it owns and, beyond them, for mixes of two of them. It knows the architecture of
-    the uncompressed model when that is at hand, and trains a built-in one otherwise. A copy is judged by its fidelity
-    (it gives the deployed model's label), its accuracy, and by whether adversarial examples crafted on it fool the
-    deployed model. A copy trained on the attacker's own labels, without a query, shows what the queries bought.
+    The attacker asks for the records it owns and, beyond them, for mixes of two of them (`mixing.mixed`). It knows the
+    architecture of the uncompressed model when that is at hand, and trains a built-in one otherwise. A copy is judged
+    by its fidelity (it gives the deployed model's label), its accuracy, and by whether adversarial examples crafted on
+    it fool the deployed model. A copy trained on the attacker's own labels, without a query, shows what the queries
+    bought.
 
     Evidence on all evaluation records, n of them; C is `<answers>/<budget>` or `without-queries`:
         `ids` int64 [n]; `target_correct` bool [n]; `agrees/C` and `copy_correct/C` bool [n], the copy's label against
         the deployed model's and the true one; `transfer/C` bool [m], for the largest budget of each sort of answers:
         the deployed model misclassifies the copy's adversarial example of evaluation record 0 .. m - 1, or the record
-        itself (clean errors count, as in robust accuracy).
+        itself (clean errors count, as in robust accuracy); not for token ids.
     Summary: `copies` (every C in order), `budgets`, `queries` (spent on each copy), `fidelity` and `copy accuracy` by
     copy, `fidelity without queries`, `transfer` by copy, `architecture known`, `records owned`, `judging queries`
     (asked to judge the copies; no attacker spends them, so the ledger leaves them out).
@@ -104,7 +109,8 @@ class Extraction(Attack):
         architecture, known = surrogate_architecture(case.parent, case.evaluation, case.classes)
 
         most = max(budget for answers in self.answers for budget in self.budgets_of(answers))
-        x = choose_queries(case.attacker, most, seed=seed)
+        structure = known_structure(case)
+        x = choose_queries(case.attacker, most, seed=seed, structure=structure)
         logits = case.deployed.logits(x)
         ledger.queries += len(x)
         if not torch.isfinite(logits).all():
@@ -136,7 +142,8 @@ class Extraction(Attack):
         )
         copies[UNQUERIED], spent[UNQUERIED] = copy_from(owned, cross_entropy(self.training), UNQUERIED), 0
 
-        arrays, judging = self._judge(case, copies, ledger, seed=seed)
+        held = structure.held_in(tuple(x.shape[1:]))
+        arrays, judging = self._judge(replace(case, bounds=replace(case.bounds, held=held)), copies, ledger, seed=seed)
         fidelity = {name: float(arrays[f"agrees/{name}"].mean()) for name in copies}
         summary: dict[str, Any] = {
             "copies": list(copies),
@@ -170,7 +177,8 @@ class Extraction(Attack):
             arrays[f"agrees/{name}"] = (labels == truth).cpu().numpy()
             arrays[f"copy_correct/{name}"] = (labels == evaluation.y).cpu().numpy()
         attacked = evaluation.take(torch.arange(min(self.transfer_records, len(evaluation))))
-        for answers in self.answers:
+        held = case.bounds.held
+        for answers in () if held is not None and bool(held.all()) else self.answers:  # no epsilon changes an id
             name = f"{answers}/{self.budgets_of(answers)[-1]}"
             epsilon = self.transfer_epsilon
             crafted = craft(
@@ -203,13 +211,12 @@ def _own_order(attacker: Records, seed: int) -> Tensor:
     return torch.randperm(len(attacker), generator=generator(seed, "own records")).to(attacker.y.device)
 
 
-def choose_queries(attacker: Records, count: int, *, seed: int) -> Tensor:
+def choose_queries(attacker: Records, count: int, *, seed: int, structure: Structure = PLAIN) -> Tensor:
     """What is asked: the attacker's records in random order, then mixes of two of them; a smaller budget is a prefix.
-
-    A mix is convex, so it stays within the bounds.
 
     Args:
         count: queries to choose.
+        structure: of the records; a mix is one as well.
 
     Returns:
         float32 [count, *shape].
@@ -221,8 +228,8 @@ def choose_queries(attacker: Records, count: int, *, seed: int) -> Tensor:
     chance = torch.rand(more, 3, generator=generator(seed, "mixes"), dtype=torch.float64).to(x.device)
     first = (chance[:, 0] * len(attacker)).long()
     second = (first + 1 + (chance[:, 1] * (len(attacker) - 1)).long()) % len(attacker)  # another one, where there is
-    share = (0.5 + 0.5 * chance[:, 2]).to(x.dtype).view(-1, *[1] * (x.dim() - 1))
-    return torch.cat([x, torch.lerp(attacker.x[second], attacker.x[first], share)])
+    share = 0.5 + 0.5 * chance[:, 2]
+    return torch.cat([x, mixed(attacker.x[first], attacker.x[second], share, structure, seed=seed)])
 
 
 def choose_labels(attacker: Records, count: int, *, seed: int) -> Tensor:

@@ -48,7 +48,7 @@ def plan_of_options(artifact: Path, options: Mapping[str, Any]) -> Plan:
         "model": None if dense is None else {"file": str(dense), "interface": both},
         "candidates": {candidate_name(artifact): candidate},
         "shadows": {"training_free": SHADOWS, "trained": SHADOWS},
-        "policy": options["--policy"] or "release",
+        "policy": options["--policy"],
     }
     return validated(Plan, raw, Source("the command line"))
 

@@ -23,9 +23,11 @@ from .settings import Settings, did_you_mean, fault, technique_like
 from .yaml_text import SIZE_CAP, Source, Steps, load_yaml, read_text
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
+BUDGET = re.compile(r"(?!0+(\.0*)?\s*[a-z])\d{1,6}(\.\d+)?\s*(s|min|h)")
 DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]+)?")
 UNIONS = {"data": "digits, npz or csv", "engine": "local or ray"}  # sections of several kinds, and which
 LEVELS = ("quick", "standard", "thorough")
+THOROUGH_SHADOWS = {"training_free": 64, "trained": 16}
 DENSE = "dense"  # and dense-<defense>: the names the audit gives to the uncompressed models
 
 T = TypeVar("T", bound=Technique)
@@ -41,7 +43,15 @@ class Plan(Settings):
     candidates: dict[str, CandidatePlan]
     attacks: Any = Field("standard", description="quick, standard, thorough, or a list of kinds and mappings")
     shadows: ShadowPlan = ShadowPlan()
-    policy: Any = Field("release", description="a built-in policy, the path of a policy file, or the limits themselves")
+    budget: str | None = Field(
+        None,
+        description="time the whole audit may take, such as 15 min; sizes that the plan leaves open follow from it",
+    )
+    policy: Any = Field(
+        None,
+        description="a built-in policy, the path of a policy file, or the limits themselves; left out: release without "
+        "what these inputs cannot decide",
+    )
     release: tuple[str, ...] | None = Field(
         None, description="the candidates the overall verdict covers; default: all but controls"
     )
@@ -53,6 +63,13 @@ class Plan(Settings):
     declared: dict[str, str] = Field({}, description="measures the audit cannot verify, by name, e.g. tee")
 
     _source: Source = PrivateAttr(default_factory=Source)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shadows_of_the_level(cls, raw: Any) -> Any:
+        if isinstance(raw, Mapping) and raw.get("attacks") == "thorough" and "shadows" not in raw:
+            return {**raw, "shadows": THOROUGH_SHADOWS}
+        return raw
 
     @field_validator("attacks", mode="plain")
     @classmethod
@@ -72,10 +89,17 @@ class Plan(Settings):
             raise fault("must be a list of runtimes, for example [openvino]")
         return [technique_like(item, position) for position, item in enumerate(value)]
 
+    @field_validator("budget", mode="plain")
+    @classmethod
+    def _budget(cls, value: Any) -> Any:
+        if value is None or (isinstance(value, str) and BUDGET.fullmatch(value)):
+            return value
+        raise fault("must be a number and s, min or h, for example 15 min")
+
     @field_validator("policy", mode="plain")
     @classmethod
     def _policy(cls, value: Any) -> Any:
-        if isinstance(value, str) or (isinstance(value, Mapping) and value):
+        if value is None or isinstance(value, str) or (isinstance(value, Mapping) and value):
             return value
         raise fault("must be the name of a policy, the path of a policy file, or a mapping of limits")
 
@@ -157,6 +181,14 @@ class Plan(Settings):
         if self.release is not None:
             return self.release
         return tuple(name for name, candidate in self.candidates.items() if not candidate.control)
+
+    @property
+    def budget_seconds(self) -> float | None:
+        """The budget in seconds by the clock."""
+        if self.budget is None:
+            return None
+        number, unit = re.split(r"\s*(?=[a-z])", self.budget, maxsplit=1)
+        return float(number) * {"s": 1, "min": 60, "h": 3600}[unit]
 
     @property
     def digest(self) -> str:
@@ -244,7 +276,7 @@ def check_techniques(plan: Plan) -> None:
         words = list(RECIPE_WORDS)
         if isinstance(recipe, str) and recipe not in RECIPE_WORDS and recipe not in RECIPES.kinds():
             message = did_you_mean(f"there is no recipe {recipe!r}", recipe, [*words, *RECIPES.kinds()])
-            raise InputError(f"{plan.where('candidates', name, 'recipe')}: {message}")
+            raise InputError(f"{plan.where('candidates', name, 'recipe')}: {message}{RECIPES.left_out(recipe)}")
         if isinstance(recipe, str) and recipe in RECIPE_WORDS and recipe in RECIPES.kinds():
             where = plan.where("candidates", name, "recipe")
             raise InputError(

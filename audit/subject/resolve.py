@@ -180,7 +180,7 @@ def load_data(plan: Plan, folder: Path) -> Data:
         return load_digits(plan.seed)
     if source.kind == "memory":
         raise InputError("data.kind memory is for crushproof.audit_model only: save the records as .npz and name it.")
-    bounds = None if source.bounds is None else Bounds.of(*source.bounds)
+    bounds = Bounds.of(*source.bounds) if isinstance(source.bounds, tuple) else source.bounds
     names = None if source.class_names is None else tuple(source.class_names)
     regression = source.task == "regression"
     if source.kind == "npz":
@@ -191,6 +191,7 @@ def load_data(plan: Plan, folder: Path) -> Data:
             seed=plan.seed,
             name=source.name,
             regression=regression,
+            declared=source.declared,
         )
     train = None if source.train_path is None else folder / source.train_path
     return load_csv(
@@ -202,6 +203,8 @@ def load_data(plan: Plan, folder: Path) -> Data:
         seed=plan.seed,
         name=source.name,
         regression=regression,
+        declared=source.declared,
+        drop=source.drop,
     )
 
 
