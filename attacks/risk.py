@@ -36,7 +36,6 @@ class Metric(Described):
     )
     better: Literal["higher", "lower"] = Field(description="which direction is safer")
     meaning: str = Field(description="one or two sentences for a reader who does not know it")
-    narrowed_by: str = Field("", description="what narrows its interval beside more records: more shadow models")
 
 
 class Chart(Described):

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from .errors import InputError
 
-BATCH = 512  # records per forward pass; fixed, so that a result never depends on who asked for how many at once
+BATCH = 512  # records per pass, at most; fixed, so that a result never depends on who asked for how many at once
+FEW = 16  # records that always go together
+HELD = 2**29  # bytes that the records of one pass may keep between forward and backward
 
 
 class Target(Protocol):
@@ -29,13 +31,55 @@ class TorchTarget:
     def __init__(self, module: nn.Module) -> None:
         self.module = module.eval()
         self.queries = 0
+        self._at_once: dict[tuple[int, ...], int] = {}  # by the shape of a record
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
         self.queries += len(x)
-        device = device_of(self.module, x.device)
-        parts = [self.module(batch.to(device)).float().to(x.device) for batch in x.split(BATCH)]
+        device, shape = device_of(self.module, x.device), tuple(x.shape[1:])
+        if len(x) > FEW and shape not in self._at_once:
+            self._at_once[shape] = records_at_once(x, self.module)
+        batches = x.split(self._at_once.get(shape, FEW)) if len(x) else ()
+        parts = [self.module(batch.to(device)).float().to(x.device) for batch in batches]
         return torch.cat(parts) if parts else torch.zeros(0, 0, device=x.device)
+
+
+def records_at_once(x: Tensor, *modules: nn.Module, copies: int = 4) -> int:
+    """How many records of the shape of those in `x` to pass through any of these modules at once, 1 to `BATCH`.
+
+    What a backward pass needs of them, and `copies` of each record that the caller holds, is at most `HELD` bytes. It
+    follows from the modules and the shape alone, never from what memory is free, so that results stay the same on any
+    machine.
+
+    Args:
+        x: float32 [n, *shape], n >= 1, on any device.
+    """
+    held = max((held_for_backward(module, x) for module in modules), default=0)
+    return max(1, min(BATCH, HELD // max(1, held + copies * x[0].numel() * x.element_size())))
+
+
+def held_for_backward(module: nn.Module, x: Tensor) -> int:
+    """Bytes per record that autograd keeps from a forward pass until the backward pass: two records' less one's.
+
+    Weights are kept once, so that they do not count. It bounds what a pass without gradients holds at a time, too.
+    """
+    one = x[:1].detach().to(device_of(module, x.device))
+
+    def kept(count: int) -> int:
+        storages: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+            return tensor.detach()
+
+        inputs = one.expand(count, *one.shape[1:]).clone()
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            alive = module(inputs.requires_grad_(inputs.is_floating_point()))
+        del alive  # until here nothing it needs was freed, so that no two storages had one address
+        return sum(storages.values())
+
+    return max(0, kept(2) - kept(1))
 
 
 def accuracy(target: Target, x: Tensor, y: Tensor) -> float:

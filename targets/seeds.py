@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 
@@ -26,6 +27,17 @@ def generator(seed: int, *labels: str | int, device: str | torch.device = "cpu")
     import torch
 
     return torch.Generator(device=device).manual_seed(derive(seed, *labels))
+
+
+def uniform(seed: int, ids: np.ndarray[tuple[int], np.dtype[np.int64]], size: tuple[int, ...]) -> torch.Tensor:
+    """Noise in [0, 1), float32 [n, *size] on the CPU; a row follows from the seed and the record's id alone."""
+    import torch
+
+    stream = torch.Generator()
+    rows = torch.empty(len(ids), *size)
+    for row, identity in zip(rows, ids.tolist(), strict=True):
+        torch.rand(size, generator=stream.manual_seed(derive(seed, identity)), out=row)
+    return rows
 
 
 @contextmanager

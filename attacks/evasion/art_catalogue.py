@@ -37,7 +37,8 @@ class Art(Perturber):
 
     A class that wants gradients gets the twin's, any other only the deployed model's scores. It works on inputs in
     [0, 1]; `eps`, `eps_step` (a quarter of it) and `norm` follow the audit unless `parameters` sets them. What it
-    returns is projected into the ball, and counts only if that fools the deployed model.
+    returns is projected into the ball, and counts only if that fools the deployed model. Some of these classes treat
+    the records of a batch together: the batches (`blocks.seek`) are part of what the attack is.
     """
 
     kind: Literal["art"] = "art"

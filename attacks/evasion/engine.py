@@ -7,7 +7,9 @@ neither on the batch it is in nor on who else is left.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import ClassVar, Literal, NamedTuple
 
@@ -19,10 +21,11 @@ from torch.nn import functional as F
 
 from ...targets.data.records import Bounds, Records
 from ...targets.model import BATCH, Target, frozen_copy
-from ...targets.seeds import derive
+from ...targets.seeds import derive, uniform
 from ...targets.technique import Registry, Technique
 from ..access import Access, Ledger
 from ..case import Case
+from ..effort import Effort
 from .ball import Ball, Norm, per_record
 from .slopes import SlopesPastClips
 
@@ -124,15 +127,6 @@ def usable(gradient: Tensor) -> Tensor:
     return torch.isfinite(flat).all(1) & (flat != 0).any(1)
 
 
-def uniform(seed: int, ids: np.ndarray[tuple[int], np.dtype[np.int64]], size: tuple[int, ...]) -> Tensor:
-    """Noise in [0, 1), float32 [n, *size] on the CPU; a row follows from the seed and the record's id alone."""
-    stream = torch.Generator()
-    rows = torch.empty(len(ids), *size)
-    for row, identity in zip(rows, ids.tolist(), strict=True):
-        torch.rand(size, generator=stream.manual_seed(derive(seed, identity)), out=row)
-    return rows
-
-
 class Search:
     """One perturber's search at one epsilon: the records it has not fooled yet, and the best input of each.
 
@@ -145,6 +139,8 @@ class Search:
         among: bool [n], the records to fool.
         seed: of this perturber at this epsilon.
         from_center: start from the clean record instead of at random (the unbounded check).
+        positions: int64 [n], where the records stand among the case's; None: at its beginning.
+        told: is called with the share of the budget that is spent, each time something is tried.
     """
 
     def __init__(
@@ -160,6 +156,8 @@ class Search:
         seed: int,
         ledger: Ledger,
         from_center: bool = False,
+        positions: Tensor | None = None,
+        told: Callable[[float], None] | None = None,
     ) -> None:
         self.ledger = ledger
         self.active = among.nonzero().squeeze(1)  # int64, positions in `records`
@@ -172,7 +170,13 @@ class Search:
         self._best_margin = torch.full((len(records),), torch.inf, device=records.x.device)
         self._asked_margin = torch.full((len(records),), torch.inf, device=records.x.device)
         self.seed = seed
-        self._target, self._ids, self._from_center = target, ids, from_center
+        self._target, self._ids, self._from_center, self._told = target, ids, from_center, told
+        self._positions = positions
+
+    @property
+    def positions(self) -> Tensor:
+        """int64 [active], where the active records stand among all of the case."""
+        return self.active if self._positions is None else self._positions[self.active]
 
     def noise(self, size: tuple[int, ...], *labels: str | int) -> Tensor:
         """Uniform in [0, 1), float32 [active, *size]; a record's own, for the use that the labels name."""
@@ -228,6 +232,7 @@ class Search:
         Returns:
             bool [active]: which records stay; None when all do.
         """
+        self._tell(progress)
         better = margin < self._best_margin[self.active]
         rows = self.active[better]
         self._best_margin[rows] = margin[better]
@@ -245,6 +250,7 @@ class Search:
 
         The margins come before any record leaves. Inputs outside the ball never count.
         """
+        self._tell(progress)
         margin = self._ask(x, self.y)
         better = margin < self._best_margin[self.active]
         if better.any():
@@ -273,6 +279,10 @@ class Search:
     def close(self) -> None:
         """Asks the deployed model about the most promising input of each record that is left."""
         self.release(torch.ones_like(self.active, dtype=torch.bool))
+
+    def _tell(self, progress: float) -> None:
+        if self._told is not None and not math.isnan(progress):
+            self._told(progress)
 
     def _ask(self, x: Tensor, y: Tensor) -> Tensor:
         """Margins, set to minus the smallest number where a tie is decided against the label."""
@@ -320,6 +330,11 @@ class Perturber(Technique):
     @abstractmethod
     def access(self) -> Access:
         """What this perturber needs to see of the deployed model."""
+
+    @property
+    def effort(self) -> Effort:
+        """About what one record costs at one epsilon, if it withstands."""
+        return Effort(answers=1)
 
     def why_not(self, case: Case) -> str | None:
         """The reason why it cannot run on this case; None when it can."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,13 +14,16 @@ from torch import Tensor
 from ...targets.data.records import Records
 from ...targets.model import device_of
 from ...targets.seeds import derive
+from ...targets.steps import Arrays
 from ..access import Access, Flag, Ledger
 from ..case import Case, Evidence
 from . import trust
-from .ball import Norm, whole_range
-from .engine import Perturber, Search
+from .ball import whole_range
+from .blocks import Counter, Sought, at_once, blocks, kept_at_cost, seek
+from .engine import Perturber
 from .gradient.pgd import GradientPerturber
 from .parameters import EvasionParameters
+from .trust import Outcomes
 
 UNBOUNDED_RECORDS = 100  # attacked without a limit on epsilon, to see whether an attack works at all
 
@@ -29,70 +34,90 @@ class PartResult:
 
     Args:
         part: with its parameters.
-        fooled: by epsilon, bool [n].
-        without_gradient: how many records withstood it at the gate's epsilon without ever giving a gradient.
         inputs: float32 [n, *shape], at the gate's epsilon: what fooled the deployed model or came closest.
+        fooled: by epsilon, bool [n].
         flags: why its figures may be too optimistic.
+        without_gradient: how many records withstood it at the gate's epsilon without ever giving a gradient.
     """
 
     part: Perturber
     inputs: Tensor
-    fooled: dict[float, Tensor] = field(default_factory=dict)
+    fooled: dict[float, Outcomes] = field(default_factory=dict)
     flags: set[Flag] = field(default_factory=set)
     without_gradient: int = 0
 
 
 @dataclass
 class EvasionRun:
-    """The records under attack, where the gradients are, and what everything costs."""
+    """The records under attack, where the gradients are, what everything costs, and what was found so far.
+
+    Args:
+        correct: bool [n], the clean answers.
+        batch: records that are attacked at a time.
+        counter: how far the attack is.
+        adversarial: float32 [n, *shape], at the gate's epsilon: the input of the first part that fooled the deployed
+            model; of the first part where none did.
+    """
 
     case: Case
+    attack: EvasionParameters
     records: Records
     ids: np.ndarray[tuple[int], np.dtype[np.int64]]
-    correct: Tensor
+    correct: Outcomes
     ledger: Ledger
+    batch: int
+    counter: Counter
+    results: dict[str, PartResult] = field(default_factory=dict)
+    adversarial: Tensor | None = None
 
     @classmethod
-    def of(cls, attack: EvasionParameters, case: Case) -> EvasionRun:
-        count = min(attack.records, len(case.evaluation))
+    def of(cls, attack: EvasionParameters, case: Case, parts: Sequence[Perturber]) -> EvasionRun:
+        count = min(attack.count, len(case.evaluation))
         module = case.twin if case.twin is not None else case.native
         device = case.evaluation.x.device if module is None else device_of(module, case.evaluation.x.device)
         records = Records(case.evaluation.x[:count], case.evaluation.y[:count]).to(device)
-        ids = np.asarray(case.ids[:count], dtype=np.int64)
-        correct = case.deployed.logits(records.x).argmax(1) == records.y
-        return cls(case, records, ids, correct, Ledger(queries=count))
+        ledger = Ledger()
 
-    def search(self, norm: Norm, epsilon: float, among: Tensor, seed: int, *, from_center: bool = False) -> Search:
-        return Search(
-            self.case.deployed,
-            self.records,
-            self.ids,
-            norm,
-            epsilon,
-            self.case.bounds.to(self.records.x.device),
-            among=among,
-            seed=seed,
-            ledger=self.ledger,
-            from_center=from_center,
-        )
+        def clean(first: int, end: int, spent: Ledger) -> Arrays:
+            spent.queries += end - first
+            right = case.deployed.logits(records.x[first:end]).argmax(1) == records.y[first:end]
+            return {"correct": right.cpu().numpy()}
+
+        answers = [
+            kept_at_cost(f"clean/{first}-{end}", ledger, partial(clean, first, end)) for first, end in blocks(count)
+        ]
+        correct = np.concatenate([one["correct"] for one in answers])
+        ids = np.asarray(case.ids[:count], dtype=np.int64)
+        passes = sum(len(epsilons_of(part, attack)) for part in parts)
+        return cls(case, attack, records, ids, correct, ledger, at_once(case), Counter(count * passes))
+
+    def add(self, result: PartResult) -> None:
+        """Takes what a part found to what there is; of its inputs only those that are needed stay in memory."""
+        gate = self.attack.gate
+        if self.adversarial is None:
+            self.adversarial = result.inputs
+        else:
+            earlier = np.logical_or.reduce([other.fooled[gate] for other in self.results.values()])
+            new = torch.from_numpy(result.fooled[gate] & ~earlier)
+            self.adversarial[new] = result.inputs[new]
+        self.results[result.part.part] = replace(result, inputs=self.adversarial[:0])
 
     @property
     def labels(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         labels: np.ndarray[tuple[int], np.dtype[np.int64]] = self.records.y.cpu().numpy()
         return labels
 
-    def evidence(self, attack: EvasionParameters, results: dict[str, PartResult], skipped: dict[str, str]) -> Evidence:
-        arrays: dict[str, np.ndarray[Any, Any]] = {"ids": self.ids, "clean_correct": self.correct.cpu().numpy()}
+    def evidence(self, skipped: dict[str, str]) -> Evidence:
+        attack, results = self.attack, self.results
+        assert self.adversarial is not None  # some part ran
+        arrays: dict[str, np.ndarray[Any, Any]] = {"ids": self.ids, "clean_correct": self.correct}
         access = {part: result.part.access for part, result in results.items()}
-        fooled = {
-            part: {epsilon: outcome.cpu().numpy() for epsilon, outcome in result.fooled.items()}
-            for part, result in results.items()
-        }
+        fooled = {part: result.fooled for part, result in results.items()}
         for part, result in results.items():
             if access[part] is Access.WHITE_BOX and trust.black_box_wins(part, access, fooled):
                 result.flags.add(Flag.BLACK_BOX_WINS)
         flags = {part: sorted(str(flag) for flag in result.flags) for part, result in results.items()}
-        worst = ~self.correct.cpu().numpy()
+        worst = ~self.correct
         tried = [epsilon for epsilon in attack.epsilons if any(epsilon in outcomes for outcomes in fooled.values())]
         for epsilon in tried:
             for part in results:
@@ -100,7 +125,7 @@ class EvasionRun:
                     arrays[f"fooled/{part}/{epsilon!r}"] = fooled[part][epsilon]
                     worst = worst | fooled[part][epsilon]
             arrays[f"worst/{epsilon!r}"] = worst
-        arrays["adversarial"] = self._adversarial(attack.gate, results).cpu().numpy()
+        arrays["adversarial"] = self.adversarial.numpy()
         at_gate = {part: outcomes[attack.gate] for part, outcomes in fooled.items()}
         summary = {
             "norm": attack.norm,
@@ -123,52 +148,127 @@ class EvasionRun:
             ledger=self.ledger,
         )
 
-    def _adversarial(self, gate: float, results: dict[str, PartResult]) -> Tensor:
-        """Per record the input of the first part that fooled the deployed model; of the first part where none did."""
-        chosen = next(iter(results.values())).inputs.clone()
-        for result in reversed(results.values()):
-            chosen[result.fooled[gate]] = result.inputs[result.fooled[gate]]
-        chosen[~self.correct] = self.records.x[~self.correct]
-        return chosen
+
+def epsilons_of(part: Perturber, attack: EvasionParameters) -> tuple[float, ...]:
+    """Where the part runs, smallest first."""
+    return attack.epsilons if part.at == "all" else (attack.gate,)
 
 
-def attack_by(part: Perturber, run: EvasionRun, attack: EvasionParameters, *, seed: int) -> PartResult:
-    """One part at each of its epsilons, smallest first; a record it has fooled once is fooled at larger ones too."""
-    count = len(run.records)
-    result = PartResult(part, run.records.x.clone())
-    fooled, latest = ~run.correct, run.records.x.clone()
-    for epsilon in attack.epsilons if part.at == "all" else (attack.gate,):
-        if not fooled.all():
-            search = run.search(attack.norm, epsilon, ~fooled, derive(seed, repr(epsilon)))
-            part.perturb(search, run.case)
-            latest[~fooled] = search.best[~fooled]
-            fooled = fooled | search.fooled
-            if epsilon == attack.gate:
-                result.without_gradient = int((search.flat & ~fooled).sum())
-            if trust.gradients_missing(result.without_gradient, count):
-                result.flags.add(Flag.NO_GRADIENT)
-            if part.access is Access.WHITE_BOX and trust.unfinished(search.found_at.numpy(), count):
-                result.flags.add(Flag.UNFINISHED)
-        result.fooled[epsilon] = fooled
-        if epsilon == attack.gate:
-            result.inputs = latest.clone()
-    if part.access is Access.WHITE_BOX:
-        if not run.case.twin_agrees:
-            result.flags.add(Flag.TWIN_DISAGREES)
-        own = isinstance(part, GradientPerturber)  # what ART's classes do without a limit says nothing about gradients
-        own &= run.case.bounds.held is None  # what is held may well decide the class
-        if own and Flag.NO_GRADIENT not in result.flags and unbounded_fails(part, run, attack, fooled, seed):
-            result.flags.add(Flag.UNBOUNDED_FAILS)
+def attack_by(part: Perturber, run: EvasionRun, *, seed: int) -> PartResult:
+    """One part at each of its epsilons, smallest first; a record it has fooled once is fooled at larger ones too.
+
+    What it finds on a block of records at an epsilon is kept (`steps.kept`).
+    """
+    gate, count = run.attack.gate, len(run.records)
+    result = PartResult(part, run.records.x.cpu().clone())
+    flat = np.zeros(count, dtype=bool)
+    found_at = {epsilon: np.full(count, np.nan, dtype=np.float32) for epsilon in epsilons_of(part, run.attack)}
+    outcomes = {epsilon: np.zeros(count, dtype=bool) for epsilon in found_at}
+    for first, end in blocks(count):
+        fooled = ~run.correct[first:end]
+        for epsilon in found_at:
+            if not fooled.all():
+                done = run.counter.done
+                piece = kept_at_cost(
+                    f"{part.part}/{epsilon!r}/{first}-{end}",
+                    run.ledger,
+                    partial(_piece, part, run, epsilon, first, fooled, derive(seed, repr(epsilon))),
+                )
+                run.counter.done = done
+                if epsilon <= gate:
+                    result.inputs[first:end][_shown(fooled, piece["fooled"], epsilon == gate)] = torch.from_numpy(
+                        np.array(piece["inputs"])
+                    )
+                if epsilon == gate:
+                    flat[first:end] = piece["flat"] & ~piece["fooled"]
+                fooled, found_at[epsilon][first:end] = piece["fooled"], piece["found_at"]
+            run.counter.add(end - first)
+            outcomes[epsilon][first:end] = fooled
+    result.fooled = outcomes
+    result.without_gradient = int(flat.sum())
+    _flag(result, run, found_at, seed)
     return result
 
 
-def unbounded_fails(part: Perturber, run: EvasionRun, attack: EvasionParameters, fooled: Tensor, seed: int) -> bool:
+def _shown(before: Outcomes, after: Outcomes, at_gate: bool) -> Outcomes:
+    """The records whose inputs a piece gives: those it fooled; at the gate those it did not fool, too."""
+    return ~before if at_gate else after & ~before
+
+
+def _piece(
+    part: Perturber, run: EvasionRun, epsilon: float, first: int, fooled: Outcomes, seed: int, spent: Ledger
+) -> Arrays:
+    """One part at one epsilon on one block, whose records it fooled at smaller ones in part."""
+    found = _seek(part, run, epsilon, first, ~fooled, seed, spent, run.counter)
+    after = fooled | found.fooled.numpy()
+    arrays = {"fooled": after, "flat": found.flat.numpy(), "found_at": found.found_at.numpy()}
+    if epsilon <= run.attack.gate:
+        arrays["inputs"] = found.best.numpy()[_shown(fooled, after, epsilon == run.attack.gate)]
+    return arrays
+
+
+def _seek(
+    part: Perturber,
+    run: EvasionRun,
+    epsilon: float,
+    first: int,
+    among: Outcomes,
+    seed: int,
+    spent: Ledger,
+    counter: Counter | None = None,
+    *,
+    from_center: bool = False,
+) -> Sought:
+    end = first + len(among)
+    return seek(
+        part,
+        run.case,
+        Records(run.records.x[first:end], run.records.y[first:end]),
+        run.ids[first:end],
+        run.attack.norm,
+        epsilon,
+        run.case.bounds.to(run.records.x.device),
+        among=torch.from_numpy(among),
+        seed=seed,
+        ledger=spent,
+        batch=run.batch,
+        first=first,
+        from_center=from_center,
+        counter=counter,
+    )
+
+
+def _flag(
+    result: PartResult, run: EvasionRun, found_at: dict[float, np.ndarray[Any, np.dtype[np.float32]]], seed: int
+) -> None:
+    """The flags that follow from what a part found on all records."""
+    part, count = result.part, len(run.records)
+    if trust.gradients_missing(result.without_gradient, count):
+        result.flags.add(Flag.NO_GRADIENT)
+    if part.access is not Access.WHITE_BOX:
+        return
+    if any(trust.unfinished(found, count) for found in found_at.values()):
+        result.flags.add(Flag.UNFINISHED)
+    if not run.case.twin_agrees:
+        result.flags.add(Flag.TWIN_DISAGREES)
+    own = isinstance(part, GradientPerturber)  # what ART's classes do without a limit says nothing about gradients
+    own &= run.case.bounds.held is None  # what is held may well decide the class
+    if own and Flag.NO_GRADIENT not in result.flags and _unbounded_fails(result, run, seed):
+        result.flags.add(Flag.UNBOUNDED_FAILS)
+
+
+def _unbounded_fails(result: PartResult, run: EvasionRun, seed: int) -> bool:
     """Whether the part, from the clean records and with the whole range to itself, leaves the model above chance."""
-    tried = torch.arange(len(run.records), device=fooled.device) < UNBOUNDED_RECORDS
     labels = run.labels[:UNBOUNDED_RECORDS]
-    if not trust.unbounded_fails(fooled[tried].cpu().numpy(), labels):
+    fooled = list(result.fooled.values())[-1][:UNBOUNDED_RECORDS]
+    if not trust.unbounded_fails(fooled, labels):
         return False  # it got there within epsilon
-    epsilon = whole_range(attack.norm, tuple(run.records.x.shape[1:]))
-    search = run.search(attack.norm, epsilon, tried & ~fooled, derive(seed, "unbounded"), from_center=True)
-    part.perturb(search, run.case)
-    return trust.unbounded_fails((fooled | search.fooled)[tried].cpu().numpy(), labels)
+    epsilon = whole_range(run.attack.norm, tuple(run.records.x.shape[1:]))
+
+    def unbounded(spent: Ledger) -> Arrays:
+        seeds = derive(seed, "unbounded")
+        found = _seek(result.part, run, epsilon, 0, ~fooled, seeds, spent, from_center=True)
+        return {"fooled": found.fooled.numpy()}
+
+    more = kept_at_cost(f"{result.part.part}/unbounded/0-{len(labels)}", run.ledger, unbounded)
+    return trust.unbounded_fails(fooled | more["fooled"], labels)

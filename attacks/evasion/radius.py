@@ -10,16 +10,19 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ...targets.data.records import Records
 from ...targets.model import device_of
 from ...targets.seeds import derive
+from ...targets.steps import Arrays
 from ..access import Ledger
 from ..case import Case
 from .ball import Norm, whole_range
 from .black_box.square import Square
-from .engine import Perturber, Search
+from .blocks import Counter, at_once, kept_at_cost, seek
+from .engine import Perturber
 from .gradient.pgd import Pgd
 
 LADDERS: dict[Norm, tuple[float, ...]] = {
@@ -103,6 +106,7 @@ class _Probe:
     seed: int
     records: Records
     part: Perturber
+    batch: int
     fooled: dict[float, Tensor] = field(default_factory=dict)  # by radius, bool [n]; at 0 the clean errors
 
     @classmethod
@@ -115,24 +119,31 @@ class _Probe:
         device = case.attacker.x.device if module is None else device_of(module, case.attacker.x.device)
         records = Records(case.attacker.x[:count], case.attacker.y[:count]).to(device)
         wrong = case.deployed.logits(records.x).argmax(1) != records.y
-        return cls(case, norm, seed, records, part, {0.0: wrong})
+        return cls(case, norm, seed, records, part, at_once(case), {0.0: wrong.cpu()})
 
     def kept(self, epsilon: float, below: float) -> float:
         """Attacks at `epsilon` what is left at the smaller radius `below`; robust / clean accuracy."""
-        search = Search(
-            self.case.deployed,
-            self.records,
-            np.arange(len(self.records)),
-            self.norm,
-            epsilon,
-            self.case.bounds.to(self.records.x.device),
-            among=~self.fooled[below],
-            seed=derive(self.seed, "radius", repr(epsilon)),
-            ledger=Ledger(),
-        )
-        if not self.fooled[below].all():
-            self.part.perturb(search, self.case)
-        self.fooled[epsilon] = self.fooled[below] | search.fooled
+        among = ~self.fooled[below]
+
+        def probed(spent: Ledger) -> Arrays:
+            found = seek(
+                self.part,
+                self.case,
+                self.records,
+                np.arange(len(self.records)),
+                self.norm,
+                epsilon,
+                self.case.bounds.to(self.records.x.device),
+                among=among,
+                seed=derive(self.seed, "radius", repr(epsilon)),
+                ledger=spent,
+                batch=self.batch,
+                counter=Counter(len(self.records)),
+            )
+            return {"fooled": found.fooled.numpy()}
+
+        found = kept_at_cost(f"radius/{epsilon!r}", Ledger(), probed)
+        self.fooled[epsilon] = ~among | torch.from_numpy(np.array(found["fooled"]))
         return self.share(epsilon)
 
     def share(self, epsilon: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from ...attacks.attack import ATTACKS, Attack
 from ...attacks.preparation import Scope
@@ -22,7 +23,7 @@ from ..schema.rows import (
     NotMeasured,
 )
 from ..subject.audited import AuditedModel
-from ..suite.suite import Suite
+from ..suite.suite import Reached, Suite
 from ..verdict.judging import apply_policy
 from ..verdict.policy import Policy
 from .candidates import candidate_row
@@ -34,14 +35,21 @@ UNMADE = "the candidate itself"
 
 
 def assemble(
-    suite: Suite, store: Store, outcome: Outcome, policy: Policy, command: str, only: str | None = None
+    suite: Suite,
+    store: Store,
+    outcome: Outcome,
+    policy: Policy,
+    command: str,
+    only: str | None = None,
+    reached: Reached | None = None,
 ) -> Audit:
     """The audit from what is in the store; what is missing becomes rows that say so.
 
     Args:
+        reached: the round of each attack on each model; default: the first.
         outcome: where an attack's own `measure` fails, `measure/<attack>/<model>` is added to the failed.
     """
-    results = results_of(suite, store, outcome, command)
+    results = replace(results_of(suite, store, outcome, command), reached=reached or {})
     rows: list[Candidate] = []
     findings: list[Finding] = []
     missing: list[NotMeasured] = []
@@ -84,6 +92,7 @@ def assemble(
         metrics=metrics,
         policy=judged.gates,
         policy_name=policy.name,
+        policy_limits=policy.limits,
         release=release,
         not_measured=missing,
         power=power_of(suite),
@@ -189,7 +198,7 @@ def known_risks(suite: Suite) -> dict[str, Risk]:
 
 def power_of(suite: Suite) -> list[str]:
     """Which loss or leak would have gone unseen, at 80 % power and 95 % confidence."""
-    n, sentences = len(suite.subject.data.evaluation_ids), []
+    n, sentences = len(suite.subject.data.non_members), []
     if not suite.subject.data.regression:  # an error's interval says what it could have shown
         sentences = [f"Accuracy: {unseen_loss('a loss', n)} (less churn assumed than there may be)."]
     return sentences + _said(suite, lambda attack, scope: attack.power(scope) if suite.task in attack.tasks else [])

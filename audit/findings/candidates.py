@@ -114,7 +114,7 @@ def _words(model: AuditedModel) -> str:
 
 
 def _disagreement(results: AuditResults, parent: str | None, made: Result) -> Estimate | None:
-    """The share of evaluation records that change their label, whether that is for the better or the worse."""
+    """The share of non-members that change their label, whether that is for the better or the worse."""
     theirs = None if parent is None else results.of(parent)
     if theirs is None or "evidence/predicted" not in made.arrays:
         return None
@@ -149,7 +149,8 @@ def _certificate(results: AuditResults, model: str, made: Result) -> Certificate
         return None
     kinds = dict(made.document["certificate"]["kinds"])
     for _, label in results.suite.lineup.attacks:
-        found = results.get(attack_cell(label, model))
+        position, _ = results.round_of(label, model)
+        found = results.get(attack_cell(results.suite.round_label(label, position), model))
         if found is not None and "certificate" in found.document:
             kinds |= found.document["certificate"]["kinds"]
     n = sum(kind["n"] for kind in kinds.values())

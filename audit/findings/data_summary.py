@@ -52,13 +52,13 @@ def _structure(data: Data) -> DataStructure | None:
 
 
 def classes_row(data: Data, correct: Any, parent: str | None, parents: Any) -> Classes:
-    """How well a classifier does on each class that occurs among the evaluation records.
+    """How well a classifier does on each class that occurs among the non-members.
 
     Args:
-        correct: bool [n], of each evaluation record; parents: the same of the model it came from, or None.
+        correct: bool [n], of each non-member; parents: the same of the model it came from, or None.
         parent: its name.
     """
-    labels = data.evaluation.y.cpu().numpy()
+    labels = data.non_members.y.cpu().numpy()
     balanced = balanced_rate(correct, labels)
     change = None
     if parent is not None and parents is not None:

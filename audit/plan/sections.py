@@ -114,8 +114,10 @@ class CsvData(DeclaredData):
     """Two CSV files with a header line: one column of labels, the others numbers or categories."""
 
     kind: Literal["csv"]
-    train_path: str | None = Field(None, description="the members; without it no attack on them is run")
-    test_path: str = Field(description="the non-members")
+    train_path: str | None = Field(
+        None, description="what the model was trained on; without it no attack on that is run"
+    )
+    test_path: str = Field(description="records the model has never seen")
     label: str = Field(description="name of the column of labels")
     drop: tuple[str, ...] = Field((), description="columns that are left out, such as names and ids")
     bounds: DataBounds = Field(
@@ -213,6 +215,8 @@ class CandidatePlan(Settings):
     @model_validator(mode="before")
     @classmethod
     def _bare_recipe(cls, raw: Any) -> Any:
+        if isinstance(raw, Mapping) and raw and not raw.keys() & {"kind", *cls.model_fields}:
+            raise fault("is a recipe without its kind: write, for example, {kind: prune, sparsity: 0.5}")
         bare = isinstance(raw, str | Technique) or (isinstance(raw, Mapping) and "kind" in raw and "recipe" not in raw)
         return {"recipe": raw} if bare else raw
 
@@ -236,7 +240,7 @@ class ShadowPlan(Settings):
     """How many shadow models are trained for attacks that need them. More see smaller leaks and take longer."""
 
     training_free: int = Field(
-        default=64, ge=2, le=4096, description="for the dense model and recipes that do not train"
+        default=16, ge=2, le=4096, description="for the dense model and recipes that do not train"
     )
     trained: int = Field(default=16, ge=2, le=4096, description="for hardened parents and recipes that train")
 

@@ -16,13 +16,11 @@ from ...attacks.risk import ACCURACY, BALANCED_ACCURACY, MEAN_SQUARED_ERROR, Met
 from .data_rows import DataSummary
 from .file_rows import Certificate, Footprint, Kernels, Lineage, Runtime
 from .names import check_names
+from .policy_rows import Gate, Limit, RowVerdict, Verdict
 from .row import Amount, Count, Figure, Row, Share
 
 SLACK = 1e-9  # rounding of an interval's end
 SCHEMA: Final = "crushproof.audit/1"
-
-Verdict = Literal["pass", "fail", "inconclusive"]
-RowVerdict = Literal["pass", "fail", "inconclusive", "not-gated", "not-measured"]
 
 
 def _check_ends(name: str, value: float | None, low: float | None, high: float | None) -> None:
@@ -177,7 +175,7 @@ class Draw(Row):
 
 
 class Classes(Row):
-    """How well a classifier does on each class of the evaluation records."""
+    """How well a classifier does on each class of the non-members."""
 
     balanced_accuracy: ShareEstimate = Field(description="mean of the recalls")
     change: Change | None = Field(None, description="of balanced accuracy, against the parent; no p-value")
@@ -249,28 +247,12 @@ class Candidate(Row):
         """A figure of the model itself, and its change against the parent."""
         if metric == BALANCED_ACCURACY.name:
             return (None, None) if self.classes is None else (self.classes.balanced_accuracy, self.classes.change)
-        return self.quality, self.quality_change
+        return (self.quality, self.quality_change) if metric == self.quality_metric.name else (None, None)
 
     @property
     def merit(self) -> float:
         """The quality as a number of which more is better."""
         return self.quality.estimate if self.accuracy is not None else -self.quality.estimate
-
-
-class Gate(Row):
-    """One rule of the policy applied to one candidate."""
-
-    candidate: str
-    rule: str = Field(description="accuracy, robust_accuracy, tpr_at_1_percent_fpr, auc, ...")
-    finding: str | None = Field(description="id of the finding judged; None for accuracy")
-    value: float | None
-    low: float | None
-    high: float | None
-    limit: float | None
-    compares: Literal["change", "absolute"]
-    verdict: RowVerdict
-    p_value: Share | None = Field(None, description="of a fail; Holm-corrected over the report")
-    sentence: str
 
 
 class NotMeasured(Row):
@@ -325,6 +307,8 @@ class Audit(BaseModel):
     metrics: dict[str, Metric] = Field(description="how each figure is called and printed, by name")
     policy: list[Gate]
     policy_name: str
+    policy_limits: list[Limit] = Field(description="all of its limits, those left out included")
+    policy_from: Literal["audit", "gate"] = Field("audit", description="gate: a finished audit was judged anew by it")
     release: list[str] = Field(description="candidates the overall verdict covers")
     not_measured: list[NotMeasured]
     power: list[str] = Field(description="sentences: which leak or loss would not have been seen at these sizes")
@@ -339,7 +323,8 @@ class Audit(BaseModel):
         for finding in self.findings:
             if finding.risk not in self.risks or finding.metric not in self.metrics:
                 raise ValueError(f"finding {finding.id}: its risk or its metric is not among `risks` and `metrics`")
-        used = {*(gate.rule for gate in self.policy), *(row.quality_metric.name for row in self.candidates)}
+        used = {*(gate.rule for gate in self.policy), *(limit.metric for limit in self.policy_limits)}
+        used |= {*(row.quality_metric.name for row in self.candidates)}
         used |= {name for row in self.candidates for draw in row.draws for name in draw.figures}
         check_names(self.risks, self.metrics, used - {"lineage"})
         return self

@@ -42,7 +42,7 @@ class Transfer(Perturber):
         crafted = prepared_for(case).parent_adversarial.get(search.ball.epsilon)
         if crafted is None:
             raise NotApplicable(f"nothing was crafted on the parent at epsilon {search.ball.epsilon:g}")
-        search.query(crafted.to(search.ball.center.device)[search.active], math.nan)
+        search.query(crafted[search.positions.to(crafted.device)].to(search.ball.center.device), math.nan)
 
 
 def replayed(target: Target, inputs: Tensor, records: Records, ball: Ball) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -11,12 +12,15 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from ....targets.data.records import Bounds, Records
-from ....targets.model import device_of
-from ....targets.seeds import derive
+from ....targets.model import device_of, records_at_once
+from ....targets.seeds import derive, uniform
+from ....targets.steps import Arrays
 from ...access import Access, Ledger
 from ...case import Case
+from ...effort import Effort
 from ..ball import Ball, Norm, per_record
-from ..engine import PERTURBERS, Ascent, Gradients, Loss, Perturber, Search, uniform
+from ..blocks import COPIES, Counter, blocks, kept_at_cost
+from ..engine import PERTURBERS, Ascent, Gradients, Loss, Perturber, Search
 
 
 class GradientPerturber(Perturber):
@@ -36,6 +40,10 @@ class GradientPerturber(Perturber):
     @property
     def access(self) -> Access:
         return Access.WHITE_BOX
+
+    @property
+    def effort(self) -> Effort:
+        return Effort(gradients=self.steps * self.restarts)
 
     def module(self, case: Case) -> nn.Module | None:
         """The module whose gradients are followed."""
@@ -101,28 +109,60 @@ def craft(
     seed: int,
     steps: int = 40,
     ledger: Ledger | None = None,
+    name: str = "craft",
 ) -> dict[float, Tensor]:
     """Adversarial inputs crafted on one model to be replayed on others: what `transfer` needs of the parent.
 
     PGD on the cross-entropy that goes on after success: of all inputs seen, a record keeps the one with the lowest
-    margin, because a confident one transfers best.
+    margin, because a confident one transfers best. Each block of records at each epsilon is kept (`steps.kept`).
 
     Args:
         module: on the device it is to run on.
         seed: a record's start follows from it and from the record's position.
+        name: tells several such pieces of one larger work apart.
 
     Returns:
         By epsilon: float32 like `records.x`, on its device, inside the ball.
     """
-    model = Gradients(module, "ce", ledger if ledger is not None else Ledger())
-    device = device_of(module, records.x.device)
-    x0, y = records.x.to(device), records.y.to(device)
+    spent = ledger if ledger is not None else Ledger()
+    counter = Counter(len(records) * len(epsilons))
+    batch = records_at_once(records.x[:1], module, copies=COPIES)
     crafted = {}
     for epsilon in epsilons:
+        x = torch.empty_like(records.x)
+        for first, end in blocks(len(records)):
+            some = Records(records.x[first:end], records.y[first:end])
+            seeds = derive(seed, "craft", repr(epsilon))
+            compute = partial(_crafted, module, some, norm, epsilon, bounds, seeds, steps, first, batch, counter)
+            piece = kept_at_cost(f"{name}/{epsilon!r}/{first}-{end}", spent, compute)
+            x[first:end] = torch.from_numpy(np.array(piece["x"]))
+        crafted[epsilon] = x
+    return crafted
+
+
+def _crafted(
+    module: nn.Module,
+    records: Records,
+    norm: Norm,
+    epsilon: float,
+    bounds: Bounds,
+    seed: int,
+    steps: int,
+    first: int,
+    batch: int,
+    counter: Counter,
+    ledger: Ledger,
+) -> Arrays:
+    """One block, whose first record stands at `first`."""
+    model = Gradients(module, "ce", ledger)
+    device = device_of(module, records.x.device)
+    size = default_step(epsilon, steps)
+    found = []
+    for some in torch.arange(len(records)).split(batch):
+        x0, y = records.x[some].to(device), records.y[some].to(device)
         ball = Ball(norm, epsilon, x0, bounds.to(device))
-        noise = uniform(derive(seed, "craft", repr(epsilon)), np.arange(len(records)), tuple(x0.shape[1:]))
-        x = ball.random_start(noise.to(device))
-        best, lowest = x0.clone(), torch.full((len(records),), torch.inf, device=device)
+        x = ball.random_start(uniform(seed, first + some.numpy(), tuple(x0.shape[1:])).to(device))
+        best, lowest = x0.clone(), torch.full((len(some),), torch.inf, device=device)
         for step in range(steps + 1):
             if step < steps:
                 gradient, margin, _, _ = model(x, y)
@@ -132,6 +172,8 @@ def craft(
             lowest = torch.where(better, margin, lowest)
             best = torch.where(per_record(better, x), x, best)
             if step < steps:
-                x = ball.step(x, gradient, default_step(epsilon, steps))
-        crafted[epsilon] = best.to(records.x.device)
-    return crafted
+                x = ball.step(x, gradient, size)
+            counter.now(len(some) * step / steps)
+        counter.add(len(some))
+        found.append(best.cpu())
+    return {"x": torch.cat(found).numpy()}

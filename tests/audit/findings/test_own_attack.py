@@ -116,7 +116,10 @@ def test_a_run_that_comes_later_cannot_be_needed(suite: Suite) -> None:
 
 
 def test_radii_that_differ_in_the_seventh_digit_are_two_works() -> None:
-    attacks = [{"kind": "evasion", "epsilons": [epsilon], "parts": ["transfer", "pgd"]} for epsilon in (0.1, 0.1000001)]
+    attacks = [
+        {"kind": "evasion", "records": 100, "epsilons": [epsilon], "parts": ["transfer", "pgd"]}
+        for epsilon in (0.1, 0.1000001)
+    ]
     plan = Plan.model_validate(
         {
             "data": {"kind": "digits"},

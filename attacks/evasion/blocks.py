@@ -1,0 +1,149 @@
+"""Records in blocks, which are kept as they are finished, and in batches, so that memory is bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...targets.data.records import Bounds, Records
+from ...targets.model import records_at_once
+from ...targets.steps import Arrays, kept, pulse
+from ..access import Ledger
+from ..case import Case
+from .ball import Norm
+from .engine import Perturber, Search
+
+FIRST = 200  # records of the first block
+COPIES = 16  # of a record, that an attack holds at a time: its ball, best inputs, steps and gradients
+
+
+def blocks(count: int) -> list[tuple[int, int]]:
+    """[first, end) of the blocks that so many records are attacked in: to 200, then to twice as many each time.
+
+    The boundaries do not depend on the count, but for the last one, which is the count itself: an attack on more
+    records finds the blocks of an earlier one on fewer as they were kept, if that ended at a boundary.
+    """
+    ends = [0]
+    while ends[-1] < count:
+        ends.append(min(count, 2 * ends[-1] or FIRST))
+    return list(pairwise(ends))
+
+
+def kept_at_cost(name: str, ledger: Ledger, compute: Callable[[Ledger], Arrays]) -> Arrays:
+    """`targets.steps.kept` for work that costs passes and queries: they are entered in the ledger whoever did it.
+
+    Args:
+        compute: gives named arrays, and enters what it spends in the ledger it is handed. The name `spent` is taken.
+    """
+
+    def counted() -> Arrays:
+        spent = Ledger()
+        arrays = compute(spent)
+        return {**arrays, "spent": np.array([spent.forwards, spent.backwards, spent.queries], dtype=np.int64)}
+
+    arrays = kept(name, counted)
+    forwards, backwards, queries = arrays["spent"].tolist()
+    ledger.forwards += forwards
+    ledger.backwards += backwards
+    ledger.queries += queries
+    return arrays
+
+
+class Counter:
+    """Tells how far an attack is, in records times whatever each of them goes through."""
+
+    def __init__(self, total: int) -> None:
+        self.done, self.total = 0, total
+
+    def add(self, records: int) -> None:
+        self.done += records
+        self.now(0.0)
+
+    def now(self, more: float) -> None:
+        """So many records more than are finished, in part."""
+        pulse("attacked record", min(self.total, self.done + int(more)), self.total)
+
+
+def at_once(case: Case) -> int:
+    """How many records of a case an attack takes at a time; see `targets.model.records_at_once`."""
+    modules = {id(module): module for module in (case.twin, case.native) if module is not None}
+    return records_at_once(case.evaluation.x[:1], *modules.values(), copies=COPIES)
+
+
+@dataclass(frozen=True)
+class Sought:
+    """What `seek` found, n records each, on the CPU: see the attributes of `Search`."""
+
+    fooled: Tensor
+    flat: Tensor
+    found_at: Tensor
+    best: Tensor
+
+
+def seek(
+    part: Perturber,
+    case: Case,
+    records: Records,
+    ids: np.ndarray[tuple[int], np.dtype[np.int64]],
+    norm: Norm,
+    epsilon: float,
+    bounds: Bounds,
+    *,
+    among: Tensor,
+    seed: int,
+    ledger: Ledger,
+    batch: int,
+    first: int = 0,
+    from_center: bool = False,
+    counter: Counter | None = None,
+) -> Sought:
+    """One part at one epsilon, on batches of the records it has not fooled yet. Arguments as those of `Search`, and:
+
+    Args:
+        among: bool [n], on the CPU.
+        batch: records at a time (`at_once`).
+        first: where the records begin among those of the case.
+        counter: goes on by n.
+    """
+    n, device = len(records), records.x.device
+    found = Sought(
+        torch.zeros(n, dtype=torch.bool),
+        torch.zeros(n, dtype=torch.bool),
+        torch.full((n,), torch.nan),
+        records.x.cpu().clone(),
+    )
+    rows = among.nonzero().squeeze(1)
+    if counter is not None:
+        counter.add(n - len(rows))
+    for some in rows.split(batch) if len(rows) else ():
+        taken = some.to(device)
+
+        def told(progress: float, size: int = len(some)) -> None:
+            if counter is not None:
+                counter.now(progress * size)
+
+        search = Search(
+            case.deployed,
+            records.take(taken),
+            ids[some.numpy()],
+            norm,
+            epsilon,
+            bounds,
+            among=torch.ones(len(some), dtype=torch.bool, device=device),
+            seed=seed,
+            ledger=ledger,
+            from_center=from_center,
+            positions=first + taken,
+            told=told,
+        )
+        part.perturb(search, case)
+        found.fooled[some], found.flat[some] = search.fooled.cpu(), search.flat.cpu()
+        found.found_at[some], found.best[some] = search.found_at, search.best.cpu()
+        if counter is not None:
+            counter.add(len(some))
+    return found
