@@ -115,6 +115,8 @@ def audit(
             loaded = builtin_plan()
         else:
             loaded, folder = load_plan(plan), plan.parent
+        progress = progress_on(sys.stderr)
+        progress.note(f"audit {loaded.name!r}: reading plan, data and model")
         check_techniques(loaded)
         from .run import run_audit
 
@@ -130,7 +132,7 @@ def audit(
             out,
             workers=workers,
             only=only,
-            progress=progress_on(sys.stderr),
+            progress=progress,
             command=shlex.join(words),
         )
         show(result, as_json, None if only else out / "report.html", only)
