@@ -28,7 +28,7 @@ ASKED = 32  # records whose gradients are looked at
 LEAST_SHARE = 0.5  # of the records that an incomplete block must say something of
 EXPECTED_OVERLAPS = 10  # records in which unrelated columns like those of a block would both be at their upper value
 FRACTION = 0.4  # added to whole numbers: a look-up truncates or rounds it away
-INSTEAD = "Leave evasion out of `attacks`, and judge by a policy that does not limit robust_accuracy."
+INSTEAD = "To be judged by the rest, name no policy, or one that does not limit robust_accuracy."
 TOKENS = (
     "Membership and extraction are measured on them. To test what other words do, exchange whole tokens by a tool made "
     "for text (TextAttack, for instance)."
