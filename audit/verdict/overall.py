@@ -37,8 +37,9 @@ def overall(
     if len(passed) == len(release):
         mine = [gate for gate in gates if gate.candidate in release]
         tightest = min(mine, key=lambda gate: (gate.value is None, margin(gate, metrics)))
+        link = ":" if terms.startswith("no worse") else ","
         nearest = "" if tightest.value is None else "Nearest to its limit: "
-        return "pass", [f"{_names(release)} may ship{terms and f': {terms}'}. {nearest}{tightest.sentence}"]
+        return "pass", [f"{_names(release)} may ship{terms and f'{link} {terms}'}. {nearest}{tightest.sentence}"]
     deciding = failed or open_
     told = [
         f"{_names(names)} {words}"
@@ -57,7 +58,7 @@ def overall(
     else:
         sentences = [f"{'; '.join(told)}.", *sentences]
     if terms and passed:
-        sentences.append(f"What may ship is {terms}.")
+        sentences.append(f"What may ship {'is' if terms.startswith('no worse') else 'comes'} {terms}.")
     return "fail" if failed else "inconclusive", sentences
 
 

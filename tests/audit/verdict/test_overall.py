@@ -58,3 +58,5 @@ def test_a_pass_by_absolute_limits_says_so() -> None:
         "a may ship: no worse than the dense model by more than 0.0 points of accuracy and with robust accuracy at "
         "least 40.0 %."
     )
+    judged = apply_policy([row], [finding("a", "robust_accuracy")], Policy(absolutes={"accuracy": 0.4}), ["a"], KNOWN)
+    assert plain(judged)[0].startswith("a may ship, with accuracy at least 40.0 %. Nearest")
