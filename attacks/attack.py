@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar
 
 from ..targets.technique import Registry, Technique
 from .case import Case, Evidence
+from .effort import UNKNOWN, Effort
 from .measurement import Measurement
-from .preparation import Audited, Inputs, Need, Ran, Results, Scope
+from .preparation import Audited, Inputs, Need, Preparation, Prepared, Ran, Results, Scope
 from .risk import Metric, Risk
 
 
@@ -37,6 +38,7 @@ class Run:
             finding is of this run.
         without_draw: the attacker does not have the shipped draw and works on the others.
         uses_parent: whether the case holds the dense model that the audited one came from.
+        effort: about what it costs.
     """
 
     detail: str = ""
@@ -48,6 +50,15 @@ class Run:
     draw: int | None = None
     without_draw: bool = False
     uses_parent: bool = True
+    effort: Effort = UNKNOWN
+
+
+@dataclass(frozen=True)
+class Round:
+    """An attack on the first so many records of those it may have."""
+
+    attack: Attack
+    records: int
 
 
 class Attack(Technique):
@@ -67,13 +78,61 @@ class Attack(Technique):
         if named and missing:
             raise TypeError(f"{cls.__name__} declares no {' and no '.join(missing)}, which every attack brings")
 
+    @property
+    def effort(self) -> Effort:
+        """About what one run costs."""
+        return UNKNOWN
+
+    @classmethod
+    def defect(cls) -> str | None:
+        if not isinstance(cls.risk, Risk):
+            return "has a `risk` that is no attacks.risk.Risk"
+        if not isinstance(cls.metrics, tuple) or not all(isinstance(one, Metric) for one in cls.metrics):
+            return "has `metrics` that are no tuple of attacks.risk.Metric"
+        return None
+
+    def unfit(self, scope: Scope) -> str | None:
+        """Why this attack is none for these inputs, as far as is known before anything runs; None: it may be one.
+
+        A phrase for the name of a policy, such as "token inputs"; `tasks` need not be looked at. It takes a second at
+        most, and what it misses is said by `run`.
+        """
+        return None
+
     def runs(self, model: Audited, scope: Scope) -> tuple[Run, ...]:
         """Which runs on this model there are to be; none where the attack has nothing to work with."""
-        return (Run(),)
+        return (Run(effort=self.effort),)
 
     def reads(self, model: Audited, scope: Scope) -> tuple[Need, ...]:
         """What `measure` looks at on this model: runs, and shared work that is done for the sake of a comparison."""
         return tuple(Ran(name) for name in (model.name, *model.baselines))
+
+    def rounds(self, scope: Scope) -> tuple[Round, ...]:
+        """The attack on ever more records, which go on until its gates are decided; one round is all at once.
+
+        The intervals of several rounds are widened, so that they hold whenever one stops.
+        """
+        return (Round(self, 0),)
+
+    def sharing(self) -> Attack:
+        """The attack whose finished parts this one takes over: itself, however many records each is for."""
+        return self
+
+    def smaller(self) -> Attack | None:
+        """The next smaller one, for who has less time; None: it gets no smaller."""
+        return None
+
+    def probes(self, scope: Scope) -> tuple[Preparation, ...]:
+        """What has to be looked at before its own settings are known."""
+        return ()
+
+    def settled(self, found: Mapping[Preparation, Prepared]) -> Attack:
+        """The attack with the settings that its probes decide, as the resolved plan holds them.
+
+        Args:
+            found: its probes' results, of those that applied.
+        """
+        return self
 
     def details(self, model: Audited) -> tuple[str, ...]:
         """The `Measurement.detail` of every finding there will be on this model."""

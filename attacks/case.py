@@ -9,6 +9,7 @@ import numpy as np
 from torch import nn
 
 from ..targets.data.records import Bounds, Records
+from ..targets.data.structure import PLAIN, Structure
 from ..targets.model import Target
 from .access import Ledger
 
@@ -25,8 +26,10 @@ class Case:
         parent: the uncompressed model the candidate came from, as a torch module; None if unknown.
         evaluation: the records attacked; ids are their indices in `Data.non_members`.
         attacker: records the attacker owns (labels included), disjoint from `evaluation`.
-        bounds: of an input; epsilon counts in units of [0, 1] and is scaled by `bounds.scale`.
+        bounds: of an input; epsilon counts in units of [0, 1] and is scaled by `bounds.scale`. They also say which
+            values stay as they are and which are whole numbers, as `structure` has it.
         twin_agrees: the certificate's label agreement is at least 99.5 %.
+        structure: what the features are where they are no plain numbers, as declared.
         prepared: what `Run.prepare` made of the shared work, of a type that the attack knows; None: nothing.
     """
 
@@ -40,6 +43,7 @@ class Case:
     bounds: Bounds
     classes: int
     twin_agrees: bool = True
+    structure: Structure = PLAIN
     prepared: Any = None
 
 

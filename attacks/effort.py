@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+FINE_TUNING = 0.25  # of a training: what a recipe that trains is taken to cost
+HARDENING = 4.0  # trainings: what a hardened one is taken to cost
+
 
 @dataclass(frozen=True)
 class Costs:
@@ -39,3 +42,6 @@ class Effort:
         """CPU seconds, above 0."""
         counted = self.answers * costs.answer + self.gradients * costs.gradient + self.trainings * costs.training
         return max(counted + self.seconds, 1e-3)
+
+
+UNKNOWN = Effort(seconds=4.0)  # of work that does not say

@@ -21,6 +21,7 @@ from ..targets.technique import Technique
 from ..training.architecture import Architecture
 from ..training.trainer import Trainer
 from .case import Case, Evidence
+from .effort import UNKNOWN, Effort
 
 
 class Trained(Protocol):
@@ -80,6 +81,7 @@ class Scope:
         models: all that are audited, by name; the dense ones first.
         shadow_notes: what to know about training like the dense model was trained.
         shadows_differ: whether it is known, or must be assumed, that such training is not the dense model's own.
+        device: where models are trained.
     """
 
     label: str
@@ -90,6 +92,7 @@ class Scope:
     models: Mapping[str, Audited]
     shadow_notes: tuple[str, ...] = ()
     shadows_differ: bool = False
+    device: str = "cpu"
 
     @property
     def reference(self) -> Audited:
@@ -138,7 +141,6 @@ class Preparation(ABC):
     """
 
     phase: ClassVar[str]  # what its time is booked under
-    weight: ClassVar[float] = 4.0  # about the CPU seconds it takes: it orders the work, nothing else
 
     @property
     @abstractmethod
@@ -149,6 +151,16 @@ class Preparation(ABC):
     @abstractmethod
     def identity(self) -> Any:
         """What decides its result besides data, seed and needs, as a JSON value."""
+
+    @property
+    def sharing(self) -> Any:
+        """The identity of all whose finished parts it takes over: its own, where it shares with none."""
+        return self.identity
+
+    @property
+    def effort(self) -> Effort:
+        """About what it costs."""
+        return UNKNOWN
 
     @property
     def techniques(self) -> tuple[Technique, ...]:

@@ -36,7 +36,6 @@ class Metric(Described):
     )
     better: Literal["higher", "lower"] = Field(description="which direction is safer")
     meaning: str = Field(description="one or two sentences for a reader who does not know it")
-    narrowed_by: str = Field("", description="what narrows its interval beside more records: more shadow models")
 
 
 class Chart(Described):
@@ -73,6 +72,15 @@ ACCURACY = Metric(
     better="higher",
     meaning="Share of evaluation records classified correctly.",
 )
+BALANCED_ACCURACY = Metric(
+    name="balanced_accuracy",
+    title="Balanced accuracy",
+    subject="balanced accuracy",
+    unit="percent",
+    better="higher",
+    meaning="Mean over the classes of the share of their records classified correctly (recall): every class counts "
+    "alike, however rare. Whoever always answers the commonest class gets 1 / classes.",
+)
 MEAN_SQUARED_ERROR = Metric(
     name="mean_squared_error",
     title="Mean squared error",
@@ -81,4 +89,4 @@ MEAN_SQUARED_ERROR = Metric(
     better="lower",
     meaning="Mean squared error as a share of the values' variance: 0 % is perfect, 100 % no better than their mean.",
 )
-QUALITIES = (ACCURACY, MEAN_SQUARED_ERROR)  # of a model itself; every other metric is an attack's
+QUALITIES = (ACCURACY, BALANCED_ACCURACY, MEAN_SQUARED_ERROR)  # of a model itself; every other metric is an attack's

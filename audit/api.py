@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from ..compression.distillation.student import offered
 from ..compression.recipe import RECIPES, Recipe
+from ..targets.answers import answer_with_logits, answers_with_logits
 from ..targets.data.data import Data
+from ..targets.data.declared import Declared
 from ..targets.data.labels import class_numbers, predicted_values, sorted_labels
-from ..targets.data.npz import inferred_bounds
+from ..targets.data.npz import read_structure
 from ..targets.data.records import Bounds, Records
 from ..targets.errors import InputError, nearest_hint, quoted
 from ..targets.plain import plain, scripted
@@ -26,9 +28,11 @@ from ..training.trainer import BuiltinTrainer, Trainer, UserTrainer
 from .engine.progress import Progress
 from .plan.plan import DENSE, Plan, check_techniques, validated
 from .plan.presets import RECIPE_WORDS
+from .plan.sections import DeclaredData
 from .plan.yaml_text import Source
 from .run import run_audit
 from .schema.rows import Audit
+from .subject.arguments import refuse_misfits
 from .subject.audited import DenseModel
 from .subject.identity import code_digest, model_digest, name_of
 from .subject.resolve import SHADOWS_DIFFER, Subject, checked_module, checked_training, student_factories
@@ -41,11 +45,21 @@ SHADOWS_DIFFER_HERE = SHADOWS_DIFFER.replace("the plan does not", "the call does
 Arraylike = np.ndarray[Any, Any] | Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AuditResult:
-    """A finished audit. `audit` is the whole of audit.json as typed rows."""
+    """A finished audit. `audit` is the whole of audit.json as typed rows; printed, it is a table with the verdict."""
 
     audit: Audit
+
+    def __repr__(self) -> str:
+        from .report.terminal import as_text
+
+        return as_text(self.audit)
+
+    def _repr_html_(self) -> str:
+        from .report.terminal import as_html
+
+        return as_html(self.audit)
 
     @property
     def passed(self) -> bool:
@@ -77,12 +91,13 @@ def audit_model(
     test: tuple[Arraylike, Arraylike],
     recipes: str | Recipe | Sequence[str | Recipe | Mapping[str, Any]] | Mapping[str, Any],
     *,
-    policy: str | Mapping[str, Any] = "release",
+    policy: str | Mapping[str, Any] | None = None,
     attacks: str | Sequence[Any] = "standard",
     training: Training | Callable[[nn.Module, Tensor, Tensor, int], nn.Module] | None = None,
     build: Callable[[], nn.Module] | None = None,
     shadows: Mapping[str, int] | None = None,
-    bounds: tuple[float, float] | None = None,
+    bounds: tuple[float, float] | Mapping[int | str, tuple[float, float]] | None = None,
+    structure: Mapping[str, Any] | None = None,
     class_names: Sequence[str] | None = None,
     task: Literal["classification", "regression"] = "classification",
     name: str = "model",
@@ -99,8 +114,9 @@ def audit_model(
             them is run. Labels may be texts: the classes are then the distinct ones, sorted, or as `class_names` orders
             them.
         test: the same for records it has never seen.
-        recipes: short words ("int8"), kinds, recipes or mappings as in a plan; a mapping of names gives each candidate
-            its own.
+        recipes: short words ("int8"), kinds, recipes or mappings as in a plan ({"kind": "prune", "sparsity": 0.8}); a
+            mapping of names gives each candidate its own: {"small": {"kind": "prune", "sparsity": 0.8}}.
+        policy: a built-in one by name, a file, or limits; left out: release as far as these inputs can decide it.
         training: how the model was trained, for shadow models: hyper-parameters of the built-in loop, or a function
             `(module, x, y, seed) -> module`. Left out, shadow models use the built-in training as it is, and the
             report says so.
@@ -108,17 +124,30 @@ def audit_model(
             holds an nn.Parameter and has no reset_parameters).
         shadows: `{"training_free": 64, "trained": 16}`.
         task: regression: y are values to predict, float [n] or [n, outputs]; the error is audited, and no attack.
-        bounds: smallest and largest value of an input; epsilon counts in units of their distance. Left out: the range
-            of the grid that the values lie on ([0, 1], [0, 255], [0, 16] ...); where that is a guess a flag says so.
+        bounds: smallest and largest value of an input, of a table also by column; epsilon counts in units of their
+            distance. Left out: the range of the grid that the values lie on ([0, 1], [0, 255], [0, 16] ...); where that
+            is a guess a flag says so.
+        structure: what the values are where they are no plain numbers: `immutable`, `categorical`, `one_hot`,
+            `integer`, `tokens`, as in the `data` of a plan. Columns are named by position, or as a DataFrame names
+            them.
         out: a folder that keeps evidence and finished cells, so that the next call resumes; default: none is kept.
 
     Raises:
         InputError: data, model or a recipe is wrong; the message says how to mend it.
         Incomplete: a cell failed.
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model must be a trained torch.nn.Module; it is {type(model).__name__}.")
-    data = _data(train, test, bounds, class_names, name, seed, regression=task == "regression")
+    refuse_misfits(
+        model=model,
+        training=training,
+        build=build,
+        bounds=bounds,
+        policy=policy,
+        shadows=shadows,
+        class_names=class_names,
+        task=task,
+    )
+    declared = validated(DeclaredData, dict(structure or {}), Source("structure=")).declared
+    data = _data(train, test, bounds, declared, class_names, name, seed, regression=task == "regression")
     module, changed = _plain(model, data)
     architecture = _architecture(module, build, type(model).__name__)
     state = {key: tensor.detach().clone() for key, tensor in module.state_dict().items()}
@@ -137,7 +166,7 @@ def audit_model(
             "model": {"architecture": "memory:model"},
             "candidates": _candidates(recipes),
             "attacks": attacks if isinstance(attacks, str) else _listed(attacks),
-            "policy": policy if isinstance(policy, str) else dict(policy),
+            "policy": dict(policy) if isinstance(policy, Mapping) else policy,
             "shadows": dict(shadows or {}),
             "engine": {"kind": "local", "workers": 0},
         },
@@ -183,7 +212,9 @@ def _architecture(module: nn.Module, build: Callable[[], nn.Module] | None, labe
         return like
     name, given = name_of(build), build
     architecture = Architecture(
-        f"{like.name}|{name}@{code_digest(build)}", lambda: plain(checked_module(given, {}, name))[0], like.pattern
+        f"{like.name}|{name}@{code_digest(build)}",
+        lambda: answer_with_logits(plain(checked_module(given, {}, name))[0], answers_with_logits(module)),
+        like.pattern,
     )
     wanted, built = (
         {key: tuple(value.shape) for key, value in one.state_dict().items()} for one in (module, architecture.fresh(0))
@@ -200,7 +231,8 @@ def _architecture(module: nn.Module, build: Callable[[], nn.Module] | None, labe
 def _data(
     train: tuple[Arraylike, Arraylike] | None,
     test: tuple[Arraylike, Arraylike],
-    bounds: tuple[float, float] | None,
+    bounds: tuple[float, float] | Mapping[int | str, tuple[float, float]] | None,
+    declared: Declared,
     class_names: Sequence[str] | None,
     name: str,
     seed: int,
@@ -244,19 +276,19 @@ def _data(
             most = max((int(own.max()) for own in answers.values() if len(own)), default=0)
             class_names = [str(label) for label in range(most + 1)]
     records = {split: Records(x[split], answers[split]) for split in splits}
-    found, doubt = None if bounds is None else Bounds.of(*bounds), ""
-    if found is None:
-        found, told, doubt = inferred_bounds(list(raw.values()), "the arrays")
-        notes = (*notes, *told)
+    columns = [str(column) for column in getattr(test[0], "columns", ())]  # of a DataFrame
+    limits = Bounds.of(*bounds) if isinstance(bounds, tuple | list) else bounds
+    structure, limits, told, doubt = read_structure(list(raw.values()), declared, limits, columns, "the arrays")
     return Data(
         name,
         records.get("train"),
         records["test"],
-        found,
+        limits,
         tuple(class_names),
         seed=seed,
-        notes=notes,
+        notes=(*notes, *told),
         bounds_doubt=doubt,
+        structure=structure,
     )
 
 
@@ -318,7 +350,8 @@ def _candidates(recipes: Any) -> dict[str, Any]:
         if isinstance(recipe, str) and recipe not in {*RECIPE_WORDS, *RECIPES.kinds()}:
             known = [*RECIPE_WORDS, *RECIPES.kinds()]
             raise InputError(
-                f"There is no recipe {quoted(recipe)}.{nearest_hint(recipe, known)} Known: {', '.join(known)}."
+                f"There is no recipe {quoted(recipe)}.{RECIPES.left_out(recipe) or nearest_hint(recipe, known)} "
+                f"Known: {', '.join(known)}."
             )
         one = recipe if isinstance(recipe, str) and recipe in RECIPE_WORDS else RECIPES.parse(recipe)
         name = one if isinstance(one, str) else one.kind

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..targets.errors import InputError
-from .exit_codes import CODE_OF_VERDICT, EXIT_CODES, INCOMPLETE, PASS, exit_codes
+from .exit_codes import EXIT_CODES, INCOMPLETE, PASS, FailOn, code_of, exit_codes
 
 if TYPE_CHECKING:
     from .schema.rows import Audit
@@ -24,13 +24,30 @@ app = typer.Typer(
     help="Robustness and privacy audits of compressed neural networks.",
     epilog=f"Exit codes: {'; '.join(f'{code} {meaning}' for code, meaning in EXIT_CODES.items())}.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from .. import __version__
+
+        typer.echo(f"crushproof {__version__}")
+        raise typer.Exit(PASS)
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None: ...
+
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
+FailOnOption = Annotated[FailOn, typer.Option(help="The mildest verdict that gives an exit code other than 0.")]
 
 
 @app.command()
@@ -39,6 +56,7 @@ def audit(
     out: Annotated[Path, typer.Option(help="Where results go; a second run there resumes.")] = DEFAULT_OUT,
     only: Annotated[str | None, typer.Option(help="Just this finding, by its id: candidate/attack.")] = None,
     as_json: JsonOption = False,
+    fail_on: FailOnOption = FailOn.INCONCLUSIVE,
     workers: Annotated[
         int | None, typer.Option(min=0, max=256, help="Processes of this machine; 0 works in this one.")
     ] = None,
@@ -97,6 +115,8 @@ def audit(
             loaded = builtin_plan()
         else:
             loaded, folder = load_plan(plan), plan.parent
+        progress = progress_on(sys.stderr)
+        progress.note(f"audit {loaded.name!r}: reading plan, data and model")
         check_techniques(loaded)
         from .run import run_audit
 
@@ -112,11 +132,11 @@ def audit(
             out,
             workers=workers,
             only=only,
-            progress=progress_on(sys.stderr),
+            progress=progress,
             command=shlex.join(words),
         )
         show(result, as_json, None if only else out / "report.html", only)
-        raise typer.Exit(CODE_OF_VERDICT[result.verdict] if only is None else code_of_finding(result))
+        raise typer.Exit(code_of(result.verdict if only is None else verdict_of_finding(result), fail_on))
 
 
 @app.command()
@@ -215,36 +235,55 @@ def report(folder: Annotated[Path, typer.Argument(help="Holds audit.json.")]) ->
 @app.command()
 def gate(
     folder: Annotated[Path, typer.Argument(help="Holds audit.json.")],
-    policy: Annotated[str, typer.Option(help="A built-in policy (release) or a YAML file of limits.")],
+    policy: Annotated[
+        str | None, typer.Option(help="A built-in policy (release) or a YAML file of limits; default: the audit's own.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where report.html and audit.json of this verdict go.")] = None,
     as_json: JsonOption = False,
+    fail_on: FailOnOption = FailOn.INCONCLUSIVE,
 ) -> None:
-    """Judge a finished audit by another policy.
+    """Judge a finished audit again, by another policy or its own.
 
-    Nothing is measured again, and audit.json stays as it is.
+    Nothing is measured again, and its audit.json stays as it is.
     """
     with exit_codes():
         from .schema.read import read_audit
-        from .verdict.judging import rejudge
+        from .verdict.judging import check_verdicts, rejudge
         from .verdict.policy import load_policy
 
-        audit = read_audit(folder)
-        result = rejudge(audit, load_policy(policy, Path(), audit.metrics))
-        show(result, as_json, None, None)
-        raise typer.Exit(CODE_OF_VERDICT[result.verdict])
+        result = read_audit(folder)
+        if policy is None:
+            check_verdicts(result, folder)
+        else:
+            result = rejudge(result, load_policy(policy, Path(), result.metrics), by="gate")
+        if out is not None:
+            from .report.html import render
+            from .writing import write_verdict, writing
+
+            with writing(out):
+                write_verdict(out, folder, result.model_dump_json(by_alias=True, indent=1))
+                render(result, out / "report.html")
+        show(result, as_json, None if out is None else out / "report.html", None)
+        raise typer.Exit(code_of(result.verdict, fail_on))
 
 
 @app.command()
-def catalogue(as_json: JsonOption = False) -> None:
-    """List recipes, attacks, defenses and runtimes with their parameters."""
+def catalogue(
+    word: Annotated[str | None, typer.Argument(help="Just this kind (quantize) or sort (recipe, plug-in).")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List techniques with their parameters, and plug-ins."""
     with exit_codes():
         from dataclasses import asdict
 
         from .catalogue import catalogue as entries_of
 
-        entries = entries_of()
+        entries = entries_of(word)
         if as_json:
             typer.echo(json.dumps([asdict(entry) for entry in entries], indent=1, allow_nan=False))
             return
+        if not entries:
+            typer.echo("No other package brings anything.")
         for entry in entries:
             typer.echo(f"{entry.sort} {entry.kind}: {entry.summary}")
             for one in entry.parameters:
@@ -281,12 +320,12 @@ def doctor() -> None:
         raise typer.Exit(INCOMPLETE if bad else PASS)
 
 
-def code_of_finding(result: Audit) -> int:
-    """Of `--only`: one that no policy judges passes; one that could not be measured and is judged is incomplete."""
+def verdict_of_finding(result: Audit) -> str:
+    """Of `--only`: a finding that could not be measured counts where a policy judges it, and one that is gone."""
     if not result.findings:
-        return INCOMPLETE
+        return "not-measured"
     found = result.findings[0]
-    return INCOMPLETE if found.gated and found.verdict == "not-measured" else CODE_OF_VERDICT.get(found.verdict, PASS)
+    return "not-gated" if found.verdict == "not-measured" and not found.gated else found.verdict
 
 
 def show(result: Audit, as_json: bool, report_path: Path | None, only: str | None) -> None:

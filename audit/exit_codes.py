@@ -10,6 +10,7 @@ import textwrap
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 
 import typer
 
@@ -26,6 +27,20 @@ EXIT_CODES = {
     INTERRUPTED: "interrupted",
 }
 CODE_OF_VERDICT = {"pass": PASS, "fail": FAIL, "inconclusive": INCOMPLETE}
+
+
+class FailOn(StrEnum):
+    """Which verdicts are to stop whoever called; cells that failed always do."""
+
+    FAIL = "fail"
+    INCONCLUSIVE = "inconclusive"
+
+
+def code_of(verdict: str, fail_on: FailOn) -> int:
+    """The exit code of a verdict, of a finding's too: one that no policy judges passes."""
+    if verdict != "fail" and fail_on is FailOn.FAIL:
+        return PASS
+    return INCOMPLETE if verdict == "not-measured" else CODE_OF_VERDICT.get(verdict, PASS)
 
 
 @contextmanager

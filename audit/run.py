@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
 from typing import Any
 
-from ..compression.footprint.timing import Timed
 from ..targets.errors import Incomplete, InputError
+from ..targets.technique import plug_ins
 from .engine.cells import Result, cell_key
-from .engine.driver import executor_for, run
-from .engine.progress import Progress
+from .engine.driver import Held, executor_for, workers_of
+from .engine.progress import Progress, Silent
 from .engine.schedule import Outcome
 from .engine.store import Store
-from .findings.assemble import assemble, known_metrics
+from .findings.assemble import known_metrics
 from .findings.finding_rows import cells_of
 from .plan.plan import Plan
 from .plan.sections import LocalEngine
-from .schema.rows import SCHEMA, Audit, Environment
+from .resolved import resolve_plan
+from .rounds import run_rounds
+from .schema.rows import SCHEMA, Audit, Environment, Latency
 from .subject.resolve import Subject, resolve
-from .suite.environment import host, latencies, versions
+from .suite.environment import host, versions
+from .suite.model_suite import LATENCY
 from .suite.suite import Suite, readings_of, spawn_argument
-from .verdict.policy import load_policy
+from .verdict.fitting import policy_for
 from .writing import write
 
 
@@ -51,31 +55,42 @@ def run_audit(
         Incomplete: another run holds `out`, or cells failed; what is computed is kept.
     """
     started = time.monotonic()
+    progress = progress or Silent()
     in_memory = subject is not None
     subject = subject or resolve(plan, folder, lambda question: recalled(out, question))
-    spawn = None if in_memory else ("crushproof.audit.suite.suite:suite_of", spawn_argument(plan, folder, subject))
     suite = Suite(plan, subject)
-    policy = load_policy(plan.policy, folder, known_metrics(suite.lineup.attacks))
-    cells = suite.cells() if only is None else suite.closure(cells_of(suite, only))
+    planned = [(attack, suite.scope(label)) for attack, label in suite.lineup.attacks]
+    policy, notes = policy_for(plan.policy, folder, known_metrics(suite.lineup.attacks), planned)
+    for note in (*(one.wrong for one in plug_ins() if one.wrong), *notes):
+        progress.note(note)
+    if only is not None:
+        cells_of(suite, only, {})  # that there is such a finding
     if only is None:
         check_folder(out, plan)
     with Store(out) as store:
         if subject.files:
             store.put(readings_key(subject.question), Result(document=readings_of(subject)))
         engine = plan.engine if workers is None else LocalEngine(workers=workers)
+        slots = 1 if in_memory else workers_of(engine)
+        suite = resolve_plan(suite, store, workers=slots, started=started, progress=progress)
+        spawn = None
+        if not in_memory:
+            spawn = ("crushproof.audit.suite.suite:suite_of", spawn_argument(suite.plan, folder, subject))
         executor = executor_for(engine, store, spawn, device=suite.device.type)
-        outcome = run(suite, store, executor, cells=cells, progress=progress)
-        audit = assemble(suite, store, outcome, policy, command, only)
+        with contextlib.closing(Held(executor)) if executor is not None else contextlib.nullcontext() as held:
+            audit, outcome = run_rounds(suite, store, held, policy, command, only, progress)
         audit.environment = environment_of(suite, store, outcome, started)
         if only is None:
             from .report.html import render
 
             write(out / "audit.json", audit.model_dump_json(by_alias=True, indent=1))
             render(audit, out / "report.html")
+            if not outcome.failed and not outcome.unavailable:
+                store.drop_parts()
     if outcome.failed:
         names = "; ".join(f"{name}: {why}" for name, why in sorted(outcome.failed.items()))
         raise Incomplete(
-            f"{len(outcome.failed)} of {len(cells)} cells failed: {names}. Everything else is kept in {out} and in the "
+            f"{len(outcome.failed)} cells failed: {names}. Everything else is kept in {out} and in the "
             f"report, and the tracebacks in {store.private / 'failures'}; mend the cause and run the same command "
             "again to compute what is missing."
         )
@@ -114,16 +129,15 @@ def check_folder(out: Path, plan: Plan) -> None:
 
 def environment_of(suite: Suite, store: Store, outcome: Outcome, started: float) -> Environment:
     environment = host(str(suite.device))
-    models: dict[str, Timed] = {}
     memory = {}
-    for name, model in suite.models.items():
-        made = suite.cell(suite.model_cell(name)).key
-        if store.has(made) and store.get(made).files:
-            models[name] = store.get(made).files["model.onnx"] if model.file is None else model.file.deployed
+    for name in suite.models:
         served = suite.cell(f"memory/{name}").key
         if store.has(served) and "peak_bytes" in store.get(served).document:
             memory[name] = store.get(served).document["peak_bytes"]
-    environment.latency = latencies(models, suite.subject.data.shape)
+    timed = suite.cell(LATENCY).key
+    if store.has(timed):
+        rows = store.get(timed).document["latency"]
+        environment.latency = {name: [Latency.model_validate(row) for row in each] for name, each in rows.items()}
     environment.candidate_peak_bytes = memory
     environment.candidate_seconds = {
         name: sum(store.seconds([suite.cell(suite.model_cell(name)).key]).values()) for name in suite.models

@@ -53,6 +53,24 @@ def sync(folder: Path) -> None:
         os.close(descriptor)
 
 
+def write_verdict(out: Path, audited: Path, text: str) -> None:
+    """Writes `text` as audit.json into the folder `out`: a verdict of `crushproof gate` on what `audited` holds.
+
+    Raises:
+        InputError: it is that folder or another audit's, or holds a file that is no such verdict, which would be lost.
+        OSError: it cannot be written.
+    """
+    own, path = audited.parent if audited.is_file() else audited, out / "audit.json"
+    if (out / "evidence").exists() or (out.exists() and out.samefile(own)):
+        raise InputError(f"--out {out} is the folder of an audit, whose audit.json would be lost. Name another one.")
+    if path.exists():
+        known = path.read_bytes()
+        if known != text.encode() and b'"policy_from": "gate"' not in known:
+            raise InputError(f"{path} is no verdict of crushproof gate and would be lost. Name another folder.")
+    out.mkdir(parents=True, exist_ok=True)
+    write(path, text)
+
+
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
     """Turns the operating system's refusals to write below `folder` into errors that say what to do."""

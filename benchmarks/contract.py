@@ -51,12 +51,18 @@ class Row:
         return value <= self.target if self.better == "lower" else value >= self.target
 
 
+def parser(description: str) -> argparse.ArgumentParser:
+    """The command line every benchmark has; one may add to it."""
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument(
+        "--data", type=Path, default=None, help="folder with the public data sets (README, Benchmarks)"
+    )
+    options.add_argument("--json", type=Path, default=None, help="write the rows here")
+    return options
+
+
 def arguments(description: str) -> argparse.Namespace:
-    """The command line every benchmark has."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--data", type=Path, default=None, help="folder with the public data sets (README, Benchmarks)")
-    parser.add_argument("--json", type=Path, default=None, help="write the rows here")
-    return parser.parse_args()
+    return parser(description).parse_args()
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:

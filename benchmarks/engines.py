@@ -49,7 +49,7 @@ def on_a_cluster(plan: dict[str, Any]) -> dict[str, Any]:
     class Killing(Lines):
         def end(self, cell: Any, seconds: float) -> None:
             super().end(cell, seconds)
-            if self.done == self.total // 4:
+            if self.standing.done == self.standing.total // 4:
                 cluster.remove_node(second, allow_graceful=False)
                 self.note("a node was killed")
 

@@ -13,7 +13,9 @@ from ..attacks.attack import Attack
 from ..attacks.evasion.ball import Ball, Norm
 from ..targets.data.records import Bounds
 from ..targets.errors import NotApplicable
+from ..training.architecture import Architecture
 from ..training.loop import Forward, Objective, Training, TrainingJob, cross_entropy, train_many
+from ..training.stacked import group_size
 from ..training.trainer import BuiltinTrainer, Trainer
 from .defense import DEFENSES, TrainingDefense
 
@@ -65,6 +67,9 @@ class AdversarialTrainer(Trainer):
 
     def fit(self, job: TrainingJob) -> list[nn.Module]:
         return train_many(job, self.training, perturbed(self.training, self.defense, self.bounds.to(job.device)))
+
+    def side_by_side(self, architecture: Architecture, device: torch.device) -> int:
+        return group_size(architecture.blank(), self.training.batch_size, device)
 
 
 def perturbed(training: Training, defense: AdversarialTraining, bounds: Bounds) -> Objective:

@@ -19,6 +19,7 @@ from ..compression.layers.edit import replace_layers, working_copy
 from ..targets.data.records import Bounds, Records
 from ..targets.errors import NotApplicable
 from ..targets.seeds import generator, global_seed
+from ..targets.steps import pulse
 from ..training.loop import TrainingJob
 from ..training.trainer import Trainer
 from .defense import DEFENSES, TrainingDefense
@@ -200,7 +201,8 @@ def train_privately(
     optimizer = torch.optim.Adam(module.parameters(), lr=learning_rate)
     module.train()
     with global_seed(seed, "dropout"):
-        for _ in range(steps):
+        for step in range(steps):
+            pulse("training step", step, steps)
             drawn = torch.rand(len(records), generator=sampling) < sampling_rate
             total = clipped_sum(module, records.take(drawn.to(device)), max_gradient_norm)
             for name, parameter in module.named_parameters():

@@ -9,6 +9,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
+# What libraries and papers call our fields.
+OTHER_WORDS = {"amount": "sparsity", "ratio": "sparsity", "bits": "weight_bits", "samples": "records", "eps": "epsilon"}
+
 
 class CrushproofError(Exception):
     """Base of every error whose message is written for the user: what happened, where, and how to mend it."""
@@ -57,8 +60,15 @@ def quoted(text: object, limit: int = 80) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that `word` may be a slip of, if any is near."""
-    return next(iter(difflib.get_close_matches(word, list(known), 1)), None)
+    """The known word that `word` may be a slip of, if any is near: in another case, misspelt, or cut short."""
+    known, folded = list(known), word.lower().replace("-", "_")
+    same = [one for one in known if one.lower().replace("-", "_") == folded]
+    parts = {one: one.lower().replace("-", "_").split("_") for one in known}
+    short = [one for one in known if folded in (*parts[one], "".join(part[:1] for part in parts[one]))]
+    other = [one for one in known if one == OTHER_WORDS.get(folded)]
+    return next(
+        iter(same or other or difflib.get_close_matches(word, known, 1) or (short if len(word) > 1 else ())), None
+    )
 
 
 def nearest_hint(word: str, known: Iterable[str]) -> str:

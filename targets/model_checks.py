@@ -10,8 +10,9 @@ from torch import Tensor
 
 from .data.checks import shown_range
 from .data.records import Bounds, Records
-from .errors import InputError
-from .model import Target
+from .errors import InputError, user_error
+from .forward_faults import answer_of
+from .model import Target, TorchTarget, device_of
 
 CHANCE_P = 0.01  # a model whose agreement with the labels is this likely by luck is at chance
 PROBED = 2_000  # records a model is checked on
@@ -22,7 +23,7 @@ def check_model(target: Target, records: Records, bounds: Bounds, outputs: int) 
 
     Args:
         target: answers x float32 [n, *shape] with logits.
-        records: non-members; at most 2,000 of them, evenly spread, are asked about.
+        records: test records; at most 2,000 of them, evenly spread, are asked about.
         bounds: of the inputs.
         outputs: how many numbers it must answer for a record: one per class, or the values it predicts.
 
@@ -33,54 +34,86 @@ def check_model(target: Target, records: Records, bounds: Bounds, outputs: int) 
     step = -(-len(records) // PROBED)
     x, y = records.x[::step], records.y[::step]
     try:
-        logits = target.logits(x)
+        answers = target.logits(x)
     except Exception as error:  # the user's own forward can raise anything
-        raise InputError(
-            f"The model cannot take records of shape {list(x.shape[1:])}: {type(error).__name__}: "
-            f"{' '.join(str(error).split())[:200]}. Give it float32 inputs [n, {', '.join(map(str, x.shape[1:]))}] and "
-            "let it return one tensor."
-        ) from error
+        raise InputError(_refusal(target, x, error)) from error
+    check_answers(answers, outputs, records.y)
     if y.is_floating_point():
-        return _check_predictions(y, logits)
-    classes = outputs
-    if logits.shape != (len(x), classes):
-        hint = " Give a two-class model two outputs." if classes == 2 and logits.shape[1:] in ((), (1,)) else ""
-        taken = torch.unique(y)
-        if logits.dim() == 2 and len(taken) == logits.shape[1]:
-            hint = (
-                f" The labels take {len(taken)} values, from {int(taken[0])} to {int(taken[-1])}: number them 0 to "
-                f"{len(taken) - 1}, in the order of the model's outputs."
-            )
+        return _check_predictions(y, answers)
+    notes = []
+    if bool((answers >= 0).all() and (answers <= 1).all()):
+        notes = ["All outputs lie in [0, 1]; if they come from a sigmoid, return the values before it."]
+    return notes + _check_accuracy(target, x, y, answers, bounds, outputs)
+
+
+def check_answers(answers: Tensor, outputs: int, labels: Tensor) -> None:
+    """Refuses answers of the wrong form, of a model that need not be trained yet.
+
+    Args:
+        answers: float32, of any records.
+        outputs: how many numbers it must answer for a record: one per class, or the values it predicts.
+        labels: all that the data has, for the message.
+
+    Raises:
+        InputError: another shape, NaN, probabilities instead of logits.
+    """
+    n = len(answers) if answers.dim() else 1
+    if answers.shape != (n, outputs) or not answers.is_floating_point():
+        raise InputError(_wrong_shape(answers, outputs, labels))
+    if not bool(torch.isfinite(answers).all()):
+        broken = int((~torch.isfinite(answers)).any(1).sum())
         raise InputError(
-            f"The model answers {len(x)} records with shape {list(logits.shape)}, and [{len(x)}, {classes}] is "
-            f"expected: one logit per class.{hint} The data has {classes} classes by its class names or its largest "
-            f"label ({classes - 1}). Check the output layer, the labels and the class names."
+            f"The model answers {broken} of {n} records with NaN or infinity. Its weights are broken, it divides by "
+            "zero or takes the logarithm of it, or the inputs are in other units than it was trained on."
         )
-    if not bool(torch.isfinite(logits).all()):
-        broken = int((~torch.isfinite(logits)).any(1).sum())
-        raise InputError(
-            f"The model answers {broken} of {len(x)} records with NaN or infinite logits. Its weights are broken, or "
-            "the inputs are in other units than it was trained on."
-        )
-    in_unit = bool((logits >= 0).all() and (logits <= 1).all())
-    if in_unit and bool(((logits.sum(1) - 1).abs() < 1e-3).all()):
+    probable = bool((answers >= 0).all() and ((answers.sum(1) - 1).abs() < 1e-3).all())
+    if probable and not labels.is_floating_point():
         raise InputError(
             "The model answers with probabilities (each row lies in [0, 1] and sums to 1), and logits are expected: "
             "gradients through a softmax vanish and would hide weaknesses. Remove the softmax, or return its logarithm."
         )
-    notes = ["All outputs lie in [0, 1]; if they come from a sigmoid, return the values before it."] if in_unit else []
-    return notes + _check_accuracy(target, x, y, logits, bounds, classes)
+
+
+def _wrong_shape(answers: Tensor, outputs: int, labels: Tensor) -> str:
+    shape = f"{['n', *answers.shape[1:]]}".replace("'n'", "n") if answers.dim() else "[] (a single number)"
+    if labels.is_floating_point():
+        return (
+            f"The model answers with shape {shape}, and [n, {outputs}] is expected: one number per value to predict "
+            "(y_test)."
+        )
+    classes, hint = outputs, ""
+    taken = torch.unique(labels)
+    if answers.dim() == 2 and len(taken) == answers.shape[1]:
+        hint = (
+            f" The labels (y_test) take {len(taken)} values, from {int(taken[0])} to {int(taken[-1])}: number them 0 "
+            f"to {len(taken) - 1}, in the order of the model's outputs"
+            + (" (y - 1)." if int(taken[0]) == 1 and int(taken[-1]) == len(taken) else ".")
+        )
+    elif classes == 2 and answers.shape[1:] in ((), (1,)):
+        hint = " Give a two-class model two outputs."
+    elif answers.dim() > 2:
+        hint = " It answers for every step or pixel of a record: let it answer once for each record."
+    return (
+        f"The model answers with shape {shape}, and [n, {classes}] is expected: one logit per class.{hint} The data "
+        f"has {classes} classes by its class names or its largest label ({classes - 1}). Check the output layer, the "
+        "labels and the class names."
+    )
+
+
+def _refusal(target: Target, x: Tensor, error: Exception) -> str:
+    """Why it does not take the records: of a module by its layers, of another target by its own error."""
+    if isinstance(target, TorchTarget):
+        why = answer_of(target.module, x[:2].to(device_of(target.module)))
+        if isinstance(why, str):
+            return why
+    return (
+        f"The model cannot take records of shape {list(x.shape[1:])}: {user_error(error)}. Give it float32 inputs [n, "
+        f"{', '.join(map(str, x.shape[1:]))}] and let it return one tensor."
+    )
 
 
 def _check_predictions(y: Tensor, predicted: Tensor) -> list[str]:
     """A model of values must do better than their mean; with a margin of one point of their variance."""
-    if predicted.shape != y.shape:
-        raise InputError(
-            f"The model answers {len(y)} records with shape {list(predicted.shape)}, and {list(y.shape)} is expected: "
-            "one number per value to predict."
-        )
-    if not bool(torch.isfinite(predicted).all()):
-        raise InputError("The model answers some records with NaN or infinity. Its weights are broken.")
     share = float((predicted - y).double().square().mean() / y.double().var(0, correction=0).mean())
     if share >= 0.99:
         raise InputError(
@@ -102,7 +135,7 @@ def _check_accuracy(target: Target, x: Tensor, y: Tensor, logits: Tensor, bounds
         kappa = (right / n - chance) / (1 - chance)
         return [f"The model agrees with the labels only weakly (Cohen's kappa {kappa:.2f})."] if kappa < 0.2 else []
     raise InputError(
-        f"The model gets {right} of {n} non-members right, which is chance ({chance:.0%}), and a model at chance is "
+        f"The model gets {right} of {n} test records right, which is chance ({chance:.0%}), and a model at chance is "
         f"neither private nor robust. {_suspicion(target, x, y, predicted, bounds, classes)}Check that the inputs "
         f"are scaled and normalised as in training (the data's bounds are {shown_range(bounds)}), that labels and "
         "class names are in the order of the model's outputs, and that the right weights were loaded into the right "

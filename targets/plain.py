@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.optim.swa_utils import AveragedModel
 
+from .answers import answer_with_logits, logits_in
 from .errors import InputError, user_error
 
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
@@ -25,12 +27,12 @@ Sources = tuple[int, ...]  # ids of the tensors a weight is computed from
 def plain(module: nn.Module, example: Tensor | None = None) -> tuple[nn.Module, list[str]]:
     """A copy of `module` on the CPU, in float32 and evaluation mode, without wrappers and computed weights.
 
-    Weights that layers share stay shared.
+    Weights that layers share stay shared. One that answers with a dictionary or object of `logits` answers with these.
 
     Args:
         module: left as it is.
-        example: float32 [n, *shape]; where given and the module takes it, written-out weights are checked to answer as
-            before.
+        example: float32 [n, *shape]; where given and the module takes it, its answers are looked at, and written-out
+            weights are checked to answer as before.
 
     Returns:
         The copy, and sentences that a reader of the report must know.
@@ -50,11 +52,12 @@ def plain(module: nn.Module, example: Tensor | None = None) -> tuple[nn.Module, 
     _check_tensors(copied)
     notes = _cast(copied)
     copied.eval()
+    notes += _logits_alone(copied, example)
     before = _answers(copied, example)
     written = _write_out(copied)
     if written:
         after = _answers(copied, example)
-        if before is not None and (after is None or not _same(before, after)):
+        if isinstance(before, Tensor) and not (isinstance(after, Tensor) and _same(before, after)):
             raise InputError(
                 f"The weights that the model computes in every pass ({_some(written)}) cannot be written out: its "
                 "answers would change. Remove the parametrization yourself before the audit."
@@ -260,18 +263,26 @@ def _ids(layer: nn.Module, *names: str) -> Sources:
     return tuple(id(getattr(layer, name)) for name in names)
 
 
-def _answers(module: nn.Module, example: Tensor | None) -> Tensor | None:
+def _logits_alone(module: nn.Module, example: Tensor | None) -> list[str]:
+    """Makes the module answer with its logits alone, in place; a note where it gave them among other things."""
+    answers = _answers(module, example)
+    if isinstance(answers, Tensor) or not isinstance(logits_in(answers), Tensor):
+        return []
+    answer_with_logits(module)
+    return [f"The model answers with a {type(answers).__name__}: the logits in it are audited, and nothing else."]
+
+
+def _answers(module: nn.Module, example: Tensor | None) -> Any:
     """What it answers; None where there is no example, or it cannot take it (the check of the model says so)."""
     if example is None:
         return None
     try:
         with torch.no_grad():
-            answers = module(example)
+            return module(example)
     except (MemoryError, KeyboardInterrupt):
         raise
     except Exception:  # the user's own forward can raise anything
         return None
-    return answers if isinstance(answers, Tensor) else None
 
 
 def _same(before: Tensor, after: Tensor) -> bool:

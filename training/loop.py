@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ..targets.data.records import Records
 from ..targets.seeds import generator, global_seed
+from ..targets.steps import pulse
 from ..targets.technique import Technique
 from .architecture import Architecture
 from .stacked import Stack, group_size
@@ -114,6 +115,7 @@ def train_stack(
                 [subset[torch.randperm(count, generator=order)] for subset, order in zip(subsets, orders, strict=True)]
             ).to(device)
             for first in range(0, per_epoch * batch, batch):
+                pulse("training step", step, training.epochs * per_epoch)
                 index = shuffled[:, first : first + batch]
                 for group in optimizer.param_groups:
                     group["lr"] = rate(training, step, training.epochs * per_epoch)
@@ -173,6 +175,8 @@ def train_many(job: TrainingJob, training: Training, objective: Objective | None
     modules = [job.architecture.fresh(seed).to(job.device) for seed in job.seeds]
     size = group_size(modules[0], training.batch_size, job.device)
     for first in range(0, len(modules), size):
+        if len(modules) > size:
+            pulse("model", first, len(modules))
         group = slice(first, first + size)
         train_stack(modules[group], job.records, job.subsets[group], job.seeds[group], training, objective=objective)
     return modules

@@ -8,11 +8,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ..targets.answers import answer_with_logits, answers_with_logits, as_written
 from ..targets.data.records import Records
 from ..targets.errors import CrushproofError, InputError, user_error
 from ..targets.plain import plain
 from ..targets.seeds import global_seed
+from ..targets.steps import pulse
+from .architecture import Architecture
 from .loop import Training, TrainingJob, train_many
+from .stacked import group_size
 
 
 class Trainer(ABC):
@@ -27,6 +31,10 @@ class Trainer(ABC):
     def fit(self, job: TrainingJob) -> list[nn.Module]:
         """The job's models, trained, in evaluation mode on its device."""
 
+    def side_by_side(self, architecture: Architecture, device: torch.device) -> int:
+        """How many models `fit` trains as one computation; 1: one after the other. A fixed rule, never a timing."""
+        return 1
+
 
 class BuiltinTrainer(Trainer):
     """The built-in loop with the given hyper-parameters."""
@@ -40,6 +48,9 @@ class BuiltinTrainer(Trainer):
 
     def fit(self, job: TrainingJob) -> list[nn.Module]:
         return train_many(job, self.training)
+
+    def side_by_side(self, architecture: Architecture, device: torch.device) -> int:
+        return group_size(architecture.blank(), self.training.batch_size, device)
 
 
 class UserTrainer(Trainer):
@@ -60,12 +71,15 @@ class UserTrainer(Trainer):
 
     def fit(self, job: TrainingJob) -> list[nn.Module]:
         models = []
-        for subset, seed in zip(job.subsets, job.seeds, strict=True):
+        for number, (subset, seed) in enumerate(zip(job.subsets, job.seeds, strict=True)):
+            if len(job.seeds) > 1:
+                pulse("model", number, len(job.seeds))
             own = job.records.take(subset).to(job.device)
             with global_seed(seed, "user training"):
                 fresh = job.architecture.fresh(seed)
-                wanted = _shapes(fresh)
-                trained, _ = plain(self._call(fresh.to(job.device), own, seed))
+                wanted, logits_only = _shapes(fresh), answers_with_logits(fresh)
+                trained, _ = plain(self._call(as_written(fresh).to(job.device), own, seed))
+                answer_with_logits(trained, logits_only)
                 self._check_same(wanted, _shapes(trained))
                 models.append(trained.to(job.device).eval())
         return models
@@ -90,9 +104,9 @@ class UserTrainer(Trainer):
                 "seed) and must return the trained module."
             ) from None
         if not isinstance(module, nn.Module):
+            got = "nothing: end it with return module" if module is None else type(module).__name__
             raise InputError(
-                f"The training function {name} must return the trained torch.nn.Module; it returned "
-                f"{type(module).__name__}."
+                f"The training function {name} must return the trained torch.nn.Module; it returned {got}."
             )
         return module
 

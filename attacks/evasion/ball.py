@@ -1,7 +1,8 @@
 """The set an adversarial input must lie in: within epsilon of its record, and within the data's bounds.
 
 Epsilon and every step size count in units of [0, 1] pixels; `Bounds.scale` turns them into units of the data, channel
-by channel. The L2 norm is measured in [0, 1] units too, so one epsilon means the same for any scaling of the data.
+by channel. The L2 norm is measured in [0, 1] units too, so one epsilon means the same for any scaling of the data. What
+`Bounds` holds stays as it is in the record, and whole numbers stay whole.
 """
 
 from __future__ import annotations
@@ -44,8 +45,11 @@ class Ball:
         """Inputs inside the ball near `x` [n, *shape]: shrunk to the radius, then clamped to the bounds.
 
         For L-inf this is the nearest point. For L2 the clamp comes second, as in AutoAttack; it only moves towards the
-        center, so the result stays inside both.
+        center, so the result stays inside both. Whole numbers are rounded: to the nearest for L-inf, towards the center
+        for L2.
         """
+        if self.bounds.held is not None:
+            x = torch.where(self.bounds.held, self.center, x)
         if self.norm == "linf":
             radius = self.epsilon * self.bounds.scale
             x = torch.maximum(torch.minimum(x, self.center + radius), self.center - radius)
@@ -53,7 +57,19 @@ class Ball:
             change = (x - self.center) / self.bounds.scale
             shrink = (self.epsilon / l2_norm(change).clamp_min(SMALLEST)).clamp_max(1)
             x = self.center + change * shrink * self.bounds.scale
-        return self.bounds.clamp(x)
+        return self._rounded(self.bounds.clamp(x))
+
+    def _rounded(self, x: Tensor) -> Tensor:
+        """x [n, *shape], inside, with whole numbers where an input has them (the center has them there)."""
+        if self.bounds.whole is None:
+            return x
+        change = x - self.center
+        steps = torch.trunc(change)
+        if self.norm == "linf":
+            most = torch.floor((self.epsilon + TOLERANCE) * self.bounds.scale).expand_as(x)
+            steps = torch.maximum(torch.minimum(torch.round(change), most), -most)
+        inside = torch.maximum(torch.minimum(self.center + steps, self.bounds.high.floor()), self.bounds.low.ceil())
+        return torch.where(self.bounds.whole, inside, x)
 
     def step(self, x: Tensor, gradient: Tensor, size: float | Tensor) -> Tensor:
         """The projection of one steepest-ascent step: sign of the gradient for L-inf, its direction for L2.
@@ -63,8 +79,13 @@ class Ball:
             size: in [0, 1] units; a number, or [n, 1, ...] for a size per record.
         """
         gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
+        if self.bounds.held is not None:
+            gradient = gradient.masked_fill(self.bounds.held, 0)
         if self.norm == "linf":
-            return self.project(x + size * self.bounds.scale * gradient.sign())
+            length = size * self.bounds.scale
+            if self.bounds.whole is not None:  # a shorter step would be rounded away
+                length = torch.where(self.bounds.whole, torch.clamp_min(length, 1), length)
+            return self.project(x + length * gradient.sign())
         gradient = gradient * self.bounds.scale  # the gradient with respect to the input in [0, 1] units
         gradient = gradient / largest(gradient).clamp_min(SMALLEST)  # squares of tiny gradients underflow in float32
         direction = gradient / l2_norm(gradient).clamp_min(SMALLEST)
@@ -75,16 +96,25 @@ class Ball:
         if self.norm == "linf":
             return self.project(self.center + (2 * noise - 1) * self.epsilon * self.bounds.scale)
         gaussian = torch.special.ndtri(noise.clamp(1e-6, 1 - 1e-6))
+        if self.bounds.held is not None:
+            gaussian = gaussian.masked_fill(self.bounds.held, 0)
         direction = gaussian / l2_norm(gaussian).clamp_min(SMALLEST)
         return self.project(self.center + direction * self.epsilon * self.bounds.scale)
 
     def contains(self, x: Tensor) -> Tensor:
-        """bool [n]: whether `x` is finite, within the bounds and within epsilon, up to `tolerance`."""
+        """bool [n]: whether `x` is finite, within the bounds and within epsilon, up to `tolerance`; what is held equals
+        the record's to the bit, and whole numbers are whole.
+        """
         change = (x - self.center) / self.bounds.scale
         distance = largest(change) if self.norm == "linf" else l2_norm(change)
         outside = ((x - self.bounds.clamp(x)) / self.bounds.scale).abs()
         # NaN compares false, so a non-finite input is outside
-        return (distance.flatten() <= self.epsilon + self.tolerance) & (outside.flatten(1) <= TOLERANCE).all(1)
+        inside = (distance.flatten() <= self.epsilon + self.tolerance) & (outside.flatten(1) <= TOLERANCE).all(1)
+        if self.bounds.held is not None:
+            inside &= ((x == self.center) | ~self.bounds.held).flatten(1).all(1)
+        if self.bounds.whole is not None:
+            inside &= ((x == x.round()) | ~self.bounds.whole).flatten(1).all(1)
+        return inside
 
     @property
     def tolerance(self) -> float:

@@ -1,14 +1,19 @@
 """Inputs that are no pixels: one-hot blocks and token ids, which a ball of radius epsilon means nothing for.
 
 A change of .1 in a one-hot block or in a token id is no input that anybody could send, so robust accuracy in pixels
-would be a figure about nothing. Both are visible in the data and in the model's gradients.
+would be a figure about nothing. What is declared is held (`Bounds.held`), and the attack changes the rest. What is not
+declared is visible in the data and in the model's gradients, and is named.
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from ...targets.data.structure import Structure
 from ...targets.model import device_of
 from ..access import Ledger
 from ..case import Case
@@ -20,28 +25,78 @@ ASKED = 32  # records whose gradients are looked at
 LEAST_SHARE = 0.5  # of the records that an incomplete block must say something of
 EXPECTED_OVERLAPS = 10  # records in which unrelated columns like those of a block would both be at their upper value
 FRACTION = 0.4  # added to whole numbers: a look-up truncates or rounds it away
-CURE = (
-    "Robust accuracy in pixels says nothing there. Leave evasion out of `attacks`, and judge by a policy that does not "
-    "limit robust_accuracy."
+INSTEAD = "Leave evasion out of `attacks`, and judge by a policy that does not limit robust_accuracy."
+TOKENS = (
+    "Membership and extraction are measured on them. To test what other words do, exchange whole tokens by a tool made "
+    "for text (TextAttack, for instance)."
 )
 
 
 def not_pixels(case: Case) -> str | None:
-    """Why a ball around these inputs makes no sense, in two sentences; None where it may."""
-    x = torch.cat([case.evaluation.x, case.attacker.x])[:MOST_RECORDS]
+    """Why a ball around these inputs makes no sense, in a few sentences; None where it may."""
+    structure, shape = case.structure, tuple(case.evaluation.x.shape[1:])
+    if structure.tokens:
+        why = "the inputs are token ids, and a neighbouring id means another thing"
+        return f"not applicable: {why}. {TOKENS} {INSTEAD}"
+    held = structure.held_in(shape)
+    if held is not None and bool(held.all()):
+        return (
+            f"not applicable: all {held.numel()} features of a record are declared immutable, one-hot or codes of "
+            f"categories, and within epsilon no category can change, so that nothing is left to change. {INSTEAD}"
+        )
+    x = _looked_at(case)
     if len(x) < LEAST_RECORDS:
         return None
-    found = one_hot(x)
+    found = one_hot(_without(x, held))
     if found is not None:
-        return f"not applicable: {found} (one-hot categories), and an input between two categories is none. {CURE}"
+        blocks = one_hot_blocks(_without(x, held)) if x.dim() == 2 else []
+        declare = f"Declare them as `one_hot: [{', '.join(f'[{first}-{last}]' for first, last in blocks)}]` in `data`, "
+        declare += "and evasion changes the other columns only."
+        return (
+            f"not applicable: {found} (one-hot categories), and an input between two categories is none. "
+            f"{declare if blocks else INSTEAD}"
+        )
     keys = looked_up(case, x)
     if keys.any():
-        where = "the inputs are" if bool(keys.all()) else f"{int(keys.sum())} of {keys.numel()} inputs of a record are"
+        every = bool(keys.all())
+        where = "the inputs are" if every else f"{int(keys.sum())} of {keys.numel()} inputs of a record are"
+        columns = ", ".join(f"{at}: codes" for at in keys.nonzero().flatten().tolist()) if keys.dim() == 1 else ""
+        declare = f"Declare them as `categorical: {{{columns}}}` in `data`, and evasion changes the other columns only."
+        if every or not columns:
+            declare = f"Say `tokens: true` in `data` if that is so. {TOKENS} {INSTEAD}"
         return (
             f"not applicable: {where} whole numbers from {x[:, keys].min():g} to {x[:, keys].max():g} that the model "
-            f"looks up (token ids, codes of categories), and a neighbouring number means another thing. {CURE}"
+            f"looks up (token ids, codes of categories), and a neighbouring number means another thing. {declare}"
         )
     return None
+
+
+def known_structure(case: Case) -> Structure:
+    """What is declared, and what else is visible: the blocks of a table, ids that the model looks up."""
+    structure, x = case.structure, _looked_at(case)
+    if structure.tokens or len(x) < LEAST_RECORDS:
+        return structure
+    held = structure.held_in(tuple(x.shape[1:]))
+    keys = looked_up(case, x)
+    if bool(keys.all()):
+        return replace(structure, tokens=True)
+    if x.dim() != 2:
+        return structure
+    blocks = tuple(tuple(range(first, last + 1)) for first, last in one_hot_blocks(_without(x, held)))
+    codes = sorted({*structure.codes, *keys.nonzero().flatten().tolist()})
+    return replace(structure, one_hot=(*structure.one_hot, *blocks), codes=tuple(codes))
+
+
+def _looked_at(case: Case) -> Tensor:
+    return torch.cat([case.evaluation.x, case.attacker.x])[:MOST_RECORDS]
+
+
+def _without(x: Tensor, held: Tensor | None) -> Tensor:
+    """x with values in the held places that look like no category."""
+    if held is None:
+        return x
+    numbers = torch.arange(len(x), dtype=x.dtype, device=x.device).view(-1, *[1] * (x.dim() - 1))
+    return torch.where(held.to(x.device), numbers + math.pi, x)
 
 
 def one_hot(x: Tensor) -> str | None:
@@ -117,9 +172,13 @@ def looked_up(case: Case, x: Tensor) -> Tensor:
 
     Args:
         x: the records, float32 [n, *shape].
+
+    Places that are declared are not among them.
     """
     low, high = x.amin(0), x.amax(0)
     whole = (x == x.round()).all(0) & (high - low > 1)  # 0 and 1 are no vocabulary
+    held = case.structure.held_in(tuple(x.shape[1:]))
+    whole = whole if held is None else whole & ~held.to(x.device)
     if not whole.any():
         return whole
     module = next((one for one in (case.twin, case.native, case.parent) if one is not None), None)

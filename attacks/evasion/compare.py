@@ -7,7 +7,7 @@ of the two and asked of the other. What one side alone faced is in its own figur
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from ..preparation import Ran, Results
 from ..statistics.rates import percent
 from . import trust
 from .parameters import EvasionParameters
-from .preparations import Radius, ReplayedBothWays, RoomToFall, radii_of
+from .preparations import RadiusProbe, ReplayedBothWays, RoomToFall, radii_of
 
 REPLAYED = "transfer from its candidates"  # as a dense model faces it; no part can be labelled so
 BOTH_WAYS = "transfer both ways"  # as a change counts it
@@ -90,9 +90,11 @@ def found_on(results: Results, name: str, attack: EvasionParameters, against: st
 
 def chosen_radius(results: Results, attack: EvasionParameters) -> dict[str, Any] | None:
     """The fields of `radius.Radius` that was chosen for the attack; None where it names its own, or none could be."""
+    if attack.radius is not None:
+        return asdict(attack.radius)
     if not attack.automatic:
         return None
-    chosen = results.prepared(Radius(attack.norm, results.scope.reference.name))
+    chosen = results.prepared(RadiusProbe(attack.norm, results.scope.reference.name))
     return None if chosen is None else dict(chosen.document["radius"])
 
 
@@ -100,13 +102,13 @@ def resolve_radius(results: Results, attack: EvasionParameters) -> EvasionParame
     """The attack with the radius that was chosen for it; None where none could be."""
     if not attack.automatic:
         return attack
-    chosen = results.prepared(Radius(attack.norm, results.scope.reference.name))
+    chosen = results.prepared(RadiusProbe(attack.norm, results.scope.reference.name))
     return None if chosen is None else attack.at(*radii_of(chosen))
 
 
 def _replay(results: Results, attack: EvasionParameters, candidate: str, baseline: str) -> Any:
     scope = results.scope
-    return results.prepared(ReplayedBothWays(scope.label, candidate, baseline, attack.radii(scope), attack.records))
+    return results.prepared(ReplayedBothWays(scope.label, candidate, baseline, attack.radii(scope), attack.count))
 
 
 def _flags_with_replays(

@@ -25,6 +25,7 @@ from ...targets.seeds import derive, uniform
 from ...targets.technique import Registry, Technique
 from ..access import Access, Ledger
 from ..case import Case
+from ..effort import Effort
 from .ball import Ball, Norm, per_record
 from .slopes import SlopesPastClips
 
@@ -329,6 +330,11 @@ class Perturber(Technique):
     @abstractmethod
     def access(self) -> Access:
         """What this perturber needs to see of the deployed model."""
+
+    @property
+    def effort(self) -> Effort:
+        """About what one record costs at one epsilon, if it withstands."""
+        return Effort(answers=1)
 
     def why_not(self, case: Case) -> str | None:
         """The reason why it cannot run on this case; None when it can."""

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
+from typing import Self
 
 import torch
 
 from ...targets.errors import InputError, NotApplicable
 from ...targets.seeds import derive
-from ..attack import ATTACKS, Run
+from ..attack import ATTACKS, Round, Run
 from ..case import Case, Evidence
 from ..measurement import Measurement
-from ..preparation import Audited, Inputs, Need, Ran, Results, Scope
+from ..preparation import Audited, Inputs, Need, Preparation, Prepared, Ran, Results, Scope
 from ..statistics.power import unseen_loss
+from ..statistics.sequential import looks
 from .ball import whole_range
 from .case import EvasionInputs, prepared_for
 from .categories import not_pixels
 from .engine import Perturber
 from .evasion_run import EvasionRun, attack_by
+from .fitness import seen_unfit
 from .gradient.pgd import GradientPerturber
 from .measure import WITHOUT_DRAW, measure_evasion
 from .parameters import EvasionParameters
-from .preparations import CraftedOnParent, Radii, ReplayedBothWays, RoomToFall
+from .preparations import CraftedOnParent, Radii, RadiusProbe, ReplayedBothWays, RoomToFall
 from .radius import choose
+
+LEAST_RECORDS = 200  # fewer decide nothing but the plainest case
 
 
 @ATTACKS.register
@@ -44,6 +51,9 @@ class Evasion(EvasionParameters):
     without ever giving a gradient).
     """
 
+    def unfit(self, scope: Scope) -> str | None:
+        return seen_unfit(scope)
+
     def runs(self, model: Audited, scope: Scope) -> tuple[Run, ...]:
         """The attack itself; every draw of a random recipe, by gradients at the gate; and without the shipped draw.
 
@@ -52,24 +62,56 @@ class Evasion(EvasionParameters):
         radii = self.radii(scope)
         crafted = None
         if model.parent is not None and not model.is_dense:
-            crafted = CraftedOnParent(model.parent.name, radii, self.records)
+            crafted = CraftedOnParent(model.parent.name, radii, self.count)
         needs = (*radii.needs, *([] if crafted is None else [crafted]))
-        whole = Run(needs=needs, prepare=partial(_inputs, radii, crafted))
+        whole = Run(needs=needs, prepare=partial(_inputs, radii, crafted), effort=self.effort)
         if not model.draws:
             return (whole,)
         parts = [part for part in self.parts if isinstance(part, GradientPerturber)]
         gradients = self.model_copy(update={"parts": tuple(part.model_copy(update={"at": "gate"}) for part in parts)})
         draws = [
-            Run(f"draw-{draw}", attack=gradients, needs=radii.needs, prepare=partial(_inputs, radii, None), draw=draw)
+            Run(
+                f"draw-{draw}",
+                attack=gradients,
+                needs=radii.needs,
+                prepare=partial(_inputs, radii, None),
+                draw=draw,
+                effort=gradients.effort,
+            )
             for draw in range(len(model.draws) + 1)
         ]
-        return (whole, *draws, Run(WITHOUT_DRAW, needs=needs, prepare=whole.prepare, without_draw=True))
+        return (whole, *draws, replace(whole, detail=WITHOUT_DRAW, without_draw=True))
+
+    def rounds(self, scope: Scope) -> tuple[Round, ...]:
+        if self.records != "auto":
+            return (Round(self, self.records),)
+        counts = looks(min(self.most_records, len(scope.data.evaluation_ids)))
+        return tuple(Round(self.model_copy(update={"records": count}), count) for count in counts)
+
+    def sharing(self) -> Self:
+        return self.model_copy(update={"records": "auto", "most_records": LEAST_RECORDS})
+
+    def smaller(self) -> Self | None:
+        if self.records != "auto" or self.most_records <= LEAST_RECORDS:
+            return None
+        return self.model_copy(update={"most_records": max(LEAST_RECORDS, self.most_records // 2)})
+
+    def probes(self, scope: Scope) -> tuple[Preparation, ...]:
+        return self.radii(scope).needs
+
+    def settled(self, found: Mapping[Preparation, Prepared]) -> Self:
+        chosen = [
+            result.document["radius"]
+            for probe, result in found.items()
+            if isinstance(probe, RadiusProbe) and probe.norm == self.norm
+        ]
+        return self.with_radius(chosen[0]) if self.automatic and chosen else self
 
     def reads(self, model: Audited, scope: Scope) -> tuple[Need, ...]:
         radii = self.radii(scope)
 
         def replay(candidate: str, baseline: str) -> ReplayedBothWays:
-            return ReplayedBothWays(scope.label, candidate, baseline, radii, self.records)
+            return ReplayedBothWays(scope.label, candidate, baseline, radii, self.count)
 
         found: list[Need] = [Ran(model.name, run.detail) for run in self.runs(model, scope)]
         found += [Ran(name) for name in model.baselines]
@@ -86,7 +128,8 @@ class Evasion(EvasionParameters):
         return measure_evasion(self, results)
 
     def power(self, scope: Scope) -> list[str]:
-        records = min(self.records, len(scope.data.evaluation_ids))
+        most = self.most_records if self.records == "auto" else self.records
+        records = min(most, len(scope.data.evaluation_ids))
         return [f"Evasion: {unseen_loss('a loss of robust accuracy', records)}."]
 
     def limits(self, scope: Scope) -> list[str]:

@@ -72,7 +72,7 @@ class EvasionRun:
 
     @classmethod
     def of(cls, attack: EvasionParameters, case: Case, parts: Sequence[Perturber]) -> EvasionRun:
-        count = min(attack.records, len(case.evaluation))
+        count = min(attack.count, len(case.evaluation))
         module = case.twin if case.twin is not None else case.native
         device = case.evaluation.x.device if module is None else device_of(module, case.evaluation.x.device)
         records = Records(case.evaluation.x[:count], case.evaluation.y[:count]).to(device)
@@ -252,6 +252,7 @@ def _flag(
     if not run.case.twin_agrees:
         result.flags.add(Flag.TWIN_DISAGREES)
     own = isinstance(part, GradientPerturber)  # what ART's classes do without a limit says nothing about gradients
+    own &= run.case.bounds.held is None  # what is held may well decide the class
     if own and Flag.NO_GRADIENT not in result.flags and _unbounded_fails(result, run, seed):
         result.flags.add(Flag.UNBOUNDED_FAILS)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ...targets.data.data import Data
 from ..access import Access
 from ..measurement import NOTHING_RAN, Auc, Bools, MeasuredPart, Measurement, Rate, ThreatModel
 from ..preparation import Ran, Results
@@ -76,7 +77,7 @@ def _worst_case(
         ROBUST_ACCURACY,
         "worst case per record over " + ", ".join(part.name for part in parts if part.outcome is not None),
         Rate(found.robust),
-        _threat(found),
+        _threat(found, data),
         setting=setting,
         chosen=_radius_words(results, attack),
         available=len(data.evaluation_ids),
@@ -95,7 +96,7 @@ def _part(found: Found, part: str, flags: tuple[str, ...], *, counted: bool = Tr
     return MeasuredPart(part, outcome, flags, found.evidence.skipped.get(part), counted=counted)
 
 
-def _threat(found: Found) -> ThreatModel:
+def _threat(found: Found, data: Data) -> ThreatModel:
     """The attacker of the parts that ran, not of what the model would have allowed."""
     order = [Access.WHITE_BOX, Access.SCORES, Access.LABELS]
     used = {Access(value) for value in found.summary["part_access"].values()}
@@ -109,7 +110,9 @@ def _threat(found: Found) -> ThreatModel:
     if found.replayed is not None:
         parent = " and the candidates made from this model"
     norm = "L-inf" if found.attack.norm == "linf" else "L2"
-    return ThreatModel(access, f"has {has}{parent}", f"{norm} epsilon {found.attack.gate:.4g} of the input's range")
+    budget = f"{norm} epsilon {found.attack.gate:.4g} of the input's range"
+    limits = data.structure.words(data.evaluation.x[0].numel())
+    return ThreatModel(access, f"has {has}{parent}", f"{budget}; {limits}" if limits else budget)
 
 
 def _notes(results: Results, found: Found) -> list[str]:
@@ -117,6 +120,11 @@ def _notes(results: Results, found: Found) -> list[str]:
     no_twin = results.without_twin(results.model.name)
     if no_twin is not None:
         notes.append(f"No white-box attack: {no_twin}")
+    if results.scope.data.structure.held:
+        notes.append(
+            "Within epsilon no category can change, so they and what is declared immutable stay as they are: an "
+            "attacker who can send another category may do more."
+        )
     n = len(found.robust)
     for part, count in found.summary["without_gradient"].items():
         notes.append(
@@ -157,7 +165,7 @@ def _without_draw(results: Results, attack: EvasionParameters, setting: dict[str
         ROBUST_ACCURACY,
         "worst case for an attacker without the shipped draw (expectation over the other draws)",
         None if found is None else Rate(found.robust),
-        NOTHING_RAN if found is None else _threat(found),
+        NOTHING_RAN if found is None else _threat(found, results.scope.data),
         reason=results.why(ran) if found is None else None,
         detail=WITHOUT_DRAW,
         run=WITHOUT_DRAW,

@@ -6,11 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, PositiveInt, SerializeAsAny, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt, SerializeAsAny, TypeAdapter, field_validator, model_validator
 
 from ...targets.errors import InputError
 from ...targets.technique import Registry
 from ..attack import Attack
+from ..effort import Effort
 from ..preparation import Scope
 from ..risk import Metric, Risk
 from .ball import Norm
@@ -20,7 +21,7 @@ from .engine import PERTURBERS, Perturber
 from .gradient.apgd import Apgd
 from .gradient.pgd import Pgd
 from .preparations import Radii
-from .radius import curve
+from .radius import CURVE, Radius, curve
 from .risk import EVASION, ROBUST_ACCURACY
 
 
@@ -45,6 +46,9 @@ DEFAULT_PARTS: tuple[Perturber, ...] = (
 )
 
 
+DIRECT_RECORDS = 300  # attacked with `records: auto` where nobody decides when it is enough
+
+
 class EvasionParameters(Attack):
     """The fields of the evasion attack, and what follows from them alone."""
 
@@ -63,7 +67,15 @@ class EvasionParameters(Attack):
     gate_epsilon: float | None = Field(
         None, description="which of `epsilons` the policy judges; .1, or the largest if that is none of them"
     )
-    records: PositiveInt = Field(300, description="how many of the evaluation records are attacked, at most")
+    records: PositiveInt | Literal["auto"] = Field(
+        "auto",
+        description="how many of the evaluation records are attacked, at most; auto: 200, 400, ... in rounds until "
+        "the gates are decided, and 300 where nobody decides (outside of an audit)",
+    )
+    most_records: PositiveInt = Field(1600, description="with records auto: where the rounds end at the latest")
+    radius: Radius | None = Field(
+        None, description="what a probe chose, as a resolved plan holds it; it stands in place of epsilon"
+    )
     parts: tuple[Part, ...] = Field(DEFAULT_PARTS, description="the attackers the worst case is over")
 
     @field_validator("epsilons")
@@ -79,6 +91,19 @@ class EvasionParameters(Attack):
         """A single `epsilon` stands for its curve; `epsilons` without a gate are judged at .1 or at the largest."""
         if not isinstance(raw, Mapping):
             return raw
+        if raw.get("radius") is not None:
+            chosen = (
+                raw["radius"]
+                if isinstance(raw["radius"], Radius)
+                else TypeAdapter(Radius).validate_python(raw["radius"])
+            )
+            return {
+                **raw,
+                "radius": chosen,
+                "epsilon": None,
+                "epsilons": chosen.epsilons,
+                "gate_epsilon": chosen.epsilon,
+            }
         epsilon, epsilons, gate = _number(raw.get("epsilon")), raw.get("epsilons"), _number(raw.get("gate_epsilon"))
         if epsilons is not None and not isinstance(epsilons, list | tuple):
             return raw
@@ -120,6 +145,21 @@ class EvasionParameters(Attack):
         return self
 
     @property
+    def count(self) -> int:
+        """How many records are attacked, at most."""
+        return DIRECT_RECORDS if self.records == "auto" else self.records
+
+    @property
+    def effort(self) -> Effort:
+        """Of one run; about half of the records are let go early."""
+        answers = gradients = 0.0
+        for part in self.parts:
+            radii = 1 if part.at == "gate" else len(self.epsilons) or len(CURVE)
+            answers += 0.5 * radii * part.effort.answers
+            gradients += 0.5 * radii * part.effort.gradients
+        return Effort(answers * self.count, gradients * self.count, seconds=1.0)
+
+    @property
     def automatic(self) -> bool:
         """Whether the radius is still to be chosen (`at`)."""
         return self.epsilon == "auto"
@@ -133,6 +173,11 @@ class EvasionParameters(Attack):
     def at(self, epsilon: float, epsilons: tuple[float, ...]) -> Self:
         """The same attack at these radii, judged at the first argument."""
         return self.model_copy(update={"epsilon": None, "epsilons": epsilons, "gate_epsilon": epsilon})
+
+    def with_radius(self, chosen: Mapping[str, Any]) -> Self:
+        """The same attack at a radius that a probe chose: the fields of `Radius`."""
+        radius = TypeAdapter(Radius).validate_python(dict(chosen))
+        return self.at(radius.epsilon, radius.epsilons).model_copy(update={"radius": radius})
 
     def radii(self, scope: Scope) -> Radii:
         """Its epsilons, or where they come from."""

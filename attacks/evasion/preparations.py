@@ -11,6 +11,7 @@ import torch
 from ...targets.errors import NotApplicable
 from ...targets.seeds import derive
 from ..case import Case
+from ..effort import Effort
 from ..preparation import Deployed, Inputs, Need, Preparation, Prepared, Ran, Weights
 from .ball import Ball, Norm
 from .black_box.transfer import replayed
@@ -18,9 +19,11 @@ from .categories import not_pixels
 from .gradient.pgd import craft
 from .radius import LEAST, choose
 
+CRAFT_STEPS = 40  # of `craft`
+
 
 @dataclass(frozen=True)
-class Radius(Preparation):
+class RadiusProbe(Preparation):
     """The epsilon that the reference model's own curve asks for.
 
     Document: `radius`, the fields of `radius.Radius`.
@@ -72,8 +75,8 @@ class Radii:
     reference: str
 
     @property
-    def needs(self) -> tuple[Radius, ...]:
-        return (Radius(self.norm, self.reference),) if self.gate is None else ()
+    def needs(self) -> tuple[RadiusProbe, ...]:
+        return (RadiusProbe(self.norm, self.reference),) if self.gate is None else ()
 
     def resolved(self, inputs: Inputs) -> tuple[float, tuple[float, ...]]:
         """The gate's epsilon, and all of them."""
@@ -107,7 +110,15 @@ class CraftedOnParent(Preparation):
 
     @property
     def identity(self) -> Any:
-        return [self.radii.norm, self.radii.epsilons, self.records]
+        return [*self.sharing, self.records]
+
+    @property
+    def sharing(self) -> Any:
+        return [self.radii.norm, self.radii.epsilons]
+
+    @property
+    def effort(self) -> Effort:
+        return Effort(gradients=CRAFT_STEPS * len(self.radii.epsilons) * self.records)
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -148,7 +159,15 @@ class ReplayedBothWays(Preparation):
 
     @property
     def identity(self) -> Any:
-        return ["replay", self.radii.norm, self.radii.gate, self.records]
+        return [*self.sharing, self.records]
+
+    @property
+    def sharing(self) -> Any:
+        return ["replay", self.radii.norm, self.radii.gate]
+
+    @property
+    def effort(self) -> Effort:
+        return Effort(gradients=CRAFT_STEPS * self.records, answers=2 * self.records)
 
     @property
     def _crafted(self) -> CraftedOnParent:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...targets.data.records import Records
+from ...targets.data.structure import PLAIN, Structure
 from ...targets.errors import NotApplicable
 from ...targets.model import TorchTarget, device_of
 from ...targets.seeds import derive, generator
@@ -25,13 +27,16 @@ from ...training.networks import Mlp, ResidualCnn
 from ..access import Ledger
 from ..attack import ATTACKS, Attack
 from ..case import Case, Evidence
+from ..effort import Effort
 from ..evasion.blocks import kept_at_cost
+from ..evasion.categories import known_structure
 from ..evasion.gradient.pgd import craft
 from ..measurement import Measurement
 from ..preparation import Results, Scope
 from ..risk import Metric, Risk
 from .copying import Lesson, Tutor
 from .measure import measure_extraction
+from .mixing import mixed
 from .risk import EXTRACTION, FIDELITY
 
 Answers = Literal["scores", "labels"]
@@ -43,18 +48,18 @@ UNQUERIED = "without-queries"  # the copy that shows what the queries bought
 class Extraction(Attack):
     """Trains a copy of the model from its answers to chosen queries (Tramèr et al. 2016; Orekondy et al. 2019).
 
-    The attacker asks for the records it owns and, beyond them, for mixes of two of them. It knows the architecture of
-    the uncompressed model when that is at hand, and trains a built-in one otherwise, or where that learns the answers
-    it held out better (`copying.copy_of`). A copy from more queries goes on from the one from fewer. A copy is judged
-    by its fidelity (it gives the deployed model's label), its accuracy, and by whether adversarial examples crafted on
-    it fool the deployed model. A copy trained on the attacker's own labels, without a query, shows what the queries
-    bought. Each copy is kept as it is finished (`targets.steps.kept`).
+    The attacker asks for the records it owns and, beyond them, for mixes of two of them (`mixing.mixed`). It knows the
+    architecture of the uncompressed model when that is at hand, and trains a built-in one otherwise, or where that
+    learns the answers it held out better (`Tutor.better`). A copy from more queries goes on from the one from fewer.
+    A copy is judged by its fidelity (it gives the deployed model's label), its accuracy, and by whether adversarial
+    examples crafted on it fool the deployed model. A copy trained on the attacker's own labels, without a query, shows
+    what the queries bought. Each copy is kept as it is finished (`targets.steps.kept`).
 
     Evidence on all evaluation records, n of them; C is `<answers>/<budget>` or `without-queries`:
         `ids` int64 [n]; `target_correct` bool [n]; `agrees/C` and `copy_correct/C` bool [n], the copy's label against
         the deployed model's and the true one; `transfer/C` bool [m], for the largest budget of each sort of answers:
         the deployed model misclassifies the copy's adversarial example of evaluation record 0 .. m - 1, or the record
-        itself (clean errors count, as in robust accuracy).
+        itself (clean errors count, as in robust accuracy); not for token ids.
     Summary: `copies` (every C in order), `budgets`, `queries` (spent on each copy), `fidelity` and `copy accuracy` by
     copy, `fidelity without queries`, `transfer` by copy, `architecture known`, `built-in architecture` (the copies for
     which that was better than the known one), `records owned`, `judging queries` (asked to judge the copies; no
@@ -98,6 +103,16 @@ class Extraction(Attack):
             return self.label_budgets or self.budgets[-1:]
         return self.budgets
 
+    @property
+    def effort(self) -> Effort:
+        """Two rounds for each copy, and as many again of the last one; judging is little beside them."""
+        sizes = [budget for answers in self.answers for budget in self.budgets_of(answers)]
+        crafted = len(self.answers) * self.transfer_records * (1 + self.transfer_steps)
+        batch, passes = self.training.batch_size, 0
+        for size in (*sizes, max(sizes), max(sizes)):
+            passes += 2 * max(self.training.epochs * size, self.least_steps * min(batch, size))
+        return Effort(answers=max(sizes) + 2 * self.transfer_records, gradients=passes + crafted)
+
     def measure(self, results: Results) -> list[Measurement]:
         return measure_extraction(results, max(self.budgets), self.transfer_epsilon)
 
@@ -115,7 +130,8 @@ class Extraction(Attack):
         builtin, _ = surrogate_architecture(None, case.evaluation, case.classes)
 
         most = max(budget for answers in self.answers for budget in self.budgets_of(answers))
-        x = choose_queries(case.attacker, most, seed=seed)
+        structure = known_structure(case)
+        x = choose_queries(case.attacker, most, seed=seed, structure=structure)
         logits = case.deployed.logits(x)
         ledger.queries += len(x)
         if not torch.isfinite(logits).all():
@@ -149,13 +165,15 @@ class Extraction(Attack):
         owned = Records(x, choose_labels(case.attacker, most, seed=seed)).take(
             torch.arange(min(most, len(case.attacker)))
         )
-        truth = Lesson(owned.to(device), F.one_hot(owned.y, case.classes).float(), cross_entropy(self.training))
+        owned = owned.to(device)
+        truth = Lesson(owned, F.one_hot(owned.y, logits.shape[1]).float(), cross_entropy(self.training))
         start = fresh(architecture, UNQUERIED)
         train = partial(self._copy, start, None, truth, derive(seed, "train", UNQUERIED))
         copies[UNQUERIED] = with_state(start, kept_at_cost(f"copy/{UNQUERIED}", ledger, train), "copy")
         spent[UNQUERIED] = 0
 
-        arrays, judging = self._judge(case, copies, ledger, seed=seed)
+        held = structure.held_in(tuple(x.shape[1:]))
+        arrays, judging = self._judge(replace(case, bounds=replace(case.bounds, held=held)), copies, ledger, seed=seed)
         fidelity = {name: float(arrays[f"agrees/{name}"].mean()) for name in copies}
         summary: dict[str, Any] = {
             "copies": list(copies),
@@ -201,7 +219,8 @@ class Extraction(Attack):
             arrays[f"agrees/{name}"] = (labels == truth).cpu().numpy()
             arrays[f"copy_correct/{name}"] = (labels == evaluation.y).cpu().numpy()
         attacked = evaluation.take(torch.arange(min(self.transfer_records, len(evaluation))))
-        for answers in self.answers:
+        held = case.bounds.held
+        for answers in () if held is not None and bool(held.all()) else self.answers:  # no epsilon changes an id
             name = f"{answers}/{self.budgets_of(answers)[-1]}"
             epsilon = self.transfer_epsilon
             crafted = craft(
@@ -235,13 +254,12 @@ def _own_order(attacker: Records, seed: int) -> Tensor:
     return torch.randperm(len(attacker), generator=generator(seed, "own records")).to(attacker.y.device)
 
 
-def choose_queries(attacker: Records, count: int, *, seed: int) -> Tensor:
+def choose_queries(attacker: Records, count: int, *, seed: int, structure: Structure = PLAIN) -> Tensor:
     """What is asked: the attacker's records in random order, then mixes of two of them; a smaller budget is a prefix.
-
-    A mix is convex, so it stays within the bounds.
 
     Args:
         count: queries to choose.
+        structure: of the records; a mix is one as well.
 
     Returns:
         float32 [count, *shape].
@@ -253,8 +271,8 @@ def choose_queries(attacker: Records, count: int, *, seed: int) -> Tensor:
     chance = torch.rand(more, 3, generator=generator(seed, "mixes"), dtype=torch.float64).to(x.device)
     first = (chance[:, 0] * len(attacker)).long()
     second = (first + 1 + (chance[:, 1] * (len(attacker) - 1)).long()) % len(attacker)  # another one, where there is
-    share = (0.5 + 0.5 * chance[:, 2]).to(x.dtype).view(-1, *[1] * (x.dim() - 1))
-    return torch.cat([x, torch.lerp(attacker.x[second], attacker.x[first], share)])
+    share = 0.5 + 0.5 * chance[:, 2]
+    return torch.cat([x, mixed(attacker.x[first], attacker.x[second], share, structure, seed=seed)])
 
 
 def choose_labels(attacker: Records, count: int, *, seed: int) -> Tensor:

@@ -52,6 +52,9 @@ class Membership(Attack):
     metrics: ClassVar[tuple[Metric, ...]] = (TPR, AUC)
     access: ClassVar[Access] = Access.SCORES
 
+    def unfit(self, scope: Scope) -> str | None:
+        return "no training records" if scope.data.members is None else None
+
     def runs(self, model: Audited, scope: Scope) -> tuple[Run, ...]:
         """The attack with every shadow there is; and on its baselines with no more than it has on this model.
 

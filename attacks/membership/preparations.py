@@ -15,18 +15,20 @@ from torch import nn
 
 from ...compression.recipe import Recipe
 from ...targets.data.data import Data
-from ...targets.errors import failing_as_not_applicable
+from ...targets.errors import NotApplicable, failing_as_not_applicable
 from ...targets.model import frozen_copy
 from ...targets.seeds import derive
+from ...targets.steps import kept, pulse
 from ...targets.technique import Technique
+from ...training.architecture import Architecture
+from ...training.trainer import Trainer
 from ..attack import Run
+from ..effort import FINE_TUNING, HARDENING, Effort
 from ..preparation import Audited, Inputs, Need, Preparation, Prepared, Scope, Trained
 from .blind import blind_scores
 from .case import MembershipCase, ShadowSignals
 from .population import PopulationPlan, plan_population
 from .signals import shadow_signals
-
-CHUNK = 16  # shadows trained together: one stack; small enough to resume from, and to share between two workers
 
 
 def population_of(scope: Scope) -> PopulationPlan:
@@ -37,6 +39,15 @@ def population_of(scope: Scope) -> PopulationPlan:
 @lru_cache(maxsize=1)  # it copies all records that shadows are trained on
 def _population(data: Data, shadows: int, seed: int) -> PopulationPlan:
     return plan_population(data, shadows, seed=seed)
+
+
+@lru_cache(maxsize=32)  # it builds the model
+def side_by_side(trainer: Trainer, architecture: Architecture, device: torch.device) -> int:
+    """How many shadows are trained as one piece of work."""
+    try:
+        return trainer.side_by_side(architecture, device)
+    except NotApplicable:  # there is no such model, which the piece of work says
+        return 1
 
 
 def shadow_count(scope: Scope, parent: Trained | None, recipe: Recipe | None) -> int:
@@ -56,11 +67,13 @@ def shadow_counts(model: Audited, scope: Scope) -> tuple[int, int]:
 class ShadowModels(Preparation):
     """The shadow models [first, last) of a parent's population, trained as the parent was.
 
+    They are as many as are trained side by side: one, where they are trained one after the other, so that workers share
+    them and a run that is killed loses one training.
+
     Arrays: `<shadow>/<parameter>`.
     """
 
     phase: ClassVar[str] = "shadows"
-    weight: ClassVar[float] = 20.0
     parent: Trained
     first: int
     last: int
@@ -72,6 +85,10 @@ class ShadowModels(Preparation):
     @property
     def identity(self) -> Any:
         return [self.parent.architecture.name, self.parent.trainer.identity, self.first, self.last]
+
+    @property
+    def effort(self) -> Effort:
+        return Effort(trainings=(self.last - self.first) * (1.0 if self.parent.hardened is None else HARDENING))
 
     @property
     def techniques(self) -> tuple[Technique, ...]:
@@ -96,7 +113,6 @@ class SignalsOfShadows(Preparation):
     """
 
     phase: ClassVar[str] = "signals"
-    weight: ClassVar[float] = 8.0
     parent: Trained
     recipe: Recipe | None
     chunks: tuple[ShadowModels, ...]
@@ -112,6 +128,11 @@ class SignalsOfShadows(Preparation):
         return [self.count]
 
     @property
+    def effort(self) -> Effort:
+        trains = self.recipe is not None and self.recipe.trains
+        return Effort(seconds=0.2 * self.count, trainings=FINE_TUNING * self.count * trains)
+
+    @property
     def techniques(self) -> tuple[Technique, ...]:
         return () if self.recipe is None else (self.recipe,)
 
@@ -125,12 +146,20 @@ class SignalsOfShadows(Preparation):
             for name, array in inputs.prepared(chunk).arrays.items():
                 position, _, parameter = name.partition("/")
                 states.setdefault(int(position), {})[parameter] = array
-        modules = [self._module(states[position], inputs.device) for position in range(self.count)]
+        population, bounds = population_of(inputs.scope), inputs.scope.data.bounds
+
+        def phi(shadow: int) -> dict[str, np.ndarray[Any, Any]]:
+            module = self._module(states[shadow], inputs.device)
+            return {"phi": shadow_signals(population, [module], first=shadow, recipe=self.recipe, bounds=bounds).phi}
+
+        rows = []
         with failing_as_not_applicable("the shadow models cannot be compressed as the candidate was"):
-            answers = shadow_signals(
-                population_of(inputs.scope), modules, recipe=self.recipe, bounds=inputs.scope.data.bounds
-            )
-        return Prepared({"inside": answers.inside, "phi": answers.phi})
+            for shadow in range(self.count):
+                pulse("shadow", shadow, self.count)
+                trains = self.recipe is not None and self.recipe.trains
+                row = kept(f"shadow {shadow}", partial(phi, shadow)) if trains else phi(shadow)
+                rows.append(row["phi"])
+        return Prepared({"inside": population.inside[: self.count], "phi": np.concatenate(rows)})
 
     def _module(self, state: Mapping[str, np.ndarray[Any, Any]], device: torch.device) -> nn.Module:
         module = self.parent.architecture.blank()
@@ -170,7 +199,8 @@ def signals_of(scope: Scope, parent: Trained, recipe: Recipe | None) -> SignalsO
     family = [model for model in scope.models.values() if model.parent is not None and model.parent.name == parent.name]
     most = max(shadow_count(scope, parent, one) for one in [recipe, None, *(model.recipe for model in family)])
     count = shadow_count(scope, parent, recipe)
-    chunks = [ShadowModels(parent, first, min(first + CHUNK, most)) for first in range(0, count, CHUNK)]
+    size = side_by_side(parent.trainer, parent.architecture, torch.device(scope.device))
+    chunks = [ShadowModels(parent, first, min(first + size, most)) for first in range(0, count, size)]
     return SignalsOfShadows(parent, recipe, tuple(chunks), count)
 
 

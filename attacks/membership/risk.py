@@ -12,7 +12,6 @@ TPR = Metric(
     better="lower",
     meaning="Share of training records the attacker names correctly while wrongly accusing at most 1 % of the others. "
     "1 % is no better than guessing.",
-    narrowed_by="more shadow models",
 )
 AUC = Metric(
     name="auc",
@@ -21,7 +20,6 @@ AUC = Metric(
     unit="score",
     better="lower",
     meaning="Chance that a training record looks more like a member than another record does. 0.5 is guessing.",
-    narrowed_by="more shadow models",
 )
 
 MEMBERSHIP = Risk(

@@ -119,19 +119,30 @@ def no_better_than_guessing(correct: Vector, labels: Vector) -> bool:
     """Whether the 95 % interval of the balanced accuracy reaches down to that of a guesser.
 
     The mean of the recalls of the classes that occur: whoever always answers the commonest one gets 1 / classes,
-    however common it is. Recalls enter the variance with one success and one failure more (Laplace), so that a class
-    of few records widens the interval instead of leaving it.
+    however common it is.
 
     Args:
         correct, labels: bool [n] and int64 [n], of every record the accuracy is measured on.
     """
-    sizes = np.bincount(labels).astype(float)
-    hits = np.bincount(labels, weights=np.asarray(correct, dtype=float), minlength=len(sizes))[sizes > 0]
+    rates = [float(np.mean(correct[labels == label])) for label in np.unique(labels)]
+    return float(np.mean(rates)) - smoothed_error(correct, labels) <= 1 / len(rates)
+
+
+def smoothed_error(successes: Vector, classes: Vector, level: float = LEVEL) -> float:
+    """How far a normal interval of the mean of the classes' rates reaches to either side.
+
+    Rates enter the variance with one success and one failure more (Laplace), so that a class of few records widens the
+    interval instead of leaving it.
+
+    Args:
+        successes: bool [n]; classes: int64 [n] from 0.
+    """
+    sizes = np.bincount(classes).astype(float)
+    hits = np.bincount(classes, weights=np.asarray(successes, dtype=float), minlength=len(sizes))[sizes > 0]
     sizes = sizes[sizes > 0]
     smoothed = (hits + 1) / (sizes + 2)
     error = float(np.sqrt((smoothed * (1 - smoothed) / sizes).sum())) / len(sizes)
-    low = float((hits / sizes).mean()) - NormalDist().inv_cdf(0.975) * error
-    return low <= 1 / len(sizes)
+    return NormalDist().inv_cdf((1 + level) / 2) * error
 
 
 def percent(successes: Vector, digits: int = 1) -> str:

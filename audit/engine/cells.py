@@ -28,6 +28,8 @@ class Cell:
             more and less of the same work share them.
         weight: expected effort, above 0: about the CPU seconds it takes, as modelled by whoever adds the cell. It
             orders the work and estimates the time left, nothing else.
+        alone: it measures times or memory of this machine: computed by the process that runs the audit, last, while
+            nothing else is. No other cell needs it.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Cell:
     phase: str = ""
     weight: float = 1.0
     parts: str = ""
+    alone: bool = False
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import parent_process, resource_tracker
+from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
@@ -24,10 +26,12 @@ from typing import Any, NoReturn
 
 from ..writing import writing
 from .cells import Cell
+from .hearing import Step, Tell, nobody
 from .store import Store
 from .work import ONE_THREAD, Attempt, Spawn, Work, attempt, attempt_in_worker
 
 PR_SET_PDEATHSIG = 1
+MESSAGE = 512  # bytes: what every system writes into a pipe whole or not at all
 
 
 class InProcess:
@@ -44,10 +48,10 @@ class InProcess:
 
     def __exit__(self, *_: object) -> None: ...
 
-    def submit(self, cell: Cell, needs: Sequence[str]) -> None:
-        self._ended.append((cell, attempt(self.work, cell, self.store)))
+    def submit(self, cell: Cell, needs: Sequence[str], tell: Tell = nobody) -> None:
+        self._ended.append((cell, attempt(self.work, cell, self.store, tell)))
 
-    def wait(self) -> list[tuple[Cell, Attempt]]:
+    def wait(self, seconds: float | None = None) -> list[tuple[Cell, Attempt]]:
         ended, self._ended = self._ended, []
         return ended
 
@@ -62,9 +66,15 @@ class Processes:
 
     def __init__(self, store: Store, size: int, spawn: Spawn) -> None:
         self.slots, self.log = size, store.private / "workers.log"
-        self._start = (os.getpid(), os.getcwd(), str(store.folder.absolute()), str(self.log.absolute()), spawn)
+        # What workers say of the cells they are at comes through one pipe, each message whole: a worker that is killed
+        # leaves nothing half said in it, and one that finds it full does not wait.
+        self._steps, self._say = _Context().Pipe(duplex=False)
+        os.set_blocking(self._steps.fileno(), False)
+        os.set_blocking(self._say.fileno(), False)
+        place = (os.getpid(), os.getcwd(), str(store.folder.absolute()), str(self.log.absolute()))
+        self._start = (*place, spawn, self._say)
         self._idle: list[_Worker] = []
-        self._busy: dict[Future[Attempt], tuple[Cell, _Worker]] = {}
+        self._busy: dict[Future[Attempt], tuple[Cell, _Worker, Tell]] = {}
 
     def __enter__(self) -> Processes:
         with writing(self.log.parent):  # refused here it is a sentence, in a worker only a death
@@ -76,17 +86,19 @@ class Processes:
         return self
 
     def __exit__(self, *_: object) -> None:
-        workers = [*self._idle, *(worker for _, worker in self._busy.values())]
+        workers = [*self._idle, *(worker for _, worker, _ in self._busy.values())]
         for worker in workers:
             worker.kill()
         for worker in workers:
             worker.exit_code()
+        self._steps.close()
+        self._say.close()
 
-    def submit(self, cell: Cell, needs: Sequence[str]) -> None:
+    def submit(self, cell: Cell, needs: Sequence[str], tell: Tell = nobody) -> None:
         while self._idle:
             worker = self._idle.pop()
             try:
-                self._busy[worker.pool.submit(_compute, cell)] = (cell, worker)
+                self._busy[worker.pool.submit(_compute, cell)] = (cell, worker, tell)
             except BrokenProcessPool:  # it died while it had nothing to do
                 continue
             return
@@ -94,14 +106,27 @@ class Processes:
         self._idle.append(worker)  # known to `__exit__` before its process starts
         future = worker.pool.submit(_compute, cell)
         self._idle.remove(worker)
-        self._busy[future] = (cell, worker)
+        self._busy[future] = (cell, worker, tell)
 
-    def wait(self) -> list[tuple[Cell, Attempt]]:
-        done = wait(self._busy, return_when=FIRST_COMPLETED).done
+    def wait(self, seconds: float | None = None) -> list[tuple[Cell, Attempt]]:
+        done = wait(self._busy, seconds, return_when=FIRST_COMPLETED).done
+        self._pass_on()
         return [self._heard(future) for future in [future for future in self._busy if future in done]]
 
+    def _pass_on(self) -> None:
+        """Tells what the workers said meanwhile, of each cell the last."""
+        said: dict[str, Step] = {}
+        with contextlib.suppress(BlockingIOError):
+            while raw := os.read(self._steps.fileno(), 2**16 // MESSAGE * MESSAGE):
+                for message in range(0, len(raw), MESSAGE):
+                    key, *step = json.loads(raw[message : message + MESSAGE])
+                    said[key] = Step(*step)
+        for cell, _, tell in self._busy.values():
+            if cell.key in said:
+                tell(said[cell.key])
+
     def _heard(self, future: Future[Attempt]) -> tuple[Cell, Attempt]:
-        cell, worker = self._busy.pop(future)
+        cell, worker, _ = self._busy.pop(future)
         try:
             ended = future.result()
         except BrokenProcessPool:
@@ -174,10 +199,10 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 
 # -- a worker process, seen from inside --------------------------------------------------------------------------------
 
-_job: tuple[Spawn, Store] | None = None
+_job: tuple[Spawn, Store, Connection] | None = None
 
 
-def _begin(parent: int, folder: str, out: str, log: str, spawn: Spawn) -> None:
+def _begin(parent: int, folder: str, out: str, log: str, spawn: Spawn, say: Connection) -> None:
     """Makes a worker of this process: it dies with its parent, and what it prints goes into the log."""
     global _job
     _die_with(parent)
@@ -191,13 +216,20 @@ def _begin(parent: int, folder: str, out: str, log: str, spawn: Spawn) -> None:
         os.dup2(opened, descriptor)
         os.close(opened)
     os.chdir(folder)
-    _job = (spawn, Store(Path(out)))
+    _job = (spawn, Store(Path(out)), say)
 
 
 def _compute(cell: Cell) -> Attempt:
     assert _job is not None, "a pool runs its initialiser first"
-    spawn, store = _job
-    return attempt_in_worker(spawn, cell, store)
+    spawn, store, say = _job
+
+    def tell(step: Step) -> None:
+        message = json.dumps([cell.key, step.words, step.share, step.whole]).encode().ljust(MESSAGE)
+        if len(message) == MESSAGE:
+            with contextlib.suppress(OSError):  # the pipe is full: the next second tells more
+                os.write(say.fileno(), message)
+
+    return attempt_in_worker(spawn, cell, store, tell)
 
 
 def _die_with(parent: int) -> None:

@@ -15,7 +15,9 @@ from dataclasses import replace
 from typing import Any
 
 from ...targets.errors import InputError
+from ...targets.steps import Arrays
 from .cells import Cell, DamagedError, Result, pack, unpack
+from .hearing import Tell, nobody
 from .store import Store
 from .work import ONE_THREAD, Attempt, Spawn, attempt_in_worker
 
@@ -87,7 +89,8 @@ class RayCluster:
         there = self._ray.cluster_resources()
         return max(1, int(there.get("GPU", 0) / self.gpus if self.gpus else there.get("CPU", 0)))
 
-    def submit(self, cell: Cell, needs: Sequence[str]) -> None:
+    def submit(self, cell: Cell, needs: Sequence[str], tell: Tell = nobody) -> None:
+        """See `Executor`; a node says nothing of a cell before it ends."""
         for key in needs:
             if key not in self._sent:
                 self._sent[key] = self._ray.put(self.store.parts(key))
@@ -95,8 +98,8 @@ class RayCluster:
         self._busy[reference] = (cell, parts)
         self.store.log("started", cell)
 
-    def wait(self) -> list[tuple[Cell, Attempt]]:
-        done, _ = self._ray.wait(list(self._busy), num_returns=1)
+    def wait(self, seconds: float | None = None) -> list[tuple[Cell, Attempt]]:
+        done, _ = self._ray.wait(list(self._busy), num_returns=1, timeout=seconds)
         return [self._heard(reference) for reference in done]
 
     def _heard(self, reference: Any) -> tuple[Cell, Attempt]:
@@ -142,6 +145,13 @@ class _InMemory:
 
     def put(self, key: str, result: Result) -> None:
         self.parts[key] = pack(result)
+
+    def part(self, owner: str, name: str) -> Arrays | None:
+        """No part is kept: a cell whose node goes away begins anew on another one."""
+
+    def keep(self, owner: str, name: str, arrays: Arrays) -> None: ...
+
+    def drop_parts(self, owner: str) -> None: ...
 
     def log(self, event: str, cell: Cell, **facts: float | str) -> None:
         """The journal is written where the store is."""

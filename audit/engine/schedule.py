@@ -51,9 +51,12 @@ class Schedule:
         self.key_of: dict[str, str] = {}
         self.needs: dict[str, list[str]] = {}  # keys by key, each once
         for cell in self.cells:
-            unknown = [need for need in cell.needs if need not in self.key_of]
+            unknown = [need for need in cell.needs if need not in self.key_of or self.by_key[self.key_of[need]].alone]
             if cell.name in self.key_of or unknown:
-                raise ValueError(f"cell {cell.name!r} is listed twice, or before what it needs: {unknown}")
+                raise ValueError(
+                    f"cell {cell.name!r} is listed twice, or before what it needs, or needs what is computed last: "
+                    f"{unknown}"
+                )
             self.key_of[cell.name] = cell.key
             self.by_key.setdefault(cell.key, cell)
             self.needs.setdefault(cell.key, list(dict.fromkeys(self.key_of[need] for need in cell.needs)))
@@ -75,6 +78,7 @@ class Schedule:
         self._urgency = self._chains()
         self._position = {key: position for position, key in enumerate(self.todo)}
         self._ready: list[tuple[float, int, str]] = []
+        self._alone: list[tuple[float, int, str]] = []  # ready too, and computed when nothing else is
         for key in self.todo:
             self._offer(key)
 
@@ -87,11 +91,17 @@ class Schedule:
 
     def _offer(self, key: str) -> None:
         if not self._missing[key]:
-            heapq.heappush(self._ready, (-self._urgency[key], self._position[key], key))
+            ready = self._alone if self.by_key[key].alone else self._ready
+            heapq.heappush(ready, (-self._urgency[key], self._position[key], key))
 
-    def next(self) -> Cell | None:
-        """A cell whose needs are met, the start of the longest chain first; None when there is none at the moment."""
-        return self.by_key[heapq.heappop(self._ready)[2]] if self._ready else None
+    def next(self, *, alone: bool = False) -> Cell | None:
+        """A cell whose needs are met, the start of the longest chain first; None when there is none at the moment.
+
+        Args:
+            alone: of those that are computed while nothing else is.
+        """
+        ready = self._alone if alone else self._ready
+        return self.by_key[heapq.heappop(ready)[2]] if ready else None
 
     def hear(self, cell: Cell, ended: Attempt) -> None:
         """Takes in how an attempt at a cell ended.
@@ -99,6 +109,8 @@ class Schedule:
         Raises:
             CrushproofError: it ended with an error for the user.
         """
+        for note in ended.notes:
+            self.progress.note(note)
         match ended.event:
             case "finished":
                 self._finish(cell, ended.seconds)
@@ -144,7 +156,9 @@ class Schedule:
         self.store.keep_failure(cell, trace)
         self.progress.end(cell, 0.0)
         self.progress.note(f"{cell.name} failed: {why}")
-        for key in self._behind(cell.key):
+        behind = self._behind(cell.key)
+        self.progress.drop([self.by_key[key] for key in behind])
+        for key in behind:
             self.skipped.setdefault(key, cell.name)
 
     def _leave(self, cell: Cell, why: str) -> None:
@@ -153,7 +167,9 @@ class Schedule:
         self.progress.end(cell, 0.0)
         if why not in self.unavailable.values():
             self.progress.note(f"{cell.name} is left to a later run: {why}")
-        for key in (cell.key, *self._behind(cell.key)):
+        behind = self._behind(cell.key)
+        self.progress.drop([self.by_key[key] for key in behind])
+        for key in (cell.key, *behind):
             self.unavailable.setdefault(key, why)
 
     def _behind(self, key: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Where results live: one folder per cell, written whole or not at all. The files are the truth.
 
     OUT/evidence/cells/<ab>/<key>/   document.json, arrays.safetensors, files/*, manifest.json with a digest of each
+    OUT/evidence/parts/<key>/*/      the same of finished parts of cells that are not finished (targets/steps.py)
     OUT/evidence/temporary/          half-written cells of a run that was killed; swept by the next run
     OUT/evidence/failures/           tracebacks of cells that failed
     OUT/evidence/journal.jsonl       and index.sqlite: see ledger.py; never read for results
@@ -11,7 +12,6 @@ Evidence tells what became of each training record, so its folder is readable by
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -19,13 +19,17 @@ import os
 import re
 import shutil
 import stat
-import uuid
 from pathlib import Path
 
 from ...targets.errors import Incomplete
-from ..writing import sync, write_new, writing
-from .cells import FILES, MANIFEST, Cell, DamagedError, Result, canonical_json, check, digests_in, pack, unpack
+from ...targets.recent import Recent
+from ...targets.steps import Arrays
+from ..writing import writing
+from .cells import MANIFEST, Cell, DamagedError, Result, canonical_json, check, pack, unpack
 from .ledger import Ledger, whoami
+from .on_disk import discard, read_folder, write_folder
+
+REMEMBERED = 128 * 2**20  # bytes of results that a process keeps at hand: what many cells read is read and checked once
 
 
 class Store(Ledger):
@@ -46,10 +50,12 @@ class Store(Ledger):
         self.damaged: list[str] = []  # keys whose files did not match their digests; each was thrown away
         self._intact: set[str] = set()
         self._lock: int | None = None
+        self._recent: Recent[dict[str, bytes]] = Recent(REMEMBERED)
         self._cells, self._temporary = self.private / "cells", self.private / "temporary"
+        self._parts = self.private / "parts"
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            for path in (self.private, self._cells, self._temporary):
+            for path in (self.private, self._cells, self._parts, self._temporary):
                 path.mkdir(mode=0o700, exist_ok=True)
             if stat.S_IMODE(self.private.stat().st_mode) != 0o700:
                 self.private.chmod(0o700)
@@ -110,27 +116,13 @@ class Store(Ledger):
         self._put(key, parts)
 
     def _put(self, key: str, parts: dict[str, bytes]) -> None:
-        final = self.path(key)
-        temporary = self._temporary / f"{key[:16]}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
-        files = any(name.startswith(f"{FILES}/") for name in parts)
         with writing(self.folder):
-            try:
-                temporary.mkdir(mode=0o700)
-                if files:
-                    (temporary / FILES).mkdir(mode=0o700)
-                for name, raw in parts.items():
-                    write_new(temporary / name, raw)
-                for path in (temporary / FILES, temporary) if files else (temporary,):
-                    sync(path)
-                if not final.parent.exists():
-                    final.parent.mkdir(mode=0o700, exist_ok=True)
-                    sync(self._cells)
-                if not final.exists():
-                    _rename(temporary, final)
-                    sync(final.parent)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+            write_folder(self.path(key), parts, self._temporary)
+        self._remember(key, parts)
+
+    def _remember(self, key: str, parts: dict[str, bytes]) -> None:
         self._intact.add(key)
+        self._recent.put(key, parts, sum(map(len, parts.values())))
 
     def path(self, key: str) -> Path:
         """The folder of a cell; the files in it are read-only to everybody but `put`."""
@@ -156,23 +148,46 @@ class Store(Ledger):
 
     def _read(self, key: str) -> dict[str, bytes] | None:
         """The bytes of every part, verified; None when there is no such cell."""
-        folder = self.path(key)
-        if not folder.is_dir():
-            return None
-        try:
-            manifest = (folder / MANIFEST).read_bytes()
-            parts = {name: (folder / name).read_bytes() for name in digests_in(manifest)}
-        except OSError as error:
-            raise DamagedError(f"{type(error).__name__}: {error}") from None
-        parts[MANIFEST] = manifest
-        check(parts)
-        self._intact.add(key)
+        parts = self._recent.get(key)
+        if parts is None and (parts := read_folder(self.path(key))) is not None:
+            self._remember(key, parts)
         return parts
 
     def _discard(self, key: str) -> None:
         self._intact.discard(key)
+        self._recent.drop(key)
         with writing(self.folder):
-            _rename(self.path(key), self._temporary / f"damaged.{key[:16]}.{uuid.uuid4().hex[:8]}")
+            discard(self.path(key), self._temporary)
+
+    # -- parts of cells that are not finished -------------------------------------------------------------------------
+
+    def part(self, owner: str, name: str) -> Arrays | None:
+        """The part of this name that was kept under the key `owner`; None when there is none.
+
+        Raises:
+            DamagedError: it is not what was kept, and was thrown away.
+        """
+        folder = self._part(owner, name)
+        try:
+            parts = read_folder(folder)
+        except DamagedError:
+            with writing(self.folder):
+                discard(folder, self._temporary)
+            raise
+        return None if parts is None else unpack(parts).arrays
+
+    def keep(self, owner: str, name: str, arrays: Arrays) -> None:
+        """Stores a part; it is there after a kill. Raises as `put`."""
+        with writing(self.folder):
+            write_folder(self._part(owner, name), pack(Result(arrays, {"part": name})), self._temporary)
+
+    def drop_parts(self, owner: str | None = None) -> None:
+        """Forgets the parts kept under one key, or all: when what they were parts of is stored as a whole."""
+        for folder in self._parts.iterdir() if owner is None else [self._parts / owner]:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _part(self, owner: str, name: str) -> Path:
+        return self._parts / owner / hashlib.sha256(name.encode()).hexdigest()
 
     # -- one run at a time --------------------------------------------------------------------------------------------
 
@@ -213,15 +228,6 @@ class Store(Ledger):
         for left in (*self._temporary.iterdir(), self.private / "failures"):
             shutil.rmtree(left, ignore_errors=True)
         self.mend({path.name for path in self._cells.glob("??/*") if path.is_dir()})
-
-
-def _rename(source: Path, target: Path) -> None:
-    """Moves a folder; when another process was first, or swept it, that is as good."""
-    try:
-        source.rename(target)
-    except OSError as error:
-        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT):
-            raise
 
 
 def _holder(descriptor: int) -> str:

@@ -14,17 +14,21 @@ from functools import lru_cache
 from typing import Literal, Protocol
 
 from ...targets.errors import CrushproofError, InputError, NotApplicable, Unavailable
+from ...targets.steps import heard_by
 from .cells import Cell, Result
+from .hearing import Hearing, Keeper, Tell, nobody
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")  # of a worker
 
 
-class CellResults(Protocol):
-    """Where a cell finds the results it needs and leaves its own."""
+class CellResults(Keeper, Protocol):
+    """Where a cell finds the results it needs and leaves its own, and its parts until then."""
 
     def get(self, key: str) -> Result: ...
 
     def put(self, key: str, result: Result) -> None: ...
+
+    def drop_parts(self, owner: str) -> None: ...
 
     def log(self, event: str, cell: Cell, **facts: float | str) -> None: ...
 
@@ -60,6 +64,7 @@ class Attempt:
         why: of any other event, for people; of died: how, as in "its worker [was killed by signal 9]".
         trace: the traceback of a failed cell; of died: what the user may do.
         error: of stop: the class of the error.
+        notes: sentences for the user.
         worker: machine and process; "" is this one.
         peak_bytes: the largest resident size of the worker so far.
     """
@@ -69,21 +74,24 @@ class Attempt:
     why: str = ""
     trace: str = ""
     error: str = ""
+    notes: tuple[str, ...] = ()
     worker: str = ""
     peak_bytes: int = 0
 
 
-def attempt(work: Work, cell: Cell, results: CellResults) -> Attempt:
-    """Computes one cell into `results`.
+def attempt(work: Work, cell: Cell, results: CellResults, tell: Tell = nobody) -> Attempt:
+    """Computes one cell into `results`; `tell` hears how far it is.
 
     Raises:
         CrushproofError: as the cell raised it; this ends the run.
     """
+    hearing = Hearing(cell, results, tell)
     try:
         results.log("started", cell)
         started = time.process_time()
         try:
-            result = work.compute(cell, results)
+            with heard_by(hearing):
+                result = work.compute(cell, results)
         except Unavailable:
             raise
         except NotApplicable as error:
@@ -91,16 +99,18 @@ def attempt(work: Work, cell: Cell, results: CellResults) -> Attempt:
         results.put(cell.key, result)
         seconds = time.process_time() - started
         results.log("finished", cell, seconds=seconds)
+        if not cell.parts:  # nobody shares them
+            results.drop_parts(cell.key)
     except Unavailable as error:
-        return Attempt("unavailable", why=str(error))
+        return Attempt("unavailable", why=str(error), notes=tuple(hearing.notes))
     except CrushproofError:
         raise
     except (Exception, SystemExit) as error:  # one broken cell must not cost the others
-        return Attempt("failed", why=in_words(error), trace=traceback.format_exc())
-    return Attempt("finished", seconds=seconds)
+        return Attempt("failed", why=in_words(error), trace=traceback.format_exc(), notes=tuple(hearing.notes))
+    return Attempt("finished", seconds=seconds, notes=tuple(hearing.notes))
 
 
-def attempt_in_worker(spawn: Spawn, cell: Cell, results: CellResults) -> Attempt:
+def attempt_in_worker(spawn: Spawn, cell: Cell, results: CellResults, tell: Tell = nobody) -> Attempt:
     """`attempt` in a worker, which builds the work at its first cell and keeps it; raises nothing."""
     try:
         work = _built(*spawn)
@@ -110,7 +120,7 @@ def attempt_in_worker(spawn: Spawn, cell: Cell, results: CellResults) -> Attempt
                 "package has another version there, or the plan's files changed meanwhile. Make them equal and run the "
                 "same command again."
             )
-        ended = attempt(work, cell, results)
+        ended = attempt(work, cell, results, tell)
     except (Exception, SystemExit) as error:
         traceback.print_exc()  # into the worker's log
         why = str(error) if isinstance(error, CrushproofError) else in_words(error)

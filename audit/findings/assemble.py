@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from ...attacks.attack import ATTACKS, Attack
 from ...attacks.preparation import Scope
@@ -17,16 +18,16 @@ from ..schema.rows import (
     SCHEMA,
     Audit,
     Candidate,
-    DataSummary,
     Environment,
     Finding,
     NotMeasured,
 )
 from ..subject.audited import AuditedModel
-from ..suite.suite import Suite
+from ..suite.suite import Reached, Suite
 from ..verdict.judging import apply_policy
 from ..verdict.policy import Policy
 from .candidates import candidate_row
+from .data_summary import data_summary
 from .finding_rows import findings_of
 from .results import AuditResults
 
@@ -34,14 +35,21 @@ UNMADE = "the candidate itself"
 
 
 def assemble(
-    suite: Suite, store: Store, outcome: Outcome, policy: Policy, command: str, only: str | None = None
+    suite: Suite,
+    store: Store,
+    outcome: Outcome,
+    policy: Policy,
+    command: str,
+    only: str | None = None,
+    reached: Reached | None = None,
 ) -> Audit:
     """The audit from what is in the store; what is missing becomes rows that say so.
 
     Args:
+        reached: the round of each attack on each model; default: the first.
         outcome: where an attack's own `measure` fails, `measure/<attack>/<model>` is added to the failed.
     """
-    results = results_of(suite, store, outcome, command)
+    results = replace(results_of(suite, store, outcome, command), reached=reached or {})
     rows: list[Candidate] = []
     findings: list[Finding] = []
     missing: list[NotMeasured] = []
@@ -77,22 +85,14 @@ def assemble(
         plan=suite.plan.model_dump(mode="json", exclude={"engine"}),
         plan_digest=suite.plan.digest,
         seed=suite.plan.seed,
-        data=DataSummary(
-            name=data.name,
-            digest=data.digest,
-            shape=list(data.shape),
-            classes=list(data.class_names),
-            members=None if data.members is None else len(data.members),
-            non_members=len(data.non_members),
-            evaluation=len(data.evaluation_ids),
-            attacker=len(data.non_members) - len(data.evaluation_ids),
-        ),
+        data=data_summary(data),
         candidates=judged.candidates,
         findings=judged.findings,
         risks=known_risks(suite),
         metrics=metrics,
         policy=judged.gates,
         policy_name=policy.name,
+        policy_limits=policy.limits,
         release=release,
         not_measured=missing,
         power=power_of(suite),
@@ -198,7 +198,7 @@ def known_risks(suite: Suite) -> dict[str, Risk]:
 
 def power_of(suite: Suite) -> list[str]:
     """Which loss or leak would have gone unseen, at 80 % power and 95 % confidence."""
-    n, sentences = len(suite.subject.data.evaluation_ids), []
+    n, sentences = len(suite.subject.data.non_members), []
     if not suite.subject.data.regression:  # an error's interval says what it could have shown
         sentences = [f"Accuracy: {unseen_loss('a loss', n)} (less churn assumed than there may be)."]
     return sentences + _said(suite, lambda attack, scope: attack.power(scope) if suite.task in attack.tasks else [])

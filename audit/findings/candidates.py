@@ -11,9 +11,10 @@ from ...targets.runtimes.runtime import Runtime as AnyRuntime
 from ..engine.cells import Result
 from ..plan.plan import DENSE
 from ..schema.file_rows import Certificate, Footprint, Kernels, Lineage, Runtime
-from ..schema.rows import Candidate, Draw, Estimate
+from ..schema.rows import Candidate, Classes, Draw, Estimate
 from ..subject.audited import AuditedModel, DenseModel, FinishedFile
 from ..suite.attack_cells import attack_cell
+from .data_summary import classes_row
 from .estimates import change, estimate, rate
 from .results import AuditResults
 
@@ -58,6 +59,7 @@ def candidate_row(results: AuditResults, model: AuditedModel, made: Result, draw
         mean_squared_error=estimate(_quality(made)) if quality != "accuracy" else None,
         quality_change=None if parent is None else changes.get(parent),
         quality_change_dense=changes.get(DENSE) if DENSE in model.baselines and parent != DENSE else None,
+        classes=_classes(results, parent, made),
         disagreement=_disagreement(results, parent, made),
         footprint=Footprint.model_validate({**weights, "ratio": ratio / own}),
         certificate=_certificate(results, model.name, made),
@@ -112,11 +114,19 @@ def _words(model: AuditedModel) -> str:
 
 
 def _disagreement(results: AuditResults, parent: str | None, made: Result) -> Estimate | None:
-    """The share of evaluation records that change their label, whether that is for the better or the worse."""
+    """The share of non-members that change their label, whether that is for the better or the worse."""
     theirs = None if parent is None else results.of(parent)
     if theirs is None or "evidence/predicted" not in made.arrays:
         return None
     return rate(made.arrays["evidence/predicted"] != theirs.arrays["evidence/predicted"])
+
+
+def _classes(results: AuditResults, parent: str | None, made: Result) -> Classes | None:
+    theirs, data = None if parent is None else results.of(parent), results.suite.subject.data
+    if data.regression:
+        return None
+    baseline = None if theirs is None else theirs.arrays["evidence/correct"]
+    return classes_row(data, made.arrays["evidence/correct"], parent, baseline)
 
 
 def _lineage(results: AuditResults, model: str) -> Lineage | None:
@@ -139,7 +149,8 @@ def _certificate(results: AuditResults, model: str, made: Result) -> Certificate
         return None
     kinds = dict(made.document["certificate"]["kinds"])
     for _, label in results.suite.lineup.attacks:
-        found = results.get(attack_cell(label, model))
+        position, _ = results.round_of(label, model)
+        found = results.get(attack_cell(results.suite.round_label(label, position), model))
         if found is not None and "certificate" in found.document:
             kinds |= found.document["certificate"]["kinds"]
     n = sum(kind["n"] for kind in kinds.values())

@@ -11,8 +11,8 @@ from ...attacks.statistics import ranking, rates
 from ..schema.rows import Change, Estimate, Part, Point
 
 
-def estimate(outcome: Outcome) -> Estimate:
-    """With its 95 % interval: Clopper-Pearson for a rate, Student's t for a mean, DeLong for an AUC; for a TPR one
+def estimate(outcome: Outcome, level: float = rates.LEVEL) -> Estimate:
+    """With its interval: Clopper-Pearson for a rate, Student's t for a mean, DeLong for an AUC; for a TPR one
     that holds the error of its threshold.
 
     Raises:
@@ -22,14 +22,14 @@ def estimate(outcome: Outcome) -> Estimate:
     match outcome:
         case Rate(successes):
             k, n = int(np.sum(successes)), len(successes)
-            interval = rates.clopper_pearson(k, n)
+            interval = rates.clopper_pearson(k, n, level)
             return Estimate(estimate=k / n, low=interval.low, high=interval.high, n=n)
         case Mean(values):
-            interval, n = rates.mean(values), len(values)
+            interval, n = rates.mean(values, level), len(values)
         case Auc(scores, is_member):
-            interval, n = ranking.auc(scores, is_member), len(is_member)
+            interval, n = ranking.auc(scores, is_member, level), len(is_member)
         case TprAtFpr(scores, is_member, fpr):
-            interval, n = ranking.tpr_at_fpr(scores, is_member, fpr), len(is_member)
+            interval, n = ranking.tpr_at_fpr(scores, is_member, fpr, level), len(is_member)
     return Estimate(estimate=interval.estimate, low=interval.low, high=interval.high, n=n)
 
 
@@ -61,14 +61,15 @@ def rate(successes: Any) -> Estimate:
     return estimate(Rate(successes))
 
 
-def change(comparison: Comparison, *, seed: int) -> Change:
-    """The paired difference with its 95 % interval, on the same records.
+def change(comparison: Comparison, *, seed: int, level: float = rates.LEVEL) -> Change:
+    """The paired difference with its interval, on the same records.
 
     Tango's score interval and exact McNemar for rates, the paired t for means, paired DeLong for AUCs, a paired
     bootstrap for TPRs.
 
     Args:
         seed: of the bootstrap.
+        level: of the interval.
 
     Raises:
         ValueError: the two are not of the same records.
@@ -84,16 +85,16 @@ def change(comparison: Comparison, *, seed: int) -> Change:
     baseline_high = None
     match comparison.own, comparison.theirs:
         case Rate(own), Rate(theirs):
-            interval = rates.paired_change(own, theirs)
-            baseline, baseline_high = float(np.mean(theirs)), rate(theirs).high
+            interval = rates.paired_change(own, theirs, level)
+            baseline, baseline_high = float(np.mean(theirs)), estimate(Rate(theirs), level).high
         case Mean(values), Mean(others):
-            interval = rates.mean(np.asarray(values) - np.asarray(others))
+            interval = rates.mean(np.asarray(values) - np.asarray(others), level)
             baseline = float(np.mean(others))
         case Auc(scores, is_member), Auc(others, _):
-            interval = ranking.auc_change(scores, others, is_member)
+            interval = ranking.auc_change(scores, others, is_member, level)
             baseline = ranking.auc(others, is_member).estimate
         case TprAtFpr(scores, is_member, fpr), TprAtFpr(others, _, _):
-            interval = ranking.tpr_change(scores, others, is_member, fpr, seed=seed)
+            interval = ranking.tpr_change(scores, others, is_member, fpr, seed=seed, level=level)
             baseline = ranking.tpr_at_fpr(others, is_member, fpr).estimate
         case own, theirs:
             raise TypeError(f"{type(own).__name__} and {type(theirs).__name__} are figures of two kinds")
@@ -103,7 +104,7 @@ def change(comparison: Comparison, *, seed: int) -> Change:
         difference=interval.estimate,
         low=interval.low,
         high=interval.high,
-        p_value=interval.p_value,
+        p_value=interval.p_value if level == rates.LEVEL else None,  # of one look, which several would belie
         counted=list(comparison.counted),
         flags=list(comparison.flags),
         baseline_high=baseline_high,
@@ -112,8 +113,8 @@ def change(comparison: Comparison, *, seed: int) -> Change:
     )
 
 
-def part(measured: MeasuredPart) -> Part:
-    own = None if measured.outcome is None else estimate(measured.outcome)
+def part(measured: MeasuredPart, level: float) -> Part:
+    own = None if measured.outcome is None else estimate(measured.outcome, level)
     return Part(
         name=measured.name,
         estimate=None if own is None else own.estimate,
@@ -126,16 +127,16 @@ def part(measured: MeasuredPart) -> Part:
     )
 
 
-def curves(measurement: Measurement) -> dict[str, list[Point]]:
+def curves(measurement: Measurement, level: float = rates.LEVEL) -> dict[str, list[Point]]:
     """Points for a chart: figures with their intervals, and ROC curves."""
     return {
-        name: _roc(line) if isinstance(line, Auc) else [_point(x, own) for x, own in line]
+        name: _roc(line) if isinstance(line, Auc) else [_point(x, own, level) for x, own in line]
         for name, line in measurement.curves.items()
     }
 
 
-def _point(x: float, outcome: Outcome) -> Point:
-    own = estimate(outcome)
+def _point(x: float, outcome: Outcome, level: float) -> Point:
+    own = estimate(outcome, level)
     return Point(x=x, estimate=own.estimate, low=own.low, high=own.high)
 
 

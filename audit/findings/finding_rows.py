@@ -11,10 +11,10 @@ from ...targets.seeds import derive
 from ..engine.cells import Cell
 from ..engine.schedule import Outcome
 from ..engine.store import Store
-from ..schema.rows import Finding, GroupEstimate, ThreatModel
+from ..schema.rows import Estimate, Finding, GroupEstimate, ThreatModel
 from ..subject.audited import AuditedModel
 from ..suite.attack_cells import attack_cell
-from ..suite.suite import Suite
+from ..suite.suite import Reached, Suite
 from .estimates import change, curves, estimate, part
 from .results import AttackResults, AuditResults
 
@@ -27,7 +27,8 @@ def findings_of(
     Where the attack's own code (another package's, perhaps) fails, that is its one finding, and an entry in `outcome`.
     """
     try:
-        measured = measurements(results, model, attack, label)
+        position, one = results.round_of(label, model.name)
+        measured = measurements(results, model, one.attack, results.suite.round_label(label, position))
         found = [finding_row(results, model, attack, label, one) for one in measured if one.draw is None]
         return found, [one for one in measured if one.draw is not None]
     except NotApplicable as error:
@@ -72,10 +73,12 @@ def finding_row(
     """A measurement with its intervals, its id, its evidence and how to get it again; no verdict yet."""
     suite = results.suite
     identifier = finding_id(model.name, label, measured.detail)
+    position, _ = results.round_of(label, model.name)
+    level, own_label = suite.level(label, position), suite.round_label(label, position)
     gateable = measured.gateable and not model.is_dense and suite.task in attack.tasks
-    own = None if measured.outcome is None else estimate(measured.outcome)
+    own = None if measured.outcome is None else estimate(measured.outcome, level)
     seed = derive(suite.plan.seed, "bootstrap")
-    groups = [GroupEstimate(name=name, **estimate(one).model_dump()) for name, one in measured.groups.items()]
+    groups = [GroupEstimate(name=name, **estimate(one, level).model_dump()) for name, one in measured.groups.items()]
     found = Finding(
         id=identifier,
         candidate=model.name,
@@ -92,21 +95,33 @@ def finding_row(
         ),
         estimate=own,
         available=measured.available,
-        changes=[change(one, seed=seed) for one in measured.comparisons],
+        changes=[change(one, seed=seed, level=level) for one in measured.comparisons],
         gateable=gateable,
         gated=gateable,
         verdict="not-measured" if own is None else "not-gated",
         reason=measured.reason,
         flags=list(measured.flags),
-        notes=list(measured.notes),
-        parts=[part(one) for one in measured.parts],
-        curves=curves(measured),
+        notes=[*measured.notes, *_rounds(suite, label, position, own)],
+        parts=[part(one, level) for one in measured.parts],
+        curves=curves(measured, level),
         who_is_hit=sorted(groups, key=lambda row: (row.estimate, row.name)),
         taxonomy={framework: list(ids) for framework, ids in attack.risk.taxonomy.items()},
         reproduce=reproduce(results.command, identifier),
     )
-    result = results.get(attack_cell(label, model.name, measured.run))
-    return found if result is None else _with_evidence(results, found, attack_cell(label, model.name, measured.run))
+    cell = attack_cell(own_label, model.name, measured.run)
+    return found if results.get(cell) is None else _with_evidence(results, found, cell)
+
+
+def _rounds(suite: Suite, label: str, position: int, own: Estimate | None) -> list[str]:
+    """What several looks at growing data did to the figure."""
+    counts = [one.records for one in suite.rounds[label]]
+    if len(counts) == 1 or own is None:
+        return []
+    return [
+        f"Records were attacked in rounds (of {', '.join(map(str, counts))}) until the gates were decided; this figure "
+        f"is of round {position + 1}. Its intervals are the {100 * suite.level(label, position):.1f} % ones, so that "
+        "those of all rounds together hold with 95 % (error spending of Lan and DeMets, Pocock type)."
+    ]
 
 
 def finding_id(model: str, label: str, detail: str = "") -> str:
@@ -128,8 +143,8 @@ def _with_evidence(results: AuditResults, finding: Finding, cell: str) -> Findin
     return finding.model_copy(update={"evidence": path, "evidence_digest": digest, **result.document["ledger"]})
 
 
-def cells_of(suite: Suite, finding: str) -> list[str]:
-    """Names of the cells a finding rests on: the candidate's own and its baselines'.
+def cells_of(suite: Suite, finding: str, reached: Reached) -> list[str]:
+    """Names of the cells a finding rests on, in the round it has reached: the candidate's own and its baselines'.
 
     Raises:
         InputError: the plan gives no such finding.
@@ -141,5 +156,9 @@ def cells_of(suite: Suite, finding: str) -> list[str]:
             known += own
             if finding in own:
                 lineage = suite.lineage_cell(model.name)
-                return [*suite.cells_read(attack, label, model), *([lineage] if suite.has(lineage) else [])]
+                position = reached.get((label, model.name), 0)
+                cells = suite.cells_read(
+                    suite.rounds[label][position].attack, suite.round_label(label, position), model
+                )
+                return [*cells, *([lineage] if suite.has(lineage) else [])]
     raise InputError(f"There is no finding {finding!r} in this plan. Known: {', '.join(known)}.")

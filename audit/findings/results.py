@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ...attacks.access import Flag
+from ...attacks.attack import Round
 from ...attacks.case import Evidence
 from ...attacks.preparation import Audited, Preparation, Prepared, Ran, Scope
 from ...attacks.statistics.rates import no_better_than_guessing
 from ..engine.cells import Result
 from ..subject.audited import AuditedModel
 from ..suite.attack_cells import attack_cell, evidence_of
-from ..suite.suite import Suite
+from ..suite.suite import Reached, Suite
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,16 @@ class AuditResults:
     why: Callable[[str], str]  # the reason why `get` gave None
     evidence: Callable[[str], tuple[str, str]]  # path and digest of a cell's evidence
     command: str  # how this audit was started, up to --only
+    reached: Reached = field(default_factory=dict)
 
     def of(self, model: str) -> Result | None:
         """What was stored of a model when it was made or taken."""
         return self.get(self.suite.model_cell(model))
+
+    def round_of(self, label: str, model: str) -> tuple[int, Round]:
+        """The last round of an attack on a model, and which one that is."""
+        position = self.reached.get((label, model), 0)
+        return position, self.suite.rounds[label][position]
 
     def flags(self, model: AuditedModel) -> set[str]:
         """What is wrong with a model whatever is measured on it.
@@ -37,7 +44,7 @@ class AuditResults:
         random, which looks like strength; of one that answers otherwise each time nothing is known.
         """
         made = self.of(model.name)
-        labels = self.suite.subject.data.evaluation.y.numpy()
+        labels = self.suite.subject.data.non_members.y.numpy()
         correct = None if made is None else made.arrays.get("evidence/correct")
         guessing = correct is not None and no_better_than_guessing(correct, labels)
         found = {Flag.AT_CHANCE.value} if guessing else set()

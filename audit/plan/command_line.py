@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...targets.errors import InputError
+from .other_files import ARTIFACTS, refuse_other
 from .plan import DENSE, Plan, validated
 from .yaml_text import Source
 
@@ -22,6 +23,7 @@ def plan_of_options(artifact: Path, options: Mapping[str, Any]) -> Plan:
         InputError: an option is missing or does not fit; the message names it.
     """
     data, dense = options["--data"], options["--dense"]
+    refuse_other(artifact, "a finished .onnx or .tflite file", ARTIFACTS)
     if data is None:
         raise InputError(f"--artifact needs --data, {DATA}.")
     if Path(data).suffix.lower() != ".npz":
@@ -46,7 +48,7 @@ def plan_of_options(artifact: Path, options: Mapping[str, Any]) -> Plan:
         "model": None if dense is None else {"file": str(dense), "interface": both},
         "candidates": {candidate_name(artifact): candidate},
         "shadows": {"training_free": SHADOWS, "trained": SHADOWS},
-        "policy": options["--policy"] or "release",
+        "policy": options["--policy"],
     }
     return validated(Plan, raw, Source("the command line"))
 

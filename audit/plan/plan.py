@@ -13,17 +13,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from ...targets.errors import InputError
 from ...targets.technique import Registry, Technique, faults
+from .other_files import PLANS, refuse_other
 from .sections import CandidatePlan, DataPlan, EnginePlan, LocalEngine, MemoryData, ModelPlan, ShadowPlan
 from .settings import Settings, did_you_mean, fault, technique_like
 from .yaml_text import SIZE_CAP, Source, Steps, load_yaml, read_text
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
+BUDGET = re.compile(r"(?!0+(\.0*)?\s*[a-z])\d{1,6}(\.\d+)?\s*(s|min|h)")
+DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]+)?")
 UNIONS = {"data": "digits, npz or csv", "engine": "local or ray"}  # sections of several kinds, and which
 LEVELS = ("quick", "standard", "thorough")
+THOROUGH_SHADOWS = {"training_free": 64, "trained": 16}
 DENSE = "dense"  # and dense-<defense>: the names the audit gives to the uncompressed models
 
 T = TypeVar("T", bound=Technique)
@@ -36,10 +40,18 @@ class Plan(Settings):
     seed: int = Field(0, ge=0, lt=2**63, strict=True, description="decides every random number of the audit")
     data: DataPlan
     model: ModelPlan | None = Field(None, description="the dense model; candidates that are files can do without")
-    candidates: dict[str, CandidatePlan] = Field(min_length=1)
+    candidates: dict[str, CandidatePlan]
     attacks: Any = Field("standard", description="quick, standard, thorough, or a list of kinds and mappings")
     shadows: ShadowPlan = ShadowPlan()
-    policy: Any = Field("release", description="a built-in policy, the path of a policy file, or the limits themselves")
+    budget: str | None = Field(
+        None,
+        description="time the whole audit may take, such as 15 min; sizes that the plan leaves open follow from it",
+    )
+    policy: Any = Field(
+        None,
+        description="a built-in policy, the path of a policy file, or the limits themselves; left out: release without "
+        "what these inputs cannot decide",
+    )
     release: tuple[str, ...] | None = Field(
         None, description="the candidates the overall verdict covers; default: all but controls"
     )
@@ -47,10 +59,17 @@ class Plan(Settings):
         (), description="also run every ONNX file in these, and report how far they agree with ONNX Runtime"
     )
     engine: EnginePlan = Field(LocalEngine(), description="where the work is done; no finding depends on it")
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto is CUDA where there is one")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:0; auto is CUDA where there is one")
     declared: dict[str, str] = Field({}, description="measures the audit cannot verify, by name, e.g. tee")
 
     _source: Source = PrivateAttr(default_factory=Source)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shadows_of_the_level(cls, raw: Any) -> Any:
+        if isinstance(raw, Mapping) and raw.get("attacks") == "thorough" and "shadows" not in raw:
+            return {**raw, "shadows": THOROUGH_SHADOWS}
+        return raw
 
     @field_validator("attacks", mode="plain")
     @classmethod
@@ -70,12 +89,41 @@ class Plan(Settings):
             raise fault("must be a list of runtimes, for example [openvino]")
         return [technique_like(item, position) for position, item in enumerate(value)]
 
+    @field_validator("budget", mode="plain")
+    @classmethod
+    def _budget(cls, value: Any) -> Any:
+        if value is None or (isinstance(value, str) and BUDGET.fullmatch(value)):
+            return value
+        raise fault("must be a number and s, min or h, for example 15 min")
+
     @field_validator("policy", mode="plain")
     @classmethod
     def _policy(cls, value: Any) -> Any:
-        if isinstance(value, str) or (isinstance(value, Mapping) and value):
+        if value is None or isinstance(value, str) or (isinstance(value, Mapping) and value):
             return value
         raise fault("must be the name of a policy, the path of a policy file, or a mapping of limits")
+
+    @field_validator("device", mode="plain")
+    @classmethod
+    def _device(cls, value: Any) -> str:
+        if isinstance(value, str) and DEVICE.fullmatch(value):
+            return value
+        raise fault("must be auto, cpu, cuda or cuda:0 (another number for another GPU)")
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _data_of_a_sort(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            like = "{kind: digits}" if value == "digits" else f"{{kind: npz, path: {value[:80]}}}"
+            raise fault(f"must be a mapping that says of which kind the data is, for example {like}")
+        return value
+
+    @field_validator("candidates", mode="before")
+    @classmethod
+    def _candidates_by_name(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and value:
+            return value
+        raise fault("must be a mapping from a name of your choice to a recipe, for example {int8: int8, int4: int4}")
 
     @field_validator("candidates")
     @classmethod
@@ -135,6 +183,14 @@ class Plan(Settings):
         return tuple(name for name, candidate in self.candidates.items() if not candidate.control)
 
     @property
+    def budget_seconds(self) -> float | None:
+        """The budget in seconds by the clock."""
+        if self.budget is None:
+            return None
+        number, unit = re.split(r"\s*(?=[a-z])", self.budget, maxsplit=1)
+        return float(number) * {"s": 1, "min": 60, "h": 3600}[unit]
+
+    @property
     def digest(self) -> str:
         """sha256 (hex) of all that can change a result; where it is computed cannot."""
         fields = self.model_dump(mode="json", exclude={"engine"})
@@ -152,6 +208,7 @@ def load_plan(path: Path) -> Plan:
         InputError: the file cannot be read or is no valid plan; the message names the line and what to write instead.
         UnsafeInput: a tag in it asks for a Python object.
     """
+    refuse_other(path, "a plan", PLANS)
     return parse_plan(read_text(path, "plan", SIZE_CAP), path.name)
 
 
@@ -183,10 +240,10 @@ def validated(model: type[S], raw: Any, source: Source, at: Steps = (), context:
         raise InputError(with_lines(error, source, at)) from None
 
 
-def with_lines(error: ValidationError, source: Source, at: Steps = ()) -> str:
-    """A sentence for each fault: its line, the key, what is wrong with it."""
+def with_lines(error: ValidationError, source: Source, at: Steps = (), model: type[BaseModel] | None = None) -> str:
+    """A sentence for each fault: its line, the key, what is wrong with it; `model` refused the values."""
     sentences = []
-    for steps, message in faults(error):
+    for steps, message in faults(error, model):
         if len(steps) > 1 and steps[0] in UNIONS:
             if steps[1:] == ("kind",):
                 message = f"must be {UNIONS[str(steps[0])]}"
@@ -219,7 +276,7 @@ def check_techniques(plan: Plan) -> None:
         words = list(RECIPE_WORDS)
         if isinstance(recipe, str) and recipe not in RECIPE_WORDS and recipe not in RECIPES.kinds():
             message = did_you_mean(f"there is no recipe {recipe!r}", recipe, [*words, *RECIPES.kinds()])
-            raise InputError(f"{plan.where('candidates', name, 'recipe')}: {message}")
+            raise InputError(f"{plan.where('candidates', name, 'recipe')}: {message}{RECIPES.left_out(recipe)}")
         if isinstance(recipe, str) and recipe in RECIPE_WORDS and recipe in RECIPES.kinds():
             where = plan.where("candidates", name, "recipe")
             raise InputError(
@@ -241,7 +298,8 @@ def check_techniques(plan: Plan) -> None:
         Training.model_validate(plan.model.training)
     except ValidationError as error:
         known = ", ".join(Training.model_fields)
-        raise InputError(f"{with_lines(error, plan._source, ('model', 'training'))} Known: {known}.") from None
+        said = with_lines(error, plan._source, ("model", "training"), Training)
+        raise InputError(f"{said} Known: {known}.") from None
 
 
 def parsed(registry: Registry[T], raw: Any, plan: Plan, *at: str | int) -> T:

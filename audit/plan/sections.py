@@ -6,8 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from ...targets.data.declared import STRETCH, Declared
 from ...targets.technique import Technique
 from .settings import Settings, fault, technique_like
 
@@ -20,25 +21,108 @@ class DigitsData(Settings):
     kind: Literal["digits"]
 
 
-class NpzData(Settings):
+class DeclaredData(Settings):
+    """What the values of a record are, where they are no plain numbers; columns by name or position from 0."""
+
+    immutable: tuple[int | str, ...] = Field((), description="columns that no attacker can change")
+    categorical: dict[int | str, Literal["one-hot", "codes"] | tuple[str, ...]] = Field(
+        {},
+        description="columns of categories: one-hot (of CSV, written out as 0 and 1), their names in the model's "
+        "order, or codes (whole numbers that reach the model as they are)",
+    )
+    one_hot: tuple[tuple[int | str, ...], ...] = Field(
+        (), description="blocks of 0/1 columns with a single 1 each, such as [[3, 4, 5], [6-14]]"
+    )
+    integer: tuple[int | str, ...] = Field((), description="columns of whole numbers, as which they are attacked")
+    tokens: bool = Field(False, description="whether all values are ids that the model looks up")
+
+    @property
+    def declared(self) -> Declared:
+        return Declared(self.immutable, self.categorical, self.one_hot, self.integer, self.tokens)
+
+    @field_validator("immutable", "integer", mode="before")
+    @classmethod
+    def _columns(cls, value: Any) -> Any:
+        return _columns(value)
+
+    @field_validator("one_hot", mode="before")
+    @classmethod
+    def _blocks(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            raise fault("must be a list of lists, one for each block: [[3, 4, 5], [6-14]]")
+        if value and not any(isinstance(block, list | tuple) for block in value):  # the brackets of a block left out
+            stretches = all(isinstance(block, str) and STRETCH.fullmatch(block) for block in value)
+            value = [[block] for block in value] if stretches else [value]
+        return tuple(_columns(block) for block in value)
+
+    @field_validator("categorical", mode="before")
+    @classmethod
+    def _categories(cls, value: Any) -> Any:
+        """A bare list of columns stands for "one-hot" of each."""
+        if isinstance(value, list | tuple):
+            value = dict.fromkeys(_columns(value), "one-hot")
+        if not isinstance(value, Mapping):
+            raise fault("must be a mapping such as {city: one-hot, size: [small, large], plan: codes}")
+        kinds: dict[Any, Any] = {}
+        for column, kind in value.items():
+            if not isinstance(kind, list | tuple) and kind not in (None, "one-hot", "codes"):
+                raise fault("must be one-hot, codes, or a list of the categories in the model's order", str(column))
+            given = tuple(map(str, kind)) if isinstance(kind, list | tuple) else kind
+            kinds[column] = given or "one-hot"
+        return kinds
+
+
+def _columns(value: Any) -> tuple[int | str, ...]:
+    """One column may stand for a list of one."""
+    columns = value if isinstance(value, list | tuple) else [value]
+    if not all(isinstance(column, int | str) and not isinstance(column, bool) for column in columns):
+        raise fault("must be a list of columns, each by its name or its position counted from 0")
+    return tuple(columns)
+
+
+def _bounds(value: Any) -> Any:
+    """[low, high] for all, or a mapping of columns to such pairs."""
+    pairs = value.items() if isinstance(value, Mapping) else [(None, value)] if value is not None else []
+    for column, pair in pairs:
+        numbers = isinstance(pair, list | tuple) and all(
+            isinstance(end, int | float) and not isinstance(end, bool) for end in pair
+        )
+        if not numbers or len(pair) != 2 or not pair[0] < pair[1]:
+            at = () if column is None else (str(column),)
+            raise fault("must be the smallest and the largest value of an input: [0, 1], or {age: [0, 120]}", *at)
+    return value
+
+
+Ends = tuple[float, float]
+DataBounds = Annotated[Ends | dict[int | str, Ends] | None, BeforeValidator(_bounds)]
+
+
+class NpzData(DeclaredData):
     """An .npz with x_train, y_train (the members), x_test, y_test and what else docs/inputs.md lists."""
 
     kind: Literal["npz"]
     path: str = Field(description="of the file, seen from the plan's folder")
-    bounds: tuple[float, float] | None = Field(None, description="smallest and largest value of an input")
+    bounds: DataBounds = Field(
+        None, description="smallest and largest value of an input; of a table also by column: {age: [17, 90]}"
+    )
     class_names: tuple[str, ...] | None = Field(None, description="default: as in the file, else the labels")
     task: Literal["classification", "regression"] = Field("classification", description="whether y are classes")
     name: str | None = Field(None, description="what the report calls the data; default: the file's name")
 
 
-class CsvData(Settings):
-    """Two CSV files with a header line: one column of labels, the others numbers."""
+class CsvData(DeclaredData):
+    """Two CSV files with a header line: one column of labels, the others numbers or categories."""
 
     kind: Literal["csv"]
-    train_path: str | None = Field(None, description="the members; without it no attack on them is run")
-    test_path: str = Field(description="the non-members")
+    train_path: str | None = Field(
+        None, description="what the model was trained on; without it no attack on that is run"
+    )
+    test_path: str = Field(description="records the model has never seen")
     label: str = Field(description="name of the column of labels")
-    bounds: tuple[float, float] | None = Field(None, description="smallest and largest value of an input")
+    drop: tuple[str, ...] = Field((), description="columns that are left out, such as names and ids")
+    bounds: DataBounds = Field(
+        None, description="smallest and largest value of an input; of a table also by column: {age: [17, 90]}"
+    )
     class_names: tuple[str, ...] | None = Field(None, description="default: the labels")
     task: Literal["classification", "regression"] = Field("classification", description="whether labels are classes")
     name: str | None = Field(None, description="what the report calls the data; default: the file's name")
@@ -131,6 +215,8 @@ class CandidatePlan(Settings):
     @model_validator(mode="before")
     @classmethod
     def _bare_recipe(cls, raw: Any) -> Any:
+        if isinstance(raw, Mapping) and raw and not raw.keys() & {"kind", *cls.model_fields}:
+            raise fault("is a recipe without its kind: write, for example, {kind: prune, sparsity: 0.5}")
         bare = isinstance(raw, str | Technique) or (isinstance(raw, Mapping) and "kind" in raw and "recipe" not in raw)
         return {"recipe": raw} if bare else raw
 
@@ -154,7 +240,7 @@ class ShadowPlan(Settings):
     """How many shadow models are trained for attacks that need them. More see smaller leaks and take longer."""
 
     training_free: int = Field(
-        default=64, ge=2, le=4096, description="for the dense model and recipes that do not train"
+        default=16, ge=2, le=4096, description="for the dense model and recipes that do not train"
     )
     trained: int = Field(default=16, ge=2, le=4096, description="for hardened parents and recipes that train")
 

@@ -85,7 +85,9 @@ def load_yaml(text: str, name: str) -> tuple[Any, Source]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark is not None else 1
-        raise InputError(f"{name}, line {line}: not valid YAML: {error.problem or error.context}.") from None
+        problem = error.problem or error.context or "cannot be read"
+        hint = " Indent with spaces, never with tabs." if "\\t" in problem else ""
+        raise InputError(f"{name}, line {line}: not valid YAML: {problem}.{hint}") from None
     return value, Source(name, lines)
 
 

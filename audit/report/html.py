@@ -23,7 +23,7 @@ from ...attacks.risk import Risk as RiskWords
 from ..schema import wording
 from ..schema.rows import Audit, Candidate, Finding, Point, ThreatModel
 from ..writing import write
-from . import charts, defense_views, dot_charts, footprint_views, risk_views, views
+from . import charts, data_views, defense_views, dot_charts, footprint_views, risk_views, views
 
 # Charts hold this many models beside the grey reference; more would be hard to tell apart.
 _MODELS_PER_PANEL = 4
@@ -61,6 +61,7 @@ def to_html(audit: Audit) -> str:
             defense_charts=_defense_charts(hardened, matrix),
             plan=json.dumps(audit.plan, indent=2, sort_keys=True, default=str),
             views=views,
+            data_views=data_views,
             footprint_views=footprint_views,
             risk_views=risk_views,
             defense_views=defense_views,

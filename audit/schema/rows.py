@@ -12,16 +12,15 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from ...attacks.risk import ACCURACY, MEAN_SQUARED_ERROR, Metric, Risk
+from ...attacks.risk import ACCURACY, BALANCED_ACCURACY, MEAN_SQUARED_ERROR, Metric, Risk
+from .data_rows import DataSummary
 from .file_rows import Certificate, Footprint, Kernels, Lineage, Runtime
 from .names import check_names
+from .policy_rows import Gate, Limit, RowVerdict, Verdict
 from .row import Amount, Count, Figure, Row, Share
 
 SLACK = 1e-9  # rounding of an interval's end
 SCHEMA: Final = "crushproof.audit/1"
-
-Verdict = Literal["pass", "fail", "inconclusive"]
-RowVerdict = Literal["pass", "fail", "inconclusive", "not-gated", "not-measured"]
 
 
 def _check_ends(name: str, value: float | None, low: float | None, high: float | None) -> None:
@@ -54,19 +53,10 @@ _IN_0_1 = {"properties": {"low": {"minimum": 0}, "high": {"maximum": 1}}}
 ShareEstimate = Annotated[Estimate, AfterValidator(_check_share), Field(json_schema_extra=_IN_0_1)]
 
 
-class GroupEstimate(Row):
-    """The figure of a finding on the records of one class or group alone, in the unit of the finding's metric."""
+class GroupEstimate(Estimate):
+    """The figure on the records of one class or group alone, in the unit of its metric."""
 
     name: str = Field(description="the class, or 'group <name>'")
-    estimate: Figure
-    low: Figure
-    high: Figure
-    n: int = Field(ge=1)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        _check_ends("estimate", self.estimate, self.low, self.high)
-        return self
 
 
 class Change(Row):
@@ -184,6 +174,15 @@ class Draw(Row):
     figures: dict[str, Estimate] = Field(description="by metric: how well it does its task, then what attacks found")
 
 
+class Classes(Row):
+    """How well a classifier does on each class of the non-members."""
+
+    balanced_accuracy: ShareEstimate = Field(description="mean of the recalls")
+    change: Change | None = Field(None, description="of balanced accuracy, against the parent; no p-value")
+    recalls: list[GroupEstimate] = Field(description="share of a class's records that it gets right, per class")
+    uneven: bool = Field(description="some classes have far more records than others")
+
+
 class Candidate(Row):
     """One audited model: how it was made, what it weighs, how well it does its task."""
 
@@ -211,6 +210,7 @@ class Candidate(Row):
     )
     quality_change: Change | None = Field(None, description="of accuracy or error, against the parent")
     quality_change_dense: Change | None = Field(None, description="against the plain dense model")
+    classes: Classes | None = Field(None, description="None where values are predicted")
     disagreement: ShareEstimate | None = Field(None, description="share of records whose label is not the parent's")
     footprint: Footprint
     certificate: Certificate | None
@@ -243,26 +243,16 @@ class Candidate(Row):
     def quality_metric(self) -> Metric:
         return MEAN_SQUARED_ERROR if self.accuracy is None else ACCURACY
 
+    def own_figure(self, metric: str) -> tuple[Estimate | None, Change | None]:
+        """A figure of the model itself, and its change against the parent."""
+        if metric == BALANCED_ACCURACY.name:
+            return (None, None) if self.classes is None else (self.classes.balanced_accuracy, self.classes.change)
+        return (self.quality, self.quality_change) if metric == self.quality_metric.name else (None, None)
+
     @property
     def merit(self) -> float:
         """The quality as a number of which more is better."""
         return self.quality.estimate if self.accuracy is not None else -self.quality.estimate
-
-
-class Gate(Row):
-    """One rule of the policy applied to one candidate."""
-
-    candidate: str
-    rule: str = Field(description="accuracy, robust_accuracy, tpr_at_1_percent_fpr, auc, ...")
-    finding: str | None = Field(description="id of the finding judged; None for accuracy")
-    value: float | None
-    low: float | None
-    high: float | None
-    limit: float | None
-    compares: Literal["change", "absolute"]
-    verdict: RowVerdict
-    p_value: Share | None = Field(None, description="of a fail; Holm-corrected over the report")
-    sentence: str
 
 
 class NotMeasured(Row):
@@ -271,19 +261,6 @@ class NotMeasured(Row):
     candidate: str | None
     what: str
     reason: str
-
-
-class DataSummary(Row):
-    """The data of the audit; counts are of records."""
-
-    name: str
-    digest: str
-    shape: list[int] = Field(description="of one record")
-    classes: list[str] = Field(description="empty where values are predicted")
-    members: Count | None
-    non_members: Count
-    evaluation: Count
-    attacker: Count
 
 
 class Machine(Row):
@@ -330,6 +307,8 @@ class Audit(BaseModel):
     metrics: dict[str, Metric] = Field(description="how each figure is called and printed, by name")
     policy: list[Gate]
     policy_name: str
+    policy_limits: list[Limit] = Field(description="all of its limits, those left out included")
+    policy_from: Literal["audit", "gate"] = Field("audit", description="gate: a finished audit was judged anew by it")
     release: list[str] = Field(description="candidates the overall verdict covers")
     not_measured: list[NotMeasured]
     power: list[str] = Field(description="sentences: which leak or loss would not have been seen at these sizes")
@@ -344,7 +323,8 @@ class Audit(BaseModel):
         for finding in self.findings:
             if finding.risk not in self.risks or finding.metric not in self.metrics:
                 raise ValueError(f"finding {finding.id}: its risk or its metric is not among `risks` and `metrics`")
-        used = {*(gate.rule for gate in self.policy), *(row.quality_metric.name for row in self.candidates)}
+        used = {*(gate.rule for gate in self.policy), *(limit.metric for limit in self.policy_limits)}
+        used |= {*(row.quality_metric.name for row in self.candidates)}
         used |= {name for row in self.candidates for draw in row.draws for name in draw.figures}
         check_names(self.risks, self.metrics, used - {"lineage"})
         return self

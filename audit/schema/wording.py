@@ -12,7 +12,8 @@ from typing import Any
 
 from ...attacks.access import Flag
 from ...attacks.risk import Metric
-from .rows import Change, Estimate, Finding, Gate
+from .policy_rows import Gate
+from .rows import Change, Estimate, Finding
 
 MINUS = "\u2212"
 NO_BREAK = "\u00a0"

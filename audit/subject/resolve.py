@@ -16,10 +16,11 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from ...compression.distillation.student import offer_factory
+from ...targets.answers import answer_with_logits, answers_with_logits
 from ...targets.data.data import Data
 from ...targets.data.digits import load_digits
 from ...targets.data.records import Bounds
-from ...targets.errors import CrushproofError, InputError, NotApplicable, user_error
+from ...targets.errors import CrushproofError, InputError, NotApplicable, nearest_hint, user_error
 from ...targets.plain import plain
 from ...training.architecture import Architecture
 from ...training.loop import Training
@@ -143,11 +144,12 @@ def _built(
     build = import_function(path, folder)
     parameters = dict(model.parameters)
     own = Architecture(path, lambda: checked_module(build, parameters, path))  # as its weights were saved
-    architecture = Architecture(f"{path}({parameters})", lambda: plain(own.build())[0])
     fresh = own.fresh(plan.seed)  # here, so that a mistake in the plan is met before anything is computed
     if model.weights is not None:
         load_weights(fresh, folder / model.weights)
     module, changed = plain(fresh, data.non_members.x[:2])
+    logits_only = answers_with_logits(module)
+    architecture = Architecture(f"{path}({parameters})", lambda: answer_with_logits(plain(own.build())[0], logits_only))
     digests = [architecture.name, code]
     if model.weights is None:
         return architecture, None, digests, tuple(changed)
@@ -178,7 +180,7 @@ def load_data(plan: Plan, folder: Path) -> Data:
         return load_digits(plan.seed)
     if source.kind == "memory":
         raise InputError("data.kind memory is for crushproof.audit_model only: save the records as .npz and name it.")
-    bounds = None if source.bounds is None else Bounds.of(*source.bounds)
+    bounds = Bounds.of(*source.bounds) if isinstance(source.bounds, tuple) else source.bounds
     names = None if source.class_names is None else tuple(source.class_names)
     regression = source.task == "regression"
     if source.kind == "npz":
@@ -189,6 +191,7 @@ def load_data(plan: Plan, folder: Path) -> Data:
             seed=plan.seed,
             name=source.name,
             regression=regression,
+            declared=source.declared,
         )
     train = None if source.train_path is None else folder / source.train_path
     return load_csv(
@@ -200,6 +203,8 @@ def load_data(plan: Plan, folder: Path) -> Data:
         seed=plan.seed,
         name=source.name,
         regression=regression,
+        declared=source.declared,
+        drop=source.drop,
     )
 
 
@@ -221,6 +226,8 @@ def import_function(path: str, folder: Path) -> Callable[..., Any]:
                 f"{path!r}: importing {module_name} failed, because it needs a module that was not found: "
                 f"{user_error(error)}. Put it beside the plan or install it."
             ) from None
+        if module_name.endswith(".py"):
+            raise InputError(f"{path!r} names a file: write the module, {module_name[:-3]}:{function_name}.") from None
         raise InputError(
             f"{path!r}: module {error.name!r} was found neither in {folder} nor among the installed packages. Put "
             f"{module_name.replace('.', '/')}.py beside the plan or install the package."
@@ -229,7 +236,8 @@ def import_function(path: str, folder: Path) -> Callable[..., Any]:
         raise InputError(f"{path!r}: importing {module_name} failed: {user_error(error)}.") from None
     function = getattr(module, function_name, None)
     if not callable(function):
-        raise InputError(f"{path!r}: module {module_name!r} has no function {function_name!r}.")
+        hint = nearest_hint(function_name, [name for name, one in vars(module).items() if callable(one)])
+        raise InputError(f"{path!r}: module {module_name!r} has no function {function_name!r}.{hint}")
     return function  # type: ignore[no-any-return]  # callable() does not narrow Any
 
 
@@ -287,9 +295,17 @@ def checked_module(build: Callable[..., Any], parameters: dict[str, Any], path: 
     Raises:
         InputError: it does not take them, fails, or returns no module.
     """
+    if isinstance(build, nn.Module):
+        raise InputError(
+            f"{path!r} is a model, and a function is needed that builds it, untrained, again and again: def build(): "
+            f"return {type(build).__name__}(...)."
+        )
     problem = mismatch(build, **parameters)
     if problem is not None:
-        raise InputError(f"{path!r} does not accept the plan's model.parameters: {problem}.")
+        raise InputError(
+            f"{path!r} does not accept the plan's model.parameters: {problem}. They are its keyword arguments: "
+            "parameters: {classes: 10}, for example."
+        )
     try:
         module = build(**parameters)
     except CrushproofError:
@@ -298,8 +314,15 @@ def checked_module(build: Callable[..., Any], parameters: dict[str, Any], path: 
         given = ", ".join(f"{name}={value!r}" for name, value in parameters.items())
         raise InputError(f"{path}({given}) raised {user_error(error)}.") from None
     if not isinstance(module, nn.Module):
-        raise InputError(f"{path!r} must return a torch.nn.Module; it returned {type(module).__name__}.")
+        raise InputError(f"{path!r} must return a torch.nn.Module; it returned {_returned(module)}.")
     return module
+
+
+def _returned(value: Any) -> str:
+    """What a function returned in place of a module, in words."""
+    if isinstance(value, type):
+        return f"the class {value.__name__} itself: make one of it, {value.__name__}(...)"
+    return "nothing: a return is missing" if value is None else type(value).__name__
 
 
 def checked_training(function: Callable[..., Any], path: str | None = None) -> Callable[..., Any]:

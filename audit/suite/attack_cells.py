@@ -12,6 +12,7 @@ from torch import nn
 from ...attacks.access import Ledger
 from ...attacks.attack import Attack, Run, Task
 from ...attacks.case import Case, Evidence
+from ...attacks.effort import Effort
 from ...attacks.preparation import Deployed, Need, Preparation, Prepared, Ran, Scope, Weights
 from ...compression.quantization.quantized_layer import true_gradients
 from ...defenses.stochastic_rounding import ExpectationTwin
@@ -39,11 +40,19 @@ def add_attack(suite: ModelSuite, attack: Attack, label: str) -> None:
     scope = suite.scope(label)
     for model in suite.models.values():
         if suite.task not in attack.tasks:
-            suite.add(attack_cell(label, model.name), attack.kind, [], [], lambda get: _another_task(suite.task))
+            nothing = Effort()
+            suite.add(
+                attack_cell(label, model.name),
+                attack.kind,
+                [],
+                [],
+                lambda get: _another_task(suite.task),
+                effort=nothing,
+            )
             continue
-        adapted = _adapted(attack, model)
-        for run in adapted.runs(model, scope):
-            _add_run(suite, adapted, run, suite.models[run.model or model.name], scope)
+        knowing = adapted(attack, model)
+        for run in knowing.runs(model, scope):
+            _add_run(suite, knowing, run, suite.models[run.model or model.name], scope)
     if suite.task in attack.tasks:
         for model in suite.models.values():
             for need in attack.reads(model, scope):
@@ -51,17 +60,17 @@ def add_attack(suite: ModelSuite, attack: Attack, label: str) -> None:
                     _cells_for(suite, [need], scope)
 
 
-def _adapted(attack: Attack, model: AuditedModel) -> Attack:
+def adapted(attack: Attack, model: AuditedModel) -> Attack:
     """The attack that knows the defenses in a model's making."""
     hardened = model.parent.hardened if model.parent is not None else None
     for defense in {id(one): one for one in (hardened, model.defense) if one}.values():
-        adapted = defense.adapted(attack)
-        if not isinstance(adapted, Attack):
+        knowing = defense.adapted(attack)
+        if not isinstance(knowing, Attack):
             raise InputError(
                 f"The defense {defense.kind} gives no attack that knows it: {type(defense).__name__}.adapted returns "
-                f"{type(adapted).__name__}."
+                f"{type(knowing).__name__}."
             )
-        attack = adapted
+        attack = knowing
     return attack
 
 
@@ -89,7 +98,13 @@ def _add_run(suite: ModelSuite, attack: Attack, run: Run, model: AuditedModel, s
 
     name = attack_cell(scope.label, model.name, run.detail)
     suite.add(
-        name, attack.kind, [technique_identity(variant), run.identity, run.draw, run.without_draw], needs, compute
+        name,
+        attack.kind,
+        [technique_identity(variant), run.identity, run.draw, run.without_draw],
+        needs,
+        compute,
+        effort=run.effort,
+        sharing=[technique_identity(variant.sharing()), run.identity, run.draw, run.without_draw],
     )
     suite.runs[name] = run
 
@@ -130,14 +145,20 @@ def _add_preparation(suite: ModelSuite, preparation: Preparation, scope: Scope) 
         prepared = preparation.compute(CellInputs(suite, scope, get))
         return Result(arrays=prepared.arrays, document=prepared.document)
 
-    identity = [
+    made_by = [
         type(preparation).__qualname__,
-        preparation.identity,
         class_identity(type(preparation)),
         *(technique_identity(technique) for technique in preparation.techniques),
     ]
-    needs = _cells_for(suite, preparation.needs, scope)
-    suite.add(preparation.name, preparation.phase, identity, needs, compute, weight=preparation.weight)
+    suite.add(
+        preparation.name,
+        preparation.phase,
+        [preparation.identity, *made_by],
+        _cells_for(suite, preparation.needs, scope),
+        compute,
+        effort=preparation.effort,
+        sharing=[preparation.sharing, *made_by],
+    )
 
 
 @dataclass(frozen=True)
@@ -209,6 +230,7 @@ def make_case(
         bounds=data.bounds,
         classes=data.classes,
         twin_agrees=certificate is not None and certificate["overall"]["label_agreement"] >= AGREEMENT,
+        structure=data.structure,
     )
 
 

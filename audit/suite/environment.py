@@ -5,12 +5,11 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
-from ...compression.footprint.timing import Timed, interleaved_latency
 from ...targets.runtimes.runtime import release_of
-from ..schema.rows import Environment, Latency, Machine
+from ..schema.rows import Environment, Machine
 
 ABSENT = "not installed"
 GPU_BUILDS = {"onnxruntime": ("onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")}
@@ -60,12 +59,6 @@ def processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or "unknown"
-
-
-def latencies(models: Mapping[str, Timed], shape: tuple[int, ...]) -> dict[str, list[Latency]]:
-    """Times by model, taken in turns: a slow minute of the machine hits all alike."""
-    rows = interleaved_latency(models, shape)
-    return {name: [Latency.model_validate(row) for row in timed] for name, timed in rows.items()}
 
 
 def today() -> str:

@@ -38,6 +38,7 @@ from ...training.loop import TrainingJob
 from ..engine.cells import Result
 from ..subject.audited import AuditedModel, Candidate, DenseModel, twin_or
 from ..subject.finished_file import OpenedFile
+from ..subject.preflight import seen_by
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -51,16 +52,6 @@ def members(data: Data) -> Records:
     if data.members is None:
         raise NotApplicable("this needs training records (x_train, y_train), and the data has none")
     return data.members
-
-
-def seen_by(recipe: Recipe, data: Data) -> Records:
-    """The records a recipe is given: the members; none when there are none and the recipe looks at none."""
-    if data.members is None and recipe.touches_records:
-        raise NotApplicable(
-            "the recipe calibrates or trains on training records (x_train, y_train), and the data has none; "
-            "quantize can do without: calibration_inputs: noise"
-        )
-    return data.members if data.members is not None else data.attacker.take(torch.arange(0))
 
 
 def has_batch_norm(module: nn.Module) -> bool:
@@ -173,19 +164,22 @@ def kernels(model: CheckedOnnx) -> dict[str, Any]:
 
 
 def _deployed(target: Target, twin: nn.Module | None, data: Data, seed: int) -> Result:
-    """What a deployed model answers on the evaluation records, and how far its twin agrees."""
-    evaluation = data.evaluation
-    answers = target.logits(evaluation.x)
-    noise = torch.rand(evaluation.x.shape, generator=generator(seed, "certificate"))
+    """What a deployed model answers on all non-members, and how far its twin agrees.
+
+    The attacker's own are among them: how well a model does its task is no attack, and nothing of it was tuned on them.
+    """
+    records = data.non_members
+    answers = target.logits(records.x)
+    noise = torch.rand(records.x.shape, generator=generator(seed, "certificate"))
     random = data.bounds.low + noise * data.bounds.scale
-    inputs = {"clean": evaluation.x, "random": random}
+    inputs = {"clean": records.x, "random": random}
     certificate = None if twin is None else asdict(certify(target, TorchTarget(twin), inputs))
-    document = {"certificate": certificate, "varies": variation(target, evaluation.x)}
+    document = {"certificate": certificate, "varies": variation(target, records.x)}
     if data.regression:
-        error = (answers - evaluation.y).double().square().mean(1) / data.variance
+        error = (answers - records.y).double().square().mean(1) / data.variance
         return Result(arrays={"evidence/error": error.numpy()}, document=document)
     predicted = answers.argmax(1)
-    arrays = {"evidence/predicted": predicted.numpy(), "evidence/correct": (predicted == evaluation.y).numpy()}
+    arrays = {"evidence/predicted": predicted.numpy(), "evidence/correct": (predicted == records.y).numpy()}
     return Result(arrays=arrays, document=document)
 
 

@@ -6,6 +6,7 @@ a changed plan recomputes only what the change touches, and running the same com
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,9 @@ import torch
 from torch import nn
 
 from ...attacks.attack import Run, Task
+from ...attacks.effort import FINE_TUNING, HARDENING, Costs, Effort
 from ...attacks.preparation import Scope
+from ...compression.footprint.timing import Timed, interleaved_latency
 from ...targets.errors import InputError, NotApplicable
 from ...targets.model import resolve_device
 from ...targets.runtimes.litert import PACKAGES as LITERT
@@ -25,12 +28,18 @@ from ..subject.audited import AuditedModel, Candidate, DenseModel, FinishedFile,
 from ..subject.identity import technique_identity
 from ..subject.resolve import Subject
 from . import model_cells
-from .environment import runtime_versions, versions
+from .environment import machine, runtime_versions, versions
 from .lineup import Lineup, assemble
 
-# CPU seconds of a model's cells, by phase, as the built-in audit took them; an attack's cells say their own.
-WEIGHTS = {"training": 6.0, "candidates": 0.5, "footprint": 0.02, "runtimes": 0.5}
-ATTACK = 4.0
+# What a model's cells cost, by phase; an attack's cells say their own.
+EFFORT = {
+    "training": Effort(trainings=1.0),
+    "candidates": Effort(answers=1000, seconds=1.0),
+    "footprint": Effort(seconds=0.02),
+    "runtimes": Effort(answers=1000, seconds=0.5),
+    "lineage": Effort(seconds=0.5),
+}
+LATENCY = "latency"  # the cell of all models' times
 
 Compute = Callable[[Callable[[str], Result]], Result]
 
@@ -39,19 +48,21 @@ Compute = Callable[[Callable[[str], Result]], Result]
 class Job:
     cell: Cell
     compute: Compute
+    effort: Effort
 
 
 class ModelSuite:
     """The cells that an audit's models need whatever the attacks, in topological order, and how each is computed."""
 
-    def __init__(self, plan: Plan, subject: Subject) -> None:
-        self.plan, self.subject = plan, subject
+    def __init__(self, plan: Plan, subject: Subject, costs: Costs | None = None) -> None:
+        self.plan, self.subject, self.costs = plan, subject, costs or Costs()
         self.device = resolve_device(plan.device)
         self.lineup: Lineup = assemble(plan, subject)
         self.models: dict[str, AuditedModel] = self.lineup.models
         self.task = Task.REGRESSION if subject.data.regression else Task.CLASSIFICATION
         self.runs: dict[str, Run] = {}  # of attacks, by cell
         self._jobs: dict[str, Job] = {}
+        self._shared: dict[str, float] = {}  # effort by key of parts
         self._root = [
             subject.data.digest,
             subject.identity,
@@ -63,6 +74,7 @@ class ModelSuite:
             self._train(dense)
         for model in self.models.values():
             self._model(model)
+        self._latency()
 
     # -- what the suite is asked ------------------------------------------------------------------------------------
 
@@ -103,6 +115,9 @@ class ModelSuite:
     def cell(self, name: str) -> Cell:
         return self._jobs[name].cell
 
+    def effort(self, name: str) -> Effort:
+        return self._jobs[name].effort
+
     def has(self, name: str) -> bool:
         return name in self._jobs
 
@@ -118,20 +133,39 @@ class ModelSuite:
             models=self.models,
             shadow_notes=self.subject.notes,
             shadows_differ=model is not None and model.shadows_differ,
+            device=self.device.type,
         )
 
     # -- the cells --------------------------------------------------------------------------------------------------
 
     def add(
-        self, name: str, phase: str, spec: Any, needs: list[str], compute: Compute, weight: float | None = None
+        self,
+        name: str,
+        phase: str,
+        spec: Any,
+        needs: list[str],
+        compute: Compute,
+        *,
+        effort: Effort | None = None,
+        sharing: Any = None,
+        alone: bool = False,
     ) -> None:
-        """Adds a cell, once; `weight` is about the CPU seconds it takes (default: what its phase usually takes).
+        """Adds a cell, once.
+
+        Args:
+            spec: what decides its result, besides data, seed, models and needs.
+            effort: about what it costs; default: what its phase usually does.
+            sharing: the spec of all cells whose finished parts it takes over; None: its own.
 
         Raises:
             InputError: other work has this name already.
         """
         sort = name.partition("/")[0]  # a plug-in may call its attack (and so its phase) what it likes
-        key = cell_key(sort, phase, self._root, spec, [self._jobs[need].cell.key for need in needs])
+        known = [self._jobs[need].cell for need in needs]
+        key = cell_key(sort, phase, self._root, spec, [cell.key for cell in known])
+        parts = ""
+        if sharing is not None and sharing != spec:
+            parts = cell_key("parts", sort, phase, self._root, sharing, [cell.parts or cell.key for cell in known])
         if name in self._jobs:
             if self._jobs[name].cell.key != key:
                 raise InputError(
@@ -139,7 +173,13 @@ class ModelSuite:
                     "same `detail`, or shared work the name of other work. Give one of them a name of its own."
                 )
             return
-        self._jobs[name] = Job(Cell(name, key, tuple(needs), phase, weight or WEIGHTS.get(phase, ATTACK)), compute)
+        effort = EFFORT[phase] if effort is None else effort
+        weight = effort.at(self.costs)
+        if parts:  # what an earlier cell has done of the same work is taken over
+            done, self._shared[parts] = self._shared.get(parts, 0.0), weight
+            weight = max(weight - done, 1e-3)
+        cell = Cell(name, key, tuple(needs), phase, weight, parts, alone=alone)
+        self._jobs[name] = Job(cell, compute, effort)
 
     def _train(self, dense: DenseModel) -> None:
         self.add(
@@ -148,6 +188,7 @@ class ModelSuite:
             [dense.name, dense.architecture.name, dense.trainer.identity, technique_identity(dense.hardened)],
             [],
             lambda get: model_cells.train_dense(dense, self.subject.data, self.plan.seed, self.device),
+            effort=training_effort(dense),
         )
 
     def training_cell(self, dense: str) -> str:
@@ -190,6 +231,21 @@ class ModelSuite:
                     model, runtime, get(own), self.subject.data
                 ),
             )
+
+    def _latency(self) -> None:
+        """How fast the models answer on this machine: taken in turns, of all at once, while nothing else is done."""
+
+        def compute(get: Callable[[str], Result]) -> Result:
+            models: dict[str, Timed] = {}
+            for name, model in self.models.items():
+                with contextlib.suppress(NotApplicable):  # it could not be made
+                    stored = get(self.model_cell(name))
+                    models[name] = stored.files["model.onnx"] if model.file is None else model.file.deployed
+            return Result(document={"latency": interleaved_latency(models, self.subject.data.shape)})
+
+        needs = [self.model_cell(name) for name in self.models]
+        facts = machine(str(self.device)).model_dump()
+        self.add(LATENCY, "footprint", facts, needs, compute, effort=Effort(seconds=0.5 * len(needs)), alone=True)
 
     def runtime_cell(self, model: str, label: str) -> str:
         return f"runtime/{label}/{model}"
@@ -234,8 +290,16 @@ class ModelSuite:
                 lambda get, recipe=recipe: model_cells.make_candidate(  # type: ignore[misc]  # defaults bind the loop
                     model, recipe, self.trained(parent.name, get), self.subject.data, self.plan.seed
                 ),
+                effort=Effort(answers=1000, trainings=FINE_TUNING if recipe.trains else 0.0, seconds=1.0),
             )
 
     def model_cell(self, model: str, draw: int = 0) -> str:
         """Where a model is made, or taken as it is."""
         return f"candidate/{model}" + (f"/draw-{draw}" if draw else "")
+
+
+def training_effort(dense: DenseModel) -> Effort:
+    """Of its one training; none where its weights are given."""
+    if dense.state is not None or dense.file is not None:
+        return Effort(seconds=0.1)
+    return Effort(trainings=1.0 if dense.hardened is None else HARDENING)

@@ -10,6 +10,8 @@ from ..schema import wording
 from ..schema.rows import Change, Estimate, Finding
 from .policy import EXACT
 
+HOPELESS = 1000  # times as many records as there were
+
 
 def setting(finding: Finding | None) -> str:
     epsilon = None if finding is None else finding.setting.get("epsilon")
@@ -40,18 +42,15 @@ def _distance(difference: float, metric: Metric) -> str:
     return wording.signed(abs(difference), metric).removeprefix("+") + wording.change_unit(metric)
 
 
-def what_settles(value: float, low: float, high: float, limit: float, n: int, available: int, metric: Metric) -> str:
+def what_settles(needed: int | None, n: int, available: int) -> str:
     """What would bring the interval to one side of the limit, and whether the data at hand can."""
-    needed = records_needed(value, low, high, limit, n)
     told = " The interval reaches across the limit"
-    if needed is None or needed > 1000 * n:
+    if needed is None or needed > HOPELESS * n:
         return f"{told}, and the figure lies on it: more records would not settle it, another limit would."
     rounded = float(f"{needed:.2g}") if needed > 100 else needed
     told += f"; about {rounded:.0f} records instead of {n} would settle it if the figure holds"
-    if metric.narrowed_by:
-        return f"{told} (so would {metric.narrowed_by})."
     if needed <= available:
-        return f"{told}, and the data has {available}: raise the attack's `records`."
+        return f"{told}, and the data has {available}: let the attack have more of them, and the audit more time."
     return f"{told}; the data has {available}."
 
 

@@ -15,13 +15,16 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any, Literal
 
-from ...attacks.risk import QUALITIES, Metric
+from ...attacks.risk import MEAN_SQUARED_ERROR, QUALITIES, Metric
 from ...targets.errors import InputError
 from ..schema import wording
-from ..schema.rows import Audit, Candidate, Change, Estimate, Finding, Gate, RowVerdict, Verdict
-from .gate_sentences import doubt, gate_sentence, setting, what_settles
+from ..schema.policy_rows import Compares, Gate, RowVerdict, Verdict
+from ..schema.rows import Audit, Candidate, Change, Estimate, Finding
+from .fitting import follows_from_plan, nothing_to_judge, policy_of
+from .gate_sentences import HOPELESS, doubt, gate_sentence, records_needed, setting, what_settles
 from .lineage_gate import lineage_gate
-from .policy import BUILT_IN, EXACT, Policy, load_policy
+from .overall import deciding_gate, margin, overall
+from .policy import EXACT, Policy
 
 LEVEL = 0.025  # one-sided: the whole of a two-sided 95 % interval lies beyond the limit
 Z = NormalDist().inv_cdf(1 - LEVEL)
@@ -99,22 +102,22 @@ def apply_policy(
     gates = _holm(drafts)
     judged = [_judged_finding(finding, gates, metrics) for finding in findings]
     rows = [_judged_candidate(candidate, gates, metrics) for candidate in candidates]
-    verdict, deciding = _overall(rows, gates, release, metrics)
+    verdict, deciding = overall(rows, gates, release, metrics, nothing_to_judge(policy))
     return Judgement(gates, rows, judged, verdict, deciding)
 
 
 def check_verdicts(audit: Audit, folder: Path) -> None:
-    """That the verdicts in an audit.json follow from its own figures under its own built-in or inline policy.
+    """That the verdicts in an audit.json follow from its own figures and limits, and the limits from its plan.
 
     Raises:
-        InputError: they do not: somebody changed the file, or `crushproof gate` judged it by another policy.
+        InputError: they do not: somebody changed the file.
     """
-    named = audit.plan.get("policy", "release")
-    if isinstance(named, str) and named not in BUILT_IN:
-        return  # a policy file, which may have moved since
-    if not isinstance(named, str | dict):
-        raise InputError(f"{folder / 'audit.json'}: plan.policy is neither a name nor limits. Run the audit again.")
-    judged = rejudge(audit, load_policy(named, folder, audit.metrics))
+    if not follows_from_plan(audit, folder):
+        raise InputError(
+            f"{folder / 'audit.json'} contradicts itself: the limits it names are not those of its plan, so it was "
+            "changed after the audit. Run the audit again; what is computed is kept."
+        )
+    judged = rejudge(audit, policy_of(audit))
     ours = [judged.verdict, *(row.verdict for row in judged.candidates), *(row.verdict for row in judged.findings)]
     theirs = [audit.verdict, *(row.verdict for row in audit.candidates), *(row.verdict for row in audit.findings)]
     if ours != theirs:
@@ -124,8 +127,8 @@ def check_verdicts(audit: Audit, folder: Path) -> None:
         )
 
 
-def rejudge(audit: Audit, policy: Policy) -> Audit:
-    """The same measurements under another policy; nothing is computed again."""
+def rejudge(audit: Audit, policy: Policy, by: Literal["audit", "gate"] = "audit") -> Audit:
+    """The same measurements under a policy: the audit's own, or another (`gate`). Nothing is computed again."""
     judgement = apply_policy(audit.candidates, audit.findings, policy, audit.release, audit.metrics)
     return audit.model_copy(
         update={
@@ -135,6 +138,8 @@ def rejudge(audit: Audit, policy: Policy) -> Audit:
             "findings": judgement.findings,
             "policy": judgement.gates,
             "policy_name": policy.name,
+            "policy_limits": policy.limits,
+            "policy_from": by,
         }
     )
 
@@ -145,23 +150,24 @@ class _Draft:
 
     gate: Gate
     p_value: float | None
+    more: int | None = None  # than the records it rests on
 
 
 def _drafts(
     candidate: Candidate, findings: Sequence[Finding], policy: Policy, metrics: Mapping[str, Metric]
 ) -> list[_Draft]:
     drafts = []
-    limits: list[tuple[Literal["change", "absolute"], dict[str, float]]] = [
+    own, limited = candidate.quality_metric.name, {*policy.changes, *policy.absolutes}
+    limits: list[tuple[Compares, dict[str, float]]] = [
         ("change", policy.changes),
         ("absolute", policy.absolutes),
     ]
     for metric in metrics.values():
-        if metric.name in _QUALITIES and metric.name != candidate.quality_metric.name:
-            continue
+        of_values = metric.name == MEAN_SQUARED_ERROR.name
+        if metric.name in _QUALITIES and of_values != (candidate.accuracy is None) and own in limited:
+            continue  # accuracy and error are alternatives: each model is judged by its own
         ours = [one for one in findings if one.candidate == candidate.name and one.metric == metric.name]
         mine = [one for one in ours if one.gateable]
-        if candidate.accuracy is None and metric.name not in _QUALITIES and not mine:
-            continue  # the attack is none on models of values; the report says so in a row
         why_not = [one for one in ours if one.estimate is None][:1]
         judged: Sequence[Finding | None] = mine or why_not or [None]
         judged = [None] if metric.name in _QUALITIES else judged
@@ -171,13 +177,12 @@ def _drafts(
     return drafts
 
 
-def _draft(
-    candidate: Candidate, finding: Finding | None, metric: Metric, compares: Literal["change", "absolute"], limit: float
-) -> _Draft:
-    """One limit applied to a finding; to the candidate's accuracy, or to a gap in the plan, when there is none."""
+def _draft(candidate: Candidate, finding: Finding | None, metric: Metric, compares: Compares, limit: float) -> _Draft:
+    """One limit applied to a finding; to a figure of the model itself, or to a gap in the plan, when there is none."""
     change, why_not = None, None
     if metric.name in _QUALITIES:
-        estimate, change = candidate.quality, candidate.quality_change
+        estimate, change = candidate.own_figure(metric.name)
+        why_not = f"a figure of another sort of model: this one has {candidate.quality_metric.subject}"
     elif finding is None:
         estimate, why_not = None, "the plan has no such attack"
     else:
@@ -212,6 +217,7 @@ def _draft(
     better = metric.better
     flags = sorted({*candidate.flags, *(() if finding is None else finding.flags)})
     value = judged.difference if isinstance(judged, Change) else judged.estimate
+    needed = None
     verdict = judge(judged.low, judged.high, limit, better, flags)
     sentence = gate_sentence(subject, metric, estimate, change, compares, limit) + doubt(flags)
     if isinstance(judged, Change):
@@ -227,13 +233,32 @@ def _draft(
             )
     if verdict == "inconclusive" and judge(judged.low, judged.high, limit, better) == "inconclusive":
         available = estimate.n if finding is None or finding.available is None else finding.available
-        sentence += what_settles(value, judged.low, judged.high, limit, estimate.n, available, metric)
-    measured = {"value": value, "low": judged.low, "high": judged.high, "verdict": verdict, "sentence": sentence}
+        needed = records_needed(value, judged.low, judged.high, limit, estimate.n)
+        sentence += what_settles(needed, estimate.n, available)
+        hopeless = needed is not None and needed > HOPELESS * estimate.n
+        if hopeless or not _may_settle(value, limit, flags, judged, metric):
+            needed = None
+    measured = {
+        "value": value,
+        "low": judged.low,
+        "high": judged.high,
+        "verdict": verdict,
+        "needs_records": needed,
+        "sentence": sentence,
+    }
     p_value = beyond(value, judged.low, judged.high, limit, better)
     if isinstance(judged, Change) and limit == 0 and judged.p_value is not None:
         worse = value < 0 if better == "higher" else value > 0
         p_value = judged.p_value / 2 if worse else 1 - judged.p_value / 2  # the paired test is of this very limit
-    return _Draft(gate.model_copy(update=measured), p_value)
+    return _Draft(gate.model_copy(update=measured), p_value, estimate.n + 1)
+
+
+def _may_settle(value: float, limit: float, flags: Sequence[str], judged: Estimate | Change, metric: Metric) -> bool:
+    """Whether a narrower interval would be a verdict: a pass under a flag is none, nor is anything on the floor."""
+    if isinstance(judged, Change) and (judged.flags or (metric.better == "higher" and no_room(judged, limit))):
+        return False
+    fails = value < limit if metric.better == "higher" else value > limit
+    return fails or not flags
 
 
 def _holm(drafts: Sequence[_Draft]) -> list[Gate]:
@@ -250,6 +275,7 @@ def _holm(drafts: Sequence[_Draft]) -> list[Gate]:
             if p_value > LEVEL:
                 doubt = f"Alone this would fail; among the {len(p_values)} gates of this report chance could do it"
                 update["verdict"] = "inconclusive"
+                update["needs_records"] = draft.more
                 update["sentence"] = f"{gate.sentence} {doubt} (Holm-corrected p {p_value:.2g})."
             gate = gate.model_copy(update=update)
         gates.append(gate)
@@ -259,7 +285,7 @@ def _holm(drafts: Sequence[_Draft]) -> list[Gate]:
 def _judged_finding(finding: Finding, gates: Sequence[Gate], metrics: Mapping[str, Metric]) -> Finding:
     mine = [gate for gate in gates if gate.finding == finding.id]
     if mine:
-        worst = _worst(mine, metrics)
+        worst = deciding_gate(mine, metrics)
         reason = worst.sentence if worst.verdict == "inconclusive" else None
         if finding.estimate is None:
             reason = finding.reason
@@ -275,51 +301,8 @@ def _judged_candidate(candidate: Candidate, gates: Sequence[Gate], metrics: Mapp
     mine = [gate for gate in gates if gate.candidate == candidate.name]
     if not mine:
         return candidate.model_copy(update={"verdict": "not-gated", "deciding": None, "worst_risk": None})
-    worst = _worst(mine, metrics)
+    worst = deciding_gate(mine, metrics)
     verdict = "inconclusive" if worst.verdict == "not-measured" else worst.verdict
     risks = [gate for gate in mine if gate.finding is not None and gate.value is not None]
-    nearest = min(risks, key=lambda gate: _margin(gate, metrics)).finding if risks else None
+    nearest = min(risks, key=lambda gate: margin(gate, metrics)).finding if risks else None
     return candidate.model_copy(update={"verdict": verdict, "deciding": worst.sentence, "worst_risk": nearest})
-
-
-def _overall(
-    candidates: Sequence[Candidate], gates: Sequence[Gate], release: Sequence[str], metrics: Mapping[str, Metric]
-) -> tuple[Verdict, list[str]]:
-    rows = {candidate.name: candidate for candidate in candidates}
-    missing = [name for name in release if name not in rows]
-    present = [rows[name] for name in release if name in rows]
-    failed = [row for row in present if row.verdict == "fail"]
-    open_ = [row for row in present if row.verdict not in ("pass", "fail")]
-    if failed:
-        return "fail", _sentences(failed, present, "fail")
-    if missing or open_ or not present:
-        sentences = [f"{name} could not be made, so nothing about it was measured." for name in missing[:2]]
-        if not release:
-            sentences = ["No candidate is up for release."]
-        return "inconclusive", [*sentences, *_sentences(open_, present, "are inconclusive")][:3]
-    mine = [gate for gate in gates if gate.candidate in release]
-    tightest = min(mine, key=lambda gate: (gate.value is None, _margin(gate, metrics)))
-    count = "The candidate up for release passes" if len(present) == 1 else f"All {len(present)} candidates pass"
-    nearest = "" if tightest.value is None else "Nearest to its limit: "
-    return "pass", [f"{count}. {nearest}{tightest.sentence}"]
-
-
-def _sentences(rows: Sequence[Candidate], present: Sequence[Candidate], what: str) -> list[str]:
-    """The first deciding sentences and, when there are more, how many candidates share their fate."""
-    sentences = [row.deciding for row in rows[:2] if row.deciding is not None]
-    if len(rows) > 2:
-        sentences.append(f"{len(rows)} of {len(present)} candidates {what}: {', '.join(row.name for row in rows)}.")
-    return sentences
-
-
-def _worst(gates: Sequence[Gate], metrics: Mapping[str, Metric]) -> Gate:
-    """The gate that decides: fail before inconclusive before not measured before pass, then the least margin."""
-    order = ["fail", "inconclusive", "not-measured", "pass"]
-    return min(gates, key=lambda gate: (order.index(gate.verdict), _margin(gate, metrics)))
-
-
-def _margin(gate: Gate, metrics: Mapping[str, Metric]) -> float:
-    """How far the unfavourable end of the interval keeps within the limit; negative beyond it."""
-    if gate.low is None or gate.high is None or gate.limit is None:
-        return 0.0
-    return gate.low - gate.limit if metrics[gate.rule].better == "higher" else gate.limit - gate.high

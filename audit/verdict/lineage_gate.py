@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..schema.rows import Candidate, Gate, RowVerdict
+from ..schema.policy_rows import Gate, RowVerdict
+from ..schema.rows import Candidate
 
 
 def lineage_gate(candidate: Candidate) -> Gate | None:

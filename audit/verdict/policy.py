@@ -13,6 +13,7 @@ from ...targets.errors import InputError
 from ..plan.plan import validated
 from ..plan.settings import Settings, did_you_mean, fault
 from ..plan.yaml_text import SIZE_CAP, Source, load_yaml, read_text
+from ..schema.policy_rows import Compares, Limit
 
 EXACT = 1e-9  # slack for rounding in a limit or an interval's end
 
@@ -61,6 +62,26 @@ class Policy(Settings):
             if metric is not None and limit < 0 and metric.unit != "number":
                 raise fault(f"{limit:g} is no value this metric can take; changes stand under `changes`", name)
         return value
+
+    @property
+    def limits(self) -> list[Limit]:
+        """As rows of audit.json."""
+        both: list[tuple[Compares, dict[str, float]]] = [("change", self.changes), ("absolute", self.absolutes)]
+        return [
+            Limit(metric=metric, compares=compares, limit=limit)
+            for compares, values in both
+            for metric, limit in values.items()
+        ]
+
+
+class FittedPolicy(Policy):
+    """A policy without the limits that the inputs of an audit cannot decide (see `fitting`). It may limit nothing."""
+
+    left_out: tuple[Limit, ...] = ()
+
+    @property
+    def limits(self) -> list[Limit]:
+        return [*super().limits, *self.left_out]
 
 
 def _metric(name: str, info: ValidationInfo) -> Metric | None:

@@ -71,7 +71,9 @@ def to_onnx(module: nn.Module, shape: tuple[int, ...]) -> bytes:
         # torch's own recurrent and attention layers compare sizes; remarks on a user's code are let through.
         warnings.filterwarnings("ignore", "Converting a tensor to a Python boolean", module=r"torch\.nn")
         warnings.filterwarnings("ignore", "Converting a tensor to a Python boolean", module=r"crushproof\.targets")
+        log = torch._C._jit_onnx_log
         try:
+            torch._C._jit_onnx_log = lambda *_: None  # else a failure prints its graph
             torch.backends.mha.set_fastpath_enabled(False)  # of attention: kernels that no operator of ONNX stands for
             torch.onnx.export(
                 shipped,
@@ -87,6 +89,7 @@ def to_onnx(module: nn.Module, shape: tuple[int, ...]) -> bytes:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise NotApplicable(f"The model cannot be exported to ONNX (opset {OPSET}): {reason}") from error
         finally:
+            torch._C._jit_onnx_log = log
             torch.backends.mha.set_fastpath_enabled(fused)
             SHIPPINGS.reset(token)
     return _tidy(file.getvalue(), opset, shippings)

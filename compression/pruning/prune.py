@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ...targets.data.records import Bounds, Records
 from ...targets.errors import NotApplicable
 from ...targets.seeds import derive
+from ...targets.steps import pulse
 from ...training.loop import Training, train
 from ...training.stacked import Stack
 from ..layers.edit import noise, weights, working_copy
@@ -115,6 +116,8 @@ class Prune(Recipe):
             self._smaller(dense, example, importances(dense, "magnitude", records, seed=seed), self.sparsity, None)
         pruned = dense
         for step, share in enumerate(shares(self.sparsity, self.steps, self.schedule)):
+            if self.steps > 1:
+                pulse("pruning step", step, self.steps)
             scores = importances(pruned, self.importance, records, seed=seed)
             if structured:
                 pruned = self._smaller(pruned, example, scores, share, dense if self.steps > 1 else None)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ...targets.model import BATCH
+from ...targets.steps import pulse
 from .calibration import watch
 from .quantized_layer import Activations, quantize_layer
 from .weight_codes import WeightFormat, spread_scale, weight_codes
@@ -87,6 +88,7 @@ def adaptive_codes(
     variable = torch.logit(share).requires_grad_()
     optimizer = torch.optim.Adam([variable], lr=LEARNING_RATE)
     for step in range(steps):
+        pulse("rounding step", step, steps)
         x, y = entering[step % len(entering)], wanted[step % len(wanted)]
         chosen = torch.randint(len(x), (min(RECORDS, len(x)),), generator=generator).to(x.device)
         up = (variable.sigmoid() * (ZETA - GAMMA) + GAMMA).clamp(0, 1) * between

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...targets.data.records import Bounds, Records
 from ...targets.errors import NotApplicable
 from ...targets.model import BATCH
+from ...targets.steps import pulse
 from ..layers.edit import replace_layers
 from ..recipe import RECIPES, Promise, Recipe
 from .quantize import Quantize, prepare, stand_in
@@ -123,7 +124,8 @@ def sensitivities(
 
     plain = predictions()
     costs: list[dict[Bits, float]] = []
-    for layer in layers:
+    for position, layer in enumerate(layers):
+        pulse("layer", position, len(layers))
         costs.append({})
         for format in formats:
             rounded = stand_in(layer, format)

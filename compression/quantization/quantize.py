@@ -14,6 +14,7 @@ from ...targets.data.records import Bounds, Records
 from ...targets.errors import NotApplicable
 from ...targets.model import device_of
 from ...targets.seeds import derive, generator
+from ...targets.steps import pulse
 from ...training.loop import Training
 from ..layers.attention import unfold_attention
 from ..layers.edit import PLAIN_LAYERS, called, noise, replace_layers
@@ -223,6 +224,7 @@ class Quantize(Recipe):
             known = None if isinstance(layer, RECURRENT) else first.get(id(original.weight))
             codes = None if known is None or known.weight_scale is None else (known.codes, known.weight_scale)
             if codes is None and self.rounding == "adaptive" and isinstance(layer, PLAIN_LAYERS):
+                pulse("layer", position, len(layers))
                 assert x is not None
                 wanted = [original(entering).detach() for entering in layer_calls(prepared, original, x)]
                 entering = layer_calls(quantized, layer, x)  # of the model quantised so far

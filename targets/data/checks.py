@@ -46,17 +46,17 @@ def check_data(
     double = next((name for at, name in enumerate(class_names) if name in class_names[:at]), None)
     if double is not None:
         raise InputError(f"Two classes are named {quoted(double)}. Give each class a name of its own.")
-    splits = {"non-members": non_members} | ({"members": members} if members is not None else {})
+    splits = {"test records": non_members} | ({"training records": members} if members is not None else {})
     for split, records in splits.items():
         _check_form(records, split)
     if members is not None and members.x.shape[1:] != non_members.x.shape[1:]:
         raise InputError(
-            f"A member has shape {list(members.x.shape[1:])} and a non-member "
+            f"A training record (x_train) has shape {list(members.x.shape[1:])} and a test record (x_test) "
             f"{list(non_members.x.shape[1:])}. Prepare both in the same way."
         )
     if regression and members is not None and members.y.shape[1:] != non_members.y.shape[1:]:
         raise InputError(
-            f"A member has {members.y.shape[1]} values to predict and a non-member "
+            f"A training record (y_train) has {members.y.shape[1]} values to predict and a test record (y_test) "
             f"{non_members.y.shape[1]}. Give the same values for both."
         )
     _check_bounds_shape(bounds, non_members.x.shape[1:])
@@ -70,8 +70,8 @@ def check_data(
     if groups is not None:
         if len(groups) != len(non_members):
             raise InputError(
-                f"There are {len(groups)} group names for {len(non_members)} non-members. Give one group for "
-                "each non-member, in the same order."
+                f"There are {len(groups)} group names for {len(non_members)} test records (groups_test, x_test). Give "
+                "one group for each, in the same order."
             )
         _check_names(sorted(set(groups)), "group name")
     notes = spans + [
@@ -105,27 +105,31 @@ def _check_form(records: Records, split: str) -> None:
     x, y = records.x, records.y
     if x.dtype != torch.float32 or y.dtype not in (torch.int64, torch.float32):
         raise InputError(
-            f"The {split} hold x as {_word(x)} and y as {_word(y)}. Give x as float32 and y as int64: x.float(), "
-            "y.long() (or float32 values, for a model that predicts values)."
+            f"The {_named(split)} hold x as {_word(x)} and y as {_word(y)}. Give x as float32 and y as int64: "
+            "x.float(), y.long() (or float32 values, for a model that predicts values)."
         )
     if y.is_floating_point() and y.ndim != 2:
-        raise InputError(f"The values of the {split} have shape {list(y.shape)}. Give them as [n, outputs].")
+        raise InputError(
+            f"The values of the {_named(split, 'y')} have shape {list(y.shape)}. Give them as [n, outputs]."
+        )
     if not y.is_floating_point() and y.ndim != 1:
         raise InputError(
-            f"The labels of the {split} have shape {list(y.shape)}. Give one class number per record, [n]."
+            f"The labels of the {_named(split, 'y')} have shape {list(y.shape)}. Give one class number per record, [n]."
         )
     if x.ndim < 2 or len(x) != len(y):
         raise InputError(
-            f"The {split} have inputs of shape {list(x.shape)} and {len(y)} labels. Inputs are [n, features] or "
-            "[n, channels, height, width], with one label each."
+            f"The {_named(split)} have inputs of shape {list(x.shape)} and {len(y)} labels. Inputs are [n, features] "
+            "or [n, channels, height, width], with one label each."
         )
     if len(y) == 0:
-        raise InputError(f"There are no {split}: the split is empty. Check how the data was divided.")
+        raise InputError(f"There are no {_named(split)}: the split is empty. Check how the data was divided.")
     if x[0].numel() == 0:
-        raise InputError(f"The {split} have inputs of shape {list(x.shape)}, which hold no value. Check the features.")
+        raise InputError(
+            f"The {_named(split, 'x')} have inputs of shape {list(x.shape)}, which hold no value. Check the features."
+        )
     if len(y) < FEWEST:
         raise InputError(
-            f"There are only {len(y)} {split}. At least {FEWEST} are needed, and hundreds for a useful audit."
+            f"There are only {len(y)} {_named(split)}. At least {FEWEST} are needed, and hundreds for a useful audit."
         )
 
 
@@ -145,21 +149,25 @@ def _check_labels(y: Tensor, split: str, class_names: tuple[str, ...]) -> None:
     if low < 0 or high >= classes:
         hint = " They seem to start at 1: subtract 1." if low == 1 and high == classes else ""
         raise InputError(
-            f"The labels of the {split} run from {low} to {high}, and the {classes} class names allow 0 to "
-            f"{classes - 1}.{hint} Number the classes from 0 on and give a name for each."
+            f"The labels of the {_named(split, 'y')} run from {low} to {high}, and the {classes} class names allow 0 "
+            f"to {classes - 1}.{hint} Number the classes from 0 on and give a name for each."
         )
     if low == high:
         raise InputError(
-            f"All {len(y)} {split} are of class {quoted(class_names[low])}: a single-class split measures nothing. "
-            "Shuffle the data before it is divided."
+            f"All {len(y)} {_named(split, 'y')} are of class {quoted(class_names[low])}: a single-class split measures "
+            "nothing. Shuffle the data before it is divided."
         )
 
 
 def _check_targets(y: Tensor, split: str) -> None:
     if not bool(torch.isfinite(y).all()):
-        raise InputError(f"The values to predict of the {split} hold NaN or infinity. Leave out such records.")
+        raise InputError(
+            f"The values to predict of the {_named(split, 'y')} hold NaN or infinity. Leave out such records."
+        )
     if not bool((y.amax(0) > y.amin(0)).all()):
-        raise InputError(f"A value to predict is the same for all {len(y)} {split}: there is nothing to predict.")
+        raise InputError(
+            f"A value to predict is the same for all {len(y)} {_named(split, 'y')}: there is nothing to predict."
+        )
 
 
 def _check_values(x: Tensor, split: str, bounds: Bounds) -> None:
@@ -168,15 +176,15 @@ def _check_values(x: Tensor, split: str, bounds: Bounds) -> None:
     if not bool(finite.all()):
         count = int((~torch.isfinite(per_record)).sum())
         raise InputError(
-            f"The inputs of the {split} hold {count} NaN or infinite value(s), first in record "
+            f"The inputs of the {_named(split, 'x')} hold {count} NaN or infinite value(s), first in record "
             f"{int((~finite).nonzero()[0])}. Fill in or leave out such records."
         )
     outside = ((x < bounds.low.to(x.device)) | (x > bounds.high.to(x.device))).flatten(1).any(1)
     if bool(outside.any()):
         low, high = float(x.min()), float(x.max())
         raise InputError(
-            f"{int(outside.sum()):,} of the {len(x):,} {split} have values outside the bounds: the bounds are "
-            f"{shown_range(bounds)} and the values run from {low:g} to {high:g} (first in record "
+            f"{int(outside.sum()):,} of the {len(x):,} {_named(split, 'x')} have values outside the bounds: the bounds "
+            f"are {shown_range(bounds)} and the values run from {low:g} to {high:g} (first in record "
             f"{int(outside.nonzero()[0])}). {_bounds_hint(x, low, high)}"
         )
 
@@ -237,10 +245,13 @@ def _check_overlap(members: Records, non_members: Records) -> list[str]:
     share = len(ids[1]) / min(len(members), len(non_members))
     _, counts = np.unique(codes[0], return_counts=True)
     repeated = float(counts[counts > 1].sum()) / len(members)
-    what = f"{len(ids[1]):,} of the {len(non_members):,} non-members equal a member in every value and in the label"
+    what = (
+        f"{len(ids[1]):,} of the {len(non_members):,} test records equal a training record in every value and in the "
+        "label"
+    )
     if share > max(OVERLAP, 2 * repeated):
         raise InputError(
-            f"Members are among the non-members: {what} (non-members {_some(ids[1])}; members {_some(ids[0])}). "
+            f"Training records are among the test records: {what} (x_test {_some(ids[1])}; x_train {_some(ids[0])}). "
             "Divide the data anew so that no record is in both; else membership cannot be told and accuracy is too "
             "good."
         )
@@ -267,6 +278,12 @@ def _codes(records: Records) -> NDArray[np.uint64]:
 
 def _some(ids: NDArray[np.int64]) -> str:
     return ", ".join(str(number) for number in ids[:5].tolist()) + (", ..." if len(ids) > 5 else "")
+
+
+def _named(split: str, array: str = "") -> str:
+    """The records as the user knows them: `test records (x_test)`."""
+    part = split.split()[0].replace("training", "train")
+    return f"{split} ({array}_{part})" if array else f"{split} (x_{part}, y_{part})"
 
 
 def _word(tensor: Tensor) -> str:

@@ -7,7 +7,7 @@ an attack is *evaluated* on and the *attacker's own* (extraction queries, thresh
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 from ..seeds import generator
 from .checks import check_data
 from .records import Bounds, Records
+from .structure import PLAIN, Structure, check_structure
 
 ATTACKER_SHARE = 1 / 3  # of the non-members; the rest is evaluated on
 
@@ -35,10 +36,11 @@ class Data:
         seed: splits the non-members.
         notes: sentences a reader of the report must know about the data; the loaders' and the checks' own.
         bounds_doubt: why the bounds, which nobody gave, may be others than the true ones; "": they are given or sure.
+        structure: what the features are where they are no plain numbers; `bounds` holds an attacker to it.
 
     Raises:
-        InputError: empty or single-class splits, labels out of range, NaN, values outside the bounds, wrong shapes, or
-            members among the non-members; each with its own sentence.
+        InputError: empty or single-class splits, labels out of range, NaN, values outside the bounds, wrong shapes,
+            members among the non-members, records that are not what `structure` says; each with its own sentence.
     """
 
     name: str
@@ -50,11 +52,16 @@ class Data:
     seed: int = 0
     notes: tuple[str, ...] = ()
     bounds_doubt: str = ""
+    structure: Structure = PLAIN
     _split: tuple[Tensor, Tensor] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         found = check_data(self.members, self.non_members, self.bounds, self.class_names, self.groups)
+        splits = {"non-members": self.non_members.x} | ({} if self.members is None else {"members": self.members.x})
+        found += check_structure(self.structure, splits)
         object.__setattr__(self, "notes", (*self.notes, *found))
+        held, whole = self.structure.held_in(self.shape), self.structure.whole_in(self.shape)
+        object.__setattr__(self, "bounds", replace(self.bounds, held=held, whole=whole))
         n = len(self.non_members)
         order = torch.randperm(n, generator=generator(self.seed, "data", "split"))
         attackers = max(1, int(n * ATTACKER_SHARE))
@@ -101,7 +108,7 @@ class Data:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 (hex) of everything that decides a result: values, labels, order, bounds, names, split."""
+        """sha256 (hex) of everything that decides a result: values, labels, order, bounds, names, structure, split."""
         digest = hashlib.sha256()
         for records in (self.members, self.non_members):
             for tensor in (records.x, records.y) if records is not None else ():
@@ -111,4 +118,5 @@ class Data:
             np.ascontiguousarray(torch.cat([self.bounds.low.flatten(), self.bounds.high.flatten()])).tobytes()
         )
         digest.update(repr((self.class_names, self.groups, self._split[1].tolist())).encode())
+        digest.update(repr(self.structure).encode() if self.structure != PLAIN else b"")
         return digest.hexdigest()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +20,11 @@ from torch import Tensor
 from ..errors import InputError, UnsafeInput, nearest_hint, quoted
 from ..untrusted.files import FETCH_HINT, is_pickle, open_archive, ordinary_file, read_entry
 from .data import Data
+from .declared import Column, Declared
 from .labels import class_numbers, predicted_values
 from .records import Bounds, Records
-from .value_range import fitted
+from .structure import Structure, resolved
+from .value_range import column_bounds, fitted
 
 Array = NDArray[np.generic]
 
@@ -30,32 +32,36 @@ ARCHIVE_BYTES = 4 * 2**30  # of an npz, packed and unpacked
 CHANNELS = (1, 3, 4)
 
 REQUIRED = ["x_test", "y_test"]
-KEYS = ["x_train", "y_train", *REQUIRED, "groups_test", "class_names"]
+KEYS = ["x_train", "y_train", *REQUIRED, "groups_test", "class_names", "feature_names"]
 LATER = ["x_population", "y_population"]
 
 
 def load_npz(
     path: Path | str,
     *,
-    bounds: Bounds | None = None,
+    bounds: Bounds | Mapping[Column, tuple[float, float]] | None = None,
     class_names: Sequence[str] | None = None,
     seed: int = 0,
     name: str | None = None,
     regression: bool = False,
+    declared: Declared | None = None,
 ) -> Data:
-    """Data from an `.npz` with `x_test, y_test`, optionally `x_train, y_train, groups_test, class_names`.
+    """Data from an `.npz` with `x_test, y_test`, optionally `x_train, y_train, groups_test, class_names` and, of a
+    table, `feature_names`.
 
     The training records are the members, the test records the non-members. Values keep the file's units: the model must
     take them as they are. `[n, h, w]` becomes `[n, 1, h, w]`; `[n, h, w, c]` with c in 1, 3, 4 becomes `[n, c, h, w]`
     where that is unambiguous.
 
     Args:
-        bounds: what a value may be. Left out: the range of the grid that the values lie on, see `value_range.fitted`;
-            where they do not tell, an error asks for them.
+        bounds: what a value may be, for all or by column of a table. Left out: the range of the grid that the values
+            lie on, see `value_range.fitted`; where they do not tell, an error asks for them. A table of which anything
+            is declared gets bounds by column (`value_range.column_bounds`).
         class_names: in the order of the labels; else the file's, else "0", "1", ...
         seed: splits the non-members.
         name: what the report calls the data; else the file's name.
         regression: the `y` are numbers to predict, [n] or [n, outputs], not classes.
+        declared: what the columns are, or that the values are token ids.
 
     Raises:
         InputError: not an npz, a key missing or unknown, or data that `Data` refuses.
@@ -75,10 +81,9 @@ def load_npz(
             raise InputError(
                 f"x_{part} in {where} holds {x.dtype} values. Save numbers, for example x.astype('float32')."
             )
-    doubt = ""
-    if bounds is None:
-        bounds, said, doubt = inferred_bounds(list(inputs.values()), where)
-        notes += said
+    names = _texts(arrays["feature_names"], f"feature_names in {where}") if "feature_names" in arrays else []
+    structure, bounds, said, doubt = read_structure(list(inputs.values()), declared or Declared(), bounds, names, where)
+    notes += said
     channels_last = _channels_last(inputs["test"].shape)
     if channels_last:
         notes.append("The images were stored channels-last [n, h, w, c] and are audited as [n, c, h, w].")
@@ -102,6 +107,7 @@ def load_npz(
         seed=seed,
         notes=tuple(notes),
         bounds_doubt=doubt,
+        structure=structure,
     )
 
 
@@ -228,6 +234,57 @@ def _tensor(x: Array, channels_last: bool) -> Tensor:
         return torch.from_numpy(np.array(x, dtype=np.float32, order="C"))
 
 
+def read_structure(
+    inputs: Sequence[Array],
+    declared: Declared,
+    bounds: Bounds | Mapping[Column, tuple[float, float]] | None,
+    names: Sequence[str],
+    where: str,
+) -> tuple[Structure, Bounds, tuple[str, ...], str]:
+    """What the features are, their bounds, sentences about them, and why the bounds are doubtful ("": they are not).
+
+    Args:
+        inputs: numbers [n, ...], training and test records.
+        bounds: for all, by column of a table, or to be found.
+        names: of the columns of a table; empty where there are none.
+        where: they come from, for messages.
+
+    Raises:
+        InputError: what is declared is not there, or the values do not tell their bounds.
+    """
+    shape = inputs[0].shape[1:]
+    if names and (len(shape) != 1 or len(names) != shape[0] or len(set(names)) < len(names)):
+        raise InputError(
+            f"There are {len(names)} feature names ({len(set(names))} different ones) for records of shape "
+            f"{list(shape)} in {where}. Give one name of its own for each column of a table [n, features]."
+        )
+    written = next((column for column, kind in declared.categorical.items() if kind != "codes"), None)
+    if written is not None:
+        raise InputError(
+            f"categorical names the column {quoted(str(written))} of {where}, whose values reach the model as they "
+            "are: only tables of text (CSV) are written out. For a column that holds the codes of categories say "
+            f"categorical: {{{written}: codes}}; columns that are written out are listed under one_hot."
+        )
+    structure = resolved(declared, shape, names, where)
+    finite = [x for x in inputs if x.size and x.dtype.kind in "fiub" and bool(np.isfinite(x).all())]
+    if isinstance(bounds, Bounds):
+        return structure, bounds, (), ""
+    if structure.tokens and len(finite) == len(inputs):
+        low, high = min(float(x.min()) for x in finite), max(float(x.max()) for x in finite)
+        return structure, Bounds.of(low, max(high, low + 1)), (), ""
+    if len(shape) == 1 and (bounds is not None or structure.declared) and len({x.shape[1:] for x in inputs}) == 1:
+        values = np.concatenate([np.asarray(x, dtype=np.float32) for x in inputs])
+        if np.isfinite(values).all():  # else `Data` refuses them, with the sentence for NaN
+            found, doubt = column_bounds(values, bounds or {}, structure, where)
+            return structure, found, (doubt,) if doubt else (), doubt
+    if bounds is not None:
+        raise InputError(
+            f"bounds by column are for tables [n, features], and the records of {where} have shape {list(shape)}. Give "
+            "one smallest and largest value, for example bounds: [0, 1]."
+        )
+    return structure, *inferred_bounds(inputs, where)
+
+
 def inferred_bounds(inputs: Sequence[Array], where: str) -> tuple[Bounds, tuple[str, ...], str]:
     """The bounds that values without any get, sentences about them, and why they are doubtful ("": they are not).
 
@@ -245,7 +302,8 @@ def inferred_bounds(inputs: Sequence[Array], where: str) -> tuple[Bounds, tuple[
     if found is not None:
         return Bounds.of(found.low, found.high), tuple(filter(None, (found.note, found.doubt))), found.doubt
     low, high = min(float(x.min()) for x in filled), max(float(x.max()) for x in filled)
+    by_column = " Of a table they are given by column, bounds: {0: [17, 90]}." if filled[0].ndim == 2 else ""
     raise InputError(
         f"The inputs in {where} run from {low:g} to {high:g}, so their bounds cannot be guessed. Give the smallest and "
-        "largest value an input can take, for example bounds: [-1, 1]; or scale the inputs to [0, 1]."
+        f"largest value an input can take, for example bounds: [-1, 1]; or scale the inputs to [0, 1].{by_column}"
     )

@@ -12,10 +12,17 @@ from ..errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class Bounds:
-    """The values an input may take: `low` and `high`, float32, broadcastable to one record (scalar, [c, 1, 1], [f])."""
+    """The values an input may take: `low` and `high`, float32, broadcastable to one record (scalar, [c, 1, 1], [f]).
+
+    Args:
+        held: bool [*shape], values of a record that an attacker leaves as they are; None: it may change all.
+        whole: bool [*shape], values that are whole numbers; None: fractions are allowed everywhere.
+    """
 
     low: Tensor
     high: Tensor
+    held: Tensor | None = None
+    whole: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not (torch.isfinite(self.low).all() and torch.isfinite(self.high).all() and (self.low < self.high).all()):
@@ -35,7 +42,8 @@ class Bounds:
         return self.high - self.low
 
     def to(self, device: str | torch.device) -> Bounds:
-        return Bounds(self.low.to(device), self.high.to(device))
+        held, whole = (None if mask is None else mask.to(device) for mask in (self.held, self.whole))
+        return Bounds(self.low.to(device), self.high.to(device), held, whole)
 
     def clamp(self, x: Tensor) -> Tensor:
         return torch.maximum(torch.minimum(x, self.high), self.low)

@@ -1,10 +1,11 @@
-"""CSV tables of numbers with a label column, read line by line within limits."""
+"""CSV tables with a label column, read line by line within limits: which columns are numbers, and what others say."""
 
 from __future__ import annotations
 
 import csv
 from array import array
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,84 @@ from ..untrusted.files import is_pickle, ordinary_file
 TABLE_BYTES = 2**30  # of a file
 LINE = 2**20  # characters of a line
 COLUMNS = 20_000
+MISSING = frozenset({"", "?", "na", "n/a", "nan", "null", "none"})  # what people write where there is no value
 
 
-def read_table(path: Path, label: str) -> tuple[list[str], NDArray[np.float32], list[str]]:
-    """The feature columns' names, their values float32 [n, features], and the label column's texts.
+@dataclass
+class Other:
+    """The cells of a column that are no numbers.
+
+    Args:
+        texts, missing: how many say something, and how many nothing.
+        line, cell: the first of either.
+    """
+
+    line: int
+    cell: str
+    texts: int = 0
+    missing: int = 0
+
+
+@dataclass
+class Table:
+    """One table. `values` are float32 [n, columns], NaN where a cell is no number."""
+
+    path: Path
+    columns: list[str]
+    values: NDArray[np.float32]
+    labels: list[str]
+    others: dict[str, Other] = field(default_factory=dict)
+
+    @property
+    def where(self) -> str:
+        return quoted(self.path.name)
+
+    def numbers(self, columns: Sequence[str]) -> NDArray[np.float32]:
+        """float32 [n, columns], finite.
+
+        Raises:
+            InputError: a cell that is no finite number, named by line or record and column.
+        """
+        for column in columns:
+            if column in self.others:
+                raise InputError(self._cell_fault(column))
+        x = self.values[:, [self.columns.index(column) for column in columns]]
+        odd = np.argwhere(~np.isfinite(x))
+        if len(odd):
+            raise InputError(
+                f"Record {int(odd[0, 0]) + 1} of {self.where} has no finite number in column "
+                f"{quoted(columns[int(odd[0, 1])])} ({len(odd)} such cells in all). Fill in or leave out records with "
+                "missing values."
+            )
+        return x
+
+    def _cell_fault(self, column: str) -> str:
+        other, n = self.others[column], len(self.labels)
+        if not other.cell.strip():
+            return (
+                f"Line {other.line} of {self.where} is empty in column {quoted(column)}. Fill it in or leave the "
+                "record out."
+            )
+        if not other.texts:
+            return (
+                f"Line {other.line} of {self.where} has no value in column {quoted(column)} ({quoted(other.cell)}; "
+                f"{other.missing:,} such cells), which holds numbers. Fill in or leave out records with missing values."
+            )
+        return (
+            f"Line {other.line} of {self.where} holds {quoted(other.cell)} in column {quoted(column)}, where a number "
+            f"is expected: {n - other.texts - other.missing:,} of its {n:,} cells are numbers. Mend the cell; a column "
+            "of categories is named under `categorical`."
+        )
+
+
+def read_table(path: Path, label: str, drop: Collection[str] = ()) -> Table:
+    """The feature columns and the label column's texts.
+
+    Args:
+        drop: columns that are left out.
 
     Raises:
-        InputError: no table, no such label column, or a cell that is no finite number (named by line and column).
+        InputError: no table, no such label column, a formula, or a number as only programmers write it.
         UnsafeInput: a pickle, or a line longer than any table's.
     """
     path = ordinary_file(path, "the table", TABLE_BYTES)
@@ -33,43 +105,95 @@ def read_table(path: Path, label: str) -> tuple[list[str], NDArray[np.float32], 
         raise UnsafeInput(f"The table {where} is a pickle; it was not read. Export it as CSV.")
     if head.startswith(b"PK") or head[:2] in (b"\xff\xfe", b"\xfe\xff", b"\xd0\xcf"):
         raise InputError(f"The table {where} is a spreadsheet or UTF-16 text. Export it as CSV in UTF-8.")
+    rows = _rows(path, where)
+    _, header = next(rows, (0, []))
+    at = _label_position(header, label, where)
+    unknown = next((column for column in drop if column not in header), None)
+    if unknown is not None:
+        raise InputError(
+            f"drop names the column {quoted(unknown)}, which {where} does not have.{nearest_hint(unknown, header)} "
+            "Columns are named as they are written there."
+        )
+    kept = [position for position, column in enumerate(header) if position != at and column not in set(drop)]
+    if not kept:
+        raise InputError(f"The table {where} has no column beside the label that is not dropped.")
+    columns = [header[position] for position in kept]
+    values, labels, others = array("d"), [], dict[str, Other]()
+    for line, row in rows:
+        labels.append(row[at])
+        if not row[at].strip():
+            raise InputError(f"Line {line} of {where} has no label. Fill it in or leave the record out.")
+        cells = row[:at] + row[at + 1 :] if not drop else [row[position] for position in kept]
+        try:
+            numbers = list(map(float, cells))
+        except ValueError:
+            numbers = [_number(cell, column, line, others) for cell, column in zip(cells, columns, strict=True)]
+        values.extend(numbers)
+        if "_" in "".join(cells) or "=" in "".join(cells):
+            _refuse_formulas(cells, columns, line, where)
+    with np.errstate(over="ignore"):
+        x = np.frombuffer(values, np.float64).reshape(-1, len(columns)).astype(np.float32)
+    return Table(path, columns, x, labels, others)
+
+
+def read_texts(table: Table, columns: Sequence[str]) -> dict[str, list[str]]:
+    """The cells of some columns as they are written, without the blanks around them; the file is read once more."""
+    rows = _rows(table.path, table.where)
+    _, header = next(rows)
+    places = [header.index(column) for column in columns]
+    found: dict[str, list[str]] = {column: [] for column in columns}
+    known: dict[str, str] = {}  # each text once in memory
+    for _, row in rows:
+        for column, place in zip(columns, places, strict=True):
+            text = row[place].strip()
+            found[column].append(known.setdefault(text, text))
+    return found
+
+
+def _number(cell: str, column: str, line: int, others: dict[str, Other]) -> float:
+    """NaN where the cell is none, which is noted in `others`."""
+    try:
+        return float(cell)
+    except ValueError:
+        other = others.setdefault(column, Other(line, cell))
+        if cell.strip().lower() in MISSING:
+            other.missing += 1
+        else:
+            if not other.texts:
+                other.line, other.cell = line, cell
+            other.texts += 1
+        return float("nan")
+
+
+def _refuse_formulas(cells: list[str], columns: list[str], line: int, where: str) -> None:
+    """Spreadsheet formulas, and numbers such as 1_000, which are some to Python only."""
+    for column, cell in zip(columns, cells, strict=True):
+        if cell.lstrip().startswith("=") or ("_" in cell and _is_number(cell.replace("_", ""))):
+            raise InputError(
+                f"Line {line} of {where} holds {quoted(cell)} in column {quoted(column)}, where a number is expected "
+                "or the name of a category. Write out what it stands for."
+            )
+
+
+def _rows(path: Path, where: str) -> Iterator[tuple[int, list[str]]]:
+    """The header and the records, each with the number of its line; blank lines are skipped behind the header."""
     rows = csv.reader(_lines(path, where), strict=True)
     try:
         header = next(rows, [])
-        at = _label_position(header, label, where)
-        columns = [column for position, column in enumerate(header) if position != at]
-        values, texts = array("d"), []
+        yield rows.line_num, header
         for row in rows:
             if not row:
-                continue  # a blank line
+                continue
             if len(row) != len(header):
                 raise InputError(
                     f"Line {rows.line_num} of {where} has {len(row)} cells and the header has {len(header)}. Mend the "
                     "line; a comma inside a cell needs quotes around the cell."
                 )
-            texts.append(row.pop(at))
-            if not texts[-1].strip():
-                raise InputError(f"Line {rows.line_num} of {where} has no label. Fill it in or leave the record out.")
-            try:
-                values.extend(map(float, row))
-            except ValueError:
-                raise InputError(_cell_fault(row, columns, rows.line_num, where)) from None
-            if "_" in "".join(row):  # float("1_000") is a number to Python only
-                raise InputError(_cell_fault(row, columns, rows.line_num, where))
+            yield rows.line_num, row
     except csv.Error as error:
         raise InputError(
             f"Line {rows.line_num} of {where} is not CSV ({error}). A quote that is never closed is the usual cause."
         ) from None
-    with np.errstate(over="ignore"):
-        x = np.frombuffer(values, np.float64).reshape(-1, len(columns)).astype(np.float32)
-    odd = np.argwhere(~np.isfinite(x))
-    if len(odd):
-        row_number, column_number = int(odd[0, 0]), int(odd[0, 1])
-        raise InputError(
-            f"Record {row_number + 1} of {where} has no finite number in column {quoted(columns[column_number])} "
-            f"({len(odd)} such cells in all). Fill in or leave out records with missing values."
-        )
-    return columns, x, texts
 
 
 def _lines(path: Path, where: str) -> Iterator[str]:
@@ -128,13 +252,3 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return "_" not in text
-
-
-def _cell_fault(row: list[str], columns: list[str], line: int, where: str) -> str:
-    column, cell = next(pair for pair in zip(columns, row, strict=True) if not _is_number(pair[1]))
-    if not cell.strip():
-        return f"Line {line} of {where} is empty in column {quoted(column)}. Fill it in or leave the record out."
-    return (
-        f"Line {line} of {where} holds {quoted(cell)} in column {quoted(column)}, where a number is expected. Encode "
-        "categories as numbers and leave out text before the audit."
-    )

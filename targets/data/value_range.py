@@ -11,13 +11,17 @@ and a flag keeps a pass from being believed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from ..errors import quoted
+from ..errors import InputError, quoted
+from .declared import Column
+from .records import Bounds
+from .structure import Structure, positions
 
 Array = NDArray[np.generic]
 
@@ -94,35 +98,47 @@ def _signed(inputs: Sequence[Array], low: float, high: float) -> Fitted | None:
     return _said(least, most, doubt, low, high) if typed == 8 else _said(low, high, doubt, low, high)
 
 
-def fitted_columns(
-    x: NDArray[np.float32], columns: Sequence[str]
-) -> tuple[NDArray[np.float32], NDArray[np.float32], str]:
-    """Each column's lowest and highest value, [columns] each, and why they may be others ("": they are sure).
+def column_bounds(
+    x: NDArray[np.float32], given: Mapping[Column, tuple[float, float]], structure: Structure, where: str
+) -> tuple[Bounds, str]:
+    """Bounds for each column of a table, [columns] each, and why they may be others ("": they are sure).
 
-    [0, 1] is sure for a column of zeros and ones, and for one that fills it; every other has its own range, a guess (a
-    column that never varies: one unit).
+    Those given; [0, 1], which is sure, for a column of zeros and ones, and for one that fills it; every other has its
+    own range, a guess (a column that never varies: one unit). What an attacker cannot change needs no sure bounds.
 
     Args:
-        x: [n, columns], finite.
-        columns: their names, for the sentence.
+        x: [n, columns], finite where it is not refused later.
+        given: by name or position.
+        where: the columns are, for messages.
+
+    Raises:
+        InputError: bounds for a column that there is not, or for what is no number.
     """
+    columns = list(structure.names) or [str(at) for at in range(x.shape[1])]
     if not len(x):  # `Data` refuses the empty split with its own sentence
-        return np.zeros(len(columns), np.float32), np.ones(len(columns), np.float32), ""
+        return Bounds(torch.zeros(len(columns)), torch.ones(len(columns))), ""
     low, high = x.min(axis=0), x.max(axis=0)
     filled = (low >= 0) & (low <= 1 - NEAR) & (high >= NEAR) & (high <= 1)
     sure = filled | ((x == 0) | (x == 1)).all(axis=0)
     low, high = np.where(sure, np.float32(0), low), np.where(sure, np.float32(1), high)
     high = np.where(high > low, high, low + np.maximum(abs(low), np.float32(1)))
-    guessed = [name for name, known in zip(columns, sure.tolist(), strict=True) if not known]
+    encoded = [one.column for one in structure.encoded]
+    for column, (least, most) in given.items():
+        if column in encoded:
+            raise InputError(f"bounds names the column {quoted(str(column))}, which holds categories. Leave it out.")
+        at = list(positions(column, "bounds", x.shape[1], structure.names, where))
+        low[at], high[at], sure[at] = least, most, True
+    held = set(structure.held)
+    guessed = [name for at, (name, known) in enumerate(zip(columns, sure, strict=True)) if not known and at not in held]
     doubt = ""
     if guessed:
         doubt = (
             f"The bounds of {len(guessed)} of {len(columns)} columns are a guess ({', '.join(map(quoted, guessed[:4]))}"
-            f"{', ...' if len(guessed) > 4 else ''}): their smallest and largest value in the tables given, so that an "
-            "epsilon is a share of that range. Scale the columns to [0, 1] by the smallest and largest value that each "
-            "can take, or give bounds for all."
+            f"{', ...' if len(guessed) > 4 else ''}): their smallest and largest value in {where} given, so that an "
+            "epsilon is a share of that range. Give the smallest and largest value that each can take, as "
+            f"bounds: {{{guessed[0]}: [0, 100]}}, or scale the columns to [0, 1] by them."
         )
-    return low, high, doubt
+    return Bounds(torch.from_numpy(low), torch.from_numpy(high)), doubt
 
 
 def _said(bound_low: float, bound_high: float, doubt: str, low: float, high: float, *, whole: bool = True) -> Fitted:

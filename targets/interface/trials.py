@@ -111,7 +111,7 @@ def nothing_fits(tried_as_allowed: list[Trial], best: Trial, trials: list[Trial]
                 "leave out what you gave, or correct it."
             )
     return (
-        f"The model's accuracy on {len(y)} non-members is not clearly above chance under any assumption about its "
+        f"The model's accuracy on {len(y)} test records is not clearly above chance under any assumption about its "
         f"input that was tried ({tried}).{hint} Say how it was trained with --layout, --mean, --std or --labels, or "
         "check that the data belong to this model."
     )
@@ -148,8 +148,8 @@ def _of_outputs(file: ModelFile, best: Trial, trials: list[Trial], y: Tensor) ->
     rest = "".join(f", by {quoted(name)} {_percent(trial, y)}" for name, trial in others.items())
     return (
         f"Of the file's {len(file.facts.outputs)} outputs ({listed(file.facts.outputs)}), "
-        f"{quoted(best.assumptions.output or first)} is audited: {_percent(best, y)} of {len(y)} non-members are right "
-        f"by it{rest}; overrule with --output."
+        f"{quoted(best.assumptions.output or first)} is audited: {_percent(best, y)} of {len(y)} test records are "
+        f"right by it{rest}; overrule with --output."
     )
 
 
@@ -170,7 +170,7 @@ def sentences_of(
             mean = f" ({shown_values(assumed.mean)} and {shown_values(assumed.std)})"
         sentences.append(
             f"Assumed that the model takes the values {best.units}{mean}: of {tried} scalings tried on {len(y)} "
-            f"non-members, {_percent(best, y)} were right under this one; overrule with --units, --mean and --std"
+            f"test records, {_percent(best, y)} were right under this one; overrule with --units, --mean and --std"
             f"{', or --channels' if len(data.shape) == 3 and data.shape[0] == 3 else ''}."
         )
     if assumed.grid is not None:

@@ -5,7 +5,8 @@ own, with limits on memory and time, parses it, checks it and runs zeros through
 only then does this process touch it. Nothing is ever unpickled, and no other file is read.
 
 Whatever takes an ONNX model (runtimes, twin, footprint, lineage) takes a `CheckedOnnx`. Only `check_onnx` makes one, so
-that no bytes, our own and those from a store included, reach a runtime unchecked, and none are checked twice.
+that no bytes, our own and those from a store included, reach a runtime unchecked, and none are checked twice in a
+process that still has them at hand.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ..errors import InputError, UnsafeInput, quoted
 from ..model import BATCH
+from ..recent import Recent
 from ._state_names import comes_back
 from .files import ordinary_file
 from .other_formats import refuse_by_name, refuse_other, unpacked
@@ -34,6 +36,7 @@ FILE_BYTES = 2 * 2**30  # what protobuf and flatbuffers can hold
 ROOM = 4 * 2**30  # bytes that running a model may take, besides copies of the file
 COPIES = 6  # of the file, while it is parsed, checked and loaded
 SECONDS = 120  # of processor time
+AT_HAND = 256 * 2**20  # bytes of checked models that a process keeps, about: many ask for the same
 VALUES = 2**22  # of a run's input: large records come in smaller parts, so that memory stays bounded
 LIMIT_HINT = "Nothing else came of it. Refuse the file, or ask whoever made it for one that needs less."
 
@@ -117,14 +120,24 @@ def check_onnx(data: CheckedOnnx | bytes) -> CheckedOnnx:
     """
     if isinstance(data, CheckedOnnx):
         return data
+    if (known := _checked.find(lambda one: one.data is data)) is not None:
+        return known  # not even hashed again
+    digest = hashlib.sha256(data).hexdigest()
+    if (known := _checked.get(digest)) is not None:
+        return known
     from ._check_onnx import Fault, facts, parse
 
     try:
         model, usable, zeroed = parse(data)
-        known = facts(model, zeroed)
+        found = facts(model, zeroed)
     except Fault as fault:
         raise UnsafeInput(str(fault)) from None
-    return CheckedOnnx(data, usable, model, Facts.model_validate(known))
+    checked = CheckedOnnx(data, usable, model, Facts.model_validate(found))
+    _checked.put(digest, checked, 3 * len(data))  # as it came, as it is run, and parsed
+    return checked
+
+
+_checked: Recent[CheckedOnnx] = Recent(AT_HAND)
 
 
 @dataclass(frozen=True)

@@ -15,17 +15,19 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+import crushproof
 from crushproof.attacks.evasion.risk import EVASION
 from crushproof.attacks.membership.risk import MEMBERSHIP
 from crushproof.audit import cli
 from crushproof.audit.findings.assemble import known_metrics
+from crushproof.audit.schema.data_rows import DataSummary
 from crushproof.audit.schema.file_rows import Footprint
+from crushproof.audit.schema.read import read_audit
 from crushproof.audit.schema.rows import (
     SCHEMA,
     Audit,
     Candidate,
     Change,
-    DataSummary,
     Environment,
     Estimate,
     Finding,
@@ -34,6 +36,7 @@ from crushproof.audit.schema.rows import (
 )
 from crushproof.audit.verdict.judging import apply_policy
 from crushproof.audit.verdict.policy import BUILT_IN
+from crushproof.audit.writing import write_verdict
 from crushproof.targets.errors import Incomplete, InputError, UnsafeInput
 
 COMMAND = [sys.executable, "-c", "from crushproof.audit.cli import main; main()"]
@@ -111,7 +114,7 @@ def an_audit(robust_change: float = 0.0) -> Audit:
         name="test",
         verdict=judged.verdict,
         deciding=judged.deciding,
-        plan={"name": "test"},
+        plan={"name": "test", "policy": "release"},
         plan_digest="0",
         seed=0,
         data=DataSummary(
@@ -130,6 +133,7 @@ def an_audit(robust_change: float = 0.0) -> Audit:
         findings=judged.findings,
         policy=judged.gates,
         policy_name="release",
+        policy_limits=BUILT_IN["release"].limits,
         release=["int8"],
         not_measured=[],
         power=[],
@@ -276,10 +280,14 @@ def test_errors_become_exit_codes(faked: list[Any], error: BaseException, code: 
     assert "Traceback" not in result.output
 
 
-@pytest.mark.parametrize(("change", "code"), [(0.0, 0), (-0.3, 1), (-0.05, 3)])
-def test_verdicts_become_exit_codes(faked: list[Any], change: float, code: int) -> None:
+@pytest.mark.parametrize(("change", "code", "only_fail"), [(0.0, 0, 0), (-0.3, 1, 1), (-0.05, 3, 0)])
+def test_verdicts_become_exit_codes(faked: list[Any], change: float, code: int, only_fail: int) -> None:
     faked[0] = an_audit(change)
     assert call("audit").exit_code == code
+    assert call("audit", "--fail-on", "inconclusive").exit_code == code
+    assert call("audit", "--fail-on", "fail").exit_code == only_fail
+    faked[0] = Incomplete("2 of 9 cells failed.")
+    assert call("audit", "--fail-on", "fail").exit_code == 3
 
 
 def test_gate_judges_anew_and_changes_nothing(finished: Path) -> None:
@@ -296,8 +304,31 @@ def test_gate_judges_anew_and_changes_nothing(finished: Path) -> None:
     assert call("gate", finished, "--policy", "relaese").exit_code == 2
 
 
+def test_gate_writes_its_verdict_beside_the_audit_and_never_over_one(finished: Path, tmp_path: Path) -> None:
+    before = (finished / "audit.json").read_bytes()
+    (tmp_path / "strict.yaml").write_text("absolutes: {robust_accuracy: 0.6}")
+    out = tmp_path / "deep" / "judged"
+    result = call("gate", finished, "--policy", tmp_path / "strict.yaml", "--out", out)
+    assert result.exit_code == 1, result.output
+    assert f"Report: {out / 'report.html'}" in result.stdout
+    assert "judged anew" in (out / "report.html").read_text()
+    judged = read_audit(out)
+    assert (judged.verdict, judged.policy_name, judged.policy_from) == ("fail", "strict", "gate")
+    assert call("gate", out).exit_code == 1  # it agrees with itself
+    write_verdict(out, finished, "another verdict takes its place")
+    assert call("gate", finished).exit_code == 0  # by the audit's own limits
+    (finished / "evidence").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "audit.json").write_text("mine")
+    for taken in (finished, tmp_path / "other"):
+        refused = call("gate", finished, "--policy", "release", "--out", taken)
+        assert (refused.exit_code, "would be lost" in " ".join(refused.stderr.split())) == (2, True)
+    assert (finished / "audit.json").read_bytes() == before
+    assert (tmp_path / "other" / "audit.json").read_text() == "mine"
+
+
 def deep(text: str) -> str:
-    return text.replace('"plan":{"name":"test"}', '"plan":' + '{"a":' * 5000 + "1" + "}" * 5000)
+    return text.replace('"plan":{"name":"test","policy":"release"}', '"plan":' + '{"a":' * 5000 + "1" + "}" * 5000)
 
 
 @pytest.mark.parametrize(
@@ -365,6 +396,28 @@ def test_the_catalogue_lists_every_technique_with_its_parameters() -> None:
     text = call("catalogue").stdout
     assert "recipe prune: " in text
     assert "sparsity: number" in text
+
+
+def test_the_catalogue_is_filtered_by_kind_and_by_sort() -> None:
+    def listed(*words: str) -> list[tuple[str, str]]:
+        return [(one["sort"], one["kind"]) for one in json.loads(call("catalogue", *words, "--json").stdout)]
+
+    assert listed("quantize") == [("recipe", "quantize")]
+    assert listed("Dynamic_Sparsity") == [("recipe", "dynamic-sparsity")]
+    assert {sort for sort, _ in listed("recipe")} == {"recipe"}
+    assert ("evasion part", "pgd") in listed("evasion part")
+    assert listed("plug-in") == []
+    assert "No other package" in call("catalogue", "plug-in").stdout
+    for word, near in (("qantize", "quantize"), ("recipes", "recipe")):
+        result = call("catalogue", word)
+        assert (result.exit_code, f"Did you mean '{near}'" in " ".join(result.stderr.split())) == (2, True)
+
+
+def test_the_version_and_what_a_shell_completes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call("--version").stdout == f"crushproof {crushproof.__version__}\n"
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
+    assert "_CRUSHPROOF_COMPLETE" in call("--show-completion", "bash").stdout
+    assert {*crushproof.__all__} <= {*dir(crushproof)}
 
 
 def test_doctor_finds_this_machine_fit() -> None:

@@ -14,6 +14,7 @@ from crushproof.attacks.statistics import rates
 from crushproof.audit.api import AuditResult
 from crushproof.audit.plan.plan import parse_plan
 from crushproof.audit.subject.resolve import load_data, resolve
+from crushproof.audit.verdict.judging import check_verdicts
 from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.targets.data.csv import load_csv
 from crushproof.targets.data.npz import load_npz
@@ -59,6 +60,8 @@ def test_the_error_is_judged_against_the_parent(result: AuditResult) -> None:
     assert rows["coarse"].quality_change is not None
     assert rows["coarse"].quality_change.low > 0.02
     assert {gate.rule for gate in result.audit.policy} == {"mean_squared_error"}
+    assert result.audit.policy_name == "release, without evasion and membership: the model predicts values"
+    check_verdicts(result.audit, Path())  # as `report` and `gate` do
 
 
 def test_attacks_on_classes_are_rows_that_do_not_apply(result: AuditResult) -> None:

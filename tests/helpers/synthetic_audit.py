@@ -10,20 +10,21 @@ from crushproof.attacks.extraction.risk import EXTRACTION, FIDELITY
 from crushproof.attacks.membership.risk import AUC, MEMBERSHIP, TPR
 from crushproof.attacks.risk import QUALITIES
 from crushproof.audit.schema import wording
+from crushproof.audit.schema.data_rows import DataSummary
 from crushproof.audit.schema.file_rows import Certificate, Footprint, Macs
+from crushproof.audit.schema.policy_rows import Gate
 from crushproof.audit.schema.rows import (
     Audit,
     Candidate,
-    DataSummary,
     Draw,
     Environment,
     Estimate,
     Finding,
-    Gate,
     Latency,
     Machine,
     NotMeasured,
 )
+from crushproof.audit.verdict.policy import BUILT_IN
 
 METRICS = {metric.name: metric for metric in (*QUALITIES, ROBUST_ACCURACY, TPR, AUC, FIDELITY)}
 FAMILIES = {
@@ -273,6 +274,7 @@ def synthetic_audit(renamed: dict[str, str] | None = None, classes: list[str] | 
         metrics=METRICS,
         policy=gates,
         policy_name="release",
+        policy_limits=BUILT_IN["release"].limits,
         release=release,
         not_measured=[
             NotMeasured(candidate=None, what="TPR at 0.1 % FPR", reason="needs 1,000 non-members; there are 797"),

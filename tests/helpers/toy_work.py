@@ -20,13 +20,15 @@ from crushproof.audit.engine.schedule import Outcome
 from crushproof.audit.engine.store import Store
 from crushproof.audit.engine.work import CellResults
 from crushproof.targets.errors import InputError, NotApplicable, Unavailable
+from crushproof.targets.steps import pulse
 
 
 class ToyWork:
     """`width` chains of `length` cells on one common root, and a last cell that needs them all.
 
     Settings: `seconds` per cell, `inject` (cell name -> what goes wrong there), `seed`, `log` (a file that gets a line
-    per call of `compute`), `hold` (a file: until it is there, all cells but the root wait).
+    per call of `compute`), `hold` (a file: until it is there, all cells but the root wait), `pulses` (in so many naps
+    are the seconds spent), `alone` (whether there is a cell that is computed alone).
     """
 
     def __init__(self, argument: str) -> None:
@@ -41,6 +43,8 @@ class ToyWork:
                 before = self._add(f"chain-{chain}/{step}", (before,))
         ends = tuple(cell.name for cell in self.list if cell.name.endswith(f"/{self.settings.get('length', 3) - 1}"))
         self._add("last", ends)
+        if self.settings.get("alone"):
+            self.list.append(Cell("alone", cell_key("toy", "alone"), (), "toy", weight=1e3, alone=True))
 
     def _add(self, name: str, needs: tuple[str, ...]) -> str:
         keys = [cell.key for cell in self.list if cell.name in needs]
@@ -54,7 +58,10 @@ class ToyWork:
         if "log" in self.settings:
             with Path(self.settings["log"]).open("a") as stream:
                 stream.write(cell.name + "\n")
-        time.sleep(self.settings.get("seconds", 0))
+        naps = self.settings.get("pulses", 1)
+        for nap in range(naps):
+            pulse("nap", nap, naps)
+            time.sleep(self.settings.get("seconds", 0) / naps)
         while "hold" in self.settings and cell.name != "root" and not Path(self.settings["hold"]).exists():
             time.sleep(0.01)
         wrong = self.settings.get("inject", {}).get(cell.name)

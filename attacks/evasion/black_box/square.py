@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...access import Access
 from ...case import Case
+from ...effort import Effort
 from ..ball import Ball, l2_norm, per_record
 from ..engine import PERTURBERS, Perturber, Search
 
@@ -33,6 +34,10 @@ class Square(Perturber):
     @property
     def access(self) -> Access:
         return Access.SCORES
+
+    @property
+    def effort(self) -> Effort:
+        return Effort(answers=self.queries)
 
     def perturb(self, search: Search, case: Case) -> None:
         channels, _, width = image_shape(tuple(search.ball.center.shape[1:]))

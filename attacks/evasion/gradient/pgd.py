@@ -17,6 +17,7 @@ from ....targets.seeds import derive, uniform
 from ....targets.steps import Arrays
 from ...access import Access, Ledger
 from ...case import Case
+from ...effort import Effort
 from ..ball import Ball, Norm, per_record
 from ..blocks import COPIES, Counter, blocks, kept_at_cost
 from ..engine import PERTURBERS, Ascent, Gradients, Loss, Perturber, Search
@@ -39,6 +40,10 @@ class GradientPerturber(Perturber):
     @property
     def access(self) -> Access:
         return Access.WHITE_BOX
+
+    @property
+    def effort(self) -> Effort:
+        return Effort(gradients=self.steps * self.restarts)
 
     def module(self, case: Case) -> nn.Module | None:
         """The module whose gradients are followed."""

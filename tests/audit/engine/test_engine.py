@@ -18,6 +18,7 @@ import pytest
 
 from crushproof.audit.engine.cells import Cell, Result
 from crushproof.audit.engine.driver import run
+from crushproof.audit.engine.hearing import Tell
 from crushproof.audit.engine.local import Processes
 from crushproof.audit.engine.progress import Lines, Silent
 from crushproof.audit.engine.schedule import Schedule, expected
@@ -213,12 +214,12 @@ class Told:
 
     def __exit__(self, *_: object) -> None: ...
 
-    def submit(self, cell: Cell, needs: Sequence[str]) -> None:
+    def submit(self, cell: Cell, needs: Sequence[str], tell: Tell) -> None:
         self.taken.append((cell.name, list(needs)))
         self.waiting.append(cell)
         assert len(self.waiting) <= self.slots
 
-    def wait(self) -> list[tuple[Cell, Attempt]]:
+    def wait(self, seconds: float) -> list[tuple[Cell, Attempt]]:
         cell = self.waiting.pop()
         return [(cell, self.told[cell.name].pop(0))]
 

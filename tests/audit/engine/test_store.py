@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crushproof.audit.engine import store as store_module
+from crushproof.audit.engine import on_disk
 from crushproof.audit.engine.cells import Cell, Result, cell_key
 from crushproof.audit.engine.store import Store
 from crushproof.targets.errors import Incomplete, InputError
@@ -198,8 +198,8 @@ def test_a_disk_that_says_no(
             raise OSError(code, os.strerror(code), str(path))
         write(path, raw)
 
-    write = store_module.write_new
-    monkeypatch.setattr(store_module, "write_new", refuse)
+    write = on_disk.write_new
+    monkeypatch.setattr(on_disk, "write_new", refuse)
     with pytest.raises(error, match=message):
         store.put(cell_key("another"), result())
     assert tree(tmp_path) == before

@@ -15,7 +15,7 @@ from crushproof.attacks.case import Case, Evidence
 from crushproof.attacks.evasion.risk import EVASION, ROBUST_ACCURACY
 from crushproof.attacks.measurement import Mean, Measurement, Rate
 from crushproof.attacks.preparation import Need, Ran, Results, Scope
-from crushproof.attacks.risk import ACCURACY, Chart, Metric, Risk
+from crushproof.attacks.risk import ACCURACY, QUALITIES, Chart, Metric, Risk
 from crushproof.audit.findings.assemble import known_metrics
 from crushproof.audit.findings.estimates import curves
 from crushproof.audit.findings.finding_rows import measurements
@@ -101,7 +101,7 @@ class _Other(Drift):
 def test_an_attack_that_is_not_planned_hides_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_Other, "metrics", (DRIFT.model_copy(update={"name": "accuracy"}),))
     monkeypatch.setattr("crushproof.attacks.attack.ATTACKS.kinds", lambda: {"other": _Other})
-    assert known_metrics(()) == {"accuracy": ACCURACY, "mean_squared_error": known_metrics(())["mean_squared_error"]}
+    assert known_metrics(()) == {metric.name: metric for metric in QUALITIES}
 
 
 def test_a_run_that_comes_later_cannot_be_needed(suite: Suite) -> None:
@@ -116,7 +116,10 @@ def test_a_run_that_comes_later_cannot_be_needed(suite: Suite) -> None:
 
 
 def test_radii_that_differ_in_the_seventh_digit_are_two_works() -> None:
-    attacks = [{"kind": "evasion", "epsilons": [epsilon], "parts": ["transfer", "pgd"]} for epsilon in (0.1, 0.1000001)]
+    attacks = [
+        {"kind": "evasion", "records": 100, "epsilons": [epsilon], "parts": ["transfer", "pgd"]}
+        for epsilon in (0.1, 0.1000001)
+    ]
     plan = Plan.model_validate(
         {
             "data": {"kind": "digits"},

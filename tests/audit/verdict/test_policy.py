@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from judged_rows import KNOWN, candidate, change, finding, findings
 from scipy.stats import norm
 
-from crushproof.audit.findings.assemble import known_metrics
-from crushproof.audit.schema.file_rows import Footprint, Lineage
-from crushproof.audit.schema.rows import Candidate, Change, Estimate, Finding, ThreatModel
+from crushproof.audit.schema.file_rows import Lineage
+from crushproof.audit.schema.rows import Finding
 from crushproof.audit.verdict.gate_sentences import records_needed
 from crushproof.audit.verdict.judging import apply_policy, beyond, judge
 from crushproof.audit.verdict.policy import BUILT_IN, Policy, load_policy
@@ -20,83 +20,7 @@ from crushproof.compression.recipe import RECIPES
 from crushproof.targets.errors import InputError, UnsafeInput
 
 RELEASE = BUILT_IN["release"]
-KNOWN = known_metrics(())
 WORST = {"fail": 0, "inconclusive": 1, "pass": 2}
-
-
-def change(difference: float, half: float = 0.01, baseline: float = 0.5) -> Change:
-    return Change(
-        baseline="dense",
-        baseline_estimate=baseline,
-        difference=difference,
-        low=difference - half,
-        high=difference + half,
-        p_value=None,
-    )
-
-
-def estimate(value: float, half: float = 0.04) -> Estimate:
-    return Estimate(estimate=value, low=value - half, high=value + half, n=300)
-
-
-def candidate(name: str, difference: float = 0.0, role: Any = "candidate") -> Candidate:
-    return Candidate(
-        name=name,
-        role=role,
-        technique="quantize",
-        recipe=None,
-        recipe_words="",
-        parent=None if role == "dense" else "dense",
-        verdict="not-gated",
-        accuracy=estimate(0.95, 0.01),
-        quality_change=None if role == "dense" else change(difference, 0.005, 0.95),
-        footprint=Footprint(
-            disk_bytes=1,
-            payload_bytes=1,
-            ratio=1,
-            parameters=1,
-            nonzero_parameters=1,
-            macs=1,
-            macs_by_width=[],
-            entropy_bytes=1,
-            energy_memory_share=0.5,
-            energy_uj_modelled=1,
-        ),
-        certificate=None,
-        digest="0",
-    )
-
-
-METRICS = {
-    "robust_accuracy": ("evasion", "higher"),
-    "tpr_at_1_percent_fpr": ("membership", "lower"),
-    "auc": ("membership", "lower"),
-    "fidelity": ("extraction", "lower"),
-}
-
-
-def finding(name: str, metric: str, difference: float = 0.0, half: float = 0.01, **fields: Any) -> Finding:
-    risk, better = METRICS[metric]
-    return Finding.model_validate(
-        {
-            "id": f"{name}/{metric}",
-            "candidate": name,
-            "risk": risk,
-            "attack": "",
-            "metric": metric,
-            "better": better,
-            "threat_model": ThreatModel(access="white-box", knowledge="", budget=""),
-            "estimate": estimate(0.5),
-            "changes": [change(difference, half)],
-            "gateable": True,
-            **fields,
-        }
-    )
-
-
-def findings(name: str, **differences: float) -> list[Finding]:
-    metrics = ("robust_accuracy", "tpr_at_1_percent_fpr", "auc")
-    return [finding(name, metric, differences.get(metric, 0.0)) for metric in metrics]
 
 
 def test_the_three_verdicts_of_an_interval() -> None:
@@ -177,7 +101,7 @@ def test_a_candidate_passes_only_if_every_gate_does() -> None:
     assert [one.verdict for one in bad.findings] == ["pass", "pass", "fail"]
     worse = apply_policy([candidate("a", -0.1)], findings("a"), RELEASE, ["a"], KNOWN)
     assert worse.candidates[0].verdict == "fail"
-    assert worse.deciding == [worse.gates[0].sentence]
+    assert worse.deciding == [f"a may not ship{worse.gates[0].sentence.removeprefix('a')}"]
 
 
 def test_sentences_name_figures_and_limit() -> None:
@@ -266,13 +190,19 @@ def test_what_a_declared_recipe_promises_of_a_file(recipe: dict[str, Any] | None
     assert not any(gate.rule == "lineage" for gate in apply_policy([made_here], [], RELEASE, ["a"], KNOWN).gates)
 
 
-def test_a_confirmed_lineage_may_be_the_only_gate() -> None:
+def test_a_confirmed_lineage_stands_beside_what_a_policy_limits() -> None:
     lineage = Lineage(verdict="confirmed", sentences=["All codes are the nearest rounding."], layers=[])
     row = candidate("a").model_copy(update={"lineage": lineage, "file": "a.onnx", "promise": "nearest"})
-    errors = Policy(changes={"mean_squared_error": 0.02})  # limits nothing that a classifier has
+    rest = Policy(changes={"accuracy": -0.02})
+    judged = apply_policy([row], [], rest, ["a"], KNOWN)
+    assert (judged.verdict, [gate.rule for gate in judged.gates]) == ("pass", ["lineage", "accuracy"])
+    errors = Policy(changes={"mean_squared_error": 0.02})  # of what a classifier has not
     judged = apply_policy([row], [], errors, ["a"], KNOWN)
-    assert (judged.verdict, [gate.rule for gate in judged.gates]) == ("pass", ["lineage"])
-    assert judged.deciding == ["The candidate up for release passes. a: All codes are the nearest rounding."]
+    assert [(gate.rule, gate.verdict) for gate in judged.gates] == [
+        ("lineage", "pass"),
+        ("mean_squared_error", "not-measured"),
+    ]
+    assert judged.verdict == "inconclusive"
     both = apply_policy([row], findings("a"), RELEASE, ["a"], KNOWN)
     assert "Nearest to its limit: a: accuracy" in both.deciding[0]
 

@@ -98,7 +98,8 @@ def test_a_constant_column_has_a_range(tmp_path: Path) -> None:
 BAD_TABLES: dict[str, tuple[str | bytes, tuple[str, ...]]] = {
     "formula": (HEAD + rows(3) + "7,=cmd|' /C calc'!A0,no\n", ("Line 5", "=cmd", "'income'", "number is expected")),
     "formula with escapes": (HEAD + "7,=\x1b[31m,no\n", ("Line 2", r"\x1b[31m")),
-    "category": (HEAD + "7,high,no\n", ("'high'", "Encode categories")),
+    "text among numbers": (HEAD + rows(3) + "7,high,no\n", ("Line 5", "'high'", "3 of its 4 cells", "`categorical`")),
+    "missing number": (HEAD + rows(3) + "7,?,no\n8,?,no\n", ("Line 5", "'income'", "2 such cells")),
     "underscore": (HEAD + "7,1_000,no\n", ("'1_000'",)),
     "empty cell": (HEAD + rows(2) + "7,,no\n", ("Line 4", "empty", "'income'")),
     "NaN": (HEAD + rows(2) + "7,nan,no\n", ("Record 3", "'income'", "1 such")),

@@ -63,21 +63,24 @@ def refused(build: Any, *words: str) -> str:
 
 BASE = records(seed=2)
 FAULTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
-    "float64 inputs": ({"non_members": changed(BASE, x=BASE.x.double())}, ("float64", "non-members", "x.float()")),
+    "float64 inputs": (
+        {"non_members": changed(BASE, x=BASE.x.double())},
+        ("float64", "test records (x_test, y_test)", "x.float()"),
+    ),
     "int32 labels": ({"non_members": changed(BASE, y=BASE.y.int())}, ("int32", "y.long()")),
     "labels [n, 1]": ({"non_members": changed(BASE, y=BASE.y[:, None])}, ("[60, 1]",)),
     "inputs [n]": ({"non_members": changed(BASE, x=BASE.x.flatten(1)[:, 0])}, ("[60]", "features")),
     "other length": ({"non_members": changed(BASE, x=BASE.x[:50])}, ("50", "60 labels")),
     "no values": ({"non_members": changed(BASE, x=BASE.x[..., :0])}, ("no value",)),
     "other shapes": ({"members": records(shape=(16,))}, ("[16]", "[1, 4, 4]")),
-    "empty split": ({"members": records(0)}, ("no members", "empty")),
+    "empty split": ({"members": records(0)}, ("no training records", "empty")),
     "few records": ({"non_members": records(9)}, ("only 9", "10")),
-    "single class": ({"non_members": changed(BASE, y=BASE.y * 0 + 1)}, ("'b'", "single-class", "non-members")),
+    "single class": ({"non_members": changed(BASE, y=BASE.y * 0 + 1)}, ("'b'", "single-class", "(y_test)")),
     "label too large": ({"members": changed(records(seed=1), y=BASE.y + 5)}, ("5 to 7", "0 to 2")),
     "negative label": ({"non_members": changed(BASE, y=BASE.y - 1)}, ("-1 to 1",)),
     "labels from 1": ({"non_members": changed(BASE, y=BASE.y + 1)}, ("subtract 1",)),
     "NaN": ({"non_members": with_value(float("nan"))}, ("1 NaN", "record 7")),
-    "infinite": ({"members": with_value(float("inf"))}, ("members", "record 7")),
+    "infinite": ({"members": with_value(float("inf"))}, ("training records (x_train)", "record 7")),
     "0..255": ({"non_members": changed(BASE, x=BASE.x * 255)}, ("0..255", "[0, 1]", "[0, 255]")),
     "-1..1": ({"non_members": changed(BASE, x=BASE.x * 2 - 1)}, ("[-1, 1]",)),
     "normalised": ({"non_members": changed(BASE, x=BASE.x * 5 - 2)}, ("normalise",)),
@@ -153,7 +156,9 @@ def overlapping(n: int, shared: int) -> tuple[Records, Records]:
 
 def test_members_among_the_non_members_are_refused_with_their_ids() -> None:
     members, others = overlapping(300, 12)
-    refused(lambda: data(members=members, non_members=others), "12 of the 300", "288, 289", "members 0, 1", "anew")
+    refused(
+        lambda: data(members=members, non_members=others), "12 of the 300", "x_test 288, 289", "x_train 0, 1", "anew"
+    )
 
 
 def test_one_percent_is_allowed_and_noted() -> None:
@@ -175,7 +180,7 @@ def test_coarse_tables_repeat_themselves_and_pass_but_a_tenth_shared_without_rep
         return Records(x, (x.sum(1) > 5).long())
 
     (note,) = data(members=coarse(2000), non_members=coarse(1000), class_names=("a", "b")).notes
-    assert "equal a member" in note
+    assert "equal a training record" in note
     fine = records(2000, (10,), seed=3)  # nothing repeats here, so a tenth shared is no chance
     leak = Records(torch.cat([records(900, (10,), seed=4).x, fine.x[:100]]), torch.arange(1000) % 3)
     refused(lambda: data(members=Records(fine.x, torch.arange(2000) % 3), non_members=leak))
@@ -203,7 +208,7 @@ def test_the_overlap_found_is_that_of_a_naive_search(levels: int, seed: int) -> 
         return data(members=members, non_members=others, class_names=("a", "b"), bounds=Bounds.of(-1, 1))
 
     if count / 30 > max(0.01, 2 * repeated):
-        refused(build, f"{count} of the 30 non-members")
+        refused(build, f"{count} of the 30 test records")
     else:
         assert [note.split(" of ")[0] for note in build().notes] == ([str(count)] if count else [])
 
@@ -249,11 +254,11 @@ def test_a_sound_model_passes() -> None:
 
 MODEL_FAULTS = {
     "probabilities": (Model(after=lambda z: z.softmax(1)), ("probabilities", "Remove the softmax")),
-    "too many outputs": (Model(after=lambda z: torch.cat([z, z], 1)), ("[300, 6]", "[300, 3]")),
-    "no class dimension": (Model(after=lambda z: z[:, 0]), ("[300]",)),
+    "too many outputs": (Model(after=lambda z: torch.cat([z, z], 1)), ("[n, 6]", "[n, 3]")),
+    "no class dimension": (Model(after=lambda z: z[:, 0]), ("[n]", "[n, 3]")),
     "NaN": (Model(after=lambda z: z / 0), ("NaN",)),
-    "raises": (nn.Linear(7, 3), ("shape [12]", "RuntimeError")),
-    "a tuple": (Model(after=lambda z: (z, z)), ("AttributeError", "one tensor")),
+    "raises": (nn.Linear(7, 3), ("shape [12]", "Linear(in_features=7", "in_features to 12")),
+    "a tuple": (Model(after=lambda z: (z, z)), ("tuple of 2 values", "one tensor")),
     "other class order": (Model(after=lambda z: z.roll(1, 1)), ("order of the classes is the likely cause",)),
     "constant": (Model(after=lambda z: z * 0 + torch.tensor([2.0, 0, 1])), ("chance (33%)", "normalised")),
     "other units": (Model(before=lambda x: (x / 255 > 0.4).float()), ("[0, 255]", "units are the likely cause")),

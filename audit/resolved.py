@@ -1,0 +1,183 @@
+"""The resolved plan: an audit's plan with all that a probe or the time decides, settled before the first attack.
+
+The same resolved plan gives the same findings on any machine; the plan it came from may be resolved otherwise on a
+slower one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import yaml
+
+from ..attacks.attack import Attack
+from ..attacks.effort import Costs
+from ..attacks.preparation import Preparation, Prepared
+from .engine.cells import Result, cell_key
+from .engine.driver import run
+from .engine.progress import Progress
+from .engine.store import Store
+from .forecast import Forecast, duration, forecast
+from .plan.plan import Plan
+from .plan.sections import MemoryData, ShadowPlan
+from .subject.preflight import preflight
+from .suite.environment import versions
+from .suite.suite import Suite
+from .writing import write
+
+FILE = "resolved-plan.yaml"
+ENOUGH = ShadowPlan(training_free=16, trained=16)  # with fewer a figure of membership carries a flag
+LEAST = ShadowPlan(training_free=8, trained=4)
+SPARE = 0.85  # of a budget is given away: a forecast errs
+
+
+def resolve_plan(suite: Suite, store: Store, *, workers: int, started: float, progress: Progress) -> Suite:
+    """The suite of the plan with its open settings decided, or as an earlier run into this folder decided them.
+
+    Args:
+        suite: of the plan as it is.
+        store: entered; what is computed for a probe stays in it.
+        workers: how many cells are computed at once.
+        started: when the audit began, on the monotonic clock: a budget counts from there.
+
+    Raises:
+        InputError: the model, its training or its data cannot be audited.
+        CrushproofError: as a cell raised it.
+    """
+    plan, subject = suite.plan, suite.subject
+    key = cell_key("resolved", plan.digest, subject.identity, subject.data.digest, versions())
+    if store.has(key):
+        known = store.get(key).document
+        settled = _with(plan, known["attacks"], ShadowPlan.model_validate(known["shadows"]))
+        suite = Suite(settled, subject, Costs(**known["costs"]))
+    else:
+        checked = preflight(plan, subject, suite.device)
+        for note in checked.notes:
+            progress.note(note)
+        suite = Suite(plan, subject, checked.costs)
+        found = _probe(suite, store, progress)
+        costs = _corrected(suite, store)
+        attacks = [attack.settled(found) for attack, _ in suite.lineup.attacks]
+        suite = Suite(_with(plan, _written(attacks), plan.shadows), subject, costs)
+        if plan.budget_seconds is not None:
+            left = SPARE * plan.budget_seconds - (time.monotonic() - started)
+            suite = _within(left, suite, store, workers, progress)
+        settled = suite.plan
+        decided = {"attacks": settled.attacks, "shadows": settled.shadows.model_dump(mode="json")}
+        store.put(key, Result(document={**decided, "costs": asdict(costs)}))
+    if not isinstance(plan.data, MemoryData):
+        write(store.folder / FILE, resolved_text(settled))
+    expected = forecast(suite, _stored(suite, store), workers)
+    progress.note(f"forecast: {expected.sentence(workers)}.{_cheaper(suite, expected, workers)}")
+    return suite
+
+
+def resolved_text(plan: Plan) -> str:
+    """The plan as YAML."""
+    fields = plan.model_dump(mode="json", exclude_defaults=True) | {"attacks": plan.attacks}
+    head = (
+        "# Written by crushproof before the first attack: the plan with all that a probe or the time decided\n"
+        "# (radii, numbers of records and of shadow models). It gives the same findings on any machine. Paths and\n"
+        "# modules in it are looked up in the folder it lies in: lay it beside the plan it came from, and audit it.\n"
+    )
+    return head + yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=110)
+
+
+def _with(plan: Plan, attacks: list[dict[str, Any]], shadows: ShadowPlan) -> Plan:
+    return plan.model_copy(update={"attacks": attacks, "shadows": shadows, "budget": None})
+
+
+def _written(attacks: Sequence[Attack]) -> list[dict[str, Any]]:
+    return [attack.model_dump(mode="json") for attack in attacks]
+
+
+def _probe(suite: Suite, store: Store, progress: Progress) -> dict[Preparation, Prepared]:
+    """What the attacks' probes say, of those that apply; one training is done with them, to see what it takes."""
+    probes = [
+        probe
+        for attack, label in suite.lineup.attacks
+        for probe in (attack.probes(suite.scope(label)) if suite.task in attack.tasks else ())
+        if suite.has(probe.name)
+    ]
+    cells = suite.closure([probe.name for probe in probes])
+    trained = [cell for cell in cells if suite.effort(cell.name).trainings]
+    one = next((cell for cell in suite.cells() if suite.effort(cell.name).trainings == 1), None)
+    if one is not None and not trained:
+        cells = suite.closure([*(probe.name for probe in probes), one.name])
+    if cells:
+        run(suite, store, cells=cells, progress=progress)
+    found = {}
+    for probe in probes:
+        key = suite.cell(probe.name).key
+        result = store.get(key) if store.has(key) else None
+        if result is not None and "not_applicable" not in result.document:
+            found[probe] = Prepared(result.arrays, result.document)
+    return found
+
+
+def _corrected(suite: Suite, store: Store) -> Costs:
+    """The costs with what one whole training took, where one was done."""
+    for cell in suite.cells():
+        if suite.effort(cell.name).trainings == 1 and (took := sum(store.seconds([cell.key]).values())):
+            return replace(suite.costs, training=took)
+    return suite.costs
+
+
+def _within(left: float, suite: Suite, store: Store, workers: int, progress: Progress) -> Suite:
+    """The largest suite that takes at most `left` seconds, halving whatever takes most; the smallest, if none does."""
+    while forecast(suite, _stored(suite, store), workers).most > left:
+        smaller = _smaller(suite, ENOUGH) or _smaller(suite, LEAST)
+        if smaller is None:
+            progress.note("the smallest audit of this plan takes longer than its budget; it is begun all the same")
+            return suite
+        suite = Suite(smaller, suite.subject, suite.costs)
+    return suite
+
+
+def _smaller(suite: Suite, least: ShadowPlan) -> Plan | None:
+    """The plan with fewer shadows, or with an attack on fewer records: whichever takes more; None: it gets no smaller.
+
+    Args:
+        least: so many shadows there are to be.
+    """
+    options: list[tuple[float, Plan]] = []
+    plan, shadows = suite.plan, suite.plan.shadows
+    fewer = ShadowPlan(
+        training_free=min(shadows.training_free, max(shadows.training_free // 2, least.training_free)),
+        trained=min(shadows.trained, max(shadows.trained // 2, least.trained)),
+    )
+    if fewer != shadows:
+        cost = sum(suite.cell(name).weight for name in suite.shared_trainings())
+        options.append((cost, plan.model_copy(update={"shadows": fewer})))
+    attacks = [attack for attack, _ in suite.lineup.attacks]
+    for position, (attack, label) in enumerate(suite.lineup.attacks):
+        smaller = attack.smaller()
+        if smaller is not None and len(suite.rounds[label]) > 1:
+            cost = sum(suite.cell(name).weight for name in suite.later_rounds(label))
+            changed = _written([*attacks[:position], smaller, *attacks[position + 1 :]])
+            options.append((cost, plan.model_copy(update={"attacks": changed})))
+    return max(options, key=lambda option: option[0], default=(0.0, None))[1]
+
+
+def _cheaper(suite: Suite, expected: Forecast, workers: int) -> str:
+    """What half of the shadows would take, where that would save minutes."""
+    shadows = suite.plan.shadows
+    half = ShadowPlan(
+        training_free=min(shadows.training_free, max(shadows.training_free // 2, ENOUGH.training_free)),
+        trained=min(shadows.trained, max(shadows.trained // 2, ENOUGH.trained)),
+    )
+    if expected.likely < 120 or half == shadows:
+        return ""
+    cells = {suite.cell(name).key: suite.cell(name).weight for name in suite.shared_trainings()}
+    saved = sum(cells.values()) / 2 / workers
+    if saved < 0.2 * expected.likely:
+        return ""
+    settings = f"{{training_free: {half.training_free}, trained: {half.trained}}}"
+    return f" With `shadows: {settings}` it would take about {duration(expected.likely - saved)}."
+
+
+def _stored(suite: Suite, store: Store) -> set[str]:
+    return {cell.key for cell in suite.cells() if store.has(cell.key)}

@@ -1,0 +1,215 @@
+"""What is found out before anything long is computed: whether the model takes the records, trains and compresses.
+
+A mistake in a model, its data or its training function is said here, within seconds, and what work costs is measured.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...attacks.effort import Costs
+from ...compression.deployment.onnx_export import to_onnx
+from ...compression.deployment.structure import load_module, save_module
+from ...compression.recipe import RECIPES, Recipe
+from ...targets.data.data import Data
+from ...targets.data.records import Records
+from ...targets.errors import InputError, NotApplicable, failing_as_not_applicable
+from ...targets.forward_faults import answer_of
+from ...targets.model import TorchTarget, frozen_copy
+from ...targets.model_checks import PROBED, check_answers, check_model
+from ...targets.runtimes.onnx import OnnxTarget
+from ...targets.seeds import derive
+from ...targets.steps import pulse
+from ...targets.technique import Technique
+from ...training.loop import Training
+from ..plan.plan import Plan
+from ..plan.presets import RECIPE_WORDS
+from .audited import DenseModel
+from .prices import Price, answering, differentiating, training_of
+from .resolve import Subject
+
+FEW = 64  # records of a trial, of all classes where so many have them
+RECIPES_FOR = 4.0  # seconds in which recipes are tried; one that waits longer meets its faults in its own turn
+CHECKED_FOR = 3.0  # seconds that a given model is asked for whether it knows the data at all
+PASS = 0.5  # seconds of a pass over the records of a trial, at most
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What was found out.
+
+    Args:
+        costs: measured on this machine, now: CPU seconds on one core, or seconds where there is a GPU.
+        notes: sentences for whoever started the audit; what they tell of is no error, its rows say the same.
+        rough: the cost of a training is scaled up from that of some records, and may be several times more or less.
+    """
+
+    costs: Costs
+    notes: tuple[str, ...] = ()
+    rough: bool = False
+
+
+def preflight(plan: Plan, subject: Subject, device: torch.device) -> Preflight:
+    """Tries everything once on a few records. Nothing that it computes is used but for the times.
+
+    Args:
+        device: where models are trained and compressed.
+
+    Raises:
+        InputError: the model does not take the records or answers with something else than logits, it cannot be
+            trained or deployed, its training function fails, or no candidate can be made of it.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the cells are computed
+    try:
+        return _files_alone(subject) if subject.model is None else _tried(plan, subject, subject.model, device)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def seen_by(recipe: Recipe, data: Data) -> Records:
+    """The records a recipe is given: the members; none when there are none and the recipe looks at none.
+
+    Raises:
+        NotApplicable: there are none, and it needs some.
+    """
+    if data.members is None and recipe.touches_records:
+        raise NotApplicable(
+            "the recipe calibrates or trains on training records (x_train, y_train), and the data has none; "
+            "quantize can do without: calibration_inputs: noise"
+        )
+    return data.members if data.members is not None else data.attacker.take(torch.arange(0))
+
+
+def _files_alone(subject: Subject) -> Preflight:
+    file = next(iter(subject.files.values()), None)
+    if file is None:
+        return Preflight(Costs())
+    answer = answering(file.deployed(), subject.data.non_members.x)
+    return Preflight(Costs(answer=answer, gradient=3 * answer))
+
+
+def _tried(plan: Plan, subject: Subject, dense: DenseModel, device: torch.device) -> Preflight:
+    data = subject.data
+    if dense.state is None and data.members is None:
+        raise InputError(
+            "The dense model is to be trained, and the data has no training records (x_train, y_train). Add them, or "
+            "give the trained model its weights (model.weights)."
+        )
+    if dense.state is None:
+        module = dense.architecture.fresh(derive(plan.seed, dense.name))
+    else:
+        module = dense.architecture.blank()
+        module.load_state_dict(dense.state)
+    module.to(device).eval()
+    _check_forward(module, data, trained=dense.state is not None)
+    gradient = differentiating(module, data)
+    if dense.state is not None and gradient * min(PROBED, len(data.evaluation)) < CHECKED_FOR:
+        check_model(TorchTarget(module), data.evaluation, data.bounds, data.outputs)
+    few = few_of(data, max(8, min(FEW, int(PASS / gradient))))
+    notes, price = list[str](), Price(None)
+    if data.members is not None:
+        try:
+            price = training_of(dense, data.members, few, plan.seed, device)
+        except NotApplicable as error:  # a layer that cannot start anew; attacks that train say so in their rows
+            notes.append(f"No model can be trained in the dense one's likeness: {error}")
+    try:
+        target = OnnxTarget(to_onnx(module, data.shape)) if dense.file is None else dense.file.deployed()
+    except NotApplicable as error:
+        raise InputError(
+            f"The dense model cannot be deployed, and an audit judges what is deployed: {str(error).rstrip('.')}. "
+            "Write that part of its forward with other operations."
+        ) from None
+    notes += _recipes(plan, subject, dense, frozen_copy(module), few)
+    usual = Costs(answer=answering(target, data.non_members.x), gradient=gradient)
+    costs = usual if price.seconds is None else Costs(usual.answer, gradient, price.seconds)
+    return Preflight(costs, tuple(notes), price.rough)
+
+
+def _check_forward(module: nn.Module, data: Data, *, trained: bool) -> None:
+    """One pass over a few records; a model that is not trained yet may well answer with NaN at the first."""
+    x = few_of(data, 8).x if data.members is not None else data.non_members.x[:8]
+    x = torch.cat([x, _extreme(data)])
+    device = next((tensor.device for tensor in module.parameters()), x.device)
+    answer = answer_of(module, x.to(device))
+    if isinstance(answer, str):
+        raise InputError(answer)
+    labels = [split.y for split in (data.members, data.non_members) if split is not None]
+    check_answers(answer, data.outputs, torch.cat(labels))
+
+
+def _extreme(data: Data) -> Tensor:
+    """The records with the smallest and the largest value: ids outside a vocabulary are among them."""
+    x = data.non_members.x if data.members is None else torch.cat([data.members.x, data.non_members.x])
+    flat = x.flatten(1)
+    return x[torch.stack([flat.amin(1).argmin(), flat.amax(1).argmax()])]
+
+
+def few_of(data: Data, count: int) -> Records:
+    """About so many training records (test records where there are none), of every class where that is possible."""
+    records = data.non_members if data.members is None else data.members
+    if data.regression:
+        return records.take(torch.arange(min(count, len(records))))
+    order = torch.argsort(records.y, stable=True)
+    sizes = torch.bincount(records.y)
+    place = torch.arange(len(order)) - (sizes.cumsum(0) - sizes)[records.y[order]]  # the how-manieth of its class
+    chosen = order[torch.argsort(place, stable=True)[:count]]
+    return records.take(chosen.sort().values)
+
+
+def _recipes(plan: Plan, subject: Subject, dense: DenseModel, module: nn.Module, few: Records) -> list[str]:
+    """Applies and exports each recipe once; a sentence for every candidate that cannot be made.
+
+    Raises:
+        InputError: none can.
+    """
+    started, reasons, tried = time.monotonic(), dict[str, str](), dict[str, str | None]()
+    candidates = {name: one for name, one in plan.candidates.items() if one.file is None}
+    for position, (name, candidate) in enumerate(candidates.items()):
+        pulse("recipe", position, len(candidates))
+        raw = candidate.recipe
+        recipe = RECIPES.parse(RECIPE_WORDS.get(raw, raw) if isinstance(raw, str) else raw)
+        key = json.dumps(recipe.model_dump(mode="json"), sort_keys=True)
+        if key not in tried and time.monotonic() - started < RECIPES_FOR:
+            tried[key] = _why_not(recipe, subject.data, dense, module, few, plan.seed)
+        if reason := tried.get(key):
+            reasons[name] = reason
+    if reasons and reasons.keys() == plan.candidates.keys():
+        listed = " ".join(f"{name}: {reason.rstrip('.')}." for name, reason in reasons.items())
+        raise InputError(f"No candidate can be made of this model, so there is nothing to audit. {listed}")
+    return [f"{name} cannot be made, and its rows will say so: {reason}" for name, reason in reasons.items()]
+
+
+def _why_not(recipe: Recipe, data: Data, dense: DenseModel, module: nn.Module, few: Records, seed: int) -> str | None:
+    """Why a recipe cannot do its work on this module; None where it can."""
+    try:
+        with failing_as_not_applicable(f"the recipe {recipe.kind} cannot be applied to this model"):
+            records = few if len(seen_by(recipe, data)) else few.take(torch.arange(0))
+            made = shortened(recipe).apply(module, records, data.bounds, seed=derive(seed, "preflight"))
+        with failing_as_not_applicable("it cannot be deployed"):
+            to_onnx(made, data.shape)
+            description, arrays = save_module(made)
+            load_module(dense.architecture.blank(), description, arrays)
+    except NotApplicable as error:
+        return str(error)
+    return None
+
+
+def shortened(technique: Any) -> Any:
+    """A recipe that trains and searches as briefly as it can, at any depth."""
+    if isinstance(technique, tuple):
+        return tuple(shortened(one) for one in technique)
+    if not isinstance(technique, Technique):
+        return technique
+    update = {name: shortened(getattr(technique, name)) for name in type(technique).model_fields}
+    if isinstance(technique, Training):
+        update["epochs"] = 1
+    if "rounding_steps" in update:
+        update["rounding_steps"] = 1
+    return technique.model_copy(update=update)
