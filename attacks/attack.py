@@ -83,6 +83,14 @@ class Attack(Technique):
         """About what one run costs."""
         return UNKNOWN
 
+    @classmethod
+    def defect(cls) -> str | None:
+        if not isinstance(cls.risk, Risk):
+            return "has a `risk` that is no attacks.risk.Risk"
+        if not isinstance(cls.metrics, tuple) or not all(isinstance(one, Metric) for one in cls.metrics):
+            return "has `metrics` that are no tuple of attacks.risk.Metric"
+        return None
+
     def unfit(self, scope: Scope) -> str | None:
         """Why this attack is none for these inputs, as far as is known before anything runs; None: it may be one.
 

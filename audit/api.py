@@ -16,10 +16,10 @@ from ..compression.distillation.student import offered
 from ..compression.recipe import RECIPES, Recipe
 from ..targets.answers import answer_with_logits, answers_with_logits
 from ..targets.data.data import Data
+from ..targets.data.declared import Declared
 from ..targets.data.labels import class_numbers, predicted_values, sorted_labels
 from ..targets.data.npz import read_structure
 from ..targets.data.records import Bounds, Records
-from ..targets.data.structure import Declared
 from ..targets.errors import InputError, nearest_hint, quoted
 from ..targets.plain import plain, scripted
 from ..training.architecture import Architecture
@@ -32,6 +32,7 @@ from .plan.sections import DeclaredData
 from .plan.yaml_text import Source
 from .run import run_audit
 from .schema.rows import Audit
+from .subject.arguments import refuse_misfits
 from .subject.audited import DenseModel
 from .subject.identity import code_digest, model_digest, name_of
 from .subject.resolve import SHADOWS_DIFFER, Subject, checked_module, checked_training, student_factories
@@ -44,11 +45,21 @@ SHADOWS_DIFFER_HERE = SHADOWS_DIFFER.replace("the plan does not", "the call does
 Arraylike = np.ndarray[Any, Any] | Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AuditResult:
-    """A finished audit. `audit` is the whole of audit.json as typed rows."""
+    """A finished audit. `audit` is the whole of audit.json as typed rows; printed, it is a table with the verdict."""
 
     audit: Audit
+
+    def __repr__(self) -> str:
+        from .report.terminal import as_text
+
+        return as_text(self.audit)
+
+    def _repr_html_(self) -> str:
+        from .report.terminal import as_html
+
+        return as_html(self.audit)
 
     @property
     def passed(self) -> bool:
@@ -103,8 +114,8 @@ def audit_model(
             them is run. Labels may be texts: the classes are then the distinct ones, sorted, or as `class_names` orders
             them.
         test: the same for records it has never seen.
-        recipes: short words ("int8"), kinds, recipes or mappings as in a plan; a mapping of names gives each candidate
-            its own.
+        recipes: short words ("int8"), kinds, recipes or mappings as in a plan ({"kind": "prune", "sparsity": 0.8}); a
+            mapping of names gives each candidate its own: {"small": {"kind": "prune", "sparsity": 0.8}}.
         policy: a built-in one by name, a file, or limits; left out: release as far as these inputs can decide it.
         training: how the model was trained, for shadow models: hyper-parameters of the built-in loop, or a function
             `(module, x, y, seed) -> module`. Left out, shadow models use the built-in training as it is, and the
@@ -125,8 +136,16 @@ def audit_model(
         InputError: data, model or a recipe is wrong; the message says how to mend it.
         Incomplete: a cell failed.
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model must be a trained torch.nn.Module; it is {type(model).__name__}.")
+    refuse_misfits(
+        model=model,
+        training=training,
+        build=build,
+        bounds=bounds,
+        policy=policy,
+        shadows=shadows,
+        class_names=class_names,
+        task=task,
+    )
     declared = validated(DeclaredData, dict(structure or {}), Source("structure=")).declared
     data = _data(train, test, bounds, declared, class_names, name, seed, regression=task == "regression")
     module, changed = _plain(model, data)
@@ -331,7 +350,8 @@ def _candidates(recipes: Any) -> dict[str, Any]:
         if isinstance(recipe, str) and recipe not in {*RECIPE_WORDS, *RECIPES.kinds()}:
             known = [*RECIPE_WORDS, *RECIPES.kinds()]
             raise InputError(
-                f"There is no recipe {quoted(recipe)}.{nearest_hint(recipe, known)} Known: {', '.join(known)}."
+                f"There is no recipe {quoted(recipe)}.{RECIPES.left_out(recipe) or nearest_hint(recipe, known)} "
+                f"Known: {', '.join(known)}."
             )
         one = recipe if isinstance(recipe, str) and recipe in RECIPE_WORDS else RECIPES.parse(recipe)
         name = one if isinstance(one, str) else one.kind

@@ -14,6 +14,8 @@ from pydantic import BaseModel, JsonValue
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+PLUG_IN = "plug-in"  # the sort of what other packages bring
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -39,22 +41,33 @@ class Figure:
 
 @dataclass(frozen=True)
 class Entry:
-    sort: str  # recipe, attack, part of an attack, defense, or runtime
+    sort: str  # recipe, attack, part of an attack, defense, runtime, or plug-in (of another package, faulty or not)
     kind: str
     summary: str
     parameters: list[Parameter]
     figures: list[Figure]  # of an attack
 
 
-def catalogue() -> list[Entry]:
-    """Recipes, attacks, parts of attacks, defenses, runtimes: each sort by kind, other packages' included."""
+def catalogue(word: str | None = None) -> list[Entry]:
+    """Recipes, attacks, parts of attacks, defenses, runtimes: each sort by kind, other packages' included.
+
+    Then what other packages bring, by entry point: as which kind, or why it is left out.
+
+    Args:
+        word: a kind, or one of the sorts; None: everything.
+
+    Raises:
+        InputError: nothing is called by that word; the message names the nearest one.
+    """
     from ..attacks.attack import ATTACKS
     from ..compression.recipe import RECIPES
     from ..defenses.defense import DEFENSES
+    from ..targets.errors import InputError, nearest_hint
     from ..targets.runtimes.runtime import RUNTIMES
+    from ..targets.technique import plug_ins
 
-    return [
-        Entry(sort, kind, summary_of(technique), parameters_of(technique), figures_of(technique))
+    entries = [
+        _entry(sort, kind, technique)
         for sort, kinds in (
             ("recipe", RECIPES.kinds()),
             ("attack", ATTACKS.kinds()),
@@ -68,6 +81,25 @@ def catalogue() -> list[Entry]:
         )
         for kind, technique in kinds.items()
     ]
+    for one in plug_ins():
+        told = one.wrong or f"{one.value} of the package {one.package}, a technique of the sort {one.noun}."
+        entries.append(Entry(PLUG_IN, one.kind or one.name, told, [], []))
+    if word is None:
+        return entries
+    asked = word.lower().replace("_", "-")
+    sorts = list(dict.fromkeys([*(one.sort for one in entries), PLUG_IN]))
+    chosen = [one for one in entries if asked in (one.sort, one.kind.lower().replace("_", "-"))]
+    if not chosen and asked not in sorts:
+        hint = nearest_hint(asked, [*sorts, *(one.kind for one in entries)])
+        raise InputError(f"The catalogue has no kind and no sort {word[:80]!r}.{hint} Sorts: {', '.join(sorts)}.")
+    return chosen
+
+
+def _entry(sort: str, kind: str, technique: type[Any]) -> Entry:
+    try:
+        return Entry(sort, kind, summary_of(technique), parameters_of(technique), figures_of(technique))
+    except Exception as error:  # another package's code: a default that is computed and fails
+        return Entry(sort, kind, f"Its parameters cannot be listed: {type(error).__name__}: {error}"[:300], [], [])
 
 
 def summary_of(technique: type[Any]) -> str:

@@ -24,11 +24,27 @@ app = typer.Typer(
     help="Robustness and privacy audits of compressed neural networks.",
     epilog=f"Exit codes: {'; '.join(f'{code} {meaning}' for code, meaning in EXIT_CODES.items())}.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from .. import __version__
+
+        typer.echo(f"crushproof {__version__}")
+        raise typer.Exit(PASS)
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None: ...
+
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
 FailOnOption = Annotated[FailOn, typer.Option(help="The mildest verdict that gives an exit code other than 0.")]
@@ -99,6 +115,8 @@ def audit(
             loaded = builtin_plan()
         else:
             loaded, folder = load_plan(plan), plan.parent
+        progress = progress_on(sys.stderr)
+        progress.note(f"audit {loaded.name!r}: reading plan, data and model")
         check_techniques(loaded)
         from .run import run_audit
 
@@ -114,7 +132,7 @@ def audit(
             out,
             workers=workers,
             only=only,
-            progress=progress_on(sys.stderr),
+            progress=progress,
             command=shlex.join(words),
         )
         show(result, as_json, None if only else out / "report.html", only)
@@ -250,17 +268,22 @@ def gate(
 
 
 @app.command()
-def catalogue(as_json: JsonOption = False) -> None:
-    """List recipes, attacks, defenses and runtimes with their parameters."""
+def catalogue(
+    word: Annotated[str | None, typer.Argument(help="Just this kind (quantize) or sort (recipe, plug-in).")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List techniques with their parameters, and plug-ins."""
     with exit_codes():
         from dataclasses import asdict
 
         from .catalogue import catalogue as entries_of
 
-        entries = entries_of()
+        entries = entries_of(word)
         if as_json:
             typer.echo(json.dumps([asdict(entry) for entry in entries], indent=1, allow_nan=False))
             return
+        if not entries:
+            typer.echo("No other package brings anything.")
         for entry in entries:
             typer.echo(f"{entry.sort} {entry.kind}: {entry.summary}")
             for one in entry.parameters:

@@ -6,9 +6,8 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, distributions, requires, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 MEMORY_WANTED = 3_000_000_000  # bytes for the built-in audit with two workers
@@ -88,34 +87,18 @@ def _runtimes() -> Iterator[Check]:
 
 
 def _brought() -> Iterator[Check]:
-    """What other packages bring: every entry point of a group of ours, and whether it is what the group is for."""
-    found = {(e.group, e.name, e.value): e for d in distributions() for e in d.entry_points}
-    wanted = {key: entry for key, entry in sorted(found.items()) if key[0].startswith("crushproof.")}
-    if not wanted:
-        return
+    """What other packages bring. Whatever is wrong with it is left out, so that no audit without it fails."""
     from ..attacks.attack import ATTACKS
     from ..compression.recipe import RECIPES
     from ..defenses.defense import DEFENSES
-    from ..targets.errors import InputError, nearest_hint
     from ..targets.runtimes.runtime import RUNTIMES
-    from ..targets.technique import REGISTRIES
+    from ..targets.technique import plug_ins
 
     for registry in (ATTACKS, RECIPES, DEFENSES, RUNTIMES):
-        with suppress(InputError):  # ours come first: what an attack's parts may be is then known, and who has a kind
-            registry.kinds()
-    for (group, name, value), entry in wanted.items():
-        package = entry.dist and entry.dist.name
-        if group not in REGISTRIES:
-            yield Check(
-                "bad", name, f"{value} of {package}: nobody reads the group {group}.{nearest_hint(group, REGISTRIES)}"
-            )
-            continue
-        try:
-            REGISTRIES[group].register(REGISTRIES[group].loaded(entry))
-        except InputError as error:
-            yield Check("bad", name, str(error))
-        else:
-            yield Check("ok", name, f"{value} of {package} ({group})")
+        registry.kinds()  # what an attack's parts may be is then known too
+    for one in plug_ins():
+        told = f"{one.noun} {one.kind}, {one.value} of {one.package} ({one.group})"
+        yield Check("ok" if one.wrong is None else "note", one.name, f"plug-in: {one.wrong or told}")
 
 
 def _memory() -> Check:

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
 from typing import Any
 
 from ..targets.errors import Incomplete, InputError
+from ..targets.technique import plug_ins
 from .engine.cells import Result, cell_key
-from .engine.driver import executor_for, run, workers_of
+from .engine.driver import Held, executor_for, workers_of
 from .engine.progress import Progress, Silent
 from .engine.schedule import Outcome
 from .engine.store import Store
-from .findings.assemble import assemble, known_metrics
-from .findings.finding_rows import cells_of, finding_id
+from .findings.assemble import known_metrics
+from .findings.finding_rows import cells_of
 from .plan.plan import Plan
 from .plan.sections import LocalEngine
 from .resolved import resolve_plan
+from .rounds import run_rounds
 from .schema.rows import SCHEMA, Audit, Environment, Latency
 from .subject.resolve import Subject, resolve
 from .suite.environment import host, versions
 from .suite.model_suite import LATENCY
-from .suite.suite import Reached, Suite, readings_of, spawn_argument
+from .suite.suite import Suite, readings_of, spawn_argument
 from .verdict.fitting import policy_for
 from .writing import write
 
@@ -58,7 +61,7 @@ def run_audit(
     suite = Suite(plan, subject)
     planned = [(attack, suite.scope(label)) for attack, label in suite.lineup.attacks]
     policy, notes = policy_for(plan.policy, folder, known_metrics(suite.lineup.attacks), planned)
-    for note in notes:
+    for note in (*(one.wrong for one in plug_ins() if one.wrong), *notes):
         progress.note(note)
     if only is not None:
         cells_of(suite, only, {})  # that there is such a finding
@@ -70,29 +73,20 @@ def run_audit(
         engine = plan.engine if workers is None else LocalEngine(workers=workers)
         slots = 1 if in_memory else workers_of(engine)
         suite = resolve_plan(suite, store, workers=slots, started=started, progress=progress)
-        argument = None if in_memory else spawn_argument(suite.plan, folder, subject)
-        spawn = None if argument is None else ("crushproof.audit.suite.suite:suite_of", argument)
-
-        def judged(reached: Reached) -> tuple[Audit, Outcome]:
-            cells = suite.cells_until(reached) if only is None else suite.closure(cells_of(suite, only, reached))
-            executor = executor_for(engine, store, spawn, device=suite.device.type)
-            outcome = run(suite, store, executor, cells=cells, progress=progress)
-            return assemble(suite, store, outcome, policy, command, only, reached), outcome
-
-        reached: Reached = {}
-        audit, outcome = judged(reached)
-        while not outcome.failed and (after := suite.further(reached, undecided(suite, audit))) is not None:
-            progress.note(_next_round(suite, audit, after))
-            reached, before = after, outcome
-            audit, outcome = judged(reached)
-            outcome.computed[:0] = before.computed
-            outcome.stored = [name for name in outcome.stored if name not in set(before.computed)]
+        spawn = None
+        if not in_memory:
+            spawn = ("crushproof.audit.suite.suite:suite_of", spawn_argument(suite.plan, folder, subject))
+        executor = executor_for(engine, store, spawn, device=suite.device.type)
+        with contextlib.closing(Held(executor)) if executor is not None else contextlib.nullcontext() as held:
+            audit, outcome = run_rounds(suite, store, held, policy, command, only, progress)
         audit.environment = environment_of(suite, store, outcome, started)
         if only is None:
             from .report.html import render
 
             write(out / "audit.json", audit.model_dump_json(by_alias=True, indent=1))
             render(audit, out / "report.html")
+            if not outcome.failed and not outcome.unavailable:
+                store.drop_parts()
     if outcome.failed:
         names = "; ".join(f"{name}: {why}" for name, why in sorted(outcome.failed.items()))
         raise Incomplete(
@@ -101,32 +95,6 @@ def run_audit(
             "again to compute what is missing."
         )
     return audit
-
-
-def undecided(suite: Suite, audit: Audit) -> set[tuple[str, str]]:
-    """The attacks (by label) and models whose gates more records would decide; a model that fails is decided."""
-    failed = {row.name for row in audit.candidates if row.verdict == "fail"}
-    open_ = {gate.finding for gate in audit.policy if gate.needs_records is not None and gate.candidate not in failed}
-    return {
-        (label, model.name)
-        for model in suite.models.values()
-        for attack, label in suite.lineup.attacks
-        if open_ & {finding_id(model.name, label, detail) for detail in attack.details(model)}
-    }
-
-
-def _next_round(suite: Suite, audit: Audit, after: Reached) -> str:
-    """What goes on, for people."""
-    going = {
-        (label, suite.rounds[label][position].records): [
-            model for (one, model), other in after.items() if one == label and other == position
-        ]
-        for (label, _), position in after.items()
-    }
-    told = "; ".join(
-        f"{label} on {records} records of {', '.join(models)}" for (label, records), models in going.items()
-    )
-    return f"the interval of some gates still reaches across their limit: going on with {told}"
 
 
 def readings_key(question: Any) -> str:

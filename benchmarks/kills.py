@@ -39,7 +39,7 @@ def say(event, seed):
 
 def train(module, x, y, seed):
     say("began", seed)
-    module = fit(module, Records(x, y), Training(epochs=3), seed=seed)
+    module = fit(module, Records(x, y), Training(epochs=1), seed=seed)
     say("ended", seed)
     return module
 """
@@ -58,6 +58,10 @@ def trainings(folder: Path) -> list[tuple[str, int]]:
     return [tuple(json.loads(line)) for line in log.read_text().splitlines()] if log.exists() else []
 
 
+def begun(folder: Path) -> int:
+    return sum(event == "began" for event, _ in trainings(folder))
+
+
 def killed(folder: Path, workers: int, kills: int, moments: random.Random) -> list[dict[str, Any]]:
     """A row per kill, of an audit that then runs to its end."""
     (folder / "killed_model.py").write_text(MODEL)
@@ -66,11 +70,11 @@ def killed(folder: Path, workers: int, kills: int, moments: random.Random) -> li
     rows: list[dict[str, Any]] = []
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     while len(rows) < kills:
-        before = len(trainings(folder))
+        wanted = begun(folder) + moments.randint(2, 5)  # the first of all is that of the dense model
         process = subprocess.Popen(command, cwd=folder, start_new_session=True, **quiet)
-        while process.poll() is None and len(trainings(folder)) == before:
+        while process.poll() is None and begun(folder) < wanted:
             time.sleep(0.01)
-        time.sleep(moments.uniform(0, 4))
+        time.sleep(moments.uniform(0, 2))
         if process.poll() is not None:
             raise SystemExit(f"the audit ended after {len(rows)} kills: raise SHADOWS")
         os.kill(process.pid, signal.SIGKILL)

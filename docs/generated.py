@@ -88,7 +88,14 @@ def policy_page() -> str:
     lines += ["What may be limited: how well a model does its task, and what the attacks of the plan measure."]
     own = [Figure(one.name, one.unit, one.better, one.meaning) for one in QUALITIES]
     lines += figures([*own, *(figure for entry in catalogue() for figure in entry.figures)])
-    lines += ["## Built-in policies"]
+    lines += [
+        "## Without a policy",
+        "`release` is taken without the limits on figures that the inputs cannot give, and is called by what it lacks: "
+        "`release, without evasion: token inputs`. What is left out stands in audit.json (`policy_limits`) and in the "
+        "report. Under a policy that is named nothing is left out: a figure that was not measured keeps its candidate "
+        "from passing. Without a dense model there is no change to judge: name one, or limits under `absolutes`.",
+        "## Built-in policies",
+    ]
     for name, policy in BUILT_IN.items():
         lines += [f"### `{name}`"]
         limits = [("changes", policy.changes), ("absolutes", policy.absolutes)]
@@ -96,7 +103,10 @@ def policy_page() -> str:
             ("limit on", "metric", "value"),
             ((sort, f"`{metric}`", f"{limit:g}") for sort, values in limits for metric, limit in values.items()),
         )
-    lines += ["## Exit codes", "Of `crushproof audit`, `gate` and every other command:"]
+    lines += [
+        "## Exit codes",
+        "Of `crushproof audit`, `gate` and every other command; with `--fail-on fail` an inconclusive verdict gives 0:",
+    ]
     lines += table(("code", "meaning"), ((str(code), meaning) for code, meaning in EXIT_CODES.items()))
     return page(lines)
 

@@ -80,10 +80,12 @@ def _why(error: Exception, x: Tensor, stack: list[tuple[str, nn.Module, tuple[An
     cure = None if own is None or layer is None else _cure(layer, own, x)
     if cure is not None and own is not None:
         return f"The model cannot take a record of shape {shape}: {where}, gets {_words(own)}. {cure}"
+    batch = re.match(r"shape '\[\d+, .*is invalid for input of size", str(error))
+    hint = " A pass may hold any number of records: write x.flatten(1), or x.view(len(x), -1)." if batch else ""
     gets = "" if own is None or not path else f", in {where}, which gets {_words(own)}"
     return (
         f"The model cannot take a record of shape {shape}: {user_error(error)}{gets}. Its forward is called with "
-        f"float32 inputs {['n', *shape]} and must return one tensor of logits."
+        f"float32 inputs {['n', *shape]} and must return one tensor of logits.{hint}"
     ).replace("'n'", "n")
 
 

@@ -6,8 +6,9 @@ import importlib
 import pkgutil
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from importlib.metadata import EntryPoint, entry_points
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, distributions, entry_points
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -19,6 +20,11 @@ class Technique(BaseModel):
     """Frozen, documented, comparable: the same object is the YAML schema, the Python API and the cache key."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def defect(cls) -> str | None:
+        """What is wrong with a class of another package, as the end of a sentence about it; None: nothing is seen."""
+        return None
 
 
 def techniques_in(value: Any) -> Iterator[Technique]:
@@ -41,6 +47,47 @@ KIND = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")  # it becomes a part of findi
 REGISTRIES: dict[str, Registry[Any]] = {}  # those there are, by group of entry points
 
 
+@dataclass(frozen=True)
+class PlugIn:
+    """An entry point by which another package brings a technique.
+
+    Args:
+        noun: of the sort: recipe, attack ...
+        name, value: of the entry point: `name = value`.
+        kind: None: the class is not known.
+        wrong: why it is left out, in a sentence; None: it is there.
+    """
+
+    group: str
+    noun: str
+    name: str
+    value: str
+    package: str
+    kind: str | None
+    wrong: str | None
+
+
+def plug_ins() -> list[PlugIn]:
+    """What other packages bring to the registries there are, by package, then those whose group nobody reads."""
+    read = [one for registry in list(REGISTRIES.values()) for one in registry.brought()]
+    found = {(e.group, e.name, e.value): e for d in distributions() for e in d.entry_points}
+    strays = [
+        PlugIn(
+            entry.group,
+            "plug-in",
+            entry.name,
+            entry.value,
+            _package(entry),
+            None,
+            f"The entry point {entry.name} = {entry.value} of the package {_package(entry)} is not used: nobody reads "
+            f"the group {entry.group}.{nearest_hint(entry.group, REGISTRIES)}",
+        )
+        for _, entry in sorted(found.items())
+        if entry.group.startswith("crushproof.") and entry.group not in REGISTRIES
+    ]
+    return [*sorted(read, key=lambda one: one.package), *strays]
+
+
 class Registry(Generic[T]):
     """The techniques of one sort, by kind: those in our own folder, and those other packages bring by entry point.
 
@@ -57,6 +104,7 @@ class Registry(Generic[T]):
         self.noun, self.group, self._package, self._base = noun, group, package, base
         self._classes: dict[str, type[T]] = {}
         self._folded: dict[str, type[T]] = {}  # by kind without case, `_` as `-`: what people would mix up
+        self._brought: list[PlugIn] = []
         self._complete = False
         REGISTRIES[group] = self
 
@@ -72,13 +120,10 @@ class Registry(Generic[T]):
                 f"{_place(cls)} has the kind {kind!r}: the kind of a technique is made of letters, digits and . _ - "
                 "and starts with a letter. Rename it there."
             )
-        known = self._folded.setdefault(kind.lower().replace("_", "-"), cls)
+        known = self._folded.setdefault(_folded(kind), cls)
         if _place(known) != _place(cls) and not _same_source(known, cls):
-            raise InputError(
-                f"Two techniques are of the kind {kind!r} ({self.noun}): {_place(known)} and {_place(cls)}. One would "
-                "silently take the other's place: rename the kind of one of them, or uninstall its package."
-            )
-        self._classes[kind] = self._folded[kind.lower().replace("_", "-")] = cls
+            raise InputError(self._two(kind, _place(known), _place(cls)))
+        self._classes[kind] = self._folded[_folded(kind)] = cls
         return cls
 
     def has(self, cls: type[Any]) -> bool:
@@ -87,35 +132,91 @@ class Registry(Generic[T]):
         return known is not None and (_place(known) == _place(cls) or _same_source(known, cls))
 
     def kinds(self) -> Mapping[str, type[T]]:
-        """Every technique of this sort, by kind, in alphabetical order."""
+        """Every technique of this sort, by kind, in alphabetical order.
+
+        What another package brings and is no such technique, or is of a kind that is taken, is left out: see `brought`.
+        """
         if not self._complete:
             package = importlib.import_module(self._package)
             for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
                 if not module.name.rpartition(".")[2].startswith("_"):  # scripts for a process of their own
                     importlib.import_module(module.name)
-            for entry in entry_points(group=self.group):
-                self.register(self.loaded(entry))
+            self._brought = self._taken_in(list(entry_points(group=self.group)))
             self._complete = True
         return dict(sorted(self._classes.items()))
+
+    def brought(self) -> list[PlugIn]:
+        """What other packages bring, the faulty ones included."""
+        self.kinds()
+        return list(self._brought)
+
+    def left_out(self, kind: str) -> str:
+        """Why another package's technique that was probably meant by an unknown `kind` is left out, or nothing."""
+        faulty = [one for one in self.brought() if one.wrong]
+        same = [one for one in faulty if _folded(kind) in {_folded(one.kind or ""), _folded(one.name)}]
+        if not same and nearest(kind, list(self.kinds())):
+            return ""  # a slip of the pen
+        return "".join(f" {one.wrong}" for one in (same or faulty)[:1])
+
+    def _taken_in(self, entries: Sequence[EntryPoint]) -> list[PlugIn]:
+        """Registers what is sound. Of several packages' techniques of one kind none is: which was meant is unknown."""
+        found: dict[EntryPoint, type[T] | InputError] = {}
+        for entry in entries:
+            try:
+                found[entry] = self.loaded(entry)
+            except InputError as error:
+                found[entry] = error
+        places: dict[str, set[str]] = {}
+        for cls in found.values():
+            if isinstance(cls, type):
+                places.setdefault(_folded(_kind(cls)), set()).add(_place(cls))
+        brought = []
+        for entry, cls in found.items():
+            wrong, kind = None, None
+            try:
+                if isinstance(cls, InputError):
+                    raise cls
+                kind = _kind(cls)
+                others = sorted(places[_folded(kind)] - {_place(cls)})
+                if others and _folded(kind) not in self._folded:
+                    raise InputError(self._two(kind, _place(cls), others[0]))
+                self.register(cls)
+            except InputError as error:
+                wrong = str(error)
+            brought.append(PlugIn(self.group, self.noun, entry.name, entry.value, _package(entry), kind, wrong))
+        return sorted(brought, key=lambda one: (one.package, one.name, one.value))
+
+    def _two(self, kind: str, one: str, other: str) -> str:
+        return (
+            f"Two techniques are of the kind {kind!r} ({self.noun}): {one} and {other}. One would silently take the "
+            "other's place: rename the kind of one of them, or uninstall its package."
+        )
 
     def loaded(self, entry: EntryPoint) -> type[T]:
         """The class that another package brings.
 
         Raises:
-            InputError: it cannot be imported, or is no class of this sort.
+            InputError: it cannot be imported, is no class of this sort, or lacks something that every one has.
         """
         try:
             found = entry.load()
         except (Exception, SystemExit) as error:  # another package's code
             raise InputError(
-                f"The {self.noun} {entry.value}, which the package {entry.dist and entry.dist.name} brings, cannot be "
-                f"imported: {user_error(error)}. Mend or uninstall that package."
+                f"The {self.noun} {entry.value}, which the package {_package(entry)} brings, cannot be imported: "
+                f"{user_error(error)}. Mend or uninstall that package."
             ) from None
         if not (isinstance(found, type) and issubclass(found, self._base) and "kind" in found.model_fields):
             raise InputError(
-                f"The entry point {entry.name} = {entry.value} of the package {entry.dist and entry.dist.name} stands "
-                f"in the group {self.group} and is no class of that sort ({_place(self._base)}). Mend or uninstall "
-                "that package."
+                f"The entry point {entry.name} = {entry.value} of the package {_package(entry)} stands in the group "
+                f"{self.group} and is no class of that sort ({_place(self._base)}). Mend or uninstall that package."
+            )
+        unset = sorted(name for name in found.__class_vars__ if not hasattr(found, name))
+        missing = [*sorted(getattr(found, "__abstractmethods__", ())), *unset]
+        defect = f"does not define {', '.join(missing)}" if missing else found.defect()
+        if defect is not None:
+            raise InputError(
+                f"The {self.noun} {entry.value}, which the package {_package(entry)} brings, {defect}. Mend or "
+                "uninstall that package."
             )
         return found  # type: ignore[return-value]  # T is what `base` was given for, which types cannot say
 
@@ -131,11 +232,26 @@ class Registry(Generic[T]):
         kind = fields.get("kind")
         if not isinstance(kind, str) or kind not in self.kinds():
             hint = nearest_hint(str(kind), self.kinds())
-            raise InputError(f"There is no {self.noun} of kind {kind!r}.{hint} Known: {', '.join(self.kinds())}.")
+            why = self.left_out(str(kind))
+            raise InputError(
+                f"There is no {self.noun} of kind {kind!r}.{why or hint} Known: {', '.join(self.kinds())}."
+            )
         try:
             return self.kinds()[kind].model_validate(fields)
         except ValidationError as error:
             raise InputError(explain(error, f"{self.noun} {kind!r}", self.kinds()[kind])) from None
+
+
+def _folded(kind: str) -> str:
+    return kind.lower().replace("_", "-")
+
+
+def _kind(cls: type[BaseModel]) -> str:
+    return str(cls.model_fields["kind"].default)
+
+
+def _package(entry: EntryPoint) -> str:
+    return "(unknown)" if entry.dist is None else str(entry.dist.name)
 
 
 def _place(cls: type[Any]) -> str:

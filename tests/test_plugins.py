@@ -363,34 +363,62 @@ def test_an_attack_without_metrics_is_refused_where_it_is_defined() -> None:
         exec("class Bare(Attack):\n  kind: str = 'bare'", {"Attack": Attack})
 
 
-def test_a_plugin_that_does_not_load_is_named(plugin: Write) -> None:
-    plugin("1 / 0\n")
-    with pytest.raises(InputError, match=r"plug:Probe, which the package plug brings.*ZeroDivisionError"):
-        ATTACKS.kinds()
-
-
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("[crushproof.attacks]\na = plug:Same", "plug:Same .*is no class of that sort"),
-        ("[crushproof.attacks]\na = plug:FIGURE", "is no class of that sort"),
-        ("[crushproof.attack]\na = plug:Probe", "nobody reads the group.*mean 'crushproof.attacks'"),
-        ("[crushproof.recipes]\na = plug:Same\nb = again:Same", "Two techniques are of the kind 'same'"),
-        ("[crushproof.recipes]\na = ends:Same", "cannot be imported: SystemExit"),
+        ("[crushproof.attacks]\nprobe = zero:Probe", "zero:Probe, which the package plug brings.*ZeroDivisionError"),
+        ("[crushproof.attacks]\nprobe = gone:Probe", "gone:Probe, which .*ModuleNotFoundError"),
+        ("[crushproof.attacks]\nprobe = plug:Same", "plug:Same .*is no class of that sort"),
+        ("[crushproof.attacks]\nprobe = plug:FIGURE", "is no class of that sort"),
+        ("[crushproof.attacks]\nprobe = bare:Probe", "declares no risk and no metrics"),
+        ("[crushproof.attacks]\nprobe = odd:Probe", "has `metrics` that are no tuple of"),
+        ("[crushproof.attacks]\nprobe = half:Probe", "does not define measure"),
+        ("[crushproof.attacks]\nprobe = taken:Probe", "Two techniques are of the kind 'evasion'.*crushproof"),
+        ("[crushproof.attacks]\nprobe = plug:Probe\nb = again:Probe", "Two techniques are of the kind 'candidate'"),
+        ("[crushproof.attack]\nprobe = plug:Probe", "nobody reads the group.*mean 'crushproof.attacks'"),
+        ("[crushproof.recipes]\nprobe = plug:Same\nb = again:Same", "Two techniques are of the kind 'same'"),
+        ("[crushproof.recipes]\nprobe = ends:Same", "cannot be imported: SystemExit"),
+        ("[crushproof.runtimes]\nprobe = wordless:Echo", "does not define phrase"),
     ],
 )
-def test_doctor_and_registry_tell_a_wrong_entry_point(plugin: Write, tmp_path: Path, line: str, words: str) -> None:
+def test_a_faulty_plugin_is_named_and_left_out(plugin: Write, tmp_path: Path, line: str, words: str) -> None:
     folder = tmp_path / "plugin"
-    (folder / "again.py").write_text(PLUGIN)
-    (folder / "ends.py").write_text("raise SystemExit(0)")
+    for name, text in {
+        "again": PLUGIN,
+        "zero": "1 / 0",
+        "ends": "raise SystemExit(0)",
+        "bare": PLUGIN.replace("    metrics: Cla", "    other: Cla").replace("    risk: ", "    rest: "),
+        "odd": PLUGIN.replace("(FIGURE,)", "('probed',)"),
+        "half": PLUGIN.replace("def measure", "def measured"),
+        "taken": PLUGIN.replace('"candidate"', '"evasion"'),
+        "wordless": PLUGIN.replace('    phrase: ClassVar[str] = "the echo"\n', ""),
+    }.items():
+        (folder / f"{name}.py").write_text(text)
+        sys.modules.pop(name, None)
     (folder / "plug-1.dist-info" / "entry_points.txt").write_text(line)
-    registry = ATTACKS if "attack" in line else RECIPES
-    bad = [check.words for check in examine(tmp_path) if check.state == "bad"]
-    assert any(re.search(words, one) for one in bad), bad
-    if "nobody" not in words:
-        registry._complete = False
+    registry = RECIPES if "recipes" in line else RUNTIMES if "runtimes" in line else ATTACKS
+    known = set(registry.kinds())
+    assert known <= {"evasion", "membership", "extraction", "openvino", "tensorrt"} | {*RECIPES.kinds()} - {"same"}
+    noted = [check for check in examine(tmp_path) if check.what == "probe"]
+    assert [check.state for check in noted] == ["note"]
+    assert re.search(words, noted[0].words), noted[0].words
+    listed = [entry.summary for entry in catalogue("plug-in")]
+    assert any(re.search(words, summary) for summary in listed)
+    assert suite(candidates={"plain": "int8"}, attacks=["extraction"]).models.keys() == {"dense", "plain"}
+    if registry is ATTACKS and "crushproof.attack]" not in line:
+        with pytest.raises(InputError, match=words):  # a plan that wants it is told why it is not there
+            suite(candidates={"plain": "int8"}, attacks=["probe"])
+    if registry is RECIPES:
         with pytest.raises(InputError, match=words):
-            registry.kinds()
+            suite(candidates={"a": "probe"})
+
+
+def test_what_is_sound_is_listed_as_a_plugin(plugin: Write, tmp_path: Path) -> None:
+    brought = {entry.kind: entry.summary for entry in catalogue("plug-in")}
+    assert brought.keys() == {"candidate", "probing", "same", "echo"}
+    assert brought["probing"] == "plug:Part of the package plug, a technique of the sort perturber."
+    words = {check.what: check.words for check in examine(tmp_path) if check.state == "ok"}
+    assert words["c"] == "plug-in: recipe same, plug:Same of plug (crushproof.recipes)"
 
 
 def test_numbers_never_meet_a_name() -> None:

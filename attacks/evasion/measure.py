@@ -122,8 +122,8 @@ def _notes(results: Results, found: Found) -> list[str]:
         notes.append(f"No white-box attack: {no_twin}")
     if results.scope.data.structure.held:
         notes.append(
-            "Robust within epsilon in the features that may change only: categories and what is declared immutable "
-            "stay as they are, and an attacker who can send another category may do more."
+            "Within epsilon no category can change, so they and what is declared immutable stay as they are: an "
+            "attacker who can send another category may do more."
         )
     n = len(found.robust)
     for part, count in found.summary["without_gradient"].items():

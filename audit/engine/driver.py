@@ -123,6 +123,42 @@ def _ticking(progress: Progress, workers: int) -> Iterator[None]:
         thread.join()
 
 
+class Held:
+    """An executor that several runs share (`with closing(Held(...)) as executor:`): it starts with the first that has
+    something to compute, and ends when it is closed or a run is cut short.
+    """
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor, self._started = executor, False
+
+    def __enter__(self) -> Held:
+        if not self._started:
+            self._executor.__enter__()
+            self._started = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.close()
+
+    def close(self) -> None:
+        if self._started:
+            self._executor.__exit__(None, None, None)
+            self._started = False
+
+    @property
+    def slots(self) -> int:
+        return self._executor.slots
+
+    def submit(self, cell: Cell, needs: Sequence[str], tell: Tell) -> None:
+        self._executor.submit(cell, needs, tell)
+
+    def wait(self, seconds: float) -> list[tuple[Cell, Attempt]]:
+        return self._executor.wait(seconds)
+
+
 def executor_for(engine: EnginePlan, store: Store, spawn: Spawn | None, *, device: str) -> Executor | None:
     """What a plan's `engine` asks for.
 

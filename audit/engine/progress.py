@@ -125,8 +125,16 @@ class Standing:
         }
         return seconds_left(list(self.todo.values()), self._finished, running, workers)
 
+    def share(self) -> float:
+        """Of the expected effort, what is done, in [0, 1]."""
+        done = sum(cell.weight for name, cell in self.todo.items() if name in self._finished)
+        for name, begun in self._running.items():
+            if begun.step is not None and begun.step.whole:
+                done += self.todo[name].weight * begun.step.share
+        return done / max(sum(cell.weight for cell in self.todo.values()), 1e-9)
+
     def under_way(self) -> str:
-        """`shadows/dense/3 (12 s), attack/evasion/int8 (41 s: epsilon 2 of 4)`."""
+        """`shadows/dense/3 (12 s), attack/pgd/int8 (41 s: epsilon 2 of 4)`."""
         now, parts = self._clock(), []
         for name, begun in list(self._running.items())[:SHOWN]:
             said = "" if begun.step is None else f": {begun.step.words}"
@@ -218,8 +226,9 @@ class Bar(_Shown):
 
     def start(self, todo: list[Cell], stored: int) -> None:
         super().start(todo, stored)
-        total = sum(cell.weight for cell in todo)
-        self._task = self._bar.add_task("", total=total, cells=f"0/{len(todo)}", now="", left="")
+        for task in self._bar.task_ids:  # of the round before
+            self._bar.remove_task(task)
+        self._task = self._bar.add_task("", total=1.0, cells=f"0/{len(todo)}", now="", left="")
         if stored:
             self.note(f"{stored} results kept from before")
         self._bar.start()
@@ -231,7 +240,6 @@ class Bar(_Shown):
     def end(self, cell: Cell, seconds: float) -> None:
         with self.lock:
             self.standing.end(cell)
-            self._bar.update(self._task, advance=cell.weight)
             self._show()
 
     def note(self, text: str) -> None:
@@ -248,7 +256,8 @@ class Bar(_Shown):
     def _show(self) -> None:
         with self.lock:
             standing = self.standing
-            self._bar.update(self._task, cells=f"{standing.done}/{standing.total}", now=standing.under_way())
+            cells, now = f"{standing.done}/{standing.total}", standing.under_way()
+            self._bar.update(self._task, completed=standing.share(), cells=cells, now=now)
 
 
 def progress_on(stream: TextIO | None = None) -> Progress:

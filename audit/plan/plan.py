@@ -276,7 +276,7 @@ def check_techniques(plan: Plan) -> None:
         words = list(RECIPE_WORDS)
         if isinstance(recipe, str) and recipe not in RECIPE_WORDS and recipe not in RECIPES.kinds():
             message = did_you_mean(f"there is no recipe {recipe!r}", recipe, [*words, *RECIPES.kinds()])
-            raise InputError(f"{plan.where('candidates', name, 'recipe')}: {message}")
+            raise InputError(f"{plan.where('candidates', name, 'recipe')}: {message}{RECIPES.left_out(recipe)}")
         if isinstance(recipe, str) and recipe in RECIPE_WORDS and recipe in RECIPES.kinds():
             where = plan.where("candidates", name, "recipe")
             raise InputError(

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from ...targets.data.structure import STRETCH, Declared
+from ...targets.data.declared import STRETCH, Declared
 from ...targets.technique import Technique
 from .settings import Settings, fault, technique_like
 

@@ -1,7 +1,8 @@
-"""An audit on the terminal: a row per candidate, then the verdict in words."""
+"""An audit in a few lines, on the terminal and in Python: a row per candidate, then the verdict in words."""
 
 from __future__ import annotations
 
+from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -12,35 +13,71 @@ from ..schema.rows import Audit, Candidate
 
 WIDTH = 140  # of the table where there is no terminal to ask
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
+LEFT = 2  # columns of words, before those of figures
+
+
+def table_of(audit: Audit) -> list[list[str]]:
+    """A row per candidate under one of headings: name (starred where it is up for release), verdict, figures, size."""
+    metrics = _headlines(audit)
+    quality = audit.candidates[0].quality_metric if audit.candidates else ACCURACY
+    uneven = any(row.classes is not None and row.classes.uneven for row in audit.candidates)
+    own = [quality.title.lower(), *([BALANCED_ACCURACY.title.lower()] if uneven else [])]
+    titles = [*own, *(metric.title.partition(" (")[0].lower() for metric in metrics)]
+    rows = [["candidate", "verdict", *map(wording.label, titles), "payload"]]
+    for row in audit.candidates:
+        figures = [wording.estimate(row.quality, row.quality_metric)]
+        if uneven:
+            balanced = None if row.classes is None else row.classes.balanced_accuracy
+            figures.append(wording.estimate(balanced, BALANCED_ACCURACY))
+        figures += [_risk(audit, row, metric) for metric in metrics]
+        name = wording.label(row.name) + (" *" if row.name in audit.release else "")
+        rows.append([name, _verdict(row), *figures, _payload(row)])
+    return rows
+
+
+def verdict_line(audit: Audit) -> str:
+    return f"{audit.verdict.upper()} by policy {wording.label(audit.policy_name, 200)}"
+
+
+def as_text(audit: Audit) -> str:
+    """The table and the verdict, without colours: what Python shows of a result."""
+    rows = table_of(audit)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) if place < LEFT else cell.rjust(width) for place, (cell, width) in enumerate(pairs))
+        for pairs in (list(zip(row, widths, strict=True)) for row in rows)
+    ]
+    told = [f"  {wording.clean(sentence)}" for sentence in audit.deciding]
+    return "\n".join([*(line.rstrip() for line in lines), verdict_line(audit), *told])
+
+
+def as_html(audit: Audit) -> str:
+    """The same as HTML, for notebooks: every text of the audit is escaped."""
+    head, *rows = table_of(audit)
+    line = Markup("<tr>{}</tr>")
+    body = [line.format(Markup("").join(Markup("<td>{}</td>").format(cell) for cell in row)) for row in rows]
+    titles = line.format(Markup("").join(Markup("<th>{}</th>").format(cell) for cell in head))
+    told = [Markup("<p>{}</p>").format(wording.clean(sentence)) for sentence in audit.deciding]
+    page = Markup("<table>{}</table><p><b>{}</b></p>{}")
+    return str(page.format(Markup("").join([titles, *body]), verdict_line(audit), Markup("").join(told)))
 
 
 def print_audit(audit: Audit) -> None:
     """Writes the table and the verdict to standard output."""
     console = _console()
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("candidate", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
-    metrics = _headlines(audit)
-    quality = audit.candidates[0].quality_metric if audit.candidates else ACCURACY
-    uneven = any(row.classes is not None and row.classes.uneven for row in audit.candidates)
-    shown = [quality.title.lower(), *([BALANCED_ACCURACY.title.lower()] if uneven else [])]
-    for name in (*shown, *(metric.title.partition(" (")[0].lower() for metric in metrics), "payload"):
-        table.add_column(Text(wording.label(name)), justify="right")  # no markup: a metric may come from anywhere
-    for row in audit.candidates:
-        cells = [wording.estimate(row.quality, row.quality_metric)]
-        if uneven:
-            balanced = None if row.classes is None else row.classes.balanced_accuracy
-            cells.append(wording.estimate(balanced, BALANCED_ACCURACY))
-        cells += [_risk(audit, row, metric) for metric in metrics]
-        verdict = Text(_verdict(row), style=COLOURS.get(row.verdict, ""))
-        name = wording.label(row.name) + (" *" if row.name in audit.release else "")
-        table.add_row(Text(name), verdict, *cells, _payload(row))
+    head, *rows = table_of(audit)
+    for place, title in enumerate(head):  # no markup: a metric may come from anywhere
+        table.add_column(Text(title), no_wrap=place < LEFT, justify="left" if place < LEFT else "right")
+    for row, cells in zip(audit.candidates, rows, strict=True):
+        name, verdict, *figures = cells
+        table.add_row(Text(name), Text(verdict, style=COLOURS.get(row.verdict, "")), *map(Text, figures))
     console.print(table)
     if audit.release:
         console.print("* up for release", highlight=False)
     console.print()
-    headline = Text(audit.verdict.upper(), style=f"bold {COLOURS[audit.verdict]}")
-    console.print(headline, Text(f"by policy {wording.label(audit.policy_name, 200)}"))
+    headline, _, rest = verdict_line(audit).partition(" ")
+    console.print(Text(headline, style=f"bold {COLOURS[audit.verdict]}"), Text(rest))
     for sentence in audit.deciding:
         console.print(Text(f"  {wording.clean(sentence)}"))
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...attacks.risk import ACCURACY, QUALITIES, Metric
-from ..schema.policy_rows import Gate
+from ..schema.policy_rows import Gate, Limit
 from ..schema.rows import Audit, Candidate, Finding
 from ..schema.wording import (
     change_interval,
@@ -263,14 +263,21 @@ def taxonomy(findings: Iterable[Finding]) -> dict[str, list[str]]:
 def scope_words(ix: Index) -> str:
     """How many candidates the verdict covers and how they fared, in a sentence."""
     released = [ix.candidates[name] for name in ix.audit.release if name in ix.candidates]
-    fared = [(v, sum(c.verdict == v for c in released)) for v in ("pass", "fail", "inconclusive")]
+    words = {"pass": "pass", "fail": "fail", "inconclusive": "inconclusive", "not-gated": "not judged"}
+    fared = [(words[v], sum(c.verdict == v for c in released)) for v in words]
     counts = [f"{count} {verdict}" for verdict, count in fared if count]
     others = len(ix.audit.candidates) - len(released)
     return (
         f"The verdict covers {plural(len(released), 'candidate')} up for release"
-        + (f": {enumerate_words(counts)}" if counts else "")
-        + f". {plural(others, 'more model')} {'is' if others == 1 else 'are'} shown for comparison and not judged."
+        + (f": {enumerate_words(counts)}." if counts else ".")
+        + (f" {plural(others, 'more model')} {'is' if others == 1 else 'are'} shown for comparison." if others else "")
     )
+
+
+def left_out(ix: Index) -> list[Limit]:
+    """The limits that these inputs could not decide; of accuracy and error, the one that the models have."""
+    alternatives = {metric.name for metric in QUALITIES} - {quality(ix.audit).name}
+    return [one for one in ix.audit.policy_limits if one.left_out is not None and one.metric not in alternatives]
 
 
 def worst_words(ix: Index, candidate: Candidate) -> tuple[str, str]:

@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -68,14 +69,18 @@ def training_of(dense: DenseModel, members: Records, few: Records, seed: int, de
     trainer = dense.trainer
     if isinstance(trainer, BuiltinTrainer):
         return Price(_builtin(dense, trainer.training, members, few, seed, device))
-    seconds = _trial(dense, members, few, seed, device)
-    larger = min(len(members), 4 * len(few))
-    if larger == len(few):
+    count, seconds = _trial(dense, members, few, seed, device)
+    larger = min(len(members), 4 * count)
+    if larger == count:
         return Price(seconds)
-    if seconds * larger / len(few) > SECOND:
-        return Price(seconds * len(members) / len(few), rough=True)
-    again = _timed(lambda: _fit(dense, members.take(_spread(len(members), larger)), seed, device), device)
-    slope = max((again - seconds) / (larger - len(few)), again / larger / 4)  # what does not grow with the records
+    roughly = Price(seconds * len(members) / count, rough=True)
+    if count > len(few) or seconds * larger / count > SECOND:
+        return roughly
+    try:
+        again = _timed(lambda: _fit(dense, members.take(_spread(len(members), larger)), seed, device), device)
+    except InputError:  # it takes few and, perhaps, all, which its own turn will tell
+        return roughly
+    slope = max((again - seconds) / (larger - count), again / larger / 4)  # what does not grow with the records
     return Price(again + slope * (len(members) - larger), rough=larger < len(members))
 
 
@@ -111,8 +116,8 @@ def _builtin(
     return run(members.take(_spread(len(members), min(len(members), STEPS * batch))), batch) * steps
 
 
-def _trial(dense: DenseModel, members: Records, few: Records, seed: int, device: torch.device) -> float:
-    """Seconds of the user's function on few records.
+def _trial(dense: DenseModel, members: Records, few: Records, seed: int, device: torch.device) -> tuple[int, float]:
+    """How many records the user's function was tried on with success, and its seconds.
 
     A function may need more records than few: whole batches, some of each class to set aside. So one that fails is
     asked again with more, and in the end with all if its failure comes quickly.
@@ -122,7 +127,7 @@ def _trial(dense: DenseModel, members: Records, few: Records, seed: int, device:
         records = few if count == len(few) else members.take(_spread(len(members), count))
         started = time.monotonic()
         try:
-            return _timed(lambda: _fit(dense, records, seed, device), device) * len(few) / count  # noqa: B023
+            return count, _timed(partial(_fit, dense, records, seed, device), device)
         except InputError:
             waited = (time.monotonic() - started) * len(members) / count
             if count == len(members) or (count > len(few) and waited > 5 * SECOND):

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from ...attacks.attack import ATTACKS, Attack, Task
 from ...attacks.preparation import Scope
 from ...attacks.risk import QUALITIES, Metric
@@ -78,25 +80,35 @@ def undecidable(policy: Policy, planned: Planned) -> list[Limit]:
     """
     scope = planned[0][1]
     without_dense = scope.reference.parent is None
-    unfit = [why_unfit(attack, scope) for attack, scope in planned]
+    known: list[tuple[Attack, str | None]] = [(attack, why_unfit(attack, own)) for attack, own in planned]
     found = []
     for limit in policy.limits:
-        mine = [
-            (one, why)
-            for (one, _), why in zip(planned, unfit, strict=True)
-            if limit.metric in {metric.name for metric in one.metrics}
-        ]
+        mine = [(one, why) for one, why in known if limit.metric in {metric.name for metric in one.metrics}]
         reason, attacks = None, []
         if limit.compares == "change" and without_dense:
             reason = NO_DENSE
         elif limit.metric in QUALITY_NAMES:
             reason = None  # accuracy and error are alternatives: a candidate is judged by its own
         elif not mine:
-            reason = NOT_OF
+            others = _others(limit.metric, scope)  # what could not run had the plan named it is no gap of the plan
+            reason = others[0][1] if others and all(why is not None for _, why in others) else NOT_OF
+            attacks = [kind for kind, _ in others] if reason != NOT_OF else []
         elif all(why is not None for _, why in mine):
             reason, attacks = mine[0][1], list(dict.fromkeys(one.kind for one, _ in mine))
         if reason is not None:
             found.append(limit.model_copy(update={"left_out": reason, "attacks": attacks}))
+    return found
+
+
+def _others(metric: str, scope: Scope) -> list[tuple[str, str | None]]:
+    """The attacks there are that measure it, by kind, and why each would be none for these inputs."""
+    found: list[tuple[str, str | None]] = []
+    for kind, cls in ATTACKS.kinds().items():
+        if metric in {one.name for one in cls.metrics}:
+            try:
+                found.append((kind, why_unfit(cls(kind=kind), scope)))
+            except (ValidationError, InputError):  # it has no defaults, or cannot say
+                found.append((kind, None))
     return found
 
 

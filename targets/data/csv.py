@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, quoted
 from .data import Data
+from .declared import Column, Declared
 from .encoding import columns_of_text, encoded_columns
 from .labels import sorted_labels
 from .records import Bounds, Records
-from .structure import Column, Declared, Structure
+from .structure import Structure, resolved
 from .table import Table, read_table
 from .value_range import column_bounds
 
@@ -115,7 +116,7 @@ def _features(
     for one in encoded:
         spread[one.column] = tuple(range(len(names), len(names) + len(one.categories)))
         names += [f"{one.column}={category}" for category in one.categories]
-    structure = declared.resolved((len(names),), names, "the tables", spread, encoded)
+    structure = resolved(declared, (len(names),), names, "the tables", spread, encoded)
     if encoded:
         notes.insert(
             0,

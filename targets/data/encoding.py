@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, nearest_hint, quoted
+from .declared import Categories, Column
 from .labels import in_order
-from .structure import Categories, Column, Encoded
+from .structure import Encoded
 from .table import COLUMNS, Table, read_texts
 
 MOST_CATEGORIES = 100  # of a column that nobody declared; more are names or ids

@@ -20,9 +20,10 @@ from torch import Tensor
 from ..errors import InputError, UnsafeInput, nearest_hint, quoted
 from ..untrusted.files import FETCH_HINT, is_pickle, open_archive, ordinary_file, read_entry
 from .data import Data
+from .declared import Column, Declared
 from .labels import class_numbers, predicted_values
 from .records import Bounds, Records
-from .structure import Column, Declared, Structure
+from .structure import Structure, resolved
 from .value_range import column_bounds, fitted
 
 Array = NDArray[np.generic]
@@ -264,7 +265,7 @@ def read_structure(
             "are: only tables of text (CSV) are written out. For a column that holds the codes of categories say "
             f"categorical: {{{written}: codes}}; columns that are written out are listed under one_hot."
         )
-    structure = declared.resolved(shape, names, where)
+    structure = resolved(declared, shape, names, where)
     finite = [x for x in inputs if x.size and x.dtype.kind in "fiub" and bool(np.isfinite(x).all())]
     if isinstance(bounds, Bounds):
         return structure, bounds, (), ""
@@ -301,7 +302,8 @@ def inferred_bounds(inputs: Sequence[Array], where: str) -> tuple[Bounds, tuple[
     if found is not None:
         return Bounds.of(found.low, found.high), tuple(filter(None, (found.note, found.doubt))), found.doubt
     low, high = min(float(x.min()) for x in filled), max(float(x.max()) for x in filled)
+    by_column = " Of a table they are given by column, bounds: {0: [17, 90]}." if filled[0].ndim == 2 else ""
     raise InputError(
         f"The inputs in {where} run from {low:g} to {high:g}, so their bounds cannot be guessed. Give the smallest and "
-        "largest value an input can take, for example bounds: [-1, 1]; or scale the inputs to [0, 1]."
+        f"largest value an input can take, for example bounds: [-1, 1]; or scale the inputs to [0, 1].{by_column}"
     )

@@ -6,21 +6,15 @@ whole number, an id is an id. Which columns are what cannot always be seen, so i
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError, nearest_hint, quoted
-
-Column = int | str  # a position, a name, or a stretch of positions such as "6-14"
-Categories = tuple[str, ...] | Literal["one-hot", "codes"]
-
-STRETCH = re.compile(r"(\d{1,6})-(\d{1,6})")
+from .declared import STRETCH, Column, Declared
 
 
 @dataclass(frozen=True)
@@ -84,77 +78,64 @@ class Structure:
             kinds = ", ".join(word for word, given in why if given)
             parts.append(f"changes {left} of {features} features, the others stay ({kinds})")
         if free := set(self.integer) - set(self.held):
-            parts.append(f"{len(free)} {'is a' if len(free) == 1 else 'are'} whole number{'s'[: len(free) > 1]}")
+            parts.append("1 is a whole number" if len(free) == 1 else f"{len(free)} are whole numbers")
         return "; ".join(parts)
 
 
 PLAIN = Structure()
 
 
-@dataclass(frozen=True)
-class Declared:
-    """The same in a user's words: columns by their name or position."""
+def resolved(
+    declared: Declared,
+    shape: tuple[int, ...],
+    names: Sequence[str],
+    where: str,
+    spread: Mapping[str, tuple[int, ...]] | None = None,
+    encoded: tuple[Encoded, ...] = (),
+) -> Structure:
+    """Positions in place of names.
 
-    immutable: tuple[Column, ...] = ()
-    categorical: Mapping[Column, Categories] = field(default_factory=dict)
-    one_hot: tuple[tuple[Column, ...], ...] = ()
-    integer: tuple[Column, ...] = ()
-    tokens: bool = False
+    Args:
+        shape: of a record.
+        names: of its features; may be empty.
+        where: the columns are, for messages: "data.npz".
+        spread: columns that became several features, which are a one-hot block each.
+        encoded: how those were written out.
 
-    def __bool__(self) -> bool:
-        return bool(self.immutable or self.categorical or self.one_hot or self.integer or self.tokens)
-
-    def resolved(
-        self,
-        shape: tuple[int, ...],
-        names: Sequence[str],
-        where: str,
-        spread: Mapping[str, tuple[int, ...]] | None = None,
-        encoded: tuple[Encoded, ...] = (),
-    ) -> Structure:
-        """Positions in place of names.
-
-        Args:
-            shape: of a record.
-            names: of its features; may be empty.
-            where: the columns are, for messages: "data.npz".
-            spread: columns that became several features, which are a one-hot block each.
-            encoded: how those were written out.
-
-        Raises:
-            InputError: no such column, a column with two meanings, or a table's words for records that are none.
-        """
-        spread = spread or {}
-        if self.tokens and (self.immutable or self.categorical or self.one_hot or self.integer):
-            raise InputError(
-                "tokens: true says that every value of a record is an id; immutable, categorical, one_hot and integer "
-                "are for tables. Keep one of the two."
-            )
-        if self and not self.tokens and len(shape) != 1:
-            raise InputError(
-                f"immutable, categorical, one_hot and integer name columns of a table [n, features], and the records "
-                f"of {where} have shape {list(shape)}. Leave them out; of sequences of ids say tokens: true."
-            )
-        finder = _Finder(shape[0] if len(shape) == 1 else 0, tuple(names), spread, where)
-        codes = finder.all([column for column, kind in self.categorical.items() if column not in spread], "categorical")
-        one_hot = (*(finder.all(block, "one_hot") for block in self.one_hot), *spread.values())
-        integer = finder.all(self.integer, "integer")
-        _check_apart([*one_hot, *((at,) for at in codes), *((at,) for at in integer)], finder)
-        short = next((block for block in one_hot[: len(self.one_hot)] if len(block) < 2), None)
-        if short is not None:
-            raise InputError(
-                f"one_hot lists blocks of columns, and one of them is only {finder.shown(short)}. Write a list of "
-                "lists with all columns of a block, for example one_hot: [[3, 4, 5], [6-14]]."
-            )
-        return Structure(
-            names=tuple(names),
-            immutable=finder.all(self.immutable, "immutable"),
-            one_hot=one_hot,
-            codes=codes,
-            integer=integer,
-            tokens=self.tokens,
-            encoded=encoded,
+    Raises:
+        InputError: no such column, a column with two meanings, or a table's words for records that are none.
+    """
+    spread = spread or {}
+    if declared.tokens and (declared.immutable or declared.categorical or declared.one_hot or declared.integer):
+        raise InputError(
+            "tokens: true says that every value of a record is an id; immutable, categorical, one_hot and integer "
+            "are for tables. Keep one of the two."
         )
+    if declared and not declared.tokens and len(shape) != 1:
+        raise InputError(
+            f"immutable, categorical, one_hot and integer name columns of a table [n, features], and the records "
+            f"of {where} have shape {list(shape)}. Leave them out; of sequences of ids say tokens: true."
+        )
+    finder = _Finder(shape[0] if len(shape) == 1 else 0, tuple(names), spread, where)
+    codes = finder.all([column for column, kind in declared.categorical.items() if column not in spread], "categorical")
+    one_hot = (*(finder.all(block, "one_hot") for block in declared.one_hot), *spread.values())
+    integer = finder.all(declared.integer, "integer")
+    _check_apart([*one_hot, *((at,) for at in codes), *((at,) for at in integer)], finder)
+    short = next((block for block in one_hot[: len(declared.one_hot)] if len(block) < 2), None)
+    if short is not None:
+        raise InputError(
+            f"one_hot lists blocks of columns, and one of them is only {finder.shown(short)}. Write a list of "
+            "lists with all columns of a block, for example one_hot: [[3, 4, 5], [6-14]]."
+        )
+    return Structure(
+        names=tuple(names),
+        immutable=finder.all(declared.immutable, "immutable"),
+        one_hot=one_hot,
+        codes=codes,
+        integer=integer,
+        tokens=declared.tokens,
+        encoded=encoded,
+    )
 
 
 def positions(column: Column, key: str, features: int, names: Sequence[str], where: str) -> tuple[int, ...]:

@@ -19,8 +19,9 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import InputError, quoted
+from .declared import Column
 from .records import Bounds
-from .structure import Column, Structure, positions
+from .structure import Structure, positions
 
 Array = NDArray[np.generic]
 

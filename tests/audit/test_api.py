@@ -18,13 +18,17 @@ from torch import Tensor, nn
 
 import crushproof
 from crushproof.audit import api
+from crushproof.audit.plan.plan import Plan, validated
+from crushproof.audit.plan.yaml_text import Source
 from crushproof.audit.subject.identity import code_digest, model_digest
 from crushproof.audit.subject.resolve import Subject
+from crushproof.compression.recipe import RECIPES
 from crushproof.targets.errors import InputError, NotApplicable
 from crushproof.targets.seeds import generator
 from crushproof.training.architecture import Architecture
 
 SCALE = 1.0
+MEMORY, MODEL = {"kind": "memory", "name": "x"}, {"architecture": "memory:model"}
 
 
 def helper(x: Tensor) -> Tensor:
@@ -272,3 +276,15 @@ def test_records_that_are_none_are_refused(bare: nn.Module, test: Any, words: st
 def test_texts_and_class_numbers_are_not_mixed(bare: nn.Module) -> None:
     with pytest.raises(InputError, match="one split are texts"):
         crushproof.audit_model(bare, records(80, 1), (RECORDS, ["a", "b"] * 60), "int8")
+
+
+def test_recipes_are_named_as_in_a_plan() -> None:
+    """Short words, kinds, recipes and mappings, alone, listed or by name, are the candidates of a plan."""
+    small = {"kind": "prune", "sparsity": 0.8}
+    prune = crushproof.Prune(sparsity=0.8)
+    for given in ({"small": small, "int8": "int8"}, {"small": prune, "int8": {"recipe": "int8"}}):
+        plan = validated(Plan, {"data": MEMORY, "model": MODEL, "candidates": api._candidates(given)}, Source("x"))
+        assert RECIPES.parse(plan.candidates["small"].recipe) == prune
+        assert plan.candidates["int8"].recipe == "int8"
+    assert api._candidates(small) == {"prune": prune}
+    assert list(api._candidates([small, prune, "int8"])) == ["prune", "prune-2", "int8"]

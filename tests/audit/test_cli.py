@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+import crushproof
 from crushproof.attacks.evasion.risk import EVASION
 from crushproof.attacks.membership.risk import MEMBERSHIP
 from crushproof.audit import cli
@@ -35,6 +36,7 @@ from crushproof.audit.schema.rows import (
 )
 from crushproof.audit.verdict.judging import apply_policy
 from crushproof.audit.verdict.policy import BUILT_IN
+from crushproof.audit.writing import write_verdict
 from crushproof.targets.errors import Incomplete, InputError, UnsafeInput
 
 COMMAND = [sys.executable, "-c", "from crushproof.audit.cli import main; main()"]
@@ -306,15 +308,14 @@ def test_gate_writes_its_verdict_beside_the_audit_and_never_over_one(finished: P
     before = (finished / "audit.json").read_bytes()
     (tmp_path / "strict.yaml").write_text("absolutes: {robust_accuracy: 0.6}")
     out = tmp_path / "deep" / "judged"
-    for _ in range(2):  # the second takes the place of the first
-        result = call("gate", finished, "--policy", tmp_path / "strict.yaml", "--out", out)
-        assert result.exit_code == 1, result.output
+    result = call("gate", finished, "--policy", tmp_path / "strict.yaml", "--out", out)
+    assert result.exit_code == 1, result.output
     assert f"Report: {out / 'report.html'}" in result.stdout
     assert "judged anew" in (out / "report.html").read_text()
     judged = read_audit(out)
     assert (judged.verdict, judged.policy_name, judged.policy_from) == ("fail", "strict", "gate")
-    assert call("report", out).exit_code == 0  # it agrees with itself
-    assert call("gate", out).exit_code == 1
+    assert call("gate", out).exit_code == 1  # it agrees with itself
+    write_verdict(out, finished, "another verdict takes its place")
     assert call("gate", finished).exit_code == 0  # by the audit's own limits
     (finished / "evidence").mkdir()
     (tmp_path / "other").mkdir()
@@ -395,6 +396,28 @@ def test_the_catalogue_lists_every_technique_with_its_parameters() -> None:
     text = call("catalogue").stdout
     assert "recipe prune: " in text
     assert "sparsity: number" in text
+
+
+def test_the_catalogue_is_filtered_by_kind_and_by_sort() -> None:
+    def listed(*words: str) -> list[tuple[str, str]]:
+        return [(one["sort"], one["kind"]) for one in json.loads(call("catalogue", *words, "--json").stdout)]
+
+    assert listed("quantize") == [("recipe", "quantize")]
+    assert listed("Dynamic_Sparsity") == [("recipe", "dynamic-sparsity")]
+    assert {sort for sort, _ in listed("recipe")} == {"recipe"}
+    assert ("evasion part", "pgd") in listed("evasion part")
+    assert listed("plug-in") == []
+    assert "No other package" in call("catalogue", "plug-in").stdout
+    for word, near in (("qantize", "quantize"), ("recipes", "recipe")):
+        result = call("catalogue", word)
+        assert (result.exit_code, f"Did you mean '{near}'" in " ".join(result.stderr.split())) == (2, True)
+
+
+def test_the_version_and_what_a_shell_completes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call("--version").stdout == f"crushproof {crushproof.__version__}\n"
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
+    assert "_CRUSHPROOF_COMPLETE" in call("--show-completion", "bash").stdout
+    assert {*crushproof.__all__} <= {*dir(crushproof)}
 
 
 def test_doctor_finds_this_machine_fit() -> None:

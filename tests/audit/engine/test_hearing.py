@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import stat
@@ -9,14 +10,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from crushproof.audit.engine.cells import Cell, Result
-from crushproof.audit.engine.driver import run
+from crushproof.audit.engine.driver import Held, run
 from crushproof.audit.engine.hearing import Hearing, Step, nobody
+from crushproof.audit.engine.local import Processes
 from crushproof.audit.engine.progress import Lines, Silent
 from crushproof.audit.engine.store import Store
 from crushproof.audit.engine.work import CellResults, attempt
@@ -195,6 +198,23 @@ def test_some_cells_are_computed_last_and_by_the_process_that_runs_the_audit(tmp
     assert [(line["name"], line["pid"] == os.getpid()) for line in lines][-1] == ("alone", True)
     assert {line["pid"] for line in lines[:-1]}.isdisjoint({os.getpid()})
     assert outcome.computed[-1] == "alone"
+
+
+def test_runs_may_share_their_workers(tmp_path: Path) -> None:
+    import toy_work
+
+    settings = {"width": 1, "length": 2}
+    work = toy_work.toy(json.dumps(settings))
+    with Store(tmp_path) as store:
+        with closing(Held(Processes(store, 1, ("toy_work:toy", json.dumps(settings))))) as executor:
+            run(work, store, executor, cells=[])
+            assert run(work, store, executor, cells=work.cells()[:2]).computed == ["root", "chain-0/0"]
+            assert run(work, store, executor).computed == ["chain-0/1", "last"]
+        [pid] = {line["pid"] for line in store.journal()}
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not Path(f"/proc/{pid}").exists()
 
 
 def test_what_was_used_last_stays_at_hand_within_bytes() -> None:

@@ -138,6 +138,8 @@ def test_the_standing_forgets_what_will_not_be_computed() -> None:
     cells = [Cell("a", "a", weight=10), Cell("b", "b", ("a",), weight=10), Cell("c", "c", weight=10)]
     standing = Standing(cells, lambda: now[0])
     standing.begin(cells[0])
+    standing.at(cells[0], Step("", 0.6, True))
+    assert standing.share() == pytest.approx(0.2)
     now[0] = 10.0
     standing.end(cells[0])
     assert standing.left(1) == pytest.approx(20.0)

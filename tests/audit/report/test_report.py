@@ -13,6 +13,7 @@ from synthetic_audit import HOSTILE, SCRIPT, synthetic_audit
 from crushproof.attacks.access import Flag
 from crushproof.attacks.membership.risk import AUC, TPR
 from crushproof.attacks.risk import ACCURACY
+from crushproof.audit.api import AuditResult
 from crushproof.audit.report import charts, defense_views, dot_charts, footprint_views, views
 from crushproof.audit.report.html import render, to_html
 from crushproof.audit.report.terminal import print_audit
@@ -300,3 +301,18 @@ def test_a_title_is_no_markup_on_the_terminal(capsys: pytest.CaptureFixture[str]
     printed = capsys.readouterr().out
     assert "a[/b]" in printed
     assert "\x1b" not in printed
+
+
+def test_a_result_shows_its_table_and_verdict_and_no_markup_of_others() -> None:
+    hostile = synthetic_audit(renamed={"int8": SCRIPT, "int4": HOSTILE[2], "prune50": "<b>&amp;"})
+    result = AuditResult(hostile)
+    text, html = repr(result), result._repr_html_()
+    lines = text.splitlines()
+    assert len(lines) == 2 + len(hostile.candidates) + len(hostile.deciding)
+    assert lines[0].split()[:3] == ["candidate", "verdict", "accuracy"]
+    assert "FAIL by policy release" in lines
+    assert "\x1b" not in text + html
+    assert "<script" not in html
+    assert "&lt;script&gt;" in html
+    assert "&lt;b&gt;&amp;amp;" in html
+    assert html.count("<tr>") == 1 + len(hostile.candidates)

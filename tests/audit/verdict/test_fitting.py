@@ -17,6 +17,7 @@ from crushproof.attacks.evasion.evasion import Evasion
 from crushproof.attacks.extraction.extraction import Extraction
 from crushproof.attacks.membership.membership import Membership
 from crushproof.attacks.preparation import Scope
+from crushproof.audit.report.html import to_html
 from crushproof.audit.schema.rows import Audit
 from crushproof.audit.verdict.fitting import nothing_to_judge, policy_for
 from crushproof.audit.verdict.judging import apply_policy, check_verdicts, rejudge
@@ -139,6 +140,9 @@ def test_what_the_plan_leaves_out_is_not_the_inputs_doing() -> None:
     assert policy is BUILT_IN["release"]
     assert "robust_accuracy" in notes
     assert "Add evasion" in notes
+    for attacks in ((Extraction(),), (Evasion(), Extraction())):  # it could not have run anyway
+        policy, _ = fit(None, scope_of("tokens", Words, members=False), *attacks)
+        assert policy.name == "release, without evasion: token inputs; without membership: no training records"
 
 
 def test_nothing_to_judge_says_what_would_mend_it() -> None:
@@ -221,3 +225,13 @@ def test_a_finished_audit_agrees_with_itself_and_cannot_drop_a_limit(tmp_path: P
     ):
         with pytest.raises(InputError, match="contradicts itself"):
             check_verdicts(changed, tmp_path)
+
+
+def test_the_report_names_what_was_left_out(tmp_path: Path) -> None:
+    fitted, _ = fit(None, scope_of(dense=False), Evasion())
+    alone = candidate("a").model_copy(update={"parent": None, "quality_change": None})
+    page = to_html(audit_of([alone], [finding("a", "robust_accuracy", changes=[])], fitted, {"policy": None}))
+    assert "policy “release, without changes: no dense model”" in page
+    assert page.count("not judged: no dense model") == 4  # accuracy is, and error would be of another sort of model
+    assert "Nothing could be judged" in page
+    assert "1 candidate up for release: 1 not judged." in page

@@ -288,7 +288,7 @@ def test_latency_and_memory(dense: nn.Module) -> None:
     assert 15e6 < resident < 150e6  # numpy and the runtime; this process, with torch, is far beyond
 
 
-def test_models_are_timed_in_turns() -> None:
+def test_models_are_timed_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
 
     class Slow:
@@ -305,6 +305,11 @@ def test_models_are_timed_in_turns() -> None:
     )
     assert order[6:] == ["a", "b"] * 5  # after three calls each to warm up
     assert 1 <= rows["a"][0]["p50"] < rows["b"][0]["p50"]
+    monkeypatch.setattr("crushproof.compression.footprint.timing.LONG", 0.03)
+    order.clear()
+    interleaved_latency({"a": lambda: Slow("a", 0.04), "b": lambda: Slow("b", 0.0)}, (2,), batches=(1,), seconds=0)
+    assert order == [*"abbb", *"ab", *"bbbb"]  # one call each way is enough of the slow one
+    monkeypatch.undo()
     module = nn.Linear(2, 2)
     both = interleaved_latency({"torch": lambda: TorchTarget(module), "file": to_onnx(module, (2,))}, (2,), seconds=0)
     assert [row["batch"] for row in both["torch"]] == [row["batch"] for row in both["file"]] == [1, 32, 256]

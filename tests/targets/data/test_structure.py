@@ -16,9 +16,10 @@ from crushproof.audit.plan.sections import CsvData, NpzData
 from crushproof.audit.plan.yaml_text import Source
 from crushproof.targets.data.csv import load_csv
 from crushproof.targets.data.data import Data
+from crushproof.targets.data.declared import Declared
 from crushproof.targets.data.npz import load_npz
 from crushproof.targets.data.records import Bounds, Records
-from crushproof.targets.data.structure import Declared, Structure
+from crushproof.targets.data.structure import Structure
 from crushproof.targets.errors import InputError
 
 Refused = Callable[..., str]
