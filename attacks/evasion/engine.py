@@ -190,9 +190,8 @@ class Search:
         return self.ball.random_start(self.noise(tuple(self.ball.center.shape[1:]), "start", *labels))
 
     def first_ascent(self, model: Gradients, restart: int, progress: float) -> tuple[Tensor, Ascent]:
-        """A start for each active record, asked about, and the ascent there.
-
-        A record without a gradient is given further random starts; one that stays flat is let go.
+        """A start for each active record, asked about, and the ascent there; further starts where it is flat, and one
+        that stays flat is let go.
         """
         x = self.start(restart)
         if restart == 0:
@@ -221,16 +220,13 @@ class Search:
         return found
 
     def offer(self, x: Tensor, margin: Tensor, progress: float) -> Tensor | None:
-        """Proposes inputs whose margin on the twin is known; asks the deployed model where that looks like a success.
+        """bool [active]: which records stay (None: all) of inputs whose margin on the twin is known.
 
-        When the deployed model disagrees with the twin, the record stays, and the model is asked again as soon as the
-        twin's margin is lower still.
+        The deployed model is asked where that looks like a success. When it disagrees with the twin, the record stays,
+        and is asked about again as soon as the twin's margin is lower still.
 
         Args:
             x: [active, *shape]; margin: [active]; progress: share of the budget spent, in [0, 1]; NaN when unknown.
-
-        Returns:
-            bool [active]: which records stay; None when all do.
         """
         self._tell(progress)
         better = margin < self._best_margin[self.active]
