@@ -136,11 +136,12 @@ class Standing:
         return done / max(sum(cell.weight for cell in self.todo.values()), 1e-9)
 
     def under_way(self) -> str:
-        """`shadows/dense/3 (12 s), attack/pgd/int8 (41 s: epsilon 2 of 4)`."""
+        """`training shadow model 3 (12 s), evasion on int8 (41 s: epsilon 2 of 4)`."""
         now, parts = self._clock(), []
         for name, begun in list(self._running.items())[:SHOWN]:
             said = "starting" if begun.step is None else begun.step.words
-            parts.append(f"{name} ({in_words(now - begun.at)}{said and ': '}{said})")
+            title = self.todo[name].title if name in self.todo else name
+            parts.append(f"{title} ({in_words(now - begun.at)}{said and ': '}{said})")
         more = len(self._running) - SHOWN
         return ", ".join(parts) + (f" and {more} more" if more > 0 else "")
 
@@ -178,14 +179,14 @@ class Lines(_Shown):
     def start(self, todo: list[Cell], stored: int) -> None:
         super().start(todo, stored)
         kept = f", {stored} kept from before" if stored else ""
-        self._print(f"{len(todo)} cells to compute{kept}; times are wall-clock")
+        self._print(f"{len(todo)} steps to compute{kept}; times are wall-clock")
         self._told = self.clock() - (QUIET - FIRST)
 
     def end(self, cell: Cell, seconds: float) -> None:
         with self.lock:
             self.standing.end(cell, seconds)
             done, total = self.standing.done, self.standing.total
-            self._print(f"[{done:>{len(str(total))}}/{total}] {cell.name} ({in_words(seconds)})")
+            self._print(f"[{done:>{len(str(total))}}/{total}] {cell.title} ({in_words(seconds)})")
 
     def note(self, text: str) -> None:
         with self.lock:

@@ -240,6 +240,6 @@ def test_lines_come_while_one_long_cell_runs(tmp_path: Path, monkeypatch: pytest
     with (tmp_path / "log").open("w") as stream:
         toy_work.run_toy(tmp_path / "out", {"width": 0, "pulses": 4, "seconds": 0.6}, 0, Lines(stream))
     first, *lines = (tmp_path / "log").read_text().splitlines()
-    assert first == "2 cells to compute; times are wall-clock"
+    assert first == "2 steps to compute; times are wall-clock"
     assert any(line.startswith("... 0.") and " left; at root (0." in line and ": nap " in line for line in lines)
     assert [line[:12] for line in lines if line[0] == "["] == ["[1/2] root (", "[2/2] last ("]

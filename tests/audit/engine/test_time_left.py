@@ -164,7 +164,7 @@ def test_lines_say_what_runs_and_how_long_it_takes() -> None:
         lines.tick(2)
     lines.end(a, 70.0)
     assert stream.getvalue().splitlines() == [
-        "2 cells to compute, 3 kept from before; times are wall-clock",
+        "2 steps to compute, 3 kept from before; times are wall-clock",
         "... 4.0 s elapsed, about 2 min left; at a (4.0 s: shadow 1 of 20)",
         "... 33 s elapsed, about 90 s left; at a (33 s: shadow 8 of 20)",
         "... 62 s elapsed, about 60 s left; at a (62 s: shadow 15 of 20)",
