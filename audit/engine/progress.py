@@ -121,6 +121,8 @@ class Standing:
         now = self._clock()
         running = {
             name: Underway(now - begun.at, begun.step, begun.said - begun.loop, now - begun.said)
+            if begun.step is not None
+            else Underway(0.0)  # its worker is starting, which says nothing of the cell
             for name, begun in self._running.items()
         }
         return seconds_left(list(self.todo.values()), self._finished, running, workers)

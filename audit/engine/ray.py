@@ -17,7 +17,7 @@ from typing import Any
 from ...targets.errors import InputError
 from ...targets.steps import Arrays
 from .cells import Cell, DamagedError, Result, pack, unpack
-from .hearing import Tell, nobody
+from .hearing import STARTED, Tell, nobody
 from .store import Store
 from .work import ONE_THREAD, Attempt, Spawn, attempt_in_worker
 
@@ -91,6 +91,7 @@ class RayCluster:
 
     def submit(self, cell: Cell, needs: Sequence[str], tell: Tell = nobody) -> None:
         """See `Executor`; a node says nothing of a cell before it ends."""
+        tell(STARTED)
         for key in needs:
             if key not in self._sent:
                 self._sent[key] = self._ray.put(self.store.parts(key))

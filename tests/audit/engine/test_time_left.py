@@ -138,9 +138,12 @@ def test_the_standing_forgets_what_will_not_be_computed() -> None:
     cells = [Cell("a", "a", weight=10), Cell("b", "b", ("a",), weight=10), Cell("c", "c", weight=10)]
     standing = Standing(cells, lambda: now[0])
     standing.begin(cells[0])
+    now[0] = 40.0
+    assert (standing.left(1), standing.under_way()) == (pytest.approx(30.0), "a (40 s: starting)")
+    standing.at(cells[0], STARTED)
     standing.at(cells[0], Step("", 0.6, True))
     assert standing.share() == pytest.approx(0.2)
-    now[0] = 10.0
+    now[0] = 50.0
     standing.end(cells[0], 10.0)
     assert standing.left(1) == pytest.approx(20.0)
     standing.drop([cells[1]])
