@@ -17,7 +17,7 @@ from ...targets.errors import CrushproofError, InputError, user_error
 from ...targets.model import Target, device_of
 from ...targets.seeds import derive
 from ...targets.steps import pulse
-from ...training.loop import Training, TrainingJob, train_stack
+from ...training.loop import Training, TrainingJob, train_group
 from ...training.stacked import group_size
 from ...training.trainer import BuiltinTrainer
 from .audited import DenseModel
@@ -100,7 +100,7 @@ def _builtin(
         """Seconds of an epoch of steps of so many records, for all the models."""
         brief = training.model_copy(update={"epochs": 1, "batch_size": size})
         subsets = [torch.arange(len(records))] * len(modules)
-        return _timed(lambda: train_stack(modules, records, subsets, [seed] * len(modules), brief), device)
+        return _timed(lambda: train_group(modules, records, subsets, [seed] * len(modules), brief), device)
 
     size = min(batch, len(few))
     one = few.take(torch.arange(size))
