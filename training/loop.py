@@ -178,5 +178,23 @@ def train_many(job: TrainingJob, training: Training, objective: Objective | None
         if len(modules) > size:
             pulse("model", first, len(modules))
         group = slice(first, first + size)
-        train_stack(modules[group], job.records, job.subsets[group], job.seeds[group], training, objective=objective)
+        train_group(modules[group], job.records, job.subsets[group], job.seeds[group], training, objective)
     return modules
+
+
+def train_group(
+    modules: Sequence[nn.Module],
+    records: Records,
+    subsets: Sequence[Tensor],
+    seeds: Sequence[int],
+    training: Training,
+    objective: Objective | None = None,
+) -> None:
+    """`train_stack`, but one at a time where their forward cannot be batched: it looks at values to decide its way."""
+    try:
+        train_stack(modules, records, subsets, seeds, training, objective=objective)
+    except RuntimeError as error:
+        if len(modules) == 1 or "vmap" not in str(error):
+            raise
+        for module, subset, seed in zip(modules, subsets, seeds, strict=True):  # a stack that fails changes none
+            train_stack([module], records, [subset], [seed], training, objective=objective)

@@ -30,11 +30,11 @@ def refuse_misfits(
         )
     if not (build is None or _function(build) or isinstance(build, nn.Module)):
         raise InputError(f"build must be a function that returns the untrained model; it is {_word(build)}.")
-    if not (bounds is None or _two_numbers(bounds)):
+    if not (bounds is None or isinstance(bounds, Mapping) or _two_numbers(bounds)):
         raise InputError(
             f"bounds must be the smallest and the largest value of an input, such as (0, 1); it is {quoted(bounds)}."
         )
-    if not isinstance(policy, str | Mapping | None):
+    if not (policy is None or isinstance(policy, str | Mapping)):
         raise InputError(
             "policy must be the name of a policy ('release'), the path of a policy file, or limits such as "
             f"{{'changes': {{'accuracy': -0.02}}}}; it is {_word(policy)}."

@@ -17,14 +17,14 @@ from ...targets.errors import CrushproofError, InputError, user_error
 from ...targets.model import Target, device_of
 from ...targets.seeds import derive
 from ...targets.steps import pulse
-from ...training.loop import Training, TrainingJob, train_stack
+from ...training.loop import Training, TrainingJob, train_group
 from ...training.stacked import group_size
 from ...training.trainer import BuiltinTrainer
 from .audited import DenseModel
 
 USUAL = 64  # records in a pass that is timed
 TIMED = 0.05  # seconds that a pass is repeated for
-STEPS = 2  # of training that are timed
+STEPS = 8  # of training that are timed, at most
 SECOND = 1.0  # seconds of one step, or of a second trial of a user's function, that can be waited for
 MORE = 1024  # records of a second trial where the first failed
 
@@ -97,11 +97,10 @@ def _builtin(
     modules += [copy.deepcopy(modules[0]) for _ in range(group_size(modules[0], training.batch_size, device) - 1)]
 
     def run(records: Records, size: int) -> float:
-        """Seconds of a step of so many records, for each of the models."""
+        """Seconds of an epoch of steps of so many records, for all the models."""
         brief = training.model_copy(update={"epochs": 1, "batch_size": size})
         subsets = [torch.arange(len(records))] * len(modules)
-        seconds = _timed(lambda: train_stack(modules, records, subsets, [seed] * len(modules), brief), device)
-        return seconds / len(modules) / max(1, len(records) // size)
+        return _timed(lambda: train_group(modules, records, subsets, [seed] * len(modules), brief), device)
 
     size = min(batch, len(few))
     one = few.take(torch.arange(size))
@@ -114,9 +113,14 @@ def _builtin(
             f"The built-in training cannot train the model: {user_error(error).rstrip('.')}. Mend its forward, or name "
             "how it is trained: model.training_function in a plan, training= in Python."
         ) from None
-    if first * len(modules) > SECOND:
-        return run(one, size) * batch / size * steps
-    return run(members.take(_spread(len(members), min(len(members), STEPS * batch))), batch) * steps
+    if first > SECOND / 4:
+        first = run(one, size)  # the first call may have loaded half of torch
+    done = max(2, min(STEPS, len(members) // batch, int(SECOND / 2 / first)))
+    if first * batch / size > SECOND or len(members) < done * batch:
+        return first / len(modules) * batch / size * steps
+    several = run(members.take(_spread(len(members), done * batch)), batch)
+    setting_up = min(max(0.0, (done * first - several) / (done - 1)), first) if size == batch else 0.0
+    return max(several - setting_up, several / 4) / done / len(modules) * steps
 
 
 def _trial(dense: DenseModel, members: Records, few: Records, seed: int, device: torch.device) -> tuple[int, float]:

@@ -70,6 +70,30 @@ def test_a_function_that_needs_whole_batches_is_no_mistake() -> None:
     assert found.costs.training > 0
 
 
+class Deciding(nn.Module):
+    """Looks at values to decide its way, which no batched computation of several models can do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = small()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.body(x * 2 if x.sum() > 1e9 else x)
+        return logits
+
+
+def test_a_forward_that_decides_by_values_is_trained_one_at_a_time() -> None:
+    assert tried(BuiltinTrainer(Training(epochs=1)), build=Deciding).costs.training > 0
+    subsets, seeds = [torch.arange(300)] * 2, [0, 1]
+    fitted = [
+        BuiltinTrainer(Training(epochs=1)).fit(
+            TrainingJob(Architecture("one", Deciding), records(300, 0), subsets[:n], seeds[:n], CPU)
+        )[0]
+        for n in (1, 2)
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(*(one.state_dict().values() for one in fitted), strict=True))
+
+
 def test_training_is_priced_within_a_factor_of_the_whole() -> None:
     """A whole training, timed apart; the machine may be busy, so only the order of magnitude is asked for."""
     training = Training(epochs=6, batch_size=20)
