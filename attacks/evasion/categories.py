@@ -47,9 +47,9 @@ def not_pixels(case: Case) -> str | None:
     x = _looked_at(case)
     if len(x) < LEAST_RECORDS:
         return None
-    found = one_hot(_without(x, held))
+    found = one_hot(without_held(x, held))
     if found is not None:
-        blocks = one_hot_blocks(_without(x, held)) if x.dim() == 2 else []
+        blocks = one_hot_blocks(without_held(x, held)) if x.dim() == 2 else []
         declare = f"Declare them as `one_hot: [{', '.join(f'[{first}-{last}]' for first, last in blocks)}]` in `data`, "
         declare += "and evasion changes the other columns only."
         return (
@@ -82,7 +82,7 @@ def known_structure(case: Case) -> Structure:
         return replace(structure, tokens=True)
     if x.dim() != 2:
         return structure
-    blocks = tuple(tuple(range(first, last + 1)) for first, last in one_hot_blocks(_without(x, held)))
+    blocks = tuple(tuple(range(first, last + 1)) for first, last in one_hot_blocks(without_held(x, held)))
     codes = sorted({*structure.codes, *keys.nonzero().flatten().tolist()})
     return replace(structure, one_hot=(*structure.one_hot, *blocks), codes=tuple(codes))
 
@@ -91,7 +91,7 @@ def _looked_at(case: Case) -> Tensor:
     return torch.cat([case.evaluation.x, case.attacker.x])[:MOST_RECORDS]
 
 
-def _without(x: Tensor, held: Tensor | None) -> Tensor:
+def without_held(x: Tensor, held: Tensor | None) -> Tensor:
     """x with values in the held places that look like no category."""
     if held is None:
         return x
