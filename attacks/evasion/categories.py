@@ -8,15 +8,18 @@ declared is visible in the data and in the model's gradients, and is named.
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ...targets.data.structure import Structure
-from ...targets.model import device_of
+from ...targets.model import TorchTarget, device_of
 from ..access import Ledger
 from ..case import Case
+from ..preparation import Scope
 from .engine import Gradients
 
 LEAST_RECORDS = 20  # fewer may look like categories by accident
@@ -25,7 +28,7 @@ ASKED = 32  # records whose gradients are looked at
 LEAST_SHARE = 0.5  # of the records that an incomplete block must say something of
 EXPECTED_OVERLAPS = 10  # records in which unrelated columns like those of a block would both be at their upper value
 FRACTION = 0.4  # added to whole numbers: a look-up truncates or rounds it away
-INSTEAD = "Leave evasion out of `attacks`, and judge by a policy that does not limit robust_accuracy."
+INSTEAD = "To be judged by the rest, name no policy, or one that does not limit robust_accuracy."
 TOKENS = (
     "Membership and extraction are measured on them. To test what other words do, exchange whole tokens by a tool made "
     "for text (TextAttack, for instance)."
@@ -47,9 +50,9 @@ def not_pixels(case: Case) -> str | None:
     x = _looked_at(case)
     if len(x) < LEAST_RECORDS:
         return None
-    found = one_hot(without_held(x, held))
+    found = one_hot(_without(x, held))
     if found is not None:
-        blocks = one_hot_blocks(without_held(x, held)) if x.dim() == 2 else []
+        blocks = one_hot_blocks(_without(x, held)) if x.dim() == 2 else []
         declare = f"Declare them as `one_hot: [{', '.join(f'[{first}-{last}]' for first, last in blocks)}]` in `data`, "
         declare += "and evasion changes the other columns only."
         return (
@@ -71,6 +74,45 @@ def not_pixels(case: Case) -> str | None:
     return None
 
 
+def seen_unfit(scope: Scope) -> str | None:
+    """Why a ball around these inputs makes no sense, in a phrase; None: it may, or only a run can tell.
+
+    Seen before any model is trained, from the records and the model's structure: which numbers a model looks up is
+    decided by its layers and not by its weights.
+    """
+    data, parent = scope.data, scope.reference.parent
+    if data.structure.tokens:
+        return "token inputs"
+    held = data.structure.held_in(data.shape)
+    if held is not None and bool(held.all()):
+        return "no feature may change"
+    seen = data.non_members.take(torch.arange(min(len(data.non_members), MOST_RECORDS)))
+    if len(seen) < LEAST_RECORDS:
+        return None
+    if one_hot(_without(seen.x, held)) is not None:
+        return "undeclared one-hot columns" if seen.x.dim() == 2 else "one-hot inputs"
+    few = seen.x[:ASKED]
+    if parent is None or bool((few != few.round()).any(0).all()):
+        return None  # nothing to ask, or values between whole numbers in every place: nothing is looked up
+    with suppress(Exception):  # a model that cannot be built or run is refused elsewhere, in words of its own
+        module = parent.architecture.blank().eval().requires_grad_(False)
+        case = Case(
+            TorchTarget(module),
+            module,
+            module,
+            module,
+            seen,
+            np.arange(len(seen)),
+            seen,
+            data.bounds,
+            data.classes,
+            structure=data.structure,
+        )
+        if not_pixels(case) is not None:
+            return "token inputs" if bool(looked_up(case, seen.x).all()) else "undeclared codes of categories"
+    return None
+
+
 def known_structure(case: Case) -> Structure:
     """What is declared, and what else is visible: the blocks of a table, ids that the model looks up."""
     structure, x = case.structure, _looked_at(case)
@@ -82,7 +124,7 @@ def known_structure(case: Case) -> Structure:
         return replace(structure, tokens=True)
     if x.dim() != 2:
         return structure
-    blocks = tuple(tuple(range(first, last + 1)) for first, last in one_hot_blocks(without_held(x, held)))
+    blocks = tuple(tuple(range(first, last + 1)) for first, last in one_hot_blocks(_without(x, held)))
     codes = sorted({*structure.codes, *keys.nonzero().flatten().tolist()})
     return replace(structure, one_hot=(*structure.one_hot, *blocks), codes=tuple(codes))
 
@@ -91,7 +133,7 @@ def _looked_at(case: Case) -> Tensor:
     return torch.cat([case.evaluation.x, case.attacker.x])[:MOST_RECORDS]
 
 
-def without_held(x: Tensor, held: Tensor | None) -> Tensor:
+def _without(x: Tensor, held: Tensor | None) -> Tensor:
     """x with values in the held places that look like no category."""
     if held is None:
         return x

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from crushproof.attacks.case import Case
-from crushproof.attacks.evasion.fitness import seen_unfit
+from crushproof.attacks.evasion.categories import seen_unfit
 from crushproof.attacks.extraction.extraction import Extraction
 from crushproof.audit.api import audit_model
 from crushproof.audit.plan.plan import Plan, validated
