@@ -105,7 +105,7 @@ def audit_model(
         class_names=class_names,
         task=task,
     )
-    declared = validated(DeclaredData, dict(structure or {}), Source("structure=")).declared
+    declared = validated(DeclaredData, {} if structure is None else structure, Source("structure=")).declared
     data = _data(train, test, bounds, declared, class_names, name, seed, regression=task == "regression")
     module, changed = _plain(model, data)
     architecture = _architecture(module, build, type(model).__name__)

@@ -30,9 +30,10 @@ def refuse_misfits(
         )
     if not (build is None or _function(build) or isinstance(build, nn.Module)):
         raise InputError(f"build must be a function that returns the untrained model; it is {_word(build)}.")
-    if not (bounds is None or isinstance(bounds, Mapping) or _two_numbers(bounds)):
+    if not (bounds is None or _two_numbers(bounds) or _by_column(bounds)):
         raise InputError(
-            f"bounds must be the smallest and the largest value of an input, such as (0, 1); it is {quoted(bounds)}."
+            "bounds must be the smallest and the largest value of an input, such as (0, 1), or of a table such pairs "
+            f"by column, {{'age': (17, 90)}}; it is {quoted(bounds)}."
         )
     if not (policy is None or isinstance(policy, str | Mapping)):
         raise InputError(
@@ -60,6 +61,10 @@ def _two_numbers(bounds: Any) -> bool:
         return len([float(one) for one in bounds]) == 2 and not isinstance(bounds, str)
     except (TypeError, ValueError):
         return False
+
+
+def _by_column(bounds: Any) -> bool:
+    return isinstance(bounds, Mapping) and all(_two_numbers(pair) for pair in bounds.values())
 
 
 def _word(value: Any) -> str:

@@ -139,7 +139,7 @@ def _check_forward(module: nn.Module, data: Data, *, trained: bool) -> None:
     device = next((tensor.device for tensor in module.parameters()), x.device)
     answer = answer_of(module, x.to(device))
     if isinstance(answer, str):
-        raise InputError(answer)
+        raise InputError(f"{answer} {data.structure.layout_words()}".rstrip())
     labels = [split.y for split in (data.members, data.non_members) if split is not None]
     check_answers(answer, data.outputs, torch.cat(labels))
 

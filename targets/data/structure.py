@@ -69,6 +69,18 @@ class Structure:
         """bool [*shape]: the values that are whole numbers and may change; None: none is."""
         return _mask(tuple(at for at in self.integer if at not in set(self.held)), shape)
 
+    def layout_words(self) -> str:
+        """Which features a table became, in a sentence; "" where its columns are the features."""
+        if not self.encoded:
+            return ""
+        numbers = len(self.names) - sum(len(one.categories) for one in self.encoded)
+        blocks = ", ".join(f"{quoted(one.column)} ({len(one.categories)})" for one in self.encoded[:12])
+        more = ", ..." if len(self.encoded) > 12 else ""
+        return (
+            f"The {len(self.names)} features are the {numbers} columns of numbers in the order of the table, then a "
+            f"0/1 block for each column of text: {blocks}{more}."
+        )
+
     def words(self, features: int) -> str:
         """What an evasion attacker cannot do, as a phrase for the threat model; "" where nothing is declared."""
         parts = []
