@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -18,17 +20,21 @@ from ...targets.data.structure import PLAIN, Structure
 from ...targets.errors import NotApplicable
 from ...targets.model import TorchTarget, device_of
 from ...targets.seeds import derive, generator
+from ...targets.steps import Arrays
 from ...training.architecture import Architecture, unresettable
-from ...training.loop import Forward, Objective, Training, cross_entropy, train
-from ...training.networks import Mlp, ResidualCnn
+from ...training.loop import Forward, Objective, Training, cross_entropy
+from ...training.networks import Mlp, ResidualCnn, TokenGru
 from ..access import Ledger
 from ..attack import ATTACKS, Attack
 from ..case import Case, Evidence
+from ..effort import Effort
+from ..evasion.blocks import kept_at_cost
 from ..evasion.categories import known_structure
 from ..evasion.gradient.pgd import craft
 from ..measurement import Measurement
 from ..preparation import Results, Scope
 from ..risk import Metric, Risk
+from .copying import Lesson, Tutor
 from .measure import measure_extraction
 from .mixing import mixed
 from .risk import EXTRACTION, FIDELITY
@@ -43,10 +49,11 @@ class Extraction(Attack):
     """Trains a copy of the model from its answers to chosen queries (Tramèr et al. 2016; Orekondy et al. 2019).
 
     The attacker asks for the records it owns and, beyond them, for mixes of two of them (`mixing.mixed`). It knows the
-    architecture of the uncompressed model when that is at hand, and trains a built-in one otherwise. A copy is judged
-    by its fidelity (it gives the deployed model's label), its accuracy, and by whether adversarial examples crafted on
-    it fool the deployed model. A copy trained on the attacker's own labels, without a query, shows what the queries
-    bought.
+    architecture of the uncompressed model when that is at hand, and trains a built-in one otherwise, or where that
+    learns the answers it held out better (`Tutor.better`). A copy from more queries goes on from the one from fewer.
+    A copy is judged by its fidelity (it gives the deployed model's label), its accuracy, and by whether adversarial
+    examples crafted on it fool the deployed model. A copy trained on the attacker's own labels, without a query, shows
+    what the queries bought. Each copy is kept as it is finished (`targets.steps.kept`).
 
     Evidence on all evaluation records, n of them; C is `<answers>/<budget>` or `without-queries`:
         `ids` int64 [n]; `target_correct` bool [n]; `agrees/C` and `copy_correct/C` bool [n], the copy's label against
@@ -54,8 +61,9 @@ class Extraction(Attack):
         the deployed model misclassifies the copy's adversarial example of evaluation record 0 .. m - 1, or the record
         itself (clean errors count, as in robust accuracy); not for token ids.
     Summary: `copies` (every C in order), `budgets`, `queries` (spent on each copy), `fidelity` and `copy accuracy` by
-    copy, `fidelity without queries`, `transfer` by copy, `architecture known`, `records owned`, `judging queries`
-    (asked to judge the copies; no attacker spends them, so the ledger leaves them out).
+    copy, `fidelity without queries`, `transfer` by copy, `architecture known`, `built-in architecture` (the copies for
+    which that was better than the known one), `records owned`, `judging queries` (asked to judge the copies; no
+    attacker spends them, so the ledger leaves them out).
     """
 
     risk: ClassVar[Risk] = EXTRACTION
@@ -70,14 +78,16 @@ class Extraction(Attack):
         None, min_length=1, description="queries of the attacker who sees labels only; default: the largest budget"
     )
     training: Training = Field(
-        Training(epochs=10, batch_size=32, learning_rate=1e-2), description="of a copy, in passes over its queries"
+        Training(epochs=10, batch_size=16, learning_rate=5e-3),
+        description="of a copy, in passes over its queries; as many again while its answers to held-out ones improve",
     )
     least_steps: int = Field(120, ge=0, description="a copy from few queries gets more passes, to take so many steps")
+    most_rounds: PositiveInt = Field(3, description="how often a copy is trained for so long, at most")
     temperature: PositiveFloat = Field(
         3.0, description="scores are compared after dividing logits by it: small probabilities tell a lot"
     )
     transfer_epsilon: float = Field(0.1, gt=0, le=1, description="L-inf, in [0, 1] units")
-    transfer_steps: PositiveInt = Field(20, description="PGD steps on the copy")
+    transfer_steps: PositiveInt = Field(10, description="PGD steps on the copy")
     transfer_records: PositiveInt = Field(300, description="evaluation records attacked through the copy, at most")
 
     @field_validator("budgets", "label_budgets")
@@ -93,6 +103,16 @@ class Extraction(Attack):
             return self.label_budgets or self.budgets[-1:]
         return self.budgets
 
+    @property
+    def effort(self) -> Effort:
+        """Two rounds for each copy, and as many again of the last one; judging is little beside them."""
+        sizes = [budget for answers in self.answers for budget in self.budgets_of(answers)]
+        crafted = len(self.answers) * self.transfer_records * (1 + self.transfer_steps)
+        batch, passes = self.training.batch_size, 0
+        for size in (*sizes, max(sizes), max(sizes)):
+            passes += 2 * max(self.training.epochs * size, self.least_steps * min(batch, size))
+        return Effort(answers=max(sizes) + 2 * self.transfer_records, gradients=passes + crafted)
+
     def measure(self, results: Results) -> list[Measurement]:
         return measure_extraction(results, max(self.budgets), self.transfer_epsilon)
 
@@ -106,41 +126,53 @@ class Extraction(Attack):
         ledger = Ledger()
         seed = derive(seed, "extraction")  # also keeps a copy's initial weights from being the target's own
         device = case.evaluation.x.device if case.parent is None else device_of(case.parent)
-        architecture, known = surrogate_architecture(case.parent, case.evaluation, case.classes)
+        structure = known_structure(case)
+        architecture, known = surrogate_architecture(
+            case.parent, case.evaluation, case.classes, tokens=structure.tokens
+        )
+        builtin, _ = surrogate_architecture(None, case.evaluation, case.classes, tokens=structure.tokens)
 
         most = max(budget for answers in self.answers for budget in self.budgets_of(answers))
-        structure = known_structure(case)
         x = choose_queries(case.attacker, most, seed=seed, structure=structure)
         logits = case.deployed.logits(x)
         ledger.queries += len(x)
         if not torch.isfinite(logits).all():
             raise NotApplicable("The deployed model answers some queries with NaN or infinity; nothing can be learnt.")
 
-        def copy_from(records: Records, objective: Objective, *labels: str | int) -> nn.Module:
-            training = at_least(self.training, self.least_steps, len(records))
-            fresh = architecture.fresh(derive(seed, *labels)).to(device).requires_grad_(True)
-            return train(
-                fresh,
-                records.to(device),
-                training,
-                seed=derive(seed, "train", *labels),
-                objective=counted(objective, ledger),
-            )
+        def fresh(kind: Architecture, *labels: str | int) -> nn.Module:
+            return kind.fresh(derive(seed, *labels)).to(device).requires_grad_(True)
+
+        def lesson(answers: str, budget: int) -> Lesson:
+            queried, told = Records(x[:budget], logits[:budget].argmax(1)).to(device), logits[:budget].to(device)
+            if answers == "scores":
+                softened = torch.softmax(told / self.temperature, 1)
+                return Lesson(queried, softened, match_scores(told, self.temperature), self.temperature)
+            return Lesson(queried, F.one_hot(queried.y, told.shape[1]).float(), cross_entropy(self.training))
 
         copies: dict[str, nn.Module] = {}
         spent: dict[str, int] = {}
+        chosen: list[str] = []
         for answers in self.answers:
-            for budget in self.budgets_of(answers):
+            before = fresh(architecture, answers)
+            budgets = self.budgets_of(answers)
+            for budget in budgets:
                 name = f"{answers}/{budget}"
-                objective = cross_entropy(self.training)
-                if answers == "scores":
-                    objective = match_scores(logits[:budget].to(device), self.temperature)
-                queried = Records(x[:budget], logits[:budget].argmax(1))
-                copies[name], spent[name] = copy_from(queried, objective, answers, budget), budget
+                rival = fresh(builtin, name, "built-in") if known and budget == budgets[-1] else None
+                train = partial(self._copy, before, rival, lesson(answers, budget), derive(seed, "train", name))
+                kept = kept_at_cost(f"copy/{name}", ledger, train)
+                if bool(kept["built-in"].item()):
+                    chosen.append(name)
+                copies[name] = with_state(rival if name in chosen and rival is not None else before, kept, "copy")
+                before, spent[name] = with_state(before, kept, "before"), budget
         owned = Records(x, choose_labels(case.attacker, most, seed=seed)).take(
             torch.arange(min(most, len(case.attacker)))
         )
-        copies[UNQUERIED], spent[UNQUERIED] = copy_from(owned, cross_entropy(self.training), UNQUERIED), 0
+        owned = owned.to(device)
+        truth = Lesson(owned, F.one_hot(owned.y, logits.shape[1]).float(), cross_entropy(self.training))
+        start = fresh(architecture, UNQUERIED)
+        train = partial(self._copy, start, None, truth, derive(seed, "train", UNQUERIED))
+        copies[UNQUERIED] = with_state(start, kept_at_cost(f"copy/{UNQUERIED}", ledger, train), "copy")
+        spent[UNQUERIED] = 0
 
         held = structure.held_in(tuple(x.shape[1:]))
         arrays, judging = self._judge(replace(case, bounds=replace(case.bounds, held=held)), copies, ledger, seed=seed)
@@ -156,10 +188,22 @@ class Extraction(Attack):
                 name: float(arrays[f"transfer/{name}"].mean()) for name in copies if f"transfer/{name}" in arrays
             },
             "architecture known": known,
+            "built-in architecture": chosen,
             "records owned": len(case.attacker),
             "judging queries": judging,
         }
         return Evidence(arrays, summary, ledger=ledger)
+
+    def _copy(self, start: nn.Module, rival: nn.Module | None, lesson: Lesson, seed: int, ledger: Ledger) -> Arrays:
+        """The weights of a copy (`copy/...`), of what the next one goes on from, and whether the rival was better."""
+        tutor = Tutor(self.training, self.least_steps, self.most_rounds, ledger)
+        own = tutor.copy(start, lesson, seed)
+        best = own if rival is None else tutor.better(own, rival, lesson, seed)
+        arrays = {"built-in": np.array([best is not own])}
+        for prefix, module in (("copy", best.module), ("before", own.before)):
+            for name, tensor in module.state_dict().items():
+                arrays[f"{prefix}/{name}"] = tensor.detach().cpu().numpy().copy()
+        return arrays
 
     def _judge(
         self, case: Case, copies: dict[str, nn.Module], ledger: Ledger, *, seed: int
@@ -190,6 +234,7 @@ class Extraction(Attack):
                 seed=derive(seed, "transfer"),
                 steps=self.transfer_steps,
                 ledger=ledger,
+                name=f"transfer/{name}",
             )[epsilon]
             wrong = (case.deployed.logits(crafted).argmax(1) != attacked.y) | (truth != evaluation.y)[: len(attacked)]
             judging += len(attacked)
@@ -197,11 +242,16 @@ class Extraction(Attack):
         return arrays, judging
 
 
-def surrogate_architecture(parent: nn.Module | None, records: Records, classes: int) -> tuple[Architecture, bool]:
+def surrogate_architecture(
+    parent: nn.Module | None, records: Records, classes: int, *, tokens: bool = False
+) -> tuple[Architecture, bool]:
     """What the attacker trains, and whether it is the parent's own architecture."""
     if parent is not None and unresettable(parent) is None:  # else the attacker falls back on its own
         return Architecture.like(parent, "parent"), True
     shape = tuple(records.x.shape[1:])
+    if tokens:
+        words = int(records.x.max()) + 1
+        return Architecture("token gru", lambda: TokenGru(words, classes)), False
     if len(shape) == 3 and min(shape[1:]) >= 4:
         return Architecture("residual cnn", lambda: ResidualCnn(classes, in_channels=shape[0])), False
     return Architecture("mlp", lambda: Mlp(math.prod(shape), classes)), False
@@ -258,20 +308,9 @@ def match_scores(logits: Tensor, temperature: float) -> Objective:
     return objective
 
 
-def counted(objective: Objective, ledger: Ledger) -> Objective:
-    """The same objective, its passes noted in the ledger."""
-
-    def counting(
-        forward: Forward, x: Tensor, y: Tensor, index: Tensor, generators: Sequence[torch.Generator]
-    ) -> Tensor:
-        ledger.forwards += y.numel()
-        ledger.backwards += y.numel()
-        return objective(forward, x, y, index, generators)
-
-    return counting
-
-
-def at_least(training: Training, steps: int, records: int) -> Training:
-    """The same training with as many epochs as it takes to make `steps` steps on so many records."""
-    per_epoch = max(1, records // min(training.batch_size, records))
-    return training.model_copy(update={"epochs": max(training.epochs, math.ceil(steps / per_epoch))})
+def with_state(module: nn.Module, arrays: Arrays, prefix: str) -> nn.Module:
+    """A copy of the module with the weights stored under `prefix`, to be asked or trained."""
+    module = copy.deepcopy(module)
+    state = {name: torch.from_numpy(np.array(arrays[f"{prefix}/{name}"])) for name in module.state_dict()}
+    module.load_state_dict(state)
+    return module.eval()

@@ -9,10 +9,10 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from crushproof.attacks.case import Case, Evidence
+from crushproof.attacks.extraction.copying import at_least
 from crushproof.attacks.extraction.extraction import (
     UNQUERIED,
     Extraction,
-    at_least,
     choose_labels,
     choose_queries,
     match_scores,
