@@ -96,7 +96,11 @@ PLAN: dict[str, Any] = {
     "data": {"kind": "digits"},
     "model": {"architecture": "crushproof.training.networks:digits_mlp", "training": {"epochs": 1}},
     "candidates": {"plain": "int8", "same": {"kind": "same"}, "deep": {"kind": "chain", "steps": ["same", "quantize"]}},
-    "attacks": [{"kind": "candidate"}, {"kind": "evasion", "parts": [{"kind": "probing"}]}, "extraction"],
+    "attacks": [
+        {"kind": "candidate"},
+        {"kind": "evasion", "records": 100, "parts": [{"kind": "probing"}]},
+        "extraction",
+    ],
 }
 Write = Callable[..., None]
 
@@ -160,7 +164,7 @@ def compute(work: Suite, out: Path, *names: str) -> Outcome:
 PROBED = {f"attack/candidate/{name}" for name in ("dense", "plain", "same", "deep")}
 ATTACKED = {f"attack/{label}/{name}" for label in ("evasion", "extraction") for name in ("same", "deep")}
 PARTED = {f"attack/evasion/{name}" for name in ("dense", "plain")} | {"room/evasion/dense"}
-MADE = {f"{sort}/{name}" for sort in ("candidate", "memory") for name in ("same", "deep")}
+MADE = {"latency"} | {f"{sort}/{name}" for sort in ("candidate", "memory") for name in ("same", "deep")}
 
 
 @pytest.mark.parametrize(
@@ -461,7 +465,7 @@ def test_no_attack_shares_a_cell_with_anything(kind: str, plugin: Write) -> None
 
 def test_shared_work_of_one_name_is_one_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two attacks that need the same share it; one that gives other work the name of ours is refused."""
-    attacks: list[Any] = [{"kind": "evasion", "epsilons": [0.1]}, {"kind": "evasion", "epsilons": [0.1], "records": 20}]
+    attacks: list[Any] = [{"kind": "evasion", "epsilons": [0.1], "records": records} for records in (40, 20)]
     work = suite(candidates={"plain": "int8"}, attacks=[*attacks, attacks[0]])
     names = [cell.name for cell in work.cells() if cell.name.startswith("transfer/")]
     assert len(names) == len(set(names)) == 2

@@ -144,5 +144,5 @@ def test_a_model_that_explains_nothing_is_refused() -> None:
 def test_members_and_others_predict_the_same_values() -> None:
     (x, y), (other, wanted) = friedman(40, 0), friedman(40, 1)
     two = np.stack([y, y], 1)
-    with pytest.raises(InputError, match="member has 2 values to predict and a non-member 1"):
+    with pytest.raises(InputError, match=r"\(y_train\) has 2 values to predict and a test record \(y_test\) 1"):
         crushproof.audit_model(Mlp(6, 1, (8,)), (x, two), (other, wanted), "int8", task="regression")
