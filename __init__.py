@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "audit_model": ".audit.api",
-    "AuditResult": ".audit.api",
+    "AuditResult": ".audit.result",
     "Audit": ".audit.schema.rows",
     "Finding": ".audit.schema.rows",
     "Training": ".training.loop",

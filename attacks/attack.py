@@ -89,6 +89,8 @@ class Attack(Technique):
             return "has a `risk` that is no attacks.risk.Risk"
         if not isinstance(cls.metrics, tuple) or not all(isinstance(one, Metric) for one in cls.metrics):
             return "has `metrics` that are no tuple of attacks.risk.Metric"
+        if not isinstance(cls.parts_known, Registry | None):
+            return "has `parts_known` that are no targets.technique.Registry"
         return None
 
     def unfit(self, scope: Scope) -> str | None:

@@ -153,6 +153,11 @@ class Preparation(ABC):
         """What decides its result besides data, seed and needs, as a JSON value."""
 
     @property
+    def words(self) -> str:
+        """What it is for, for people who do not know the name; empty: the name says it."""
+        return ""
+
+    @property
     def sharing(self) -> Any:
         """The identity of all whose finished parts it takes over: its own, where it shares with none."""
         return self.identity

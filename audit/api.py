@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,8 +29,8 @@ from .plan.plan import DENSE, Plan, check_techniques, validated
 from .plan.presets import RECIPE_WORDS
 from .plan.sections import DeclaredData
 from .plan.yaml_text import Source
+from .result import AuditResult
 from .run import run_audit
-from .schema.rows import Audit
 from .subject.arguments import refuse_misfits
 from .subject.audited import DenseModel
 from .subject.identity import code_digest, model_digest, name_of
@@ -43,46 +42,6 @@ SHADOWS_DIFFER_HERE = SHADOWS_DIFFER.replace("the plan does not", "the call does
 )
 
 Arraylike = np.ndarray[Any, Any] | Tensor
-
-
-@dataclass(frozen=True, repr=False)
-class AuditResult:
-    """A finished audit. `audit` is the whole of audit.json as typed rows; printed, it is a table with the verdict."""
-
-    audit: Audit
-
-    def __repr__(self) -> str:
-        from .report.terminal import as_text
-
-        return as_text(self.audit)
-
-    def _repr_html_(self) -> str:
-        from .report.terminal import as_html
-
-        return as_html(self.audit)
-
-    @property
-    def passed(self) -> bool:
-        """Whether the policy passed for every candidate up for release; inconclusive is not passed."""
-        return self.audit.verdict == "pass"
-
-    @property
-    def verdict(self) -> str:
-        return self.audit.verdict
-
-    def to_html(self, path: str | Path) -> Path:
-        """Writes the report; returns its path."""
-        from .report.html import render
-
-        render(self.audit, Path(path))
-        return Path(path)
-
-    def to_json(self, path: str | Path) -> Path:
-        """Writes audit.json; returns its path."""
-        from .writing import write
-
-        write(Path(path), self.audit.model_dump_json(by_alias=True, indent=1))
-        return Path(path)
 
 
 def audit_model(

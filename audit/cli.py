@@ -206,9 +206,9 @@ def init(folder: Annotated[Path, typer.Argument(help="Made when it is not there.
 
         for path in write_starter(folder):
             typer.echo(f"wrote {path}")
-        typer.echo(
-            f"Change them to your model and data, then: crushproof audit {shlex.quote(str(folder / 'plan.yaml'))}"
-        )
+        plan = shlex.quote(str(folder / "plan.yaml"))
+        typer.echo(f"Try them as they are, in about a minute: crushproof audit {plan}")
+        typer.echo("Then change them to your model and data; the plan says how.")
 
 
 @app.command()

@@ -33,10 +33,12 @@ def run_rounds(
     """
     reached: Reached = {}
     computed: list[str] = []
+    peak = 0
     while True:
         cells = suite.cells_until(reached) if only is None else suite.closure(cells_of(suite, only, reached))
         outcome = run(suite, store, executor, cells=cells, progress=progress)
         computed += outcome.computed
+        peak = max(peak, outcome.peak_bytes)
         audit = assemble(suite, store, outcome, policy, command, only, reached)
         after = None if outcome.failed else suite.further(reached, undecided(suite, audit))
         if after is None:
@@ -44,7 +46,7 @@ def run_rounds(
         progress.note(going_on(suite, reached, after))
         reached = after
     outcome.stored = [name for name in outcome.stored if name not in set(computed)]
-    outcome.computed = computed
+    outcome.computed, outcome.peak_bytes = computed, peak
     return audit, outcome
 
 

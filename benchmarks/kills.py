@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 from contract import Row, arguments, print_table, publish
 
-KILLS, SHADOWS = 10, 64
+KILLS, SHADOWS = 10, 48
 MODEL = """
 import json, time
 from pathlib import Path

@@ -57,6 +57,24 @@ class Mlp(nn.Module):
         return logits
 
 
+class TokenGru(nn.Module):
+    """A GRU over the embeddings of ids [n, length], 0 to words - 1 (an id beyond them counts as the last); a linear
+    head on the mean of its outputs.
+    """
+
+    def __init__(self, words: int, classes: int, hidden: int = 64) -> None:
+        super().__init__()
+        self.words = words
+        self.embedding = nn.Embedding(words, hidden)
+        self.gru = nn.GRU(hidden, hidden, batch_first=True)
+        self.head = nn.Linear(hidden, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs, _ = self.gru(self.embedding(x.flatten(1).long().clamp(0, self.words - 1)))
+        logits: Tensor = self.head(outputs.mean(1))
+        return logits
+
+
 class SequenceLstm(nn.Module):
     """An LSTM that reads an image [n, 1, rows, columns] row by row; a linear head on its last output."""
 

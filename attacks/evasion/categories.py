@@ -8,15 +8,18 @@ declared is visible in the data and in the model's gradients, and is named.
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ...targets.data.structure import Structure
-from ...targets.model import device_of
+from ...targets.model import TorchTarget, device_of
 from ..access import Ledger
 from ..case import Case
+from ..preparation import Scope
 from .engine import Gradients
 
 LEAST_RECORDS = 20  # fewer may look like categories by accident
@@ -25,7 +28,7 @@ ASKED = 32  # records whose gradients are looked at
 LEAST_SHARE = 0.5  # of the records that an incomplete block must say something of
 EXPECTED_OVERLAPS = 10  # records in which unrelated columns like those of a block would both be at their upper value
 FRACTION = 0.4  # added to whole numbers: a look-up truncates or rounds it away
-INSTEAD = "Leave evasion out of `attacks`, and judge by a policy that does not limit robust_accuracy."
+INSTEAD = "To be judged by the rest, name no policy, or one that does not limit robust_accuracy."
 TOKENS = (
     "Membership and extraction are measured on them. To test what other words do, exchange whole tokens by a tool made "
     "for text (TextAttack, for instance)."
@@ -68,6 +71,45 @@ def not_pixels(case: Case) -> str | None:
             f"not applicable: {where} whole numbers from {x[:, keys].min():g} to {x[:, keys].max():g} that the model "
             f"looks up (token ids, codes of categories), and a neighbouring number means another thing. {declare}"
         )
+    return None
+
+
+def seen_unfit(scope: Scope) -> str | None:
+    """Why a ball around these inputs makes no sense, in a phrase; None: it may, or only a run can tell.
+
+    Seen before any model is trained, from the records and the model's structure: which numbers a model looks up is
+    decided by its layers and not by its weights.
+    """
+    data, parent = scope.data, scope.reference.parent
+    if data.structure.tokens:
+        return "token inputs"
+    held = data.structure.held_in(data.shape)
+    if held is not None and bool(held.all()):
+        return "no feature may change"
+    seen = data.non_members.take(torch.arange(min(len(data.non_members), MOST_RECORDS)))
+    if len(seen) < LEAST_RECORDS:
+        return None
+    if one_hot(_without(seen.x, held)) is not None:
+        return "undeclared one-hot columns" if seen.x.dim() == 2 else "one-hot inputs"
+    few = seen.x[:ASKED]
+    if parent is None or bool((few != few.round()).any(0).all()):
+        return None  # nothing to ask, or values between whole numbers in every place: nothing is looked up
+    with suppress(Exception):  # a model that cannot be built or run is refused elsewhere, in words of its own
+        module = parent.architecture.blank().eval().requires_grad_(False)
+        case = Case(
+            TorchTarget(module),
+            module,
+            module,
+            module,
+            seen,
+            np.arange(len(seen)),
+            seen,
+            data.bounds,
+            data.classes,
+            structure=data.structure,
+        )
+        if not_pixels(case) is not None:
+            return "token inputs" if bool(looked_up(case, seen.x).all()) else "undeclared codes of categories"
     return None
 
 

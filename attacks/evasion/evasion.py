@@ -19,10 +19,9 @@ from ..statistics.power import unseen_loss
 from ..statistics.sequential import looks
 from .ball import whole_range
 from .case import EvasionInputs, prepared_for
-from .categories import not_pixels
+from .categories import not_pixels, seen_unfit
 from .engine import Perturber
 from .evasion_run import EvasionRun, attack_by
-from .fitness import seen_unfit
 from .gradient.pgd import GradientPerturber
 from .measure import WITHOUT_DRAW, measure_evasion
 from .parameters import EvasionParameters

@@ -38,6 +38,10 @@ class RadiusProbe(Preparation):
         return f"radius/{self.norm}"
 
     @property
+    def words(self) -> str:
+        return f"probing for a fitting epsilon on {self.reference}"
+
+    @property
     def identity(self) -> Any:
         return ["radius", self.norm]
 
@@ -109,6 +113,10 @@ class CraftedOnParent(Preparation):
         return f"transfer/{self.parent}/{self.radii.norm}-{epsilons}-{self.records}"
 
     @property
+    def words(self) -> str:
+        return f"inputs that fool {self.parent}, to be tried on its candidates ({self.records} records)"
+
+    @property
     def identity(self) -> Any:
         return [*self.sharing, self.records]
 
@@ -156,6 +164,10 @@ class ReplayedBothWays(Preparation):
     @property
     def name(self) -> str:
         return f"replay/{self.label}/{self.candidate}/{self.baseline}"
+
+    @property
+    def words(self) -> str:
+        return f"inputs that fool {self.candidate} tried on {self.baseline}, and back ({self.records} records)"
 
     @property
     def identity(self) -> Any:
@@ -210,6 +222,10 @@ class RoomToFall(Preparation):
     @property
     def name(self) -> str:
         return f"room/{self.label}/{self.dense}"
+
+    @property
+    def words(self) -> str:
+        return f"how far {self.dense} can still fall"
 
     @property
     def identity(self) -> Any:

@@ -23,7 +23,7 @@ from ...targets.seeds import derive, generator
 from ...targets.steps import Arrays, pulse
 from ...training.architecture import Architecture, unresettable
 from ...training.loop import Forward, Objective, Training, cross_entropy
-from ...training.networks import Mlp, ResidualCnn
+from ...training.networks import Mlp, ResidualCnn, TokenGru
 from ..access import Ledger
 from ..attack import ATTACKS, Attack
 from ..case import Case, Evidence
@@ -126,11 +126,13 @@ class Extraction(Attack):
         ledger = Ledger()
         seed = derive(seed, "extraction")  # also keeps a copy's initial weights from being the target's own
         device = case.evaluation.x.device if case.parent is None else device_of(case.parent)
-        architecture, known = surrogate_architecture(case.parent, case.evaluation, case.classes)
-        builtin, _ = surrogate_architecture(None, case.evaluation, case.classes)
+        structure = known_structure(case)
+        architecture, known = surrogate_architecture(
+            case.parent, case.evaluation, case.classes, tokens=structure.tokens
+        )
+        builtin, _ = surrogate_architecture(None, case.evaluation, case.classes, tokens=structure.tokens)
 
         most = max(budget for answers in self.answers for budget in self.budgets_of(answers))
-        structure = known_structure(case)
         x = choose_queries(case.attacker, most, seed=seed, structure=structure)
         logits = case.deployed.logits(x)
         ledger.queries += len(x)
@@ -244,11 +246,16 @@ class Extraction(Attack):
         return arrays, judging
 
 
-def surrogate_architecture(parent: nn.Module | None, records: Records, classes: int) -> tuple[Architecture, bool]:
+def surrogate_architecture(
+    parent: nn.Module | None, records: Records, classes: int, *, tokens: bool = False
+) -> tuple[Architecture, bool]:
     """What the attacker trains, and whether it is the parent's own architecture."""
     if parent is not None and unresettable(parent) is None:  # else the attacker falls back on its own
         return Architecture.like(parent, "parent"), True
     shape = tuple(records.x.shape[1:])
+    if tokens:
+        words = int(records.x.max()) + 1
+        return Architecture("token gru", lambda: TokenGru(words, classes)), False
     if len(shape) == 3 and min(shape[1:]) >= 4:
         return Architecture("residual cnn", lambda: ResidualCnn(classes, in_channels=shape[0])), False
     return Architecture("mlp", lambda: Mlp(math.prod(shape), classes)), False

@@ -83,6 +83,11 @@ class ShadowModels(Preparation):
         return f"shadows/{self.parent.name}/{self.first}"
 
     @property
+    def words(self) -> str:
+        which = f"model {self.first + 1}" if self.last - self.first == 1 else f"models {self.first + 1} to {self.last}"
+        return f"training shadow {which}, as {self.parent.name} was trained"
+
+    @property
     def identity(self) -> Any:
         return [self.parent.architecture.name, self.parent.trainer.identity, self.first, self.last]
 
@@ -122,6 +127,11 @@ class SignalsOfShadows(Preparation):
     def name(self) -> str:
         how = "dense" if self.recipe is None else _digest(self.recipe.model_dump(mode="json"))[:12]
         return f"signals/{self.parent.name}/{how}"
+
+    @property
+    def words(self) -> str:
+        how = "" if self.recipe is None else f", compressed ({self.recipe.phrase})"
+        return f"asking the shadow models of {self.parent.name}{how}"
 
     @property
     def identity(self) -> Any:
@@ -183,6 +193,10 @@ class BlindScores(Preparation):
     @property
     def name(self) -> str:
         return "blind"
+
+    @property
+    def words(self) -> str:
+        return "how well members are told without any model"
 
     @property
     def identity(self) -> Any:

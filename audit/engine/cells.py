@@ -26,6 +26,7 @@ class Cell:
         phase: what its time is booked under: `shadows`, an attack's kind ...
         parts: under which key its finished parts are kept (`targets.steps.kept`), in place of its own: cells that do
             more and less of the same work share them.
+        words: what it is for, for people who do not know its name; empty: the name says it.
         weight: expected effort, above 0: about the CPU seconds it takes, as modelled by whoever adds the cell. It
             orders the work and estimates the time left, nothing else.
         alone: it measures times or memory of this machine: computed by the process that runs the audit, last, while
@@ -38,7 +39,13 @@ class Cell:
     phase: str = ""
     weight: float = 1.0
     parts: str = ""
+    words: str = ""
     alone: bool = False
+
+    @property
+    def title(self) -> str:
+        """What it is for, or else its name."""
+        return self.words or self.name
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,9 @@ class Step:
     whole: bool
 
 
+STARTED = Step(
+    "", 0.0, True
+)  # told when a cell is begun with, which a worker that has to load its work first does late
 Tell = Callable[[Step], None]
 
 

@@ -33,7 +33,7 @@ class Progress(Protocol):
         """A cell under way says how far it is."""
 
     def end(self, cell: Cell, seconds: float) -> None:
-        """An attempt is over that is the last; `seconds` of CPU time were spent on it."""
+        """An attempt is over that is the last; it took so many seconds on the clock."""
 
     def drop(self, cells: Sequence[Cell]) -> None:
         """These are not computed in this run, because something they need was not."""
@@ -99,16 +99,16 @@ class Standing:
         begun = self._running.get(cell.name)
         if begun is None:
             return
+        if begun.step is None:
+            begun.at = begun.loop = self._clock()
         if not step.whole and (begun.step is None or begun.step.whole or step.share < begun.step.share):
             begun.loop = self._clock()
         begun.step, begun.said = step, self._clock()
 
-    def end(self, cell: Cell) -> float:
-        """How long it took."""
-        begun = self._running.pop(cell.name, None)
+    def end(self, cell: Cell, seconds: float) -> None:
+        self._running.pop(cell.name, None)
         self.done += 1
-        self._finished[cell.name] = 0.0 if begun is None else self._clock() - begun.at
-        return self._finished[cell.name]
+        self._finished[cell.name] = seconds
 
     def drop(self, cells: Sequence[Cell]) -> None:
         for cell in cells:
@@ -134,11 +134,12 @@ class Standing:
         return done / max(sum(cell.weight for cell in self.todo.values()), 1e-9)
 
     def under_way(self) -> str:
-        """`shadows/dense/3 (12 s), attack/pgd/int8 (41 s: epsilon 2 of 4)`."""
+        """`training shadow model 3 (12 s), evasion on int8 (41 s: epsilon 2 of 4)`."""
         now, parts = self._clock(), []
         for name, begun in list(self._running.items())[:SHOWN]:
-            said = "" if begun.step is None else f": {begun.step.words}"
-            parts.append(f"{name} ({in_words(now - begun.at)}{said})")
+            said = "starting" if begun.step is None else begun.step.words
+            title = self.todo[name].title if name in self.todo else name
+            parts.append(f"{title} ({in_words(now - begun.at)}{said and ': '}{said})")
         more = len(self._running) - SHOWN
         return ", ".join(parts) + (f" and {more} more" if more > 0 else "")
 
@@ -176,15 +177,14 @@ class Lines(_Shown):
     def start(self, todo: list[Cell], stored: int) -> None:
         super().start(todo, stored)
         kept = f", {stored} kept from before" if stored else ""
-        self._print(f"{len(todo)} cells to compute{kept}; times are wall-clock")
+        self._print(f"{len(todo)} steps to compute{kept}; times are wall-clock")
         self._told = self.clock() - (QUIET - FIRST)
 
     def end(self, cell: Cell, seconds: float) -> None:
         with self.lock:
-            took, standing = self.standing.end(cell), self.standing
-            self._print(
-                f"[{standing.done:>{len(str(standing.total))}}/{standing.total}] {cell.name} ({in_words(took)})"
-            )
+            self.standing.end(cell, seconds)
+            done, total = self.standing.done, self.standing.total
+            self._print(f"[{done:>{len(str(total))}}/{total}] {cell.title} ({in_words(seconds)})")
 
     def note(self, text: str) -> None:
         with self.lock:
@@ -239,7 +239,7 @@ class Bar(_Shown):
 
     def end(self, cell: Cell, seconds: float) -> None:
         with self.lock:
-            self.standing.end(cell)
+            self.standing.end(cell, seconds)
             self._show()
 
     def note(self, text: str) -> None:

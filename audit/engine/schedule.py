@@ -113,11 +113,11 @@ class Schedule:
             self.progress.note(note)
         match ended.event:
             case "finished":
-                self._finish(cell, ended.seconds)
+                self._finish(cell, ended)
             case "failed":
-                self._fail(cell, ended.why, ended.trace)
+                self._fail(cell, ended.why, ended.trace, ended.wall)
             case "unavailable":
-                self._leave(cell, ended.why)
+                self._leave(cell, ended)
             case "stop":
                 raise _ERRORS.get(ended.error, CrushproofError)(ended.why)
             case "died":
@@ -141,30 +141,31 @@ class Schedule:
         self._offer(cell.key)
         return True
 
-    def _finish(self, cell: Cell, seconds: float) -> None:
+    def _finish(self, cell: Cell, ended: Attempt) -> None:
         self.computed.append(cell.name)
-        self.store.record(cell, seconds)
-        self.progress.end(cell, seconds)
+        self.store.record(cell, ended.seconds)
+        self.progress.end(cell, ended.wall)
         for key in self._after.get(cell.key, ()):
             self._missing[key].discard(cell.key)
             self._offer(key)
 
-    def _fail(self, cell: Cell, why: str, trace: str) -> None:
+    def _fail(self, cell: Cell, why: str, trace: str, wall: float = 0.0) -> None:
         """Gives the cell up, and all that need it."""
         self.failed[cell.key] = why
         self.store.log("failed", cell, why=why[:1000])
         self.store.keep_failure(cell, trace)
-        self.progress.end(cell, 0.0)
+        self.progress.end(cell, wall)
         self.progress.note(f"{cell.name} failed: {why}")
         behind = self._behind(cell.key)
         self.progress.drop([self.by_key[key] for key in behind])
         for key in behind:
             self.skipped.setdefault(key, cell.name)
 
-    def _leave(self, cell: Cell, why: str) -> None:
+    def _leave(self, cell: Cell, ended: Attempt) -> None:
         """Leaves the cell to a later run, and all that need it: this machine lacks something now."""
+        why = ended.why
         self.store.log("unavailable", cell, why=why[:1000])
-        self.progress.end(cell, 0.0)
+        self.progress.end(cell, ended.wall)
         if why not in self.unavailable.values():
             self.progress.note(f"{cell.name} is left to a later run: {why}")
         behind = self._behind(cell.key)

@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 from ...targets.errors import CrushproofError, InputError, NotApplicable, Unavailable
 from ...targets.steps import heard_by
 from .cells import Cell, Result
-from .hearing import Hearing, Keeper, Tell, nobody
+from .hearing import STARTED, Hearing, Keeper, Tell, nobody
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")  # of a worker
 
@@ -61,6 +61,7 @@ class Attempt:
         event: stop: an error for the user ends the run; died: its worker ended while it was at the cell; lost: the
             cell cannot be blamed (its machine went away).
         seconds: of CPU time, when it is finished.
+        wall: seconds on the clock that it took, however it ended, without those for loading the work.
         why: of any other event, for people; of died: how, as in "its worker [was killed by signal 9]".
         trace: the traceback of a failed cell; of died: what the user may do.
         error: of stop: the class of the error.
@@ -71,6 +72,7 @@ class Attempt:
 
     event: Literal["finished", "failed", "unavailable", "stop", "died", "lost"]
     seconds: float = 0.0
+    wall: float = 0.0
     why: str = ""
     trace: str = ""
     error: str = ""
@@ -85,7 +87,12 @@ def attempt(work: Work, cell: Cell, results: CellResults, tell: Tell = nobody) -
     Raises:
         CrushproofError: as the cell raised it; this ends the run.
     """
-    hearing = Hearing(cell, results, tell)
+    hearing, began = Hearing(cell, results, tell), time.monotonic()
+    tell(STARTED)
+
+    def over(ended: Attempt) -> Attempt:
+        return replace(ended, wall=time.monotonic() - began, notes=tuple(hearing.notes))
+
     try:
         results.log("started", cell)
         started = time.process_time()
@@ -102,12 +109,12 @@ def attempt(work: Work, cell: Cell, results: CellResults, tell: Tell = nobody) -
         if not cell.parts:  # nobody shares them
             results.drop_parts(cell.key)
     except Unavailable as error:
-        return Attempt("unavailable", why=str(error), notes=tuple(hearing.notes))
+        return over(Attempt("unavailable", why=str(error)))
     except CrushproofError:
         raise
     except (Exception, SystemExit) as error:  # one broken cell must not cost the others
-        return Attempt("failed", why=in_words(error), trace=traceback.format_exc(), notes=tuple(hearing.notes))
-    return Attempt("finished", seconds=seconds, notes=tuple(hearing.notes))
+        return over(Attempt("failed", why=in_words(error), trace=traceback.format_exc()))
+    return over(Attempt("finished", seconds=seconds))
 
 
 def attempt_in_worker(spawn: Spawn, cell: Cell, results: CellResults, tell: Tell = nobody) -> Attempt:

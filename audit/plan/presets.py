@@ -27,8 +27,8 @@ ATTACK_PRESETS: dict[str, list[dict[str, Any]]] = {
     ],
     "standard": [{"kind": "evasion"}, {"kind": "membership"}, {"kind": "extraction"}],
     "thorough": [
-        {"kind": "evasion", "records": 1000},
-        {"kind": "evasion", "norm": "l2", "records": 1000},
+        {"kind": "evasion", "records": 2000},
+        {"kind": "evasion", "norm": "l2", "records": 2000},
         {"kind": "membership"},
         {"kind": "extraction", "budgets": [50, 150, 500, 1500]},
     ],

@@ -73,13 +73,31 @@ def print_audit(audit: Audit) -> None:
         name, verdict, *figures = cells
         table.add_row(Text(name), Text(verdict, style=COLOURS.get(row.verdict, "")), *map(Text, figures))
     console.print(table)
-    if audit.release:
-        console.print("* up for release", highlight=False)
+    console.print()
+    for line in legend(audit):
+        console.print(Text(line, style="dim"))
     console.print()
     headline, _, rest = verdict_line(audit).partition(" ")
     console.print(Text(headline, style=f"bold {COLOURS[audit.verdict]}"), Text(rest))
-    for sentence in audit.deciding:
+    for sentence in (*audit.deciding, *_beside(audit)):
         console.print(Text(f"  {wording.clean(sentence)}"))
+
+
+def legend(audit: Audit) -> list[str]:
+    """What the table's headings and signs mean, a line each."""
+    lines = ["[low, high]: the true figure lies in between, with 95 % confidence"]
+    if audit.release:
+        lines.insert(0, "* up for release: the verdict is about these")
+    if any(finding.flags for finding in audit.findings):
+        lines.append("\u2691 the figure may be too optimistic; the report says why")
+    told = [f"{metric.title.partition(' (')[0].lower()}: {metric.meaning}" for metric in _headlines(audit)]
+    return [*lines, *map(wording.clean, told)]
+
+
+def _beside(audit: Audit) -> list[str]:
+    """Why others than those up for release fail: they are in the table, and the verdict does not speak of them."""
+    failed = [row for row in audit.candidates if row.verdict == "fail" and row.name not in audit.release]
+    return [f"Not up for release, and fails: {row.deciding}" for row in failed[:2]]
 
 
 def print_findings(audit: Audit) -> None:

@@ -34,7 +34,7 @@ def refuse_misfits(
         raise InputError(
             f"bounds must be the smallest and the largest value of an input, such as (0, 1); it is {quoted(bounds)}."
         )
-    if not isinstance(policy, str | Mapping):
+    if not isinstance(policy, str | Mapping | None):
         raise InputError(
             "policy must be the name of a policy ('release'), the path of a policy file, or limits such as "
             f"{{'changes': {{'accuracy': -0.02}}}}; it is {_word(policy)}."

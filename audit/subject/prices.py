@@ -70,6 +70,8 @@ def training_of(dense: DenseModel, members: Records, few: Records, seed: int, de
     if isinstance(trainer, BuiltinTrainer):
         return Price(_builtin(dense, trainer.training, members, few, seed, device))
     count, seconds = _trial(dense, members, few, seed, device)
+    if count == len(few) and seconds * 4 > SECOND:  # the first call may have loaded half of torch
+        seconds = min(seconds, _timed(partial(_fit, dense, few, seed, device), device))
     larger = min(len(members), 4 * count)
     if larger == count:
         return Price(seconds)
@@ -77,7 +79,8 @@ def training_of(dense: DenseModel, members: Records, few: Records, seed: int, de
     if count > len(few) or seconds * larger / count > SECOND:
         return roughly
     try:
-        again = _timed(lambda: _fit(dense, members.take(_spread(len(members), larger)), seed, device), device)
+        more = members.take(_spread(len(members), larger))
+        again = _timed(partial(_fit, dense, more, seed, device), device)
     except InputError:  # it takes few and, perhaps, all, which its own turn will tell
         return roughly
     slope = max((again - seconds) / (larger - count), again / larger / 4)  # what does not grow with the records

@@ -105,6 +105,7 @@ def _add_run(suite: ModelSuite, attack: Attack, run: Run, model: AuditedModel, s
         compute,
         effort=run.effort,
         sharing=[technique_identity(variant.sharing()), run.identity, run.draw, run.without_draw],
+        words=f"{scope.label.replace('@', ', records ')} on {model.name}" + (f" ({run.detail})" if run.detail else ""),
     )
     suite.runs[name] = run
 
@@ -158,6 +159,7 @@ def _add_preparation(suite: ModelSuite, preparation: Preparation, scope: Scope) 
         compute,
         effort=preparation.effort,
         sharing=[preparation.sharing, *made_by],
+        words=preparation.words,
     )
 
 

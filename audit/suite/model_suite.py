@@ -148,6 +148,7 @@ class ModelSuite:
         *,
         effort: Effort | None = None,
         sharing: Any = None,
+        words: str = "",
         alone: bool = False,
     ) -> None:
         """Adds a cell, once.
@@ -156,6 +157,7 @@ class ModelSuite:
             spec: what decides its result, besides data, seed, models and needs.
             effort: about what it costs; default: what its phase usually does.
             sharing: the spec of all cells whose finished parts it takes over; None: its own.
+            words: what it is for, for people.
 
         Raises:
             InputError: other work has this name already.
@@ -178,7 +180,7 @@ class ModelSuite:
         if parts:  # what an earlier cell has done of the same work is taken over
             done, self._shared[parts] = self._shared.get(parts, 0.0), weight
             weight = max(weight - done, 1e-3)
-        cell = Cell(name, key, tuple(needs), phase, weight, parts, alone=alone)
+        cell = Cell(name, key, tuple(needs), phase, weight, parts, words, alone)
         self._jobs[name] = Job(cell, compute, effort)
 
     def _train(self, dense: DenseModel) -> None:
@@ -189,6 +191,7 @@ class ModelSuite:
             [],
             lambda get: model_cells.train_dense(dense, self.subject.data, self.plan.seed, self.device),
             effort=training_effort(dense),
+            words=f"training {dense.name}" if dense.state is None else f"taking the weights of {dense.name}",
         )
 
     def training_cell(self, dense: str) -> str:
@@ -213,6 +216,7 @@ class ModelSuite:
                 [model.name, None],
                 [self.training_cell(model.name)],
                 lambda get: model_cells.deploy(self.trained(model.name, get), model, self.subject.data, self.plan.seed),
+                words=f"exporting {model.name} as it would ship",
             )
         self.add(
             f"memory/{model.name}",
@@ -220,6 +224,7 @@ class ModelSuite:
             [],
             [own],
             lambda get: model_cells.serve_memory(self._opened(model, get).checked, shape),
+            words=f"memory of a process that serves {model.name}",
         )
         for runtime, label in self.lineup.runtimes:
             self.add(
@@ -230,6 +235,7 @@ class ModelSuite:
                 lambda get, runtime=runtime: model_cells.in_runtime(  # type: ignore[misc]  # defaults bind the loop
                     model, runtime, get(own), self.subject.data
                 ),
+                words=f"{model.name} in {label}",
             )
 
     def _latency(self) -> None:
@@ -245,7 +251,8 @@ class ModelSuite:
 
         needs = [self.model_cell(name) for name in self.models]
         facts = machine(str(self.device)).model_dump()
-        self.add(LATENCY, "footprint", facts, needs, compute, effort=Effort(seconds=0.5 * len(needs)), alone=True)
+        effort = Effort(seconds=0.4 * len(needs), answers=700.0 * len(needs))  # of slow models two calls by 256
+        self.add(LATENCY, "footprint", facts, needs, compute, effort=effort, words="timing every model", alone=True)
 
     def runtime_cell(self, model: str, label: str) -> str:
         return f"runtime/{label}/{model}"
@@ -260,6 +267,7 @@ class ModelSuite:
             [model.name, file.identity, *(runtime_versions(LITERT) if file.kind == "tflite" else [])],
             [],
             lambda get: model_cells.take_file(file, self.subject.data, self.plan.seed),
+            words=f"opening {model.name}",
         )
         if model.parent is None or model.is_dense:
             return
@@ -271,6 +279,7 @@ class ModelSuite:
             [],
             [dense, own],
             lambda get: model_cells.lineage(self._opened(parent, get).checked, self._opened(model, get).checked),
+            words=f"comparing the weights of {model.name} with those of {parent.name}",
         )
 
     def _opened(self, model: AuditedModel, get: Callable[[str], Result]) -> Opened:
@@ -291,6 +300,7 @@ class ModelSuite:
                     model, recipe, self.trained(parent.name, get), self.subject.data, self.plan.seed
                 ),
                 effort=Effort(answers=1000, trainings=FINE_TUNING if recipe.trains else 0.0, seconds=1.0),
+                words=f"making {model.name}" + (f", draw {position}" if position else ""),
             )
 
     def model_cell(self, model: str, draw: int = 0) -> str:

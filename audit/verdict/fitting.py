@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from ...attacks.attack import ATTACKS, Attack, Task
 from ...attacks.preparation import Scope
-from ...attacks.risk import QUALITIES, Metric
+from ...attacks.risk import ACCURACY, MEAN_SQUARED_ERROR, QUALITIES, Metric
 from ...targets.errors import CrushproofError, InputError, user_error
 from ..schema import wording
 from ..schema.policy_rows import Limit
@@ -23,7 +23,6 @@ from .policy import BUILT_IN, FittedPolicy, Policy, load_policy
 
 DEFAULT = BUILT_IN["release"]
 NO_DENSE = "no dense model"
-ANOTHER_TASK = {Task.REGRESSION: "the model predicts values", Task.CLASSIFICATION: "the model picks a class"}
 NOT_OF = "no attack of the plan measures it"
 QUALITY_NAMES = {metric.name for metric in QUALITIES}
 
@@ -81,14 +80,17 @@ def undecidable(policy: Policy, planned: Planned) -> list[Limit]:
     scope = planned[0][1]
     without_dense = scope.reference.parent is None
     known: list[tuple[Attack, str | None]] = [(attack, why_unfit(attack, own)) for attack, own in planned]
-    found = []
+    limited, found = {limit.metric for limit in policy.limits}, []
     for limit in policy.limits:
         mine = [(one, why) for one, why in known if limit.metric in {metric.name for metric in one.metrics}]
         reason, attacks = None, []
         if limit.compares == "change" and without_dense:
             reason = NO_DENSE
         elif limit.metric in QUALITY_NAMES:
-            reason = None  # accuracy and error are alternatives: a candidate is judged by its own
+            of_values = limit.metric == MEAN_SQUARED_ERROR.name
+            own = MEAN_SQUARED_ERROR.name if scope.data.regression else ACCURACY.name
+            if of_values != scope.data.regression and own not in limited:  # where both are limited, its own is judged
+                reason = _another_task(scope)
         elif not mine:
             others = _others(limit.metric, scope)  # what could not run had the plan named it is no gap of the plan
             reason = others[0][1] if others and all(why is not None for _, why in others) else NOT_OF
@@ -114,9 +116,8 @@ def _others(metric: str, scope: Scope) -> list[tuple[str, str | None]]:
 
 def why_unfit(attack: Attack, scope: Scope) -> str | None:
     """Why this attack is none for these inputs, in a phrase; None: it may be one."""
-    task = Task.REGRESSION if scope.data.regression else Task.CLASSIFICATION
-    if task not in attack.tasks:
-        return ANOTHER_TASK[task]
+    if (Task.REGRESSION if scope.data.regression else Task.CLASSIFICATION) not in attack.tasks:
+        return _another_task(scope)
     try:
         found = attack.unfit(scope)
     except CrushproofError:
@@ -126,6 +127,10 @@ def why_unfit(attack: Attack, scope: Scope) -> str | None:
             f"The attack {scope.label} fails to say whether it is for these inputs: {user_error(error)}."
         ) from error
     return None if found is None else wording.label(found, 80)
+
+
+def _another_task(scope: Scope) -> str:
+    return "the model predicts values" if scope.data.regression else "the model picks a class"
 
 
 def fitted(policy: Policy, left_out: Sequence[Limit]) -> Policy:

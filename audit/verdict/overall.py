@@ -37,8 +37,9 @@ def overall(
     if len(passed) == len(release):
         mine = [gate for gate in gates if gate.candidate in release]
         tightest = min(mine, key=lambda gate: (gate.value is None, margin(gate, metrics)))
+        link = ":" if terms.startswith("against") else ","
         nearest = "" if tightest.value is None else "Nearest to its limit: "
-        return "pass", [f"{_names(release)} may ship{terms and f': {terms}'}. {nearest}{tightest.sentence}"]
+        return "pass", [f"{_names(release)} may ship{terms and f'{link} {terms}'}. {nearest}{tightest.sentence}"]
     deciding = failed or open_
     told = [
         f"{_names(names)} {words}"
@@ -57,7 +58,7 @@ def overall(
     else:
         sentences = [f"{'; '.join(told)}.", *sentences]
     if terms and passed:
-        sentences.append(f"What may ship is {terms}.")
+        sentences.append(f"What may ship {'has' if terms.startswith('against') else 'comes'} {terms}.")
     return "fail" if failed else "inconclusive", sentences
 
 
@@ -67,7 +68,7 @@ def _names(names: Sequence[str]) -> str:
 
 
 def _terms(passed: Sequence[Candidate], gates: Sequence[Gate], metrics: Mapping[str, Metric]) -> str:
-    """What a pass says, relative to what: `no worse than the dense model by more than 2.0 points of accuracy`."""
+    """What a pass says, relative to what: `against the dense model at most 2.0 points less accuracy`."""
     names = {row.name for row in passed}
     parents = {row.parent for row in passed}
     (parent,) = parents if len(parents) == 1 else {None}
@@ -78,14 +79,16 @@ def _terms(passed: Sequence[Candidate], gates: Sequence[Gate], metrics: Mapping[
         if limit is None:  # the lineage, which has none
             continue
         metric = metrics[rule]
-        subject = metric.subject.rstrip(",")
         if compares == "change":
             allowed = wording.signed(abs(limit), metric).removeprefix("+") + wording.change_unit(metric)
-            losses.append(f"{allowed} of {subject}")
+            heading = metric.title.partition(" (")[0]
+            losses.append(
+                f"{allowed} {'less' if metric.better == 'higher' else 'more'} {heading[:1].lower()}{heading[1:]}"
+            )
         else:
             side = "at least" if metric.better == "higher" else "at most"
-            values.append(f"{subject} {side} {wording.figure(limit, metric)}")
-    told = [f"no worse than {compared} by more than {wording.enumerate_words(losses)}"] if losses else []
+            values.append(f"{metric.subject.rstrip(',')} {side} {wording.figure(limit, metric)}")
+    told = [f"against {compared} at most {wording.enumerate_words(losses)}"] if losses else []
     return wording.enumerate_words([*told, *([f"with {wording.enumerate_words(values)}"] if values else [])])
 
 

@@ -117,6 +117,7 @@ def _features(
         spread[one.column] = tuple(range(len(names), len(names) + len(one.categories)))
         names += [f"{one.column}={category}" for category in one.categories]
     structure = resolved(declared, (len(names),), names, "the tables", spread, encoded)
+    notes += _whole_numbers(x, structure) if structure.declared else []
     if encoded:
         notes.insert(
             0,
@@ -125,6 +126,20 @@ def _features(
             "features in all. The categories and their order are listed with the data.",
         )
     return x, structure, notes
+
+
+def _whole_numbers(x: Mapping[str, NDArray[np.float32]], structure: Structure) -> list[str]:
+    """That columns of whole numbers could be declared as such."""
+    known = {*structure.held, *structure.integer}
+    free = [at for at in range(len(structure.names)) if at not in known]
+    found = [structure.names[at] for at in free if all(bool((one[:, at] % 1 == 0).all()) for one in x.values())]
+    if not found:
+        return []
+    named = f"{', '.join(map(quoted, found[:8]))}{', ...' if len(found) > 8 else ''}"
+    return [
+        f"Only whole numbers are in {'column' if len(found) == 1 else 'the columns'} {named}, and evasion attacks them "
+        f"as if fractions could be sent. Where they cannot, say integer: [{', '.join(found[:8])}]."
+    ]
 
 
 def _values(texts: Sequence[str], where: str) -> NDArray[np.float32]:

@@ -94,7 +94,7 @@ def read_table(path: Path, label: str, drop: Collection[str] = ()) -> Table:
         drop: columns that are left out.
 
     Raises:
-        InputError: no table, no such label column, a formula, or a number as only programmers write it.
+        InputError: no table, no such label column, or a formula.
         UnsafeInput: a pickle, or a line longer than any table's.
     """
     path = ordinary_file(path, "the table", TABLE_BYTES)
@@ -125,12 +125,10 @@ def read_table(path: Path, label: str, drop: Collection[str] = ()) -> Table:
             raise InputError(f"Line {line} of {where} has no label. Fill it in or leave the record out.")
         cells = row[:at] + row[at + 1 :] if not drop else [row[position] for position in kept]
         try:
-            numbers = list(map(float, cells))
+            numbers = [] if "_" in "".join(cells) else list(map(float, cells))
         except ValueError:
-            numbers = [_number(cell, column, line, others) for cell, column in zip(cells, columns, strict=True)]
-        values.extend(numbers)
-        if "_" in "".join(cells) or "=" in "".join(cells):
-            _refuse_formulas(cells, columns, line, where)
+            numbers = []
+        values.extend(numbers or _numbers(cells, columns, line, others, where))
     with np.errstate(over="ignore"):
         x = np.frombuffer(values, np.float64).reshape(-1, len(columns)).astype(np.float32)
     return Table(path, columns, x, labels, others)
@@ -150,11 +148,18 @@ def read_texts(table: Table, columns: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def _number(cell: str, column: str, line: int, others: dict[str, Other]) -> float:
-    """NaN where the cell is none, which is noted in `others`."""
-    try:
-        return float(cell)
-    except ValueError:
+def _numbers(cells: list[str], columns: list[str], line: int, others: dict[str, Other], where: str) -> list[float]:
+    """NaN where a cell is none, which is noted in `others`; a formula is refused."""
+    numbers = []
+    for column, cell in zip(columns, cells, strict=True):
+        if _is_number(cell):
+            numbers.append(float(cell))
+            continue
+        if cell.lstrip().startswith("="):
+            raise InputError(
+                f"Line {line} of {where} holds the formula {quoted(cell)} in column {quoted(column)}, where a number "
+                "is expected or the name of a category. Save the values in place of formulas."
+            )
         other = others.setdefault(column, Other(line, cell))
         if cell.strip().lower() in MISSING:
             other.missing += 1
@@ -162,17 +167,8 @@ def _number(cell: str, column: str, line: int, others: dict[str, Other]) -> floa
             if not other.texts:
                 other.line, other.cell = line, cell
             other.texts += 1
-        return float("nan")
-
-
-def _refuse_formulas(cells: list[str], columns: list[str], line: int, where: str) -> None:
-    """Spreadsheet formulas, and numbers such as 1_000, which are some to Python only."""
-    for column, cell in zip(columns, cells, strict=True):
-        if cell.lstrip().startswith("=") or ("_" in cell and _is_number(cell.replace("_", ""))):
-            raise InputError(
-                f"Line {line} of {where} holds {quoted(cell)} in column {quoted(column)}, where a number is expected "
-                "or the name of a category. Write out what it stands for."
-            )
+        numbers.append(float("nan"))
+    return numbers
 
 
 def _rows(path: Path, where: str) -> Iterator[tuple[int, list[str]]]:

@@ -11,8 +11,8 @@ from scipy import stats
 
 import crushproof
 from crushproof.attacks.statistics import rates
-from crushproof.audit.api import AuditResult
 from crushproof.audit.plan.plan import parse_plan
+from crushproof.audit.result import AuditResult
 from crushproof.audit.subject.resolve import load_data, resolve
 from crushproof.audit.verdict.judging import check_verdicts
 from crushproof.compression.deployment.onnx_export import to_onnx

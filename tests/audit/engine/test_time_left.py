@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crushproof.audit.engine.cells import Cell
-from crushproof.audit.engine.hearing import Step
+from crushproof.audit.engine.hearing import STARTED, Step
 from crushproof.audit.engine.progress import Lines, Standing
 from crushproof.audit.engine.time_left import Underway, about, in_words, makespan, remaining, seconds_left
 
@@ -141,7 +141,7 @@ def test_the_standing_forgets_what_will_not_be_computed() -> None:
     standing.at(cells[0], Step("", 0.6, True))
     assert standing.share() == pytest.approx(0.2)
     now[0] = 10.0
-    standing.end(cells[0])
+    standing.end(cells[0], 10.0)
     assert standing.left(1) == pytest.approx(20.0)
     standing.drop([cells[1]])
     assert (standing.left(1), standing.total, standing.done) == (pytest.approx(10.0), 2, 1)
@@ -153,14 +153,15 @@ def test_lines_say_what_runs_and_how_long_it_takes() -> None:
     a, b = Cell("a", "a", phase="x", weight=100), Cell("b", "b", ("a",), phase="x", weight=50)
     lines.start([a, b], 3)
     lines.begin(a)
+    lines.at(a, STARTED)
     for second in range(1, 71):
         now[0] = second
         if second % 4 == 0:
             lines.at(a, Step(f"shadow {second // 4} of 20", second / 80, True))
         lines.tick(2)
-    lines.end(a, 1.0)
+    lines.end(a, 70.0)
     assert stream.getvalue().splitlines() == [
-        "2 cells to compute, 3 kept from before; times are wall-clock",
+        "2 steps to compute, 3 kept from before; times are wall-clock",
         "... 4.0 s elapsed, about 2 min left; at a (4.0 s: shadow 1 of 20)",
         "... 33 s elapsed, about 90 s left; at a (33 s: shadow 8 of 20)",
         "... 62 s elapsed, about 60 s left; at a (62 s: shadow 15 of 20)",

@@ -80,7 +80,7 @@ def uneven_audit() -> Audit:
     structure = Structure(names, (1, 2), ((1, 2),), encoded=(Encoded("sex", ("f", "m")),))
     y = (torch.arange(n) % 10 == 0).long()
     data = Data("people", None, Records(x, y), Bounds.of(0, 1), ("common", "rare"), structure=structure)
-    labels = data.evaluation.y.numpy()
+    labels = data.non_members.y.numpy()
     parents = np.ones(len(labels), dtype=bool)
     kept = ~((labels == 1) & (np.cumsum(labels) % 3 == 0))  # a third of the rare class is lost
     rows = [

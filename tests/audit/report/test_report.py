@@ -13,10 +13,10 @@ from synthetic_audit import HOSTILE, SCRIPT, synthetic_audit
 from crushproof.attacks.access import Flag
 from crushproof.attacks.membership.risk import AUC, TPR
 from crushproof.attacks.risk import ACCURACY
-from crushproof.audit.api import AuditResult
 from crushproof.audit.report import charts, defense_views, dot_charts, footprint_views, views
 from crushproof.audit.report.html import render, to_html
 from crushproof.audit.report.terminal import print_audit
+from crushproof.audit.result import AuditResult
 from crushproof.audit.schema import wording
 from crushproof.audit.schema.rows import Audit, Environment, Estimate, Point
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -24,6 +25,7 @@ from crushproof.audit.verdict.judging import apply_policy, check_verdicts, rejud
 from crushproof.audit.verdict.policy import BUILT_IN, Policy
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records
+from crushproof.targets.data.structure import Structure
 from crushproof.targets.errors import InputError
 from crushproof.training.architecture import Architecture
 
@@ -40,6 +42,18 @@ class Words(nn.Module):
         return out
 
 
+class Mixed(nn.Module):
+    """A table whose first column is a code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(20, 8), nn.Linear(13, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(torch.cat([self.table(x[:, 0].long()), x[:, 1:]], 1))
+        return out
+
+
 class Failing(nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("no")
@@ -51,6 +65,8 @@ def inputs(sort: str) -> np.ndarray[Any, Any]:
         return rng.integers(0, 20, (90, 6)).astype(np.float32)
     if sort == "one-hot":
         return np.hstack([np.eye(3)[rng.integers(0, 3, 90)], rng.random((90, 3))]).astype(np.float32)
+    if sort == "mixed":
+        return np.hstack([rng.integers(0, 20, (90, 1)), rng.random((90, 5))]).astype(np.float32)
     if sort == "pixels":
         return rng.integers(0, 256, (90, 6)).astype(np.float32)
     return rng.random((90, 6)).astype(np.float32)
@@ -86,8 +102,9 @@ def fit(named: Any, scope: Scope, *attacks: Attack) -> tuple[Policy, str]:
         ("tokens", Words, True, "token inputs"),
         ("tokens", None, True, None),  # whole numbers that a linear model adds up
         ("tokens", Words, False, None),  # nothing to ask: the run finds out
-        ("one-hot", None, True, "one-hot inputs"),
-        ("one-hot", None, False, "one-hot inputs"),
+        ("one-hot", None, True, "undeclared one-hot columns"),
+        ("one-hot", None, False, "undeclared one-hot columns"),
+        ("mixed", Mixed, True, "undeclared codes of categories"),
         ("pixels", None, True, None),
         ("values", None, True, None),
         ("tokens", lambda: Failing(6, 2), True, None),  # refused elsewhere, in words of its own
@@ -95,6 +112,18 @@ def fit(named: Any, scope: Scope, *attacks: Attack) -> tuple[Policy, str]:
 )
 def test_evasion_knows_inputs_that_are_no_pixels(sort: str, model: Any, dense: bool, phrase: str | None) -> None:
     assert Evasion().unfit(scope_of(sort, model, dense=dense)) == phrase
+
+
+def test_declared_structure_is_taken_at_its_word() -> None:
+    """Columns that are declared leave evasion the others; where none is left, or tokens are declared, it is none."""
+
+    def phrase(sort: str, **declared: Any) -> str | None:
+        scope = scope_of(sort)
+        return Evasion().unfit(replace(scope, data=replace(scope.data, structure=Structure(**declared))))
+
+    assert phrase("one-hot", one_hot=((0, 1, 2),)) is None
+    assert phrase("tokens", tokens=True) == "token inputs"
+    assert phrase("values", immutable=(0, 1, 2, 3, 4, 5)) == "no feature may change"
 
 
 LEFT = {"accuracy", "mean_squared_error"}  # alternatives: a model is judged by its own
@@ -185,6 +214,14 @@ def test_a_named_policy_never_passes_over_what_it_cannot_judge(row: Any, found: 
         judged = apply_policy([row], found, policy, ["a"], KNOWN)
         assert judged.verdict == "inconclusive"
         assert "not-measured" in {gate.verdict for gate in judged.gates}
+
+
+def test_a_limit_on_the_figure_of_another_sort_of_model_is_said_at_once() -> None:
+    for limited, regression in (("accuracy", True), ("balanced_accuracy", True), ("mean_squared_error", False)):
+        _, notes = fit({"absolutes": {limited: 0.5}}, scope_of(regression=regression), Extraction())
+        assert f"limits {limited}, and nothing can pass: the model" in notes
+    _, notes = fit({"absolutes": {"accuracy": 0.5, "mean_squared_error": 0.5}}, scope_of(), Extraction())
+    assert notes == ""
 
 
 def test_an_attack_that_cannot_say_is_named() -> None:

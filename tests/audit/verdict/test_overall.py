@@ -20,8 +20,8 @@ def plain(judged: Judgement) -> list[str]:
 
 
 TERMS = (
-    "no worse than the dense model by more than 2.0 points of accuracy, 5.0 points of robust accuracy, 5.0 points of "
-    "the share of members exposed at 1 % false accusations and 0.050 of the membership attack's AUC"
+    "against the dense model at most 2.0 points less accuracy, 5.0 points less robust accuracy, 5.0 points more "
+    "members exposed and 0.050 more membership AUC"
 )
 
 
@@ -31,7 +31,7 @@ def test_who_may_ship_and_who_may_not() -> None:
         "int8 and int4 may ship; prune80 may not: robust accuracy is 50.0 % [46.0, 54.0], 30.0 points below its "
         "parent's [-31.0, -29.0]; the policy allows at most 5.0 points less."
     )
-    assert told[1:] == [f"What may ship is {TERMS}."]
+    assert told[1:] == [f"What may ship has {TERMS}."]
     assert plain(release(a=0.0, b=0.0))[0].startswith(f"a and b may ship: {TERMS}. Nearest to its limit: a: accuracy")
     assert plain(release(a=-0.3))[0].startswith("a may not ship: robust accuracy is")
     assert plain(release(a=0.0, b=-0.05))[0].startswith("a may ship; b is undecided: robust accuracy is")
@@ -55,6 +55,7 @@ def test_a_pass_by_absolute_limits_says_so() -> None:
     row = candidate("a", 0.1)
     judged = apply_policy([row], [finding("a", "robust_accuracy")], policy, ["a"], KNOWN)
     assert plain(judged)[0].startswith(
-        "a may ship: no worse than the dense model by more than 0.0 points of accuracy and with robust accuracy at "
-        "least 40.0 %."
+        "a may ship: against the dense model at most 0.0 points less accuracy and with robust accuracy at least 40.0 %."
     )
+    judged = apply_policy([row], [finding("a", "robust_accuracy")], Policy(absolutes={"accuracy": 0.4}), ["a"], KNOWN)
+    assert plain(judged)[0].startswith("a may ship, with accuracy at least 40.0 %. Nearest")

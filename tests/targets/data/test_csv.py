@@ -100,7 +100,7 @@ BAD_TABLES: dict[str, tuple[str | bytes, tuple[str, ...]]] = {
     "formula with escapes": (HEAD + "7,=\x1b[31m,no\n", ("Line 2", r"\x1b[31m")),
     "text among numbers": (HEAD + rows(3) + "7,high,no\n", ("Line 5", "'high'", "3 of its 4 cells", "`categorical`")),
     "missing number": (HEAD + rows(3) + "7,?,no\n8,?,no\n", ("Line 5", "'income'", "2 such cells")),
-    "underscore": (HEAD + "7,1_000,no\n", ("'1_000'",)),
+    "underscore": (HEAD + rows(3) + "7,1_000,no\n", ("Line 5", "'1_000'", "number is expected")),
     "empty cell": (HEAD + rows(2) + "7,,no\n", ("Line 4", "empty", "'income'")),
     "NaN": (HEAD + rows(2) + "7,nan,no\n", ("Record 3", "'income'", "1 such")),
     "infinite": (HEAD + rows(2) + "-inf,3,no\n", ("'age'",)),
