@@ -131,12 +131,13 @@ def run(folder: Path, name: str, *, kill_after: str | None = None) -> Ended:
     with output.open("w") as stream:
         command = [sys.executable, __file__, "--child", str(log)]
         child = subprocess.Popen(command, cwd=folder, env=environment, stdout=stream, stderr=subprocess.STDOUT)
-        while kill_after is not None and child.poll() is None:
-            if kill_after in log.read_text():
+        ended = 0
+        while not ended:
+            if kill_after is not None and kill_after in log.read_text():
                 child.send_signal(signal.SIGKILL)
-                break
+                kill_after = None
             time.sleep(0.2)
-        _, status, usage = os.wait4(child.pid, 0)
+            ended, status, usage = os.wait4(child.pid, os.WNOHANG)
     unit = 1 if sys.platform == "darwin" else 1024
     return Ended(
         os.waitstatus_to_exitcode(status),
