@@ -1,15 +1,49 @@
 """Large inputs: what an audit of a MobileNet-sized net on 224x224x3 takes, and what a kill costs it.
 
 300 records, 200 of them attacked; the net has random weights after one pass of batch norm, and what it answers are the
-labels, so that there is something to attack without a training.
+labels, so that there is something to attack without a training. The audit is killed once a part of its first attack is
+kept, and started again. Memory is that of one process that does it all (`--workers 0`).
 """
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
 import torch
+from contract import Row, arguments, publish
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-SIDE, CLASSES = 224, 100
+SIDE, CLASSES, RECORDS = 224, 100, 300
+GIGABYTES, MOST = 1e9, 4.0
+PLAN = """
+name: large
+data: {kind: npz, path: data.npz, bounds: [0, 1]}
+model: {architecture: "large:mobile_net", weights: weights.safetensors}
+candidates: {int8-weights: {kind: quantize, weight_bits: 8}}
+attacks:
+  - kind: evasion
+    epsilons: [0.001, 0.002]
+    gate_epsilon: 0.002
+    records: 200
+    parts: [{kind: pgd, steps: 3}, transfer, {kind: square, queries: 5}]
+  - kind: extraction
+    budgets: [30, 60]
+    answers: [scores]
+    training: {epochs: 1, batch_size: 16}
+    least_steps: 4
+    most_rounds: 1
+    transfer_records: 40
+    transfer_steps: 2
+"""
 # expansion, channels, how often, stride: a MobileNetV2 (Sandler et al. 2018)
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 LAST = 2560
@@ -69,3 +103,101 @@ def calibrated(net: nn.Module, x: Tensor, seed: int = 0) -> nn.Module:
         for batch in x.split(50):
             net(batch)
     return net.eval()
+
+
+@dataclass
+class Ended:
+    """One process that ran the audit, to its end or until it was killed.
+
+    Args:
+        gigabytes: its largest resident size.
+        computed: names of the parts it computed, each with its owner, in order.
+    """
+
+    code: int
+    seconds: float
+    gigabytes: float
+    computed: list[str]
+    output: str
+
+
+def run(folder: Path, name: str, *, kill_after: str | None = None) -> Ended:
+    """Runs the audit in a process of its own; kills it once it has kept a part whose name contains `kill_after`."""
+    log, output = folder / f"{name}.parts", folder / f"{name}.txt"
+    log.touch()
+    paths = [str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    started = time.monotonic()
+    with output.open("w") as stream:
+        command = [sys.executable, __file__, "--child", str(log)]
+        child = subprocess.Popen(command, cwd=folder, env=environment, stdout=stream, stderr=subprocess.STDOUT)
+        ended = 0
+        while not ended:
+            if kill_after is not None and kill_after in log.read_text():
+                child.send_signal(signal.SIGKILL)
+                kill_after = None
+            time.sleep(0.2)
+            ended, status, usage = os.wait4(child.pid, os.WNOHANG)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return Ended(
+        os.waitstatus_to_exitcode(status),
+        time.monotonic() - started,
+        usage.ru_maxrss * unit / GIGABYTES,
+        log.read_text().splitlines(),
+        output.read_text(),
+    )
+
+
+def child(log: Path) -> None:
+    """The audit; each part that is computed and kept is noted in `log` once it is."""
+    from crushproof.audit.cli import main as command_line
+    from crushproof.audit.engine.store import Store
+    from crushproof.targets.steps import Arrays
+
+    keep = Store.keep
+
+    def noted(self: Store, owner: str, name: str, arrays: Arrays) -> None:
+        keep(self, owner, name, arrays)
+        with log.open("a") as stream:
+            stream.write(f"{owner} {name}\n")
+
+    Store.keep = noted  # type: ignore[method-assign]  # to see what it is asked to keep
+    sys.argv = ["crushproof", "audit", "plan.yaml", "--out", "out", "--workers", "0"]
+    command_line()
+
+
+def main() -> None:
+    options = arguments(__doc__.splitlines()[0])
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        (folder / "plan.yaml").write_text(PLAN)
+        x = pictures(RECORDS)
+        net = calibrated(mobile_net(), x[:100])
+        with torch.no_grad():
+            y = torch.cat([net(batch).argmax(1) for batch in x.split(20)])
+        save_file(net.state_dict(), folder / "weights.safetensors")
+        np.savez(folder / "data.npz", x_test=x.numpy(), y_test=y.numpy())
+        killed, resumed = run(folder, "killed", kill_after="pgd/"), run(folder, "resumed")
+    assert killed.code == -signal.SIGKILL, killed.output
+    assert resumed.code in (0, 1, 3), resumed.output
+    repeated = sorted(set(killed.computed) & set(resumed.computed))
+    parameters = sum(parameter.numel() for parameter in net.parameters())
+    setting = f"{parameters / 1e6:.1f} M parameters, {len(y.unique())} classes occur"
+    told = [line for ended in (killed, resumed) for line in ended.output.splitlines() if "forecast" in line]
+    rows = [
+        Row("peak memory", setting, max(killed.gigabytes, resumed.gigabytes), "GB", target=MOST),
+        Row("time until the kill", f"{len(killed.computed)} parts kept", killed.seconds, "s"),
+        Row("time of the rest", f"{len(resumed.computed)} parts", resumed.seconds, "s"),
+        Row("finished parts computed again", "after SIGKILL", float(len(repeated)), "", target=0.0),
+        Row("classes that occur", "at least 50", float(len(y.unique())), "", target=50.0, better="higher"),
+    ]
+    publish(rows, options.json, {"forecasts": told, "again": repeated, "kept": killed.computed})
+    for line in told:
+        print(line)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        child(Path(sys.argv[2]))
+    else:
+        main()

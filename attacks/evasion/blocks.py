@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -124,7 +125,7 @@ def seek(
         taken = some.to(device)
 
         def told(progress: float, size: int = len(some)) -> None:
-            if counter is not None:
+            if counter is not None and not math.isnan(progress):
                 counter.now(progress * size)
 
         search = Search(

@@ -7,7 +7,6 @@ neither on the batch it is in nor on who else is left.
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -140,7 +139,7 @@ class Search:
         seed: of this perturber at this epsilon.
         from_center: start from the clean record instead of at random (the unbounded check).
         positions: int64 [n], where the records stand among the case's; None: at its beginning.
-        told: is called with the share of the budget that is spent, each time something is tried.
+        told: is called with `progress` (see `offer`) each time something is tried.
     """
 
     def __init__(
@@ -157,7 +156,7 @@ class Search:
         ledger: Ledger,
         from_center: bool = False,
         positions: Tensor | None = None,
-        told: Callable[[float], None] | None = None,
+        told: Callable[[float], None] = lambda progress: None,
     ) -> None:
         self.ledger = ledger
         self.active = among.nonzero().squeeze(1)  # int64, positions in `records`
@@ -232,7 +231,7 @@ class Search:
         Returns:
             bool [active]: which records stay; None when all do.
         """
-        self._tell(progress)
+        self._told(progress)
         better = margin < self._best_margin[self.active]
         rows = self.active[better]
         self._best_margin[rows] = margin[better]
@@ -250,7 +249,7 @@ class Search:
 
         The margins come before any record leaves. Inputs outside the ball never count.
         """
-        self._tell(progress)
+        self._told(progress)
         margin = self._ask(x, self.y)
         better = margin < self._best_margin[self.active]
         if better.any():
@@ -279,10 +278,6 @@ class Search:
     def close(self) -> None:
         """Asks the deployed model about the most promising input of each record that is left."""
         self.release(torch.ones_like(self.active, dtype=torch.bool))
-
-    def _tell(self, progress: float) -> None:
-        if self._told is not None and not math.isnan(progress):
-            self._told(progress)
 
     def _ask(self, x: Tensor, y: Tensor) -> Tensor:
         """Margins, set to minus the smallest number where a tie is decided against the label."""

@@ -20,7 +20,7 @@ from ...targets.data.structure import PLAIN, Structure
 from ...targets.errors import NotApplicable
 from ...targets.model import TorchTarget, device_of
 from ...targets.seeds import derive, generator
-from ...targets.steps import Arrays
+from ...targets.steps import Arrays, pulse
 from ...training.architecture import Architecture, unresettable
 from ...training.loop import Forward, Objective, Training, cross_entropy
 from ...training.networks import Mlp, ResidualCnn, TokenGru
@@ -78,10 +78,10 @@ class Extraction(Attack):
         None, min_length=1, description="queries of the attacker who sees labels only; default: the largest budget"
     )
     training: Training = Field(
-        Training(epochs=10, batch_size=16, learning_rate=5e-3),
+        Training(epochs=8, batch_size=16, learning_rate=5e-3),
         description="of a copy, in passes over its queries; as many again while its answers to held-out ones improve",
     )
-    least_steps: int = Field(120, ge=0, description="a copy from few queries gets more passes, to take so many steps")
+    least_steps: int = Field(100, ge=0, description="a copy from few queries gets more passes, to take so many steps")
     most_rounds: PositiveInt = Field(3, description="how often a copy is trained for so long, at most")
     temperature: PositiveFloat = Field(
         3.0, description="scores are compared after dividing logits by it: small probabilities tell a lot"
@@ -149,6 +149,7 @@ class Extraction(Attack):
                 return Lesson(queried, softened, match_scores(told, self.temperature), self.temperature)
             return Lesson(queried, F.one_hot(queried.y, told.shape[1]).float(), cross_entropy(self.training))
 
+        total = 1 + sum(len(self.budgets_of(answers)) for answers in self.answers)
         copies: dict[str, nn.Module] = {}
         spent: dict[str, int] = {}
         chosen: list[str] = []
@@ -157,6 +158,7 @@ class Extraction(Attack):
             budgets = self.budgets_of(answers)
             for budget in budgets:
                 name = f"{answers}/{budget}"
+                pulse("copy", len(copies), total)
                 rival = fresh(builtin, name, "built-in") if known and budget == budgets[-1] else None
                 train = partial(self._copy, before, rival, lesson(answers, budget), derive(seed, "train", name))
                 kept = kept_at_cost(f"copy/{name}", ledger, train)
@@ -164,6 +166,7 @@ class Extraction(Attack):
                     chosen.append(name)
                 copies[name] = with_state(rival if name in chosen and rival is not None else before, kept, "copy")
                 before, spent[name] = with_state(before, kept, "before"), budget
+        pulse("copy", total - 1, total)
         owned = Records(x, choose_labels(case.attacker, most, seed=seed)).take(
             torch.arange(min(most, len(case.attacker)))
         )
@@ -173,6 +176,7 @@ class Extraction(Attack):
         train = partial(self._copy, start, None, truth, derive(seed, "train", UNQUERIED))
         copies[UNQUERIED] = with_state(start, kept_at_cost(f"copy/{UNQUERIED}", ledger, train), "copy")
         spent[UNQUERIED] = 0
+        pulse("copy", total, total)
 
         held = structure.held_in(tuple(x.shape[1:]))
         arrays, judging = self._judge(replace(case, bounds=replace(case.bounds, held=held)), copies, ledger, seed=seed)
