@@ -161,10 +161,17 @@ def tpr_change(
 def _resampled_tpr(members: Vector, others: Vector, member_weight: Vector, other_weight: Vector, fpr: float) -> Vector:
     """`roc.tpr_at_fpr` of each resample, float64 [resamples]; the weights say how often each record was drawn."""
     by_rank = np.argsort(-others, kind="stable")
-    falling = others[by_rank]
-    reached = np.cumsum(other_weight[:, by_rank], axis=1)
-    reached = reached[:, np.searchsorted(-falling, -falling, side="right") - 1]  # ties are reached together
-    within = np.where(reached <= allowed(fpr, len(others)), reached, 0).max(1)
+    falling, most = others[by_rank], allowed(fpr, len(others))
+    last = np.searchsorted(-falling, -falling, side="right") - 1  # ties are reached together
+    top = 2 * most + 64  # ranks looked at: until every resample has reached more than it may
+    while True:
+        top = int(last[min(top, len(others)) - 1]) + 1
+        reached = np.cumsum(other_weight[:, by_rank[:top]], axis=1)
+        if top == len(others) or (reached[:, -1] > most).all():
+            break
+        top *= 2
+    reached = reached[:, last[:top]]
+    within = np.where(reached <= most, reached, 0).max(1)
     # the first drawn score at which `within` non-members are reached; above the highest drawn one if that is none
     highest_drawn = falling[np.minimum((reached == 0).sum(1), len(others) - 1)]
     threshold = np.where(
@@ -174,7 +181,7 @@ def _resampled_tpr(members: Vector, others: Vector, member_weight: Vector, other
     )
     order = np.argsort(-members, kind="stable")
     above = np.searchsorted(-members[order], -threshold, side="right")
-    drawn = np.cumsum(member_weight[:, order], axis=1)
+    drawn = np.cumsum(member_weight[:, order[: max(1, int(above.max()))]], axis=1)
     hits = np.where(above > 0, drawn[np.arange(len(drawn)), np.maximum(above - 1, 0)], 0)
     return np.asarray(hits / len(members))
 
@@ -200,9 +207,13 @@ def _quantile(distribution: Distribution, probability: float) -> float:
 
 
 def _resample(rng: np.random.Generator, n: int, resamples: int) -> Vector:
-    """How often each of n records is drawn in each of the bootstrap's resamples, int64 [resamples, n]."""
-    draws = rng.integers(0, n, size=(resamples, n)) + n * np.arange(resamples)[:, None]
-    return np.bincount(draws.ravel(), minlength=n * resamples).reshape(resamples, n)
+    """How often each of n records is drawn in each of the bootstrap's resamples, int32 [resamples, n]."""
+    weights = np.empty((resamples, n), dtype=np.int32)
+    for first in range(0, resamples, 50):  # a few at a time, or the draws take ten times the memory of the counts
+        part = weights[first : first + 50]
+        draws = rng.integers(0, n, size=part.shape) + n * np.arange(len(part))[:, None]
+        part[:] = np.bincount(draws.ravel(), minlength=part.size).reshape(part.shape)
+    return weights
 
 
 def _placements(scores: Vector, is_member: Vector) -> tuple[Vector, Vector]:
