@@ -99,7 +99,7 @@ def test_a_policy_may_limit_it_where_accuracy_hides_the_loss() -> None:
     audit = uneven_audit()
     change = rejudge(audit, Policy(name="mine", changes={"balanced_accuracy": -0.05}))
     assert change.verdict == "fail"
-    assert "balanced accuracy is" in change.deciding[0]
+    assert all("balanced accuracy is" in gate.sentence for gate in change.policy)
     assert {gate.rule for gate in change.policy} == {"balanced_accuracy"}
     floor = rejudge(audit, Policy(name="mine", absolutes={"balanced_accuracy": 0.5}))
     assert {gate.verdict for gate in floor.policy} == {"pass"}
