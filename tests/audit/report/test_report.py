@@ -7,8 +7,8 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import judged_rows
 import pytest
-from judged_rows import audit_of, candidate, finding
 from synthetic_audit import HOSTILE, SCRIPT, synthetic_audit
 
 from crushproof.attacks.access import Flag
@@ -322,8 +322,12 @@ def test_a_result_shows_its_table_and_verdict_and_no_markup_of_others() -> None:
 
 def test_the_report_names_what_was_left_out() -> None:
     policy = fitted(DEFAULT, [limit.model_copy(update={"left_out": NO_DENSE}) for limit in DEFAULT.limits])
-    alone = candidate("a").model_copy(update={"parent": None, "quality_change": None})
-    page = to_html(audit_of([alone], [finding("a", "robust_accuracy", changes=[])], policy, {"policy": None}))
+    alone = judged_rows.candidate("a").model_copy(update={"parent": None, "quality_change": None})
+    page = to_html(
+        judged_rows.audit_of(
+            [alone], [judged_rows.finding("a", "robust_accuracy", changes=[])], policy, {"policy": None}
+        )
+    )
     assert "policy “release, without changes: no dense model”" in page
     assert page.count("not judged: no dense model") == 4  # accuracy is, and error would be of another sort of model
     assert "Nothing could be judged" in page
