@@ -30,7 +30,7 @@ def examine(folder: Path) -> Iterator[Check]:
     yield from _packages()
     yield _device()
     yield from _runtimes()
-    yield from _brought()
+    yield from brought()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     yield Check("ok", "cores", f"{cores} usable: as many workers by default")
     yield _memory()
@@ -86,7 +86,7 @@ def _runtimes() -> Iterator[Check]:
             yield Check("ok", kind, found or "there")
 
 
-def _brought() -> Iterator[Check]:
+def brought() -> Iterator[Check]:
     """What other packages bring. Whatever is wrong with it is left out, so that no audit without it fails."""
     from ..attacks.attack import ATTACKS
     from ..compression.recipe import RECIPES

@@ -17,7 +17,7 @@ from crushproof.attacks.evasion.evasion import Evasion
 from crushproof.attacks.evasion.gradient.pgd import Pgd
 from crushproof.attacks.evasion.preparations import CraftedOnParent
 from crushproof.audit.catalogue import catalogue
-from crushproof.audit.doctor import examine
+from crushproof.audit.doctor import brought, examine
 from crushproof.audit.engine.driver import run
 from crushproof.audit.engine.schedule import Outcome
 from crushproof.audit.engine.store import Store
@@ -403,7 +403,7 @@ def test_a_faulty_plugin_is_named_and_left_out(plugin: Write, tmp_path: Path, li
     registry = RECIPES if "recipes" in line else RUNTIMES if "runtimes" in line else ATTACKS
     known = set(registry.kinds())
     assert known <= {"evasion", "membership", "extraction", "openvino", "tensorrt"} | {*RECIPES.kinds()} - {"same"}
-    noted = [check for check in examine(tmp_path) if check.what == "probe"]
+    noted = [check for check in brought() if check.what == "probe"]  # doctor's rows of plug-ins
     assert [check.state for check in noted] == ["note"]
     assert re.search(words, noted[0].words), noted[0].words
     listed = [entry.summary for entry in catalogue("plug-in")]
@@ -418,9 +418,9 @@ def test_a_faulty_plugin_is_named_and_left_out(plugin: Write, tmp_path: Path, li
 
 
 def test_what_is_sound_is_listed_as_a_plugin(plugin: Write, tmp_path: Path) -> None:
-    brought = {entry.kind: entry.summary for entry in catalogue("plug-in")}
-    assert brought.keys() == {"candidate", "probing", "same", "echo"}
-    assert brought["probing"] == "plug:Part of the package plug, a technique of the sort perturber."
+    listed = {entry.kind: entry.summary for entry in catalogue("plug-in")}
+    assert listed.keys() == {"candidate", "probing", "same", "echo"}
+    assert listed["probing"] == "plug:Part of the package plug, a technique of the sort perturber."
     words = {check.what: check.words for check in examine(tmp_path) if check.state == "ok"}
     assert words["c"] == "plug-in: recipe same, plug:Same of plug (crushproof.recipes)"
 

@@ -7,6 +7,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import judged_rows
 import pytest
 from synthetic_audit import HOSTILE, SCRIPT, synthetic_audit
 
@@ -19,6 +20,7 @@ from crushproof.audit.report.terminal import print_audit
 from crushproof.audit.result import AuditResult
 from crushproof.audit.schema import wording
 from crushproof.audit.schema.rows import Audit, Environment, Estimate, Point
+from crushproof.audit.verdict.fitting import DEFAULT, NO_DENSE, fitted
 
 
 class Page(HTMLParser):
@@ -316,3 +318,17 @@ def test_a_result_shows_its_table_and_verdict_and_no_markup_of_others() -> None:
     assert "&lt;script&gt;" in html
     assert "&lt;b&gt;&amp;amp;" in html
     assert html.count("<tr>") == 1 + len(hostile.candidates)
+
+
+def test_the_report_names_what_was_left_out() -> None:
+    policy = fitted(DEFAULT, [limit.model_copy(update={"left_out": NO_DENSE}) for limit in DEFAULT.limits])
+    alone = judged_rows.candidate("a").model_copy(update={"parent": None, "quality_change": None})
+    page = to_html(
+        judged_rows.audit_of(
+            [alone], [judged_rows.finding("a", "robust_accuracy", changes=[])], policy, {"policy": None}
+        )
+    )
+    assert "policy “release, without changes: no dense model”" in page
+    assert page.count("not judged: no dense model") == 4  # accuracy is, and error would be of another sort of model
+    assert "Nothing could be judged" in page
+    assert "1 candidate up for release: 1 not judged." in page

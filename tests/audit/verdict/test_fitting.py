@@ -18,7 +18,6 @@ from crushproof.attacks.evasion.evasion import Evasion
 from crushproof.attacks.extraction.extraction import Extraction
 from crushproof.attacks.membership.membership import Membership
 from crushproof.attacks.preparation import Scope
-from crushproof.audit.report.html import to_html
 from crushproof.audit.schema.rows import Audit
 from crushproof.audit.verdict.fitting import nothing_to_judge, policy_for
 from crushproof.audit.verdict.judging import apply_policy, check_verdicts, rejudge
@@ -262,13 +261,3 @@ def test_a_finished_audit_agrees_with_itself_and_cannot_drop_a_limit(tmp_path: P
     ):
         with pytest.raises(InputError, match="contradicts itself"):
             check_verdicts(changed, tmp_path)
-
-
-def test_the_report_names_what_was_left_out(tmp_path: Path) -> None:
-    fitted, _ = fit(None, scope_of(dense=False), Evasion())
-    alone = candidate("a").model_copy(update={"parent": None, "quality_change": None})
-    page = to_html(audit_of([alone], [finding("a", "robust_accuracy", changes=[])], fitted, {"policy": None}))
-    assert "policy “release, without changes: no dense model”" in page
-    assert page.count("not judged: no dense model") == 4  # accuracy is, and error would be of another sort of model
-    assert "Nothing could be judged" in page
-    assert "1 candidate up for release: 1 not judged." in page
