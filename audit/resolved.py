@@ -29,7 +29,7 @@ from .suite.suite import Suite
 from .writing import write
 
 FILE = "resolved-plan.yaml"
-ENOUGH = ShadowPlan(training_free=16, trained=16)  # with fewer a figure of membership carries a flag
+ENOUGH = ShadowPlan(training_free=16, trained=16)  # with fewer what rests on them carries a flag
 LEAST = ShadowPlan(training_free=8, trained=4)
 SPARE = 0.85  # of a budget is given away: a forecast errs
 

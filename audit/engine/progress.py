@@ -134,7 +134,7 @@ class Standing:
         return done / max(sum(cell.weight for cell in self.todo.values()), 1e-9)
 
     def under_way(self) -> str:
-        """`training shadow model 3 (12 s), evasion on int8 (41 s: epsilon 2 of 4)`."""
+        """`training shadow model 3 (12 s), attacking int8 (41 s: epsilon 2 of 4)`."""
         now, parts = self._clock(), []
         for name, begun in list(self._running.items())[:SHOWN]:
             said = "starting" if begun.step is None else begun.step.words
