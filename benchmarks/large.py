@@ -28,7 +28,7 @@ PLAN = """
 name: large
 data: {kind: npz, path: data.npz, bounds: [0, 1]}
 model: {architecture: "large:mobile_net", weights: weights.safetensors}
-candidates: {int8-weights: {kind: quantize, weight_bits: 8}}
+candidates: {int8-weights: {kind: quantize, weight_bits: 8, calibration_inputs: noise}}
 attacks:
   - kind: evasion
     epsilons: [0.001, 0.002]

@@ -82,7 +82,7 @@ class Extraction(Attack):
         description="of a copy, a round of passes over its queries; that from the most scores takes several while its "
         "answers to held-out ones improve",
     )
-    least_steps: int = Field(100, ge=0, description="a copy from few queries gets more passes, to take so many steps")
+    least_steps: int = Field(200, ge=0, description="a copy from few queries gets more passes, to take so many steps")
     most_rounds: PositiveInt = Field(3, description="of the copy from the most scores, at most")
     temperature: PositiveFloat = Field(
         3.0, description="scores are compared after dividing logits by it: small probabilities tell a lot"
