@@ -28,7 +28,7 @@ PLAN = """
 name: large
 data: {kind: npz, path: data.npz, bounds: [0, 1]}
 model: {architecture: "large:mobile_net", weights: weights.safetensors}
-candidates: {int8-weights: {kind: quantize, weight_bits: 8}}
+candidates: {int8-weights: {kind: quantize, weight_bits: 8, calibration_inputs: noise}}
 attacks:
   - kind: evasion
     epsilons: [0.001, 0.002]
@@ -176,7 +176,8 @@ def main() -> None:
         with torch.no_grad():
             y = torch.cat([net(batch).argmax(1) for batch in x.split(20)])
         save_file(net.state_dict(), folder / "weights.safetensors")
-        np.savez(folder / "data.npz", x_test=x.numpy(), y_test=y.numpy())
+        names = np.array([f"class {label}" for label in range(CLASSES)])
+        np.savez(folder / "data.npz", x_test=x.numpy(), y_test=y.numpy(), class_names=names)
         killed, resumed = run(folder, "killed", kill_after="pgd/"), run(folder, "resumed")
     assert killed.code == -signal.SIGKILL, killed.output
     assert resumed.code in (0, 1, 3), resumed.output

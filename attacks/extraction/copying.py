@@ -71,6 +71,10 @@ class Lesson:
         mean = (self.answers[learnt].double().sum(0) + 1 / classes) / (len(learnt) + 1)
         return self.loss((self.temperature * mean.log()).expand(len(asked), -1), asked)
 
+    def commonest(self, asked: Tensor) -> float:
+        """The share of `asked` that have the commonest label."""
+        return float(torch.bincount(self.records.y[asked]).max()) / len(asked)
+
 
 @dataclass(frozen=True)
 class Tutor:
@@ -91,9 +95,9 @@ class Tutor:
 
         They end where a round lowers the held-out loss by less than a tenth, or 95 % of the held-out labels are right.
 
-        A first round that leaves that loss no lower than one and the same answer to everything would (it diverged, or
-        has not begun to learn) is repeated from the start at a quarter of the learning rate, twice at most. The last,
-        short round takes the held-out queries, too. Fewer than 15 queries are all learnt, in one round.
+        A first round after which neither that loss nor the labels are better than one and the same answer to everything
+        (it diverged, or has not begun to learn) is repeated from the start at a quarter of the learning rate, twice at
+        most. The last, short round takes the held-out queries, too. Fewer than 15 queries are all learnt, in one round.
         """
         index = torch.arange(len(lesson.records))
         if len(index) < 3 * HELD_OUT:
@@ -102,16 +106,16 @@ class Tutor:
         held = index % HELD_OUT == HELD_OUT - 1
         learnt, asked = index[~held], index[held]
         training = at_least(self.training, self.least_steps, len(learnt))
-        rate, best, module = training.learning_rate, math.inf, start
+        rate, best, module, agreement = training.learning_rate, math.inf, start, 0.0
         for slowdown in range(MOST_SLOWDOWNS + 1):
             rate = training.learning_rate / SLOWER**slowdown
             tried = self._round(start, lesson, learnt, at_rate(training, rate), derive(seed, "round", 0))
             loss = self._loss(tried, lesson, asked)
             if loss < best:
                 best, module = loss, tried
-            if loss < lesson.always_the_same(learnt, asked):
+            agreement = _agreement(module, lesson, asked)
+            if loss < lesson.always_the_same(learnt, asked) or agreement > lesson.commonest(asked):
                 break
-        agreement = _agreement(module, lesson, asked)
         for number in range(1, self.rounds):
             if agreement >= ALIKE:
                 break

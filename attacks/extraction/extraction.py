@@ -79,10 +79,11 @@ class Extraction(Attack):
     )
     training: Training = Field(
         Training(epochs=8, batch_size=16, learning_rate=5e-3),
-        description="of a copy, in passes over its queries; as many again while its answers to held-out ones improve",
+        description="of a copy, a round of passes over its queries; that from the most scores takes several while its "
+        "answers to held-out ones improve",
     )
-    least_steps: int = Field(100, ge=0, description="a copy from few queries gets more passes, to take so many steps")
-    most_rounds: PositiveInt = Field(3, description="how often a copy is trained for so long, at most")
+    least_steps: int = Field(200, ge=0, description="a copy from few queries gets more passes, to take so many steps")
+    most_rounds: PositiveInt = Field(3, description="of the copy from the most scores, at most")
     temperature: PositiveFloat = Field(
         3.0, description="scores are compared after dividing logits by it: small probabilities tell a lot"
     )
@@ -105,12 +106,12 @@ class Extraction(Attack):
 
     @property
     def effort(self) -> Effort:
-        """Two rounds for each copy, and as many again of the last one; judging is little beside them."""
+        """A round for each copy, two more of the largest and one for another architecture, and the crafted inputs."""
         sizes = [budget for answers in self.answers for budget in self.budgets_of(answers)]
         crafted = len(self.answers) * self.transfer_records * (1 + self.transfer_steps)
         batch, passes = self.training.batch_size, 0
-        for size in (*sizes, max(sizes), max(sizes)):
-            passes += 2 * max(self.training.epochs * size, self.least_steps * min(batch, size))
+        for size in (*sizes, *[max(sizes)] * 3):
+            passes += max(self.training.epochs * size, self.least_steps * min(batch, size))
         return Effort(answers=max(sizes) + 2 * self.transfer_records, gradients=passes + crafted)
 
     def measure(self, results: Results) -> list[Measurement]:
@@ -159,8 +160,11 @@ class Extraction(Attack):
             for budget in budgets:
                 name = f"{answers}/{budget}"
                 pulse("copy", len(copies), total)
-                rival = fresh(builtin, name, "built-in") if known and budget == budgets[-1] else None
-                train = partial(self._copy, before, rival, lesson(answers, budget), derive(seed, "train", name))
+                # labels alone say too little of how well a copy does, and smaller copies are gone on from
+                whole = answers == "scores" and budget == budgets[-1]
+                rival = fresh(builtin, name, "built-in") if known and whole else None
+                rounds = self.most_rounds if whole else 1
+                train = partial(self._copy, before, rival, lesson(answers, budget), rounds, derive(seed, "train", name))
                 kept = kept_at_cost(f"copy/{name}", ledger, train)
                 if bool(kept["built-in"].item()):
                     chosen.append(name)
@@ -173,7 +177,7 @@ class Extraction(Attack):
         owned = owned.to(device)
         truth = Lesson(owned, F.one_hot(owned.y, logits.shape[1]).float(), cross_entropy(self.training))
         start = fresh(architecture, UNQUERIED)
-        train = partial(self._copy, start, None, truth, derive(seed, "train", UNQUERIED))
+        train = partial(self._copy, start, None, truth, 1, derive(seed, "train", UNQUERIED))
         copies[UNQUERIED] = with_state(start, kept_at_cost(f"copy/{UNQUERIED}", ledger, train), "copy")
         spent[UNQUERIED] = 0
         pulse("copy", total, total)
@@ -198,9 +202,11 @@ class Extraction(Attack):
         }
         return Evidence(arrays, summary, ledger=ledger)
 
-    def _copy(self, start: nn.Module, rival: nn.Module | None, lesson: Lesson, seed: int, ledger: Ledger) -> Arrays:
+    def _copy(
+        self, start: nn.Module, rival: nn.Module | None, lesson: Lesson, rounds: int, seed: int, ledger: Ledger
+    ) -> Arrays:
         """The weights of a copy (`copy/...`), of what the next one goes on from, and whether the rival was better."""
-        tutor = Tutor(self.training, self.least_steps, self.most_rounds, ledger)
+        tutor = Tutor(self.training, self.least_steps, rounds, ledger)
         own = tutor.copy(start, lesson, seed)
         best = own if rival is None else tutor.better(own, rival, lesson, seed)
         arrays = {"built-in": np.array([best is not own])}
