@@ -26,13 +26,13 @@ class Forecast:
     each: float
 
     def sentence(self, workers: int) -> str:
-        """`about 6 min on 2 cores (at most 9 min): 112 trainings of 22 s`."""
+        """`about 6 min on 2 cores (at most 9 min), 112 trainings of 22 s included`."""
         cores = "1 core" if workers == 1 else f"{workers} cores"
         told = f"about {duration(self.likely)} on {cores}"
         if self.most > 1.2 * self.likely:
             told += f" (at most {duration(self.most)}, if every attack needs all its records)"
         if self.trainings >= 1:
-            told += f": {self.trainings:.0f} trainings of {duration(self.each)} among it"
+            told += f", {self.trainings:.0f} trainings of {duration(self.each)} included"
         return told
 
 

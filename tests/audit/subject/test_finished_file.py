@@ -121,7 +121,7 @@ def test_one_line_on_a_file_alone(folder: Path, tmp_path: Path, parsed: list[byt
         "--artifact", folder / "int8.onnx", "--data", folder / "test.npz", "--bounds", "0", "255", folder=tmp_path
     )
     assert code == 3  # nothing to compare with, and the built-in policy limits changes only
-    assert said.index("Nothing can be judged") < said.index("cells to compute")
+    assert said.index("Nothing can be judged") < said.index("steps to compute")
     assert "--dense model.onnx" in said
     candidate = row(found, "int8")
     assert found is not None

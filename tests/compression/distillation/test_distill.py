@@ -116,7 +116,8 @@ def test_hints_lead_the_features_to_the_teachers(dense: nn.Module, digits: Data)
     def features(module: nn.Module) -> np.ndarray:
         found: list[Tensor] = []
         handle = module.get_submodule("head").register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
-        TorchTarget(module).logits(x[:512])
+        with torch.no_grad():
+            module.eval()(x[:512])
         handle.remove()
         return np.c_[found[0].double().numpy(), np.ones(len(found[0]))]
 
