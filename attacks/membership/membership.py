@@ -43,8 +43,10 @@ class Membership(Attack):
     `pseudo_targets`: by name
     `targets`, `tpr_mean`, `tpr_sd`, `auc_mean`, `auc_sd` over the shadows of the own kind, each attacked in turn
     without itself and its complement ("leave pair out"). These measure the training procedure, not the audited model;
-    a headline is the best of them, so the audited model has no say in it. TPR is None below 100 non-members;
-    all are empty below 4 own shadows.
+    a headline is the best of them, so the audited model has no say in it. `untrained_auc` and `untrained_tpr` are those
+    of the audited model's members against its non-members where the shadow was trained on neither: .5 and .01 unless
+    the two sorts of records differ in what the attack sees. TPR is None below 100 non-members; all are empty below 4
+    own shadows.
     """
 
     kind: Literal["membership"] = "membership"
@@ -129,7 +131,7 @@ class Membership(Attack):
             flags.append(Flag.NO_SHADOWS.value)
         else:
             found = {name: score[0] for name, score in score_all(phi[None], kinds).items()}
-            figures = self.pseudo_targets(kinds)
+            figures = self.pseudo_targets(kinds, population.is_member)
             few = len(population.own.phi) < ENOUGH_SHADOWS
             headline, headline_auc = choose(figures, "tpr_mean", few=few), choose(figures, "auc_mean", few=few)
             if few:
@@ -160,7 +162,9 @@ class Membership(Attack):
             ledger=ledger,
         )
 
-    def pseudo_targets(self, kinds: dict[str, ShadowSignals]) -> dict[str, dict[str, float | int | None]]:
+    def pseudo_targets(
+        self, kinds: dict[str, ShadowSignals], is_member: Bools
+    ) -> dict[str, dict[str, float | int | None]]:
         """Mean and standard deviation of TPR and AUC over own shadows as targets, by name; see the class."""
         own = kinds["own"]
         if len(own.phi) < 4:
@@ -170,7 +174,10 @@ class Membership(Attack):
         figures: dict[str, dict[str, float | int | None]] = {}
         for name, score in score_all(own.phi, kinds, keep).items():
             aucs = np.array([placements(row, inside)[0].mean() for row, inside in zip(score, own.inside, strict=True)])
-            tpr_mean = tpr_sd = None
+            outside = [(row[~inside], is_member[~inside]) for row, inside in zip(score, own.inside, strict=True)]
+            tpr_mean = tpr_sd = untrained_tpr = None
+            if self._tells_tpr(min(int((~sort).sum()) for _, sort in outside)):
+                untrained_tpr = float(np.mean([tpr_at_fpr(row, sort, FPR) for row, sort in outside]))
             if self._tells_tpr(int((~own.inside).sum(1).min())):
                 tprs = [tpr_at_fpr(row, inside, FPR) for row, inside in zip(score, own.inside, strict=True)]
                 tpr_mean, tpr_sd = float(np.mean(tprs)), float(np.std(tprs, ddof=1))
@@ -180,6 +187,8 @@ class Membership(Attack):
                 "tpr_sd": tpr_sd,
                 "auc_mean": float(aucs.mean()),
                 "auc_sd": float(aucs.std(ddof=1)),
+                "untrained_auc": float(np.mean([placements(row, sort)[0].mean() for row, sort in outside])),
+                "untrained_tpr": untrained_tpr,
             }
         return figures
 

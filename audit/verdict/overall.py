@@ -58,7 +58,7 @@ def overall(
     else:
         sentences = [f"{'; '.join(told)}.", *sentences]
     if terms and passed:
-        sentences.append(f"What may ship {'has' if terms.startswith('against') else 'comes'} {terms}.")
+        sentences.append(f"What may ship: {terms}.")
     return "fail" if failed else "inconclusive", sentences
 
 

@@ -409,7 +409,7 @@ def test_flags_and_headline_follow_the_shadows_not_the_target(plan: PopulationPl
 
 def test_dense_digits_mlp_leaks(plan: PopulationPlan, signals: ShadowSignals) -> None:
     """TPR at 1 % FPR, mean over 64 leave-pair-out targets, at least 4.5 %; and own shadows of few beat LOSS."""
-    figures = Membership().pseudo_targets({"own": signals})
+    figures = Membership().pseudo_targets({"own": signals}, plan.is_member)
     best = max(figures.values(), key=lambda row: row["tpr_mean"])
     assert best["targets"] == 64
     assert best["tpr_mean"] >= 0.045, figures
@@ -450,3 +450,17 @@ def test_twenty_nulls_end_to_end(plan: PopulationPlan, signals: ShadowSignals, d
         area, rate = auc(score, is_member), tpr_at_fpr(score, is_member)
         covered += [area.low <= 0.5 <= area.high, rate.low <= 0.01 <= rate.high]
     assert (covered >= 17).all(), covered
+
+
+@pytest.mark.parametrize("apart", [0.0, 1.0])
+def test_a_difference_between_the_sets_shows_where_nothing_was_trained(apart: float) -> None:
+    """Members are easier records than non-members for every model, trained or not: LOSS sees that, LiRA does not."""
+    stream = np.random.default_rng(0)
+    is_member = np.arange(1200) < 600
+    inside = masks(1200, 16, seed=0)
+    phi = stream.normal(size=(16, 1200)) + 0.5 * inside + apart * is_member
+    figures = Membership().pseudo_targets({"own": ShadowSignals(inside, phi.astype(np.float32))}, is_member)
+    seen = {name: figures[name]["untrained_auc"] for name in ("loss", "lira/own")}
+    assert seen["lira/own"] == pytest.approx(0.5, abs=0.015)
+    assert seen["loss"] == pytest.approx(float(stats.norm.cdf(apart / 2**0.5)), abs=0.03)
+    assert (figures["loss"]["untrained_tpr"] > 0.03) == (apart > 0)

@@ -31,7 +31,7 @@ def test_who_may_ship_and_who_may_not() -> None:
         "int8 and int4 may ship; prune80 may not: robust accuracy is 50.0 % [46.0, 54.0], 30.0 points below its "
         "parent's [-31.0, -29.0]; the policy allows at most 5.0 points less."
     )
-    assert told[1:] == [f"What may ship has {TERMS}."]
+    assert told[1:] == [f"What may ship: {TERMS}."]
     assert plain(release(a=0.0, b=0.0))[0].startswith(f"a and b may ship: {TERMS}. Nearest to its limit: a: accuracy")
     assert plain(release(a=-0.3))[0].startswith("a may not ship: robust accuracy is")
     assert plain(release(a=0.0, b=-0.05))[0].startswith("a may ship; b is undecided: robust accuracy is")
