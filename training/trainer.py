@@ -57,8 +57,9 @@ class UserTrainer(Trainer):
     """The user's own training function.
 
     Args:
-        function: `function(module, x, y, seed) -> module`; trains the fresh `module` on x float32 [n, *shape] and
-            y int64 [n] and returns it. It runs with torch's global generator seeded.
+        function: `function(module, x, y, seed) -> module`; trains the fresh `module`, in training mode as its
+            constructor leaves it, on x float32 [n, *shape] and y int64 [n] and returns it. It runs with torch's global
+            generator seeded.
         identity: the function's name, "@" and a digest of its code.
     """
 
@@ -78,7 +79,7 @@ class UserTrainer(Trainer):
             with global_seed(seed, "user training"):
                 fresh = job.architecture.fresh(seed)
                 wanted, logits_only = _shapes(fresh), answers_with_logits(fresh)
-                trained, _ = plain(self._call(as_written(fresh).to(job.device), own, seed))
+                trained, _ = plain(self._call(as_written(fresh).to(job.device).train(), own, seed))
                 answer_with_logits(trained, logits_only)
                 self._check_same(wanted, _shapes(trained))
                 models.append(trained.to(job.device).eval())

@@ -240,3 +240,24 @@ def test_attention_starts_as_its_constructor_makes_it() -> None:
     assert not any((parameter == 7).any() for parameter in fresh.parameters())
     assert not fresh.out_proj.bias.any()
     assert trained.in_proj_weight.eq(7).all()
+
+
+def test_an_own_training_gets_the_model_as_its_constructor_leaves_it(tmp_path: Path) -> None:
+    """In training mode: else batch norm learns nothing of its records, and shadows are no models like the audited one."""
+    (tmp_path / "normed.py").write_text(
+        "from torch import nn\n"
+        "def build():\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10))\n"
+        "def train(module, x, y, seed):\n"
+        "    module(x)\n"
+        "    return module\n"
+    )
+    model = {"architecture": "normed:build", "training_function": "normed:train"}
+    plan = Plan.model_validate({"data": {"kind": "digits"}, "model": model, "candidates": {"a": "int8"}})
+    subject = resolve(plan, tmp_path)
+    assert subject.model is not None
+    assert subject.data.members is not None
+    job = TrainingJob.of_one(subject.model.architecture, subject.data.members, 0, torch.device("cpu"))
+    [trained] = subject.model.trainer.fit(job)
+    assert int(trained.state_dict()["2.num_batches_tracked"]) == 1
+    assert not trained.training
