@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
-ENGINE_VERSION = "3"  # raise it when the same cell would compute something else: stored results are then not reused
+ENGINE_VERSION = "4"  # raise it when the same cell would compute something else: stored results are then not reused
 DOCUMENT, ARRAYS, FILES, MANIFEST = "document.json", "arrays.safetensors", "files", "manifest.json"
 
 

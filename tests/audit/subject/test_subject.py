@@ -243,7 +243,7 @@ def test_attention_starts_as_its_constructor_makes_it() -> None:
 
 
 def test_an_own_training_gets_the_model_as_its_constructor_leaves_it(tmp_path: Path) -> None:
-    """In training mode: else batch norm learns nothing of its records, and shadows are no models like the audited one."""
+    """In training mode: else batch norm learns nothing, and shadows are no models like the audited one."""
     (tmp_path / "normed.py").write_text(
         "from torch import nn\n"
         "def build():\n"
