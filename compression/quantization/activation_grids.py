@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from ...targets.data.records import Bounds
-from ...targets.model import BATCH, device_of
+from ...targets.model import device_of, records_at_once
 from ..layers.edit import rebuildable
 from .quantized_layer import QuantizedLayer, input_grid, round_to_grid
 
@@ -163,8 +163,8 @@ def quantize_additions(module: nn.Module, inputs: Tensor, bounds: Bounds) -> nn.
         A `RoundedActivations` around `module`; `module` itself where there is nothing to round, where the number of
         calls varies between batches, or where additions change a tensor in place that is read elsewhere.
     """
+    parts = [*torch.split(inputs, records_at_once(inputs, module)), inputs[:1]]
     watch = _Watch(module, bounds)
-    parts = [*torch.split(inputs, BATCH), inputs[:1]]
     try:
         signatures = {watch.run(part) for part in parts}
     finally:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...targets.data.records import Bounds, Records
 from ...targets.errors import NotApplicable
-from ...targets.model import BATCH
+from ...targets.model import records_at_once
 from ...targets.steps import pulse
 from ..layers.edit import replace_layers
 from ..recipe import RECIPES, Promise, Recipe
@@ -116,10 +116,11 @@ def sensitivities(
         formats: one per width.
     """
     root = nn.ModuleList([module])  # so that a lone layer can be exchanged as well
+    size = records_at_once(x, module)
 
     @torch.no_grad()
     def predictions() -> Tensor:
-        outputs = torch.cat([root[0](batch).double() for batch in x.split(BATCH)])
+        outputs = torch.cat([root[0](batch).double() for batch in x.split(size)])
         return outputs if values else outputs.log_softmax(1)
 
     plain = predictions()
