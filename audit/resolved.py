@@ -71,7 +71,8 @@ def resolve_plan(suite: Suite, store: Store, *, workers: int, started: float, pr
     if not isinstance(plan.data, MemoryData):
         write(store.folder / FILE, resolved_text(settled))
     expected = forecast(suite, _stored(suite, store), workers)
-    progress.note(f"forecast: {expected.sentence(workers)}.{_cheaper(suite, expected, workers)}")
+    if expected.most:
+        progress.note(f"forecast: {expected.sentence(workers)}.{_cheaper(suite, expected, workers)}")
     return suite
 
 
@@ -145,10 +146,7 @@ def _smaller(suite: Suite, least: ShadowPlan) -> Plan | None:
     """
     options: list[tuple[float, Plan]] = []
     plan, shadows = suite.plan, suite.plan.shadows
-    fewer = ShadowPlan(
-        training_free=min(shadows.training_free, max(shadows.training_free // 2, least.training_free)),
-        trained=min(shadows.trained, max(shadows.trained // 2, least.trained)),
-    )
+    fewer = _half(shadows, least)
     if fewer != shadows:
         cost = sum(suite.cell(name).weight for name in suite.shared_trainings())
         options.append((cost, plan.model_copy(update={"shadows": fewer})))
@@ -162,13 +160,18 @@ def _smaller(suite: Suite, least: ShadowPlan) -> Plan | None:
     return max(options, key=lambda option: option[0], default=(0.0, None))[1]
 
 
+def _half(shadows: ShadowPlan, least: ShadowPlan) -> ShadowPlan:
+    """Half as many shadows, where that leaves the least there are to be."""
+    return ShadowPlan(
+        training_free=min(shadows.training_free, max(shadows.training_free // 2, least.training_free)),
+        trained=min(shadows.trained, max(shadows.trained // 2, least.trained)),
+    )
+
+
 def _cheaper(suite: Suite, expected: Forecast, workers: int) -> str:
     """What half of the shadows would take, where that would save minutes."""
     shadows = suite.plan.shadows
-    half = ShadowPlan(
-        training_free=min(shadows.training_free, max(shadows.training_free // 2, ENOUGH.training_free)),
-        trained=min(shadows.trained, max(shadows.trained // 2, ENOUGH.trained)),
-    )
+    half = _half(shadows, ENOUGH)
     if expected.likely < 120 or half == shadows:
         return ""
     cells = {suite.cell(name).key: suite.cell(name).weight for name in suite.shared_trainings()}

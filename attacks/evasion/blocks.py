@@ -16,15 +16,15 @@ from ...targets.model import records_at_once
 from ...targets.steps import Arrays, kept, pulse
 from ..access import Ledger
 from ..case import Case
+from ..statistics.sequential import FIRST
 from .ball import Norm
 from .engine import Perturber, Search
 
-FIRST = 200  # records of the first block
 COPIES = 16  # of a record, that an attack holds at a time: its ball, best inputs, steps and gradients
 
 
 def blocks(count: int) -> list[tuple[int, int]]:
-    """[first, end) of the blocks that so many records are attacked in: to 200, then to twice as many each time.
+    """[first, end) of the blocks that so many records are attacked in: they end where `looks` are, so that none is cut.
 
     The boundaries do not depend on the count, but for the last one, which is the count itself: an attack on more
     records finds the blocks of an earlier one on fewer as they were kept, if that ended at a boundary.

@@ -16,7 +16,7 @@ from ..case import Case, Evidence
 from ..measurement import Measurement
 from ..preparation import Audited, Inputs, Need, Preparation, Prepared, Ran, Results, Scope
 from ..statistics.power import unseen_loss
-from ..statistics.sequential import looks
+from ..statistics.sequential import FIRST, looks
 from .ball import whole_range
 from .case import EvasionInputs, prepared_for
 from .categories import not_pixels, seen_unfit
@@ -27,8 +27,6 @@ from .measure import WITHOUT_DRAW, measure_evasion
 from .parameters import EvasionParameters
 from .preparations import CraftedOnParent, Radii, RadiusProbe, ReplayedBothWays, RoomToFall
 from .radius import choose
-
-LEAST_RECORDS = 200  # fewer decide nothing but the plainest case
 
 
 @ATTACKS.register
@@ -88,12 +86,12 @@ class Evasion(EvasionParameters):
         return tuple(Round(self.model_copy(update={"records": count}), count) for count in counts)
 
     def sharing(self) -> Self:
-        return self.model_copy(update={"records": "auto", "most_records": LEAST_RECORDS})
+        return self.model_copy(update={"records": "auto", "most_records": FIRST})
 
     def smaller(self) -> Self | None:
-        if self.records != "auto" or self.most_records <= LEAST_RECORDS:
+        if self.records != "auto" or self.most_records <= FIRST:
             return None
-        return self.model_copy(update={"most_records": max(LEAST_RECORDS, self.most_records // 2)})
+        return self.model_copy(update={"most_records": max(FIRST, self.most_records // 2)})
 
     def probes(self, scope: Scope) -> tuple[Preparation, ...]:
         return self.radii(scope).needs

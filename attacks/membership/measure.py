@@ -182,27 +182,24 @@ def _caveats(results: Results, evidence: Evidence) -> tuple[tuple[str, ...], lis
             f"a classifier that never saw the model tells the two sets apart (AUC {blind.estimate:.3f}, 99 % interval "
             f"[{blind.low:.3f}, {blind.high:.3f}])."
         )
-        untrained = _untrained(evidence.summary)
-        seen = untrained is None or max(abs(untrained[0] - 0.5), abs(untrained[1] - FPR)) > SEEN
-        if seen or untrained is None or blind.high > SMALL:
-            flags.add(Flag.DISTRIBUTION_SHIFT.value)
-            notes.append(f"Not attributable to membership: {told}")
-        else:
+        by_auc, by_tpr = (
+            evidence.summary["pseudo_targets"].get(evidence.summary[name], {}) for name in ("headline_auc", "headline")
+        )
+        auc, tpr = by_auc.get("untrained_auc"), by_tpr.get("untrained_tpr")
+        unseen = auc is not None and tpr is not None and max(abs(auc - 0.5), abs(tpr - FPR)) <= SEEN
+        if unseen and blind.high <= SMALL:
             notes.append(
                 f"Training and test records differ: {told} The attack does not see it: of the records that a shadow "
-                f"model was not trained on, those of the one set score as those of the other (AUC {untrained[0]:.3f}, "
-                f"{100 * untrained[1]:.1f} % at 1 %; means over the shadow models)."
+                f"model was not trained on, those of the one set score as those of the other (on {by_auc['targets']} "
+                f"shadow models AUC {auc:.3f}, sd {by_auc['untrained_auc_sd']:.3f}; {100 * tpr:.1f} %, sd "
+                f"{100 * by_tpr['untrained_tpr_sd']:.1f}, at 1 %)."
             )
+        else:
+            flags.add(Flag.DISTRIBUTION_SHIFT.value)
+            notes.append(f"Not attributable to membership: {told}")
     if model.void is not None:
         notes.append(model.void)
     return tuple(sorted(flags)), notes
-
-
-def _untrained(summary: dict[str, Any]) -> tuple[float, float] | None:
-    """AUC and TPR of the headlines where nothing can leak; None where there are no shadows to tell."""
-    by_tpr, by_auc = (summary["pseudo_targets"].get(summary[name], {}) for name in ("headline", "headline_auc"))
-    auc, tpr = by_auc.get("untrained_auc"), by_tpr.get("untrained_tpr")
-    return None if auc is None or tpr is None else (auc, tpr)
 
 
 def unseen_leaks(scope: Scope, half: int) -> list[str]:

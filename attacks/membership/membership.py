@@ -43,10 +43,10 @@ class Membership(Attack):
     `pseudo_targets`: by name
     `targets`, `tpr_mean`, `tpr_sd`, `auc_mean`, `auc_sd` over the shadows of the own kind, each attacked in turn
     without itself and its complement ("leave pair out"). These measure the training procedure, not the audited model;
-    a headline is the best of them, so the audited model has no say in it. `untrained_auc` and `untrained_tpr` are those
-    of the audited model's members against its non-members where the shadow was trained on neither: .5 and .01 unless
-    the two sorts of records differ in what the attack sees. TPR is None below 100 non-members; all are empty below 4
-    own shadows.
+    a headline is the best of them, so the audited model has no say in it. `untrained_auc` and `untrained_tpr`, each
+    with `_sd`: of the audited model's members against its non-members where the shadow was trained on neither; .5 and
+    .01 unless the two sorts of records differ in what the attack sees. TPR is None below 100 non-members; all are empty
+    below 4 own shadows.
     """
 
     kind: Literal["membership"] = "membership"
@@ -175,9 +175,11 @@ class Membership(Attack):
         for name, score in score_all(own.phi, kinds, keep).items():
             aucs = np.array([placements(row, inside)[0].mean() for row, inside in zip(score, own.inside, strict=True)])
             outside = [(row[~inside], is_member[~inside]) for row, inside in zip(score, own.inside, strict=True)]
-            tpr_mean = tpr_sd = untrained_tpr = None
+            untrained = np.array([placements(row, sort)[0].mean() for row, sort in outside])
+            tpr_mean = tpr_sd = untrained_tpr = untrained_tpr_sd = None
             if self._tells_tpr(min(int((~sort).sum()) for _, sort in outside)):
-                untrained_tpr = float(np.mean([tpr_at_fpr(row, sort, FPR) for row, sort in outside]))
+                tprs = [tpr_at_fpr(row, sort, FPR) for row, sort in outside]
+                untrained_tpr, untrained_tpr_sd = float(np.mean(tprs)), float(np.std(tprs, ddof=1))
             if self._tells_tpr(int((~own.inside).sum(1).min())):
                 tprs = [tpr_at_fpr(row, inside, FPR) for row, inside in zip(score, own.inside, strict=True)]
                 tpr_mean, tpr_sd = float(np.mean(tprs)), float(np.std(tprs, ddof=1))
@@ -187,8 +189,10 @@ class Membership(Attack):
                 "tpr_sd": tpr_sd,
                 "auc_mean": float(aucs.mean()),
                 "auc_sd": float(aucs.std(ddof=1)),
-                "untrained_auc": float(np.mean([placements(row, sort)[0].mean() for row, sort in outside])),
+                "untrained_auc": float(untrained.mean()),
+                "untrained_auc_sd": float(untrained.std(ddof=1)),
                 "untrained_tpr": untrained_tpr,
+                "untrained_tpr_sd": untrained_tpr_sd,
             }
         return figures
 

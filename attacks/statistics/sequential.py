@@ -12,15 +12,16 @@ from scipy import optimize, stats
 
 from .rates import Vector
 
+FIRST = 200  # records of the first look: fewer decide nothing but the plainest case
 GRID = 2001  # points of a density between two looks; 4 digits of a boundary
 
 
-def looks(most: int, first: int = 200) -> tuple[int, ...]:
+def looks(most: int) -> tuple[int, ...]:
     """At how many records to look: at twice as many each time, and at all of them.
 
     A look shortly before the last costs more error than it saves records, and is left out.
     """
-    counts, count = [], first
+    counts, count = [], FIRST
     while 1.5 * count <= most:
         counts.append(count)
         count *= 2

@@ -18,13 +18,15 @@ from .data_summary import classes_row
 from .estimates import change, estimate, rate
 from .results import AuditResults
 
+Measured = Sequence[tuple[Measurement, float]]
 
-def candidate_row(results: AuditResults, model: AuditedModel, made: Result, draws: Sequence[Measurement]) -> Candidate:
+
+def candidate_row(results: AuditResults, model: AuditedModel, made: Result, draws: Measured) -> Candidate:
     """The row of a model that could be made.
 
     Args:
         made: what was stored of it.
-        draws: figures of a random recipe's draws.
+        draws: figures of a random recipe's draws, each with the level of its interval.
     """
     suite = results.suite
     changes = {}
@@ -163,7 +165,7 @@ def _certificate(results: AuditResults, model: str, made: Result) -> Certificate
     )
 
 
-def _draws(results: AuditResults, model: AuditedModel, measured: Sequence[Measurement]) -> list[Draw]:
+def _draws(results: AuditResults, model: AuditedModel, measured: Measured) -> list[Draw]:
     """Accuracy and the attacks' figures of every draw of a random recipe; the shipped one first."""
     rows = []
     for draw in range(len(model.draws) + 1) if model.draws else ():
@@ -172,8 +174,8 @@ def _draws(results: AuditResults, model: AuditedModel, measured: Sequence[Measur
             continue
         quality = _quality(made)
         figures = {("accuracy" if isinstance(quality, Rate) else "mean_squared_error"): estimate(quality)}
-        for one in measured:
+        for one, level in measured:
             if one.draw == draw and one.outcome is not None:
-                figures.setdefault(one.metric.name, estimate(one.outcome))  # of the first attack that gives it
+                figures.setdefault(one.metric.name, estimate(one.outcome, level))  # of the first attack that gives it
         rows.append(Draw(draw=draw, figures=figures))
     return rows

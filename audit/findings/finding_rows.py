@@ -21,8 +21,8 @@ from .results import AttackResults, AuditResults
 
 def findings_of(
     results: AuditResults, model: AuditedModel, attack: Attack, label: str, outcome: Outcome, store: Store
-) -> tuple[list[Finding], list[Measurement]]:
-    """The findings of an attack on one model, and what it measured of a random recipe's other draws.
+) -> tuple[list[Finding], list[tuple[Measurement, float]]]:
+    """The findings of an attack on one model; what it measured of a random recipe's draws, each with its level.
 
     Where the attack's own code (another package's, perhaps) fails, that is its one finding, and an entry in `outcome`.
     """
@@ -30,7 +30,8 @@ def findings_of(
         position, one = results.round_of(label, model.name)
         measured = measurements(results, model, one.attack, results.suite.round_label(label, position))
         found = [finding_row(results, model, attack, label, one) for one in measured if one.draw is None]
-        return found, [one for one in measured if one.draw is not None]
+        level = results.suite.level(label, position)
+        return found, [(one, level) for one in measured if one.draw is not None]
     except NotApplicable as error:
         why = str(error)
     except Exception as error:

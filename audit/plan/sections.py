@@ -244,10 +244,6 @@ class ShadowPlan(Settings):
     )
     trained: int = Field(default=16, ge=2, le=4096, description="for hardened parents and recipes that train")
 
-    @property
-    def most(self) -> int:
-        return max(self.training_free, self.trained)
-
 
 class LocalEngine(Settings):
     """Cells are computed on this machine."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ from ...training.loop import Training
 from ..plan.plan import Plan
 from ..plan.presets import RECIPE_WORDS
 from .audited import DenseModel
-from .prices import Price, answering, differentiating, training_of
+from .prices import answering, differentiating, training_of
 from .resolve import Subject
 
 FEW = 64  # records of a trial, of all classes where so many have them
@@ -47,12 +47,10 @@ class Preflight:
     Args:
         costs: measured on this machine, now: CPU seconds on one core, or seconds where there is a GPU.
         notes: sentences for whoever started the audit; what they tell of is no error, its rows say the same.
-        rough: the cost of a training is scaled up from that of some records, and may be several times more or less.
     """
 
     costs: Costs
     notes: tuple[str, ...] = ()
-    rough: bool = False
 
 
 def preflight(plan: Plan, subject: Subject, device: torch.device) -> Preflight:
@@ -113,10 +111,10 @@ def _tried(plan: Plan, subject: Subject, dense: DenseModel, device: torch.device
     if dense.state is not None and gradient * min(PROBED, len(data.evaluation)) < CHECKED_FOR:
         check_model(TorchTarget(module), data.evaluation, data.bounds, data.outputs)
     few = few_of(data, max(8, min(FEW, int(PASS / gradient))))
-    notes, price = list[str](), Price(None)
+    notes, costs = list[str](), Costs(gradient=gradient)
     if data.members is not None:
         try:
-            price = training_of(dense, data.members, few, plan.seed, device)
+            costs = replace(costs, training=training_of(dense, data.members, few, plan.seed, device))
         except NotApplicable as error:  # a layer that cannot start anew; attacks that train say so in their rows
             notes.append(f"No model can be trained in the dense one's likeness: {error}")
     try:
@@ -127,9 +125,7 @@ def _tried(plan: Plan, subject: Subject, dense: DenseModel, device: torch.device
             "Write that part of its forward with other operations."
         ) from None
     notes += _recipes(plan, subject, dense, frozen_copy(module), few)
-    usual = Costs(answer=answering(target, data.non_members.x), gradient=gradient)
-    costs = usual if price.seconds is None else Costs(usual.answer, gradient, price.seconds)
-    return Preflight(costs, tuple(notes), price.rough)
+    return Preflight(replace(costs, answer=answering(target, data.non_members.x)), tuple(notes))
 
 
 def _check_forward(module: nn.Module, data: Data, *, trained: bool) -> None:

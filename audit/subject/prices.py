@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -27,14 +26,6 @@ TIMED = 0.05  # seconds that a pass is repeated for
 STEPS = 8  # of training that are timed, at most
 SECOND = 1.0  # seconds of one step, or of a second trial of a user's function, that can be waited for
 MORE = 1024  # records of a second trial where the first failed
-
-
-@dataclass(frozen=True)
-class Price:
-    """CPU seconds of one training of the dense model; None: unknown. `rough`: scaled up from fewer records."""
-
-    seconds: float | None
-    rough: bool = False
 
 
 def answering(target: Target, x: Tensor) -> float:
@@ -59,8 +50,8 @@ def differentiating(module: nn.Module, data: Data) -> float:
             return 3 * _per_record(lambda some: module(some.to(device)), data.non_members.x, device)
 
 
-def training_of(dense: DenseModel, members: Records, few: Records, seed: int, device: torch.device) -> Price:
-    """Tries the training of the dense model on a few records, and what it costs on all.
+def training_of(dense: DenseModel, members: Records, few: Records, seed: int, device: torch.device) -> float:
+    """CPU seconds of one training of the dense model, which is tried on a few records; scaled up to all, so rough.
 
     Raises:
         InputError: it fails, or the training function gives back something else than the trained module.
@@ -68,14 +59,14 @@ def training_of(dense: DenseModel, members: Records, few: Records, seed: int, de
     """
     trainer = dense.trainer
     if isinstance(trainer, BuiltinTrainer):
-        return Price(_builtin(dense, trainer.training, members, few, seed, device))
+        return _builtin(dense, trainer.training, members, few, seed, device)
     count, seconds = _trial(dense, members, few, seed, device)
     if count == len(few) and seconds * 4 > SECOND:  # the first call may have loaded half of torch
         seconds = min(seconds, _timed(partial(_fit, dense, few, seed, device), device))
     larger = min(len(members), 4 * count)
     if larger == count:
-        return Price(seconds)
-    roughly = Price(seconds * len(members) / count, rough=True)
+        return seconds
+    roughly = seconds * len(members) / count
     if count > len(few) or seconds * larger / count > SECOND:
         return roughly
     try:
@@ -84,7 +75,7 @@ def training_of(dense: DenseModel, members: Records, few: Records, seed: int, de
     except InputError:  # it takes few and, perhaps, all, which its own turn will tell
         return roughly
     slope = max((again - seconds) / (larger - count), again / larger / 4)  # what does not grow with the records
-    return Price(again + slope * (len(members) - larger), rough=larger < len(members))
+    return again + slope * (len(members) - larger)
 
 
 def _builtin(

@@ -11,6 +11,7 @@ import torch
 from evasion_cases import case_of
 from hypothesis import given
 from hypothesis import strategies as st
+from kept_parts import Folder, KilledError
 from torch import nn
 
 from crushproof.attacks.case import Case, Evidence
@@ -25,35 +26,11 @@ from crushproof.targets import model
 from crushproof.targets.data.data import Data
 from crushproof.targets.model import BATCH, held_for_backward, records_at_once
 from crushproof.targets.seeds import derive
-from crushproof.targets.steps import Arrays, heard_by
+from crushproof.targets.steps import heard_by
 from crushproof.training.networks import Mlp
 
 EPSILONS = (0.05, 0.1)
 PARTS = (Pgd(steps=4, loss="margin"), Apgd(steps=4), Transfer(), Square(queries=8))
-
-
-class KilledError(Exception):
-    pass
-
-
-class Folder:
-    """Keeps parts as an audit does; a kill comes before it keeps one part too many."""
-
-    def __init__(self, room: int = 1000) -> None:
-        self.room, self.parts, self.order, self.told = room, dict[str, Arrays](), list[str](), list[tuple[int, int]]()
-
-    def at(self, what: str, done: int, total: int) -> None:
-        self.told.append((done, total))
-
-    def part(self, name: str) -> Arrays | None:
-        return self.parts.get(name)
-
-    def keep(self, name: str, arrays: Arrays) -> None:
-        assert name not in self.parts, "a part was computed twice"
-        if len(self.parts) == self.room:
-            raise KilledError
-        self.parts[name] = {key: np.array(array) for key, array in arrays.items()}
-        self.order.append(name)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from kept_parts import Folder, KilledError
 from torch import nn
 from torch.nn import functional as F
 
@@ -16,32 +17,9 @@ from crushproof.attacks.extraction.copying import Copy, Lesson, Tutor
 from crushproof.attacks.extraction.extraction import Extraction, match_scores
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.model import TorchTarget
-from crushproof.targets.steps import Arrays, heard_by
+from crushproof.targets.steps import heard_by
 from crushproof.training.loop import Training
 from crushproof.training.networks import Mlp
-
-
-class KilledError(Exception):
-    pass
-
-
-class Folder:
-    """Keeps parts as an audit does, and is killed when there is no room."""
-
-    def __init__(self, room: int = 100) -> None:
-        self.room, self.parts = room, dict[str, Arrays]()
-
-    def at(self, what: str, done: int, total: int) -> None:
-        assert 0 <= done <= total
-
-    def part(self, name: str) -> Arrays | None:
-        return self.parts.get(name)
-
-    def keep(self, name: str, arrays: Arrays) -> None:
-        assert name not in self.parts, "a part was computed twice"
-        if len(self.parts) == self.room:
-            raise KilledError
-        self.parts[name] = arrays
 
 
 class Deaf(nn.Module):

@@ -42,7 +42,7 @@ def test_a_plan_says_what_it_says() -> None:
     assert plan.candidates["int8"].recipe == "int8"
     assert plan.candidates["half"].recipe == {"kind": "prune", "sparsity": 0.5}
     assert plan.up_for_release == ("int8",)
-    assert (plan.seed, plan.shadows.trained, plan.shadows.training_free, plan.shadows.most) == (7, 8, 16, 16)
+    assert (plan.seed, plan.shadows.trained, plan.shadows.training_free) == (7, 8, 16)
     assert plan.declared == {"tee": "no", "at": "12:30"}  # not False, not 750
     assert plan.where("candidates", "half", "recipe", "sparsity") == "plan.yaml, line 7"
 
