@@ -149,6 +149,12 @@ class InterfacePlan(Settings):
     outputs: Literal["logits", "probabilities", "log-probabilities"] | None = Field(None, description="of the file")
     labels: tuple[int, ...] | None = Field(None, description="for each class of the data, the file's output for it")
     output: str | None = Field(None, description="name of the file's output that holds the classes, of several")
+    hours: float | None = Field(
+        None,
+        gt=0,
+        le=100_000,
+        description="of processor time that asking the file may take; default: 1, and 1.5 per MB",
+    )
 
     @model_validator(mode="after")
     def _normalised(self) -> InterfacePlan:
