@@ -265,7 +265,7 @@ def _refused(error: Exception) -> Exception:
 
 
 def main(arguments: list[str]) -> str:
-    """Arguments: the file, two limits that a batch of the file's own leaves without use, the shape of a record as JSON ([]:
+    """Arguments: the file, two limits that a batch of its own leaves without use, the shape of a record as JSON ([]:
     not known). Returns JSON: {"facts", "seconds"} or {"fault"}.
     """
     path, _, _, record = arguments
