@@ -154,13 +154,13 @@ def _watched(model: onnx.ModelProto, feeds: Json, prefix: Path) -> list[Json]:
     copy.CopyFrom(model)
     for at, node in enumerate(copy.graph.node):
         node.name = f"node{at} {node.name}".strip()
-    session = _session(copy.SerializeToString(), profile=prefix)
     try:
+        session = _session(copy.SerializeToString(), profile=prefix)
         _answer(session, feeds)
+        events = json.loads(Path(session.end_profiling()).read_bytes())
     finally:
-        path = Path(session.end_profiling())
-        events = json.loads(path.read_bytes())
-        path.unlink()
+        for path in prefix.parent.glob(f"{prefix.name}*"):
+            path.unlink()
     return [event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
 
 
