@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -157,7 +157,7 @@ class ModelFile:
     data: bytes
     facts: Facts
     packed: bool = False
-    seconds: float = 0.0
+    seconds: float = field(default=0.0, compare=False)
 
     @cached_property
     def checked(self) -> CheckedOnnx:
