@@ -95,11 +95,11 @@ def interleaved_latency(
 def peak_resident_bytes(model: CheckedOnnx | bytes, shape: tuple[int, ...]) -> int:
     """The largest resident memory of a fresh process that loads numpy and ONNX Runtime and answers 256 records.
 
-    A file with a fixed batch answers one batch of that size.
+    A file with a fixed batch answers one batch of that size; one that takes fewer at a time, as many as it takes.
     """
     checked = check_onnx(model)
     entry = checked.inputs[0]
-    batch = entry.shape[0] if isinstance(entry.shape[0], int) else SERVED
+    batch = entry.shape[0] if isinstance(entry.shape[0], int) else min(SERVED, checked.facts.at_once)
     settings, records = json.dumps(settings_of(checked.model)), json.dumps([batch, *shape])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
