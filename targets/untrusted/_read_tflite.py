@@ -273,9 +273,9 @@ def _interpreter(data: bytes) -> Any:
 
 
 def _refused(error: Exception) -> Exception:
-    words = " ".join(str(error).split())[:300] or type(error).__name__
-    if isinstance(error, MemoryError) or ("alloc" in words and "memory" in words):
-        return MemoryError()
+    words = " ".join(str(error).split())[:300]
+    if isinstance(error, MemoryError) or not words or ("alloc" in words and "memory" in words):
+        return MemoryError()  # which the interpreter raises without a word
     return Fault(f"The LiteRT interpreter refuses the model ({words}), so it was refused here. {CONVERT_HINT}")
 
 
