@@ -27,7 +27,7 @@ from .suite.environment import host, versions
 from .suite.model_suite import LATENCY
 from .suite.suite import Suite, readings_of, spawn_argument
 from .verdict.fitting import policy_for
-from .writing import write
+from .writing import check_report, write_together, writing
 
 
 def run_audit(
@@ -81,10 +81,11 @@ def run_audit(
             audit, outcome = run_rounds(suite, store, held, policy, command, only, progress)
         audit.environment = environment_of(suite, store, outcome, started)
         if only is None:
-            from .report.html import render
+            from .report.html import to_html
 
-            write(out / "audit.json", audit.model_dump_json(by_alias=True, indent=1))
-            render(audit, out / "report.html")
+            texts = {"audit.json": audit.model_dump_json(by_alias=True, indent=1), "report.html": to_html(audit)}
+            with writing(out):
+                write_together({out / name: text for name, text in texts.items()}, store.half)
             if not outcome.failed and not outcome.unavailable:
                 store.drop_parts()
     if outcome.failed:
@@ -112,6 +113,7 @@ def recalled(out: Path, question: Any) -> dict[str, Any] | None:
 
 def check_folder(out: Path, plan: Plan) -> None:
     """Refuses to overwrite the audit of another plan, or a file that is none of ours."""
+    check_report(out / "report.html")
     path = out / "audit.json"
     if not path.is_file():
         return

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ...targets.data.records import Bounds
 from ...targets.errors import NotApplicable, nearest_hint
 from ...targets.model import frozen_copy
+from ...targets.quiet import away_from_home
 from ...targets.seeds import derive, global_seed
 from ..access import Access, Ledger
 from ..case import Case
@@ -101,7 +102,8 @@ class Art(Perturber):
         return {key: value for key, value in defaults.items() if key in accepted} | self.parameters
 
     def _classifier(self, search: Search, case: Case) -> Any:
-        from art.estimators.classification import BlackBoxClassifierNeuralNetwork, PyTorchClassifier
+        with away_from_home():
+            from art.estimators.classification import BlackBoxClassifierNeuralNetwork, PyTorchClassifier
 
         shape, bounds = tuple(search.ball.center.shape[1:]), search.ball.bounds
         device = search.ball.center.device
@@ -142,7 +144,8 @@ class UnitInputs(nn.Module):
 @cache
 def evasion_classes() -> dict[str, type]:
     """ART's evasion attacks by class name; nothing else can be named by a plan."""
-    from art.attacks import EvasionAttack, evasion
+    with away_from_home():
+        from art.attacks import EvasionAttack, evasion
 
     found = {name: getattr(evasion, name) for name in sorted(dir(evasion))}
     return {name: item for name, item in found.items() if isinstance(item, type) and issubclass(item, EvasionAttack)}
