@@ -71,7 +71,9 @@ def exit_codes() -> Iterator[None]:
         raise typer.Exit(PASS) from None
     except Exception as error:
         if isinstance(error, OSError) and error.errno in FULL:
-            _say_full(error)
+            where = error.filename or "the disk, or on what standard output goes to"
+            _silence(sys.stdout)  # Python writes the rest at exit, and would fail with a code of its own
+            complain(f"there is no room left on {where}. Make room and run the same command again.")
             raise typer.Exit(INCOMPLETE) from None
         complain(
             f"something went wrong inside crushproof ({type(error).__name__}: {str(error)[:300]}). This is a fault of "
@@ -99,16 +101,6 @@ def _termination_raised() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _say_full(error: OSError) -> None:
-    where = error.filename or "the disk"
-    try:
-        sys.stdout.flush()
-    except OSError:
-        where = "what standard output goes to"
-        _silence(sys.stdout)  # Python tries again at exit, and would fail with a code of its own
-    complain(f"there is no room left on {where}. Make room and run the same command again: what is computed is kept.")
 
 
 def _silence(stream: TextIO) -> None:

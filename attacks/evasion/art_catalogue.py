@@ -31,6 +31,8 @@ SCORES_ONLY = frozenset(
     {"PixelAttack", "SimBA", "SpatialTransformation", "SquareAttack", "ThresholdAttack", "ZooAttack"}
 )
 
+LARGEST = 1_000_000  # any number among an attack's parameters: iterations, queries, ...
+
 
 @PERTURBERS.register
 class Art(Perturber):
@@ -56,6 +58,9 @@ class Art(Perturber):
         for key in self.parameters:
             if key not in accepted:
                 raise ValueError(f"ART's {self.name} takes no parameter {key!r}.{hint(key, accepted)}")
+        for key, value in self.parameters.items():
+            if isinstance(value, int | float) and not abs(value) <= LARGEST:
+                raise ValueError(f"{value} is too large for ART's {key}: at most {LARGEST:,} is tried.")
         return self
 
     @property
