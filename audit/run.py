@@ -19,7 +19,7 @@ from .findings.assemble import known_metrics
 from .findings.finding_rows import cells_of
 from .plan.plan import Plan
 from .plan.sections import LocalEngine
-from .resolved import resolve_plan
+from .resolved import FILE, resolve_plan
 from .rounds import run_rounds
 from .schema.rows import SCHEMA, Audit, Environment, Latency
 from .subject.resolve import Subject, resolve
@@ -27,7 +27,7 @@ from .suite.environment import host, versions
 from .suite.model_suite import LATENCY
 from .suite.suite import Suite, readings_of, spawn_argument
 from .verdict.fitting import policy_for
-from .writing import check_report, write_together, writing
+from .writing import check_ours, write_together, writing
 
 
 def run_audit(
@@ -113,7 +113,8 @@ def recalled(out: Path, question: Any) -> dict[str, Any] | None:
 
 def check_folder(out: Path, plan: Plan) -> None:
     """Refuses to overwrite the audit of another plan, or a file that is none of ours."""
-    check_report(out / "report.html")
+    for own in (out / "report.html", out / FILE):
+        check_ours(own)
     path = out / "audit.json"
     if not path.is_file():
         return

@@ -16,7 +16,8 @@ from ..targets.errors import Incomplete, InputError
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 MARKER = "made-by-crushproof"  # the first file in a folder of ours: without it nothing there is written or deleted
-GENERATOR = b'<meta name="generator" content="crushproof">'  # in the head of a report
+# In the head of a report and of a resolved plan: what may be written anew.
+GENERATOR, WRITTEN = b'<meta name="generator" content="crushproof">', b"# Written by crushproof "
 
 
 def write(path: Path, text: str) -> None:
@@ -81,14 +82,15 @@ def claim(folder: Path) -> None:
         folder.chmod(0o700)
 
 
-def check_report(path: Path) -> None:
-    """Refuses, by InputError, to overwrite what is no report of ours."""
+def check_ours(path: Path) -> None:
+    """Refuses, by InputError, to overwrite what is no report or resolved plan of ours."""
     if not path.exists():
         return
     with suppress(OSError), path.open("rb") as file:
-        if GENERATOR in file.read(4096):
+        head = file.read(4096)
+        if GENERATOR in head or head.startswith(WRITTEN):
             return
-    raise InputError(f"{path} is no report of crushproof and would be lost. Name another folder.")
+    raise InputError(f"{path} was not written by crushproof and would be lost. Name another folder.")
 
 
 def write_new(path: Path, raw: bytes) -> None:
@@ -116,7 +118,7 @@ def write_verdict(out: Path, audited: Path, text: str) -> None:
         InputError: it is that folder or another audit's, or holds a file that is no such verdict, which would be lost.
         OSError: it cannot be written.
     """
-    check_report(out / "report.html")
+    check_ours(out / "report.html")
     own, path = audited.parent if audited.is_file() else audited, out / "audit.json"
     if (out / "evidence").exists() or (out.exists() and out.samefile(own)):
         raise InputError(f"--out {out} is the folder of an audit, whose audit.json would be lost. Name another one.")

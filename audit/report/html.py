@@ -22,7 +22,7 @@ from ...attacks.risk import ACCURACY, FRAMEWORKS, Chart
 from ...attacks.risk import Risk as RiskWords
 from ..schema import wording
 from ..schema.rows import Audit, Candidate, Finding, Point, ThreatModel
-from ..writing import check_report, write
+from ..writing import check_ours, write
 from . import charts, data_views, defense_views, dot_charts, footprint_views, risk_views, views
 
 # Charts hold this many models beside the grey reference; more would be hard to tell apart.
@@ -38,7 +38,7 @@ def render(audit: Audit, path: Path) -> None:
         InputError: there is a file that is no report of ours.
         OSError: the folder cannot be written.
     """
-    check_report(path)
+    check_ours(path)
     write(path, to_html(audit))
 
 

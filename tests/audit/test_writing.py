@@ -18,7 +18,7 @@ from crushproof.audit import cli
 from crushproof.audit.engine.store import Store
 from crushproof.audit.exit_codes import Terminated
 from crushproof.audit.report.html import render
-from crushproof.audit.writing import GENERATOR, MARKER, claim, write_together, writing
+from crushproof.audit.writing import GENERATOR, MARKER, check_ours, claim, write_together, writing
 from crushproof.targets.errors import Incomplete, InputError
 
 
@@ -102,13 +102,13 @@ def test_nothing_that_is_not_ours_is_deleted(place: str, tmp_path: Path) -> None
 
 def test_a_report_that_is_not_ours_stays(tmp_path: Path) -> None:
     report = tmp_path / "report.html"
-    check_report(report)
+    check_ours(report)
     template = (Path(crushproof.__file__).parent / "report_templates" / "report.html.j2").read_bytes()
     assert GENERATOR in template[:2048]
     report.write_bytes(template)
-    check_report(report)
+    check_ours(report)
     report.write_text("<html>of last year")
-    for write_one in (lambda: check_report(report), lambda: render(synthetic_audit(), report)):
+    for write_one in (lambda: check_ours(report), lambda: render(synthetic_audit(), report)):
         with pytest.raises(InputError, match="would be lost"):
             write_one()
     assert report.read_text() == "<html>of last year"
