@@ -13,6 +13,7 @@ import typer
 
 from ..targets.errors import InputError, UnsafeInput
 from .exit_codes import EXIT_CODES, INCOMPLETE, PASS, FailOn, code_of, exit_codes
+from .paths import shown
 
 if TYPE_CHECKING:
     from .schema.rows import Audit
@@ -122,7 +123,7 @@ def audit(
         from .run import run_audit
 
         # The findings name the command that reproduces them. --out is not part of it, so that they stay the same bytes.
-        words = ["crushproof", "audit", *([str(plan)] if plan else [])]
+        words = ["crushproof", "audit", *([shown(plan)] if plan else [])]
         if artifact is not None:
             from .plan.command_line import words_of_options
 
