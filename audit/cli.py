@@ -76,6 +76,7 @@ def audit(
     outputs: Annotated[str | None, typer.Option(help="logits, probabilities or log-probabilities.")] = None,
     policy: Annotated[str | None, typer.Option(help="Of --artifact: release, robustness, or a YAML file.")] = None,
     labels: Annotated[str | None, typer.Option(help="For each class, the file's output for it: 1,2,0.")] = None,
+    hours: Annotated[float | None, typer.Option(help="Of processor time that asking the file may take.")] = None,
 ) -> None:
     """Audit compressed candidates, or one finished file.
 
@@ -98,6 +99,7 @@ def audit(
             "--output": output,
             "--outputs": outputs,
             "--labels": labels,
+            "--hours": hours,
             "--policy": policy,
         }
         folder = Path()
