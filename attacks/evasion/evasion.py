@@ -10,6 +10,7 @@ from typing import Self
 import torch
 
 from ...targets.errors import InputError, NotApplicable
+from ...targets.form import Form
 from ...targets.seeds import derive
 from ..attack import ATTACKS, Round, Run
 from ..case import Case, Evidence
@@ -22,6 +23,7 @@ from .case import EvasionInputs, prepared_for
 from .categories import not_pixels, seen_unfit
 from .engine import Perturber
 from .evasion_run import EvasionRun, attack_by
+from .evidence_form import evidence_form
 from .gradient.pgd import GradientPerturber
 from .measure import WITHOUT_DRAW, measure_evasion
 from .parameters import EvasionParameters
@@ -120,6 +122,9 @@ class Evasion(EvasionParameters):
 
     def details(self, model: Audited) -> tuple[str, ...]:
         return ("", WITHOUT_DRAW) if model.draws else ("",)
+
+    def form(self, model: Audited, scope: Scope) -> Form:
+        return evidence_form(self, scope)
 
     def measure(self, results: Results) -> list[Measurement]:
         return measure_evasion(self, results)
