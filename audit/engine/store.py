@@ -135,6 +135,7 @@ class Store(Ledger):
         self._put(key, parts)
 
     def _put(self, key: str, parts: dict[str, bytes]) -> None:
+        self.has(key)  # what lies there already stays only if it is intact
         with writing(self.folder):
             write_folder(self.path(key), parts, self._temporary)
         self._remember(key, parts)
@@ -154,7 +155,7 @@ class Store(Ledger):
 
     def drop(self, key: str) -> None:
         """Forgets what is stored under this key, if anything is."""
-        if self.path(key).is_dir():
+        if os.path.lexists(self.path(key)):
             self._discard(key)
 
     def evidence(self, key: str) -> tuple[str, str]:
