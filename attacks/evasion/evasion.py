@@ -23,9 +23,8 @@ from .case import EvasionInputs, prepared_for
 from .categories import not_pixels, seen_unfit
 from .engine import Perturber
 from .evasion_run import EvasionRun, attack_by, contradictions
-from .evidence_form import evidence_form
 from .gradient.pgd import GradientPerturber
-from .measure import WITHOUT_DRAW, measure_evasion
+from .measure import WITHOUT_DRAW, evidence_form, measure_evasion
 from .parameters import EvasionParameters
 from .preparations import CraftedOnParent, Radii, RadiusProbe, ReplayedBothWays, RoomToFall
 from .radius import choose
