@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +110,7 @@ def _home(rebuilt: Rebuilt, folder: Path) -> Path | None:
 def _plan(rebuilt: Rebuilt, plan_file: Path | None, folder: Path, asked: Plan) -> Check:
     """The plan on the disk beside the one that was audited, and its policy."""
     source = rebuilt.record.source
-    path = plan_file if plan_file is not None or source is None else folder / source
+    path = plan_file if plan_file is not None or source is None else Path(os.path.normpath(folder / source))
     if path is None or (plan_file is None and not path.is_file()):
         return Check("plan", "left", "its file is not where it was: name it with --plan")
     plan = load_plan(path)
