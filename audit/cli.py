@@ -13,6 +13,7 @@ import typer
 
 from ..targets.errors import InputError
 from .exit_codes import EXIT_CODES, INCOMPLETE, PASS, FailOn, code_of, exit_codes
+from .export.command import sign
 
 if TYPE_CHECKING:
     from .schema.rows import Audit
@@ -206,8 +207,9 @@ def init(folder: Annotated[Path, typer.Argument(help="Made when it is not there.
 
         for path in write_starter(folder):
             typer.echo(f"wrote {path}")
-        plan = shlex.quote(str(folder / "plan.yaml"))
-        typer.echo(f"Try them as they are, in about a minute: crushproof audit {plan}")
+        typer.echo(
+            f"Try them as they are, in about a minute: crushproof audit {shlex.quote(str(folder / 'plan.yaml'))}"
+        )
         typer.echo("Then change them to your model and data; the plan says how.")
 
 
@@ -265,6 +267,9 @@ def gate(
                 render(result, out / "report.html")
         show(result, as_json, None if out is None else out / "report.html", None)
         raise typer.Exit(code_of(result.verdict, fail_on))
+
+
+app.command()(sign)
 
 
 @app.command()
@@ -335,10 +340,7 @@ def show(result: Audit, as_json: bool, report_path: Path | None, only: str | Non
         return
     from .report.terminal import print_audit, print_findings
 
-    if only is not None:
-        print_findings(result)
-    else:
-        print_audit(result)
+    (print_audit if only is None else print_findings)(result)
     if report_path is not None:
         typer.echo(f"Report: {report_path}")
 
