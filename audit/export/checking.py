@@ -37,12 +37,15 @@ def signed(folder: Path) -> bool:
     return os.path.lexists(folder_of(folder) / ENVELOPE)
 
 
-def check_signature(folder: Path, *, key: Path | None = None, certificate: Path | None = None) -> Checked:
+def check_signature(
+    folder: Path, *, key: Path | None = None, certificate: Path | None = None, home: Path | None = None
+) -> Checked:
     """Whether the audit in `folder` and its models are what somebody signed whom the verifier trusts.
 
     Args:
         key: the signer's public key, PEM; or
         certificate: the signer's certificate or an issuer's, PEM.
+        home: the folder of the plan, if it is known: finished files are looked up there too.
 
     Raises:
         InputError: not one of the two is given, or it is not what it should be.
@@ -78,16 +81,16 @@ def check_signature(folder: Path, *, key: Path | None = None, certificate: Path 
         return Checked([f"{name} is malformed: {error}."])
     except UntrustedError as error:
         return Checked([f"{name} does not hold: {error}."])
-    return _compare(folder, statement)
+    return _compare(folder, statement, home)
 
 
-def _compare(folder: Path, statement: Statement) -> Checked:
+def _compare(folder: Path, statement: Statement, home: Path | None) -> Checked:
     """The files with what a trusted statement says of them."""
     said = statement.predicate
     places: dict[str, list[Path]] = {}
     for one in said.models.values():
         if one.file is not None:
-            places[one.file] = located(one, folder, said.plan_folder)
+            places[one.file] = located(one, folder, home)
             if one.signature == one.file + SUFFIX:
                 places[one.signature] = [path.with_name(path.name + SUFFIX) for path in places[one.file]]
     outside = set(places)

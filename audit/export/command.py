@@ -33,6 +33,6 @@ def sign(
             path = done.signatures.get(name)
             own = "no signature of its own, not up for release" if path is None else f"its own signature: {path}"
             typer.echo(f"model {name} ({one.verdict}): {one.sha256[:16]}; {own}")
-        for name in done.stored:
-            typer.echo(f"{said.models[name].file} is not here: the stored copy of {name} was signed in its place.")
+        for name, file in done.absent.items():
+            typer.echo(f"{file} is not where it was: the stored copy of {name} was signed in its place.")
         typer.echo(f"wrote {folder / ENVELOPE}")

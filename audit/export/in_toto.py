@@ -46,12 +46,12 @@ class Subject(Strict):
 
 
 class SignedModel(Strict):
-    """One audited model. Its files are subjects of the statement, with the same bytes."""
+    """One audited model. Its files are subjects of the statement."""
 
     verdict: RowVerdict
-    sha256: Sha256
+    sha256: Sha256 = Field(description="of its bytes, unpacked")
     stored: str = Field(description="where its bytes lie in the audit's folder")
-    file: str | None = Field(None, description="of a finished file: as the plan names it")
+    file: str | None = Field(None, description="of a finished file: its name as a subject, the plan's name for it")
     seen_from_here: str | None = Field(None, description="of a finished file: where it lies, from the audit's folder")
     signature: str | None = Field(None, description="its own, a subject too: beside `file` or else `stored`")
 
@@ -65,8 +65,7 @@ class AuditPredicate(Strict):
     policy: str
     policy_digest: Sha256 = Field(description="of the limits as they were applied: canonical JSON of name and limits")
     suite_version: str | None = Field(description="of crushproof, as the audit's environment names it")
-    fixed_at: str | None = Field(description="when plan and policy were fixed, before the first attack")
-    plan_folder: str = Field(description="that the plan's paths start from, seen from where the audit was started")
+    fixed_at: str = Field(description="when plan and policy were fixed, before the first attack, in UTC")
     release: list[str] = Field(description="models that the verdict covers")
     models: dict[str, SignedModel]
 

@@ -13,22 +13,25 @@ from pathlib import Path
 
 from ...targets.errors import InputError
 from ..engine.cells import canonical_json
+from ..plan.plan import Plan
 from ..schema.read import read_audit
 from ..schema.rows import Audit
-from ..verdict.judging import check_verdicts
+from ..subject.finished_file import paths_of
+from ..verification.rebuild import held_against_evidence
+from ..verification.record import read_record
+from ..verification.stored import StoredCells
 from ..writing import write, writing
 from .checking import ENVELOPE, need
 from .in_toto import AuditPredicate, Digest, Statement, Subject, envelope_line, payload_of, signed_bytes
 from .subjects import (
-    CELLS,
+    AGAIN,
     SUFFIX,
     audited_models,
-    check_findings,
+    digests_of,
     folder_of,
     is_manifest,
     nobody_at_work,
     of_the_folder,
-    plan_folder,
     results_in,
 )
 
@@ -40,13 +43,13 @@ class Signed:
     Args:
         keyid: sha256 (hex) of the signer's public key, DER.
         signatures: by candidate up for release: where its own signature lies, beside the model.
-        stored: of those, the ones whose finished file is not where the plan names it, seen from here.
+        absent: finished files that are not where the plan names them, by candidate: the stored copy was signed.
     """
 
     statement: Statement
     keyid: str
     signatures: dict[str, Path]
-    stored: list[str]
+    absent: dict[str, str]
 
     @property
     def results(self) -> int:
@@ -54,13 +57,12 @@ class Signed:
         return sum(is_manifest(row.name) for row in self.statement.subject)
 
 
-def sign_audit(folder: Path, key: Path, certificate: Path | None = None, *, fixed_at: str | None = None) -> Signed:
+def sign_audit(folder: Path, key: Path, certificate: Path | None = None) -> Signed:
     """Signs the audit in `folder`: writes `audit.intoto.jsonl` there, and a `.sig` beside each model up for release.
 
     Args:
         key: a private key, PEM.
         certificate: of that key, followed by its issuers', PEM.
-        fixed_at: when plan and policy were fixed, before the first attack.
 
     Raises:
         InputError: key or certificate cannot be used, there is no whole audit, or a file it judged has changed since.
@@ -75,27 +77,23 @@ def sign_audit(folder: Path, key: Path, certificate: Path | None = None, *, fixe
     secret, chain = private_key(key), [] if certificate is None else certificates(certificate)
     if certificate is not None:
         check_signer(chain, secret, certificate)
-    audit = read_audit(folder)
-    check_verdicts(audit, folder)
-    if not (folder / CELLS).is_dir():
-        raise InputError(
-            f"{folder} holds no evidence, and a signature is on an audit with all that its figures rest on. Sign the "
-            "folder that `crushproof audit` wrote."
-        )
+    audit, standing = held_against_evidence(read_audit(folder), folder)
+    at = audit.environment.record
+    if not standing.verified or at is None:
+        raise InputError(f"{folder} cannot be signed, because it cannot be verified: {standing.words}. {AGAIN}")
+    record, _ = read_record(at.key, StoredCells(folder).get(at.key))
+    home = Path() if record.source is None else (folder / record.source).parent
     with writing(folder), nobody_at_work(folder):
         results = results_in(folder)
-        check_findings(audit, results.manifests)
-        models, outside = audited_models(audit, folder, results.models)
-        subjects = results.manifests | of_the_folder(folder)
+        models = audited_models(audit, folder, results.models, paths_of(Plan.model_validate(record.asked)), home)
+        subjects = results.manifests | of_the_folder(folder) | {one.model.stored: one.model.sha256 for one in models}
+        subjects |= digests_of({one.model.file: one.path for one in models if one.model.file is not None})
         signatures: dict[str, Path] = {}
-        for name, one in models.items():
-            subjects |= dict.fromkeys([one.stored, *([] if one.file is None else [one.file])], one.sha256)
-            if one.signature is not None:
-                known = one.signature.removesuffix(SUFFIX)
-                model = outside.get(known, folder / known)
-                signatures[name] = model.with_name(model.name + SUFFIX)
-                write_model_signature(model, signatures[name], secret, certificate)
-                subjects[one.signature] = hashlib.sha256(signatures[name].read_bytes()).hexdigest()
+        for one in models:
+            if one.model.signature is not None:
+                path = signatures[one.name] = one.path.with_name(one.path.name + SUFFIX)
+                write_model_signature(one.path, path, secret, certificate)
+                subjects |= digests_of({one.model.signature: path})
         predicate = AuditPredicate(
             name=audit.name,
             verdict=audit.verdict,
@@ -103,18 +101,16 @@ def sign_audit(folder: Path, key: Path, certificate: Path | None = None, *, fixe
             policy=audit.policy_name,
             policy_digest=policy_digest(audit),
             suite_version=audit.environment.versions.get("crushproof"),
-            fixed_at=fixed_at,
-            plan_folder=plan_folder(audit),
+            fixed_at=at.fixed,
             release=audit.release,
-            models=models,
+            models={one.name: one.model for one in models},
         )
         rows = [Subject(name=name, digest=Digest(sha256=digest)) for name, digest in sorted(subjects.items())]
         statement, own = Statement(subject=rows, predicate=predicate), keyid(secret.public_key())
         payload = payload_of(statement)
         line = envelope_line(payload, sign(secret, signed_bytes(payload)), own, pem(chain) or None)
         write(folder / ENVELOPE, line)
-    stored = [name for name in signatures if models[name].file is not None and models[name].file not in outside]
-    return Signed(statement, own, signatures, stored)
+    return Signed(statement, own, signatures, {one.name: one.absent for one in models if one.absent is not None})
 
 
 def policy_digest(audit: Audit) -> str:

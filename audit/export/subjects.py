@@ -6,22 +6,21 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from ...targets.errors import Incomplete, InputError, UnsafeInput, quoted
 from ...targets.untrusted.files import ordinary_file
+from ...targets.untrusted.other_formats import unpacked
 from ..engine.cells import FILES, MANIFEST, DamagedError, digests_in
-from ..plan.plan import DENSE
 from ..schema.rows import Audit
 from .in_toto import SignedModel
 
 AUDIT, REPORT, RESOLVED, CELLS = "audit.json", "report.html", "resolved-plan.yaml", "evidence/cells"
 SUFFIX = ".sig"  # of a model file's own signature
+FILE_BYTES = 2 * 2**30  # of a model, at most
 LARGEST = 16 * 2**30  # bytes of a file
 AGAIN = "Run the audit again (what is intact is kept), and sign then."
 
@@ -37,6 +36,21 @@ class Results:
 
     manifests: dict[str, str]
     models: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Located:
+    """An audited model.
+
+    Args:
+        path: the file that may be shipped: the finished one, or else the stored one.
+        absent: the plan's name of a finished file that is not there.
+    """
+
+    name: str
+    model: SignedModel
+    path: Path
+    absent: str | None
 
 
 def folder_of(path: Path) -> Path:
@@ -62,19 +76,19 @@ def digests(paths: Iterable[Path]) -> dict[Path, str | None]:
         return dict(zip(unique, pool.map(_digest, unique), strict=True))
 
 
-def of_the_folder(folder: Path) -> dict[str, str]:
-    """The digests of audit.json, the report, the resolved plan, and what lies beside the results in the evidence.
-
-    Raises:
-        InputError: one of them cannot be read.
-    """
-    names = [AUDIT, REPORT, *([RESOLVED] if (folder / RESOLVED).is_file() else [])]
-    names += sorted(path.relative_to(folder).as_posix() for path in (folder / "evidence").glob("*.json"))
-    found = {name: _digest(folder / name) for name in names}
+def digests_of(paths: Mapping[str, Path]) -> dict[str, str]:
+    """The digests of files by their names as subjects. Raises InputError: one cannot be read."""
+    found = {name: _digest(path) for name, path in paths.items()}
     for name, digest in found.items():
         if digest is None:
-            raise InputError(f"{folder / name} is missing or cannot be read. `crushproof report` draws a report anew.")
+            raise InputError(f"{paths[name]} is missing or cannot be read. `crushproof report` draws a report anew.")
     return {name: digest for name, digest in found.items() if digest is not None}
+
+
+def of_the_folder(folder: Path) -> dict[str, str]:
+    """The digests of audit.json, the report and the resolved plan. Raises InputError: one cannot be read."""
+    names = [AUDIT, REPORT, *([RESOLVED] if (folder / RESOLVED).is_file() else [])]
+    return digests_of({name: folder / name for name in names})
 
 
 def results_in(folder: Path) -> Results:
@@ -114,73 +128,53 @@ def is_manifest(name: str) -> bool:
     return name.startswith(f"{CELLS}/") and name.endswith(f"/{MANIFEST}")
 
 
-def check_findings(audit: Audit, manifests: Mapping[str, str]) -> None:
-    """That the evidence is what audit.json names. Raises UnsafeInput."""
-    for one in audit.findings:
-        if one.evidence is not None and manifests.get(f"{one.evidence}/{MANIFEST}") != one.evidence_digest:
-            raise UnsafeInput(
-                f"The evidence of {one.id} is not what audit.json names: one of the two was changed. {AGAIN}"
-            )
-
-
 def audited_models(
-    audit: Audit, folder: Path, stored: Mapping[str, str]
-) -> tuple[dict[str, SignedModel], dict[str, Path]]:
-    """The audited models by candidate, and where finished files are, by the name that the plan gives them.
+    audit: Audit, folder: Path, stored: Mapping[str, str], planned: Mapping[str, str], home: Path
+) -> list[Located]:
+    """The audited models.
 
     Args:
         stored: `Results.models`.
+        planned: finished files as the plan names them, by candidate; home: that their paths start from.
 
     Raises:
         InputError: a finished file is not the one that was audited.
         UnsafeInput: the evidence does not hold a model.
     """
-    planned, models, outside = _planned_files(audit.plan), {}, {}
-    at = plan_folder(audit)
+    found = []
     for row in audit.candidates:
         if row.digest not in stored:
             raise UnsafeInput(f"The evidence holds no model with the digest that audit.json gives {row.name}. {AGAIN}")
-        file, seen = planned.get(row.name), None
-        places = [] if file is None else [Path(at, file), folder.resolve().parent / at / file]
-        if file is not None and (path := next(filter(os.path.lexists, places), None)) is not None:
-            if _digest(path) != row.digest:
+        kept, file, path = stored[row.digest], planned.get(row.name), None
+        if file is not None and os.path.lexists(home / file):
+            path = home / file
+            if _unpacked_digest(path) != row.digest:
                 raise InputError(f"{quoted(path, 200)} is not the file that was audited as {row.name}. {AGAIN}")
-            outside[file] = path
-            seen = _seen_from(folder, path)
-        shipped = None if row.name not in audit.release else file if file in outside else stored[row.digest]
-        models[row.name] = SignedModel(
+            file = f"{row.name}/{path.name}" if Path(file).is_absolute() else file  # which would name users
+        name = kept if path is None or file is None else file
+        model = SignedModel(
             verdict=row.verdict,
             sha256=row.digest,
-            stored=stored[row.digest],
-            file=file,
-            seen_from_here=seen,
-            signature=None if shipped is None else shipped + SUFFIX,
+            stored=kept,
+            file=None if path is None else file,
+            seen_from_here=None if path is None else _seen_from(folder, path),
+            signature=name + SUFFIX if row.name in audit.release else None,
         )
-    return models, outside
+        found.append(Located(row.name, model, path or folder / kept, absent=file if path is None else None))
+    return found
 
 
-def plan_folder(audit: Audit) -> str:
-    """The folder of the plan, seen from where the audit was started, as the findings' commands tell it."""
-    for one in audit.findings:
-        try:
-            words = shlex.split(one.reproduce)
-        except ValueError:
-            continue
-        if words[:2] == ["crushproof", "audit"] and len(words) > 2 and not words[2].startswith("-"):
-            above = PurePosixPath(words[2]).parent
-            return "." if above.is_absolute() else above.as_posix()
-    return "."
-
-
-def located(model: SignedModel, folder: Path, plan: str) -> list[Path]:
-    """A finished file wherever it is: seen from the audit's folder, and from here.
+def located(model: SignedModel, folder: Path, home: Path | None) -> list[Path]:
+    """A finished file wherever it is: where it lay, seen from the audit's folder, and as the plan names it.
 
     Args:
-        plan: the plan's folder, seen from where the audit was started.
+        home: the folder of the plan; None: not known, and tried from here where it lies nowhere else.
     """
-    names = [os.path.normpath(folder / model.seen_from_here)] if model.seen_from_here else []
-    names.append(os.path.join(plan, model.file or ""))
-    return list({os.path.realpath(name): Path(name) for name in names if os.path.lexists(name)}.values())
+    lay = [] if model.seen_from_here is None else [os.path.normpath(folder / model.seen_from_here)]
+    named = [os.path.join(home or "", model.file or "")]
+    seen = [name for name in lay if os.path.lexists(name)]
+    seen += [name for name in (named if home is not None or not seen else []) if os.path.lexists(name)]
+    return list({os.path.realpath(name): Path(name) for name in seen}.values())
 
 
 def _seen_from(folder: Path, path: Path) -> str | None:
@@ -191,20 +185,19 @@ def _seen_from(folder: Path, path: Path) -> str | None:
     return Path(os.path.relpath(there, here)).as_posix()
 
 
-def _planned_files(plan: Mapping[str, Any]) -> dict[str, str]:
-    """Finished files as the plan names them, by their candidate."""
-    listed = plan.get("candidates")
-    rows = {DENSE: plan.get("model"), **(listed if isinstance(listed, dict) else {})}
-    files = {name: row.get("file") for name, row in rows.items() if isinstance(row, dict)}
-    return {name: file for name, file in files.items() if isinstance(file, str) and file}
-
-
 def _digest(path: Path) -> str | None:
     try:
         with ordinary_file(path, "the file", LARGEST).open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except (InputError, OSError):
         return None
+
+
+def _unpacked_digest(path: Path) -> str | None:
+    """As `_digest`, of what a gzip file holds."""
+    with ordinary_file(path, "the model", FILE_BYTES).open("rb") as stream:
+        packed = stream.read(2) == b"\x1f\x8b"
+    return hashlib.sha256(unpacked(path.read_bytes(), path.name, FILE_BYTES)).hexdigest() if packed else _digest(path)
 
 
 def _manifest(path: Path) -> tuple[str, dict[str, str]] | None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import datetime
 import hashlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -15,12 +17,15 @@ from synthetic_audit import synthetic_audit
 
 from crushproof.audit.engine.cells import Result, cell_key
 from crushproof.audit.engine.store import Store
+from crushproof.audit.schema.rows import RecordedAt
+from crushproof.audit.schema.standing import MEASURED
 from crushproof.audit.verdict.judging import rejudge
 from crushproof.audit.verdict.policy import BUILT_IN
 
 NOW = datetime.datetime.now(datetime.UTC)
 DAY = datetime.timedelta(days=1)
 MODELS = ("dense", "int8", "int4")
+RECORD = RecordedAt(key=cell_key("record"), digest=64 * "0", fixed="2026-11-26 08:00:00 UTC")
 FINISHED = "files/int8.onnx"  # as the plan names it, which lies in the folder `plan`
 
 
@@ -49,8 +54,9 @@ def audited_folder(root: Path, models: dict[str, bytes] | None = None) -> Path:
                 "reproduce": "crushproof audit plan/plan.yaml --only x",
             }
             findings.append(one.model_copy(update=told))
-    plan = {"name": "digits", "policy": "release", "candidates": {"int8": {"file": FINISHED}, "int4": {"file": None}}}
-    update = {"candidates": rows, "findings": findings, "plan": plan, "release": ["int8", "int4"]}
+        store.put(RECORD.key, Result(document={}))
+    environment = audit.environment.model_copy(update={"record": RECORD})
+    update = {"candidates": rows, "findings": findings, "release": ["int8", "int4"], "environment": environment}
     audit = rejudge(audit.model_copy(update=update), BUILT_IN["release"])
     (out / "audit.json").write_text(audit.model_dump_json(by_alias=True, indent=1))
     (out / "report.html").write_text("<p>report")
@@ -58,6 +64,20 @@ def audited_folder(root: Path, models: dict[str, bytes] | None = None) -> Path:
     (root / "plan/files").mkdir(parents=True)
     (root / "plan" / FINISHED).write_bytes((models or {}).get("int8", b"the bytes of int8"))
     return out
+
+
+def stand_in(patch: pytest.MonkeyPatch) -> None:
+    """The invented figures follow from no evidence: signing takes them, and the plan, as they stand."""
+    asked = {
+        "name": "digits",
+        "data": {"kind": "digits"},
+        "model": {"architecture": "crushproof.training.networks:digits_mlp"},
+        "candidates": {"int8": {"file": FINISHED}, "int4": "int4"},
+    }
+    record = SimpleNamespace(source="../plan/plan.yaml", asked=asked)
+    home = "crushproof.audit.export.signing"
+    patch.setattr(f"{home}.held_against_evidence", lambda read, _: (read, MEASURED))
+    patch.setattr(f"{home}.read_record", lambda *_: (record, None))
 
 
 def new_key(curve: ec.EllipticCurve | None = None) -> ec.EllipticCurvePrivateKey:
@@ -80,7 +100,7 @@ def certificate(
     *,
     first: datetime.datetime = NOW - DAY,
     last: datetime.datetime = NOW + 30 * DAY,
-    signs: bool = True,
+    signs: str = "key usage",
     authority: bool = False,
     name: str = "somebody",
 ) -> x509.Certificate:
@@ -94,8 +114,19 @@ def certificate(
         .not_valid_after(last)
         .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
     )
-    if signs and not authority:
+    if signs == "extended key usage":
         builder = builder.add_extension(x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.CODE_SIGNING]), critical=False)
+    elif signs:
+        others = dict.fromkeys(["content_commitment", "key_encipherment", "data_encipherment", "key_agreement"], False)
+        usage = x509.KeyUsage(
+            digital_signature=not authority,
+            key_cert_sign=authority,
+            crl_sign=False,
+            encipher_only=False,
+            decipher_only=False,
+            **others,
+        )
+        builder = builder.add_extension(usage, critical=True)
     return builder.sign(key if issuer is None else issuer[1], hashes.SHA256())
 
 
