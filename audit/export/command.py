@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -31,7 +32,11 @@ def sign(
         typer.echo(f"verdict: {said.verdict.upper()}; plan {said.plan_digest[:16]}; policy {said.policy_digest[:16]}")
         for name, one in said.models.items():
             path = done.signatures.get(name)
-            own = "no signature of its own, not up for release" if path is None else f"its own signature: {path}"
+            own = (
+                "no signature of its own, not up for release"
+                if path is None
+                else f"its own signature: {os.path.normpath(path)}"
+            )
             typer.echo(f"model {name} ({one.verdict}): {one.sha256[:16]}; {own}")
         for name, file in done.absent.items():
             typer.echo(f"{file} is not where it was: the stored copy of {name} was signed in its place.")

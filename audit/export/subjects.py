@@ -170,7 +170,7 @@ def located(model: SignedModel, folder: Path, home: Path | None) -> list[Path]:
     Args:
         home: the folder of the plan; None: not known, and tried from here where it lies nowhere else.
     """
-    lay = [] if model.seen_from_here is None else [os.path.normpath(folder / model.seen_from_here)]
+    lay = [] if model.seen_from_here is None else [os.path.normpath(folder.resolve() / model.seen_from_here)]
     named = [os.path.join(home or "", model.file or "")]
     seen = [name for name in lay if os.path.lexists(name)]
     seen += [name for name in (named if home is not None or not seen else []) if os.path.lexists(name)]
@@ -179,7 +179,7 @@ def located(model: SignedModel, folder: Path, home: Path | None) -> list[Path]:
 
 def _seen_from(folder: Path, path: Path) -> str | None:
     """A path relative to the audit's folder, where they have more in common than a disk: it would name users else."""
-    here, there = folder.resolve(), path.absolute()
+    here, there = folder.resolve(), path.parent.resolve() / path.name
     if len(Path(os.path.commonpath([here, there])).parts) < 2:
         return None
     return Path(os.path.relpath(there, here)).as_posix()
