@@ -1,7 +1,7 @@
 """Signed audits: how long it takes to check one whose model has 100 MB, which lies there twice: finished, and stored.
 
-Peer: `model_signing verify key` on one such file, in this process, by its library. Wall seconds; the files are in the
-page cache. (Needs the `sign` extra.)
+Beside it `model_signing verify key` on one such file, by its library. The files are in the page cache. (Needs the `sign`
+extra.)
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from contract import Row, arguments, publish
+from contract import Row, alternate, arguments, publish
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from model_signing.verifying import Config
@@ -105,14 +105,17 @@ def main() -> None:
             "import sys; from pathlib import Path; from crushproof.audit.export.checking import check_signature\n"
             "assert check_signature(Path(sys.argv[1]), key=Path(sys.argv[2])).differs == []"
         )
-        ours = seconds(lambda: check_signature(out, key=public))
+        ours, peer = alternate(
+            lambda: check_signature(out, key=public), lambda: theirs.verify(model, f"{model}.sig"), rounds=ROUNDS
+        )
+        wall = seconds(lambda: check_signature(out, key=public))
         process = seconds(lambda: subprocess.run([sys.executable, "-c", code, out, public], check=True))
-        peer = seconds(lambda: theirs.verify(model, f"{model}.sig"))
     where = f"a model of {SIZE / 1e6:.0f} MB and its stored copy, {RESULTS} results"
     rows = [
-        Row("check of a signed audit", where, ours, "s", target=1.0),
-        Row("the same in a fresh process", where, process, "s"),
-        Row("OpenSSF model signing's verifier", "the model alone", peer, "s"),
+        Row("check of a signed audit, CPU", where, ours, "s", target=1.0),
+        Row("by the clock, on two cores", where, wall, "s"),
+        Row("by the clock, in a fresh process", where, process, "s"),
+        Row("OpenSSF model signing's verifier, CPU", "the model alone", peer, "s"),
     ]
     publish(rows, options.json)
 
