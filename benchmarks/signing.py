@@ -1,7 +1,7 @@
 """Signed audits: how long it takes to check one whose model has 100 MB, which lies there twice: finished, and stored.
 
-Beside it `model_signing verify key` on one such file, by its library. The files are in the page cache. (Needs the `sign`
-extra.)
+Beside it `model_signing verify key` on one such file, by its library. The files are in the page cache. (Needs the
+`sign` extra.)
 """
 
 from __future__ import annotations
