@@ -29,7 +29,8 @@ class Standing:
 
 
 UNSIGNED = "evidence unsigned"
-MEASURED = Standing(True, f"figures and verdict made from the stored evidence of this run; {UNSIGNED}")
+MEASURED = Standing(True, f"figures and verdict were made from the evidence of this run; {UNSIGNED}")
+REBUILT = Standing(True, f"figures and verdict were made again from the stored evidence; {UNSIGNED}")
 
 
 def told(audit: Audit, standing: Standing) -> Audit:

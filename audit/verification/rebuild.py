@@ -14,7 +14,7 @@ from ..findings.assemble import assemble
 from ..rounds import undecided
 from ..schema import wording
 from ..schema.rows import Audit, RecordedAt
-from ..schema.standing import MEASURED, Standing
+from ..schema.standing import REBUILT, Standing
 from ..suite.suite import Reached, Suite
 from ..verdict.judging import check_verdicts
 from .differences import differences
@@ -115,7 +115,7 @@ def held_against_evidence(read: Audit, folder: Path) -> tuple[Audit, Standing]:
             f"{wording.enumerate_words(found)}. {HINT}"
         )
     audit = rebuilt.audit.model_copy(update={"environment": read.environment})
-    return audit, MEASURED
+    return audit, REBUILT
 
 
 def _recorded(at: RecordedAt, cells: StoredCells) -> tuple[Record, Suite]:
