@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sys
@@ -15,6 +16,8 @@ from enum import StrEnum
 import typer
 
 from ..targets.errors import CrushproofError, InputError, UnsafeInput
+
+FULL = {errno.ENOSPC, errno.EDQUOT}
 
 PASS, FAIL, INCOMPLETE, INTERNAL, INTERRUPTED = 0, 1, 3, 4, 130
 EXIT_CODES = {
@@ -59,6 +62,12 @@ def exit_codes() -> Iterator[None]:
     except BrokenPipeError:  # `crushproof catalogue | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(PASS) from None
+    except OSError as error:
+        complain(
+            f"{error.filename or 'the system'}: {error.strerror or type(error).__name__}. Check the names and the "
+            "folders that were given, and what this user may do there."
+        )
+        raise typer.Exit(INCOMPLETE if error.errno in FULL else InputError.exit_code) from None
     except Exception as error:
         with tempfile.NamedTemporaryFile("w", prefix="crushproof-", suffix=".txt", delete=False) as file:
             file.write(traceback.format_exc())

@@ -291,7 +291,12 @@ def _port(item: onnx.ValueInfoProto) -> dict[str, Any]:
     shape = [size.dim_value if size.HasField("dim_value") else size.dim_param or "?" for size in tensor.shape.dim]
     if item.type.sequence_type.elem_type.HasField("map_type"):  # one map from class to score for each record
         word = "maps"
-    return {"name": item.name, "type": {"float": "float32", "double": "float64"}.get(word, word), "shape": shape, "grid": None}
+    return {
+        "name": item.name,
+        "type": {"float": "float32", "double": "float64"}.get(word, word),
+        "shape": shape,
+        "grid": None,
+    }
 
 
 def _grid(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> list[float] | None:
