@@ -71,13 +71,12 @@ def check_data(
                 "one group for each, in the same order."
             )
         _check_names(sorted(set(groups)), "group name")
-    notes = spans + [
+    return spans + [
         f"No record of class {quoted(name)} is among the {split}."
         for split, records in splits.items()
         for label, name in enumerate(class_names)
         if len(class_names) <= 100 and not bool((records.y == label).any())
     ]
-    return notes
 
 
 def _check_names(names: list[str], what: str) -> None:

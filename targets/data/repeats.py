@@ -104,8 +104,7 @@ def _check_overlap(members: Records, both: tuple[NDArray[np.uint64], NDArray[np.
     if members.x.ndim > 2:
         explained = min(explained, OF_IMAGES)
     what = (
-        f"{len(ids[1]):,} of the {len(both[1]):,} test records equal a training record in every value and in the "
-        "label"
+        f"{len(ids[1]):,} of the {len(both[1]):,} test records equal a training record in every value and in the label"
     )
     if share > max(OVERLAP, explained):
         raise InputError(
@@ -152,9 +151,9 @@ def _twins(found: NDArray[np.uint64]) -> float:
 
 def _diluted(twins: float) -> str:
     return (
-        f"{_percent(twins)} of the training records occur again among them, exactly or but for a little noise: a shadow "
-        "model without the one is trained on the other, so that a membership attack finds next to nothing, whatever the "
-        "model remembers. Give each record once."
+        f"{_percent(twins)} of the training records occur again among them, exactly or but for a little noise: a "
+        "shadow model without the one is trained on the other, so that a membership attack finds next to nothing, "
+        "whatever the model remembers. Give each record once."
     )
 
 
@@ -262,7 +261,9 @@ class _Search:
                 return 0.0
             one, other = theirs[np.random.default_rng(label).integers(0, len(theirs), (2, PAIRS))]
             apart = self._values(self._like, one[one != other]) - self._values(self._like, other[one != other])
-            self._near[label] = NEAR * float(np.median(np.sqrt((apart.astype(np.float64) ** 2).sum(1)))) if len(apart) else 0.0
+            self._near[label] = (
+                NEAR * float(np.median(np.sqrt((apart.astype(np.float64) ** 2).sum(1)))) if len(apart) else 0.0
+            )
         return self._near[label]
 
     def _values(self, records: Records, index: NDArray[np.int64]) -> NDArray[np.float32]:
