@@ -100,6 +100,11 @@ def _milder(
     if limited & qualities:
         open_ = [name for name in open_ if name not in qualities]
     if open_:
-        subjects = wording.enumerate_words([metrics[name].subject.rstrip(",") for name in open_])
+        subjects = wording.enumerate_words([_heading(metrics[name]) for name in open_])
         told.append(f"The policy {wording.label(policy.name)} does not limit {subjects}, measured all the same.")
     return told
+
+
+def _heading(metric: Metric) -> str:
+    heading = metric.title.partition(" (")[0]
+    return heading[:1].lower() + heading[1:]
