@@ -15,8 +15,10 @@ from judged_rows import KNOWN, audit_of, candidate, change, estimate, finding, f
 from torch import nn
 
 from crushproof.attacks.access import Flag
+from crushproof.attacks.case import Evidence
 from crushproof.attacks.evasion.compare import found_on
 from crushproof.attacks.evasion.evasion import Evasion
+from crushproof.attacks.membership.measure import _test_known
 from crushproof.attacks.membership.membership import masked
 from crushproof.attacks.membership.signals import margin
 from crushproof.audit.engine.cells import Result
@@ -223,6 +225,20 @@ def test_masked_scores(name: str) -> None:
     shadows = np.stack([margin(logits(seed), y) for seed in range(1, 5)])
     mask, flagged = MASKS[name]
     assert masked(margin(mask(logits(0)), y), shadows, y.numpy()) is flagged
+
+
+@pytest.mark.parametrize(
+    ("shift", "untrained", "known"),
+    [(0.5, 0.5, False), (0.0, 0.5, False), (-0.3, 0.5, True), (-0.3, None, True), (-0.3, 0.42, False), (-2, 0.1, True)],
+)
+def test_a_model_that_knows_its_test_records(shift: float, untrained: float | None, known: bool) -> None:
+    rng = np.random.default_rng(0)
+    is_member = np.arange(2000) < 1000
+    scores = rng.standard_normal(2000) + shift * is_member
+    summary = {"headline_auc": "loss", "pseudo_targets": {"loss": {"untrained_auc": untrained}}}
+    found = _test_known(Evidence(arrays={"score/loss": scores}, summary=summary, flags={}), is_member)
+    assert (found is not None) is known
+    assert found is None or "look more like members than the members do" in found
 
 
 # -- attacks ----------------------------------------------------------------------------------------------------------
