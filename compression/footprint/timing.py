@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +14,7 @@ import torch
 from ...targets.errors import CrushproofError
 from ...targets.model import Target
 from ...targets.runtimes.onnx import OnnxTarget
+from ...targets.temporary import scratch
 from ...targets.untrusted._try_onnx import settings as settings_of
 from ...targets.untrusted.model_file import CheckedOnnx, check_onnx
 
@@ -101,8 +100,8 @@ def peak_resident_bytes(model: CheckedOnnx | bytes, shape: tuple[int, ...]) -> i
     entry = checked.inputs[0]
     batch = entry.shape[0] if isinstance(entry.shape[0], int) else min(SERVED, checked.facts.at_once)
     settings, records = json.dumps(settings_of(checked.model)), json.dumps([batch, *shape])
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
+    with scratch() as folder:
+        path = folder / "model.onnx"
         path.write_bytes(checked.usable)
         command = [sys.executable, "-P", "-c", _SERVE, str(path), settings, records, entry.type]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)

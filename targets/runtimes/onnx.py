@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from ..data.labels import in_order
 from ..errors import InputError, UnsafeInput
+from ..temporary import scratch
 from ..untrusted._try_onnx import settings
 from ..untrusted.model_file import CheckedOnnx, check_onnx
 from .batches import MAPS, answer_in_parts, check_ports, reason
@@ -95,8 +95,8 @@ def executed_operators(model: CheckedOnnx | bytes) -> dict[str, int]:
     """
     import onnx
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "optimised.onnx"
+    with scratch() as folder:
+        path = folder / "optimised.onnx"
         _session(check_onnx(model), 1, optimised=path)
         graph = onnx.load(path).graph
     return dict(sorted(Counter(node.op_type for node in graph.node).items()))

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +23,7 @@ from pydantic import BaseModel, ConfigDict
 from ..errors import InputError, UnsafeInput, quoted
 from ..model import BATCH
 from ..recent import Recent
+from ..temporary import scratch
 from ._state_names import comes_back
 from .files import ordinary_file
 from .other_formats import refuse_by_name, refuse_other, unpacked
@@ -199,8 +199,8 @@ def read_model_file(path: Path, record: tuple[int, ...] = ()) -> ModelFile:
     kind: Kind = "tflite" if data[4:8] == b"TFL3" else "onnx"
     if kind == "tflite":
         need_litert()
-    with tempfile.TemporaryDirectory(prefix="crushproof-") as folder:
-        copy = Path(folder, "model")
+    with scratch() as folder:
+        copy = folder / "model"
         copy.write_bytes(data)
         answer = run_limited(
             Path(__file__).with_name(f"_read_{kind}.py"),

@@ -22,7 +22,7 @@ OUT_OF_MEMORY = 71  # exit status; any value Python itself does not use
 STARTING = 120  # wall-clock seconds granted on top, for importing libraries on a busy machine
 OVERTIME = (-signal.SIGKILL, -getattr(signal, "SIGXCPU", 0), -getattr(signal, "SIGALRM", 0))  # which the limits send
 NO_MEMORY = re.compile(r"bad_alloc|MemoryError|[Cc]annot allocate memory|out of memory")
-INHERITED = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TMPDIR", "TEMP", "TMP", "SYSTEMROOT")
+INHERITED = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
 
 
 RESAVE_HINT = "Nothing in it was executed. Refuse the file, or have it saved anew as safetensors by whoever trusts it."
@@ -46,19 +46,23 @@ def run_limited(
         CrushproofError: the child could not even import the script.
     """
     from ..errors import CrushproofError, UnsafeInput
+    from ..quiet import SWITCHES
+    from ..temporary import scratch
 
     limits = {"seconds": seconds, "memory": memory, "path": [entry for entry in sys.path if os.path.isabs(entry)]}
     command = [sys.executable, "-I", str(Path(__file__).resolve()), json.dumps(limits), str(script), *arguments]
     environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    environment |= SWITCHES | {"OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
     try:
-        child = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            env={**environment, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"},
-            timeout=4 * seconds + STARTING,
-            check=False,
-        )
+        with scratch() as folder:  # what its libraries leave goes with it, also when it is stopped
+            child = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                env={**environment, "HOME": str(folder), "TMPDIR": str(folder)},
+                timeout=4 * seconds + STARTING,
+                check=False,
+            )
     except subprocess.TimeoutExpired:
         raise UnsafeInput(f"Reading {what} took too long by the clock and was stopped. {hint}") from None
     output = child.stdout.decode("utf-8", "replace")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, UnsafeInput, nearest_hint, quoted
+from ..temporary import scratch
 from .files import FETCH_HINT, is_pickle, name_fault, open_archive, ordinary_file
 from .sandbox import run_limited
 
@@ -181,8 +181,8 @@ def _read_torch(content: bytes, where: str, limit: int) -> dict[str, Tensor]:
     for kind, found in kinds.items():
         if found:
             raise UnsafeInput(f"The weights {where} are {kind}; only weights are read, so it was refused. {SAFE_COPY}")
-    with tempfile.TemporaryDirectory(prefix="crushproof-") as folder:
-        source, destination = Path(folder, "weights.pt"), Path(folder, "weights.safetensors")
+    with scratch() as folder:
+        source, destination = folder / "weights.pt", folder / "weights.safetensors"
         source.write_bytes(content)
         script = Path(__file__).with_name("_read_torch.py")
         answer = run_limited(
