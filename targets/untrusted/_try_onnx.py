@@ -100,6 +100,7 @@ def established(
         try:
             first = _zeros(ports, shapes, 1)
         except TypeError:  # strings and the like: no classifier, which is said later
+            _session(usable, settings(model))
             return found
         try:
             calls = _watched(model, first, folder / "calls")
