@@ -333,7 +333,7 @@ def test_a_record_with_another_release(forged: Path) -> None:
 
 
 def test_a_record_with_other_limits(forged: Path) -> None:
-    record_changed(forged, lambda values: values["policy"].update(changes={"accuracy": -1.0}))
+    record_changed(forged, lambda values: values["policy"].update(changes={"accuracy": -0.7}))
     assert read_audit(forged).verdict == "pass"
     assert set(caught(forged)) == {"plan"}
 
