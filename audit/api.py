@@ -289,10 +289,17 @@ def _numbered(
     return np.array([position[text] for text in texts], dtype=np.int64)
 
 
+def _with_functions(recipe: Any) -> Any:
+    """A mapping that holds a function (a student's) as the recipe it is, which offers the function by its name."""
+    if isinstance(recipe, Mapping) and any(callable(value) for value in recipe.values()):
+        return RECIPES.parse(recipe)
+    return recipe
+
+
 def _candidates(recipes: Any) -> dict[str, Any]:
     """Candidates by name: as given, or by what their recipe is called, numbered from the second on."""
     if isinstance(recipes, Mapping) and recipes.get("kind") not in RECIPES.kinds():
-        return dict(recipes)
+        return {name: _with_functions(one) for name, one in recipes.items()}
     if isinstance(recipes, str | Recipe | Mapping):
         recipes = [recipes]
     if not isinstance(recipes, Sequence):

@@ -39,10 +39,12 @@ def plan_of_options(artifact: Path, options: Mapping[str, Any]) -> Plan:
         "output": options["--output"],
         "outputs": options["--outputs"],
         "labels": whole_numbers("--labels", options["--labels"]),
+        "hours": options["--hours"],
     }
     if options["--recipe"] is not None and dense is None:
         raise InputError("--recipe needs --dense: shadow models of the dense model are compressed as the file was.")
-    both = {name: value for name, value in interface.items() if name in ("channels", "mean", "std", "units", "labels")}
+    shared = ("channels", "mean", "std", "units", "labels", "hours")
+    both = {name: value for name, value in interface.items() if name in shared}
     candidate = {"file": str(artifact), "recipe": options["--recipe"], "interface": interface}
     raw = {
         "name": artifact.name,

@@ -211,6 +211,11 @@ class Plan(Settings):
         """sha256 (hex) of `shown`."""
         return hashlib.sha256(json.dumps(self.shown, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
+    @property
+    def file(self) -> str | None:
+        """The name of the file it was read from; None: it is from Python or the command line."""
+        return self._source.name if self._source.lines else None
+
     def where(self, *steps: str | int) -> str:
         """Where a value stands, for an error: `plan.yaml, line 7`."""
         return self._source.where(steps)

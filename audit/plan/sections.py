@@ -153,6 +153,12 @@ class InterfacePlan(Settings):
         None, description="for each class of the data, the file's output for it"
     )
     output: str | None = Field(None, description="name of the file's output that holds the classes, of several")
+    hours: float | None = Field(
+        None,
+        gt=0,
+        le=100_000,
+        description="of processor time that asking the file may take; default: 1, and 1.5 per MB",
+    )
 
     @model_validator(mode="after")
     def _normalised(self) -> InterfacePlan:

@@ -25,8 +25,8 @@ from .sandbox import run_limited
 
 ROOM = 64 * 2**20  # bytes a weights file may always have; beyond it, as many times the model's own size:
 TIMES = 8  # float64 instead of float32, and an optimiser's state beside it
-HEADER = 16 * 2**20  # bytes of a safetensors header
-SECONDS = 60  # of processor time for a `.pt`
+HEADER = 4 * 2**20  # bytes of a safetensors header: 40,000 tensors
+SECONDS, SECONDS_BY_BYTE = 5, 2**-22  # of processor time for a `.pt`: at least, and for each of its bytes
 SAFE_COPY = (
     "Whoever trusts the file can save its weights anew: `safetensors.torch.save_file(model.state_dict(), "
     '"weights.safetensors")`.'
@@ -189,7 +189,7 @@ def _read_torch(content: bytes, where: str, limit: int) -> dict[str, Tensor]:
             script,
             [str(source), str(destination), str(limit)],
             what=f"the weights {where}",
-            seconds=SECONDS,
+            seconds=SECONDS + int(SECONDS_BY_BYTE * len(content)),
             memory=3 * limit + 512 * 2**20,  # the file, the tensors, their clones; torch's own working memory
         )
         fault = json.loads(answer)
