@@ -122,9 +122,9 @@ def killed(place: Place, moments: random.Random) -> list[dict[str, Any]]:
 def alive_in(session: int) -> int:
     """How many processes of the session are left."""
     found = 0
-    for process in psutil.pids():
-        with suppress(ProcessLookupError):
-            found += os.getsid(process) == session
+    for process in psutil.process_iter():
+        with suppress(ProcessLookupError, psutil.NoSuchProcess):
+            found += os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE
     return found
 
 
