@@ -24,7 +24,7 @@ from ...targets.errors import Incomplete
 from ...targets.form import Form, MisfitError
 from ...targets.recent import Recent
 from ...targets.steps import Arrays, Check, unchecked
-from ..writing import claim, writing
+from ..writing import claim, make_folder, writing
 from .cells import MANIFEST, Cell, DamagedError, Result, canonical_json, check, check_form, pack, unpack
 from .ledger import Ledger, whoami
 from .on_disk import discard, only_a_file, read_folder, remove, write_folder
@@ -58,7 +58,7 @@ class Store(Ledger):
             folder.mkdir(parents=True, exist_ok=True)
             claim(self.private)
             for path in (self._cells, self._parts, self.half):
-                path.mkdir(mode=0o700, exist_ok=True)
+                make_folder(path)
 
     # -- results ------------------------------------------------------------------------------------------------------
 

@@ -23,7 +23,9 @@ LONG = 2.0  # seconds in a model's calls after which no more are needed, however
 
 # A fresh process that serves a model. VmHWM and not ru_maxrss: the latter starts at the parent's peak.
 _SERVE = """
-import json, sys, numpy, onnxruntime
+import ctypes, json, sys, numpy, onnxruntime
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, 9)  # it dies with its parent
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = options.inter_op_num_threads = 1
 options.log_severity_level = 4
