@@ -135,7 +135,8 @@ class Store(Ledger):
         self._put(key, parts)
 
     def _put(self, key: str, parts: dict[str, bytes]) -> None:
-        self.has(key)  # what lies there already stays only if it is intact
+        if self.has(key):  # it stays, if it is intact
+            return
         with writing(self.folder):
             write_folder(self.path(key), parts, self._temporary)
         self._remember(key, parts)
