@@ -13,6 +13,8 @@ import typer
 
 from ..targets.errors import InputError, UnsafeInput
 from .exit_codes import EXIT_CODES, INCOMPLETE, PASS, FailOn, code_of, exit_codes
+from .export.command import sign
+from .paths import shown
 
 if TYPE_CHECKING:
     from .schema.rows import Audit
@@ -75,6 +77,7 @@ def audit(
     outputs: Annotated[str | None, typer.Option(help="logits, probabilities or log-probabilities.")] = None,
     policy: Annotated[str | None, typer.Option(help="Of --artifact: release, robustness, or a YAML file.")] = None,
     labels: Annotated[str | None, typer.Option(help="For each class, the file's output for it: 1,2,0.")] = None,
+    hours: Annotated[float | None, typer.Option(help="Of processor time that asking the file may take.")] = None,
 ) -> None:
     """Audit compressed candidates, or one finished file.
 
@@ -97,6 +100,7 @@ def audit(
             "--output": output,
             "--outputs": outputs,
             "--labels": labels,
+            "--hours": hours,
             "--policy": policy,
         }
         folder = Path()
@@ -122,7 +126,7 @@ def audit(
         from .run import run_audit
 
         # The findings name the command that reproduces them. --out is not part of it, so that they stay the same bytes.
-        words = ["crushproof", "audit", *([str(plan)] if plan else [])]
+        words = ["crushproof", "audit", *([shown(plan)] if plan else [])]
         if artifact is not None:
             from .plan.command_line import words_of_options
 
@@ -267,6 +271,9 @@ def gate(
         raise typer.Exit(code_of(result.verdict, fail_on))
 
 
+app.command()(sign)
+
+
 @app.command()
 def verify(
     folder: Annotated[Path, typer.Argument(help="Holds audit.json and its evidence.")],
@@ -346,11 +353,9 @@ def doctor() -> None:
 
 
 def verdict_of_finding(result: Audit) -> str:
-    """Of `--only`: a finding that could not be measured counts where a policy judges it, and one that is gone."""
-    if not result.findings:
-        return "not-measured"
-    found = result.findings[0]
-    return "not-gated" if found.verdict == "not-measured" and not found.gated else found.verdict
+    """Of `--only`: what no policy judged did not pass, whether it was measured or not."""
+    found = result.findings[0] if result.findings else None
+    return found.verdict if found is not None and found.gated else "not-measured"
 
 
 def show(

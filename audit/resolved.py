@@ -29,7 +29,7 @@ from .plan.sections import MemoryData, ShadowPlan
 from .subject.preflight import preflight
 from .suite.environment import versions
 from .suite.suite import Suite
-from .writing import write
+from .writing import write_together
 
 FILE = "resolved-plan.yaml"
 ENOUGH = ShadowPlan(training_free=16, trained=16)  # with fewer, figures that rest on shadow models carry a flag
@@ -73,7 +73,7 @@ def resolve_plan(suite: Suite, store: Store, *, workers: int, started: float, pr
         decided = {"attacks": suite.plan.attacks, "shadows": suite.plan.shadows.model_dump(mode="json")}
         store.put(key, Result(document={**decided, "costs": asdict(costs)}))
     if not isinstance(plan.data, MemoryData):
-        write(store.folder / FILE, resolved_text(suite.plan))
+        write_together({store.folder / FILE: resolved_text(suite.plan)}, store.half)
     expected = forecast(suite, _stored(suite, store), workers)
     if expected.most:
         progress.note(f"forecast: {expected.sentence(workers)}.{_cheaper(suite, expected, workers)}")

@@ -20,7 +20,7 @@ from .findings.assemble import known_metrics
 from .findings.finding_rows import cells_of
 from .plan.plan import Plan
 from .plan.sections import LocalEngine
-from .resolved import resolve_plan
+from .resolved import FILE, resolve_plan
 from .rounds import run_rounds
 from .schema.rows import SCHEMA, Audit, Environment, Latency
 from .subject.finished_file import READINGS
@@ -31,7 +31,7 @@ from .suite.suite import Suite, readings_of, spawn_argument
 from .verdict.fitting import policy_for
 from .verification.rebuild import Ended, ended_key
 from .verification.record import form_of_record, record_of, recorded_at
-from .writing import write
+from .writing import check_ours, write_together, writing
 
 
 def run_audit(
@@ -93,10 +93,11 @@ def run_audit(
         if only is None:
             ended = Ended(failed=outcome.failed, skipped=outcome.skipped, unavailable=outcome.unavailable)
             store.replace(ended_key(key), Result(document=ended.model_dump()))
-            from .report.html import render
+            from .report.html import to_html
 
-            write(out / "audit.json", audit.model_dump_json(by_alias=True, indent=1))
-            render(audit, out / "report.html")
+            texts = {"audit.json": audit.model_dump_json(by_alias=True, indent=1), "report.html": to_html(audit)}
+            with writing(out):
+                write_together({out / name: text for name, text in texts.items()}, store.half)
             if not outcome.failed and not outcome.unavailable:
                 store.drop_parts()
     if outcome.failed:
@@ -125,6 +126,8 @@ def recalled(out: Path, question: Any) -> dict[str, Any] | None:
 
 def check_folder(out: Path, plan: Plan) -> None:
     """Refuses to overwrite the audit of another plan, or a file that is none of ours."""
+    for own in (out / "report.html", out / FILE):
+        check_ours(own)
     path = out / "audit.json"
     if not path.is_file():
         return

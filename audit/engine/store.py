@@ -2,7 +2,7 @@
 
     OUT/evidence/cells/<ab>/<key>/   document.json, arrays.safetensors, files/*, manifest.json with a digest of each
     OUT/evidence/parts/<key>/*/      the same of finished parts of cells that are not finished (targets/steps.py)
-    OUT/evidence/temporary/          half-written cells of a run that was killed; swept by the next run
+    OUT/evidence/temporary/          half-written cells and reports of a run that was killed; swept by the next run
     OUT/evidence/failures/           tracebacks of cells that failed
     OUT/evidence/journal.jsonl       and index.sqlite: see ledger.py; never read for results
     OUT/evidence/lock                held by the one run that may work here
@@ -17,15 +17,14 @@ import hashlib
 import json
 import os
 import re
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 
-from ...targets.errors import Incomplete, UnsafeInput
+from ...targets.errors import Incomplete
 from ...targets.form import Form, MisfitError
 from ...targets.recent import Recent
 from ...targets.steps import Arrays, Check, unchecked
-from ..writing import writing
+from ..writing import claim, writing
 from .cells import MANIFEST, Cell, DamagedError, Result, canonical_json, check, check_form, pack, unpack
 from .ledger import Ledger, whoami
 from .on_disk import discard, only_a_file, read_folder, remove, write_folder
@@ -43,8 +42,7 @@ class Store(Ledger):
         folder: the audit's output folder, made when it is not there; the store is its subfolder `evidence`.
 
     Raises:
-        InputError: the folder cannot be made or written.
-        UnsafeInput: a folder in it is a link to elsewhere.
+        InputError: the folder cannot be made or written, or its subfolder is not ours.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -54,19 +52,13 @@ class Store(Ledger):
         self._forms: dict[str, Form] = {}
         self._lock: int | None = None
         self._recent: Recent[dict[str, bytes]] = Recent(REMEMBERED)
-        self._cells, self._temporary = self.private / "cells", self.private / "temporary"
+        self._cells, self.half = self.private / "cells", self.private / "temporary"
         self._parts = self.private / "parts"
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            for path in (self.private, self._cells, self._parts, self._temporary):
-                if path.is_symlink():
-                    raise UnsafeInput(
-                        f"{path} is a link: what a run writes and sweeps there would be done elsewhere. Remove the "
-                        "link, or name another folder with --out."
-                    )
+            claim(self.private)
+            for path in (self._cells, self._parts, self.half):
                 path.mkdir(mode=0o700, exist_ok=True)
-            if stat.S_IMODE(self.private.stat().st_mode) != 0o700:
-                self.private.chmod(0o700)
 
     # -- results ------------------------------------------------------------------------------------------------------
 
@@ -138,7 +130,7 @@ class Store(Ledger):
         if self.has(key):  # it stays, if it is intact
             return
         with writing(self.folder):
-            write_folder(self.path(key), parts, self._temporary)
+            write_folder(self.path(key), parts, self.half)
         self._remember(key, parts)
 
     def _remember(self, key: str, parts: dict[str, bytes]) -> None:
@@ -190,7 +182,7 @@ class Store(Ledger):
         self._intact.discard(key)
         self._recent.drop(key)
         with writing(self.folder):
-            discard(self.path(key), self._temporary)
+            discard(self.path(key), self.half)
 
     # -- parts of cells that are not finished -------------------------------------------------------------------------
 
@@ -214,14 +206,14 @@ class Store(Ledger):
             check(found.arrays)
         except (DamagedError, MisfitError) as error:
             with writing(self.folder):
-                discard(folder, self._temporary)
+                discard(folder, self.half)
             raise DamagedError(str(error)) from error
         return found.arrays
 
     def keep(self, owner: str, name: str, arrays: Arrays) -> None:
         """Stores a part; it is there after a kill. Raises as `put`."""
         with writing(self.folder):
-            write_folder(self._part(owner, name), pack(Result(arrays, {"part": name})), self._temporary)
+            write_folder(self._part(owner, name), pack(Result(arrays, {"part": name})), self.half)
 
     def drop_parts(self, owner: str | None = None) -> None:
         """Forgets the parts kept under one key, or all: when what they were parts of is stored as a whole."""
@@ -268,7 +260,7 @@ class Store(Ledger):
             self._lock = None
 
     def _sweep(self) -> None:
-        for left in (*self._temporary.iterdir(), self.private / "failures"):
+        for left in (*self.half.iterdir(), self.private / "failures"):
             remove(left)
         only_a_file(self.private / "workers.log")
         self.mend({path.name for path in self._cells.glob("??/*") if path.is_dir()})
