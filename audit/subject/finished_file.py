@@ -120,7 +120,9 @@ def open_again(path: str, folder: Path, known: Reading, record: tuple[int, ...],
         file = read_again(folder / path, known.digest, known.kind, known.facts, packed=known.packed)
     else:
         found = read_model_file(folder / path, record)
-        file = found if hashlib.sha256(found.data).hexdigest() == known.digest else None
+        outputs = {None, *(port.name for port in found.facts.outputs)}
+        same = hashlib.sha256(found.data).hexdigest() == known.digest and known.assumptions.output in outputs
+        file = found if same else None
     return None if file is None else OpenedFile(path, file, known.assumptions, known.notes, known.doubtful)
 
 
