@@ -1,14 +1,17 @@
-"""`crushproof sign`."""
+"""`crushproof sign`, and what `crushproof verify` says of a signature."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..exit_codes import exit_codes
+
+if TYPE_CHECKING:
+    from ..verification.checks import Check
 
 
 def sign(
@@ -41,3 +44,29 @@ def sign(
         for name, file in done.absent.items():
             typer.echo(f"{file} is not where it was: the stored copy of {name} was signed in its place.")
         typer.echo(f"wrote {folder / ENVELOPE}")
+
+
+def signature_check(folder: Path, key: Path | None, certificate: Path | None, plan: Path | None = None) -> Check:
+    """One line of `crushproof verify`: whether the audit is as it was signed by whom the verifier trusts.
+
+    Args:
+        key, certificate: see `check_signature`; neither: only whether it is signed is said, and nothing is checked.
+        plan: where it lies, if that is known.
+
+    Raises:
+        InputError: both are given, or what is given is no key and no certificate.
+    """
+    from ..verification.checks import Check
+    from .checking import check_signature, signed
+
+    if key is None and certificate is None:
+        words = "not looked at: name --key or --certificate" if signed(folder) else "none: the evidence is unsigned"
+        return Check("signature", "left", words)
+    found = check_signature(folder, key=key, certificate=certificate, home=None if plan is None else plan.parent)
+    if found.statement is None or found.differs:
+        return Check("signature", "bad", " ".join(found.differs))
+    said = found.statement.predicate
+    words = f"{len(found.statement.subject)} files as they were signed; plan and policy were fixed at {said.fixed_at}"
+    if found.absent:
+        words += f". Not here, so that their stored copies were looked at: {', '.join(found.absent)}"
+    return Check("signature", "ok", words)
