@@ -13,7 +13,7 @@ import typer
 
 from ..targets.errors import InputError, UnsafeInput
 from .exit_codes import EXIT_CODES, INCOMPLETE, PASS, FailOn, code_of, exit_codes
-from .export.command import sign
+from .export.command import sign, signature_check
 from .paths import shown
 
 if TYPE_CHECKING:
@@ -281,15 +281,17 @@ def verify(
     deep: Annotated[
         bool, typer.Option("--deep", help="Also ask the deployed files again; runs the plan's own code.")
     ] = False,
+    key: Annotated[Path | None, typer.Option(help="The public key it is to be signed by, PEM.")] = None,
+    certificate: Annotated[Path | None, typer.Option(help="Or the signer's certificate, or an issuer's, PEM.")] = None,
 ) -> None:
-    """Hold an audit.json against its evidence, its plan and its files.
+    """Hold an audit.json against its evidence, its plan, its files and its signature.
 
     Every figure and verdict is made again from the evidence; exit 5 says what differs.
     """
     with exit_codes():
         from .verification.checks import verify as checks_of
 
-        checks = checks_of(folder, plan, deep=deep)
+        checks = [*checks_of(folder, plan, deep=deep), signature_check(folder, key, certificate, plan)]
         for check in checks:
             typer.echo(f"{check.state:>4}  {check.what}: {check.words}")
         bad = [check for check in checks if check.state == "bad"]

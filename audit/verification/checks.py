@@ -63,7 +63,7 @@ def verify(folder: Path, plan_file: Path | None = None, *, deep: bool = False) -
         return [Check("evidence", "bad", str(error))]
     found = [
         _check("figures", differences(read, rebuilt.audit), f"{_counted(read)} made again from the evidence: the same"),
-        _check("evidence", damage(rebuilt, cells), "nothing missing, nothing damaged; its signature is not looked at"),
+        _check("evidence", damage(rebuilt, cells), "nothing missing, nothing damaged"),
         _check("settings", _settings(rebuilt, cells), "the plan's, with what its own probes decided"),
         _check("candidates", _digests(rebuilt, cells), "the digests are those of the stored files"),
     ]

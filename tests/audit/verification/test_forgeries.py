@@ -389,6 +389,10 @@ def test_evidence_forged_as_a_whole_is_caught_by_its_signature(forged: Path, tmp
     wrong = " ".join(check_signature(forged, key=key.with_suffix(".pub")).differs)
     assert "audit.json" in wrong
     assert f"{changed}/arrays.safetensors" in wrong or f"{changed}/manifest.json" in wrong
+    named = ["verify", str(forged), "--key", str(key.with_suffix(".pub"))]
+    said = CliRunner().invoke(cli.app, named)
+    assert said.exit_code == 5, said.output
+    assert "does not verify: signature" in " ".join(said.output.split())
     forger = write_key(tmp_path / "forger.pem", new_key())
     sign_audit(forged, forger)
     assert "by another key" in check_signature(forged, key=key.with_suffix(".pub")).differs[0]
