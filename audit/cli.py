@@ -355,11 +355,9 @@ def doctor() -> None:
 
 
 def verdict_of_finding(result: Audit) -> str:
-    """Of `--only`: a finding that could not be measured counts where a policy judges it, and one that is gone."""
-    if not result.findings:
-        return "not-measured"
-    found = result.findings[0]
-    return "not-gated" if found.verdict == "not-measured" and not found.gated else found.verdict
+    """Of `--only`: what no policy judged did not pass, whether it was measured or not."""
+    found = result.findings[0] if result.findings else None
+    return found.verdict if found is not None and found.gated else "not-measured"
 
 
 def show(
