@@ -36,9 +36,10 @@ import crushproof
 from crushproof.audit.cli import app
 from crushproof.audit.engine.cells import canonical_json, cell_key
 from crushproof.audit.engine.store import Store
-from crushproof.audit.export.checking import ENVELOPE, Checked, check_signature, signed
+from crushproof.audit.export.checking import Checked, check_signature, signed
 from crushproof.audit.export.command import signature_check
 from crushproof.audit.export.signing import sign_audit
+from crushproof.audit.schema.standing import ENVELOPE
 from crushproof.audit.verification.checks import Check
 from crushproof.targets.errors import InputError, UnsafeInput
 

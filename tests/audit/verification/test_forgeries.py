@@ -381,6 +381,9 @@ def test_evidence_forged_as_a_whole_is_caught_by_its_signature(forged: Path, tmp
     assert not checked.differs
     assert checked.statement is not None
     assert checked.statement.predicate.fixed_at == getattr(read_audit(forged).environment.record, "fixed", None)
+    assert asked(forged, "report").exit_code == 0, "it draws the page that was signed"
+    assert "(signature not checked)" in asked(forged, "gate").output
+    assert not check_signature(forged, key=key.with_suffix(".pub")).differs
     assert not caught(forged), "what a signature adds is no part of the evidence"
     changed = cell(forged, "candidate/crushed")
     rewritten(forged, changed, all_right)
