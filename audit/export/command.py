@@ -1,4 +1,4 @@
-"""`crushproof sign`, and what `crushproof verify` says of a signature."""
+"""`crushproof sign` and `crushproof verify`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ...targets.errors import UnsafeInput
 from ..exit_codes import exit_codes
 
 if TYPE_CHECKING:
@@ -46,27 +47,42 @@ def sign(
         typer.echo(f"wrote {folder / ENVELOPE}")
 
 
-def signature_check(folder: Path, key: Path | None, certificate: Path | None, plan: Path | None = None) -> Check:
-    """One line of `crushproof verify`: whether the audit is as it was signed by whom the verifier trusts.
+def verify(
+    folder: Annotated[Path, typer.Argument(help="Holds audit.json and its evidence.")],
+    plan: Annotated[Path | None, typer.Option(help="The plan, if it is not where it was.")] = None,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also ask the deployed files again; runs the plan's own code.")
+    ] = False,
+    key: Annotated[Path | None, typer.Option(help="The signer's public key, in PEM: check the signature too.")] = None,
+    certificate: Annotated[Path | None, typer.Option(help="Or a certificate that is trusted, in PEM.")] = None,
+) -> None:
+    """Hold an audit.json against its evidence, its plan, its files and its signature.
 
-    Args:
-        key, certificate: see `check_signature`; neither: only whether it is signed is said, and nothing is checked.
-        plan: where it lies, if that is known.
-
-    Raises:
-        InputError: both are given, or what is given is no key and no certificate.
+    Every figure and verdict is made again from the evidence; exit 5 says what differs.
     """
+    with exit_codes():
+        from ..verification.checks import verify as checks_of
+
+        checks = [_signature(folder, key, certificate, plan), *checks_of(folder, plan, deep=deep)]
+        for check in checks:
+            typer.echo(f"{check.state:>4}  {check.what}: {check.words}")
+        bad = [check for check in checks if check.state == "bad"]
+        left = [check.what for check in checks if check.state == "left"]
+        if bad:
+            raise UnsafeInput(f"{folder} does not verify: {', '.join(check.what for check in bad)}.")
+        typer.echo(f"VERIFIED: {folder}" + (f" (not looked at: {', '.join(left)})" if left else ""))
+
+
+def _signature(folder: Path, key: Path | None, certificate: Path | None, plan: Path | None) -> Check:
     from ..verification.checks import Check
     from .checking import check_signature, signed
 
     if key is None and certificate is None:
-        words = "not looked at: name --key or --certificate" if signed(folder) else "none: the evidence is unsigned"
-        return Check("signature", "left", words)
-    found = check_signature(folder, key=key, certificate=certificate, home=None if plan is None else plan.parent)
-    if found.statement is None or found.differs:
+        claims = "there is one: name --key or --certificate" if signed(folder) else "unsigned"
+        return Check("signature", "left", claims)
+    home = None if plan is None else plan.parent
+    found = check_signature(folder, key=key, certificate=certificate, home=home)
+    if found.differs:
         return Check("signature", "bad", " ".join(found.differs))
-    said = found.statement.predicate
-    words = f"{len(found.statement.subject)} files as they were signed; plan and policy were fixed at {said.fixed_at}"
-    if found.absent:
-        words += f". Not here, so that their stored copies were looked at: {', '.join(found.absent)}"
-    return Check("signature", "ok", words)
+    gone = "".join(f"; {name} is not where it was, its stored copy was looked at" for name in found.absent)
+    return Check("signature", "ok", f"audit, report, evidence and models are as they were signed{gone}")

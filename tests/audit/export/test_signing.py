@@ -37,10 +37,8 @@ from crushproof.audit.cli import app
 from crushproof.audit.engine.cells import canonical_json, cell_key
 from crushproof.audit.engine.store import Store
 from crushproof.audit.export.checking import Checked, check_signature, signed
-from crushproof.audit.export.command import signature_check
 from crushproof.audit.export.signing import sign_audit
 from crushproof.audit.schema.standing import ENVELOPE
-from crushproof.audit.verification.checks import Check
 from crushproof.targets.errors import InputError, UnsafeInput
 
 KEY, EXTENDED = new_key(), "extended key usage"
@@ -408,20 +406,6 @@ def test_the_command_says_what_it_signed(root: Path) -> None:
         assert call(out, "--key", root / "key.pem").exit_code == 3
     flip(out / MODEL)
     assert call(out, "--key", root / "key.pem").exit_code == 5
-
-
-def test_what_verify_says_of_a_signature(root: Path) -> None:
-    out, key = root / "out", root / "key.pub"
-    assert (signature_check(out, key, None).state, signature_check(out, None, None).state) == ("ok", "left")
-    (root / "plan" / FINISHED).unlink()
-    assert FINISHED in signature_check(out, key, None, root / "plan/plan.yaml").words
-    flip(out / "report.html")
-    assert signature_check(out, key, None) == Check(
-        "signature", "bad", "'report.html' was changed after it was signed."
-    )
-    (out / ENVELOPE).unlink()
-    assert signature_check(out, key, None).state == "bad", "asked for a signature, none is not enough"
-    assert "unsigned" in signature_check(out, None, None).words
 
 
 def test_a_check_needs_neither_torch_nor_the_library_that_signed(root: Path) -> None:
