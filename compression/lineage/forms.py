@@ -285,7 +285,7 @@ class Form:
             shapes = tuple(sorted(trimmed(shape) for shape in varying))
         if kind.startswith("Reduce"):
             operands = operands[:1]
-        detail = (attributes(node, self), list(node.output).index(base), shapes)
+        detail = (attributes(node, self.graph, self.seen.shapes), list(node.output).index(base), shapes)
         return Core(kind, detail, (*operands, *outer), node)
 
     def _product(self, end: str) -> Core:
@@ -294,7 +294,7 @@ class Form:
         node = self.weights[found[0]].node
         kind, operands = products(node, self.graph)
         place = list(node.output).index(end) if end in node.output and node.op_type in RECURRENT else 0
-        told = attributes(node, self, weighted=True)
+        told = attributes(node, self.graph, self.seen.shapes, weighted=True)
         return Core(kind, (tuple(self.classes[index] for index in found), told, place), operands, node)
 
     def skeleton(self, name: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -79,7 +80,8 @@ def _moved(form: Form, node: onnx.NodeProto, name: str, array: Array) -> Array:
                 raise ValueError
             feeds[str(place)] = constant.values
     try:
-        results: list[Array] = ReferenceEvaluator(numbered, opsets=form.graph.opsets).run(None, feeds)
+        run: Callable[..., Any] = ReferenceEvaluator(numbered, opsets=form.graph.opsets).run
+        results = run(None, feeds)
     except Exception:  # its exceptions have no common base; a node that does not fit is not followed
         raise ValueError from None
     return np.asarray(results[list(node.output).index(name)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,6 @@ from ...targets.onnx_graph.weights import CONVOLUTIONS, RECURRENT
 
 if TYPE_CHECKING:
     import onnx
-
-    from .forms import Form
 
 
 def _names(text: str) -> frozenset[str]:
@@ -61,6 +60,7 @@ def plain_name(node: onnx.NodeProto) -> str:
 
 
 Group = tuple[int, ...]
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 def groups(node: onnx.NodeProto) -> tuple[tuple[Group, ...], tuple[int, int] | None]:
@@ -101,11 +101,13 @@ def products(node: onnx.NodeProto, graph: Graph) -> tuple[str, tuple[str, ...]]:
     return kind, tuple(name for name in given if name in graph.varying)
 
 
-def attributes(node: onnx.NodeProto, form: Form, *, weighted: bool = False) -> tuple[tuple[str, Any], ...]:
+def attributes(
+    node: onnx.NodeProto, graph: Graph, shapes: Shapes, *, weighted: bool = False
+) -> tuple[tuple[str, Any], ...]:
     """What a node's attributes say, defaults filled in: equal for operators that do the same."""
     from onnx import helper
 
-    found: dict[str, Any] = dict(_defaults(plain_name(node), form.graph.opsets.get("", 0)))
+    found: dict[str, Any] = dict(_defaults(plain_name(node), graph.opsets.get("", 0)))
     for item in node.attribute:
         found[item.name] = helper.get_attribute_value(item)
     conv = node.op_type in (*CONVOLUTIONS, "MaxPool", "AveragePool", "NhwcMaxPool", "QLinearAveragePool")
@@ -120,29 +122,29 @@ def attributes(node: onnx.NodeProto, form: Form, *, weighted: bool = False) -> t
         usual = {"alpha": 1.0, "transA": 0, "transB": 0, "transBatchA": 0, "transBatchB": 0}
         kept = {name: value for name, value in kept.items() if usual.get(name) != value}
     if conv:
-        dimensions = len(form.seen.shapes.get(node.input[0], (0, 0, 0, 0))) - 2
+        dimensions = len(shapes.get(node.input[0], (0, 0, 0, 0))) - 2
         for name, size, one in (("strides", dimensions, 1), ("dilations", dimensions, 1), ("pads", 2 * dimensions, 0)):
             kept[name] = kept.get(name) or (one,) * size
         kept.setdefault("auto_pad", "NOTSET")
         if kept["auto_pad"] == "VALID":
             kept["auto_pad"] = "NOTSET"
     if node.op_type in ("Softmax", "LogSoftmax", "LayerNormalization", "Concat", "QLinearConcat", "QLinearSoftmax"):
-        rank = len(form.seen.shapes.get(node.output[0], ()))
+        rank = len(shapes.get(node.output[0], ()))
         kept["axis"] = int(found.get("axis", -1)) % rank if rank else found.get("axis")
     if node.op_type.startswith("ArgM"):
         kept.pop("keepdims", None)
     if plain_name(node).startswith("Reduce"):
-        kept = {"axes": _axes(node, kept.get("axes"), bool(kept.get("noop_with_empty_axes")), form)}
+        kept = {"axes": _axes(node, kept.get("axes"), bool(kept.get("noop_with_empty_axes")), graph, shapes)}
     return tuple(sorted(kept.items(), key=lambda item: item[0]))
 
 
-def _axes(node: onnx.NodeProto, told: Any, none: bool, form: Form) -> tuple[int, ...] | None:
+def _axes(node: onnx.NodeProto, told: Any, none: bool, graph: Graph, shapes: Shapes) -> tuple[int, ...] | None:
     """The axes that an operator reduces: as an attribute, or since version 13 or 18 as an input; None: not known."""
-    rank = len(form.seen.shapes.get(node.input[0], ()))
+    rank = len(shapes.get(node.input[0], ()))
     if node.op_type.endswith("GlobalAveragePool"):
         return tuple(range(2, rank))
     if told is None and len(node.input) > 1 and node.input[1] and not node.op_type.startswith("QLinear"):
-        held = form.constant(node.input[1])
+        held = graph.constant(node.input[1])
         if held is None:
             return None
         told = held.values.ravel().tolist()

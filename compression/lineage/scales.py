@@ -16,6 +16,8 @@ from .operators import ON_CODES, groups
 if TYPE_CHECKING:
     import onnx
 
+FREE = ("", "")  # codes that come from outside
+
 
 def misfits(form: Form) -> Iterator[tuple[onnx.NodeProto, str]]:
     """Nodes that read codes by another scale or zero point than these were written with."""
@@ -25,7 +27,7 @@ def misfits(form: Form) -> Iterator[tuple[onnx.NodeProto, str]]:
         for _ in range(64):
             node = graph.producers.get(name)
             if node is None:
-                return "free"
+                return FREE
             if node.op_type == "QuantizeLinear":
                 return node.input[1], (*node.input, "")[2]
             if node.op_type == "DynamicQuantizeLinear":
@@ -55,9 +57,9 @@ def misfits(form: Form) -> Iterator[tuple[onnx.NodeProto, str]]:
             readings += [(node.input[a], node.input[b], (*node.input, "")[c]) for a, b, c in placed]
         for name, scale, zero in readings:
             before = written(name)
-            if before == "free":
+            if before == FREE:
                 continue
-            if isinstance(before, tuple) and alike(before[0], scale, 1) and alike(before[1], zero, 0):
+            if before is not None and alike(before[0], scale, 1) and alike(before[1], zero, 0):
                 continue
             maker = graph.producers.get(name)
             if before is None and maker is not None and maker.op_type in ("MatMulInteger", "ConvInteger"):
@@ -67,8 +69,11 @@ def misfits(form: Form) -> Iterator[tuple[onnx.NodeProto, str]]:
             origins = [written(name) for name in node.input]
             first = origins[0]
             for other in origins[1:]:
-                fits = isinstance(first, tuple) and isinstance(other, tuple)
-                if not (fits and alike(first[0], other[0], 1) and alike(first[1], other[1], 0)):
+                if (
+                    first is None
+                    or other is None
+                    or not (alike(first[0], other[0], 1) and alike(first[1], other[1], 0))
+                ):
                     yield node, "joins codes of several scales"
                     break
 

@@ -169,8 +169,8 @@ def _same_rows(ours: Form, theirs: Form, left: str, right: str) -> bool:
         return True
     shape = (mine if mine is not None else yours).shape  # type: ignore[union-attr]  # not both are None
     every = np.arange(shape[0] * shape[1]).reshape(shape)
-    sets = [np.unique(every if rows is None else rows, axis=0) for rows in (mine, yours)]
-    return np.array_equal(*sets)
+    one, other = (np.unique(every if made is None else made, axis=0) for made in (mine, yours))
+    return np.array_equal(one, other)
 
 
 def _absent(ours: Form, theirs: Form, mine: str, yours: str) -> bool:

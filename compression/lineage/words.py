@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from ...targets.onnx_graph.weights import Weight
 from .graphs import Structure
+from .layer import LayerLineage, Verdict
 from .ranges import Range
 from .structure import Difference
-
-if TYPE_CHECKING:
-    from .lineage import LayerLineage, Verdict
 
 SHOWN = 4  # differences of the graphs that sentences tell
 

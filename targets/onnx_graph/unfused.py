@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -53,12 +53,12 @@ def _parts(node: onnx.NodeProto, graph: onnx.GraphProto, ranks: dict[str, int]) 
     given, made = {item.name: helper.get_attribute_value(item) for item in node.attribute}, node.output[0]
     inputs = [*node.input, *[""] * 5]
 
-    def make(kind: str, read: list[str], write: str, **more: object) -> onnx.NodeProto:
+    def make(kind: str, read: list[str], write: str, **more: Any) -> onnx.NodeProto:
         name = node.name if write == made else f"{node.name}/{write.removeprefix(made)}"
         return helper.make_node(kind, read, [write], name, **{k: v for k, v in more.items() if v is not None})
 
     def number(value: float, word: str) -> str:
-        graph.initializer.append(numpy_helper.from_array(np.float32(value), f"{made}/{word}"))
+        graph.initializer.append(numpy_helper.from_array(np.asarray(value, np.float32), f"{made}/{word}"))
         return f"{made}/{word}"
 
     def sums(first: str, others: list[str], last: str | None = None) -> Iterator[onnx.NodeProto]:
@@ -117,7 +117,7 @@ def _parts(node: onnx.NodeProto, graph: onnx.GraphProto, ranks: dict[str, int]) 
         more = {name: value for name, value in given.items() if not name.startswith("activation_")}
         names = {"LeakyRelu": ("alpha",), "HardSigmoid": ("alpha", "beta")}.get(kind, ())
         values = bounds or [given.get(f"activation_{name}") for name in names]
-        last: dict[str, object] = dict(zip(names, values, strict=False))
+        last: dict[str, Any] = dict(zip(names, values, strict=False))
         ends = []
         if kind == "Clip":
             ends = [number(value, word) for value, word in zip(bounds, ("low", "high"), strict=True)]
