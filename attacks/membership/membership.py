@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from ...targets.errors import NotApplicable
+from ...targets.form import Form
 from ...targets.seeds import derive
 from ..access import Access, Flag, Ledger
 from ..attack import ATTACKS, Attack, Run
@@ -18,6 +19,7 @@ from ..statistics.roc import placements, tpr_at_fpr
 from . import scores
 from .blind import blind_scores
 from .case import MembershipCase, ShadowSignals
+from .evidence_form import evidence_form
 from .measure import AUC_DETAIL, FPR, measure_membership, unseen_leaks
 from .preparations import membership_run, population_of, run_detail, shadow_count, shadow_counts
 from .risk import AUC, MEMBERSHIP, TPR
@@ -25,7 +27,11 @@ from .signals import margin
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
+Ids = np.ndarray[Any, np.dtype[np.int64]]
+Margins = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
+SAME = 1e-3  # of margins, absolute and relative: another batch or processor adds up in another order
+LIKE_SHADOWS = 4.0  # times: scores of a model are spread as its shadows' are; see masked
 ENOUGH_SHADOWS = 16  # below it only RMIA may be the headline (LiRA's variances rest on too little), and a flag is set
 
 
@@ -81,6 +87,9 @@ class Membership(Attack):
 
     def details(self, model: Audited) -> tuple[str, ...]:
         return ("", AUC_DETAIL)
+
+    def form(self, model: Audited, scope: Scope) -> Form:
+        return evidence_form(model, scope)
 
     def measure(self, results: Results) -> list[Measurement]:
         return measure_membership(results)
@@ -138,6 +147,8 @@ class Membership(Attack):
                 flags.append(Flag.FEW_SHADOWS.value)
             if unlike(phi, population.is_member, population.own):
                 flags.append(Flag.SHADOWS_DIFFER.value)
+            if masked(phi, population.own.phi, population.records.y.cpu().numpy()):
+                flags.append(Flag.SCORES_MASKED.value)
         blind = population.blind
         if blind is None:
             blind = blind_scores(population.records, population.is_member, seed=derive(seed, "blind"))
@@ -161,6 +172,14 @@ class Membership(Attack):
             flags={headline: flags} if flags else {},
             ledger=ledger,
         )
+
+    def asked_again(self, evidence: Evidence, case: Case) -> list[str]:
+        population, stored = case.prepared, evidence.arrays
+        if not isinstance(population, MembershipCase) or not np.array_equal(stored["ids"], population.ids):
+            return ["records were attacked that are none of the population"]
+        phi = margin(case.deployed.logits(population.records.x), population.records.y)
+        off = int((~np.isclose(phi, stored["phi"], rtol=SAME, atol=SAME)).sum())
+        return [f"its margin on {off} of {len(phi)} records is another"] if off else []
 
     def pseudo_targets(
         self, kinds: dict[str, ShadowSignals], is_member: Bools
@@ -212,6 +231,30 @@ def unlike(phi: np.ndarray[Any, Any], is_member: Bools, own: ShadowSignals) -> b
         if abs(target.mean() - rates.mean()) > max(0.05, 4 * rates.std(ddof=1)):
             return True
     return False
+
+
+def masked(phi: Margins, shadows: Margins, labels: Ids) -> bool:
+    """Whether a model's scores differ far less, or far more, within a class than its shadows' do.
+
+    "Arg-max plus a small share of the logits" keeps every label and blinds what is calibrated on shadows. The better
+    half of each class is looked at, which a model that is any good gets right: how often it errs plays no part.
+
+    Args:
+        phi: [n]; shadows: [k, n]; labels: int64 [n].
+    """
+    own, theirs = _spread(phi, labels), [_spread(row, labels) for row in shadows]
+    usual = float(np.median(theirs))
+    return not usual / LIKE_SHADOWS <= own <= usual * LIKE_SHADOWS
+
+
+def _spread(phi: Margins, labels: Ids) -> float:
+    """Between the quartiles of phi among the better half of a class, less their median, over all classes."""
+    centred = []
+    for label in np.unique(labels):
+        mine = np.sort(phi[labels == label])
+        centred.append(mine[len(mine) // 2 :] - np.median(mine[len(mine) // 2 :]))
+    low, high = np.quantile(np.concatenate(centred), (0.25, 0.75))
+    return float(high - low)
 
 
 def score_all(

@@ -10,6 +10,7 @@ from rich.text import Text
 from ...attacks.risk import ACCURACY, BALANCED_ACCURACY, Metric
 from ..schema import wording
 from ..schema.rows import Audit, Candidate
+from ..schema.standing import MEASURED, NOT_VERIFIED, REBUILT, UNSIGNED, Standing, told
 
 WIDTH = 140  # of the table where there is no terminal to ask
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
@@ -47,7 +48,7 @@ def as_text(audit: Audit) -> str:
         "  ".join(cell.ljust(width) if place < LEFT else cell.rjust(width) for place, (cell, width) in enumerate(pairs))
         for pairs in (list(zip(row, widths, strict=True)) for row in rows)
     ]
-    told = [f"  {wording.clean(sentence)}" for sentence in audit.deciding]
+    told = [f"  {wording.clean(sentence)}" for sentence in (*audit.deciding, *audit.beside)]
     return "\n".join([*(line.rstrip() for line in lines), verdict_line(audit), *told])
 
 
@@ -57,13 +58,18 @@ def as_html(audit: Audit) -> str:
     line = Markup("<tr>{}</tr>")
     body = [line.format(Markup("").join(Markup("<td>{}</td>").format(cell) for cell in row)) for row in rows]
     titles = line.format(Markup("").join(Markup("<th>{}</th>").format(cell) for cell in head))
-    told = [Markup("<p>{}</p>").format(wording.clean(sentence)) for sentence in audit.deciding]
+    told = [Markup("<p>{}</p>").format(wording.clean(sentence)) for sentence in (*audit.deciding, *audit.beside)]
     page = Markup("<table>{}</table><p><b>{}</b></p>{}")
     return str(page.format(Markup("").join([titles, *body]), verdict_line(audit), Markup("").join(told)))
 
 
-def print_audit(audit: Audit) -> None:
-    """Writes the table and the verdict to standard output."""
+def print_audit(audit: Audit, standing: Standing = MEASURED) -> None:
+    """Writes the table and the verdict to standard output.
+
+    Args:
+        standing: how far the audit was held against its evidence; the default is for one that was just measured.
+    """
+    audit = told(audit, standing)
     console = _console()
     table = Table(box=None, pad_edge=False, header_style="bold")
     head, *rows = table_of(audit)
@@ -78,8 +84,12 @@ def print_audit(audit: Audit) -> None:
         console.print(Text(line, style="dim"))
     console.print()
     headline, _, rest = verdict_line(audit).partition(" ")
+    if not standing.verified:
+        console.print(Text(NOT_VERIFIED, style="bold yellow"))
+    if standing == REBUILT:
+        rest = f"{rest} ({UNSIGNED})"
     console.print(Text(headline, style=f"bold {COLOURS[audit.verdict]}"), Text(rest))
-    for sentence in (*audit.deciding, *_beside(audit)):
+    for sentence in (*audit.deciding, *audit.beside):
         console.print(Text(f"  {wording.clean(sentence)}"))
 
 
@@ -92,12 +102,6 @@ def legend(audit: Audit) -> list[str]:
         lines.append("\u2691 the figure may be too optimistic; the report says why")
     told = [f"{metric.title.partition(' (')[0].lower()}: {metric.meaning}" for metric in _headlines(audit)]
     return [*lines, *map(wording.clean, told)]
-
-
-def _beside(audit: Audit) -> list[str]:
-    """Why others than those up for release fail: they are in the table, and the verdict does not speak of them."""
-    failed = [row for row in audit.candidates if row.verdict == "fail" and row.name not in audit.release]
-    return [f"Not up for release, and fails: {row.deciding}" for row in failed[:2]]
 
 
 def print_findings(audit: Audit) -> None:

@@ -86,7 +86,7 @@ def an_audit(robust_change: float = 0.0) -> Audit:
         quality_change=a_change(0.0),
         footprint=weights,
         certificate=None,
-        digest="0",
+        digest="0" * 64,
     )
     findings = [
         Finding(
@@ -115,11 +115,11 @@ def an_audit(robust_change: float = 0.0) -> Audit:
         verdict=judged.verdict,
         deciding=judged.deciding,
         plan={"name": "test", "policy": "release"},
-        plan_digest="0",
+        plan_digest="0" * 64,
         seed=0,
         data=DataSummary(
             name="digits",
-            digest="0",
+            digest="0" * 64,
             shape=[1, 8, 8],
             classes=["0", "1"],
             members=898,
@@ -246,7 +246,7 @@ def test_only_prints_findings(faked: list[Any]) -> None:
     assert "Report" not in result.stdout
 
 
-def test_only_of_what_could_not_be_measured_is_incomplete(faked: list[Any]) -> None:
+def test_only_of_what_was_not_measured_or_not_judged_is_incomplete(faked: list[Any]) -> None:
     whole = faked[0]
     gap = NotMeasured(candidate="int8", what="the candidate itself", reason="it has one layer only.")
     unmade = whole.model_copy(update={"candidates": [], "findings": [], "not_measured": [gap]})
@@ -255,10 +255,11 @@ def test_only_of_what_could_not_be_measured_is_incomplete(faked: list[Any]) -> N
     assert result.exit_code == 3
     assert "int8: the candidate itself is missing. It has one layer only." in result.stdout
     missing = {"estimate": None, "verdict": "not-measured", "reason": "it failed"}
-    for gated, code in ((True, 3), (False, 0)):
-        row = whole.findings[0].model_copy(update={**missing, "gated": gated})
+    ungated = {"verdict": "not-gated", "gated": False}
+    for change in ({**missing, "gated": True}, {**missing, "gated": False}, ungated):
+        row = whole.findings[0].model_copy(update=change)
         faked[0] = whole.model_copy(update={"findings": [row]})
-        assert call("audit", "--only", "int8/evasion").exit_code == code
+        assert call("audit", "--only", "int8/evasion").exit_code == 3  # what no policy judged did not pass
 
 
 @pytest.mark.parametrize(
@@ -292,7 +293,8 @@ def test_verdicts_become_exit_codes(faked: list[Any], change: float, code: int, 
 
 def test_gate_judges_anew_and_changes_nothing(finished: Path) -> None:
     before = (finished / "audit.json").read_bytes()
-    assert call("gate", finished, "--policy", "release").exit_code == 0
+    passing = call("gate", finished, "--policy", "release")
+    assert (passing.exit_code, "NOT VERIFIED" in passing.stdout) == (3, True)  # there is no evidence
     (finished / "strict.yaml").write_text("absolutes: {robust_accuracy: 0.6}")
     result = call("gate", finished, "--policy", finished / "strict.yaml")
     assert result.exit_code == 1
@@ -316,7 +318,7 @@ def test_gate_writes_its_verdict_beside_the_audit_and_never_over_one(finished: P
     assert (judged.verdict, judged.policy_name, judged.policy_from) == ("fail", "strict", "gate")
     assert call("gate", out).exit_code == 1  # it agrees with itself
     write_verdict(out, finished, "another verdict takes its place")
-    assert call("gate", finished).exit_code == 0  # by the audit's own limits
+    assert call("gate", finished).exit_code == 3  # by the audit's own limits, but without evidence
     (finished / "evidence").mkdir()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "audit.json").write_text("mine")
@@ -353,7 +355,7 @@ def test_a_tampered_audit_is_one_clear_error(finished: Path, change: Any, words:
     path = finished / "audit.json"
     path.write_bytes(change(path.read_text()).encode("utf-8", "surrogateescape"))
     result = call("gate", finished, "--policy", "release")
-    assert result.exit_code == 2
+    assert result.exit_code == (2 if words == "empty" else 5)
     assert words in " ".join(result.stderr.split())
     assert "Traceback" not in result.output
 
