@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...attacks.statistics.rates import clopper_pearson
+from ...compression.chain import Chain, flat
 from ...compression.deployment.onnx_export import to_onnx
 from ...compression.deployment.structure import load_module, save_module
 from ...compression.footprint.footprint import footprint, footprint_of_file
@@ -24,7 +25,7 @@ from ...compression.lineage.lineage import UNDECLARED, Declared, check_lineage, 
 from ...compression.recipe import Recipe
 from ...targets.certificate import certify
 from ...targets.data.data import Data
-from ...targets.data.records import Records
+from ...targets.data.records import Bounds, Records
 from ...targets.errors import InputError, NotApplicable, failing_as_not_applicable
 from ...targets.interface.finished_model import Deployed
 from ...targets.interface.preprocessing import Preprocessing
@@ -224,7 +225,7 @@ def lineage(dense: DenseModel, opened: Opened, model: AuditedModel, file: Opened
         recipe = model.recipe
         declared = UNDECLARED
         if recipe is not None:
-            declared = Declared(recipe.bits, recipe.promise is None)
+            declared = Declared(recipe.bits, recipe.promise is None, _own_choices(recipe))
         found = check_lineage(opened.checked, file.checked, declared, records.numpy())
     layers = [{**asdict(layer), "shape": list(layer.shape)} for layer in found.layers]
     return Result(
@@ -240,6 +241,24 @@ def lineage(dense: DenseModel, opened: Opened, model: AuditedModel, file: Opened
             "ranges": [asdict(one) for one in found.ranges],
         }
     )
+
+
+def _own_choices(recipe: Recipe) -> tuple[bytes, ...]:
+    """What a recipe that chooses between activations makes of small models, with and without convolutions."""
+    steps = [
+        step for step in (flat(recipe.steps) if isinstance(recipe, Chain) else [recipe]) if step.counts_activations
+    ]
+    found = []
+    for step in steps:
+        plain = step.model_copy(update={"fine_tune": None, "layers": ()})
+        for net, shape in (
+            (nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 4)), (6,)),
+            (nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 4)), (1, 8, 8)),
+        ):
+            records = Records(torch.zeros(2, *shape), torch.zeros(2, dtype=torch.long))
+            made = plain.apply(net.eval(), records, Bounds.of(0.0, 1.0), seed=0)
+            found.append(to_onnx(made, shape))
+    return tuple(found)
 
 
 def serve_memory(model: CheckedOnnx | None, shape: tuple[int, ...]) -> Result:

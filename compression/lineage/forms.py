@@ -171,6 +171,10 @@ class Form:
             if kind in ("Identity", "Dropout", "DequantizeLinear", "DynamicQuantizeLinear") or self._is_wide_cast(node):
                 if list(node.output).index(name):
                     break  # a dropout's mask, a scale
+                if kind == "Dropout" and (*node.input, "", "")[2]:
+                    training = self.graph.constant(node.input[2])
+                    if training is None or training.values.any():
+                        break  # it drops at random
             elif kind == "QuantizeLinear":
                 limits.append(codes_limit(self.graph, node, node.input[1], (*node.input, "")[2], name, gain))
             elif kind in SAME_ORDER or (kind in MOVES and all(self.fixed(item) for item in node.input[1:] if item)):
@@ -338,3 +342,9 @@ class Form:
     def before(self, base: str) -> list[str]:
         """The sources that a source is made of."""
         return [self.strip(name).base for name in self.core(base).operands if name]
+
+
+def behind(outer: Stripped, inner: Stripped) -> Stripped:
+    """What is stripped of a tensor that is taken from one source to that behind it."""
+    limits, moves = outer.limits + inner.limits, outer.moves + inner.moves
+    return Stripped(inner.base, limits, moves, outer.gain * inner.gain, outer.scaled + inner.scaled)

@@ -16,6 +16,7 @@ from ...targets.onnx_graph.weights import RECURRENT, Weight
 from .forms import Form
 from .matched import Matched, match
 from .matching import PROJECTIONS
+from .patterns import patterns
 from .structure import HEADS, Comparison, Difference, compare_graphs, named
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ FORMS: tuple[tuple[Level | None, Level | None], ...] = (
     (None, None),
     (None, "basic"),
     (None, "extended"),
-    ("basic", "basic"),
     ("extended", "extended"),
 )
 
@@ -48,7 +48,11 @@ class Structure:
 
 
 def compare_structures(
-    dense: onnx.ModelProto, artifact: onnx.ModelProto, known: Matched, record: Sequence[int] = ()
+    dense: onnx.ModelProto,
+    artifact: onnx.ModelProto,
+    known: Matched,
+    record: Sequence[int] = (),
+    exports: Sequence[onnx.ModelProto] = (),
 ) -> Structure:
     """Compares the operators of the two; of several ways to fuse them, the one that leaves least.
 
@@ -56,15 +60,17 @@ def compare_structures(
         dense, artifact: live nodes only.
         known: their weights, matched.
         record: the sizes of a record, for a model that leaves them free.
+        exports: what the declared recipe makes of other models: choices that these have may be the file's too.
     """
+    choices = frozenset[str]().union(*(patterns(_alone(model)) for model in exports))
     best: Structure | None = None
     for ours, theirs in FORMS:
         try:
             if ours is None and theirs is None:
-                found = _compared(dense, artifact, known, record)
+                found = _compared(dense, artifact, known, record, choices)
             else:
                 both = [_at(dense, theirs), _at(artifact, ours)]
-                found = _compared(both[0], both[1], match(both[0], both[1]), record)
+                found = _compared(both[0], both[1], match(both[0], both[1]), record, choices)
         except (InputError, ValueError, IndexError, KeyError, TypeError, OverflowError) as error:  # it does not fit
             best = best or Structure(reason=f"The graph of one of the two could not be followed: {error}")
             continue
@@ -82,10 +88,12 @@ def _at(model: onnx.ModelProto, level: Level | None) -> onnx.ModelProto:
     return other if level is None else unfuse(optimised(other, level))
 
 
-def _compared(dense: onnx.ModelProto, artifact: onnx.ModelProto, known: Matched, record: Sequence[int]) -> Structure:
+def _compared(
+    dense: onnx.ModelProto, artifact: onnx.ModelProto, known: Matched, record: Sequence[int], choices: frozenset[str]
+) -> Structure:
     ours, theirs = forms(dense, artifact, known, record)
     pairs, heads = _outputs(ours, theirs, [o.name for o in artifact.graph.output], [o.name for o in dense.graph.output])
-    found = compare_graphs(ours, theirs, pairs)
+    found = compare_graphs(ours, theirs, pairs, choices)
     return Structure(tuple(found.differences), None, tuple(heads), found)
 
 
@@ -124,6 +132,13 @@ def forms(
         parts = {index: thirds[_key(weight)] for index, weight in enumerate(held) if _key(weight) in thirds}
         found.append(Form(graph, held, ends, told_of, seen, inputs, parts))
     return found[0], found[1]
+
+
+def _alone(model: onnx.ModelProto) -> Form:
+    """The form of a graph that is compared with none."""
+    other = type(model)()
+    other.CopyFrom(model)
+    return forms(model, other, match(model, other), ())[0]
 
 
 def _key(weight: Weight) -> int:

@@ -43,10 +43,12 @@ class Declared:
     Attributes:
         bits: the most that a weight takes once the recipe went over it; None: it says nothing of that.
         changes_shapes: the dense model's layers do not stay what they are (factors, fewer channels, a student).
+        exports: ONNX files that the recipe made of small models, where it puts operators that choose into a graph.
     """
 
     bits: int | None = None
     changes_shapes: bool = False
+    exports: tuple[bytes, ...] = ()
 
 
 UNDECLARED = Declared()
@@ -171,7 +173,8 @@ def _with_structure(
             f"It is declared to hold weights of {declared.bits} bits, and none of its weights takes less than "
             f"{min(widths)}: not what the declared recipe makes."
         )
-    graphs = compare_structures(dense, artifact, known, () if records is None else records.shape[1:])
+    exports = [check_onnx(data).copy() for data in declared.exports]
+    graphs = compare_structures(dense, artifact, known, () if records is None else records.shape[1:], exports)
     if (graphs.differences or graphs.reason) and verdict in ("confirmed", "not nearest", "not as declared"):
         verdict = "other structure"
     ranges = [] if graphs.comparison is None else compare_ranges(dense, graphs.comparison.ranges, records)

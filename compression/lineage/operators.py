@@ -47,7 +47,7 @@ _PRODUCTS = _names(
 )
 # Attributes that say nothing of the answer, or that the weight's own shape says.
 _IGNORED = _names(
-    "storage_order training_mode momentum spatial accuracy_level saturate precision stash_type channels_last "
+    "storage_order momentum spatial accuracy_level saturate precision stash_type channels_last "
     "consumed_inputs is_test opset"
 )
 _IN_THE_WEIGHT = _names("kernel_shape alpha beta transA transB K N bits block_size")  # of a product

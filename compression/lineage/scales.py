@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...targets.onnx_graph.constants import attribute
 from .forms import Form
 from .operators import ON_CODES, groups
 
@@ -129,3 +130,22 @@ def _factors(form: Form, product: onnx.NodeProto, end: str) -> Iterator[str]:
             many = maker is not None and maker.op_type == "Mul" and not form.fixed(factor)
             yield from (maker.input if many and maker is not None else [factor])
         name = user.output[0]
+
+
+def unfit_steps(form: Form) -> Iterator[tuple[onnx.NodeProto, str]]:
+    """What stands between a product and the end of what was compared with its weight, and does more than is said."""
+    for end, found in form.ends.items():
+        product = form.weights[found[0]].node
+        name = product.output[0]
+        while name != end:
+            users = form.graph.consumers.get(name, [])
+            if len(users) != 1:
+                break
+            (node,) = users
+            types = [form.seen.types.get(item, "") for item in (name, node.output[0])]
+            if node.op_type == "Cast" and not ("float" in types[1] and ("float" in types[0] or types[0] == "int32")):
+                yield node, "rounds what a product gives"
+            trains = node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]
+            if trains or (node.op_type == "BatchNormalization" and attribute(node, "training_mode", 0)):
+                yield node, "works as in training"
+            name = node.output[0]

@@ -17,11 +17,12 @@ import numpy as np
 
 from ...targets.onnx_graph.constants import FRACTION_BITS, Constant
 from ...targets.onnx_graph.live import reached
-from .forms import Core, Form, Stripped
+from .forms import Core, Form, Stripped, behind
 from .limits import Limit, interval, near, within
 from .moves import places, rows
 from .operators import COMMUTATIVE, SELECTING, plain_name
-from .scales import misfits, unfit_factors
+from .patterns import passed
+from .scales import misfits, unfit_factors, unfit_steps
 from .unread import rounds
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Comparison:
     ranges: list[tuple[Limit, str]] = field(default_factory=list)
     matched: set[int] = field(default_factory=set)
     heads: list[str] = field(default_factory=list)
+    known: frozenset[str] = frozenset()
     accounted: set[tuple[str, str, str]] = field(default_factory=set)  # operands: their places, or their gain
 
     @property
@@ -66,15 +68,21 @@ def named(node: onnx.NodeProto) -> str:
     return f"{node.op_type} {node.name or node.output[0]}"
 
 
-def compare_graphs(ours: Form, theirs: Form, outputs: Iterable[tuple[str, str]]) -> Comparison:
+def compare_graphs(
+    ours: Form, theirs: Form, outputs: Iterable[tuple[str, str]], known: frozenset[str] = frozenset()
+) -> Comparison:
     """Holds `ours` (the file) against `theirs` (the dense model).
 
     Args:
         outputs: pairs of outputs to begin with: the file's and the dense model's.
+        known: choices that the declared recipe makes itself (`patterns`).
     """
-    found = Comparison()
+    found = Comparison(known=known)
+    usual = {(node.op_type, words) for node, words in (*misfits(theirs), *unfit_factors(theirs), *unfit_steps(theirs))}
     found.differences += [
-        Difference((named(node),), words, True) for node, words in (*misfits(ours), *unfit_factors(ours))
+        Difference((named(node),), words, True)
+        for node, words in (*misfits(ours), *unfit_factors(ours), *unfit_steps(ours))
+        if (node.op_type, words) not in usual
     ]
     waiting, seen = list(outputs), set[tuple[str, str]]()
     while waiting:
@@ -106,7 +114,10 @@ def _compare(ours: Form, theirs: Form, a: str, d: str, found: Comparison) -> lis
     left, right = ours.strip(a), theirs.strip(d)
     if (a, d, "MatMul") in found.accounted:
         left, right = replace(left, gain=1.0), replace(right, gain=1.0)
-    one, other = ours.core(left.base), theirs.core(right.base)
+    other = theirs.core(right.base)
+    while other.kind != "Where" and (chosen := passed(ours, left.base, found.known)) is not None:
+        left = behind(left, ours.strip(chosen))
+    one = ours.core(left.base)
     if one.kind == other.kind == "constant":
         _constants(ours, theirs, left, right, found)
         return []

@@ -39,7 +39,10 @@ def _unfuse(graph: onnx.GraphProto, outer: onnx.GraphProto, ranks: dict[str, int
             for inner in (held.g, *held.graphs):
                 if inner.node:
                     _unfuse(inner, outer, ranks)
-        nodes += _parts(node, outer, ranks) or [node]
+        try:
+            nodes += _parts(node, outer, ranks) or [node]
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError):  # attributes that do not fit: as it is
+            nodes.append(node)
     if len(nodes) != len(graph.node):
         kept = [type(graph.node[0]).FromString(node.SerializeToString()) for node in nodes]
         del graph.node[:]
@@ -81,7 +84,13 @@ def _parts(node: onnx.NodeProto, graph: onnx.GraphProto, ranks: dict[str, int]) 
         ]
     if node.op_type == "SkipLayerNormalization":
         total = node.output[3] if len(node.output) > 3 and node.output[3] else f"{made}/total"
-        norm = make("LayerNormalization", [total, *filter(None, inputs[2:4])], made, axis=-1, epsilon=given["epsilon"])
+        norm = make(
+            "LayerNormalization",
+            [total, *filter(None, inputs[2:4])],
+            made,
+            axis=-1,
+            epsilon=given.get("epsilon", 1e-12),
+        )
         one, other = inputs[:2]
         if not inputs[4]:
             return [make("Add", [one, other], total), norm]
@@ -115,9 +124,13 @@ def _parts(node: onnx.NodeProto, graph: onnx.GraphProto, ranks: dict[str, int]) 
         kind = given.pop("activation", b"").decode()
         bounds = given.pop("activation_params", [])
         more = {name: value for name, value in given.items() if not name.startswith("activation_")}
-        names = {"LeakyRelu": ("alpha",), "HardSigmoid": ("alpha", "beta")}.get(kind, ())
-        values = bounds or [given.get(f"activation_{name}") for name in names]
-        last: dict[str, Any] = dict(zip(names, values, strict=False))
+        names = {"LeakyRelu": ("alpha",), "HardSigmoid": ("alpha", "beta"), "Clip": ("min", "max")}.get(kind, ())
+        if len(bounds) not in (() if kind == "Clip" else (0,)) + (len(names),):
+            return []
+        last: dict[str, Any] = {
+            name.removeprefix("activation_"): value for name, value in given.items() if name not in more
+        }
+        last |= {} if kind == "Clip" else dict(zip(names, bounds, strict=False))
         ends = []
         if kind == "Clip":
             ends = [number(value, word) for value, word in zip(bounds, ("low", "high"), strict=True)]
