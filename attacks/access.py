@@ -102,7 +102,7 @@ class Flag(StrEnum):
     )
     WEAK_ATTACK = (
         "weak-attack",
-        "The gradient attacks had fewer than 5 steps each: a usual attack has 20 and more, and finds more.",
+        "The gradient attacks had fewer than 3 steps each, or too short ones: a usual attack has 20 and finds more.",
     )
     REPEATED_RECORDS = (
         "repeated-records",

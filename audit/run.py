@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from .suite.environment import host, versions
 from .suite.model_suite import LATENCY
 from .suite.suite import Suite, readings_of, spawn_argument
 from .verdict.fitting import policy_for
+from .verification.rebuild import Ended, ended_key
+from .verification.record import record_of, recorded_at
 from .writing import write
 
 
@@ -76,11 +79,17 @@ def run_audit(
         spawn = None
         if not in_memory:
             spawn = ("crushproof.audit.suite.suite:suite_of", spawn_argument(suite.plan, folder, subject))
+        source = None if plan.file is None else os.path.relpath(folder / plan.file, out)
+        key, record = record_of(suite, plan, policy, command, source)
+        store.put(key, record)
         executor = executor_for(engine, store, spawn, device=suite.device.type)
         with contextlib.closing(Held(executor)) if executor is not None else contextlib.nullcontext() as held:
             audit, outcome = run_rounds(suite, store, held, policy, command, only, progress)
         audit.environment = environment_of(suite, store, outcome, started)
+        audit.environment.record = recorded_at(key, store)
         if only is None:
+            ended = Ended(failed=outcome.failed, skipped=outcome.skipped, unavailable=outcome.unavailable)
+            store.replace(ended_key(key), Result(document=ended.model_dump()))
             from .report.html import render
 
             write(out / "audit.json", audit.model_dump_json(by_alias=True, indent=1))

@@ -26,7 +26,7 @@ REPLAYED = "transfer from its candidates"  # as a dense model faces it; no part 
 BOTH_WAYS = "transfer both ways"  # as a change counts it
 
 TINY = {"linf": 1e-3, "l2": 1e-2}  # epsilons below which next to nothing can fail
-FEWEST_STEPS = 5  # of a gradient attack that deserves the name
+FEWEST_STEPS = 3  # of a gradient attack that deserves the name
 
 
 @dataclass(frozen=True)

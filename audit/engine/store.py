@@ -126,7 +126,17 @@ class Store(Ledger):
 
     def path(self, key: str) -> Path:
         """The folder of a cell; the files in it are read-only to everybody but `put`."""
-        return self._cells / key[:2] / key
+        return cell_folder(self.folder, key)
+
+    def replace(self, key: str, result: Result) -> None:
+        """As `put`, in place of what is stored under this key. For what no finding rests on."""
+        self.drop(key)
+        self.put(key, result)
+
+    def drop(self, key: str) -> None:
+        """Forgets what is stored under this key, if anything is."""
+        if self.path(key).is_dir():
+            self._discard(key)
 
     def evidence(self, key: str) -> tuple[str, str]:
         """Where a result lies, seen from the output folder, and the sha256 (hex) of its manifest, which covers it all.
@@ -228,6 +238,11 @@ class Store(Ledger):
         for left in (*self._temporary.iterdir(), self.private / "failures"):
             shutil.rmtree(left, ignore_errors=True)
         self.mend({path.name for path in self._cells.glob("??/*") if path.is_dir()})
+
+
+def cell_folder(folder: Path, key: str) -> Path:
+    """Where a cell of the audit in `folder` lies."""
+    return folder / "evidence" / "cells" / key[:2] / key
 
 
 def _holder(descriptor: int) -> str:

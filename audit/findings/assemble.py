@@ -12,7 +12,6 @@ from ...attacks.statistics.power import unseen_loss
 from ...targets.errors import InputError
 from ..engine.cells import Result
 from ..engine.schedule import Outcome
-from ..engine.store import Store
 from ..plan.plan import DENSE
 from ..schema.rows import (
     SCHEMA,
@@ -29,14 +28,14 @@ from ..verdict.policy import Policy
 from .candidates import candidate_row
 from .data_summary import data_summary
 from .finding_rows import findings_of
-from .results import AuditResults
+from .results import AuditResults, Finished
 
 UNMADE = "the candidate itself"
 
 
 def assemble(
     suite: Suite,
-    store: Store,
+    store: Finished,
     outcome: Outcome,
     policy: Policy,
     command: str,
@@ -103,7 +102,7 @@ def assemble(
     )
 
 
-def results_of(suite: Suite, store: Store, outcome: Outcome, command: str) -> AuditResults:
+def results_of(suite: Suite, store: Finished, outcome: Outcome, command: str) -> AuditResults:
     def get(name: str) -> Result | None:
         if not suite.has(name) or not store.has(suite.cell(name).key):
             return None

@@ -11,19 +11,18 @@ from ...targets.errors import InputError, NotApplicable, user_error
 from ...targets.seeds import derive
 from ..engine.cells import Cell
 from ..engine.schedule import Outcome
-from ..engine.store import Store
 from ..schema.rows import Change, Estimate, Finding, GroupEstimate, ThreatModel
 from ..subject.audited import AuditedModel
 from ..suite.attack_cells import attack_cell
 from ..suite.suite import Reached, Suite
 from .estimates import change, curves, estimate, part
-from .results import AttackResults, AuditResults
+from .results import AttackResults, AuditResults, Finished
 
 FAR_SAFER = 0.2  # of the records, surely: more than compression was ever seen to give
 
 
 def findings_of(
-    results: AuditResults, model: AuditedModel, attack: Attack, label: str, outcome: Outcome, store: Store
+    results: AuditResults, model: AuditedModel, attack: Attack, label: str, outcome: Outcome, store: Finished
 ) -> tuple[list[Finding], list[tuple[Measurement, float]]]:
     """The findings of an attack on one model; what it measured of a random recipe's draws, each with its level.
 

@@ -196,6 +196,11 @@ class Plan(Settings):
         fields = self.model_dump(mode="json", exclude={"engine"})
         return hashlib.sha256(json.dumps(fields, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
+    @property
+    def file(self) -> str | None:
+        """The name of the file it was read from; None: it is from Python or the command line."""
+        return self._source.name if self._source.lines else None
+
     def where(self, *steps: str | int) -> str:
         """Where a value stands, for an error: `plan.yaml, line 7`."""
         return self._source.where(steps)
