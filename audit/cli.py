@@ -13,6 +13,8 @@ import typer
 
 from ..targets.errors import InputError, UnsafeInput
 from .exit_codes import EXIT_CODES, INCOMPLETE, PASS, FailOn, code_of, exit_codes
+from .export.command import sign
+from .paths import shown
 
 if TYPE_CHECKING:
     from .schema.rows import Audit
@@ -75,6 +77,7 @@ def audit(
     outputs: Annotated[str | None, typer.Option(help="logits, probabilities or log-probabilities.")] = None,
     policy: Annotated[str | None, typer.Option(help="Of --artifact: release, robustness, or a YAML file.")] = None,
     labels: Annotated[str | None, typer.Option(help="For each class, the file's output for it: 1,2,0.")] = None,
+    hours: Annotated[float | None, typer.Option(help="Of processor time that asking the file may take.")] = None,
 ) -> None:
     """Audit compressed candidates, or one finished file.
 
@@ -97,6 +100,7 @@ def audit(
             "--output": output,
             "--outputs": outputs,
             "--labels": labels,
+            "--hours": hours,
             "--policy": policy,
         }
         folder = Path()
@@ -122,7 +126,7 @@ def audit(
         from .run import run_audit
 
         # The findings name the command that reproduces them. --out is not part of it, so that they stay the same bytes.
-        words = ["crushproof", "audit", *([str(plan)] if plan else [])]
+        words = ["crushproof", "audit", *([shown(plan)] if plan else [])]
         if artifact is not None:
             from .plan.command_line import words_of_options
 
@@ -265,6 +269,9 @@ def gate(
         result = told(result, standing)
         show(result, as_json, None if out is None else out / "report.html", None, standing)
         raise typer.Exit(code_of(result.verdict, fail_on))
+
+
+app.command()(sign)
 
 
 @app.command()

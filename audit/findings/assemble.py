@@ -12,6 +12,7 @@ from ...attacks.statistics.power import unseen_loss
 from ...targets.errors import InputError
 from ..engine.cells import Result
 from ..engine.schedule import Outcome
+from ..paths import without_paths
 from ..plan.plan import DENSE
 from ..schema.rows import (
     SCHEMA,
@@ -82,7 +83,7 @@ def assemble(
         verdict=judged.verdict,
         deciding=[*judged.deciding, *unmade],
         beside=judged.beside,
-        plan=suite.plan.model_dump(mode="json", exclude={"engine"}),
+        plan=suite.plan.shown,
         plan_digest=suite.plan.digest,
         seed=suite.plan.seed,
         data=data_summary(data),
@@ -111,11 +112,11 @@ def results_of(suite: Suite, store: Finished, outcome: Outcome, command: str) ->
 
     def why(name: str) -> str:
         if name in outcome.failed:
-            return f"failed: {outcome.failed[name]}"
+            return without_paths(f"failed: {outcome.failed[name]}")
         if name in outcome.unavailable:
-            return outcome.unavailable[name]
+            return without_paths(outcome.unavailable[name])
         if suite.has(name) and store.has(suite.cell(name).key):
-            return str(store.get(suite.cell(name).key).document.get("not_applicable", "unknown"))
+            return without_paths(str(store.get(suite.cell(name).key).document.get("not_applicable", "unknown")))
         return "something it needs failed"
 
     def evidence(name: str) -> tuple[str, str]:

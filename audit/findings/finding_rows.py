@@ -11,6 +11,7 @@ from ...targets.errors import InputError, NotApplicable, user_error
 from ...targets.seeds import derive
 from ..engine.cells import Cell
 from ..engine.schedule import Outcome
+from ..paths import without_paths
 from ..schema.rows import Change, Estimate, Finding, GroupEstimate, ThreatModel
 from ..subject.audited import AuditedModel
 from ..suite.attack_cells import attack_cell
@@ -41,7 +42,7 @@ def findings_of(
         name, why = f"measure/{label}/{model.name}", f"failed: {told}"
         outcome.failed[name] = told
         store.keep_failure(Cell(name, ""), traceback.format_exc())
-    blank = Measurement(attack.metrics[0], label, None, reason=why)
+    blank = Measurement(attack.metrics[0], label, None, reason=without_paths(why))
     return [finding_row(results, model, attack, label, blank)], []
 
 

@@ -23,7 +23,7 @@ from ...attacks.risk import Risk as RiskWords
 from ..schema import wording
 from ..schema.rows import Audit, Candidate, Finding, Point, ThreatModel
 from ..schema.standing import MEASURED, NOT_VERIFIED, Standing, told
-from ..writing import write
+from ..writing import check_ours, write
 from . import charts, data_views, defense_views, dot_charts, footprint_views, risk_views, views
 
 # Charts hold this many models beside the grey reference; more would be hard to tell apart.
@@ -39,8 +39,10 @@ def render(audit: Audit, path: Path, standing: Standing = MEASURED) -> None:
         standing: how far the audit was held against its evidence; the default is for one that was just measured.
 
     Raises:
+        InputError: there is a file that is no report of ours.
         OSError: the folder cannot be written.
     """
+    check_ours(path)
     write(path, to_html(audit, standing))
 
 

@@ -13,6 +13,7 @@ from ...targets.errors import CrushproofError, UnsafeInput
 from ...targets.untrusted.files import ordinary_file
 from ...targets.untrusted.model_file import FILE_BYTES
 from ...targets.untrusted.other_formats import unpacked
+from ..plan.builtin import builtin_plan
 from ..plan.plan import Plan, check_techniques, load_plan
 from ..plan.sections import MemoryData
 from ..resolved import departures
@@ -111,7 +112,11 @@ def _plan(rebuilt: Rebuilt, plan_file: Path | None, folder: Path, asked: Plan) -
     """The plan on the disk beside the one that was audited, and its policy."""
     source = rebuilt.record.source
     path = plan_file if plan_file is not None or source is None else Path(os.path.normpath(folder / source))
-    if path is None or (plan_file is None and not path.is_file()):
+    if path is None and asked.digest == builtin_plan().digest:
+        return Check("plan", "ok", "the built-in one")
+    if path is None:
+        return Check("plan", "left", "it was a call from Python or of the command line, and is in no file")
+    if plan_file is None and not path.is_file():
         return Check("plan", "left", "its file is not where it was: name it with --plan")
     plan = load_plan(path)
     check_techniques(plan)

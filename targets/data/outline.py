@@ -30,8 +30,8 @@ class Outline(BaseModel):
     seed: int
     notes: tuple[str, ...]
     bounds_doubt: str
-    doubts: tuple[tuple[str, str], ...]
     structure: Structure
+    doubts: tuple[tuple[str, str], ...]
 
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -74,8 +74,8 @@ def outline(data: Data) -> tuple[Outline, Arrays]:
         seed=data.seed,
         notes=data.notes,
         bounds_doubt=data.bounds_doubt,
-        doubts=data.doubts,
         structure=data.structure,
+        doubts=data.doubts,
     )
     arrays = {"non_members": data.non_members.y, "low": data.bounds.low, "high": data.bounds.high}
     arrays |= {} if data.members is None else {"members": data.members.y}

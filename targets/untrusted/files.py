@@ -15,7 +15,7 @@ from ..errors import InputError, UnsafeInput, nearest_hint, quoted
 FETCH_HINT = (
     "Nothing in it was executed. Fetch or write the file again; if it comes from somebody else, ask how it was made."
 )
-RATIO = 200  # uncompressed / compressed; real arrays stay far below, a deflate bomb comes close to 1,032
+RATIO = 100  # uncompressed / compressed; real arrays stay below, a deflate bomb comes close to 1,032
 SMALL = 64 * 2**20  # bytes; below it a high ratio is a sparse array, not a bomb
 ENTRIES = 100_000
 PART = 2**20
@@ -108,6 +108,8 @@ def _archive_fault(stream: BinaryIO, archive: zipfile.ZipFile, entries: list[zip
     stream.seek(-22, os.SEEK_END)
     if archive.comment or stream.read(4) != b"PK\x05\x06":
         return "it carries a comment or other bytes at its end"
+    if {*struct.unpack("<2H", stream.read(8)[4:])} != {min(len(entries), 0xFFFF)}:
+        return "its directory has not as many entries as it says"
     if len(entries) > ENTRIES:
         return f"it has {len(entries):,} entries"
     names: set[str] = set()
