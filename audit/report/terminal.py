@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
@@ -61,6 +63,25 @@ def as_html(audit: Audit) -> str:
     told = [Markup("<p>{}</p>").format(wording.clean(sentence)) for sentence in (*audit.deciding, *audit.beside)]
     page = Markup("<table>{}</table><p><b>{}</b></p>{}")
     return str(page.format(Markup("").join([titles, *body]), verdict_line(audit), Markup("").join(told)))
+
+
+def show(
+    result: Audit, as_json: bool, report_path: Path | None, only: str | None, standing: Standing | None = None
+) -> None:
+    """Prints an audit: as JSON, or as a table with the verdict and what decides it.
+
+    Args:
+        standing: how far it was held against its evidence; None: it was just measured.
+    """
+    if as_json:
+        print(result.model_dump_json(by_alias=True, indent=1))
+        return
+    if only is not None:
+        print_findings(result)
+    else:
+        print_audit(result, standing or MEASURED)
+    if report_path is not None:
+        print(f"Report: {report_path}")
 
 
 def print_audit(audit: Audit, standing: Standing = MEASURED) -> None:
