@@ -100,9 +100,14 @@ class Flag(StrEnum):
         "The changes allowed are so small that next to no model fails: an L-inf epsilon below 0.001 is less than a "
         "quarter of one step of an 8-bit pixel. Epsilon counts in units of the bounds: 8/255 is 0.031.",
     )
+    LITTLE_FREE = (
+        "little-free",
+        "Fewer than a tenth of the values that are no categories may change within epsilon: the others are declared "
+        "immutable, or whole numbers of so small a range that epsilon is less than 1. An attacker may do otherwise.",
+    )
     WEAK_ATTACK = (
         "weak-attack",
-        "The gradient attacks had fewer than 5 steps each: a usual attack has 20 and more, and finds more.",
+        "The gradient attacks had fewer than 3 steps each, or too short ones: a usual attack has 20 and finds more.",
     )
     REPEATED_RECORDS = (
         "repeated-records",

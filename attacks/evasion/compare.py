@@ -6,6 +6,7 @@ of the two and asked of the other. What one side alone faced is in its own figur
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ...targets.certificate import AGREEMENT
+from ...targets.data.data import Data
 from ..access import Access, Flag
 from ..case import Evidence
 from ..measurement import Bools, Comparison, Rate
@@ -25,8 +27,9 @@ from .preparations import RadiusProbe, ReplayedBothWays, RoomToFall, radii_of
 REPLAYED = "transfer from its candidates"  # as a dense model faces it; no part can be labelled so
 BOTH_WAYS = "transfer both ways"  # as a change counts it
 
-TINY = {"linf": 1e-3, "l2": 1e-2}  # epsilons below which next to nothing can fail
-FEWEST_STEPS = 5  # of a gradient attack that deserves the name
+TINY = 1e-3  # an L-inf epsilon below which next to nothing can fail; in L2 the corners of that ball
+FREE = 0.1  # of the values that are no categories, at least, an attacker can change
+FEWEST_STEPS = 3  # of a gradient attack that deserves the name
 
 
 @dataclass(frozen=True)
@@ -88,11 +91,27 @@ def found_on(results: Results, name: str, attack: EvasionParameters, against: st
     chosen = chosen_radius(results, attack)
     if chosen is not None and chosen["how"] == "nearest":
         flags.add(Flag.EPSILON_EXTREME.value)
-    if chosen is None and resolved.gate < TINY[resolved.norm]:
+    corner = TINY * math.sqrt(math.prod(scope.data.shape)) if resolved.norm == "l2" else TINY
+    if chosen is None and resolved.gate < corner:
         flags.add(Flag.EPSILON_TINY.value)
+    if free_share(scope.data, resolved.gate) < FREE:
+        flags.add(Flag.LITTLE_FREE.value)
     if _weak(evidence.summary, resolved.gate):
         flags.add(Flag.WEAK_ATTACK.value)
     return Found(evidence, resolved, robust, tuple(sorted(flags)), part_flags, together)
+
+
+def free_share(data: Data, epsilon: float) -> float:
+    """Of the values of a record that are no categories, the share that can change within epsilon."""
+    n, structure, bounds = math.prod(data.shape), data.structure, data.bounds
+    numbers = np.ones(n, dtype=bool)
+    numbers[[*structure.codes, *(at for block in structure.one_hot for at in block)]] = False
+    free = numbers.copy()
+    free[list(structure.immutable)] = False
+    if bounds.whole is not None:  # a whole number changes by one or not at all
+        least = (epsilon * bounds.scale.expand(data.shape) >= 1) | ~bounds.whole
+        free &= least.flatten().cpu().numpy()
+    return float(free.sum() / max(numbers.sum(), 1))
 
 
 def _weak(summary: Mapping[str, Any], epsilon: float) -> bool:

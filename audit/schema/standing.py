@@ -53,6 +53,7 @@ def told(audit: Audit, standing: Standing) -> Audit:
         update={
             "verdict": "inconclusive" if passes else audit.verdict,
             "deciding": [why] if passes else [*audit.deciding, why],
+            "beside": [] if passes else audit.beside,
             "candidates": opened(audit.candidates, "deciding"),
             "findings": opened(audit.findings, "reason"),
             "policy": opened(audit.policy, "sentence"),

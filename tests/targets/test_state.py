@@ -372,7 +372,7 @@ def test_varying_answers_are_a_flag_of_the_candidate(varies: str | None) -> None
     labels = torch.arange(100) % 4
     suite = SimpleNamespace(
         model_cell=lambda name: f"candidate/{name}",
-        subject=SimpleNamespace(data=SimpleNamespace(non_members=SimpleNamespace(y=labels))),
+        subject=SimpleNamespace(data=SimpleNamespace(non_members=SimpleNamespace(y=labels), doubts=())),
     )
     results = AuditResults(cast(Suite, suite), lambda cell: result, str, lambda cell: ("", ""), "")
     model = cast(AuditedModel, SimpleNamespace(name="x", void=None, file=None))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from torch import nn
 
 from crushproof.attacks.access import Flag
 from crushproof.attacks.case import Evidence
-from crushproof.attacks.evasion.compare import found_on
+from crushproof.attacks.evasion.compare import found_on, free_share
 from crushproof.attacks.evasion.evasion import Evasion
 from crushproof.attacks.membership.measure import _test_known
 from crushproof.attacks.membership.membership import masked
@@ -32,6 +33,7 @@ from crushproof.audit.verdict.policy import BUILT_IN, load_policy
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.data.repeats import NEAR_DUPLICATES, REPEATED_MEMBERS, REPEATED_RECORDS
+from crushproof.targets.data.structure import Structure
 from crushproof.targets.errors import InputError
 
 Array = np.ndarray[Any, Any]
@@ -254,6 +256,7 @@ PGD = {"kind": "pgd", "steps": 10}
         ({"epsilon": 0.0005, "parts": [PGD]}, Flag.EPSILON_TINY),
         ({"epsilons": [0.0001, 0.1], "gate_epsilon": 0.0001, "parts": [PGD]}, Flag.EPSILON_TINY),
         ({"epsilon": 0.005, "norm": "l2", "parts": [PGD]}, Flag.EPSILON_TINY),
+        ({"epsilon": 0.5, "norm": "l2", "parts": [PGD]}, None),
         ({"epsilon": 0.05, "parts": [{"kind": "pgd", "steps": 1}]}, Flag.WEAK_ATTACK),
         ({"epsilon": 0.05, "parts": [{"kind": "pgd", "steps": 20, "step_size": 1e-6}]}, Flag.WEAK_ATTACK),
         ({"epsilon": 0.05, "parts": [{"kind": "pgd", "steps": 1}, PGD | {"label": "more"}]}, None),
@@ -274,6 +277,25 @@ def test_attacks_that_cannot_find_anything(settings: dict[str, Any], flag: Flag 
     found = found_on(results, "a", attack)
     assert found is not None
     assert {Flag.EPSILON_TINY, Flag.WEAK_ATTACK} & set(found.flags) == ({flag} if flag else set())
+
+
+@pytest.mark.parametrize(
+    ("declared", "share"),
+    [
+        (Structure(), 1.0),
+        (Structure(immutable=(0, 1)), 0.8),
+        (Structure(immutable=tuple(range(9))), 0.1),
+        (Structure(immutable=tuple(range(1, 10)), integer=(0,)), 0.0),
+        (Structure(one_hot=((0, 1, 2), (3, 4, 5)), immutable=(6,)), 0.75),
+        (Structure(integer=tuple(range(10))), 0.0),
+    ],
+)
+def test_how_much_of_a_record_can_change(declared: Structure, share: float) -> None:
+    made: Any = SimpleNamespace(shape=(10,), structure=declared)
+    made.bounds = replace(Bounds.of(0, 4), whole=declared.whole_in((10,)), held=declared.held_in((10,)))
+    assert free_share(made, 0.1) == pytest.approx(share)
+    made.bounds = replace(made.bounds, high=torch.tensor(100.0))
+    assert free_share(made, 0.1) == pytest.approx(share if not declared.integer else len(declared.integer) / 10)
 
 
 # -- policies ---------------------------------------------------------------------------------------------------------
