@@ -152,6 +152,13 @@ class Attack(Technique):
     def measure(self, results: Results) -> list[Measurement]:
         """What its runs on one model amount to; a measurement without an outcome where they did not finish."""
 
+    def asked_again(self, evidence: Evidence, case: Case) -> list[str]:
+        """In what the case's deployed model, asked anew, contradicts evidence that `run` gave, a phrase each.
+
+        Nothing where there is nothing to ask it.
+        """
+        return []
+
     def power(self, scope: Scope) -> list[str]:
         """Sentences: which loss or leak would have gone unseen, at 80 % power and 95 % confidence."""
         return []

@@ -37,6 +37,9 @@ class Trained(Protocol):
     def hardened(self) -> Technique | None:
         """The defense in its training."""
 
+    def side_by_side(self, device: torch.device) -> int:
+        """How many models like it are trained as one piece of work: a fixed rule, never a timing."""
+
 
 class Audited(Protocol):
     """One model under attack, as far as an attack needs to know it before it runs."""

@@ -21,7 +21,7 @@ from .ball import whole_range
 from .case import EvasionInputs, prepared_for
 from .categories import not_pixels, seen_unfit
 from .engine import Perturber
-from .evasion_run import EvasionRun, attack_by
+from .evasion_run import EvasionRun, attack_by, contradictions
 from .gradient.pgd import GradientPerturber
 from .measure import WITHOUT_DRAW, measure_evasion
 from .parameters import EvasionParameters
@@ -50,6 +50,9 @@ class Evasion(EvasionParameters):
 
     def unfit(self, scope: Scope) -> str | None:
         return seen_unfit(scope)
+
+    def asked_again(self, evidence: Evidence, case: Case) -> list[str]:
+        return contradictions(evidence, case)
 
     def runs(self, model: Audited, scope: Scope) -> tuple[Run, ...]:
         """The attack itself; every draw of a random recipe, by gradients at the gate; and without the shipped draw.

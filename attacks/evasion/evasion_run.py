@@ -18,7 +18,7 @@ from ...targets.steps import Arrays
 from ..access import Access, Flag, Ledger
 from ..case import Case, Evidence
 from . import trust
-from .ball import whole_range
+from .ball import Ball, whole_range
 from .blocks import Counter, Sought, at_once, blocks, kept_at_cost, seek
 from .engine import Perturber
 from .gradient.pgd import GradientPerturber
@@ -272,3 +272,29 @@ def _unbounded_fails(result: PartResult, run: EvasionRun, seed: int) -> bool:
 
     more = kept_at_cost(f"{result.part.part}/unbounded/0-{len(labels)}", run.ledger, unbounded)
     return trust.unbounded_fails(fooled | more["fooled"], labels)
+
+
+def contradictions(evidence: Evidence, case: Case) -> list[str]:
+    """In what the deployed model's answers differ from the evidence of `Evasion.run`, a phrase each.
+
+    A record counts as fooled at the gate's epsilon exactly if it is misclassified as it is, or as it was stored to be
+    attacked, and that lies in its ball.
+    """
+    arrays, summary = evidence.arrays, evidence.summary
+    place = {int(one): row for row, one in enumerate(case.ids)}
+    rows = [place.get(int(one)) for one in arrays["ids"]]
+    if None in rows:
+        return ["records were attacked that are none to be evaluated"]
+    records = case.evaluation.take(torch.tensor(rows, dtype=torch.int64))
+    gate, found = summary["gate_epsilon"], []
+    correct = (case.deployed.logits(records.x).argmax(1) == records.y).cpu().numpy()
+    if (off := int((correct != arrays["clean_correct"]).sum())) > 0:
+        found.append(f"{off} of {len(correct)} records are classified otherwise")
+    adversarial = torch.from_numpy(np.array(arrays["adversarial"]))
+    ball = Ball(summary["norm"], gate, records.x, case.bounds)
+    inside = ball.contains(adversarial).cpu().numpy()
+    wrong = (case.deployed.logits(adversarial).argmax(1) != records.y).cpu().numpy()
+    fooled = ~correct | (wrong & inside)
+    if (off := int((fooled != arrays[f"worst/{gate!r}"]).sum())) > 0:
+        found.append(f"{off} of {len(correct)} stored adversarial inputs do not fool it as the evidence has it")
+    return found

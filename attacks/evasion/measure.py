@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from ...targets.data.data import Data
@@ -111,7 +113,7 @@ def _threat(found: Found, data: Data) -> ThreatModel:
         parent = " and the candidates made from this model"
     norm = "L-inf" if found.attack.norm == "linf" else "L2"
     budget = f"{norm} epsilon {found.attack.gate:.4g} of the input's range"
-    limits = data.structure.words(data.evaluation.x[0].numel())
+    limits = data.structure.words(math.prod(data.shape))
     return ThreatModel(access, f"has {has}{parent}", f"{budget}; {limits}" if limits else budget)
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ from .risk import EXTRACTION, FIDELITY
 
 Answers = Literal["scores", "labels"]
 
+Queries = Annotated[int, Field(gt=0, le=10_000_000)]
 UNQUERIED = "without-queries"  # the copy that shows what the queries bought
 
 
@@ -70,26 +71,33 @@ class Extraction(Attack):
     metrics: ClassVar[tuple[Metric, ...]] = (FIDELITY,)
 
     kind: Literal["extraction"] = "extraction"
-    budgets: tuple[PositiveInt, ...] = Field((50, 150, 500), min_length=1, description="queries, ascending")
+    budgets: tuple[Queries, ...] = Field((50, 150, 500), min_length=1, max_length=100, description="queries, ascending")
     answers: tuple[Answers, ...] = Field(
         ("scores", "labels"), min_length=1, description="what the attacker sees of an answer: all logits, or the class"
     )
-    label_budgets: tuple[PositiveInt, ...] | None = Field(
-        None, min_length=1, description="queries of the attacker who sees labels only; default: the largest budget"
+    label_budgets: tuple[Queries, ...] | None = Field(
+        None,
+        min_length=1,
+        max_length=100,
+        description="queries of the attacker who sees labels only; default: the largest budget",
     )
     training: Training = Field(
         Training(epochs=8, batch_size=16, learning_rate=5e-3),
         description="of a copy, a round of passes over its queries; that from the most scores takes several while its "
         "answers to held-out ones improve",
     )
-    least_steps: int = Field(200, ge=0, description="a copy from few queries gets more passes, to take so many steps")
-    most_rounds: PositiveInt = Field(3, description="of the copy from the most scores, at most")
+    least_steps: int = Field(
+        200, ge=0, le=1_000_000, description="a copy from few queries gets more passes, to take so many steps"
+    )
+    most_rounds: PositiveInt = Field(3, le=1000, description="of the copy from the most scores, at most")
     temperature: PositiveFloat = Field(
-        3.0, description="scores are compared after dividing logits by it: small probabilities tell a lot"
+        3.0, le=1000, description="scores are compared after dividing logits by it: small probabilities tell a lot"
     )
     transfer_epsilon: float = Field(0.1, gt=0, le=1, description="L-inf, in [0, 1] units")
-    transfer_steps: PositiveInt = Field(10, description="PGD steps on the copy")
-    transfer_records: PositiveInt = Field(300, description="evaluation records attacked through the copy, at most")
+    transfer_steps: PositiveInt = Field(10, le=10_000, description="PGD steps on the copy")
+    transfer_records: PositiveInt = Field(
+        300, le=10_000_000, description="evaluation records attacked through the copy, at most"
+    )
 
     @field_validator("budgets", "label_budgets")
     @classmethod

@@ -26,6 +26,7 @@ from .signals import margin
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
+SAME = 1e-3  # of margins, absolute and relative: another batch or processor adds up in another order
 ENOUGH_SHADOWS = 16  # below it only RMIA may be the headline (LiRA's variances rest on too little), and a flag is set
 
 
@@ -161,6 +162,14 @@ class Membership(Attack):
             flags={headline: flags} if flags else {},
             ledger=ledger,
         )
+
+    def asked_again(self, evidence: Evidence, case: Case) -> list[str]:
+        population, stored = case.prepared, evidence.arrays
+        if not isinstance(population, MembershipCase) or not np.array_equal(stored["ids"], population.ids):
+            return ["records were attacked that are none of the population"]
+        phi = margin(case.deployed.logits(population.records.x), population.records.y)
+        off = int((~np.isclose(phi, stored["phi"], rtol=SAME, atol=SAME)).sum())
+        return [f"its margin on {off} of {len(phi)} records is another"] if off else []
 
     def pseudo_targets(
         self, kinds: dict[str, ShadowSignals], is_member: Bools

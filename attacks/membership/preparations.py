@@ -15,13 +15,11 @@ from torch import nn
 
 from ...compression.recipe import Recipe
 from ...targets.data.data import Data
-from ...targets.errors import NotApplicable, failing_as_not_applicable
+from ...targets.errors import failing_as_not_applicable
 from ...targets.model import frozen_copy
 from ...targets.seeds import derive
 from ...targets.steps import kept, pulse
 from ...targets.technique import Technique
-from ...training.architecture import Architecture
-from ...training.trainer import Trainer
 from ..attack import Run
 from ..effort import FINE_TUNING, HARDENING, Effort
 from ..preparation import Audited, Inputs, Need, Preparation, Prepared, Scope, Trained
@@ -39,15 +37,6 @@ def population_of(scope: Scope) -> PopulationPlan:
 @lru_cache(maxsize=1)  # it copies all records that shadows are trained on
 def _population(data: Data, shadows: int, seed: int) -> PopulationPlan:
     return plan_population(data, shadows, seed=seed)
-
-
-@lru_cache(maxsize=32)  # it builds the model
-def side_by_side(trainer: Trainer, architecture: Architecture, device: torch.device) -> int:
-    """How many shadows are trained as one piece of work."""
-    try:
-        return trainer.side_by_side(architecture, device)
-    except NotApplicable:  # there is no such model, which the piece of work says
-        return 1
 
 
 def shadow_count(scope: Scope, parent: Trained | None, recipe: Recipe | None) -> int:
@@ -213,7 +202,7 @@ def signals_of(scope: Scope, parent: Trained, recipe: Recipe | None) -> SignalsO
     family = [model for model in scope.models.values() if model.parent is not None and model.parent.name == parent.name]
     most = max(shadow_count(scope, parent, one) for one in [recipe, None, *(model.recipe for model in family)])
     count = shadow_count(scope, parent, recipe)
-    size = side_by_side(parent.trainer, parent.architecture, torch.device(scope.device))
+    size = parent.side_by_side(torch.device(scope.device))
     chunks = [ShadowModels(parent, first, min(first + size, most)) for first in range(0, count, size)]
     return SignalsOfShadows(parent, recipe, tuple(chunks), count)
 

@@ -6,7 +6,6 @@ A cluster is trusted like the plan: whoever may submit work to it runs code on i
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import socket
 import threading
@@ -15,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...targets.errors import InputError
+from ...targets.quiet import SWITCHES
 from ...targets.steps import Arrays
 from .cells import Cell, DamagedError, Result, pack, unpack
 from .hearing import STARTED, Tell, nobody
@@ -39,7 +39,6 @@ class RayCluster:
         self._sent: dict[str, Any] = {}  # references to results that cells read, by key
 
     def __enter__(self) -> RayCluster:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
         try:
             import ray
         except ImportError:
@@ -53,7 +52,7 @@ class RayCluster:
         if self._ray.cluster_resources().get("GPU", 0) < self.gpus:
             self.__exit__()
             raise InputError("The plan's device is cuda, and no node of the Ray cluster has a GPU. Write device: cpu.")
-        variables = ONE_THREAD if self.gpus else {**ONE_THREAD, "CUDA_VISIBLE_DEVICES": ""}
+        variables = SWITCHES | ONE_THREAD | ({} if self.gpus else {"CUDA_VISIBLE_DEVICES": ""})
         self._compute: Any = ray.remote(_compute).options(
             num_cpus=1, num_gpus=self.gpus, num_returns=2, max_retries=0, runtime_env={"env_vars": variables}
         )

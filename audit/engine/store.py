@@ -2,7 +2,7 @@
 
     OUT/evidence/cells/<ab>/<key>/   document.json, arrays.safetensors, files/*, manifest.json with a digest of each
     OUT/evidence/parts/<key>/*/      the same of finished parts of cells that are not finished (targets/steps.py)
-    OUT/evidence/temporary/          half-written cells of a run that was killed; swept by the next run
+    OUT/evidence/temporary/          half-written cells and reports of a run that was killed; swept by the next run
     OUT/evidence/failures/           tracebacks of cells that failed
     OUT/evidence/journal.jsonl       and index.sqlite: see ledger.py; never read for results
     OUT/evidence/lock                held by the one run that may work here
@@ -18,13 +18,12 @@ import json
 import os
 import re
 import shutil
-import stat
 from pathlib import Path
 
 from ...targets.errors import Incomplete
 from ...targets.recent import Recent
 from ...targets.steps import Arrays
-from ..writing import writing
+from ..writing import claim, writing
 from .cells import MANIFEST, Cell, DamagedError, Result, canonical_json, check, pack, unpack
 from .ledger import Ledger, whoami
 from .on_disk import discard, read_folder, write_folder
@@ -42,7 +41,7 @@ class Store(Ledger):
         folder: the audit's output folder, made when it is not there; the store is its subfolder `evidence`.
 
     Raises:
-        InputError: the folder cannot be made or written.
+        InputError: the folder cannot be made or written, or its subfolder is not ours.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -51,14 +50,13 @@ class Store(Ledger):
         self._intact: set[str] = set()
         self._lock: int | None = None
         self._recent: Recent[dict[str, bytes]] = Recent(REMEMBERED)
-        self._cells, self._temporary = self.private / "cells", self.private / "temporary"
+        self._cells, self.half = self.private / "cells", self.private / "temporary"
         self._parts = self.private / "parts"
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            for path in (self.private, self._cells, self._parts, self._temporary):
+            claim(self.private)
+            for path in (self._cells, self._parts, self.half):
                 path.mkdir(mode=0o700, exist_ok=True)
-            if stat.S_IMODE(self.private.stat().st_mode) != 0o700:
-                self.private.chmod(0o700)
 
     # -- results ------------------------------------------------------------------------------------------------------
 
@@ -117,7 +115,7 @@ class Store(Ledger):
 
     def _put(self, key: str, parts: dict[str, bytes]) -> None:
         with writing(self.folder):
-            write_folder(self.path(key), parts, self._temporary)
+            write_folder(self.path(key), parts, self.half)
         self._remember(key, parts)
 
     def _remember(self, key: str, parts: dict[str, bytes]) -> None:
@@ -126,7 +124,17 @@ class Store(Ledger):
 
     def path(self, key: str) -> Path:
         """The folder of a cell; the files in it are read-only to everybody but `put`."""
-        return self._cells / key[:2] / key
+        return cell_folder(self.folder, key)
+
+    def replace(self, key: str, result: Result) -> None:
+        """As `put`, in place of what is stored under this key. For what no finding rests on."""
+        self.drop(key)
+        self.put(key, result)
+
+    def drop(self, key: str) -> None:
+        """Forgets what is stored under this key, if anything is."""
+        if self.path(key).is_dir():
+            self._discard(key)
 
     def evidence(self, key: str) -> tuple[str, str]:
         """Where a result lies, seen from the output folder, and the sha256 (hex) of its manifest, which covers it all.
@@ -157,7 +165,7 @@ class Store(Ledger):
         self._intact.discard(key)
         self._recent.drop(key)
         with writing(self.folder):
-            discard(self.path(key), self._temporary)
+            discard(self.path(key), self.half)
 
     # -- parts of cells that are not finished -------------------------------------------------------------------------
 
@@ -172,14 +180,14 @@ class Store(Ledger):
             parts = read_folder(folder)
         except DamagedError:
             with writing(self.folder):
-                discard(folder, self._temporary)
+                discard(folder, self.half)
             raise
         return None if parts is None else unpack(parts).arrays
 
     def keep(self, owner: str, name: str, arrays: Arrays) -> None:
         """Stores a part; it is there after a kill. Raises as `put`."""
         with writing(self.folder):
-            write_folder(self._part(owner, name), pack(Result(arrays, {"part": name})), self._temporary)
+            write_folder(self._part(owner, name), pack(Result(arrays, {"part": name})), self.half)
 
     def drop_parts(self, owner: str | None = None) -> None:
         """Forgets the parts kept under one key, or all: when what they were parts of is stored as a whole."""
@@ -225,9 +233,17 @@ class Store(Ledger):
             self._lock = None
 
     def _sweep(self) -> None:
-        for left in (*self._temporary.iterdir(), self.private / "failures"):
-            shutil.rmtree(left, ignore_errors=True)
+        for left in (*self.half.iterdir(), self.private / "failures"):
+            if left.is_file():
+                left.unlink(missing_ok=True)
+            else:
+                shutil.rmtree(left, ignore_errors=True)
         self.mend({path.name for path in self._cells.glob("??/*") if path.is_dir()})
+
+
+def cell_folder(folder: Path, key: str) -> Path:
+    """Where a cell of the audit in `folder` lies."""
+    return folder / "evidence" / "cells" / key[:2] / key
 
 
 def _holder(descriptor: int) -> str:

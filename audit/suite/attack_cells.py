@@ -90,11 +90,7 @@ def _add_run(suite: ModelSuite, attack: Attack, run: Run, model: AuditedModel, s
     needs += _cells_for(suite, run.needs, scope)
 
     def compute(get: Get) -> Result:
-        inputs = CellInputs(suite, scope, get)
-        case = inputs.case(model.name, draw=run.draw or 0, without_draw=run.without_draw, uses_parent=run.uses_parent)
-        if run.prepare is not None:
-            case = replace(case, prepared=run.prepare(inputs))
-        return run_attack(variant, case, derive(suite.plan.seed, attack.kind))
+        return run_attack(variant, case_of(suite, run, model, scope, get), derive(suite.plan.seed, attack.kind))
 
     name = attack_cell(scope.label, model.name, run.detail)
     suite.add(
@@ -108,6 +104,13 @@ def _add_run(suite: ModelSuite, attack: Attack, run: Run, model: AuditedModel, s
         words=f"{scope.label.replace('@', ', records ')} on {model.name}" + (f" ({run.detail})" if run.detail else ""),
     )
     suite.runs[name] = run
+
+
+def case_of(suite: ModelSuite, run: Run, model: AuditedModel, scope: Scope, get: Get) -> Case:
+    """What a run is handed."""
+    inputs = CellInputs(suite, scope, get)
+    case = inputs.case(model.name, draw=run.draw or 0, without_draw=run.without_draw, uses_parent=run.uses_parent)
+    return case if run.prepare is None else replace(case, prepared=run.prepare(inputs))
 
 
 def _cells_for(suite: ModelSuite, needs: Iterable[Need], scope: Scope) -> list[str]:

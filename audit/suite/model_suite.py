@@ -18,7 +18,7 @@ from ...attacks.effort import FINE_TUNING, HARDENING, Costs, Effort
 from ...attacks.preparation import Scope
 from ...compression.footprint.timing import Timed, interleaved_latency
 from ...targets.errors import InputError, NotApplicable
-from ...targets.model import reproducible, resolve_device
+from ...targets.model import reproducible
 from ...targets.runtimes.litert import PACKAGES as LITERT
 from ..engine.cells import Cell, Result, cell_key
 from ..engine.work import CellResults
@@ -27,7 +27,7 @@ from ..subject.audited import AuditedModel, Candidate, DenseModel, FinishedFile,
 from ..subject.identity import technique_identity
 from ..subject.resolve import Subject
 from . import model_cells
-from .environment import machine, runtime_versions, versions
+from .environment import Setup, machine, setup_here
 from .lineup import Lineup, assemble
 
 # What a model's cells cost, by phase; an attack's cells say their own.
@@ -53,9 +53,10 @@ class Job:
 class ModelSuite:
     """The cells that an audit's models need whatever the attacks, in topological order, and how each is computed."""
 
-    def __init__(self, plan: Plan, subject: Subject, costs: Costs | None = None) -> None:
+    def __init__(self, plan: Plan, subject: Subject, costs: Costs | None = None, setup: Setup | None = None) -> None:
         self.plan, self.subject, self.costs = plan, subject, costs or Costs()
-        self.device = resolve_device(plan.device)
+        self.setup = setup or setup_here(plan.device)
+        self.device = self.setup.device
         self.lineup: Lineup = assemble(plan, subject)
         self.models: dict[str, AuditedModel] = self.lineup.models
         self.task = Task.REGRESSION if subject.data.regression else Task.CLASSIFICATION
@@ -67,7 +68,7 @@ class ModelSuite:
             subject.identity,
             plan.seed,
             self.device.type,
-            versions(),
+            dict(self.setup.versions),
         ]
         for dense in self.lineup.dense:
             self._train(dense)
@@ -225,7 +226,7 @@ class ModelSuite:
             self.add(
                 self.runtime_cell(model.name, label),
                 "runtimes",
-                [technique_identity(runtime), *runtime_versions(runtime.packages)],
+                [technique_identity(runtime), *self.setup.runtime_versions(runtime.packages)],
                 [own],
                 lambda get, runtime=runtime: model_cells.in_runtime(  # type: ignore[misc]  # defaults bind the loop
                     model, runtime, get(own), self.subject.data
@@ -259,7 +260,7 @@ class ModelSuite:
         self.add(
             own,
             "candidates",
-            [model.name, file.identity, *(runtime_versions(LITERT) if file.kind == "tflite" else [])],
+            [model.name, file.identity, *(self.setup.runtime_versions(LITERT) if file.kind == "tflite" else [])],
             [],
             lambda get: model_cells.take_file(file, self.subject.data, self.plan.seed),
             words=f"opening {model.name}",

@@ -27,8 +27,8 @@ class GradientPerturber(Perturber):
     """A perturber that follows gradients: which ones, of which loss, for how long."""
 
     loss: Loss = Field("ce", description="what is ascended: cross-entropy, minus the logit margin, or DLR")
-    steps: PositiveInt = Field(40, description="gradient steps per restart")
-    restarts: PositiveInt = Field(1, description="random starts; a fooled record takes no further one")
+    steps: PositiveInt = Field(40, le=100_000, description="gradient steps per restart")
+    restarts: PositiveInt = Field(1, le=1000, description="random starts; a fooled record takes no further one")
     gradients: Literal["straight-through", "native"] = Field(
         "straight-through", description="of the differentiable twin, or the candidate's own (zero where it rounds)"
     )
@@ -66,7 +66,7 @@ class Pgd(GradientPerturber):
 
     kind: Literal["pgd"] = "pgd"
     step_size: PositiveFloat | None = Field(
-        None, description="in [0, 1] units; default 2.5 * epsilon / steps, at least epsilon / 4"
+        None, le=1000, description="in [0, 1] units; default 2.5 * epsilon / steps, at least epsilon / 4"
     )
 
     def perturb(self, search: Search, case: Case) -> None:
