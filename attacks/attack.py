@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar
 
+from ..targets.form import Form
 from ..targets.technique import Registry, Technique
 from .case import Case, Evidence
 from .effort import UNKNOWN, Effort
@@ -139,6 +140,13 @@ class Attack(Technique):
     def details(self, model: Audited) -> tuple[str, ...]:
         """The `Measurement.detail` of every finding there will be on this model."""
         return ("",)
+
+    def form(self, model: Audited, scope: Scope) -> Form:
+        """What its evidence on this model looks like: `Form.document` of the summary, `arrays` by the summary.
+
+        Stored evidence that looks otherwise is computed anew. Open by default.
+        """
+        return Form()
 
     @abstractmethod
     def run(self, case: Case, *, seed: int) -> Evidence:

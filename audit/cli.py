@@ -13,6 +13,7 @@ import typer
 
 from ..targets.errors import InputError, UnsafeInput
 from .exit_codes import EXIT_CODES, INCOMPLETE, PASS, FailOn, code_of, exit_codes
+from .export.command import sign
 from .paths import shown
 
 if TYPE_CHECKING:
@@ -268,6 +269,9 @@ def gate(
         result = told(result, standing)
         show(result, as_json, None if out is None else out / "report.html", None, standing)
         raise typer.Exit(code_of(result.verdict, fail_on))
+
+
+app.command()(sign)
 
 
 @app.command()

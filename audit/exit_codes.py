@@ -69,12 +69,18 @@ def exit_codes() -> Iterator[None]:
     except BrokenPipeError:  # `crushproof catalogue | head`
         _silence(sys.stdout)
         raise typer.Exit(PASS) from None
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in FULL:
+    except OSError as error:
+        if error.errno in FULL:
             where = error.filename or "the disk, or on what standard output goes to"
             _silence(sys.stdout)  # Python writes the rest at exit, and would fail with a code of its own
             complain(f"there is no room left on {where}. Make room and run the same command again.")
             raise typer.Exit(INCOMPLETE) from None
+        complain(
+            f"{error.filename or 'the system'}: {error.strerror or type(error).__name__}. Check the names and the "
+            "folders that were given, and what this user may do there."
+        )
+        raise typer.Exit(InputError.exit_code) from None
+    except Exception as error:
         complain(
             f"something went wrong inside crushproof ({type(error).__name__}: {str(error)[:300]}). This is a fault of "
             f"the program, not of your plan. {_details(traceback.format_exc())}"

@@ -21,6 +21,7 @@ from .engine.cells import Result, cell_key
 from .engine.driver import run
 from .engine.progress import Progress
 from .engine.store import Store
+from .engine.work import forms_of
 from .findings.results import Finished
 from .forecast import Forecast, duration, forecast
 from .plan.plan import Plan
@@ -51,10 +52,13 @@ def resolve_plan(suite: Suite, store: Store, *, workers: int, started: float, pr
     """
     plan, subject = suite.plan, suite.subject
     key = cell_key("resolved", plan.digest, subject.identity, subject.data.digest, versions())
+    store.expect(forms_of(suite.cells()))
     known = _known(key, suite, store)
     if known is not None:
         suite = known
     else:
+        if store.damaged.pop(key, None):
+            progress.note("the settings that an earlier run decided were changed; they are decided anew")
         checked = preflight(plan, subject, suite.device)
         for note in checked.notes:
             progress.note(note)
@@ -66,11 +70,10 @@ def resolve_plan(suite: Suite, store: Store, *, workers: int, started: float, pr
         if plan.budget_seconds is not None:
             left = SPARE * plan.budget_seconds - (time.monotonic() - started)
             suite = _within(left, suite, store, workers, progress)
-        settled = suite.plan
-        decided = {"attacks": settled.attacks, "shadows": settled.shadows.model_dump(mode="json")}
+        decided = {"attacks": suite.plan.attacks, "shadows": suite.plan.shadows.model_dump(mode="json")}
         store.put(key, Result(document={**decided, "costs": asdict(costs)}))
     if not isinstance(plan.data, MemoryData):
-        write_together({store.folder / FILE: resolved_text(settled)}, store.half)
+        write_together({store.folder / FILE: resolved_text(suite.plan)}, store.half)
     expected = forecast(suite, _stored(suite, store), workers)
     if expected.most:
         progress.note(f"forecast: {expected.sentence(workers)}.{_cheaper(suite, expected, workers)}")
@@ -95,6 +98,7 @@ def _known(key: str, suite: Suite, store: Store) -> Suite | None:
             return Suite(settled, suite.subject, Costs(**document["costs"]))
     except (KeyError, TypeError, ValueError, CrushproofError):
         pass
+    store.damaged[key] = "it is not what the probes decide"
     store.drop(key)
     return None
 

@@ -23,13 +23,14 @@ from .plan.sections import LocalEngine
 from .resolved import FILE, resolve_plan
 from .rounds import run_rounds
 from .schema.rows import SCHEMA, Audit, Environment, Latency
+from .subject.finished_file import READINGS
 from .subject.resolve import Subject, resolve
 from .suite.environment import host, versions
 from .suite.model_suite import LATENCY
 from .suite.suite import Suite, readings_of, spawn_argument
 from .verdict.fitting import policy_for
 from .verification.rebuild import Ended, ended_key
-from .verification.record import record_of, recorded_at
+from .verification.record import form_of_record, record_of, recorded_at
 from .writing import check_ours, write_together, writing
 
 
@@ -72,6 +73,7 @@ def run_audit(
         check_folder(out, plan)
     with Store(out) as store:
         if subject.files:
+            store.expect({readings_key(subject.question): READINGS})
             store.put(readings_key(subject.question), Result(document=readings_of(subject)))
         engine = plan.engine if workers is None else LocalEngine(workers=workers)
         slots = 1 if in_memory else workers_of(engine)
@@ -81,6 +83,7 @@ def run_audit(
             spawn = ("crushproof.audit.suite.suite:suite_of", spawn_argument(suite.plan, folder, subject))
         source = None if plan.file is None else os.path.relpath(folder / plan.file, out)
         key, record = record_of(suite, plan, policy, command, source)
+        store.expect({key: form_of_record(key, record)})
         store.put(key, record)
         executor = executor_for(engine, store, spawn, device=suite.device.type)
         with contextlib.closing(Held(executor)) if executor is not None else contextlib.nullcontext() as held:
@@ -117,6 +120,7 @@ def recalled(out: Path, question: Any) -> dict[str, Any] | None:
     if not (out / "evidence").is_dir():
         return None
     store, key = Store(out), readings_key(question)
+    store.expect({key: READINGS})
     return store.get(key).document if store.has(key) else None
 
 

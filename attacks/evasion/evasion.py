@@ -10,6 +10,7 @@ from typing import Self
 import torch
 
 from ...targets.errors import InputError, NotApplicable
+from ...targets.form import Form
 from ...targets.seeds import derive
 from ..attack import ATTACKS, Round, Run
 from ..case import Case, Evidence
@@ -23,7 +24,7 @@ from .categories import not_pixels, seen_unfit
 from .engine import Perturber
 from .evasion_run import EvasionRun, attack_by, contradictions
 from .gradient.pgd import GradientPerturber
-from .measure import WITHOUT_DRAW, measure_evasion
+from .measure import WITHOUT_DRAW, evidence_form, measure_evasion
 from .parameters import EvasionParameters
 from .preparations import CraftedOnParent, Radii, RadiusProbe, ReplayedBothWays, RoomToFall
 from .radius import choose
@@ -123,6 +124,9 @@ class Evasion(EvasionParameters):
 
     def details(self, model: Audited) -> tuple[str, ...]:
         return ("", WITHOUT_DRAW) if model.draws else ("",)
+
+    def form(self, model: Audited, scope: Scope) -> Form:
+        return evidence_form(self, scope)
 
     def measure(self, results: Results) -> list[Measurement]:
         return measure_evasion(self, results)

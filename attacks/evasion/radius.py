@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ...targets.data.records import Records
+from ...targets.form import Array
 from ...targets.model import device_of
 from ...targets.seeds import derive
 from ...targets.steps import Arrays
@@ -146,7 +147,8 @@ class _Probe:
             )
             return {"fooled": found.fooled.numpy()}
 
-        found = kept_at_cost(f"radius/{epsilon!r}", Ledger(), probed)
+        form = {"fooled": Array("bool", (len(self.records),))}
+        found = kept_at_cost(f"radius/{epsilon!r}", Ledger(), probed, form)
         self.fooled[epsilon] = ~among | torch.from_numpy(np.array(found["fooled"]))
         return self.share(epsilon)
 

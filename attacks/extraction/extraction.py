@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from ...targets.data.records import Records
 from ...targets.data.structure import PLAIN, Structure
 from ...targets.errors import NotApplicable
+from ...targets.form import Array, Form, MisfitError
 from ...targets.model import TorchTarget, device_of
 from ...targets.seeds import derive, generator
 from ...targets.steps import Arrays, pulse
@@ -32,9 +33,10 @@ from ..evasion.blocks import kept_at_cost
 from ..evasion.categories import known_structure
 from ..evasion.gradient.pgd import craft
 from ..measurement import Measurement
-from ..preparation import Results, Scope
+from ..preparation import Audited, Results, Scope
 from ..risk import Metric, Risk
 from .copying import Lesson, Tutor
+from .evidence_form import evidence_form
 from .measure import measure_extraction
 from .mixing import mixed
 from .risk import EXTRACTION, FIDELITY
@@ -43,6 +45,7 @@ Answers = Literal["scores", "labels"]
 
 Queries = Annotated[int, Field(gt=0, le=10_000_000)]
 UNQUERIED = "without-queries"  # the copy that shows what the queries bought
+WEIGHTS = {"built-in": Array("bool", (1,)), "*": Array(finite=False)}  # of a copy that is kept
 
 
 @ATTACKS.register
@@ -122,6 +125,11 @@ class Extraction(Attack):
             passes += max(self.training.epochs * size, self.least_steps * min(batch, size))
         return Effort(answers=max(sizes) + 2 * self.transfer_records, gradients=passes + crafted)
 
+    def form(self, model: Audited, scope: Scope) -> Form:
+        queries = {f"{answers}/{budget}": budget for answers in self.answers for budget in self.budgets_of(answers)}
+        ids = scope.data.evaluation_ids.numpy()
+        return evidence_form({**queries, UNQUERIED: 0}, self.budgets, ids, min(self.transfer_records, len(ids)))
+
     def measure(self, results: Results) -> list[Measurement]:
         return measure_extraction(results, max(self.budgets), self.transfer_epsilon)
 
@@ -173,7 +181,7 @@ class Extraction(Attack):
                 rival = fresh(builtin, name, "built-in") if known and whole else None
                 rounds = self.most_rounds if whole else 1
                 train = partial(self._copy, before, rival, lesson(answers, budget), rounds, derive(seed, "train", name))
-                kept = kept_at_cost(f"copy/{name}", ledger, train)
+                kept = kept_at_cost(f"copy/{name}", ledger, train, WEIGHTS, partial(check_copy, before, rival))
                 if bool(kept["built-in"].item()):
                     chosen.append(name)
                 copies[name] = with_state(rival if name in chosen and rival is not None else before, kept, "copy")
@@ -186,7 +194,8 @@ class Extraction(Attack):
         truth = Lesson(owned, F.one_hot(owned.y, logits.shape[1]).float(), cross_entropy(self.training))
         start = fresh(architecture, UNQUERIED)
         train = partial(self._copy, start, None, truth, 1, derive(seed, "train", UNQUERIED))
-        copies[UNQUERIED] = with_state(start, kept_at_cost(f"copy/{UNQUERIED}", ledger, train), "copy")
+        kept = kept_at_cost(f"copy/{UNQUERIED}", ledger, train, WEIGHTS, partial(check_copy, start, None))
+        copies[UNQUERIED] = with_state(start, kept, "copy")
         spent[UNQUERIED] = 0
         pulse("copy", total, total)
 
@@ -332,3 +341,12 @@ def with_state(module: nn.Module, arrays: Arrays, prefix: str) -> nn.Module:
     state = {name: torch.from_numpy(np.array(arrays[f"{prefix}/{name}"])) for name in module.state_dict()}
     module.load_state_dict(state)
     return module.eval()
+
+
+def check_copy(start: nn.Module, rival: nn.Module | None, kept: Arrays) -> None:
+    """Raises MisfitError unless these are weights of the module started from, or of its rival, and of the next one."""
+    try:
+        with_state(rival if kept["built-in"].item() else start, kept, "copy")  # type: ignore[arg-type]  # None fails too
+        with_state(start, kept, "before")
+    except Exception as error:
+        raise MisfitError(str(error)) from error

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from ...targets.errors import NotApplicable
+from ...targets.form import Form
 from ...targets.seeds import derive
 from ..access import Access, Flag, Ledger
 from ..attack import ATTACKS, Attack, Run
@@ -18,6 +19,7 @@ from ..statistics.roc import placements, tpr_at_fpr
 from . import scores
 from .blind import blind_scores
 from .case import MembershipCase, ShadowSignals
+from .evidence_form import evidence_form
 from .measure import AUC_DETAIL, FPR, measure_membership, unseen_leaks
 from .preparations import membership_run, population_of, run_detail, shadow_count, shadow_counts
 from .risk import AUC, MEMBERSHIP, TPR
@@ -82,6 +84,9 @@ class Membership(Attack):
 
     def details(self, model: Audited) -> tuple[str, ...]:
         return ("", AUC_DETAIL)
+
+    def form(self, model: Audited, scope: Scope) -> Form:
+        return evidence_form(model, scope)
 
     def measure(self, results: Results) -> list[Measurement]:
         return measure_membership(results)

@@ -16,10 +16,12 @@ from torch import nn
 from ...compression.recipe import Recipe
 from ...targets.data.data import Data
 from ...targets.errors import failing_as_not_applicable
+from ...targets.form import Array, Arrays, Document, Form, Layout, require
 from ...targets.model import frozen_copy
 from ...targets.seeds import derive
 from ...targets.steps import kept, pulse
 from ...targets.technique import Technique
+from ...training.architecture import weights_layout
 from ..attack import Run
 from ..effort import FINE_TUNING, HARDENING, Effort
 from ..preparation import Audited, Inputs, Need, Preparation, Prepared, Scope, Trained
@@ -98,6 +100,13 @@ class ShadowModels(Preparation):
             arrays |= {f"{position}/{name}": tensor.detach().cpu().numpy() for name, tensor in state}
         return Prepared(arrays)
 
+    def form(self, scope: Scope) -> Form:
+        def layout(document: Any) -> Layout:
+            own = weights_layout(self.parent.architecture)
+            return {f"{one}/{name}": form for one in range(self.first, self.last) for name, form in own.items()}
+
+        return Form(Document, layout)
+
 
 @dataclass(frozen=True)
 class SignalsOfShadows(Preparation):
@@ -156,9 +165,21 @@ class SignalsOfShadows(Preparation):
             for shadow in range(self.count):
                 pulse("shadow", shadow, self.count)
                 trains = self.recipe is not None and self.recipe.trains
-                row = kept(f"shadow {shadow}", partial(phi, shadow)) if trains else phi(shadow)
+                form = {"phi": Array("float32", (1, population.attacked), finite=False)}
+                row = kept(f"shadow {shadow}", partial(phi, shadow), form) if trains else phi(shadow)
                 rows.append(row["phi"])
         return Prepared({"inside": population.inside[: self.count], "phi": np.concatenate(rows)})
+
+    def form(self, scope: Scope) -> Form:
+        def holds(document: Any, arrays: Arrays, files: Any) -> None:
+            inside = population_of(scope).inside[: self.count]
+            require(np.array_equal(arrays["inside"], inside), "inside is not who was inside")
+
+        def layout(document: Any) -> Layout:
+            shape = (self.count, population_of(scope).attacked)
+            return {"inside": Array("bool", shape), "phi": Array("float32", shape, finite=False)}
+
+        return Form(Document, layout, holds=holds)
 
     def _module(self, state: Mapping[str, np.ndarray[Any, Any]], device: torch.device) -> nn.Module:
         module = self.parent.architecture.blank()
@@ -195,6 +216,9 @@ class BlindScores(Preparation):
         population = population_of(inputs.scope)
         seed = derive(inputs.scope.seed, "blind")
         return Prepared({"scores": blind_scores(population.targets, population.is_member, seed=seed)})
+
+    def form(self, scope: Scope) -> Form:
+        return Form(Document, lambda _: {"scores": Array("float64", (population_of(scope).attacked,))})
 
 
 def signals_of(scope: Scope, parent: Trained, recipe: Recipe | None) -> SignalsOfShadows:

@@ -9,13 +9,14 @@ import logging
 import signal
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from ...targets.errors import InputError
+from ...targets.form import Form
 from ...targets.quiet import SWITCHES
-from ...targets.steps import Arrays
+from ...targets.steps import Arrays, Check
 from .cells import Cell, DamagedError, Result, pack, unpack
 from .hearing import STARTED, Tell, nobody
 from .store import Store
@@ -94,7 +95,9 @@ class RayCluster:
         for key in needs:
             if key not in self._sent:
                 self._sent[key] = self._ray.put(self.store.parts(key))
-        reference, parts = self._compute.remote(cell, self.spawn, list(needs), *[self._sent[key] for key in needs])
+        reference, parts = self._compute.remote(
+            replace(cell, form=None), self.spawn, list(needs), *[self._sent[key] for key in needs]
+        )
         self._busy[reference] = (cell, parts)
         self.store.log("started", cell)
 
@@ -146,7 +149,10 @@ class _InMemory:
     def put(self, key: str, result: Result) -> None:
         self.parts[key] = pack(result)
 
-    def part(self, owner: str, name: str) -> Arrays | None:
+    def expect(self, forms: Mapping[str, Form]) -> None:
+        """Nothing: the store that they come from and go to checks them."""
+
+    def part(self, owner: str, name: str, check: Check) -> Arrays | None:
         """No part is kept: a cell whose node goes away begins anew on another one."""
 
     def keep(self, owner: str, name: str, arrays: Arrays) -> None: ...

@@ -17,16 +17,17 @@ import hashlib
 import json
 import os
 import re
-import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from ...targets.errors import Incomplete
+from ...targets.form import Form, MisfitError
 from ...targets.recent import Recent
-from ...targets.steps import Arrays
+from ...targets.steps import Arrays, Check, unchecked
 from ..writing import claim, writing
-from .cells import MANIFEST, Cell, DamagedError, Result, canonical_json, check, pack, unpack
+from .cells import MANIFEST, Cell, DamagedError, Result, canonical_json, check, check_form, pack, unpack
 from .ledger import Ledger, whoami
-from .on_disk import discard, read_folder, write_folder
+from .on_disk import discard, only_a_file, read_folder, remove, write_folder
 
 REMEMBERED = 128 * 2**20  # bytes of results that a process keeps at hand: what many cells read is read and checked once
 
@@ -46,8 +47,9 @@ class Store(Ledger):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, folder / "evidence")
-        self.damaged: list[str] = []  # keys whose files did not match their digests; each was thrown away
+        self.damaged: dict[str, str] = {}  # by key, what is wrong with a result; each was thrown away
         self._intact: set[str] = set()
+        self._forms: dict[str, Form] = {}
         self._lock: int | None = None
         self._recent: Recent[dict[str, bytes]] = Recent(REMEMBERED)
         self._cells, self.half = self.private / "cells", self.private / "temporary"
@@ -60,19 +62,26 @@ class Store(Ledger):
 
     # -- results ------------------------------------------------------------------------------------------------------
 
+    def expect(self, forms: Mapping[str, Form]) -> None:
+        """What the results under these keys look like, from now on: any other is damaged."""
+        for key in forms.keys() - self._forms.keys():
+            self._forms[key] = forms[key]
+            self._intact.discard(key)
+            self._recent.drop(key)
+
     def has(self, key: str) -> bool:
         """Whether an intact result is stored. A damaged one is thrown away and noted in `damaged`."""
         if key in self._intact:
             return True
         try:
             return self._read(key) is not None
-        except DamagedError:
-            self.damaged.append(key)
+        except DamagedError as error:
+            self.damaged[key] = str(error)
             self._discard(key)
             return False
 
     def get(self, key: str) -> Result:
-        """The stored result, checked against its digests.
+        """The stored result, checked against its digests and its form.
 
         Raises:
             KeyError: nothing is stored under this key.
@@ -87,8 +96,11 @@ class Store(Ledger):
 
         Raises:
             InputError, Incomplete: the folder cannot be written, or the disk is full. What was stored stays.
+            DamagedError: it is not of the form expected.
         """
-        self._put(key, pack(result))
+        parts = pack(result)
+        check_form(self._forms.get(key), parts)
+        self._put(key, parts)
 
     def parts(self, key: str) -> dict[str, bytes]:
         """The stored result as `pack` made it, to be sent to another machine. Raises as `get`."""
@@ -111,9 +123,11 @@ class Store(Ledger):
             InputError, Incomplete: as `put`.
         """
         check(parts)
+        check_form(self._forms.get(key), parts)
         self._put(key, parts)
 
     def _put(self, key: str, parts: dict[str, bytes]) -> None:
+        self.has(key)  # what lies there already stays only if it is intact
         with writing(self.folder):
             write_folder(self.path(key), parts, self.half)
         self._remember(key, parts)
@@ -133,7 +147,7 @@ class Store(Ledger):
 
     def drop(self, key: str) -> None:
         """Forgets what is stored under this key, if anything is."""
-        if self.path(key).is_dir():
+        if os.path.lexists(self.path(key)):
             self._discard(key)
 
     def evidence(self, key: str) -> tuple[str, str]:
@@ -158,6 +172,8 @@ class Store(Ledger):
         """The bytes of every part, verified; None when there is no such cell."""
         parts = self._recent.get(key)
         if parts is None and (parts := read_folder(self.path(key))) is not None:
+            if key not in self._intact:
+                check_form(self._forms.get(key), parts)
             self._remember(key, parts)
         return parts
 
@@ -169,8 +185,11 @@ class Store(Ledger):
 
     # -- parts of cells that are not finished -------------------------------------------------------------------------
 
-    def part(self, owner: str, name: str) -> Arrays | None:
+    def part(self, owner: str, name: str, check: Check = unchecked) -> Arrays | None:
         """The part of this name that was kept under the key `owner`; None when there is none.
+
+        Args:
+            check: raises MisfitError where it is another one.
 
         Raises:
             DamagedError: it is not what was kept, and was thrown away.
@@ -178,11 +197,17 @@ class Store(Ledger):
         folder = self._part(owner, name)
         try:
             parts = read_folder(folder)
-        except DamagedError:
+            found = None if parts is None else unpack(parts)
+            if found is None:
+                return None
+            if found.document != {"part": name} or found.files:
+                raise DamagedError("it is another part")
+            check(found.arrays)
+        except (DamagedError, MisfitError) as error:
             with writing(self.folder):
                 discard(folder, self.half)
-            raise
-        return None if parts is None else unpack(parts).arrays
+            raise DamagedError(str(error)) from error
+        return found.arrays
 
     def keep(self, owner: str, name: str, arrays: Arrays) -> None:
         """Stores a part; it is there after a kill. Raises as `put`."""
@@ -192,7 +217,7 @@ class Store(Ledger):
     def drop_parts(self, owner: str | None = None) -> None:
         """Forgets the parts kept under one key, or all: when what they were parts of is stored as a whole."""
         for folder in self._parts.iterdir() if owner is None else [self._parts / owner]:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove(folder)
 
     def _part(self, owner: str, name: str) -> Path:
         return self._parts / owner / hashlib.sha256(name.encode()).hexdigest()
@@ -205,8 +230,9 @@ class Store(Ledger):
         Raises:
             Incomplete: another run holds it; the message says which.
         """
+        only_a_file(self.private / "lock")
         with writing(self.folder):
-            descriptor = os.open(self.private / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+            descriptor = os.open(self.private / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -234,10 +260,8 @@ class Store(Ledger):
 
     def _sweep(self) -> None:
         for left in (*self.half.iterdir(), self.private / "failures"):
-            if left.is_file():
-                left.unlink(missing_ok=True)
-            else:
-                shutil.rmtree(left, ignore_errors=True)
+            remove(left)
+        only_a_file(self.private / "workers.log")
         self.mend({path.name for path in self._cells.glob("??/*") if path.is_dir()})
 
 
@@ -250,6 +274,7 @@ def _holder(descriptor: int) -> str:
     """Who wrote the lock file, as far as it can be read."""
     try:
         holder = json.loads(os.pread(descriptor, 4096, 0))
-        return f"process {holder['pid']} on {holder['host']}, since {holder['at']}"
-    except (ValueError, KeyError, TypeError):
+        said = f"process {holder['pid']} on {holder['host']}, since {holder['at']}"
+        return said if said.isprintable() and len(said) < 200 else "a process that says nonsense"
+    except (ValueError, KeyError, TypeError, RecursionError):
         return "a process that has not yet said who it is"

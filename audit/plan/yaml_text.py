@@ -88,6 +88,8 @@ def load_yaml(text: str, name: str) -> tuple[Any, Source]:
         problem = error.problem or error.context or "cannot be read"
         hint = " Indent with spaces, never with tabs." if "\\t" in problem else ""
         raise InputError(f"{name}, line {line}: not valid YAML: {problem}.{hint}") from None
+    except (ValueError, OverflowError):  # an escape such as "\U00110000"
+        raise InputError(f"{name}: not valid YAML: an escape in it is no character of Unicode.") from None
     return value, Source(name, lines)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from .row import Count, Row
+from .row import Count, Digest, Row
 
 
 class Encoding(Row):
@@ -30,8 +30,8 @@ class DataSummary(Row):
     """The data of the audit; counts are of records."""
 
     name: str
-    digest: str
-    shape: list[int] = Field(description="of one record")
+    digest: Digest
+    shape: list[Count] = Field(description="of one record")
     classes: list[str] = Field(description="empty where values are predicted")
     members: Count | None
     non_members: Count

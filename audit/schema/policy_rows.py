@@ -31,10 +31,10 @@ class Gate(Row):
     candidate: str
     rule: str = Field(description="accuracy, robust_accuracy, tpr_at_1_percent_fpr, auc, ...")
     finding: str | None = Field(description="id of the finding judged; None for accuracy")
-    value: float | None
-    low: float | None
-    high: float | None
-    limit: float | None
+    value: Figure | None
+    low: Figure | None
+    high: Figure | None
+    limit: Figure | None
     compares: Compares
     verdict: RowVerdict
     p_value: Share | None = Field(None, description="of a fail; Holm-corrected over the report")

@@ -9,42 +9,39 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ...targets.errors import InputError
+from ...targets.errors import UnsafeInput
 from ...targets.untrusted.files import ordinary_file
+from .consistent import contradiction
 from .rows import SCHEMA, Audit
 
 SIZE_CAP = 128 * 2**20  # bytes; an audit of 15 candidates has about 1 MB
-DIGITS_CAP = 18
+DIGITS_CAP = 19  # a seed may have as many
 FAULTS_SHOWN = 3
 
 
 def read_audit(folder: Path) -> Audit:
-    """The audit in `folder`/audit.json, validated against the schema.
+    """The audit in `folder`/audit.json, validated against the schema: types and ranges as the models of the rows say
+    (nothing is converted: a text is no number), names that exist, shares that are shares.
 
     Raises:
-        InputError: there is none, or it is no valid audit; the message says what is wrong with it.
+        InputError: there is none.
+        UnsafeInput: it is no valid audit; the message says what is wrong with it.
     """
     path = folder if folder.suffix == ".json" else folder / "audit.json"
     with ordinary_file(path, "the audit", SIZE_CAP).open("rb") as stream:
         raw = stream.read(SIZE_CAP)
     cure = "Run the audit again, or fetch the file again if somebody sent it."
     try:
-        values = json.loads(
-            raw.decode("utf-8"),
-            parse_constant=_no_constant,
-            parse_int=_integer,
-            parse_float=_finite,
-            object_pairs_hook=_unique,
-        )
+        values = strict_json(raw)
     except RecursionError:
-        raise InputError(f"{path} is nested too deeply to be an audit. {cure}") from None
+        raise UnsafeInput(f"{path} is nested too deeply to be an audit. {cure}") from None
     except ValueError as error:  # also what json and the hooks below raise
-        raise InputError(f"{path} is not valid JSON: {error}. {cure}") from None
+        raise UnsafeInput(f"{path} is not valid JSON: {error}. {cure}") from None
     if not isinstance(values, dict) or values.get("schema") != SCHEMA:
         found = values.get("schema") if isinstance(values, dict) else None
-        raise InputError(f"{path} does not follow the schema {SCHEMA} (it says {found!r:.60}). {cure}")
+        raise UnsafeInput(f"{path} does not follow the schema {SCHEMA} (it says {found!r:.60}). {cure}")
     try:
-        return Audit.model_validate(values)
+        audit = Audit.model_validate_json(raw, strict=True)
     except ValidationError as error:
         faults = [
             f"{'.'.join(str(step) for step in item['loc'])[:120]}: {item['msg']}"
@@ -52,7 +49,26 @@ def read_audit(folder: Path) -> Audit:
         ]
         more = error.error_count() - len(faults)
         rest = f" and {more} more" if more > 0 else ""
-        raise InputError(f"{path} does not follow the schema {SCHEMA}: {'; '.join(faults)}{rest}. {cure}") from None
+        raise UnsafeInput(f"{path} does not follow the schema {SCHEMA}: {'; '.join(faults)}{rest}. {cure}") from None
+    if (fault := contradiction(audit)) is not None:
+        raise UnsafeInput(f"{path} contradicts itself: {fault}. {cure}")
+    return audit
+
+
+def strict_json(raw: bytes) -> Any:
+    """A JSON value from UTF-8: no key twice, no number that is not finite, no integer of more than 18 digits.
+
+    Raises:
+        ValueError: it is something else.
+        RecursionError: it is nested too deeply.
+    """
+    return json.loads(
+        raw.decode("utf-8"),
+        parse_constant=_no_constant,
+        parse_int=_integer,
+        parse_float=_finite,
+        object_pairs_hook=_unique,
+    )
 
 
 def _no_constant(text: str) -> Any:

@@ -17,7 +17,7 @@ from .data_rows import DataSummary
 from .file_rows import Certificate, Footprint, Kernels, Lineage, Runtime
 from .names import check_names
 from .policy_rows import Gate, Limit, RowVerdict, Verdict
-from .row import Amount, Count, Figure, Row, Share
+from .row import Amount, Count, Digest, Figure, Row, Share
 
 SLACK = 1e-9  # rounding of an interval's end
 SCHEMA: Final = "crushproof.audit/1"
@@ -70,8 +70,8 @@ class Change(Row):
     p_value: Share | None = Field(None, description="exact McNemar for rates, paired DeLong for AUC")
     counted: list[str] = Field([], description="the parts that both sides faced alike, which alone it counts")
     flags: list[str] = Field([], description="trust flags of the baseline's figure: they are flags of the change too")
-    baseline_high: float | None = Field(None, description="upper end of the baseline's interval on these records")
-    floor: float | None = Field(None, description="a baseline no better than this has no room to fall")
+    baseline_high: Figure | None = Field(None, description="upper end of the baseline's interval on these records")
+    floor: Figure | None = Field(None, description="a baseline no better than this has no room to fall")
     instead: str | None = Field(None, description="where there is no room to fall: what to measure instead")
 
     @model_validator(mode="after")
@@ -153,7 +153,7 @@ class Finding(Row):
     forwards: Count = Field(0, description="records passed forward through a twin or another model")
     backwards: Count = Field(0, description="records passed backward")
     evidence: str | None = Field(None, description="path of the evidence inside the output folder")
-    evidence_digest: str | None = None
+    evidence_digest: Digest | None = None
     reproduce: str = Field("", description="the command that reproduces it")
 
 
@@ -223,7 +223,7 @@ class Candidate(Row):
     flags: list[str] = Field(
         default=[], description="trust flags of the candidate itself: at-chance, answers-vary, epsilon-void"
     )
-    digest: str = Field(description="sha256 of the deployed bytes")
+    digest: Digest = Field(description="sha256 of the deployed bytes")
     draws: list[Draw] = Field([], description="of a random recipe: what each draw is; the shipped one first")
 
     @model_validator(mode="after")
@@ -307,8 +307,8 @@ class Audit(BaseModel):
     verdict: Verdict
     deciding: list[str] = Field(description="the one or two sentences that decide the verdict")
     plan: dict[str, JsonValue] = Field(description="the plan as it was resolved, as JSON")
-    plan_digest: str
-    seed: int
+    plan_digest: Digest
+    seed: int = Field(ge=0, lt=2**63)
     data: DataSummary
     candidates: list[Candidate]
     findings: list[Finding]

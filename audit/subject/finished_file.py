@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, RootModel
 from torch import nn
 
 from ...attacks.attack import ATTACKS
 from ...targets.data.data import Data
 from ...targets.errors import InputError, UnsafeInput, quoted
+from ...targets.form import Form
 from ...targets.interface.assumptions import Assumptions, Overrides, alike
 from ...targets.interface.finished_model import deployed, differentiable
 from ...targets.interface.infer import assume
@@ -86,6 +87,13 @@ class Reading(BaseModel):
     assumptions: Assumptions
     notes: tuple[str, ...]
     doubtful: bool
+
+
+class Readings(RootModel[dict[str, Reading]]):
+    """Of all files of a plan, by the name of their model."""
+
+
+READINGS = Form(Readings, {}, declines=False)
 
 
 def reading_of(file: OpenedFile) -> Reading:

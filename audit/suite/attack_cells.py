@@ -18,6 +18,7 @@ from ...compression.quantization.quantized_layer import true_gradients
 from ...defenses.stochastic_rounding import ExpectationTwin
 from ...targets.certificate import AGREEMENT, certify
 from ...targets.errors import InputError, NotApplicable
+from ...targets.form import Form
 from ...targets.interface.preprocessing import Preprocessing
 from ...targets.model import Target, TorchTarget, frozen_copy
 from ...targets.seeds import derive
@@ -25,6 +26,7 @@ from ...targets.twin.twin import Twin
 from ..engine.cells import Result
 from ..subject.audited import AuditedModel, Opened
 from ..subject.identity import class_identity, technique_identity
+from . import forms
 from .model_suite import ModelSuite
 
 Get = Callable[[str], Result]
@@ -48,6 +50,7 @@ def add_attack(suite: ModelSuite, attack: Attack, label: str) -> None:
                 [],
                 lambda get: _another_task(suite.task),
                 effort=nothing,
+                form=Form(),
             )
             continue
         knowing = adapted(attack, model)
@@ -102,6 +105,7 @@ def _add_run(suite: ModelSuite, attack: Attack, run: Run, model: AuditedModel, s
         effort=run.effort,
         sharing=[technique_identity(variant.sharing()), run.identity, run.draw, run.without_draw],
         words=f"{scope.label.replace('@', ', records ')} on {model.name}" + (f" ({run.detail})" if run.detail else ""),
+        form=forms.evidence(variant.form(model, scope)),
     )
     suite.runs[name] = run
 
@@ -163,6 +167,7 @@ def _add_preparation(suite: ModelSuite, preparation: Preparation, scope: Scope) 
         effort=preparation.effort,
         sharing=[preparation.sharing, *made_by],
         words=preparation.words,
+        form=preparation.form(scope),
     )
 
 

@@ -18,6 +18,7 @@ from ...attacks.effort import FINE_TUNING, HARDENING, Costs, Effort
 from ...attacks.preparation import Scope
 from ...compression.footprint.timing import Timed, interleaved_latency
 from ...targets.errors import InputError, NotApplicable
+from ...targets.form import DECLINED, Form
 from ...targets.model import reproducible
 from ...targets.runtimes.litert import PACKAGES as LITERT
 from ..engine.cells import Cell, Result, cell_key
@@ -26,7 +27,7 @@ from ..plan.plan import Plan
 from ..subject.audited import AuditedModel, Candidate, DenseModel, FinishedFile, Opened
 from ..subject.identity import technique_identity
 from ..subject.resolve import Subject
-from . import model_cells
+from . import forms, model_cells
 from .environment import Setup, machine, setup_here
 from .lineup import Lineup, assemble
 
@@ -90,8 +91,8 @@ class ModelSuite:
 
         def get(name: str) -> Result:
             result = store.get(self._jobs[name].cell.key)
-            if "not_applicable" in result.document:
-                raise NotApplicable(result.document["not_applicable"])
+            if DECLINED in result.document:
+                raise NotApplicable(result.document[DECLINED])
             return result
 
         with reproducible():
@@ -146,6 +147,7 @@ class ModelSuite:
         sharing: Any = None,
         words: str = "",
         alone: bool = False,
+        form: Form,
     ) -> None:
         """Adds a cell, once.
 
@@ -154,6 +156,7 @@ class ModelSuite:
             effort: about what it costs; default: what its phase usually does.
             sharing: the spec of all cells whose finished parts it takes over; None: its own.
             words: what it is for, for people.
+            form: what its result looks like.
 
         Raises:
             InputError: other work has this name already.
@@ -176,7 +179,7 @@ class ModelSuite:
         if parts:  # what an earlier cell has done of the same work is taken over
             done, self._shared[parts] = self._shared.get(parts, 0.0), weight
             weight = max(weight - done, 1e-3)
-        cell = Cell(name, key, tuple(needs), phase, weight, parts, words, alone)
+        cell = Cell(name, key, tuple(needs), phase, weight, parts, words, alone, form)
         self._jobs[name] = Job(cell, compute, effort)
 
     def _train(self, dense: DenseModel) -> None:
@@ -188,6 +191,7 @@ class ModelSuite:
             lambda get: model_cells.train_dense(dense, self.subject.data, self.plan.seed, self.device),
             effort=training_effort(dense),
             words=f"training {dense.name}" if dense.state is None else f"taking the weights of {dense.name}",
+            form=forms.trained(dense),
         )
 
     def training_cell(self, dense: str) -> str:
@@ -213,6 +217,7 @@ class ModelSuite:
                 [self.training_cell(model.name)],
                 lambda get: model_cells.deploy(self.trained(model.name, get), model, self.subject.data, self.plan.seed),
                 words=f"exporting {model.name} as it would ship",
+                form=forms.made(model, self.subject.data),
             )
         self.add(
             f"memory/{model.name}",
@@ -221,6 +226,7 @@ class ModelSuite:
             [own],
             lambda get: model_cells.serve_memory(self._opened(model, get).checked, shape),
             words=f"memory of a process that serves {model.name}",
+            form=forms.MEMORY,
         )
         for runtime, label in self.lineup.runtimes:
             self.add(
@@ -232,6 +238,7 @@ class ModelSuite:
                     model, runtime, get(own), self.subject.data
                 ),
                 words=f"{model.name} in {label}",
+                form=forms.in_runtime(self.subject.data),
             )
 
     def _latency(self) -> None:
@@ -248,7 +255,8 @@ class ModelSuite:
         needs = [self.model_cell(name) for name in self.models]
         facts = machine(str(self.device)).model_dump()
         effort = Effort(seconds=0.4 * len(needs), answers=700.0 * len(needs))  # of slow models two calls by 256
-        self.add(LATENCY, "footprint", facts, needs, compute, effort=effort, words="timing every model", alone=True)
+        words, form = "timing every model", forms.timed(self.models)
+        self.add(LATENCY, "footprint", facts, needs, compute, effort=effort, words=words, alone=True, form=form)
 
     def runtime_cell(self, model: str, label: str) -> str:
         return f"runtime/{label}/{model}"
@@ -264,6 +272,7 @@ class ModelSuite:
             [],
             lambda get: model_cells.take_file(file, self.subject.data, self.plan.seed),
             words=f"opening {model.name}",
+            form=forms.taken(file, self.subject.data),
         )
         if model.parent is None or model.is_dense:
             return
@@ -276,6 +285,7 @@ class ModelSuite:
             [dense, own],
             lambda get: model_cells.lineage(self._opened(parent, get).checked, self._opened(model, get).checked),
             words=f"comparing the weights of {model.name} with those of {parent.name}",
+            form=forms.LINEAGE,
         )
 
     def _opened(self, model: AuditedModel, get: Callable[[str], Result]) -> Opened:
@@ -297,6 +307,7 @@ class ModelSuite:
                 ),
                 effort=Effort(answers=1000, trainings=FINE_TUNING if recipe.trains else 0.0, seconds=1.0),
                 words=f"making {model.name}" + (f", draw {position}" if position else ""),
+                form=forms.made(model, self.subject.data),
             )
 
     def model_cell(self, model: str, draw: int = 0) -> str:

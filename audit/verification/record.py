@@ -7,14 +7,17 @@ and no code; the suite that is built from it has the same cells under the same k
 from __future__ import annotations
 
 import datetime
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ...targets.data.outline import Outline, data_of, outline
 from ...targets.errors import CrushproofError, user_error
+from ...targets.form import Array, Arrays, Document, Form, require
 from ...targets.runtimes.litert import PACKAGES as LITERT
 from ...targets.untrusted.model_file import ModelFile
 from ...training.architecture import Architecture
@@ -123,6 +126,18 @@ def record_of(suite: Suite, asked: Plan, policy: Policy, command: str, source: s
         fixed=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
     )
     return key_of(record), Result(arrays, files={FILE: record.model_dump_json().encode()})
+
+
+def form_of_record(key: str, fresh: Result) -> Form:
+    """What is stored under the key of a record: the one that was just made, but for the time."""
+
+    def holds(document: Any, arrays: Arrays, files: Mapping[str, bytes]) -> None:
+        require(key_of(Record.model_validate_json(files[FILE])) == key, "it is another record")
+        same = all(np.array_equal(arrays[name], array) for name, array in fresh.arrays.items())
+        require(same, "its labels or bounds are not those of the data")
+
+    layout = {name: Array(str(array.dtype), array.shape) for name, array in fresh.arrays.items()}
+    return Form(Document, layout, (FILE,), holds, declines=False)
 
 
 def key_of(record: Record) -> str:

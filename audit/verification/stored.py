@@ -53,6 +53,8 @@ class StoredCells:
             return None
         try:
             parts = read_folder(folder)
+            if parts is not None:
+                unpack(parts)
         except DamagedError as error:
             self.damaged[folder.relative_to(self.folder).as_posix()] = str(error)
             return None

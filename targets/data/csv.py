@@ -144,6 +144,7 @@ def _whole_numbers(x: Mapping[str, NDArray[np.float32]], structure: Structure) -
 
 def _values(texts: Sequence[str], where: str) -> NDArray[np.float32]:
     try:
-        return np.array([float(text) for text in texts], dtype=np.float32).reshape(-1, 1)
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is refused as such
+            return np.array([float(text) for text in texts], dtype=np.float32).reshape(-1, 1)
     except ValueError as error:
         raise InputError(f"{where} must hold numbers to predict: {error}.") from None

@@ -87,7 +87,8 @@ def predicted_values(y: Array, where: str) -> NDArray[np.float32]:
     """
     if y.ndim not in (1, 2) or y.dtype.kind not in "fiub":
         raise InputError(f"{where} has type {y.dtype} and shape {list(y.shape)}. Save numbers [n] or [n, outputs].")
-    return y.reshape(len(y), -1).astype(np.float32)
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite and is refused as such
+        return (y[:, None] if y.ndim == 1 else y).astype(np.float32)
 
 
 def sorted_labels(tables: Iterable[Iterable[str]]) -> list[str]:

@@ -180,7 +180,7 @@ class _Finder:
             return (self.names.index(text),)
         stretch = STRETCH.fullmatch(text)
         numbers = range(int(stretch[1]), int(stretch[2]) + 1) if stretch else range(0)
-        if isinstance(column, int) or text.isdecimal():
+        if isinstance(column, int) or (text.isdecimal() and len(text) < 10):  # longer ones are no positions
             numbers = range(int(column), int(column) + 1)
         if numbers and not self.spread and numbers[0] >= 0 and numbers[-1] < self.features:
             return tuple(numbers)

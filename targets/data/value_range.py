@@ -63,7 +63,7 @@ def _from_zero(inputs: Sequence[Array], low: float, high: float) -> Fitted | Non
     mixed = ""
     if all(x.ndim == 2 for x in inputs):
         tops = np.max([x.max(axis=0) for x in inputs], axis=0)
-        if float(np.median(tops)) < high / 2:
+        if float(np.median(tops / 2)) < high / 4:  # halves: the mean of two large ones would overflow
             mixed = f"half of the columns stay below {high / 2:g}, so that one range for all hardly fits"
     if mixed and high > 255:
         return None
@@ -127,7 +127,8 @@ def column_bounds(
         if column in encoded:
             raise InputError(f"bounds names the column {quoted(str(column))}, which holds categories. Leave it out.")
         at = list(positions(column, "bounds", x.shape[1], structure.names, where))
-        low[at], high[at], sure[at] = least, most, True
+        with np.errstate(over="ignore"):  # beyond float32 they become infinite, which `Data` refuses
+            low[at], high[at], sure[at] = least, most, True
     held = set(structure.held)
     guessed = [name for at, (name, known) in enumerate(zip(columns, sure, strict=True)) if not known and at not in held]
     doubt = ""

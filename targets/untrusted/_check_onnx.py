@@ -123,6 +123,8 @@ def _check_messages(model: onnx.ModelProto) -> None:
     nodes = 0
     for message in _messages(model):
         kind = message.DESCRIPTOR.name
+        if getattr(message, "ref_attr_name", "") or (kind == "TensorProto" and message.HasField("segment")):
+            raise Fault(f"The ONNX model was not run: its {kind} {quoted(message.name)} is part of something absent.")
         if kind == "TensorProto":
             if message.data_location == message.EXTERNAL or message.external_data:
                 raise Fault(
@@ -287,10 +289,14 @@ def _port(item: onnx.ValueInfoProto) -> dict[str, Any]:
     except ValueError:
         raise Fault(f"The ONNX model is malformed: {quoted(item.name)} is of no known type. {EXPORT_HINT}") from None
     shape = [size.dim_value if size.HasField("dim_value") else size.dim_param or "?" for size in tensor.shape.dim]
-    words = {"float": "float32", "double": "float64"}
     if item.type.sequence_type.elem_type.HasField("map_type"):  # one map from class to score for each record
         word = "maps"
-    return {"name": item.name, "type": words.get(word, word), "shape": shape, "grid": None}
+    return {
+        "name": item.name,
+        "type": {"float": "float32", "double": "float64"}.get(word, word),
+        "shape": shape,
+        "grid": None,
+    }
 
 
 def _grid(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> list[float] | None:

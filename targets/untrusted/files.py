@@ -108,6 +108,8 @@ def _archive_fault(stream: BinaryIO, archive: zipfile.ZipFile, entries: list[zip
     stream.seek(-22, os.SEEK_END)
     if archive.comment or stream.read(4) != b"PK\x05\x06":
         return "it carries a comment or other bytes at its end"
+    if {*struct.unpack("<2H", stream.read(8)[4:])} != {min(len(entries), 0xFFFF)}:
+        return "its directory has not as many entries as it says"
     if len(entries) > ENTRIES:
         return f"it has {len(entries):,} entries"
     names: set[str] = set()

@@ -64,7 +64,7 @@ def candidate(name: str, difference: float = 0.0, role: Any = "candidate") -> Ca
             energy_uj_modelled=1,
         ),
         certificate=None,
-        digest="0",
+        digest="0" * 64,
     )
 
 
@@ -109,10 +109,10 @@ def audit_of(rows: list[Candidate], found: list[Finding], policy: Policy, plan: 
         verdict=judged.verdict,
         deciding=judged.deciding,
         plan=plan,
-        plan_digest="0",
+        plan_digest="0" * 64,
         seed=0,
         data=DataSummary(
-            name="x", digest="0", shape=[4], classes=["0", "1"], members=9, non_members=9, evaluation=6, attacker=3
+            name="x", digest="0" * 64, shape=[4], classes=["0", "1"], members=9, non_members=9, evaluation=6, attacker=3
         ),
         candidates=judged.candidates,
         findings=judged.findings,

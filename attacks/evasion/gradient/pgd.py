@@ -12,6 +12,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from ....targets.data.records import Bounds, Records
+from ....targets.form import Array
 from ....targets.model import device_of, records_at_once
 from ....targets.seeds import derive, uniform
 from ....targets.steps import Arrays
@@ -134,7 +135,8 @@ def craft(
             some = Records(records.x[first:end], records.y[first:end])
             seeds = derive(seed, "craft", repr(epsilon))
             compute = partial(_crafted, module, some, norm, epsilon, bounds, seeds, steps, first, batch, counter)
-            piece = kept_at_cost(f"{name}/{epsilon!r}/{first}-{end}", spent, compute)
+            form = {"x": Array("float32", (end - first, *records.x.shape[1:]))}
+            piece = kept_at_cost(f"{name}/{epsilon!r}/{first}-{end}", spent, compute, form)
             x[first:end] = torch.from_numpy(np.array(piece["x"]))
         crafted[epsilon] = x
     return crafted

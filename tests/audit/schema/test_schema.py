@@ -17,7 +17,7 @@ from crushproof.audit.schema.file_rows import LayerRounding
 from crushproof.audit.schema.json_schema import json_schema
 from crushproof.audit.schema.read import read_audit
 from crushproof.audit.schema.rows import SCHEMA
-from crushproof.targets.errors import InputError
+from crushproof.targets.errors import UnsafeInput
 
 DOCS = Path(crushproof.__file__).parent / "docs"
 
@@ -48,7 +48,7 @@ def changed(values: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 OUT_OF_RANGE = {
     "candidates.0.accuracy.high": (1.5, "a share of records lies in [0, 1]"),
     "candidates.2.draws.0.draw": (-1, "greater than or equal to 0"),
-    "candidates.2.draws.0.figures": ({"accuracy": 0.5}, "valid dictionary or instance of Estimate"),
+    "candidates.2.draws.0.figures": ({"accuracy": 0.5}, "Input should be an object"),
     "candidates.2.draws.1.figures.robust_accuracy.n": (0, "greater than or equal to 1"),
     "candidates.1.footprint.energy_memory_share": (1.01, "less than or equal to 1"),
     "candidates.1.footprint.payload_bytes": (0, "greater than or equal to 1"),
@@ -80,7 +80,7 @@ def test_a_value_out_of_range_is_refused_in_one_sentence(
     values: dict[str, Any], path: str, value: Any, words: str, tmp_path: Path
 ) -> None:
     (tmp_path / "audit.json").write_text(json.dumps(changed(values, path, value)))
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(UnsafeInput) as refused:
         read_audit(tmp_path)
     assert words in str(refused.value)
     assert path.rpartition(".")[0] in str(refused.value)
@@ -109,7 +109,7 @@ def test_what_an_audit_names_it_explains(
     values: dict[str, Any], path: str, value: Any, words: str, tmp_path: Path
 ) -> None:
     (tmp_path / "audit.json").write_text(json.dumps(changed(values, path, value)))
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(UnsafeInput, match=words):
         read_audit(tmp_path)
 
 
