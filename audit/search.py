@@ -7,14 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from pydantic import ValidationError
 
 from ..attacks.statistics.rates import clopper_pearson
 from ..compression.search import Found, SearchSettings, TriedRecipe, as_row, from_row, search
 from ..targets.errors import InputError
-from ..targets.model import resolve_device
+from ..targets.model import reproducible, resolve_device
 from ..targets.technique import explain
 from .engine.cells import cell_key
 from .plan.plan import Plan, parse_plan
@@ -78,9 +77,7 @@ def run_search(
         known[key] = trial
         show(len(known), trial)
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # small models: more threads wait for each other longer than they compute
-    try:
+    with reproducible():
         found = search(
             settings,
             subject.model.architecture,
@@ -91,8 +88,6 @@ def run_search(
             known=known,
             tell=keep,
         )
-    finally:
-        torch.set_num_threads(threads)
     if found.chosen:
         write(out, plan_text(plan, found))
     return found

@@ -99,7 +99,12 @@ def perturbed(training: Training, defense: AdversarialTraining, bounds: Bounds) 
         for _ in range(defense.steps):
             adversarial.requires_grad_()
             losses = plain(forward, adversarial.view_as(x), y, index, generators)
-            (gradient,) = torch.autograd.grad(losses.sum(), adversarial)
+            (gradient,) = torch.autograd.grad(losses.sum(), adversarial, allow_unused=True)
+            if gradient is None:
+                raise NotApplicable(
+                    "Adversarial training moves the inputs along the gradient of the loss, and here the loss has none "
+                    "with respect to them, as where they are token ids."
+                )
             adversarial = ball.step(adversarial.detach(), gradient, size)
         return plain(forward, adversarial.view_as(x), y, index, generators)
 

@@ -177,6 +177,11 @@ def refuse_mixing(module: nn.Module) -> None:
                 f"({type(layer).__name__}) mixes the records of a batch. Use the architecture that the defense's "
                 "`adapt` returns (group norm), or one without batch statistics."
             )
+        if isinstance(layer, nn.RNNBase):  # torch.func cannot batch them
+            raise NotApplicable(
+                "DP-SGD needs the gradient of each record by itself, which torch does not compute for recurrent "
+                f"layers such as {path or type(module).__name__} ({type(layer).__name__})."
+            )
 
 
 def train_privately(

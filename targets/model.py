@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
@@ -10,6 +13,7 @@ from torch import Tensor, nn
 
 from .errors import InputError
 
+RECURRENT = ("RNN", "LSTM", "GRU")  # torch's recurrent layers
 BATCH = 512  # records per pass, at most; fixed, so that a result never depends on who asked for how many at once
 FEW = 16  # records that always go together
 HELD = 2**30  # bytes that the records of one pass may keep between forward and backward
@@ -124,3 +128,31 @@ def resolve_device(device: str) -> torch.device:
 def frozen_copy(module: nn.Module) -> nn.Module:
     """A deep copy in evaluation mode whose parameters need no gradient: what attacks differentiate inputs through."""
     return copy.deepcopy(module).eval().requires_grad_(False)
+
+
+def differentiable(module: nn.Module) -> AbstractContextManager[None]:
+    """A pass forwards inside the block, in evaluation mode, can be differentiated on a GPU too.
+
+    cuDNN's recurrent layers have no backward pass in that mode, torch's own have; without such layers nothing changes.
+    """
+    layers = list(module.modules())
+    recurrent = any(isinstance(layer, nn.RNNBase) for layer in layers)
+    recurrent |= any(getattr(layer, "original_name", "") in RECURRENT for layer in layers)  # scripted ones
+    return torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext()
+
+
+@contextlib.contextmanager
+def reproducible() -> Iterator[None]:
+    """Inside the block equal work gives equal results on equal machines, whatever the caller has set.
+
+    One thread, however many cores there are; on a GPU whole float32 products (no TF32) and cuDNN's repeatable kernels.
+    """
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)

@@ -22,6 +22,16 @@ settings.register_profile("crushproof", deadline=None, derandomize=True)
 settings.load_profile("crushproof")
 
 
+# The longest files: with two workers one that is begun last would leave the other worker idle.
+LONGEST = ("test_audit.py", "test_own_model.py", "test_finished_file.py", "test_rounds.py", "test_plugins.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, then whatever runs audits, then all else."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (place.get(item.path.name, len(LONGEST)), "audit" not in item.path.parts))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     """Two test processes share two cores; more threads would only get in each other's way."""

@@ -31,8 +31,8 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_through_a_plan(folder: Path) -> None:
-    done = run(folder, "-m", "crushproof", "audit", "plan.yaml", "--out", "out")
-    assert done.returncode in (0, 1, 3), done.stderr
+    done = CliRunner().invoke(app, ["audit", str(folder / "plan.yaml"), "--out", str(folder / "out"), "--workers", "1"])
+    assert done.exit_code in (0, 1, 3), done.stderr
     assert "Traceback" not in done.stderr
     audit = Audit.model_validate_json((folder / "out" / "audit.json").read_text())
     assert {candidate.name for candidate in audit.candidates} == {"dense", "int8", "prune50"}

@@ -100,9 +100,11 @@ class UserTrainer(Trainer):
         except CrushproofError:
             raise
         except Exception as error:
+            place = records.x.device
+            where = f" The module, x and y are on {place}; what it makes itself must be too, or write device: cpu."
             raise InputError(
                 f"The training function {name} raised {user_error(error)}. It is called as function(module, x, y, "
-                "seed) and must return the trained module."
+                f"seed) and must return the trained module.{where if place.type != 'cpu' else ''}"
             ) from None
         if not isinstance(module, nn.Module):
             got = "nothing: end it with return module" if module is None else type(module).__name__

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...targets.data.records import Bounds, Records
-from ...targets.model import BATCH, Target, frozen_copy
+from ...targets.model import BATCH, Target, differentiable, frozen_copy
 from ...targets.seeds import derive, uniform
 from ...targets.technique import Registry, Technique
 from ..access import Access, Ledger
@@ -109,7 +109,7 @@ class Gradients:
     def _batch(self, x: Tensor, y: Tensor, past_clips: bool) -> tuple[Tensor, Tensor, Tensor]:
         x = x.detach().requires_grad_()
         self._ledger.forwards += len(x)
-        with SlopesPastClips() if past_clips else nullcontext():
+        with differentiable(self._module), SlopesPastClips() if past_clips else nullcontext():
             logits = self._module(x).float()
         values = losses(logits, y, self._loss)
         gradient = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.special import digamma, expit, gammaln, polygamma
+import scipy  # its parts load where they are first used: a worker needs few
 
 from .case import ShadowSignals
 
@@ -63,8 +63,8 @@ def rmia(phi: Floats, signals: ShadowSignals, keep: Bools | None = None) -> Floa
     chosen = _all(phi, signals) if keep is None else keep
     shadow = signals.phi.astype(np.float64)
     count = chosen.sum(1, keepdims=True)
-    likely = np.einsum("tk,kn->tn", chosen.astype(float), expit(shadow)) / count
-    unlikely = np.einsum("tk,kn->tn", chosen.astype(float), expit(-shadow)) / count
+    likely = np.einsum("tk,kn->tn", chosen.astype(float), scipy.special.expit(shadow)) / count
+    unlikely = np.einsum("tk,kn->tn", chosen.astype(float), scipy.special.expit(-shadow)) / count
     # Each form keeps its digits where the other loses them: p near 0, and p near 1 (most records).
     small = likely < 0.5
     reference = np.where(small, np.log(np.where(small, likely, 1.0)), np.log1p(-np.where(small, 0.0, unlikely)))
@@ -109,7 +109,10 @@ def _log_predictive(target: Floats, shadow: Floats, side: Bools, chosen: Floats)
     scale2 = (freedom * variance + prior_freedom * prior_variance) / df * (1 + 1 / count)
     z2 = (target - mean) ** 2 / scale2
     log_t = (
-        gammaln((df + 1) / 2) - gammaln(df / 2) - 0.5 * np.log(df * np.pi * scale2) - (df + 1) / 2 * np.log1p(z2 / df)
+        scipy.special.gammaln((df + 1) / 2)
+        - scipy.special.gammaln(df / 2)
+        - 0.5 * np.log(df * np.pi * scale2)
+        - (df + 1) / 2 * np.log1p(z2 / df)
     )
     result: Floats = np.where(enough, log_t, 0.0)
     return result
@@ -122,19 +125,19 @@ def shrinkage(variance: Floats, freedom: Floats) -> tuple[Floats, Floats]:
     variance with d degrees of freedom under a scaled inverse chi-square prior with d0 has variance
     trigamma(d / 2) + trigamma(d0 / 2), which is solved for d0.
     """
-    e = np.log(variance) - digamma(freedom / 2) + np.log(freedom / 2)
+    e = np.log(variance) - scipy.special.digamma(freedom / 2) + np.log(freedom / 2)
     mean = e.mean(1, keepdims=True)
-    spread = e.var(1, ddof=1, keepdims=True) - polygamma(1, freedom / 2).mean(1, keepdims=True)
+    spread = e.var(1, ddof=1, keepdims=True) - scipy.special.polygamma(1, freedom / 2).mean(1, keepdims=True)
     d0 = np.minimum(2 * trigamma_inverse(np.maximum(spread, 1e-3)), 1e3)
-    return d0, np.exp(mean + digamma(d0 / 2) - np.log(d0 / 2))
+    return d0, np.exp(mean + scipy.special.digamma(d0 / 2) - np.log(d0 / 2))
 
 
 def trigamma_inverse(x: Floats) -> Floats:
     """y with trigamma(y) = x, for x > 0, by Newton's method on 1 / trigamma (Smyth 2004, appendix)."""
     y = 0.5 + 1 / x
     for _ in range(20):
-        value = polygamma(1, y)
-        y = y + value * (1 - value / x) / polygamma(2, y)
+        value = scipy.special.polygamma(1, y)
+        y = y + value * (1 - value / x) / scipy.special.polygamma(2, y)
     result: Floats = y
     return result
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-from scipy import optimize, stats
+import scipy  # its parts load where they are first used: a worker needs few
 
 from .ranking import tail_rate_distribution
 from .rates import LEVEL, mcnemar
@@ -23,14 +23,15 @@ def detectable_drop(n: int, *, level: float = LEVEL, power: float = 0.8) -> floa
     needed = next(b for b in range(1, 64) if mcnemar(b, 0) < 1 - level)
     if needed > n:
         raise ValueError(f"{n} paired records cannot show any drop at level {level}")
-    if stats.binom.sf(needed - 1, n, 1 - 1e-12) < power:
+    if scipy.stats.binom.sf(needed - 1, n, 1 - 1e-12) < power:
         return 1.0
-    return float(optimize.brentq(lambda drop: stats.binom.sf(needed - 1, n, drop) - power, 1e-9, 1 - 1e-12))
+    chance = scipy.stats.binom.sf
+    return float(scipy.optimize.brentq(lambda drop: chance(needed - 1, n, drop) - power, 1e-9, 1 - 1e-12))
 
 
 def detectable_auc(members: int, non_members: int, *, level: float = LEVEL, power: float = 0.8) -> float:
     """The smallest AUC above .5 whose interval excludes .5 with probability `power` (Hanley & McNeil 1982 at .5)."""
-    z = float(stats.norm.ppf((1 + level) / 2) + stats.norm.ppf(power))
+    z = float(scipy.stats.norm.ppf((1 + level) / 2) + scipy.stats.norm.ppf(power))
     return min(1.0, 0.5 + z * float(np.sqrt((members + non_members + 1) / (12 * members * non_members))))
 
 
@@ -56,7 +57,7 @@ def detectable_tpr(
     while high - low > 0.02:
         middle = (low + high) / 2
         low, high = (low, middle) if seen(middle) >= power else (middle, high)
-    return float(stats.norm.sf(stats.norm.isf(fpr) - high))
+    return float(scipy.stats.norm.sf(scipy.stats.norm.isf(fpr) - high))
 
 
 def unseen_loss(loss: str, n: int) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from scipy import optimize, special, stats
+import scipy  # its parts load where they are first used: a worker needs few
 
 from .rates import LEVEL, Interval, clopper_pearson
 from .roc import allowed, placements, threshold_at_fpr
@@ -34,7 +34,7 @@ def auc(scores: Vector, is_member: Vector, level: float = LEVEL) -> Interval:
     """
     members, others = _placements(scores, is_member)
     area = float(members.mean())
-    z = float(stats.norm.ppf((1 + level) / 2))
+    z = float(scipy.stats.norm.ppf((1 + level) / 2))
     error = float(np.sqrt(members.var(ddof=1) / len(members) + others.var(ddof=1) / len(others)))
     if error == 0 or area in (0.0, 1.0):
         few = min(len(members), len(others))
@@ -42,7 +42,9 @@ def auc(scores: Vector, is_member: Vector, level: float = LEVEL) -> Interval:
         return Interval(area, min(area, exact.low), max(area, exact.high))
     half = z * error / (area * (1 - area))
     return Interval(
-        area, float(special.expit(special.logit(area) - half)), float(special.expit(special.logit(area) + half))
+        area,
+        float(scipy.special.expit(scipy.special.logit(area) - half)),
+        float(scipy.special.expit(scipy.special.logit(area) + half)),
     )
 
 
@@ -60,8 +62,8 @@ def auc_change(after: Vector, before: Vector, is_member: Vector, level: float = 
     difference = float(members1.mean() - members0.mean())
     if error == 0:
         return Interval(difference, difference, difference, 1.0 if difference == 0 else 0.0)
-    z = float(stats.norm.ppf((1 + level) / 2))
-    p_value = 2 * float(stats.norm.sf(abs(difference) / error))
+    z = float(scipy.stats.norm.ppf((1 + level) / 2))
+    p_value = 2 * float(scipy.stats.norm.sf(abs(difference) / error))
     return Interval(difference, max(-1.0, difference - z * error), min(1.0, difference + z * error), p_value)
 
 
@@ -110,15 +112,15 @@ def tpr_at_fpr(scores: Vector, is_member: Vector, fpr: float = 0.01, level: floa
 def tail_rate_distribution(members: Vector, others: Vector, fpr: float) -> Distribution:
     """The mixture of betas that `tpr_at_fpr` describes; both vectors in rising order."""
     n, m = len(others), len(members)
-    k = np.arange(int(stats.binom.ppf(1e-9, n, fpr)), int(stats.binom.isf(1e-9, n, fpr)) + 1)
-    weight = stats.binom.pmf(k, n, fpr)
+    k = np.arange(int(scipy.stats.binom.ppf(1e-9, n, fpr)), int(scipy.stats.binom.isf(1e-9, n, fpr)) + 1)
+    weight = scipy.stats.binom.pmf(k, n, fpr)
     weight = np.concatenate([weight, weight]) / (2 * weight.sum())
     # neighbours[j]: the j-th largest non-member, with +inf for j = 0 and -inf beyond the last
     neighbours = np.concatenate([[np.inf], others[::-1], [-np.inf]])
     at_least = m - np.searchsorted(members, neighbours[k], side="right")
     at_most = m - np.searchsorted(members, neighbours[k + 1], side="left")
     count = np.concatenate([at_least, at_most])
-    return lambda p: float((weight * special.betainc(count + 0.5, m - count + 0.5, p)).sum())
+    return lambda p: float((weight * scipy.special.betainc(count + 0.5, m - count + 0.5, p)).sum())
 
 
 def tpr_change(
@@ -203,7 +205,7 @@ def _quantile(distribution: Distribution, probability: float) -> float:
         return 0.0
     if distribution(1.0 - 1e-15) <= probability:
         return 1.0
-    return float(optimize.brentq(lambda p: distribution(p) - probability, 0.0, 1.0 - 1e-15))
+    return float(scipy.optimize.brentq(lambda p: distribution(p) - probability, 0.0, 1.0 - 1e-15))
 
 
 def _resample(rng: np.random.Generator, n: int, resamples: int) -> Vector:

@@ -11,7 +11,7 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from scipy import optimize, special, stats
+import scipy  # its parts load where they are first used: a worker needs few
 
 Vector = np.ndarray[Any, np.dtype[Any]]
 
@@ -36,8 +36,8 @@ def clopper_pearson(k: int, n: int, level: float = LEVEL) -> Interval:
     """
     _check_rate(k, n)
     tail = (1 - level) / 2
-    low = float(special.betaincinv(k, n - k + 1, tail)) if k > 0 else 0.0
-    high = float(special.betaincinv(k + 1, n - k, 1 - tail)) if k < n else 1.0
+    low = float(scipy.special.betaincinv(k, n - k + 1, tail)) if k > 0 else 0.0
+    high = float(scipy.special.betaincinv(k + 1, n - k, 1 - tail)) if k < n else 1.0
     return Interval(k / n, low, high)
 
 
@@ -46,7 +46,7 @@ def mcnemar(b: int, c: int) -> float:
 
     The probability, if each change were a coin flip, of a split at least as uneven (Fay 2010).
     """
-    return min(1.0, 2 * float(stats.binom.cdf(min(b, c), b + c, 0.5))) if b + c else 1.0
+    return min(1.0, 2 * float(scipy.stats.binom.cdf(min(b, c), b + c, 0.5))) if b + c else 1.0
 
 
 def tango(b: int, c: int, n: int, level: float = LEVEL) -> Interval:
@@ -62,7 +62,7 @@ def tango(b: int, c: int, n: int, level: float = LEVEL) -> Interval:
     """
     if n < 1 or b < 0 or c < 0 or b + c > n:
         raise ValueError(f"b={b} and c={c} cannot be counts of disagreement among n={n} records")
-    z = float(stats.norm.ppf((1 + level) / 2))
+    z = float(scipy.stats.norm.ppf((1 + level) / 2))
     estimate = (b - c) / n
 
     def score(delta: float) -> float:
@@ -76,8 +76,9 @@ def tango(b: int, c: int, n: int, level: float = LEVEL) -> Interval:
         )
 
     edge = 1 - 1e-12
-    low = optimize.brentq(lambda d: score(d) - z, -edge, estimate) if estimate > -1 and score(-edge) > z else -1.0
-    high = optimize.brentq(lambda d: score(d) + z, estimate, edge) if estimate < 1 and score(edge) < -z else 1.0
+    root = scipy.optimize.brentq
+    low = root(lambda d: score(d) - z, -edge, estimate) if estimate > -1 and score(-edge) > z else -1.0
+    high = root(lambda d: score(d) + z, estimate, edge) if estimate < 1 and score(edge) < -z else 1.0
     return Interval(estimate, float(low), float(high), mcnemar(b, c))
 
 
@@ -96,8 +97,10 @@ def mean(values: Vector, level: float = LEVEL) -> Interval:
     error = float(np.std(values, ddof=1)) / n**0.5 if n > 1 else float("inf")
     if error == 0:
         return Interval(estimate, estimate, estimate, 1.0 if estimate == 0 else 0.0)
-    reach = float(stats.t.ppf(0.5 + level / 2, n - 1)) * error
-    return Interval(estimate, estimate - reach, estimate + reach, float(2 * stats.t.sf(abs(estimate) / error, n - 1)))
+    reach = float(scipy.stats.t.ppf(0.5 + level / 2, n - 1)) * error
+    return Interval(
+        estimate, estimate - reach, estimate + reach, float(2 * scipy.stats.t.sf(abs(estimate) / error, n - 1))
+    )
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

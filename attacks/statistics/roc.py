@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy import stats
+import scipy  # its parts load where they are first used: a worker needs few
 
 Vector = np.ndarray[Any, np.dtype[Any]]
 
@@ -61,5 +61,5 @@ def placements(scores: Vector, is_member: Vector) -> tuple[Vector, Vector]:
     """
     members, others = scores[is_member], scores[~is_member]
     m, n = len(members), len(others)
-    rank = stats.rankdata(np.concatenate([members, others]))
-    return (rank[:m] - stats.rankdata(members)) / n, 1 - (rank[m:] - stats.rankdata(others)) / m
+    rank = scipy.stats.rankdata(np.concatenate([members, others]))
+    return (rank[:m] - scipy.stats.rankdata(members)) / n, 1 - (rank[m:] - scipy.stats.rankdata(others)) / m

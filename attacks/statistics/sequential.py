@@ -8,7 +8,7 @@ from functools import lru_cache, partial
 from itertools import pairwise
 
 import numpy as np
-from scipy import optimize, stats
+import scipy  # its parts load where they are first used: a worker needs few
 
 from .rates import Vector
 
@@ -59,11 +59,11 @@ def boundaries(counts: Sequence[int], alpha: float = 0.05) -> tuple[float, ...]:
         step = math.sqrt(fraction - before)
 
         missing = partial(_excess, points=points, mass=mass, root=math.sqrt(fraction), step=step, spend=spend)
-        z = float(optimize.brentq(missing, 0.0, 12.0, xtol=1e-6))
+        z = float(scipy.optimize.brentq(missing, 0.0, 12.0, xtol=1e-6))
         found.append(z)
         edge = z * math.sqrt(fraction)
         grid = np.linspace(-edge, edge, GRID)
-        density = (mass[:, None] * stats.norm.pdf((grid[None, :] - points[:, None]) / step)).sum(0) / step
+        density = (mass[:, None] * scipy.stats.norm.pdf((grid[None, :] - points[:, None]) / step)).sum(0) / step
         weights = np.full(GRID, grid[1] - grid[0])
         weights[[0, -1]] /= 2
         points, mass = grid, density * weights
@@ -73,7 +73,7 @@ def boundaries(counts: Sequence[int], alpha: float = 0.05) -> tuple[float, ...]:
 
 def _excess(z: float, *, points: Vector, mass: Vector, root: float, step: float, spend: float) -> float:
     """The probability of a |score| / `root` beyond z after a step from `points`, over what may be spent."""
-    tails = stats.norm.sf((z * root - points) / step) + stats.norm.cdf((-z * root - points) / step)
+    tails = scipy.stats.norm.sf((z * root - points) / step) + scipy.stats.norm.cdf((-z * root - points) / step)
     return float((mass * tails).sum()) - spend
 
 
@@ -87,4 +87,4 @@ def level_at(counts: Sequence[int], look: int, alpha: float = 0.05) -> float:
     """
     if len(counts) == 1:
         return 1 - alpha
-    return float(1 - 2 * stats.norm.sf(boundaries(tuple(counts), alpha)[look]))
+    return float(1 - 2 * scipy.stats.norm.sf(boundaries(tuple(counts), alpha)[look]))

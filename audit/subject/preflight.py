@@ -21,7 +21,7 @@ from ...targets.data.data import Data
 from ...targets.data.records import Records
 from ...targets.errors import InputError, NotApplicable, failing_as_not_applicable
 from ...targets.forward_faults import answer_of
-from ...targets.model import TorchTarget, frozen_copy
+from ...targets.model import TorchTarget, frozen_copy, reproducible
 from ...targets.model_checks import PROBED, check_answers, check_model
 from ...targets.runtimes.onnx import OnnxTarget
 from ...targets.seeds import derive
@@ -63,12 +63,8 @@ def preflight(plan: Plan, subject: Subject, device: torch.device) -> Preflight:
         InputError: the model does not take the records or answers with something else than logits, it cannot be
             trained or deployed, its training function fails, or no candidate can be made of it.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as the cells are computed
-    try:
+    with reproducible():  # as the cells are computed
         return _files_alone(subject) if subject.model is None else _tried(plan, subject, subject.model, device)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def seen_by(recipe: Recipe, data: Data) -> Records:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...targets.data.data import Data
 from ...targets.data.records import Records
 from ...targets.errors import CrushproofError, InputError, user_error
-from ...targets.model import Target, device_of
+from ...targets.model import Target, device_of, differentiable
 from ...targets.seeds import derive
 from ...targets.steps import pulse
 from ...training.loop import Training, TrainingJob, train_group
@@ -39,7 +39,9 @@ def differentiating(module: nn.Module, data: Data) -> float:
 
     def work(some: Tensor) -> None:
         own = some.to(device).requires_grad_(True)
-        torch.autograd.grad(module(own).float().logsumexp(1).sum(), own, allow_unused=True)
+        with differentiable(module):
+            answer = module(own)
+        torch.autograd.grad(answer.float().logsumexp(1).sum(), own, allow_unused=True)
 
     try:
         return _per_record(work, data.non_members.x, device)

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from ...attacks.attack import Run, Task
@@ -20,6 +19,7 @@ from ...attacks.preparation import Scope
 from ...compression.footprint.timing import Timed, interleaved_latency
 from ...targets.errors import InputError, NotApplicable
 from ...targets.form import DECLINED, Form
+from ...targets.model import reproducible
 from ...targets.runtimes.litert import PACKAGES as LITERT
 from ..engine.cells import Cell, Result, cell_key
 from ..engine.work import CellResults
@@ -88,8 +88,6 @@ class ModelSuite:
         Raises:
             NotApplicable: the technique cannot do its work here, or something it needs could not be made.
         """
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # the findings must not depend on how many cores there are
 
         def get(name: str) -> Result:
             result = store.get(self._jobs[name].cell.key)
@@ -97,10 +95,8 @@ class ModelSuite:
                 raise NotApplicable(result.document[DECLINED])
             return result
 
-        try:
+        with reproducible():
             return self._jobs[cell.name].compute(get)
-        finally:
-            torch.set_num_threads(threads)
 
     def closure(self, names: list[str]) -> list[Cell]:
         """The cells with these names and all they need, in order."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...model import differentiable
 from ..dynamic import dynamic_codes
 from ..nodes import FLOAT, MICROSOFT, Node, operator
 from .layers import LAYERS, Constants, Layer
@@ -97,7 +98,8 @@ def _run(
         first = zeros if hidden is None else hidden.expand(directions, records, size).contiguous()
         second = zeros if cell is None else cell.expand(directions, records, size).contiguous()
         state = (first, second) if node.operator == "LSTM" else first
-    outputs, last = layer(x, state)
+    with differentiable(layer):
+        outputs, last = layer(x, state)
     y = outputs.view(steps, records, directions, size).transpose(1, 2)
     ends = last if isinstance(last, tuple) else (last,)
     if backwards:
