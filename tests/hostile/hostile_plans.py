@@ -139,7 +139,7 @@ TEXTS: dict[str, tuple[str | bytes, int]] = {
     "UTF-32": ("name: x\n".encode("utf-32"), USAGE),
     "a pickle": (b"\x80\x04cos\nmkdir\n(S'canary'\ntR.", USAGE),
     "more than 256 KiB": ("# " + "x" * 300_000, USAGE),
-    "100,000 keys": ("".join(f"k{number}: 1\n" for number in range(20_000)), USAGE),
+    "3,000 keys": ("".join(f"k{number}: 1\n" for number in range(3_000)), USAGE),
     "a key of 100,000 characters": (f"{'k' * 100_000}: 1\n", USAGE),
     "a template": ("name: '{{ 7 * 7 }}'\ndata: '{{ config }}'\n", USAGE),
     "a directive": ("%YAML 9.9\n---\nname: x\n", USAGE),
