@@ -9,9 +9,9 @@ OUT ?= crushproof-audit
 .PHONY: audit test lint types layers docs pytest format clean
 
 audit: $(VENV)/.runtime
-	@rm -f $(OUT)/report.html  # so that the one that is there afterwards is this run's
+	@touch $(VENV)/.started  # a report that is older is not this run's
 	@$(BIN)/crushproof audit --out $(OUT); code=$$?; \
-	case $$code in 0|1|3) test -f $(OUT)/report.html || exit $$code ;; *) exit $$code ;; esac; \
+	case $$code in 0|1|3) test $(OUT)/report.html -nt $(VENV)/.started || exit $$code ;; *) exit $$code ;; esac; \
 	echo; echo "Open the report: $(CURDIR)/$(OUT)/report.html   (verdict's exit code: $$code)"
 
 test: lint types layers docs pytest

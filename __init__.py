@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from .targets.quiet import keep_quiet as _keep_quiet
+
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -33,6 +35,8 @@ _HOMES = {
     "Incomplete": ".targets.errors",
     "NotApplicable": ".targets.errors",
 }
+
+_keep_quiet()  # before anything imports a library that reports to somebody
 
 __all__ = [*_HOMES, "__version__"]
 

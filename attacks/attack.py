@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar
 
+from ..targets.form import Form
 from ..targets.technique import Registry, Technique
 from .case import Case, Evidence
 from .effort import UNKNOWN, Effort
@@ -140,6 +141,13 @@ class Attack(Technique):
         """The `Measurement.detail` of every finding there will be on this model."""
         return ("",)
 
+    def form(self, model: Audited, scope: Scope) -> Form:
+        """What its evidence on this model looks like: `Form.document` of the summary, `arrays` by the summary.
+
+        Stored evidence that looks otherwise is computed anew. Open by default.
+        """
+        return Form()
+
     @abstractmethod
     def run(self, case: Case, *, seed: int) -> Evidence:
         """Attacks the case's deployed model.
@@ -151,6 +159,13 @@ class Attack(Technique):
     @abstractmethod
     def measure(self, results: Results) -> list[Measurement]:
         """What its runs on one model amount to; a measurement without an outcome where they did not finish."""
+
+    def asked_again(self, evidence: Evidence, case: Case) -> list[str]:
+        """In what the case's deployed model, asked anew, contradicts evidence that `run` gave, a phrase each.
+
+        Nothing where there is nothing to ask it.
+        """
+        return []
 
     def power(self, scope: Scope) -> list[str]:
         """Sentences: which loss or leak would have gone unseen, at 80 % power and 95 % confidence."""

@@ -17,6 +17,7 @@ from torch import nn
 
 from ..compression.recipe import Recipe
 from ..targets.data.data import Data
+from ..targets.form import Form
 from ..targets.technique import Technique
 from ..training.architecture import Architecture
 from ..training.trainer import Trainer
@@ -36,6 +37,9 @@ class Trained(Protocol):
     @property
     def hardened(self) -> Technique | None:
         """The defense in its training."""
+
+    def side_by_side(self, device: torch.device) -> int:
+        """How many models like it are trained as one piece of work: a fixed rule, never a timing."""
 
 
 class Audited(Protocol):
@@ -175,6 +179,10 @@ class Preparation(ABC):
     @property
     def needs(self) -> tuple[Need, ...]:
         return ()
+
+    def form(self, scope: Scope) -> Form:
+        """What its result looks like: one that is stored and looks otherwise is computed anew. Open by default."""
+        return Form()
 
     @abstractmethod
     def compute(self, inputs: Inputs) -> Prepared:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +20,7 @@ from ..targets.data.npz import read_structure
 from ..targets.data.records import Bounds, Records
 from ..targets.errors import InputError, nearest_hint, quoted
 from ..targets.plain import plain, scripted
+from ..targets.temporary import scratch
 from ..training.architecture import Architecture
 from ..training.loop import Training
 from ..training.trainer import BuiltinTrainer, Trainer, UserTrainer
@@ -138,8 +138,8 @@ def audit_model(
     notes = (SHADOWS_DIFFER_HERE,) if training is None else ()
     dense = DenseModel(DENSE, architecture, trainer, state=state, shadows_differ=training is None, notes=tuple(changed))
     subject = Subject(data, dense, identity, notes=notes)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) if out is None else Path(out)
+    with scratch() as temporary:
+        folder = temporary if out is None else Path(out)
         return AuditResult(run_audit(plan, Path(), folder, subject=subject, progress=progress, command=""))
 
 
@@ -289,10 +289,17 @@ def _numbered(
     return np.array([position[text] for text in texts], dtype=np.int64)
 
 
+def _with_functions(recipe: Any) -> Any:
+    """A mapping that holds a function (a student's) as the recipe it is, which offers the function by its name."""
+    if isinstance(recipe, Mapping) and any(callable(value) for value in recipe.values()):
+        return RECIPES.parse(recipe)
+    return recipe
+
+
 def _candidates(recipes: Any) -> dict[str, Any]:
     """Candidates by name: as given, or by what their recipe is called, numbered from the second on."""
     if isinstance(recipes, Mapping) and recipes.get("kind") not in RECIPES.kinds():
-        return dict(recipes)
+        return {name: _with_functions(one) for name, one in recipes.items()}
     if isinstance(recipes, str | Recipe | Mapping):
         recipes = [recipes]
     if not isinstance(recipes, Sequence):

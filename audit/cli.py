@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..targets.errors import InputError
+from ..targets.errors import InputError, UnsafeInput
 from .exit_codes import EXIT_CODES, INCOMPLETE, PASS, FailOn, code_of, exit_codes
+from .export.command import sign
+from .paths import shown
 
 if TYPE_CHECKING:
     from .schema.rows import Audit
+    from .schema.standing import Standing
 
 DEFAULT_OUT = Path("crushproof-audit")
 
@@ -74,6 +77,7 @@ def audit(
     outputs: Annotated[str | None, typer.Option(help="logits, probabilities or log-probabilities.")] = None,
     policy: Annotated[str | None, typer.Option(help="Of --artifact: release, robustness, or a YAML file.")] = None,
     labels: Annotated[str | None, typer.Option(help="For each class, the file's output for it: 1,2,0.")] = None,
+    hours: Annotated[float | None, typer.Option(help="Of processor time that asking the file may take.")] = None,
 ) -> None:
     """Audit compressed candidates, or one finished file.
 
@@ -96,6 +100,7 @@ def audit(
             "--output": output,
             "--outputs": outputs,
             "--labels": labels,
+            "--hours": hours,
             "--policy": policy,
         }
         folder = Path()
@@ -121,7 +126,7 @@ def audit(
         from .run import run_audit
 
         # The findings name the command that reproduces them. --out is not part of it, so that they stay the same bytes.
-        words = ["crushproof", "audit", *([str(plan)] if plan else [])]
+        words = ["crushproof", "audit", *([shown(plan)] if plan else [])]
         if artifact is not None:
             from .plan.command_line import words_of_options
 
@@ -219,17 +224,15 @@ def report(folder: Annotated[Path, typer.Argument(help="Holds audit.json.")]) ->
     """
     with exit_codes():
         from .schema.read import read_audit
+        from .verification.rebuild import held_against_evidence
 
-        read = read_audit(folder)
+        found, standing = held_against_evidence(read_audit(folder), folder)
         from .report.html import render
-        from .verdict.judging import check_verdicts
-
-        check_verdicts(read, folder)
         from .writing import writing
 
         with writing(folder):
-            render(read, folder / "report.html")
-        typer.echo(f"wrote {folder / 'report.html'}")
+            render(found, folder / "report.html", standing)
+        typer.echo(f"wrote {folder / 'report.html'}. {standing.sentence}")
 
 
 @app.command()
@@ -248,13 +251,13 @@ def gate(
     """
     with exit_codes():
         from .schema.read import read_audit
-        from .verdict.judging import check_verdicts, rejudge
+        from .schema.standing import told
+        from .verdict.judging import rejudge
         from .verdict.policy import load_policy
+        from .verification.rebuild import held_against_evidence
 
-        result = read_audit(folder)
-        if policy is None:
-            check_verdicts(result, folder)
-        else:
+        result, standing = held_against_evidence(read_audit(folder), folder)
+        if policy is not None:
             result = rejudge(result, load_policy(policy, Path(), result.metrics), by="gate")
         if out is not None:
             from .report.html import render
@@ -262,9 +265,38 @@ def gate(
 
             with writing(out):
                 write_verdict(out, folder, result.model_dump_json(by_alias=True, indent=1))
-                render(result, out / "report.html")
-        show(result, as_json, None if out is None else out / "report.html", None)
+                render(result, out / "report.html", standing)
+        result = told(result, standing)
+        show(result, as_json, None if out is None else out / "report.html", None, standing)
         raise typer.Exit(code_of(result.verdict, fail_on))
+
+
+app.command()(sign)
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="Holds audit.json and its evidence.")],
+    plan: Annotated[Path | None, typer.Option(help="The plan, if it is not where it was.")] = None,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also ask the deployed files again; runs the plan's own code.")
+    ] = False,
+) -> None:
+    """Hold an audit.json against its evidence, its plan and its files.
+
+    Every figure and verdict is made again from the evidence; exit 5 says what differs.
+    """
+    with exit_codes():
+        from .verification.checks import verify as checks_of
+
+        checks = checks_of(folder, plan, deep=deep)
+        for check in checks:
+            typer.echo(f"{check.state:>4}  {check.what}: {check.words}")
+        bad = [check for check in checks if check.state == "bad"]
+        left = [check.what for check in checks if check.state == "left"]
+        if bad:
+            raise UnsafeInput(f"{folder} does not verify: {', '.join(check.what for check in bad)}.")
+        typer.echo(f"VERIFIED: {folder}" + (f" (not looked at: {', '.join(left)})" if left else ""))
 
 
 @app.command()
@@ -328,17 +360,24 @@ def verdict_of_finding(result: Audit) -> str:
     return "not-gated" if found.verdict == "not-measured" and not found.gated else found.verdict
 
 
-def show(result: Audit, as_json: bool, report_path: Path | None, only: str | None) -> None:
-    """Prints an audit: as JSON, or as a table with the verdict and what decides it."""
+def show(
+    result: Audit, as_json: bool, report_path: Path | None, only: str | None, standing: Standing | None = None
+) -> None:
+    """Prints an audit: as JSON, or as a table with the verdict and what decides it.
+
+    Args:
+        standing: how far it was held against its evidence; None: it was just measured.
+    """
     if as_json:
         typer.echo(result.model_dump_json(by_alias=True, indent=1))
         return
     from .report.terminal import print_audit, print_findings
+    from .schema.standing import MEASURED
 
     if only is not None:
         print_findings(result)
     else:
-        print_audit(result)
+        print_audit(result, standing or MEASURED)
     if report_path is not None:
         typer.echo(f"Report: {report_path}")
 

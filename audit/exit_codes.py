@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
+import signal
 import sys
-import tempfile
 import textwrap
+import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
+from typing import TextIO
 
 import typer
 
 from ..targets.errors import CrushproofError, InputError, UnsafeInput
+from .writing import FULL
 
-FULL = {errno.ENOSPC, errno.EDQUOT}
-
-PASS, FAIL, INCOMPLETE, INTERNAL, INTERRUPTED = 0, 1, 3, 4, 130
+PASS, FAIL, INCOMPLETE, INTERNAL, INTERRUPTED, TERMINATED = 0, 1, 3, 4, 130, 143
 EXIT_CODES = {
     PASS: "pass",
     FAIL: "policy failed",
     InputError.exit_code: "wrong plan, data or usage",
     INCOMPLETE: "incomplete or inconclusive",
     INTERNAL: "a fault of crushproof",
-    UnsafeInput.exit_code: "unsafe input refused",
+    UnsafeInput.exit_code: "unsafe input refused, or does not verify",
     INTERRUPTED: "interrupted",
+    TERMINATED: "terminated",
 }
 CODE_OF_VERDICT = {"pass": PASS, "fail": FAIL, "inconclusive": INCOMPLETE}
 
@@ -49,33 +50,78 @@ def code_of(verdict: str, fail_on: FailOn) -> int:
 @contextmanager
 def exit_codes() -> Iterator[None]:
     """Turns errors into one paragraph on standard error and the exit code the README lists."""
+    from ..targets.temporary import all_in_own_folder
+
     try:
-        yield
+        with _termination_raised(), all_in_own_folder():
+            yield
     except typer.Exit:
         raise
     except CrushproofError as error:
         complain(str(error))
         raise typer.Exit(error.exit_code) from None
+    except Terminated:
+        complain("terminated. Run the same command again to go on from here.")
+        raise typer.Exit(TERMINATED) from None
     except KeyboardInterrupt:
         complain("interrupted. Run the same command again to go on from here.")
         raise typer.Exit(INTERRUPTED) from None
     except BrokenPipeError:  # `crushproof catalogue | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence(sys.stdout)
         raise typer.Exit(PASS) from None
     except OSError as error:
+        if error.errno in FULL:
+            where = error.filename or "the disk, or on what standard output goes to"
+            _silence(sys.stdout)  # Python writes the rest at exit, and would fail with a code of its own
+            complain(f"there is no room left on {where}. Make room and run the same command again.")
+            raise typer.Exit(INCOMPLETE) from None
         complain(
             f"{error.filename or 'the system'}: {error.strerror or type(error).__name__}. Check the names and the "
             "folders that were given, and what this user may do there."
         )
-        raise typer.Exit(INCOMPLETE if error.errno in FULL else InputError.exit_code) from None
+        raise typer.Exit(InputError.exit_code) from None
     except Exception as error:
-        with tempfile.NamedTemporaryFile("w", prefix="crushproof-", suffix=".txt", delete=False) as file:
-            file.write(traceback.format_exc())
         complain(
             f"something went wrong inside crushproof ({type(error).__name__}: {str(error)[:300]}). This is a fault of "
-            f"the program, not of your plan. The details are in {file.name}; please report them."
+            f"the program, not of your plan. {_details(traceback.format_exc())}"
         )
         raise typer.Exit(INTERNAL) from None
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends what is under way as Ctrl-C does."""
+
+
+@contextmanager
+def _termination_raised() -> Iterator[None]:
+    """Inside the block SIGTERM raises `Terminated`; only the main thread can be told of signals."""
+
+    def terminate(*_: object) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _silence(stream: TextIO) -> None:
+    with suppress(OSError, ValueError):  # one without a descriptor
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _details(trace: str) -> str:
+    from ..targets.temporary import kept_until_the_next_run
+
+    try:
+        path = kept_until_the_next_run(trace)
+    except OSError:
+        return "Please report it."
+    return f"The details are in {path} until the next run; please report them."
 
 
 def complain(message: str) -> None:

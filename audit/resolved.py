@@ -16,17 +16,20 @@ import yaml
 from ..attacks.attack import Attack
 from ..attacks.effort import Costs
 from ..attacks.preparation import Preparation, Prepared
+from ..targets.errors import CrushproofError
 from .engine.cells import Result, cell_key
 from .engine.driver import run
 from .engine.progress import Progress
 from .engine.store import Store
+from .engine.work import forms_of
+from .findings.results import Finished
 from .forecast import Forecast, duration, forecast
 from .plan.plan import Plan
 from .plan.sections import MemoryData, ShadowPlan
 from .subject.preflight import preflight
 from .suite.environment import versions
 from .suite.suite import Suite
-from .writing import write
+from .writing import write_together
 
 FILE = "resolved-plan.yaml"
 ENOUGH = ShadowPlan(training_free=16, trained=16)  # with fewer, figures that rest on shadow models carry a flag
@@ -49,11 +52,13 @@ def resolve_plan(suite: Suite, store: Store, *, workers: int, started: float, pr
     """
     plan, subject = suite.plan, suite.subject
     key = cell_key("resolved", plan.digest, subject.identity, subject.data.digest, versions())
-    if store.has(key):
-        known = store.get(key).document
-        settled = _with(plan, known["attacks"], ShadowPlan.model_validate(known["shadows"]))
-        suite = Suite(settled, subject, Costs(**known["costs"]))
+    store.expect(forms_of(suite.cells()))
+    known = _known(key, suite, store)
+    if known is not None:
+        suite = known
     else:
+        if store.damaged.pop(key, None):
+            progress.note("the settings that an earlier run decided were changed; they are decided anew")
         checked = preflight(plan, subject, suite.device)
         for note in checked.notes:
             progress.note(note)
@@ -65,15 +70,37 @@ def resolve_plan(suite: Suite, store: Store, *, workers: int, started: float, pr
         if plan.budget_seconds is not None:
             left = SPARE * plan.budget_seconds - (time.monotonic() - started)
             suite = _within(left, suite, store, workers, progress)
-        settled = suite.plan
-        decided = {"attacks": settled.attacks, "shadows": settled.shadows.model_dump(mode="json")}
+        decided = {"attacks": suite.plan.attacks, "shadows": suite.plan.shadows.model_dump(mode="json")}
         store.put(key, Result(document={**decided, "costs": asdict(costs)}))
     if not isinstance(plan.data, MemoryData):
-        write(store.folder / FILE, resolved_text(settled))
+        write_together({store.folder / FILE: resolved_text(suite.plan)}, store.half)
     expected = forecast(suite, _stored(suite, store), workers)
     if expected.most:
         progress.note(f"forecast: {expected.sentence(workers)}.{_cheaper(suite, expected, workers)}")
     return suite
+
+
+def _fewer(some: ShadowPlan, most: ShadowPlan) -> bool:
+    """Whether a budget may have made the one of the other."""
+    return all(
+        min(least, high) <= one <= high for (_, one), (_, least), (_, high) in zip(some, LEAST, most, strict=True)
+    )
+
+
+def _known(key: str, suite: Suite, store: Store) -> Suite | None:
+    """As an earlier run into this folder decided it; None: none did, or somebody changed what it wrote."""
+    if not store.has(key):
+        return None
+    document = store.get(key).document
+    try:
+        settled = _with(suite.plan, document["attacks"], ShadowPlan.model_validate(document["shadows"]))
+        if not departures(suite, settled, store):
+            return Suite(settled, suite.subject, Costs(**document["costs"]))
+    except (KeyError, TypeError, ValueError, CrushproofError):
+        pass
+    store.damaged[key] = "it is not what the probes decide"
+    store.drop(key)
+    return None
 
 
 def resolved_text(plan: Plan) -> str:
@@ -97,12 +124,7 @@ def _written(attacks: Sequence[Attack]) -> list[dict[str, Any]]:
 
 def _probe(suite: Suite, store: Store, progress: Progress) -> dict[Preparation, Prepared]:
     """What the attacks' probes say, of those that apply; one training is done with them, to see what it takes."""
-    probes = [
-        probe
-        for attack, label in suite.lineup.attacks
-        for probe in (attack.probes(suite.scope(label)) if suite.task in attack.tasks else ())
-        if suite.has(probe.name)
-    ]
+    probes = _probes(suite)
     cells = suite.closure([probe.name for probe in probes])
     trained = [cell for cell in cells if suite.effort(cell.name).trainings]
     one = next((cell for cell in suite.cells() if suite.effort(cell.name).trainings == 1), None)
@@ -110,13 +132,51 @@ def _probe(suite: Suite, store: Store, progress: Progress) -> dict[Preparation, 
         cells = suite.closure([*(probe.name for probe in probes), one.name])
     if cells:
         run(suite, store, cells=cells, progress=progress)
+    return _found(suite, store)
+
+
+def _probes(suite: Suite) -> list[Preparation]:
+    return [
+        probe
+        for attack, label in suite.lineup.attacks
+        for probe in (attack.probes(suite.scope(label)) if suite.task in attack.tasks else ())
+        if suite.has(probe.name)
+    ]
+
+
+def _found(suite: Suite, store: Finished) -> dict[Preparation, Prepared]:
+    """What the probes said that are in the store."""
     found = {}
-    for probe in probes:
+    for probe in _probes(suite):
         key = suite.cell(probe.name).key
         result = store.get(key) if store.has(key) else None
         if result is not None and "not_applicable" not in result.document:
             found[probe] = Prepared(result.arrays, result.document)
     return found
+
+
+def departures(suite: Suite, settled: Plan, store: Finished) -> list[str]:
+    """In what a plan is not the one of `suite` with its open settings decided by the stored probes, a phrase each.
+
+    Only where the plan names a budget may it have fewer shadows, and attacks on fewer records.
+    """
+    plan, budget = suite.plan, suite.plan.budget is not None
+    open_ = {"attacks", "shadows", "budget", "engine"}
+    wanted, given = (one.model_dump(mode="json", exclude=open_) for one in (plan, settled))
+    wrong = [name for name in wanted if wanted[name] != given[name]]
+    if settled.shadows != plan.shadows and not (budget and _fewer(settled.shadows, plan.shadows)):
+        wrong.append("shadows")
+    found = _found(suite, store)
+    attacks = [attack.settled(found) for attack, _ in suite.lineup.attacks]
+    if len(attacks) != len(settled.attacks):
+        return [*wrong, "attacks"]
+    for attack, written in zip(attacks, settled.attacks, strict=True):
+        one: Attack | None = attack
+        while one is not None and one.model_dump(mode="json") != written:
+            one = one.smaller() if budget else None
+        if one is None:
+            wrong.append(f"the attack {attack.kind}")
+    return wrong
 
 
 def _corrected(suite: Suite, store: Store) -> Costs:

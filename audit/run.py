@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,18 @@ from .findings.assemble import known_metrics
 from .findings.finding_rows import cells_of
 from .plan.plan import Plan
 from .plan.sections import LocalEngine
-from .resolved import resolve_plan
+from .resolved import FILE, resolve_plan
 from .rounds import run_rounds
 from .schema.rows import SCHEMA, Audit, Environment, Latency
+from .subject.finished_file import READINGS
 from .subject.resolve import Subject, resolve
 from .suite.environment import host, versions
 from .suite.model_suite import LATENCY
 from .suite.suite import Suite, readings_of, spawn_argument
 from .verdict.fitting import policy_for
-from .writing import write
+from .verification.rebuild import Ended, ended_key
+from .verification.record import form_of_record, record_of, recorded_at
+from .writing import check_ours, write_together, writing
 
 
 def run_audit(
@@ -69,6 +73,7 @@ def run_audit(
         check_folder(out, plan)
     with Store(out) as store:
         if subject.files:
+            store.expect({readings_key(subject.question): READINGS})
             store.put(readings_key(subject.question), Result(document=readings_of(subject)))
         engine = plan.engine if workers is None else LocalEngine(workers=workers)
         slots = 1 if in_memory else workers_of(engine)
@@ -76,15 +81,23 @@ def run_audit(
         spawn = None
         if not in_memory:
             spawn = ("crushproof.audit.suite.suite:suite_of", spawn_argument(suite.plan, folder, subject))
+        source = None if plan.file is None else os.path.relpath(folder / plan.file, out)
+        key, record = record_of(suite, plan, policy, command, source)
+        store.expect({key: form_of_record(key, record)})
+        store.put(key, record)
         executor = executor_for(engine, store, spawn, device=suite.device.type)
         with contextlib.closing(Held(executor)) if executor is not None else contextlib.nullcontext() as held:
             audit, outcome = run_rounds(suite, store, held, policy, command, only, progress)
         audit.environment = environment_of(suite, store, outcome, started)
+        audit.environment.record = recorded_at(key, store)
         if only is None:
-            from .report.html import render
+            ended = Ended(failed=outcome.failed, skipped=outcome.skipped, unavailable=outcome.unavailable)
+            store.replace(ended_key(key), Result(document=ended.model_dump()))
+            from .report.html import to_html
 
-            write(out / "audit.json", audit.model_dump_json(by_alias=True, indent=1))
-            render(audit, out / "report.html")
+            texts = {"audit.json": audit.model_dump_json(by_alias=True, indent=1), "report.html": to_html(audit)}
+            with writing(out):
+                write_together({out / name: text for name, text in texts.items()}, store.half)
             if not outcome.failed and not outcome.unavailable:
                 store.drop_parts()
     if outcome.failed:
@@ -107,11 +120,14 @@ def recalled(out: Path, question: Any) -> dict[str, Any] | None:
     if not (out / "evidence").is_dir():
         return None
     store, key = Store(out), readings_key(question)
+    store.expect({key: READINGS})
     return store.get(key).document if store.has(key) else None
 
 
 def check_folder(out: Path, plan: Plan) -> None:
     """Refuses to overwrite the audit of another plan, or a file that is none of ours."""
+    for own in (out / "report.html", out / FILE):
+        check_ours(own)
     path = out / "audit.json"
     if not path.is_file():
         return

@@ -6,14 +6,18 @@ import errno
 import os
 import shutil
 import sqlite3
+import stat
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..targets.errors import Incomplete, InputError
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+MARKER = "made-by-crushproof"  # the first file in a folder of ours: without it nothing there is written or deleted
+# In the head of a report and of a resolved plan: what may be written anew.
+GENERATOR, WRITTEN = b'<meta name="generator" content="crushproof">', b"# Written by crushproof "
 
 
 def write(path: Path, text: str) -> None:
@@ -22,17 +26,71 @@ def write(path: Path, text: str) -> None:
     Raises:
         OSError: the folder cannot be written.
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    write_together({path: text}, path.parent)
+
+
+def write_together(texts: Mapping[Path, str], half: Path) -> None:
+    """`write` for several files: none takes its place before all are on the disk.
+
+    Args:
+        half: the folder, on the same disk, for what is half written; a kill may leave files there.
+
+    Raises:
+        OSError: a folder cannot be written. The files are as they were.
+    """
+    ready: dict[Path, str] = {}
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(text.encode("utf-8"))
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        for path, text in texts.items():
+            handle, ready[path] = tempfile.mkstemp(dir=half, prefix=f".{path.name}.")
+            with os.fdopen(handle, "wb") as file:
+                file.write(text.encode("utf-8"))
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(ready[path], 0o644)
+        for path, temporary in ready.items():
+            os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        for temporary in ready.values():
+            Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def claim(folder: Path) -> None:
+    """Makes a folder for what we write and delete; one that is there must be ours (hold `MARKER`), or be empty.
+
+    Raises:
+        InputError: it is another's, or a link leads out of it.
+        OSError: it cannot be made or read.
+    """
+    if folder.is_symlink():
+        raise InputError(f"{folder} is a link to another place. Remove the link, or name another folder with --out.")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    entries = {entry.name: entry for entry in os.scandir(folder)}
+    if not entries:
+        with suppress(FileExistsError):  # another process of ours was quicker
+            write_new(folder / MARKER, b"")
+    elif MARKER not in entries or not entries[MARKER].is_file(follow_symlinks=False):
+        raise InputError(
+            f"{folder} was not made by crushproof, which would write and delete in it. Name another folder with --out."
+        )
+    links = sorted(name for name, entry in entries.items() if entry.is_symlink())
+    if links:
+        raise InputError(
+            f"{folder / links[0]} is a link to another place. Remove the link, or name another folder with --out."
+        )
+    if stat.S_IMODE(folder.stat().st_mode) != 0o700:
+        folder.chmod(0o700)
+
+
+def check_ours(path: Path) -> None:
+    """Refuses, by InputError, to overwrite what is no report or resolved plan of ours."""
+    if not path.exists():
+        return
+    with suppress(OSError), path.open("rb") as file:
+        head = file.read(4096)
+        if GENERATOR in head or head.startswith(WRITTEN):
+            return
+    raise InputError(f"{path} was not written by crushproof and would be lost. Name another folder.")
 
 
 def write_new(path: Path, raw: bytes) -> None:
@@ -60,6 +118,7 @@ def write_verdict(out: Path, audited: Path, text: str) -> None:
         InputError: it is that folder or another audit's, or holds a file that is no such verdict, which would be lost.
         OSError: it cannot be written.
     """
+    check_ours(out / "report.html")
     own, path = audited.parent if audited.is_file() else audited, out / "audit.json"
     if (out / "evidence").exists() or (out.exists() and out.samefile(own)):
         raise InputError(f"--out {out} is the folder of an audit, whose audit.json would be lost. Name another one.")
@@ -72,7 +131,7 @@ def write_verdict(out: Path, audited: Path, text: str) -> None:
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
+def writing(folder: Path, another: str = "Name a folder that you may write to with --out.") -> Iterator[None]:
     """Turns the operating system's refusals to write below `folder` into errors that say what to do."""
     try:
         yield
@@ -85,10 +144,7 @@ def writing(folder: Path) -> Iterator[None]:
                 f"The disk that holds {folder} is full ({free} MB free). Make room and run the same command again: "
                 "what is computed is kept, and the rest follows."
             ) from None
-        raise InputError(
-            f"{error.filename or folder} cannot be written: {error.strerror}. Name a folder that you may write to with "
-            "--out."
-        ) from None
+        raise InputError(f"{error.filename or folder} cannot be written: {error.strerror}. {another}") from None
 
 
 def existing(folder: Path) -> Path:

@@ -77,7 +77,7 @@ class InvertedResidual(nn.Module):
 
 
 def mobile_net() -> nn.Module:
-    """Inverted residuals, about 3 million parameters. Each process of an audit asks for one: it is watched from then."""
+    """Inverted residuals, about 3 million parameters. Whoever asks for one is watched from then: each process does."""
     if LOG in os.environ:
         note_parts(Path(os.environ[LOG]))
     layers: list[nn.Module] = [*normalised(3, 32, 3, 2), nn.ReLU6()]

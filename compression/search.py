@@ -53,8 +53,8 @@ class SearchSettings(Technique):
     objectives: tuple[Objective, ...] = Field(
         ("accuracy", "payload"), min_length=1, description="what the Pareto set is over; latency is measured here"
     )
-    largest_payload: int | None = Field(None, ge=1, description="bytes of the packed weights")
-    largest_latency: float | None = Field(None, gt=0, description="milliseconds, median of a call, at `batch`")
+    largest_payload: int | None = Field(None, ge=1, le=2**50, description="bytes of the packed weights")
+    largest_latency: float | None = Field(None, gt=0, le=1e9, description="milliseconds, median of a call, at `batch`")
     largest_loss: float | None = Field(None, ge=0, le=1, description="of accuracy against dense; .01 is one point")
     batch: int = Field(1, ge=1, le=4096, description="records per call when latency is measured")
     epochs: int = Field(2, ge=1, le=1000, description="of fine-tuning after pruning or factorising")

@@ -30,9 +30,9 @@ class AdversarialTraining(TrainingDefense):
     kind: Literal["adversarial-training"] = "adversarial-training"
     norm: Norm = Field("linf", description="of the perturbation")
     epsilon: float = Field(0.1, gt=0, le=1, description="radius in [0, 1] units")
-    steps: PositiveInt = Field(2, description="PGD steps inside each training step")
+    steps: PositiveInt = Field(2, le=1000, description="PGD steps inside each training step")
     step_size: PositiveFloat | None = Field(
-        None, description="in [0, 1] units; default: 2.5 * epsilon / steps, at most epsilon"
+        None, le=1000, description="in [0, 1] units; default: 2.5 * epsilon / steps, at most epsilon"
     )
     training: Training | None = Field(None, description="hyper-parameters in place of the plain training's")
 

@@ -47,12 +47,14 @@ class DpSgd(TrainingDefense):
     void: ClassVar[str] = "Epsilon: void. The compression looked at training records after DP-SGD."
 
     kind: Literal["dp-sgd"] = "dp-sgd"
-    epsilon: PositiveFloat = Field(8.0, description="the largest that the training may spend")
+    epsilon: PositiveFloat = Field(8.0, le=1e6, description="the largest that the training may spend")
     delta: float = Field(1e-5, gt=0, lt=1, description="probability that epsilon fails; must be below 1 / members")
-    max_gradient_norm: PositiveFloat = Field(1.0, description="L2 norm to which each record's gradient is clipped")
-    epochs: PositiveInt = Field(12, description="passes over the records, on average")
-    batch_size: PositiveInt = Field(256, description="records per step, on average")
-    learning_rate: PositiveFloat = Field(0.02, description="of Adam, constant")
+    max_gradient_norm: PositiveFloat = Field(
+        1.0, le=1e6, description="L2 norm to which each record's gradient is clipped"
+    )
+    epochs: PositiveInt = Field(12, le=10_000, description="passes over the records, on average")
+    batch_size: PositiveInt = Field(256, le=2**20, description="records per step, on average")
+    learning_rate: PositiveFloat = Field(0.02, le=100, description="of Adam, constant")
 
     def trainer(self, plain: Trainer, bounds: Bounds) -> Trainer:
         return DpSgdTrainer(self)

@@ -26,8 +26,10 @@ class StochasticRounding(CompressionDefense):
     """
 
     kind: Literal["stochastic-rounding"] = "stochastic-rounding"
-    draws: PositiveInt = Field(5, description="candidates made; the first is the one that ships")
-    first_seed: int = Field(0, ge=0, description="rounding seed of the first draw; the others count up from it")
+    draws: PositiveInt = Field(5, le=1000, description="candidates made; the first is the one that ships")
+    first_seed: int = Field(
+        0, ge=0, lt=2**62, description="rounding seed of the first draw; the others count up from it"
+    )
 
     def recipes(self, recipe: Recipe) -> list[Recipe]:
         """One recipe per draw, alike but for the rounding seed.

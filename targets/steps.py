@@ -13,7 +13,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from .form import ANY, Layout, check_arrays
+
 Arrays = dict[str, np.ndarray[Any, Any]]
+Check = Callable[[Arrays], None]
 
 
 class Listener(Protocol):
@@ -22,8 +25,8 @@ class Listener(Protocol):
     def at(self, what: str, done: int, total: int) -> None:
         """The work has done so many of so many steps of what it is at: `shadow`, 3, 16. Called often; must be cheap."""
 
-    def part(self, name: str) -> Arrays | None:
-        """What an earlier attempt at the same work kept under this name."""
+    def part(self, name: str, check: Check) -> Arrays | None:
+        """What an earlier attempt at the same work kept under this name, if `check` raises no MisfitError at it."""
 
     def keep(self, name: str, arrays: Arrays) -> None:
         """Stores a part; it is there after a kill."""
@@ -53,18 +56,24 @@ def pulse(what: str, done: int, total: int) -> None:
         listener.at(what, done, total)
 
 
-def kept(name: str, compute: Callable[[], Arrays]) -> Arrays:
+def unchecked(found: Arrays) -> None:
+    """The check of who takes any part."""
+
+
+def kept(name: str, compute: Callable[[], Arrays], form: Layout | Check = ANY) -> Arrays:
     """A part of a longer piece of work: as an earlier attempt at that work kept it, else computed and kept.
 
     Args:
         name: tells the parts of one piece of work apart. Together with what decides the work it must decide the arrays;
             how much of the work is to be done (how many records) need not be in either, if the name says which part.
         compute: gives named arrays (bool, integer or float).
+        form: what they look like, or what raises MisfitError where they do not: a part that was kept and is otherwise
+            is computed anew.
     """
     listener = _listener.get()
     if listener is None:
         return compute()
-    arrays = listener.part(name)
+    arrays = listener.part(name, form if callable(form) else lambda found: check_arrays(found, form))
     if arrays is None:
         arrays = compute()
         listener.keep(name, arrays)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..targets.errors import CrushproofError, NotApplicable, user_error
+from ..targets.form import Array, Layout
 from ..targets.seeds import global_seed
 
 
@@ -56,6 +57,12 @@ class Architecture:
             return new.requires_grad_(True)  # a model frozen for serving must not give shadows that never train
 
         return cls(name, build, pattern)
+
+
+def weights_layout(architecture: Architecture) -> Layout:
+    """What the stored weights of such modules look like."""
+    state = architecture.blank().state_dict()
+    return {name: Array(shape=tuple(value.shape), finite=False) for name, value in state.items()}
 
 
 RESETS = ("reset_parameters", "_reset_parameters")  # the second is what torch's attention calls it

@@ -32,11 +32,11 @@ Objective = Callable[[Forward, Tensor, Tensor, Tensor, Sequence[torch.Generator]
 class Training(Technique):
     """Hyper-parameters of one training run."""
 
-    epochs: PositiveInt = Field(10, description="passes over the records")
-    batch_size: PositiveInt = Field(32, description="records per step and model")
-    learning_rate: PositiveFloat = Field(3e-3, description="at its peak")
+    epochs: PositiveInt = Field(10, le=10_000, description="passes over the records")
+    batch_size: PositiveInt = Field(32, le=2**20, description="records per step and model")
+    learning_rate: PositiveFloat = Field(3e-3, le=100, description="at its peak")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="adamw, or sgd with Nesterov momentum .9")
-    weight_decay: float = Field(5e-4, ge=0)
+    weight_decay: float = Field(5e-4, ge=0, le=100)
     schedule: Literal["constant", "cosine", "one-cycle"] = Field(
         "one-cycle", description="of the learning rate: one-cycle warms up linearly over a quarter, then decays to 0"
     )

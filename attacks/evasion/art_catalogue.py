@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ...targets.data.records import Bounds
 from ...targets.errors import NotApplicable, nearest_hint
 from ...targets.model import frozen_copy
+from ...targets.quiet import away_from_home
 from ...targets.seeds import derive, global_seed
 from ..access import Access, Ledger
 from ..case import Case
@@ -29,6 +30,8 @@ LABELS_ONLY = frozenset({"BoundaryAttack", "GeoDA", "GRAPHITEBlackbox", "HopSkip
 SCORES_ONLY = frozenset(
     {"PixelAttack", "SimBA", "SpatialTransformation", "SquareAttack", "ThresholdAttack", "ZooAttack"}
 )
+
+LARGEST = 1_000_000  # any number among an attack's parameters: iterations, queries, ...
 
 
 @PERTURBERS.register
@@ -55,6 +58,9 @@ class Art(Perturber):
         for key in self.parameters:
             if key not in accepted:
                 raise ValueError(f"ART's {self.name} takes no parameter {key!r}.{hint(key, accepted)}")
+        for key, value in self.parameters.items():
+            if isinstance(value, int | float) and not abs(value) <= LARGEST:
+                raise ValueError(f"{value} is too large for ART's {key}: at most {LARGEST:,} is tried.")
         return self
 
     @property
@@ -101,7 +107,8 @@ class Art(Perturber):
         return {key: value for key, value in defaults.items() if key in accepted} | self.parameters
 
     def _classifier(self, search: Search, case: Case) -> Any:
-        from art.estimators.classification import BlackBoxClassifierNeuralNetwork, PyTorchClassifier
+        with away_from_home():
+            from art.estimators.classification import BlackBoxClassifierNeuralNetwork, PyTorchClassifier
 
         shape, bounds = tuple(search.ball.center.shape[1:]), search.ball.bounds
         device = search.ball.center.device
@@ -142,7 +149,8 @@ class UnitInputs(nn.Module):
 @cache
 def evasion_classes() -> dict[str, type]:
     """ART's evasion attacks by class name; nothing else can be named by a plan."""
-    from art.attacks import EvasionAttack, evasion
+    with away_from_home():
+        from art.attacks import EvasionAttack, evasion
 
     found = {name: getattr(evasion, name) for name in sorted(dir(evasion))}
     return {name: item for name, item in found.items() if isinstance(item, type) and issubclass(item, EvasionAttack)}

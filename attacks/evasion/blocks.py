@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ...targets.data.records import Bounds, Records
+from ...targets.form import Array, Layout, check_arrays
 from ...targets.model import records_at_once
-from ...targets.steps import Arrays, kept, pulse
+from ...targets.steps import Arrays, Check, kept, pulse, unchecked
 from ..access import Ledger
 from ..case import Case
 from ..statistics.sequential import FIRST
@@ -35,19 +36,29 @@ def blocks(count: int) -> list[tuple[int, int]]:
     return list(pairwise(ends))
 
 
-def kept_at_cost(name: str, ledger: Ledger, compute: Callable[[Ledger], Arrays]) -> Arrays:
+SPENT = Array("int64", (3,), low=0)
+
+
+def kept_at_cost(
+    name: str, ledger: Ledger, compute: Callable[[Ledger], Arrays], form: Layout, check: Check = unchecked
+) -> Arrays:
     """`targets.steps.kept` for work that costs passes and queries: they are entered in the ledger whoever did it.
 
     Args:
         compute: gives named arrays, and enters what it spends in the ledger it is handed. The name `spent` is taken.
+        form, check: what a kept part looks like, and what else holds of it (or raises MisfitError).
     """
+
+    def checked(found: Arrays) -> None:
+        check_arrays(found, {**form, "spent": SPENT})
+        check(found)
 
     def counted() -> Arrays:
         spent = Ledger()
         arrays = compute(spent)
         return {**arrays, "spent": np.array([spent.forwards, spent.backwards, spent.queries], dtype=np.int64)}
 
-    arrays = kept(name, counted)
+    arrays = kept(name, counted, checked)
     forwards, backwards, queries = arrays["spent"].tolist()
     ledger.forwards += forwards
     ledger.backwards += backwards

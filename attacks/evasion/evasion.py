@@ -10,6 +10,7 @@ from typing import Self
 import torch
 
 from ...targets.errors import InputError, NotApplicable
+from ...targets.form import Form
 from ...targets.seeds import derive
 from ..attack import ATTACKS, Round, Run
 from ..case import Case, Evidence
@@ -21,9 +22,9 @@ from .ball import whole_range
 from .case import EvasionInputs, prepared_for
 from .categories import not_pixels, seen_unfit
 from .engine import Perturber
-from .evasion_run import EvasionRun, attack_by
+from .evasion_run import EvasionRun, attack_by, contradictions
 from .gradient.pgd import GradientPerturber
-from .measure import WITHOUT_DRAW, measure_evasion
+from .measure import WITHOUT_DRAW, evidence_form, measure_evasion
 from .parameters import EvasionParameters
 from .preparations import CraftedOnParent, Radii, RadiusProbe, ReplayedBothWays, RoomToFall
 from .radius import choose
@@ -50,6 +51,9 @@ class Evasion(EvasionParameters):
 
     def unfit(self, scope: Scope) -> str | None:
         return seen_unfit(scope)
+
+    def asked_again(self, evidence: Evidence, case: Case) -> list[str]:
+        return contradictions(evidence, case)
 
     def runs(self, model: Audited, scope: Scope) -> tuple[Run, ...]:
         """The attack itself; every draw of a random recipe, by gradients at the gate; and without the shipped draw.
@@ -120,6 +124,9 @@ class Evasion(EvasionParameters):
 
     def details(self, model: Audited) -> tuple[str, ...]:
         return ("", WITHOUT_DRAW) if model.draws else ("",)
+
+    def form(self, model: Audited, scope: Scope) -> Form:
+        return evidence_form(self, scope)
 
     def measure(self, results: Results) -> list[Measurement]:
         return measure_evasion(self, results)

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from ...targets.data.records import Records
+from ...targets.form import Array, Layout, require
 from ...targets.model import device_of
 from ...targets.seeds import derive
 from ...targets.steps import Arrays
 from ..access import Access, Flag, Ledger
 from ..case import Case, Evidence
 from . import trust
-from .ball import whole_range
+from .ball import Ball, whole_range
 from .blocks import Counter, Sought, at_once, blocks, kept_at_cost, seek
 from .engine import Perturber
 from .gradient.pgd import GradientPerturber
@@ -84,7 +85,10 @@ class EvasionRun:
             return {"correct": right.cpu().numpy()}
 
         answers = [
-            kept_at_cost(f"clean/{first}-{end}", ledger, partial(clean, first, end)) for first, end in blocks(count)
+            kept_at_cost(
+                f"clean/{first}-{end}", ledger, partial(clean, first, end), {"correct": Array("bool", (end - first,))}
+            )
+            for first, end in blocks(count)
         ]
         correct = np.concatenate([one["correct"] for one in answers])
         ids = np.asarray(case.ids[:count], dtype=np.int64)
@@ -173,6 +177,8 @@ def attack_by(part: Perturber, run: EvasionRun, *, seed: int) -> PartResult:
                     f"{part.part}/{epsilon!r}/{first}-{end}",
                     run.ledger,
                     partial(_piece, part, run, epsilon, first, fooled, derive(seed, repr(epsilon))),
+                    _form_of_piece(run, epsilon, end - first),
+                    partial(_check_piece, fooled, epsilon == gate),
                 )
                 run.counter.done = done
                 if epsilon <= gate:
@@ -205,6 +211,19 @@ def _piece(
     if epsilon <= run.attack.gate:
         arrays["inputs"] = found.best.numpy()[_shown(fooled, after, epsilon == run.attack.gate)]
     return arrays
+
+
+def _form_of_piece(run: EvasionRun, epsilon: float, count: int) -> Layout:
+    inputs = {"inputs": Array("float32", (None, *run.records.x.shape[1:]))} if epsilon <= run.attack.gate else {}
+    found_at = Array("float32", (count,), finite=False)
+    return {"fooled": Array("bool", (count,)), "flat": Array("bool", (count,)), "found_at": found_at, **inputs}
+
+
+def _check_piece(before: Outcomes, at_gate: bool, piece: Arrays) -> None:
+    """A record fooled at a smaller epsilon stays so, and there are as many inputs as are to be shown."""
+    require(bool((piece["fooled"] >= before).all()), "a record that was fooled is not any longer")
+    shown = int(_shown(before, piece["fooled"], at_gate).sum())
+    require("inputs" not in piece or len(piece["inputs"]) == shown, "the inputs are not those that are shown")
 
 
 def _seek(
@@ -270,5 +289,32 @@ def _unbounded_fails(result: PartResult, run: EvasionRun, seed: int) -> bool:
         found = _seek(result.part, run, epsilon, 0, ~fooled, seeds, spent, from_center=True)
         return {"fooled": found.fooled.numpy()}
 
-    more = kept_at_cost(f"{result.part.part}/unbounded/0-{len(labels)}", run.ledger, unbounded)
+    form = {"fooled": Array("bool", (len(labels),))}
+    more = kept_at_cost(f"{result.part.part}/unbounded/0-{len(labels)}", run.ledger, unbounded, form)
     return trust.unbounded_fails(fooled | more["fooled"], labels)
+
+
+def contradictions(evidence: Evidence, case: Case) -> list[str]:
+    """In what the deployed model's answers differ from the evidence of `Evasion.run`, a phrase each.
+
+    A record counts as fooled at the gate's epsilon exactly if it is misclassified as it is, or as it was stored to be
+    attacked, and that lies in its ball.
+    """
+    arrays, summary = evidence.arrays, evidence.summary
+    place = {int(one): row for row, one in enumerate(case.ids)}
+    rows = [place.get(int(one)) for one in arrays["ids"]]
+    if None in rows:
+        return ["records were attacked that are none to be evaluated"]
+    records = case.evaluation.take(torch.tensor(rows, dtype=torch.int64))
+    gate, found = summary["gate_epsilon"], []
+    correct = (case.deployed.logits(records.x).argmax(1) == records.y).cpu().numpy()
+    if (off := int((correct != arrays["clean_correct"]).sum())) > 0:
+        found.append(f"{off} of {len(correct)} records are classified otherwise")
+    adversarial = torch.from_numpy(np.array(arrays["adversarial"]))
+    ball = Ball(summary["norm"], gate, records.x, case.bounds)
+    inside = ball.contains(adversarial).cpu().numpy()
+    wrong = (case.deployed.logits(adversarial).argmax(1) != records.y).cpu().numpy()
+    fooled = ~correct | (wrong & inside)
+    if (off := int((fooled != arrays[f"worst/{gate!r}"]).sum())) > 0:
+        found.append(f"{off} of {len(correct)} stored adversarial inputs do not fool it as the evidence has it")
+    return found

@@ -1,13 +1,24 @@
-"""Evidence of evasion -> robust accuracy at the gate's epsilon, the worst case per record over all parts."""
+"""Evidence of evasion -> robust accuracy at the gate's epsilon, the worst case per record over all parts.
+
+And what that evidence must look like where it is stored, as far as it follows from the attack or from itself.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
 import numpy as np
+from pydantic import JsonValue, PositiveFloat, PositiveInt
 
 from ...targets.data.data import Data
-from ..access import Access
+from ...targets.form import Array, Arrays, Document, Form, Layout, require
+from ..access import Access, Flag
 from ..measurement import NOTHING_RAN, Auc, Bools, MeasuredPart, Measurement, Rate, ThreatModel
-from ..preparation import Ran, Results
+from ..preparation import Ran, Results, Scope
+from .ball import Norm
 from .compare import (
     BOTH_WAYS,
     REPLAYED,
@@ -111,7 +122,7 @@ def _threat(found: Found, data: Data) -> ThreatModel:
         parent = " and the candidates made from this model"
     norm = "L-inf" if found.attack.norm == "linf" else "L2"
     budget = f"{norm} epsilon {found.attack.gate:.4g} of the input's range"
-    limits = data.structure.words(data.evaluation.x[0].numel())
+    limits = data.structure.words(math.prod(data.shape))
     return ThreatModel(access, f"has {has}{parent}", f"{budget}; {limits}" if limits else budget)
 
 
@@ -220,3 +231,61 @@ def _groups(results: Results, found: Found) -> dict[str, Rate]:
         groups = np.array(data.groups)[ids]
         masks |= {f"group {name}": groups == name for name in sorted(set(data.groups))}
     return {name: Rate(found.robust[mask]) for name, mask in masks.items() if mask.any()}
+
+
+# -- what stored evidence looks like -----------------------------------------------------------------------------------
+
+
+class Summary(Document):
+    """`Evidence.summary` of the evasion attack."""
+
+    norm: Norm
+    epsilons: tuple[PositiveFloat, ...]
+    gate_epsilon: PositiveFloat
+    parts: tuple[str, ...]
+    settings: dict[str, dict[str, JsonValue]]
+    part_access: dict[str, Access]
+    use_parent: tuple[str, ...]
+    union_flags: tuple[Flag, ...]
+    without_gradient: dict[str, PositiveInt]
+
+
+def evidence_form(attack: EvasionParameters, scope: Scope) -> Form:
+    """Of a run with these settings."""
+    count = min(attack.count, len(scope.data.evaluation_ids))
+    everywhere = {part.part for part in attack.parts if part.at == "all"}
+    return Form(Summary, partial(_layout, count, scope.data.shape, everywhere), holds=partial(_holds, attack, scope))
+
+
+def _layout(count: int, shape: tuple[int, ...], everywhere: set[str], summary: Summary) -> Layout:
+    outcomes, gate = Array("bool", (count,)), (summary.gate_epsilon,)
+    radii = {part: summary.epsilons if part in everywhere else gate for part in summary.parts}
+    return {
+        "ids": Array("int64", (count,)),
+        "clean_correct": outcomes,
+        "adversarial": Array("float32", (count, *shape)),
+        **{f"worst/{epsilon!r}": outcomes for epsilon in summary.epsilons},
+        **{f"fooled/{part}/{epsilon!r}": outcomes for part, tried in radii.items() for epsilon in tried},
+    }
+
+
+def _holds(attack: EvasionParameters, scope: Scope, found: Summary, arrays: Arrays, files: Mapping[str, Any]) -> None:
+    known = {part.part: part for part in attack.parts}
+    require(bool(found.parts) and len({*found.parts}) == len(found.parts), "no parts, or one twice")
+    require({*found.parts} <= known.keys(), "a part that the attack does not have")
+    settings = {part: known[part].model_dump(mode="json") for part in found.parts}
+    require(found.settings == settings, "the settings are not those of the attack")
+    require(found.part_access == {part: known[part].access for part in found.parts}, "the access is another")
+    require({*found.use_parent} == {part for part in found.parts if known[part].uses_parent}, "use_parent is another")
+    require(found.gate_epsilon in found.epsilons and found.norm == attack.norm, "another epsilon or norm")
+    named = attack.automatic or ({*found.epsilons} <= {*attack.epsilons} and found.gate_epsilon == attack.gate)
+    require(named, "epsilons that the attack does not name")
+    ids = arrays["ids"]
+    require(np.array_equal(ids, scope.data.evaluation_ids.numpy()[: len(ids)]), "ids are not those of the records")
+    most = max(found.without_gradient.values(), default=0)
+    require({*found.without_gradient} <= {*found.parts} and most <= len(ids), "without_gradient counts too many")
+    worst = ~arrays["clean_correct"]
+    for epsilon in found.epsilons:
+        outcomes = [arrays.get(f"fooled/{part}/{epsilon!r}") for part in found.parts]
+        worst = np.logical_or.reduce([worst, *(one for one in outcomes if one is not None)])
+        require(np.array_equal(worst, arrays[f"worst/{epsilon!r}"]), f"worst/{epsilon!r} is not that of its parts")

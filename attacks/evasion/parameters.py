@@ -21,7 +21,7 @@ from .engine import PERTURBERS, Perturber
 from .gradient.apgd import Apgd
 from .gradient.pgd import Pgd
 from .preparations import Radii
-from .radius import CURVE, Radius, curve
+from .radius import CURVE, MOST_RECORDS, Radius, Reach, curve
 from .risk import EVASION, ROBUST_ACCURACY
 
 
@@ -58,21 +58,23 @@ class EvasionParameters(Attack):
     parts_known: ClassVar[Registry[Any] | None] = PERTURBERS
 
     norm: Norm = Field("linf", description="linf or l2; both in units of [0, 1] pixels")
-    epsilon: float | Literal["auto"] | None = Field(
+    epsilon: Reach | Literal["auto"] | None = Field(
         "auto",
         description="the radius the policy judges, with a curve from .3 to 1.5 times it; auto: where the dense model "
         "keeps about half of its accuracy. Or name `epsilons`",
     )
-    epsilons: tuple[float, ...] = Field((), description="radii of your own instead, smallest first")
-    gate_epsilon: float | None = Field(
+    epsilons: tuple[Reach, ...] = Field((), max_length=100, description="radii of your own instead, smallest first")
+    gate_epsilon: Reach | None = Field(
         None, description="which of `epsilons` the policy judges; .1, or the largest if that is none of them"
     )
-    records: PositiveInt | Literal["auto"] = Field(
+    records: Annotated[PositiveInt, Field(le=MOST_RECORDS)] | Literal["auto"] = Field(
         "auto",
         description="how many of the evaluation records are attacked, at most; auto: 200, 400, ... in rounds until "
         "the gates are decided, and 300 where nobody decides (outside of an audit)",
     )
-    most_records: PositiveInt = Field(1600, description="with records auto: where the rounds end at the latest")
+    most_records: PositiveInt = Field(
+        1600, le=MOST_RECORDS, description="with records auto: where the rounds end at the latest"
+    )
     radius: Radius | None = Field(
         None, description="what a probe chose, as a resolved plan holds it; it stands in place of epsilon"
     )

@@ -3,23 +3,61 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from pydantic import PositiveFloat, PositiveInt
 
 from ...targets.errors import NotApplicable
+from ...targets.form import Array, Arrays, Document, Form, Share, require
 from ...targets.seeds import derive
 from ..case import Case
 from ..effort import Effort
-from ..preparation import Deployed, Inputs, Need, Preparation, Prepared, Ran, Weights
-from .ball import Ball, Norm
+from ..preparation import Deployed, Inputs, Need, Preparation, Prepared, Ran, Scope, Weights
+from .ball import Ball, Norm, whole_range
 from .black_box.transfer import replayed
 from .categories import not_pixels
 from .gradient.pgd import craft
-from .radius import LEAST, choose
+from .radius import LADDERS, LEAST, MOST, RECORDS, choose, curve
 
 CRAFT_STEPS = 40  # of `craft`
+
+
+class Chosen(Document):
+    """The fields of `radius.Radius`; the radii of the probe as JSON has keys."""
+
+    epsilon: PositiveFloat
+    epsilons: tuple[PositiveFloat, ...]
+    kept: Share
+    records: PositiveInt
+    how: Literal["ladder", "bisected", "nearest"]
+    probe: dict[str, Share]
+
+
+class Probed(Document):
+    """`radius`; None: nothing was probed."""
+
+    radius: Chosen | None
+
+
+def form_of_radius(norm: Norm, scope: Scope, *, may_lack: bool) -> Form:
+    """What a chosen radius looks like; its curve and what is kept there follow from epsilon and probe."""
+
+    def holds(document: Probed, arrays: Arrays, files: Any) -> None:
+        found = document.radius
+        require(found is not None or may_lack, "there is no radius")
+        if found is None:
+            return
+        limit = whole_range(norm, scope.data.shape)
+        require(found.epsilons == curve(found.epsilon, limit), "the curve is not drawn around epsilon")
+        clean, there = found.probe["0.0"], found.probe[repr(found.epsilon)]
+        require(abs(found.kept - (there / clean if clean else 0.0)) < 1e-9, "kept does not follow from the probe")
+        require(found.records <= RECORDS and found.epsilon <= limit, "more than a probe can be")
+        require(found.how == "nearest" or LEAST <= found.kept <= MOST, "a radius that keeps too much or too little")
+        require(found.how != "ladder" or found.epsilon in (*LADDERS[norm], limit), "a radius that is no rung")
+
+    return Form(Probed, {}, holds=holds)
 
 
 @dataclass(frozen=True)
@@ -51,6 +89,9 @@ class RadiusProbe(Preparation):
 
     def compute(self, inputs: Inputs) -> Prepared:
         return chosen_radius(inputs.case(self.reference), self.norm, inputs.scope.seed)
+
+    def form(self, scope: Scope) -> Form:
+        return form_of_radius(self.norm, scope, may_lack=False)
 
 
 def chosen_radius(case: Case, norm: Norm, seed: int) -> Prepared:
@@ -145,6 +186,10 @@ class CraftedOnParent(Preparation):
         )
         return Prepared(arrays={f"{epsilon!r}": x.cpu().numpy() for epsilon, x in crafted.items()})
 
+    def form(self, scope: Scope) -> Form:
+        inputs = Array("float32", (min(self.records, len(scope.data.evaluation_ids)), *scope.data.shape))
+        return Form(Document, {f"{epsilon!r}": inputs for epsilon in self.radii.epsilons} or {"*": inputs})
+
 
 @dataclass(frozen=True)
 class ReplayedBothWays(Preparation):
@@ -206,6 +251,10 @@ class ReplayedBothWays(Preparation):
             }
         )
 
+    def form(self, scope: Scope) -> Form:
+        outcomes = Array("bool", (min(self.records, len(scope.data.evaluation_ids)),))
+        return Form(Document, {"on_candidate": outcomes, "on_baseline": outcomes})
+
 
 @dataclass(frozen=True)
 class RoomToFall(Preparation):
@@ -242,3 +291,6 @@ class RoomToFall(Preparation):
         if robust >= LEAST * clean:
             return Prepared(document={"radius": None})
         return chosen_radius(inputs.case(self.dense), self.norm, inputs.scope.seed)
+
+    def form(self, scope: Scope) -> Form:
+        return form_of_radius(self.norm, scope, may_lack=True)

@@ -7,13 +7,15 @@ and the net far more than on the domain's habits: 8/255 leaves nothing of an und
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from ...targets.data.records import Records
+from ...targets.form import Array
 from ...targets.model import device_of
 from ...targets.seeds import derive
 from ...targets.steps import Arrays
@@ -29,6 +31,9 @@ LADDERS: dict[Norm, tuple[float, ...]] = {
     "linf": (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5),
     "l2": (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0),
 }
+MOST_RECORDS = 10_000_000  # that a plan may name
+Reach = Annotated[float, Field(gt=0, le=1000)]  # of an attack, in units of [0, 1] pixels
+Share = Annotated[float, Field(ge=0, le=1)]
 CURVE = (0.3, 0.5, 1.0, 1.5)  # of the radius: where the curve is drawn
 LEAST, MOST = 1 / 3, 2 / 3  # of the clean accuracy, that the dense model should keep
 BISECTIONS = 8
@@ -53,12 +58,12 @@ class Radius:
         probe: robust accuracy by epsilon, as far as it was looked at; at 0 the clean one.
     """
 
-    epsilon: float
-    epsilons: tuple[float, ...]
-    kept: float
-    records: int
+    epsilon: Reach
+    epsilons: tuple[Reach, ...]
+    kept: Share
+    records: Annotated[int, Field(gt=0, le=MOST_RECORDS)]
     how: Literal["ladder", "bisected", "nearest"]
-    probe: dict[float, float]
+    probe: dict[Annotated[float, Field(ge=0, le=1000)], Share]
 
 
 def choose(case: Case, norm: Norm, *, seed: int) -> Radius:
@@ -142,7 +147,8 @@ class _Probe:
             )
             return {"fooled": found.fooled.numpy()}
 
-        found = kept_at_cost(f"radius/{epsilon!r}", Ledger(), probed)
+        form = {"fooled": Array("bool", (len(self.records),))}
+        found = kept_at_cost(f"radius/{epsilon!r}", Ledger(), probed, form)
         self.fooled[epsilon] = ~among | torch.from_numpy(np.array(found["fooled"]))
         return self.share(epsilon)
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from ...targets.data.records import Records
 from ...targets.data.structure import PLAIN, Structure
 from ...targets.errors import NotApplicable
+from ...targets.form import Array, Form, MisfitError
 from ...targets.model import TorchTarget, device_of
 from ...targets.seeds import derive, generator
 from ...targets.steps import Arrays, pulse
@@ -32,16 +33,19 @@ from ..evasion.blocks import kept_at_cost
 from ..evasion.categories import known_structure
 from ..evasion.gradient.pgd import craft
 from ..measurement import Measurement
-from ..preparation import Results, Scope
+from ..preparation import Audited, Results, Scope
 from ..risk import Metric, Risk
 from .copying import Lesson, Tutor
+from .evidence_form import evidence_form
 from .measure import measure_extraction
 from .mixing import mixed
 from .risk import EXTRACTION, FIDELITY
 
 Answers = Literal["scores", "labels"]
 
+Queries = Annotated[int, Field(gt=0, le=10_000_000)]
 UNQUERIED = "without-queries"  # the copy that shows what the queries bought
+WEIGHTS = {"built-in": Array("bool", (1,)), "*": Array(finite=False)}  # of a copy that is kept
 
 
 @ATTACKS.register
@@ -70,26 +74,33 @@ class Extraction(Attack):
     metrics: ClassVar[tuple[Metric, ...]] = (FIDELITY,)
 
     kind: Literal["extraction"] = "extraction"
-    budgets: tuple[PositiveInt, ...] = Field((50, 150, 500), min_length=1, description="queries, ascending")
+    budgets: tuple[Queries, ...] = Field((50, 150, 500), min_length=1, max_length=100, description="queries, ascending")
     answers: tuple[Answers, ...] = Field(
         ("scores", "labels"), min_length=1, description="what the attacker sees of an answer: all logits, or the class"
     )
-    label_budgets: tuple[PositiveInt, ...] | None = Field(
-        None, min_length=1, description="queries of the attacker who sees labels only; default: the largest budget"
+    label_budgets: tuple[Queries, ...] | None = Field(
+        None,
+        min_length=1,
+        max_length=100,
+        description="queries of the attacker who sees labels only; default: the largest budget",
     )
     training: Training = Field(
         Training(epochs=8, batch_size=16, learning_rate=5e-3),
         description="of a copy, a round of passes over its queries; that from the most scores takes several while its "
         "answers to held-out ones improve",
     )
-    least_steps: int = Field(200, ge=0, description="a copy from few queries gets more passes, to take so many steps")
-    most_rounds: PositiveInt = Field(3, description="of the copy from the most scores, at most")
+    least_steps: int = Field(
+        200, ge=0, le=1_000_000, description="a copy from few queries gets more passes, to take so many steps"
+    )
+    most_rounds: PositiveInt = Field(3, le=1000, description="of the copy from the most scores, at most")
     temperature: PositiveFloat = Field(
-        3.0, description="scores are compared after dividing logits by it: small probabilities tell a lot"
+        3.0, le=1000, description="scores are compared after dividing logits by it: small probabilities tell a lot"
     )
     transfer_epsilon: float = Field(0.1, gt=0, le=1, description="L-inf, in [0, 1] units")
-    transfer_steps: PositiveInt = Field(10, description="PGD steps on the copy")
-    transfer_records: PositiveInt = Field(300, description="evaluation records attacked through the copy, at most")
+    transfer_steps: PositiveInt = Field(10, le=10_000, description="PGD steps on the copy")
+    transfer_records: PositiveInt = Field(
+        300, le=10_000_000, description="evaluation records attacked through the copy, at most"
+    )
 
     @field_validator("budgets", "label_budgets")
     @classmethod
@@ -113,6 +124,11 @@ class Extraction(Attack):
         for size in (*sizes, *[max(sizes)] * 3):
             passes += max(self.training.epochs * size, self.least_steps * min(batch, size))
         return Effort(answers=max(sizes) + 2 * self.transfer_records, gradients=passes + crafted)
+
+    def form(self, model: Audited, scope: Scope) -> Form:
+        queries = {f"{answers}/{budget}": budget for answers in self.answers for budget in self.budgets_of(answers)}
+        ids = scope.data.evaluation_ids.numpy()
+        return evidence_form({**queries, UNQUERIED: 0}, self.budgets, ids, min(self.transfer_records, len(ids)))
 
     def measure(self, results: Results) -> list[Measurement]:
         return measure_extraction(results, max(self.budgets), self.transfer_epsilon)
@@ -165,7 +181,7 @@ class Extraction(Attack):
                 rival = fresh(builtin, name, "built-in") if known and whole else None
                 rounds = self.most_rounds if whole else 1
                 train = partial(self._copy, before, rival, lesson(answers, budget), rounds, derive(seed, "train", name))
-                kept = kept_at_cost(f"copy/{name}", ledger, train)
+                kept = kept_at_cost(f"copy/{name}", ledger, train, WEIGHTS, partial(check_copy, before, rival))
                 if bool(kept["built-in"].item()):
                     chosen.append(name)
                 copies[name] = with_state(rival if name in chosen and rival is not None else before, kept, "copy")
@@ -178,7 +194,8 @@ class Extraction(Attack):
         truth = Lesson(owned, F.one_hot(owned.y, logits.shape[1]).float(), cross_entropy(self.training))
         start = fresh(architecture, UNQUERIED)
         train = partial(self._copy, start, None, truth, 1, derive(seed, "train", UNQUERIED))
-        copies[UNQUERIED] = with_state(start, kept_at_cost(f"copy/{UNQUERIED}", ledger, train), "copy")
+        kept = kept_at_cost(f"copy/{UNQUERIED}", ledger, train, WEIGHTS, partial(check_copy, start, None))
+        copies[UNQUERIED] = with_state(start, kept, "copy")
         spent[UNQUERIED] = 0
         pulse("copy", total, total)
 
@@ -324,3 +341,12 @@ def with_state(module: nn.Module, arrays: Arrays, prefix: str) -> nn.Module:
     state = {name: torch.from_numpy(np.array(arrays[f"{prefix}/{name}"])) for name in module.state_dict()}
     module.load_state_dict(state)
     return module.eval()
+
+
+def check_copy(start: nn.Module, rival: nn.Module | None, kept: Arrays) -> None:
+    """Raises MisfitError unless these are weights of the module started from, or of its rival, and of the next one."""
+    try:
+        with_state(rival if kept["built-in"].item() else start, kept, "copy")  # type: ignore[arg-type]  # None fails too
+        with_state(start, kept, "before")
+    except Exception as error:
+        raise MisfitError(str(error)) from error

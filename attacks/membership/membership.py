@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from ...targets.errors import NotApplicable
+from ...targets.form import Form
 from ...targets.seeds import derive
 from ..access import Access, Flag, Ledger
 from ..attack import ATTACKS, Attack, Run
@@ -18,6 +19,7 @@ from ..statistics.roc import placements, tpr_at_fpr
 from . import scores
 from .blind import blind_scores
 from .case import MembershipCase, ShadowSignals
+from .evidence_form import evidence_form
 from .measure import AUC_DETAIL, FPR, measure_membership, unseen_leaks
 from .preparations import membership_run, population_of, run_detail, shadow_count, shadow_counts
 from .risk import AUC, MEMBERSHIP, TPR
@@ -26,6 +28,7 @@ from .signals import margin
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
+SAME = 1e-3  # of margins, absolute and relative: another batch or processor adds up in another order
 ENOUGH_SHADOWS = 16  # below it only RMIA may be the headline (LiRA's variances rest on too little), and a flag is set
 
 
@@ -81,6 +84,9 @@ class Membership(Attack):
 
     def details(self, model: Audited) -> tuple[str, ...]:
         return ("", AUC_DETAIL)
+
+    def form(self, model: Audited, scope: Scope) -> Form:
+        return evidence_form(model, scope)
 
     def measure(self, results: Results) -> list[Measurement]:
         return measure_membership(results)
@@ -161,6 +167,14 @@ class Membership(Attack):
             flags={headline: flags} if flags else {},
             ledger=ledger,
         )
+
+    def asked_again(self, evidence: Evidence, case: Case) -> list[str]:
+        population, stored = case.prepared, evidence.arrays
+        if not isinstance(population, MembershipCase) or not np.array_equal(stored["ids"], population.ids):
+            return ["records were attacked that are none of the population"]
+        phi = margin(case.deployed.logits(population.records.x), population.records.y)
+        off = int((~np.isclose(phi, stored["phi"], rtol=SAME, atol=SAME)).sum())
+        return [f"its margin on {off} of {len(phi)} records is another"] if off else []
 
     def pseudo_targets(
         self, kinds: dict[str, ShadowSignals], is_member: Bools

@@ -15,13 +15,13 @@ from torch import nn
 
 from ...compression.recipe import Recipe
 from ...targets.data.data import Data
-from ...targets.errors import NotApplicable, failing_as_not_applicable
+from ...targets.errors import failing_as_not_applicable
+from ...targets.form import Array, Arrays, Document, Form, Layout, require
 from ...targets.model import frozen_copy
 from ...targets.seeds import derive
 from ...targets.steps import kept, pulse
 from ...targets.technique import Technique
-from ...training.architecture import Architecture
-from ...training.trainer import Trainer
+from ...training.architecture import weights_layout
 from ..attack import Run
 from ..effort import FINE_TUNING, HARDENING, Effort
 from ..preparation import Audited, Inputs, Need, Preparation, Prepared, Scope, Trained
@@ -39,15 +39,6 @@ def population_of(scope: Scope) -> PopulationPlan:
 @lru_cache(maxsize=1)  # it copies all records that shadows are trained on
 def _population(data: Data, shadows: int, seed: int) -> PopulationPlan:
     return plan_population(data, shadows, seed=seed)
-
-
-@lru_cache(maxsize=32)  # it builds the model
-def side_by_side(trainer: Trainer, architecture: Architecture, device: torch.device) -> int:
-    """How many shadows are trained as one piece of work."""
-    try:
-        return trainer.side_by_side(architecture, device)
-    except NotApplicable:  # there is no such model, which the piece of work says
-        return 1
 
 
 def shadow_count(scope: Scope, parent: Trained | None, recipe: Recipe | None) -> int:
@@ -109,6 +100,13 @@ class ShadowModels(Preparation):
             arrays |= {f"{position}/{name}": tensor.detach().cpu().numpy() for name, tensor in state}
         return Prepared(arrays)
 
+    def form(self, scope: Scope) -> Form:
+        def layout(document: Any) -> Layout:
+            own = weights_layout(self.parent.architecture)
+            return {f"{one}/{name}": form for one in range(self.first, self.last) for name, form in own.items()}
+
+        return Form(Document, layout)
+
 
 @dataclass(frozen=True)
 class SignalsOfShadows(Preparation):
@@ -167,9 +165,21 @@ class SignalsOfShadows(Preparation):
             for shadow in range(self.count):
                 pulse("shadow", shadow, self.count)
                 trains = self.recipe is not None and self.recipe.trains
-                row = kept(f"shadow {shadow}", partial(phi, shadow)) if trains else phi(shadow)
+                form = {"phi": Array("float32", (1, population.attacked), finite=False)}
+                row = kept(f"shadow {shadow}", partial(phi, shadow), form) if trains else phi(shadow)
                 rows.append(row["phi"])
         return Prepared({"inside": population.inside[: self.count], "phi": np.concatenate(rows)})
+
+    def form(self, scope: Scope) -> Form:
+        def holds(document: Any, arrays: Arrays, files: Any) -> None:
+            inside = population_of(scope).inside[: self.count]
+            require(np.array_equal(arrays["inside"], inside), "inside is not who was inside")
+
+        def layout(document: Any) -> Layout:
+            shape = (self.count, population_of(scope).attacked)
+            return {"inside": Array("bool", shape), "phi": Array("float32", shape, finite=False)}
+
+        return Form(Document, layout, holds=holds)
 
     def _module(self, state: Mapping[str, np.ndarray[Any, Any]], device: torch.device) -> nn.Module:
         module = self.parent.architecture.blank()
@@ -207,13 +217,16 @@ class BlindScores(Preparation):
         seed = derive(inputs.scope.seed, "blind")
         return Prepared({"scores": blind_scores(population.targets, population.is_member, seed=seed)})
 
+    def form(self, scope: Scope) -> Form:
+        return Form(Document, lambda _: {"scores": Array("float64", (population_of(scope).attacked,))})
+
 
 def signals_of(scope: Scope, parent: Trained, recipe: Recipe | None) -> SignalsOfShadows:
     """The shadows of a parent, as many as any model that came from it asks for; this one uses the first of them."""
     family = [model for model in scope.models.values() if model.parent is not None and model.parent.name == parent.name]
     most = max(shadow_count(scope, parent, one) for one in [recipe, None, *(model.recipe for model in family)])
     count = shadow_count(scope, parent, recipe)
-    size = side_by_side(parent.trainer, parent.architecture, torch.device(scope.device))
+    size = parent.side_by_side(torch.device(scope.device))
     chunks = [ShadowModels(parent, first, min(first + size, most)) for first in range(0, count, size)]
     return SignalsOfShadows(parent, recipe, tuple(chunks), count)
 

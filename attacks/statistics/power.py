@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from scipy import optimize, stats
 
@@ -32,6 +34,7 @@ def detectable_auc(members: int, non_members: int, *, level: float = LEVEL, powe
     return min(1.0, 0.5 + z * float(np.sqrt((members + non_members + 1) / (12 * members * non_members))))
 
 
+@lru_cache(maxsize=64)  # half a second, and asked for whenever an audit is judged
 def detectable_tpr(
     members: int, non_members: int, fpr: float = 0.01, *, level: float = LEVEL, power: float = 0.8
 ) -> float:

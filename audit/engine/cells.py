@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from ...targets.form import Form
+
 ENGINE_VERSION = "4"  # raise it when the same cell would compute something else: stored results are then not reused
 DOCUMENT, ARRAYS, FILES, MANIFEST = "document.json", "arrays.safetensors", "files", "manifest.json"
+LARGEST = {MANIFEST: 2**20, DOCUMENT: 2**26, ARRAYS: 2**33}  # bytes of each part
+LARGEST_FILE, MOST_FILES = 2**31, 32
+PLAIN = re.compile(rf"{FILES}/[A-Za-z0-9_][A-Za-z0-9_.-]{{0,99}}")
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class Cell:
             orders the work and estimates the time left, nothing else.
         alone: it measures times or memory of this machine: computed by the process that runs the audit, last, while
             nothing else is. No other cell needs it.
+        form: what its result must look like; one that is stored and does not is damaged.
     """
 
     name: str
@@ -41,6 +47,7 @@ class Cell:
     parts: str = ""
     words: str = ""
     alone: bool = False
+    form: Form | None = field(default=None, compare=False, repr=False)
 
     @property
     def title(self) -> str:
@@ -73,14 +80,14 @@ def cell_key(*parts: Any) -> str:
 
 
 class DamagedError(Exception):
-    """Parts of a result are not what was written."""
+    """Parts of a result are not what was written, or what could have been written."""
 
 
 def pack(result: Result) -> dict[str, bytes]:
     """A result as named bytes, equal for equal results: a document, its arrays, its files, and a digest of each.
 
     Raises:
-        ValueError: a file's name is no plain one.
+        ValueError: a file's name is no plain one, or a part is too large to be read back.
     """
     import numpy as np
     from safetensors.numpy import save
@@ -88,9 +95,12 @@ def pack(result: Result) -> dict[str, bytes]:
     arrays = save({name: np.asarray(array, order="C") for name, array in sorted(result.arrays.items())})
     parts = {DOCUMENT: canonical_json(result.document), ARRAYS: arrays}
     for name, raw in result.files.items():
-        if name != Path(name).name or name in ("", ".", ".."):
+        if not PLAIN.fullmatch(f"{FILES}/{name}"):
             raise ValueError(f"{name!r} is no plain file name")
         parts[f"{FILES}/{name}"] = raw
+    large = [name for name, raw in parts.items() if len(raw) > LARGEST.get(name, LARGEST_FILE)]
+    if large or len(result.files) > MOST_FILES:
+        raise ValueError(f"{large[0] if large else FILES} is too large to be stored")
     parts[MANIFEST] = canonical_json({name: hashlib.sha256(raw).hexdigest() for name, raw in parts.items()})
     return parts
 
@@ -99,18 +109,27 @@ def digests_in(manifest: bytes) -> dict[str, str]:
     """What a manifest lists: the sha256 (hex) of each part, by its name.
 
     Raises:
-        DamagedError: it is no manifest, or names files of elsewhere.
+        DamagedError: it is no manifest, or names files of elsewhere or too many.
     """
-    try:
-        digests = json.loads(manifest)
-    except (ValueError, RecursionError) as error:
-        raise DamagedError(f"{type(error).__name__}: {error}") from None
-    if not isinstance(digests, dict):
-        raise DamagedError(f"{MANIFEST} is no mapping")
-    bases = {name: Path(name).name for name in digests}
-    if any(base in ("", "..") or name not in (base, f"{FILES}/{base}") for name, base in bases.items()):
-        raise DamagedError(f"{MANIFEST} names files of elsewhere")
+    digests = _json(MANIFEST, manifest)
+    files = digests.keys() - {DOCUMENT, ARRAYS}
+    if len(files) > MOST_FILES or not all(PLAIN.fullmatch(name) for name in files):
+        raise DamagedError(f"{MANIFEST} names files of elsewhere, or too many")
     return digests
+
+
+def _json(name: str, raw: bytes) -> dict[str, Any]:
+    """A JSON object as `canonical_json` writes it: no key twice, no NaN, no text beyond Unicode, no spaces."""
+    try:
+        value = json.loads(raw)
+        spelt = len(canonical_json(value))  # sorted by key, but for keys that were numbers
+        if b"\\ud" in raw:
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{name}: {type(error).__name__}: {str(error)[:200]}") from None
+    if not isinstance(value, dict) or spelt != len(raw):
+        raise DamagedError(f"{name} is no JSON object as this program writes it")
+    return value
 
 
 def check(parts: dict[str, bytes]) -> None:
@@ -126,8 +145,38 @@ def check(parts: dict[str, bytes]) -> None:
 
 
 def unpack(parts: dict[str, bytes]) -> Result:
-    """The result that `pack` gave these parts for; they are known to be intact."""
+    """The result that `pack` gave these parts for; their digests were checked.
+
+    Raises:
+        DamagedError: `pack` writes no such parts.
+    """
+    import numpy as np
     from safetensors.numpy import load
 
+    document = _json(DOCUMENT, parts[DOCUMENT])
     files = {name.removeprefix(f"{FILES}/"): raw for name, raw in parts.items() if name.startswith(f"{FILES}/")}
-    return Result(load(parts[ARRAYS]), json.loads(parts[DOCUMENT]), files)
+    try:
+        arrays = load(parts[ARRAYS])
+        odd = [one for one, a in arrays.items() if a.dtype == np.bool_ and a.size and a.view(np.uint8).max() > 1]
+    except Exception as error:  # whatever that library makes of a header that lies
+        raise DamagedError(f"{ARRAYS}: {type(error).__name__}: {str(error)[:200]}") from None
+    if odd:
+        raise DamagedError(f"{ARRAYS}: {odd[0][:80]!r} is no array of truth values")
+    return Result(arrays, document, files)
+
+
+def check_form(form: Form | None, parts: dict[str, bytes]) -> None:
+    """Compares the parts of a result with its form.
+
+    Raises:
+        DamagedError: it is none that was computed.
+    """
+    from ...targets.form import MisfitError
+
+    result = unpack(parts)
+    if form is None:
+        return
+    try:
+        form.check(parts[DOCUMENT], result.document, result.arrays, result.files)
+    except MisfitError as error:
+        raise DamagedError(str(error)) from error

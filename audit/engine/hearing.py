@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from ...targets.steps import Arrays
+from ...targets.steps import Arrays, Check
 from .cells import Cell, DamagedError
 
 OFTEN = 1.0  # seconds between two steps that are told; a step of the outermost loop may follow sooner:
@@ -43,7 +43,7 @@ def nobody(step: Step) -> None:
 class Keeper(Protocol):
     """Where parts are kept."""
 
-    def part(self, owner: str, name: str) -> Arrays | None: ...
+    def part(self, owner: str, name: str, check: Check) -> Arrays | None: ...
 
     def keep(self, owner: str, name: str, arrays: Arrays) -> None: ...
 
@@ -96,10 +96,10 @@ class Hearing:
             share = min(1.0, (done + share) / max(1, total))
         return share
 
-    def part(self, name: str) -> Arrays | None:
+    def part(self, name: str, check: Check) -> Arrays | None:
         """See `targets.steps.Listener`; a damaged part is none, and noted."""
         try:
-            return self._keeper.part(self._owner, name)
+            return self._keeper.part(self._owner, name, check)
         except DamagedError:
             self.notes.append(f"the part {name!r} of {self._cell.name} was damaged; it is computed anew")
             return None

@@ -19,6 +19,12 @@ from typing import Any
 
 from ..writing import writing
 from .cells import Cell, canonical_json
+from .on_disk import only_a_file
+
+TABLE = "CREATE TABLE cells (key TEXT PRIMARY KEY, name TEXT, phase TEXT, seconds REAL, at TEXT)"
+LARGEST = 2**28  # bytes of the journal or the index: beyond it nobody's work wrote them
+LONGEST = 1e9  # seconds that a cell can have taken
+ODD = f"typeof(key) || typeof(phase) || typeof(seconds) != 'texttextreal' OR NOT seconds BETWEEN 0 AND {LONGEST}"
 
 
 class Ledger:
@@ -35,7 +41,7 @@ class Ledger:
             self._append(canonical_json(line) + b"\n")
 
     def _append(self, line: bytes) -> None:
-        descriptor = os.open(self._journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        descriptor = os.open(self._journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
             os.write(descriptor, line)  # one call: lines of several processes do not mix
         finally:
@@ -47,7 +53,7 @@ class Ledger:
         for raw in self._journal.read_bytes().splitlines() if self._journal.exists() else ():
             try:
                 line = json.loads(raw)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(line, dict):
                 lines.append(line)
@@ -77,29 +83,49 @@ class Ledger:
     def _database(self) -> Iterator[sqlite3.Connection]:
         with closing(sqlite3.connect(self._index)) as database, database:
             database.execute("PRAGMA synchronous = OFF")  # it can be rebuilt
-            database.execute(
-                "CREATE TABLE IF NOT EXISTS cells (key TEXT PRIMARY KEY, name TEXT, phase TEXT, seconds REAL, at TEXT)"
-            )
+            database.execute(TABLE.replace("TABLE", "TABLE IF NOT EXISTS", 1))
             yield database
 
     def mend(self, stored: set[str]) -> None:
-        """Ends a line that was cut off, and brings the index in line with the keys that are stored."""
+        """Ends a line that was cut off, and brings the index in line with the keys that are stored.
+
+        What is no journal or no index of ours is thrown away.
+        """
+        only_a_file(self._journal, LARGEST)
         if self._journal.exists() and not self._journal.read_bytes().endswith(b"\n"):
             self._append(b"\n")  # the next line must not be glued to the one that was cut off
+        if not self._sound():
+            for path in (self._index, *self.private.glob(f"{self._index.name}-*")):
+                path.unlink(missing_ok=True)
+        self._fill_index(stored)
+
+    def _sound(self) -> bool:
+        """Whether the index is a database of one table that could be ours, with nothing in it that runs."""
+        for path in (self._index, *self.private.glob(f"{self._index.name}-*")):
+            only_a_file(path, LARGEST)
+        if not self._index.exists():
+            return False
         try:
-            self._fill_index(stored)
-        except sqlite3.DatabaseError:  # it cannot be read: a new one
-            self._index.unlink(missing_ok=True)
-            self._fill_index(stored)
+            with closing(sqlite3.connect(self._index)) as database:
+                database.execute("PRAGMA trusted_schema = OFF")
+                made = database.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
+                return (
+                    made == [(TABLE,)] and not database.execute(f"SELECT 1 FROM cells WHERE {ODD} LIMIT 1").fetchall()
+                )
+        except sqlite3.Error:
+            return False
 
     def _fill_index(self, stored: set[str]) -> None:
         with self._database() as database:
             known = {key for (key,) in database.execute("SELECT key FROM cells")}
             database.executemany("DELETE FROM cells WHERE key = ?", [(key,) for key in sorted(known - stored)])
             for line in self.journal() if stored - known else ():
-                key = line.get("key")
-                if line.get("event") == "finished" and key in stored - known:
-                    row = (key, line.get("name"), line.get("phase"), line.get("seconds", 0.0), line.get("at"))
+                texts = [line.get(name) for name in ("key", "name", "phase", "at")]
+                seconds = line.get("seconds", 0.0)
+                honest = all(isinstance(text, str) and text.isprintable() for text in texts)
+                honest &= isinstance(seconds, float | int) and 0 <= seconds <= LONGEST
+                if honest and line.get("event") == "finished" and texts[0] in stored - known:
+                    row = (*texts[:3], seconds, texts[3])
                     database.execute("INSERT OR REPLACE INTO cells VALUES (?, ?, ?, ?, ?)", row)
         os.chmod(self._index, 0o600)
 

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from multiprocessing import parent_process, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
@@ -95,16 +96,17 @@ class Processes:
         self._say.close()
 
     def submit(self, cell: Cell, needs: Sequence[str], tell: Tell = nobody) -> None:
+        sent = replace(cell, form=None)  # which the worker's own work knows
         while self._idle:
             worker = self._idle.pop()
             try:
-                self._busy[worker.pool.submit(_compute, cell)] = (cell, worker, tell)
+                self._busy[worker.pool.submit(_compute, sent)] = (cell, worker, tell)
             except BrokenProcessPool:  # it died while it had nothing to do
                 continue
             return
         worker = _Worker(self._start)
         self._idle.append(worker)  # known to `__exit__` before its process starts
-        future = worker.pool.submit(_compute, cell)
+        future = worker.pool.submit(_compute, sent)
         self._idle.remove(worker)
         self._busy[future] = (cell, worker, tell)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 import uuid
 from pathlib import Path
 
 from ..writing import sync, write_new
-from .cells import FILES, MANIFEST, DamagedError, check, digests_in
+from .cells import FILES, LARGEST, LARGEST_FILE, MANIFEST, DamagedError, check, digests_in
 
 
 def write_folder(final: Path, parts: dict[str, bytes], temporary: Path) -> None:
@@ -49,13 +50,18 @@ def read_folder(folder: Path) -> dict[str, bytes] | None:
     """The bytes of every part, verified; None when there is no such folder.
 
     Raises:
-        DamagedError: something is missing or not what was written.
+        DamagedError: something is missing or not what was written, or lies elsewhere.
     """
-    if not folder.is_dir():
+    if _not_ours(folder) is not None:
+        raise DamagedError(f"{folder.name[:16]} is no folder")
+    if not folder.exists():
         return None
     try:
-        manifest = (folder / MANIFEST).read_bytes()
-        parts = {name: (folder / name).read_bytes() for name in digests_in(manifest)}
+        manifest = _read(folder / MANIFEST, LARGEST[MANIFEST])
+        names = digests_in(manifest)
+        if (folder / FILES).is_symlink():
+            raise DamagedError(f"{FILES} is a link")
+        parts = {name: _read(folder / name, LARGEST.get(name, LARGEST_FILE)) for name in names}
     except OSError as error:
         raise DamagedError(f"{type(error).__name__}: {error}") from None
     parts[MANIFEST] = manifest
@@ -63,9 +69,40 @@ def read_folder(folder: Path) -> dict[str, bytes] | None:
     return parts
 
 
+def _read(path: Path, most: int) -> bytes:
+    """The content of an ordinary file of at most so many bytes; a link is not followed and nobody is waited for."""
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as stream:
+        found = os.fstat(stream.fileno())
+        if not stat.S_ISREG(found.st_mode) or found.st_size > most:
+            raise DamagedError(f"{path.name} is no file, or too large")
+        return stream.read(most)
+
+
+def _not_ours(folder: Path) -> Path | None:
+    """The folder, or the one above it, if something else stands in its place: a link, a file."""
+    return next(
+        (one for one in (folder.parent, folder) if one.is_symlink() or (one.exists() and not one.is_dir())), None
+    )
+
+
 def discard(folder: Path, temporary: Path) -> None:
-    """Takes a folder away, into `temporary`. Raises OSError."""
-    move(folder, temporary / f"damaged.{folder.name[:16]}.{uuid.uuid4().hex[:8]}")
+    """Takes a folder away, or what stands in its place, into `temporary`. Raises OSError."""
+    move(_not_ours(folder) or folder, temporary / f"damaged.{folder.name[:16]}.{uuid.uuid4().hex[:8]}")
+
+
+def remove(path: Path) -> None:
+    """Takes away whatever is there, of a link only the link; what cannot be removed stays."""
+    try:
+        path.unlink()
+    except OSError:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def only_a_file(path: Path, most: int = 2**40) -> None:
+    """Takes away a link, a pipe or a file that is larger; a folder, which is not ours, is for writing to refuse."""
+    ours = path.is_dir() or (path.is_file() and path.stat().st_size <= most)
+    if path.is_symlink() or (path.exists() and not ours):
+        path.unlink()
 
 
 def move(source: Path, target: Path) -> None:

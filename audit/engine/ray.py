@@ -6,16 +6,17 @@ A cluster is trusted like the plan: whoever may submit work to it runs code on i
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from ...targets.errors import InputError
-from ...targets.steps import Arrays
+from ...targets.form import Form
+from ...targets.quiet import SWITCHES
+from ...targets.steps import Arrays, Check
 from .cells import Cell, DamagedError, Result, pack, unpack
 from .hearing import STARTED, Tell, nobody
 from .store import Store
@@ -39,7 +40,6 @@ class RayCluster:
         self._sent: dict[str, Any] = {}  # references to results that cells read, by key
 
     def __enter__(self) -> RayCluster:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
         try:
             import ray
         except ImportError:
@@ -53,7 +53,7 @@ class RayCluster:
         if self._ray.cluster_resources().get("GPU", 0) < self.gpus:
             self.__exit__()
             raise InputError("The plan's device is cuda, and no node of the Ray cluster has a GPU. Write device: cpu.")
-        variables = ONE_THREAD if self.gpus else {**ONE_THREAD, "CUDA_VISIBLE_DEVICES": ""}
+        variables = SWITCHES | ONE_THREAD | ({} if self.gpus else {"CUDA_VISIBLE_DEVICES": ""})
         self._compute: Any = ray.remote(_compute).options(
             num_cpus=1, num_gpus=self.gpus, num_returns=2, max_retries=0, runtime_env={"env_vars": variables}
         )
@@ -95,7 +95,9 @@ class RayCluster:
         for key in needs:
             if key not in self._sent:
                 self._sent[key] = self._ray.put(self.store.parts(key))
-        reference, parts = self._compute.remote(cell, self.spawn, list(needs), *[self._sent[key] for key in needs])
+        reference, parts = self._compute.remote(
+            replace(cell, form=None), self.spawn, list(needs), *[self._sent[key] for key in needs]
+        )
         self._busy[reference] = (cell, parts)
         self.store.log("started", cell)
 
@@ -147,7 +149,10 @@ class _InMemory:
     def put(self, key: str, result: Result) -> None:
         self.parts[key] = pack(result)
 
-    def part(self, owner: str, name: str) -> Arrays | None:
+    def expect(self, forms: Mapping[str, Form]) -> None:
+        """Nothing: the store that they come from and go to checks them."""
+
+    def part(self, owner: str, name: str, check: Check) -> Arrays | None:
         """No part is kept: a cell whose node goes away begins anew on another one."""
 
     def keep(self, owner: str, name: str, arrays: Arrays) -> None: ...

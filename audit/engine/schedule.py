@@ -11,7 +11,7 @@ from ...targets.errors import CrushproofError, Incomplete, InputError, NotApplic
 from .cells import Cell
 from .progress import Progress
 from .store import Store
-from .work import Attempt
+from .work import Attempt, forms_of
 
 TRIES = 2  # a cell whose worker died is tried once more, because the cause may have been a full machine
 LOSSES = 5  # so often is a cell given up only when its machine went away each time
@@ -60,10 +60,11 @@ class Schedule:
             self.key_of[cell.name] = cell.key
             self.by_key.setdefault(cell.key, cell)
             self.needs.setdefault(cell.key, list(dict.fromkeys(self.key_of[need] for need in cell.needs)))
+        store.expect(forms_of(self.cells))
         self.stored = [key for key in self.by_key if store.has(key)]
-        for key in dict.fromkeys(store.damaged):
-            if key in self.by_key:
-                progress.note(f"the stored result of {self.by_key[key].name} was damaged; it is computed anew")
+        for key in [key for key in self.by_key if key in store.damaged]:
+            why = store.damaged.pop(key)
+            progress.note(f"the stored result of {self.by_key[key].name} was damaged ({why}); it is computed anew")
         self.todo = [key for key in self.by_key if key not in set(self.stored)]
         self.failed: dict[str, str] = {}
         self.skipped: dict[str, str] = {}

@@ -2,7 +2,7 @@
 
     OUT/evidence/cells/<ab>/<key>/   document.json, arrays.safetensors, files/*, manifest.json with a digest of each
     OUT/evidence/parts/<key>/*/      the same of finished parts of cells that are not finished (targets/steps.py)
-    OUT/evidence/temporary/          half-written cells of a run that was killed; swept by the next run
+    OUT/evidence/temporary/          half-written cells and reports of a run that was killed; swept by the next run
     OUT/evidence/failures/           tracebacks of cells that failed
     OUT/evidence/journal.jsonl       and index.sqlite: see ledger.py; never read for results
     OUT/evidence/lock                held by the one run that may work here
@@ -17,17 +17,17 @@ import hashlib
 import json
 import os
 import re
-import shutil
-import stat
+from collections.abc import Mapping
 from pathlib import Path
 
 from ...targets.errors import Incomplete
+from ...targets.form import Form, MisfitError
 from ...targets.recent import Recent
-from ...targets.steps import Arrays
-from ..writing import writing
-from .cells import MANIFEST, Cell, DamagedError, Result, canonical_json, check, pack, unpack
+from ...targets.steps import Arrays, Check, unchecked
+from ..writing import claim, writing
+from .cells import MANIFEST, Cell, DamagedError, Result, canonical_json, check, check_form, pack, unpack
 from .ledger import Ledger, whoami
-from .on_disk import discard, read_folder, write_folder
+from .on_disk import discard, only_a_file, read_folder, remove, write_folder
 
 REMEMBERED = 128 * 2**20  # bytes of results that a process keeps at hand: what many cells read is read and checked once
 
@@ -42,25 +42,32 @@ class Store(Ledger):
         folder: the audit's output folder, made when it is not there; the store is its subfolder `evidence`.
 
     Raises:
-        InputError: the folder cannot be made or written.
+        InputError: the folder cannot be made or written, or its subfolder is not ours.
     """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, folder / "evidence")
-        self.damaged: list[str] = []  # keys whose files did not match their digests; each was thrown away
+        self.damaged: dict[str, str] = {}  # by key, what is wrong with a result; each was thrown away
         self._intact: set[str] = set()
+        self._forms: dict[str, Form] = {}
         self._lock: int | None = None
         self._recent: Recent[dict[str, bytes]] = Recent(REMEMBERED)
-        self._cells, self._temporary = self.private / "cells", self.private / "temporary"
+        self._cells, self.half = self.private / "cells", self.private / "temporary"
         self._parts = self.private / "parts"
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            for path in (self.private, self._cells, self._parts, self._temporary):
+            claim(self.private)
+            for path in (self._cells, self._parts, self.half):
                 path.mkdir(mode=0o700, exist_ok=True)
-            if stat.S_IMODE(self.private.stat().st_mode) != 0o700:
-                self.private.chmod(0o700)
 
     # -- results ------------------------------------------------------------------------------------------------------
+
+    def expect(self, forms: Mapping[str, Form]) -> None:
+        """What the results under these keys look like, from now on: any other is damaged."""
+        for key in forms.keys() - self._forms.keys():
+            self._forms[key] = forms[key]
+            self._intact.discard(key)
+            self._recent.drop(key)
 
     def has(self, key: str) -> bool:
         """Whether an intact result is stored. A damaged one is thrown away and noted in `damaged`."""
@@ -68,13 +75,13 @@ class Store(Ledger):
             return True
         try:
             return self._read(key) is not None
-        except DamagedError:
-            self.damaged.append(key)
+        except DamagedError as error:
+            self.damaged[key] = str(error)
             self._discard(key)
             return False
 
     def get(self, key: str) -> Result:
-        """The stored result, checked against its digests.
+        """The stored result, checked against its digests and its form.
 
         Raises:
             KeyError: nothing is stored under this key.
@@ -89,8 +96,11 @@ class Store(Ledger):
 
         Raises:
             InputError, Incomplete: the folder cannot be written, or the disk is full. What was stored stays.
+            DamagedError: it is not of the form expected.
         """
-        self._put(key, pack(result))
+        parts = pack(result)
+        check_form(self._forms.get(key), parts)
+        self._put(key, parts)
 
     def parts(self, key: str) -> dict[str, bytes]:
         """The stored result as `pack` made it, to be sent to another machine. Raises as `get`."""
@@ -113,11 +123,13 @@ class Store(Ledger):
             InputError, Incomplete: as `put`.
         """
         check(parts)
+        check_form(self._forms.get(key), parts)
         self._put(key, parts)
 
     def _put(self, key: str, parts: dict[str, bytes]) -> None:
+        self.has(key)  # what lies there already stays only if it is intact
         with writing(self.folder):
-            write_folder(self.path(key), parts, self._temporary)
+            write_folder(self.path(key), parts, self.half)
         self._remember(key, parts)
 
     def _remember(self, key: str, parts: dict[str, bytes]) -> None:
@@ -126,7 +138,17 @@ class Store(Ledger):
 
     def path(self, key: str) -> Path:
         """The folder of a cell; the files in it are read-only to everybody but `put`."""
-        return self._cells / key[:2] / key
+        return cell_folder(self.folder, key)
+
+    def replace(self, key: str, result: Result) -> None:
+        """As `put`, in place of what is stored under this key. For what no finding rests on."""
+        self.drop(key)
+        self.put(key, result)
+
+    def drop(self, key: str) -> None:
+        """Forgets what is stored under this key, if anything is."""
+        if os.path.lexists(self.path(key)):
+            self._discard(key)
 
     def evidence(self, key: str) -> tuple[str, str]:
         """Where a result lies, seen from the output folder, and the sha256 (hex) of its manifest, which covers it all.
@@ -150,6 +172,8 @@ class Store(Ledger):
         """The bytes of every part, verified; None when there is no such cell."""
         parts = self._recent.get(key)
         if parts is None and (parts := read_folder(self.path(key))) is not None:
+            if key not in self._intact:
+                check_form(self._forms.get(key), parts)
             self._remember(key, parts)
         return parts
 
@@ -157,12 +181,15 @@ class Store(Ledger):
         self._intact.discard(key)
         self._recent.drop(key)
         with writing(self.folder):
-            discard(self.path(key), self._temporary)
+            discard(self.path(key), self.half)
 
     # -- parts of cells that are not finished -------------------------------------------------------------------------
 
-    def part(self, owner: str, name: str) -> Arrays | None:
+    def part(self, owner: str, name: str, check: Check = unchecked) -> Arrays | None:
         """The part of this name that was kept under the key `owner`; None when there is none.
+
+        Args:
+            check: raises MisfitError where it is another one.
 
         Raises:
             DamagedError: it is not what was kept, and was thrown away.
@@ -170,21 +197,27 @@ class Store(Ledger):
         folder = self._part(owner, name)
         try:
             parts = read_folder(folder)
-        except DamagedError:
+            found = None if parts is None else unpack(parts)
+            if found is None:
+                return None
+            if found.document != {"part": name} or found.files:
+                raise DamagedError("it is another part")
+            check(found.arrays)
+        except (DamagedError, MisfitError) as error:
             with writing(self.folder):
-                discard(folder, self._temporary)
-            raise
-        return None if parts is None else unpack(parts).arrays
+                discard(folder, self.half)
+            raise DamagedError(str(error)) from error
+        return found.arrays
 
     def keep(self, owner: str, name: str, arrays: Arrays) -> None:
         """Stores a part; it is there after a kill. Raises as `put`."""
         with writing(self.folder):
-            write_folder(self._part(owner, name), pack(Result(arrays, {"part": name})), self._temporary)
+            write_folder(self._part(owner, name), pack(Result(arrays, {"part": name})), self.half)
 
     def drop_parts(self, owner: str | None = None) -> None:
         """Forgets the parts kept under one key, or all: when what they were parts of is stored as a whole."""
         for folder in self._parts.iterdir() if owner is None else [self._parts / owner]:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove(folder)
 
     def _part(self, owner: str, name: str) -> Path:
         return self._parts / owner / hashlib.sha256(name.encode()).hexdigest()
@@ -197,8 +230,9 @@ class Store(Ledger):
         Raises:
             Incomplete: another run holds it; the message says which.
         """
+        only_a_file(self.private / "lock")
         with writing(self.folder):
-            descriptor = os.open(self.private / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+            descriptor = os.open(self.private / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -225,15 +259,22 @@ class Store(Ledger):
             self._lock = None
 
     def _sweep(self) -> None:
-        for left in (*self._temporary.iterdir(), self.private / "failures"):
-            shutil.rmtree(left, ignore_errors=True)
+        for left in (*self.half.iterdir(), self.private / "failures"):
+            remove(left)
+        only_a_file(self.private / "workers.log")
         self.mend({path.name for path in self._cells.glob("??/*") if path.is_dir()})
+
+
+def cell_folder(folder: Path, key: str) -> Path:
+    """Where a cell of the audit in `folder` lies."""
+    return folder / "evidence" / "cells" / key[:2] / key
 
 
 def _holder(descriptor: int) -> str:
     """Who wrote the lock file, as far as it can be read."""
     try:
         holder = json.loads(os.pread(descriptor, 4096, 0))
-        return f"process {holder['pid']} on {holder['host']}, since {holder['at']}"
-    except (ValueError, KeyError, TypeError):
+        said = f"process {holder['pid']} on {holder['host']}, since {holder['at']}"
+        return said if said.isprintable() and len(said) < 200 else "a process that says nonsense"
+    except (ValueError, KeyError, TypeError, RecursionError):
         return "a process that has not yet said who it is"

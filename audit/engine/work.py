@@ -9,11 +9,13 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, Protocol
 
 from ...targets.errors import CrushproofError, InputError, NotApplicable, Unavailable
+from ...targets.form import DECLINED, Form
 from ...targets.steps import heard_by
 from .cells import Cell, Result
 from .hearing import STARTED, Hearing, Keeper, Tell, nobody
@@ -23,6 +25,8 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_
 
 class CellResults(Keeper, Protocol):
     """Where a cell finds the results it needs and leaves its own, and its parts until then."""
+
+    def expect(self, forms: Mapping[str, Form]) -> None: ...
 
     def get(self, key: str) -> Result: ...
 
@@ -102,7 +106,7 @@ def attempt(work: Work, cell: Cell, results: CellResults, tell: Tell = nobody) -
         except Unavailable:
             raise
         except NotApplicable as error:
-            result = Result(document={"not_applicable": str(error)})
+            result = Result(document={DECLINED: str(error)})
         results.put(cell.key, result)
         seconds = time.process_time() - started
         results.log("finished", cell, seconds=seconds)
@@ -127,12 +131,18 @@ def attempt_in_worker(spawn: Spawn, cell: Cell, results: CellResults, tell: Tell
                 "package has another version there, or the plan's files changed meanwhile. Make them equal and run the "
                 "same command again."
             )
+        results.expect(forms_of(work.cells()))
         ended = attempt(work, cell, results, tell)
     except (Exception, SystemExit) as error:
         traceback.print_exc()  # into the worker's log
         why = str(error) if isinstance(error, CrushproofError) else in_words(error)
         ended = Attempt("stop", why=why, error=type(error).__name__)
     return replace(ended, worker=f"{socket.gethostname()}:{os.getpid()}", peak_bytes=peak_bytes())
+
+
+def forms_of(cells: Iterable[Cell]) -> dict[str, Form]:
+    """What the results of these cells look like, by key."""
+    return {cell.key: cell.form for cell in cells if cell.form is not None}
 
 
 @lru_cache(maxsize=1)

@@ -12,7 +12,7 @@ from ...attacks.statistics.power import unseen_loss
 from ...targets.errors import InputError
 from ..engine.cells import Result
 from ..engine.schedule import Outcome
-from ..engine.store import Store
+from ..paths import without_paths
 from ..plan.plan import DENSE
 from ..schema.rows import (
     SCHEMA,
@@ -29,14 +29,14 @@ from ..verdict.policy import Policy
 from .candidates import candidate_row
 from .data_summary import data_summary
 from .finding_rows import findings_of
-from .results import AuditResults
+from .results import AuditResults, Finished
 
 UNMADE = "the candidate itself"
 
 
 def assemble(
     suite: Suite,
-    store: Store,
+    store: Finished,
     outcome: Outcome,
     policy: Policy,
     command: str,
@@ -82,7 +82,7 @@ def assemble(
         name=suite.plan.name,
         verdict=judged.verdict,
         deciding=[*judged.deciding, *unmade],
-        plan=suite.plan.model_dump(mode="json", exclude={"engine"}),
+        plan=suite.plan.shown,
         plan_digest=suite.plan.digest,
         seed=suite.plan.seed,
         data=data_summary(data),
@@ -102,7 +102,7 @@ def assemble(
     )
 
 
-def results_of(suite: Suite, store: Store, outcome: Outcome, command: str) -> AuditResults:
+def results_of(suite: Suite, store: Finished, outcome: Outcome, command: str) -> AuditResults:
     def get(name: str) -> Result | None:
         if not suite.has(name) or not store.has(suite.cell(name).key):
             return None
@@ -111,11 +111,11 @@ def results_of(suite: Suite, store: Store, outcome: Outcome, command: str) -> Au
 
     def why(name: str) -> str:
         if name in outcome.failed:
-            return f"failed: {outcome.failed[name]}"
+            return without_paths(f"failed: {outcome.failed[name]}")
         if name in outcome.unavailable:
-            return outcome.unavailable[name]
+            return without_paths(outcome.unavailable[name])
         if suite.has(name) and store.has(suite.cell(name).key):
-            return str(store.get(suite.cell(name).key).document.get("not_applicable", "unknown"))
+            return without_paths(str(store.get(suite.cell(name).key).document.get("not_applicable", "unknown")))
         return "something it needs failed"
 
     def evidence(name: str) -> tuple[str, str]:

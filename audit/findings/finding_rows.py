@@ -10,17 +10,17 @@ from ...targets.errors import InputError, NotApplicable, user_error
 from ...targets.seeds import derive
 from ..engine.cells import Cell
 from ..engine.schedule import Outcome
-from ..engine.store import Store
+from ..paths import without_paths
 from ..schema.rows import Estimate, Finding, GroupEstimate, ThreatModel
 from ..subject.audited import AuditedModel
 from ..suite.attack_cells import attack_cell
 from ..suite.suite import Reached, Suite
 from .estimates import change, curves, estimate, part
-from .results import AttackResults, AuditResults
+from .results import AttackResults, AuditResults, Finished
 
 
 def findings_of(
-    results: AuditResults, model: AuditedModel, attack: Attack, label: str, outcome: Outcome, store: Store
+    results: AuditResults, model: AuditedModel, attack: Attack, label: str, outcome: Outcome, store: Finished
 ) -> tuple[list[Finding], list[tuple[Measurement, float]]]:
     """The findings of an attack on one model; what it measured of a random recipe's draws, each with its level.
 
@@ -39,7 +39,7 @@ def findings_of(
         name, why = f"measure/{label}/{model.name}", f"failed: {told}"
         outcome.failed[name] = told
         store.keep_failure(Cell(name, ""), traceback.format_exc())
-    blank = Measurement(attack.metrics[0], label, None, reason=why)
+    blank = Measurement(attack.metrics[0], label, None, reason=without_paths(why))
     return [finding_row(results, model, attack, label, blank)], []
 
 

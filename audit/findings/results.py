@@ -4,16 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from ...attacks.access import Flag
 from ...attacks.attack import Round
 from ...attacks.case import Evidence
 from ...attacks.preparation import Audited, Preparation, Prepared, Ran, Scope
 from ...attacks.statistics.rates import no_better_than_guessing
-from ..engine.cells import Result
+from ..engine.cells import Cell, Result
 from ..subject.audited import AuditedModel
 from ..suite.attack_cells import attack_cell, evidence_of
 from ..suite.suite import Reached, Suite
+
+
+class Finished(Protocol):
+    """The stored results of an audit, as rows are made from them."""
+
+    def has(self, key: str) -> bool: ...
+    def get(self, key: str) -> Result: ...
+    def evidence(self, key: str) -> tuple[str, str]:
+        """Where a result lies, seen from the output folder, and the sha256 (hex) of its manifest."""
+
+    def keep_failure(self, cell: Cell, trace: str) -> None:
+        """Keeps the traceback of work that failed."""
 
 
 @dataclass(frozen=True)

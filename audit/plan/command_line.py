@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ...targets.errors import InputError
+from ..paths import shown
 from .other_files import ARTIFACTS, refuse_other
 from .plan import DENSE, Plan, validated
 from .yaml_text import Source
 
 SHADOWS = 16  # so that one line takes minutes; a plan may ask for more
+FILES = ("--data", "--dense", "--policy")
 DATA = "an .npz with x_test and y_test (and x_train, y_train for what it gives away of its training records)"
 
 
@@ -37,10 +39,12 @@ def plan_of_options(artifact: Path, options: Mapping[str, Any]) -> Plan:
         "output": options["--output"],
         "outputs": options["--outputs"],
         "labels": whole_numbers("--labels", options["--labels"]),
+        "hours": options["--hours"],
     }
     if options["--recipe"] is not None and dense is None:
         raise InputError("--recipe needs --dense: shadow models of the dense model are compressed as the file was.")
-    both = {name: value for name, value in interface.items() if name in ("channels", "mean", "std", "units", "labels")}
+    shared = ("channels", "mean", "std", "units", "labels", "hours")
+    both = {name: value for name, value in interface.items() if name in shared}
     candidate = {"file": str(artifact), "recipe": options["--recipe"], "interface": interface}
     raw = {
         "name": artifact.name,
@@ -54,11 +58,11 @@ def plan_of_options(artifact: Path, options: Mapping[str, Any]) -> Plan:
 
 
 def words_of_options(artifact: Path, options: Mapping[str, Any]) -> list[str]:
-    """The options as they were given, to be repeated."""
-    words = ["--artifact", str(artifact)]
+    """The options as they were given, to be repeated where the files lie."""
+    words = ["--artifact", shown(artifact)]
     for option, value in options.items():
         if value is not None:
-            given = value if isinstance(value, tuple) else (value,)
+            given = value if isinstance(value, tuple) else (shown(value) if option in FILES else value,)
             words += [option, *(f"{one:g}" if isinstance(one, float) else str(one) for one in given)]
     return words
 

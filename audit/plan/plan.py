@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_valid
 
 from ...targets.errors import InputError
 from ...targets.technique import Registry, Technique, faults
+from ..paths import shown
 from .other_files import PLANS, refuse_other
 from .sections import CandidatePlan, DataPlan, EnginePlan, LocalEngine, MemoryData, ModelPlan, ShadowPlan
 from .settings import Settings, did_you_mean, fault, technique_like
@@ -191,10 +192,29 @@ class Plan(Settings):
         return float(number) * {"s": 1, "min": 60, "h": 3600}[unit]
 
     @property
-    def digest(self) -> str:
-        """sha256 (hex) of all that can change a result; where it is computed cannot."""
+    def shown(self) -> dict[str, Any]:
+        """All that can change a result, as JSON; where it is computed, and where files lie on this machine, cannot."""
         fields = self.model_dump(mode="json", exclude={"engine"})
-        return hashlib.sha256(json.dumps(fields, sort_keys=True, allow_nan=False).encode()).hexdigest()
+        models = [fields["model"] or {}, *fields["candidates"].values()]
+        named = [
+            *((fields["data"], key) for key in ("path", "train_path", "test_path")),
+            *((model, key) for model in models for key in ("file", "weights")),
+            (fields, "policy"),
+        ]
+        for section, key in named:
+            if isinstance(section.get(key), str):
+                section[key] = shown(section[key])
+        return fields
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) of `shown`."""
+        return hashlib.sha256(json.dumps(self.shown, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+    @property
+    def file(self) -> str | None:
+        """The name of the file it was read from; None: it is from Python or the command line."""
+        return self._source.name if self._source.lines else None
 
     def where(self, *steps: str | int) -> str:
         """Where a value stands, for an error: `plan.yaml, line 7`."""

@@ -12,6 +12,8 @@ from ...targets.data.declared import STRETCH, Declared
 from ...targets.technique import Technique
 from .settings import Settings, fault, technique_like
 
+Column = Annotated[int, Field(ge=0, lt=10**9)] | str  # a position or a name
+Value = Annotated[float, Field(ge=-1e15, le=1e15)]  # squares of it are numbers yet
 FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
@@ -24,16 +26,16 @@ class DigitsData(Settings):
 class DeclaredData(Settings):
     """What the values of a record are, where they are no plain numbers; columns by name or position from 0."""
 
-    immutable: tuple[int | str, ...] = Field((), description="columns that no attacker can change")
-    categorical: dict[int | str, Literal["one-hot", "codes"] | tuple[str, ...]] = Field(
+    immutable: tuple[Column, ...] = Field((), description="columns that no attacker can change")
+    categorical: dict[Column, Literal["one-hot", "codes"] | tuple[str, ...]] = Field(
         {},
         description="columns of categories: one-hot (of CSV, written out as 0 and 1), their names in the model's "
         "order, or codes (whole numbers that reach the model as they are)",
     )
-    one_hot: tuple[tuple[int | str, ...], ...] = Field(
+    one_hot: tuple[tuple[Column, ...], ...] = Field(
         (), description="blocks of 0/1 columns with a single 1 each, such as [[3, 4, 5], [6-14]]"
     )
-    integer: tuple[int | str, ...] = Field((), description="columns of whole numbers, as which they are attacked")
+    integer: tuple[Column, ...] = Field((), description="columns of whole numbers, as which they are attacked")
     tokens: bool = Field(False, description="whether all values are ids that the model looks up")
 
     @property
@@ -93,8 +95,8 @@ def _bounds(value: Any) -> Any:
     return value
 
 
-Ends = tuple[float, float]
-DataBounds = Annotated[Ends | dict[int | str, Ends] | None, BeforeValidator(_bounds)]
+Ends = tuple[Value, Value]
+DataBounds = Annotated[Ends | dict[Column, Ends] | None, BeforeValidator(_bounds)]
 
 
 class NpzData(DeclaredData):
@@ -143,12 +145,20 @@ class InterfacePlan(Settings):
 
     layout: Literal["channels-first", "channels-last", "flat"] | None = Field(None, description="of the file's input")
     channels: Literal["rgb", "bgr"] | None = Field(None, description="the order of colours that the file takes")
-    mean: tuple[float, ...] | None = Field(None, description="per channel, in [0, 1] units; subtracted")
-    std: tuple[float, ...] | None = Field(None, description="per channel, in [0, 1] units; divided by after `mean`")
+    mean: tuple[Value, ...] | None = Field(None, description="per channel, in [0, 1] units; subtracted")
+    std: tuple[Value, ...] | None = Field(None, description="per channel, in [0, 1] units; divided by after `mean`")
     units: Literal["as given", "0..1", "0..255", "-1..1"] | None = Field(None, description="what an input counts in")
     outputs: Literal["logits", "probabilities", "log-probabilities"] | None = Field(None, description="of the file")
-    labels: tuple[int, ...] | None = Field(None, description="for each class of the data, the file's output for it")
+    labels: tuple[Annotated[int, Field(ge=0, lt=10**6)], ...] | None = Field(
+        None, description="for each class of the data, the file's output for it"
+    )
     output: str | None = Field(None, description="name of the file's output that holds the classes, of several")
+    hours: float | None = Field(
+        None,
+        gt=0,
+        le=100_000,
+        description="of processor time that asking the file may take; default: 1, and 1.5 per MB",
+    )
 
     @model_validator(mode="after")
     def _normalised(self) -> InterfacePlan:

@@ -6,6 +6,7 @@ from importlib import resources
 from pathlib import Path
 
 from ...targets.errors import InputError
+from ..writing import write_together, writing
 
 FILES = ("plan.yaml", "my_model.py")  # of the folder starter_files
 
@@ -15,18 +16,14 @@ def write_starter(folder: Path) -> list[Path]:
 
     Raises:
         InputError: one of them is there already (nothing is written then), or the folder cannot be written.
+        Incomplete: its disk is full.
     """
     source = resources.files(__package__) / "starter_files"
     files = {folder / name: source.joinpath(name).read_text(encoding="utf-8") for name in FILES}
     there = [str(path) for path in files if path.exists() or path.is_symlink()]
     if there:
         raise InputError(f"{' and '.join(there)} would be overwritten. Move it away, or name another folder.")
-    try:
+    with writing(folder, another="Name another folder."):
         folder.mkdir(parents=True, exist_ok=True)
-        for path, text in files.items():
-            path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(
-            f"{error.filename or folder} cannot be written: {error.strerror}. Name another folder."
-        ) from None
+        write_together(files, folder)
     return list(files)

@@ -11,10 +11,12 @@ import base64
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ...targets.quiet import away_from_home
 from ..schema.rows import Point
 from ..schema.wording import label
 
@@ -101,6 +103,16 @@ def to_data_uri(figure: Figure) -> str:
     text = re.sub(r"(\d\.\d{2})\d+", r"\1", text)
     text = re.sub(r"\n\s*", "\n", text)
     return "data:image/svg+xml;base64," + base64.b64encode(text.encode("utf-8")).decode("ascii")
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Inside the block matplotlib draws in the report's style."""
+    with away_from_home():
+        import matplotlib
+        import matplotlib.font_manager
+    with matplotlib.rc_context(STYLE):
+        yield
 
 
 def new_figure(width: int, height: int) -> Figure:
@@ -197,7 +209,6 @@ def lines(title: str, series: list[Series], x: Axis, y: Axis, *, key_rows: int, 
     Returns:
         None when no point can be drawn (no points, or none positive on a logarithmic axis).
     """
-    import matplotlib
 
     def drawable(point: Point) -> bool:
         return (not x.log or point.x > 0) and (not y.log or point.estimate > 0)
@@ -208,7 +219,7 @@ def lines(title: str, series: list[Series], x: Axis, y: Axis, *, key_rows: int, 
     named = [s for s in shown if not s.dashed]
     key_height = 16 * key_rows + 8
     width, height = 344, 214 + key_height
-    with matplotlib.rc_context(STYLE):
+    with styled():
         figure = new_figure(width, height)
         axes = new_axes(figure, left=48, bottom=42, right=14, top=key_height + 4)
         xs = [point.x for s in shown for point in s.points]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ...attacks.risk import Metric
 from ..schema.wording import label
-from .charts import GRID, MUTED, PALETTE, REFERENCE, STYLE, Chart, new_axes, new_figure, tick, to_data_uri
+from .charts import GRID, MUTED, PALETTE, REFERENCE, Chart, new_axes, new_figure, styled, tick, to_data_uri
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,9 +49,7 @@ def quality_against_size(dots: list[Dot], known: Metric) -> Chart | None:
 
 
 def _scatter(dots: list[Dot], width: int, height: int, known: Metric) -> str:
-    import matplotlib
-
-    with matplotlib.rc_context(STYLE):
+    with styled():
         figure = new_figure(width, height)
         axes = new_axes(figure, left=52, bottom=44, right=18, top=14)
         axes.grid(True, axis="x", color=GRID, linewidth=0.8)
@@ -152,13 +150,12 @@ class Pair:
 
 def pairs(title: str, rows: list[Pair], *, percent: bool) -> Chart | None:
     """Per hardened model: without the defense (open), with it under its adaptive attack (filled), as it seems (+)."""
-    import matplotlib
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     if not rows:
         return None
     width, height = 344, 72 + 42 * len(rows) + 30
-    with matplotlib.rc_context(STYLE):
+    with styled():
         figure = new_figure(width, height)
         axes = new_axes(figure, left=14, bottom=32, right=18, top=40)
         axes.grid(True, axis="x", color=GRID, linewidth=0.8)

@@ -22,7 +22,8 @@ from ...attacks.risk import ACCURACY, FRAMEWORKS, Chart
 from ...attacks.risk import Risk as RiskWords
 from ..schema import wording
 from ..schema.rows import Audit, Candidate, Finding, Point, ThreatModel
-from ..writing import write
+from ..schema.standing import MEASURED, NOT_VERIFIED, Standing, told
+from ..writing import check_ours, write
 from . import charts, data_views, defense_views, dot_charts, footprint_views, risk_views, views
 
 # Charts hold this many models beside the grey reference; more would be hard to tell apart.
@@ -31,17 +32,23 @@ _POINTS_PER_LINE = 60
 _ROOT = __name__.partition(".")[0]  # the package that holds the templates
 
 
-def render(audit: Audit, path: Path) -> None:
+def render(audit: Audit, path: Path, standing: Standing = MEASURED) -> None:
     """Writes the report to `path`: whole or not at all (a file beside it is written first, then takes its place).
 
+    Args:
+        standing: how far the audit was held against its evidence; the default is for one that was just measured.
+
     Raises:
+        InputError: there is a file that is no report of ours.
         OSError: the folder cannot be written.
     """
-    write(path, to_html(audit))
+    check_ours(path)
+    write(path, to_html(audit, standing))
 
 
-def to_html(audit: Audit) -> str:
+def to_html(audit: Audit, standing: Standing = MEASURED) -> str:
     """The report as one HTML document."""
+    audit = told(audit, standing)
     ix = views.index(audit)
     columns = views.columns(audit)
     matrix = [c for c in columns if c.gated or "/" not in c.suffix]
@@ -52,6 +59,8 @@ def to_html(audit: Audit) -> str:
         .get_template("report.html.j2")
         .render(
             audit=audit,
+            standing=standing,
+            NOT_VERIFIED=NOT_VERIFIED,
             ix=ix,
             style=Markup(style.read_text(encoding="utf-8")),  # ours, not the audit's
             matrix=matrix,

@@ -10,6 +10,7 @@ from rich.text import Text
 from ...attacks.risk import ACCURACY, BALANCED_ACCURACY, Metric
 from ..schema import wording
 from ..schema.rows import Audit, Candidate
+from ..schema.standing import MEASURED, NOT_VERIFIED, REBUILT, UNSIGNED, Standing, told
 
 WIDTH = 140  # of the table where there is no terminal to ask
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
@@ -62,8 +63,13 @@ def as_html(audit: Audit) -> str:
     return str(page.format(Markup("").join([titles, *body]), verdict_line(audit), Markup("").join(told)))
 
 
-def print_audit(audit: Audit) -> None:
-    """Writes the table and the verdict to standard output."""
+def print_audit(audit: Audit, standing: Standing = MEASURED) -> None:
+    """Writes the table and the verdict to standard output.
+
+    Args:
+        standing: how far the audit was held against its evidence; the default is for one that was just measured.
+    """
+    audit = told(audit, standing)
     console = _console()
     table = Table(box=None, pad_edge=False, header_style="bold")
     head, *rows = table_of(audit)
@@ -78,6 +84,10 @@ def print_audit(audit: Audit) -> None:
         console.print(Text(line, style="dim"))
     console.print()
     headline, _, rest = verdict_line(audit).partition(" ")
+    if not standing.verified:
+        console.print(Text(NOT_VERIFIED, style="bold yellow"))
+    if standing == REBUILT:
+        rest = f"{rest} ({UNSIGNED})"
     console.print(Text(headline, style=f"bold {COLOURS[audit.verdict]}"), Text(rest))
     for sentence in (*audit.deciding, *_beside(audit)):
         console.print(Text(f"  {wording.clean(sentence)}"))

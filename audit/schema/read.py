@@ -32,13 +32,7 @@ def read_audit(folder: Path) -> Audit:
         raw = stream.read(SIZE_CAP)
     cure = "Run the audit again, or fetch the file again if somebody sent it."
     try:
-        values = json.loads(
-            raw.decode("utf-8"),
-            parse_constant=_no_constant,
-            parse_int=_integer,
-            parse_float=_finite,
-            object_pairs_hook=_unique,
-        )
+        values = strict_json(raw)
     except RecursionError:
         raise UnsafeInput(f"{path} is nested too deeply to be an audit. {cure}") from None
     except ValueError as error:  # also what json and the hooks below raise
@@ -59,6 +53,22 @@ def read_audit(folder: Path) -> Audit:
     if (fault := contradiction(audit)) is not None:
         raise UnsafeInput(f"{path} contradicts itself: {fault}. {cure}")
     return audit
+
+
+def strict_json(raw: bytes) -> Any:
+    """A JSON value from UTF-8: no key twice, no number that is not finite, no integer of more than 18 digits.
+
+    Raises:
+        ValueError: it is something else.
+        RecursionError: it is nested too deeply.
+    """
+    return json.loads(
+        raw.decode("utf-8"),
+        parse_constant=_no_constant,
+        parse_int=_integer,
+        parse_float=_finite,
+        object_pairs_hook=_unique,
+    )
 
 
 def _no_constant(text: str) -> Any:

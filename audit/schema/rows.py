@@ -272,12 +272,21 @@ class Machine(Row):
     device: str = Field(description="that models ran on: cpu, cuda ...")
 
 
+class RecordedAt(Row):
+    """What every figure can be made from again, in the evidence beside this file: `crushproof verify` does."""
+
+    key: str = Field(pattern=r"^[0-9a-f]{64}$", description="under which the record lies in evidence/cells")
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$", description="sha256 of its manifest")
+    fixed: str = Field(description="when plan and policy were fixed, before the first attack, in UTC")
+
+
 class Environment(BaseModel):
     """Host facts and times; the only part of an audit that two identical runs may differ in."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     date: str = ""
+    record: RecordedAt | None = Field(None, description="None: of an audit that left no evidence")
     versions: dict[str, str] = Field({}, description="by package")
     machine: Machine | None = None
     seconds: dict[str, Amount] = Field({}, description="CPU seconds by phase")

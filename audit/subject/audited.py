@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ...compression.deployment.structure import load_module
@@ -63,6 +65,7 @@ class DenseModel:
         notes: sentences about what had to be changed of the model before it could be audited.
         file: the ONNX file it was given as, which is what is deployed; None: it is exported.
         undefended: the architecture before a defense changed it; None: none did.
+        together: the answer of `side_by_side` where the module is not at hand; None: the trainer is asked.
     """
 
     name: str
@@ -74,10 +77,15 @@ class DenseModel:
     notes: tuple[str, ...] = ()
     file: OpenedFile | None = None
     undefended: Architecture | None = None
+    together: int | None = None
     recipe: None = None
     control: bool = False
     undeclared: bool = False
     draws: tuple[Recipe, ...] = ()
+
+    def side_by_side(self, device: torch.device) -> int:
+        """How many models like it are trained as one piece of work."""
+        return _side_by_side(self.trainer, self.architecture, device) if self.together is None else self.together
 
     @property
     def plain(self) -> Architecture:
@@ -174,6 +182,14 @@ class FinishedFile:
 
 
 AuditedModel = DenseModel | Candidate | FinishedFile
+
+
+@lru_cache(maxsize=32)  # it builds the model
+def _side_by_side(trainer: Trainer, architecture: Architecture, device: torch.device) -> int:
+    try:
+        return trainer.side_by_side(architecture, device)
+    except NotApplicable:  # there is no such model, which the piece of work says
+        return 1
 
 
 def _baselines(parent: DenseModel) -> tuple[str, ...]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, RootModel
 from torch import nn
 
+from ...attacks.attack import ATTACKS
 from ...targets.data.data import Data
-from ...targets.errors import InputError
+from ...targets.errors import InputError, UnsafeInput, quoted
+from ...targets.form import Form
 from ...targets.interface.assumptions import Assumptions, Overrides, alike
 from ...targets.interface.finished_model import deployed, differentiable
 from ...targets.interface.infer import assume
@@ -22,7 +25,11 @@ from ...targets.model import Target
 from ...targets.untrusted.files import ordinary_file
 from ...targets.untrusted.model_file import FILE_BYTES, Facts, Kind, ModelFile, read_again, read_model_file
 from ..plan.plan import DENSE, Plan
+from ..plan.presets import ATTACK_PRESETS
 from ..plan.sections import InterfacePlan
+
+HOURS, HOURS_BY_BYTE = 1.0, 1.5e-6  # of processor time that asking a file may take, at least, and for each of its bytes
+FINDING, FINDING_SHARE = 4_000, 1 / 60  # records that it is asked to find out what it takes, and their share of it
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +89,13 @@ class Reading(BaseModel):
     doubtful: bool
 
 
+class Readings(RootModel[dict[str, Reading]]):
+    """Of all files of a plan, by the name of their model."""
+
+
+READINGS = Form(Readings, {}, declines=False)
+
+
 def reading_of(file: OpenedFile) -> Reading:
     return Reading(
         digest=file.digest,
@@ -94,17 +108,18 @@ def reading_of(file: OpenedFile) -> Reading:
     )
 
 
-def open_again(path: str, folder: Path, known: Reading, *, checked: bool) -> OpenedFile | None:
+def open_again(path: str, folder: Path, known: Reading, record: tuple[int, ...], *, checked: bool) -> OpenedFile | None:
     """A file of which it is known what it means; None: it has changed since.
 
     Args:
+        record: the shape of a record of the data.
         checked: the process that started this one read it with suspicion; else it is read so now, because what lies in
             an output folder may have been put there.
     """
     if checked:
         file = read_again(folder / path, known.digest, known.kind, known.facts, packed=known.packed)
     else:
-        found = read_model_file(folder / path)
+        found = read_model_file(folder / path, record)
         file = found if hashlib.sha256(found.data).hexdigest() == known.digest else None
     return None if file is None else OpenedFile(path, file, known.assumptions, known.notes, known.doubtful)
 
@@ -136,28 +151,54 @@ def open_file(
     data: Data,
     like: Assumptions | None = None,
     file: ModelFile | None = None,
+    answers: float = 0.0,
 ) -> OpenedFile:
     """Reads the file (in a process with limits) and finds out what it takes and answers.
 
     Args:
+        answers: how many records it will be asked, about.
         like: how the dense model it came from is read, which is tried first.
         file: what is in it, where it was read before.
 
     Raises:
         InputError: there is no such file, or under no assumption it is better than guessing.
-        UnsafeInput: it may be crafted.
+        UnsafeInput: it may be crafted, or takes more than its share of processor time.
     """
-    file = file or read_model_file(folder / path)
-    overrides = Overrides.model_validate(interface.model_dump())
+    if file is None:
+        file = read_model_file(folder / path, data.shape)
+        _check_time(path, file, interface.hours, answers)
+    overrides = Overrides.model_validate(interface.model_dump(exclude={"hours"}))
     assumptions, notes = assume(file, data, overrides, like)
     declared = [
         f"{name} {', '.join(f'{one:g}' for one in value) if isinstance(value, tuple) else value}"
         for name, value in interface
-        if value is not None
+        if value is not None and name != "hours"
     ]
     said = [f"Declared: {'; '.join(declared)}."] if declared else []
     doubtful = any(note.startswith((DOUBT, ALIKE)) for note in notes)
     return OpenedFile(path, file, assumptions, (*said, *file.notes, *notes), doubtful)
+
+
+def answers_planned(plan: Plan) -> float:
+    """About how many records each model of the plan is asked; gradients of its twin count as three of its answers."""
+    raw = ATTACK_PRESETS[plan.attacks] if isinstance(plan.attacks, str) else plan.attacks
+    efforts = [ATTACKS.parse(one).effort for one in raw]
+    return 2_000 + sum(effort.answers + 3 * effort.gradients for effort in efforts)
+
+
+def _check_time(path: str, file: ModelFile, hours: float | None, answers: float) -> None:
+    """Raises UnsafeInput where the file, at the price of the record that was tried, would take more than `hours`."""
+    limit = HOURS + HOURS_BY_BYTE * len(file.data) if hours is None else hours
+    for count, share, what in ((FINDING, FINDING_SHARE, "to find out what it takes"), (answers, 1.0, "by this plan")):
+        needed = count * file.seconds / 3600
+        if needed > limit * share:
+            raise UnsafeInput(
+                f"{quoted(path)} takes {1000 * file.seconds:,.3g} ms of processor time for one record, and is to be "
+                f"asked about {count:,.0f} {what}: {needed:.2g} h, where a file of {len(file.data):,} bytes may take "
+                f"{limit * share:.2g} h. Nothing was attacked. If the model is yours, allow as much with --hours "
+                f"{math.ceil(needed / share)} (interface: {{hours: {math.ceil(needed / share)}}} in a plan), or plan "
+                "fewer attacks (attacks: quick)."
+            )
 
 
 def open_all(
@@ -177,7 +218,8 @@ def open_all(
     """
     if readings is not None:
         same = {
-            name: open_again(path, folder, readings[name], checked=checked) for name, path in paths_of(plan).items()
+            name: open_again(path, folder, readings[name], data.shape, checked=checked)
+            for name, path in paths_of(plan).items()
         }
         if all(same.values()):
             return {name: file for name, file in same.items() if file is not None}
@@ -190,13 +232,13 @@ def open_all(
             "is found out by the labels that it gets right. Name the model's architecture and weights instead, and "
             "candidates by their recipes."
         )
-    files: dict[str, OpenedFile] = {}
+    files, answers = dict[str, OpenedFile](), answers_planned(plan) if named else 0.0
     like = None if plan.model is None else Assumptions(record=data.shape)  # a module takes the values as they are
     if model is not None:
-        files[DENSE] = open_file(str(model.file), folder, model.interface, data)
+        files[DENSE] = open_file(str(model.file), folder, model.interface, data, answers=answers)
         like = files[DENSE].assumptions
     for name, candidate in wanted.items():
-        files[name] = open_file(str(candidate.file), folder, candidate.interface, data, like)
+        files[name] = open_file(str(candidate.file), folder, candidate.interface, data, like, answers=answers)
     if model is None:
         return files
     odd = next((name for name in wanted if not _alike(files[name], files[DENSE])), None)

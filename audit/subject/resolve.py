@@ -50,6 +50,7 @@ class Subject:
             code of all three. Files count in the cells of their own candidates.
         notes: sentences the reader of the report must know.
         question: what decides the meaning of `files`, a JSON value; None: there are none.
+        together: by dense model, how many like it are trained side by side, where no module is at hand to tell.
     """
 
     data: Data
@@ -58,6 +59,7 @@ class Subject:
     files: Mapping[str, OpenedFile] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     question: Any = None
+    together: Mapping[str, int] = field(default_factory=dict)
 
 
 Recall = Callable[[Any], Mapping[str, Any] | None]  # from a question to the JSON of the readings that answer it

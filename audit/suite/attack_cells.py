@@ -18,6 +18,7 @@ from ...compression.quantization.quantized_layer import true_gradients
 from ...defenses.stochastic_rounding import ExpectationTwin
 from ...targets.certificate import AGREEMENT, certify
 from ...targets.errors import InputError, NotApplicable
+from ...targets.form import Form
 from ...targets.interface.preprocessing import Preprocessing
 from ...targets.model import Target, TorchTarget, frozen_copy
 from ...targets.seeds import derive
@@ -25,6 +26,7 @@ from ...targets.twin.twin import Twin
 from ..engine.cells import Result
 from ..subject.audited import AuditedModel, Opened
 from ..subject.identity import class_identity, technique_identity
+from . import forms
 from .model_suite import ModelSuite
 
 Get = Callable[[str], Result]
@@ -48,6 +50,7 @@ def add_attack(suite: ModelSuite, attack: Attack, label: str) -> None:
                 [],
                 lambda get: _another_task(suite.task),
                 effort=nothing,
+                form=Form(),
             )
             continue
         knowing = adapted(attack, model)
@@ -90,11 +93,7 @@ def _add_run(suite: ModelSuite, attack: Attack, run: Run, model: AuditedModel, s
     needs += _cells_for(suite, run.needs, scope)
 
     def compute(get: Get) -> Result:
-        inputs = CellInputs(suite, scope, get)
-        case = inputs.case(model.name, draw=run.draw or 0, without_draw=run.without_draw, uses_parent=run.uses_parent)
-        if run.prepare is not None:
-            case = replace(case, prepared=run.prepare(inputs))
-        return run_attack(variant, case, derive(suite.plan.seed, attack.kind))
+        return run_attack(variant, case_of(suite, run, model, scope, get), derive(suite.plan.seed, attack.kind))
 
     name = attack_cell(scope.label, model.name, run.detail)
     suite.add(
@@ -106,8 +105,16 @@ def _add_run(suite: ModelSuite, attack: Attack, run: Run, model: AuditedModel, s
         effort=run.effort,
         sharing=[technique_identity(variant.sharing()), run.identity, run.draw, run.without_draw],
         words=f"{scope.label.replace('@', ', records ')} on {model.name}" + (f" ({run.detail})" if run.detail else ""),
+        form=forms.evidence(variant.form(model, scope)),
     )
     suite.runs[name] = run
+
+
+def case_of(suite: ModelSuite, run: Run, model: AuditedModel, scope: Scope, get: Get) -> Case:
+    """What a run is handed."""
+    inputs = CellInputs(suite, scope, get)
+    case = inputs.case(model.name, draw=run.draw or 0, without_draw=run.without_draw, uses_parent=run.uses_parent)
+    return case if run.prepare is None else replace(case, prepared=run.prepare(inputs))
 
 
 def _cells_for(suite: ModelSuite, needs: Iterable[Need], scope: Scope) -> list[str]:
@@ -160,6 +167,7 @@ def _add_preparation(suite: ModelSuite, preparation: Preparation, scope: Scope) 
         effort=preparation.effort,
         sharing=[preparation.sharing, *made_by],
         words=preparation.words,
+        form=preparation.form(scope),
     )
 
 

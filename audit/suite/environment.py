@@ -5,9 +5,13 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
+from ...targets.model import resolve_device
 from ...targets.runtimes.runtime import release_of
 from ..schema.rows import Environment, Machine
 
@@ -38,9 +42,32 @@ def versions() -> dict[str, str]:
     return found
 
 
-def runtime_versions(packages: Iterable[str]) -> list[str]:
-    """What is installed of an optional runtime, in versions: it decides the results of cells that use the runtime."""
-    return [f"{package} {release_of(package) or ABSENT}" for package in packages]
+@dataclass(frozen=True)
+class Setup:
+    """What decides the results of an audit beside its plan and what that names: it is in the keys of cells.
+
+    Args:
+        device: that models are trained and attacked on.
+        versions: of the packages that every audit needs.
+        releases: of what only some need, by package; what is not in it is looked up.
+    """
+
+    device: torch.device
+    versions: Mapping[str, str]
+    releases: Mapping[str, str] = field(default_factory=dict)
+
+    def runtime_versions(self, packages: Iterable[str]) -> list[str]:
+        """What is installed of an optional runtime: it decides the results of the cells that use it."""
+        return [f"{package} {self.releases.get(package) or release(package)}" for package in packages]
+
+
+def setup_here(device: str) -> Setup:
+    """Of this process."""
+    return Setup(resolve_device(device), versions())
+
+
+def release(package: str) -> str:
+    return release_of(package) or ABSENT
 
 
 def machine(device: str) -> Machine:

@@ -10,7 +10,6 @@ from typing import TypeVar
 from ...attacks.attack import ATTACKS, Attack, Task
 from ...compression.recipe import RECIPES
 from ...defenses.defense import DEFENSES, CompressionDefense, TrainingDefense
-from ...targets.data.records import Bounds
 from ...targets.errors import InputError, NotApplicable, user_error
 from ...targets.runtimes.runtime import RUNTIMES, Runtime
 from ...training.architecture import Architecture
@@ -76,7 +75,7 @@ def _candidate(
         raise InputError(f"the defense {defense.kind} is one of classifiers: leave it out.")
     draws = [recipe]
     if isinstance(defense, TrainingDefense):
-        parent = _hardened(defense, parent, subject.data.bounds, dense)
+        parent = _hardened(defense, parent, subject, dense)
     elif isinstance(defense, CompressionDefense):
         draws = defense.recipes(recipe)
     return Candidate(name, parent, draws[0], defense, entry.control, tuple(draws[1:]))
@@ -112,7 +111,9 @@ def numbered(name: str, taken: Collection[str], reserved: Collection[str] = ()) 
     return free
 
 
-def _hardened(defense: TrainingDefense, plain: DenseModel, bounds: Bounds, dense: dict[str, DenseModel]) -> DenseModel:
+def _hardened(
+    defense: TrainingDefense, plain: DenseModel, subject: Subject, dense: dict[str, DenseModel]
+) -> DenseModel:
     """One hardened dense model per distinct defense; a second of the same kind gets a number."""
     for known in dense.values():
         if known.hardened == defense:
@@ -121,7 +122,7 @@ def _hardened(defense: TrainingDefense, plain: DenseModel, bounds: Bounds, dense
     architecture = Architecture(
         f"{plain.architecture.name}|{defense.kind}", lambda: defense.adapt(plain.architecture.build())
     )
-    trainer = defense.trainer(plain.trainer, bounds)
+    trainer = defense.trainer(plain.trainer, subject.data.bounds)
     dense[name] = replace(
         plain,
         name=name,
@@ -131,5 +132,6 @@ def _hardened(defense: TrainingDefense, plain: DenseModel, bounds: Bounds, dense
         state=None,
         file=None,
         undefended=plain.architecture,
+        together=subject.together.get(name),
     )
     return dense[name]

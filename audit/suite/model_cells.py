@@ -175,12 +175,16 @@ def _deployed(target: Target, twin: nn.Module | None, data: Data, seed: int) -> 
     inputs = {"clean": records.x, "random": random}
     certificate = None if twin is None else asdict(certify(target, TorchTarget(twin), inputs))
     document = {"certificate": certificate, "varies": variation(target, records.x)}
+    return Result(arrays=task_evidence(answers, data), document=document)
+
+
+def task_evidence(answers: Tensor, data: Data) -> dict[str, np.ndarray[Any, Any]]:
+    """How well a model does its task, from its answers on all non-members: by record."""
+    y = data.non_members.y
     if data.regression:
-        error = (answers - records.y).double().square().mean(1) / data.variance
-        return Result(arrays={"evidence/error": error.numpy()}, document=document)
+        return {"evidence/error": ((answers - y).double().square().mean(1) / data.variance).numpy()}
     predicted = answers.argmax(1)
-    arrays = {"evidence/predicted": predicted.numpy(), "evidence/correct": (predicted == records.y).numpy()}
-    return Result(arrays=arrays, document=document)
+    return {"evidence/predicted": predicted.numpy(), "evidence/correct": (predicted == y).numpy()}
 
 
 def in_runtime(model: AuditedModel, runtime: Runtime, stored: Result, data: Data) -> Result:

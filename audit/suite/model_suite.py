@@ -19,7 +19,7 @@ from ...attacks.effort import FINE_TUNING, HARDENING, Costs, Effort
 from ...attacks.preparation import Scope
 from ...compression.footprint.timing import Timed, interleaved_latency
 from ...targets.errors import InputError, NotApplicable
-from ...targets.model import resolve_device
+from ...targets.form import DECLINED, Form
 from ...targets.runtimes.litert import PACKAGES as LITERT
 from ..engine.cells import Cell, Result, cell_key
 from ..engine.work import CellResults
@@ -27,8 +27,8 @@ from ..plan.plan import Plan
 from ..subject.audited import AuditedModel, Candidate, DenseModel, FinishedFile, Opened
 from ..subject.identity import technique_identity
 from ..subject.resolve import Subject
-from . import model_cells
-from .environment import machine, runtime_versions, versions
+from . import forms, model_cells
+from .environment import Setup, machine, setup_here
 from .lineup import Lineup, assemble
 
 # What a model's cells cost, by phase; an attack's cells say their own.
@@ -54,9 +54,10 @@ class Job:
 class ModelSuite:
     """The cells that an audit's models need whatever the attacks, in topological order, and how each is computed."""
 
-    def __init__(self, plan: Plan, subject: Subject, costs: Costs | None = None) -> None:
+    def __init__(self, plan: Plan, subject: Subject, costs: Costs | None = None, setup: Setup | None = None) -> None:
         self.plan, self.subject, self.costs = plan, subject, costs or Costs()
-        self.device = resolve_device(plan.device)
+        self.setup = setup or setup_here(plan.device)
+        self.device = self.setup.device
         self.lineup: Lineup = assemble(plan, subject)
         self.models: dict[str, AuditedModel] = self.lineup.models
         self.task = Task.REGRESSION if subject.data.regression else Task.CLASSIFICATION
@@ -68,7 +69,7 @@ class ModelSuite:
             subject.identity,
             plan.seed,
             self.device.type,
-            versions(),
+            dict(self.setup.versions),
         ]
         for dense in self.lineup.dense:
             self._train(dense)
@@ -92,8 +93,8 @@ class ModelSuite:
 
         def get(name: str) -> Result:
             result = store.get(self._jobs[name].cell.key)
-            if "not_applicable" in result.document:
-                raise NotApplicable(result.document["not_applicable"])
+            if DECLINED in result.document:
+                raise NotApplicable(result.document[DECLINED])
             return result
 
         try:
@@ -150,6 +151,7 @@ class ModelSuite:
         sharing: Any = None,
         words: str = "",
         alone: bool = False,
+        form: Form,
     ) -> None:
         """Adds a cell, once.
 
@@ -158,6 +160,7 @@ class ModelSuite:
             effort: about what it costs; default: what its phase usually does.
             sharing: the spec of all cells whose finished parts it takes over; None: its own.
             words: what it is for, for people.
+            form: what its result looks like.
 
         Raises:
             InputError: other work has this name already.
@@ -180,7 +183,7 @@ class ModelSuite:
         if parts:  # what an earlier cell has done of the same work is taken over
             done, self._shared[parts] = self._shared.get(parts, 0.0), weight
             weight = max(weight - done, 1e-3)
-        cell = Cell(name, key, tuple(needs), phase, weight, parts, words, alone)
+        cell = Cell(name, key, tuple(needs), phase, weight, parts, words, alone, form)
         self._jobs[name] = Job(cell, compute, effort)
 
     def _train(self, dense: DenseModel) -> None:
@@ -192,6 +195,7 @@ class ModelSuite:
             lambda get: model_cells.train_dense(dense, self.subject.data, self.plan.seed, self.device),
             effort=training_effort(dense),
             words=f"training {dense.name}" if dense.state is None else f"taking the weights of {dense.name}",
+            form=forms.trained(dense),
         )
 
     def training_cell(self, dense: str) -> str:
@@ -217,6 +221,7 @@ class ModelSuite:
                 [self.training_cell(model.name)],
                 lambda get: model_cells.deploy(self.trained(model.name, get), model, self.subject.data, self.plan.seed),
                 words=f"exporting {model.name} as it would ship",
+                form=forms.made(model, self.subject.data),
             )
         self.add(
             f"memory/{model.name}",
@@ -225,17 +230,19 @@ class ModelSuite:
             [own],
             lambda get: model_cells.serve_memory(self._opened(model, get).checked, shape),
             words=f"memory of a process that serves {model.name}",
+            form=forms.MEMORY,
         )
         for runtime, label in self.lineup.runtimes:
             self.add(
                 self.runtime_cell(model.name, label),
                 "runtimes",
-                [technique_identity(runtime), *runtime_versions(runtime.packages)],
+                [technique_identity(runtime), *self.setup.runtime_versions(runtime.packages)],
                 [own],
                 lambda get, runtime=runtime: model_cells.in_runtime(  # type: ignore[misc]  # defaults bind the loop
                     model, runtime, get(own), self.subject.data
                 ),
                 words=f"{model.name} in {label}",
+                form=forms.in_runtime(self.subject.data),
             )
 
     def _latency(self) -> None:
@@ -252,7 +259,8 @@ class ModelSuite:
         needs = [self.model_cell(name) for name in self.models]
         facts = machine(str(self.device)).model_dump()
         effort = Effort(seconds=0.4 * len(needs), answers=700.0 * len(needs))  # of slow models two calls by 256
-        self.add(LATENCY, "footprint", facts, needs, compute, effort=effort, words="timing every model", alone=True)
+        words, form = "timing every model", forms.timed(self.models)
+        self.add(LATENCY, "footprint", facts, needs, compute, effort=effort, words=words, alone=True, form=form)
 
     def runtime_cell(self, model: str, label: str) -> str:
         return f"runtime/{label}/{model}"
@@ -264,10 +272,11 @@ class ModelSuite:
         self.add(
             own,
             "candidates",
-            [model.name, file.identity, *(runtime_versions(LITERT) if file.kind == "tflite" else [])],
+            [model.name, file.identity, *(self.setup.runtime_versions(LITERT) if file.kind == "tflite" else [])],
             [],
             lambda get: model_cells.take_file(file, self.subject.data, self.plan.seed),
             words=f"opening {model.name}",
+            form=forms.taken(file, self.subject.data),
         )
         if model.parent is None or model.is_dense:
             return
@@ -280,6 +289,7 @@ class ModelSuite:
             [dense, own],
             lambda get: model_cells.lineage(self._opened(parent, get).checked, self._opened(model, get).checked),
             words=f"comparing the weights of {model.name} with those of {parent.name}",
+            form=forms.LINEAGE,
         )
 
     def _opened(self, model: AuditedModel, get: Callable[[str], Result]) -> Opened:
@@ -301,6 +311,7 @@ class ModelSuite:
                 ),
                 effort=Effort(answers=1000, trainings=FINE_TUNING if recipe.trains else 0.0, seconds=1.0),
                 words=f"making {model.name}" + (f", draw {position}" if position else ""),
+                form=forms.made(model, self.subject.data),
             )
 
     def model_cell(self, model: str, draw: int = 0) -> str:

@@ -17,14 +17,15 @@ from ..subject.audited import AuditedModel
 from ..subject.finished_file import reading_of
 from ..subject.resolve import Subject, resolve
 from .attack_cells import adapted, add_attack, attack_cell
+from .environment import Setup
 from .model_suite import ModelSuite
 
 
 class Suite(ModelSuite):
     """The work of one audit: its cells in topological order, and how each is computed."""
 
-    def __init__(self, plan: Plan, subject: Subject, costs: Costs | None = None) -> None:
-        super().__init__(plan, subject, costs)
+    def __init__(self, plan: Plan, subject: Subject, costs: Costs | None = None, setup: Setup | None = None) -> None:
+        super().__init__(plan, subject, costs, setup)
         self._of_models = [cell.name for cell in self.cells()]
         self.rounds: dict[str, tuple[Round, ...]] = {}  # by the attack's label
         for attack, label in self.lineup.attacks:

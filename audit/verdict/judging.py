@@ -16,7 +16,7 @@ from statistics import NormalDist
 from typing import Any, Literal
 
 from ...attacks.risk import MEAN_SQUARED_ERROR, QUALITIES, Metric
-from ...targets.errors import InputError
+from ...targets.errors import InputError, UnsafeInput
 from ..schema import wording
 from ..schema.policy_rows import Compares, Gate, RowVerdict, Verdict
 from ..schema.rows import Audit, Candidate, Change, Estimate, Finding
@@ -110,10 +110,10 @@ def check_verdicts(audit: Audit, folder: Path) -> None:
     """That the verdicts in an audit.json follow from its own figures and limits, and the limits from its plan.
 
     Raises:
-        InputError: they do not: somebody changed the file.
+        UnsafeInput: they do not: somebody changed the file.
     """
     if not follows_from_plan(audit, folder):
-        raise InputError(
+        raise UnsafeInput(
             f"{folder / 'audit.json'} contradicts itself: the limits it names are not those of its plan, so it was "
             "changed after the audit. Run the audit again; what is computed is kept."
         )
@@ -121,7 +121,7 @@ def check_verdicts(audit: Audit, folder: Path) -> None:
     ours = [judged.verdict, *(row.verdict for row in judged.candidates), *(row.verdict for row in judged.findings)]
     theirs = [audit.verdict, *(row.verdict for row in audit.candidates), *(row.verdict for row in audit.findings)]
     if ours != theirs:
-        raise InputError(
+        raise UnsafeInput(
             f"{folder / 'audit.json'} contradicts itself: its verdicts do not follow from its figures, so it was "
             "changed after the audit. Run the audit again; what is computed is kept."
         )

@@ -66,6 +66,7 @@ class Distill(Recipe):
     hint_weight: float = Field(
         0.0,
         ge=0,
+        le=1e6,
         description="weight of the squared error between the teacher's features and what a regressor, trained along, "
         "makes of the student's; in units of the features' variance. 0: no hints (FitNets, arXiv:1412.6550)",
     )

@@ -53,6 +53,7 @@ class Factorize(Recipe):
     rank: int | None = Field(
         None,
         ge=1,
+        le=10**6,
         description="channels or features between the thinner layers; refused above a layer's full rank; needed by "
         "rank_choice rank, and by it alone",
     )
@@ -66,7 +67,7 @@ class Factorize(Recipe):
     )
     folds: int = Field(5, ge=2, le=20, description="of cross-validation")
     validation_records: int = Field(
-        256, ge=20, description="training records, drawn by the seed, that are cut into folds"
+        256, ge=20, le=10_000_000, description="training records, drawn by the seed, that are cut into folds"
     )
     tolerance: float = Field(
         0.01,

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from ...targets.errors import CrushproofError
 from ...targets.model import Target
-from ...targets.runtimes.onnx import OnnxTarget, session_settings
+from ...targets.runtimes.onnx import OnnxTarget
+from ...targets.temporary import scratch
+from ...targets.untrusted._try_onnx import settings as settings_of
 from ...targets.untrusted.model_file import CheckedOnnx, check_onnx
 
 SERVED = 256  # records that a fresh process answers while its memory is watched
@@ -99,9 +99,9 @@ def peak_resident_bytes(model: CheckedOnnx | bytes, shape: tuple[int, ...]) -> i
     checked = check_onnx(model)
     entry = checked.inputs[0]
     batch = entry.shape[0] if isinstance(entry.shape[0], int) else SERVED
-    settings, records = json.dumps(session_settings(checked)), json.dumps([batch, *shape])
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
+    settings, records = json.dumps(settings_of(checked.model)), json.dumps([batch, *shape])
+    with scratch() as folder:
+        path = folder / "model.onnx"
         path.write_bytes(checked.usable)
         command = [sys.executable, "-P", "-c", _SERVE, str(path), settings, records, entry.type]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)

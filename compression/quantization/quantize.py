@@ -65,7 +65,10 @@ class Quantize(Recipe):
         "layer's output on the calibration inputs best (AdaRound)",
     )
     rounding_seed: int | None = Field(
-        None, ge=0, description="fixes the draw of stochastic rounding; None: it follows from the seed of the recipe"
+        None,
+        ge=0,
+        lt=2**63,
+        description="fixes the draw of stochastic rounding; None: it follows from the seed of the recipe",
     )
     rounding_steps: int = Field(300, ge=1, le=100_000, description="of adaptive rounding, per layer")
     calibration: Calibration = Field(
@@ -81,7 +84,9 @@ class Quantize(Recipe):
         description="what activation ranges and adaptive rounding are measured on: training records, or noise within "
         "the bounds, which no record decided (keeps a differentially private model's epsilon)",
     )
-    calibration_records: int = Field(256, ge=1, description="records (or noise inputs) that are measured on")
+    calibration_records: int = Field(
+        256, ge=1, le=10_000_000, description="records (or noise inputs) that are measured on"
+    )
     keep_ends_8bit: bool = Field(
         True, description="first and last layer keep 8-bit weights when the others have fewer, as is standard practice"
     )

@@ -62,10 +62,7 @@ class Data:
         object.__setattr__(self, "notes", (*self.notes, *found))
         held, whole = self.structure.held_in(self.shape), self.structure.whole_in(self.shape)
         object.__setattr__(self, "bounds", replace(self.bounds, held=held, whole=whole))
-        n = len(self.non_members)
-        order = torch.randperm(n, generator=generator(self.seed, "data", "split"))
-        attackers = max(1, int(n * ATTACKER_SHARE))
-        object.__setattr__(self, "_split", (order[attackers:], order[:attackers]))
+        object.__setattr__(self, "_split", split(len(self.non_members), self.seed))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -120,3 +117,10 @@ class Data:
         digest.update(repr((self.class_names, self.groups, self._split[1].tolist())).encode())
         digest.update(repr(self.structure).encode() if self.structure != PLAIN else b"")
         return digest.hexdigest()
+
+
+def split(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Of n non-members those that are evaluated, and the attacker's own: int64, in random order."""
+    order = torch.randperm(n, generator=generator(seed, "data", "split"))
+    attackers = max(1, int(n * ATTACKER_SHARE))
+    return order[attackers:], order[:attackers]

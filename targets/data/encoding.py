@@ -16,6 +16,7 @@ from .table import COLUMNS, Table, read_texts
 MOST_CATEGORIES = 100  # of a column that nobody declared; more are names or ids
 MOST_UNIQUE = 0.5  # of the records that a category of their own may have, where there are more than FEW categories
 FEW = 20
+ROOM, ROOM_BY_BYTE = 2**28, 50  # bytes of what is written out: at least, and for each byte of the tables
 EMPTY = "(empty)"
 
 
@@ -66,7 +67,8 @@ def encoded_columns(
     kinds = {str(column): kind for column, kind in categorical.items()}
     texts = {name: read_texts(table, columns) for name, table in tables.items()}
     features: dict[str, list[NDArray[np.float32]]] = {name: [] for name in tables}
-    encoded, notes = [], []
+    encoded, notes, width = [], [], 0
+    records, size = sum(len(table.labels) for table in tables.values()), sum(table.size for table in tables.values())
     for column in columns:
         by_table = {name: [text or EMPTY for text in texts[name].pop(column)] for name in tables}
         kind = kinds.get(column, ())
@@ -87,15 +89,19 @@ def encoded_columns(
                     f"{len(categories)} features than the training table has. Where the model was trained without "
                     f"them, name its categories under `categorical` and leave those records out."
                 )
+        width += len(categories)
+        if width > COLUMNS or 4 * width * records > max(ROOM, ROOM_BY_BYTE * size):
+            raise InputError(
+                f"Written out as 0 and 1, the text columns up to {quoted(column)} make {width:,} features of "
+                f"{records:,} records: at most {COLUMNS:,} features are read, and {max(ROOM, ROOM_BY_BYTE * size):,} "
+                "bytes of them for tables of this size. Leave columns out with drop, or write categories as numbers."
+            )
         position = {text: number for number, text in enumerate(categories)}
         for name, own in by_table.items():
             block = np.zeros((len(own), len(categories)), np.float32)
             block[np.arange(len(own)), [position[text] for text in own]] = 1
             features[name].append(block)
         encoded.append(Encoded(column, tuple(categories)))
-    width = sum(len(one.categories) for one in encoded)
-    if width > COLUMNS:
-        raise InputError(f"The text columns have {width:,} categories in all; at most {COLUMNS:,} are read.")
     empty = {name: np.zeros((len(table.labels), 0), np.float32) for name, table in tables.items()}
     return {name: np.hstack([empty[name], *features[name]]) for name in tables}, tuple(encoded), notes
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InputError, UnsafeInput, nearest_hint, quoted
-from ..untrusted.files import FETCH_HINT, is_pickle, open_archive, ordinary_file, read_entry
+from ..untrusted.files import FETCH_HINT, RATIO, SMALL, is_pickle, open_archive, ordinary_file, read_entry
 from .data import Data
 from .declared import Column, Declared
 from .labels import class_numbers, predicted_values
@@ -135,12 +135,23 @@ def _read_npz(path: Path) -> dict[str, Array]:
                     "arrays with numpy.savez."
                 )
             _check_keys([entry.filename.removesuffix(".npy") for entry in entries], where)
-            return {
-                entry.filename.removesuffix(".npy"): parse_npy(
-                    read_entry(archive, entry, where), f"Array {quoted(entry.filename)} of {where}"
-                )
-                for entry in entries
-            }
+            arrays = {}
+            for entry in entries:
+                which = f"Array {quoted(entry.filename)} of {where}"
+                array = parse_npy(read_entry(archive, entry, where), which)
+                _check_room(array, entry.compress_size, which)
+                arrays[entry.filename.removesuffix(".npy")] = array
+            return arrays
+
+
+def _check_room(array: Array, packed: int, where: str) -> None:
+    """Raises UnsafeInput where an array, as float32, takes far more memory than its bytes in the archive promise."""
+    room = 4 * array.size if array.dtype.kind in "fiub" else array.nbytes
+    if room > 2 * SMALL and room > RATIO * packed:
+        raise UnsafeInput(
+            f"{where} would grow from {packed:,} bytes to {room:,} in memory, as a zip bomb does; {2 * SMALL:,} bytes, "
+            f"or {RATIO} times the packed size, are accepted. Save fewer records, or save them without compression."
+        )
 
 
 def parse_npy(content: bytes | bytearray, where: str) -> Array:
@@ -181,6 +192,12 @@ def parse_npy(content: bytes | bytearray, where: str) -> Array:
             f"{len(content) - start - length:,}, so it is cut short or crafted. {FETCH_HINT}"
         )
     values: Array = np.frombuffer(content, dtype, offset=start + length)
+    if dtype.kind == "U" and values.size:
+        beyond = int(values.view(np.dtype(f"{dtype.byteorder}u4")).max())
+        if beyond > 0x10FFFF:  # which Python cannot hold, and numpy ends in a SystemError
+            raise UnsafeInput(
+                f"{where} holds text with the character number {beyond:#x}, and Unicode ends at 0x10ffff. {FETCH_HINT}"
+            )
     try:
         return values.reshape(shape, order="F" if fortran else "C")
     except ValueError:  # an empty array with other sizes beyond numpy's own limit
@@ -214,10 +231,14 @@ def _texts(values: Array, where: str) -> list[str]:
         raise InputError(
             f"{where} has type {values.dtype} and shape {list(values.shape)}. Save one row of texts: names.astype(str)."
         )
-    try:
-        return [str(value) for value in values.tolist()]
-    except ValueError:  # code points beyond Unicode in a crafted array
-        raise UnsafeInput(f"{where} holds characters that do not exist. {FETCH_HINT}") from None
+    texts = [str(value) for value in values.tolist()]
+    half = next((text for text in texts if any("\ud800" <= character <= "\udfff" for character in text)), None)
+    if half is not None:
+        raise InputError(
+            f"{where} holds the text {quoted(half)} with half of a surrogate pair, which is no character. Decode the "
+            "texts as UTF-8 anew."
+        )
+    return texts
 
 
 def _channels_last(shape: tuple[int, ...]) -> bool:

@@ -46,6 +46,11 @@ class Table:
     others: dict[str, Other] = field(default_factory=dict)
 
     @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self.path.stat().st_size
+
+    @property
     def where(self) -> str:
         return quoted(self.path.name)
 

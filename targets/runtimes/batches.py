@@ -64,6 +64,7 @@ def answer_in_parts(
     given: Port,
     wanted: Port,
     run: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]],
+    at_once: int = BATCH,
     *,
     alone: bool = False,
 ) -> Tensor:
@@ -75,6 +76,7 @@ def answer_in_parts(
             parts of bounded size.
         wanted: its output, turned back into floats by its grid.
         run: one part through the runtime.
+        at_once: records of a part, at most, where the batch is free.
         alone: each record is asked by itself; where the batch is fixed, among copies of itself.
 
     Raises:
@@ -84,7 +86,7 @@ def answer_in_parts(
         return torch.zeros(0, 0, device=x.device)
     records = _as_type(x.detach().cpu().float().contiguous().numpy(), given.type)
     size = given.shape[0]
-    step = size if isinstance(size, int) else max(1, min(BATCH, VALUES // max(1, math.prod(records.shape[1:]))))
+    step = size if isinstance(size, int) else max(1, min(at_once, VALUES // max(1, math.prod(records.shape[1:]))))
     step = 1 if alone else step
     answers = []
     for first in range(0, len(records), step):

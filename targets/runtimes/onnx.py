@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ from torch import Tensor
 
 from ..data.labels import in_order
 from ..errors import InputError, UnsafeInput
+from ..temporary import scratch
+from ..untrusted._try_onnx import settings
 from ..untrusted.model_file import CheckedOnnx, check_onnx
 from .batches import MAPS, answer_in_parts, check_ports, reason
 
@@ -66,6 +67,7 @@ class OnnxTarget:
         checked = check_onnx(_read(model) if isinstance(model, Path) else model)
         self._input, self._output = check_ports(checked.inputs, checked.outputs, output)
         self._alone = not together and checked.measures_ranges
+        self._at_once = checked.facts.at_once
         self._session = _session(checked, threads, provider=provider)
         self.queries = 0
 
@@ -76,7 +78,7 @@ class OnnxTarget:
             InputError: the records do not fit the model.
         """
         self.queries += len(x)
-        return answer_in_parts(x, self._input, self._output, self._run, alone=self._alone)
+        return answer_in_parts(x, self._input, self._output, self._run, self._at_once, alone=self._alone)
 
     def _run(self, part: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         answer = self._session.run([self._output.name], {self._input.name: part})[0]
@@ -86,21 +88,6 @@ class OnnxTarget:
         return np.asarray(answer)
 
 
-def session_settings(checked: CheckedOnnx) -> dict[str, str]:
-    """ONNX Runtime's settings for a model: the same values of the file's arithmetic, sooner.
-
-    Where only weights are quantised there is no integer arithmetic to keep, so they are unpacked once, on loading,
-    instead of on every call (measured: four times faster). Weights in groups have no integer kernel either, whatever
-    the activations are (measured: 1.7 times faster unpacked).
-    """
-    nodes = checked.model.graph.node
-    blocked = any(one.name == "block_size" and one.i for node in nodes for one in node.attribute)
-    if not blocked and any(node.op_type == "QuantizeLinear" for node in nodes):
-        # A weight-only product among them multiplies in float32, as the file says, not with activations in 8 bits.
-        return {"session.qdq_matmulnbits_accuracy_level": "1"}
-    return {"session.disable_quant_qdq": "1"}
-
-
 def executed_operators(model: CheckedOnnx | bytes) -> dict[str, int]:
     """How many operators of each type run, once ONNX Runtime has optimised the graph.
 
@@ -108,8 +95,8 @@ def executed_operators(model: CheckedOnnx | bytes) -> dict[str, int]:
     """
     import onnx
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "optimised.onnx"
+    with scratch() as folder:
+        path = folder / "optimised.onnx"
         _session(check_onnx(model), 1, optimised=path)
         graph = onnx.load(path).graph
     return dict(sorted(Counter(node.op_type for node in graph.node).items()))
@@ -142,7 +129,7 @@ def _session(
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 4
-    for name, value in session_settings(checked).items():
+    for name, value in settings(checked.model).items():
         options.add_session_config_entry(name, value)
     if optimised is not None:
         options.optimized_model_filepath = str(optimised)

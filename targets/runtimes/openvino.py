@@ -53,7 +53,7 @@ class OpenVinoTarget:
         checked = check_onnx(model)
         self._input, self._output = check_ports(checked.inputs, checked.outputs, output)
         self._place = checked.outputs.index(self._output)
-        self._alone = checked.measures_ranges
+        self._alone, self._at_once = checked.measures_ranges, checked.facts.at_once
         try:
             import openvino
         except ImportError:
@@ -74,7 +74,7 @@ class OpenVinoTarget:
     def logits(self, x: Tensor) -> Tensor:
         """See `Target.logits`. Raises InputError when the records do not fit the model."""
         self.queries += len(x)
-        return answer_in_parts(x, self._input, self._output, self._run, alone=self._alone)
+        return answer_in_parts(x, self._input, self._output, self._run, self._at_once, alone=self._alone)
 
     def _run(self, part: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         answer = self._compiled([part])[self._place]

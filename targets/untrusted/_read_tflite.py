@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,7 @@ def _operators(model: Any, graph: Any) -> list[tuple[str, list[int]]]:
 
 
 def _check_tensor(tensor: Any) -> None:
-    shape = tensor.ShapeAsNumpy().tolist() if tensor.ShapeLength() else []
+    shape = tensor.ShapeAsNumpy()[:17].tolist() if tensor.ShapeLength() else []
     name = _text(tensor.Name())
     if len(shape) > 16 or any(size < 0 for size in shape) or math.prod(shape) > ELEMENTS:
         raise Fault(
@@ -202,48 +203,79 @@ def _text(value: bytes | None) -> str:
     return (value or b"").decode("utf-8", "replace")
 
 
-def _sizes(port: dict[str, Any]) -> list[tuple[int, int]]:
-    """Each size of an input, and what the file declares: -1 where it is open."""
+def _orders(port: dict[str, Any], record: list[int]) -> list[list[int]]:
+    """The shapes of an input to try: as the data have a record, in any layout; sizes that nothing tells are guessed,
+    but for the batch, which is the file's own.
+    """
     shape, signature = port["shape"].tolist(), port["shape_signature"].tolist()
-    return list(zip(shape, signature if len(signature) == len(shape) else shape, strict=True))
+    declared = signature if len(signature) == len(shape) else shape
+    if all(size >= 0 for size in declared[1:]):
+        return [shape]
+    orders = [record, [*record[1:], *record[:1]], [math.prod(record)]] if record else []
+    fitting = [
+        [*shape[:1], *order]
+        for order in orders
+        if len(order) == len(declared) - 1
+        and all(wanted in (-1, size) for wanted, size in zip(declared[1:], order, strict=True))
+    ]
+    return fitting or [
+        [32 if at and size < 0 else own for at, (own, size) in enumerate(zip(shape, declared, strict=True))]
+    ]
 
 
-def _try(data: bytes) -> None:
-    guessed = False
+def _try(data: bytes, record: list[int]) -> float:
+    """CPU seconds of one record, of those orders that the interpreter takes."""
+    interpreter = _interpreter(data)
+    ports = interpreter.get_input_details()
+    known = [_orders(port, record if len(ports) == 1 else []) for port in ports]
+    seconds = 0.0
+    for order in known[0]:
+        guess = [order, *(one[0] for one in known[1:])]
+        try:
+            for port, shape in zip(ports, guess, strict=True):
+                if shape != port["shape"].tolist():
+                    interpreter.resize_tensor_input(port["index"], shape)
+            interpreter.allocate_tensors()
+            for port in interpreter.get_input_details():
+                interpreter.set_tensor(port["index"], np.zeros(port["shape"], port["dtype"]))
+            started = time.thread_time()
+            interpreter.invoke()
+            seconds = max(seconds, (time.thread_time() - started) / max(1, order[0] if order else 1))
+            interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+        except Exception as error:  # the interpreter raises RuntimeError, ValueError, ...
+            if guess == [port["shape"].tolist() for port in ports]:
+                raise _refused(error) from None
+            if isinstance(_refused(error), MemoryError):
+                raise MemoryError from None
+    return seconds
+
+
+def _interpreter(data: bytes) -> Any:
     try:
-        interpreter = Interpreter(model_content=data, num_threads=1)
-        for port in interpreter.get_input_details():  # sizes that the file leaves open are guessed, but for the batch
-            guess = [32 if at and free < 0 else size for at, (size, free) in enumerate(_sizes(port))]
-            if guess != port["shape"].tolist():
-                guessed = True
-                interpreter.resize_tensor_input(port["index"], guess)
-        interpreter.allocate_tensors()
-        for port in interpreter.get_input_details():
-            interpreter.set_tensor(port["index"], np.zeros(port["shape"], port["dtype"]))
-        interpreter.invoke()
-        interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
-    except MemoryError:
-        raise
-    except Exception as error:  # the interpreter raises RuntimeError, ValueError, ...
-        if "alloc" in str(error) and "memory" in str(error):
-            raise MemoryError from None
-        if guessed:
-            return
-        words = " ".join(str(error).split())[:300] or type(error).__name__
-        raise Fault(
-            f"The LiteRT interpreter refuses the model ({words}), so it was refused here. {CONVERT_HINT}"
-        ) from None
+        return Interpreter(model_content=data, num_threads=1)
+    except Exception as error:  # as above
+        raise _refused(error) from None
+
+
+def _refused(error: Exception) -> Exception:
+    words = " ".join(str(error).split())[:300] or type(error).__name__
+    if isinstance(error, MemoryError) or ("alloc" in words and "memory" in words):
+        return MemoryError()
+    return Fault(f"The LiteRT interpreter refuses the model ({words}), so it was refused here. {CONVERT_HINT}")
 
 
 def main(arguments: list[str]) -> str:
-    """Arguments: the file. Returns JSON: {"facts"} or {"fault"}."""
-    data = Path(arguments[0]).read_bytes()
+    """Arguments: the file, two limits that a batch of its own leaves without use, the shape of a record as JSON ([]:
+    not known). Returns JSON: {"facts", "seconds"} or {"fault"}.
+    """
+    path, _, _, record = arguments
+    data = Path(path).read_bytes()
     try:
         known = facts(data)
-        _try(data)
+        seconds = _try(data, json.loads(record))
     except Fault as fault:
         return json.dumps({"fault": str(fault)})
     except (struct.error, ValueError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
         words = " ".join(str(error).split())[:200] or type(error).__name__
         return json.dumps({"fault": f"The TFLite model is damaged or crafted: {words}. It was not run. {CONVERT_HINT}"})
-    return json.dumps({"facts": known})
+    return json.dumps({"facts": known, "seconds": seconds})

@@ -15,7 +15,7 @@ from ..errors import InputError, UnsafeInput, nearest_hint, quoted
 FETCH_HINT = (
     "Nothing in it was executed. Fetch or write the file again; if it comes from somebody else, ask how it was made."
 )
-RATIO = 200  # uncompressed / compressed; real arrays stay far below, a deflate bomb comes close to 1,032
+RATIO = 100  # uncompressed / compressed; real arrays stay below, a deflate bomb comes close to 1,032
 SMALL = 64 * 2**20  # bytes; below it a high ratio is a sparse array, not a bomb
 ENTRIES = 100_000
 PART = 2**20

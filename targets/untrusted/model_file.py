@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -24,6 +23,7 @@ from pydantic import BaseModel, ConfigDict
 from ..errors import InputError, UnsafeInput, quoted
 from ..model import BATCH
 from ..recent import Recent
+from ..temporary import scratch
 from ._state_names import comes_back
 from .files import ordinary_file
 from .other_formats import refuse_by_name, refuse_other, unpacked
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     import onnx
 
 FILE_BYTES = 2 * 2**30  # what protobuf and flatbuffers can hold
-ROOM = 4 * 2**30  # bytes that running a model may take, besides copies of the file
-COPIES = 6  # of the file, while it is parsed, checked and loaded
-SECONDS = 120  # of processor time
+ROOM = 768 * 2**20  # bytes that loading a model and one call may take, besides copies of the file
+COPIES = 8  # of the file, while it is parsed, checked, loaded and its weights are unpacked
+SECONDS, SECONDS_BY_BYTE = 5, 2**-22  # of processor time for the same: at least, and for each byte of the file
 AT_HAND = 256 * 2**20  # bytes of checked models that a process keeps, about: many ask for the same
 VALUES = 2**22  # of a run's input: large records come in smaller parts, so that memory stays bounded
 LIMIT_HINT = "Nothing else came of it. Refuse the file, or ask whoever made it for one that needs less."
@@ -72,6 +72,7 @@ class Facts(BaseModel):
     opset: int | None  # ONNX: of the standard operators; TFLite: the schema's version
     producer: str
     zeroed: tuple[str, ...] = ()  # further inputs, for the state of a recurrent network: zeros for every record
+    at_once: int = BATCH  # records of a call, at most: so many were tried under limits
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,8 +134,13 @@ def check_onnx(data: CheckedOnnx | bytes) -> CheckedOnnx:
     except Fault as fault:
         raise UnsafeInput(str(fault)) from None
     checked = CheckedOnnx(data, usable, model, Facts.model_validate(found))
-    _checked.put(digest, checked, 3 * len(data))  # as it came, as it is run, and parsed
+    _keep(checked)
     return checked
+
+
+def _keep(checked: CheckedOnnx) -> None:
+    size = 3 * len(checked.data)  # as it came, as it is run, and parsed
+    _checked.put(hashlib.sha256(checked.data).hexdigest(), checked, size)
 
 
 _checked: Recent[CheckedOnnx] = Recent(AT_HAND)
@@ -142,17 +148,25 @@ _checked: Recent[CheckedOnnx] = Recent(AT_HAND)
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A finished model, checked; `finished_model.deployed` runs it. `data` is unpacked where the file was by gzip."""
+    """A finished model, checked; `finished_model.deployed` runs it. `data` is unpacked where the file was by gzip.
+
+    `seconds`: of processor time that one record took when it was tried; 0 where it was tried by another process.
+    """
 
     kind: Kind
     data: bytes
     facts: Facts
     packed: bool = False
+    seconds: float = 0.0
 
     @cached_property
     def checked(self) -> CheckedOnnx:
         """The model of an ONNX file, parsed in this process on first use and kept."""
-        return check_onnx(self.data)
+        found = check_onnx(self.data)
+        if found.facts.at_once != self.facts.at_once:
+            found = replace(found, facts=self.facts)
+            _keep(found)  # whoever has its bytes alone asks for as many records at once
+        return found
 
     @property
     def notes(self) -> list[str]:
@@ -164,14 +178,19 @@ class ModelFile:
         return found
 
 
-def read_model_file(path: Path) -> ModelFile:
+def read_model_file(path: Path, record: tuple[int, ...] = ()) -> ModelFile:
     """The model in an ONNX or TFLite file, also packed by gzip; what it is is told by its content, not by its name.
+
+    Args:
+        record: the shape of a record of the data that it will be asked about, whatever the layout; empty: not known,
+            and sizes that the file leaves open are guessed.
 
     Raises:
         InputError: missing, a folder, empty, or too large a file; of another kind (the message names it and the way to
             one that can be run); newer than the installed onnx or ONNX Runtime; a TFLite file without ai-edge-litert.
         UnsafeInput: neither ONNX nor TFLite, damaged, or crafted: weights in other files, operators that are not known,
-            names that are none, sizes that follow from a record's values, more than its share of memory or time.
+            names that are none, sizes that follow from a record's values; loading it and asking it once takes more
+            memory or time than a file of its size may (`ROOM`, `SECONDS`), or it computes out of all proportion to it.
     """
     path = ordinary_file(path, "the model", FILE_BYTES)
     stored = path.read_bytes()
@@ -180,14 +199,14 @@ def read_model_file(path: Path) -> ModelFile:
     kind: Kind = "tflite" if data[4:8] == b"TFL3" else "onnx"
     if kind == "tflite":
         need_litert()
-    with tempfile.TemporaryDirectory(prefix="crushproof-") as folder:
-        copy = Path(folder, "model")
+    with scratch() as folder:
+        copy = folder / "model"
         copy.write_bytes(data)
         answer = run_limited(
             Path(__file__).with_name(f"_read_{kind}.py"),
-            [str(copy), *([str(BATCH), str(VALUES)] if kind == "onnx" else [])],
+            [str(copy), str(BATCH), str(VALUES), json.dumps(list(record))],
             what=f"the model {quoted(path.name)}",
-            seconds=SECONDS,
+            seconds=SECONDS + int(SECONDS_BY_BYTE * len(data)),
             memory=ROOM + COPIES * len(data),
             hint=LIMIT_HINT,
         )
@@ -204,7 +223,7 @@ def read_model_file(path: Path) -> ModelFile:
     if kind == "tflite":
         inputs, states = without_states(facts.inputs, facts.outputs)
         facts = facts.model_copy(update={"inputs": inputs, "zeroed": tuple(port.name for port in states)})
-    return ModelFile(kind, data, facts, packed=data is not stored)
+    return ModelFile(kind, data, facts, packed=data is not stored, seconds=float(found["seconds"]))
 
 
 def read_again(path: Path, digest: str, kind: Kind, facts: Facts, *, packed: bool) -> ModelFile | None:

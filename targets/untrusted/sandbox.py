@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +20,9 @@ from pathlib import Path
 READY = "ready\n"
 OUT_OF_MEMORY = 71  # exit status; any value Python itself does not use
 STARTING = 120  # wall-clock seconds granted on top, for importing libraries on a busy machine
-INHERITED = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TMPDIR", "TEMP", "TMP", "SYSTEMROOT")
+OVERTIME = (-signal.SIGKILL, -getattr(signal, "SIGXCPU", 0), -getattr(signal, "SIGALRM", 0))  # which the limits send
+NO_MEMORY = re.compile(r"bad_alloc|MemoryError|[Cc]annot allocate memory|out of memory")
+INHERITED = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
 
 
 RESAVE_HINT = "Nothing in it was executed. Refuse the file, or have it saved anew as safetensors by whoever trusts it."
@@ -32,7 +36,7 @@ def run_limited(
     Args:
         script: a Python file with `main(arguments: list[str]) -> str` that imports no part of this package.
         what: the input's name as shown in messages.
-        seconds: processor time; the wall clock may show four times as many.
+        seconds: processor time, once the script is imported; the wall clock may show four times as many.
         memory: bytes of address space on top of what the imported libraries take (enforced on Linux), and the largest
             file the child may write.
         hint: ends the message about a limit: what was kept from happening, and what the user can do.
@@ -42,21 +46,25 @@ def run_limited(
         CrushproofError: the child could not even import the script.
     """
     from ..errors import CrushproofError, UnsafeInput
+    from ..quiet import SWITCHES
+    from ..temporary import scratch
 
     limits = {"seconds": seconds, "memory": memory, "path": [entry for entry in sys.path if os.path.isabs(entry)]}
     command = [sys.executable, "-I", str(Path(__file__).resolve()), json.dumps(limits), str(script), *arguments]
     environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    environment |= SWITCHES | {"OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
     try:
-        child = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            env={**environment, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"},
-            timeout=4 * seconds + STARTING,
-            check=False,
-        )
+        with scratch() as folder:  # what its libraries leave goes with it, also when it is stopped
+            child = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                env={**environment, "HOME": str(folder), "TMPDIR": str(folder)},
+                timeout=4 * seconds + STARTING,
+                check=False,
+            )
     except subprocess.TimeoutExpired:
-        raise UnsafeInput(f"Reading {what} took too long and was stopped. {hint}") from None
+        raise UnsafeInput(f"Reading {what} took too long by the clock and was stopped. {hint}") from None
     output = child.stdout.decode("utf-8", "replace")
     if not output.startswith(READY):
         reason = child.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2][:200]
@@ -64,22 +72,27 @@ def run_limited(
             f"The process that reads {what} could not start ({reason or f'exit status {child.returncode}'}). Run "
             "`crushproof doctor` to check the installation."
         )
-    if child.returncode == OUT_OF_MEMORY:
+    complaint = child.stderr[-2000:].decode("utf-8", "replace")
+    if child.returncode == OUT_OF_MEMORY or (child.returncode < 0 and NO_MEMORY.search(complaint)):
         raise UnsafeInput(f"Reading {what} needs more than the {memory:,} bytes it may take. {hint}")
+    if child.returncode in OVERTIME:
+        raise UnsafeInput(f"Reading {what} was stopped after the {seconds} s of processor time it may take. {hint}")
     if child.returncode != 0:
         raise UnsafeInput(
-            f"Reading {what} was stopped (exit status {child.returncode}): it took more than {seconds} s of processor "
-            f"time, or broke the reader. {hint}"
+            f"Reading {what} was stopped, because it broke the reader (exit status {child.returncode}). {hint}"
         )
     return output.removeprefix(READY)
 
 
 def set_limits(seconds: int, memory: int) -> None:
-    """Limits this process for good: processor seconds and bytes of address space from here on, file size, no dumps."""
+    """Limits this process for good: processor seconds and bytes of address space from here on, four times as many
+    seconds by the clock, file size, no dumps.
+    """
     try:
         import resource
     except ImportError:  # Windows: the parent's wall clock is the only limit
         return
+    signal.alarm(4 * seconds)
     used = resource.getrusage(resource.RUSAGE_SELF)
     cpu = int(used.ru_utime + used.ru_stime) + 1 + seconds
     wanted = {resource.RLIMIT_CPU: cpu, resource.RLIMIT_FSIZE: memory, resource.RLIMIT_CORE: 0}

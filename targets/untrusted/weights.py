@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, UnsafeInput, nearest_hint, quoted
+from ..temporary import scratch
 from .files import FETCH_HINT, is_pickle, name_fault, open_archive, ordinary_file
 from .sandbox import run_limited
 
 ROOM = 64 * 2**20  # bytes a weights file may always have; beyond it, as many times the model's own size:
 TIMES = 8  # float64 instead of float32, and an optimiser's state beside it
-HEADER = 16 * 2**20  # bytes of a safetensors header
-SECONDS = 60  # of processor time for a `.pt`
+HEADER = 4 * 2**20  # bytes of a safetensors header: 40,000 tensors
+SECONDS, SECONDS_BY_BYTE = 5, 2**-22  # of processor time for a `.pt`: at least, and for each of its bytes
 SAFE_COPY = (
     "Whoever trusts the file can save its weights anew: `safetensors.torch.save_file(model.state_dict(), "
     '"weights.safetensors")`.'
@@ -181,15 +181,15 @@ def _read_torch(content: bytes, where: str, limit: int) -> dict[str, Tensor]:
     for kind, found in kinds.items():
         if found:
             raise UnsafeInput(f"The weights {where} are {kind}; only weights are read, so it was refused. {SAFE_COPY}")
-    with tempfile.TemporaryDirectory(prefix="crushproof-") as folder:
-        source, destination = Path(folder, "weights.pt"), Path(folder, "weights.safetensors")
+    with scratch() as folder:
+        source, destination = folder / "weights.pt", folder / "weights.safetensors"
         source.write_bytes(content)
         script = Path(__file__).with_name("_read_torch.py")
         answer = run_limited(
             script,
             [str(source), str(destination), str(limit)],
             what=f"the weights {where}",
-            seconds=SECONDS,
+            seconds=SECONDS + int(SECONDS_BY_BYTE * len(content)),
             memory=3 * limit + 512 * 2**20,  # the file, the tensors, their clones; torch's own working memory
         )
         fault = json.loads(answer)

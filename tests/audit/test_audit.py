@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import psutil
 import pytest
 import yaml
+from watched import Watched
 
 from crushproof.audit.plan.plan import Plan
 from crushproof.audit.run import run_audit
@@ -170,28 +172,36 @@ def test_only_refuses_a_finding_that_is_not_there_and_leaves_no_folder(name: str
     assert not (tmp_path / "out").exists()
 
 
-def start(plan: Path, out: Path) -> subprocess.Popen[str]:
+def start(plan: Path, out: Path, **options: Any) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "crushproof", "audit", str(plan), "--out", str(out)]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, **options
     )
 
 
 def test_five_kills_at_random_moments_lose_and_repeat_nothing(finished: tuple[Path, Audit], tmp_path: Path) -> None:
+    """Twenty of them, in the midst of trainings, are benchmarks/kills.py."""
     undisturbed, _ = finished
-    """Ten of them, in the midst of trainings, are benchmarks/kills.py."""
     plan, out = tmp_path / "plan.yaml", tmp_path / "out"
     plan.write_text(yaml.safe_dump({**SMALL, "engine": {"kind": "local", "workers": 1}}, sort_keys=False))
+    watched = Watched(tmp_path / "watched", out)
     moments = random.Random(0)
     kills = 0
     while kills < 5:
-        process = start(plan, out)
+        process = start(plan, out, env=watched.env)
         time.sleep(moments.uniform(2.5, 6.5))  # the first cells start after about three seconds
         if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
+            gently = kills == 3
+            os.kill(process.pid, signal.SIGTERM if gently else signal.SIGKILL)
             kills += 1
-        process.wait()
-    process = start(plan, out)
+            if gently:
+                said = process.communicate(timeout=60)[0]
+                assert "error: terminated. Run the same command again" in said
+                assert process.returncode == 143
+        killed = process.wait() in (-signal.SIGKILL, 143)
+        assert killed or (out / "audit.json").exists(), process.communicate()[0]
+        assert gone_soon(process.pid), "workers outlived their parent"
+    process = start(plan, out, env=watched.env)
     output = process.communicate(timeout=300)[0]
     assert (out / "audit.json").exists(), output
     journal = [json.loads(line) for line in (out / "evidence" / "journal.jsonl").read_text().splitlines()]
@@ -199,6 +209,26 @@ def test_five_kills_at_random_moments_lose_and_repeat_nothing(finished: tuple[Pa
     assert finished_cells
     assert max(finished_cells.values()) == 1
     assert findings(out) == findings(undisturbed)
+    watched.assert_silent()
+    assert {path.name for path in out.iterdir()} == {path.name for path in undisturbed.iterdir()}
+    assert list((out / "evidence" / "temporary").iterdir()) == []
+
+
+def gone_soon(session: int) -> bool:
+    """Whether within ten seconds no process of the session is left, but for Python's own sweeper of semaphores."""
+    for _ in range(100):
+        left = [one for one in psutil.process_iter(["pid"]) if session_of(one.pid) == session]
+        if not left:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def session_of(process: int) -> int | None:
+    try:
+        return os.getsid(process)
+    except ProcessLookupError:
+        return None
 
 
 def test_a_second_run_on_the_folder_says_who_holds_it(tmp_path: Path) -> None:

@@ -292,7 +292,8 @@ def test_verdicts_become_exit_codes(faked: list[Any], change: float, code: int, 
 
 def test_gate_judges_anew_and_changes_nothing(finished: Path) -> None:
     before = (finished / "audit.json").read_bytes()
-    assert call("gate", finished, "--policy", "release").exit_code == 0
+    passing = call("gate", finished, "--policy", "release")
+    assert (passing.exit_code, "NOT VERIFIED" in passing.stdout) == (3, True)  # there is no evidence
     (finished / "strict.yaml").write_text("absolutes: {robust_accuracy: 0.6}")
     result = call("gate", finished, "--policy", finished / "strict.yaml")
     assert result.exit_code == 1
@@ -316,7 +317,7 @@ def test_gate_writes_its_verdict_beside_the_audit_and_never_over_one(finished: P
     assert (judged.verdict, judged.policy_name, judged.policy_from) == ("fail", "strict", "gate")
     assert call("gate", out).exit_code == 1  # it agrees with itself
     write_verdict(out, finished, "another verdict takes its place")
-    assert call("gate", finished).exit_code == 0  # by the audit's own limits
+    assert call("gate", finished).exit_code == 3  # by the audit's own limits, but without evidence
     (finished / "evidence").mkdir()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "audit.json").write_text("mine")

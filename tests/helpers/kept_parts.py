@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from crushproof.targets.steps import Arrays
+from crushproof.targets.steps import Arrays, Check
 
 
 class KilledError(Exception):
@@ -21,8 +21,11 @@ class Folder:
         assert 0 <= done <= total
         self.told.append((done, total))
 
-    def part(self, name: str) -> Arrays | None:
-        return self.parts.get(name)
+    def part(self, name: str, check: Check) -> Arrays | None:
+        found = self.parts.get(name)
+        if found is not None:
+            check(found)
+        return found
 
     def keep(self, name: str, arrays: Arrays) -> None:
         assert name not in self.parts, "a part was computed twice"

@@ -28,7 +28,7 @@ class Square(Perturber):
 
     kind: Literal["square"] = "square"
     at: Literal["all", "gate"] = "gate"
-    queries: PositiveInt = Field(500, description="per record and epsilon")
+    queries: PositiveInt = Field(500, le=10_000_000, description="per record and epsilon")
     first_share: float = Field(0.8, gt=0, le=1, description="share of the pixels in the first windows (the paper's p)")
 
     @property

@@ -12,6 +12,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from ....targets.data.records import Bounds, Records
+from ....targets.form import Array
 from ....targets.model import device_of, records_at_once
 from ....targets.seeds import derive, uniform
 from ....targets.steps import Arrays
@@ -27,8 +28,8 @@ class GradientPerturber(Perturber):
     """A perturber that follows gradients: which ones, of which loss, for how long."""
 
     loss: Loss = Field("ce", description="what is ascended: cross-entropy, minus the logit margin, or DLR")
-    steps: PositiveInt = Field(40, description="gradient steps per restart")
-    restarts: PositiveInt = Field(1, description="random starts; a fooled record takes no further one")
+    steps: PositiveInt = Field(40, le=100_000, description="gradient steps per restart")
+    restarts: PositiveInt = Field(1, le=1000, description="random starts; a fooled record takes no further one")
     gradients: Literal["straight-through", "native"] = Field(
         "straight-through", description="of the differentiable twin, or the candidate's own (zero where it rounds)"
     )
@@ -66,7 +67,7 @@ class Pgd(GradientPerturber):
 
     kind: Literal["pgd"] = "pgd"
     step_size: PositiveFloat | None = Field(
-        None, description="in [0, 1] units; default 2.5 * epsilon / steps, at least epsilon / 4"
+        None, le=1000, description="in [0, 1] units; default 2.5 * epsilon / steps, at least epsilon / 4"
     )
 
     def perturb(self, search: Search, case: Case) -> None:
@@ -134,7 +135,8 @@ def craft(
             some = Records(records.x[first:end], records.y[first:end])
             seeds = derive(seed, "craft", repr(epsilon))
             compute = partial(_crafted, module, some, norm, epsilon, bounds, seeds, steps, first, batch, counter)
-            piece = kept_at_cost(f"{name}/{epsilon!r}/{first}-{end}", spent, compute)
+            form = {"x": Array("float32", (end - first, *records.x.shape[1:]))}
+            piece = kept_at_cost(f"{name}/{epsilon!r}/{first}-{end}", spent, compute, form)
             x[first:end] = torch.from_numpy(np.array(piece["x"]))
         crafted[epsilon] = x
     return crafted

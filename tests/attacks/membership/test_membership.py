@@ -181,7 +181,7 @@ class Keeping:
     def at(self, what: str, done: int, total: int) -> None:
         self.said.append((what, done, total))
 
-    def part(self, name: str) -> dict[str, np.ndarray] | None:
+    def part(self, name: str, check: object) -> dict[str, np.ndarray] | None:
         return self.parts.get(name)
 
     def keep(self, name: str, arrays: dict[str, np.ndarray]) -> None:

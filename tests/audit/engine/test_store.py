@@ -97,7 +97,7 @@ def test_damage_is_noticed_and_thrown_away(tmp_path: Path, part: str, damage: st
     with pytest.raises(Incomplete, match="damaged"):
         fresh.get(KEY)
     assert not fresh.has(KEY)
-    assert fresh.damaged == [KEY]
+    assert list(fresh.damaged) == [KEY]
     assert not fresh.path(KEY).exists()
     fresh.put(KEY, result())
     assert Store(tmp_path).has(KEY)

@@ -141,7 +141,7 @@ def test_an_audit_is_not_overwritten_by_another_plan(audit: Audit, tmp_path: Pat
 def test_a_changed_verdict_is_noticed(audit: Audit, tmp_path: Path) -> None:
     check_verdicts(audit, tmp_path)
     for verdict in {"pass", "fail", "inconclusive"} - {audit.verdict}:
-        with pytest.raises(crushproof.InputError, match="contradicts itself"):
+        with pytest.raises(crushproof.UnsafeInput, match="contradicts itself"):
             check_verdicts(audit.model_copy(update={"verdict": verdict}), tmp_path)
 
 

@@ -276,7 +276,9 @@ def test_what_a_file_means_is_found_out_once(folder: Path, digits: Data, monkeyp
     assert second.files["shipped"].identity == first.files["shipped"].identity
     assert second.files["shipped"].notes == first.files["shipped"].notes
     told = {"shipped": reading_of(first.files["shipped"]).model_dump(mode="json")}
-    monkeypatch.setattr(finished_file, "read_model_file", lambda path: (asked.append("read"), read_model_file(path))[1])
+    monkeypatch.setattr(
+        finished_file, "read_model_file", lambda path, record: (asked.append("read"), read_model_file(path, record))[1]
+    )
     assert resolve(plan, folder, lambda question: told if question == first.question else None).files
     assert asked == ["read"], "what an output folder says of a file does not vouch for its bytes"
     shutil.copy(folder / "tampered.onnx", shipped)

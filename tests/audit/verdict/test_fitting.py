@@ -25,7 +25,7 @@ from crushproof.audit.verdict.policy import BUILT_IN, Policy
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.data.structure import Structure
-from crushproof.targets.errors import InputError
+from crushproof.targets.errors import InputError, UnsafeInput
 from crushproof.training.architecture import Architecture
 
 
@@ -259,5 +259,5 @@ def test_a_finished_audit_agrees_with_itself_and_cannot_drop_a_limit(tmp_path: P
         honest.model_copy(update={"plan": {"policy": 7}}),
         an_audit(Policy(name="release", changes={"accuracy": -0.5}), "release"),
     ):
-        with pytest.raises(InputError, match="contradicts itself"):
+        with pytest.raises(UnsafeInput, match="contradicts itself"):
             check_verdicts(changed, tmp_path)

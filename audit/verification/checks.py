@@ -1,0 +1,175 @@
+"""All that `crushproof verify` looks at, in order, and what each says."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ...targets.errors import CrushproofError, UnsafeInput
+from ...targets.untrusted.files import ordinary_file
+from ...targets.untrusted.model_file import FILE_BYTES
+from ...targets.untrusted.other_formats import unpacked
+from ..plan.builtin import builtin_plan
+from ..plan.plan import Plan, check_techniques, load_plan
+from ..plan.sections import MemoryData
+from ..resolved import departures
+from ..schema.read import read_audit
+from ..schema.rows import Audit
+from ..subject.finished_file import paths_of
+from ..subject.resolve import load_data
+from ..suite.suite import Suite
+from ..verdict.judging import check_verdicts
+from ..verdict.policy import load_policy
+from .deep import asked_again
+from .differences import differences
+from .rebuild import NoEvidenceError, Rebuilt, damage, rebuild
+from .stored import StoredCells
+
+
+@dataclass(frozen=True)
+class Check:
+    """Args:
+    state: "left": it could not be looked at, which is no contradiction.
+    """
+
+    what: str
+    state: Literal["ok", "bad", "left"]
+    words: str
+
+
+def verify(folder: Path, plan_file: Path | None = None, *, deep: bool = False) -> list[Check]:
+    """Holds an audit.json against its evidence, and both against plan and files.
+
+    Args:
+        folder: an audit's output folder.
+        plan_file: the plan it was made from; default: where it lay then.
+        deep: load model and data too, and ask the deployed files again. This runs the plan's code.
+
+    Raises:
+        InputError: there is no audit.json; the plan cannot be read.
+        UnsafeInput: audit.json is none.
+    """
+    read = read_audit(folder)
+    folder = folder.parent if folder.suffix == ".json" else folder
+    cells = StoredCells(folder)
+    try:
+        check_verdicts(read, folder)
+        rebuilt = rebuild(read, cells)
+    except (NoEvidenceError, UnsafeInput) as error:
+        return [Check("evidence", "bad", str(error))]
+    found = [
+        _check("figures", differences(read, rebuilt.audit), f"{_counted(read)} made again from the evidence: the same"),
+        _check("evidence", damage(rebuilt, cells), "nothing missing, nothing damaged; its signature is not looked at"),
+        _check("settings", _settings(rebuilt, cells), "the plan's, with what its own probes decided"),
+        _check("candidates", _digests(rebuilt, cells), "the digests are those of the stored files"),
+    ]
+    asked = Plan.model_validate(rebuilt.record.asked)
+    home = plan_file.parent if plan_file is not None else _home(rebuilt, folder)
+    found.append(_plan(rebuilt, plan_file, folder, asked))
+    found += _files(rebuilt, asked, home)
+    if deep:
+        found.append(_deep(rebuilt, asked, home, cells))
+    return found
+
+
+def _counted(read: Audit) -> str:
+    return f"{len(read.findings)} findings on {len(read.candidates)} models and the verdict"
+
+
+def _check(what: str, wrong: Iterable[str], well: str) -> Check:
+    wrong = list(wrong)
+    return Check(what, "bad", "; ".join(wrong)) if wrong else Check(what, "ok", well)
+
+
+def _settings(rebuilt: Rebuilt, cells: StoredCells) -> list[str]:
+    """In what the plan that was run is not the one that was asked for."""
+    suite = rebuilt.suite
+    asked = Suite(Plan.model_validate(rebuilt.record.asked), suite.subject, setup=suite.setup)
+    return [f"{one} is not what the plan asks for" for one in departures(asked, suite.plan, cells)]
+
+
+def _digests(rebuilt: Rebuilt, cells: StoredCells) -> list[str]:
+    wrong = []
+    for row in rebuilt.audit.candidates:
+        model = rebuilt.suite.models[row.name]
+        stored = cells.get(rebuilt.suite.cell(rebuilt.suite.model_cell(row.name)).key)
+        own = model.file.digest if model.file is not None else hashlib.sha256(stored.files["model.onnx"]).hexdigest()
+        if row.digest != own:
+            wrong.append(f"{row.name} is another file than its digest says")
+    return wrong
+
+
+def _home(rebuilt: Rebuilt, folder: Path) -> Path | None:
+    source = rebuilt.record.source
+    return None if source is None else (folder / source).parent
+
+
+def _plan(rebuilt: Rebuilt, plan_file: Path | None, folder: Path, asked: Plan) -> Check:
+    """The plan on the disk beside the one that was audited, and its policy."""
+    source = rebuilt.record.source
+    path = plan_file if plan_file is not None or source is None else Path(os.path.normpath(folder / source))
+    if path is None and asked.digest == builtin_plan().digest:
+        return Check("plan", "ok", "the built-in one")
+    if path is None:
+        return Check("plan", "left", "it was a call from Python or of the command line, and is in no file")
+    if plan_file is None and not path.is_file():
+        return Check("plan", "left", "its file is not where it was: name it with --plan")
+    plan = load_plan(path)
+    check_techniques(plan)
+    if plan.digest != asked.digest:
+        return Check("plan", "bad", f"{path} is another plan than the one that was audited")
+    if plan.policy is not None:
+        policy = load_policy(plan.policy, path.parent, rebuilt.audit.metrics)
+        if (policy.changes, policy.absolutes) != (rebuilt.record.policy.changes, rebuilt.record.policy.absolutes):
+            return Check(
+                "plan", "bad", f"the limits of its policy {policy.name} are others than the audit was judged by"
+            )
+    return Check("plan", "ok", f"{path} asks for what was audited, and for the policy it was judged by")
+
+
+def _files(rebuilt: Rebuilt, asked: Plan, home: Path | None) -> list[Check]:
+    """Data and finished files on the disk beside what was audited."""
+    paths = paths_of(asked)
+    if isinstance(asked.data, MemoryData):
+        return [Check("data", "left", "they were given in memory")]
+    if asked.data.kind != "digits" and home is None:
+        return [Check("data", "left", "where they lie is not known: name the plan with --plan")]
+    home = home or Path()
+    found = [_left("data", _data, asked, home, rebuilt)]
+    for name, path in paths.items():
+        found.append(_left(name, _file, home / path, rebuilt.record.files[name].reading.digest))
+    return found
+
+
+def _left(what: str, look: Callable[..., bool], *arguments: Any) -> Check:
+    """What `look` says; where it cannot, that is no contradiction."""
+    try:
+        same = look(*arguments)
+    except CrushproofError as error:
+        return Check(what, "left", f"not compared: {error}")
+    return Check(what, "ok", "what was audited") if same else Check(what, "bad", "another than was audited")
+
+
+def _data(asked: Plan, home: Path, rebuilt: Rebuilt) -> bool:
+    return load_data(asked, home).digest == rebuilt.record.data.digest
+
+
+def _file(path: Path, digest: str) -> bool:
+    stored = ordinary_file(path, "the model", FILE_BYTES).read_bytes()
+    return hashlib.sha256(unpacked(stored, path.name, FILE_BYTES)).hexdigest() == digest
+
+
+def _deep(rebuilt: Rebuilt, asked: Plan, home: Path | None, cells: StoredCells) -> Check:
+    if isinstance(asked.data, MemoryData):
+        return Check("asked again", "left", "model and data were given in memory")
+    if home is None and (asked.data.kind != "digits" or asked.model is not None):
+        return Check("asked again", "left", "where model and data lie is not known: name the plan with --plan")
+    try:
+        wrong = asked_again(rebuilt, asked, home or Path(), cells)
+    except CrushproofError as error:
+        return Check("asked again", "bad", str(error))
+    return _check("asked again", wrong, "model, data and files are those audited, and answer as the evidence has it")

@@ -1,0 +1,152 @@
+"""An audit made again from what is stored of it: the same figures, changes, flags, sentences and verdict, or others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ...targets.errors import UnsafeInput, user_error
+from ..engine.cells import cell_key
+from ..engine.schedule import Outcome
+from ..findings.assemble import assemble
+from ..rounds import undecided
+from ..schema import wording
+from ..schema.rows import Audit, RecordedAt
+from ..schema.standing import REBUILT, Standing
+from ..suite.suite import Reached, Suite
+from ..verdict.judging import check_verdicts
+from .differences import differences
+from .record import Record, RecordError, read_record
+from .stored import StoredCells
+
+HINT = "Run the audit again: what is intact is kept, the rest is computed anew."
+
+
+class NoEvidenceError(Exception):
+    """An audit.json cannot be made again from what is there; the message is a clause that says why."""
+
+
+class Ended(BaseModel):
+    """How the cells of an audit ended that have no result: reasons, by name of the cell."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    failed: dict[str, str] = {}
+    skipped: dict[str, str] = {}
+    unavailable: dict[str, str] = {}
+
+
+def ended_key(record: str) -> str:
+    """Under which the store keeps the `Ended` of the audit of a record."""
+    return cell_key("ended", record)
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """An audit made again, its environment apart.
+
+    Args:
+        reached: the round of each attack on each model, where it is not the first.
+    """
+
+    audit: Audit
+    record: Record
+    suite: Suite
+    reached: Reached
+    outcome: Outcome
+
+
+def rebuild(read: Audit, cells: StoredCells) -> Rebuilt:
+    """The audit that the stored cells of `read` amount to.
+
+    Raises:
+        NoEvidenceError: they are not there, or no suite can be built from their record here.
+        UnsafeInput: they were changed.
+    """
+    at = read.environment.record
+    if read.policy_from == "gate":
+        raise NoEvidenceError("it is a verdict of crushproof gate, whose evidence lies with the audit it judged")
+    if at is None or not (cells.folder / "evidence").is_dir():
+        raise NoEvidenceError("its evidence is not beside it")
+    record, suite = _recorded(at, cells)
+    ended = _ended(at.key, cells)
+    outcome = Outcome(failed=dict(ended.failed), skipped=dict(ended.skipped), unavailable=dict(ended.unavailable))
+    try:
+        audit, reached = _judged(suite, cells, outcome, record)
+    except Exception as error:  # stored results may hold anything
+        raise UnsafeInput(
+            f"The evidence in {cells.folder} makes no sense ({user_error(error)[:300]}). {HINT}"
+        ) from None
+    return Rebuilt(audit, record, suite, reached, outcome)
+
+
+def damage(rebuilt: Rebuilt, cells: StoredCells) -> list[str]:
+    """What of all the evidence, also of that which no figure is made from, is missing or damaged, a phrase each."""
+    known = {*rebuilt.outcome.failed, *rebuilt.outcome.skipped, *rebuilt.outcome.unavailable}
+    missing = [
+        f"the result of {cell.name} is missing"
+        for cell in rebuilt.suite.cells_until(rebuilt.reached)
+        if not cell.alone and cell.name not in known and not cells.has(cell.key)
+    ]
+    return [*(f"{where} is damaged: {why}" for where, why in sorted(cells.damaged.items())), *missing]
+
+
+def held_against_evidence(read: Audit, folder: Path) -> tuple[Audit, Standing]:
+    """An audit.json that was read, as its evidence has it, and how far it could be held against that.
+
+    Args:
+        folder: that it lies in, or the file itself.
+
+    Raises:
+        UnsafeInput: it says something else than its evidence, or contradicts itself.
+    """
+    folder = folder.parent if folder.suffix == ".json" else folder
+    try:
+        rebuilt = rebuild(read, StoredCells(folder))
+    except NoEvidenceError as why:
+        check_verdicts(read, folder)
+        return read, Standing(False, f"{why}, so that its figures cannot be made again")
+    found = differences(read, rebuilt.audit)
+    if found:
+        raise UnsafeInput(
+            f"{folder / 'audit.json'} does not verify: it differs from what its evidence amounts to in "
+            f"{wording.enumerate_words(found)}. {HINT}"
+        )
+    audit = rebuilt.audit.model_copy(update={"environment": read.environment})
+    return audit, REBUILT
+
+
+def _recorded(at: RecordedAt, cells: StoredCells) -> tuple[Record, Suite]:
+    if not cells.has(at.key):
+        raise NoEvidenceError("its record is damaged" if cells.damaged else "its record is not in its evidence")
+    try:
+        record, suite = read_record(at.key, cells.get(at.key))
+    except RecordError as error:
+        raise NoEvidenceError(str(error)) from None
+    if (cells.evidence(at.key)[1], record.fixed) != (at.digest, at.fixed):
+        raise UnsafeInput(
+            f"{cells.folder / 'audit.json'} does not verify: its record was changed, or it says another time than the "
+            f"record ({record.fixed}) at which plan and policy were fixed. {HINT}"
+        )
+    return record, suite
+
+
+def _ended(record: str, cells: StoredCells) -> Ended:
+    key = ended_key(record)
+    try:
+        return Ended.model_validate(cells.get(key).document) if cells.has(key) else Ended()
+    except ValidationError:
+        return Ended()
+
+
+def _judged(suite: Suite, cells: StoredCells, outcome: Outcome, record: Record) -> tuple[Audit, Reached]:
+    """As `run_rounds` judged, which went on from round to round by what it found."""
+    reached: Reached = {}
+    while True:
+        audit = assemble(suite, cells, outcome, record.policy, record.command, None, reached)
+        after = None if outcome.failed else suite.further(reached, undecided(suite, audit))
+        if after is None:
+            return audit, reached
+        reached = after

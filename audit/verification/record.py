@@ -1,0 +1,223 @@
+"""What an audit leaves beside its cells, so that every figure can be made from them again without its model and data.
+
+The record is stored before the first attack, with the time: plan and policy are fixed from then on. It holds no input
+and no code; the suite that is built from it has the same cells under the same keys, but can compute none of them.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ...targets.data.outline import Outline, data_of, outline
+from ...targets.errors import CrushproofError, user_error
+from ...targets.form import Array, Arrays, Document, Form, require
+from ...targets.runtimes.litert import PACKAGES as LITERT
+from ...targets.untrusted.model_file import ModelFile
+from ...training.architecture import Architecture
+from ...training.loop import Training
+from ...training.trainer import BuiltinTrainer, Trainer, UserTrainer
+from ..engine.cells import Result, cell_key
+from ..engine.store import Store
+from ..plan.plan import DENSE, Plan
+from ..schema.rows import RecordedAt
+from ..subject.audited import DenseModel
+from ..subject.finished_file import OpenedFile, Reading, reading_of
+from ..subject.resolve import Subject
+from ..suite.environment import Setup, release
+from ..suite.suite import Suite
+from ..verdict.policy import FittedPolicy, Policy
+
+FILE = "record.json"  # a file of its own: the order of candidates and limits counts
+BUILTIN, USER = "builtin:", "user:"  # how the identities of the two sorts of trainers begin
+DIGEST = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class RecordError(Exception):
+    """A record that is none, or from which no suite can be built here; the message is a clause that says why."""
+
+
+class _Settled(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RecordedDense(_Settled):
+    """The plain dense model. Each trainer is told by its identity: hyper-parameters, or a name and a digest of code."""
+
+    architecture: str
+    trainer: str
+    given: bool
+    shadows_differ: bool
+    notes: tuple[str, ...]
+
+
+class RecordedFile(_Settled):
+    name: str
+    reading: Reading
+
+
+class Record(_Settled):
+    """See the head of this module.
+
+    Attributes:
+        asked: the plan as it was given; plan: the same with all that a probe or the time decided.
+        policy: as it was judged by, with what these inputs cannot decide.
+        command: how the audit was started; source: where its plan lies, seen from the output folder; None: in no file.
+        releases: of packages that only some audits need.
+        identity, notes: of the models (`Subject`).
+        together: by dense model, how many like it are trained side by side.
+        fixed: when all this was fixed, in UTC.
+    """
+
+    asked: dict[str, Any]
+    plan: dict[str, Any]
+    policy: FittedPolicy
+    command: str
+    source: str | None
+    device: str
+    versions: dict[str, str]
+    releases: dict[str, str]
+    data: Outline
+    identity: str
+    notes: tuple[str, ...]
+    dense: RecordedDense | None
+    files: dict[str, RecordedFile]
+    together: dict[str, int]
+    fixed: str = Field(pattern=r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC$")
+
+
+def record_of(suite: Suite, asked: Plan, policy: Policy, command: str, source: str | None) -> tuple[str, Result]:
+    """The key under which the store keeps the record of an audit, and the record.
+
+    The key follows from all of it but the time, so that the time of an audit that is resumed is the first one's.
+    """
+    subject, model = suite.subject, suite.subject.model
+    told, arrays = outline(subject.data)
+    packages = sorted({*LITERT, *(package for runtime, _ in suite.lineup.runtimes for package in runtime.packages)})
+    record = Record(
+        asked=_plan(asked),
+        plan=_plan(suite.plan),
+        policy=FittedPolicy(**policy.model_dump(exclude={"left_out"}), left_out=getattr(policy, "left_out", ())),
+        command=command,
+        source=source,
+        device=suite.device.type,
+        versions=dict(suite.setup.versions),
+        releases={package: release(package) for package in packages},
+        data=told,
+        identity=subject.identity,
+        notes=subject.notes,
+        dense=None
+        if model is None
+        else RecordedDense(
+            architecture=model.architecture.name,
+            trainer=model.trainer.identity,
+            given=model.state is not None,
+            shadows_differ=model.shadows_differ,
+            notes=model.notes,
+        ),
+        files={name: RecordedFile(name=file.name, reading=reading_of(file)) for name, file in subject.files.items()},
+        together={one.name: one.side_by_side(suite.device) for one in suite.lineup.dense},
+        fixed=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+    )
+    return key_of(record), Result(arrays, files={FILE: record.model_dump_json().encode()})
+
+
+def form_of_record(key: str, fresh: Result) -> Form:
+    """What is stored under the key of a record: the one that was just made, but for the time."""
+
+    def holds(document: Any, arrays: Arrays, files: Mapping[str, bytes]) -> None:
+        require(key_of(Record.model_validate_json(files[FILE])) == key, "it is another record")
+        same = all(np.array_equal(arrays[name], array) for name, array in fresh.arrays.items())
+        require(same, "its labels or bounds are not those of the data")
+
+    layout = {name: Array(str(array.dtype), array.shape) for name, array in fresh.arrays.items()}
+    return Form(Document, layout, (FILE,), holds, declines=False)
+
+
+def key_of(record: Record) -> str:
+    """Under which the store keeps a record."""
+    return cell_key("record", record.model_dump_json(exclude={"fixed"}))
+
+
+def recorded_at(key: str, store: Store) -> RecordedAt:
+    """Where the record of an audit lies, for its audit.json."""
+    record = Record.model_validate_json(store.get(key).files[FILE])
+    return RecordedAt(key=key, digest=store.evidence(key)[1], fixed=record.fixed)
+
+
+def read_record(key: str, stored: Result) -> tuple[Record, Suite]:
+    """The record in a stored result, and the suite that it tells of.
+
+    Raises:
+        RecordError: it is not the record of this key, is damaged, or needs a package that is not there.
+    """
+    try:
+        record = Record.model_validate_json(stored.files[FILE])
+        if key_of(record) != key:
+            raise RecordError("its record was changed")
+        plan = Plan.model_validate(record.plan)
+        return record, Suite(plan, _subject(record, stored), setup=_setup(record))
+    except RecordError:
+        raise
+    except (ValidationError, ValueError, KeyError, TypeError, AttributeError, CrushproofError) as error:
+        raise RecordError(f"its record does not make sense here ({user_error(error)[:300]})") from None
+
+
+def _plan(plan: Plan) -> dict[str, Any]:
+    return plan.model_dump(mode="json", exclude={"engine"})
+
+
+def _setup(record: Record) -> Setup:
+    return Setup(torch.device(record.device), record.versions, record.releases)
+
+
+def _subject(record: Record, stored: Result) -> Subject:
+    files = {name: _Absent.of(one) for name, one in record.files.items()}
+    data = data_of(record.data, stored.arrays)
+    dense = record.dense
+    model = None
+    if dense is not None:
+        model = DenseModel(
+            DENSE,
+            Architecture(dense.architecture, _refuse),
+            _trainer(dense.trainer),
+            state={} if dense.given else None,
+            shadows_differ=dense.shadows_differ,
+            notes=dense.notes,
+            file=files.get(DENSE),
+            together=record.together.get(DENSE, 1),
+        )
+    return Subject(data, model, record.identity, files, record.notes, together=record.together)
+
+
+def _trainer(identity: str) -> Trainer:
+    if identity.startswith(BUILTIN):
+        return BuiltinTrainer(Training.model_validate_json(identity.removeprefix(BUILTIN)))
+    return UserTrainer(_refuse, identity.removeprefix(USER))
+
+
+def _refuse(*_: Any) -> NoReturn:
+    raise RecordError("a record builds and trains no model")
+
+
+@dataclass(frozen=True, eq=False)
+class _Absent(OpenedFile):
+    """A finished file that is not at hand: what was found out about it."""
+
+    sha256: str = ""
+
+    @property
+    def digest(self) -> str:
+        return self.sha256
+
+    @classmethod
+    def of(cls, one: RecordedFile) -> _Absent:
+        known = one.reading
+        file = ModelFile(known.kind, b"", known.facts, known.packed)
+        return cls(one.name, file, known.assumptions, known.notes, known.doubtful, known.digest)

@@ -1,0 +1,108 @@
+"""All of an audit's data but the inputs: enough to say again what was measured, and no input can be read from it."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Self
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+from .data import Data, split
+from .records import Bounds, Records
+from .structure import Structure
+
+MOST_VALUES = 2**48  # of all inputs together; none of them is held
+
+
+class Outline(BaseModel):
+    """What a `Data` is, besides its numbers; see there."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+    shape: tuple[Annotated[int, Field(ge=1)], ...]
+    class_names: tuple[str, ...]
+    groups: tuple[str, ...] | None
+    seed: int
+    notes: tuple[str, ...]
+    bounds_doubt: str
+    structure: Structure
+
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+class _Labels(BaseModel):
+    """The arrays of an outline, as they have to fit together."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    outline: Outline
+    arrays: Arrays
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        y, groups, classes = self.arrays["non_members"], self.outline.groups, len(self.outline.class_names)
+        everybody = [y, *([self.arrays["members"]] if "members" in self.arrays else [])]
+        for labels in everybody:
+            of_classes = labels.dtype == np.int64 and labels.ndim == 1 and classes > 1
+            of_values = labels.dtype == np.float32 and labels.ndim == 2 and not classes
+            if not len(labels) or not (of_classes or of_values) or not np.isfinite(labels).all():
+                raise ValueError("the labels are neither classes nor values")
+            if of_classes and not 0 <= labels.min() <= labels.max() < classes:
+                raise ValueError("a label is of no class")
+        if groups is not None and len(groups) != len(y):
+            raise ValueError("there is not one group for each record")
+        if math.prod(self.outline.shape) * sum(map(len, everybody)) > MOST_VALUES:
+            raise ValueError("the records are larger than any")
+        return self
+
+
+def outline(data: Data) -> tuple[Outline, Arrays]:
+    """The outline, and the arrays `members` and `non_members` (what a model should answer), `low` and `high`."""
+    found = Outline(
+        name=data.name,
+        digest=data.digest,
+        shape=data.shape,
+        class_names=data.class_names,
+        groups=data.groups,
+        seed=data.seed,
+        notes=data.notes,
+        bounds_doubt=data.bounds_doubt,
+        structure=data.structure,
+    )
+    arrays = {"non_members": data.non_members.y, "low": data.bounds.low, "high": data.bounds.high}
+    arrays |= {} if data.members is None else {"members": data.members.y}
+    return found, {name: tensor.cpu().numpy() for name, tensor in arrays.items()}
+
+
+def data_of(found: Outline, arrays: Arrays) -> Data:
+    """The data of an outline, every input of which is 0.
+
+    Raises:
+        ValueError, KeyError, InputError: the arrays do not fit together.
+    """
+    _Labels(outline=found, arrays=arrays)
+    low, high = (torch.from_numpy(np.array(arrays[name])) for name in ("low", "high"))
+    held, whole = found.structure.held_in(found.shape), found.structure.whole_in(found.shape)
+    non_members = _records(arrays["non_members"], found.shape)
+    values: dict[str, Any] = {
+        **{name: getattr(found, name) for name in Outline.model_fields if name not in ("digest", "shape")},
+        "members": None if "members" not in arrays else _records(arrays["members"], found.shape),
+        "non_members": non_members,
+        "bounds": Bounds(low, high, held, whole),
+        "_split": split(len(non_members), found.seed),
+        "digest": found.digest,
+    }
+    data = object.__new__(Data)  # the checks of its constructor are for inputs
+    data.__dict__.update(values)
+    return data
+
+
+def _records(y: np.ndarray[Any, Any], shape: tuple[int, ...]) -> Records:
+    x: Tensor = torch.zeros(()).expand(len(y), *shape)
+    return Records(x, torch.from_numpy(np.array(y)))

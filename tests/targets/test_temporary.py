@@ -1,0 +1,95 @@
+"""Temporary files are in a folder of our own, and what a killed process left goes with the next one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from crushproof.targets import temporary
+from crushproof.targets.temporary import all_in_own_folder, own_folder, scratch
+
+LIVE = """
+import os, signal, sys, tempfile
+from pathlib import Path
+from crushproof.targets.temporary import all_in_own_folder, scratch
+with all_in_own_folder(), scratch() as folder:
+    (folder / "model").touch()
+    Path(tempfile.mkdtemp(), "of a library").touch()
+    print("made", flush=True)
+    sys.stdin.read()
+"""
+
+
+def live(folder: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", LIVE], env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "made\n"
+    return process
+
+
+def folders(place: Path) -> set[Path]:
+    return set(place.glob("crushproof-*/*"))
+
+
+def test_the_next_process_sweeps_what_a_killed_one_left_and_no_other(tmp_path: Path) -> None:
+    killed = live(tmp_path)
+    left = folders(tmp_path)
+    assert len(left) == 1
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert folders(tmp_path) == left
+    (next(iter(left)).parent / "details.txt").touch()
+    first = live(tmp_path)
+    kept = folders(tmp_path)
+    assert len(kept) == 1
+    assert not kept & left
+    second = live(tmp_path)
+    assert len(folders(tmp_path)) == 2
+    for process in (first, second):
+        process.communicate("")
+        assert process.returncode == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_our_name_that_is_not_ours_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(temporary, "_own", None)
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").touch()
+    (tmp_path / f"crushproof-{os.getuid()}").symlink_to(tmp_path / "precious")
+    with scratch() as folder:
+        assert folder.is_dir()
+        assert tmp_path / "precious" not in folder.resolve().parents
+    assert (tmp_path / "precious" / "file").exists()
+
+
+def test_a_link_among_what_was_left_leads_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(temporary, "_own", None)
+    (tmp_path / "precious").mkdir()
+    ours = temporary.shared_folder()
+    (ours / "link").symlink_to(tmp_path / "precious")
+    assert own_folder().parent == ours
+    assert not (ours / "link").is_symlink()
+    assert (tmp_path / "precious").is_dir()
+
+
+def test_everybody_uses_it_inside_the_block_and_nobody_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", "/elsewhere")
+    before = tempfile.gettempdir()
+    with suppress(KeyError), all_in_own_folder():
+        assert tempfile.gettempdir() == os.environ["TMPDIR"] == str(own_folder())
+        assert os.environ["RAY_TMPDIR"] == "/elsewhere"  # a cluster that runs already is still found
+        raise KeyError
+    assert (tempfile.gettempdir(), os.environ["TMPDIR"]) == (before, "/elsewhere")
+    assert "RAY_TMPDIR" not in os.environ
