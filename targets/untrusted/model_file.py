@@ -133,6 +133,10 @@ def check_onnx(data: CheckedOnnx | bytes) -> CheckedOnnx:
         found = facts(model, zeroed)
     except Fault as fault:
         raise UnsafeInput(str(fault)) from None
+    except (ValueError, TypeError, RuntimeError) as error:  # from onnx, about a model it did not expect
+        raise UnsafeInput(
+            f"The ONNX model is malformed: {' '.join(str(error).split())[:300]}. It was refused."
+        ) from None
     checked = CheckedOnnx(data, usable, model, Facts.model_validate(found))
     _keep(checked)
     return checked
