@@ -95,6 +95,46 @@ class Flag(StrEnum):
         "No radius was found at which the dense model keeps about half of its accuracy: it keeps nearly all or nearly "
         "nothing. Something stops the probe, or the model answers in steps.",
     )
+    EPSILON_TINY = (
+        "epsilon-tiny",
+        "The changes allowed are so small that next to no model fails: an L-inf epsilon below 0.001 is less than a "
+        "quarter of one step of an 8-bit pixel. Epsilon counts in units of the bounds: 8/255 is 0.031.",
+    )
+    WEAK_ATTACK = (
+        "weak-attack",
+        "The gradient attacks had fewer than 5 steps each: a usual attack has 20 and more, and finds more.",
+    )
+    REPEATED_RECORDS = (
+        "repeated-records",
+        "Test records are repeated, exactly or but for a little noise, beyond what the training records show to be "
+        "natural: fewer were measured than it seems, and those that are repeated may have been chosen.",
+    )
+    NEAR_DUPLICATES = (
+        "near-duplicates",
+        "Test records are training records but for a little noise: the model was as good as trained on them, so that "
+        "it looks better than it is and gives away less than it does.",
+    )
+    REPEATED_MEMBERS = (
+        "repeated-members",
+        "Most of what the membership attack asks about is known to every shadow model in another copy, or is among "
+        "members and non-members alike: the attack can hardly find what the model remembers.",
+    )
+    TEST_KNOWN = (
+        "test-records-known",
+        "The attack takes test records for training records: the model is surer of them than of what it was trained "
+        "on. It was trained on the test records, or they are easier than others.",
+    )
+    SCORES_MASKED = (
+        "scores-masked",
+        "Within a class the model's scores say almost nothing beyond the label, or are on another scale than those of "
+        "the shadow models, which are made alike: scores were changed behind the model, and the attack cannot read "
+        "them. An attacker who works from labels, or knows how they were changed, may find more.",
+    )
+    BEYOND_PARENT = (
+        "beyond-its-parent",
+        "The file does far better than the model it is said to come from. Compression does not do that: it was trained "
+        "otherwise, on these very records perhaps. Name the model that it really came from.",
+    )
     EPSILON_VOID = (
         "epsilon-void",
         "The compression looked at training records after DP-SGD, so the promised epsilon does not hold.",

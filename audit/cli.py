@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..targets.errors import InputError, UnsafeInput
+from ..targets.errors import InputError
 from .exit_codes import EXIT_CODES, INCOMPLETE, PASS, FailOn, code_of, exit_codes
-from .export.command import sign
+from .export.command import sign, verify
 from .paths import shown
 
 if TYPE_CHECKING:
     from .schema.rows import Audit
-    from .schema.standing import Standing
 
 DEFAULT_OUT = Path("crushproof-audit")
 
@@ -140,6 +139,8 @@ def audit(
             progress=progress,
             command=shlex.join(words),
         )
+        from .report.terminal import show
+
         show(result, as_json, None if only else out / "report.html", only)
         raise typer.Exit(code_of(result.verdict if only is None else verdict_of_finding(result), fail_on))
 
@@ -266,37 +267,15 @@ def gate(
             with writing(out):
                 write_verdict(out, folder, result.model_dump_json(by_alias=True, indent=1))
                 render(result, out / "report.html", standing)
+        from .report.terminal import show
+
         result = told(result, standing)
         show(result, as_json, None if out is None else out / "report.html", None, standing)
         raise typer.Exit(code_of(result.verdict, fail_on))
 
 
 app.command()(sign)
-
-
-@app.command()
-def verify(
-    folder: Annotated[Path, typer.Argument(help="Holds audit.json and its evidence.")],
-    plan: Annotated[Path | None, typer.Option(help="The plan, if it is not where it was.")] = None,
-    deep: Annotated[
-        bool, typer.Option("--deep", help="Also ask the deployed files again; runs the plan's own code.")
-    ] = False,
-) -> None:
-    """Hold an audit.json against its evidence, its plan and its files.
-
-    Every figure and verdict is made again from the evidence; exit 5 says what differs.
-    """
-    with exit_codes():
-        from .verification.checks import verify as checks_of
-
-        checks = checks_of(folder, plan, deep=deep)
-        for check in checks:
-            typer.echo(f"{check.state:>4}  {check.what}: {check.words}")
-        bad = [check for check in checks if check.state == "bad"]
-        left = [check.what for check in checks if check.state == "left"]
-        if bad:
-            raise UnsafeInput(f"{folder} does not verify: {', '.join(check.what for check in bad)}.")
-        typer.echo(f"VERIFIED: {folder}" + (f" (not looked at: {', '.join(left)})" if left else ""))
+app.command()(verify)
 
 
 @app.command()
@@ -353,33 +332,9 @@ def doctor() -> None:
 
 
 def verdict_of_finding(result: Audit) -> str:
-    """Of `--only`: a finding that could not be measured counts where a policy judges it, and one that is gone."""
-    if not result.findings:
-        return "not-measured"
-    found = result.findings[0]
-    return "not-gated" if found.verdict == "not-measured" and not found.gated else found.verdict
-
-
-def show(
-    result: Audit, as_json: bool, report_path: Path | None, only: str | None, standing: Standing | None = None
-) -> None:
-    """Prints an audit: as JSON, or as a table with the verdict and what decides it.
-
-    Args:
-        standing: how far it was held against its evidence; None: it was just measured.
-    """
-    if as_json:
-        typer.echo(result.model_dump_json(by_alias=True, indent=1))
-        return
-    from .report.terminal import print_audit, print_findings
-    from .schema.standing import MEASURED
-
-    if only is not None:
-        print_findings(result)
-    else:
-        print_audit(result, standing or MEASURED)
-    if report_path is not None:
-        typer.echo(f"Report: {report_path}")
+    """Of `--only`: what no policy judged did not pass, whether it was measured or not."""
+    found = result.findings[0] if result.findings else None
+    return found.verdict if found is not None and found.gated else "not-measured"
 
 
 def main() -> None:

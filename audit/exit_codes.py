@@ -41,10 +41,10 @@ class FailOn(StrEnum):
 
 
 def code_of(verdict: str, fail_on: FailOn) -> int:
-    """The exit code of a verdict, of a finding's too: one that no policy judges passes."""
+    """The exit code of a verdict, of a finding's too: one that no policy judges has none, which is no pass."""
     if verdict != "fail" and fail_on is FailOn.FAIL:
         return PASS
-    return INCOMPLETE if verdict == "not-measured" else CODE_OF_VERDICT.get(verdict, PASS)
+    return CODE_OF_VERDICT.get(verdict, INCOMPLETE)
 
 
 @contextmanager

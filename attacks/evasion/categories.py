@@ -74,6 +74,25 @@ def not_pixels(case: Case) -> str | None:
     return None
 
 
+def nothing_to_change(epsilon: float, case: Case) -> str | None:
+    """Why no value can change within epsilon, in a sentence; None where some can.
+
+    A whole number changes by one or not at all.
+    """
+    bounds, shape = case.bounds, case.evaluation.x.shape[1:]
+    if bounds.whole is None:
+        return None
+    stuck = bounds.whole & (epsilon * bounds.scale.expand(shape) < 1)
+    if bounds.held is not None:
+        stuck = stuck | bounds.held
+    if not bool(stuck.all()):
+        return None
+    return (
+        f"not applicable: no value can change within epsilon {epsilon:g}: all are declared whole numbers or immutable, "
+        f"and epsilon is less than 1 of them. {INSTEAD}"
+    )
+
+
 def seen_unfit(scope: Scope) -> str | None:
     """Why a ball around these inputs makes no sense, in a phrase; None: it may, or only a run can tell.
 

@@ -25,6 +25,9 @@ from .preparations import RadiusProbe, ReplayedBothWays, RoomToFall, radii_of
 REPLAYED = "transfer from its candidates"  # as a dense model faces it; no part can be labelled so
 BOTH_WAYS = "transfer both ways"  # as a change counts it
 
+TINY = {"linf": 1e-3, "l2": 1e-2}  # epsilons below which next to nothing can fail
+FEWEST_STEPS = 5  # of a gradient attack that deserves the name
+
 
 @dataclass(frozen=True)
 class Found:
@@ -85,7 +88,23 @@ def found_on(results: Results, name: str, attack: EvasionParameters, against: st
     chosen = chosen_radius(results, attack)
     if chosen is not None and chosen["how"] == "nearest":
         flags.add(Flag.EPSILON_EXTREME.value)
+    if chosen is None and resolved.gate < TINY[resolved.norm]:
+        flags.add(Flag.EPSILON_TINY.value)
+    if _weak(evidence.summary, resolved.gate):
+        flags.add(Flag.WEAK_ATTACK.value)
     return Found(evidence, resolved, robust, tuple(sorted(flags)), part_flags, together)
+
+
+def _weak(summary: Mapping[str, Any], epsilon: float) -> bool:
+    """Whether every part that followed gradients gave up early, or had steps too short to leave its start."""
+    white = [part for part, access in summary["part_access"].items() if Access(access) is Access.WHITE_BOX]
+    if not white:
+        return False
+    for part in white:
+        steps, size = (summary["settings"][part].get(name) for name in ("steps", "step_size"))
+        if not isinstance(steps, int) or (steps >= FEWEST_STEPS and (size is None or size * steps >= epsilon)):
+            return False
+    return True
 
 
 def chosen_radius(results: Results, attack: EvasionParameters) -> dict[str, Any] | None:

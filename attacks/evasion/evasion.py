@@ -20,7 +20,7 @@ from ..statistics.power import unseen_loss
 from ..statistics.sequential import FIRST, looks
 from .ball import whole_range
 from .case import EvasionInputs, prepared_for
-from .categories import not_pixels, seen_unfit
+from .categories import not_pixels, nothing_to_change, seen_unfit
 from .engine import Perturber
 from .evasion_run import EvasionRun, attack_by, contradictions
 from .gradient.pgd import GradientPerturber
@@ -156,6 +156,9 @@ class Evasion(EvasionParameters):
                 f"The L2 epsilon {self.gate:g} is more than the distance between any two inputs: it counts in "
                 "units of [0, 1] pixels."
             )
+        reason = nothing_to_change(self.gate, case)
+        if reason is not None:
+            raise NotApplicable(reason)
         parts = distinct(self.parts, case)
         skipped = {part.part: reason for part in parts if (reason := part.why_not(case)) is not None}
         able = [part for part in parts if part.part not in skipped]

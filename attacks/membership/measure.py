@@ -26,6 +26,9 @@ from .risk import AUC, TPR
 
 SMALL = 0.638  # AUC of two normal distributions half a standard deviation apart: more is no small difference
 SEEN = 0.01  # of AUC and of TPR: what an attack may see of a difference between the sets before it counts
+REVERSED = 0.02  # of AUC below that of models trained on neither sort of record
+EASY = 0.4  # AUC: test records that much easier than training records were chosen
+REPEATED_MEMBERS = Flag.REPEATED_MEMBERS.value
 FPR = 0.01  # false positive rate at which the true positive rate is reported
 AUC_DETAIL = "auc"
 NO_MEMBERS = "the data has no training records (x_train, y_train) to tell apart from others"
@@ -197,9 +200,31 @@ def _caveats(results: Results, evidence: Evidence) -> tuple[tuple[str, ...], lis
         else:
             flags.add(Flag.DISTRIBUTION_SHIFT.value)
             notes.append(f"Not attributable to membership: {told}")
+    if REPEATED_MEMBERS in dict(scope.data.doubts):
+        flags.add(REPEATED_MEMBERS)
+    if (known := _test_known(evidence, is_member)) is not None:
+        flags.add(Flag.TEST_KNOWN.value)
+        notes.append(known)
     if model.void is not None:
         notes.append(model.void)
     return tuple(sorted(flags)), notes
+
+
+def _test_known(evidence: Evidence, is_member: Bools) -> str | None:
+    """What says that the model knows the test records better than those it was trained on; None: nothing does.
+
+    Test records may be a little easier than the others: shadow models that were trained on neither say how much.
+    """
+    for name in dict.fromkeys(["loss", evidence.summary["headline_auc"]]):
+        found = ranking.auc(evidence.arrays[f"score/{name}"], is_member, level=0.99)
+        untrained = evidence.summary["pseudo_targets"].get(name, {}).get("untrained_auc")
+        usual = 0.5 if untrained is None else min(untrained, 0.5)
+        if found.high < max(usual - REVERSED, EASY):
+            return (
+                f"By {name} test records look more like members than the members do (AUC {found.estimate:.3f}, 99 % "
+                f"interval [{found.low:.3f}, {found.high:.3f}]): the model was trained on them, or they are easier."
+            )
+    return None
 
 
 def unseen_leaks(scope: Scope, half: int) -> list[str]:

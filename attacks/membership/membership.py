@@ -27,8 +27,11 @@ from .signals import margin
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
+Ids = np.ndarray[Any, np.dtype[np.int64]]
+Margins = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
 SAME = 1e-3  # of margins, absolute and relative: another batch or processor adds up in another order
+LIKE_SHADOWS = 4.0  # times: scores of a model are spread as its shadows' are; see masked
 ENOUGH_SHADOWS = 16  # below it only RMIA may be the headline (LiRA's variances rest on too little), and a flag is set
 
 
@@ -144,6 +147,8 @@ class Membership(Attack):
                 flags.append(Flag.FEW_SHADOWS.value)
             if unlike(phi, population.is_member, population.own):
                 flags.append(Flag.SHADOWS_DIFFER.value)
+            if masked(phi, population.own.phi, population.records.y.cpu().numpy()):
+                flags.append(Flag.SCORES_MASKED.value)
         blind = population.blind
         if blind is None:
             blind = blind_scores(population.records, population.is_member, seed=derive(seed, "blind"))
@@ -226,6 +231,30 @@ def unlike(phi: np.ndarray[Any, Any], is_member: Bools, own: ShadowSignals) -> b
         if abs(target.mean() - rates.mean()) > max(0.05, 4 * rates.std(ddof=1)):
             return True
     return False
+
+
+def masked(phi: Margins, shadows: Margins, labels: Ids) -> bool:
+    """Whether a model's scores differ far less, or far more, within a class than its shadows' do.
+
+    "Arg-max plus a small share of the logits" keeps every label and blinds what is calibrated on shadows. The better
+    half of each class is looked at, which a model that is any good gets right: how often it errs plays no part.
+
+    Args:
+        phi: [n]; shadows: [k, n]; labels: int64 [n].
+    """
+    own, theirs = _spread(phi, labels), [_spread(row, labels) for row in shadows]
+    usual = float(np.median(theirs))
+    return not usual / LIKE_SHADOWS <= own <= usual * LIKE_SHADOWS
+
+
+def _spread(phi: Margins, labels: Ids) -> float:
+    """Between the quartiles of phi among the better half of a class, less their median, over all classes."""
+    centred = []
+    for label in np.unique(labels):
+        mine = np.sort(phi[labels == label])
+        centred.append(mine[len(mine) // 2 :] - np.median(mine[len(mine) // 2 :]))
+    low, high = np.quantile(np.concatenate(centred), (0.25, 0.75))
+    return float(high - low)
 
 
 def score_all(

@@ -1,14 +1,18 @@
-"""`crushproof sign`."""
+"""`crushproof sign` and `crushproof verify`."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ...targets.errors import UnsafeInput
 from ..exit_codes import exit_codes
+
+if TYPE_CHECKING:
+    from ..verification.checks import Check
 
 
 def sign(
@@ -41,3 +45,44 @@ def sign(
         for name, file in done.absent.items():
             typer.echo(f"{file} is not where it was: the stored copy of {name} was signed in its place.")
         typer.echo(f"wrote {folder / ENVELOPE}")
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(help="Holds audit.json and its evidence.")],
+    plan: Annotated[Path | None, typer.Option(help="The plan, if it is not where it was.")] = None,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also ask the deployed files again; runs the plan's own code.")
+    ] = False,
+    key: Annotated[Path | None, typer.Option(help="The signer's public key, in PEM: check the signature too.")] = None,
+    certificate: Annotated[Path | None, typer.Option(help="Or a certificate that is trusted, in PEM.")] = None,
+) -> None:
+    """Hold an audit.json against its evidence, its plan, its files and its signature.
+
+    Every figure and verdict is made again from the evidence; exit 5 says what differs.
+    """
+    with exit_codes():
+        from ..verification.checks import verify as checks_of
+
+        checks = [_signature(folder, key, certificate, plan), *checks_of(folder, plan, deep=deep)]
+        for check in checks:
+            typer.echo(f"{check.state:>4}  {check.what}: {check.words}")
+        bad = [check for check in checks if check.state == "bad"]
+        left = [check.what for check in checks if check.state == "left"]
+        if bad:
+            raise UnsafeInput(f"{folder} does not verify: {', '.join(check.what for check in bad)}.")
+        typer.echo(f"VERIFIED: {folder}" + (f" (not looked at: {', '.join(left)})" if left else ""))
+
+
+def _signature(folder: Path, key: Path | None, certificate: Path | None, plan: Path | None) -> Check:
+    from ..verification.checks import Check
+    from .checking import check_signature, signed
+
+    if key is None and certificate is None:
+        claims = "there is one: name --key or --certificate" if signed(folder) else "unsigned"
+        return Check("signature", "left", claims)
+    home = None if plan is None else plan.parent
+    found = check_signature(folder, key=key, certificate=certificate, home=home)
+    if found.differs:
+        return Check("signature", "bad", " ".join(found.differs))
+    gone = "".join(f"; {name} is not where it was, its stored copy was looked at" for name in found.absent)
+    return Check("signature", "ok", f"audit, report, evidence and models are as they were signed{gone}")

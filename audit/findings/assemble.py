@@ -82,6 +82,7 @@ def assemble(
         name=suite.plan.name,
         verdict=judged.verdict,
         deciding=[*judged.deciding, *unmade],
+        beside=judged.beside,
         plan=suite.plan.shown,
         plan_digest=suite.plan.digest,
         seed=suite.plan.seed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 
+from ...attacks.access import Flag
 from ...attacks.attack import Attack
 from ...attacks.measurement import Measurement
 from ...targets.errors import InputError, NotApplicable, user_error
@@ -11,12 +12,14 @@ from ...targets.seeds import derive
 from ..engine.cells import Cell
 from ..engine.schedule import Outcome
 from ..paths import without_paths
-from ..schema.rows import Estimate, Finding, GroupEstimate, ThreatModel
+from ..schema.rows import Change, Estimate, Finding, GroupEstimate, ThreatModel
 from ..subject.audited import AuditedModel
 from ..suite.attack_cells import attack_cell
 from ..suite.suite import Reached, Suite
 from .estimates import change, curves, estimate, part
 from .results import AttackResults, AuditResults, Finished
+
+FAR_SAFER = 0.2  # of the records, surely: more than compression was ever seen to give
 
 
 def findings_of(
@@ -80,6 +83,7 @@ def finding_row(
     own = None if measured.outcome is None else estimate(measured.outcome, level)
     seed = derive(suite.plan.seed, "bootstrap")
     groups = [GroupEstimate(name=name, **estimate(one, level).model_dump()) for name, one in measured.groups.items()]
+    changes = [change(one, seed=seed, level=level) for one in measured.comparisons]
     found = Finding(
         id=identifier,
         candidate=model.name,
@@ -96,12 +100,12 @@ def finding_row(
         ),
         estimate=own,
         available=measured.available,
-        changes=[change(one, seed=seed, level=level) for one in measured.comparisons],
+        changes=changes,
         gateable=gateable,
         gated=gateable,
         verdict="not-measured" if own is None else "not-gated",
         reason=measured.reason,
-        flags=list(measured.flags),
+        flags=sorted({*measured.flags, *_beyond_parent(model, measured, changes)}),
         notes=[*measured.notes, *_rounds(suite, label, position, own)],
         parts=[part(one, level) for one in measured.parts],
         curves=curves(measured, level),
@@ -111,6 +115,14 @@ def finding_row(
     )
     cell = attack_cell(own_label, model.name, measured.run)
     return found if results.get(cell) is None else _with_evidence(results, found, cell)
+
+
+def _beyond_parent(model: AuditedModel, measured: Measurement, changes: list[Change]) -> list[str]:
+    """Of a file that withstands far more than the model it is said to come from."""
+    comparable = measured.metric.unit == "percent" and measured.metric.better == "higher"
+    if model.file is None or model.is_dense or not comparable or not changes or changes[0].low <= FAR_SAFER:
+        return []
+    return [Flag.BEYOND_PARENT.value]
 
 
 def _rounds(suite: Suite, label: str, position: int, own: Estimate | None) -> list[str]:

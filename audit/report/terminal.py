@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
@@ -48,7 +50,7 @@ def as_text(audit: Audit) -> str:
         "  ".join(cell.ljust(width) if place < LEFT else cell.rjust(width) for place, (cell, width) in enumerate(pairs))
         for pairs in (list(zip(row, widths, strict=True)) for row in rows)
     ]
-    told = [f"  {wording.clean(sentence)}" for sentence in audit.deciding]
+    told = [f"  {wording.clean(sentence)}" for sentence in (*audit.deciding, *audit.beside)]
     return "\n".join([*(line.rstrip() for line in lines), verdict_line(audit), *told])
 
 
@@ -58,9 +60,28 @@ def as_html(audit: Audit) -> str:
     line = Markup("<tr>{}</tr>")
     body = [line.format(Markup("").join(Markup("<td>{}</td>").format(cell) for cell in row)) for row in rows]
     titles = line.format(Markup("").join(Markup("<th>{}</th>").format(cell) for cell in head))
-    told = [Markup("<p>{}</p>").format(wording.clean(sentence)) for sentence in audit.deciding]
+    told = [Markup("<p>{}</p>").format(wording.clean(sentence)) for sentence in (*audit.deciding, *audit.beside)]
     page = Markup("<table>{}</table><p><b>{}</b></p>{}")
     return str(page.format(Markup("").join([titles, *body]), verdict_line(audit), Markup("").join(told)))
+
+
+def show(
+    result: Audit, as_json: bool, report_path: Path | None, only: str | None, standing: Standing | None = None
+) -> None:
+    """Prints an audit: as JSON, or as a table with the verdict and what decides it.
+
+    Args:
+        standing: how far it was held against its evidence; None: it was just measured.
+    """
+    if as_json:
+        print(result.model_dump_json(by_alias=True, indent=1))
+        return
+    if only is not None:
+        print_findings(result)
+    else:
+        print_audit(result, standing or MEASURED)
+    if report_path is not None:
+        print(f"Report: {report_path}")
 
 
 def print_audit(audit: Audit, standing: Standing = MEASURED) -> None:
@@ -89,7 +110,7 @@ def print_audit(audit: Audit, standing: Standing = MEASURED) -> None:
     if standing == REBUILT:
         rest = f"{rest} ({UNSIGNED})"
     console.print(Text(headline, style=f"bold {COLOURS[audit.verdict]}"), Text(rest))
-    for sentence in (*audit.deciding, *_beside(audit)):
+    for sentence in (*audit.deciding, *audit.beside):
         console.print(Text(f"  {wording.clean(sentence)}"))
 
 
@@ -102,12 +123,6 @@ def legend(audit: Audit) -> list[str]:
         lines.append("\u2691 the figure may be too optimistic; the report says why")
     told = [f"{metric.title.partition(' (')[0].lower()}: {metric.meaning}" for metric in _headlines(audit)]
     return [*lines, *map(wording.clean, told)]
-
-
-def _beside(audit: Audit) -> list[str]:
-    """Why others than those up for release fail: they are in the table, and the verdict does not speak of them."""
-    failed = [row for row in audit.candidates if row.verdict == "fail" and row.name not in audit.release]
-    return [f"Not up for release, and fails: {row.deciding}" for row in failed[:2]]
 
 
 def print_findings(audit: Audit) -> None:

@@ -306,6 +306,7 @@ class Audit(BaseModel):
     name: str
     verdict: Verdict
     deciding: list[str] = Field(description="the one or two sentences that decide the verdict")
+    beside: list[str] = Field([], description="sentences: what a reader of the verdict must know that it does not say")
     plan: dict[str, JsonValue] = Field(description="the plan as it was resolved, as JSON")
     plan_digest: Digest
     seed: int = Field(ge=0, lt=2**63)

@@ -46,8 +46,7 @@ class Subject:
     Args:
         model: the dense model; None when only finished files are at hand.
         files: finished files by the name of their candidate, or of the dense model.
-        identity: decides cache keys together with the data's digest: architecture, trainer, given weights, and the
-            code of all three. Files count in the cells of their own candidates.
+        identity: with the data's digest it decides cache keys: architecture, trainer, weights, the code of all three.
         notes: sentences the reader of the report must know.
         question: what decides the meaning of `files`, a JSON value; None: there are none.
         together: by dense model, how many like it are trained side by side, where no module is at hand to tell.

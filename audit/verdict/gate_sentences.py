@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ...attacks.risk import Metric
+from ...attacks.risk import ACCURACY, BALANCED_ACCURACY, Metric
 from ..schema import wording
-from ..schema.rows import Change, Estimate, Finding
+from ..schema.rows import Candidate, Change, Estimate, Finding
 from .policy import EXACT
 
 HOPELESS = 1000  # times as many records as there were
@@ -69,3 +69,33 @@ def records_needed(value: float, low: float, high: float, limit: float, n: int) 
     if gap <= EXACT or width <= EXACT:
         return None
     return max(n + 1, math.ceil(n * min(width / gap, 1e6) ** 2))  # more is as good as never
+
+
+def cannot_fail(judged: Estimate | Change, limit: float, metric: Metric, candidate: Candidate) -> str | None:
+    """Why a limit says nothing of this candidate, in a sentence: one keeps it who guesses, or who gives all away."""
+    if metric.unit == "number":
+        return None
+    worst = limit if isinstance(judged, Estimate) else judged.baseline_estimate + limit
+    if metric.better == "lower":
+        if worst < 1 - EXACT:
+            return None
+        return f"The limit allows {wording.figure(1.0, metric)} and so can hardly fail: give a tighter one."
+    guessed = 0.0  # an attack may push any model below chance
+    if metric.name in (ACCURACY.name, BALANCED_ACCURACY.name):
+        guessed = _guessed(candidate, balanced=metric.name == BALANCED_ACCURACY.name)
+    if worst > guessed + EXACT:
+        return None
+    if not guessed:
+        return f"The limit allows {wording.figure(0.0, metric)} and so can hardly fail: give a tighter one."
+    return (
+        f"A model that always answers the commonest class keeps this limit ({wording.figure(guessed, metric)}), so "
+        "that it can hardly fail: give a tighter one."
+    )
+
+
+def _guessed(candidate: Candidate, *, balanced: bool) -> float:
+    """The accuracy of whoever always answers the commonest class."""
+    counts = [] if candidate.classes is None else [one.n for one in candidate.classes.recalls]
+    if not counts:
+        return 0.0
+    return 1 / len(counts) if balanced else max(counts) / sum(counts)

@@ -20,8 +20,9 @@ from ...targets.errors import InputError, UnsafeInput
 from ..schema import wording
 from ..schema.policy_rows import Compares, Gate, RowVerdict, Verdict
 from ..schema.rows import Audit, Candidate, Change, Estimate, Finding
-from .fitting import follows_from_plan, nothing_to_judge, policy_of
-from .gate_sentences import HOPELESS, doubt, gate_sentence, records_needed, setting, what_settles
+from .beside import beside
+from .fitting import DEFAULT, follows_from_plan, nothing_to_judge, policy_of
+from .gate_sentences import HOPELESS, cannot_fail, doubt, gate_sentence, records_needed, setting, what_settles
 from .lineage_gate import lineage_gate
 from .overall import deciding_gate, margin, overall
 from .policy import EXACT, Policy
@@ -73,6 +74,7 @@ class Judgement:
     findings: list[Finding]
     verdict: Verdict
     deciding: list[str]
+    beside: list[str]  # what a reader of the verdict must know that it does not say
 
 
 def apply_policy(
@@ -93,6 +95,18 @@ def apply_policy(
     unknown = sorted({*policy.changes, *policy.absolutes} - set(metrics))
     if unknown:
         raise InputError(f"The policy {policy.name!r} limits {unknown[0]!r}, which this audit knows nothing of.")
+    gates, rows = _judged(candidates, findings, policy, metrics)
+    judged = [_judged_finding(finding, gates, metrics) for finding in findings]
+    verdict, deciding = overall(rows, gates, release, metrics, nothing_to_judge(policy))
+    usual = rows
+    if policy.changes != DEFAULT.changes or policy.absolutes:
+        usual = _judged(candidates, findings, DEFAULT, metrics)[1]
+    return Judgement(gates, rows, judged, verdict, deciding, beside(rows, findings, policy, usual, release, metrics))
+
+
+def _judged(
+    candidates: Sequence[Candidate], findings: Sequence[Finding], policy: Policy, metrics: Mapping[str, Metric]
+) -> tuple[list[Gate], list[Candidate]]:
     drafts: list[_Draft] = []
     for candidate in candidates:
         if candidate.role != "dense":
@@ -100,10 +114,7 @@ def apply_policy(
             drafts += [] if lineage is None else [_Draft(lineage, None)]
             drafts += _drafts(candidate, findings, policy, metrics)
     gates = _holm(drafts)
-    judged = [_judged_finding(finding, gates, metrics) for finding in findings]
-    rows = [_judged_candidate(candidate, gates, metrics) for candidate in candidates]
-    verdict, deciding = overall(rows, gates, release, metrics, nothing_to_judge(policy))
-    return Judgement(gates, rows, judged, verdict, deciding)
+    return gates, [_judged_candidate(candidate, gates, metrics) for candidate in candidates]
 
 
 def check_verdicts(audit: Audit, folder: Path) -> None:
@@ -134,6 +145,7 @@ def rejudge(audit: Audit, policy: Policy, by: Literal["audit", "gate"] = "audit"
         update={
             "verdict": judgement.verdict,
             "deciding": judgement.deciding,
+            "beside": judgement.beside,
             "candidates": judgement.candidates,
             "findings": judgement.findings,
             "policy": judgement.gates,
@@ -231,6 +243,9 @@ def _draft(candidate: Candidate, finding: Finding | None, metric: Metric, compar
                 f" {judged.baseline} itself is on the floor there ({floor}), so that no loss could be seen: "
                 f"{judged.instead or 'measure it where the parent is better'}."
             )
+    if verdict == "pass" and (hardly := cannot_fail(judged, limit, metric, candidate)) is not None:
+        verdict = "inconclusive"
+        sentence += f" {hardly}"
     if verdict == "inconclusive" and judge(judged.low, judged.high, limit, better) == "inconclusive":
         available = estimate.n if finding is None or finding.available is None else finding.available
         needed = records_needed(value, judged.low, judged.high, limit, estimate.n)

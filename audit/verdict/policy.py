@@ -15,6 +15,7 @@ from ..plan.settings import Settings, did_you_mean, fault
 from ..plan.yaml_text import SIZE_CAP, Source, load_yaml, read_text
 from ..schema.policy_rows import Compares, Limit
 
+LEAVE_OUT = "Give a limit that can be missed, or leave it out: what is not limited is reported all the same"
 EXACT = 1e-9  # slack for rounding in a limit or an interval's end
 
 
@@ -52,6 +53,8 @@ class Policy(Settings):
                 raise fault(
                     f"{limit:g} asks for more than the parent has; to allow that much worse, write {-limit:g}", name
                 )
+            if metric is not None and metric.unit != "number" and abs(limit) >= 1 - EXACT:
+                raise fault(f"{limit:g} allows any loss, so that nothing can fail. {LEAVE_OUT}", name)
         return value
 
     @field_validator("absolutes")
@@ -61,6 +64,10 @@ class Policy(Settings):
             metric = _metric(name, info)
             if metric is not None and limit < 0 and metric.unit != "number":
                 raise fault(f"{limit:g} is no value this metric can take; changes stand under `changes`", name)
+            if metric is not None and metric.unit != "number":
+                allows_all = limit <= EXACT if metric.better == "higher" else limit >= 1 - EXACT
+                if allows_all:
+                    raise fault(f"{limit:g} allows every value, so that nothing can fail. {LEAVE_OUT}", name)
         return value
 
     @property
@@ -109,6 +116,10 @@ BUILT_IN = {
         name="robustness", changes={"accuracy": -0.02, "mean_squared_error": 0.02, "robust_accuracy": -0.05}
     ),
 }
+
+# What a figure is called leaky or fragile beyond, whatever the policy. No limit of `release`, which compares: a model
+# may be no worse than its parent and both be weak. The report then says so beside the verdict.
+ADVICE = {"robust_accuracy": 0.2, "tpr_at_1_percent_fpr": 0.05, "auc": 0.6}
 
 
 def load_policy(

@@ -56,6 +56,7 @@ def verify(folder: Path, plan_file: Path | None = None, *, deep: bool = False) -
     read = read_audit(folder)
     folder = folder.parent if folder.suffix == ".json" else folder
     cells = StoredCells(folder)
+    home = None if plan_file is None else plan_file.parent
     try:
         check_verdicts(read, folder)
         rebuilt = rebuild(read, cells)
@@ -63,12 +64,12 @@ def verify(folder: Path, plan_file: Path | None = None, *, deep: bool = False) -
         return [Check("evidence", "bad", str(error))]
     found = [
         _check("figures", differences(read, rebuilt.audit), f"{_counted(read)} made again from the evidence: the same"),
-        _check("evidence", damage(rebuilt, cells), "nothing missing, nothing damaged; its signature is not looked at"),
+        _check("evidence", damage(rebuilt, cells), "nothing missing, nothing damaged"),
         _check("settings", _settings(rebuilt, cells), "the plan's, with what its own probes decided"),
         _check("candidates", _digests(rebuilt, cells), "the digests are those of the stored files"),
     ]
     asked = Plan.model_validate(rebuilt.record.asked)
-    home = plan_file.parent if plan_file is not None else _home(rebuilt, folder)
+    home = home or _home(rebuilt, folder)
     found.append(_plan(rebuilt, plan_file, folder, asked))
     found += _files(rebuilt, asked, home)
     if deep:

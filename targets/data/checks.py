@@ -5,9 +5,7 @@ Each fault has its own sentence: what is wrong, where, and how to mend it.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InputError, quoted
@@ -16,7 +14,6 @@ from .value_range import fitted
 
 FEWEST = 10  # records of a split; below it no interval says anything
 NAME_LENGTH = 200  # characters of a class or group name
-OVERLAP = 0.01  # of the smaller split; see _check_overlap
 
 
 def check_data(
@@ -34,7 +31,7 @@ def check_data(
 
     Raises:
         InputError: wrong types or shapes, too few records, a split of a single class, labels out of range, NaN, values
-            outside the bounds, members among the non-members, class or group names that cannot be shown.
+            outside the bounds, class or group names that cannot be shown.
     """
     regression = non_members.y.is_floating_point()
     _check_names(list(class_names), "class name")
@@ -74,15 +71,12 @@ def check_data(
                 "one group for each, in the same order."
             )
         _check_names(sorted(set(groups)), "group name")
-    notes = spans + [
+    return spans + [
         f"No record of class {quoted(name)} is among the {split}."
         for split, records in splits.items()
         for label, name in enumerate(class_names)
         if len(class_names) <= 100 and not bool((records.y == label).any())
     ]
-    if members is not None:
-        notes += _check_overlap(members, non_members)
-    return notes
 
 
 def _check_names(names: list[str], what: str) -> None:
@@ -228,56 +222,6 @@ def shown_range(bounds: Bounds) -> str:
     if bounds.low.numel() == 1 and bounds.high.numel() == 1:
         return f"[{float(bounds.low):g}, {float(bounds.high):g}]"
     return f"per feature, from {float(bounds.low.min()):g} to {float(bounds.high.max()):g} at the widest"
-
-
-def _check_overlap(members: Records, non_members: Records) -> list[str]:
-    """Refuses a test set that contains training records; allows what repeated records explain.
-
-    Tables of few, coarse columns repeat themselves: 16 % of UCI Adult's test records (without its weight column) equal
-    a training record in every value, and 17 % of the training records equal another one. That is not a leak. So an
-    overlap is allowed up to 1 % of the smaller split, or up to twice the share of members that equal another member.
-    """
-    codes = _codes(members), _codes(non_members)
-    shared = np.intersect1d(*codes)
-    if not len(shared):
-        return []
-    ids = [np.flatnonzero(np.isin(code, shared)) for code in codes]
-    share = len(ids[1]) / min(len(members), len(non_members))
-    _, counts = np.unique(codes[0], return_counts=True)
-    repeated = float(counts[counts > 1].sum()) / len(members)
-    what = (
-        f"{len(ids[1]):,} of the {len(non_members):,} test records equal a training record in every value and in the "
-        "label"
-    )
-    if share > max(OVERLAP, 2 * repeated):
-        raise InputError(
-            f"Training records are among the test records: {what} (x_test {_some(ids[1])}; x_train {_some(ids[0])}). "
-            "Divide the data anew so that no record is in both; else membership cannot be told and accuracy is too "
-            "good."
-        )
-    return [f"{what} ({share:.1%}). Whether those were trained on cannot be told, which lowers membership figures."]
-
-
-def _codes(records: Records) -> NDArray[np.uint64]:
-    """A 64-bit code of each record's values and label: equal for equal records, different for others (but for luck).
-
-    The values' bits, weighted by random odd numbers and added up modulo 2^64.
-    """
-    rows = np.ascontiguousarray((records.x.flatten(1) + 0.0).cpu().numpy()).view(np.uint32)  # + 0.0: -0 equals 0
-    weights = np.random.default_rng(0x5EED).integers(0, 2**63, rows.shape[1], dtype=np.uint64) * 2 + 1
-    y = records.y.cpu().numpy()
-    if records.y.is_floating_point():
-        y = np.ascontiguousarray(y + 0.0).view(np.uint32).astype(np.uint64).sum(1, dtype=np.uint64)
-    codes: NDArray[np.uint64] = y.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    for first in range(0, len(rows), 1024):  # in parts, so that the 64-bit copies stay small
-        part = rows[first : first + 1024]
-        part = part ^ (part >> np.uint32(16))  # round floats end in zero bits, which a product would keep
-        codes[first : first + 1024] += (part * weights).sum(1, dtype=np.uint64)
-    return codes
-
-
-def _some(ids: NDArray[np.int64]) -> str:
-    return ", ".join(str(number) for number in ids[:5].tolist()) + (", ..." if len(ids) > 5 else "")
 
 
 def _named(split: str, array: str = "") -> str:

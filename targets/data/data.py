@@ -17,6 +17,7 @@ from torch import Tensor
 from ..seeds import generator
 from .checks import check_data
 from .records import Bounds, Records
+from .repeats import find_repeats
 from .structure import PLAIN, Structure, check_structure
 
 ATTACKER_SHARE = 1 / 3  # of the non-members; the rest is evaluated on
@@ -38,6 +39,11 @@ class Data:
         bounds_doubt: why the bounds, which nobody gave, may be others than the true ones; "": they are given or sure.
         structure: what the features are where they are no plain numbers; `bounds` holds an attacker to it.
 
+    Test records that are repeated beyond what is natural are left out but for the first of each (`repeats`).
+
+    Attributes:
+        doubts: why figures of these records may be too optimistic: the name of a trust flag and a sentence, each.
+
     Raises:
         InputError: empty or single-class splits, labels out of range, NaN, values outside the bounds, wrong shapes,
             members among the non-members, records that are not what `structure` says; each with its own sentence.
@@ -53,16 +59,28 @@ class Data:
     notes: tuple[str, ...] = ()
     bounds_doubt: str = ""
     structure: Structure = PLAIN
+    doubts: tuple[tuple[str, str], ...] = field(default=(), init=False)
     _split: tuple[Tensor, Tensor] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         found = check_data(self.members, self.non_members, self.bounds, self.class_names, self.groups)
         splits = {"non-members": self.non_members.x} | ({} if self.members is None else {"members": self.members.x})
         found += check_structure(self.structure, splits)
-        object.__setattr__(self, "notes", (*self.notes, *found))
+        found += self._leave_out_copies()
+        object.__setattr__(self, "notes", (*self.notes, *dict.fromkeys([*found, *(told for _, told in self.doubts)])))
         held, whole = self.structure.held_in(self.shape), self.structure.whole_in(self.shape)
         object.__setattr__(self, "bounds", replace(self.bounds, held=held, whole=whole))
         object.__setattr__(self, "_split", split(len(self.non_members), self.seed))
+
+    def _leave_out_copies(self) -> list[str]:
+        found = find_repeats(self.members, self.non_members, self.bounds, tokens=self.structure.tokens)
+        object.__setattr__(self, "doubts", found.doubts)
+        if found.keep is None:
+            return found.notes
+        object.__setattr__(self, "non_members", self.non_members.take(found.keep))
+        if self.groups is not None:
+            object.__setattr__(self, "groups", tuple(self.groups[at] for at in found.keep.tolist()))
+        return found.notes
 
     @property
     def shape(self) -> tuple[int, ...]:

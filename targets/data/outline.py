@@ -31,6 +31,7 @@ class Outline(BaseModel):
     notes: tuple[str, ...]
     bounds_doubt: str
     structure: Structure
+    doubts: tuple[tuple[str, str], ...]
 
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -74,6 +75,7 @@ def outline(data: Data) -> tuple[Outline, Arrays]:
         notes=data.notes,
         bounds_doubt=data.bounds_doubt,
         structure=data.structure,
+        doubts=data.doubts,
     )
     arrays = {"non_members": data.non_members.y, "low": data.bounds.low, "high": data.bounds.high}
     arrays |= {} if data.members is None else {"members": data.members.y}

@@ -246,7 +246,7 @@ def test_only_prints_findings(faked: list[Any]) -> None:
     assert "Report" not in result.stdout
 
 
-def test_only_of_what_could_not_be_measured_is_incomplete(faked: list[Any]) -> None:
+def test_only_of_what_was_not_measured_or_not_judged_is_incomplete(faked: list[Any]) -> None:
     whole = faked[0]
     gap = NotMeasured(candidate="int8", what="the candidate itself", reason="it has one layer only.")
     unmade = whole.model_copy(update={"candidates": [], "findings": [], "not_measured": [gap]})
@@ -255,10 +255,11 @@ def test_only_of_what_could_not_be_measured_is_incomplete(faked: list[Any]) -> N
     assert result.exit_code == 3
     assert "int8: the candidate itself is missing. It has one layer only." in result.stdout
     missing = {"estimate": None, "verdict": "not-measured", "reason": "it failed"}
-    for gated, code in ((True, 3), (False, 0)):
-        row = whole.findings[0].model_copy(update={**missing, "gated": gated})
+    ungated = {"verdict": "not-gated", "gated": False}
+    for change in ({**missing, "gated": True}, {**missing, "gated": False}, ungated):
+        row = whole.findings[0].model_copy(update=change)
         faked[0] = whole.model_copy(update={"findings": [row]})
-        assert call("audit", "--only", "int8/evasion").exit_code == code
+        assert call("audit", "--only", "int8/evasion").exit_code == 3  # what no policy judged did not pass
 
 
 @pytest.mark.parametrize(

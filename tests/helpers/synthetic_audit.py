@@ -255,6 +255,7 @@ def synthetic_audit(renamed: dict[str, str] | None = None, classes: list[str] | 
         name="digits: compressed CNN",
         verdict="fail",
         deciding=[failing[-1].deciding or "", f"{len(failing)} of {len(release)} candidates fail the policy."],
+        beside=["What a reader of the verdict must know."],
         plan={"name": "digits", "seed": 0, "candidates": release, "attacks": "quick"},
         plan_digest="9f2c" * 16,
         seed=0,

@@ -403,7 +403,8 @@ def test_flags_and_headline_follow_the_shadows_not_the_target(plan: PopulationPl
     assert one.summary["pseudo_targets"] == two.summary["pseudo_targets"]
     assert auc(one.arrays["score/loss"], plan.is_member).estimate == 1
     assert one.arrays["phi"] == pytest.approx(given_away, abs=1e-4)
-    assert list(one.flags.values()) == [[Flag.SHADOWS_DIFFER]]  # no shadow errs on every non-member
+    # no shadow errs on every non-member, and what is given away is the same for all
+    assert list(one.flags.values()) == [[Flag.SHADOWS_DIFFER, Flag.SCORES_MASKED]]
     assert not two.flags
 
 

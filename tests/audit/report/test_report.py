@@ -80,7 +80,7 @@ def test_every_finding_and_every_gap_is_there(audit: Audit, page: Page) -> None:
             assert part.skipped is None or part.skipped in page.text
     for flag in ("twin-disagrees", "black-box-wins", "few-shadows"):
         assert Flag(flag).meaning in page.text
-    for sentence in [*audit.deciding, *audit.power, *audit.limits]:
+    for sentence in [*audit.deciding, *audit.beside, *audit.power, *audit.limits]:
         assert sentence.replace("\u00a0", " ") in page.text
 
 
@@ -310,7 +310,7 @@ def test_a_result_shows_its_table_and_verdict_and_no_markup_of_others() -> None:
     result = AuditResult(hostile)
     text, html = repr(result), result._repr_html_()
     lines = text.splitlines()
-    assert len(lines) == 2 + len(hostile.candidates) + len(hostile.deciding)
+    assert len(lines) == 2 + len(hostile.candidates) + len(hostile.deciding) + len(hostile.beside)
     assert lines[0].split()[:3] == ["candidate", "verdict", "accuracy"]
     assert "FAIL by policy release" in lines
     assert "\x1b" not in text + html

@@ -95,7 +95,6 @@ EDITS: dict[str, Callable[[Values], None]] = {
     "a size": lambda v: of(v["candidates"], "int8")["footprint"].update(payload_bytes=10),
     "the certificate": lambda v: of(v["candidates"], "int8")["certificate"].update(label_agreement=0.5),
     "the sentence on a candidate": candidate("crushed", deciding="crushed is as good as its parent."),
-    "a candidate taken away": lambda v: v["candidates"].remove(of(v["candidates"], "crushed")),
     "the digest of the data": lambda v: v["data"].update(digest="0" * 64),
     "the records of the data": lambda v: v["data"].update(non_members=v["data"]["non_members"] * 10),
     "the plan": lambda v: v["plan"].update(seed=7),
@@ -133,6 +132,7 @@ IMPOSSIBLE: dict[str, Callable[[Values], None]] = {
     "no records": finding("int8/evasion", estimate={**BETTER, "n": 0}),
     "an accuracy below 0": candidate("int8", accuracy={"estimate": -0.1, "low": -0.2, "high": 0.0, "n": 60}),
     "a word for a number": candidate("int8", accuracy={**BETTER, "n": "many"}),
+    "a candidate taken away": lambda v: v["candidates"].remove(of(v["candidates"], "crushed")),
     "no such verdict": top(verdict="PASS"),
     "an unknown key": top(approved=True),
 }
@@ -142,7 +142,7 @@ IMPOSSIBLE: dict[str, Callable[[Values], None]] = {
 def test_audit_json_that_cannot_be(small_audit: Path, tmp_path: Path, what: str) -> None:
     shutil.copy(small_audit / "out" / "audit.json", tmp_path)
     rewrite(tmp_path, IMPOSSIBLE[what])
-    with pytest.raises(CrushproofError, match="does not follow the schema"):
+    with pytest.raises(CrushproofError, match=r"does not follow the schema|contradicts itself"):
         read_audit(tmp_path)
 
 

@@ -1,0 +1,110 @@
+"""What stands beside a verdict: what it leaves out, and what a pass by its limits does not mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ...attacks.risk import QUALITIES, Metric
+from ..schema import wording
+from ..schema.rows import Candidate, Finding
+from .gate_sentences import setting
+from .policy import ADVICE, BUILT_IN, EXACT, Policy
+
+DETAILS = 3  # models whose own sentences are given
+USUAL = BUILT_IN["release"]
+
+
+def beside(
+    candidates: Sequence[Candidate],
+    findings: Sequence[Finding],
+    policy: Policy,
+    usual: Sequence[Candidate],
+    release: Sequence[str],
+    metrics: Mapping[str, Metric],
+) -> list[str]:
+    """Sentences: failing models that are not up for release; weak figures that pass; a policy milder than `release`.
+
+    Args:
+        candidates: judged by the policy; usual: the same judged by `release`.
+    """
+    passing = [row for row in candidates if row.name in release and row.verdict == "pass"]
+    told = _aside([row for row in candidates if row.verdict == "fail" and row.name not in release])
+    return [*told, *_weak(passing, findings, metrics), *_milder(passing, findings, policy, usual, metrics)]
+
+
+def _aside(failed: Sequence[Candidate]) -> list[str]:
+    told = [
+        f"Not up for release{' (a control)' if row.role == 'control' else ''}, and fails: {row.deciding}"
+        for row in failed[:DETAILS]
+    ]
+    more = [wording.label(row.name) for row in failed[DETAILS:]]
+    return told + ([f"Not up for release, and failing too: {wording.enumerate_words(more)}."] if more else [])
+
+
+def _weak(passing: Sequence[Candidate], findings: Sequence[Finding], metrics: Mapping[str, Metric]) -> list[str]:
+    """Of each figure beyond what is advised, the worst of the parents' and of the candidates that pass."""
+    told = []
+    for name, advised in ADVICE.items():
+        if name not in metrics:
+            continue
+        metric = metrics[name]
+        side = 1 if metric.better == "lower" else -1
+        worst: dict[str, tuple[float, str]] = {}
+        for row in passing:
+            for finding in findings:
+                if finding.candidate != row.name or finding.metric != name or not finding.gateable:
+                    continue
+                figures = {one.baseline: one.baseline_estimate for one in finding.changes[:1]}
+                if finding.estimate is not None:
+                    figures[row.name] = finding.estimate.estimate
+                for model, value in figures.items():
+                    known = worst.get(model)
+                    if side * (value - advised) > EXACT and (known is None or side * (value - known[0]) > 0):
+                        worst[model] = value, setting(finding)
+        if not worst:
+            continue
+        parents = {row.parent for row in passing}
+        shown = sorted(worst, key=lambda model: (model not in parents, -side * worst[model][0]))[:DETAILS]
+        said = wording.enumerate_words([
+            f"{wording.label(model)} {wording.figure(worst[model][0], metric)}{worst[model][1]}" for model in shown
+        ])  # fmt: skip
+        what = "leaks" if metric.better == "lower" else "is fragile"
+        whose = f"is judged relative to a parent that {what} itself" if set(shown) & parents else what
+        told.append(
+            f"What passes {whose}: {metric.subject} of {said}; advised is at "
+            f"{'most' if metric.better == 'lower' else 'least'} {wording.figure(advised, metric)}."
+        )
+    return told
+
+
+def _milder(
+    passing: Sequence[Candidate],
+    findings: Sequence[Finding],
+    policy: Policy,
+    usual: Sequence[Candidate],
+    metrics: Mapping[str, Metric],
+) -> list[str]:
+    """What passes by a policy of the user's own and would not by `release`; what that policy does not limit."""
+    if policy.name in BUILT_IN or any(limit.left_out for limit in policy.limits):
+        return []
+    names = {row.name for row in passing}
+    failed = [row for row in usual if row.name in names and row.verdict == "fail"]
+    told = [f"By the built-in policy {USUAL.name} it would fail: {row.deciding}" for row in failed[:DETAILS]]
+    more = [wording.label(row.name) for row in failed[DETAILS:]]
+    told += [f"By it would fail too: {wording.enumerate_words(more)}."] if more else []
+    limited = {*policy.changes, *policy.absolutes}
+    qualities = {metric.name for metric in QUALITIES}
+    measured = {one.metric for one in findings if one.candidate in names and one.gateable and one.estimate is not None}
+    measured |= {row.quality_metric.name for row in passing}
+    open_ = [name for name in USUAL.changes if name in measured - limited and name in metrics]
+    if limited & qualities:
+        open_ = [name for name in open_ if name not in qualities]
+    if open_:
+        subjects = wording.enumerate_words([_heading(metrics[name]) for name in open_])
+        told.append(f"The policy {wording.label(policy.name)} does not limit {subjects}, measured all the same.")
+    return told
+
+
+def _heading(metric: Metric) -> str:
+    heading = metric.title.partition(" (")[0]
+    return heading[:1].lower() + heading[1:]

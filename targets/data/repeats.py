@@ -1,0 +1,287 @@
+"""Records that occur more than once, exactly or but for a little noise: how many there are is decided by the distinct.
+
+Tables of few, coarse columns repeat themselves: 16 % of UCI Adult's test records (without its weight column) equal a
+training record in every value and in the label, and 17 % of its training records equal another one. What is natural so
+shows across the splits too: a training record is then about as likely to equal a test record as another training
+record. A test set that was made larger by copies of itself, or of the training set with noise, shows it in one only.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import InputError
+from .records import Bounds, Records
+
+OVERLAP = 0.01  # of the smaller split may equal a training record; see check_overlap
+OF_IMAGES = 0.05  # the most of them, where records are no rows of a table: those do not repeat by chance
+TOLERATED = 0.02  # of the test records may have a twin, whatever the others do
+UNSEEN = 0.2  # the most that only the training records' own repetition excuses
+ALONE = 0.5  # of the rows of a test set without training records: nothing says what is natural there
+FEW_COLUMNS = 256  # more than that do not agree by chance
+DILUTED = 0.25  # of the members have a twin, or of the test records are members: membership can hardly be told
+FEWEST_COPIES = 3
+
+NEAR = 0.05  # of the median distance of two records of the class
+ASKED = 1000  # records whose nearest neighbours are looked for
+WORK = 1e10  # products for one such search
+COLUMNS = 512  # of a record that are compared, drawn at random
+PART = 8192  # records compared at once
+PAIRS = 200  # per class, of which that median is
+SURE = 3.0  # standard errors
+
+REPEATED_RECORDS, NEAR_DUPLICATES, REPEATED_MEMBERS = "repeated-records", "near-duplicates", "repeated-members"
+
+
+class Repeats(NamedTuple):
+    """What was found.
+
+    Args:
+        notes: what is allowed and worth knowing, in sentences.
+        keep: int64, the test records that are left once each counts once; None: all of them.
+        doubts: name of a trust flag and a sentence for the reader of the report, each.
+    """
+
+    notes: list[str]
+    keep: Tensor | None
+    doubts: tuple[tuple[str, str], ...]
+
+
+def find_repeats(members: Records | None, non_members: Records, bounds: Bounds, *, tokens: bool) -> Repeats:
+    """Copies among the test records, among the training records, and of one among the other.
+
+    Args:
+        tokens: values are ids, of which a neighbouring one is no near duplicate.
+
+    Raises:
+        InputError: training records are among the test records.
+    """
+    theirs, own = None if members is None else codes(members), codes(non_members)
+    notes = [] if members is None or theirs is None else _check_overlap(members, (theirs, own))
+    first = np.unique(own, return_index=True)[1]
+    doubts, keep = [], None
+    natural, how = _natural(theirs, own, non_members)
+    copies = len(own) - len(first)
+    if _twins(own) > natural and copies >= FEWEST_COPIES:
+        keep = torch.from_numpy(np.sort(first))
+        doubts.append((
+            REPEATED_RECORDS,
+            f"Test records are repeated: of {len(own):,} only {len(first):,} are distinct in values and label, {how}. "
+            "Each counts once in every figure; records are numbered without the copies. Give each record once.",
+        ))  # fmt: skip
+        non_members = non_members.take(keep)
+    if theirs is not None:
+        shared = float(np.isin(own, theirs).mean())
+        if shared > 2 * DILUTED:
+            doubts.append((REPEATED_MEMBERS, notes[0]))
+        elif _twins(theirs) > max(DILUTED, 2 * shared):
+            doubts.append((REPEATED_MEMBERS, _diluted(_twins(theirs))))
+    if not tokens:
+        doubts += [one for one in _near(members, non_members, bounds) if one[0] not in dict(doubts)]
+    return Repeats(notes, keep, tuple(doubts))
+
+
+def _check_overlap(members: Records, both: tuple[NDArray[np.uint64], NDArray[np.uint64]]) -> list[str]:
+    """Refuses a test set that contains training records; allows what repeated records explain.
+
+    An overlap is allowed up to 1 % of the smaller split, or up to twice the share of members that equal another member.
+
+    Raises:
+        InputError: more than that.
+    """
+    shared = np.intersect1d(*both)
+    if not len(shared):
+        return []
+    ids = [np.flatnonzero(np.isin(code, shared)) for code in both]
+    share = len(ids[1]) / min(len(both[0]), len(both[1]))
+    explained = 2 * _twins(both[0])
+    if members.x.ndim > 2:
+        explained = min(explained, OF_IMAGES)
+    what = (
+        f"{len(ids[1]):,} of the {len(both[1]):,} test records equal a training record in every value and in the label"
+    )
+    if share > max(OVERLAP, explained):
+        raise InputError(
+            f"Training records are among the test records: {what} (x_test {_some(ids[1])}; x_train {_some(ids[0])}). "
+            "Divide the data anew so that no record is in both; else membership cannot be told and accuracy is too "
+            "good."
+        )
+    return [f"{what} ({share:.1%}). Whether those were trained on cannot be told, which lowers membership figures."]
+
+
+def codes(records: Records) -> NDArray[np.uint64]:
+    """A 64-bit code of each record's values and label: equal for equal records, different for others (but for luck).
+
+    The values' bits, weighted by random odd numbers and added up modulo 2^64.
+    """
+    rows = np.ascontiguousarray((records.x.flatten(1) + 0.0).cpu().numpy()).view(np.uint32)  # + 0.0: -0 equals 0
+    weights = np.random.default_rng(0x5EED).integers(0, 2**63, rows.shape[1], dtype=np.uint64) * 2 + 1
+    y = records.y.cpu().numpy()
+    if records.y.is_floating_point():
+        y = np.ascontiguousarray(y + 0.0).view(np.uint32).astype(np.uint64).sum(1, dtype=np.uint64)
+    found: NDArray[np.uint64] = y.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    for first in range(0, len(rows), 1024):  # in parts, so that the 64-bit copies stay small
+        part = rows[first : first + 1024]
+        part = part ^ (part >> np.uint32(16))  # round floats end in zero bits, which a product would keep
+        found[first : first + 1024] += (part * weights).sum(1, dtype=np.uint64)
+    return found
+
+
+def _natural(theirs: NDArray[np.uint64] | None, own: NDArray[np.uint64], tests: Records) -> tuple[float, str]:
+    """The share of test records that may equal another one, and in words what says so."""
+    if theirs is None:
+        row = tests.x.ndim == 2 and tests.x.shape[1] <= FEW_COLUMNS
+        return (ALONE if row else TOLERATED), "and no training records show that this is natural"
+    shared, larger = float(np.isin(own, theirs).mean()), max(1.0, len(own) / len(theirs))
+    natural = max(TOLERATED, 2 * shared * larger, min(1.5 * _twins(theirs) * larger, UNSEEN))
+    return natural, f"while {_percent(shared)} of them equal a training record"
+
+
+def _twins(found: NDArray[np.uint64]) -> float:
+    """The share of records that equal another one."""
+    counts = np.unique(found, return_counts=True)[1]
+    return float(counts[counts > 1].sum()) / len(found)
+
+
+def _diluted(twins: float) -> str:
+    return (
+        f"{_percent(twins)} of the training records occur again among them, exactly or but for a little noise: a "
+        "shadow model without the one is trained on the other, so that a membership attack finds next to nothing, "
+        "whatever the model remembers. Give each record once."
+    )
+
+
+# -- but for a little noise -------------------------------------------------------------------------------------------
+
+
+def _near(members: Records | None, tests: Records, bounds: Bounds) -> list[tuple[str, str]]:
+    """Doubts about records that are nearly others of the same class."""
+    if members is None and (tests.x.ndim == 2 and tests.x.shape[1] <= FEW_COLUMNS):
+        return []  # in few columns records are neighbours by nature, and nothing says how often
+    search = _Search(members or tests, bounds)
+    within, n = search.share(tests, tests)
+    if members is None:
+        return [] if not _surely(within, n, TOLERATED) else [(REPEATED_RECORDS, _noisy(within, n))]
+    across, asked = search.share(tests, members)
+    own, others = search.share(members, members)
+    found = []
+    if _surely(across, asked, max(TOLERATED, 2 * own)):
+        found.append((
+            NEAR_DUPLICATES,
+            f"{_percent(across)} of {asked:,} test records looked at are training records but for a little noise "
+            f"(closer than {NEAR:.0%} of what two records of their class are apart; among the training records "
+            f"{_percent(own)} are so close). The model was as good as trained on them, so that it looks better than it "
+            "is and gives away less than it does. Divide the data anew.",
+        ))  # fmt: skip
+    if _surely(own, others, max(DILUTED, 2 * across)):
+        found.append((REPEATED_MEMBERS, _diluted(own)))
+    if _surely(within, n, max(TOLERATED, 2 * max(across, min(own, UNSEEN)) * max(1.0, len(tests) / len(members)))):
+        found.append((REPEATED_RECORDS, _noisy(within, n)))
+    return found
+
+
+def _noisy(share: float, n: int) -> str:
+    return (
+        f"Test records are repeated but for a little noise: {_percent(share)} of {n:,} looked at have such a twin. "
+        "Every figure rests on fewer records than it says. Give each record once."
+    )
+
+
+def _surely(share: float, n: int, limit: float) -> bool:
+    return share - SURE * math.sqrt(share * (1 - share) / max(n, 1)) > limit
+
+
+class _Search:
+    """Nearest neighbours within classes, at a cost that is bounded whatever the size of the data.
+
+    Args:
+        like: records whose distances say what is near in each class.
+    """
+
+    def __init__(self, like: Records, bounds: Bounds) -> None:
+        self._draw = np.random.default_rng(0x5EED)
+        shape = like.x.shape[1:]
+        low, scale = bounds.low.expand(shape).flatten(), bounds.scale.expand(shape).flatten()
+        few = like.x[:: max(1, len(like) // PART)].flatten(1)
+        varies = (few.amax(0) > few.amin(0)).nonzero().flatten().cpu().numpy()
+        if len(varies) > COLUMNS:
+            varies = np.sort(self._draw.choice(varies, COLUMNS, replace=False))
+        self._columns = torch.from_numpy(varies)
+        self._low, self._scale = low[self._columns].cpu(), scale[self._columns].cpu()
+        self._near: dict[int, float] = {}
+        self._like = like
+
+    def share(self, asked: Records, pool: Records) -> tuple[float, int]:
+        """The share of the asked that have a near duplicate of their class in the pool, and of how many that is."""
+        of_asked, of_pool = _classes(asked), _classes(pool)
+        biggest = np.bincount(of_pool).astype(float)
+        typical = float((biggest**2).sum() / len(of_pool)) * max(1, len(self._columns))
+        count = min(len(asked), ASKED, max(100, int(WORK / typical)))
+        chosen = np.sort(self._draw.choice(len(asked), count, replace=False))
+        same, hits, looked = asked is pool, 0, 0
+        for label in np.unique(of_asked[chosen]):
+            mine, theirs = chosen[of_asked[chosen] == label], np.flatnonzero(of_pool == label)
+            limit = self._limit(int(label))
+            if limit <= 0 or not len(theirs):
+                continue
+            own = self._values(asked, mine)
+            hits += int((self._nearest(own, mine if same else None, pool, theirs) <= limit**2).sum())
+            looked += len(mine)
+        return (hits / looked if looked else 0.0), looked
+
+    def _nearest(
+        self, own: NDArray[np.float32], places: NDArray[np.int64] | None, pool: Records, theirs: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """The squared distance of each to its nearest other record; which that is, is found in single precision."""
+        best = np.full(len(own), np.inf)
+        for first in range(0, len(theirs), PART):
+            part = theirs[first : first + PART]
+            values = self._values(pool, part)
+            distance = np.einsum("nc,nc->n", values, values) - 2 * own @ values.T
+            if places is not None:
+                distance[places[:, None] == part[None]] = np.inf
+            nearest = distance.argmin(1)
+            exact = ((own - values[nearest]).astype(np.float64) ** 2).sum(1)
+            if places is not None:
+                exact[part[nearest] == places] = np.inf  # it was alone
+            best = np.minimum(best, exact)
+        return best
+
+    def _limit(self, label: int) -> float:
+        """How close two records of this class are near duplicates."""
+        if label not in self._near:
+            theirs = np.flatnonzero(_classes(self._like) == label)
+            if len(theirs) < 2:
+                return 0.0
+            one, other = theirs[np.random.default_rng(label).integers(0, len(theirs), (2, PAIRS))]
+            apart = self._values(self._like, one[one != other]) - self._values(self._like, other[one != other])
+            self._near[label] = (
+                NEAR * float(np.median(np.sqrt((apart.astype(np.float64) ** 2).sum(1)))) if len(apart) else 0.0
+            )
+        return self._near[label]
+
+    def _values(self, records: Records, index: NDArray[np.int64]) -> NDArray[np.float32]:
+        """In units of the bounds: float32 [n, columns]."""
+        taken = records.x.flatten(1)[torch.from_numpy(index)][:, self._columns].cpu()
+        values: NDArray[np.float32] = ((taken - self._low) / self._scale).numpy()
+        return values
+
+
+def _classes(records: Records) -> NDArray[np.int64]:
+    """The class of each; 0 for all of a regression."""
+    y = records.y.cpu().numpy()
+    return np.zeros(len(y), dtype=np.int64) if records.y.is_floating_point() else y
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _some(ids: NDArray[np.int64]) -> str:
+    return ", ".join(str(number) for number in ids[:5].tolist()) + (", ..." if len(ids) > 5 else "")

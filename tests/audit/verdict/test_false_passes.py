@@ -1,0 +1,417 @@
+"""Ways to a pass that says nothing, by table: what is done, and the flag, verdict and sentence that must come of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from evasion_cases import case_of
+from judged_rows import KNOWN, audit_of, candidate, change, estimate, finding, findings
+from torch import nn
+
+from crushproof.attacks.access import Flag
+from crushproof.attacks.case import Evidence
+from crushproof.attacks.evasion.compare import found_on
+from crushproof.attacks.evasion.evasion import Evasion
+from crushproof.attacks.membership.measure import _test_known
+from crushproof.attacks.membership.membership import masked
+from crushproof.attacks.membership.signals import margin
+from crushproof.audit.engine.cells import Result
+from crushproof.audit.findings.finding_rows import _beyond_parent
+from crushproof.audit.findings.results import AuditResults
+from crushproof.audit.report.terminal import as_text
+from crushproof.audit.schema import wording
+from crushproof.audit.schema.rows import Candidate, Classes, GroupEstimate
+from crushproof.audit.verdict.judging import Judgement, apply_policy, rejudge
+from crushproof.audit.verdict.policy import BUILT_IN, load_policy
+from crushproof.targets.data.data import Data
+from crushproof.targets.data.records import Bounds, Records
+from crushproof.targets.data.repeats import NEAR_DUPLICATES, REPEATED_MEMBERS, REPEATED_RECORDS
+from crushproof.targets.errors import InputError
+
+Array = np.ndarray[Any, Any]
+Split = tuple[Array, Array]
+
+# -- records ----------------------------------------------------------------------------------------------------------
+
+
+def images(n: int, seed: int) -> Split:
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 3, n)
+    shapes = np.random.default_rng(9).random((3, 1, 6, 6))
+    return np.clip(shapes[y] + 0.2 * rng.standard_normal((n, 1, 6, 6)), 0, 1).astype(np.float32), y
+
+
+def table(n: int, seed: int) -> Split:
+    """Few, coarse columns, about 1,000 rows of which are likely: honest repetition within and across the splits."""
+    rng = np.random.default_rng(seed)
+    x = np.minimum(rng.geometric(0.4, (n, 5)), 8) / 8
+    return x.astype(np.float32), (x.sum(1) > 1.6).astype(int)
+
+
+def noisy(split: Split, scale: float) -> Split:
+    noise = scale * np.random.default_rng(1).standard_normal(split[0].shape)
+    return np.clip(split[0] + noise, 0, 1).astype(np.float32), split[1]
+
+
+def times(split: Split, count: int) -> Split:
+    return np.concatenate([split[0]] * count), np.concatenate([split[1]] * count)
+
+
+def both(one: Split, other: Split) -> Split:
+    return np.concatenate([one[0], other[0]]), np.concatenate([one[1], other[1]])
+
+
+def first(split: Split, n: int) -> Split:
+    return split[0][:n], split[1][:n]
+
+
+def records(split: Split | None) -> Records | None:
+    return None if split is None else Records(torch.from_numpy(split[0]), torch.from_numpy(split[1].astype(np.int64)))
+
+
+def data(members: Split | None, tests: Split) -> Data:
+    non_members = records(tests)
+    assert non_members is not None
+    return Data("x", records(members), non_members, Bounds.of(0, 1), ("a", "b", "c"))
+
+
+def two_columns(n: int, seed: int) -> Split:
+    x = np.random.default_rng(seed).random((n, 2)).astype(np.float32)
+    return x, (x[:, 0] > 0.5).astype(int)
+
+
+TRAIN, TEST, COARSE = images(600, 0), images(300, 1), table(900, 2)
+
+# training records, test records, flags, how many test records are left
+DATA: dict[str, tuple[Split | None, Split, set[str], int]] = {
+    "honest images": (TRAIN, TEST, set(), 300),
+    "honest images, test records only": (None, TEST, set(), 300),
+    "a coarse table": (COARSE, table(600, 3), set(), 600),
+    "a coarse table, test records only": (None, first(table(600, 3), 60), set(), 60),
+    "two fractions, neighbours by nature": (two_columns(600, 0), two_columns(300, 1), set(), 300),
+    "an augmented training set": (both(TRAIN, noisy(TRAIN, 0.01)), TEST, {REPEATED_MEMBERS}, 300),
+    "30 test records 10 times": (TRAIN, times(first(TEST, 30), 10), {REPEATED_RECORDS}, 30),
+    "the same, nothing known of training": (None, times(first(TEST, 30), 10), {REPEATED_RECORDS}, 30),
+    "one easy record as often as all others": (
+        TRAIN,
+        both(TEST, times(first(TEST, 1), 300)),
+        {REPEATED_RECORDS},
+        300,
+    ),
+    "the training set repeats as well": (
+        times(first(TRAIN, 60), 10),
+        times(first(TEST, 30), 10),
+        {REPEATED_RECORDS, REPEATED_MEMBERS},
+        30,
+    ),
+    "a coarse table's test records 10 times": (COARSE, times(table(60, 7), 10), {REPEATED_RECORDS}, 58),
+    "copies with noise": (TRAIN, noisy(times(first(TEST, 30), 10), 1e-4), {REPEATED_RECORDS}, 300),
+    "copies with more noise": (None, noisy(times(first(TEST, 30), 10), 3e-3), {REPEATED_RECORDS}, 300),
+    "members with noise 1e-4": (TRAIN, noisy(first(TRAIN, 300), 1e-4), {NEAR_DUPLICATES}, 300),
+    "members with noise 3e-3": (TRAIN, noisy(first(TRAIN, 300), 3e-3), {NEAR_DUPLICATES}, 300),
+    "a fifth is members with noise": (
+        TRAIN,
+        both(noisy(first(TRAIN, 60), 1e-4), first(TEST, 240)),
+        {NEAR_DUPLICATES},
+        300,
+    ),
+    "the training set doubled with noise": (both(TRAIN, noisy(TRAIN, 1e-4)), TEST, {REPEATED_MEMBERS}, 300),
+}
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_copies_of_records(name: str) -> None:
+    members, tests, flags, left = DATA[name]
+    made = data(members, tests)
+    assert ({flag for flag, _ in made.doubts}, len(made.non_members)) == (flags, left)
+    assert all(sentence in made.notes for _, sentence in made.doubts)
+    assert len(set(map(int, made.evaluation_ids))) == len(made.evaluation_ids) < left
+
+
+def test_groups_follow_the_records_that_are_left() -> None:
+    x, y = times(first(TEST, 30), 10)
+    groups = tuple(f"g{at % 30}" for at in range(300))
+    non_members = records((x, y))
+    assert non_members is not None
+    made = Data("x", records(TRAIN), non_members, Bounds.of(0, 1), ("a", "b", "c"), groups)
+    assert made.groups is not None
+    assert torch.equal(made.non_members.x, torch.from_numpy(x[[int(name[1:]) for name in made.groups]]))
+
+
+def test_a_table_of_images_may_not_hold_its_training_records_however_often_those_repeat() -> None:
+    with pytest.raises(InputError, match="Training records are among the test records"):
+        data(times(first(TRAIN, 60), 10), first(TRAIN, 60))
+
+
+# -- models -----------------------------------------------------------------------------------------------------------
+
+
+def flags_of(correct: Array, parents: Array, file: bool, doubts: Any = ()) -> set[str]:
+    """What is said of a model that is right on some records, beside the model it came from."""
+    parent = SimpleNamespace(name="dense")
+    model = SimpleNamespace(name="a", file=SimpleNamespace(doubtful=False) if file else None, void=None)
+    model.is_dense, model.parent = False, parent
+    stored = {
+        name: Result(arrays={"evidence/correct": right}, document={"varies": None})
+        for name, right in (("a", correct), ("dense", parents))
+    }
+    labels = torch.arange(len(correct)) % 2
+    subject = SimpleNamespace(data=SimpleNamespace(non_members=Records(labels, labels), doubts=doubts))
+    suite: Any = SimpleNamespace(subject=subject, model_cell=lambda name: name)
+    whole: Any = model
+    return AuditResults(suite, stored.get, str, lambda name: ("", ""), "").flags(whole)
+
+
+def right(share: float, n: int = 1000) -> Array:
+    return np.arange(n) < round(share * n)
+
+
+@pytest.mark.parametrize(
+    ("own", "parents", "file", "flagged"),
+    [
+        (0.997, 0.507, True, True),
+        (1.0, 0.96, True, True),
+        (0.95, 0.8, True, True),
+        (0.97, 0.95, True, False),  # distilled with care
+        (0.85, 0.82, True, False),
+        (0.99, 0.99, True, False),
+        (0.93, 0.5, False, False),  # trained further by the audit itself, on members alone
+    ],
+)
+def test_a_file_far_better_than_its_parent(own: float, parents: float, file: bool, flagged: bool) -> None:
+    assert flags_of(right(own), right(parents), file) == ({Flag.BEYOND_PARENT} if flagged else set())
+
+
+@pytest.mark.parametrize(("low", "file", "flagged"), [(0.45, True, True), (0.1, True, False), (0.45, False, False)])
+def test_a_file_far_more_robust_than_its_parent(low: float, file: bool, flagged: bool) -> None:
+    model: Any = SimpleNamespace(file=object() if file else None, is_dense=False)
+    measured: Any = SimpleNamespace(metric=KNOWN["robust_accuracy"])
+    moved = change(low + 0.02, 0.02, 0.5)
+    assert _beyond_parent(model, measured, [moved]) == ([Flag.BEYOND_PARENT] if flagged else [])
+    measured.metric = KNOWN["auc"]
+    assert not _beyond_parent(model, measured, [moved])
+
+
+def test_what_is_doubtful_of_the_records_is_doubtful_of_every_model() -> None:
+    doubts = ((REPEATED_RECORDS, "."), (REPEATED_MEMBERS, "."))
+    assert flags_of(right(0.9), right(0.9), False, doubts) == {REPEATED_RECORDS}
+
+
+MASKS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], bool]] = {
+    "as they are": (lambda z: z, False),
+    "probabilities of 8 bits": (lambda z: (z.softmax(1) * 255).round().clamp(1) / 255, True),
+    "a temperature of 2": (lambda z: z / 2, False),
+    "arg-max": (lambda z: 10 * nn.functional.one_hot(z.argmax(1), 4), True),
+    "arg-max and 1 % of the logits": (lambda z: 10 * nn.functional.one_hot(z.argmax(1), 4) + 0.01 * z, True),
+    "arg-max and 10 % of the logits": (lambda z: nn.functional.one_hot(z.argmax(1), 4) + 0.1 * z, True),
+    "a temperature of 10": (lambda z: z / 10, True),
+    "100 times": (lambda z: 100 * z, True),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_masked_scores(name: str) -> None:
+    def logits(seed: int) -> torch.Tensor:
+        noise = torch.randn(400, 4, generator=torch.Generator().manual_seed(seed))
+        return 2 * noise + 5 * nn.functional.one_hot(y, 4)
+
+    y = torch.arange(400) % 4
+    shadows = np.stack([margin(logits(seed), y) for seed in range(1, 5)])
+    mask, flagged = MASKS[name]
+    assert masked(margin(mask(logits(0)), y), shadows, y.numpy()) is flagged
+
+
+@pytest.mark.parametrize(
+    ("shift", "untrained", "known"),
+    [(0.5, 0.5, False), (0.0, 0.5, False), (-0.3, 0.5, True), (-0.3, None, True), (-0.3, 0.42, False), (-2, 0.1, True)],
+)
+def test_a_model_that_knows_its_test_records(shift: float, untrained: float | None, known: bool) -> None:
+    rng = np.random.default_rng(0)
+    is_member = np.arange(2000) < 1000
+    scores = rng.standard_normal(2000) + shift * is_member
+    summary = {"headline_auc": "loss", "pseudo_targets": {"loss": {"untrained_auc": untrained}}}
+    found = _test_known(Evidence(arrays={"score/loss": scores}, summary=summary, flags={}), is_member)
+    assert (found is not None) is known
+    assert found is None or "look more like members than the members do" in found
+
+
+# -- attacks ----------------------------------------------------------------------------------------------------------
+
+PGD = {"kind": "pgd", "steps": 10}
+
+
+@pytest.mark.parametrize(
+    ("settings", "flag"),
+    [
+        ({"epsilon": 0.05, "parts": [PGD]}, None),
+        ({"epsilon": "8/255/255"}, Flag.EPSILON_TINY),
+        ({"epsilon": 0.0005, "parts": [PGD]}, Flag.EPSILON_TINY),
+        ({"epsilons": [0.0001, 0.1], "gate_epsilon": 0.0001, "parts": [PGD]}, Flag.EPSILON_TINY),
+        ({"epsilon": 0.005, "norm": "l2", "parts": [PGD]}, Flag.EPSILON_TINY),
+        ({"epsilon": 0.05, "parts": [{"kind": "pgd", "steps": 1}]}, Flag.WEAK_ATTACK),
+        ({"epsilon": 0.05, "parts": [{"kind": "pgd", "steps": 20, "step_size": 1e-6}]}, Flag.WEAK_ATTACK),
+        ({"epsilon": 0.05, "parts": [{"kind": "pgd", "steps": 1}, PGD | {"label": "more"}]}, None),
+    ],
+)
+def test_attacks_that_cannot_find_anything(settings: dict[str, Any], flag: Flag | None) -> None:
+    if isinstance(settings["epsilon" if "epsilon" in settings else "epsilons"], str):
+        settings = {"epsilon": 8 / 255 / 255, "parts": [PGD]}
+    attack = Evasion(records=30, **settings)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 3)).eval().requires_grad_(False)
+    made = data(None, TEST)
+    evidence = attack.run(case_of(made, model), seed=0)
+    results: Any = SimpleNamespace(
+        evidence=lambda ran: evidence,
+        scope=SimpleNamespace(data=made, label="evasion", compared_with=lambda name: []),
+        without_twin=lambda name: None,
+    )
+    found = found_on(results, "a", attack)
+    assert found is not None
+    assert {Flag.EPSILON_TINY, Flag.WEAK_ATTACK} & set(found.flags) == ({flag} if flag else set())
+
+
+# -- policies ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("policy", "words"),
+    [
+        ({"absolutes": {"accuracy": 0}}, "allows every value, so that nothing can fail"),
+        ({"absolutes": {"robust_accuracy": 0.0}}, "nothing can fail"),
+        ({"absolutes": {"auc": 1}}, "nothing can fail"),
+        ({"absolutes": {"tpr_at_1_percent_fpr": 1.0}}, "nothing can fail"),
+        ({"absolutes": {"mean_squared_error": 1.0}}, "nothing can fail"),
+        ({"changes": {"accuracy": -1}}, "allows any loss, so that nothing can fail"),
+        ({"changes": {"auc": 1}}, "nothing can fail"),
+        ({"changes": {"accuracy": 0.02}}, "asks for more than the parent has"),
+        ({"changes": {"auc": -0.05}}, "asks for more than the parent has"),
+        ({"changes": {"accuracy": -2}}, "is no fraction"),
+        ({}, "limits nothing"),
+    ],
+)
+def test_policies_that_are_refused(policy: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        load_policy(policy, Path(), KNOWN)
+
+
+def classes() -> Classes:
+    """Two classes, of which one has 80 % of the records."""
+    recalls = [GroupEstimate(name=name, estimate=0.9, low=0.8, high=0.95, n=n) for name, n in (("a", 800), ("b", 200))]
+    return Classes(balanced_accuracy=estimate(0.9, 0.02), change=None, recalls=recalls, uneven=True)
+
+
+def judged(policy: dict[str, Any], rows: list[Candidate], release: list[str], **fields: Any) -> Judgement:
+    found = [one for row in rows for one in findings(row.name, **fields)]
+    return apply_policy(rows, found, load_policy(policy, Path(), KNOWN), release, KNOWN)
+
+
+@pytest.mark.parametrize(
+    ("policy", "verdict", "words"),
+    [
+        ({"absolutes": {"accuracy": 0.9}}, "pass", ""),
+        ({"absolutes": {"accuracy": 0.8}}, "inconclusive", "always answers the commonest class keeps this limit"),
+        ({"absolutes": {"accuracy": 0.01}}, "inconclusive", "it can hardly fail"),
+        ({"absolutes": {"balanced_accuracy": 0.5}}, "inconclusive", "it can hardly fail"),
+        ({"absolutes": {"balanced_accuracy": 0.8}}, "pass", ""),
+        ({"changes": {"accuracy": -0.02}}, "pass", ""),
+        ({"changes": {"accuracy": -0.2}}, "inconclusive", "always answers the commonest class"),
+        ({"changes": {"robust_accuracy": -0.6}}, "inconclusive", "allows 0.0 % and so can hardly fail"),
+        ({"changes": {"auc": 0.5}}, "inconclusive", "can hardly fail"),
+        ({"changes": {"robust_accuracy": -0.05}}, "pass", ""),
+    ],
+)
+def test_limits_that_cannot_fail(policy: dict[str, Any], verdict: str, words: str) -> None:
+    row = candidate("a").model_copy(update={"classes": classes()})
+    found = judged(policy, [row], ["a"])
+    assert found.verdict == verdict
+    assert words in " ".join(found.deciding).replace("\u00a0", " ")
+
+
+# candidates with the change of their robust accuracy and their role; up for release; what stands beside a pass
+BESIDE: dict[str, tuple[dict[str, tuple[float, str]], list[str], list[str]]] = {
+    "all is well": ({"a": (0.0, "candidate")}, ["a"], []),
+    "a failing control": (
+        {"a": (0.0, "candidate"), "b": (-0.3, "control")},
+        ["a"],
+        ["Not up for release (a control), and fails: b: robust accuracy is"],
+    ),
+    "a failing candidate that release leaves out": (
+        {"a": (0.0, "candidate"), "b": (-0.3, "candidate")},
+        ["a"],
+        ["Not up for release, and fails: b: robust accuracy is"],
+    ),
+    "five of them": (
+        {"a": (0.0, "candidate"), **dict.fromkeys("bcdef", (-0.3, "candidate"))},
+        ["a"],
+        [
+            *(f"Not up for release, and fails: {name}" for name in "bcd"),
+            "Not up for release, and failing too: e and f.",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_a_verdict_leaves_out_stands_beside_it(name: str) -> None:
+    models, release, told = BESIDE[name]
+    rows = [candidate("dense", role="dense"), *(candidate(one, role=role) for one, (_, role) in models.items())]
+    found = [one for model, (moved, _) in models.items() for one in findings(model, robust_accuracy=moved)]
+    found = [
+        one.model_copy(update={"estimate": estimate(0.02, 0.01), "changes": [change(0.0, baseline=0.02)]})
+        if one.metric == "tpr_at_1_percent_fpr"
+        else one
+        for one in found
+    ]
+    verdict = apply_policy(rows, found, BUILT_IN["release"], release, KNOWN)
+    assert verdict.verdict == "pass"
+    assert len(verdict.beside) == len(told)
+    assert all(sentence.startswith(start) for sentence, start in zip(verdict.beside, told, strict=True))
+
+
+def test_a_weak_parent_is_named_beside_what_is_no_worse() -> None:
+    rows = [candidate("dense", role="dense"), candidate("a")]
+    found = findings("a")
+    leaky = [finding("a", "auc").model_copy(update={"estimate": estimate(0.81), "changes": [change(0, baseline=0.8)]})]
+    fragile = [
+        finding("a", "robust_accuracy").model_copy(
+            update={
+                "estimate": estimate(0.15, 0.01),
+                "changes": [change(0, baseline=0.12)],
+                "setting": {"norm": "linf", "epsilon": 0.05},
+            }
+        )
+    ]
+    verdict = apply_policy(rows, [*fragile, found[1], *leaky], BUILT_IN["release"], ["a"], KNOWN)
+    told = [one.replace("\u00a0", " ") for one in verdict.beside]
+    assert verdict.verdict == "pass"
+    assert told[0] == (
+        "What passes is judged relative to a parent that is fragile itself: robust accuracy of dense 12.0 % at eps "
+        "0.05 and a 15.0 % at eps 0.05; advised is at least 20.0 %."
+    )
+    assert told[2].startswith("What passes is judged relative to a parent that leaks itself: ")
+    assert told[2].endswith("of dense 0.800 and a 0.810; advised is at most 0.600.")
+
+
+def test_a_mild_policy_is_told_by_the_built_in_one() -> None:
+    rows = [candidate("dense", role="dense"), candidate("a", -0.1)]
+    verdict = judged({"name": "mild", "changes": {"accuracy": -0.3}}, rows, ["a"], robust_accuracy=-0.4)
+    assert verdict.verdict == "pass"
+    assert verdict.beside[-2].startswith("By the built-in policy release it would fail: a: robust accuracy is")
+    assert verdict.beside[-1] == (
+        "The policy mild does not limit robust accuracy, members exposed and membership AUC, measured all the same."
+    )
+
+
+def test_what_stands_beside_a_verdict_is_printed_with_it() -> None:
+    rows = [candidate("dense", role="dense"), candidate("a"), candidate("b", role="control")]
+    found = [*findings("a"), *findings("b", robust_accuracy=-0.3)]
+    audit = audit_of(rows, found, BUILT_IN["release"], {}).model_copy(update={"release": ["a"]})
+    judged_again = rejudge(audit, BUILT_IN["release"])
+    assert judged_again.beside[0].startswith("Not up for release (a control), and fails: b:")
+    assert wording.clean(judged_again.beside[0]) in as_text(judged_again)
