@@ -181,7 +181,7 @@ def command(name: str) -> Callable[[Path, bytes | str], list[str]]:
 def cases() -> Iterator[Case]:
     gate, report = command("gate"), command("report")
     for name, text in texts().items():
-        for use, words in (("gate", gate), ("report", report)):
+        for use, words in (("gate", gate), ("report", report), ("verify", command("verify"))):
             yield Case(f"{use}: {name}", lambda folder, text=text, words=words: words(folder, text), UNSAFE)
     wrong = [(f"{path}: {str(value)[:30]}", path, value) for path, values in STRANGE.items() for value in values]
     documents = {name: changed(path, value) for name, path, value in wrong}

@@ -15,6 +15,7 @@ import hostile_data
 import hostile_files
 import hostile_models
 import hostile_plans
+import hostile_signatures
 import hostile_weights
 import pytest
 import yaml
@@ -29,10 +30,11 @@ SURFACES = {  # and how many there are, at least
     "files": (hostile_files.cases, 110),
     "plans": (hostile_plans.cases, 250),
     "commands": (hostile_commands.cases, 90),
-    "audits": (hostile_audits.cases, 250),
+    "audits": (hostile_audits.cases, 300),
     "data": (hostile_data.cases, 180),
     "weights": (hostile_weights.cases, 90),
     "models": (hostile_models.cases, 90),
+    "signatures": (hostile_signatures.cases, 60),
 }
 
 
