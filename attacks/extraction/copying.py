@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...targets.data.records import Records
+from ...targets.form import MisfitError
 from ...targets.model import TorchTarget
 from ...targets.seeds import derive
-from ...targets.steps import pulse
+from ...targets.steps import Arrays, pulse
 from ...training.loop import Forward, Objective, Training, train
 from ..access import Ledger
 
@@ -177,3 +180,20 @@ def at_least(training: Training, steps: int, records: int) -> Training:
     """The same training with as many epochs as it takes to make `steps` steps on so many records."""
     per_epoch = max(1, records // min(training.batch_size, records))
     return training.model_copy(update={"epochs": max(training.epochs, math.ceil(steps / per_epoch))})
+
+
+def with_state(module: nn.Module, arrays: Arrays, prefix: str) -> nn.Module:
+    """A copy of the module with the weights stored under `prefix`, to be asked or trained."""
+    module = copy.deepcopy(module)
+    state = {name: torch.from_numpy(np.array(arrays[f"{prefix}/{name}"])) for name in module.state_dict()}
+    module.load_state_dict(state)
+    return module.eval()
+
+
+def check_copy(start: nn.Module, rival: nn.Module | None, kept: Arrays) -> None:
+    """Raises MisfitError unless these are weights of the module started from, or of its rival, and of the next one."""
+    try:
+        with_state(rival if kept["built-in"].item() else start, kept, "copy")  # type: ignore[arg-type]  # None fails too
+        with_state(start, kept, "before")
+    except Exception as error:
+        raise MisfitError(str(error)) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +17,7 @@ from torch.nn import functional as F
 from ...targets.data.records import Records
 from ...targets.data.structure import PLAIN, Structure
 from ...targets.errors import NotApplicable
-from ...targets.form import Array, Form, MisfitError
+from ...targets.form import Array, Form
 from ...targets.model import TorchTarget, device_of
 from ...targets.seeds import derive, generator
 from ...targets.steps import Arrays, pulse
@@ -35,7 +34,7 @@ from ..evasion.gradient.pgd import craft
 from ..measurement import Measurement
 from ..preparation import Audited, Results, Scope
 from ..risk import Metric, Risk
-from .copying import Lesson, Tutor
+from .copying import Lesson, Tutor, check_copy, with_state
 from .evidence_form import evidence_form
 from .measure import measure_extraction
 from .mixing import mixed
@@ -333,20 +332,3 @@ def match_scores(logits: Tensor, temperature: float) -> Objective:
         return temperature**2 * F.kl_div(learnt, target, reduction="none", log_target=True).sum(-1)
 
     return objective
-
-
-def with_state(module: nn.Module, arrays: Arrays, prefix: str) -> nn.Module:
-    """A copy of the module with the weights stored under `prefix`, to be asked or trained."""
-    module = copy.deepcopy(module)
-    state = {name: torch.from_numpy(np.array(arrays[f"{prefix}/{name}"])) for name in module.state_dict()}
-    module.load_state_dict(state)
-    return module.eval()
-
-
-def check_copy(start: nn.Module, rival: nn.Module | None, kept: Arrays) -> None:
-    """Raises MisfitError unless these are weights of the module started from, or of its rival, and of the next one."""
-    try:
-        with_state(rival if kept["built-in"].item() else start, kept, "copy")  # type: ignore[arg-type]  # None fails too
-        with_state(start, kept, "before")
-    except Exception as error:
-        raise MisfitError(str(error)) from error

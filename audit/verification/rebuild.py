@@ -16,7 +16,8 @@ from ..schema import wording
 from ..schema.rows import Audit, RecordedAt
 from ..schema.standing import REBUILT, Standing
 from ..suite.suite import Reached, Suite
-from ..verdict.judging import check_verdicts
+from ..verdict.fitting import policy_of
+from ..verdict.judging import check_verdicts, rejudge
 from .differences import differences
 from .record import Record, RecordError, read_record
 from .stored import StoredCells
@@ -107,6 +108,7 @@ def held_against_evidence(read: Audit, folder: Path) -> tuple[Audit, Standing]:
         rebuilt = rebuild(read, StoredCells(folder))
     except NoEvidenceError as why:
         check_verdicts(read, folder)
+        read = rejudge(read, policy_of(read), by=read.policy_from)  # its sentences follow from its figures at least
         return read, Standing(False, f"{why}, so that its figures cannot be made again")
     found = differences(read, rebuilt.audit)
     if found:
