@@ -55,16 +55,21 @@ def write_together(texts: Mapping[Path, str], half: Path) -> None:
         raise
 
 
+def make_folder(folder: Path) -> None:
+    """A folder for its owner alone, where there is none. Raises InputError for a link, which leads out of ours."""
+    if folder.is_symlink():
+        raise InputError(f"{folder} is a link to another place. Remove the link, or name another folder with --out.")
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
 def claim(folder: Path) -> None:
     """Makes a folder for what we write and delete; one that is there must be ours (hold `MARKER`), or be empty.
 
     Raises:
-        InputError: it is another's, or a link leads out of it.
+        InputError: it is another's, or a link.
         OSError: it cannot be made or read.
     """
-    if folder.is_symlink():
-        raise InputError(f"{folder} is a link to another place. Remove the link, or name another folder with --out.")
-    folder.mkdir(mode=0o700, exist_ok=True)
+    make_folder(folder)
     entries = {entry.name: entry for entry in os.scandir(folder)}
     if not entries:
         with suppress(FileExistsError):  # another process of ours was quicker
@@ -72,11 +77,6 @@ def claim(folder: Path) -> None:
     elif MARKER not in entries or not entries[MARKER].is_file(follow_symlinks=False):
         raise InputError(
             f"{folder} was not made by crushproof, which would write and delete in it. Name another folder with --out."
-        )
-    links = sorted(name for name, entry in entries.items() if entry.is_symlink())
-    if links:
-        raise InputError(
-            f"{folder / links[0]} is a link to another place. Remove the link, or name another folder with --out."
         )
     if stat.S_IMODE(folder.stat().st_mode) != 0o700:
         folder.chmod(0o700)

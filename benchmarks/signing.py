@@ -23,7 +23,7 @@ from model_signing.verifying import Config
 
 from crushproof.audit.engine.cells import Result
 from crushproof.audit.engine.store import Store
-from crushproof.audit.export.checking import ENVELOPE, check_signature
+from crushproof.audit.export.checking import check_signature
 from crushproof.audit.export.in_toto import (
     AuditPredicate,
     Digest,
@@ -37,6 +37,7 @@ from crushproof.audit.export.in_toto import (
 from crushproof.audit.export.keys import keyid, sign
 from crushproof.audit.export.model_signature import write_model_signature
 from crushproof.audit.export.subjects import digests_of, of_the_folder, results_in
+from crushproof.audit.schema.standing import ENVELOPE
 
 SIZE, RESULTS, ROUNDS = 100_000_000, 300, 5
 

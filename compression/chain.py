@@ -67,6 +67,10 @@ class Chain(Recipe):
         return "shapes" if all(step.promise for step in self.steps) else None
 
     @property
+    def bits(self) -> int | None:
+        return min((step.bits for step in self.steps if step.bits is not None), default=None)
+
+    @property
     def phrase(self) -> str:
         return "; then ".join(step.phrase for step in self.steps)
 

@@ -73,6 +73,11 @@ class Recipe(Technique):
         """
         return None
 
+    @property
+    def bits(self) -> int | None:
+        """1 .. 32: the most that a weight takes where the recipe was at work; None: it does not say."""
+        return None
+
 
 def fine_tuned(fine_tune: Training | None) -> str:
     """How `phrase` ends when a recipe trains afterwards."""

@@ -80,7 +80,10 @@ def cell_key(*parts: Any) -> str:
 
 
 class DamagedError(Exception):
-    """Parts of a result are not what was written, or what could have been written."""
+    """Parts of a result are not what was written, or what could have been written; the message is fit to be shown."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__("".join(one if one.isprintable() else "?" for one in what[:300]))
 
 
 def pack(result: Result) -> dict[str, bytes]:

@@ -7,7 +7,6 @@ a worker's death breaks no pool but its own: the others go on, and the cell that
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import signal
@@ -25,13 +24,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
+from ...targets.untrusted.sandbox import die_with
 from ..writing import writing
 from .cells import Cell
 from .hearing import Step, Tell, nobody
 from .store import Store
 from .work import ONE_THREAD, Attempt, Spawn, Work, attempt, attempt_in_worker
 
-PR_SET_PDEATHSIG = 1
 MESSAGE = 512  # bytes: what every system writes into a pipe whole or not at all
 
 
@@ -247,7 +246,4 @@ def _die_with(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
+    die_with(parent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import stat
@@ -10,7 +11,9 @@ import uuid
 from pathlib import Path
 
 from ..writing import sync, write_new
-from .cells import FILES, LARGEST, LARGEST_FILE, MANIFEST, DamagedError, check, digests_in
+from .cells import ARRAYS, FILES, LARGEST, LARGEST_FILE, MANIFEST, DamagedError, check, digests_in
+
+LARGE = 2**24  # bytes of arrays, from which their header is looked at before they are read
 
 
 def write_folder(final: Path, parts: dict[str, bytes], temporary: Path) -> None:
@@ -75,7 +78,22 @@ def _read(path: Path, most: int) -> bytes:
         found = os.fstat(stream.fileno())
         if not stat.S_ISREG(found.st_mode) or found.st_size > most:
             raise DamagedError(f"{path.name} is no file, or too large")
+        if path.name == ARRAYS and found.st_size > LARGE:
+            _check_length(stream.read(8 + LARGE), found.st_size)
+            stream.seek(0)
         return stream.read(most)
+
+
+def _check_length(start: bytes, size: int) -> None:
+    """Whether the header of large arrays tells of just so many bytes: a hole on the disk costs nobody anything."""
+    length = int.from_bytes(start[:8], "little")
+    try:
+        header = json.loads(start[8 : 8 + length])
+        end = max(one["data_offsets"][1] for name, one in header.items() if name != "__metadata__")
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        raise DamagedError(f"{ARRAYS} has no header") from None
+    if end != size - 8 - length:
+        raise DamagedError(f"{ARRAYS} is longer or shorter than its arrays")
 
 
 def _not_ours(folder: Path) -> Path | None:

@@ -24,7 +24,7 @@ from ...targets.errors import Incomplete
 from ...targets.form import Form, MisfitError
 from ...targets.recent import Recent
 from ...targets.steps import Arrays, Check, unchecked
-from ..writing import claim, writing
+from ..writing import claim, make_folder, writing
 from .cells import MANIFEST, Cell, DamagedError, Result, canonical_json, check, check_form, pack, unpack
 from .ledger import Ledger, whoami
 from .on_disk import discard, only_a_file, read_folder, remove, write_folder
@@ -58,7 +58,7 @@ class Store(Ledger):
             folder.mkdir(parents=True, exist_ok=True)
             claim(self.private)
             for path in (self._cells, self._parts, self.half):
-                path.mkdir(mode=0o700, exist_ok=True)
+                make_folder(path)
 
     # -- results ------------------------------------------------------------------------------------------------------
 
@@ -127,7 +127,8 @@ class Store(Ledger):
         self._put(key, parts)
 
     def _put(self, key: str, parts: dict[str, bytes]) -> None:
-        self.has(key)  # what lies there already stays only if it is intact
+        if self.has(key) and self.path(key).is_dir():  # it stays, if it is intact
+            return
         with writing(self.folder):
             write_folder(self.path(key), parts, self.half)
         self._remember(key, parts)
@@ -147,8 +148,7 @@ class Store(Ledger):
 
     def drop(self, key: str) -> None:
         """Forgets what is stored under this key, if anything is."""
-        if os.path.lexists(self.path(key)):
-            self._discard(key)
+        self._discard(key)
 
     def evidence(self, key: str) -> tuple[str, str]:
         """Where a result lies, seen from the output folder, and the sha256 (hex) of its manifest, which covers it all.

@@ -11,10 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ...targets.errors import InputError, quoted
+from ..schema.standing import ENVELOPE
 from .in_toto import MalformedError, Statement, decoded, read_envelope, signed_bytes, statement_in
 from .subjects import SUFFIX, digests, folder_of, located, parts_of_results
-
-ENVELOPE = "audit.intoto.jsonl"
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def sign(
     Writes audit.intoto.jsonl, and a .sig beside the models. The password of an encrypted key: CRUSHPROOF_KEY_PASSWORD.
     """
     with exit_codes():
-        from .checking import ENVELOPE
+        from ..schema.standing import ENVELOPE
         from .signing import sign_audit
 
         done = sign_audit(folder, key, certificate)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...targets.temporary import scratch
 from ..writing import write
 from .keys import plain_pem
 
@@ -33,7 +33,7 @@ def write_model_signature(
     """
     from model_signing.signing import Config
 
-    with tempfile.TemporaryDirectory(prefix="crushproof-") as folder, _through_a_pipe(plain_pem(key)) as path:
+    with scratch() as folder, _through_a_pipe(plain_pem(key)) as path:
         config = Config()
         if certificate is None:
             config.use_elliptic_key_signer(private_key=path)
@@ -41,8 +41,8 @@ def write_model_signature(
             config.use_certificate_signer(
                 private_key=path, signing_certificate=certificate, certificate_chain=[certificate]
             )
-        config.sign(model.resolve(), Path(folder) / "signature")
-        write(signature, (Path(folder) / "signature").read_text("utf-8"))
+        config.sign(model.resolve(), folder / "signature")
+        write(signature, (folder / "signature").read_text("utf-8"))
 
 
 @contextlib.contextmanager

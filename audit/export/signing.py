@@ -14,17 +14,20 @@ from pathlib import Path
 from ...targets.errors import InputError
 from ..engine.cells import canonical_json
 from ..plan.plan import Plan
+from ..report.html import render
 from ..schema.read import read_audit
 from ..schema.rows import Audit
+from ..schema.standing import ENVELOPE, SIGNED
 from ..subject.finished_file import paths_of
 from ..verification.rebuild import held_against_evidence
 from ..verification.record import read_record
 from ..verification.stored import StoredCells
 from ..writing import write, writing
-from .checking import ENVELOPE, need
+from .checking import need
 from .in_toto import AuditPredicate, Digest, Statement, Subject, envelope_line, payload_of, signed_bytes
 from .subjects import (
     AGAIN,
+    REPORT,
     SUFFIX,
     audited_models,
     digests_of,
@@ -85,6 +88,7 @@ def sign_audit(folder: Path, key: Path, certificate: Path | None = None) -> Sign
     home = Path() if record.source is None else (folder / record.source).parent
     with writing(folder), nobody_at_work(folder):
         results = results_in(folder)
+        render(audit, folder / REPORT, SIGNED)  # its head is to say so, and it is signed as it says so
         models = audited_models(audit, folder, results.models, paths_of(Plan.model_validate(record.asked)), home)
         subjects = results.manifests | of_the_folder(folder) | {one.model.stored: one.model.sha256 for one in models}
         subjects |= digests_of({one.model.file: one.path for one in models if one.model.file is not None})

@@ -12,7 +12,7 @@ from rich.text import Text
 from ...attacks.risk import ACCURACY, BALANCED_ACCURACY, Metric
 from ..schema import wording
 from ..schema.rows import Audit, Candidate
-from ..schema.standing import MEASURED, NOT_VERIFIED, REBUILT, UNSIGNED, Standing, told
+from ..schema.standing import CAVEATS, MEASURED, NOT_VERIFIED, Standing, told
 
 WIDTH = 140  # of the table where there is no terminal to ask
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
@@ -107,8 +107,8 @@ def print_audit(audit: Audit, standing: Standing = MEASURED) -> None:
     headline, _, rest = verdict_line(audit).partition(" ")
     if not standing.verified:
         console.print(Text(NOT_VERIFIED, style="bold yellow"))
-    if standing == REBUILT:
-        rest = f"{rest} ({UNSIGNED})"
+    if standing in CAVEATS:
+        rest = f"{rest} ({CAVEATS[standing]})"
     console.print(Text(headline, style=f"bold {COLOURS[audit.verdict]}"), Text(rest))
     for sentence in (*audit.deciding, *audit.beside):
         console.print(Text(f"  {wording.clean(sentence)}"))

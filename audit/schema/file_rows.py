@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from .row import Amount, Count, Row, Share
 
+FOREIGN = 0.1  # share of the dense model's weights: a file in which fewer are found is another model
+
 
 class Macs(Row):
     """Multiply-accumulates of one record whose operands have these widths; 32: float32."""
@@ -99,11 +101,60 @@ class LayerRounding(Row):
         return self
 
 
-class Lineage(Row):
-    """Whether a quantised file's codes are roundings of the dense model's weights."""
+class GraphDifference(Row):
+    """Operators of a file, or of its dense model, without a counterpart in the other."""
 
-    verdict: Literal["confirmed", "not nearest", "not a rounding of the dense model", "not comparable"]
+    nodes: list[str] = Field(description="operator and name of each")
+    words: str = Field(description="what is different: a predicate whose subject are the nodes")
+    selecting: bool = Field(description="an operator that compares, rounds or chooses is among them")
+
+
+class ActivationRange(Row):
+    """What a quantised activation's codes can hold, and what it is in the dense model on the attacker's records."""
+
+    tensor: str
+    dense_tensor: str
+    low: float = Field(allow_inf_nan=False)
+    high: float = Field(allow_inf_nan=False)
+    dense_low: float = Field(allow_inf_nan=False)
+    dense_high: float = Field(allow_inf_nan=False)
+    clipped: Share = Field(description="share of the dense model's activations beyond the range")
+    wider: Amount = Field(description="width of the range / width of the dense model's; 0: that is a point")
+
+
+class Lineage(Row):
+    """Whether a finished file is the dense model, compressed as declared: weights, operators, ranges of activations."""
+
+    verdict: Literal[
+        "confirmed",
+        "not nearest",
+        "not as declared",
+        "other structure",
+        "not a rounding of the dense model",
+        "not comparable",
+    ]
     sentences: list[str]
-    layers: list[LayerRounding] = Field(description="one row per quantised weight: how its codes were rounded")
+    layers: list[LayerRounding] = Field(description="one row per weight with a counterpart: how it was rounded")
     unmatched: list[str] = Field([], description="weights of either file that have no counterpart in the other")
-    reason: str | None = Field(None, description="why the two are not comparable; None where they are")
+    reason: str | None = Field(None, description="why the weights are not comparable; None where they are")
+    found: Share | None = Field(
+        None, description="of the dense model's weights: those that a weight of the file resembles; None: not known"
+    )
+    structure: Literal["same", "differs", "not compared", "not comparable by recipe"] = Field(
+        "not compared", description="of the graph: whether it is the dense model's, operator for operator"
+    )
+    differences: list[GraphDifference] = Field([], description="where the graphs differ: what is left over in either")
+    ranges: list[ActivationRange] = Field([], description="of the quantised activations that could be compared")
+
+    @property
+    def foreign(self) -> bool:
+        """Whether next to nothing of the dense model is in the file."""
+        return self.found is not None and self.found < FOREIGN
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if self.verdict == "confirmed" and self.structure == "differs":
+            raise ValueError("a file whose graph is not the dense model's is not confirmed")
+        if self.structure == "differs" and not self.differences:
+            raise ValueError("a structure that differs differs in something")
+        return self

@@ -28,9 +28,14 @@ class Standing:
         return f"{self.words[:1].upper()}{self.words[1:]}." if self.verified else f"{NOT_VERIFIED}: {self.words}."
 
 
-UNSIGNED = "evidence unsigned"
+ENVELOPE = "audit.intoto.jsonl"  # beside audit.json: a signature on it, whosever
+UNSIGNED, UNCHECKED = "evidence unsigned", "signature not checked"
 MEASURED = Standing(True, f"figures and verdict were made from the evidence of this run; {UNSIGNED}")
 REBUILT = Standing(True, f"figures and verdict were made again from the stored evidence; {UNSIGNED}")
+SIGNED = Standing(
+    True, f"{REBUILT.words.removesuffix(UNSIGNED)}{UNCHECKED}: `crushproof verify --key` tells whose it is"
+)
+CAVEATS = {REBUILT: UNSIGNED, SIGNED: UNCHECKED}
 
 
 def told(audit: Audit, standing: Standing) -> Audit:

@@ -120,7 +120,9 @@ def open_again(path: str, folder: Path, known: Reading, record: tuple[int, ...],
         file = read_again(folder / path, known.digest, known.kind, known.facts, packed=known.packed)
     else:
         found = read_model_file(folder / path, record)
-        file = found if hashlib.sha256(found.data).hexdigest() == known.digest else None
+        outputs = {None, *(port.name for port in found.facts.outputs)}
+        same = hashlib.sha256(found.data).hexdigest() == known.digest and known.assumptions.output in outputs
+        file = found if same else None
     return None if file is None else OpenedFile(path, file, known.assumptions, known.notes, known.doubtful)
 
 
@@ -216,13 +218,18 @@ def open_all(
     Raises:
         InputError, UnsafeInput: as `open_file`; a file is named and the data's targets are values.
     """
+    answers = answers_planned(plan) if paths_of(plan) else 0.0
     if readings is not None:
         same = {
             name: open_again(path, folder, readings[name], data.shape, checked=checked)
             for name, path in paths_of(plan).items()
         }
         if all(same.values()):
-            return {name: file for name, file in same.items() if file is not None}
+            opened = {name: file for name, file in same.items() if file is not None}
+            for name, file in opened.items():
+                section = plan.candidates.get(name, plan.model)
+                _check_time(file.name, file.file, section.interface.hours if section else None, answers)
+            return opened
     wanted = {name: one for name, one in plan.candidates.items() if one.file is not None}
     model = None if plan.model is None or plan.model.file is None else plan.model
     named = [*([] if model is None else [model.file]), *(one.file for one in wanted.values())]
@@ -232,7 +239,7 @@ def open_all(
             "is found out by the labels that it gets right. Name the model's architecture and weights instead, and "
             "candidates by their recipes."
         )
-    files, answers = dict[str, OpenedFile](), answers_planned(plan) if named else 0.0
+    files: dict[str, OpenedFile] = {}
     like = None if plan.model is None else Assumptions(record=data.shape)  # a module takes the values as they are
     if model is not None:
         files[DENSE] = open_file(str(model.file), folder, model.interface, data, answers=answers)

@@ -152,7 +152,7 @@ def taken(file: OpenedFile, data: Data) -> Form:
 
     def holds(document: Taken, arrays: Arrays, files: Files) -> None:
         _check_deployed(data, document, arrays, files[name])
-        require(files[name] == file.content, "the file is not the one that is audited")
+        require(document.digest == file.digest, "the file is not the one that is audited")
         require((document.certificate is None) == (document.no_twin is not None), "it has a twin and has none")
 
     return Form(Taken, _answers(data), (name,), holds)

@@ -15,18 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from ...attacks.statistics.rates import clopper_pearson
+from ...compression.chain import Chain, flat
 from ...compression.deployment.onnx_export import to_onnx
 from ...compression.deployment.structure import load_module, save_module
 from ...compression.footprint.footprint import footprint, footprint_of_file
 from ...compression.footprint.payload import encode
 from ...compression.footprint.timing import peak_resident_bytes
-from ...compression.lineage.lineage import check_lineage, not_read
+from ...compression.lineage.lineage import UNDECLARED, Declared, check_lineage, not_read
 from ...compression.recipe import Recipe
 from ...targets.certificate import certify
 from ...targets.data.data import Data
-from ...targets.data.records import Records
+from ...targets.data.records import Bounds, Records
 from ...targets.errors import InputError, NotApplicable, failing_as_not_applicable
 from ...targets.interface.finished_model import Deployed
+from ...targets.interface.preprocessing import Preprocessing
 from ...targets.model import Target, TorchTarget, frozen_copy
 from ...targets.model_checks import check_model
 from ...targets.runtimes.onnx import OnnxTarget, integer_kernels
@@ -36,11 +38,12 @@ from ...targets.steadiness import variation
 from ...targets.untrusted.model_file import CheckedOnnx, check_onnx
 from ...training.loop import TrainingJob
 from ..engine.cells import Result
-from ..subject.audited import AuditedModel, Candidate, DenseModel, twin_or
+from ..subject.audited import AuditedModel, Candidate, DenseModel, Opened, twin_or
 from ..subject.finished_file import OpenedFile
 from ..subject.preflight import seen_by
 
 Arrays = dict[str, np.ndarray[Any, Any]]
+RANGE_RECORDS = 256  # on which the dense model's activations are looked at
 
 
 def members(data: Data) -> Records:
@@ -205,9 +208,25 @@ def in_runtime(model: AuditedModel, runtime: Runtime, stored: Result, data: Data
     return Result(document=asdict(certificate.overall))
 
 
-def lineage(dense: CheckedOnnx | None, candidate: CheckedOnnx | None) -> Result:
-    """Whether the codes of a quantised file are roundings of the dense model's weights."""
-    found = not_read("tflite") if dense is None or candidate is None else check_lineage(dense, candidate)
+def lineage(dense: DenseModel, opened: Opened, model: AuditedModel, file: Opened, data: Data) -> Result:
+    """Whether a file is the dense model, compressed as it is declared: weights, operators, ranges of activations.
+
+    Ranges are held against the dense model's activations on the attacker's own records.
+
+    Args:
+        opened, file: the two as they run.
+    """
+    if opened.checked is None or file.checked is None:
+        found = not_read("tflite")
+    else:
+        records = data.attacker.x[:RANGE_RECORDS].float().cpu()
+        if dense.file is not None:
+            records = Preprocessing(dense.file.assumptions)(records)
+        recipe = model.recipe
+        declared = UNDECLARED
+        if recipe is not None:
+            declared = Declared(recipe.bits, recipe.promise is None, _own_choices(recipe))
+        found = check_lineage(opened.checked, file.checked, declared, records.numpy())
     layers = [{**asdict(layer), "shape": list(layer.shape)} for layer in found.layers]
     return Result(
         document={
@@ -216,8 +235,30 @@ def lineage(dense: CheckedOnnx | None, candidate: CheckedOnnx | None) -> Result:
             "layers": layers,
             "unmatched": [*found.unmatched_artifact, *found.unmatched_dense],
             "reason": found.reason,
+            "found": found.found,
+            "structure": found.structure,
+            "differences": [{**asdict(one), "nodes": list(one.nodes)} for one in found.differences],
+            "ranges": [asdict(one) for one in found.ranges],
         }
     )
+
+
+def _own_choices(recipe: Recipe) -> tuple[bytes, ...]:
+    """What a recipe that chooses between activations makes of small models, with and without convolutions."""
+    steps = [
+        step for step in (flat(recipe.steps) if isinstance(recipe, Chain) else [recipe]) if step.counts_activations
+    ]
+    found = []
+    for step in steps:
+        plain = step.model_copy(update={"fine_tune": None, "layers": ()})
+        for net, shape in (
+            (nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 4)), (6,)),
+            (nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 4)), (1, 8, 8)),
+        ):
+            records = Records(torch.zeros(2, *shape), torch.zeros(2, dtype=torch.long))
+            made = plain.apply(net.eval(), records, Bounds.of(0.0, 1.0), seed=0)
+            found.append(to_onnx(made, shape))
+    return tuple(found)
 
 
 def serve_memory(model: CheckedOnnx | None, shape: tuple[int, ...]) -> Result:

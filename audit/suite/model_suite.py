@@ -285,10 +285,12 @@ class ModelSuite:
         self.add(
             self.lineage_cell(model.name),
             "lineage",
-            [],
+            [] if model.recipe is None else [technique_identity(model.recipe)],
             [dense, own],
-            lambda get: model_cells.lineage(self._opened(parent, get).checked, self._opened(model, get).checked),
-            words=f"comparing the weights of {model.name} with those of {parent.name}",
+            lambda get: model_cells.lineage(
+                parent, self._opened(parent, get), model, self._opened(model, get), self.subject.data
+            ),
+            words=f"comparing weights and graph of {model.name} with those of {parent.name}",
             form=forms.LINEAGE,
         )
 

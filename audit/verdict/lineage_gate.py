@@ -7,16 +7,26 @@ from ..schema.rows import Candidate
 
 
 def lineage_gate(candidate: Candidate) -> Gate | None:
-    """Under any policy: a file that is declared to be quantised must be a rounding of the dense model.
+    """Under any policy: a file that is declared to be quantised must be the dense model, rounded and nothing else.
 
-    One that is not fails where its recipe only rounds, and leaves the verdict open where it may have been trained. One
-    that cannot be compared leaves it open too where its recipe keeps every weight's shape: else a tampered file would
-    only have to be made unreadable. Where nothing is declared, or a recipe that changes shapes, nothing is promised
-    that could be held against it.
+    One whose weights are not fails where its recipe only rounds, and leaves the verdict open where it may have been
+    trained. One that cannot be compared leaves it open too where its recipe keeps every weight's shape: else a tampered
+    file would only have to be made unreadable. Operators that the dense model does not have leave it open whatever is
+    declared, and so do weights that are not the dense model's, unless a declared recipe makes new ones: of such a
+    recipe nothing is promised that could be held against it.
     """
     found, promised = candidate.lineage, candidate.promise
     if found is None and (candidate.file is None or candidate.parent is None):
         return None  # made here, or nothing to compare it with
+    remade = candidate.recipe is not None and promised is None
+    if found is not None and found.foreign and not (found.reason is None and promised in ("nearest", "neighbour")):
+        if remade:
+            return None
+        told = (
+            f"it is no compressed copy of the {candidate.parent} model. {' '.join(found.sentences)} Audit it without "
+            "that model, or declare the recipe that made new weights of it."
+        )
+        return _gate(candidate, "inconclusive", told)
     if found is None or found.verdict == "not comparable":
         if promised is None:
             return None
@@ -26,12 +36,15 @@ def lineage_gate(candidate: Candidate) -> Gate | None:
             "how it was really made, or ask its maker for the dense model that it came from."
         )
         return _gate(candidate, "inconclusive", told)
+    sentences = " ".join(found.sentences)
     verdict: RowVerdict = "pass"
-    if found.verdict == "not nearest":
+    if found.verdict in ("other structure", "not as declared"):
+        verdict = "inconclusive"
+    elif found.verdict == "not nearest":
         verdict = "pass" if promised == "neighbour" else "inconclusive"
     elif found.verdict != "confirmed":
         verdict = "fail" if promised in ("nearest", "neighbour") else "inconclusive"
-    return _gate(candidate, verdict, " ".join(found.sentences))
+    return _gate(candidate, verdict, sentences)
 
 
 def _gate(candidate: Candidate, verdict: RowVerdict, told: str) -> Gate:

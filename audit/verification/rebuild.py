@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from ..findings.assemble import assemble
 from ..rounds import undecided
 from ..schema import wording
 from ..schema.rows import Audit, RecordedAt
-from ..schema.standing import REBUILT, Standing
+from ..schema.standing import ENVELOPE, REBUILT, SIGNED, Standing
 from ..suite.suite import Reached, Suite
 from ..verdict.fitting import policy_of
 from ..verdict.judging import check_verdicts, rejudge
@@ -117,7 +118,7 @@ def held_against_evidence(read: Audit, folder: Path) -> tuple[Audit, Standing]:
             f"{wording.enumerate_words(found)}. {HINT}"
         )
     audit = rebuilt.audit.model_copy(update={"environment": read.environment})
-    return audit, REBUILT
+    return audit, SIGNED if os.path.lexists(folder / ENVELOPE) else REBUILT
 
 
 def _recorded(at: RecordedAt, cells: StoredCells) -> tuple[Record, Suite]:

@@ -23,7 +23,9 @@ LONG = 2.0  # seconds in a model's calls after which no more are needed, however
 
 # A fresh process that serves a model. VmHWM and not ru_maxrss: the latter starts at the parent's peak.
 _SERVE = """
-import json, sys, numpy, onnxruntime
+import ctypes, json, sys, numpy, onnxruntime
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, 9)  # it dies with its parent
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = options.inter_op_num_threads = 1
 options.log_severity_level = 4
@@ -94,11 +96,11 @@ def interleaved_latency(
 def peak_resident_bytes(model: CheckedOnnx | bytes, shape: tuple[int, ...]) -> int:
     """The largest resident memory of a fresh process that loads numpy and ONNX Runtime and answers 256 records.
 
-    A file with a fixed batch answers one batch of that size.
+    A file with a fixed batch answers one batch of that size; one that takes fewer at a time, as many as it takes.
     """
     checked = check_onnx(model)
     entry = checked.inputs[0]
-    batch = entry.shape[0] if isinstance(entry.shape[0], int) else SERVED
+    batch = entry.shape[0] if isinstance(entry.shape[0], int) else min(SERVED, checked.facts.at_once)
     settings, records = json.dumps(settings_of(checked.model)), json.dumps([batch, *shape])
     with scratch() as folder:
         path = folder / "model.onnx"

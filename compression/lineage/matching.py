@@ -11,6 +11,7 @@ import numpy as np
 from ...targets.onnx_graph.constants import Array, Graph
 from ...targets.onnx_graph.weights import Weight
 
+PROJECTIONS = ("query", "key", "value")
 SAMPLE = 4096  # values by which layers of equal shape are told apart
 
 
@@ -36,7 +37,7 @@ def unpacked_projections(found: Sequence[Weight], others: Sequence[Weight]) -> l
         if odd or (rows, *weight.constant.shape[1:]) not in shapes:
             parts.append(weight)
             continue
-        for index, noun in enumerate(("query", "key", "value")):
+        for index, noun in enumerate(PROJECTIONS):
             part = slice(index * rows, (index + 1) * rows)
             stages = [
                 replace(

@@ -56,7 +56,7 @@ def unaccounted(graph: Graph, dense: Graph, found: Sequence[Weight]) -> list[str
             continue
         if pool is None:
             pool = list(_pool(dense))
-        if not any(_rounds(constant, table) for table in pool):
+        if not any(rounds(constant, table) for table in pool):
             (few if small else unread).append(name)
             pieces += constant.values.size if small else 0
     if pieces > HANDFUL:  # a table in pieces
@@ -153,7 +153,7 @@ def _pool(dense: Graph) -> Iterator[Array]:
             yield constant.values.ravel()
 
 
-def _rounds(constant: Constant, table: Array) -> bool:
+def rounds(constant: Constant, table: Array) -> bool:
     """Whether the values are the table's, to the nearest that the file's type can hold: its first, all, or repeated."""
     held = constant.values.astype(np.float64).ravel()
     if len(table) < len(held) and len(held) % len(table):

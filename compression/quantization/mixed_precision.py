@@ -69,6 +69,10 @@ class MixedPrecision(Recipe):
         return self.quantize.promise
 
     @property
+    def bits(self) -> int:
+        return 8
+
+    @property
     def phrase(self) -> str:
         budget = f"{self.average_bits:g} bits per weight on average"
         if self.weighted_by == "macs":

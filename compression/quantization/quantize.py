@@ -139,6 +139,11 @@ class Quantize(Recipe):
         return "nearest" if self.rounding == "nearest" else "neighbour"
 
     @property
+    def bits(self) -> int:
+        few = {"binary": 1, "ternary": 2, "float16": 16, "bfloat16": 16}
+        return few.get(self.number, self.weight_bits)
+
+    @property
     def _weight_phrase(self) -> str:
         few = {"integer": f"{self.weight_bits}-bit", "fixed-point": f"{self.weight_bits}-bit fixed-point"}
         return few.get(self.number, self.number)

@@ -17,6 +17,7 @@ from ..untrusted.model_file import ModelFile, Port
 from .assumptions import SMALLEST, Assumptions, Channels, Grid, Layout, Outputs, Overrides, Units
 
 SURE = ("SOFTMAX", "SIGMOID", "LOGISTIC", "QLINEARSOFTMAX", "QLINEARSIGMOID")  # operators that give probabilities
+MOST_OUTPUTS = 16  # that are tried: each is a session of the runtime
 SCORES = ("float32", "float16", "float64", "uint8", "int8", MAPS)  # what a class may be scored by; others are labels
 KNOWN = {  # channels: name, mean, std of usual training data, in [0, 1], red first
     3: (
@@ -61,6 +62,11 @@ def outputs_for(outputs: tuple[Port, ...], classes: int, override: str | None) -
     wide = [port for port in scores if all(isinstance(size, int) for size in port.shape[1:])]
     widths = {classes, classes + 1} | ({1} if classes == 2 else set())
     fits = [port for port in scores if port not in wide or _width(port) in widths]
+    if len(fits or scores) > MOST_OUTPUTS:
+        raise InputError(
+            f"{len(fits or scores):,} of the model's outputs may be the scores of the classes ({listed(outputs)}); at "
+            f"most {MOST_OUTPUTS} are tried. Name the one that is (--output)."
+        )
     return sorted(fits or scores, key=lambda port: port.operator.upper() in SURE)
 
 

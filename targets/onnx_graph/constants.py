@@ -70,8 +70,8 @@ class Graph:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.held: dict[str, onnx.TensorProto] = {}
-        self._opsets = {item.domain: item.version for item in model.opset_import}
-        self._opsets[""] = self._opsets.get("", self._opsets.get("ai.onnx", 0))
+        self.opsets = {item.domain: item.version for item in model.opset_import}
+        self.opsets[""] = self.opsets.get("", self.opsets.get("ai.onnx", 0))
         self.outputs = {output.name for output in model.graph.output}
         self._collect(model.graph)
         self.producers = {output: node for node in self.nodes for output in node.output}
@@ -137,7 +137,7 @@ class Graph:
         if first is None or any(found is None and item for found, item in zip(inputs, node.input, strict=True)):
             return None
         if node.op_type in _MOVES:
-            return _move(node, inputs, self._opsets)
+            return _move(node, inputs, self.opsets)
         return _FOLDS[node.op_type](node, inputs)
 
 

@@ -30,6 +30,7 @@ class Stage:
     shift: Array  # float64 [out]
     step: Array  # float64 [out]: what the codes of `shift` count in; 0 where it is held in float
     biased: bool = False  # whether the file adds anything
+    end: str = ""  # the tensor that holds it
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,11 @@ def _read(node: onnx.NodeProto, slot: _Slot, constant: Constant, graph: Graph) -
             raise ValueError("integers without a scale")
         per_channel = scale.values.size in (1, constant.plain.shape[out])
         factors = scale.values.ravel() if per_channel else scale.values
-        codes = coded(constant.plain, factors, None if zero is None else zero.values, out)
+        offset = None if zero is None else zero.values
+        if node.op_type in RECURRENT and scale.values.size > 1:  # one per direction, or per direction and output
+            factors = scale.values.reshape(constant.plain.shape[0], 1, -1)
+            offset = None if offset is None or offset.size == 1 else offset.reshape(factors.shape)
+        codes = coded(constant.plain, factors, offset, out)
         constant = replace(constant, plain=None, codes=codes)
     if swap:
         constant = constant.moved(lambda array: np.swapaxes(array, -1, -2))
@@ -185,7 +190,9 @@ def _read(node: onnx.NodeProto, slot: _Slot, constant: Constant, graph: Graph) -
             bias = bias * step
     first = Stage(None if alpha == 1 else np.full(outputs, alpha), bias, np.broadcast_to(step, bias.shape), biased)
     spatial = len(constant.shape) - 2 if node.op_type in CONVOLUTIONS else 0
-    stages = (first,) if node.op_type in UNFOLLOWED else tuple(_followed(start, spatial, first, graph))
+    stages = (
+        (replace(first, end=start),) if node.op_type in UNFOLLOWED else tuple(_followed(start, spatial, first, graph))
+    )
     return Weight(_name(node, constant), node, constant, stages)
 
 
@@ -226,7 +233,7 @@ def _followed(start: str, spatial: int, stage: Stage, graph: Graph) -> Iterator[
     Args:
         spatial: dimensions behind the channels' own.
     """
-    yield stage
+    yield replace(stage, end=start)
     name, outputs = start, len(stage.shift)
 
     def channels(found: Constant | None) -> tuple[Array, Array] | None:
@@ -272,7 +279,7 @@ def _followed(start: str, spatial: int, stage: Stage, graph: Graph) -> Iterator[
                 shift, step = shift * factor, step * np.abs(factor)
         else:
             return
-        stage = Stage(gain, shift, step, True)
+        stage = Stage(gain, shift, step, True, name)
         yield stage
 
 
@@ -307,6 +314,11 @@ def _integer_product(node: onnx.NodeProto, graph: Graph) -> tuple[Constant, str,
         user = users[0]
         if user.op_type == "DequantizeLinear" and (found := graph.constant(user.input[1])) is not None:
             return found, user.output[0], graph.constant(user.input[2]) if len(user.input) > 2 else None
+        if user.op_type.startswith("QLinear"):  # which reads codes with a scale and a zero point behind them
+            place = list(user.input).index(name)
+            scale, zero = (graph.constant(item) for item in (*user.input, "")[place + 1 : place + 3])
+            if scale is not None:
+                return scale, name, zero
         if user.op_type == "Mul":
             other = user.input[1] if user.input[0] == name else user.input[0]
             maker = graph.producers.get(other)

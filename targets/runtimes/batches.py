@@ -16,6 +16,7 @@ from ..untrusted.model_file import VALUES, Port
 
 MAPS = "maps"  # an output that gives each record a map from class to score, as converters of classical models write
 INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
+WIDEST = 2**16  # values of an answer for one record
 TYPES = ("float32", "float16", "float64", *INTEGERS, "bool")  # of an input
 SCORES = ("float32", "float16", "float64", "uint8", "int8")  # of an output: wider integers are labels
 
@@ -104,6 +105,11 @@ def answer_in_parts(
             raise InputError(
                 f"The model answers {len(part)} records with an output of shape {list(answer.shape)}; "
                 "[batch, classes] is expected."
+            )
+        if answer.size > WIDEST * len(part):
+            raise InputError(
+                f"The model answers with {answer.size // len(part):,} values for each record, and at most {WIDEST:,} "
+                "are read as the scores of classes. Name the output that holds them (--output)."
             )
         answers.append(answer.reshape(len(part), -1)[:n].astype(np.float32))
     joined = np.concatenate(answers)

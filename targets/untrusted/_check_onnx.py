@@ -57,6 +57,8 @@ MARKUP = re.compile(r"<(?!lambda>|locals>|module>|unknown>|unnamed )[/!?]?[A-Za-
 EXPORT_HINT = "Export the model again, or fetch the file again and compare its size with the original's."
 # Its neighbour by path, because in the process of its own neither of them belongs to a package.
 _USUAL = runpy.run_path(str(Path(__file__).with_name("_usual_onnx.py")))
+_WORDS = runpy.run_path(str(Path(__file__).with_name("_words.py")))
+quoted, listed, first_line = (_WORDS[name] for name in ("quoted", "listed", "first_line"))
 
 
 class Fault(Exception):
@@ -143,7 +145,7 @@ def _check_messages(model: onnx.ModelProto) -> None:
                 foreign.add(message.domain)
     if foreign:
         raise Fault(
-            f"The ONNX model uses operators outside the standard ({_listed(foreign)}), whose code is not known. It was "
+            f"The ONNX model uses operators outside the standard ({listed(foreign)}), whose code is not known. It was "
             "not run. Export it with standard operators only."
         )
     if model.functions:
@@ -336,20 +338,3 @@ def _quantisation(operators: Counter[str]) -> list[str]:
     elif "DequantizeLinear" in operators or "MatMulNBits" in operators:
         words.append("weights only")
     return words
-
-
-def quoted(name: str) -> str:
-    return repr(name if len(name) <= 80 else name[:80] + "...")
-
-
-def _listed(names: Iterable[str]) -> str:
-    ordered = sorted(names)
-    return ", ".join(quoted(name) for name in ordered[:6]) + (", ..." if len(ordered) > 6 else "")
-
-
-def first_line(error: Exception) -> str:
-    """The first line of its message, ended; running out of memory comes without one."""
-    lines = str(error).strip().splitlines()
-    line = lines[0][:300].rstrip() if lines else type(error).__name__
-    line = "".join(character if character.isprintable() else "?" for character in line)
-    return line if line.endswith(".") else line + "."

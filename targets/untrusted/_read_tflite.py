@@ -46,6 +46,7 @@ SIZING = {
     "RANGE": (0, 1, 2),
     "STRIDED_SLICE": (1, 2, 3),
 }
+KEPT, KEPT_BY_BYTE, TOGETHER = 2**25, 64, 16  # see _try_onnx.py
 LIMITS = {"uint8": (0, 255), "int8": (-128, 127), "int16": (-32768, 32767)}
 CONVERT_HINT = "Convert the model again, or fetch the file again and compare its size with the original's."
 
@@ -242,12 +243,26 @@ def _try(data: bytes, record: list[int]) -> float:
             interpreter.invoke()
             seconds = max(seconds, (time.thread_time() - started) / max(1, order[0] if order else 1))
             interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+            _check_kept(interpreter.get_tensor_details(), len(data), order[0] if order else 1)
         except Exception as error:  # the interpreter raises RuntimeError, ValueError, ...
+            if isinstance(error, Fault):
+                raise
             if guess == [port["shape"].tolist() for port in ports]:
                 raise _refused(error) from None
             if isinstance(_refused(error), MemoryError):
                 raise MemoryError from None
     return seconds
+
+
+def _check_kept(tensors: list[dict[str, Any]], size: int, batch: int) -> None:
+    """As for ONNX (_try_onnx.py), with the same limits: the file's own weights are among the tensors."""
+    kept = sum(math.prod(tensor["shape"].tolist()) * np.dtype(tensor["dtype"]).itemsize for tensor in tensors)
+    most = (KEPT + KEPT_BY_BYTE * size) * min(max(batch, 1), TOGETHER)
+    if kept > most:
+        raise Fault(
+            f"The TFLite model was refused: its tensors take {kept:,} bytes for {batch} record{'s' * (batch > 1)}, and "
+            f"those of a file of {size:,} bytes may take {most:,}. {CONVERT_HINT}"
+        )
 
 
 def _interpreter(data: bytes) -> Any:
@@ -258,9 +273,9 @@ def _interpreter(data: bytes) -> Any:
 
 
 def _refused(error: Exception) -> Exception:
-    words = " ".join(str(error).split())[:300] or type(error).__name__
-    if isinstance(error, MemoryError) or ("alloc" in words and "memory" in words):
-        return MemoryError()
+    words = " ".join(str(error).split())[:300]
+    if isinstance(error, MemoryError) or not words or ("alloc" in words and "memory" in words):
+        return MemoryError()  # which the interpreter raises without a word
     return Fault(f"The LiteRT interpreter refuses the model ({words}), so it was refused here. {CONVERT_HINT}")
 
 

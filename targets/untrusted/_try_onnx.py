@@ -20,7 +20,7 @@ import onnx
 BATCH_BYTES = 2**28  # of the four largest values between operators, for all records of a call together
 BATCH_WORK = 2**35  # multiplications of a call: a second or two on one core
 ELEMENTWISE = 16  # multiplications that a value costs which is only copied or mapped
-LARGEST = 2**26  # values of a call's input
+LARGEST, LARGEST_BY_BYTE = 2**24, 1  # values of a call's input: at least, and for each byte of the file
 GUESS = 32  # for a size that neither the file nor the data tell
 TOGETHER = 16  # records that a pass with gradients takes at least (model.FEW)
 KEPT, KEPT_BY_BYTE = (
@@ -88,17 +88,19 @@ def established(
     free = any(isinstance(size, str) for port in ports for size in port["shape"][1:])
     fixed = next((size for port in ports for size in port["shape"][:1] if isinstance(size, int)), None)
     found = {"at_once": batch, "seconds": 0.0}
+    most = LARGEST + LARGEST_BY_BYTE * len(usable)
     refused, answered, session = None, False, None
     for shapes in _shapes(ports, record):
         largest = max(math.prod(shape) for shape in shapes)
-        if (fixed or 1) * largest > LARGEST:
+        if (fixed or 1) * largest > most:
             raise Large(
-                f"a call takes an input of {(fixed or 1) * largest:,} values, and at most {LARGEST:,} are given. "
-                "Export it with a smaller batch or record."
+                f"a call takes an input of {(fixed or 1) * largest:,} values, and a file of {len(usable):,} bytes is "
+                f"given at most {most:,}. Export it with a smaller batch or record."
             )
         try:
             first = _zeros(ports, shapes, 1)
         except TypeError:  # strings and the like: no classifier, which is said later
+            _session(usable, settings(model))
             return found
         try:
             calls = _watched(model, first, folder / "calls")

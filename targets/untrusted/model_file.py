@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -137,17 +137,21 @@ def check_onnx(data: CheckedOnnx | bytes) -> CheckedOnnx:
         raise UnsafeInput(
             f"The ONNX model is malformed: {' '.join(str(error).split())[:300]}. It was refused."
         ) from None
-    checked = CheckedOnnx(data, usable, model, Facts.model_validate(found))
-    _keep(checked)
+    at_once = _tried.get(digest, BATCH)
+    checked = CheckedOnnx(data, usable, model, Facts.model_validate({**found, "at_once": at_once}))
+    _checked.put(digest, checked, 3 * len(data))  # as it came, as it is run, and parsed
     return checked
 
 
-def _keep(checked: CheckedOnnx) -> None:
-    size = 3 * len(checked.data)  # as it came, as it is run, and parsed
-    _checked.put(hashlib.sha256(checked.data).hexdigest(), checked, size)
-
-
 _checked: Recent[CheckedOnnx] = Recent(AT_HAND)
+_tried: dict[str, int] = {}  # by digest, of strangers' files: records of a call that was tried under limits
+
+
+def _note(digest: str, facts: Facts) -> None:
+    """So that whoever has a file's bytes alone asks for no more records at once than were tried."""
+    if _tried.get(digest, BATCH) != facts.at_once:
+        _tried[digest] = facts.at_once
+        _checked.drop(digest)
 
 
 @dataclass(frozen=True)
@@ -161,16 +165,12 @@ class ModelFile:
     data: bytes
     facts: Facts
     packed: bool = False
-    seconds: float = 0.0
+    seconds: float = field(default=0.0, compare=False)
 
     @cached_property
     def checked(self) -> CheckedOnnx:
         """The model of an ONNX file, parsed in this process on first use and kept."""
-        found = check_onnx(self.data)
-        if found.facts.at_once != self.facts.at_once:
-            found = replace(found, facts=self.facts)
-            _keep(found)  # whoever has its bytes alone asks for as many records at once
-        return found
+        return check_onnx(self.data)
 
     @property
     def notes(self) -> list[str]:
@@ -227,6 +227,7 @@ def read_model_file(path: Path, record: tuple[int, ...] = ()) -> ModelFile:
     if kind == "tflite":
         inputs, states = without_states(facts.inputs, facts.outputs)
         facts = facts.model_copy(update={"inputs": inputs, "zeroed": tuple(port.name for port in states)})
+    _note(hashlib.sha256(data).hexdigest(), facts)
     return ModelFile(kind, data, facts, packed=data is not stored, seconds=float(found["seconds"]))
 
 
@@ -240,7 +241,10 @@ def read_again(path: Path, digest: str, kind: Kind, facts: Facts, *, packed: boo
         InputError: as `read_model_file`, where there is no such file.
     """
     data = unpacked(ordinary_file(path, "the model", FILE_BYTES).read_bytes(), path.name, FILE_BYTES)
-    return ModelFile(kind, data, facts, packed) if hashlib.sha256(data).hexdigest() == digest else None
+    if hashlib.sha256(data).hexdigest() != digest:
+        return None
+    _note(digest, facts)
+    return ModelFile(kind, data, facts, packed)
 
 
 def without_states(inputs: tuple[Port, ...], outputs: tuple[Port, ...]) -> tuple[tuple[Port, ...], tuple[Port, ...]]:

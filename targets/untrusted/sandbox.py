@@ -17,6 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+PR_SET_PDEATHSIG = 1
 READY = "ready\n"
 OUT_OF_MEMORY = 71  # exit status; any value Python itself does not use
 STARTING = 120  # wall-clock seconds granted on top, for importing libraries on a busy machine
@@ -49,7 +50,8 @@ def run_limited(
     from ..quiet import SWITCHES
     from ..temporary import scratch
 
-    limits = {"seconds": seconds, "memory": memory, "path": [entry for entry in sys.path if os.path.isabs(entry)]}
+    paths = [entry for entry in sys.path if os.path.isabs(entry)]
+    limits = {"parent": os.getpid(), "seconds": seconds, "memory": memory, "path": paths}
     command = [sys.executable, "-I", str(Path(__file__).resolve()), json.dumps(limits), str(script), *arguments]
     environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
     environment |= SWITCHES | {"OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
@@ -105,11 +107,22 @@ def set_limits(seconds: int, memory: int) -> None:
         resource.setrlimit(limit, (value, value))
 
 
+def die_with(parent: int) -> None:
+    """Ends this process as soon as its parent does, even when the parent is killed: at once, where there is Linux."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
 def _child() -> None:
     import runpy
 
     limits, script, *arguments = sys.argv[1:]
     wanted = json.loads(limits)
+    die_with(wanted["parent"])
     sys.path.extend(entry for entry in wanted["path"] if entry not in sys.path)
     main = runpy.run_path(script)["main"]
     set_limits(wanted["seconds"], wanted["memory"])

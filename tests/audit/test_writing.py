@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,9 @@ def test_a_new_folder_is_marked_before_anything_else(tmp_path: Path) -> None:
     claim(tmp_path / "evidence")
 
 
-@pytest.mark.parametrize("place", ["", "evidence", "evidence/temporary", "evidence/failures", "evidence/cells"])
+@pytest.mark.parametrize(
+    "place", ["", "evidence", "evidence/temporary", "evidence/parts", "evidence/cells", "evidence/failures"]
+)
 def test_nothing_that_is_not_ours_is_deleted(place: str, tmp_path: Path) -> None:
     """A folder `evidence` of the user's, or a link to one, there or in place of a folder of ours."""
     precious = tmp_path / "precious"
@@ -94,7 +97,8 @@ def test_nothing_that_is_not_ours_is_deleted(place: str, tmp_path: Path) -> None
         if (out / place).exists():
             (out / place).rmdir()
         (out / place).symlink_to(precious)
-    with pytest.raises(InputError, match="--out"), Store(out):
+    refused = pytest.raises(InputError, match="--out") if place != "evidence/failures" else nullcontext()
+    with refused, Store(out):  # a link among what is swept goes, and nothing behind it
         pass
     assert (precious / "failures" / "file").exists()
     assert (precious / "temporary" / "deep").exists()

@@ -204,9 +204,9 @@ def _in_place(name: str, make: Callable[[Path, Path], object]) -> Callable[[Path
     return forge
 
 
-def _sparse(path: Path, other: Path) -> None:
+def _sparse(path: Path, other: Path, size: int = 10 * 2**30) -> None:
     with path.open("wb") as stream:
-        stream.truncate(10 * 2**30)
+        stream.truncate(size)
 
 
 # what is done to the folder of a cell; the second argument is a folder outside the audit
@@ -226,6 +226,7 @@ FOLDERS: dict[str, Callable[[Path, Path], None]] = {
     "a folder for a file": _in_place(ARRAYS, lambda path, other: path.mkdir()),
     "a document of 10 GB": _in_place(DOCUMENT, _sparse),
     "arrays of 10 GB": _in_place(ARRAYS, _sparse),
+    "arrays of 8 GB": _in_place(ARRAYS, lambda path, other: _sparse(path, other, 2**33)),
     "a manifest of 10 GB": _in_place(MANIFEST, _sparse),
     "a linked cell": _in_place("", lambda path, other: path.symlink_to(other, target_is_directory=True)),
     "a link to nowhere": _in_place("", lambda path, other: path.symlink_to("/nowhere")),

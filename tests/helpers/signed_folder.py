@@ -77,6 +77,7 @@ def stand_in(patch: pytest.MonkeyPatch) -> None:
     record = SimpleNamespace(source="../plan/plan.yaml", asked=asked)
     home = "crushproof.audit.export.signing"
     patch.setattr(f"{home}.held_against_evidence", lambda read, _: (read, MEASURED))
+    patch.setattr(f"{home}.render", lambda _, path, standing: path.write_text(f"<p>{standing.words}"))
     patch.setattr(f"{home}.read_record", lambda *_: (record, None))
 
 

@@ -7,9 +7,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from crushproof.targets import temporary
@@ -93,3 +96,37 @@ def test_everybody_uses_it_inside_the_block_and_nobody_after(monkeypatch: pytest
         raise KeyError
     assert (tempfile.gettempdir(), os.environ["TMPDIR"]) == (before, "/elsewhere")
     assert "RAY_TMPDIR" not in os.environ
+
+
+def test_a_reader_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
+    script = tmp_path / "slow.py"
+    script.write_text(
+        "import os, pathlib, time\n"
+        f"def main(arguments):\n    pathlib.Path({str(tmp_path / 'reader')!r}).write_text(str(os.getpid()))\n"
+        "    time.sleep(60)\n"
+    )
+    code = (
+        "from pathlib import Path\nfrom crushproof.targets.untrusted.sandbox import run_limited\n"
+        f"run_limited(Path({str(script)!r}), [], what='it', seconds=30, memory=2**28)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)})
+    reader = tmp_path / "reader"
+    wait_until(lambda: reader.exists() and reader.read_text() != "")
+    parent.kill()
+    parent.wait()
+    wait_until(lambda: gone(int(reader.read_text())))
+
+
+def gone(process: int) -> bool:
+    """Dead, whether or not somebody took note of it."""
+    try:
+        return psutil.Process(process).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

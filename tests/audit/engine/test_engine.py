@@ -294,7 +294,8 @@ def test_workers_run_nothing_of_a_script_without_a_guard(tmp_path: Path) -> None
 
 
 def test_a_log_that_cannot_be_written_is_refused_before_a_worker_dies_of_it(tmp_path: Path) -> None:
-    (tmp_path / "evidence" / "workers.log").mkdir(parents=True)
+    Store(tmp_path)
+    (tmp_path / "evidence" / "workers.log").mkdir()
     with pytest.raises(InputError, match=r"workers\.log cannot be written"):
         run_toy(tmp_path, {}, 1)
 

@@ -34,10 +34,11 @@ from typer.testing import CliRunner
 
 import crushproof
 from crushproof.audit.cli import app
-from crushproof.audit.engine.cells import cell_key
+from crushproof.audit.engine.cells import canonical_json, cell_key
 from crushproof.audit.engine.store import Store
-from crushproof.audit.export.checking import ENVELOPE, Checked, check_signature, signed
+from crushproof.audit.export.checking import Checked, check_signature, signed
 from crushproof.audit.export.signing import sign_audit
+from crushproof.audit.schema.standing import ENVELOPE
 from crushproof.targets.errors import InputError, UnsafeInput
 
 KEY, EXTENDED = new_key(), "extended key usage"
@@ -370,7 +371,7 @@ def test_what_is_not_one_audit_is_not_signed(root: Path, monkeypatch: pytest.Mon
     listed = json.loads(manifest.read_text())
     (out / MODEL).write_bytes(b"another model")
     listed["files/model.onnx"] = hashlib.sha256(b"another model").hexdigest()
-    manifest.write_text(json.dumps(listed))
+    manifest.write_bytes(canonical_json(listed))
     refused(UnsafeInput, "no model with the digest that audit.json gives int4")
     monkeypatch.undo()
     refused(InputError, "cannot be verified: .*record")  # the invented figures

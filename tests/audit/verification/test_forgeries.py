@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from signed_folder import new_key, write_key
 from typer.testing import CliRunner
 
 from crushproof.audit import cli
 from crushproof.audit.engine.cells import Result, pack, unpack
 from crushproof.audit.engine.on_disk import read_folder
 from crushproof.audit.engine.store import Store, cell_folder
+from crushproof.audit.export.checking import check_signature
+from crushproof.audit.export.signing import sign_audit
 from crushproof.audit.schema.read import read_audit
 from crushproof.audit.schema.rows import Audit
 from crushproof.audit.verdict.judging import rejudge
@@ -370,6 +373,34 @@ def test_a_record_that_makes_no_sense(forged: Path, change: Callable[[Values], N
     rewritten(forged, key, changed)
     assert "evidence" in caught(forged)
     assert asked(forged, "gate").exit_code == 1  # it fails by its own figures
+
+
+def test_evidence_forged_as_a_whole_is_caught_by_its_signature(forged: Path, tmp_path: Path) -> None:
+    key = write_key(tmp_path / "key.pem", new_key())
+    said = CliRunner().invoke(cli.app, ["sign", str(forged), "--key", str(key)])
+    assert said.exit_code == 0, said.output
+    checked = check_signature(forged, key=key.with_suffix(".pub"))
+    assert not checked.differs
+    assert checked.statement is not None
+    assert checked.statement.predicate.fixed_at == getattr(read_audit(forged).environment.record, "fixed", None)
+    assert asked(forged, "report").exit_code == 0, "it draws the page that was signed"
+    assert "(signature not checked)" in asked(forged, "gate").output
+    assert not check_signature(forged, key=key.with_suffix(".pub")).differs
+    assert not caught(forged), "what a signature adds is no part of the evidence"
+    changed = cell(forged, "candidate/crushed")
+    rewritten(forged, changed, all_right)
+    made_to_fit(forged)
+    assert not caught(forged)
+    wrong = " ".join(check_signature(forged, key=key.with_suffix(".pub")).differs)
+    assert "audit.json" in wrong
+    assert f"{changed}/arrays.safetensors" in wrong or f"{changed}/manifest.json" in wrong
+    named = ["verify", str(forged), "--key", str(key.with_suffix(".pub"))]
+    said = CliRunner().invoke(cli.app, named)
+    assert said.exit_code == 5, said.output
+    assert "does not verify: signature" in " ".join(said.output.split())
+    forger = write_key(tmp_path / "forger.pem", new_key())
+    sign_audit(forged, forger)
+    assert "by another key" in check_signature(forged, key=key.with_suffix(".pub")).differs[0]
 
 
 def test_an_untouched_one_verifies(forged: Path) -> None:

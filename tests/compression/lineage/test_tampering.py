@@ -213,7 +213,17 @@ def with_dead(data: bytes, kind: str) -> bytes:
     return file.SerializeToString()
 
 
-@pytest.mark.parametrize("kind", ["product", "unread", "branch", "initialiser"])
+def test_a_branch_that_adds_nothing_is_left_over(folder: Path) -> None:
+    """Its weights are dead and change nothing; that it stands between the dense model and the output is said."""
+    dense, artifact = read(folder, "dense"), read(folder, "qdq")
+    plain, found = check_lineage(dense, artifact), check_lineage(dense, with_dead(artifact, "branch"))
+    assert (found.layers, found.unmatched_artifact) == (plain.layers, ())
+    assert (plain.verdict, found.verdict, found.structure) == ("confirmed", "other structure", "differs")
+    assert "has no counterpart in the dense model" in " ".join(found.sentences)
+    assert {"Add", "If"} <= {node.split()[0] for one in found.differences for node in one.nodes}
+
+
+@pytest.mark.parametrize("kind", ["product", "unread", "initialiser"])
 def test_what_reaches_no_output_changes_nothing(folder: Path, kind: str) -> None:
     tampered, _ = planted(read(folder, "qdq"), FC1, lambda codes: np.where(codes > 50, codes - 9, codes))
     dense = read(folder, "dense")

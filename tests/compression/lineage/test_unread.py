@@ -262,13 +262,19 @@ def test_honest_tables_stay_confirmed(form: QuantFormat | None, tmp_path: Path) 
 
 def test_a_mask_that_was_folded_is_no_table() -> None:
     """A triangle of two values that the dense model computes; a mask of another pattern is one."""
-    scores = [helper.make_node("Gemm", ["input", "dense"], ["real"], transB=1)]
-    mask = np.triu(np.full((6, 6), -1e9, np.float32), 1)
+    scores = helper.make_node("Gemm", ["input", "dense"], ["real"], transB=1)
+    added = helper.make_node("Add", ["real", "mask"], ["logits"])
+    made = helper.make_node("Trilu", ["far"], ["mask"], upper=1)
+    weight = numpy_helper.from_array(WEIGHT, "dense")
+    far, one = np.full((6, 6), -1e9, np.float32), numpy_helper.from_array(np.int64(1), "one")
+    made.input.append("one")
+    dense = whole([scores, made, added], [weight, numpy_helper.from_array(far, "far"), one])
     other = np.where(np.eye(6) > 0, np.float32(-1e9), np.float32(0))
-    dense = whole(
-        [*scores, helper.make_node("Identity", ["real"], ["logits"])], [numpy_helper.from_array(WEIGHT, "dense")]
-    )
-    for table, verdict in ((mask, "confirmed"), (mask.T.copy(), "confirmed"), (other, "not comparable")):
-        nodes = [*scores, helper.make_node("Add", ["real", "mask"], ["logits"])]
-        held = [numpy_helper.from_array(WEIGHT, "dense"), numpy_helper.from_array(table, "mask")]
-        assert check_lineage(dense, whole(nodes, held)).verdict == verdict
+    for table, verdict in (
+        (np.triu(far, 1), "confirmed"),
+        (np.triu(far, 1) * 2, "confirmed"),
+        (np.tril(far, -1), "other structure"),
+        (other, "not comparable"),
+    ):
+        held = [weight, numpy_helper.from_array(np.asarray(table, np.float32), "mask")]
+        assert check_lineage(dense, whole([scores, added], held)).verdict == verdict

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import re
@@ -25,7 +26,7 @@ from crushproof.targets.errors import CrushproofError, InputError, UnsafeInput
 from crushproof.targets.model import BATCH
 from crushproof.targets.runtimes.onnx import OnnxTarget
 from crushproof.targets.untrusted import _read_onnx, _try_onnx, sandbox
-from crushproof.targets.untrusted.model_file import VALUES, Facts, ModelFile, check_onnx, read_model_file
+from crushproof.targets.untrusted.model_file import VALUES, Facts, check_onnx, read_again, read_model_file
 
 FEATURES = 8
 
@@ -215,10 +216,9 @@ def test_a_call_takes_as_many_records_as_fit(tmp_path: Path) -> None:
     found = looked_into(wide, tmp_path)
     assert found["facts"]["at_once"] == 2**25 // (4 * 2**17) == 64
     assert found["seconds"] > 0
-    assert looked_into(model(node("Identity", "input", "made")), tmp_path)["facts"]["at_once"] == BATCH
-
     few = Facts.model_validate({**found["facts"], "at_once": 3})
-    file = ModelFile("onnx", wide, few)
+    file = read_again(tmp_path / "model.onnx", hashlib.sha256(wide).hexdigest(), "onnx", few, packed=False)
+    assert file is not None
     target, asked = OnnxTarget(file.checked), []
     run = target._run
     target._run = lambda part: (asked.append(len(part)), run(part))[1]  # type: ignore[method-assign,func-returns-value]  # counts
@@ -227,6 +227,7 @@ def test_a_call_takes_as_many_records_as_fit(tmp_path: Path) -> None:
     assert asked == [3, 3, 1]
     assert check_onnx(wide).facts.at_once == 3, "whoever has the bytes alone asks for as many"
     assert torch.equal(together[:3], target.logits(x[:3]))
+    assert looked_into(model(node("Identity", "input", "made")), tmp_path)["facts"]["at_once"] == BATCH
 
 
 @pytest.mark.parametrize("layout", [(3, 4, 5), (4, 5, 3), (60,)])

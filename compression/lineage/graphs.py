@@ -1,0 +1,170 @@
+"""The graphs of a file and its dense model, brought into one form each and compared, optimised or as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...targets.errors import InputError
+from ...targets.onnx_graph.observed import Level, Observed, blank, observe, optimised
+from ...targets.onnx_graph.unfused import unfuse
+from ...targets.onnx_graph.weights import RECURRENT, Weight
+from .forms import Form
+from .matched import Matched, match
+from .matching import PROJECTIONS
+from .patterns import patterns
+from .structure import HEADS, Comparison, Difference, compare_graphs, named
+
+if TYPE_CHECKING:
+    import onnx
+
+# An optimiser fuses operators. Which of the two files it went over is not known, so all likely cases are tried.
+FORMS: tuple[tuple[Level | None, Level | None], ...] = (
+    (None, None),
+    (None, "basic"),
+    (None, "extended"),
+    ("extended", "extended"),
+)
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What came of comparing two graphs.
+
+    Attributes:
+        differences: what the file has, lacks or does otherwise; none: operator for operator the dense model's.
+        reason: why they could not be compared; None where they could.
+        heads: operators behind the dense model's own outputs, which hide nothing.
+    """
+
+    differences: tuple[Difference, ...] = ()
+    reason: str | None = None
+    heads: tuple[str, ...] = ()
+    comparison: Comparison | None = None
+
+
+def compare_structures(
+    dense: onnx.ModelProto,
+    artifact: onnx.ModelProto,
+    known: Matched,
+    record: Sequence[int] = (),
+    exports: Sequence[onnx.ModelProto] = (),
+) -> Structure:
+    """Compares the operators of the two; of several ways to fuse them, the one that leaves least.
+
+    Args:
+        dense, artifact: live nodes only.
+        known: their weights, matched.
+        record: the sizes of a record, for a model that leaves them free.
+        exports: what the declared recipe makes of other models: choices that these have may be the file's too.
+    """
+    choices = frozenset[str]().union(*(patterns(_alone(model)) for model in exports))
+    best: Structure | None = None
+    for ours, theirs in FORMS:
+        try:
+            if ours is None and theirs is None:
+                found = _compared(dense, artifact, known, record, choices)
+            else:
+                both = [_at(dense, theirs), _at(artifact, ours)]
+                found = _compared(both[0], both[1], match(both[0], both[1]), record, choices)
+        except (InputError, ValueError, IndexError, KeyError, TypeError, OverflowError) as error:  # it does not fit
+            best = best or Structure(reason=f"The graph of one of the two could not be followed: {error}")
+            continue
+        if best is None or best.reason or len(found.differences) < len(best.differences):
+            best = found
+        if not best.differences and not best.reason:
+            break
+    assert best is not None
+    return best
+
+
+def _at(model: onnx.ModelProto, level: Level | None) -> onnx.ModelProto:
+    other = type(model)()
+    other.CopyFrom(model)
+    return other if level is None else unfuse(optimised(other, level))
+
+
+def _compared(
+    dense: onnx.ModelProto, artifact: onnx.ModelProto, known: Matched, record: Sequence[int], choices: frozenset[str]
+) -> Structure:
+    ours, theirs = forms(dense, artifact, known, record)
+    pairs, heads = _outputs(ours, theirs, [o.name for o in artifact.graph.output], [o.name for o in dense.graph.output])
+    found = compare_graphs(ours, theirs, pairs, choices)
+    return Structure(tuple(found.differences), None, tuple(heads), found)
+
+
+def forms(
+    dense: onnx.ModelProto, artifact: onnx.ModelProto, known: Matched, record: Sequence[int]
+) -> tuple[Form, Form]:
+    """Both graphs' forms: the file's, the dense model's."""
+    chosen: dict[int, str] = {}
+    classes: dict[int, str] = {}
+    thirds: dict[int, int] = {}
+    for fit in known.fits:
+        chosen.setdefault(id(fit.weight.node), fit.ours.end)
+        chosen.setdefault(id(fit.dense.node), fit.theirs.end)
+        values = [
+            fit.dense.constant.values,
+            *(part for part in (fit.theirs.gain, fit.theirs.shift) if part is not None),
+        ]
+        told = sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in values)).hexdigest()
+        third = next((index for index, word in enumerate(PROJECTIONS) if fit.dense.name.endswith(f"({word})")), None)
+        if third is not None and not fit.weight.name.endswith(f"({PROJECTIONS[third]})"):
+            told, thirds[_key(fit.weight)] = f"packed {_key(fit.dense)}", third
+        classes[_key(fit.weight)] = classes[_key(fit.dense)] = told
+    found = []
+    for model, graph, held in ((artifact, known.graph, known.ours), (dense, known.origin, known.theirs)):
+        seen = _seen(model, record)
+        ends: dict[str, tuple[int, ...]] = {}
+        for index, weight in enumerate(held):
+            if not weight.stages:
+                continue
+            node = weight.node
+            names = node.output if node.op_type in RECURRENT else [chosen.get(id(node), weight.stages[0].end)]
+            for name in filter(None, names):
+                ends[name] = (*ends.get(name, ()), index)
+        told_of = {index: classes.get(_key(weight), f"{id(graph)} {index}") for index, weight in enumerate(held)}
+        inputs = tuple(item.name for item in model.graph.input if item.name not in graph.held)
+        parts = {index: thirds[_key(weight)] for index, weight in enumerate(held) if _key(weight) in thirds}
+        found.append(Form(graph, held, ends, told_of, seen, inputs, parts))
+    return found[0], found[1]
+
+
+def _alone(model: onnx.ModelProto) -> Form:
+    """The form of a graph that is compared with none."""
+    other = type(model)()
+    other.CopyFrom(model)
+    return forms(model, other, match(model, other), ())[0]
+
+
+def _key(weight: Weight) -> int:
+    """One weight of one node: a recurrence has several."""
+    return hash((id(weight.node), weight.constant.name))
+
+
+def _seen(model: onnx.ModelProto, record: Sequence[int]) -> Observed:
+    names = [name for node in model.graph.node for name in node.output if name]
+    try:
+        return observe(model, blank(model, 2, record), names)
+    except InputError:  # a file may have been traced with one record, though its batch is said to be free
+        return observe(model, blank(model, 1, record), names)
+
+
+def _outputs(ours: Form, theirs: Form, mine: list[str], yours: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Which outputs are held against each other, and what stands behind the dense model's own."""
+    pairs, heads = [], []
+    known = {theirs.skeleton(name): name for name in reversed(yours)}
+    for place, name in enumerate(mine):
+        other = known.get(ours.skeleton(name)) or (yours[place] if place < len(yours) else yours[0])
+        core = ours.core(ours.strip(name).base)
+        if ours.skeleton(name) not in known and core.kind in HEADS and core.node is not None:
+            behind = known.get(ours.skeleton(core.operands[0]))
+            if behind is not None:
+                heads.append(named(core.node))
+                name, other = core.operands[0], behind
+        pairs.append((name, other))
+    return pairs, heads
