@@ -5,8 +5,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= crushproof-audit
+MINUTES ?= 10
 
-.PHONY: audit test lint types layers docs pytest format clean
+.PHONY: audit test lint types layers docs pytest fuzz format clean
 
 audit: $(VENV)/.runtime
 	@touch $(VENV)/.started  # a report that is older is not this run's
@@ -34,6 +35,10 @@ docs: $(VENV)/.test
 
 pytest: $(VENV)/.test
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -q  # in conftest's order, the longest files first
+
+# Hostile files with new seeds, for MINUTES; one that fails is printed and kept in fuzz-failures.
+fuzz: $(VENV)/.test
+	PYTHONPATH=tests/helpers $(BIN)/python tests/hostile/fuzz.py --minutes $(MINUTES)
 
 format: $(VENV)/.test
 	$(BIN)/ruff format .

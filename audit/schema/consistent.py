@@ -46,9 +46,7 @@ def _names(audit: Audit) -> Iterator[str]:
         if not finding.id.startswith(f"{finding.candidate}/"):
             yield f"finding {finding.id!r:.80} is not named after its candidate"
     named = [row.finding for row in audit.policy] + [row.worst_risk for row in audit.candidates]
-    for wanted in named:
-        if wanted is not None and wanted not in findings:
-            yield f"{wanted!r:.80} is no finding"
+    yield from (f"{one!r:.80} is no finding" for one in named if one is not None and one not in findings)
 
 
 def _counts(audit: Audit) -> Iterator[str]:
@@ -73,7 +71,8 @@ def _figures(audit: Audit) -> Iterator[tuple[str, Metric, Figures | Gate]]:
     """Every figure that a metric stands behind, with whose it is."""
     for row in audit.candidates:
         changes = [one for one in (row.quality_change, row.quality_change_dense) if one is not None]
-        yield from ((row.name, row.quality_metric, one) for one in (row.quality, *changes))
+        qualities: list[Figures] = [row.quality, *changes]
+        yield from ((row.name, row.quality_metric, one) for one in qualities)
         for draw in row.draws:
             yield from ((row.name, audit.metrics[name], one) for name, one in draw.figures.items())
     for finding in audit.findings:

@@ -44,7 +44,7 @@ def read_audit(folder: Path) -> Audit:
         audit = Audit.model_validate_json(raw, strict=True)
     except ValidationError as error:
         faults = [
-            f"{'.'.join(str(step) for step in item['loc'])[:120]}: {item['msg']}"
+            "".join(c if c.isprintable() else "?" for c in f"{'.'.join(map(str, item['loc']))[:120]}: {item['msg']}")
             for item in error.errors(include_url=False, include_input=False)[:FAULTS_SHOWN]
         ]
         more = error.error_count() - len(faults)

@@ -133,6 +133,10 @@ def check_onnx(data: CheckedOnnx | bytes) -> CheckedOnnx:
         found = facts(model, zeroed)
     except Fault as fault:
         raise UnsafeInput(str(fault)) from None
+    except (ValueError, TypeError, RuntimeError) as error:  # from onnx, about a model it did not expect
+        raise UnsafeInput(
+            f"The ONNX model is malformed: {' '.join(str(error).split())[:300]}. It was refused."
+        ) from None
     at_once = _tried.get(digest, BATCH)
     checked = CheckedOnnx(data, usable, model, Facts.model_validate({**found, "at_once": at_once}))
     _checked.put(digest, checked, 3 * len(data))  # as it came, as it is run, and parsed

@@ -120,7 +120,10 @@ def reader(call: Callable[[], object]) -> tuple[int, str]:
 
 
 def _tree(folder: Path) -> set[str]:
-    return {os.path.join(root, name) for root, folders, files in os.walk(folder) for name in (*folders, *files)}
+    """All that is in a folder, but for the empty ones that the package keeps there until its process ends."""
+    own = os.path.join(folder, "temporary")
+    found = {os.path.join(root, name) for root, folders, files in os.walk(folder) for name in (*folders, *files)}
+    return {name for name in found if not (name.startswith(own) and os.path.isdir(name))}
 
 
 def _peak() -> int:

@@ -14,6 +14,9 @@ from hostile_case import UNSAFE, USAGE, Case
 from hostile_data import Canary, archive
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from crushproof.targets.model import Target
+from crushproof.targets.runtimes.litert import LiteRtTarget
+from crushproof.targets.runtimes.onnx import OnnxTarget
 from crushproof.targets.untrusted.model_file import read_model_file
 
 Change = Callable[[ModelProto], object]
@@ -254,13 +257,18 @@ CHANGES: dict[str, Change] = {
 }
 
 
-TOO_NEW = ("an opset of 2^31", "a format of 2^40")  # what an honest file of a later year says
+USUAL = (  # what an honest file of a later year says, or one that is no classifier
+    "an opset of 2^31",
+    "a format of 2^40",
+    "an input of texts",
+    "an input of no type",
+)
 
 
 def onnx_files() -> dict[str, tuple[bytes, int | frozenset[int]]]:
     own = good().SerializeToString()
     found: dict[str, tuple[bytes, int | frozenset[int]]] = {
-        name: (changed(change), USAGE if name in TOO_NEW else UNSAFE) for name, change in CHANGES.items()
+        name: (changed(change), USAGE if name in USUAL else UNSAFE) for name, change in CHANGES.items()
     }
     for name, (nodes, constants) in SIZED_BY_VALUES.items():
         found[f"sized by a record: {name}"] = (model(*nodes, constants=constants).SerializeToString(), UNSAFE)
@@ -321,9 +329,15 @@ def finished(content: bytes, suffix: str) -> Callable[[Path], Callable[[], objec
     def call(folder: Path) -> Callable[[], object]:
         path = folder / f"model{suffix}"
         path.write_bytes(content)
-        return lambda: read_model_file(path)
+        return lambda: opened(path)
 
     return call
+
+
+def opened(path: Path) -> Target:
+    """A finished model as an audit opens it."""
+    file = read_model_file(path)
+    return OnnxTarget(file.checked) if file.kind == "onnx" else LiteRtTarget(file.data)
 
 
 def cases() -> Iterator[Case]:
