@@ -55,13 +55,8 @@ class Comparison:
     differences: list[Difference] = field(default_factory=list)
     ranges: list[tuple[Limit, str]] = field(default_factory=list)
     matched: set[int] = field(default_factory=set)
-    heads: list[str] = field(default_factory=list)
     known: frozenset[str] = frozenset()
     accounted: set[tuple[str, str, str]] = field(default_factory=set)  # operands: their places, or their gain
-
-    @property
-    def selecting(self) -> bool:
-        return any(difference.selecting for difference in self.differences)
 
 
 def named(node: onnx.NodeProto) -> str:

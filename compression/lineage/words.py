@@ -109,7 +109,9 @@ def _listed(names: Sequence[str]) -> str:
 def of_nothing(share: float) -> str:
     """Of a file in which nothing of the dense model is found."""
     much = "None" if share < 0.0005 else f"Only {100 * share:.1f} %"
-    return f"{much} of the dense model's weights is found in the file: it holds other weights, not this model's."
+    return (
+        f"{much} of the dense model's weights is found in the file: it holds other weights, or layers of other sizes."
+    )
 
 
 def of_structure(found: Structure) -> list[str]:
