@@ -257,12 +257,7 @@ CHANGES: dict[str, Change] = {
 }
 
 
-USUAL = (  # what an honest file of a later year says, or one that is no classifier
-    "an opset of 2^31",
-    "a format of 2^40",
-    "an input of texts",
-    "an input of no type",
-)
+USUAL = ("an opset of 2^31", "a format of 2^40")  # what an honest file of a later year says
 
 
 def onnx_files() -> dict[str, tuple[bytes, int | frozenset[int]]]:
