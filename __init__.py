@@ -8,7 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from .targets.quiet import keep_quiet as _keep_quiet
+# By its full name: pytest reads this file of a checkout, whatever the checkout's folder is called, as a package's too.
+from crushproof.targets.quiet import keep_quiet as _keep_quiet
 
 __version__ = "0.1.0"
 
