@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..targets.errors import InputError
+from ..targets.errors import Incomplete, InputError
 from .exit_codes import EXIT_CODES, INCOMPLETE, PASS, FailOn, code_of, exit_codes
 from .export.command import sign, verify
 from .paths import shown
@@ -264,6 +264,8 @@ def gate(
             from .report.html import render
             from .writing import write_verdict, writing
 
+            if result.verdict == "pass" and not standing.verified:  # the file would say so without a word of doubt
+                raise Incomplete(f"{out} is not written. {standing.sentence}")
             with writing(out):
                 write_verdict(out, folder, result.model_dump_json(by_alias=True, indent=1))
                 render(result, out / "report.html", standing)

@@ -81,8 +81,10 @@ def run_audit(
         spawn = None
         if not in_memory:
             spawn = ("crushproof.audit.suite.suite:suite_of", spawn_argument(suite.plan, folder, subject))
+        home = None if in_memory else os.path.relpath(folder, out)
         source = None if plan.file is None else os.path.relpath(folder / plan.file, out)
-        key, record = record_of(suite, plan, policy, command, source)
+        known = sum(store.has(suite.cell(name).key) for name in suite.runs)
+        key, record = record_of(suite, plan, policy, command, home, source, known)
         store.expect({key: form_of_record(key, record)})
         store.put(key, record)
         executor = executor_for(engine, store, spawn, device=suite.device.type)

@@ -21,6 +21,10 @@ Amount = Annotated[float, Field(ge=0)]
 DECLINED = "not_applicable"  # the one key of a result that says why there is none
 
 
+class WithoutModelError(Exception):
+    """What a form asks of a model cannot be asked here: only what was recorded of the model is at hand."""
+
+
 class MisfitError(ValueError):
     """A result is not of its declared form; the message says where."""
 
@@ -134,7 +138,7 @@ class Form:
             check_arrays(arrays, ANY if layout is None else layout)
             if self.holds is not None:
                 self.holds(document, arrays, files)
-        except MisfitError:
+        except (MisfitError, WithoutModelError):
             raise
         except ValidationError as error:
             first = error.errors(include_url=False)[0]

@@ -64,8 +64,9 @@ class AuditPredicate(Strict):
     plan_digest: str
     policy: str
     policy_digest: Sha256 = Field(description="of the limits as they were applied: canonical JSON of name and limits")
-    suite_version: str | None = Field(description="of crushproof, as the audit's environment names it")
-    fixed_at: str = Field(description="when plan and policy were fixed, before the first attack, in UTC")
+    suite_version: str | None = Field(description="of crushproof, which the keys of all results depend on")
+    fixed_at: str = Field(description="when plan and policy were fixed, in UTC")
+    known_by_then: int = Field(ge=0, description="results of attacks that were there, from an earlier plan or policy")
     release: list[str] = Field(description="models that the verdict covers")
     models: dict[str, SignedModel]
 

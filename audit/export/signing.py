@@ -8,6 +8,7 @@ the audited models. A model that is up for release has a signature of its own be
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,7 +86,7 @@ def sign_audit(folder: Path, key: Path, certificate: Path | None = None) -> Sign
     if not standing.verified or at is None:
         raise InputError(f"{folder} cannot be signed, because it cannot be verified: {standing.words}. {AGAIN}")
     record, _ = read_record(at.key, StoredCells(folder).get(at.key))
-    home = Path() if record.source is None else (folder / record.source).parent
+    home = Path() if record.home is None else Path(os.path.normpath(folder / record.home))
     with writing(folder), nobody_at_work(folder):
         results = results_in(folder)
         render(audit, folder / REPORT, SIGNED)  # its head is to say so, and it is signed as it says so
@@ -104,8 +105,9 @@ def sign_audit(folder: Path, key: Path, certificate: Path | None = None) -> Sign
             plan_digest=audit.plan_digest,
             policy=audit.policy_name,
             policy_digest=policy_digest(audit),
-            suite_version=audit.environment.versions.get("crushproof"),
+            suite_version=record.versions.get("crushproof"),
             fixed_at=at.fixed,
+            known_by_then=at.known,
             release=audit.release,
             models={one.name: one.model for one in models},
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -22,7 +22,6 @@ from ...targets.form import DECLINED, Form
 from ...targets.model import reproducible
 from ...targets.runtimes.litert import PACKAGES as LITERT
 from ..engine.cells import Cell, Result, cell_key
-from ..engine.work import CellResults
 from ..plan.plan import Plan
 from ..subject.audited import AuditedModel, Candidate, DenseModel, FinishedFile, Opened
 from ..subject.identity import technique_identity
@@ -42,6 +41,12 @@ EFFORT = {
 LATENCY = "latency"  # the cell of all models' times
 
 Compute = Callable[[Callable[[str], Result]], Result]
+
+
+class Readable(Protocol):
+    """Where the results are that a cell needs."""
+
+    def get(self, key: str) -> Result: ...
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ class ModelSuite:
     def cells(self) -> list[Cell]:
         return [job.cell for job in self._jobs.values()]
 
-    def compute(self, cell: Cell, store: CellResults) -> Result:
+    def compute(self, cell: Cell, store: Readable) -> Result:
         """Computes one cell whose needs are in the store.
 
         Raises:

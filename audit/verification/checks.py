@@ -16,17 +16,20 @@ from ...targets.untrusted.other_formats import unpacked
 from ..plan.builtin import builtin_plan
 from ..plan.plan import Plan, check_techniques, load_plan
 from ..plan.sections import MemoryData
-from ..resolved import departures
+from ..plan.yaml_text import SIZE_CAP, read_text
+from ..resolved import FILE as RESOLVED
+from ..resolved import departures, resolved_text
+from ..schema import wording
 from ..schema.read import read_audit
 from ..schema.rows import Audit
 from ..subject.finished_file import paths_of
-from ..subject.resolve import load_data
+from ..subject.resolve import load_data, student_factories
 from ..suite.suite import Suite
 from ..verdict.judging import check_verdicts
 from ..verdict.policy import load_policy
 from .deep import asked_again
 from .differences import differences
-from .rebuild import NoEvidenceError, Rebuilt, damage, rebuild
+from .rebuild import NoEvidenceError, Rebuilt, damage, not_computed, rebuild
 from .stored import StoredCells
 
 
@@ -65,16 +68,42 @@ def verify(folder: Path, plan_file: Path | None = None, *, deep: bool = False) -
     found = [
         _check("figures", differences(read, rebuilt.audit), f"{_counted(read)} made again from the evidence: the same"),
         _check("evidence", damage(rebuilt, cells), "nothing missing, nothing damaged"),
-        _check("settings", _settings(rebuilt, cells), "the plan's, with what its own probes decided"),
+        *_without_result(rebuilt),
+        _check("settings", [*_settings(rebuilt, cells), *_resolved(rebuilt, folder)], _fixed(rebuilt)),
         _check("candidates", _digests(rebuilt, cells), "the digests are those of the stored files"),
     ]
     asked = Plan.model_validate(rebuilt.record.asked)
     home = home or _home(rebuilt, folder)
     found.append(_plan(rebuilt, plan_file, folder, asked))
     found += _files(rebuilt, asked, home)
-    if deep:
-        found.append(_deep(rebuilt, asked, home, cells))
+    if deep and any(check.state == "bad" for check in found):
+        found.append(Check("asked again", "left", "nothing was, because the rest does not hold"))
+    elif deep:
+        found.append(_deep(rebuilt, asked, plan_file, cells))
     return found
+
+
+def _without_result(rebuilt: Rebuilt) -> list[Check]:
+    names = not_computed(rebuilt)
+    told = f"{wording.plural(len(names), 'result')} could not be computed ({', '.join(names[:3])}); why is not evidence"
+    return [Check("not computed", "left", told)] if names else []
+
+
+def _fixed(rebuilt: Rebuilt) -> str:
+    """What is said of settings that hold."""
+    record, when = rebuilt.record, "before the first attack"
+    if record.known:
+        when = f"when {record.known} results of attacks were there from an earlier plan or policy"
+    return f"the plan's, with what its own probes decided; plan and policy were fixed {record.fixed}, {when}"
+
+
+def _resolved(rebuilt: Rebuilt, folder: Path) -> list[str]:
+    """The resolved plan that lies beside audit.json, which is signed with it."""
+    path = folder / RESOLVED
+    if not path.is_file():
+        return []
+    text = read_text(path, "resolved plan", SIZE_CAP)
+    return [] if text == resolved_text(rebuilt.suite.plan) else [f"{RESOLVED} is not the plan that was run"]
 
 
 def _counted(read: Audit) -> str:
@@ -105,8 +134,8 @@ def _digests(rebuilt: Rebuilt, cells: StoredCells) -> list[str]:
 
 
 def _home(rebuilt: Rebuilt, folder: Path) -> Path | None:
-    source = rebuilt.record.source
-    return None if source is None else (folder / source).parent
+    home = rebuilt.record.home
+    return None if home is None else Path(os.path.normpath(folder / home))
 
 
 def _plan(rebuilt: Rebuilt, plan_file: Path | None, folder: Path, asked: Plan) -> Check:
@@ -119,16 +148,17 @@ def _plan(rebuilt: Rebuilt, plan_file: Path | None, folder: Path, asked: Plan) -
         return Check("plan", "left", "it was a call from Python or of the command line, and is in no file")
     if plan_file is None and not path.is_file():
         return Check("plan", "left", "its file is not where it was: name it with --plan")
-    plan = load_plan(path)
-    check_techniques(plan)
+    try:
+        plan = load_plan(path)
+        check_techniques(plan)
+        policy = None if plan.policy is None else load_policy(plan.policy, path.parent, rebuilt.audit.metrics)
+    except CrushproofError as error:
+        return Check("plan", "bad", str(error))
     if plan.digest != asked.digest:
         return Check("plan", "bad", f"{path} is another plan than the one that was audited")
-    if plan.policy is not None:
-        policy = load_policy(plan.policy, path.parent, rebuilt.audit.metrics)
-        if (policy.changes, policy.absolutes) != (rebuilt.record.policy.changes, rebuilt.record.policy.absolutes):
-            return Check(
-                "plan", "bad", f"the limits of its policy {policy.name} are others than the audit was judged by"
-            )
+    judged_by = rebuilt.record.policy
+    if policy is not None and (policy.changes, policy.absolutes) != (judged_by.changes, judged_by.absolutes):
+        return Check("plan", "bad", f"the limits of its policy {policy.name} are others than the audit was judged by")
     return Check("plan", "ok", f"{path} asks for what was audited, and for the policy it was judged by")
 
 
@@ -164,13 +194,21 @@ def _file(path: Path, digest: str) -> bool:
     return hashlib.sha256(unpacked(stored, path.name, FILE_BYTES)).hexdigest() == digest
 
 
-def _deep(rebuilt: Rebuilt, asked: Plan, home: Path | None, cells: StoredCells) -> Check:
+def _deep(rebuilt: Rebuilt, asked: Plan, plan_file: Path | None, cells: StoredCells) -> Check:
     if isinstance(asked.data, MemoryData):
         return Check("asked again", "left", "model and data were given in memory")
-    if home is None and (asked.data.kind != "digits" or asked.model is not None):
-        return Check("asked again", "left", "where model and data lie is not known: name the plan with --plan")
+    home = None if plan_file is None else plan_file.parent
+    if home is None and paths_of(asked) and not _code_in(asked):
+        home = _home(rebuilt, cells.folder)  # files alone, which run nothing of a stranger's
+    if home is None and asked.digest != builtin_plan().digest:
+        return Check("asked again", "left", "name the plan, whose code will run, with --plan")
     try:
         wrong = asked_again(rebuilt, asked, home or Path(), cells)
     except CrushproofError as error:
         return Check("asked again", "bad", str(error))
     return _check("asked again", wrong, "model, data and files are those audited, and answer as the evidence has it")
+
+
+def _code_in(plan: Plan) -> bool:
+    """Whether a plan names functions of its own."""
+    return (plan.model is not None and plan.model.file is None) or bool(student_factories(plan))

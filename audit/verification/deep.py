@@ -10,7 +10,7 @@ import numpy as np
 
 from ...attacks.attack import Attack
 from ...targets.errors import CrushproofError, NotApplicable, user_error
-from ..engine.cells import Result
+from ..engine.cells import Result, canonical_json
 from ..plan.plan import Plan
 from ..subject.audited import AuditedModel
 from ..subject.finished_file import reading_of
@@ -44,6 +44,7 @@ def asked_again(rebuilt: Rebuilt, plan: Plan, folder: Path, cells: StoredCells) 
         key = suite.cell(suite.model_cell(model.name)).key
         if cells.has(key) and "not_applicable" not in cells.get(key).document:
             wrong += [f"{model.name}: {one}" for one in _of_model(suite, model, cells)]
+            wrong += _lineage(suite, model, cells)
             for attack, label in suite.lineup.attacks:
                 position = rebuilt.reached.get((label, model.name), 0)
                 own = suite.round_label(label, position)
@@ -82,6 +83,16 @@ def _of_model(suite: Suite, model: AuditedModel, cells: StoredCells) -> list[str
         if off:
             return [f"asked again, it answers {off} of {len(again)} records otherwise"]
     return []
+
+
+def _lineage(suite: Suite, model: AuditedModel, cells: StoredCells) -> list[str]:
+    """Where a file comes from is found out anew: it takes a second."""
+    name = suite.lineage_cell(model.name)
+    if not suite.has(name) or not cells.has(suite.cell(name).key):
+        return []
+    again = suite.compute(suite.cell(name), cells).document
+    same = canonical_json(again) == canonical_json(cells.get(suite.cell(name).key).document)
+    return [] if same else [f"{model.name}: compared with its dense model again, its lineage is another"]
 
 
 def _of_attack(suite: Suite, attack: Attack, label: str, model: AuditedModel, cells: StoredCells) -> list[str]:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ...targets.errors import UnsafeInput, user_error
 from ..engine.cells import cell_key
 from ..engine.schedule import Outcome
+from ..engine.work import forms_of
 from ..findings.assemble import assemble
 from ..rounds import undecided
 from ..schema import wording
@@ -23,6 +24,7 @@ from .differences import differences
 from .record import Record, RecordError, read_record
 from .stored import StoredCells
 
+SHOWN = 3  # names in a sentence
 HINT = "Run the audit again: what is intact is kept, the rest is computed anew."
 
 
@@ -70,11 +72,14 @@ def rebuild(read: Audit, cells: StoredCells) -> Rebuilt:
     at = read.environment.record
     if read.policy_from == "gate":
         raise NoEvidenceError("it is a verdict of crushproof gate, whose evidence lies with the audit it judged")
-    if at is None or not (cells.folder / "evidence").is_dir():
+    private = cells.folder / "evidence"
+    if at is None or not private.is_dir():
         raise NoEvidenceError("its evidence is not beside it")
+    if not os.access(private, os.R_OK | os.X_OK):
+        raise NoEvidenceError("its evidence is not readable for this user")
     record, suite = _recorded(at, cells)
-    ended = _ended(at.key, cells)
-    outcome = Outcome(failed=dict(ended.failed), skipped=dict(ended.skipped), unavailable=dict(ended.unavailable))
+    cells.expect(forms_of(suite.cells()))
+    outcome = _outcome(at.key, suite, cells)
     try:
         audit, reached = _judged(suite, cells, outcome, record)
     except Exception as error:  # stored results may hold anything
@@ -93,6 +98,12 @@ def damage(rebuilt: Rebuilt, cells: StoredCells) -> list[str]:
         if not cell.alone and cell.name not in known and not cells.has(cell.key)
     ]
     return [*(f"{where} is damaged: {why}" for where, why in sorted(cells.damaged.items())), *missing]
+
+
+def not_computed(rebuilt: Rebuilt) -> list[str]:
+    """The cells that have no result and a reason for it, which no evidence can show."""
+    outcome = rebuilt.outcome
+    return sorted({*outcome.failed, *outcome.skipped, *outcome.unavailable})
 
 
 def held_against_evidence(read: Audit, folder: Path) -> tuple[Audit, Standing]:
@@ -118,6 +129,9 @@ def held_against_evidence(read: Audit, folder: Path) -> tuple[Audit, Standing]:
             f"{wording.enumerate_words(found)}. {HINT}"
         )
     audit = rebuilt.audit.model_copy(update={"environment": read.environment})
+    if rebuilt.outcome.failed:
+        failed = wording.enumerate_words(sorted(rebuilt.outcome.failed)[:SHOWN])
+        return audit, Standing(False, f"it is not complete ({failed} failed)")
     return audit, SIGNED if os.path.lexists(folder / ENVELOPE) else REBUILT
 
 
@@ -128,7 +142,11 @@ def _recorded(at: RecordedAt, cells: StoredCells) -> tuple[Record, Suite]:
         record, suite = read_record(at.key, cells.get(at.key))
     except RecordError as error:
         raise NoEvidenceError(str(error)) from None
-    if (cells.evidence(at.key)[1], record.fixed) != (at.digest, at.fixed):
+    if (cells.evidence(at.key)[1], record.fixed, record.known) != (
+        at.digest,
+        at.fixed,
+        at.known,
+    ):
         raise UnsafeInput(
             f"{cells.folder / 'audit.json'} does not verify: its record was changed, or it says another time than the "
             f"record ({record.fixed}) at which plan and policy were fixed. {HINT}"
@@ -136,12 +154,19 @@ def _recorded(at: RecordedAt, cells: StoredCells) -> tuple[Record, Suite]:
     return record, suite
 
 
-def _ended(record: str, cells: StoredCells) -> Ended:
+def _outcome(record: str, suite: Suite, cells: StoredCells) -> Outcome:
+    """What became of the cells that have no result, as it was stored at the end."""
     key = ended_key(record)
     try:
-        return Ended.model_validate(cells.get(key).document) if cells.has(key) else Ended()
+        ended = Ended.model_validate(cells.get(key).document) if cells.has(key) else Ended()
     except ValidationError:
-        return Ended()
+        ended = Ended()
+    told = {
+        sort: {name: why for name, why in reasons.items() if suite.has(name) and not cells.has(suite.cell(name).key)}
+        for sort, reasons in ended
+    }
+    measured = {name: why for name, why in ended.failed.items() if name.startswith("measure/")}
+    return Outcome(failed=told["failed"] | measured, skipped=told["skipped"], unavailable=told["unavailable"])
 
 
 def _judged(suite: Suite, cells: StoredCells, outcome: Outcome, record: Record) -> tuple[Audit, Reached]:

@@ -17,23 +17,24 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ...targets.data.outline import Outline, data_of, outline
 from ...targets.errors import CrushproofError, user_error
-from ...targets.form import Array, Arrays, Document, Form, require
+from ...targets.form import Array, Arrays, Document, Form, WithoutModelError, require
 from ...targets.runtimes.litert import PACKAGES as LITERT
 from ...targets.untrusted.model_file import ModelFile
 from ...training.architecture import Architecture
 from ...training.loop import Training
 from ...training.trainer import BuiltinTrainer, Trainer, UserTrainer
-from ..engine.cells import Result, cell_key
+from ..engine.cells import ENGINE_VERSION, Result, cell_key
 from ..engine.store import Store
 from ..plan.plan import DENSE, Plan
 from ..schema.rows import RecordedAt
 from ..subject.audited import DenseModel
-from ..subject.finished_file import OpenedFile, Reading, reading_of
+from ..subject.finished_file import OpenedFile, Reading, paths_of, reading_of
 from ..subject.resolve import Subject
-from ..suite.environment import Setup, release
+from ..suite.environment import Setup, release, versions
 from ..suite.suite import Suite
 from ..verdict.policy import FittedPolicy, Policy
 
+PACKAGE = "crushproof"
 FILE = "record.json"  # a file of its own: the order of candidates and limits counts
 BUILTIN, USER = "builtin:", "user:"  # how the identities of the two sorts of trainers begin
 DIGEST = Field(pattern=r"^[0-9a-f]{64}$")
@@ -68,18 +69,24 @@ class Record(_Settled):
     Attributes:
         asked: the plan as it was given; plan: the same with all that a probe or the time decided.
         policy: as it was judged by, with what these inputs cannot decide.
-        command: how the audit was started; source: where its plan lies, seen from the output folder; None: in no file.
+        command: how the audit was started.
+        home, source: the folder in which the plan's paths are looked up, and the plan's file, seen from the output
+            folder; None: there is none.
+        engine: what else a cell's key depends on (`cells.ENGINE_VERSION`).
         releases: of packages that only some audits need.
         identity, notes: of the models (`Subject`).
         together: by dense model, how many like it are trained side by side.
         fixed: when all this was fixed, in UTC.
+        known: results of attacks that were there by then: an earlier run, by another plan or policy, gave them.
     """
 
     asked: dict[str, Any]
     plan: dict[str, Any]
     policy: FittedPolicy
     command: str
+    home: str | None
     source: str | None
+    engine: str
     device: str
     versions: dict[str, str]
     releases: dict[str, str]
@@ -90,12 +97,15 @@ class Record(_Settled):
     files: dict[str, RecordedFile]
     together: dict[str, int]
     fixed: str = Field(pattern=r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC$")
+    known: int = Field(ge=0)
 
 
-def record_of(suite: Suite, asked: Plan, policy: Policy, command: str, source: str | None) -> tuple[str, Result]:
+def record_of(
+    suite: Suite, asked: Plan, policy: Policy, command: str, home: str | None, source: str | None, known: int
+) -> tuple[str, Result]:
     """The key under which the store keeps the record of an audit, and the record.
 
-    The key follows from all of it but the time, so that the time of an audit that is resumed is the first one's.
+    The key follows from all of it but the time and what was known then, so that both are those of the first run.
     """
     subject, model = suite.subject, suite.subject.model
     told, arrays = outline(subject.data)
@@ -105,7 +115,9 @@ def record_of(suite: Suite, asked: Plan, policy: Policy, command: str, source: s
         plan=_plan(suite.plan),
         policy=FittedPolicy(**policy.model_dump(exclude={"left_out"}), left_out=getattr(policy, "left_out", ())),
         command=command,
+        home=home,
         source=source,
+        engine=ENGINE_VERSION,
         device=suite.device.type,
         versions=dict(suite.setup.versions),
         releases={package: release(package) for package in packages},
@@ -124,6 +136,7 @@ def record_of(suite: Suite, asked: Plan, policy: Policy, command: str, source: s
         files={name: RecordedFile(name=file.name, reading=reading_of(file)) for name, file in subject.files.items()},
         together={one.name: one.side_by_side(suite.device) for one in suite.lineup.dense},
         fixed=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+        known=known,
     )
     return key_of(record), Result(arrays, files={FILE: record.model_dump_json().encode()})
 
@@ -142,13 +155,13 @@ def form_of_record(key: str, fresh: Result) -> Form:
 
 def key_of(record: Record) -> str:
     """Under which the store keeps a record."""
-    return cell_key("record", record.model_dump_json(exclude={"fixed"}))
+    return cell_key("record", record.model_dump_json(exclude={"fixed", "known"}))
 
 
 def recorded_at(key: str, store: Store) -> RecordedAt:
     """Where the record of an audit lies, for its audit.json."""
     record = Record.model_validate_json(store.get(key).files[FILE])
-    return RecordedAt(key=key, digest=store.evidence(key)[1], fixed=record.fixed)
+    return RecordedAt(key=key, digest=store.evidence(key)[1], fixed=record.fixed, known=record.known)
 
 
 def read_record(key: str, stored: Result) -> tuple[Record, Suite]:
@@ -159,9 +172,14 @@ def read_record(key: str, stored: Result) -> tuple[Record, Suite]:
     """
     try:
         record = Record.model_validate_json(stored.files[FILE])
+        made, here = (record.versions.get(PACKAGE), record.engine), (versions()[PACKAGE], ENGINE_VERSION)
+        if made != here:
+            raise RecordError(f"it was made by crushproof {made[0]} ({made[1]}), and this is {here[0]} ({here[1]})")
         if key_of(record) != key:
             raise RecordError("its record was changed")
-        plan = Plan.model_validate(record.plan)
+        plan, asked = Plan.model_validate(record.plan), Plan.model_validate(record.asked)
+        if not record.files.keys() == paths_of(plan).keys() == paths_of(asked).keys():
+            raise RecordError("its record names other files than its plan")
         return record, Suite(plan, _subject(record, stored), setup=_setup(record))
     except RecordError:
         raise
@@ -203,7 +221,7 @@ def _trainer(identity: str) -> Trainer:
 
 
 def _refuse(*_: Any) -> NoReturn:
-    raise RecordError("a record builds and trains no model")
+    raise WithoutModelError("a record builds and trains no model")
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,6 +233,10 @@ class _Absent(OpenedFile):
     @property
     def digest(self) -> str:
         return self.sha256
+
+    @property
+    def content(self) -> bytes:
+        raise WithoutModelError("a record holds no file")
 
     @classmethod
     def of(cls, one: RecordedFile) -> _Absent:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
+from ...targets.form import Form, WithoutModelError
 from ...targets.recent import Recent
-from ..engine.cells import MANIFEST, Cell, DamagedError, Result, unpack
+from ..engine.cells import MANIFEST, Cell, DamagedError, Result, check_form, unpack
 from ..engine.on_disk import read_folder
 from ..engine.store import REMEMBERED, cell_folder
 
@@ -23,7 +26,13 @@ class StoredCells:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.damaged = folder, dict[str, str]()
+        self._forms: dict[str, Form] = {}
         self._recent: Recent[dict[str, bytes]] = Recent(REMEMBERED)
+
+    def expect(self, forms: Mapping[str, Form]) -> None:
+        """What the results under these keys look like: any other is damaged. Those at hand are read anew."""
+        self._forms |= forms
+        self._recent = Recent(REMEMBERED)
 
     def has(self, key: str) -> bool:
         return self._read(key) is not None
@@ -54,7 +63,8 @@ class StoredCells:
         try:
             parts = read_folder(folder)
             if parts is not None:
-                unpack(parts)
+                with suppress(WithoutModelError):
+                    check_form(self._forms.get(key), parts)
         except DamagedError as error:
             self.damaged[folder.relative_to(self.folder).as_posix()] = str(error)
             return None

@@ -74,7 +74,7 @@ def stand_in(patch: pytest.MonkeyPatch) -> None:
         "model": {"architecture": "crushproof.training.networks:digits_mlp"},
         "candidates": {"int8": {"file": FINISHED}, "int4": "int4"},
     }
-    record = SimpleNamespace(source="../plan/plan.yaml", asked=asked)
+    record = SimpleNamespace(home="../plan", asked=asked, versions={"crushproof": "0.1.0"})
     home = "crushproof.audit.export.signing"
     patch.setattr(f"{home}.held_against_evidence", lambda read, _: (read, MEASURED))
     patch.setattr(f"{home}.render", lambda _, path, standing: path.write_text(f"<p>{standing.words}"))

@@ -265,7 +265,7 @@ def test_doubt_is_a_flag_and_goes_from_the_dense_model_to_its_files(
 ) -> None:
     (tmp_path / "counter.onnx").write_bytes(counter)
     monkeypatch.setattr(
-        finished_file, "read_model_file", lambda path: exported(path.read_bytes())
+        finished_file, "read_model_file", lambda path, record: exported(path.read_bytes())
     )  # no process of its own
     alone = finished_file.open_file("counter.onnx", tmp_path, InterfacePlan(), shares)
     assert alone.doubtful
