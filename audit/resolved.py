@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from ..attacks.attack import Attack
+from ..attacks.attack import ATTACKS, Attack
 from ..attacks.effort import Costs
 from ..attacks.preparation import Preparation, Prepared
 from ..targets.errors import CrushproofError
@@ -93,7 +93,8 @@ def _known(key: str, suite: Suite, store: Store) -> Suite | None:
         return None
     document = store.get(key).document
     try:
-        settled = _with(suite.plan, document["attacks"], ShadowPlan.model_validate(document["shadows"]))
+        attacks = _written([ATTACKS.parse(one) for one in document["attacks"]])  # in the order of their own fields
+        settled = _with(suite.plan, attacks, ShadowPlan.model_validate(document["shadows"]))
         if not departures(suite, settled, store):
             return Suite(settled, suite.subject, Costs(**document["costs"]))
     except (KeyError, TypeError, ValueError, CrushproofError):

@@ -30,7 +30,7 @@ from .suite.model_suite import LATENCY
 from .suite.suite import Suite, readings_of, spawn_argument
 from .verdict.fitting import policy_for
 from .verification.rebuild import Ended, ended_key
-from .verification.record import form_of_record, record_of, recorded_at
+from .verification.record import fixed_in, form_of_record, record_of, recorded_at
 from .writing import check_ours, write_together, writing
 
 
@@ -83,8 +83,7 @@ def run_audit(
             spawn = ("crushproof.audit.suite.suite:suite_of", spawn_argument(suite.plan, folder, subject))
         home = None if in_memory else os.path.relpath(folder, out)
         source = None if plan.file is None else os.path.relpath(folder / plan.file, out)
-        known = sum(store.has(suite.cell(name).key) for name in suite.runs)
-        key, record = record_of(suite, plan, policy, command, home, source, known)
+        key, record = record_of(suite, plan, policy, command, home, source, fixed_in(store, suite, plan, policy))
         store.expect({key: form_of_record(key, record)})
         store.put(key, record)
         executor = executor_for(engine, store, spawn, device=suite.device.type)

@@ -37,7 +37,7 @@ from ..verdict.policy import FittedPolicy, Policy
 PACKAGE = "crushproof"
 FILE = "record.json"  # a file of its own: the order of candidates and limits counts
 BUILTIN, USER = "builtin:", "user:"  # how the identities of the two sorts of trainers begin
-DIGEST = Field(pattern=r"^[0-9a-f]{64}$")
+UTC = Field(pattern=r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC$")
 
 
 class RecordError(Exception):
@@ -63,6 +63,16 @@ class RecordedFile(_Settled):
     reading: Reading
 
 
+class Fixed(Document):
+    """When a plan and a policy were first met in this store."""
+
+    fixed: str = UTC
+    known: int = Field(ge=0)
+
+
+FIXED = Form(Fixed, {}, declines=False)
+
+
 class Record(_Settled):
     """See the head of this module.
 
@@ -76,8 +86,8 @@ class Record(_Settled):
         releases: of packages that only some audits need.
         identity, notes: of the models (`Subject`).
         together: by dense model, how many like it are trained side by side.
-        fixed: when all this was fixed, in UTC.
-        known: results of attacks that were there by then: an earlier run, by another plan or policy, gave them.
+        fixed: when plan and policy were fixed, in UTC; known: how many results of attacks were there by then, which an
+            earlier run by another plan or policy gave.
     """
 
     asked: dict[str, Any]
@@ -96,17 +106,14 @@ class Record(_Settled):
     dense: RecordedDense | None
     files: dict[str, RecordedFile]
     together: dict[str, int]
-    fixed: str = Field(pattern=r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC$")
+    fixed: str = UTC
     known: int = Field(ge=0)
 
 
 def record_of(
-    suite: Suite, asked: Plan, policy: Policy, command: str, home: str | None, source: str | None, known: int
+    suite: Suite, asked: Plan, policy: Policy, command: str, home: str | None, source: str | None, fixed: Fixed
 ) -> tuple[str, Result]:
-    """The key under which the store keeps the record of an audit, and the record.
-
-    The key follows from all of it but the time and what was known then, so that both are those of the first run.
-    """
+    """The key under which the store keeps the record of an audit, and the record."""
     subject, model = suite.subject, suite.subject.model
     told, arrays = outline(subject.data)
     packages = sorted({*LITERT, *(package for runtime, _ in suite.lineup.runtimes for package in runtime.packages)})
@@ -135,14 +142,25 @@ def record_of(
         ),
         files={name: RecordedFile(name=file.name, reading=reading_of(file)) for name, file in subject.files.items()},
         together={one.name: one.side_by_side(suite.device) for one in suite.lineup.dense},
-        fixed=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
-        known=known,
+        fixed=fixed.fixed,
+        known=fixed.known,
     )
     return key_of(record), Result(arrays, files={FILE: record.model_dump_json().encode()})
 
 
+def fixed_in(store: Store, suite: Suite, asked: Plan, policy: Policy) -> Fixed:
+    """When this plan and this policy were first met in the store; it is noted that they are met now, if not before."""
+    key = cell_key("fixed", _plan(asked), _plan(suite.plan), [one.model_dump(mode="json") for one in policy.limits])
+    store.expect({key: FIXED})
+    if not store.has(key):
+        known = sum(store.has(suite.cell(name).key) for name in suite.runs)
+        now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        store.put(key, Result(document={"fixed": now, "known": known}))
+    return Fixed.model_validate(store.get(key).document)
+
+
 def form_of_record(key: str, fresh: Result) -> Form:
-    """What is stored under the key of a record: the one that was just made, but for the time."""
+    """What is stored under the key of a record: the one that was just made."""
 
     def holds(document: Any, arrays: Arrays, files: Mapping[str, bytes]) -> None:
         require(key_of(Record.model_validate_json(files[FILE])) == key, "it is another record")
@@ -155,7 +173,8 @@ def form_of_record(key: str, fresh: Result) -> Form:
 
 def key_of(record: Record) -> str:
     """Under which the store keeps a record."""
-    return cell_key("record", record.model_dump_json(exclude={"fixed", "known"}))
+    orders = [list(record.plan.get("candidates", {})), list(record.policy.changes), list(record.policy.absolutes)]
+    return cell_key("record", record.model_dump(mode="json"), orders)
 
 
 def recorded_at(key: str, store: Store) -> RecordedAt:
