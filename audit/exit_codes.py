@@ -17,7 +17,7 @@ from typing import TextIO
 import typer
 
 from ..targets.errors import CrushproofError, InputError, UnsafeInput
-from .writing import FULL
+from ..targets.temporary import FULL, all_in_own_folder, kept_until_the_next_run
 
 PASS, FAIL, INCOMPLETE, INTERNAL, INTERRUPTED, TERMINATED = 0, 1, 3, 4, 130, 143
 EXIT_CODES = {
@@ -50,8 +50,6 @@ def code_of(verdict: str, fail_on: FailOn) -> int:
 @contextmanager
 def exit_codes() -> Iterator[None]:
     """Turns errors into one paragraph on standard error and the exit code the README lists."""
-    from ..targets.temporary import all_in_own_folder
-
     try:
         with _termination_raised(), all_in_own_folder():
             yield
@@ -115,11 +113,9 @@ def _silence(stream: TextIO) -> None:
 
 
 def _details(trace: str) -> str:
-    from ..targets.temporary import kept_until_the_next_run
-
     try:
         path = kept_until_the_next_run(trace)
-    except OSError:
+    except (OSError, CrushproofError):
         return "Please report it."
     return f"The details are in {path} until the next run; please report them."
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import sqlite3
@@ -13,8 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..targets.errors import Incomplete, InputError
+from ..targets.temporary import FULL
 
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 MARKER = "made-by-crushproof"  # the first file in a folder of ours: without it nothing there is written or deleted
 # In the head of a report and of a resolved plan: what may be written anew.
 GENERATOR, WRITTEN = b'<meta name="generator" content="crushproof">', b"# Written by crushproof "
@@ -115,18 +114,20 @@ def write_verdict(out: Path, audited: Path, text: str) -> None:
     """Writes `text` as audit.json into the folder `out`: a verdict of `crushproof gate` on what `audited` holds.
 
     Raises:
-        InputError: it is that folder or another audit's, or holds a file that is no such verdict, which would be lost.
+        InputError: it is that folder or another audit's, or holds an audit.json and no `MARKER`: another's, which would
+            be lost.
         OSError: it cannot be written.
     """
     check_ours(out / "report.html")
     own, path = audited.parent if audited.is_file() else audited, out / "audit.json"
     if (out / "evidence").exists() or (out.exists() and out.samefile(own)):
         raise InputError(f"--out {out} is the folder of an audit, whose audit.json would be lost. Name another one.")
-    if path.exists():
-        known = path.read_bytes()
-        if known != text.encode() and b'"policy_from": "gate"' not in known:
-            raise InputError(f"{path} is no verdict of crushproof gate and would be lost. Name another folder.")
+    marked = os.path.lexists(marker := out / MARKER)
+    if os.path.lexists(path) and not (marked and stat.S_ISREG(marker.lstat().st_mode)):
+        raise InputError(f"{path} is no verdict of crushproof gate and would be lost. Name another folder.")
     out.mkdir(parents=True, exist_ok=True)
+    if not marked:
+        write_new(marker, b"")
     write(path, text)
 
 

@@ -1,9 +1,11 @@
 """What a kill costs: an audit with two workers is killed at twenty random moments, from its first second on.
 
 The training function is the user's own, of which nothing is known but that it returns a model. Each training says when
-it begins and when it ends; one that began twice was repeated. At most one a kill and worker may be. The findings are
-those of an audit that nobody killed; no process outlives its audit, and nothing is left in the temporary folder, the
-home or the store's folder for what is half written.
+it begins and when it ends; one that began in a run and once more after that was killed was repeated. At most one a kill
+and worker may be. (Counted by the run that repeats them there may be more: what one kill cut short may wait for several
+runs.) The findings are those of an audit that nobody killed; no process outlives its audit (a zombie that nobody
+buries, as in a container without an init, is none), and nothing is left in the temporary folder, the home or the
+store's folder for what is half written.
 """
 
 from __future__ import annotations
@@ -102,6 +104,7 @@ class Place:
 def killed(place: Place, moments: random.Random) -> list[dict[str, Any]]:
     """A row per kill, of an audit that then runs to its end."""
     rows: list[dict[str, Any]] = []
+    ends: list[int] = []  # how long the log of trainings was at each kill
     while len(rows) < KILLS:
         wanted = begun(place.folder) + moments.randint(0, 5)
         process = place.start()
@@ -113,12 +116,18 @@ def killed(place: Place, moments: random.Random) -> list[dict[str, Any]]:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         rows.append({"kill": len(rows) + 1, "orphans": outliving(process.pid), **standing(trainings(place.folder))})
+        ends.append(len(trainings(place.folder)))
     process = place.start()
     process.wait()
     rows.append({"kill": "end", "orphans": outliving(process.pid), **standing(trainings(place.folder))})
-    for row, after in pairwise(rows):
-        row["repeated"] = after["begun anew"] - row["begun anew"]
+    said = trainings(place.folder)
+    for row, (first, last) in zip(rows, pairwise([0, *ends]), strict=False):  # the last row is no kill
+        row["repeated"] = len(seeds_begun(said[first:last]) & seeds_begun(said[last:]))
     return rows
+
+
+def seeds_begun(said: list[tuple[str, int]]) -> set[int]:
+    return {seed for event, seed in said if event == "began"}
 
 
 def outliving(session: int) -> int:

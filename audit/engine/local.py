@@ -10,26 +10,24 @@ import contextlib
 import json
 import os
 import signal
-import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from multiprocessing import parent_process, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
-from multiprocessing.context import SpawnContext, SpawnProcess
+from multiprocessing.context import SpawnContext
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NoReturn
 
-from ...targets.untrusted.sandbox import die_with
 from ..writing import writing
 from .cells import Cell
 from .hearing import Step, Tell, nobody
 from .store import Store
-from .work import ONE_THREAD, Attempt, Spawn, Work, attempt, attempt_in_worker
+from .work import Attempt, Spawn, Work, attempt, attempt_in_worker
+from .worker_process import WorkerProcess, environment
 
 MESSAGE = 512  # bytes: what every system writes into a pipe whole or not at all
 
@@ -71,7 +69,7 @@ class Processes:
         self._steps, self._say = _Context().Pipe(duplex=False)
         os.set_blocking(self._steps.fileno(), False)
         os.set_blocking(self._say.fileno(), False)
-        place = (os.getpid(), os.getcwd(), str(store.folder.absolute()), str(self.log.absolute()))
+        place = (os.getcwd(), str(store.folder.absolute()), str(self.log.absolute()))
         self._start = (*place, spawn, self._say)
         self._idle: list[_Worker] = []
         self._busy: dict[Future[Attempt], tuple[Cell, _Worker, Tell]] = {}
@@ -81,7 +79,7 @@ class Processes:
             os.close(os.open(self.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600))
         # The pools' semaphores are cleared away by a process of Python's, which would complain about each when we are
         # killed; it outlives us only for that.
-        with _environment({"PYTHONWARNINGS": "ignore"}):
+        with environment({"PYTHONWARNINGS": "ignore"}):
             resource_tracker.ensure_running()
         return self
 
@@ -159,43 +157,17 @@ class _Worker:
         return next((process.exitcode or 0 for process in self.context.started), 0)
 
 
-class _Process(SpawnProcess):
-    def start(self) -> None:
-        main = sys.modules["__main__"]
-        # A worker needs nothing of the script that started us, and would run it anew where it has no `__main__` guard.
-        sys.modules["__main__"] = ModuleType("__main__")
-        try:
-            with _environment(ONE_THREAD):  # read by numpy and torch when they load
-                super().start()
-        finally:
-            sys.modules["__main__"] = main
-
-
 class _Context(SpawnContext):
     """Starts fresh interpreters with one thread each, and remembers them."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.started: list[_Process] = []
+        self.started: list[WorkerProcess] = []
 
-    def Process(self, *args: Any, **kwargs: Any) -> _Process:  # type: ignore[override]  # noqa: N802  # its name there
-        process = _Process(*args, **kwargs)
+    def Process(self, *args: Any, **kwargs: Any) -> WorkerProcess:  # type: ignore[override]  # noqa: N802  # its name there
+        process = WorkerProcess(*args, **kwargs)
         self.started.append(process)
         return process
-
-
-@contextlib.contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 # -- a worker process, seen from inside --------------------------------------------------------------------------------
@@ -203,10 +175,10 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 _job: tuple[Spawn, Store, Connection] | None = None
 
 
-def _begin(parent: int, folder: str, out: str, log: str, spawn: Spawn, say: Connection) -> None:
+def _begin(folder: str, out: str, log: str, spawn: Spawn, say: Connection) -> None:
     """Makes a worker of this process: it dies with its parent, and what it prints goes into the log."""
     global _job
-    _die_with(parent)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of us; the parent decides
     for descriptor, path, flags in (
         (0, os.devnull, os.O_RDONLY),
@@ -233,17 +205,9 @@ def _compute(cell: Cell) -> Attempt:
     return attempt_in_worker(spawn, cell, store, tell)
 
 
-def _die_with(parent: int) -> None:
-    """Ends this process as soon as its parent does, even when the parent is killed.
-
-    The kernel's signal is at once and only Linux has it; the pipe works everywhere, when the interpreter gets its turn.
-    """
-
-    def watch() -> NoReturn:
-        process = parent_process()
-        assert process is not None, "a worker has a parent"
-        wait_for([process.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-    die_with(parent)
+def _end_with_parent() -> NoReturn:
+    """Ends this process after its parent, when the interpreter gets its turn: what Linux does at once in any case."""
+    process = parent_process()
+    assert process is not None, "a worker has a parent"
+    wait_for([process.sentinel])
+    os._exit(1)

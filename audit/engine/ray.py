@@ -20,7 +20,8 @@ from ...targets.steps import Arrays, Check
 from .cells import Cell, DamagedError, Result, pack, unpack
 from .hearing import STARTED, Tell, nobody
 from .store import Store
-from .work import ONE_THREAD, Attempt, Spawn, attempt_in_worker
+from .work import Attempt, Spawn, attempt_in_worker
+from .worker_process import ONE_THREAD
 
 Parts = dict[str, bytes]
 

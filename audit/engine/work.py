@@ -20,8 +20,6 @@ from ...targets.steps import heard_by
 from .cells import Cell, Result
 from .hearing import STARTED, Hearing, Keeper, Tell, nobody
 
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")  # of a worker
-
 
 class CellResults(Keeper, Protocol):
     """Where a cell finds the results it needs and leaves its own, and its parts until then."""

@@ -107,11 +107,13 @@ def to_data_uri(figure: Figure) -> str:
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Inside the block matplotlib draws in the report's style."""
+    """Inside the block matplotlib draws in the report's style, whatever the user's settings are."""
     with away_from_home():
         import matplotlib
         import matplotlib.font_manager
-    with matplotlib.rc_context(STYLE):
+    defaults = dict(matplotlib.rcParamsDefault.items())
+    del defaults["backend"]  # where the user's own figures are shown
+    with matplotlib.rc_context(defaults | STYLE):
         yield
 
 

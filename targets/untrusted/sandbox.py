@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -21,10 +22,9 @@ PR_SET_PDEATHSIG = 1
 READY = "ready\n"
 OUT_OF_MEMORY = 71  # exit status; any value Python itself does not use
 STARTING = 120  # wall-clock seconds granted on top, for importing libraries on a busy machine
-OVERTIME = (-signal.SIGKILL, -getattr(signal, "SIGXCPU", 0), -getattr(signal, "SIGALRM", 0))  # which the limits send
+OVERTIME = (-signal.SIGKILL, -signal.SIGXCPU, -signal.SIGALRM)  # which the limits send
 NO_MEMORY = re.compile(r"bad_alloc|MemoryError|[Cc]annot allocate memory|out of memory")
-INHERITED = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
-
+INHERITED = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 
 RESAVE_HINT = "Nothing in it was executed. Refuse the file, or have it saved anew as safetensors by whoever trusts it."
 
@@ -90,10 +90,6 @@ def set_limits(seconds: int, memory: int) -> None:
     """Limits this process for good: processor seconds and bytes of address space from here on, four times as many
     seconds by the clock, file size, no dumps.
     """
-    try:
-        import resource
-    except ImportError:  # Windows: the parent's wall clock is the only limit
-        return
     signal.alarm(4 * seconds)
     used = resource.getrusage(resource.RUSAGE_SELF)
     cpu = int(used.ru_utime + used.ru_stime) + 1 + seconds

@@ -19,7 +19,7 @@ from crushproof.audit import cli
 from crushproof.audit.engine.store import Store
 from crushproof.audit.exit_codes import Terminated
 from crushproof.audit.report.html import render
-from crushproof.audit.writing import GENERATOR, MARKER, check_ours, claim, write_together, writing
+from crushproof.audit.writing import GENERATOR, MARKER, check_ours, claim, write_together, write_verdict, writing
 from crushproof.targets.errors import Incomplete, InputError
 
 
@@ -102,6 +102,22 @@ def test_nothing_that_is_not_ours_is_deleted(place: str, tmp_path: Path) -> None
         pass
     assert (precious / "failures" / "file").exists()
     assert (precious / "temporary" / "deep").exists()
+
+
+def test_a_verdict_takes_the_place_of_one_of_gate_and_of_nothing_else(tmp_path: Path) -> None:
+    out, audited = tmp_path / "judged", tmp_path / "audited"
+    audited.mkdir()
+    for text in ("the audit's own policy", "the same after a rerun of the audit"):
+        write_verdict(out, audited, text)
+        assert (out / "audit.json").read_text() == text
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    for place in ("mine", "judged"):  # also one that says it is a verdict, and with a marker that is none
+        (precious / "audit.json").write_text('"policy_from": "gate"')
+        with pytest.raises(InputError, match="would be lost"):
+            write_verdict(precious, audited, '"policy_from": "gate"')
+        (precious / MARKER).unlink(missing_ok=True)
+        (precious / MARKER).symlink_to(tmp_path / place)
 
 
 def test_a_report_that_is_not_ours_stays(tmp_path: Path) -> None:

@@ -70,6 +70,24 @@ def test_away_from_home_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
     assert logging.getLogger("matplotlib.font_manager").isEnabledFor(logging.WARNING)
 
 
+def test_matplotlib_imported_away_from_home_takes_the_users_settings(tmp_path: Path) -> None:
+    rc = tmp_path / "home" / ".config" / "matplotlib" / "matplotlibrc"
+    code = (
+        "from crushproof.targets.quiet import away_from_home\n"
+        "with away_from_home():\n    import matplotlib\n    cache = matplotlib.get_cachedir()\n"
+        "import os\nassert os.environ['HOME'] not in cache and 'MATPLOTLIBRC' not in os.environ\n"
+        "print(matplotlib.rcParams['lines.linewidth'], matplotlib.get_configdir())"
+    )
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MPL", "MATPLOTLIB", "XDG"))}
+    rc.parent.mkdir(parents=True)
+    rc.write_text("lines.linewidth: 7")
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**kept, "HOME": str(tmp_path / "home")}, capture_output=True, text=True
+    )
+    if sys.platform == "linux":
+        assert (done.stdout, done.stderr) == (f"7.0 {rc.parent}\n", "")
+
+
 def test_libraries_that_keep_a_folder_at_home_are_imported_away_from_it() -> None:
     root, found = Path(crushproof.__file__).parent, 0
     for part in ("audit", "attacks", "defenses", "compression", "training", "targets"):

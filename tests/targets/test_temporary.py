@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,11 +14,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, NoReturn
 
 import psutil
 import pytest
 
 from crushproof.targets import temporary
+from crushproof.targets.errors import Incomplete, InputError
 from crushproof.targets.temporary import all_in_own_folder, own_folder, scratch
 
 LIVE = """
@@ -64,9 +69,67 @@ def test_the_next_process_sweeps_what_a_killed_one_left_and_no_other(tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_of_our_name_that_is_not_ours_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The temporary folder, in which this process has none of its own yet."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(temporary, "_own", None)
+    return tmp_path
+
+
+def raising(code: int) -> Callable[..., NoReturn]:
+    def fail(*_: Any, **__: Any) -> NoReturn:
+        raise OSError(code, os.strerror(code))
+
+    return fail
+
+
+@pytest.mark.parametrize("code", [errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_where_no_folder_can_be_locked_one_is_kept_and_none_is_swept(
+    code: int, fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anothers = temporary.shared_folder(fresh) / "another's"
+    anothers.mkdir()
+    monkeypatch.setattr(fcntl, "flock", raising(code))
+    own = own_folder()
+    assert set(own.parent.iterdir()) == {own, anothers}
+
+
+def test_tries_to_make_a_folder_come_to_an_end(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fcntl, "flock", raising(errno.EWOULDBLOCK))
+    with pytest.raises(Incomplete, match="removed"):
+        own_folder()
+    assert len(folders(fresh)) == temporary.TRIES
+
+
+def test_a_temporary_folder_that_is_gone_or_refuses_is_a_sentence(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(fresh / "gone"))
+    with pytest.raises(InputError, match="No such file"):
+        own_folder()
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_get_default_tempdir", raising(errno.ENOENT))
+    with pytest.raises(InputError, match="TMPDIR"), all_in_own_folder():
+        pass
+    monkeypatch.setattr(tempfile, "TemporaryFile", raising(errno.ENOSPC))
+    with pytest.raises(Incomplete, match="full"):
+        own_folder()
+    monkeypatch.setattr(tempfile, "tempdir", str(fresh))
+    monkeypatch.setattr(tempfile, "mkdtemp", raising(errno.EDQUOT))
+    with pytest.raises(Incomplete, match="full"):
+        own_folder()
+
+
+def test_a_folder_that_was_cleaned_away_meanwhile_is_made_anew_for_everybody(fresh: Path) -> None:
+    with all_in_own_folder():
+        first = own_folder()
+        shutil.rmtree(first.parent)
+        with scratch() as folder:
+            assert folder.parent.parent.parent == fresh
+        assert tempfile.gettempdir() == os.environ["TMPDIR"] == str(own_folder()) != str(first)
+    assert tempfile.gettempdir() == str(fresh)
+
+
+def test_a_folder_of_our_name_that_is_not_ours_is_left_alone(tmp_path: Path, fresh: Path) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "file").touch()
     (tmp_path / f"crushproof-{os.getuid()}").symlink_to(tmp_path / "precious")
@@ -76,11 +139,9 @@ def test_a_folder_of_our_name_that_is_not_ours_is_left_alone(tmp_path: Path, mon
     assert (tmp_path / "precious" / "file").exists()
 
 
-def test_a_link_among_what_was_left_leads_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(temporary, "_own", None)
+def test_a_link_among_what_was_left_leads_nowhere(tmp_path: Path, fresh: Path) -> None:
     (tmp_path / "precious").mkdir()
-    ours = temporary.shared_folder()
+    ours = temporary.shared_folder(fresh)
     (ours / "link").symlink_to(tmp_path / "precious")
     assert own_folder().parent == ours
     assert not (ours / "link").is_symlink()

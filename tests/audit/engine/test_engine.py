@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from crushproof.audit.engine.progress import Lines, Silent
 from crushproof.audit.engine.schedule import Schedule, expected
 from crushproof.audit.engine.store import Store
 from crushproof.audit.engine.work import Attempt, CellResults
+from crushproof.audit.engine.worker_process import WorkerProcess
 from crushproof.targets.errors import Incomplete, InputError
 
 TOY = Path(__file__).parents[2] / "helpers" / "toy_work.py"
@@ -404,6 +406,31 @@ def die_soon(processes: list[int]) -> bool:
     while any(map(alive, processes)) and time.monotonic() < deadline:
         time.sleep(0.01)
     return not any(map(alive, processes))
+
+
+class Noticed:
+    """Notes when it is unpickled."""
+
+    def __init__(self, notes: list[Any]) -> None:
+        self.notes = notes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return note, ("state",)
+
+
+NOTES: list[Any] = []
+
+
+def note(what: Any) -> None:
+    NOTES.append(what)
+
+
+def test_a_worker_dies_with_its_parent_before_it_imports_what_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = WorkerProcess(target=Noticed(NOTES))
+    process._config = {}  # its key is pickled for a worker only
+    monkeypatch.setattr("crushproof.audit.engine.worker_process.die_with", note)
+    pickle.loads(pickle.dumps(process))
+    assert [os.getpid(), "state"] == NOTES
 
 
 def test_kill_at_random_moments_then_resume(tmp_path: Path) -> None:
