@@ -154,11 +154,11 @@ def test_a_table_of_images_may_not_hold_its_training_records_however_often_those
 # -- models -----------------------------------------------------------------------------------------------------------
 
 
-def flags_of(correct: Array, parents: Array, file: bool, doubts: Any = ()) -> set[str]:
+def flags_of(correct: Array, parents: Array, file: bool, doubts: Any = (), trains: bool = False) -> set[str]:
     """What is said of a model that is right on some records, beside the model it came from."""
     parent = SimpleNamespace(name="dense")
     model = SimpleNamespace(name="a", file=SimpleNamespace(doubtful=False) if file else None, void=None)
-    model.is_dense, model.parent = False, parent
+    model.is_dense, model.parent, model.recipe = False, parent, SimpleNamespace(trains=trains)
     stored = {
         name: Result(arrays={"evidence/correct": right}, document={"varies": None})
         for name, right in (("a", correct), ("dense", parents))
