@@ -30,7 +30,9 @@ BOTH_WAYS = "transfer both ways"  # as a change counts it
 TINY = 1e-3  # an L-inf epsilon below which next to nothing can fail; in L2 the corners of that ball, up to TINY_L2
 TINY_L2 = 0.05  # with many values the corners are far: .39 at 224 x 224 x 3, where an L2 epsilon of .25 does harm
 FREE = 0.1  # of the values that are no categories, at least, an attacker can change
-FEWEST_STEPS = 3  # of a gradient attack that deserves the name
+# Of a gradient attack that deserves the name. PGD on a dense MNIST model at L-inf .06 leaves 40.0 % with 1 step, 37.4
+# with 2, 36.4 with 3, 35.6 with 10 and 35.2 with 50: from the third on more of them find little.
+FEWEST_STEPS = 3
 
 
 @dataclass(frozen=True)

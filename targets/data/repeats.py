@@ -116,8 +116,8 @@ def _check_overlap(members: Records, both: tuple[NDArray[np.uint64], NDArray[np.
     if share > max(OVERLAP, explained):
         raise InputError(
             f"Training records are among the test records: {what} (x_test {_some(ids[1])}; x_train {_some(ids[0])}). "
-            "Divide the data anew so that no record is in both; else membership cannot be told and accuracy is too "
-            "good."
+            "Divide the data anew so that no record is in both, each given once; else membership cannot be told and "
+            "accuracy is too good."
         )
     return [f"{what} ({share:.1%}). Whether those were trained on cannot be told, which lowers membership figures."]
 
@@ -126,12 +126,14 @@ def _explained(theirs: NDArray[np.uint64], own: NDArray[np.uint64]) -> float:
     """The share of test records that may equal a training record, for all that is known of how records repeat.
 
     Where rows are drawn by chance a test record is as likely to equal a training record as another training record is.
-    Copies made on purpose are no such measure: the test records' own repetition is one then. Chance would show among
-    the test records too, in as many equal pairs at least as the overlap divided by the training records foretells.
+    Copies made on purpose are no such measure: the test records' own repetition is one then, up to UNSEEN. Chance would
+    show among the test records too, in as many equal pairs at least as the overlap and the sizes foretell.
     """
     if not _by_chance(own):
         own = np.unique(own)
-    explained = 2 * (_twins(theirs) if _by_chance(theirs) else _twins(own) * max(1.0, len(theirs) / len(own)))
+    explained = 2 * _twins(theirs)
+    if not _by_chance(theirs):
+        explained = min(2 * _twins(own) * max(1.0, len(theirs) / len(own)), UNSEEN)
     counts = np.unique(own, return_counts=True)[1]
     pairs = float((counts * (counts - 1) // 2).sum())
     foretold = float(np.isin(own, theirs).mean()) * len(own) * (len(own) - 1) / 2 / len(theirs)
