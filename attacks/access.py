@@ -97,8 +97,9 @@ class Flag(StrEnum):
     )
     EPSILON_TINY = (
         "epsilon-tiny",
-        "The changes allowed are so small that next to no model fails: an L-inf epsilon below 0.001 is less than a "
-        "quarter of one step of an 8-bit pixel. Epsilon counts in units of the bounds: 8/255 is 0.031.",
+        "The changes allowed are so small that next to no model fails: an L-inf epsilon below 0.001, which is a "
+        "quarter of one step of an 8-bit pixel, or an L2 epsilon below 0.05 (with fewer than 2,500 values less: 0.001 "
+        "times the root of their number). Epsilon counts in units of the bounds: 8/255 is 0.031.",
     )
     LITTLE_FREE = (
         "little-free",

@@ -27,9 +27,12 @@ from .preparations import RadiusProbe, ReplayedBothWays, RoomToFall, radii_of
 REPLAYED = "transfer from its candidates"  # as a dense model faces it; no part can be labelled so
 BOTH_WAYS = "transfer both ways"  # as a change counts it
 
-TINY = 1e-3  # an L-inf epsilon below which next to nothing can fail; in L2 the corners of that ball
+TINY = 1e-3  # an L-inf epsilon below which next to nothing can fail; in L2 the corners of that ball, up to TINY_L2
+TINY_L2 = 0.05  # with many values the corners are far: .39 at 224 x 224 x 3, where an L2 epsilon of .25 does harm
 FREE = 0.1  # of the values that are no categories, at least, an attacker can change
-FEWEST_STEPS = 3  # of a gradient attack that deserves the name
+# Of a gradient attack that deserves the name. PGD on a dense MNIST model at L-inf .06 leaves 40.0 % with 1 step, 37.4
+# with 2, 36.4 with 3, 35.6 with 10 and 35.2 with 50: from the third on more of them find little.
+FEWEST_STEPS = 3
 
 
 @dataclass(frozen=True)
@@ -91,8 +94,8 @@ def found_on(results: Results, name: str, attack: EvasionParameters, against: st
     chosen = chosen_radius(results, attack)
     if chosen is not None and chosen["how"] == "nearest":
         flags.add(Flag.EPSILON_EXTREME.value)
-    corner = TINY * math.sqrt(math.prod(scope.data.shape)) if resolved.norm == "l2" else TINY
-    if chosen is None and resolved.gate < corner:
+    tiny = min(TINY * math.sqrt(math.prod(scope.data.shape)), TINY_L2) if resolved.norm == "l2" else TINY
+    if chosen is None and resolved.gate < tiny:
         flags.add(Flag.EPSILON_TINY.value)
     if free_share(scope.data, resolved.gate) < FREE:
         flags.add(Flag.LITTLE_FREE.value)

@@ -31,7 +31,10 @@ Ids = np.ndarray[Any, np.dtype[np.int64]]
 Margins = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
 SAME = 1e-3  # of margins, absolute and relative: another batch or processor adds up in another order
-LIKE_SHADOWS = 4.0  # times: scores of a model are spread as its shadows' are; see masked
+# Times that scores of a model may be spread more or less than its shadows' (see masked). MNIST, 2 layers, 8 models:
+# models made alike .9 to 1.05, 8, 4 and 3 bits .9 to 1.1, trained four times as long 1.7, a temperature of 2 .5; masked
+# by arg-max and 10 % of the logits .11, 1 % of them .01, probabilities in 8 bits .03.
+LIKE_SHADOWS = 4.0
 ENOUGH_SHADOWS = 16  # below it only RMIA may be the headline (LiRA's variances rest on too little), and a flag is set
 
 

@@ -58,7 +58,8 @@ class AuditResults:
         One no better than guessing is neither robust nor private; compression that looked at members voids what a
         private training promised; a finished file that is asked in other units than it was trained on answers at
         random, which looks like strength; of one that answers otherwise each time nothing is known; one that is far
-        better than its parent is not that, compressed; and records that are copies say of none what they seem to.
+        better than its parent is not that, compressed (a little better it may be, where it is declared to have
+        been trained further); and records that are copies say of none what they seem to.
         """
         made = self.of(model.name)
         labels = self.suite.subject.data.non_members.y.numpy()
@@ -72,8 +73,8 @@ class AuditResults:
         if made is not None and made.document.get("varies"):
             found.add(Flag.ANSWERS_VARY.value)
         if made is not None and model.file is not None and not model.is_dense and model.parent is not None:
-            theirs = self.of(model.parent.name)
-            if theirs is not None and _far_better(made, theirs):
+            theirs, trained = self.of(model.parent.name), model.recipe is not None and model.recipe.trains
+            if theirs is not None and _far_better(made, theirs, trained=trained):
                 found.add(Flag.BEYOND_PARENT.value)
         doubts = {name for name, _ in self.suite.subject.data.doubts}
         return found | (doubts - {Flag.REPEATED_MEMBERS.value})  # which concern what is asked about members only
@@ -83,14 +84,16 @@ FAR = 0.1  # more of the records right, surely
 CLEARLY = 0.02  # the same, where that is half of the parent's errors
 
 
-def _far_better(made: Result, parents: Result) -> bool:
-    """Whether a model is right where its parent is not more often than any compression explains, surely."""
-    if "evidence/error" in made.arrays:
-        own, theirs = made.arrays["evidence/error"], parents.arrays["evidence/error"]
-        return rates.mean(own - theirs).high < -max(CLEARLY, float(np.mean(theirs)) / 2)
+def _far_better(made: Result, parents: Result, *, trained: bool) -> bool:
+    """Whether a file is right where its parent is not more often than any compression explains, surely.
+
+    Files of models that predict values are refused before (`finished_file.open_all`).
+    """
     own, theirs = made.arrays["evidence/correct"], parents.arrays["evidence/correct"]
     surely = rates.paired_change(own, theirs).low
-    return surely > FAR or (surely > CLEARLY and float(np.mean(~own)) < float(np.mean(~theirs)) / 2)
+    if surely > FAR:
+        return True
+    return not trained and surely > CLEARLY and float(np.mean(~own)) < float(np.mean(~theirs)) / 2
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ...attacks.risk import QUALITIES, Metric
+from ...attacks.risk import ACCURACY, BALANCED_ACCURACY, QUALITIES, Metric
 from ..schema import wording
 from ..schema.rows import Candidate, Finding
-from .gate_sentences import setting
+from .gate_sentences import guess, setting
 from .policy import ADVICE, BUILT_IN, EXACT, Policy
 
 DETAILS = 3  # models whose own sentences are given
@@ -22,14 +22,16 @@ def beside(
     release: Sequence[str],
     metrics: Mapping[str, Metric],
 ) -> list[str]:
-    """Sentences: failing models that are not up for release; weak figures that pass; a policy milder than `release`.
+    """Sentences: failing models that are not up for release; weak figures that pass; accuracy where one class has
+    nearly all records; a policy milder than `release`.
 
     Args:
         candidates: judged by the policy; usual: the same judged by `release`.
     """
     passing = [row for row in candidates if row.name in release and row.verdict == "pass"]
     told = _aside([row for row in candidates if row.verdict == "fail" and row.name not in release])
-    return [*told, *_weak(passing, findings, metrics), *_milder(passing, findings, policy, usual, metrics)]
+    told += [*_weak(passing, findings, metrics), *_lopsided(passing, policy)]
+    return [*told, *_milder(passing, findings, policy, usual, metrics)]
 
 
 def _aside(failed: Sequence[Candidate]) -> list[str]:
@@ -75,6 +77,26 @@ def _weak(passing: Sequence[Candidate], findings: Sequence[Finding], metrics: Ma
             f"{'most' if metric.better == 'lower' else 'least'} {wording.figure(advised, metric)}."
         )
     return told
+
+
+def _lopsided(passing: Sequence[Candidate], policy: Policy) -> list[str]:
+    """Where the loss of accuracy that is allowed leaves no more than always answering the commonest class gives."""
+    limit = policy.changes.get(ACCURACY.name)
+    if limit is None or BALANCED_ACCURACY.name in {*policy.changes, *policy.absolutes}:
+        return []
+    changes = [(row, row.own_figure(ACCURACY.name)[1]) for row in passing]
+    kept = [
+        row
+        for row, change in changes
+        if change is not None and change.baseline_estimate + limit <= guess(ACCURACY, row) + EXACT
+    ]
+    if not kept:
+        return []
+    return [
+        f"A model that always answers the commonest class has {wording.figure(guess(ACCURACY, kept[0]), ACCURACY)} "
+        "accuracy, which the policy allows here: accuracy says little of these records. A policy can limit "
+        f"{BALANCED_ACCURACY.name} beside it."
+    ]
 
 
 def _milder(

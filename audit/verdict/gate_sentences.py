@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from ...attacks.risk import ACCURACY, BALANCED_ACCURACY, Metric
 from ..schema import wording
 from ..schema.rows import Candidate, Change, Estimate, Finding
-from .policy import EXACT
+from .policy import BUILT_IN, EXACT
 
 HOPELESS = 1000  # times as many records as there were
+WIDE = 0.25  # half of what AUC ranges over: so large an increase is a limit in name only, whatever the parent is
 
 
 def setting(finding: Finding | None) -> str:
@@ -72,30 +73,37 @@ def records_needed(value: float, low: float, high: float, limit: float, n: int) 
 
 
 def cannot_fail(judged: Estimate | Change, limit: float, metric: Metric, candidate: Candidate) -> str | None:
-    """Why a limit says nothing of this candidate, in a sentence: one keeps it who guesses, or who gives all away."""
+    """Why a limit says nothing of this candidate, in a sentence: one keeps it who guesses, or who gives all away.
+
+    A change that `release` allows too is never meant, nor a modest one that a leaky parent leaves no room for: what is
+    weak there is the parent, or accuracy as a measure, which stands beside the verdict.
+    """
     if metric.unit == "number":
         return None
-    worst = limit if isinstance(judged, Estimate) else judged.baseline_estimate + limit
+    worst = limit
+    if isinstance(judged, Change):
+        if abs(limit) <= abs(BUILT_IN["release"].changes.get(metric.name, 0.0)) + EXACT:
+            return None
+        worst = judged.baseline_estimate + limit
     if metric.better == "lower":
-        if worst < 1 - EXACT:
+        if worst < 1 - EXACT or (isinstance(judged, Change) and limit < WIDE):
             return None
         return f"The limit allows {wording.figure(1.0, metric)} and so can hardly fail: give a tighter one."
-    guessed = 0.0  # an attack may push any model below chance
-    if metric.name in (ACCURACY.name, BALANCED_ACCURACY.name):
-        guessed = _guessed(candidate, balanced=metric.name == BALANCED_ACCURACY.name)
+    guessed = guess(metric, candidate)
     if worst > guessed + EXACT:
         return None
     if not guessed:
         return f"The limit allows {wording.figure(0.0, metric)} and so can hardly fail: give a tighter one."
+    instead = ", or limit balanced_accuracy" if metric.name == ACCURACY.name else ""
     return (
         f"A model that always answers the commonest class keeps this limit ({wording.figure(guessed, metric)}), so "
-        "that it can hardly fail: give a tighter one."
+        f"that it can hardly fail: give a tighter one{instead}."
     )
 
 
-def _guessed(candidate: Candidate, *, balanced: bool) -> float:
-    """The accuracy of whoever always answers the commonest class."""
+def guess(metric: Metric, candidate: Candidate) -> float:
+    """What whoever always answers the commonest class gets; 0 of figures that an attack may push below chance."""
     counts = [] if candidate.classes is None else [one.n for one in candidate.classes.recalls]
-    if not counts:
+    if not counts or metric.name not in (ACCURACY.name, BALANCED_ACCURACY.name):
         return 0.0
-    return 1 / len(counts) if balanced else max(counts) / sum(counts)
+    return 1 / len(counts) if metric.name == BALANCED_ACCURACY.name else max(counts) / sum(counts)

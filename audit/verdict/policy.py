@@ -118,7 +118,9 @@ BUILT_IN = {
 }
 
 # What a figure is called leaky or fragile beyond, whatever the policy. No limit of `release`, which compares: a model
-# may be no worse than its parent and both be weak. The report then says so beside the verdict.
+# may be no worse than its parent and both be weak. The report then says so beside the verdict. Of small digit nets with
+# 600 members, LiRA with 16 shadows has AUC .64 and TPR 8 %, after DP-SGD of epsilon 8 .54 and 2 %; robust accuracy
+# at L-inf .15 is 9 %, after adversarial training 49 % and more. The limits lie between.
 ADVICE = {"robust_accuracy": 0.2, "tpr_at_1_percent_fpr": 0.05, "auc": 0.6}
 
 

@@ -121,9 +121,20 @@ def _check_form(records: Records, split: str) -> None:
         raise InputError(
             f"The {_named(split, 'x')} have inputs of shape {list(x.shape)}, which hold no value. Check the features."
         )
-    if len(y) < FEWEST:
+    check_enough(records, split)
+
+
+def check_enough(records: Records, split: str, given: int = 0) -> None:
+    """Raises InputError: too few records.
+
+    Args:
+        given: how many there were before copies of others were left out; 0: none were.
+    """
+    if len(records) < FEWEST:
+        copies = f" that are distinct, of {given:,} given: the others are copies of them" if given else ""
         raise InputError(
-            f"There are only {len(y)} {_named(split)}. At least {FEWEST} are needed, and hundreds for a useful audit."
+            f"There are only {len(records)} {_named(split)}{copies}. At least {FEWEST} are needed, and hundreds for a "
+            "useful audit."
         )
 
 

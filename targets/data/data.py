@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..seeds import generator
-from .checks import check_data
+from .checks import check_data, check_enough
 from .records import Bounds, Records
 from .repeats import find_repeats
 from .structure import PLAIN, Structure, check_structure
@@ -77,7 +77,9 @@ class Data:
         object.__setattr__(self, "doubts", found.doubts)
         if found.keep is None:
             return found.notes
+        given = len(self.non_members)
         object.__setattr__(self, "non_members", self.non_members.take(found.keep))
+        check_enough(self.non_members, "test records", given)  # of every class and value the first one is still there
         if self.groups is not None:
             object.__setattr__(self, "groups", tuple(self.groups[at] for at in found.keep.tolist()))
         return found.notes

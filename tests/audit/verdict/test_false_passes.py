@@ -13,6 +13,7 @@ import pytest
 import torch
 from evasion_cases import case_of
 from judged_rows import KNOWN, audit_of, candidate, change, estimate, finding, findings
+from repeated_records import Array, data, images
 from torch import nn
 
 from crushproof.attacks.access import Flag
@@ -30,135 +31,19 @@ from crushproof.audit.schema import wording
 from crushproof.audit.schema.rows import Candidate, Classes, GroupEstimate
 from crushproof.audit.verdict.judging import Judgement, apply_policy, rejudge
 from crushproof.audit.verdict.policy import BUILT_IN, load_policy
-from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records
-from crushproof.targets.data.repeats import NEAR_DUPLICATES, REPEATED_MEMBERS, REPEATED_RECORDS
+from crushproof.targets.data.repeats import REPEATED_MEMBERS, REPEATED_RECORDS
 from crushproof.targets.data.structure import Structure
 from crushproof.targets.errors import InputError
-
-Array = np.ndarray[Any, Any]
-Split = tuple[Array, Array]
-
-# -- records ----------------------------------------------------------------------------------------------------------
-
-
-def images(n: int, seed: int) -> Split:
-    rng = np.random.default_rng(seed)
-    y = rng.integers(0, 3, n)
-    shapes = np.random.default_rng(9).random((3, 1, 6, 6))
-    return np.clip(shapes[y] + 0.2 * rng.standard_normal((n, 1, 6, 6)), 0, 1).astype(np.float32), y
-
-
-def table(n: int, seed: int) -> Split:
-    """Few, coarse columns, about 1,000 rows of which are likely: honest repetition within and across the splits."""
-    rng = np.random.default_rng(seed)
-    x = np.minimum(rng.geometric(0.4, (n, 5)), 8) / 8
-    return x.astype(np.float32), (x.sum(1) > 1.6).astype(int)
-
-
-def noisy(split: Split, scale: float) -> Split:
-    noise = scale * np.random.default_rng(1).standard_normal(split[0].shape)
-    return np.clip(split[0] + noise, 0, 1).astype(np.float32), split[1]
-
-
-def times(split: Split, count: int) -> Split:
-    return np.concatenate([split[0]] * count), np.concatenate([split[1]] * count)
-
-
-def both(one: Split, other: Split) -> Split:
-    return np.concatenate([one[0], other[0]]), np.concatenate([one[1], other[1]])
-
-
-def first(split: Split, n: int) -> Split:
-    return split[0][:n], split[1][:n]
-
-
-def records(split: Split | None) -> Records | None:
-    return None if split is None else Records(torch.from_numpy(split[0]), torch.from_numpy(split[1].astype(np.int64)))
-
-
-def data(members: Split | None, tests: Split) -> Data:
-    non_members = records(tests)
-    assert non_members is not None
-    return Data("x", records(members), non_members, Bounds.of(0, 1), ("a", "b", "c"))
-
-
-def two_columns(n: int, seed: int) -> Split:
-    x = np.random.default_rng(seed).random((n, 2)).astype(np.float32)
-    return x, (x[:, 0] > 0.5).astype(int)
-
-
-TRAIN, TEST, COARSE = images(600, 0), images(300, 1), table(900, 2)
-
-# training records, test records, flags, how many test records are left
-DATA: dict[str, tuple[Split | None, Split, set[str], int]] = {
-    "honest images": (TRAIN, TEST, set(), 300),
-    "honest images, test records only": (None, TEST, set(), 300),
-    "a coarse table": (COARSE, table(600, 3), set(), 600),
-    "a coarse table, test records only": (None, first(table(600, 3), 60), set(), 60),
-    "two fractions, neighbours by nature": (two_columns(600, 0), two_columns(300, 1), set(), 300),
-    "an augmented training set": (both(TRAIN, noisy(TRAIN, 0.01)), TEST, {REPEATED_MEMBERS}, 300),
-    "30 test records 10 times": (TRAIN, times(first(TEST, 30), 10), {REPEATED_RECORDS}, 30),
-    "the same, nothing known of training": (None, times(first(TEST, 30), 10), {REPEATED_RECORDS}, 30),
-    "one easy record as often as all others": (
-        TRAIN,
-        both(TEST, times(first(TEST, 1), 300)),
-        {REPEATED_RECORDS},
-        300,
-    ),
-    "the training set repeats as well": (
-        times(first(TRAIN, 60), 10),
-        times(first(TEST, 30), 10),
-        {REPEATED_RECORDS, REPEATED_MEMBERS},
-        30,
-    ),
-    "a coarse table's test records 10 times": (COARSE, times(table(60, 7), 10), {REPEATED_RECORDS}, 58),
-    "copies with noise": (TRAIN, noisy(times(first(TEST, 30), 10), 1e-4), {REPEATED_RECORDS}, 300),
-    "copies with more noise": (None, noisy(times(first(TEST, 30), 10), 3e-3), {REPEATED_RECORDS}, 300),
-    "members with noise 1e-4": (TRAIN, noisy(first(TRAIN, 300), 1e-4), {NEAR_DUPLICATES}, 300),
-    "members with noise 3e-3": (TRAIN, noisy(first(TRAIN, 300), 3e-3), {NEAR_DUPLICATES}, 300),
-    "a fifth is members with noise": (
-        TRAIN,
-        both(noisy(first(TRAIN, 60), 1e-4), first(TEST, 240)),
-        {NEAR_DUPLICATES},
-        300,
-    ),
-    "the training set doubled with noise": (both(TRAIN, noisy(TRAIN, 1e-4)), TEST, {REPEATED_MEMBERS}, 300),
-}
-
-
-@pytest.mark.parametrize("name", DATA)
-def test_copies_of_records(name: str) -> None:
-    members, tests, flags, left = DATA[name]
-    made = data(members, tests)
-    assert ({flag for flag, _ in made.doubts}, len(made.non_members)) == (flags, left)
-    assert all(sentence in made.notes for _, sentence in made.doubts)
-    assert len(set(map(int, made.evaluation_ids))) == len(made.evaluation_ids) < left
-
-
-def test_groups_follow_the_records_that_are_left() -> None:
-    x, y = times(first(TEST, 30), 10)
-    groups = tuple(f"g{at % 30}" for at in range(300))
-    non_members = records((x, y))
-    assert non_members is not None
-    made = Data("x", records(TRAIN), non_members, Bounds.of(0, 1), ("a", "b", "c"), groups)
-    assert made.groups is not None
-    assert torch.equal(made.non_members.x, torch.from_numpy(x[[int(name[1:]) for name in made.groups]]))
-
-
-def test_a_table_of_images_may_not_hold_its_training_records_however_often_those_repeat() -> None:
-    with pytest.raises(InputError, match="Training records are among the test records"):
-        data(times(first(TRAIN, 60), 10), first(TRAIN, 60))
-
 
 # -- models -----------------------------------------------------------------------------------------------------------
 
 
-def flags_of(correct: Array, parents: Array, file: bool, doubts: Any = ()) -> set[str]:
+def flags_of(correct: Array, parents: Array, file: bool, doubts: Any = (), trains: bool = False) -> set[str]:
     """What is said of a model that is right on some records, beside the model it came from."""
     parent = SimpleNamespace(name="dense")
     model = SimpleNamespace(name="a", file=SimpleNamespace(doubtful=False) if file else None, void=None)
-    model.is_dense, model.parent = False, parent
+    model.is_dense, model.parent, model.recipe = False, parent, SimpleNamespace(trains=trains)
     stored = {
         name: Result(arrays={"evidence/correct": right}, document={"varies": None})
         for name, right in (("a", correct), ("dense", parents))
@@ -188,6 +73,13 @@ def right(share: float, n: int = 1000) -> Array:
 )
 def test_a_file_far_better_than_its_parent(own: float, parents: float, file: bool, flagged: bool) -> None:
     assert flags_of(right(own), right(parents), file) == ({Flag.BEYOND_PARENT} if flagged else set())
+
+
+@pytest.mark.parametrize(("own", "parents", "flagged"), [(0.976, 0.95, False), (1.0, 0.95, False), (0.95, 0.8, True)])
+def test_a_file_declared_to_be_trained_further_may_be_a_little_better(
+    own: float, parents: float, flagged: bool
+) -> None:
+    assert flags_of(right(own), right(parents), True, trains=True) == ({Flag.BEYOND_PARENT} if flagged else set())
 
 
 @pytest.mark.parametrize(("low", "file", "flagged"), [(0.45, True, True), (0.1, True, False), (0.45, False, False)])
@@ -265,18 +157,31 @@ PGD = {"kind": "pgd", "steps": 10}
 def test_attacks_that_cannot_find_anything(settings: dict[str, Any], flag: Flag | None) -> None:
     if isinstance(settings["epsilon" if "epsilon" in settings else "epsilons"], str):
         settings = {"epsilon": 8 / 255 / 255, "parts": [PGD]}
+    found = flags_of_attack(settings, (1, 6, 6))
+    assert {Flag.EPSILON_TINY, Flag.WEAK_ATTACK} & found == ({flag} if flag else set())
+
+
+@pytest.mark.parametrize(("epsilon", "flagged"), [(0.25, False), (0.06, False), (0.03, True)])
+def test_an_l2_epsilon_of_large_images(epsilon: float, flagged: bool) -> None:
+    found = flags_of_attack({"epsilon": epsilon, "norm": "l2", "parts": [PGD]}, (3, 224, 224))
+    assert (Flag.EPSILON_TINY in found) is flagged
+
+
+def flags_of_attack(settings: dict[str, Any], shape: tuple[int, ...]) -> set[str]:
+    """What is said of an attack on small images, were records of that shape."""
     attack = Evasion(records=30, **settings)
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 3)).eval().requires_grad_(False)
-    made = data(None, TEST)
+    made = data(None, images(300, 1))
     evidence = attack.run(case_of(made, model), seed=0)
+    seen = SimpleNamespace(shape=shape, structure=made.structure, bounds=made.bounds, bounds_doubt="")
     results: Any = SimpleNamespace(
         evidence=lambda ran: evidence,
-        scope=SimpleNamespace(data=made, label="evasion", compared_with=lambda name: []),
+        scope=SimpleNamespace(data=seen, label="evasion", compared_with=lambda name: []),
         without_twin=lambda name: None,
     )
     found = found_on(results, "a", attack)
     assert found is not None
-    assert {Flag.EPSILON_TINY, Flag.WEAK_ATTACK} & set(found.flags) == ({flag} if flag else set())
+    return set(found.flags)
 
 
 @pytest.mark.parametrize(
@@ -346,6 +251,8 @@ def judged(policy: dict[str, Any], rows: list[Candidate], release: list[str], **
         ({"changes": {"robust_accuracy": -0.6}}, "inconclusive", "allows 0.0 % and so can hardly fail"),
         ({"changes": {"auc": 0.5}}, "inconclusive", "can hardly fail"),
         ({"changes": {"robust_accuracy": -0.05}}, "pass", ""),
+        ({"changes": {"tpr_at_1_percent_fpr": 0.6}}, "inconclusive", "can hardly fail"),
+        ({"absolutes": {"auc": 0.99}}, "pass", ""),
     ],
 )
 def test_limits_that_cannot_fail(policy: dict[str, Any], verdict: str, words: str) -> None:
@@ -418,6 +325,37 @@ def test_a_weak_parent_is_named_beside_what_is_no_worse() -> None:
     )
     assert told[2].startswith("What passes is judged relative to a parent that leaks itself: ")
     assert told[2].endswith("of dense 0.800 and a 0.810; advised is at most 0.600.")
+
+
+@pytest.mark.parametrize("metric", ["auc", "tpr_at_1_percent_fpr"])
+@pytest.mark.parametrize("policy", ["release", {"changes": {"auc": 0.06, "tpr_at_1_percent_fpr": 0.06}}])
+def test_a_parent_that_gives_all_away_is_named_beside_the_pass(metric: str, policy: Any) -> None:
+    found = [one for one in findings("a") if one.metric != metric]
+    leak = finding("a", metric).model_copy(update={"estimate": estimate(0.96), "changes": [change(0, baseline=0.96)]})
+    limits = load_policy(policy, Path(), KNOWN)
+    verdict = apply_policy([candidate("dense", role="dense"), candidate("a")], [*found, leak], limits, ["a"], KNOWN)
+    assert verdict.verdict == "pass"
+    assert any(
+        "a parent that leaks itself" in told and "0.96" in told.replace("96.0", "0.96") for told in verdict.beside
+    )
+
+
+@pytest.mark.parametrize(("commonest", "told"), [(950, 1), (800, 0)])
+def test_accuracy_in_lopsided_data_is_judged_and_said_to_mean_little(commonest: int, told: int) -> None:
+    recalls = [
+        GroupEstimate(name=name, estimate=0.5, low=0.4, high=0.6, n=n)
+        for name, n in (("a", commonest), ("b", 1000 - commonest))
+    ]
+    ours = Classes(balanced_accuracy=estimate(0.5, 0.02), change=change(0), recalls=recalls, uneven=True)
+    own = {"accuracy": estimate(0.965, 0.01), "accuracy_change": change(0, 0.005, baseline=0.965), "classes": ours}
+    row = candidate("a").model_copy(update=own)
+    for policy in (BUILT_IN["release"], load_policy({"changes": {"accuracy": -0.02}}, Path(), KNOWN)):
+        verdict = apply_policy([row], findings("a"), policy, ["a"], KNOWN)
+        assert verdict.verdict == "pass"
+        assert sum("A policy can limit balanced_accuracy" in one for one in verdict.beside) == told
+    both_limited = load_policy({"changes": {"accuracy": -0.02, "balanced_accuracy": -0.05}}, Path(), KNOWN)
+    verdict = apply_policy([row], findings("a"), both_limited, ["a"], KNOWN)
+    assert not any("A policy can limit balanced_accuracy" in one for one in verdict.beside)
 
 
 def test_a_mild_policy_is_told_by_the_built_in_one() -> None:

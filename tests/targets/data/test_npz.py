@@ -85,7 +85,9 @@ def test_pixels_keep_their_units_and_channels_come_first(tmp_path: Path) -> None
 
 def _images(low: int, high: int, dtype: str, reached: float) -> np.ndarray[Any, Any]:
     """Whole numbers [n, 4, 4]; `reached`: the share of images that hold both ends, the first one always."""
-    x = np.random.default_rng(1).integers(low + 1, high, (N, 4, 4)) if high - low > 1 else np.zeros((N, 4, 4), int)
+    x = np.random.default_rng(1).integers(min(low + 1, 0) if high - low < 3 else low + 1, high, (N, 4, 4))
+    if high - low < 3:  # too few between the ends to tell images apart
+        x[:, 2:] = high * np.random.default_rng(1).integers(0, 2, (N, 2, 4))
     x[: max(1, int(reached * N)), 0, :2] = low, high
     return x.astype(dtype)
 

@@ -142,19 +142,19 @@ def test_what_is_not_so_is_refused(tmp_path: Path, case: str, refused: Refused) 
 
 
 def test_a_block_with_two_ones_names_the_record(refused: Refused) -> None:
-    x = torch.eye(3)[torch.arange(30) % 3]
+    x = torch.cat([torch.eye(3)[torch.arange(30) % 3], torch.arange(30)[:, None] / 29], 1)
     y = torch.arange(30) % 2
     block = Structure(one_hot=((0, 1, 2),))
     assert Data("d", None, Records(x, y), Bounds.of(0, 1), ("a", "b"), structure=block).structure == block
     x[7, :2] = 1
-    data = [x, x * torch.tensor([1.0, 1.0, 0.0])]
+    data = [x, x * torch.tensor([1.0, 1.0, 0.0, 1.0])]
     refused(
         lambda: Data("d", None, Records(data[0], y), Bounds.of(0, 1), ("a", "b"), structure=block),
         InputError,
         "2 ones in record 7 of the non-members (1 such records)",
     )
     dropped = data[1].clone()
-    dropped[7] = 0
+    dropped[7, :3] = 0
     noted = Data("d", None, Records(dropped, y), Bounds.of(0, 1), ("a", "b"), structure=block)
     assert any("have no 1 in the one-hot block" in note for note in noted.notes)
 
