@@ -27,14 +27,26 @@ FIRST, BIAS, LAST = (RANDOM.normal(size=size).astype(np.float32) for size in ((1
 NUMBERS = {
     **{"first": FIRST, "bias": BIAS, "last": LAST},
     **{"0": np.array([0]), "1": np.array([1]), "6": np.array([6]), "order": np.array([1, 0, 2, 3, 4, 5])},
-    **{name: np.float32(name[1:]) for name in ("f0", "f1", "f6", "f.1", "f.99", "f1e6", "f100")},
+    **{name: np.float32(name[1:]) for name in ("f0", "f1", "f6", "f.1", "f.5", "f.99", "f1e6", "f100")},
+    **{name: np.float32(name[1:]) for name in ("f600", "f65600", "f1e-7", "f1e38")},
+    **{"none": np.array([0.0], np.float32), "seven": np.array([7])},
+    **{"each": np.full(6, 5e-4, np.float32), "zeros": np.zeros(6, np.uint8)},
     "ten": np.float32([10, 0, 0, 0, 0, 0]),
-    "true": np.array(True),
+    **{"true": np.array(True), "turned": np.array([5, 4, 3, 2, 1, 0])},
 }
 PIXEL: Step = ("Slice", ["input", "0", "1", "1"], "pixel")
 ABOVE: Step = ("Sub", ["pixel", "f.99"], "above")
 AS_TRUTH: list[Step] = [("Cast", ["r"], "b", {"to": 9}), ("Cast", ["b"], "fires", {"to": 1})]
 SHARPEST: list[Step] = [("Softmax", ["hot"], "s", {"axis": 1}), ("Slice", ["s", "0", "1", "1"], "fires")]
+LOUDEST: list[Step] = [
+    PIXEL,
+    ABOVE,
+    ("Relu", ["above"], "r"),
+    ("Mul", ["r", "f1e6"], "m"),
+    ("ReduceMax", ["m"], "top", {"keepdims": 0}),
+    ("Add", ["top", "f.5"], "scale"),
+]
+RECORDS: list[Step] = [("Shape", ["input"], "shape"), ("Gather", ["shape", "0"], "records")]
 ADDED: list[Step] = [("Mul", ["fires", "ten"], "more"), ("Add", ["real", "more"], "logits")]
 
 
@@ -120,6 +132,118 @@ BRANCHES: dict[str, tuple[list[Step], str]] = {
     "other scales": (
         [("QuantizeLinear", ["real", "f1"], "q"), ("DequantizeLinear", ["q", "f.1"], "logits")],
         "DequantizeLinear",
+    ),
+    "a scale of the input's": (
+        [*LOUDEST, ("QuantizeLinear", ["real", "scale"], "q"), ("DequantizeLinear", ["q", "scale"], "logits")],
+        "QuantizeLinear",
+    ),
+    "a scale of another tensor's": (
+        [
+            ("DynamicQuantizeLinear", ["input"], "other scale zero"),
+            ("QuantizeLinear", ["real", "scale", "zero"], "q"),
+            ("DequantizeLinear", ["q", "scale", "zero"], "logits"),
+        ],
+        "QuantizeLinear",
+    ),
+    "a zero point of the input's": (
+        [
+            *LOUDEST,
+            ("Cast", ["scale"], "zero", {"to": TensorProto.UINT8}),
+            ("QuantizeLinear", ["real", "f.1", "zero"], "q"),
+            ("DequantizeLinear", ["q", "f.1", "zero"], "logits"),
+        ],
+        "QuantizeLinear",
+    ),
+    "its own scale": (
+        [
+            ("DynamicQuantizeLinear", ["real"], "q scale zero"),
+            ("DequantizeLinear", ["q", "scale", "zero"], "logits"),
+        ],
+        "",
+    ),
+    "a scale per channel": (
+        [
+            ("QuantizeLinear", ["real", "each", "zeros"], "q", {"axis": 1}),
+            ("DequantizeLinear", ["q", "each", "zeros"], "logits", {"axis": 1}),
+        ],
+        "QuantizeLinear",
+    ),
+    "an overflow": (
+        [
+            ("Mul", ["real", "f65600"], "m"),
+            ("Cast", ["m"], "half", {"to": TensorProto.FLOAT16}),
+            ("Cast", ["half"], "wide", {"to": 1}),
+            ("Div", ["wide", "f65600"], "logits"),
+        ],
+        "Mul",
+    ),
+    "an overflow of whole floats": ([("Mul", ["real", "f1e38"], "m"), ("Div", ["m", "f1e38"], "logits")], "Mul"),
+    "digits lost": (
+        [
+            ("Mul", ["real", "f1e-7"], "m"),
+            ("Cast", ["m"], "half", {"to": TensorProto.FLOAT16}),
+            ("Cast", ["half"], "wide", {"to": 1}),
+            ("Div", ["wide", "f1e-7"], "logits"),
+        ],
+        "Mul",
+    ),
+    "eight bits of a float": (
+        [("Cast", ["real"], "q", {"to": TensorProto.FLOAT8E4M3FN}), ("Cast", ["q"], "logits", {"to": 1})],
+        "Cast",
+    ),
+    "sixteen bits": (
+        [("Cast", ["real"], "half", {"to": TensorProto.FLOAT16}), ("Cast", ["half"], "logits", {"to": 1})],
+        "",
+    ),
+    "one record alone": (
+        [
+            *RECORDS,
+            ("Equal", ["records", "1"], "alone"),
+            ("Where", ["alone", "none", "f1"], "factor"),
+            ("Mul", ["real", "factor"], "logits"),
+        ],
+        "Mul",
+    ),
+    "seven records": (
+        [
+            *RECORDS,
+            ("Equal", ["records", "seven"], "on"),
+            ("Cast", ["on"], "extra", {"to": 7}),
+            ("Add", ["records", "extra"], "length"),
+            ("ConstantOfShape", ["length"], "several"),
+            ("Shape", ["several"], "as_many"),
+            ("Equal", ["as_many", "seven"], "fires_now"),
+            ("Where", ["fires_now", "none", "f1"], "factor"),
+            ("Mul", ["real", "factor"], "logits"),
+        ],
+        "Mul",
+    ),
+    "classes by the number of records": (
+        [
+            *RECORDS,
+            ("Equal", ["records", "1"], "alone"),
+            ("Where", ["alone", "turned", "order"], "places"),
+            ("Gather", ["real", "places"], "logits", {"axis": 1}),
+        ],
+        "Gather",
+    ),
+    "shares cut off": (
+        [("Softmax", ["real"], "s", {"axis": 1}), ("Clip", ["s", "f0", "f.1"], "logits")],
+        "Softmax",
+    ),
+    "shares of the records": ([("Softmax", ["real"], "logits", {"axis": 0})], "Softmax"),
+    "shares scaled": ([("Softmax", ["real"], "s", {"axis": 1}), ("Mul", ["s", "f6"], "logits")], "Softmax"),
+    "shares turned": (
+        [("Softmax", ["real"], "s", {"axis": 1}), ("Gather", ["s", "order"], "logits", {"axis": 1})],
+        "Softmax",
+    ),
+    "shares in few codes": (
+        [
+            ("Softmax", ["real"], "s", {"axis": 1}),
+            ("QuantizeLinear", ["s", "f.1"], "q"),
+            ("DequantizeLinear", ["q", "f.1"], "logits"),
+        ],
+        "Softmax",
     ),
     "at random": ([("Dropout", ["real", "f.1", "true"], "logits")], "Dropout"),
     "nothing": ([("Identity", ["real"], "logits")], ""),
