@@ -109,8 +109,8 @@ def ranges(left: Stripped, right: Stripped, name: str) -> Iterator[tuple[Limit, 
         cut = cut or not limit.step
         factor = limit.gain / left.gain * (1.0 if cut else right.gain)
         if limit.step and factor:  # behind a Clip: what it clips
-            ends = {"low": limit.low * factor, "high": limit.high * factor, "step": limit.step * factor}
-            yield replace(limit, **ends), right.base if cut else name
+            low, high, step = (factor * part for part in (limit.low, limit.high, limit.step))
+            yield replace(limit, low=low, high=high, step=step), right.base if cut else name
 
 
 def near(one: tuple[float, float], other: tuple[float, float], close: float) -> bool:

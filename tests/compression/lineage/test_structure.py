@@ -28,7 +28,7 @@ NUMBERS = {
     **{"first": FIRST, "bias": BIAS, "last": LAST},
     **{"0": np.array([0]), "1": np.array([1]), "6": np.array([6]), "order": np.array([1, 0, 2, 3, 4, 5])},
     **{name: np.float32(name[1:]) for name in ("f0", "f1", "f6", "f.1", "f.5", "f.99", "f1e6", "f100")},
-    **{name: np.float32(name[1:]) for name in ("f600", "f65600", "f1e-7", "f1e38")},
+    **{name: np.float32(name[1:]) for name in ("f65600", "f1e-7", "f1e38")},
     **{"none": np.array([0.0], np.float32), "seven": np.array([7])},
     **{"each": np.full(6, 5e-4, np.float32), "zeros": np.zeros(6, np.uint8)},
     "ten": np.float32([10, 0, 0, 0, 0, 0]),
@@ -52,14 +52,21 @@ ADDED: list[Step] = [("Mul", ["fires", "ten"], "more"), ("Add", ["real", "more"]
 
 def network(active: str = "Relu", *behind: Step, **attributes: Any) -> bytes:
     """Two layers around an activation; behind them what is given, which makes logits of `real`."""
+    last: Step = ("Gemm", ["active", "last"], "real" if behind else "logits", {"transB": 1})
+    return by_hand(
+        [
+            ("Gemm", ["input", "first", "bias"], "hidden", {"transB": 1}),
+            (active, ["hidden"], "active", attributes),
+            last,
+            *behind,
+        ]
+    )
+
+
+def by_hand(steps: list[Step]) -> bytes:
     nodes = [
-        helper.make_node("Gemm", ["input", "first", "bias"], ["hidden"], "first", transB=1),
-        helper.make_node(active, ["hidden"], ["active"], "active", **attributes),
-        helper.make_node("Gemm", ["active", "last"], ["real" if behind else "logits"], "last", transB=1),
-        *(
-            helper.make_node(kind, read, made.split(), made, **(more[0] if more else {}))
-            for kind, read, made, *more in behind
-        ),
+        helper.make_node(kind, read, made.split(), made, **(more[0] if more else {}))
+        for kind, read, made, *more in steps
     ]
     used = {name for node in nodes for name in node.input}
     held = [numpy_helper.from_array(np.asarray(NUMBERS[name]), name) for name in NUMBERS if name in used]
@@ -360,6 +367,38 @@ def test_ranges_of_activations(folder: Path, factor: float, words: str) -> None:
     assert len(found.ranges) > 4
     assert [one.clips for one in odd] == ([] if not words else [factor < 1])
     assert any(words in sentence for sentence in found.sentences) if words else found.verdict == "confirmed"
+
+
+HALF: dict[str, Any] = {"to": TensorProto.FLOAT16}
+LOGITS: Step = ("Gemm", ["active", "last"], "logits", {"transB": 1})
+
+
+def test_overflows_between_a_product_and_its_bias() -> None:
+    behind: list[Step] = [("Add", ["out", "bias"], "hidden"), ("Relu", ["hidden"], "active")]
+    for steps, named in (
+        ([("Cast", ["product"], "h", HALF), ("Cast", ["h"], "out", {"to": 1})], ""),
+        ([("Mul", ["product", "f65600"], "m"), ("Div", ["m", "f65600"], "out")], "Mul"),
+    ):
+        nodes: list[Step] = [("Gemm", ["input", "first"], "product", {"transB": 1}), *steps, *behind]
+        left_over(check_lineage(network(), by_hand([*nodes, LOGITS])), named)
+
+
+@pytest.mark.parametrize(("kind", "high"), [(TensorProto.UINT8, 0.255), (TensorProto.INT8, 0.127)])
+def test_ranges_behind_factors_and_without_zero_points(kind: int, high: float) -> None:
+    """In the units of the dense model's tensor; the type of the codes is said by an attribute."""
+    steps: list[Step] = [
+        ("Mul", ["input", "f100"], "m"),
+        ("QuantizeLinear", ["m", "f.1"], "q", {"output_dtype": kind}),
+        ("DequantizeLinear", ["q", "f.1"], "d"),
+        ("Div", ["d", "f100"], "x"),
+        ("Gemm", ["x", "first", "bias"], "hidden", {"transB": 1}),
+        ("Relu", ["hidden"], "active"),
+        LOGITS,
+    ]
+    records = np.linspace(0, 1, 320, dtype=np.float32).reshape(20, 16)
+    (found,) = check_lineage(network(), by_hand(steps), records=records).ranges
+    assert found.high == pytest.approx(high, rel=1e-5)
+    assert found.clipped == pytest.approx(1 - high, abs=0.01)
 
 
 def test_choices_of_the_declared_recipe_and_no_others() -> None:
