@@ -136,14 +136,14 @@ class Form:
         return set(reached(self.ends, onward))
 
     @cached_property
-    def counting(self) -> frozenset[str]:
-        return counting(self.graph, self.shaped, self.changing)
+    def counting(self) -> tuple[frozenset[str], frozenset[str]]:
+        return counting(self.graph, self.shaped, self.changing, self.seen.types)
 
     def fixed(self, name: str) -> bool:
         """Whether a tensor has the same values whatever the input is, and however many records."""
         if name in self.weighted or name not in self.graph.varying:
             return name not in self.weighted
-        return name in self.shaped and name in self.seen.values and name not in self.counting
+        return name in self.shaped and name in self.seen.values and name not in self.counting[0]
 
     def sized(self, name: str) -> bool:
         """Whether a tensor depends on the input by its shape at most: what a reshape goes by."""
@@ -177,7 +177,8 @@ class Form:
             elif kind == "QuantizeLinear":
                 limits.append(codes_limit(self.graph, node, node.input[1], (*node.input, "")[2], name, gain))
             elif kind in SAME_ORDER or (kind in MOVES and all(map(self._places(kind), filter(None, node.input[1:])))):
-                if self.fixed(first) or first not in self.seen.shapes or name not in self.seen.shapes:
+                wild = kind != "Expand" and not self.counting[1].isdisjoint(node.input[1:])
+                if wild or self.fixed(first) or first not in self.seen.shapes or name not in self.seen.shapes:
                     break
                 moves.append((node, name))
             elif kind in ("Mul", "Div", "QLinearMul") and all(not limit.cuts for limit in limits):

@@ -216,8 +216,10 @@ def captured(graph: onnx.GraphProto) -> list[str]:
     return [name for name in dict.fromkeys(read) if name and name not in own]
 
 
-def counting(graph: Graph, shaped: Collection[str], changing: Collection[str]) -> frozenset[str]:
-    """Those of `shaped` whose values may depend on the number of records.
+def counting(
+    graph: Graph, shaped: Collection[str], changing: Collection[str], types: Mapping[str, str]
+) -> tuple[frozenset[str], frozenset[str]]:
+    """Those of `shaped` whose values may depend on the number of records; and of these, which are no multiples of it.
 
     They are known before the input is, and still no constants: a model is audited in large batches and attacked in
     small ones, and a comparison with their number can change every answer of a batch of one.
@@ -226,30 +228,34 @@ def counting(graph: Graph, shaped: Collection[str], changing: Collection[str]) -
         shaped: tensors that follow from shapes and constants.
         changing: tensors whose shape or values were other ones with another number of records. Of sizes and of what
             picks from them that decides; of what is computed with a size nothing does: it may ask for any number.
+        types: numpy's names of the tensors' types.
     """
     sizes, values, lengths, odd = set[str](), set[str](), set[str](), set[str]()
-    nodes = [node for node in graph.nodes if any(name in shaped for name in node.output)]
-    before = -1
-    while before < (before := sum(map(len, (sizes, values, lengths, odd)))):  # nodes may come in any order
-        for node in nodes:
-            kind, given = node.op_type, [name for name in node.input if name]
-            source, others = given[:1], given[1:]
-            if kind in ("Shape", "Size") and odd.isdisjoint(source):
-                picks = True
-            else:
-                picked, by = (given, []) if kind == "Concat" else (source, others)
-                known = all(name in sizes or name not in graph.varying for name in picked)
-                picks = kind in _PICKS and known and not sizes.isdisjoint(picked) and values.isdisjoint(by)
-            if picks:
-                sizes.update(node.output)
-                values.update(name for name in node.output if name in changing)
-                continue
-            how_many = (given if kind == "ConstantOfShape" else others) if kind in _SPREADS else []
-            what = [name for name in given if name not in how_many]
-            if not values.isdisjoint(what) or (kind not in _LONGER and not lengths.isdisjoint(given)):
-                values.update(node.output)
-            if not lengths.isdisjoint(given) or not values.isdisjoint(how_many):
-                lengths.update(node.output)
-            if not odd.isdisjoint(given) or not (values - sizes).isdisjoint(how_many):
-                odd.update(node.output)
-    return frozenset(values)
+    for node in graph.nodes:  # what is known to follow from shapes stands behind what it follows from
+        if not any(name in shaped for name in node.output):
+            continue
+        kind, given = node.op_type, [name for name in node.input if name]
+        source, others = given[:1], given[1:]
+        if kind in ("Shape", "Size") and odd.isdisjoint(source):
+            picks = True
+        else:
+            picked, by = (given, []) if kind == "Concat" else (source, others)
+            multiple = kind == "Mul" and sum(name in values for name in given) < 2
+            picked = given if multiple else picked
+            known = all(name in sizes or name not in values for name in picked)
+            whole = types.get(node.output[0]) in ("int32", "int64")
+            picks = (multiple or (kind in _PICKS and values.isdisjoint(by))) and whole
+            picks = picks and known and not sizes.isdisjoint(picked)
+        if picks:
+            sizes.update(node.output)
+            values.update(name for name in node.output if name in changing)
+            continue
+        how_many = (given if kind == "ConstantOfShape" else others) if kind in _SPREADS else []
+        what = [name for name in given if name not in how_many]
+        if not values.isdisjoint(what) or (kind not in _LONGER and not lengths.isdisjoint(given)):
+            values.update(node.output)
+        if not lengths.isdisjoint(given) or not values.isdisjoint(how_many):
+            lengths.update(node.output)
+        if not odd.isdisjoint(given) or not (values - sizes).isdisjoint(how_many):
+            odd.update(node.output)
+    return frozenset(values), frozenset(values - sizes)

@@ -29,7 +29,7 @@ NUMBERS = {
     **{"0": np.array([0]), "1": np.array([1]), "6": np.array([6]), "order": np.array([1, 0, 2, 3, 4, 5])},
     **{name: np.float32(name[1:]) for name in ("f0", "f1", "f6", "f.1", "f.5", "f.99", "f1e6", "f100")},
     **{name: np.float32(name[1:]) for name in ("f65600", "f1e-7", "f1e38")},
-    **{"none": np.array([0.0], np.float32), "seven": np.array([7])},
+    **{"none": np.array([0.0], np.float32), "seven": np.array([7]), "rest": np.array([-1]), "back": np.array([-1, 6])},
     **{"each": np.full(6, 5e-4, np.float32), "zeros": np.zeros(6, np.uint8)},
     "ten": np.float32([10, 0, 0, 0, 0, 0]),
     **{"true": np.array(True), "turned": np.array([5, 4, 3, 2, 1, 0])},
@@ -233,6 +233,29 @@ BRANCHES: dict[str, tuple[list[Step], str]] = {
             ("Gather", ["real", "places"], "logits", {"axis": 1}),
         ],
         "Gather",
+    ),
+    "places by the number of records": (  # as they are with one record or two, whose transpose is of one row
+        [
+            *RECORDS,
+            ("Equal", ["records", "seven"], "on"),
+            ("Where", ["on", "seven", "1"], "high"),
+            ("Concat", ["high", "rest"], "sizes", {"axis": 0}),
+            ("Reshape", ["real", "sizes"], "r"),
+            ("Transpose", ["r"], "t", {"perm": [1, 0]}),
+            ("Reshape", ["t", "back"], "logits"),
+        ],
+        "Reshape",
+    ),
+    "reshapes by the number of records": (
+        [
+            *RECORDS,
+            ("Mul", ["records", "6"], "many"),
+            ("Concat", ["many", "1"], "sizes", {"axis": 0}),
+            ("Reshape", ["real", "sizes"], "r"),
+            ("Concat", ["records", "rest"], "again", {"axis": 0}),
+            ("Reshape", ["r", "again"], "logits"),
+        ],
+        "",
     ),
     "shares cut off": (
         [("Softmax", ["real"], "s", {"axis": 1}), ("Clip", ["s", "f0", "f.1"], "logits")],
