@@ -6,9 +6,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from ...compression.lineage.words import NOTHING
 from .row import Amount, Count, Row, Share
-
-FOREIGN = 0.1  # share of the dense model's weights: a file in which fewer are found is another model
 
 
 class Macs(Row):
@@ -149,7 +148,7 @@ class Lineage(Row):
     @property
     def foreign(self) -> bool:
         """Whether next to nothing of the dense model is in the file."""
-        return self.found is not None and self.found < FOREIGN
+        return self.found is not None and self.found < NOTHING
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:

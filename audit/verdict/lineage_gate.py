@@ -10,10 +10,10 @@ def lineage_gate(candidate: Candidate) -> Gate | None:
     """Under any policy: a file that is declared to be quantised must be the dense model, rounded and nothing else.
 
     One whose weights are not fails where its recipe only rounds, and leaves the verdict open where it may have been
-    trained. One that cannot be compared leaves it open too where its recipe keeps every weight's shape: else a tampered
-    file would only have to be made unreadable. Operators that the dense model does not have leave it open whatever is
-    declared, and so do weights that are not the dense model's, unless a declared recipe makes new ones: of such a
-    recipe nothing is promised that could be held against it.
+    trained. One that cannot be compared, or was not, leaves it open too: else a tampered file would only have to be
+    made unreadable. Operators that the dense model does not have leave it open whatever is declared, and so do weights
+    that are not the dense model's. Of a declared recipe that makes new weights nothing is promised that could be held
+    against it. Nor is there anything to say of a .tflite file that is not declared: its weights are not read.
     """
     found, promised = candidate.lineage, candidate.promise
     if found is None and (candidate.file is None or candidate.parent is None):
@@ -28,12 +28,16 @@ def lineage_gate(candidate: Candidate) -> Gate | None:
         )
         return _gate(candidate, "inconclusive", told)
     if found is None or found.verdict == "not comparable":
-        if promised is None:
+        unread = candidate.recipe is None and (candidate.file or "").lower().endswith(".tflite")
+        if unread or (remade and found is not None):
             return None
         reason = "The check did not run." if found is None else found.reason or " ".join(found.sentences)
+        declared = (
+            "" if candidate.recipe is None and promised is None else f"is declared as {_declared(candidate)} and "
+        )
         told = (
-            f"it is declared as {_declared(candidate)} and cannot be compared with the dense model. {reason} Declare "
-            "how it was really made, or ask its maker for the dense model that it came from."
+            f"it {declared}cannot be compared with the dense model. {reason} Declare how it was really made, or ask "
+            "its maker for the dense model that it came from."
         )
         return _gate(candidate, "inconclusive", told)
     sentences = " ".join(found.sentences)

@@ -8,7 +8,7 @@ interval, and so does a quantiser, since a quantiser may take a Relu's place.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...targets.onnx_graph.constants import Constant, Graph, attribute, coded
+from ...targets.onnx_graph.constants import FRACTION_BITS, Constant, Graph, attribute, coded
 from ...targets.onnx_graph.live import reached
 from ...targets.onnx_graph.observed import Observed
 from ...targets.onnx_graph.weights import RECURRENT, Weight
-from .limits import Limit, codes_limit
+from .limits import Core, Limit, Stripped, codes_limit
 from .operators import (
     COMMUTATIVE,
     ELEMENTWISE,
@@ -29,6 +29,7 @@ from .operators import (
     SAME_ORDER,
     attributes,
     captured,
+    counting,
     groups,
     plain_name,
     products,
@@ -39,27 +40,6 @@ if TYPE_CHECKING:
     import onnx
 
 
-@dataclass(frozen=True)
-class Stripped:
-    """A tensor's source behind what only rounds, limits, moves or scales it; the outermost of each first."""
-
-    base: str
-    limits: tuple[Limit, ...] = ()
-    moves: tuple[tuple[onnx.NodeProto, str], ...] = ()
-    gain: float = 1.0
-    scaled: tuple[onnx.NodeProto, ...] = ()  # by what it is multiplied
-
-
-@dataclass(frozen=True)
-class Core:
-    """What makes a source: an operator, a product with the dense model's weights, a constant, or the input."""
-
-    kind: str
-    detail: tuple[Any, ...] = ()
-    operands: tuple[str, ...] = ()
-    node: onnx.NodeProto | None = None
-
-
 @dataclass
 class Form:
     """A graph's tensors by need.
@@ -67,6 +47,7 @@ class Form:
     Args:
         held: the weights by the tensor at which what was compared of them ends; all of one node together.
         classes: of each of `weights`: which weight of the dense model it is.
+        changing: tensors of other shapes or values when it answers one record more.
         parts: which third of it, where it is query, key or value of an attention that the dense model packs.
         seen: shapes, types and small values when the model answers blank records.
     """
@@ -77,6 +58,7 @@ class Form:
     classes: Mapping[int, str]
     seen: Observed
     inputs: tuple[str, ...]
+    changing: frozenset[str] = frozenset()
     parts: Mapping[int, int] = field(default_factory=dict)
     _stripped: dict[str, Stripped] = field(default_factory=dict)
     _cores: dict[str, Core] = field(default_factory=dict)
@@ -130,14 +112,18 @@ class Form:
         return [node.input[0]] if same or node.op_type in SAME_ORDER | MOVES else []
 
     def constant(self, name: str) -> Constant | None:
-        """A tensor that does not depend on the values of the input; of the input's shape it may."""
+        """A tensor that does not depend on the input's values; on the sizes of a record it may."""
         if name not in self._constants:
-            found = self.graph.constant(name) if self.fixed(name) else None
-            if found is None and name in self.seen.values and self.fixed(name):
-                value = self.seen.values[name]
-                found = Constant(name, value.dtype.name, value)
-            self._constants[name] = found
+            self._constants[name] = self.value(name) if self.fixed(name) else None
         return self._constants[name]
+
+    def value(self, name: str) -> Constant | None:
+        """As `constant`, of a tensor that may count the records too: with as many as were looked at."""
+        found = self.graph.constant(name) if self.sized(name) else None
+        if found is None and name in self.seen.values and self.sized(name):
+            value = self.seen.values[name]
+            found = Constant(name, value.dtype.name, value)
+        return found
 
     @cached_property
     def weighted(self) -> set[str]:
@@ -149,8 +135,18 @@ class Form:
 
         return set(reached(self.ends, onward))
 
+    @cached_property
+    def counting(self) -> tuple[frozenset[str], frozenset[str]]:
+        return counting(self.graph, self.shaped, self.changing, self.seen.types)
+
     def fixed(self, name: str) -> bool:
-        """Whether a tensor depends on the input by its shape at most."""
+        """Whether a tensor has the same values whatever the input is, and however many records."""
+        if name in self.weighted or name not in self.graph.varying:
+            return name not in self.weighted
+        return name in self.shaped and name in self.seen.values and name not in self.counting[0]
+
+    def sized(self, name: str) -> bool:
+        """Whether a tensor depends on the input by its shape at most: what a reshape goes by."""
         return (name not in self.graph.varying or name in self.shaped) and name not in self.weighted
 
     def strip(self, name: str) -> Stripped:
@@ -163,6 +159,7 @@ class Form:
         moves: list[tuple[onnx.NodeProto, str]] = []
         gain = 1.0
         scaled: list[onnx.NodeProto] = []
+        partial: list[tuple[float, str]] = []
         while name not in self.ends and not self.fixed(name):
             node = self.graph.producers.get(name)
             if node is None:
@@ -175,10 +172,13 @@ class Form:
                     training = self.graph.constant(node.input[2])
                     if training is None or training.values.any():
                         break  # it drops at random
+                if kind == "Cast":
+                    partial.append((gain, name))
             elif kind == "QuantizeLinear":
                 limits.append(codes_limit(self.graph, node, node.input[1], (*node.input, "")[2], name, gain))
-            elif kind in SAME_ORDER or (kind in MOVES and all(self.fixed(item) for item in node.input[1:] if item)):
-                if self.fixed(first) or first not in self.seen.shapes or name not in self.seen.shapes:
+            elif kind in SAME_ORDER or (kind in MOVES and all(map(self._places(kind), filter(None, node.input[1:])))):
+                wild = kind != "Expand" and not self.counting[1].isdisjoint(node.input[1:])
+                if wild or self.fixed(first) or first not in self.seen.shapes or name not in self.seen.shapes:
                     break
                 moves.append((node, name))
             elif kind in ("Mul", "Div", "QLinearMul") and all(not limit.cuts for limit in limits):
@@ -186,6 +186,7 @@ class Form:
                 if found is None:
                     break
                 limits += self._of_output(node, name, gain)
+                partial.append((gain, name))
                 gain, first = gain * found[0], found[1]
                 scaled.append(node)
             elif kind in ("Relu", "Clip") and first not in self.coded:
@@ -201,7 +202,12 @@ class Form:
             limits += self._inside(name, gain)
         elif node is not None:
             limits += self._of_output(node, name, gain)
-        return Stripped(name, tuple(limits), tuple(moves), gain, tuple(scaled))
+        inside = tuple((gain / outside if outside else math.inf, one) for outside, one in partial)
+        return Stripped(name, tuple(limits), tuple(moves), gain, tuple(scaled), inside)
+
+    def _places(self, kind: str) -> Callable[[str], bool]:
+        """What a move's other operands have to be: a repetition may go by the number of records."""
+        return self.sized if kind in ("Expand", "Tile") else self.fixed
 
     def _factor(self, node: onnx.NodeProto) -> tuple[float, str] | None:
         """(the positive number that a node multiplies by, what it multiplies); None: it does something else."""
@@ -247,7 +253,7 @@ class Form:
         users = self.graph.consumers.get(node.output[0], ())
         if node.input[0] in self.inputs and after in ("int32", "int64"):  # token ids that come as floats
             return all(user.op_type == "Gather" and user.input[1] == node.output[0] for user in users)
-        floats = "float" in before and "float" in after
+        floats = before in FRACTION_BITS and after in FRACTION_BITS
         return floats or (before.startswith("int") and after in ("int32", "int64"))
 
     def _bounds(self, node: onnx.NodeProto) -> tuple[float, float] | None:
@@ -342,9 +348,3 @@ class Form:
     def before(self, base: str) -> list[str]:
         """The sources that a source is made of."""
         return [self.strip(name).base for name in self.core(base).operands if name]
-
-
-def behind(outer: Stripped, inner: Stripped) -> Stripped:
-    """What is stripped of a tensor that is taken from one source to that behind it."""
-    limits, moves = outer.limits + inner.limits, outer.moves + inner.moves
-    return Stripped(inner.base, limits, moves, outer.gain * inner.gain, outer.scaled + inner.scaled)

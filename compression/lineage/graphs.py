@@ -16,6 +16,7 @@ from ...targets.onnx_graph.weights import RECURRENT, Weight
 from .forms import Form
 from .matched import Matched, match
 from .matching import PROJECTIONS
+from .operators import SAME_ORDER
 from .patterns import patterns
 from .structure import HEADS, Comparison, Difference, compare_graphs, named
 
@@ -29,6 +30,7 @@ FORMS: tuple[tuple[Level | None, Level | None], ...] = (
     (None, "extended"),
     ("extended", "extended"),
 )
+FINEST = 1 / 100  # steps of a head's shares: what eight bits hold of 0 .. 1
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def forms(
         classes[_key(fit.weight)] = classes[_key(fit.dense)] = told
     found = []
     for model, graph, held in ((artifact, known.graph, known.ours), (dense, known.origin, known.theirs)):
-        seen = _seen(model, record)
+        seen, changing = _seen(model, record)
         ends: dict[str, tuple[int, ...]] = {}
         for index, weight in enumerate(held):
             if not weight.stages:
@@ -130,7 +132,7 @@ def forms(
         told_of = {index: classes.get(_key(weight), f"{id(graph)} {index}") for index, weight in enumerate(held)}
         inputs = tuple(item.name for item in model.graph.input if item.name not in graph.held)
         parts = {index: thirds[_key(weight)] for index, weight in enumerate(held) if _key(weight) in thirds}
-        found.append(Form(graph, held, ends, told_of, seen, inputs, parts))
+        found.append(Form(graph, held, ends, told_of, seen, inputs, changing, parts))
     return found[0], found[1]
 
 
@@ -146,12 +148,24 @@ def _key(weight: Weight) -> int:
     return hash((id(weight.node), weight.constant.name))
 
 
-def _seen(model: onnx.ModelProto, record: Sequence[int]) -> Observed:
+def _seen(model: onnx.ModelProto, record: Sequence[int]) -> tuple[Observed, frozenset[str]]:
+    """Its tensors with two records, and which of them are others with one."""
     names = [name for node in model.graph.node for name in node.output if name]
-    try:
-        return observe(model, blank(model, 2, record), names)
-    except InputError:  # a file may have been traced with one record, though its batch is said to be free
-        return observe(model, blank(model, 1, record), names)
+    seen = []
+    for records in (2, 1):
+        try:
+            seen.append(observe(model, blank(model, records, record), names))
+        except InputError:  # a file may have been traced with one record, though its batch is said to be free
+            if records == 1 and not seen:
+                raise
+    first, last = seen[0], seen[-1]
+    changing = (
+        name
+        for name, shape in first.shapes.items()
+        if last.shapes.get(name) != shape
+        or (name in first.values and not np.array_equal(first.values[name], last.values.get(name, ())))
+    )
+    return first, frozenset(changing)
 
 
 def _outputs(ours: Form, theirs: Form, mine: list[str], yours: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
@@ -161,10 +175,32 @@ def _outputs(ours: Form, theirs: Form, mine: list[str], yours: list[str]) -> tup
     for place, name in enumerate(mine):
         other = known.get(ours.skeleton(name)) or (yours[place] if place < len(yours) else yours[0])
         core = ours.core(ours.strip(name).base)
-        if ours.skeleton(name) not in known and core.kind in HEADS and core.node is not None:
+        if ours.skeleton(name) not in known and core.node is not None and _is_head(ours, name):
             behind = known.get(ours.skeleton(core.operands[0]))
             if behind is not None:
                 heads.append(named(core.node))
                 name, other = core.operands[0], behind
         pairs.append((name, other))
     return pairs, heads
+
+
+def _is_head(form: Form, name: str) -> bool:
+    """Whether an output is a plain Softmax or its kin over the last axis: the classes.
+
+    What stands behind it is compared with nothing, so it must do nothing; codes must hold all that the head can be.
+    """
+    found = form.strip(name)
+    core = form.core(found.base)
+    if core.kind not in HEADS or core.node is None or found.gain != 1 or found.scaled:
+        return False
+    if any(node.op_type not in SAME_ORDER for node, _ in found.moves):
+        return False
+    told, rank = dict(core.detail[0]), len(form.seen.shapes.get(found.base, ()))
+    if core.kind != "Sigmoid" and (rank < 2 or told.get("axis") != rank - 1):
+        return False
+    shares = core.kind != "LogSoftmax"
+    return all(
+        shares and 0 < limit.step <= FINEST and limit.low <= limit.step and limit.high >= 1 - 2 * limit.step
+        for limit in found.limits
+        if limit.step or limit.cuts
+    )

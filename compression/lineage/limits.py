@@ -1,13 +1,13 @@
-"""The intervals that values are kept within: by Relu and Clip, or by the codes of a quantiser."""
+"""The intervals that values are kept within, by Relu and Clip or by codes; and what else is left out of a graph."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from ...targets.onnx_graph.constants import Graph
+from ...targets.onnx_graph.constants import Graph, attribute
 
 if TYPE_CHECKING:
     import onnx
@@ -37,8 +37,9 @@ class Limit:
 
 
 def codes_limit(graph: Graph, node: onnx.NodeProto, scale: str, zero: str, name: str, gain: float) -> Limit:
+    """The range of the codes that a node writes; none where it is not `followed`."""
     held, middle = graph.constant(scale), graph.constant(zero) if zero else None
-    stored = "uint8" if middle is None else middle.stored
+    stored = _code_type(node) if middle is None else middle.stored
     if held is None or held.values.size != 1 or not stored.lstrip("u").startswith("int"):
         return Limit(*INFINITE, 0.0, node, name)
     step = float(held.values.ravel()[0])
@@ -48,11 +49,68 @@ def codes_limit(graph: Graph, node: onnx.NodeProto, scale: str, zero: str, name:
     return Limit((low - offset) * step, (high - offset) * step, step, node, name, gain)
 
 
+def followed(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Whether the range of the codes that a QuantizeLinear writes is known: one scale, whole numbers."""
+    return codes_limit(graph, node, node.input[1], (*node.input, "")[2], node.output[0], 1.0).step > 0
+
+
+def _code_type(node: onnx.NodeProto) -> str:
+    """What a quantiser without a zero point writes."""
+    from onnx import helper
+
+    wanted = int(attribute(node, "output_dtype", 0)) if node.op_type == "QuantizeLinear" else 0
+    return helper.tensor_dtype_to_np_dtype(wanted).name if wanted else "uint8"
+
+
+@dataclass(frozen=True)
+class Stripped:
+    """A tensor's source behind what only rounds, limits, moves or scales it; the outermost of each first."""
+
+    base: str
+    limits: tuple[Limit, ...] = ()
+    moves: tuple[tuple[onnx.NodeProto, str], ...] = ()
+    gain: float = 1.0
+    scaled: tuple[onnx.NodeProto, ...] = ()  # by what it is multiplied
+    partial: tuple[tuple[float, str], ...] = ()  # by how much so far, at casts and products on the way
+
+
+@dataclass(frozen=True)
+class Core:
+    """What makes a source: an operator, a product with the dense model's weights, a constant, or the input."""
+
+    kind: str
+    detail: tuple[Any, ...] = ()
+    operands: tuple[str, ...] = ()
+    node: onnx.NodeProto | None = None
+
+
+def behind(outer: Stripped, inner: Stripped) -> Stripped:
+    """What is stripped of a tensor that is taken from one source to that behind it."""
+    limits, moves = outer.limits + inner.limits, outer.moves + inner.moves
+    partial = tuple((gain * inner.gain, name) for gain, name in outer.partial) + inner.partial
+    return Stripped(inner.base, limits, moves, outer.gain * inner.gain, outer.scaled + inner.scaled, partial)
+
+
 def within(limits: Iterable[Limit]) -> tuple[float, float]:
     low, high = INFINITE
     for limit in limits:
         low, high = max(low, limit.low), min(high, limit.high)
     return low, high
+
+
+def ranges(left: Stripped, right: Stripped, name: str) -> Iterator[tuple[Limit, str]]:
+    """The quantisers of a tensor of the file, in the units of the dense model's that each rounds; and that.
+
+    Args:
+        left, right, name: the file's tensor, the dense model's, and what the latter is called.
+    """
+    cut = False
+    for limit in left.limits:
+        cut = cut or not limit.step
+        factor = limit.gain / left.gain * (1.0 if cut else right.gain)
+        if limit.step and factor:  # behind a Clip: what it clips
+            low, high, step = (factor * part for part in (limit.low, limit.high, limit.step))
+            yield replace(limit, low=low, high=high, step=step), right.base if cut else name
 
 
 def near(one: tuple[float, float], other: tuple[float, float], close: float) -> bool:

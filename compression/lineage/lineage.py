@@ -24,13 +24,10 @@ from .matched import Matched, match, resembling
 from .matching import size
 from .ranges import CLIPPED, WIDER, Range, compare_ranges
 from .structure import Difference
-from .words import hidden_words, of_layer, of_nothing, of_range, of_structure, of_whole, other_shapes
+from .words import NOTHING, hidden_words, of_layer, of_nothing, of_range, of_structure, of_whole, other_shapes
 
 if TYPE_CHECKING:
     import onnx
-
-NOTHING = 0.1  # share of the dense model's weights: where fewer are found, the file says nothing of it
-
 
 StructureVerdict = Literal["same", "differs", "not compared", "not comparable by recipe"]
 NAMED = 3  # ranges that sentences tell

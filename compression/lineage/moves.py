@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...targets.onnx_graph.constants import Array, attribute
-from .forms import Form, Stripped
+from .forms import Form
+from .limits import Stripped
 from .operators import SAME_ORDER
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def _moved(form: Form, node: onnx.NodeProto, name: str, array: Array) -> Array:
     feeds = {"0": array}
     for place, item in enumerate(node.input):
         if place and item:
-            constant = form.constant(item)
+            constant = form.value(item)
             if constant is None:
                 raise ValueError
             feeds[str(place)] = constant.values

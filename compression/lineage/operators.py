@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from ...targets.onnx_graph.constants import Graph, attribute
+from ...targets.onnx_graph.constants import FRACTION_BITS, Graph, attribute
 from ...targets.onnx_graph.weights import CONVOLUTIONS, RECURRENT
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ SELECTING = _names(
     "Mod NonMaxSuppression NonZero Not OneHot Or QuantizeLinear Relu Round Scan ScatterElements ScatterND Shrink Sign "
     "ThresholdedRelu TopK TreeEnsemble TreeEnsembleClassifier Unique Where Xor"
 )
+_PICKS = SAME_ORDER | MOVES | {"Identity", "Cast", "Concat"}
+_SPREADS = ("Reshape", "Expand", "Tile", "ConstantOfShape")  # their last operand says how large, not what
+_LONGER = ELEMENTWISE | MOVES | SAME_ORDER | _names("Identity ConstantOfShape QuantizeLinear DequantizeLinear")
 _RENAMED = {
     "NhwcMaxPool": "MaxPool",
     "DynamicQuantizeLSTM": "LSTM",
@@ -117,7 +120,7 @@ def attributes(
         kept.pop("layout", None)
     if node.op_type == "Cast":  # how many digits a float has is the file's affair
         kind = helper.tensor_dtype_to_np_dtype(kept["to"]).name
-        kept = {"to": "float" if "float" in kind else "int" if kind in ("int32", "int64") else kind}
+        kept = {"to": "float" if kind in FRACTION_BITS else "int" if kind in ("int32", "int64") else kind}
     if node.op_type in ("FusedMatMul", "TransposeMatMul"):
         usual = {"alpha": 1.0, "transA": 0, "transB": 0, "transBatchA": 0, "transBatchB": 0}
         kept = {name: value for name, value in kept.items() if usual.get(name) != value}
@@ -211,3 +214,48 @@ def captured(graph: onnx.GraphProto) -> list[str]:
     own = {item.name for item in (*graph.input, *graph.initializer)} | {o for node in graph.node for o in node.output}
     read = [name for node in graph.node for name in node.input] + [item.name for item in graph.output]
     return [name for name in dict.fromkeys(read) if name and name not in own]
+
+
+def counting(
+    graph: Graph, shaped: Collection[str], changing: Collection[str], types: Mapping[str, str]
+) -> tuple[frozenset[str], frozenset[str]]:
+    """Those of `shaped` whose values may depend on the number of records; and of these, which are no multiples of it.
+
+    They are known before the input is, and still no constants: a model is audited in large batches and attacked in
+    small ones, and a comparison with their number can change every answer of a batch of one.
+
+    Args:
+        shaped: tensors that follow from shapes and constants.
+        changing: tensors whose shape or values were other ones with another number of records. Of sizes and of what
+            picks from them that decides; of what is computed with a size nothing does: it may ask for any number.
+        types: numpy's names of the tensors' types.
+    """
+    sizes, values, lengths, odd = set[str](), set[str](), set[str](), set[str]()
+    for node in graph.nodes:  # what is known to follow from shapes stands behind what it follows from
+        if not any(name in shaped for name in node.output):
+            continue
+        kind, given = node.op_type, [name for name in node.input if name]
+        source, others = given[:1], given[1:]
+        if kind in ("Shape", "Size") and odd.isdisjoint(source):
+            picks = True
+        else:
+            picked, by = (given, []) if kind == "Concat" else (source, others)
+            multiple = kind == "Mul" and sum(name in values for name in given) < 2
+            picked = given if multiple else picked
+            known = all(name in sizes or name not in values for name in picked)
+            whole = types.get(node.output[0]) in ("int32", "int64")
+            picks = (multiple or (kind in _PICKS and values.isdisjoint(by))) and whole
+            picks = picks and known and not sizes.isdisjoint(picked)
+        if picks:
+            sizes.update(node.output)
+            values.update(name for name in node.output if name in changing)
+            continue
+        how_many = (given if kind == "ConstantOfShape" else others) if kind in _SPREADS else []
+        what = [name for name in given if name not in how_many]
+        if not values.isdisjoint(what) or (kind not in _LONGER and not lengths.isdisjoint(given)):
+            values.update(node.output)
+        if not lengths.isdisjoint(given) or not values.isdisjoint(how_many):
+            lengths.update(node.output)
+        if not odd.isdisjoint(given) or not (values - sizes).isdisjoint(how_many):
+            odd.update(node.output)
+    return frozenset(values), frozenset(values - sizes)

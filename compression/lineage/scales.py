@@ -5,23 +5,26 @@ Quantisers are left out where two graphs are compared, so they have to give back
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...targets.onnx_graph.constants import attribute
+from ...targets.onnx_graph.constants import FRACTION_BITS, Array, attribute
 from .forms import Form
+from .limits import Stripped, followed
 from .operators import ON_CODES, groups
 
 if TYPE_CHECKING:
     import onnx
 
+FAR = 1e3  # times larger or smaller than it need be: no honest file makes a tensor so
+NEAR = 1.002  # a factor that was rounded to float16
 FREE = ("", "")  # codes that come from outside
 
 
 def misfits(form: Form) -> Iterator[tuple[onnx.NodeProto, str]]:
-    """Nodes that read codes by another scale or zero point than these were written with."""
+    """Nodes whose scales are no fixed numbers of the file, or are others than those their codes were written with."""
     graph = form.graph
 
     def written(name: str) -> tuple[str, str] | str | None:
@@ -49,7 +52,26 @@ def misfits(form: Form) -> Iterator[tuple[onnx.NodeProto, str]]:
         known = all(c is not None or not name for c, name in zip(held, (one, other), strict=True))
         return known and arrays[0].size == arrays[1].size and bool((arrays[0].ravel() == arrays[1].ravel()).all())
 
+    def fixed(names: Iterable[str]) -> bool:
+        return all(not name or form.constant(name) is not None for name in names)
+
+    def dynamic(node: onnx.NodeProto) -> bool:
+        """Whether the scale and zero point are those of the DynamicQuantizeLinear that wrote these very codes."""
+        before = written(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        maker = graph.producers.get(before[0]) if before else None
+        return (
+            maker is not None
+            and maker.op_type == "DynamicQuantizeLinear"
+            and before == (node.input[1], (*node.input, "")[2])
+            and before == (maker.output[1], (*maker.output, "")[2])
+        )
+
     for node in graph.nodes:
+        if not form.fixed(node.output[0]):
+            if not fixed(scales_of(node)) and not dynamic(node):
+                yield node, "rounds by a scale or zero point that is computed while the model runs"
+            elif node.op_type == "QuantizeLinear" and not followed(graph, node):
+                yield node, "rounds to codes whose range is not followed: a scale per channel, or codes of floats"
         readings: list[tuple[str, str, str]] = []
         if node.op_type == "DequantizeLinear" and not form.fixed(node.input[0]):
             readings.append((node.input[0], node.input[1], (*node.input, "")[2]))
@@ -77,6 +99,17 @@ def misfits(form: Form) -> Iterator[tuple[onnx.NodeProto, str]]:
                 ):
                     yield node, "joins codes of several scales"
                     break
+
+
+def scales_of(node: onnx.NodeProto) -> list[str]:
+    """The scales and zero points that a node rounds or reads codes by, its weight's own among them."""
+    if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        return list(node.input[1:3])
+    if not node.op_type.startswith(("QLinear", "QGemm")):
+        return []
+    read, wrote = groups(node)
+    places = [place for group in read for place in group[1:]] + list(wrote or ())
+    return [node.input[place] for place in places if place < len(node.input)]
 
 
 def unfit_factors(form: Form) -> Iterator[tuple[onnx.NodeProto, str]]:
@@ -137,15 +170,52 @@ def unfit_steps(form: Form) -> Iterator[tuple[onnx.NodeProto, str]]:
     for end, found in form.ends.items():
         product = form.weights[found[0]].node
         name = product.output[0]
+        gain, partial = np.ones(1), list[tuple[float, float, str]]()
         while name != end:
             users = form.graph.consumers.get(name, [])
             if len(users) != 1:
                 break
             (node,) = users
             types = [form.seen.types.get(item, "") for item in (name, node.output[0])]
-            if node.op_type == "Cast" and not ("float" in types[1] and ("float" in types[0] or types[0] == "int32")):
+            if node.op_type == "Cast" and not (types[1] in FRACTION_BITS and types[0] in (*FRACTION_BITS, "int32")):
                 yield node, "rounds what a product gives"
             trains = node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]
             if trains or (node.op_type == "BatchNormalization" and attribute(node, "training_mode", 0)):
                 yield node, "works as in training"
+            if types[0] in FRACTION_BITS:
+                gain = gain * _gain(form, node, name)
+                partial.append((float(gain.min()), float(gain.max()), node.output[0]))
             name = node.output[0]
+        low, high = float(gain.min()), float(gain.max())
+        yield from _extreme(form, partial, min(low, 1.0), max(high, 1.0))
+
+
+def _gain(form: Form, node: onnx.NodeProto, name: str) -> Array:
+    """By how much a node multiplies each channel of a tensor, whatever the sign; 1 where that is nobody's number."""
+    held = None
+    if node.op_type in ("Mul", "Div"):
+        held = form.constant(next((item for item in node.input if item != name), ""))
+    values = np.ones(1) if held is None else np.abs(held.values.astype(np.float64)).ravel()
+    values = values[values > 0]
+    ends = np.array([values.min(), values.max()]) if values.size else np.ones(1)
+    return 1 / ends[::-1] if node.op_type == "Div" else ends
+
+
+def unfit_gains(ours: Form, left: Stripped, right: Stripped) -> Iterator[tuple[onnx.NodeProto, str]]:
+    """Factors that take values out of what their type can hold, and others that take them back.
+
+    Args:
+        left, right: a tensor of the file and the dense model's, whose own factors are no reason.
+    """
+    usual = [gain for gain, _ in right.partial] + [1.0, right.gain]
+    yield from _extreme(ours, [(gain, gain, name) for gain, name in left.partial], min(usual), max(usual))
+
+
+def _extreme(
+    form: Form, partial: Iterable[tuple[float, float, str]], low: float, high: float
+) -> Iterator[tuple[onnx.NodeProto, str]]:
+    for least, most, name in partial:
+        narrow = form.seen.types.get(name) == "float16"
+        if least < low / FAR or most > (NEAR * min(high, FAR) if narrow else high * FAR):
+            yield form.graph.producers[name], "holds values of a size at which they overflow or lose their digits"
+            return

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
@@ -17,12 +17,12 @@ import numpy as np
 
 from ...targets.onnx_graph.constants import FRACTION_BITS, Constant
 from ...targets.onnx_graph.live import reached
-from .forms import Core, Form, Stripped, behind
-from .limits import Limit, interval, near, within
+from .forms import Form
+from .limits import Limit, Stripped, behind, interval, near, ranges, within
 from .moves import places, rows
 from .operators import COMMUTATIVE, SELECTING, plain_name
 from .patterns import passed
-from .scales import misfits, unfit_factors, unfit_steps
+from .scales import misfits, unfit_factors, unfit_gains, unfit_steps
 from .unread import rounds
 
 if TYPE_CHECKING:
@@ -107,8 +107,6 @@ def _left_over(ours: Form, theirs: Form, names: Iterable[str], found: Comparison
 def _compare(ours: Form, theirs: Form, a: str, d: str, found: Comparison) -> list[tuple[str, str]]:
     """Compares what makes tensor `a` with what makes `d`; the pairs of operands to go on with."""
     left, right = ours.strip(a), theirs.strip(d)
-    if (a, d, "MatMul") in found.accounted:
-        left, right = replace(left, gain=1.0), replace(right, gain=1.0)
     other = theirs.core(right.base)
     while other.kind != "Where" and (chosen := passed(ours, left.base, found.known)) is not None:
         left = behind(left, ours.strip(chosen))
@@ -126,9 +124,13 @@ def _compare(ours: Form, theirs: Form, a: str, d: str, found: Comparison) -> lis
     if (a, d, "product") not in found.accounted and not _moved_alike(ours, theirs, left, right):
         nodes = tuple(named(node) for node, _ in left.moves) or (named_source(ours, left),)
         found.differences.append(Difference(nodes, "moves values to other places than the dense model does", True))
-    gains = (left.gain, right.gain)
+    found.differences += [Difference((named(node),), words, True) for node, words in unfit_gains(ours, left, right)]
+    gains = (1.0, 1.0) if (a, d, "MatMul") in found.accounted else (left.gain, right.gain)
     if one.kind == "MatMul":  # of scores: query, key and their product may all be scaled
-        gains = _whole_gain(ours, left, one), _whole_gain(theirs, right, other)
+        inner = [
+            math.prod(form.strip(name).gain for name in core.operands) for form, core in ((ours, one), (theirs, other))
+        ]
+        gains = gains[0] * inner[0], gains[1] * inner[1]
     if not math.isclose(*gains, rel_tol=GAIN):
         nodes = tuple(map(named, left.scaled)) or (named_source(ours, left),)
         words = f"scales by {gains[0]:.4g} where the dense model has {gains[1]:.4g}"
@@ -137,8 +139,9 @@ def _compare(ours: Form, theirs: Form, a: str, d: str, found: Comparison) -> lis
     pairs = list(zip_longest(one.operands, other.operands, fillvalue=""))
     pairs = [pair for pair in pairs if not _absent(ours, theirs, *pair)]
     if any(bool(mine) != bool(yours) for mine, yours in pairs):
-        nodes = (named_source(ours, left),)
-        found.differences.append(Difference(nodes, "has other inputs than in the dense model", True))
+        found.differences.append(
+            Difference((named_source(ours, left),), "has other inputs than in the dense model", True)
+        )
         return []
     if one.kind in COMMUTATIVE and len(pairs) == 2:
         (a0, d0), (a1, d1) = pairs
@@ -159,10 +162,6 @@ def _compare(ours: Form, theirs: Form, a: str, d: str, found: Comparison) -> lis
     if free:
         found.accounted.update((mine, yours, one.kind) for mine, yours in going)
     return going
-
-
-def _whole_gain(form: Form, stripped: Stripped, core: Core) -> float:
-    return stripped.gain * math.prod(form.strip(name).gain for name in core.operands)
 
 
 def _same_rows(ours: Form, theirs: Form, left: str, right: str) -> bool:
@@ -270,11 +269,7 @@ def _limits(ours: Form, left: Stripped, right: Stripped, d: str, found: Comparis
             words = f"limits values to {interval(cut)} where the dense model has {interval(wanted)}"
             found.differences.append(Difference(nodes or missing or (named_source(ours, left),), words, True))
     found.matched.update(id(limit.node) for limit in left.limits)
-    explicit = [place for place, limit in enumerate(left.limits) if not limit.step]
-    inner = right.base
-    for place, limit in enumerate(left.limits):
-        if limit.step and limit.gain == right.gain == left.gain == 1:
-            found.ranges.append((limit, d if not explicit or place < explicit[0] else inner))
+    found.ranges += ranges(left, right, d)
 
 
 def _resumed(ours: Form, theirs: Form, left: Stripped, right: Stripped, found: Comparison) -> list[tuple[str, str]]:

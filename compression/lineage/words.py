@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from ...targets.onnx_graph.weights import Weight
-from .graphs import Structure
-from .layer import LayerLineage, Verdict
-from .ranges import Range
-from .structure import Difference
+if TYPE_CHECKING:
+    from ...targets.onnx_graph.weights import Weight
+    from .graphs import Structure
+    from .layer import LayerLineage, Verdict
+    from .ranges import Range
+    from .structure import Difference
 
+NOTHING = 0.1  # share of the dense model's weights: a file in which fewer are found is another model
 SHOWN = 4  # differences of the graphs that sentences tell
 
 

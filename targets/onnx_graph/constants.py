@@ -193,11 +193,17 @@ def _dequantize(node: onnx.NodeProto, inputs: list[Constant | None]) -> Constant
 
 def _quantize(node: onnx.NodeProto, inputs: list[Constant | None]) -> Constant | None:
     """A float weight that the runtime rounds: its codes are what the operator's definition says."""
+    import onnx
+
     raw, scale, zero = inputs[0], inputs[1], inputs[2] if len(inputs) > 2 else None
     if raw is None or scale is None:
         return None
-    kind = "uint8" if zero is None else zero.stored
-    width = int(kind.lstrip("uint") or 8)
+    wanted = int(attribute(node, "output_dtype", 0))
+    kind = "uint8" if not wanted else onnx.helper.tensor_dtype_to_np_dtype(wanted).name
+    kind = kind if zero is None else zero.stored
+    if not kind.lstrip("u").startswith("int"):
+        return None
+    width = int(kind.lstrip("uint"))
     low, high = (0, 2**width - 1) if kind.startswith("u") else (-(2 ** (width - 1)), 2 ** (width - 1) - 1)
     grid = coded(
         np.zeros(raw.shape, np.int32),

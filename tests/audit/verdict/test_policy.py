@@ -141,7 +141,10 @@ def test_a_flagged_finding_makes_its_candidate_inconclusive() -> None:
 QUANTIZE: dict[str, Any] = {"kind": "quantize", "weight_bits": 8, "rounding": "nearest", "fine_tune": None}
 TRAINED = {**QUANTIZE, "fine_tune": {"epochs": 1}}
 CHANNELS = {"kind": "prune", "structure": "channels"}
-LINEAGES = ("confirmed", "not nearest", "not a rounding of the dense model", "not comparable", None)
+LINEAGES = (
+    *("confirmed", "not nearest", "not a rounding of the dense model", "not comparable", None),
+    *("other structure", "not as declared"),
+)
 
 
 @pytest.mark.parametrize(
@@ -158,15 +161,18 @@ LINEAGES = ("confirmed", "not nearest", "not a rounding of the dense model", "no
             {"kind": "chain", "steps": [{"kind": "prune", "structure": "n:m"}, QUANTIZE]},
             ["pass", *["inconclusive"] * 4],
         ),
-        ({"kind": "chain", "steps": [CHANNELS, QUANTIZE]}, ["pass", "inconclusive", "inconclusive", None, None]),
-        ({"kind": "distill"}, ["pass", "inconclusive", "inconclusive", None, None]),
-        (None, ["pass", "inconclusive", "inconclusive", None, None]),
+        (
+            {"kind": "chain", "steps": [CHANNELS, QUANTIZE]},
+            ["pass", "inconclusive", "inconclusive", None, "inconclusive"],
+        ),
+        ({"kind": "distill"}, ["pass", "inconclusive", "inconclusive", None, "inconclusive"]),
+        (None, ["pass", *["inconclusive"] * 4]),
     ],
     ids=lambda value: value["kind"] if isinstance(value, dict) else "",
 )
 def test_what_a_declared_recipe_promises_of_a_file(recipe: dict[str, Any] | None, verdicts: list[str | None]) -> None:
-    """None among the verdicts: no gate. The last lineage is one that was not checked."""
-    for lineage, verdict in zip(LINEAGES, verdicts, strict=True):
+    """None among the verdicts: no gate. A lineage of None was not checked. Another graph is open whatever is said."""
+    for lineage, verdict in zip(LINEAGES, [*verdicts, *["inconclusive"] * 2], strict=True):
         told = {
             "sentences": ["All of it."],
             "layers": [],
@@ -175,6 +181,7 @@ def test_what_a_declared_recipe_promises_of_a_file(recipe: dict[str, Any] | None
         row = candidate("a").model_copy(
             update={
                 "file": "a.onnx",
+                "recipe": recipe,
                 "promise": None if recipe is None else RECIPES.parse(recipe).promise,
                 "recipe_words": "finished ONNX file, declared as 8-bit weights",
                 "lineage": None if lineage is None else Lineage.model_validate({"verdict": lineage, **told}),
@@ -184,8 +191,14 @@ def test_what_a_declared_recipe_promises_of_a_file(recipe: dict[str, Any] | None
         assert [gate.verdict for gate in judged.gates if gate.rule == "lineage"] == ([verdict] if verdict else [])
         assert judged.verdict == (verdict or "pass")
         if verdict and (lineage is None or lineage == "not comparable"):
-            assert 'it is declared as "8-bit weights" and cannot be compared with the dense model' in judged.deciding[0]
+            declared = "" if recipe is None else 'is declared as "8-bit weights" and '
+            assert f"it {declared}cannot be compared with the dense model" in judged.deciding[0]
             assert ("The check did not run." if lineage is None else "Other shapes.") in judged.deciding[0]
+        lite = apply_policy([row.model_copy(update={"file": "a.tflite"})], [], RELEASE, ["a"], KNOWN).gates
+        unread = recipe is None and lineage in ("not comparable", None)  # the weights of such a file are not read
+        assert [gate.verdict for gate in lite if gate.rule == "lineage"] == (
+            [verdict] if verdict and not unread else []
+        )
     made_here = candidate("a").model_copy(update={"recipe": recipe})
     assert not any(gate.rule == "lineage" for gate in apply_policy([made_here], [], RELEASE, ["a"], KNOWN).gates)
 

@@ -27,27 +27,46 @@ FIRST, BIAS, LAST = (RANDOM.normal(size=size).astype(np.float32) for size in ((1
 NUMBERS = {
     **{"first": FIRST, "bias": BIAS, "last": LAST},
     **{"0": np.array([0]), "1": np.array([1]), "6": np.array([6]), "order": np.array([1, 0, 2, 3, 4, 5])},
-    **{name: np.float32(name[1:]) for name in ("f0", "f1", "f6", "f.1", "f.99", "f1e6", "f100")},
+    **{name: np.float32(name[1:]) for name in ("f0", "f1", "f6", "f.1", "f.5", "f.99", "f1e6", "f100")},
+    **{name: np.float32(name[1:]) for name in ("f65600", "f1e-7", "f1e38")},
+    **{"none": np.array([0.0], np.float32), "seven": np.array([7]), "rest": np.array([-1]), "back": np.array([-1, 6])},
+    **{"each": np.full(6, 5e-4, np.float32), "zeros": np.zeros(6, np.uint8)},
     "ten": np.float32([10, 0, 0, 0, 0, 0]),
-    "true": np.array(True),
+    **{"true": np.array(True), "turned": np.array([5, 4, 3, 2, 1, 0])},
 }
 PIXEL: Step = ("Slice", ["input", "0", "1", "1"], "pixel")
 ABOVE: Step = ("Sub", ["pixel", "f.99"], "above")
 AS_TRUTH: list[Step] = [("Cast", ["r"], "b", {"to": 9}), ("Cast", ["b"], "fires", {"to": 1})]
 SHARPEST: list[Step] = [("Softmax", ["hot"], "s", {"axis": 1}), ("Slice", ["s", "0", "1", "1"], "fires")]
+LOUDEST: list[Step] = [
+    PIXEL,
+    ABOVE,
+    ("Relu", ["above"], "r"),
+    ("Mul", ["r", "f1e6"], "m"),
+    ("ReduceMax", ["m"], "top", {"keepdims": 0}),
+    ("Add", ["top", "f.5"], "scale"),
+]
+RECORDS: list[Step] = [("Shape", ["input"], "shape"), ("Gather", ["shape", "0"], "records")]
 ADDED: list[Step] = [("Mul", ["fires", "ten"], "more"), ("Add", ["real", "more"], "logits")]
 
 
 def network(active: str = "Relu", *behind: Step, **attributes: Any) -> bytes:
     """Two layers around an activation; behind them what is given, which makes logits of `real`."""
+    last: Step = ("Gemm", ["active", "last"], "real" if behind else "logits", {"transB": 1})
+    return by_hand(
+        [
+            ("Gemm", ["input", "first", "bias"], "hidden", {"transB": 1}),
+            (active, ["hidden"], "active", attributes),
+            last,
+            *behind,
+        ]
+    )
+
+
+def by_hand(steps: list[Step]) -> bytes:
     nodes = [
-        helper.make_node("Gemm", ["input", "first", "bias"], ["hidden"], "first", transB=1),
-        helper.make_node(active, ["hidden"], ["active"], "active", **attributes),
-        helper.make_node("Gemm", ["active", "last"], ["real" if behind else "logits"], "last", transB=1),
-        *(
-            helper.make_node(kind, read, made.split(), made, **(more[0] if more else {}))
-            for kind, read, made, *more in behind
-        ),
+        helper.make_node(kind, read, made.split(), made, **(more[0] if more else {}))
+        for kind, read, made, *more in steps
     ]
     used = {name for node in nodes for name in node.input}
     held = [numpy_helper.from_array(np.asarray(NUMBERS[name]), name) for name in NUMBERS if name in used]
@@ -120,6 +139,141 @@ BRANCHES: dict[str, tuple[list[Step], str]] = {
     "other scales": (
         [("QuantizeLinear", ["real", "f1"], "q"), ("DequantizeLinear", ["q", "f.1"], "logits")],
         "DequantizeLinear",
+    ),
+    "a scale of the input's": (
+        [*LOUDEST, ("QuantizeLinear", ["real", "scale"], "q"), ("DequantizeLinear", ["q", "scale"], "logits")],
+        "QuantizeLinear",
+    ),
+    "a scale of another tensor's": (
+        [
+            ("DynamicQuantizeLinear", ["input"], "other scale zero"),
+            ("QuantizeLinear", ["real", "scale", "zero"], "q"),
+            ("DequantizeLinear", ["q", "scale", "zero"], "logits"),
+        ],
+        "QuantizeLinear",
+    ),
+    "a zero point of the input's": (
+        [
+            *LOUDEST,
+            ("Cast", ["scale"], "zero", {"to": TensorProto.UINT8}),
+            ("QuantizeLinear", ["real", "f.1", "zero"], "q"),
+            ("DequantizeLinear", ["q", "f.1", "zero"], "logits"),
+        ],
+        "QuantizeLinear",
+    ),
+    "its own scale": (
+        [
+            ("DynamicQuantizeLinear", ["real"], "q scale zero"),
+            ("DequantizeLinear", ["q", "scale", "zero"], "logits"),
+        ],
+        "",
+    ),
+    "a scale per channel": (
+        [
+            ("QuantizeLinear", ["real", "each", "zeros"], "q", {"axis": 1}),
+            ("DequantizeLinear", ["q", "each", "zeros"], "logits", {"axis": 1}),
+        ],
+        "QuantizeLinear",
+    ),
+    "an overflow": (
+        [
+            ("Mul", ["real", "f65600"], "m"),
+            ("Cast", ["m"], "half", {"to": TensorProto.FLOAT16}),
+            ("Cast", ["half"], "wide", {"to": 1}),
+            ("Div", ["wide", "f65600"], "logits"),
+        ],
+        "Mul",
+    ),
+    "an overflow of whole floats": ([("Mul", ["real", "f1e38"], "m"), ("Div", ["m", "f1e38"], "logits")], "Mul"),
+    "digits lost": (
+        [
+            ("Mul", ["real", "f1e-7"], "m"),
+            ("Cast", ["m"], "half", {"to": TensorProto.FLOAT16}),
+            ("Cast", ["half"], "wide", {"to": 1}),
+            ("Div", ["wide", "f1e-7"], "logits"),
+        ],
+        "Mul",
+    ),
+    "eight bits of a float": (
+        [("Cast", ["real"], "q", {"to": TensorProto.FLOAT8E4M3FN}), ("Cast", ["q"], "logits", {"to": 1})],
+        "Cast",
+    ),
+    "sixteen bits": (
+        [("Cast", ["real"], "half", {"to": TensorProto.FLOAT16}), ("Cast", ["half"], "logits", {"to": 1})],
+        "",
+    ),
+    "one record alone": (
+        [
+            *RECORDS,
+            ("Equal", ["records", "1"], "alone"),
+            ("Where", ["alone", "none", "f1"], "factor"),
+            ("Mul", ["real", "factor"], "logits"),
+        ],
+        "Mul",
+    ),
+    "seven records": (
+        [
+            *RECORDS,
+            ("Equal", ["records", "seven"], "on"),
+            ("Cast", ["on"], "extra", {"to": 7}),
+            ("Add", ["records", "extra"], "length"),
+            ("ConstantOfShape", ["length"], "several"),
+            ("Shape", ["several"], "as_many"),
+            ("Equal", ["as_many", "seven"], "fires_now"),
+            ("Where", ["fires_now", "none", "f1"], "factor"),
+            ("Mul", ["real", "factor"], "logits"),
+        ],
+        "Mul",
+    ),
+    "classes by the number of records": (
+        [
+            *RECORDS,
+            ("Equal", ["records", "1"], "alone"),
+            ("Where", ["alone", "turned", "order"], "places"),
+            ("Gather", ["real", "places"], "logits", {"axis": 1}),
+        ],
+        "Gather",
+    ),
+    "places by the number of records": (  # as they are with one record or two, whose transpose is of one row
+        [
+            *RECORDS,
+            ("Equal", ["records", "seven"], "on"),
+            ("Where", ["on", "seven", "1"], "high"),
+            ("Concat", ["high", "rest"], "sizes", {"axis": 0}),
+            ("Reshape", ["real", "sizes"], "r"),
+            ("Transpose", ["r"], "t", {"perm": [1, 0]}),
+            ("Reshape", ["t", "back"], "logits"),
+        ],
+        "Reshape",
+    ),
+    "reshapes by the number of records": (
+        [
+            *RECORDS,
+            ("Mul", ["records", "6"], "many"),
+            ("Concat", ["many", "1"], "sizes", {"axis": 0}),
+            ("Reshape", ["real", "sizes"], "r"),
+            ("Concat", ["records", "rest"], "again", {"axis": 0}),
+            ("Reshape", ["r", "again"], "logits"),
+        ],
+        "",
+    ),
+    "shares cut off": (
+        [("Softmax", ["real"], "s", {"axis": 1}), ("Clip", ["s", "f0", "f.1"], "logits")],
+        "Softmax",
+    ),
+    "shares of the records": ([("Softmax", ["real"], "logits", {"axis": 0})], "Softmax"),
+    "shares scaled": ([("Softmax", ["real"], "s", {"axis": 1}), ("Mul", ["s", "f6"], "logits")], "Softmax"),
+    "shares turned": (
+        [("Softmax", ["real"], "s", {"axis": 1}), ("Gather", ["s", "order"], "logits", {"axis": 1})],
+        "Softmax",
+    ),
+    "shares in few codes": (
+        [
+            ("Softmax", ["real"], "s", {"axis": 1}),
+            ("QuantizeLinear", ["s", "f.1"], "q"),
+            ("DequantizeLinear", ["q", "f.1"], "logits"),
+        ],
+        "Softmax",
     ),
     "at random": ([("Dropout", ["real", "f.1", "true"], "logits")], "Dropout"),
     "nothing": ([("Identity", ["real"], "logits")], ""),
@@ -236,6 +390,38 @@ def test_ranges_of_activations(folder: Path, factor: float, words: str) -> None:
     assert len(found.ranges) > 4
     assert [one.clips for one in odd] == ([] if not words else [factor < 1])
     assert any(words in sentence for sentence in found.sentences) if words else found.verdict == "confirmed"
+
+
+HALF: dict[str, Any] = {"to": TensorProto.FLOAT16}
+LOGITS: Step = ("Gemm", ["active", "last"], "logits", {"transB": 1})
+
+
+def test_overflows_between_a_product_and_its_bias() -> None:
+    behind: list[Step] = [("Add", ["out", "bias"], "hidden"), ("Relu", ["hidden"], "active")]
+    for steps, named in (
+        ([("Cast", ["product"], "h", HALF), ("Cast", ["h"], "out", {"to": 1})], ""),
+        ([("Mul", ["product", "f65600"], "m"), ("Div", ["m", "f65600"], "out")], "Mul"),
+    ):
+        nodes: list[Step] = [("Gemm", ["input", "first"], "product", {"transB": 1}), *steps, *behind]
+        left_over(check_lineage(network(), by_hand([*nodes, LOGITS])), named)
+
+
+@pytest.mark.parametrize(("kind", "high"), [(TensorProto.UINT8, 0.255), (TensorProto.INT8, 0.127)])
+def test_ranges_behind_factors_and_without_zero_points(kind: int, high: float) -> None:
+    """In the units of the dense model's tensor; the type of the codes is said by an attribute."""
+    steps: list[Step] = [
+        ("Mul", ["input", "f100"], "m"),
+        ("QuantizeLinear", ["m", "f.1"], "q", {"output_dtype": kind}),
+        ("DequantizeLinear", ["q", "f.1"], "d"),
+        ("Div", ["d", "f100"], "x"),
+        ("Gemm", ["x", "first", "bias"], "hidden", {"transB": 1}),
+        ("Relu", ["hidden"], "active"),
+        LOGITS,
+    ]
+    records = np.linspace(0, 1, 320, dtype=np.float32).reshape(20, 16)
+    (found,) = check_lineage(network(), by_hand(steps), records=records).ranges
+    assert found.high == pytest.approx(high, rel=1e-5)
+    assert found.clipped == pytest.approx(1 - high, abs=0.01)
 
 
 def test_choices_of_the_declared_recipe_and_no_others() -> None:
