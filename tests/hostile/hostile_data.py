@@ -7,6 +7,7 @@ import pickle
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,15 @@ def archive(parts: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
     return stream.getvalue()
 
 
+@cache
+def _entries() -> dict[str, bytes]:
+    return {f"{name}.npy": npy(one) for name, one in records().items()}
+
+
 def saved(**changed: Any) -> dict[str, bytes]:
     """The entries of a good file but for some arrays, as they are or ready-made."""
-    arrays = {**records(), **changed}
-    return {f"{name}.npy": one if isinstance(one, bytes) else npy(one) for name, one in arrays.items()}
+    made = {f"{name}.npy": one if isinstance(one, bytes) else npy(one) for name, one in changed.items()}
+    return {**_entries(), **made}
 
 
 def header(text: str, version: bytes = b"\x01\x00", content: bytes = bytes(96)) -> bytes:

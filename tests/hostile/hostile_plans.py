@@ -121,7 +121,7 @@ TEXTS: dict[str, tuple[str | bytes, int]] = {
     "a binary": ("name: !!binary aGVsbG8=\n", USAGE),
     "a set": ("name: !!set {a}\n", USAGE),
     "a list for a key": ("? [a, b]\n: 1\n", USAGE),
-    "nested 5,000 deep": ("a: " + "[" * 5000 + "]" * 5000, USAGE),
+    "nested 2,000 deep": ("a: " + "[" * 2000 + "]" * 2000, USAGE),
     "mappings nested 2,000 deep": ("{a: " * 2000 + "1" + "}" * 2000, USAGE),
     "a number of 5,000 digits": (f"seed: {'9' * 5000}\n", USAGE),
     "a fraction of 5,000 digits": (f"seed: 1/{'9' * 5000}\n", USAGE),
@@ -178,5 +178,8 @@ def cases() -> Iterator[Case]:
         yield Case(name, lambda folder, text=text: audit(folder, text), code)
     for path, values in STRANGE.items():
         for value in values:
-            text = yaml.safe_dump(changed(path, value), sort_keys=False)
-            yield Case(f"{path}: {str(value)[:40]}", lambda folder, text=text: audit(folder, text), USAGE)
+
+            def call(folder: Path, path: str = path, value: Any = value) -> list[str]:
+                return audit(folder, yaml.safe_dump(changed(path, value), sort_keys=False))
+
+            yield Case(f"{path}: {str(value)[:40]}", call, USAGE, dear="'art'" in str(value))  # it imports all of ART
