@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,26 @@ from ...targets.untrusted.files import ordinary_file
 from .consistent import contradiction
 from .rows import SCHEMA, Audit
 
+FILE = "audit.json"
 SIZE_CAP = 128 * 2**20  # bytes; an audit of 15 candidates has about 1 MB
 DIGITS_CAP = 19  # a seed may have as many
 FAULTS_SHOWN = 3
 
 
+def folder_of(path: Path) -> Path:
+    """The folder of an audit, which is named by its folder or by the audit.json in it."""
+    return path.parent if path.name == FILE and not os.path.isdir(path) else path
+
+
 def read_audit(folder: Path) -> Audit:
-    """The audit in `folder`/audit.json, validated against the schema: types and ranges as the models of the rows say
+    """The audit in `folder`/audit.json (which may be named itself), validated against the schema: types and ranges as the models of the rows say
     (nothing is converted: a text is no number), names that exist, shares that are shares.
 
     Raises:
         InputError: there is none.
         UnsafeInput: it is no valid audit; the message says what is wrong with it.
     """
-    path = folder if folder.suffix == ".json" else folder / "audit.json"
+    path = folder_of(folder) / FILE
     with ordinary_file(path, "the audit", SIZE_CAP).open("rb") as stream:
         raw = stream.read(SIZE_CAP)
     cure = "Run the audit again, or fetch the file again if somebody sent it."

@@ -17,7 +17,7 @@ from ..plan.builtin import builtin_plan
 from ..plan.plan import Plan, check_techniques, load_plan
 from ..plan.sections import MemoryData
 from ..resolved import departures
-from ..schema.read import read_audit
+from ..schema.read import folder_of, read_audit
 from ..schema.rows import Audit
 from ..subject.finished_file import paths_of
 from ..subject.resolve import load_data
@@ -54,7 +54,7 @@ def verify(folder: Path, plan_file: Path | None = None, *, deep: bool = False) -
         UnsafeInput: audit.json is none.
     """
     read = read_audit(folder)
-    folder = folder.parent if folder.suffix == ".json" else folder
+    folder = folder_of(folder)
     cells = StoredCells(folder)
     home = None if plan_file is None else plan_file.parent
     try:

@@ -91,18 +91,18 @@ def _read_plan(path: Path) -> None:
 Reader = Callable[[Path], object]
 EVERY: dict[str, tuple[str, Callable[[Random], bytes], Reader]] = {
     **SORTS,
-    "onnx": (".onnx", SORTS["onnx"][1], _audited),
-    "tflite": (".tflite", SORTS["tflite"][1], opened),
-    "audit": (".json", SORTS["audit"][1], _judged),
-    "plan": (".yaml", _plan, _read_plan),
+    "onnx": ("mutant.onnx", SORTS["onnx"][1], _audited),
+    "tflite": ("mutant.tflite", SORTS["tflite"][1], opened),
+    "audit": ("audit.json", SORTS["audit"][1], _judged),
+    "plan": ("mutant.yaml", _plan, _read_plan),
 }
 
 
 def meet(sort: str, seed: int, folder: Path) -> tuple[str, bytes, str]:
     """How a mutant ended (taken, refused, failed), the mutant, and the traceback of a failure."""
-    suffix, make, read = EVERY[sort]
+    name, make, read = EVERY[sort]
     content = make(random.Random(seed)) or b"\0"
-    path = folder / f"mutant{suffix}"
+    path = folder / name
     path.write_bytes(content)
     start, peak = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
@@ -142,7 +142,7 @@ def main() -> int:
             counts[sort, ended] += 1
             if ended == "failed":
                 given.keep.mkdir(exist_ok=True)
-                kept = given.keep / f"{sort}-{seed}{EVERY[sort][0]}"
+                kept = given.keep / f"{sort}-{seed}{Path(EVERY[sort][0]).suffix}"
                 kept.write_bytes(content)
                 print(f"FAILED: --sort {sort} --seed {seed}, kept as {kept}\n{trace[-1500:]}", flush=True)
     for (sort, ended), count in sorted(counts.items()):

@@ -60,6 +60,8 @@ WORDS: dict[str, list[str]] = {
     "outputs that are none": ["audit", *FILE, "--outputs", "votes"],
     "a mean without its deviation": ["audit", *FILE, "--mean", "0.5"],
     "a deviation without its mean": ["audit", *FILE, "--std", "0.5"],
+    "a policy that is none": ["audit", *FILE, "--policy", "relaese"],
+    "a policy that is not there": ["audit", *FILE, "--policy", "no.yaml"],
     "labels that are fractions": ["audit", *FILE, "--labels", "0.5,1,2"],
     "a recipe that is none": ["audit", *FILE, "--dense", "dense.onnx", "--recipe", "int99"],
     "a dense model that is not there": ["audit", *FILE, "--dense", "no.onnx"],

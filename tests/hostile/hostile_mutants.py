@@ -323,19 +323,19 @@ def _read_audit(path: Path) -> None:
 
 Reader = Callable[[Path], object]
 SORTS: dict[str, tuple[str, Callable[[Random], bytes], Reader]] = {
-    "onnx": (".onnx", onnx, _read_onnx),
-    "tflite": (".tflite", tflite, opened),
-    "npz": (".npz", npz, load_npz),
-    "safetensors": (".safetensors", safetensors, lambda path: load_weights(network(), path)),
-    "audit": (".json", audit_json, _read_audit),
-    "cells": (".parts", cell, _read_cell),
+    "onnx": ("mutant.onnx", onnx, _read_onnx),
+    "tflite": ("mutant.tflite", tflite, opened),
+    "npz": ("mutant.npz", npz, load_npz),
+    "safetensors": ("mutant.safetensors", safetensors, lambda path: load_weights(network(), path)),
+    "audit": ("audit.json", audit_json, _read_audit),
+    "cells": ("mutant.parts", cell, _read_cell),
 }
 
 
 def meet(sort: str, content: bytes, folder: Path) -> Exception | None:
     """What a mutant leads to, when that is neither to be taken nor to be refused in a sentence."""
-    suffix, _, read = SORTS[sort]
-    path = folder / f"mutant{suffix}"
+    name, _, read = SORTS[sort]
+    path = folder / name
     path.write_bytes(content or b"\0")
     try:
         read(path)
