@@ -27,8 +27,11 @@ def folder_of(path: Path) -> Path:
 
 
 def read_audit(folder: Path) -> Audit:
-    """The audit in `folder`/audit.json (which may be named itself), validated against the schema: types and ranges as the models of the rows say
+    """The audit in `folder`/audit.json, validated against the schema: types and ranges as the models of the rows say
     (nothing is converted: a text is no number), names that exist, shares that are shares.
+
+    Args:
+        folder: or the audit.json in it.
 
     Raises:
         InputError: there is none.
