@@ -36,7 +36,7 @@ class Case:
     Args:
         code: the exit code it must end with; a set: any of these (the library that reads it decides).
         says: a word that must stand in the one paragraph.
-        dear: takes seconds, for what it imports: only `make fuzz` tries it.
+        dear: takes long, for what it imports or for its size: only `make fuzz` tries it.
     """
 
     name: str

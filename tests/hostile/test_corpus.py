@@ -19,10 +19,10 @@ import yaml
 from hostile_case import command, faults_of_all, no_cells, thinned
 
 SURFACES = {  # how many of them are tried, and how many that is, at least
-    "files": (hostile_files.cases, 0.5, 55),
+    "files": (hostile_files.cases, 0.4, 45),
     "plans": (hostile_plans.cases, 0.2, 130),
     "commands": (hostile_commands.cases, 0.3, 70),
-    "data": (hostile_data.cases, 0.4, 80),
+    "data": (hostile_data.cases, 0.3, 60),
 }
 
 

@@ -21,7 +21,7 @@ from crushproof.targets.untrusted import model_file
 SURFACES = {  # how many of them are tried, and how many that is, at least
     "audits": (hostile_audits.cases, 0.2, 100),
     "weights": (hostile_weights.cases, 0.5, 50),
-    "models": (hostile_models.cases, 0.5, 50),
+    "models": (hostile_models.cases, 0.4, 40),
     "signatures": (hostile_signatures.cases, 0.5, 30),
 }
 
