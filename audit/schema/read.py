@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ...targets.errors import UnsafeInput
+from ...targets.errors import InputError, UnsafeInput, quoted
 from ...targets.untrusted.files import ordinary_file
 from .consistent import contradiction
 from .rows import SCHEMA, Audit
@@ -37,6 +37,8 @@ def read_audit(folder: Path) -> Audit:
         InputError: there is none.
         UnsafeInput: it is no valid audit; the message says what is wrong with it.
     """
+    if folder.name != FILE and os.path.isfile(folder):
+        raise InputError(f"{quoted(folder, 200)} is no folder. Name an audit by its folder, or by the {FILE} in it.")
     path = folder_of(folder) / FILE
     with ordinary_file(path, "the audit", SIZE_CAP).open("rb") as stream:
         raw = stream.read(SIZE_CAP)
