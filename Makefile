@@ -36,7 +36,7 @@ docs: $(VENV)/.test
 pytest: $(VENV)/.test
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -q  # in conftest's order, the longest files first
 
-# Hostile files with new seeds, for MINUTES; one that fails is printed and kept in fuzz-failures.
+# All hostile inputs of the tests, then mutants with new seeds for MINUTES; one that fails is printed and kept in fuzz-failures.
 fuzz: $(VENV)/.test
 	PYTHONPATH=tests/helpers $(BIN)/python tests/hostile/fuzz.py --minutes $(MINUTES)
 

@@ -224,9 +224,10 @@ def report(folder: Annotated[Path, typer.Argument(help="Holds audit.json.")]) ->
     From audit.json; nothing is measured again.
     """
     with exit_codes():
-        from .schema.read import read_audit
+        from .schema.read import folder_of, read_audit
         from .verification.rebuild import held_against_evidence
 
+        folder = folder_of(folder)
         found, standing = held_against_evidence(read_audit(folder), folder)
         from .report.html import render
         from .writing import writing
@@ -251,12 +252,15 @@ def gate(
     Nothing is measured again, and its audit.json stays as it is.
     """
     with exit_codes():
-        from .schema.read import read_audit
+        from .schema.read import folder_of, read_audit
         from .schema.standing import told
         from .verdict.judging import rejudge
         from .verdict.policy import load_policy
         from .verification.rebuild import held_against_evidence
 
+        folder = folder_of(folder)
+        if policy is not None:
+            load_policy(policy, Path(), None)  # before anything that takes longer
         result, standing = held_against_evidence(read_audit(folder), folder)
         if policy is not None:
             result = rejudge(result, load_policy(policy, Path(), result.metrics), by="gate")

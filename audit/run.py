@@ -29,6 +29,7 @@ from .suite.environment import host, versions
 from .suite.model_suite import LATENCY
 from .suite.suite import Suite, readings_of, spawn_argument
 from .verdict.fitting import policy_for
+from .verdict.policy import load_policy
 from .verification.rebuild import Ended, ended_key
 from .verification.record import fixed_in, form_of_record, record_of, recorded_at
 from .writing import check_ours, write_together, writing
@@ -61,6 +62,8 @@ def run_audit(
     started = time.monotonic()
     progress = progress or Silent()
     in_memory = subject is not None
+    if isinstance(plan.policy, str):
+        load_policy(plan.policy, folder, None)  # before data and model, which take longer
     subject = subject or resolve(plan, folder, lambda question: recalled(out, question))
     suite = Suite(plan, subject)
     planned = [(attack, suite.scope(label)) for attack, label in suite.lineup.attacks]

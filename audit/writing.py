@@ -119,8 +119,8 @@ def write_verdict(out: Path, audited: Path, text: str) -> None:
         OSError: it cannot be written.
     """
     check_ours(out / "report.html")
-    own, path = audited.parent if audited.is_file() else audited, out / "audit.json"
-    if (out / "evidence").exists() or (out.exists() and out.samefile(own)):
+    path = out / "audit.json"
+    if (out / "evidence").exists() or (out.exists() and out.samefile(audited)):
         raise InputError(f"--out {out} is the folder of an audit, whose audit.json would be lost. Name another one.")
     marked = os.path.lexists(marker := out / MARKER)
     if os.path.lexists(path) and not (marked and stat.S_ISREG(marker.lstat().st_mode)):

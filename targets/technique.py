@@ -8,10 +8,12 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import EntryPoint, distributions, entry_points
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from .errors import InputError, nearest, nearest_hint, user_error
 
@@ -21,10 +23,57 @@ class Technique(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_booleans(cls, raw: Any) -> Any:
+        refuse_booleans(cls, raw)
+        return raw
+
     @classmethod
     def defect(cls) -> str | None:
         """What is wrong with a class of another package, as the end of a sentence about it; None: nothing is seen."""
         return None
+
+
+def refuse_booleans(model: type[BaseModel], raw: Any) -> None:
+    """Raises PydanticCustomError where true or false stands for a number, which pydantic would take for 1 or 0."""
+    numbers = _numbers(model)
+    for name, value in raw.items() if isinstance(raw, Mapping) else ():
+        if name in numbers and (at := _boolean(value)) is not None:
+            message = "must be a number; true and false are none"
+            raise PydanticCustomError("plan", "{message}", {"message": message, "at": (name, *at)})
+
+
+@cache
+def _numbers(model: type[BaseModel]) -> frozenset[str]:
+    """The fields that hold numbers, be it in lists or mappings, and neither booleans nor other models."""
+    kinds = {name: set(_kinds(field.annotation)) for name, field in model.model_fields.items()}
+    return frozenset(name for name, found in kinds.items() if found & {int, float} and not found & {bool, object})
+
+
+def _kinds(annotation: Any) -> Iterator[type]:
+    """Of the values that an annotation allows; object: any, or another model."""
+    if get_origin(annotation) is Literal:
+        yield from map(type, get_args(annotation))
+    elif get_origin(annotation) is Annotated:
+        yield from _kinds(get_args(annotation)[0])  # what follows only limits it
+    elif parts := get_args(annotation):
+        for part in parts:
+            yield from _kinds(part)
+    elif annotation is not Ellipsis:
+        plain = isinstance(annotation, type) and annotation is not Any and not issubclass(annotation, BaseModel)
+        yield annotation if plain else object
+
+
+def _boolean(value: Any) -> tuple[int | str, ...] | None:
+    """Where the first true or false stands in a value; None: there is none."""
+    if isinstance(value, bool):
+        return ()
+    parts = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, one in parts:
+        if (at := _boolean(one)) is not None:
+            return (key if isinstance(key, int) else str(key), *at)
+    return None
 
 
 def techniques_in(value: Any) -> Iterator[Technique]:

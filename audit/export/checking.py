@@ -11,9 +11,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ...targets.errors import InputError, quoted
+from ..schema.read import folder_of
 from ..schema.standing import ENVELOPE
 from .in_toto import MalformedError, Statement, decoded, read_envelope, signed_bytes, statement_in
-from .subjects import SUFFIX, digests, folder_of, located, parts_of_results
+from .subjects import SUFFIX, digests, located, parts_of_results
 
 
 @dataclass(frozen=True)

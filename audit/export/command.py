@@ -27,6 +27,7 @@ def sign(
     Writes audit.intoto.jsonl, and a .sig beside the models. The password of an encrypted key: CRUSHPROOF_KEY_PASSWORD.
     """
     with exit_codes():
+        from ..schema.read import folder_of
         from ..schema.standing import ENVELOPE
         from .signing import sign_audit
 
@@ -44,7 +45,7 @@ def sign(
             typer.echo(f"model {name} ({one.verdict}): {one.sha256[:16]}; {own}")
         for name, file in done.absent.items():
             typer.echo(f"{file} is not where it was: the stored copy of {name} was signed in its place.")
-        typer.echo(f"wrote {folder / ENVELOPE}")
+        typer.echo(f"wrote {folder_of(folder) / ENVELOPE}")
 
 
 def verify(

@@ -16,7 +16,7 @@ from ...targets.errors import InputError
 from ..engine.cells import canonical_json
 from ..plan.plan import Plan
 from ..report.html import render
-from ..schema.read import read_audit
+from ..schema.read import folder_of, read_audit
 from ..schema.rows import Audit
 from ..schema.standing import ENVELOPE, SIGNED
 from ..subject.finished_file import paths_of
@@ -32,7 +32,6 @@ from .subjects import (
     SUFFIX,
     audited_models,
     digests_of,
-    folder_of,
     is_manifest,
     nobody_at_work,
     of_the_folder,

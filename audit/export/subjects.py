@@ -53,11 +53,6 @@ class Located:
     absent: str | None
 
 
-def folder_of(path: Path) -> Path:
-    """The folder of an audit, which may be named by its audit.json."""
-    return path.parent if path.is_file() else path
-
-
 @contextlib.contextmanager
 def nobody_at_work(folder: Path) -> Iterator[None]:
     """Holds the lock of the audit's evidence. Raises Incomplete when a run holds it, OSError."""

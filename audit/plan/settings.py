@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
 from ...targets.errors import nearest
-from ...targets.technique import Technique, techniques_in
+from ...targets.technique import Technique, refuse_booleans, techniques_in
 
 
 def fault(message: str, *at: str | int) -> PydanticCustomError:
@@ -29,6 +29,7 @@ class Settings(BaseModel):
             for key in raw:
                 if key not in cls.model_fields:
                     raise fault(did_you_mean("is not a key", str(key), list(cls.model_fields)), str(key))
+        refuse_booleans(cls, raw)
         return raw
 
 

@@ -4,30 +4,42 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from ...targets.errors import UnsafeInput
+from ...targets.errors import InputError, UnsafeInput, quoted
 from ...targets.untrusted.files import ordinary_file
 from .consistent import contradiction
 from .rows import SCHEMA, Audit
 
+FILE = "audit.json"
 SIZE_CAP = 128 * 2**20  # bytes; an audit of 15 candidates has about 1 MB
 DIGITS_CAP = 19  # a seed may have as many
 FAULTS_SHOWN = 3
+
+
+def folder_of(path: Path) -> Path:
+    """The folder of an audit, which is named by its folder or by the audit.json in it."""
+    return path.parent if path.name == FILE and not os.path.isdir(path) else path
 
 
 def read_audit(folder: Path) -> Audit:
     """The audit in `folder`/audit.json, validated against the schema: types and ranges as the models of the rows say
     (nothing is converted: a text is no number), names that exist, shares that are shares.
 
+    Args:
+        folder: or the audit.json in it.
+
     Raises:
         InputError: there is none.
         UnsafeInput: it is no valid audit; the message says what is wrong with it.
     """
-    path = folder if folder.suffix == ".json" else folder / "audit.json"
+    if folder.name != FILE and os.path.isfile(folder):
+        raise InputError(f"{quoted(folder, 200)} is no folder. Name an audit by its folder, or by the {FILE} in it.")
+    path = folder_of(folder) / FILE
     with ordinary_file(path, "the audit", SIZE_CAP).open("rb") as stream:
         raw = stream.read(SIZE_CAP)
     cure = "Run the audit again, or fetch the file again if somebody sent it."

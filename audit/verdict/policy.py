@@ -125,12 +125,12 @@ ADVICE = {"robust_accuracy": 0.2, "tpr_at_1_percent_fpr": 0.05, "auc": 0.6}
 
 
 def load_policy(
-    raw: str | Mapping[str, Any], folder: Path, metrics: Mapping[str, Metric], source: Source | None = None
+    raw: str | Mapping[str, Any], folder: Path, metrics: Mapping[str, Metric] | None, source: Source | None = None
 ) -> Policy:
     """The policy a plan or command line names: a built-in one, a YAML file seen from `folder`, or the limits.
 
     Args:
-        metrics: those it may limit, by name.
+        metrics: those it may limit, by name; None: only looks whether there is such a policy, as it is written.
 
     Raises:
         InputError: no such policy, or one that limits nothing; the message names the line where there is one.

@@ -20,7 +20,7 @@ from ..plan.yaml_text import SIZE_CAP, read_text
 from ..resolved import FILE as RESOLVED
 from ..resolved import departures, resolved_text
 from ..schema import wording
-from ..schema.read import read_audit
+from ..schema.read import folder_of, read_audit
 from ..schema.rows import Audit
 from ..subject.finished_file import paths_of
 from ..subject.resolve import load_data, student_factories
@@ -57,7 +57,7 @@ def verify(folder: Path, plan_file: Path | None = None, *, deep: bool = False) -
         UnsafeInput: audit.json is none.
     """
     read = read_audit(folder)
-    folder = folder.parent if folder.suffix == ".json" else folder
+    folder = folder_of(folder)
     cells = StoredCells(folder)
     home = None if plan_file is None else plan_file.parent
     try:

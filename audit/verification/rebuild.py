@@ -15,6 +15,7 @@ from ..engine.work import forms_of
 from ..findings.assemble import assemble
 from ..rounds import undecided
 from ..schema import wording
+from ..schema.read import folder_of
 from ..schema.rows import Audit, RecordedAt
 from ..schema.standing import ENVELOPE, REBUILT, SIGNED, Standing
 from ..suite.suite import Reached, Suite
@@ -115,7 +116,7 @@ def held_against_evidence(read: Audit, folder: Path) -> tuple[Audit, Standing]:
     Raises:
         UnsafeInput: it says something else than its evidence, or contradicts itself.
     """
-    folder = folder.parent if folder.suffix == ".json" else folder
+    folder = folder_of(folder)
     try:
         rebuilt = rebuild(read, StoredCells(folder))
     except NoEvidenceError as why:

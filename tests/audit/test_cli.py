@@ -368,6 +368,16 @@ def test_report_is_drawn_from_the_json_alone(finished: Path) -> None:
     assert call("report", finished / "gone").exit_code == 2
 
 
+def test_an_audit_is_named_by_its_folder_or_its_file(finished: Path) -> None:
+    for command in ("report", "gate"):
+        by_folder, by_file = (call(command, name) for name in (finished, finished / "audit.json"))
+        assert (by_folder.exit_code, by_folder.output) == (by_file.exit_code, by_file.output)
+    assert {path.name for path in finished.iterdir()} == {"audit.json", "report.html"}
+    (finished / "copy.json").write_bytes((finished / "audit.json").read_bytes())
+    for command in ("report", "gate"):  # nothing signs or proves a copy under another name
+        assert call(command, finished / "copy.json").exit_code == 2
+
+
 def test_init_writes_once(tmp_path: Path) -> None:
     folder = tmp_path / "new"
     assert call("init", folder).exit_code == 0

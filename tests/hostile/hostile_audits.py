@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import json
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -153,8 +152,13 @@ STRANGE: dict[str, list[Any]] = {
 }
 
 
+@cache
+def _text() -> str:
+    return json.dumps(audit())
+
+
 def changed(path: str, value: Any) -> Values:
-    result: Any = copy.deepcopy(audit())
+    result: Any = json.loads(_text())
     *steps, last = [int(step) if step.isdigit() else step for step in path.split(".")]
     inner = result
     for step in steps:
@@ -184,11 +188,14 @@ def cases() -> Iterator[Case]:
     for name, text in texts().items():
         use = next(others)
         words = command(use)
-        yield Case(f"{use}: {name}", lambda folder, text=text, words=words: words(folder, text), UNSAFE)
-    wrong = [(f"{path}: {str(value)[:30]}", path, value) for path, values in STRANGE.items() for value in values]
-    documents = {name: changed(path, value) for name, path, value in wrong}
-    documents |= {f"without {key}": without(key) for key in audit() if key not in ("policy_from", "declared")}
-    documents |= {f"a row of {rows} twice": twice(rows) for rows in ("candidates", "findings")}
-    for name, document in documents.items():
-        text = json.dumps(document)
-        yield Case(name, lambda folder, text=text: gate(folder, text), UNSAFE)
+        yield Case(f"{name} ({use})", lambda folder, text=text, words=words: words(folder, text), UNSAFE)
+    makes: dict[str, Callable[[], Values]] = {
+        f"{path}: {str(value)[:30]}": partial(changed, path, value)
+        for path, values in STRANGE.items()
+        for value in values
+    }
+    keys = [key for key in audit() if key not in ("policy_from", "declared")]
+    makes |= {f"without: {key}": partial(without, key) for key in keys}
+    makes |= {f"a row of {rows} twice": partial(twice, rows) for rows in ("candidates", "findings")}
+    for name, make in makes.items():
+        yield Case(name, lambda folder, make=make: gate(folder, json.dumps(make())), UNSAFE)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import math
 import os
+import random
 import resource
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import cache
@@ -34,12 +36,37 @@ class Case:
     Args:
         code: the exit code it must end with; a set: any of these (the library that reads it decides).
         says: a word that must stand in the one paragraph.
+        dear: takes long, for what it imports or for its size: only `make fuzz` tries it.
     """
 
     name: str
     call: Callable[[Path], list[str] | Callable[[], object]]
     code: int | frozenset[int]
     says: str = ""
+    dear: bool = False
+
+
+def thinned(cases: Iterable[Case], share: float) -> list[Case]:
+    """A share of the cases, the same in every run: some of each field or format (what stands before the colon of a
+    name), a different choice for each, so that every kind of value meets many fields. None that are dear.
+    """
+    fields: dict[str, list[Case]] = {}
+    for case in cases:
+        if not case.dear:
+            fields.setdefault(case.name.partition(": ")[0], []).append(case)
+    rng = random.Random(0)
+    return [case for those in fields.values() for case in rng.sample(those, math.ceil(share * len(those)))]
+
+
+def faults_of_all(cases: Iterable[Case], folder: Path) -> list[str]:
+    """The faults of each, met in a folder of its own."""
+    found = []
+    with no_cells():
+        for number, case in enumerate(cases):
+            inner = folder / str(number)
+            inner.mkdir()
+            found += faults_of(case, inner)
+    return found
 
 
 class ReachedCellsError(Exception):

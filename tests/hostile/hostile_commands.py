@@ -60,6 +60,8 @@ WORDS: dict[str, list[str]] = {
     "outputs that are none": ["audit", *FILE, "--outputs", "votes"],
     "a mean without its deviation": ["audit", *FILE, "--mean", "0.5"],
     "a deviation without its mean": ["audit", *FILE, "--std", "0.5"],
+    "a policy that is none": ["audit", *FILE, "--policy", "relaese"],
+    "a policy that is not there": ["audit", *FILE, "--policy", "no.yaml"],
     "labels that are fractions": ["audit", *FILE, "--labels", "0.5,1,2"],
     "a recipe that is none": ["audit", *FILE, "--dense", "dense.onnx", "--recipe", "int99"],
     "a dense model that is not there": ["audit", *FILE, "--dense", "no.onnx"],
@@ -89,15 +91,16 @@ WORDS: dict[str, list[str]] = {
     "trials beyond all numbers": ["search", "p.yaml", "--trials", "9" * 30],
 }
 PLAN = """
-data: {kind: digits}
-model: {architecture: crushproof.training.networks:digits_mlp}
+data: {kind: npz, path: data.npz, bounds: [0, 1]}
+model: {architecture: "crushproof.training.networks:Mlp", parameters: {features: 4, classes: 3}}
 candidates: {a: int8}
 """
 
 
 def start(folder: Path, words: list[str]) -> list[str]:
     records = np.random.default_rng(0).random((30, 4)).astype(np.float32)
-    np.savez(folder / "data.npz", x_test=records, y_test=np.arange(30) % 3)
+    classes = np.arange(30) % 3
+    np.savez(folder / "data.npz", x_train=1 - records, y_train=classes, x_test=records, y_test=classes)
     for name in ("data.csv", "model.onnx", "dense.onnx", "w.safetensors", "b.yaml"):
         (folder / name).write_text("x")
     for name in ("p.yaml", "a.yaml"):
@@ -111,8 +114,8 @@ def start(folder: Path, words: list[str]) -> list[str]:
 def cases() -> Iterator[Case]:
     every = dict(WORDS)
     for option in ("--mean", "--std", "--labels"):
-        every |= {f"{option} {text!r}": ["audit", *FILE, option, text] for text in NO_NUMBERS}
+        every |= {f"{option}: {text!r}": ["audit", *FILE, option, text] for text in NO_NUMBERS}
     for option in ("--layout", "--channels", "--units", "--outputs", "--recipe"):
-        every |= {f"{option} {text!r}": ["audit", *FILE, option, text] for text in ("", "\x1b[2J", "../x" * 50)}
+        every |= {f"{option}: {text!r}": ["audit", *FILE, option, text] for text in ("", "\x1b[2J", "../x" * 50)}
     for name, words in every.items():
         yield Case(name, lambda folder, words=words: start(folder, words), USAGE)

@@ -64,8 +64,8 @@ def users() -> dict[str, tuple[str, Use]]:
         "a table": (".csv", lambda path: lambda: load_csv(None, path, label="y")),
         "weights": (".safetensors", lambda path: lambda: load_weights(torch.nn.Linear(2, 2), path)),
         "a model": (".onnx", lambda path: lambda: read_model_file(path)),
-        "a report": (".json", lambda path: ["report", str(path)]),
-        "a gate": (".json", lambda path: ["gate", str(path)]),
+        "a report": ("/audit.json", lambda path: ["report", str(path)]),
+        "a gate": ("/audit.json", lambda path: ["gate", str(path)]),
     }
 
 
@@ -75,6 +75,7 @@ def cases() -> Iterator[Case]:
 
             def call(folder: Path, make: Make = make, use: Use = use, suffix: str = suffix) -> object:
                 path = folder / f"input{suffix}"
+                path.parent.mkdir(exist_ok=True)
                 make(path)
                 return use(path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import json
 import random
@@ -79,32 +80,33 @@ def flipped(content: bytes, rng: Random, times: int = 3) -> bytes:
 
 
 def swapped(value: Any, rng: Random) -> Any:
-    """A JSON value in which one value, anywhere, is another, is gone, or stands twice."""
-    made = copy.deepcopy(value)
-    places = list(_places(made))
-    inner, key = rng.choice(places)
+    """A JSON value in which one value, anywhere, is another, is gone, or stands twice. Shares what is not changed."""
+    paths = list(_paths(value))
+    *steps, key = rng.choice(paths)
+    made = inner = copy.copy(value)
+    for step in steps:
+        inner[step] = inner = copy.copy(inner[step])
     kind = rng.random()
     if kind < 0.1:
         del inner[key]
     elif kind < 0.15 and isinstance(inner, list):
-        inner.append(copy.deepcopy(inner[key]))
+        inner.append(inner[key])
     elif kind < 0.2 and isinstance(inner, dict):
         inner[rng.choice(WORDS)] = inner.pop(key)
     elif kind < 0.4:
-        other, place = rng.choice(places)
-        inner[key] = copy.deepcopy(other[place])
+        inner[key] = functools.reduce(lambda outer, step: outer[step], rng.choice(paths), value)
     elif kind < 0.7 and isinstance(inner[key], int | float):
         inner[key] = rng.choice([*WHOLE, *REAL, inner[key] + 1, -inner[key], inner[key] / 2, str(inner[key])])
     else:
-        inner[key] = copy.deepcopy(rng.choice(VALUES))
+        inner[key] = rng.choice(VALUES)
     return made
 
 
-def _places(value: Any) -> Any:
+def _paths(value: Any, above: tuple[Any, ...] = ()) -> Any:
     for key, one in value.items() if isinstance(value, dict) else enumerate(value):
-        yield value, key
+        yield (*above, key)
         if isinstance(one, dict | list):
-            yield from _places(one)
+            yield from _paths(one, (*above, key))
 
 
 # By sort: a mutant, and who reads it ---------------------------------------------------------------------------------
@@ -321,19 +323,19 @@ def _read_audit(path: Path) -> None:
 
 Reader = Callable[[Path], object]
 SORTS: dict[str, tuple[str, Callable[[Random], bytes], Reader]] = {
-    "onnx": (".onnx", onnx, _read_onnx),
-    "tflite": (".tflite", tflite, opened),
-    "npz": (".npz", npz, load_npz),
-    "safetensors": (".safetensors", safetensors, lambda path: load_weights(network(), path)),
-    "audit": (".json", audit_json, _read_audit),
-    "cells": (".parts", cell, _read_cell),
+    "onnx": ("mutant.onnx", onnx, _read_onnx),
+    "tflite": ("mutant.tflite", tflite, opened),
+    "npz": ("mutant.npz", npz, load_npz),
+    "safetensors": ("mutant.safetensors", safetensors, lambda path: load_weights(network(), path)),
+    "audit": ("audit.json", audit_json, _read_audit),
+    "cells": ("mutant.parts", cell, _read_cell),
 }
 
 
 def meet(sort: str, content: bytes, folder: Path) -> Exception | None:
     """What a mutant leads to, when that is neither to be taken nor to be refused in a sentence."""
-    suffix, _, read = SORTS[sort]
-    path = folder / f"mutant{suffix}"
+    name, _, read = SORTS[sort]
+    path = folder / name
     path.write_bytes(content or b"\0")
     try:
         read(path)

@@ -7,6 +7,7 @@ import json
 import pickle
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ def network() -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
 
 
+@cache
 def good() -> tuple[Header, bytes]:
     """The header and the values of the network's own file."""
     content = save(network().state_dict())
@@ -95,11 +97,11 @@ def headers() -> dict[str, tuple[bytes, int | frozenset[int]]]:
         "data_offsets": [None, 1, [], [0], [0, 1, 2], [8, 0], [-8, 40], ["0", "48"], [0, 2**63], [0.0, 48.0], [0, 47]],
     }
     for key, odd in wrong.items():
-        found |= {f"{key} {str(one)[:30]}": (changed("0.weight", key, one), UNSAFE) for one in odd}
+        found |= {f"{key}: {str(one)[:30]}": (changed("0.weight", key, one), UNSAFE) for one in odd}
     for name in ("", "../x", "/etc/x", "a\\b", "a\0b", "\x1b[31m", "\ud800", "n" * 2000):
-        found[f"a tensor named {name[:10]!r}"] = (renamed(name), UNSAFE)
+        found[f"a tensor named: {name[:10]!r}"] = (renamed(name), UNSAFE)
     for name in ("</script><script>", "__class__", "0.wieght", "module.0.weight", "\u202etxt", "_hidden", "$x$"):
-        found[f"a tensor named {name[:10]!r}"] = (renamed(name), USAGE)
+        found[f"a tensor named: {name[:10]!r}"] = (renamed(name), USAGE)
     return found
 
 

@@ -14,7 +14,7 @@ from hostile_mutants import SORTS, meet
 import crushproof
 from crushproof.targets.untrusted import model_file
 
-COUNTS = {"onnx": 250, "tflite": 100, "npz": 600, "safetensors": 450, "audit": 150, "cells": 450}
+COUNTS = {"onnx": 60, "tflite": 60, "npz": 300, "safetensors": 300, "audit": 80, "cells": 1200}
 
 
 @pytest.fixture(scope="module", autouse=True)

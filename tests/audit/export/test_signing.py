@@ -137,6 +137,14 @@ def test_a_finished_file_is_checked_where_it_lay_and_where_the_plan_names_it(
     assert check(root).differs == [f"'{FINISHED}' was changed after it was signed."]
 
 
+def test_the_audit_may_be_named_by_its_file(root: Path) -> None:
+    named = root / "out" / "audit.json"
+    done = CliRunner().invoke(app, ["sign", str(named), "--key", str(root / "key.pem")])
+    assert done.exit_code == 0, done.output
+    assert done.output.endswith(f"wrote {root / 'out' / ENVELOPE}\n")
+    assert check_signature(named, key=root / "key.pub").differs == []
+
+
 def test_a_packed_file_is_signed_as_it_is(root: Path) -> None:
     path = root / "plan" / FINISHED
     path.write_bytes(gzip.compress(path.read_bytes()))
