@@ -25,6 +25,7 @@ import torch
 from contract import Row, arguments, publish
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from verdict import FORECAST
 
 if TYPE_CHECKING:
     from crushproof.targets.steps import Arrays
@@ -201,7 +202,12 @@ def main() -> None:
     parameters = sum(parameter.numel() for parameter in net.parameters())
     setting = f"{parameters / 1e6:.1f} M parameters, {len(y.unique())} classes occur"
     told = [line for ended in (killed, resumed) for line in ended.output.splitlines() if "forecast" in line]
+    announced = FORECAST.search(killed.output)
+    assert announced is not None, killed.output
+    forecast = float(announced[1]) * {"s": 1, "min": 60, "h": 3600}[announced[2]]
+    ratio = forecast / (killed.seconds + resumed.seconds)
     rows = [
+        Row("forecast off by a factor of", "both runs together", max(ratio, 1 / ratio), "", target=2.0),
         Row("peak memory", setting, max(killed.family, resumed.family), "GB", target=MOST),
         Row("largest process", setting, max(killed.largest, resumed.largest), "GB"),
         Row("time until the kill", f"{len(killed.computed)} parts kept", killed.seconds, "s"),
