@@ -323,7 +323,7 @@ def test_gate_writes_its_verdict_beside_the_audit_and_never_over_one(finished: P
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "audit.json").write_text("mine")
     for taken in (finished, tmp_path / "other"):
-        refused = call("gate", finished, "--policy", "release", "--out", taken)
+        refused = call("gate", finished, "--policy", tmp_path / "strict.yaml", "--out", taken)
         assert (refused.exit_code, "would be lost" in " ".join(refused.stderr.split())) == (2, True)
     assert (finished / "audit.json").read_bytes() == before
     assert (tmp_path / "other" / "audit.json").read_text() == "mine"
