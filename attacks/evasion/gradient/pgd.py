@@ -115,7 +115,8 @@ def craft(
     """Adversarial inputs crafted on one model to be replayed on others: what `transfer` needs of the parent.
 
     PGD on the cross-entropy that goes on after success: of all inputs seen, a record keeps the one with the lowest
-    margin, because a confident one transfers best. Each block of records at each epsilon is kept (`steps.kept`).
+    margin, because a confident one transfers best. Each block of records at each epsilon is kept (`steps.kept`), of
+    large ones each batch: its forty passes take minutes.
 
     Args:
         module: on the device it is to run on.
@@ -131,10 +132,15 @@ def craft(
     crafted = {}
     for epsilon in epsilons:
         x = torch.empty_like(records.x)
-        for first, end in blocks(len(records)):
+        pieces = [
+            (start, min(start + batch, end))
+            for first, end in blocks(len(records))
+            for start in range(first, end, batch)
+        ]
+        for first, end in pieces:
             some = Records(records.x[first:end], records.y[first:end])
             seeds = derive(seed, "craft", repr(epsilon))
-            compute = partial(_crafted, module, some, norm, epsilon, bounds, seeds, steps, first, batch, counter)
+            compute = partial(_crafted, module, some, norm, epsilon, bounds, seeds, steps, first, counter)
             form = {"x": Array("float32", (end - first, *records.x.shape[1:]))}
             piece = kept_at_cost(f"{name}/{epsilon!r}/{first}-{end}", spent, compute, form)
             x[first:end] = torch.from_numpy(np.array(piece["x"]))
@@ -151,31 +157,28 @@ def _crafted(
     seed: int,
     steps: int,
     first: int,
-    batch: int,
     counter: Counter,
     ledger: Ledger,
 ) -> Arrays:
-    """One block, whose first record stands at `first`."""
+    """One batch, whose first record stands at `first`."""
     model = Gradients(module, "ce", ledger)
     device = device_of(module, records.x.device)
     size = default_step(epsilon, steps)
-    found = []
-    for some in torch.arange(len(records)).split(batch):
-        x0, y = records.x[some].to(device), records.y[some].to(device)
-        ball = Ball(norm, epsilon, x0, bounds.to(device))
-        x = ball.random_start(uniform(seed, first + some.numpy(), tuple(x0.shape[1:])).to(device))
-        best, lowest = x0.clone(), torch.full((len(some),), torch.inf, device=device)
-        for step in range(steps + 1):
-            if step < steps:
-                gradient, margin, _, _ = model(x, y)
-            else:
-                margin = model.margins(x, y)
-            better = margin < lowest
-            lowest = torch.where(better, margin, lowest)
-            best = torch.where(per_record(better, x), x, best)
-            if step < steps:
-                x = ball.step(x, gradient, size)
-            counter.now(len(some) * step / steps)
-        counter.add(len(some))
-        found.append(best.cpu())
-    return {"x": torch.cat(found).numpy()}
+    x0, y = records.x.to(device), records.y.to(device)
+    ball = Ball(norm, epsilon, x0, bounds.to(device))
+    places = np.arange(first, first + len(records))
+    x = ball.random_start(uniform(seed, places, tuple(x0.shape[1:])).to(device))
+    best, lowest = x0.clone(), torch.full((len(records),), torch.inf, device=device)
+    for step in range(steps + 1):
+        if step < steps:
+            gradient, margin, _, _ = model(x, y)
+        else:
+            margin = model.margins(x, y)
+        better = margin < lowest
+        lowest = torch.where(better, margin, lowest)
+        best = torch.where(per_record(better, x), x, best)
+        if step < steps:
+            x = ball.step(x, gradient, size)
+        counter.now(len(records) * step / steps)
+    counter.add(len(records))
+    return {"x": best.cpu().numpy()}
