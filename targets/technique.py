@@ -37,13 +37,12 @@ class Technique(BaseModel):
 
 def refuse_booleans(model: type[BaseModel], raw: Any) -> None:
     """Raises PydanticCustomError where true or false stands for a number, which pydantic would take for 1 or 0."""
-    numbers, fields = _numbers(model), model.model_fields
-    for name, value in raw.items() if isinstance(raw, Mapping) else ():
-        if isinstance(value, bool) and get_origin(fields[name].annotation if name in fields else None) in (list, tuple):
-            continue  # which is told that it is no list
-        if name in numbers and (at := _boolean(value)) is not None:
-            message = "must be a number; true and false are none"
-            raise PydanticCustomError("plan", "{message}", {"message": message, "at": (name, *at)})
+    for name in sorted(_numbers(model) & raw.keys()) if isinstance(raw, Mapping) else ():
+        if isinstance(raw[name], bool) and get_origin(model.model_fields[name].annotation) in (list, tuple):
+            continue  # a boolean for a list is told that it is no list
+        if (at := _boolean(raw[name])) is not None:
+            told = {"message": "must be a number; true and false are none", "at": (name, *at)}
+            raise PydanticCustomError("plan", "{message}", told)
 
 
 @cache
