@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from ...attacks.risk import ACCURACY, BALANCED_ACCURACY, QUALITIES, Metric
 from ..schema import wording
-from ..schema.rows import Candidate, Finding
+from ..schema.rows import Candidate, Estimate, Finding
 from .gate_sentences import guess, setting
 from .policy import ADVICE, BUILT_IN, EXACT, Policy
 
@@ -45,30 +45,30 @@ def _aside(failed: Sequence[Candidate]) -> list[str]:
 
 def _weak(passing: Sequence[Candidate], findings: Sequence[Finding], metrics: Mapping[str, Metric]) -> list[str]:
     """Of each figure beyond what is advised, the worst of the parents' and of the candidates that pass."""
-    told = []
+    told, by_id = [], {finding.id: finding for finding in findings}
     for name, advised in ADVICE.items():
         if name not in metrics:
             continue
         metric = metrics[name]
         side = 1 if metric.better == "lower" else -1
-        worst: dict[str, tuple[float, str]] = {}
+        worst: dict[str, tuple[Estimate, str]] = {}
         for row in passing:
             for finding in findings:
                 if finding.candidate != row.name or finding.metric != name or not finding.gateable:
                     continue
-                figures = {one.baseline: one.baseline_estimate for one in finding.changes[:1]}
-                if finding.estimate is not None:
-                    figures[row.name] = finding.estimate.estimate
-                for model, value in figures.items():
-                    known = worst.get(model)
-                    if side * (value - advised) > EXACT and (known is None or side * (value - known[0]) > 0):
-                        worst[model] = value, setting(finding)
+                of_parent = by_id.get(f"{row.parent}{finding.id.removeprefix(row.name)}")
+                for one in filter(None, (finding, of_parent)):
+                    own, known = one.estimate, worst.get(one.candidate)
+                    if own is None or side * (own.estimate - advised) <= EXACT:
+                        continue
+                    if known is None or side * (own.estimate - known[0].estimate) > 0:
+                        worst[one.candidate] = own, setting(one)
         if not worst:
             continue
         parents = {row.parent for row in passing}
-        shown = sorted(worst, key=lambda model: (model not in parents, -side * worst[model][0]))[:DETAILS]
+        shown = sorted(worst, key=lambda model: (model not in parents, -side * worst[model][0].estimate))[:DETAILS]
         said = wording.enumerate_words([
-            f"{wording.label(model)} {wording.figure(worst[model][0], metric)}{worst[model][1]}" for model in shown
+            f"{wording.label(model)} {wording.estimate(worst[model][0], metric)}{worst[model][1]}" for model in shown
         ])  # fmt: skip
         what = "leaks" if metric.better == "lower" else "is fragile"
         whose = f"is judged relative to a parent that {what} itself" if set(shown) & parents else what

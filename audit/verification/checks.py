@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ...targets.errors import CrushproofError, UnsafeInput
+from ...targets.errors import CrushproofError, InputError, UnsafeInput
+from ...targets.model import resolve_device
 from ...targets.untrusted.files import ordinary_file
 from ...targets.untrusted.model_file import FILE_BYTES
 from ...targets.untrusted.other_formats import unpacked
@@ -202,6 +203,10 @@ def _deep(rebuilt: Rebuilt, asked: Plan, plan_file: Path | None, cells: StoredCe
         home = _home(rebuilt, cells.folder)  # files alone, which run nothing of a stranger's
     if home is None and asked.digest != builtin_plan().digest:
         return Check("asked again", "left", "name the plan, whose code will run, with --plan")
+    try:
+        resolve_device(rebuilt.record.device)
+    except InputError as error:
+        return Check("asked again", "left", f"not on this machine: {error}")
     try:
         wrong = asked_again(rebuilt, asked, home or Path(), cells)
     except CrushproofError as error:

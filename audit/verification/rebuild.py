@@ -143,11 +143,7 @@ def _recorded(at: RecordedAt, cells: StoredCells) -> tuple[Record, Suite]:
         record, suite = read_record(at.key, cells.get(at.key))
     except RecordError as error:
         raise NoEvidenceError(str(error)) from None
-    if (cells.evidence(at.key)[1], record.fixed, record.known) != (
-        at.digest,
-        at.fixed,
-        at.known,
-    ):
+    if RecordedAt(key=at.key, digest=cells.evidence(at.key)[1], fixed=record.fixed, known=record.known) != at:
         raise UnsafeInput(
             f"{cells.folder / 'audit.json'} does not verify: its record was changed, or it says another time than the "
             f"record ({record.fixed}) at which plan and policy were fixed. {HINT}"

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from ..errors import InputError
 from ..runtimes.batches import reason
+from ..temporary import scratch
 
 if TYPE_CHECKING:
     import onnx
@@ -42,20 +41,9 @@ def observe(
     Raises:
         InputError: ONNX Runtime does not run it on these arrays.
     """
-    import onnx
-    import onnxruntime
-
-    larger = onnx.ModelProto()
-    larger.CopyFrom(model)
-    present = {output.name for output in model.graph.output} | {item.name for item in model.graph.input}
-    larger.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names) if name not in present)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     found = Observed()
     try:
-        session = onnxruntime.InferenceSession(larger.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = unfused(model, names)
         answers: list[Array] = session.run(None, dict(feeds))
     except Exception as error:  # the runtime's exception types have no common base
         raise InputError(f"The ONNX model does not answer: {reason(error)}") from None
@@ -68,6 +56,34 @@ def observe(
     return found
 
 
+def unfused(model: onnx.ModelProto, names: Iterable[str]) -> Any:
+    """A session on one thread, nothing fused, that answers the named tensors of the outermost graph too.
+
+    Raises:
+        Exception: ONNX Runtime's own, which have no common base: it does not take the model.
+    """
+    import onnx
+    import onnxruntime
+
+    larger = onnx.ModelProto()
+    larger.CopyFrom(model)
+    present = {output.name for output in model.graph.output} | {item.name for item in model.graph.input}
+    larger.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names) if name not in present)
+    options = _options()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(larger.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _options() -> Any:
+    """On one thread, and silent."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    return options
+
+
 def optimised(model: onnx.ModelProto, level: Level) -> onnx.ModelProto:
     """What ONNX Runtime's optimiser makes of the model at that level: the same function, its operators fused.
 
@@ -77,13 +93,11 @@ def optimised(model: onnx.ModelProto, level: Level) -> onnx.ModelProto:
     import onnx
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
+    options = _options()
     levels = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_BASIC if level == "basic" else levels.ORT_ENABLE_EXTENDED
-    with tempfile.TemporaryDirectory(prefix="crushproof-") as folder:
-        options.optimized_model_filepath = str(Path(folder) / "model.onnx")
+    with scratch() as folder:
+        options.optimized_model_filepath = str(folder / "model.onnx")
         try:
             onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
             return onnx.load(options.optimized_model_filepath)

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..runtimes.batches import reason
 from .constants import Array, Graph, code_range
+from .observed import unfused
 from .weights import CONVOLUTIONS, RECURRENT, SLOTS, Weight, weights
 
 if TYPE_CHECKING:
@@ -190,19 +191,8 @@ def _shapes(
     model: onnx.ModelProto, names: Sequence[str], shape: tuple[int, ...]
 ) -> tuple[dict[str, tuple[tuple[int, ...], str]], int]:
     """Shape and type of the named tensors when the graph answers one batch of zeros; and the records of that batch."""
-    import onnx
-    import onnxruntime
-
-    larger = onnx.ModelProto()
-    larger.CopyFrom(model)
-    present = {output.name for output in model.graph.output} | {item.name for item in model.graph.input}
-    larger.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names) if name not in present)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        session = onnxruntime.InferenceSession(larger.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = unfused(model, names)
         entry = session.get_inputs()[0]
         batch = entry.shape[0] if entry.shape and isinstance(entry.shape[0], int) else 1
         records = np.zeros((batch, *shape), onnx_type(entry.type))

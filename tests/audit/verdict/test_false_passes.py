@@ -28,7 +28,7 @@ from crushproof.audit.findings.finding_rows import _beyond_parent
 from crushproof.audit.findings.results import AuditResults
 from crushproof.audit.report.terminal import as_text
 from crushproof.audit.schema import wording
-from crushproof.audit.schema.rows import Candidate, Classes, GroupEstimate
+from crushproof.audit.schema.rows import Candidate, Classes, Finding, GroupEstimate
 from crushproof.audit.verdict.judging import Judgement, apply_policy, rejudge
 from crushproof.audit.verdict.policy import BUILT_IN, load_policy
 from crushproof.targets.data.records import Bounds, Records
@@ -303,6 +303,11 @@ def test_what_a_verdict_leaves_out_stands_beside_it(name: str) -> None:
     assert all(sentence.startswith(start) for sentence, start in zip(verdict.beside, told, strict=True))
 
 
+def of_parent(metric: str, value: float, **fields: Any) -> Finding:
+    """The parent's own figure, from which the interval comes."""
+    return finding("dense", metric, estimate=estimate(value), changes=[], gateable=False, **fields)
+
+
 def test_a_weak_parent_is_named_beside_what_is_no_worse() -> None:
     rows = [candidate("dense", role="dense"), candidate("a")]
     found = findings("a")
@@ -316,15 +321,16 @@ def test_a_weak_parent_is_named_beside_what_is_no_worse() -> None:
             }
         )
     ]
-    verdict = apply_policy(rows, [*fragile, found[1], *leaky], BUILT_IN["release"], ["a"], KNOWN)
+    parents = [of_parent("robust_accuracy", 0.12, setting=fragile[0].setting), of_parent("auc", 0.8)]
+    verdict = apply_policy(rows, [*parents, *fragile, found[1], *leaky], BUILT_IN["release"], ["a"], KNOWN)
     told = [one.replace("\u00a0", " ") for one in verdict.beside]
     assert verdict.verdict == "pass"
     assert told[0] == (
-        "What passes is judged relative to a parent that is fragile itself: robust accuracy of dense 12.0 % at eps "
-        "0.05 and a 15.0 % at eps 0.05; advised is at least 20.0 %."
+        "What passes is judged relative to a parent that is fragile itself: robust accuracy of dense 12.0 % "
+        "[8.0, 16.0] at eps 0.05 and a 15.0 % [14.0, 16.0] at eps 0.05; advised is at least 20.0 %."
     )
     assert told[2].startswith("What passes is judged relative to a parent that leaks itself: ")
-    assert told[2].endswith("of dense 0.800 and a 0.810; advised is at most 0.600.")
+    assert told[2].endswith("of dense 0.800 [0.760, 0.840] and a 0.810 [0.770, 0.850]; advised is at most 0.600.")
 
 
 @pytest.mark.parametrize("metric", ["auc", "tpr_at_1_percent_fpr"])
@@ -332,8 +338,8 @@ def test_a_weak_parent_is_named_beside_what_is_no_worse() -> None:
 def test_a_parent_that_gives_all_away_is_named_beside_the_pass(metric: str, policy: Any) -> None:
     found = [one for one in findings("a") if one.metric != metric]
     leak = finding("a", metric).model_copy(update={"estimate": estimate(0.96), "changes": [change(0, baseline=0.96)]})
-    limits = load_policy(policy, Path(), KNOWN)
-    verdict = apply_policy([candidate("dense", role="dense"), candidate("a")], [*found, leak], limits, ["a"], KNOWN)
+    limits, rows = load_policy(policy, Path(), KNOWN), [candidate("dense", role="dense"), candidate("a")]
+    verdict = apply_policy(rows, [of_parent(metric, 0.96), *found, leak], limits, ["a"], KNOWN)
     assert verdict.verdict == "pass"
     assert any(
         "a parent that leaks itself" in told and "0.96" in told.replace("96.0", "0.96") for told in verdict.beside
