@@ -40,7 +40,7 @@ model: {architecture: "large:mobile_net", weights: weights.safetensors}
 candidates: {int8-weights: {kind: quantize, weight_bits: 8, calibration_inputs: noise}}
 attacks:
   - kind: evasion
-    epsilons: [0.0005]
+    epsilons: [0.00001]
     records: 200
     parts: [{kind: pgd, steps: 3}, transfer, {kind: square, queries: 5}]
   - kind: extraction

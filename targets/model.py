@@ -16,7 +16,7 @@ from .errors import InputError
 RECURRENT = ("RNN", "LSTM", "GRU")  # torch's recurrent layers
 BATCH = 512  # records per pass, at most; fixed, so that a result never depends on who asked for how many at once
 FEW = 16  # records that always go together
-HELD = 2**30  # bytes that the records of one pass may keep between forward and backward
+HELD = 2**29  # bytes that the records of one pass may keep between forward and backward
 
 
 class Target(Protocol):
