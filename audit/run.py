@@ -16,6 +16,7 @@ from .engine.driver import Held, executor_for, workers_of
 from .engine.progress import Progress, Silent
 from .engine.schedule import Outcome
 from .engine.store import Store
+from .engine.work import give_back
 from .findings.assemble import known_metrics
 from .findings.finding_rows import cells_of
 from .plan.plan import Plan
@@ -89,6 +90,7 @@ def run_audit(
         key, record = record_of(suite, plan, policy, command, home, source, fixed_in(store, suite, plan, policy))
         store.expect({key: form_of_record(key, record)})
         store.put(key, record)
+        give_back()  # before other processes need it
         executor = executor_for(engine, store, spawn, device=suite.device.type)
         with contextlib.closing(Held(executor)) if executor is not None else contextlib.nullcontext() as held:
             audit, outcome = run_rounds(suite, store, held, policy, command, only, progress)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ...targets.data.records import Records
 from ...targets.form import MisfitError
-from ...targets.model import TorchTarget
+from ...targets.model import TorchTarget, frozen_copy, records_at_once
 from ...targets.seeds import derive
 from ...targets.steps import Arrays, pulse
 from ...training.loop import Forward, Objective, Training, train
@@ -26,6 +26,7 @@ ALIKE = 0.95  # of the held-out labels, from which a copy needs no further round
 SLOWER = 4.0  # by how much the learning rate is lowered where training got nowhere
 MOST_SLOWDOWNS = 2
 ENOUGH = 0.9  # of the held-out labels, from which no other architecture is tried
+FEWEST = 8  # records of a batch that a large network is trained on: batch norm needs some
 NEAR = 1.25  # times the held-out loss
 
 
@@ -103,12 +104,13 @@ class Tutor:
         most. The last, short round takes the held-out queries, too. Fewer than 15 queries are all learnt, in one round.
         """
         index = torch.arange(len(lesson.records))
+        training = in_memory(self.training, start, lesson.records)
         if len(index) < 3 * HELD_OUT:
-            only = self._round(start, lesson, index, at_least(self.training, self.least_steps, len(index)), seed)
+            only = self._round(start, lesson, index, at_least(training, self.least_steps, len(index)), seed)
             return Copy(only, only)
         held = index % HELD_OUT == HELD_OUT - 1
         learnt, asked = index[~held], index[held]
-        training = at_least(self.training, self.least_steps, len(learnt))
+        training = at_least(training, self.least_steps, len(learnt))
         rate, best, module, agreement = training.learning_rate, math.inf, start, 0.0
         for slowdown in range(MOST_SLOWDOWNS + 1):
             rate = training.learning_rate / SLOWER**slowdown
@@ -174,6 +176,16 @@ def _agreement(module: nn.Module, lesson: Lesson, index: Tensor) -> float:
 
 def at_rate(training: Training, rate: float) -> Training:
     return training.model_copy(update={"learning_rate": rate})
+
+
+def in_memory(training: Training, module: nn.Module, records: Records) -> Training:
+    """The same training in smaller batches where a large network would hold too much of them: `FEWEST` records, or as
+    many as `targets.model.records_at_once` allows where that is more. It follows from the network and the shape alone.
+    """
+    if training.batch_size <= FEWEST:
+        return training
+    most = max(FEWEST, records_at_once(records.x[:1], frozen_copy(module)))
+    return training.model_copy(update={"batch_size": min(training.batch_size, most)})
 
 
 def at_least(training: Training, steps: int, records: int) -> Training:
