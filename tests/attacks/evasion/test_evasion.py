@@ -281,7 +281,7 @@ def test_transfer_says_why_it_did_not_run(digits: Data, dense: nn.Module) -> Non
     )
     assert "epsilon 0.03" in attack.run(other, seed=0).skipped["transfer"]
     with pytest.raises(NotApplicable, match="no part"):
-        Evasion(parts=(Transfer(),)).run(case_of(digits, dense, parent=None), seed=0)
+        Evasion(epsilons=(0.1,), parts=(Transfer(),)).run(case_of(digits, dense, parent=None), seed=0)
 
 
 # --- hard rounding
