@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import scipy  # its parts load where they are first used: a worker needs few
 
 Vector = np.ndarray[Any, np.dtype[Any]]
 
