@@ -11,6 +11,8 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
 
 from ..targets.data.records import Records
 from ..targets.seeds import generator, global_seed
@@ -72,6 +74,59 @@ def rate(training: Training, step: int, steps: int) -> float:
     return training.learning_rate * max(factor, 1e-3)
 
 
+def _descent(parameters: Sequence[Tensor], training: Training) -> Callable[[float], None]:
+    """One step of the optimiser at a learning rate, along the gradients that the parameters hold.
+
+    By torch's functional forms: its classes of optimisers import torch's compiler, which takes each process longer than
+    many a training.
+    """
+    moments: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+    momenta: dict[int, Tensor | None] = {}
+
+    @torch.no_grad()
+    def descend(speed: float) -> None:
+        moved = [place for place, parameter in enumerate(parameters) if parameter.grad is not None]
+        own = [parameters[place] for place in moved]
+        gradients = [parameter.grad for parameter in own if parameter.grad is not None]
+        if training.optimizer == "adamw":
+            for place, parameter in zip(moved, own, strict=True):
+                if place not in moments:
+                    moments[place] = torch.zeros_like(parameter), torch.zeros_like(parameter), torch.tensor(0.0)
+            first, second, steps = ([moments[place][which] for place in moved] for which in range(3))
+            adamw(
+                own,
+                gradients,
+                first,
+                second,
+                [],
+                steps,
+                has_complex=any(parameter.is_complex() for parameter in own),
+                amsgrad=False,
+                beta1=0.9,
+                beta2=0.999,
+                lr=speed,
+                weight_decay=training.weight_decay,
+                eps=1e-8,
+                maximize=False,
+            )
+        else:
+            buffers = [momenta.get(place) for place in moved]
+            sgd(
+                own,
+                gradients,
+                buffers,
+                weight_decay=training.weight_decay,
+                momentum=0.9,
+                lr=speed,
+                dampening=0.0,
+                nesterov=True,
+                maximize=False,
+            )
+            momenta.update(zip(moved, buffers, strict=True))
+
+    return descend
+
+
 def train_stack(
     modules: Sequence[nn.Module],
     records: Records,
@@ -100,14 +155,7 @@ def train_stack(
     per_epoch = max(1, count // batch)  # the rest of an epoch is dropped: batch norm dislikes a batch of one
     stack = Stack(modules)
     parameters = stack.parameters()
-    if training.optimizer == "adamw":
-        optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-            parameters, lr=training.learning_rate, weight_decay=training.weight_decay
-        )
-    else:
-        optimizer = torch.optim.SGD(
-            parameters, lr=training.learning_rate, momentum=0.9, nesterov=True, weight_decay=training.weight_decay
-        )
+    descend = _descent(parameters, training)
     step = 0
     with global_seed(seeds[0], "dropout"):
         for _ in range(training.epochs):
@@ -117,12 +165,11 @@ def train_stack(
             for first in range(0, per_epoch * batch, batch):
                 pulse("training step", step, training.epochs * per_epoch)
                 index = shuffled[:, first : first + batch]
-                for group in optimizer.param_groups:
-                    group["lr"] = rate(training, step, training.epochs * per_epoch)
                 losses = loss(stack, records.x[index], records.y[index], index, generators)
-                optimizer.zero_grad(set_to_none=True)
+                for parameter in parameters:
+                    parameter.grad = None
                 losses.mean(1).sum().backward()  # models share nothing, so the sum keeps their gradients apart
-                optimizer.step()
+                descend(rate(training, step, training.epochs * per_epoch))
                 step += 1
                 if after_step is not None:
                     after_step(stack)

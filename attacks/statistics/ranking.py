@@ -6,6 +6,7 @@ A score is higher for records believed to be members. All intervals are two-side
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ def auc(scores: Vector, is_member: Vector, level: float = LEVEL) -> Interval:
     """
     members, others = _placements(scores, is_member)
     area = float(members.mean())
-    z = float(scipy.stats.norm.ppf((1 + level) / 2))
+    z = float(scipy.special.ndtri((1 + level) / 2))
     error = float(np.sqrt(members.var(ddof=1) / len(members) + others.var(ddof=1) / len(others)))
     if error == 0 or area in (0.0, 1.0):
         few = min(len(members), len(others))
@@ -62,8 +63,8 @@ def auc_change(after: Vector, before: Vector, is_member: Vector, level: float = 
     difference = float(members1.mean() - members0.mean())
     if error == 0:
         return Interval(difference, difference, difference, 1.0 if difference == 0 else 0.0)
-    z = float(scipy.stats.norm.ppf((1 + level) / 2))
-    p_value = 2 * float(scipy.stats.norm.sf(abs(difference) / error))
+    z = float(scipy.special.ndtri((1 + level) / 2))
+    p_value = 2 * float(scipy.special.ndtr(-abs(difference) / error))
     return Interval(difference, max(-1.0, difference - z * error), min(1.0, difference + z * error), p_value)
 
 
@@ -112,15 +113,21 @@ def tpr_at_fpr(scores: Vector, is_member: Vector, fpr: float = 0.01, level: floa
 def tail_rate_distribution(members: Vector, others: Vector, fpr: float) -> Distribution:
     """The mixture of betas that `tpr_at_fpr` describes; both vectors in rising order."""
     n, m = len(others), len(members)
-    k = np.arange(int(scipy.stats.binom.ppf(1e-9, n, fpr)), int(scipy.stats.binom.isf(1e-9, n, fpr)) + 1)
-    weight = scipy.stats.binom.pmf(k, n, fpr)
-    weight = np.concatenate([weight, weight]) / (2 * weight.sum())
+    k, weight = _thresholds(n, fpr)
     # neighbours[j]: the j-th largest non-member, with +inf for j = 0 and -inf beyond the last
     neighbours = np.concatenate([[np.inf], others[::-1], [-np.inf]])
     at_least = m - np.searchsorted(members, neighbours[k], side="right")
     at_most = m - np.searchsorted(members, neighbours[k + 1], side="left")
     count = np.concatenate([at_least, at_most])
     return lambda p: float((weight * scipy.special.betainc(count + 0.5, m - count + 0.5, p)).sum())
+
+
+@lru_cache
+def _thresholds(n: int, fpr: float) -> tuple[Vector, Vector]:
+    """How many of n non-members may lie above the true threshold, and the weights of both neighbours of each."""
+    k = np.arange(int(scipy.stats.binom.ppf(1e-9, n, fpr)), int(scipy.stats.binom.isf(1e-9, n, fpr)) + 1)
+    weight = scipy.stats.binom.pmf(k, n, fpr)
+    return k, np.concatenate([weight, weight]) / (2 * weight.sum())
 
 
 def tpr_change(

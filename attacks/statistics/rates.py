@@ -62,7 +62,7 @@ def tango(b: int, c: int, n: int, level: float = LEVEL) -> Interval:
     """
     if n < 1 or b < 0 or c < 0 or b + c > n:
         raise ValueError(f"b={b} and c={c} cannot be counts of disagreement among n={n} records")
-    z = float(scipy.stats.norm.ppf((1 + level) / 2))
+    z = float(scipy.special.ndtri((1 + level) / 2))
     estimate = (b - c) / n
 
     def score(delta: float) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import scipy  # its parts load where they are first used: a worker needs few
 
 Vector = np.ndarray[Any, np.dtype[Any]]
 
@@ -57,9 +56,13 @@ def tpr_at_fpr(scores: Vector, is_member: Vector, fpr: float) -> float:
 def placements(scores: Vector, is_member: Vector) -> tuple[Vector, Vector]:
     """Per member, the share of non-members it beats; per non-member, the share of members that beat it; ties half.
 
-    The mean of either is the AUC; they are DeLong's structural components, by midranks (Sun & Xu 2014).
+    The mean of either is the AUC; they are DeLong's structural components, by ranks (Sun & Xu 2014).
     """
     members, others = scores[is_member], scores[~is_member]
-    m, n = len(members), len(others)
-    rank = scipy.stats.rankdata(np.concatenate([members, others]))
-    return (rank[:m] - scipy.stats.rankdata(members)) / n, 1 - (rank[m:] - scipy.stats.rankdata(others)) / m
+    return _below(members, others) / len(others), 1 - _below(others, members) / len(members)
+
+
+def _below(values: Vector, others: Vector) -> Vector:
+    """How many of the others lie below each value, ties half."""
+    rising = np.sort(others)
+    return (np.searchsorted(rising, values, side="left") + np.searchsorted(rising, values, side="right")) / 2

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,9 @@ def to_html(audit: Audit, standing: Standing = MEASURED) -> str:
     )
 
 
+@cache
 def _environment() -> Environment:
+    """The templates, compiled once for all reports of a process."""
     environment = Environment(
         loader=PackageLoader(_ROOT, "report_templates"),
         autoescape=True,

@@ -53,6 +53,7 @@ SIZING = {
 }
 MOVES = _names("Cast Flatten Identity Reshape Squeeze Transpose Unsqueeze")  # operators that keep the values
 LIMITS = {"uint8": (0, 255), "int8": (-128, 127), "uint16": (0, 65535), "int16": (-32768, 32767)}
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 MARKUP = re.compile(r"<(?!lambda>|locals>|module>|unknown>|unnamed )[/!?]?[A-Za-z]")  # tracers write the named ones
 EXPORT_HINT = "Export the model again, or fetch the file again and compare its size with the original's."
 # Its neighbour by path, because in the process of its own neither of them belongs to a package.
@@ -187,9 +188,9 @@ def _check_text(name: str | bytes, field: str) -> None:
     if field not in ("name", "input", "output", "op_type", "domain", "dim_param", "producer_name", "producer_version"):
         return
     fault = None
-    if any(ord(character) < 32 or 0x7F <= ord(character) < 0xA0 for character in name):
+    if CONTROL.search(name):
         fault = "contains control characters"
-    elif ".." in re.split(r"[/\\]", name):
+    elif ".." in name and ".." in re.split(r"[/\\]", name):
         fault = "is a path that leads out of a folder"
     elif MARKUP.search(name):
         fault = "contains markup"

@@ -148,17 +148,17 @@ def test_no_tpr_below_one_over_n() -> None:
 @pytest.mark.parametrize("n", [600, 300])
 @pytest.mark.parametrize("shift", [0.0, 0.7])
 def test_intervals_cover_the_truth(n: int, shift: float) -> None:
-    """1,000 seeds without a leak (AUC .5, TPR 1 %) and with a planted one (AUC .69, TPR 5.2 %): at least 93.5 %."""
+    """500 seeds without a leak (AUC .5, TPR 1 %) and with a planted one (AUC .69, TPR 5.2 %): at least 94 %."""
     area = stats.norm.cdf(shift / math.sqrt(2))
     rate = stats.norm.sf(stats.norm.isf(0.01) - shift)
     covered = np.zeros(2)
     widths = []
-    for seed in range(1000):
+    for seed in range(500):
         scores, is_member = drawn(n, shift, seed)
         of_auc, of_tpr = auc(scores, is_member), tpr_at_fpr(scores, is_member, 0.01)
         covered += [of_auc.low <= area <= of_auc.high, of_tpr.low <= rate <= of_tpr.high]
         widths.append(of_tpr.high - of_tpr.low)
-    assert (covered >= 935).all(), covered
+    assert (covered >= 470).all(), covered
     # not by being absurdly wide: within 1.6 times the width of a known threshold and the delta method
     slope = stats.norm.pdf(stats.norm.ppf(rate)) / stats.norm.pdf(stats.norm.ppf(0.01))
     ideal = 2 * 1.96 * math.sqrt(rate * (1 - rate) / n + slope**2 * 0.01 * 0.99 / n)

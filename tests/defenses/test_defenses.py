@@ -54,7 +54,7 @@ def test_adversarial_training_resists_where_plain_training_does_not(digits: Data
     training = Training(epochs=5, learning_rate=5e-3)
     trainer = AdversarialTraining(training=training).trainer(BuiltinTrainer(Training()), digits.bounds)
     (hardened,) = trainer.fit(TrainingJob.of_one(Architecture("digits_cnn", digits_cnn), digits.members, 0, CPU))
-    attacked = digits.evaluation.take(torch.arange(200))
+    attacked = digits.evaluation.take(torch.arange(120))
     assert accuracy(TorchTarget(hardened), digits.evaluation.x, digits.evaluation.y) >= 0.96
     assert robust_accuracy(hardened, attacked, digits.bounds) >= 0.7
     assert robust_accuracy(dense, attacked, digits.bounds) <= 0.6

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import pytest
 import torch
 from torch import nn
 
@@ -52,6 +55,33 @@ def test_a_stack_equals_training_alone() -> None:
             assert not module.training
             assert torch.allclose(flat(module), flat(alone), atol=2e-4), architecture.name
             assert (flat(module) - flat(architecture.fresh(seed))).abs().max() > 5e-3
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_steps_are_those_of_torchs_optimisers(optimizer: str) -> None:
+    """Bit by bit; a layer that gets no gradient is left as it is."""
+
+    def fresh() -> nn.Module:
+        with global_seed(3, "test"):
+            module = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+            module.register_module("unused", nn.Linear(2, 2))
+        module.forward = lambda x: module[1](module[0](x))  # type: ignore[method-assign]  # without the unused one
+        return module
+
+    records, ours, theirs = some_records(32), fresh(), fresh()
+    fields = {"epochs": 5, "batch_size": 32, "optimizer": optimizer, "learning_rate": 0.05, "weight_decay": 0.01}
+    training = Training.model_validate({**fields, "schedule": "constant"})
+    train_stack([ours], records, [torch.arange(32)], [4], training)
+    known = {"lr": 0.05, "weight_decay": 0.01}
+    made = torch.optim.AdamW if optimizer == "adamw" else partial(torch.optim.SGD, momentum=0.9, nesterov=True)
+    steps, order = made(theirs.parameters(), **known), generator(4, "order of records")
+    for _ in range(5):
+        index = torch.randperm(32, generator=order)
+        steps.zero_grad()
+        nn.functional.cross_entropy(theirs(records.x[index]), records.y[index], reduction="none").mean().backward()
+        steps.step()
+    assert torch.equal(flat(ours), flat(theirs))
+    assert torch.equal(ours.get_submodule("unused").weight, fresh().get_submodule("unused").weight)
 
 
 def test_long_training_gives_the_same_answers() -> None:

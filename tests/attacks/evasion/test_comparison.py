@@ -80,7 +80,7 @@ def test_a_candidate_that_is_its_parent(digits: Data, tmp_path: Path) -> None:
         (tmp_path / f"{name}.onnx").write_bytes(to_onnx(module.eval(), digits.shape))
     np.savez(tmp_path / "data.npz", x_test=digits.non_members.x[:400], y_test=digits.non_members.y[:400])
     files = {name: tmp_path / f"{name}.onnx" for name in ("dense", "same")}
-    audit = audit_of(files, tmp_path / "data.npz", tmp_path, [0, 1], epsilon="auto")
+    audit = audit_of(files, tmp_path / "data.npz", tmp_path, [0, 1], epsilon="auto", records=50)
     found, dense = row(audit, "same"), row(audit, "dense")
     change = found.changes[0]
     assert found.verdict != "fail"

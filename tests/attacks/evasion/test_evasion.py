@@ -206,12 +206,14 @@ def test_a_record_does_not_depend_on_its_company(digits: Data, part: Perturber) 
 
 def test_same_seed_same_evidence_other_seed_another(digits: Data, dense: nn.Module, evidence: Evidence) -> None:
     attack = Evasion(epsilons=RADII, records=N, parts=(Pgd(steps=20), Apgd(steps=20), Square(queries=60)))
-    again, other = (attack.run(case_of(digits, dense), seed=seed) for seed in (0, 1))
+    again = attack.run(case_of(digits, dense), seed=0)
     assert again.arrays.keys() == evidence.arrays.keys()
     assert all((again.arrays[key] == evidence.arrays[key]).all() for key in evidence.arrays)
     assert again.summary == evidence.summary
     assert again.ledger == evidence.ledger
-    assert not np.array_equal(other.arrays["adversarial"], evidence.arrays["adversarial"])
+    few = Evasion(epsilons=(0.1,), records=20, parts=(Pgd(steps=5), Square(queries=5)))
+    one, other = (few.run(case_of(digits, dense), seed=seed).arrays["adversarial"] for seed in (0, 1))
+    assert not np.array_equal(one, other)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -272,14 +274,14 @@ def test_crafted_inputs_transfer(digits: Data, dense: nn.Module, norm: Norm, eps
 
 
 def test_transfer_says_why_it_did_not_run(digits: Data, dense: nn.Module) -> None:
-    attack = Evasion(epsilons=RADII, records=20, parts=(Pgd(steps=2), Transfer()))
+    attack = Evasion(epsilons=RADII, records=20, parts=(Square(queries=2), Transfer()))
     assert attack.run(case_of(digits, dense), seed=0).skipped == {"transfer": "the dense model is its own parent"}
     other = case_of(
         digits, dense, parent=Mlp(64, 10), prepared=EvasionInputs(parent_adversarial={0.05: digits.evaluation.x})
     )
     assert "epsilon 0.03" in attack.run(other, seed=0).skipped["transfer"]
     with pytest.raises(NotApplicable, match="no part"):
-        Evasion(parts=(Transfer(),)).run(case_of(digits, dense, parent=None), seed=0)
+        Evasion(epsilons=(0.1,), parts=(Transfer(),)).run(case_of(digits, dense, parent=None), seed=0)
 
 
 # --- hard rounding
@@ -289,9 +291,9 @@ def test_hard_rounding_does_not_hide_adversarial_inputs(digits: Data, dense: nn.
     assert digits.members is not None
     hard = hard_round(dense, digits.members.x, straight_through=False)
     twin = hard_round(dense, digits.members.x, straight_through=True)
-    attack = Evasion(epsilons=RADII, records=150)
+    attack = Evasion(epsilons=(0.1, 0.15), records=100)
     of_dense = attack.run(case_of(digits, dense), seed=0)
-    crafted = craft(dense, digits.evaluation.take(torch.arange(150)), attack.epsilons, "linf", digits.bounds, seed=0)
+    crafted = craft(dense, digits.evaluation.take(torch.arange(100)), attack.epsilons, "linf", digits.bounds, seed=0)
     case = Case(
         deployed=TorchTarget(hard), twin=twin, native=hard, parent=dense, evaluation=digits.evaluation,
         ids=digits.evaluation_ids.numpy(), attacker=digits.attacker, bounds=digits.bounds, classes=10,
@@ -306,10 +308,10 @@ def test_hard_rounding_does_not_hide_adversarial_inputs(digits: Data, dense: nn.
     assert "no-gradient" in of_hard.flags["pgd-native"]
     native = of_hard.arrays["fooled/pgd-native/0.15"]
     assert (native & of_hard.arrays["clean_correct"]).sum() <= 3  # at most what a random start happens to fool
-    blind = Evasion(epsilons=RADII, records=150, parts=(Pgd(gradients="native"),)).run(case, seed=0)
+    blind = attack.model_copy(update={"parts": (Pgd(gradients="native"),)}).run(case, seed=0)
     assert blind.summary["union_flags"] == ["no-gradient"]
     assert 1 - blind.arrays["worst/0.1"].mean() > 0.9
-    assert blind.ledger.forwards <= 150 * len(RADII) * FLAT_STARTS  # it spent no steps where none leads anywhere
+    assert blind.ledger.forwards <= 100 * 2 * FLAT_STARTS  # it spent no steps where none leads anywhere
 
 
 def test_no_gradient_at_all(digits: Data, dense: nn.Module) -> None:

@@ -21,7 +21,7 @@ from crushproof.training.loop import Training, train
 from crushproof.training.networks import Mlp
 
 EPSILONS = (0.01, 0.03, 0.05, 0.1)
-RECORDS = 300
+RECORDS = 200
 
 
 class Clipped(nn.Module):

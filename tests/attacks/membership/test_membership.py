@@ -52,12 +52,12 @@ def digits() -> Data:
 
 @pytest.fixture(scope="module")
 def plan(digits: Data) -> PopulationPlan:
-    return plan_population(digits, 64, seed=0)
+    return plan_population(digits, 32, seed=0)
 
 
 @pytest.fixture(scope="module")
 def shadows(plan: PopulationPlan) -> list[nn.Module]:
-    return plan.fit(TRAINER, MLP, first=0, last=64, device=CPU)
+    return plan.fit(TRAINER, MLP, first=0, last=32, device=CPU)
 
 
 @pytest.fixture(scope="module")
@@ -86,13 +86,13 @@ def test_the_plan_keeps_who_is_who(digits: Data, plan: PopulationPlan) -> None:
     assert torch.equal(plan.targets.x[:600], digits.members.x[members])
     assert torch.equal(plan.targets.x[600:], digits.non_members.x[non_members])
     assert set(non_members.tolist()) <= set(digits.evaluation_ids.tolist()), "the attacker's own are never attacked"
-    for shadow in (0, 1, 63):
+    for shadow in (0, 1, 31):
         subset = plan.subset(shadow)
         assert len(subset) == len(digits.members), "a shadow has as many records as the audited model"
         assert len(set(subset.tolist())) == len(subset)
         assert set(range(n, len(plan.records))) <= set(subset.tolist()), "the remaining members are in every shadow"
         assert (np.isin(np.arange(n), subset.numpy()) == plan.inside[shadow]).all()
-    again, fewer, other = (plan_population(digits, k, seed=s) for k, s in ((64, 0), (16, 0), (64, 1)))
+    again, fewer, other = (plan_population(digits, k, seed=s) for k, s in ((32, 0), (16, 0), (32, 1)))
     assert (again.inside == plan.inside).all()
     assert again.seeds == plan.seeds
     assert fewer.seeds == plan.seeds[:16]
@@ -199,7 +199,7 @@ def test_a_recipe_that_trains_is_not_replayed_again_on_the_shadows_it_was_done_w
         for name, tensor in module.state_dict().items()
     }
     inputs = SimpleNamespace(
-        scope=Scope("membership", digits, 0, 64, 4, {}), device=CPU, prepared=lambda _: Prepared(arrays)
+        scope=Scope("membership", digits, 0, 32, 4, {}), device=CPU, prepared=lambda _: Prepared(arrays)
     )
     listener, recipe = Keeping(), Untrained(stop=3)
     with pytest.raises(KeyboardInterrupt), heard_by(listener):
@@ -325,10 +325,9 @@ def test_blind_baseline_sees_a_shift_and_nothing_else(plan: PopulationPlan) -> N
     same = auc(blind_scores(plan.targets, plan.is_member, seed=0), plan.is_member)
     assert same.low <= 0.5 <= same.high
     brighter = Records(plan.targets.x + 0.05 * torch.from_numpy(plan.is_member).view(-1, 1, 1, 1), plan.targets.y)
-    shifted = auc(blind_scores(brighter, plan.is_member, seed=0), plan.is_member)
-    assert shifted.low > 0.6
-    again = blind_scores(brighter, plan.is_member, seed=0)
-    assert np.array_equal(again, blind_scores(brighter, plan.is_member, seed=0))
+    shifted = blind_scores(brighter, plan.is_member, seed=0)
+    assert auc(shifted, plan.is_member).low > 0.6
+    assert np.array_equal(shifted, blind_scores(brighter, plan.is_member, seed=0))
 
 
 # The attack
@@ -392,7 +391,7 @@ def test_flags_and_headline_follow_the_shadows_not_the_target(plan: PopulationPl
     fine = Membership().run(case(Fixed(signals.phi[9][half], small.records.y), small, plan), seed=0)
     assert list(fine.flags.values()) == [[Flag.FEW_RECORDS]]
     assert fine.summary["pseudo_targets"]["rmia/own"]["tpr_mean"] is None
-    assert fine.summary["shadows"] == {"own": 64, "dense": 8}
+    assert fine.summary["shadows"] == {"own": 32, "dense": 8}
     # a target that LOSS tells apart perfectly changes nothing about the choice
     given_away = np.where(plan.is_member, 9, -9).astype(np.float32)
     one, two = (
@@ -409,10 +408,10 @@ def test_flags_and_headline_follow_the_shadows_not_the_target(plan: PopulationPl
 
 
 def test_dense_digits_mlp_leaks(plan: PopulationPlan, signals: ShadowSignals) -> None:
-    """TPR at 1 % FPR, mean over 64 leave-pair-out targets, at least 4.5 %; and own shadows of few beat LOSS."""
+    """TPR at 1 % FPR, mean over 32 leave-pair-out targets, at least 4.5 %; and own shadows of few beat LOSS."""
     figures = Membership().pseudo_targets({"own": signals}, plan.is_member)
     best = max(figures.values(), key=lambda row: row["tpr_mean"])
-    assert best["targets"] == 64
+    assert best["targets"] == 32
     assert best["tpr_mean"] >= 0.045, figures
     assert best["auc_mean"] >= 0.58
     assert figures["loss"]["tpr_mean"] < 0.02
@@ -441,7 +440,7 @@ def test_twenty_nulls_end_to_end(plan: PopulationPlan, signals: ShadowSignals, d
     others = Records(torch.cat([rest.x, digits.attacker.x]), torch.cat([rest.y, digits.attacker.y]))
     coin = torch.Generator().manual_seed(0)
     subsets = [torch.randperm(len(others), generator=coin)[:500] for _ in range(20)]
-    models = TRAINER.fit(TrainingJob(MLP, others, subsets, list(range(100, 120)), CPU))
+    models = BuiltinTrainer(Training(epochs=4)).fit(TrainingJob(MLP, others, subsets, list(range(100, 120)), CPU))
     few = ShadowSignals(signals.inside[:16], signals.phi[:16])
     covered = np.zeros(2)
     for model, is_member in zip(models, masks(plan.attacked, 40, 5)[::2], strict=True):

@@ -22,7 +22,7 @@ from crushproof.targets.data.records import Bounds, Records
 PLAN: dict[str, Any] = {
     "name": "few shadows",
     "data": {"kind": "digits"},
-    "model": {"architecture": "crushproof.training.networks:digits_mlp", "training": {"epochs": 6}},
+    "model": {"architecture": "crushproof.training.networks:digits_mlp", "training": {"epochs": 2}},
     "candidates": {"prune80": {"kind": "prune", "sparsity": 0.8, "fine_tune": {"epochs": 1}}, "int8": "int8"},
     "attacks": ["membership"],
     "shadows": {"training_free": 16, "trained": 4},

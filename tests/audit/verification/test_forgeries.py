@@ -123,9 +123,12 @@ def made(small_audit: Path) -> Audit:
 @pytest.mark.parametrize("what", EDITS)
 def test_audit_json_that_was_edited(small_audit: Path, made: Audit, tmp_path: Path, what: str) -> None:
     shutil.copy(small_audit / "out" / "audit.json", tmp_path)
-    assert not differences(read_audit(tmp_path), made)
     rewrite(tmp_path, EDITS[what])
     assert differences(read_audit(tmp_path), made)
+
+
+def test_audit_json_that_was_not_edited(small_audit: Path, made: Audit) -> None:
+    assert not differences(read_audit(small_audit / "out"), made)
 
 
 IMPOSSIBLE: dict[str, Callable[[Values], None]] = {

@@ -37,7 +37,7 @@ def test_adaptive_rounding_errs_less_on_inputs_it_has_not_seen(bits: Any, dense:
         with torch.no_grad():
             targets = [layer(seen)]
             wanted = layer(held_out)
-        codes, scale = adaptive_codes(layer, format, None, [seen], targets, steps=100, generator=draw)
+        codes, scale = adaptive_codes(layer, format, None, [seen], targets, steps=60, generator=draw)
         nearest, same = weight_codes(layer.weight, format)
         assert torch.equal(scale, same)
         steps = (layer.weight.detach().flatten(1) / scale[:, None]).view_as(codes)
@@ -88,7 +88,7 @@ def test_adaptive_rounding_saves_accuracy(
     fields: dict[str, Any], dense: nn.Module, members: Records, digits: Data
 ) -> None:
     def accuracy_with(rounding: str) -> float:
-        recipe = RECIPES.parse({"kind": "quantize", **fields, "rounding": rounding, "rounding_steps": 100})
+        recipe = RECIPES.parse({"kind": "quantize", **fields, "rounding": rounding, "rounding_steps": 60})
         return accuracy_of(recipe.apply(dense, members, digits.bounds, seed=0), digits)
 
     assert accuracy_with("adaptive") > accuracy_with("nearest") + 0.02

@@ -150,7 +150,7 @@ def test_twins_of_a_float_file_and_its_three_int8_forms_answer_as_onnx_runtime(
     gradient: Gradient, drawn: tuple[nn.Module, tuple[int, ...]]
 ) -> None:
     module, shape = drawn
-    x = trained(module, shape)
+    x = trained(module, shape)[:200]
     model = exported(module, shape)
     dense = twin_of(model)
     assert not dense.rounds
@@ -223,9 +223,10 @@ def test_twins_of_sequence_models_answer_as_onnx_runtime(kind: str, opset: int, 
         twin, deployed = twin_of(file), OnnxTarget(file).logits(x)
         assert torch.equal(twin(x).argmax(1), deployed.argmax(1)), form
         assert torch.allclose(twin(x), deployed, atol=0.05), form  # a sum in another order, a rounding one step apart
-        answer = torch.cat([twin(record) for record in x.split(1)]) if form == "dynamic" else twin(x)
-        assert ((answer - deployed).abs() < 1e-3).float().mean() > 0.95, form  # the rest: a tie
-        assert gradient(twin_of(file), x).abs().sum() > 0
+        answer = torch.cat([twin(record) for record in x[:20].split(1)]) if form == "dynamic" else twin(x)
+        close = (answer - deployed[: len(answer)]).abs() < 1e-3
+        assert close.float().mean() > 0.95, form  # the rest: a tie
+        assert gradient(twin, x).abs().sum() > 0
 
 
 # The twin as a module -------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import sys
 import tarfile
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,14 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from hostile_child import forked
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import crushproof
 from crushproof.targets.errors import CrushproofError, InputError, UnsafeInput
-from crushproof.targets.untrusted import sandbox
+from crushproof.targets.untrusted import sandbox, weights
 from crushproof.targets.untrusted.sandbox import run_limited
 from crushproof.targets.untrusted.weights import load_weights, read_safetensors, read_weights
 
@@ -321,7 +323,19 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
         refused(lambda path=path: load_weights(net(), path), InputError, word)
 
 
-# .pt, read by a child process: each of these starts one ---------------------------------------------------------------
+# .pt, read by a child process ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def reader() -> Iterator[Any]:
+    """One child that imports torch once and is forked, with the same limits and the same script, for each file."""
+    with forked(Path(crushproof.__file__).parent) as run:
+        yield run
+
+
+@pytest.fixture
+def _quick_reader(reader: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "run_limited", reader)
 
 
 def test_state_dicts_of_any_device_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,6 +346,7 @@ def test_state_dicts_of_any_device_load(tmp_path: Path, monkeypatch: pytest.Monk
     assert same(load_bytes(tmp_path, content, "weights.pt"), state())
 
 
+@pytest.mark.usefixtures("_quick_reader")
 def test_a_payload_inside_a_torch_archive_never_runs(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     content = torch_bytes({**state(), "extra": Payload(marker)})
@@ -344,21 +359,25 @@ def test_a_payload_inside_a_torch_archive_never_runs(tmp_path: Path) -> None:
     assert marker.exists(), "the payload was live"
 
 
+@pytest.mark.usefixtures("_quick_reader")
 def test_a_whole_pickled_model_is_refused(tmp_path: Path) -> None:
     refused(lambda: load_bytes(tmp_path, torch_bytes(net()), "m.pt"), UnsafeInput, "whole pickled model", "Sequential")
 
 
+@pytest.mark.usefixtures("_quick_reader")
 def test_a_training_checkpoint_is_explained(tmp_path: Path) -> None:
     checkpoint = {"epoch": 3, "state_dict": state(), "optimizer": {"lr": 0.1}}
     refused(lambda: load_bytes(tmp_path, torch_bytes(checkpoint), "c.pt"), InputError, "'state_dict'", "checkpoint[")
 
 
+@pytest.mark.usefixtures("_quick_reader")
 def test_a_tensor_that_claims_terabytes_is_refused(tmp_path: Path) -> None:
     large = torch_bytes({"0.weight": torch.zeros(1).expand(2**40)})
     assert len(large) < 4096
     refused(lambda: load_bytes(tmp_path, large, "w.pt"), UnsafeInput, "far larger")
 
 
+@pytest.mark.usefixtures("_quick_reader")
 def test_a_damaged_pickle_is_refused(tmp_path: Path) -> None:
     content = repacked(torch_bytes(state()), data_pkl=b"\x80\x02]" + b"]" * 5000 + b"oops")
     refused(lambda: load_bytes(tmp_path, content, "w.pt"), UnsafeInput)
