@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from crushproof.audit import cli
 from crushproof.audit.plan.command_line import candidate_name
 from crushproof.audit.plan.plan import Plan
+from crushproof.audit.plan.presets import ATTACK_PRESETS
 from crushproof.audit.plan.sections import InterfacePlan
 from crushproof.audit.schema.rows import Audit, Candidate
 from crushproof.audit.subject import finished_file
@@ -117,7 +118,12 @@ def row(found: Audit | None, name: str) -> Candidate:
     return next(one for one in found.candidates if one.name == name)
 
 
-def test_one_line_on_a_file_alone(folder: Path, tmp_path: Path, parsed: list[bytes]) -> None:
+def test_one_line_on_a_file_alone(
+    folder: Path, tmp_path: Path, parsed: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (extraction,) = (one for one in ATTACK_PRESETS["standard"] if one["kind"] == "extraction")
+    for name, value in EXTRACTION.items():  # of its usual size it takes longer than all the rest
+        monkeypatch.setitem(extraction, name, value)
     code, said, found = audit(
         "--artifact", folder / "int8.onnx", "--data", folder / "test.npz", "--bounds", "0", "255", folder=tmp_path
     )
