@@ -23,7 +23,14 @@ settings.load_profile("crushproof")
 
 
 # The longest files: with two workers one that is begun last would leave the other worker idle.
-LONGEST = ("test_audit.py", "test_own_model.py", "test_finished_file.py", "test_rounds.py", "test_plugins.py")
+LONGEST = (
+    "test_sequences.py",
+    "test_kills.py",
+    "test_ray.py",
+    "test_audit.py",
+    "test_finished_file.py",
+    "test_rounds.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

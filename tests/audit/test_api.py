@@ -96,7 +96,7 @@ def test_what_cannot_be_identified_is_refused() -> None:
 
 
 def test_digests_hold_no_address(tmp_path: Path) -> None:
-    """Two processes, with different hash seeds and addresses, agree; the model's class is made by -c."""
+    """Two processes, with different hash seeds and addresses, agree; the model's class is made by no file."""
     code = """
 import torch, functools
 from torch import nn
@@ -114,15 +114,17 @@ def train(m, x, y, s):
     return m if x in {"p", "q", "r"} else config
 print(model_digest(Net()), code_digest(functools.partial(train, s=object.__new__(Config))), code_digest(torch.relu))
 """
+    both = f"for text in {[code, code.replace('* FACTOR', '- FACTOR')]!r}: exec(text, {{'__name__': '__main__'}})"
     runs = [
         subprocess.run(
-            [sys.executable, "-c", text], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": seed}
-        ).stdout.split()
-        for text, seed in ((code, "1"), (code, "2"), (code.replace("* FACTOR", "- FACTOR"), "1"))
+            [sys.executable, "-c", both], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": seed}
+        ).stdout.splitlines()
+        for seed in "12"
     ]
-    assert runs[0] == runs[1]
-    assert runs[0][0] != runs[2][0], "the code of forward"
-    assert runs[0][1:] == runs[2][1:]
+    (one, other), again = (line.split() for line in runs[0]), [line.split() for line in runs[1]]
+    assert [one, other] == again
+    assert one[0] != other[0], "the code of forward"
+    assert one[1:] == other[1:]
 
 
 def test_a_setting_of_a_layer_decides_too() -> None:

@@ -1,21 +1,31 @@
-"""Shadow training with a training function of one's own, killed: at most one training is repeated each time."""
+"""Audits that are killed lose and repeat nothing but the piece of work that they were at, and leave nothing behind.
+
+Twenty kills of two workers in the midst of trainings are benchmarks/kills.py.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
+import yaml
+from watched import Watched
 
 from crushproof.audit.engine.driver import run
 from crushproof.audit.engine.store import Store
-from crushproof.audit.plan.plan import Plan
+from crushproof.audit.plan.plan import Plan, load_plan
+from crushproof.audit.run import run_audit
 from crushproof.audit.subject.resolve import resolve
 from crushproof.audit.suite.suite import Suite
 
@@ -90,3 +100,116 @@ def test_shadows_that_are_trained_one_by_one_are_pieces_of_work_of_their_own(sui
     assert shadows(suite) == [f"shadows/dense/{number}" for number in range(6)]
     built_in = Plan.model_validate({**PLAN, "model": {"architecture": "killed_model:build"}})
     assert shadows(Suite(built_in, resolve(built_in, tmp_path))) == ["shadows/dense/0"]
+
+
+# Trained without an optimiser: torch takes two seconds to load in each process what its first one asks for.
+LEAST_SQUARES = """
+import os, time
+import torch
+from torch import nn
+
+def build():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+def train(module, x, y, seed):
+    time.sleep(float(os.environ.get("A_TRAINING", "0")))
+    x = torch.cat([x.flatten(1), torch.ones(len(x), 1)], 1).double()
+    solved = torch.linalg.solve(x.T @ x + 0.1 * torch.eye(65), x.T @ nn.functional.one_hot(y, 10).double())
+    module[1].weight.data, module[1].bias.data = 8 * solved[:64].T.float().contiguous(), 8 * solved[64].float()
+    return module
+"""
+WHOLE: dict[str, Any] = {
+    "name": "killed",
+    "data": {"kind": "digits"},
+    "model": {"architecture": "least_squares:build", "training_function": "least_squares:train"},
+    "candidates": {
+        "int8": "int8",
+        "int4-stochastic": {"recipe": "int4", "defense": {"kind": "stochastic-rounding", "draws": 2}},
+    },
+    "attacks": [
+        {"kind": "evasion", "epsilons": [0.1], "records": 30, "parts": [{"kind": "pgd", "steps": 3}, "transfer"]},
+        "membership",
+    ],
+    "shadows": {"training_free": 16, "trained": 2},
+    "engine": {"kind": "local", "workers": 1},
+}
+
+
+def start(plan: Path, out: Path, *words: str, env: dict[str, str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "crushproof", "audit", str(plan), "--out", str(out), *words]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, start_new_session=True, env=env, **pipes)
+
+
+def test_kills_at_random_moments_lose_and_repeat_nothing(tmp_path: Path) -> None:
+    """And two processes find what one does."""
+    plan, out, undisturbed = tmp_path / "plan.yaml", tmp_path / "out", tmp_path / "undisturbed"
+    plan.write_text(yaml.safe_dump(WHOLE, sort_keys=False))
+    (tmp_path / "least_squares.py").write_text(LEAST_SQUARES)
+    run_audit(load_plan(plan), tmp_path, undisturbed, workers=0)
+    watched = Watched(tmp_path / "watched", out)
+    env = {**watched.env, "A_TRAINING": "0.1"}
+    moments = random.Random(0)
+    for signum in (signal.SIGKILL, signal.SIGTERM):
+        before = len(journal(out))
+        process = start(plan, out, env=env)
+        # Until its worker, which is another process, has finished a cell.
+        while process.poll() is None and {line["pid"] for line in ended(out, before)} <= {process.pid}:
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0.0, 0.5))
+        assert process.poll() is None, process.communicate()[0]
+        os.kill(process.pid, signum)
+        said = process.communicate(timeout=60)[0]
+        if signum == signal.SIGTERM:
+            assert "error: terminated. Run the same command again" in said
+        assert process.returncode == {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143}[signum]
+        assert gone_soon(process.pid), "workers outlived their parent"
+    before = len(journal(out))
+    process = start(plan, out, "--workers", "2", env=env)
+    output = process.communicate(timeout=300)[0]
+    assert (out / "audit.json").exists(), output
+    by_worker = Counter(line["pid"] for line in ended(out, before) if line["pid"] != process.pid)
+    assert len(by_worker) == 2, "two workers found what one process does"
+    finished_cells = Counter(line["key"] for line in ended(out, 0))
+    assert finished_cells
+    assert max(finished_cells.values()) == 1
+    assert findings(out) == findings(undisturbed)
+    watched.assert_silent()
+    assert {path.name for path in out.iterdir()} == {path.name for path in undisturbed.iterdir()}
+    assert list((out / "evidence" / "temporary").iterdir()) == []
+
+
+def findings(out: Path) -> dict[str, Any]:
+    """audit.json without what two identical runs may differ in."""
+    audit = json.loads((out / "audit.json").read_text())
+    del audit["environment"]
+    for finding in audit["findings"]:
+        del finding["reproduce"]  # names the command line, which names the folder
+    return audit  # type: ignore[no-any-return]  # json gives Any
+
+
+def journal(out: Path) -> list[str]:
+    path = out / "evidence" / "journal.jsonl"
+    whole = path.read_text().rpartition("\n")[0] if path.exists() else ""  # the last line may be half written
+    return whole.splitlines()
+
+
+def ended(out: Path, before: int) -> list[dict[str, Any]]:
+    """The journal's lines of finished cells, but for the first `before` lines."""
+    return [line for line in map(json.loads, journal(out)[before:]) if line["event"] == "finished"]
+
+
+def gone_soon(session: int) -> bool:
+    """Whether within ten seconds no process of the session is left; a dead one that nobody took note of is gone."""
+    for _ in range(100):
+        if not any(alive_in(session, process) for process in psutil.process_iter()):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def alive_in(session: int, process: psutil.Process) -> bool:
+    try:
+        return os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE
+    except (ProcessLookupError, psutil.NoSuchProcess):
+        return False

@@ -28,7 +28,7 @@ RAW: dict[str, Any] = {
         "prune80": {"kind": "prune", "sparsity": 0.8},
         "prune50": {"kind": "prune", "sparsity": 0.5},
     },
-    "attacks": [{"kind": "evasion", "parts": [{"kind": "pgd", "steps": 8}, "transfer"]}],
+    "attacks": [{"kind": "evasion", "parts": [{"kind": "pgd", "steps": 4}, "transfer"]}],
     "policy": {"changes": {"robust_accuracy": -0.05}},
     "budget": "10 min",
 }

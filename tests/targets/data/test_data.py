@@ -316,3 +316,14 @@ def test_labels_that_start_elsewhere_are_recognised(first: int, last: int) -> No
     shifted = Records(separable().x, separable().y + first)
     words = f"3 values, from {first} to {last}: number them 0 to 2"
     refused(lambda: check_model(TorchTarget(Model()), shifted, Bounds.of(0, 1), last + 1), words)
+
+
+def test_digits_are_those_of_scikit_learn() -> None:
+    from sklearn.datasets import load_digits as published
+
+    x, y = published(return_X_y=True)
+    parts = load_digits(3).members, load_digits(3).non_members
+    rows = torch.cat([torch.cat([one.x.reshape(len(one.x), -1) * 16, one.y[:, None]], 1) for one in parts if one])
+    expected = torch.from_numpy(np.column_stack([x, y])).float()
+    assert torch.equal(rows.unique(dim=0), expected.unique(dim=0))
+    assert len(rows) == len(expected)
