@@ -14,22 +14,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ...targets.onnx_graph.constants import Array
 from ...targets.untrusted.model_file import CheckedOnnx, check_onnx
 from .graphs import compare_structures
-from .layer import LayerLineage, Verdict, row_of
+from .layer import LayerLineage, row_of
 from .matched import Matched, match, resembling
 from .matching import size
 from .ranges import CLIPPED, WIDER, Range, compare_ranges
 from .structure import Difference
-from .words import NOTHING, hidden_words, of_layer, of_nothing, of_range, of_structure, of_whole, other_shapes
+from .words import (
+    NOTHING,
+    StructureVerdict,
+    Verdict,
+    hidden_words,
+    of_layer,
+    of_nothing,
+    of_range,
+    of_structure,
+    of_whole,
+    other_shapes,
+)
 
 if TYPE_CHECKING:
     import onnx
 
-StructureVerdict = Literal["same", "differs", "not compared", "not comparable by recipe"]
 NAMED = 3  # ranges that sentences tell
 
 
