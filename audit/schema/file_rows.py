@@ -90,7 +90,7 @@ class LayerRounding(Row):
     worst_steps: Amount = Field(description="the furthest that a code is from its weight, in steps of the scale")
     biases: Count
     bias_off: Count = Field(description="of the biases: more than half a step from the dense model's")
-    misscaled: Count = Field(0, description="of those beyond: weights that their scale cuts off or flattens")
+    misscaled: Count = Field(description="of those beyond: weights that their scale cuts off or flattens")
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:

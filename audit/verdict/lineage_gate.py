@@ -19,7 +19,13 @@ def lineage_gate(candidate: Candidate) -> Gate | None:
     if found is None and (candidate.file is None or candidate.parent is None):
         return None  # made here, or nothing to compare it with
     remade = candidate.recipe is not None and promised is None
-    if found is not None and found.foreign and not (found.reason is None and promised in ("nearest", "neighbour")):
+    other = found is not None and found.verdict == "other structure"
+    if (
+        found is not None
+        and found.foreign
+        and not other
+        and not (found.reason is None and promised in ("nearest", "neighbour"))
+    ):
         if remade:
             return None
         told = (

@@ -53,6 +53,7 @@ _IGNORED = _names(
     "storage_order momentum spatial accuracy_level saturate precision stash_type channels_last "
     "consumed_inputs is_test opset"
 )
+SIZES = ("group", "hidden_size")  # attributes that say how large a layer is
 _IN_THE_WEIGHT = _names("kernel_shape alpha beta transA transB K N bits block_size")  # of a product
 
 

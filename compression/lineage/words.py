@@ -22,6 +22,7 @@ Verdict = Literal[
 ]
 StructureVerdict = Literal["same", "differs", "not compared", "not comparable by recipe"]
 NOTHING = 0.1  # share of the dense model's weights: a file in which fewer are found is another model
+SMALLER = "Operator for operator it is the dense model, in layers of the same sizes or smaller ones."
 SHOWN = 4  # differences of the graphs that sentences tell
 
 
