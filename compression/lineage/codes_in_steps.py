@@ -17,7 +17,7 @@ LARGEST_CODEBOOK = 256
 # Squared error of what shares a scale / its squared weights, by bits: beyond it the scale was not chosen for them.
 LARGEST_ERROR = {1: 0.75, 2: 0.5, 3: 0.2, 4: 0.1}
 ERROR_OF_MORE = 0.05
-USUAL = (0.95, 2.05)  # a scale / that which just holds the largest weight: it may be rounded up to a power of two
+USUAL = (0.6, 2.05)  # a scale / that which just holds the largest weight: cut a little, or up to a power of two
 FAINT = 1e-6  # squared weights / those of a typical scale: channels that are as good as zero
 COARSEST = 3  # steps of a bias's codes in the largest bias
 
