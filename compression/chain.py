@@ -67,6 +67,10 @@ class Chain(Recipe):
         return "shapes" if all(step.promise for step in self.steps) else None
 
     @property
+    def keeps_operators(self) -> bool:
+        return all(step.keeps_operators for step in self.steps)
+
+    @property
     def bits(self) -> int | None:
         return min((step.bits for step in self.steps if step.bits is not None), default=None)
 

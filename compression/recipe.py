@@ -74,6 +74,11 @@ class Recipe(Technique):
         return None
 
     @property
+    def keeps_operators(self) -> bool:
+        """Whether what it makes has the dense model's operators, in layers of its sizes or of smaller ones."""
+        return self.promise is not None
+
+    @property
     def bits(self) -> int | None:
         """1 .. 32: the most that a weight takes where the recipe was at work; None: it does not say."""
         return None

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from ...compression.lineage.words import NOTHING
+from ...compression.lineage.words import NOTHING, StructureVerdict, Verdict
 from .row import Amount, Count, Row, Share
 
 
@@ -89,14 +89,15 @@ class LayerRounding(Row):
     beyond_zero: Count = Field(description="of those beyond: weights that are exactly zero, as pruned ones are")
     worst_steps: Amount = Field(description="the furthest that a code is from its weight, in steps of the scale")
     biases: Count
-    bias_off: Count = Field(description="of the biases: more than one step from the dense model's")
+    bias_off: Count = Field(description="of the biases: more than half a step from the dense model's")
+    misscaled: Count = Field(description="of those beyond: weights that their scale cuts off or flattens")
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:
         if self.nearest + self.other_neighbour + self.beyond != self.weights:
             raise ValueError(f"nearest, other_neighbour and beyond are not the {self.weights} weights together")
-        if self.beyond_zero > self.beyond or self.bias_off > self.biases:
-            raise ValueError("beyond_zero counts some of those beyond, and bias_off some of the biases")
+        if max(self.beyond_zero, self.misscaled) > self.beyond or self.bias_off > self.biases:
+            raise ValueError("beyond_zero and misscaled count some of those beyond, and bias_off some of the biases")
         return self
 
 
@@ -124,14 +125,7 @@ class ActivationRange(Row):
 class Lineage(Row):
     """Whether a finished file is the dense model, compressed as declared: weights, operators, ranges of activations."""
 
-    verdict: Literal[
-        "confirmed",
-        "not nearest",
-        "not as declared",
-        "other structure",
-        "not a rounding of the dense model",
-        "not comparable",
-    ]
+    verdict: Verdict
     sentences: list[str]
     layers: list[LayerRounding] = Field(description="one row per weight with a counterpart: how it was rounded")
     unmatched: list[str] = Field([], description="weights of either file that have no counterpart in the other")
@@ -139,7 +133,7 @@ class Lineage(Row):
     found: Share | None = Field(
         None, description="of the dense model's weights: those that a weight of the file resembles; None: not known"
     )
-    structure: Literal["same", "differs", "not compared", "not comparable by recipe"] = Field(
+    structure: StructureVerdict = Field(
         "not compared", description="of the graph: whether it is the dense model's, operator for operator"
     )
     differences: list[GraphDifference] = Field([], description="where the graphs differ: what is left over in either")

@@ -225,7 +225,9 @@ def lineage(dense: DenseModel, opened: Opened, model: AuditedModel, file: Opened
         recipe = model.recipe
         declared = UNDECLARED
         if recipe is not None:
-            declared = Declared(recipe.bits, recipe.promise is None, _own_choices(recipe))
+            declared = Declared(
+                recipe.bits, recipe.promise is None, _own_choices(recipe), keeps_operators=recipe.keeps_operators
+            )
         found = check_lineage(opened.checked, file.checked, declared, records.numpy())
     layers = [{**asdict(layer), "shape": list(layer.shape)} for layer in found.layers]
     return Result(

@@ -12,14 +12,20 @@ def lineage_gate(candidate: Candidate) -> Gate | None:
     One whose weights are not fails where its recipe only rounds, and leaves the verdict open where it may have been
     trained. One that cannot be compared, or was not, leaves it open too: else a tampered file would only have to be
     made unreadable. Operators that the dense model does not have leave it open whatever is declared, and so do weights
-    that are not the dense model's. Of a declared recipe that makes new weights nothing is promised that could be held
-    against it. Nor is there anything to say of a .tflite file that is not declared: its weights are not read.
+    that are not the dense model's. Of a declared recipe that makes new weights only the operators are held against it,
+    where it keeps them. Nor is there anything to say of a .tflite file that is not declared: its weights are not read.
     """
     found, promised = candidate.lineage, candidate.promise
     if found is None and (candidate.file is None or candidate.parent is None):
         return None  # made here, or nothing to compare it with
     remade = candidate.recipe is not None and promised is None
-    if found is not None and found.foreign and not (found.reason is None and promised in ("nearest", "neighbour")):
+    other = found is not None and found.verdict == "other structure"
+    if (
+        found is not None
+        and found.foreign
+        and not other
+        and not (found.reason is None and promised in ("nearest", "neighbour"))
+    ):
         if remade:
             return None
         told = (

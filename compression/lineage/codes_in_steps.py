@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -14,6 +14,12 @@ ULPS = 8  # of float32: what dividing by a scale of one's own rounding may diffe
 ULPS_FOLDED = 64  # after a batch norm or a factor was multiplied into the weight
 ULPS_FLOAT = 64  # for weights that are still float32
 LARGEST_CODEBOOK = 256
+# Squared error of what shares a scale / its squared weights, by bits: beyond it the scale was not chosen for them.
+LARGEST_ERROR = {1: 0.75, 2: 0.5, 3: 0.2, 4: 0.1}
+ERROR_OF_MORE = 0.05
+USUAL = (0.6, 2.05)  # a scale / that which just holds the largest weight: cut a little, or up to a power of two
+FAINT = 1e-6  # squared weights / those of a typical scale: channels that are as good as zero
+COARSEST = 3  # steps of a bias's codes in the largest bias
 
 ScaleKind = Literal["per tensor", "per channel", "blocked", "none"]
 
@@ -25,12 +31,15 @@ class Steps:
     held: Array  # whole numbers
     wanted: Array  # real numbers within the range of the codes
     slack: Array  # what float rounding may move `wanted` by
+    misscaled: Array | None = None  # bool: their scale cuts them off or flattens them; None: none of them
 
     @property
     def counts(self) -> tuple[int, int, int]:
         """Nearest, other neighbour, beyond."""
         off = np.abs(self.held - self.wanted)
         near, next_to = off <= 0.5 + self.slack, off <= 1 + self.slack
+        if self.misscaled is not None:
+            near, next_to = near & ~self.misscaled, next_to & ~self.misscaled
         nearest, neighbours = int(near.sum()), int(next_to.sum())
         return nearest, neighbours - nearest, len(off) - neighbours
 
@@ -44,6 +53,38 @@ def folded_weight(dense: Weight, stage: Stage) -> Array:
 
 def held_against(weight: Weight, stage: Stage, dense: Array, folded: bool) -> tuple[Steps, str, int]:
     """The artefact's codes and the dense weights in the steps of its scale; the words for its levels, and its bits."""
+    steps, levels, bits = _held_against(weight, stage, dense, folded)
+    if bits == 32 or levels in FRACTION_BITS:
+        return steps, levels, bits
+    return replace(steps, misscaled=_misscaled(weight.constant, stage, dense, bits)), levels, bits
+
+
+def _misscaled(constant: Constant, stage: Stage, dense: Array, bits: int) -> Array | None:
+    """Whose scale (or code book) leaves too little of them, though each code is the nearest: the choice of a scale is
+    free, and one that is far too small or too large changes a channel as its maker likes.
+    """
+    gain = 1.0 if stage.gain is None else stage.gain[:, None]
+    values = constant.values.astype(np.float64).reshape(dense.shape) * gain
+    codes = constant.codes
+    scale = np.zeros(1) if codes is None else np.abs(codes.scale.astype(np.float64)).ravel()
+    unit = np.unique(scale, return_inverse=True)[1].ravel() if scale.size > 1 else np.zeros(dense.size, np.int64)
+    sums, errors = (np.bincount(unit, part.ravel()) for part in (dense**2, (values - dense) ** 2))
+    typical = float(np.median(sums[sums > 0])) if (sums > 0).any() else 0.0
+    wrong = (errors > LARGEST_ERROR.get(bits, ERROR_OF_MORE) * sums) & (sums > FAINT * typical)
+    if codes is not None:
+        low, high, _ = code_range(constant.stored, codes)
+        span, held = np.zeros((2, len(sums))), np.zeros(len(sums))
+        np.minimum.at(span[0], unit, dense.ravel())
+        np.maximum.at(span[1], unit, dense.ravel())
+        np.maximum.at(held, unit, (np.abs(codes.scale.astype(np.float64).reshape(dense.shape) * gain)).ravel())
+        whole = span[1] - span[0] if codes.zero.any() else 2 * np.abs(span).max(axis=0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = held * (high - low) / whole
+        wrong &= ~((ratio >= USUAL[0]) & (ratio <= USUAL[1]))
+    return wrong[unit] if wrong.any() else None
+
+
+def _held_against(weight: Weight, stage: Stage, dense: Array, folded: bool) -> tuple[Steps, str, int]:
     codes = weight.constant.codes
     if codes is None:
         return _float_steps(weight.constant, stage, dense)
@@ -141,14 +182,23 @@ def scales_in_words(codes: Codes | None, stage: Stage, dense: Array, levels: str
     return kind, f"not {base}: {typical:.2f} times it (median)"
 
 
-def biases_off(ours: Stage, theirs: Stage) -> tuple[int, int]:
-    """How many biases there are, and how many are more than a step off."""
+def biases_off(ours: Stage, theirs: Stage, dense: Array) -> tuple[int, int]:
+    """How many biases there are, and how many are more than half a step off.
+
+    A step counts as far as it is one that could be asked for: a third of the largest bias, or what codes of the
+    product have. One that is larger was chosen to move the biases.
+
+    Args:
+        dense: the dense weights, [out, n].
+    """
     if not ours.biased and not theirs.biased:
         return 0, 0
     if ours.shift.shape != theirs.shift.shape:
         return ours.shift.size, ours.shift.size
     largest = float(np.abs(theirs.shift).max(initial=0.0))
-    slack = ours.step * (1 + 1e-3) + 1e-5 * np.abs(theirs.shift) + 1e-6 * largest
+    widest = max(largest / COARSEST, float(np.abs(dense).max(initial=0.0)))
+    step = np.where(ours.step <= widest, ours.step, 0.0)
+    slack = 0.505 * step + 1e-5 * np.abs(theirs.shift) + 1e-6 * largest
     with np.errstate(over="ignore"):
         narrow = ours.shift.astype(np.float16)
     if bool((narrow == ours.shift).all()):  # a file in float16: half a step of its eleven bits

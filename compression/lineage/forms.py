@@ -8,7 +8,7 @@ interval, and so does a quantiser, since a quantiser may take a Relu's place.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
@@ -20,13 +20,14 @@ from ...targets.onnx_graph.constants import FRACTION_BITS, Constant, Graph, attr
 from ...targets.onnx_graph.live import reached
 from ...targets.onnx_graph.observed import Observed
 from ...targets.onnx_graph.weights import RECURRENT, Weight
-from .limits import Core, Limit, Stripped, codes_limit
+from .limits import Core, Limit, Stripped, codes_limit, inside, of_output
 from .operators import (
     COMMUTATIVE,
     ELEMENTWISE,
     MOVES,
     ON_CODES,
     SAME_ORDER,
+    SIZES,
     attributes,
     captured,
     counting,
@@ -50,6 +51,7 @@ class Form:
         changing: tensors of other shapes or values when it answers one record more.
         parts: which third of it, where it is query, key or value of an attention that the dense model packs.
         seen: shapes, types and small values when the model answers blank records.
+        with_sizes: False: the other graph's layers may be smaller, so sizes are left out of what is compared.
     """
 
     graph: Graph
@@ -60,6 +62,7 @@ class Form:
     inputs: tuple[str, ...]
     changing: frozenset[str] = frozenset()
     parts: Mapping[int, int] = field(default_factory=dict)
+    with_sizes: bool = True
     _stripped: dict[str, Stripped] = field(default_factory=dict)
     _cores: dict[str, Core] = field(default_factory=dict)
     _skeletons: dict[str, str] = field(default_factory=dict)
@@ -185,7 +188,7 @@ class Form:
                 found = self._factor(node)
                 if found is None:
                     break
-                limits += self._of_output(node, name, gain)
+                limits += of_output(self.graph, node, name, gain)
                 partial.append((gain, name))
                 gain, first = gain * found[0], found[1]
                 scaled.append(node)
@@ -199,11 +202,11 @@ class Form:
             name = first
         node = self.graph.producers.get(name)
         if name in self.ends:
-            limits += self._inside(name, gain)
+            limits += inside(self.graph, self.weights[self.ends[name][0]], name, gain, self.fixed)
         elif node is not None:
-            limits += self._of_output(node, name, gain)
-        inside = tuple((gain / outside if outside else math.inf, one) for outside, one in partial)
-        return Stripped(name, tuple(limits), tuple(moves), gain, tuple(scaled), inside)
+            limits += of_output(self.graph, node, name, gain)
+        within = tuple((gain / outside if outside else math.inf, one) for outside, one in partial)
+        return Stripped(name, tuple(limits), tuple(moves), gain, tuple(scaled), within)
 
     def _places(self, kind: str) -> Callable[[str], bool]:
         """What a move's other operands have to be: a repetition may go by the number of records."""
@@ -222,28 +225,6 @@ class Form:
                 if math.isfinite(value) and value > 0:
                     return (1 / value if node.op_type == "Div" else value), node.input[other]
         return None
-
-    def _of_output(self, node: onnx.NodeProto, name: str, gain: float = 1.0) -> Iterator[Limit]:
-        """The range of the codes that an operator such as QLinearAdd writes."""
-        placed = groups(node)[1] if node.op_type.startswith(("QLinear", "QGemm")) else None
-        if placed is not None:
-            yield codes_limit(self.graph, node, node.input[placed[0]], (*node.input, "", "")[placed[1]], name, gain)
-
-    def _inside(self, end: str, gain: float) -> Iterator[Limit]:
-        """The ranges of the quantisers between a product and the end of what was compared with its weight."""
-        product = self.weights[self.ends[end][0]].node
-        node = self.graph.producers.get(end)
-        chain = [] if node is None else [(end, node)]
-        while chain and chain[-1][1] is not product:
-            before = [item for item in chain[-1][1].input if not self.fixed(item) and item in self.graph.producers]
-            if not before or len(chain) > 64:
-                break
-            chain.append((before[0], self.graph.producers[before[0]]))
-        for name, step in chain:
-            inside = gain if name == end else 0.0  # of what was not followed so far nothing is compared
-            yield from self._of_output(step, name, inside)
-            if step.op_type == "QuantizeLinear":
-                yield codes_limit(self.graph, step, step.input[1], (*step.input, "")[2], name, inside)
 
     def _is_wide_cast(self, node: onnx.NodeProto) -> bool:
         """Whether nothing but the last digits of floats, or none of whole numbers, can be lost in a cast."""
@@ -289,7 +270,9 @@ class Form:
         outer = [name for item in node.attribute for g in (item.g, *item.graphs) for name in captured(g)]
         varying = [self.seen.shapes.get(name, ()) for name in operands if name and not self.fixed(name)]
         shapes: tuple[Any, ...] = ()
-        if kind not in ELEMENTWISE:
+        if not self.with_sizes:
+            pass
+        elif kind not in ELEMENTWISE:
             shapes = tuple(varying)
         elif len(varying) > 1:
             shapes = tuple(sorted(trimmed(shape) for shape in varying))
@@ -305,6 +288,8 @@ class Form:
         kind, operands = products(node, self.graph)
         place = list(node.output).index(end) if end in node.output and node.op_type in RECURRENT else 0
         told = attributes(node, self.graph, self.seen.shapes, weighted=True)
+        if not self.with_sizes:
+            told = tuple(item for item in told if item[0] not in SIZES)
         return Core(kind, (tuple(self.classes[index] for index in found), told, place), operands, node)
 
     def skeleton(self, name: str) -> str:

@@ -55,6 +55,8 @@ def compare_structures(
     known: Matched,
     record: Sequence[int] = (),
     exports: Sequence[onnx.ModelProto] = (),
+    *,
+    smaller: bool = False,
 ) -> Structure:
     """Compares the operators of the two; of several ways to fuse them, the one that leaves least.
 
@@ -62,6 +64,7 @@ def compare_structures(
         dense, artifact: live nodes only.
         known: their weights, matched.
         record: the sizes of a record, for a model that leaves them free.
+        smaller: the file's layers may be smaller than the dense model's, with other weights; larger they may not be.
         exports: what the declared recipe makes of other models: choices that these have may be the file's too.
     """
     choices = frozenset[str]().union(*(patterns(_alone(model)) for model in exports))
@@ -69,10 +72,10 @@ def compare_structures(
     for ours, theirs in FORMS:
         try:
             if ours is None and theirs is None:
-                found = _compared(dense, artifact, known, record, choices)
+                found = _compared(dense, artifact, known, record, choices, smaller)
             else:
                 both = [_at(dense, theirs), _at(artifact, ours)]
-                found = _compared(both[0], both[1], match(both[0], both[1]), record, choices)
+                found = _compared(both[0], both[1], match(both[0], both[1]), record, choices, smaller)
         except (InputError, ValueError, IndexError, KeyError, TypeError, OverflowError) as error:  # it does not fit
             best = best or Structure(reason=f"The graph of one of the two could not be followed: {error}")
             continue
@@ -91,22 +94,27 @@ def _at(model: onnx.ModelProto, level: Level | None) -> onnx.ModelProto:
 
 
 def _compared(
-    dense: onnx.ModelProto, artifact: onnx.ModelProto, known: Matched, record: Sequence[int], choices: frozenset[str]
+    dense: onnx.ModelProto,
+    artifact: onnx.ModelProto,
+    known: Matched,
+    record: Sequence[int],
+    choices: frozenset[str],
+    smaller: bool,
 ) -> Structure:
-    ours, theirs = forms(dense, artifact, known, record)
+    ours, theirs = forms(dense, artifact, known, record, smaller=smaller)
     pairs, heads = _outputs(ours, theirs, [o.name for o in artifact.graph.output], [o.name for o in dense.graph.output])
     found = compare_graphs(ours, theirs, pairs, choices)
     return Structure(tuple(found.differences), None, tuple(heads), found)
 
 
 def forms(
-    dense: onnx.ModelProto, artifact: onnx.ModelProto, known: Matched, record: Sequence[int]
+    dense: onnx.ModelProto, artifact: onnx.ModelProto, known: Matched, record: Sequence[int], *, smaller: bool = False
 ) -> tuple[Form, Form]:
-    """Both graphs' forms: the file's, the dense model's."""
+    """Both graphs' forms: the file's, the dense model's. With `smaller`, any weight is as good as any other."""
     chosen: dict[int, str] = {}
     classes: dict[int, str] = {}
     thirds: dict[int, int] = {}
-    for fit in known.fits:
+    for fit in () if smaller else known.fits:
         chosen.setdefault(id(fit.weight.node), fit.ours.end)
         chosen.setdefault(id(fit.dense.node), fit.theirs.end)
         values = [
@@ -126,13 +134,20 @@ def forms(
             if not weight.stages:
                 continue
             node = weight.node
-            names = node.output if node.op_type in RECURRENT else [chosen.get(id(node), weight.stages[0].end)]
+            names = (
+                node.output
+                if node.op_type in RECURRENT
+                else [chosen.get(id(node), weight.stages[-1 if smaller else 0].end)]
+            )
             for name in filter(None, names):
                 ends[name] = (*ends.get(name, ()), index)
-        told_of = {index: classes.get(_key(weight), f"{id(graph)} {index}") for index, weight in enumerate(held)}
+        told_of = {
+            index: "" if smaller else classes.get(_key(weight), f"{id(graph)} {index}")
+            for index, weight in enumerate(held)
+        }
         inputs = tuple(item.name for item in model.graph.input if item.name not in graph.held)
         parts = {index: thirds[_key(weight)] for index, weight in enumerate(held) if _key(weight) in thirds}
-        found.append(Form(graph, held, ends, told_of, seen, inputs, changing, parts))
+        found.append(Form(graph, held, ends, told_of, seen, inputs, changing, parts, not smaller))
     return found[0], found[1]
 
 

@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal
 
 import numpy as np
 
 from .codes_in_steps import ScaleKind, biases_off, folded_weight, scales_in_words
 from .matched import Fit
 from .matching import size
-
-Verdict = Literal[
-    "confirmed",
-    "not nearest",
-    "not as declared",
-    "other structure",
-    "not a rounding of the dense model",
-    "not comparable",
-]
 
 
 @dataclass(frozen=True)
@@ -44,8 +34,9 @@ class LayerLineage:
         beyond: 0 .. weights: codes that are neither; of floats, values that differ by more than rounding.
         beyond_zero: 0 .. weights: of those more than a step off, weights that are exactly zero, as after pruning.
         worst_steps: 0 .. 1e9 (at most that): the furthest that a code is from its dense weight, in steps of the scale.
+        misscaled: 0 .. beyond: of those beyond, weights whose scale or code book cuts them off or flattens them.
         biases: 0 or more: how many biases follow the product, in either file.
-        bias_off: 0 .. biases: those more than a step (of floats: more than rounding) from the dense model's.
+        bias_off: 0 .. biases: those more than half a step (of floats: more than rounding) from the dense model's.
     """
 
     name: str
@@ -63,6 +54,7 @@ class LayerLineage:
     worst_steps: float
     biases: int
     bias_off: int
+    misscaled: int = 0
 
 
 def row_of(fit: Fit) -> LayerLineage:
@@ -74,7 +66,7 @@ def row_of(fit: Fit) -> LayerLineage:
     off = np.abs(steps.held - steps.wanted)
     outside = off > 1 + steps.slack
     kind, words = scales_in_words(weight.constant.codes, ours, folded_weight(dense, theirs), levels)
-    biases, bias_off = biases_off(ours, theirs)
+    biases, bias_off = biases_off(ours, theirs, folded_weight(dense, theirs))
     return LayerLineage(
         name=weight.name,
         dense_name=dense.name,
@@ -91,4 +83,5 @@ def row_of(fit: Fit) -> LayerLineage:
         worst_steps=round(float(np.minimum(off.max(initial=0.0), 1e9)), 3),
         biases=biases,
         bias_off=bias_off,
+        misscaled=0 if steps.misscaled is None else int(steps.misscaled.sum()),
     )

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ...targets.onnx_graph.constants import Graph, attribute
+import numpy as np
+
+from ...targets.onnx_graph.constants import Array, Graph, attribute
+from ...targets.onnx_graph.weights import CONVOLUTIONS, Stage, Weight
+from .operators import groups
 
 if TYPE_CHECKING:
     import onnx
@@ -22,6 +26,8 @@ class Limit:
     Attributes:
         step: of the quantiser, in real values; 0: no quantiser.
         gain: what the tensor is multiplied by behind it.
+        rest: of a quantiser between a product and the end of what was compared with its weight: by what each output
+            channel is multiplied and what is added behind it, and how many dimensions stand behind the channels'.
     """
 
     low: float
@@ -30,6 +36,7 @@ class Limit:
     node: onnx.NodeProto
     tensor: str
     gain: float = 1.0
+    rest: tuple[Array, Array, int] | None = field(default=None, compare=False)
 
     @property
     def cuts(self) -> bool:
@@ -47,6 +54,42 @@ def codes_limit(graph: Graph, node: onnx.NodeProto, scale: str, zero: str, name:
     width = int(stored.lstrip("uint"))
     low, high = (0, 2**width - 1) if stored.startswith("u") else (-(2 ** (width - 1)), 2 ** (width - 1) - 1)
     return Limit((low - offset) * step, (high - offset) * step, step, node, name, gain)
+
+
+def of_output(graph: Graph, node: onnx.NodeProto, name: str, gain: float = 1.0) -> Iterator[Limit]:
+    """The range of the codes that an operator such as QLinearAdd writes."""
+    placed = groups(node)[1] if node.op_type.startswith(("QLinear", "QGemm")) else None
+    if placed is not None:
+        yield codes_limit(graph, node, node.input[placed[0]], (*node.input, "", "")[placed[1]], name, gain)
+
+
+def inside(graph: Graph, weight: Weight, end: str, gain: float, fixed: Callable[[str], bool]) -> Iterator[Limit]:
+    """The ranges of the quantisers between a product and the end of what was compared with its weight."""
+    node = graph.producers.get(end)
+    chain = [] if node is None else [(end, node)]
+    while chain and chain[-1][1] is not weight.node:
+        before = [item for item in chain[-1][1].input if not fixed(item) and item in graph.producers]
+        if not before or len(chain) > 64:
+            break
+        chain.append((before[0], graph.producers[before[0]]))
+    stages = {stage.end: stage for stage in weight.stages}
+    last, spatial = stages.get(end), len(weight.constant.shape) - 2 if weight.node.op_type in CONVOLUTIONS else 0
+    for place, (name, step) in enumerate(chain):
+        within = [*of_output(graph, step, name, gain)]
+        if step.op_type == "QuantizeLinear":
+            within.append(codes_limit(graph, step, step.input[1], (*step.input, "")[2], name, gain))
+        here = next((stages[item] for item, _ in chain[place:] if item in stages), None)
+        for limit in within:
+            if last is here or last is None or here is None:
+                yield limit if last is here else replace(limit, gain=0.0)
+                continue
+            with np.errstate(divide="ignore", invalid="ignore"):
+                factor = _gains(last) / _gains(here)
+            yield replace(limit, rest=(factor, last.shift - factor * here.shift, spatial))
+
+
+def _gains(stage: Stage) -> Array:
+    return np.ones(len(stage.shift)) if stage.gain is None else stage.gain
 
 
 def followed(graph: Graph, node: onnx.NodeProto) -> bool:
@@ -109,6 +152,10 @@ def ranges(left: Stripped, right: Stripped, name: str) -> Iterator[tuple[Limit, 
         cut = cut or not limit.step
         factor = limit.gain / left.gain * (1.0 if cut else right.gain)
         if limit.step and factor:  # behind a Clip: what it clips
+            if limit.rest is not None:  # in its own units: what is behind it is taken off the dense model's
+                times, plus, spatial = limit.rest
+                yield replace(limit, rest=(times * factor, plus * factor, spatial)), right.base if cut else name
+                continue
             low, high, step = (factor * part for part in (limit.low, limit.high, limit.step))
             yield replace(limit, low=low, high=high, step=step), right.base if cut else name
 

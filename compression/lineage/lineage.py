@@ -14,22 +14,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ...targets.onnx_graph.constants import Array
 from ...targets.untrusted.model_file import CheckedOnnx, check_onnx
 from .graphs import compare_structures
-from .layer import LayerLineage, Verdict, row_of
+from .layer import LayerLineage, row_of
 from .matched import Matched, match, resembling
 from .matching import size
 from .ranges import CLIPPED, WIDER, Range, compare_ranges
 from .structure import Difference
-from .words import NOTHING, hidden_words, of_layer, of_nothing, of_range, of_structure, of_whole, other_shapes
+from .words import (
+    NOTHING,
+    SMALLER,
+    StructureVerdict,
+    Verdict,
+    hidden_words,
+    of_layer,
+    of_nothing,
+    of_range,
+    of_structure,
+    of_whole,
+    other_shapes,
+)
 
 if TYPE_CHECKING:
     import onnx
 
-StructureVerdict = Literal["same", "differs", "not compared", "not comparable by recipe"]
 NAMED = 3  # ranges that sentences tell
 
 
@@ -40,12 +51,14 @@ class Declared:
     Attributes:
         bits: the most that a weight takes once the recipe went over it; None: it says nothing of that.
         changes_shapes: the dense model's layers do not stay what they are (factors, fewer channels, a student).
+        keeps_operators: where it does: layers may be smaller, what they compute stays.
         exports: ONNX files that the recipe made of small models, where it puts operators that choose into a graph.
     """
 
     bits: int | None = None
     changes_shapes: bool = False
     exports: tuple[bytes, ...] = ()
+    keeps_operators: bool = False
 
 
 UNDECLARED = Declared()
@@ -142,7 +155,11 @@ def compare(
     if held and not unread and not hidden:
         found = replace(found, found=round(alike, 4))
         if alike < NOTHING:
-            return replace(found, sentences=(*sentences, of_nothing(alike)))
+            found = replace(found, sentences=(*sentences, of_nothing(alike)))
+    if declared.changes_shapes and declared.keeps_operators:
+        return _of_smaller(found, dense, artifact, known, declared, records)
+    if found.sentences != tuple(sentences):
+        return found
     if declared.changes_shapes:
         words = "Its operators are not comparable by recipe: the one it is declared to be made by changes them."
         return replace(found, structure="not comparable by recipe", sentences=(*sentences, words))
@@ -150,6 +167,27 @@ def compare(
         found
         if reason is not None or extra or missing
         else _with_structure(found, dense, artifact, known, declared, records)
+    )
+
+
+def _of_smaller(
+    found: Lineage,
+    dense: onnx.ModelProto,
+    artifact: onnx.ModelProto,
+    known: Matched,
+    declared: Declared,
+    records: Array | None,
+) -> Lineage:
+    """Of a file whose layers may be smaller: its weights promise nothing, its operators are the dense model's."""
+    exports = [check_onnx(data).copy() for data in declared.exports]
+    record = () if records is None else records.shape[1:]
+    graphs = compare_structures(dense, artifact, known, record, exports, smaller=True)
+    return replace(
+        found,
+        verdict="other structure" if graphs.differences or graphs.reason else found.verdict,
+        sentences=(*found.sentences, *(of_structure(graphs) or [SMALLER])),
+        structure="not compared" if graphs.reason else "differs" if graphs.differences else "same",
+        differences=graphs.differences,
     )
 
 

@@ -53,6 +53,7 @@ _IGNORED = _names(
     "storage_order momentum spatial accuracy_level saturate precision stash_type channels_last "
     "consumed_inputs is_test opset"
 )
+SIZES = ("group", "hidden_size")  # attributes that say how large a layer is
 _IN_THE_WEIGHT = _names("kernel_shape alpha beta transA transB K N bits block_size")  # of a product
 
 
@@ -96,7 +97,8 @@ def products(node: onnx.NodeProto, graph: Graph) -> tuple[str, tuple[str, ...]]:
         turned = " of a transposed input" if attribute(node, "transA", 0) else ""
         return f"product{turned}", at(0)
     if kind in CONVOLUTIONS:
-        return "ConvTranspose" if kind == "ConvTranspose" else "Conv", at(0)
+        added = at(3) if kind == "FusedConv" else ()
+        return "ConvTranspose" if kind == "ConvTranspose" else "Conv", at(0) + tuple(filter(None, added))
     if kind in RECURRENT:
         return kind.removeprefix("DynamicQuantize"), at(0, 4, 5, 6, 7)
     if kind == "Gather":
@@ -170,18 +172,22 @@ def _value(value: Any) -> Any:
 
 def _graph_in_words(graph: Any) -> tuple[Any, ...]:
     """An inner graph whatever its tensors are called."""
+    from onnx.numpy_helper import to_array
+
     numbered: dict[str, int] = {}
 
     def number(name: str) -> int:
         return numbered.setdefault(name, len(numbered))
 
     nodes = []
+    for item in graph.input:
+        number(item.name)
     for node in graph.node:
         words = sorted((item.name, repr(_value(_attribute(item)))) for item in node.attribute)
-        nodes.append((node.op_type, tuple(words), tuple(map(number, node.input)), tuple(map(number, node.output))))
-    held = tuple(
-        (number(t.name), t.data_type, tuple(t.dims), t.raw_data, tuple(t.float_data)) for t in graph.initializer
-    )
+        nodes.append(
+            (node.domain, node.op_type, tuple(words), tuple(map(number, node.input)), tuple(map(number, node.output)))
+        )
+    held = tuple((number(t.name), t.data_type, tuple(t.dims), to_array(t).tobytes()) for t in graph.initializer)
     return tuple(nodes), held, tuple(number(item.name) for item in graph.output)
 
 

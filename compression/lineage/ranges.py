@@ -72,6 +72,12 @@ def compare_ranges(dense: onnx.ModelProto, pairs: Sequence[tuple[Limit, str]], r
         if (limit.tensor, name) in told or values is None or not values.size:
             continue
         told.add((limit.tensor, name))
+        if limit.rest is not None:
+            times, plus, spatial = limit.rest
+            channels = (-1, *[1] * spatial)
+            if values.ndim <= spatial or values.shape[-1 - spatial] != times.size or not times.all():
+                continue
+            values = (values - plus.reshape(channels)) / times.reshape(channels)
         slack = limit.step / 2
         clipped = float(((values < limit.low - slack) | (values > limit.high + slack)).mean())
         low, high = float(values.min()), float(values.max())

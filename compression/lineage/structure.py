@@ -15,21 +15,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...targets.onnx_graph.constants import FRACTION_BITS, Constant
+from ...targets.onnx_graph.constants import Constant
 from ...targets.onnx_graph.live import reached
+from ...targets.onnx_graph.weights import RECURRENT
 from .forms import Form
 from .limits import Limit, Stripped, behind, interval, near, ranges, within
 from .moves import places, rows
-from .operators import COMMUTATIVE, SELECTING, plain_name
+from .operators import COMMUTATIVE, SAME_ORDER, SELECTING, plain_name
 from .patterns import passed
 from .scales import misfits, unfit_factors, unfit_gains, unfit_steps
-from .unread import rounds
+from .unread import same_numbers
 
 if TYPE_CHECKING:
     import onnx
 
 GAIN = 1e-3  # relative: a single factor may have been rounded to float16, or to a code
-COARSEST = 3  # steps of a table's range: two bits
 HEADS = ("Softmax", "LogSoftmax", "Sigmoid")  # over the dense model's own logits they hide nothing
 
 
@@ -118,6 +118,8 @@ def _compare(ours: Form, theirs: Form, a: str, d: str, found: Comparison) -> lis
     if not same:
         return _resumed(ours, theirs, left, right, found)
     _limits(ours, left, right, d, found)
+    if not ours.with_sizes and left.base in ours.ends and right.base in theirs.ends:
+        _grown(ours, theirs, left.base, right.base, found)
     if one.kind == "product" and not _same_rows(ours, theirs, left.base, right.base):
         words = "takes other values together than in the dense model"
         found.differences.append(Difference((named_source(ours, left),), words, True))
@@ -166,6 +168,8 @@ def _compare(ours: Form, theirs: Form, a: str, d: str, found: Comparison) -> lis
 
 def _same_rows(ours: Form, theirs: Form, left: str, right: str) -> bool:
     """Whether two products have the same rows, whichever comes first."""
+    if not ours.with_sizes:
+        return True
     try:
         mine, yours = rows(ours, left), rows(theirs, right)
     except ValueError:
@@ -176,6 +180,18 @@ def _same_rows(ours: Form, theirs: Form, left: str, right: str) -> bool:
     every = np.arange(shape[0] * shape[1]).reshape(shape)
     one, other = (np.unique(every if made is None else made, axis=0) for made in (mine, yours))
     return np.array_equal(one, other)
+
+
+def _grown(ours: Form, theirs: Form, left: str, right: str, found: Comparison) -> None:
+    """Lists a layer that is larger than the dense model's, or has another kernel."""
+    for mine, yours in zip(ours.ends[left], theirs.ends[right], strict=False):
+        weight = ours.weights[mine]
+        one, other = weight.constant.shape, theirs.weights[yours].constant.shape
+        kernels = weight.node.op_type in RECURRENT or one[2:] == other[2:]
+        if len(one) != len(other) or not kernels or any(a > b for a, b in zip(one, other, strict=True)):
+            words = f"has a weight {list(one)} where the dense model has {list(other)}"
+            told = Difference((named(weight.node),), words)
+            found.differences += [told] if told not in found.differences else []
 
 
 def _absent(ours: Form, theirs: Form, mine: str, yours: str) -> bool:
@@ -205,32 +221,14 @@ def _values(
     found: Comparison,
 ) -> None:
     held, wanted = ours.real(*mine), theirs.real(*yours)
-    if held is None or wanted is None or _equal(held, wanted, ours.step(mine[0]) if held.codes is None else 0.0):
+    if held is None or wanted is None or same_numbers(held, wanted, ours.step(mine[0]) if held.codes is None else 0.0):
         return
+    if not ours.with_sizes and min(held.values.size, wanted.values.size) > 1 and held.values.size <= wanted.values.size:
+        return  # one number a channel
     node = mine[1] or ours.graph.producers.get(mine[0])
     name = mine[0] if node is None else named(node)
     words = f"counts with other numbers than the dense model does ({_shown(held)} for {_shown(wanted)})"
     found.differences.append(Difference((name,), words, True))
-
-
-def _equal(held: Constant, wanted: Constant, step: float) -> bool:
-    one, other = held.values, wanted.values
-    if one.size != other.size:  # one number, or as many of it
-        single = one.size > 0 < other.size and bool((one == one.ravel()[0]).all() and (other == other.ravel()[0]).all())
-        if not single:
-            return False
-        one, other = one.ravel()[:1], other.ravel()[:1]
-    with np.errstate(invalid="ignore", over="ignore"):
-        flat, far = one.astype(np.float64).ravel(), other.astype(np.float64).ravel()
-        close = np.isclose(flat, far, rtol=1e-5, atol=1e-7 * float(np.abs(far).max(initial=0.0)), equal_nan=True)
-        if bool(close.all()) or bool(((np.abs(flat) > 1e4) & (np.abs(far) > 1e4) & (flat * far > 0) | close).all()):
-            return True  # a mask's "minus infinity" is any large number
-    span = float(max(far.max(initial=0.0), 0.0) - min(far.min(initial=0.0), 0.0))
-    if 0 < step <= span / COARSEST and bool((np.abs(flat - far) <= 0.501 * step).all()):
-        return True
-    if one.size != held.values.size or (held.stored not in FRACTION_BITS and held.codes is None):
-        return False
-    return rounds(held, far)
 
 
 def _shown(constant: Constant) -> str:
@@ -239,6 +237,9 @@ def _shown(constant: Constant) -> str:
 
 
 def _moved_alike(ours: Form, theirs: Form, left: Stripped, right: Stripped) -> bool:
+    if not ours.with_sizes:
+        one, other = ([n.op_type for n, _ in side.moves if n.op_type not in SAME_ORDER] for side in (left, right))
+        return one == other
     try:
         mine, yours = places(ours, left), places(theirs, right)
     except ValueError:

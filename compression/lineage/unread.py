@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...targets.onnx_graph.constants import FRACTION_BITS, LONGEST_CHAIN, Array, Constant, Graph, coded
+from ...targets.onnx_graph.constants import FRACTION_BITS, LONGEST_CHAIN, SHORT, Array, Constant, Graph, coded
 from ...targets.onnx_graph.live import reached
 from ...targets.onnx_graph.weights import PASSING, UNFOLLOWED, Weight, places
 
 if TYPE_CHECKING:
     import onnx
 
+COARSEST = 3  # steps of a table's range: two bits
 HANDFUL = 10  # values: shapes and paddings of a tensor of five dimensions, single factors
 _BEHIND = (*PASSING, "Add", "Sub", "Mul", "Div", "BatchNormalization", "Reshape")
 
@@ -170,6 +171,27 @@ def rounds(constant: Constant, table: Array) -> bool:
         return bool(((held == wanted) | (np.abs(held - wanted) <= slack) | (np.isnan(held) & np.isnan(wanted))).all())
 
 
+def same_numbers(held: Constant, wanted: Constant, step: float) -> bool:
+    """Whether two operands are the same, to what the type or the step of the file's codes can hold."""
+    one, other = held.values, wanted.values
+    if one.size != other.size:  # one number, or as many of it
+        single = one.size > 0 < other.size and bool((one == one.ravel()[0]).all() and (other == other.ravel()[0]).all())
+        if not single:
+            return False
+        one, other = one.ravel()[:1], other.ravel()[:1]
+    with np.errstate(invalid="ignore", over="ignore"):
+        flat, far = one.astype(np.float64).ravel(), other.astype(np.float64).ravel()
+        close = np.isclose(flat, far, rtol=1e-5, atol=1e-7 * float(np.abs(far).max(initial=0.0)), equal_nan=True)
+        if bool(close.all()) or bool(((np.abs(flat) > 1e4) & (np.abs(far) > 1e4) & (flat * far > 0) | close).all()):
+            return True  # a mask's "minus infinity" is any large number
+    span = float(max(far.max(initial=0.0), 0.0) - min(far.min(initial=0.0), 0.0))
+    if 0 < step <= span / COARSEST and bool((np.abs(flat - far) <= 0.501 * step).all()):
+        return True
+    if one.size != held.values.size or (held.stored not in FRACTION_BITS and held.codes is None):
+        return False
+    return rounds(held, far)
+
+
 def _holds_numbers(name: str, graph: Graph) -> bool:
     """Whether more than a handful of the file's own numbers go into a tensor."""
 
@@ -217,7 +239,9 @@ def _derivation(name: str, graph: Graph) -> str:
 def _in_attributes(node: onnx.NodeProto) -> Iterator[bytes]:
     """Numbers that a node holds itself, as the operators for classical models do: more than a handful."""
     for held in node.attribute:
-        tensor = held.t if node.op_type != "Constant" else None
+        if node.op_type == "Constant" and held.name in ("value", *SHORT):
+            continue  # they are among the graph's own
+        tensor = held.t
         many = tensor is not None and int(np.prod(tensor.dims, dtype=np.int64)) > HANDFUL
         if many or max(len(held.floats), len(held.ints)) > HANDFUL or held.HasField("sparse_tensor") or held.tensors:
             yield node.op_type.encode() + held.SerializeToString(deterministic=True)

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from ...targets.onnx_graph.weights import Weight
     from .graphs import Structure
-    from .layer import LayerLineage, Verdict
+    from .layer import LayerLineage
     from .ranges import Range
     from .structure import Difference
 
+Verdict = Literal[
+    "confirmed",
+    "not nearest",
+    "not as declared",
+    "other structure",
+    "not a rounding of the dense model",
+    "not comparable",
+]
+StructureVerdict = Literal["same", "differs", "not compared", "not comparable by recipe"]
 NOTHING = 0.1  # share of the dense model's weights: a file in which fewer are found is another model
+SMALLER = "Operator for operator it is the dense model, in layers of the same sizes or smaller ones."
 SHOWN = 4  # differences of the graphs that sentences tell
 
 
@@ -74,6 +84,8 @@ def of_layer(layer: LayerLineage) -> list[str]:
         how = {32: "differ from the dense weight", 1: "have the dense weight's sign reversed"}.get(
             layer.bits, f"are neither neighbour of the dense weight (the furthest is {layer.worst_steps:.3g} steps off)"
         )
+        if layer.misscaled:
+            how = f"{how}, or their scale cuts them off or flattens them ({layer.misscaled:,})"
         zeros = ""
         if layer.beyond_zero > 0.9 * layer.beyond:
             zeros = " Nearly all of them are zero, as after pruning."

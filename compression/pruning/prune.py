@@ -95,6 +95,10 @@ class Prune(Recipe):
         return None if self.structure == "channels" else "shapes"
 
     @property
+    def keeps_operators(self) -> bool:
+        return True
+
+    @property
     def phrase(self) -> str:
         if self.structure == "n:m":
             what = f"{self.group_size - self._dropped(self.sparsity)} of every {self.group_size} weights kept"

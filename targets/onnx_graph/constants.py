@@ -20,6 +20,7 @@ Array = np.ndarray[Any, Any]
 
 LONGEST_CHAIN = 64  # nodes between a constant and its use; a real file has a handful
 FRACTION_BITS = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}
+SHORT = {"value_float": "f4", "value_floats": "f4", "value_int": "i8", "value_ints": "i8"}  # Constant's short forms
 LARGEST_FOLD = 2**28  # elements of a constant that is computed from others
 
 
@@ -84,12 +85,17 @@ class Graph:
         self._known: dict[str, Constant | None] = {}
 
     def _collect(self, graph: onnx.GraphProto) -> None:
+        import onnx
+
         self.held.update({tensor.name: tensor for tensor in graph.initializer})
         for node in graph.node:
             self.nodes.append(node)
             for attribute in node.attribute:
                 if node.op_type == "Constant" and attribute.name == "value":
                     self.held[node.output[0]] = attribute.t
+                elif node.op_type == "Constant" and attribute.name in SHORT:
+                    values = np.asarray(onnx.helper.get_attribute_value(attribute), SHORT[attribute.name])
+                    self.held[node.output[0]] = onnx.numpy_helper.from_array(values)
                 for inner in (attribute.g, *attribute.graphs):
                     self._collect(inner)
 

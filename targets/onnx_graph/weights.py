@@ -145,7 +145,13 @@ def _unread(node: onnx.NodeProto, constant: Constant) -> Weight:
 
 def _read(node: onnx.NodeProto, slot: _Slot, constant: Constant, graph: Graph) -> Weight:
     def at(position: int | None) -> Constant | None:
-        return None if position is None or position >= len(node.input) else graph.constant(node.input[position])
+        """The constant there; None: nothing is given there."""
+        if position is None or position >= len(node.input) or not node.input[position]:
+            return None
+        held = graph.constant(node.input[position])
+        if held is None:  # a bias or zero point that the input decides
+            raise ValueError("a part of a weight that cannot be read")
+        return held
 
     swap = slot.product and not attribute(node, "transB", 0)
     transposed = node.op_type == "ConvTranspose" and attribute(node, "group", 1) == 1
@@ -176,8 +182,6 @@ def _read(node: onnx.NodeProto, slot: _Slot, constant: Constant, graph: Graph) -
     step: Array = np.zeros(outputs)
     biased = False
     held = at(slot.bias)
-    if slot.bias is not None and slot.bias < len(node.input) and node.input[slot.bias] and held is None:
-        raise ValueError("a bias that cannot be read")
     if held is not None:
         biased = True
         bias = held.values.astype(np.float64).ravel() * float(attribute(node, "beta", 1.0))
@@ -204,6 +208,9 @@ def _packed(node: onnx.NodeProto, graph: Graph) -> Weight:
     inputs, outputs = int(attribute(node, "K", 0)), int(attribute(node, "N", 0))
     name = raw.name if raw is not None else node.name
     unreadable = Weight(name, node, Constant(name, "uint8", None), ())
+    given = [bool(name) for name in (*node.input, *[""] * 6)][:6]
+    if any(there and found is None for there, found in zip(given[1:], held[1:], strict=True)):
+        return unreadable  # the input decides a scale, a zero point, the order or the bias
     if raw is None or scales is None or raw.plain is None or bits not in (2, 4, 8) or block < 1 or order is not None:
         return unreadable
 

@@ -100,11 +100,12 @@ def our_own(model: nn.Module, **options: object) -> bytes:
     return to_onnx(recipe.apply(model, records, Bounds.of(0.0, 1.0), seed=0), SHAPE)
 
 
-def whole(nodes: list[onnx.NodeProto], held: list[onnx.TensorProto]) -> bytes:
+def whole(nodes: list[onnx.NodeProto], held: list[onnx.TensorProto], *domains: str) -> bytes:
     inputs = [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 16])]
     outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 6])]
     graph = helper.make_graph(nodes, "graph", inputs, outputs, held)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    opsets = [helper.make_opsetid("", 21), *(helper.make_opsetid(domain, 1) for domain in domains)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     onnx.checker.check_model(model)
     return model.SerializeToString()
 

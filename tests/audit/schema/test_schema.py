@@ -149,8 +149,16 @@ def test_the_rows_of_a_lineage_add_up() -> None:
         "worst_steps": 2.5,
         "biases": 10,
         "bias_off": 0,
+        "misscaled": 3,
     }
     assert LayerRounding.model_validate(row).model_dump(mode="json") == row
-    for wrong in ({"nearest": 601}, {"beyond_zero": 11}, {"bias_off": 11}, {"bits": 0}, {"scale_kind": "per row"}):
+    for wrong in (
+        {"nearest": 601},
+        {"beyond_zero": 11},
+        {"bias_off": 11},
+        {"misscaled": 11},
+        {"bits": 0},
+        {"scale_kind": "per row"},
+    ):
         with pytest.raises(ValidationError):
             LayerRounding.model_validate({**row, **wrong})
