@@ -17,6 +17,7 @@ from ..targets.seeds import generator, global_seed
 from ..targets.steps import pulse
 from ..targets.technique import Technique
 from .architecture import Architecture
+from .optimizers import AdamW, Optimizer, Sgd
 from .stacked import Stack, group_size
 
 Forward = Callable[[Tensor], Tensor]
@@ -100,14 +101,7 @@ def train_stack(
     per_epoch = max(1, count // batch)  # the rest of an epoch is dropped: batch norm dislikes a batch of one
     stack = Stack(modules)
     parameters = stack.parameters()
-    if training.optimizer == "adamw":
-        optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-            parameters, lr=training.learning_rate, weight_decay=training.weight_decay
-        )
-    else:
-        optimizer = torch.optim.SGD(
-            parameters, lr=training.learning_rate, momentum=0.9, nesterov=True, weight_decay=training.weight_decay
-        )
+    optimizer: Optimizer = (AdamW if training.optimizer == "adamw" else Sgd)(parameters, training.weight_decay)
     step = 0
     with global_seed(seeds[0], "dropout"):
         for _ in range(training.epochs):
@@ -117,12 +111,11 @@ def train_stack(
             for first in range(0, per_epoch * batch, batch):
                 pulse("training step", step, training.epochs * per_epoch)
                 index = shuffled[:, first : first + batch]
-                for group in optimizer.param_groups:
-                    group["lr"] = rate(training, step, training.epochs * per_epoch)
                 losses = loss(stack, records.x[index], records.y[index], index, generators)
-                optimizer.zero_grad(set_to_none=True)
+                for parameter in parameters:
+                    parameter.grad = None
                 losses.mean(1).sum().backward()  # models share nothing, so the sum keeps their gradients apart
-                optimizer.step()
+                optimizer.step(rate(training, step, training.epochs * per_epoch))
                 step += 1
                 if after_step is not None:
                     after_step(stack)
