@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .binomial import at_least
 from .data.checks import shown_range
 from .data.records import Bounds, Records
 from .errors import InputError, user_error
@@ -125,13 +126,11 @@ def _check_predictions(y: Tensor, predicted: Tensor) -> list[str]:
 
 def _check_accuracy(target: Target, x: Tensor, y: Tensor, logits: Tensor, bounds: Bounds, classes: int) -> list[str]:
     """Cohen's kappa above zero, by a one-sided binomial test against the agreement of unrelated predictions."""
-    from scipy.stats import binomtest
-
     predicted = logits.argmax(1)
     right, n = int((predicted == y).sum()), len(y)
     shares = [torch.bincount(labels, minlength=classes).double() / n for labels in (predicted, y)]
     chance = float((shares[0] * shares[1]).sum())
-    if chance < 1 and binomtest(right, n, chance, alternative="greater").pvalue < CHANCE_P:
+    if chance < 1 and at_least(right, n, chance) < CHANCE_P:
         kappa = (right / n - chance) / (1 - chance)
         return [f"The model agrees with the labels only weakly (Cohen's kappa {kappa:.2f})."] if kappa < 0.2 else []
     raise InputError(

@@ -34,7 +34,7 @@ def auc(scores: Vector, is_member: Vector, level: float = LEVEL) -> Interval:
     """
     members, others = _placements(scores, is_member)
     area = float(members.mean())
-    z = float(scipy.stats.norm.ppf((1 + level) / 2))
+    z = float(scipy.special.ndtri((1 + level) / 2))
     error = float(np.sqrt(members.var(ddof=1) / len(members) + others.var(ddof=1) / len(others)))
     if error == 0 or area in (0.0, 1.0):
         few = min(len(members), len(others))
@@ -62,8 +62,8 @@ def auc_change(after: Vector, before: Vector, is_member: Vector, level: float = 
     difference = float(members1.mean() - members0.mean())
     if error == 0:
         return Interval(difference, difference, difference, 1.0 if difference == 0 else 0.0)
-    z = float(scipy.stats.norm.ppf((1 + level) / 2))
-    p_value = 2 * float(scipy.stats.norm.sf(abs(difference) / error))
+    z = float(scipy.special.ndtri((1 + level) / 2))
+    p_value = 2 * float(scipy.special.ndtr(-abs(difference) / error))
     return Interval(difference, max(-1.0, difference - z * error), min(1.0, difference + z * error), p_value)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import scipy  # its parts load where they are first used: a worker needs few
 
 Vector = np.ndarray[Any, np.dtype[Any]]
 
@@ -61,5 +60,12 @@ def placements(scores: Vector, is_member: Vector) -> tuple[Vector, Vector]:
     """
     members, others = scores[is_member], scores[~is_member]
     m, n = len(members), len(others)
-    rank = scipy.stats.rankdata(np.concatenate([members, others]))
-    return (rank[:m] - scipy.stats.rankdata(members)) / n, 1 - (rank[m:] - scipy.stats.rankdata(others)) / m
+    rank = _midranks(np.concatenate([members, others]))
+    return (rank[:m] - _midranks(members)) / n, 1 - (rank[m:] - _midranks(others)) / m
+
+
+def _midranks(values: Vector) -> Vector:
+    """Each value's rank from 1 on, equal values their mean rank."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return np.asarray((ends - (counts - 1) / 2)[place])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..binomial import at_least
 from ..data.data import Data
 from ..errors import quoted
 from ..model_checks import CHANCE_P
@@ -55,12 +56,10 @@ class Trial:
 
 def clearly(better: Trial, worse: Trial, y: Tensor, p: float) -> bool:
     """Exact one-sided McNemar test on the records that both answered."""
-    from scipy.stats import binomtest
-
     n = min(len(better.predicted), len(worse.predicted))
     ours, theirs = better.right(y)[:n], worse.right(y)[:n]
     won, lost = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
-    return won > lost and binomtest(won, won + lost, 0.5, alternative="greater").pvalue < p
+    return won > lost and at_least(won, won + lost, 0.5) < p
 
 
 def likelier(one: Trial, other: Trial) -> bool:
@@ -77,14 +76,12 @@ def likelier(one: Trial, other: Trial) -> bool:
 
 def agreement(predicted: Tensor, y: Tensor, classes: int) -> tuple[float, float]:
     """How likely unrelated predictions with the same shares would be right as often (binomial), and Cohen's kappa."""
-    from scipy.stats import binomtest
-
     n, right = len(y), int((predicted == y).sum())
     shares = [torch.bincount(labels[labels >= 0], minlength=classes).double() / n for labels in (predicted, y)]
     chance = float((shares[0] * shares[1]).sum())
     if chance >= 1:
         return 1.0, 0.0
-    return binomtest(right, n, chance, alternative="greater").pvalue, (right / n - chance) / (1 - chance)
+    return at_least(right, n, chance), (right / n - chance) / (1 - chance)
 
 
 def _percent(trial: Trial, y: Tensor) -> str:
