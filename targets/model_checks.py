@@ -5,10 +5,10 @@ Each fault has its own sentence: what is wrong, where, and how to mend it.
 
 from __future__ import annotations
 
+import scipy  # scipy.special alone: scipy.stats takes half a second of every process that imports it
 import torch
 from torch import Tensor
 
-from .binomial import at_least
 from .data.checks import shown_range
 from .data.records import Bounds, Records
 from .errors import InputError, user_error
@@ -173,3 +173,20 @@ def _suspicion(target: Target, x: Tensor, y: Tensor, predicted: Tensor, bounds: 
 def _balanced(predicted: Tensor, y: Tensor) -> float:
     """The share that is right, in the mean over the classes that occur."""
     return float(torch.stack([(predicted[y == label] == label).double().mean() for label in torch.unique(y)]).mean())
+
+
+def at_least(count: int, n: int, chance: float) -> float:
+    """The probability that `count` or more of `n` come by chance (each in [0, 1]): the one-sided p-value."""
+    return float(scipy.special.betainc(count, n - count + 1, chance)) if count > 0 else 1.0
+
+
+def as_uneven(one: int, other: int) -> float:
+    """The probability that fair coins split `one + other` at least as unevenly: McNemar's exact two-sided p-value."""
+    return min(1.0, 2 * at_least(max(one, other), one + other, 0.5))
+
+
+def exact_interval(count: int, n: int) -> tuple[float, float]:
+    """95 % interval of a rate (Clopper and Pearson 1934)."""
+    low = float(scipy.special.betaincinv(count, n - count + 1, 0.025)) if count > 0 else 0.0
+    high = float(scipy.special.betaincinv(count + 1, n - count, 0.975)) if count < n else 1.0
+    return low, high

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..binomial import as_uneven, exact_interval
 from ..data.records import Bounds
 from ..model import Target
+from ..model_checks import as_uneven, exact_interval
 from ..seeds import generator
 from ..untrusted.model_file import Port
 from .assumptions import Assumptions, alike

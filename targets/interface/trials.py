@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..binomial import at_least
 from ..data.data import Data
 from ..errors import quoted
-from ..model_checks import CHANCE_P
+from ..model_checks import CHANCE_P, at_least
 from ..runtimes.batches import listed
 from ..untrusted.model_file import ModelFile
 from .assumptions import Assumptions, Overrides
