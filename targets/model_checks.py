@@ -5,6 +5,7 @@ Each fault has its own sentence: what is wrong, where, and how to mend it.
 
 from __future__ import annotations
 
+import scipy  # scipy.special alone: scipy.stats takes half a second of every process that imports it
 import torch
 from torch import Tensor
 
@@ -125,13 +126,11 @@ def _check_predictions(y: Tensor, predicted: Tensor) -> list[str]:
 
 def _check_accuracy(target: Target, x: Tensor, y: Tensor, logits: Tensor, bounds: Bounds, classes: int) -> list[str]:
     """Cohen's kappa above zero, by a one-sided binomial test against the agreement of unrelated predictions."""
-    from scipy.stats import binomtest
-
     predicted = logits.argmax(1)
     right, n = int((predicted == y).sum()), len(y)
     shares = [torch.bincount(labels, minlength=classes).double() / n for labels in (predicted, y)]
     chance = float((shares[0] * shares[1]).sum())
-    if chance < 1 and binomtest(right, n, chance, alternative="greater").pvalue < CHANCE_P:
+    if chance < 1 and at_least(right, n, chance) < CHANCE_P:
         kappa = (right / n - chance) / (1 - chance)
         return [f"The model agrees with the labels only weakly (Cohen's kappa {kappa:.2f})."] if kappa < 0.2 else []
     raise InputError(
@@ -174,3 +173,20 @@ def _suspicion(target: Target, x: Tensor, y: Tensor, predicted: Tensor, bounds: 
 def _balanced(predicted: Tensor, y: Tensor) -> float:
     """The share that is right, in the mean over the classes that occur."""
     return float(torch.stack([(predicted[y == label] == label).double().mean() for label in torch.unique(y)]).mean())
+
+
+def at_least(count: int, n: int, chance: float) -> float:
+    """The probability that `count` or more of `n` come by chance (each in [0, 1]): the one-sided p-value."""
+    return float(scipy.special.betainc(count, n - count + 1, chance)) if count > 0 else 1.0
+
+
+def as_uneven(one: int, other: int) -> float:
+    """The probability that fair coins split `one + other` at least as unevenly: McNemar's exact two-sided p-value."""
+    return min(1.0, 2 * at_least(max(one, other), one + other, 0.5))
+
+
+def exact_interval(count: int, n: int) -> tuple[float, float]:
+    """95 % interval of a rate (Clopper and Pearson 1934)."""
+    low = float(scipy.special.betaincinv(count, n - count + 1, 0.025)) if count > 0 else 0.0
+    high = float(scipy.special.betaincinv(count + 1, n - count, 0.975)) if count < n else 1.0
+    return low, high

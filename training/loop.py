@@ -11,14 +11,13 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.adamw import adamw
-from torch.optim.sgd import sgd
 
 from ..targets.data.records import Records
 from ..targets.seeds import generator, global_seed
 from ..targets.steps import pulse
 from ..targets.technique import Technique
 from .architecture import Architecture
+from .optimizers import AdamW, Optimizer, Sgd
 from .stacked import Stack, group_size
 
 Forward = Callable[[Tensor], Tensor]
@@ -74,59 +73,6 @@ def rate(training: Training, step: int, steps: int) -> float:
     return training.learning_rate * max(factor, 1e-3)
 
 
-def _descent(parameters: Sequence[Tensor], training: Training) -> Callable[[float], None]:
-    """One step of the optimiser at a learning rate, along the gradients that the parameters hold.
-
-    By torch's functional forms: its classes of optimisers import torch's compiler, which takes each process longer than
-    many a training.
-    """
-    moments: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-    momenta: dict[int, Tensor | None] = {}
-
-    @torch.no_grad()
-    def descend(speed: float) -> None:
-        moved = [place for place, parameter in enumerate(parameters) if parameter.grad is not None]
-        own = [parameters[place] for place in moved]
-        gradients = [parameter.grad for parameter in own if parameter.grad is not None]
-        if training.optimizer == "adamw":
-            for place, parameter in zip(moved, own, strict=True):
-                if place not in moments:
-                    moments[place] = torch.zeros_like(parameter), torch.zeros_like(parameter), torch.tensor(0.0)
-            first, second, steps = ([moments[place][which] for place in moved] for which in range(3))
-            adamw(
-                own,
-                gradients,
-                first,
-                second,
-                [],
-                steps,
-                has_complex=any(parameter.is_complex() for parameter in own),
-                amsgrad=False,
-                beta1=0.9,
-                beta2=0.999,
-                lr=speed,
-                weight_decay=training.weight_decay,
-                eps=1e-8,
-                maximize=False,
-            )
-        else:
-            buffers = [momenta.get(place) for place in moved]
-            sgd(
-                own,
-                gradients,
-                buffers,
-                weight_decay=training.weight_decay,
-                momentum=0.9,
-                lr=speed,
-                dampening=0.0,
-                nesterov=True,
-                maximize=False,
-            )
-            momenta.update(zip(moved, buffers, strict=True))
-
-    return descend
-
-
 def train_stack(
     modules: Sequence[nn.Module],
     records: Records,
@@ -155,7 +101,7 @@ def train_stack(
     per_epoch = max(1, count // batch)  # the rest of an epoch is dropped: batch norm dislikes a batch of one
     stack = Stack(modules)
     parameters = stack.parameters()
-    descend = _descent(parameters, training)
+    optimizer: Optimizer = (AdamW if training.optimizer == "adamw" else Sgd)(parameters, training.weight_decay)
     step = 0
     with global_seed(seeds[0], "dropout"):
         for _ in range(training.epochs):
@@ -169,7 +115,7 @@ def train_stack(
                 for parameter in parameters:
                     parameter.grad = None
                 losses.mean(1).sum().backward()  # models share nothing, so the sum keeps their gradients apart
-                descend(rate(training, step, training.epochs * per_epoch))
+                optimizer.step(rate(training, step, training.epochs * per_epoch))
                 step += 1
                 if after_step is not None:
                     after_step(stack)

@@ -23,15 +23,19 @@ def detectable_drop(n: int, *, level: float = LEVEL, power: float = 0.8) -> floa
     needed = next(b for b in range(1, 64) if mcnemar(b, 0) < 1 - level)
     if needed > n:
         raise ValueError(f"{n} paired records cannot show any drop at level {level}")
-    if scipy.stats.binom.sf(needed - 1, n, 1 - 1e-12) < power:
+
+    def chance(drop: float) -> float:
+        """Of at least so many changes (the upper tail of the binomial distribution)."""
+        return float(scipy.special.betainc(needed, n - needed + 1, drop))
+
+    if chance(1 - 1e-12) < power:
         return 1.0
-    chance = scipy.stats.binom.sf
-    return float(scipy.optimize.brentq(lambda drop: chance(needed - 1, n, drop) - power, 1e-9, 1 - 1e-12))
+    return float(scipy.optimize.brentq(lambda drop: chance(drop) - power, 1e-9, 1 - 1e-12))
 
 
 def detectable_auc(members: int, non_members: int, *, level: float = LEVEL, power: float = 0.8) -> float:
     """The smallest AUC above .5 whose interval excludes .5 with probability `power` (Hanley & McNeil 1982 at .5)."""
-    z = float(scipy.stats.norm.ppf((1 + level) / 2) + scipy.stats.norm.ppf(power))
+    z = float(scipy.special.ndtri((1 + level) / 2) + scipy.special.ndtri(power))
     return min(1.0, 0.5 + z * float(np.sqrt((members + non_members + 1) / (12 * members * non_members))))
 
 
@@ -57,7 +61,7 @@ def detectable_tpr(
     while high - low > 0.02:
         middle = (low + high) / 2
         low, high = (low, middle) if seen(middle) >= power else (middle, high)
-    return float(scipy.stats.norm.sf(scipy.stats.norm.isf(fpr) - high))
+    return float(scipy.special.ndtr(high + scipy.special.ndtri(fpr)))
 
 
 def unseen_loss(loss: str, n: int) -> str:

@@ -97,9 +97,9 @@ def mean(values: Vector, level: float = LEVEL) -> Interval:
     error = float(np.std(values, ddof=1)) / n**0.5 if n > 1 else float("inf")
     if error == 0:
         return Interval(estimate, estimate, estimate, 1.0 if estimate == 0 else 0.0)
-    reach = float(scipy.stats.t.ppf(0.5 + level / 2, n - 1)) * error
+    reach = float(scipy.special.stdtrit(n - 1, 0.5 + level / 2)) * error
     return Interval(
-        estimate, estimate - reach, estimate + reach, float(2 * scipy.stats.t.sf(abs(estimate) / error, n - 1))
+        estimate, estimate - reach, estimate + reach, float(2 * scipy.special.stdtr(n - 1, -abs(estimate) / error))
     )
 
 

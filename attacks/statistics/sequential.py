@@ -63,7 +63,7 @@ def boundaries(counts: Sequence[int], alpha: float = 0.05) -> tuple[float, ...]:
         found.append(z)
         edge = z * math.sqrt(fraction)
         grid = np.linspace(-edge, edge, GRID)
-        density = (mass[:, None] * scipy.stats.norm.pdf((grid[None, :] - points[:, None]) / step)).sum(0) / step
+        density = (mass[:, None] * _density((grid[None, :] - points[:, None]) / step)).sum(0) / step
         weights = np.full(GRID, grid[1] - grid[0])
         weights[[0, -1]] /= 2
         points, mass = grid, density * weights
@@ -73,8 +73,13 @@ def boundaries(counts: Sequence[int], alpha: float = 0.05) -> tuple[float, ...]:
 
 def _excess(z: float, *, points: Vector, mass: Vector, root: float, step: float, spend: float) -> float:
     """The probability of a |score| / `root` beyond z after a step from `points`, over what may be spent."""
-    tails = scipy.stats.norm.sf((z * root - points) / step) + scipy.stats.norm.cdf((-z * root - points) / step)
+    tails = scipy.special.ndtr(-((z * root - points) / step)) + scipy.special.ndtr((-z * root - points) / step)
     return float((mass * tails).sum()) - spend
+
+
+def _density(x: Vector) -> Vector:
+    """Of the standard normal distribution."""
+    return np.asarray(np.exp(-(x**2) / 2.0) / math.sqrt(2 * math.pi))
 
 
 def level_at(counts: Sequence[int], look: int, alpha: float = 0.05) -> float:
@@ -87,4 +92,4 @@ def level_at(counts: Sequence[int], look: int, alpha: float = 0.05) -> float:
     """
     if len(counts) == 1:
         return 1 - alpha
-    return float(1 - 2 * scipy.stats.norm.sf(boundaries(tuple(counts), alpha)[look]))
+    return float(1 - 2 * scipy.special.ndtr(-boundaries(tuple(counts), alpha)[look]))

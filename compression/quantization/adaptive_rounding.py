@@ -10,6 +10,7 @@ from torch.func import functional_call
 
 from ...targets.model import BATCH
 from ...targets.steps import pulse
+from ...training.optimizers import AdamW
 from .calibration import watch
 from .quantized_layer import Activations, quantize_layer
 from .weight_codes import WeightFormat, spread_scale, weight_codes
@@ -86,7 +87,7 @@ def adaptive_codes(
     unit = max(of_nearest / sum(y.numel() for y in wanted), 1e-30)
     share = ((fraction - GAMMA) / (ZETA - GAMMA)).clamp(1e-4, 1 - 1e-4)
     variable = torch.logit(share).requires_grad_()
-    optimizer = torch.optim.Adam([variable], lr=LEARNING_RATE)
+    optimizer = AdamW([variable])
     for step in range(steps):
         pulse("rounding step", step, steps)
         x, y = entering[step % len(entering)], wanted[step % len(wanted)]
@@ -98,7 +99,7 @@ def adaptive_codes(
             beta = BETA[1] + (BETA[0] - BETA[1]) * (1 + torch.cos(torch.tensor(torch.pi * progress))) / 2
             loss = loss + REGULARISATION * (1 - (2 * up - 1).abs().pow(beta)).mean()
         (variable.grad,) = torch.autograd.grad(loss, variable)
-        optimizer.step()
+        optimizer.step(LEARNING_RATE)
     learned = (down + ((variable.detach() >= 0) & between)).clamp(-format.top, format.top)
     if total(learned) >= of_nearest:
         return nearest, scale

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..data.records import Bounds
 from ..model import Target
+from ..model_checks import as_uneven, exact_interval
 from ..seeds import generator
 from ..untrusted.model_file import Port
 from .assumptions import Assumptions, alike
@@ -244,13 +245,8 @@ def _signs(x: Tensor, purpose: str) -> Tensor:
 
 def _differ(one: Tensor, other: Tensor) -> bool:
     """At any epsilon, by the exact McNemar test and by more than `POINTS`."""
-    from scipy.stats import binomtest
-
     counts = [(int((a & ~b).sum()), int((b & ~a).sum())) for a, b in zip(one, other, strict=True)]
-    return any(
-        abs(won - lost) > POINTS * one.shape[1] and binomtest(won, won + lost, 0.5).pvalue < MATTERS
-        for won, lost in counts
-    )
+    return any(abs(won - lost) > POINTS * one.shape[1] and as_uneven(won, lost) < MATTERS for won, lost in counts)
 
 
 def _doubt(best: Trial, other: Trial, survivors: dict[int, Tensor], asked: Asked, *, falls: bool) -> str:
@@ -276,8 +272,6 @@ def _named(trial: Trial) -> str:
 
 
 def _share(right: Tensor) -> str:
-    from scipy.stats import binomtest
-
     count, n = int(right.sum()), len(right)
-    ends = binomtest(count, n).proportion_ci(method="exact")
-    return f"{100 * count / n:.1f} % [{100 * ends.low:.1f}, {100 * ends.high:.1f}] of {n}"
+    low, high = exact_interval(count, n)
+    return f"{100 * count / n:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of {n}"

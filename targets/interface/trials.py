@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..data.data import Data
 from ..errors import quoted
-from ..model_checks import CHANCE_P
+from ..model_checks import CHANCE_P, at_least
 from ..runtimes.batches import listed
 from ..untrusted.model_file import ModelFile
 from .assumptions import Assumptions, Overrides
@@ -55,12 +55,10 @@ class Trial:
 
 def clearly(better: Trial, worse: Trial, y: Tensor, p: float) -> bool:
     """Exact one-sided McNemar test on the records that both answered."""
-    from scipy.stats import binomtest
-
     n = min(len(better.predicted), len(worse.predicted))
     ours, theirs = better.right(y)[:n], worse.right(y)[:n]
     won, lost = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
-    return won > lost and binomtest(won, won + lost, 0.5, alternative="greater").pvalue < p
+    return won > lost and at_least(won, won + lost, 0.5) < p
 
 
 def likelier(one: Trial, other: Trial) -> bool:
@@ -77,14 +75,12 @@ def likelier(one: Trial, other: Trial) -> bool:
 
 def agreement(predicted: Tensor, y: Tensor, classes: int) -> tuple[float, float]:
     """How likely unrelated predictions with the same shares would be right as often (binomial), and Cohen's kappa."""
-    from scipy.stats import binomtest
-
     n, right = len(y), int((predicted == y).sum())
     shares = [torch.bincount(labels[labels >= 0], minlength=classes).double() / n for labels in (predicted, y)]
     chance = float((shares[0] * shares[1]).sum())
     if chance >= 1:
         return 1.0, 0.0
-    return binomtest(right, n, chance, alternative="greater").pvalue, (right / n - chance) / (1 - chance)
+    return at_least(right, n, chance), (right / n - chance) / (1 - chance)
 
 
 def _percent(trial: Trial, y: Tensor) -> str:
