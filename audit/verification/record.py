@@ -26,7 +26,7 @@ from ...training.trainer import BuiltinTrainer, Trainer, UserTrainer
 from ..engine.cells import ENGINE_VERSION, Result, cell_key
 from ..engine.store import Store
 from ..plan.plan import DENSE, Plan
-from ..schema.rows import RecordedAt
+from ..schema.rows import Machine, RecordedAt
 from ..subject.audited import DenseModel
 from ..subject.finished_file import OpenedFile, Reading, paths_of, reading_of
 from ..subject.resolve import Subject
@@ -99,6 +99,7 @@ class Record(_Settled):
     engine: str
     device: str
     versions: dict[str, str]
+    machine: Machine
     releases: dict[str, str]
     data: Outline
     identity: str
@@ -127,6 +128,7 @@ def record_of(
         engine=ENGINE_VERSION,
         device=suite.device.type,
         versions=dict(suite.setup.versions),
+        machine=suite.setup.machine,
         releases={package: release(package) for package in packages},
         data=told,
         identity=subject.identity,
@@ -177,10 +179,10 @@ def key_of(record: Record) -> str:
     return cell_key("record", record.model_dump(mode="json"), orders)
 
 
-def recorded_at(key: str, store: Store) -> RecordedAt:
-    """Where the record of an audit lies, for its audit.json."""
+def recorded_at(key: str, ended: str, store: Store) -> RecordedAt:
+    """Where the record of an audit lies, and how it ended, for its audit.json."""
     record = Record.model_validate_json(store.get(key).files[FILE])
-    return RecordedAt(key=key, digest=store.evidence(key)[1], fixed=record.fixed, known=record.known)
+    return RecordedAt(key=key, digest=store.evidence(key)[1], ended=ended, fixed=record.fixed, known=record.known)
 
 
 def read_record(key: str, stored: Result) -> tuple[Record, Suite]:
@@ -211,7 +213,7 @@ def _plan(plan: Plan) -> dict[str, Any]:
 
 
 def _setup(record: Record) -> Setup:
-    return Setup(torch.device(record.device), record.versions, record.releases)
+    return Setup(torch.device(record.device), record.versions, record.machine, record.releases)
 
 
 def _subject(record: Record, stored: Result) -> Subject:

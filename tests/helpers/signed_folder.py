@@ -25,7 +25,7 @@ from crushproof.audit.verdict.policy import BUILT_IN
 NOW = datetime.datetime.now(datetime.UTC)
 DAY = datetime.timedelta(days=1)
 MODELS = ("dense", "int8", "int4")
-RECORD = RecordedAt(key=cell_key("record"), digest=64 * "0", fixed="2026-11-26 08:00:00 UTC")
+RECORD = RecordedAt(key=cell_key("record"), digest=64 * "0", ended=64 * "0", fixed="2026-11-26 08:00:00 UTC")
 FINISHED = "files/int8.onnx"  # as the plan names it, which lies in the folder `plan`
 
 
