@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...attacks.case import Evidence
+from ...targets.errors import NotApplicable
 from ..engine.cells import canonical_json
 from ..plan.plan import Plan
 from ..subject.audited import AuditedModel
@@ -17,10 +18,10 @@ from ..subject.finished_file import reading_of
 from ..subject.resolve import Subject, resolve
 from ..suite.attack_cells import Get, case_of
 from ..suite.model_cells import task_evidence
-from ..suite.suite import Suite
+from ..suite.suite import Reached, Suite
 from .following import StoredRun, getter, made, stored_runs
 from .rebuild import Rebuilt
-from .record import Record
+from .record import Record, dense_of
 from .stored import StoredCells
 
 CLOSE = 1e-3  # of errors, absolute and relative: another processor adds up in another order
@@ -48,7 +49,7 @@ def asked_again(rebuilt: Rebuilt, plan: Plan, folder: Path, cells: StoredCells) 
     get = getter(suite, cells)
     for one in stored_runs(suite, rebuilt.reached, cells):
         wrong += one.held(get, partial(_of_run, suite, one, get))
-    return wrong
+    return wrong or _declined(suite, rebuilt.reached, cells)
 
 
 def _readings(record: Record) -> Mapping[str, Any]:
@@ -59,7 +60,7 @@ def _others(record: Record, subject: Subject) -> list[str]:
     wrong = []
     if subject.data.digest != record.data.digest:
         wrong.append("the data are others than those that were audited")
-    if subject.identity != record.identity:
+    if (subject.identity, dense_of(subject), subject.notes) != (record.identity, record.dense, record.notes):
         wrong.append("the model, its weights, its training or the code of one of them are others than were audited")
     wrong += [
         f"the file of {name} is another, or is read otherwise, than the one that was audited"
@@ -81,6 +82,19 @@ def _of_model(suite: Suite, model: AuditedModel, cells: StoredCells) -> list[str
         if off:
             return [f"asked again, it answers {off} of {len(again)} records otherwise"]
     return []
+
+
+def _declined(suite: Suite, reached: Reached, cells: StoredCells) -> list[str]:
+    """The work that has a reason for giving nothing, and gives something when it is done."""
+    wrong = []
+    for cell in suite.cells_until(reached):
+        if cells.has(cell.key) and not made(suite, cells, cell.name):
+            try:
+                suite.compute(cell, cells)
+            except NotApplicable:
+                continue
+            wrong.append(f"{cell.name}: it says that it does not apply, and it does")
+    return wrong
 
 
 def _of_run(suite: Suite, one: StoredRun, get: Get, evidence: Evidence) -> list[str]:

@@ -115,7 +115,7 @@ def record_of(
     suite: Suite, asked: Plan, policy: Policy, command: str, home: str | None, source: str | None, fixed: Fixed
 ) -> tuple[str, Result]:
     """The key under which the store keeps the record of an audit, and the record."""
-    subject, model = suite.subject, suite.subject.model
+    subject = suite.subject
     told, arrays = outline(subject.data)
     packages = sorted({*LITERT, *(package for runtime, _ in suite.lineup.runtimes for package in runtime.packages)})
     record = Record(
@@ -133,21 +133,26 @@ def record_of(
         data=told,
         identity=subject.identity,
         notes=subject.notes,
-        dense=None
-        if model is None
-        else RecordedDense(
-            architecture=model.architecture.name,
-            trainer=model.trainer.identity,
-            given=model.state is not None,
-            shadows_differ=model.shadows_differ,
-            notes=model.notes,
-        ),
+        dense=dense_of(subject),
         files={name: RecordedFile(name=file.name, reading=reading_of(file)) for name, file in subject.files.items()},
         together={one.name: one.side_by_side(suite.device) for one in suite.lineup.dense},
         fixed=fixed.fixed,
         known=fixed.known,
     )
     return key_of(record), Result(arrays, files={FILE: record.model_dump_json().encode()})
+
+
+def dense_of(subject: Subject) -> RecordedDense | None:
+    model = subject.model
+    if model is None:
+        return None
+    return RecordedDense(
+        architecture=model.architecture.name,
+        trainer=model.trainer.identity,
+        given=model.state is not None,
+        shadows_differ=model.shadows_differ,
+        notes=model.notes,
+    )
 
 
 def fixed_in(store: Store, suite: Suite, asked: Plan, policy: Policy) -> Fixed:

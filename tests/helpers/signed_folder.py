@@ -77,6 +77,7 @@ def stand_in(patch: pytest.MonkeyPatch) -> None:
     record = SimpleNamespace(home="../plan", asked=asked, versions={"crushproof": "0.1.0"})
     home = "crushproof.audit.export.signing"
     patch.setattr(f"{home}.held_against_evidence", lambda read, _: (read, MEASURED))
+    patch.setattr(f"{home}.verify", lambda _: [])
     patch.setattr(f"{home}.render", lambda _, path, standing: path.write_text(f"<p>{standing.words}"))
     patch.setattr(f"{home}.read_record", lambda *_: (record, None))
 
