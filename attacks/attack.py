@@ -13,7 +13,7 @@ from ..targets.technique import Registry, Technique
 from .case import Case, Evidence
 from .effort import UNKNOWN, Effort
 from .measurement import Measurement
-from .preparation import Audited, Inputs, Need, Preparation, Prepared, Ran, Results, Scope
+from .preparation import Audited, Basis, Inputs, Need, Preparation, Prepared, Ran, Results, Scope
 from .risk import Metric, Risk
 
 
@@ -164,6 +164,13 @@ class Attack(Technique):
         """In what the case's deployed model, asked anew, contradicts evidence that `run` gave, a phrase each.
 
         Nothing where there is nothing to ask it.
+        """
+        return []
+
+    def follows(self, evidence: Evidence, basis: Basis) -> list[str]:
+        """In what evidence that `run` gave does not follow from its own arrays and its basis, a phrase each.
+
+        No model is asked: whoever reads an audit may look here, `asked_again` needs the files.
         """
         return []
 

@@ -7,7 +7,7 @@ can be computed by hand, with any object that answers as `Inputs` does.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -23,6 +23,8 @@ from ..training.architecture import Architecture
 from ..training.trainer import Trainer
 from .case import Case, Evidence
 from .effort import UNKNOWN, Effort
+
+OTHERWISE = 0.005  # of the records: another batch adds up in another order
 
 
 class Trained(Protocol):
@@ -114,6 +116,34 @@ class Prepared:
 
     arrays: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
     document: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What evidence was made from besides the model's answers, as far as that is stored too.
+
+    Args:
+        prepared: gives what `Case.prepared` was.
+        twin_agrees: as in `Case`.
+        correct: bool [non-members], which the deployed model classifies right; None: it is no classifier, or answers
+            otherwise each time.
+    """
+
+    prepared: Callable[[], object]
+    twin_agrees: bool
+    correct: np.ndarray[Any, np.dtype[np.bool_]] | None = None
+
+    def contradicted(self, ids: np.ndarray[Any, Any], low: np.ndarray[Any, Any], high: np.ndarray[Any, Any]) -> bool:
+        """Whether records would have to be right, or wrong, that the model was found to classify otherwise.
+
+        Args:
+            ids: of non-members.
+            low, high: bool [n], what is right at least, and at most.
+        """
+        if self.correct is None:
+            return False
+        right = self.correct[ids]
+        return bool(((low & ~right) | (right & ~high)).mean() > OTHERWISE)
 
 
 @dataclass(frozen=True)

@@ -23,15 +23,14 @@ from .plan.plan import Plan
 from .plan.sections import LocalEngine
 from .resolved import FILE, resolve_plan
 from .rounds import run_rounds
-from .schema.rows import SCHEMA, Audit, Environment, Latency
+from .schema.rows import SCHEMA, Audit, Environment
 from .subject.finished_file import READINGS
 from .subject.resolve import Subject, resolve
-from .suite.environment import host, versions
-from .suite.model_suite import LATENCY
+from .suite.environment import today, versions
 from .suite.suite import Suite, readings_of, spawn_argument
 from .verdict.fitting import policy_for
 from .verdict.policy import load_policy
-from .verification.rebuild import Ended, ended_key
+from .verification.rebuild import Ended
 from .verification.record import fixed_in, form_of_record, record_of, recorded_at
 from .writing import check_ours, write_together, writing
 
@@ -94,11 +93,11 @@ def run_audit(
         executor = executor_for(engine, store, spawn, device=suite.device.type)
         with contextlib.closing(Held(executor)) if executor is not None else contextlib.nullcontext() as held:
             audit, outcome = run_rounds(suite, store, held, policy, command, only, progress)
-        audit.environment = environment_of(suite, store, outcome, started)
-        audit.environment.record = recorded_at(key, store)
+        audit.environment = environment_of(suite, store, outcome, started, audit.environment)
+        ended = Ended.of(audit.environment, outcome)
+        audit.environment.record = recorded_at(key, ended.key_for(key), store)
         if only is None:
-            ended = Ended(failed=outcome.failed, skipped=outcome.skipped, unavailable=outcome.unavailable)
-            store.replace(ended_key(key), Result(document=ended.model_dump()))
+            store.put(ended.key_for(key), Result(document=ended.model_dump(mode="json")))
             from .report.html import to_html
 
             texts = {"audit.json": audit.model_dump_json(by_alias=True, indent=1), "report.html": to_html(audit)}
@@ -149,22 +148,15 @@ def check_folder(out: Path, plan: Plan) -> None:
         )
 
 
-def environment_of(suite: Suite, store: Store, outcome: Outcome, started: float) -> Environment:
-    environment = host(str(suite.device))
-    memory = {}
-    for name in suite.models:
-        served = suite.cell(f"memory/{name}").key
-        if store.has(served) and "peak_bytes" in store.get(served).document:
-            memory[name] = store.get(served).document["peak_bytes"]
-    timed = suite.cell(LATENCY).key
-    if store.has(timed):
-        rows = store.get(timed).document["latency"]
-        environment.latency = {name: [Latency.model_validate(row) for row in each] for name, each in rows.items()}
-    environment.candidate_peak_bytes = memory
-    environment.candidate_seconds = {
-        name: sum(store.seconds([suite.cell(suite.model_cell(name)).key]).values()) for name in suite.models
-    }
-    environment.seconds = dict(outcome.seconds)
-    environment.peak_bytes = outcome.peak_bytes
-    environment.wall_seconds = time.monotonic() - started
-    return environment
+def environment_of(suite: Suite, store: Store, outcome: Outcome, started: float, measured: Environment) -> Environment:
+    """What was `measured` of machine and models, with the date and what this run took."""
+    making = {name: store.seconds([suite.cell(suite.model_cell(name)).key]) for name in suite.models}
+    return measured.model_copy(
+        update={
+            "date": today(),
+            "candidate_seconds": {name: sum(seconds.values()) for name, seconds in making.items()},
+            "seconds": dict(outcome.seconds),
+            "peak_bytes": outcome.peak_bytes,
+            "wall_seconds": time.monotonic() - started,
+        }
+    )

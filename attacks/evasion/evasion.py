@@ -15,7 +15,7 @@ from ...targets.seeds import derive
 from ..attack import ATTACKS, Round, Run
 from ..case import Case, Evidence
 from ..measurement import Measurement
-from ..preparation import Audited, Inputs, Need, Preparation, Prepared, Ran, Results, Scope
+from ..preparation import Audited, Basis, Inputs, Need, Preparation, Prepared, Ran, Results, Scope
 from ..statistics.power import unseen_loss
 from ..statistics.sequential import FIRST, looks
 from .ball import whole_range
@@ -28,6 +28,7 @@ from .measure import WITHOUT_DRAW, evidence_form, measure_evasion
 from .parameters import EvasionParameters
 from .preparations import CraftedOnParent, Radii, RadiusProbe, ReplayedBothWays, RoomToFall
 from .radius import choose
+from .trust import unfounded
 
 
 @ATTACKS.register
@@ -54,6 +55,9 @@ class Evasion(EvasionParameters):
 
     def asked_again(self, evidence: Evidence, case: Case) -> list[str]:
         return contradictions(evidence, case)
+
+    def follows(self, evidence: Evidence, basis: Basis) -> list[str]:
+        return unfounded(evidence, basis)
 
     def runs(self, model: Audited, scope: Scope) -> tuple[Run, ...]:
         """The attack itself; every draw of a random recipe, by gradients at the gate; and without the shipped draw.

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..access import Access, Flag
+from ..case import Evidence
+from ..preparation import Basis
 from ..statistics.rates import mcnemar
 
 Outcomes = np.ndarray[tuple[int], np.dtype[np.bool_]]
@@ -99,3 +101,30 @@ def union_flags(
         if not any(beats(fooled[part], explained) for part in fooled if part not in trusted):
             return []
     return sorted({str(flag) for part in fooled for flag in flags.get(part, ())})
+
+
+def unfounded(evidence: Evidence, basis: Basis) -> list[str]:
+    """What in evidence of `Evasion.run` does not follow from its outcomes and the model's clean answers, a phrase each.
+
+    Whether an optimisation was unfinished, or failed without a limit, does not follow: its course is not kept.
+    """
+    arrays, summary, flags, wrong = evidence.arrays, evidence.summary, evidence.flags, []
+    if basis.contradicted(arrays["ids"], arrays["clean_correct"], arrays["clean_correct"]):
+        wrong.append("the records that the model classifies right are others")
+    access = {part: Access(value) for part, value in summary["part_access"].items()}
+    names = {part: {epsilon: f"fooled/{part}/{epsilon!r}" for epsilon in summary["epsilons"]} for part in access}
+    fooled = {
+        part: {epsilon: arrays[name] for epsilon, name in own.items() if name in arrays} for part, own in names.items()
+    }
+    for part in access:
+        white, without = access[part] is Access.WHITE_BOX, summary["without_gradient"].get(part, 0)
+        due = {
+            Flag.NO_GRADIENT: gradients_missing(without, len(arrays["ids"])),
+            Flag.BLACK_BOX_WINS: white and black_box_wins(part, access, fooled),
+            Flag.TWIN_DISAGREES: white and not basis.twin_agrees,
+        }
+        wrong += [f"the flag {flag} of {part}" for flag in due if due[flag] != (flag in flags.get(part, ()))]
+    at_gate = {part: outcomes[summary["gate_epsilon"]] for part, outcomes in fooled.items()}
+    if union_flags(access, flags, at_gate) != list(summary["union_flags"]):
+        wrong.append("the flags of the worst case")
+    return wrong

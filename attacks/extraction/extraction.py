@@ -32,7 +32,7 @@ from ..evasion.blocks import kept_at_cost
 from ..evasion.categories import known_structure
 from ..evasion.gradient.pgd import craft
 from ..measurement import Measurement
-from ..preparation import Audited, Results, Scope
+from ..preparation import Audited, Basis, Results, Scope
 from ..risk import Metric, Risk
 from .copying import Lesson, Tutor, check_copy, with_state
 from .evidence_form import evidence_form
@@ -131,6 +131,12 @@ class Extraction(Attack):
 
     def measure(self, results: Results) -> list[Measurement]:
         return measure_extraction(results, max(self.budgets), self.transfer_epsilon)
+
+    def follows(self, evidence: Evidence, basis: Basis) -> list[str]:
+        right = evidence.arrays["target_correct"]
+        if basis.contradicted(evidence.arrays["ids"], right, right):
+            return ["the records that the model classifies right are others"]
+        return []
 
     def limits(self, scope: Scope) -> list[str]:
         return [

@@ -13,7 +13,7 @@ from ..access import Access, Flag, Ledger
 from ..attack import ATTACKS, Attack, Run
 from ..case import Case, Evidence
 from ..measurement import Measurement
-from ..preparation import Audited, Need, Ran, Results, Scope
+from ..preparation import Audited, Basis, Need, Ran, Results, Scope
 from ..risk import Metric, Risk
 from ..statistics.roc import placements, tpr_at_fpr
 from . import scores
@@ -124,21 +124,34 @@ class Membership(Attack):
         if population.own is not None and len(population.own.phi) < 2:
             raise NotApplicable("fewer than two shadow models: there is nothing to compare the model's scores with")
         phi = margin(case.deployed.logits(population.records.x), population.records.y)
-        kinds = {"own": population.own} if population.own is not None else {}
-        kinds |= {"dense": population.dense} if population.dense is not None else {}
-        if not all(np.isfinite(one).all() for one in (phi, *(signals.phi for signals in kinds.values()))):
+        if not all(np.isfinite(one).all() for one in (phi, *(one.phi for one in kinds_of(population).values()))):
             raise NotApplicable("the model or one of its shadows answers with numbers that are not finite")
         ledger = Ledger(queries=len(phi))
-        flags = []
-        figures: dict[str, dict[str, float | int | None]] = {}
+        alone = None
         if population.own is None:
             known = margin(case.deployed.logits(case.attacker.x), case.attacker.y)
             ledger.queries += len(known)
             labels = population.records.y.cpu().numpy()
-            found = {
-                "loss": scores.loss(phi),
-                "population": scores.population(phi, labels, known, case.attacker.y.cpu().numpy()),
-            }
+            alone = scores.population(phi, labels, known, case.attacker.y.cpu().numpy())
+        blind = population.blind
+        if blind is None:
+            blind = blind_scores(population.records, population.is_member, seed=derive(seed, "blind"))
+        return self._evidence(phi, alone, blind, population, ledger)
+
+    def _evidence(
+        self,
+        phi: np.ndarray[Any, np.dtype[np.float32]],
+        alone: Floats | None,
+        blind: Floats,
+        population: MembershipCase,
+        ledger: Ledger,
+    ) -> Evidence:
+        """All that follows from a model's margins `phi`; `alone`: the score that does without shadows."""
+        kinds = kinds_of(population)
+        flags = []
+        figures: dict[str, dict[str, float | int | None]] = {}
+        if population.own is None:
+            found = {"loss": scores.loss(phi)} | ({} if alone is None else {"population": alone})
             headline = headline_auc = "population"
             flags.append(Flag.NO_SHADOWS.value)
         else:
@@ -152,9 +165,6 @@ class Membership(Attack):
                 flags.append(Flag.SHADOWS_DIFFER.value)
             if masked(phi, population.own.phi, population.records.y.cpu().numpy()):
                 flags.append(Flag.SCORES_MASKED.value)
-        blind = population.blind
-        if blind is None:
-            blind = blind_scores(population.records, population.is_member, seed=derive(seed, "blind"))
         if not self._tells_tpr(int((~population.is_member).sum())):
             flags.append(Flag.FEW_RECORDS.value)
         return Evidence(
@@ -183,6 +193,27 @@ class Membership(Attack):
         phi = margin(case.deployed.logits(population.records.x), population.records.y)
         off = int((~np.isclose(phi, stored["phi"], rtol=SAME, atol=SAME)).sum())
         return [f"its margin on {off} of {len(phi)} records is another"] if off else []
+
+    def follows(self, evidence: Evidence, basis: Basis) -> list[str]:
+        population, stored = basis.prepared(), evidence.arrays
+        if not isinstance(population, MembershipCase):
+            return []
+        outside, phi = ~stored["is_member"], stored["phi"]
+        least = phi > SAME, phi > -np.log(max(int(population.records.y.max()), 1)) - SAME
+        wrong = []
+        if basis.contradicted(stored["ids"][outside], *(one[outside] for one in least)):
+            wrong.append("its margins are not those of a model that classifies these records so")
+        blind = stored["blind"] if population.blind is None else population.blind
+        again = self._evidence(stored["phi"], stored.get("score/population"), blind, population, evidence.ledger)
+        names = [name for name, array in again.arrays.items() if not _close(stored.get(name), array)]
+        wrong += [f"{name} is not what follows from the margins" for name in names]
+        wrong += [] if again.flags == evidence.flags else ["its trust flags are others than follow from the margins"]
+        of_run = {name: value for name, value in again.summary.items() if name != "pseudo_targets"}
+        told, known = again.summary["pseudo_targets"], evidence.summary["pseudo_targets"]
+        same = told.keys() == known.keys() and all(_near(told[name], known[name]) for name in told)
+        if not same or of_run != {name: evidence.summary[name] for name in of_run}:
+            wrong.append("its summary is not what follows from the shadow models")
+        return wrong
 
     def pseudo_targets(
         self, kinds: dict[str, ShadowSignals], is_member: Bools
@@ -220,6 +251,22 @@ class Membership(Attack):
 
     def _tells_tpr(self, non_members: int) -> bool:
         return FPR * non_members + 1e-9 >= 1
+
+
+def kinds_of(population: MembershipCase) -> dict[str, ShadowSignals]:
+    """The signals of the shadows that there are: compressed as the model is ("own"), uncompressed ("dense")."""
+    both = {"own": population.own, "dense": population.dense}
+    return {kind: signals for kind, signals in both.items() if signals is not None}
+
+
+def _close(stored: np.ndarray[Any, Any] | None, again: np.ndarray[Any, Any]) -> bool:
+    return stored is not None and stored.shape == again.shape and np.allclose(stored, again, rtol=SAME, atol=SAME)
+
+
+def _near(one: dict[str, float | int | None], other: dict[str, float | int | None]) -> bool:
+    """Of figures that may be None."""
+    pairs = [(one[name], other.get(name)) for name in one]
+    return all(a == b or (a is not None and b is not None and abs(a - b) <= SAME) for a, b in pairs)
 
 
 def unlike(phi: np.ndarray[Any, Any], is_member: Bools, own: ShadowSignals) -> bool:

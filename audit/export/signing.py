@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...targets.errors import InputError
+from ...targets.errors import InputError, UnsafeInput
 from ..engine.cells import canonical_json
 from ..plan.plan import Plan
 from ..report.html import render
@@ -20,6 +20,7 @@ from ..schema.read import folder_of, read_audit
 from ..schema.rows import Audit
 from ..schema.standing import ENVELOPE, SIGNED
 from ..subject.finished_file import paths_of
+from ..verification.checks import verify
 from ..verification.rebuild import held_against_evidence
 from ..verification.record import read_record
 from ..verification.stored import StoredCells
@@ -69,7 +70,7 @@ def sign_audit(folder: Path, key: Path, certificate: Path | None = None) -> Sign
 
     Raises:
         InputError: key or certificate cannot be used, there is no whole audit, or a file it judged has changed since.
-        UnsafeInput: audit.json and the evidence do not belong together.
+        UnsafeInput: audit.json, the evidence, the plan and the files do not belong together.
         Incomplete: another run is at work in the folder, or the disk is full.
     """
     need("cryptography", "OpenSSL", "model_signing")
@@ -84,6 +85,9 @@ def sign_audit(folder: Path, key: Path, certificate: Path | None = None) -> Sign
     at = audit.environment.record
     if not standing.verified or at is None:
         raise InputError(f"{folder} cannot be signed, because it cannot be verified: {standing.words}. {AGAIN}")
+    wrong = [f"{check.what}: {check.words}" for check in verify(folder) if check.state == "bad"]
+    if wrong:
+        raise UnsafeInput(f"{folder} cannot be signed, because it does not verify: {wrong[0]}. {AGAIN}")
     record, _ = read_record(at.key, StoredCells(folder).get(at.key))
     home = Path() if record.home is None else Path(os.path.normpath(folder / record.home))
     with writing(folder), nobody_at_work(folder):

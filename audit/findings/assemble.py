@@ -23,6 +23,7 @@ from ..schema.rows import (
     NotMeasured,
 )
 from ..subject.audited import AuditedModel
+from ..suite.model_suite import LATENCY
 from ..suite.suite import Reached, Suite
 from ..verdict.judging import apply_policy
 from ..verdict.policy import Policy
@@ -99,7 +100,19 @@ def assemble(
         power=power_of(suite),
         limits=[*data.notes, *model_notes(results), *limits_of(suite)],
         declared=dict(suite.plan.declared),
-        environment=Environment(),
+        environment=environment_measured(results),
+    )
+
+
+def environment_measured(results: AuditResults) -> Environment:
+    """The host, and what the models took of its time and memory: what of it is stored as results."""
+    served = {name: results.get(f"memory/{name}") for name in results.suite.models}
+    timed = results.get(LATENCY)
+    return Environment(
+        versions=dict(results.suite.setup.versions),
+        machine=results.suite.setup.machine,
+        latency={} if timed is None else timed.document["latency"],
+        candidate_peak_bytes={name: one.document["peak_bytes"] for name, one in served.items() if one is not None},
     )
 
 

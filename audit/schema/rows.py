@@ -277,6 +277,7 @@ class RecordedAt(Row):
 
     key: str = Field(pattern=r"^[0-9a-f]{64}$", description="under which the record lies in evidence/cells")
     digest: str = Field(pattern=r"^[0-9a-f]{64}$", description="sha256 of its manifest")
+    ended: str = Field(pattern=r"^[0-9a-f]{64}$", description="under which lies how the audit ended, with its times")
     fixed: str = Field(description="when plan and policy were fixed, in UTC")
     known: Count = Field(0, description="results of attacks that were there by then, from an earlier plan or policy")
 

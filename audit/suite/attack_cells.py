@@ -13,7 +13,7 @@ from ...attacks.access import Ledger
 from ...attacks.attack import Attack, Run, Task
 from ...attacks.case import Case, Evidence
 from ...attacks.effort import Effort
-from ...attacks.preparation import Deployed, Need, Preparation, Prepared, Ran, Scope, Weights
+from ...attacks.preparation import Basis, Deployed, Need, Preparation, Prepared, Ran, Scope, Weights
 from ...compression.quantization.quantized_layer import true_gradients
 from ...defenses.stochastic_rounding import ExpectationTwin
 from ...targets.certificate import AGREEMENT, certify
@@ -228,7 +228,6 @@ def make_case(
     hard = true_gradients_of(twin)
     if other_draws:
         twin = hard = ExpectationTwin(other_draws)
-    certificate = candidate.document["certificate"]
     return Case(
         deployed=deployed,
         twin=twin,
@@ -239,9 +238,25 @@ def make_case(
         attacker=data.attacker,
         bounds=data.bounds,
         classes=data.classes,
-        twin_agrees=certificate is not None and certificate["overall"]["label_agreement"] >= AGREEMENT,
+        twin_agrees=twin_agrees(candidate),
         structure=data.structure,
     )
+
+
+def twin_agrees(candidate: Result) -> bool:
+    certificate = candidate.document["certificate"]
+    return certificate is not None and bool(certificate["overall"]["label_agreement"] >= AGREEMENT)
+
+
+def basis_of(suite: ModelSuite, run: Run, model: AuditedModel, scope: Scope, get: Get) -> Basis:
+    """As `case_of`, of what is stored alone."""
+
+    def prepared() -> object:
+        return None if run.prepare is None else run.prepare(CellInputs(suite, scope, get))
+
+    made = get(suite.model_cell(model.name, run.draw or 0))
+    correct = None if made.document.get("varies") else made.arrays.get("evidence/correct")
+    return Basis(prepared, twin_agrees(made), correct)
 
 
 def true_gradients_of(twin: nn.Module | None) -> nn.Module | None:

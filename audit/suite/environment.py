@@ -13,7 +13,7 @@ import torch
 
 from ...targets.model import resolve_device
 from ...targets.runtimes.runtime import release_of
-from ..schema.rows import Environment, Machine
+from ..schema.rows import Machine
 
 ABSENT = "not installed"
 GPU_BUILDS = {"onnxruntime": ("onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")}
@@ -49,11 +49,13 @@ class Setup:
     Args:
         device: that models are trained and attacked on.
         versions: of the packages that every audit needs.
+        machine: whose times are taken.
         releases: of what only some need, by package; what is not in it is looked up.
     """
 
     device: torch.device
     versions: Mapping[str, str]
+    machine: Machine
     releases: Mapping[str, str] = field(default_factory=dict)
 
     def runtime_versions(self, packages: Iterable[str]) -> list[str]:
@@ -63,7 +65,8 @@ class Setup:
 
 def setup_here(device: str) -> Setup:
     """Of this process."""
-    return Setup(resolve_device(device), versions())
+    found = resolve_device(device)
+    return Setup(found, versions(), machine(str(found)))
 
 
 def release(package: str) -> str:
@@ -90,7 +93,3 @@ def processor() -> str:
 
 def today() -> str:
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def host(device: str) -> Environment:
-    return Environment(date=today(), versions=versions(), machine=machine(device))

@@ -27,7 +27,7 @@ from ..subject.audited import AuditedModel, Candidate, DenseModel, FinishedFile,
 from ..subject.identity import technique_identity
 from ..subject.resolve import Subject
 from . import forms, model_cells
-from .environment import Setup, machine, setup_here
+from .environment import Setup, setup_here
 from .lineup import Lineup, assemble
 
 # What a model's cells cost, by phase; an attack's cells say their own.
@@ -258,7 +258,7 @@ class ModelSuite:
             return Result(document={"latency": interleaved_latency(models, self.subject.data.shape)})
 
         needs = [self.model_cell(name) for name in self.models]
-        facts = machine(str(self.device)).model_dump()
+        facts = self.setup.machine.model_dump()
         effort = Effort(seconds=0.4 * len(needs), answers=700.0 * len(needs))  # of slow models two calls by 256
         words, form = "timing every model", forms.timed(self.models)
         self.add(LATENCY, "footprint", facts, needs, compute, effort=effort, words=words, alone=True, form=form)

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...attacks.attack import Attack
-from ...targets.errors import CrushproofError, NotApplicable, user_error
-from ..engine.cells import Result, canonical_json
+from ...attacks.case import Evidence
+from ...targets.errors import NotApplicable
+from ..engine.cells import canonical_json
 from ..plan.plan import Plan
 from ..subject.audited import AuditedModel
 from ..subject.finished_file import reading_of
 from ..subject.resolve import Subject, resolve
-from ..suite.attack_cells import adapted, attack_cell, case_of, evidence_of
+from ..suite.attack_cells import Get, case_of
 from ..suite.model_cells import task_evidence
-from ..suite.suite import Suite
+from ..suite.suite import Reached, Suite
+from .following import StoredRun, getter, made, stored_runs
 from .rebuild import Rebuilt
-from .record import Record
+from .record import Record, dense_of
 from .stored import StoredCells
 
 CLOSE = 1e-3  # of errors, absolute and relative: another processor adds up in another order
@@ -41,16 +43,13 @@ def asked_again(rebuilt: Rebuilt, plan: Plan, folder: Path, cells: StoredCells) 
         return wrong
     suite = Suite(rebuilt.suite.plan, subject, setup=rebuilt.suite.setup)
     for model in suite.models.values():
-        key = suite.cell(suite.model_cell(model.name)).key
-        if cells.has(key) and "not_applicable" not in cells.get(key).document:
+        if made(suite, cells, suite.model_cell(model.name)):
             wrong += [f"{model.name}: {one}" for one in _of_model(suite, model, cells)]
             wrong += _lineage(suite, model, cells)
-            for attack, label in suite.lineup.attacks:
-                position = rebuilt.reached.get((label, model.name), 0)
-                own = suite.round_label(label, position)
-                if suite.task in attack.tasks:
-                    wrong += _of_attack(suite, suite.rounds[label][position].attack, own, model, cells)
-    return wrong
+    get = getter(suite, cells)
+    for one in stored_runs(suite, rebuilt.reached, cells):
+        wrong += one.held(get, partial(_of_run, suite, one, get))
+    return wrong or _declined(suite, rebuilt.reached, cells)
 
 
 def _readings(record: Record) -> Mapping[str, Any]:
@@ -61,7 +60,7 @@ def _others(record: Record, subject: Subject) -> list[str]:
     wrong = []
     if subject.data.digest != record.data.digest:
         wrong.append("the data are others than those that were audited")
-    if subject.identity != record.identity:
+    if (subject.identity, dense_of(subject), subject.notes) != (record.identity, record.dense, record.notes):
         wrong.append("the model, its weights, its training or the code of one of them are others than were audited")
     wrong += [
         f"the file of {name} is another, or is read otherwise, than the one that was audited"
@@ -72,7 +71,7 @@ def _others(record: Record, subject: Subject) -> list[str]:
 
 
 def _of_model(suite: Suite, model: AuditedModel, cells: StoredCells) -> list[str]:
-    stored = _get(suite, cells)(suite.model_cell(model.name))
+    stored = getter(suite, cells)(suite.model_cell(model.name))
     opened = model.opened(stored, suite.subject.data)
     answers = opened.target.logits(suite.subject.data.non_members.x)
     for name, again in task_evidence(answers, suite.subject.data).items():
@@ -85,6 +84,23 @@ def _of_model(suite: Suite, model: AuditedModel, cells: StoredCells) -> list[str
     return []
 
 
+def _declined(suite: Suite, reached: Reached, cells: StoredCells) -> list[str]:
+    """The work that has a reason for giving nothing, and gives something when it is done."""
+    wrong = []
+    for cell in suite.cells_until(reached):
+        if cells.has(cell.key) and not made(suite, cells, cell.name):
+            try:
+                suite.compute(cell, cells)
+            except NotApplicable:
+                continue
+            wrong.append(f"{cell.name}: it says that it does not apply, and it does")
+    return wrong
+
+
+def _of_run(suite: Suite, one: StoredRun, get: Get, evidence: Evidence) -> list[str]:
+    return one.attack.asked_again(evidence, case_of(suite, one.run, one.model, one.scope, get))
+
+
 def _lineage(suite: Suite, model: AuditedModel, cells: StoredCells) -> list[str]:
     """Where a file comes from is found out anew: it takes a second."""
     name = suite.lineage_cell(model.name)
@@ -93,33 +109,3 @@ def _lineage(suite: Suite, model: AuditedModel, cells: StoredCells) -> list[str]
     again = suite.compute(suite.cell(name), cells).document
     same = canonical_json(again) == canonical_json(cells.get(suite.cell(name).key).document)
     return [] if same else [f"{model.name}: compared with its dense model again, its lineage is another"]
-
-
-def _of_attack(suite: Suite, attack: Attack, label: str, model: AuditedModel, cells: StoredCells) -> list[str]:
-    scope, get = suite.scope(label), _get(suite, cells)
-    wrong = []
-    for run in adapted(attack, model).runs(model, scope):
-        target = suite.models[run.model or model.name]
-        name = attack_cell(label, target.name, run.detail)
-        if not cells.has(suite.cell(name).key) or "not_applicable" in cells.get(suite.cell(name).key).document:
-            continue
-        try:
-            found = (run.attack or attack).asked_again(evidence_of(get(name)), case_of(suite, run, target, scope, get))
-        except NotApplicable as error:
-            found = [str(error)]
-        except CrushproofError:
-            raise
-        except Exception as error:  # stored results may hold anything
-            found = [f"the evidence makes no sense ({user_error(error)[:200]})"]
-        wrong += [f"{name}: {one}" for one in found]
-    return wrong
-
-
-def _get(suite: Suite, cells: StoredCells) -> Any:
-    def get(name: str) -> Result:
-        result = cells.get(suite.cell(name).key)
-        if "not_applicable" in result.document:
-            raise NotApplicable(str(result.document["not_applicable"]))
-        return result
-
-    return get

@@ -16,11 +16,8 @@ MISSING = object()
 
 
 def differences(read: Audit, made: Audit) -> list[str]:
-    """A phrase for each of the first places where `read` says something else than `made`, which is what it should be.
-
-    `environment` is left out: times and host facts do not follow from anything.
-    """
-    theirs, ours = (one.model_dump(mode="json", by_alias=True, exclude={"environment"}) for one in (read, made))
+    """A phrase for each of the first places where `read` says something else than `made`, what it should be."""
+    theirs, ours = (one.model_dump(mode="json", by_alias=True) for one in (read, made))
     found: list[str] = []
     for where, says, should in _differing(theirs, ours, ""):
         if len(found) == SHOWN:

@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ...targets.errors import UnsafeInput, user_error
+from ...targets.form import Arrays
 from ..engine.cells import cell_key
 from ..engine.schedule import Outcome
 from ..engine.work import forms_of
@@ -16,12 +17,13 @@ from ..findings.assemble import assemble
 from ..rounds import undecided
 from ..schema import wording
 from ..schema.read import folder_of
-from ..schema.rows import Audit, RecordedAt
+from ..schema.rows import Audit, Environment, RecordedAt
 from ..schema.standing import ENVELOPE, REBUILT, SIGNED, Standing
 from ..suite.suite import Reached, Suite
 from ..verdict.fitting import policy_of
 from ..verdict.judging import check_verdicts, rejudge
 from .differences import differences
+from .following import unfounded
 from .record import Record, RecordError, read_record
 from .stored import StoredCells
 
@@ -34,30 +36,42 @@ class NoEvidenceError(Exception):
 
 
 class Ended(BaseModel):
-    """How the cells of an audit ended that have no result: reasons, by name of the cell."""
+    """How an audit ended: what does not follow from its record and its cells.
+
+    Attributes:
+        failed, skipped, unavailable: of the cells that have no result the reasons, by name.
+        environment: that of the audit, but for its record.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    failed: dict[str, str] = {}
-    skipped: dict[str, str] = {}
-    unavailable: dict[str, str] = {}
+    failed: dict[str, str]
+    skipped: dict[str, str]
+    unavailable: dict[str, str]
+    environment: Environment
 
+    @classmethod
+    def of(cls, environment: Environment, outcome: Outcome) -> Ended:
+        told = environment.model_copy(update={"record": None})
+        return cls(failed=outcome.failed, skipped=outcome.skipped, unavailable=outcome.unavailable, environment=told)
 
-def ended_key(record: str) -> str:
-    """Under which the store keeps the `Ended` of the audit of a record."""
-    return cell_key("ended", record)
+    def key_for(self, record: str) -> str:
+        """Under which the store keeps it, of the audit of this record. An audit.json that was written stays true."""
+        return cell_key("ended", record, self.model_dump(mode="json"))
 
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """An audit made again, its environment apart.
+    """An audit made again.
 
     Args:
+        record_arrays: labels and bounds, beside the record.
         reached: the round of each attack on each model, where it is not the first.
     """
 
     audit: Audit
     record: Record
+    record_arrays: Arrays
     suite: Suite
     reached: Reached
     outcome: Outcome
@@ -79,15 +93,22 @@ def rebuild(read: Audit, cells: StoredCells) -> Rebuilt:
     if not os.access(private, os.R_OK | os.X_OK):
         raise NoEvidenceError("its evidence is not readable for this user")
     record, suite = _recorded(at, cells)
+    ended = _ended(at, cells)
     cells.expect(forms_of(suite.cells()))
-    outcome = _outcome(at.key, suite, cells)
+    outcome = _outcome(ended, suite, cells)
     try:
         audit, reached = _judged(suite, cells, outcome, record)
+        measured = {name: getattr(audit.environment, name) for name in audit.environment.model_fields_set}
+        audit.environment = ended.environment.model_copy(update={**measured, "record": at})
+        wrong = unfounded(suite, reached, cells)
     except Exception as error:  # stored results may hold anything
         raise UnsafeInput(
             f"The evidence in {cells.folder} makes no sense ({user_error(error)[:300]}). {HINT}"
         ) from None
-    return Rebuilt(audit, record, suite, reached, outcome)
+    if wrong:
+        told = wording.enumerate_words(wrong[:SHOWN])
+        raise UnsafeInput(f"The evidence in {cells.folder} does not follow from itself: {told}. {HINT}")
+    return Rebuilt(audit, record, cells.get(at.key).arrays, suite, reached, outcome)
 
 
 def damage(rebuilt: Rebuilt, cells: StoredCells) -> list[str]:
@@ -129,7 +150,7 @@ def held_against_evidence(read: Audit, folder: Path) -> tuple[Audit, Standing]:
             f"{folder / 'audit.json'} does not verify: it differs from what its evidence amounts to in "
             f"{wording.enumerate_words(found)}. {HINT}"
         )
-    audit = rebuilt.audit.model_copy(update={"environment": read.environment})
+    audit = rebuilt.audit
     if rebuilt.outcome.failed:
         failed = wording.enumerate_words(sorted(rebuilt.outcome.failed)[:SHOWN])
         return audit, Standing(False, f"it is not complete ({failed} failed)")
@@ -143,7 +164,8 @@ def _recorded(at: RecordedAt, cells: StoredCells) -> tuple[Record, Suite]:
         record, suite = read_record(at.key, cells.get(at.key))
     except RecordError as error:
         raise NoEvidenceError(str(error)) from None
-    if RecordedAt(key=at.key, digest=cells.evidence(at.key)[1], fixed=record.fixed, known=record.known) != at:
+    true = {"digest": cells.evidence(at.key)[1], "fixed": record.fixed, "known": record.known}
+    if at.model_copy(update=true) != at:
         raise UnsafeInput(
             f"{cells.folder / 'audit.json'} does not verify: its record was changed, or it says another time than the "
             f"record ({record.fixed}) at which plan and policy were fixed. {HINT}"
@@ -151,16 +173,24 @@ def _recorded(at: RecordedAt, cells: StoredCells) -> tuple[Record, Suite]:
     return record, suite
 
 
-def _outcome(record: str, suite: Suite, cells: StoredCells) -> Outcome:
-    """What became of the cells that have no result, as it was stored at the end."""
-    key = ended_key(record)
+def _ended(at: RecordedAt, cells: StoredCells) -> Ended:
     try:
-        ended = Ended.model_validate(cells.get(key).document) if cells.has(key) else Ended()
+        ended = Ended.model_validate(cells.get(at.ended).document)
+    except KeyError:
+        raise NoEvidenceError("how it ended is not in its evidence, or damaged") from None
     except ValidationError:
-        ended = Ended()
+        raise NoEvidenceError("what its evidence says of its end makes no sense") from None
+    if ended.key_for(at.key) != at.ended:
+        raise NoEvidenceError("what its evidence says of its end was changed, or is of another audit")
+    return ended
+
+
+def _outcome(ended: Ended, suite: Suite, cells: StoredCells) -> Outcome:
+    """What became of the cells that have no result."""
     told = {
         sort: {name: why for name, why in reasons.items() if suite.has(name) and not cells.has(suite.cell(name).key)}
         for sort, reasons in ended
+        if sort != "environment"
     }
     measured = {name: why for name, why in ended.failed.items() if name.startswith("measure/")}
     return Outcome(failed=told["failed"] | measured, skipped=told["skipped"], unavailable=told["unavailable"])

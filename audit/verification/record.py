@@ -26,7 +26,7 @@ from ...training.trainer import BuiltinTrainer, Trainer, UserTrainer
 from ..engine.cells import ENGINE_VERSION, Result, cell_key
 from ..engine.store import Store
 from ..plan.plan import DENSE, Plan
-from ..schema.rows import RecordedAt
+from ..schema.rows import Machine, RecordedAt
 from ..subject.audited import DenseModel
 from ..subject.finished_file import OpenedFile, Reading, paths_of, reading_of
 from ..subject.resolve import Subject
@@ -99,6 +99,7 @@ class Record(_Settled):
     engine: str
     device: str
     versions: dict[str, str]
+    machine: Machine
     releases: dict[str, str]
     data: Outline
     identity: str
@@ -114,7 +115,7 @@ def record_of(
     suite: Suite, asked: Plan, policy: Policy, command: str, home: str | None, source: str | None, fixed: Fixed
 ) -> tuple[str, Result]:
     """The key under which the store keeps the record of an audit, and the record."""
-    subject, model = suite.subject, suite.subject.model
+    subject = suite.subject
     told, arrays = outline(subject.data)
     packages = sorted({*LITERT, *(package for runtime, _ in suite.lineup.runtimes for package in runtime.packages)})
     record = Record(
@@ -127,25 +128,31 @@ def record_of(
         engine=ENGINE_VERSION,
         device=suite.device.type,
         versions=dict(suite.setup.versions),
+        machine=suite.setup.machine,
         releases={package: release(package) for package in packages},
         data=told,
         identity=subject.identity,
         notes=subject.notes,
-        dense=None
-        if model is None
-        else RecordedDense(
-            architecture=model.architecture.name,
-            trainer=model.trainer.identity,
-            given=model.state is not None,
-            shadows_differ=model.shadows_differ,
-            notes=model.notes,
-        ),
+        dense=dense_of(subject),
         files={name: RecordedFile(name=file.name, reading=reading_of(file)) for name, file in subject.files.items()},
         together={one.name: one.side_by_side(suite.device) for one in suite.lineup.dense},
         fixed=fixed.fixed,
         known=fixed.known,
     )
     return key_of(record), Result(arrays, files={FILE: record.model_dump_json().encode()})
+
+
+def dense_of(subject: Subject) -> RecordedDense | None:
+    model = subject.model
+    if model is None:
+        return None
+    return RecordedDense(
+        architecture=model.architecture.name,
+        trainer=model.trainer.identity,
+        given=model.state is not None,
+        shadows_differ=model.shadows_differ,
+        notes=model.notes,
+    )
 
 
 def fixed_in(store: Store, suite: Suite, asked: Plan, policy: Policy) -> Fixed:
@@ -177,10 +184,10 @@ def key_of(record: Record) -> str:
     return cell_key("record", record.model_dump(mode="json"), orders)
 
 
-def recorded_at(key: str, store: Store) -> RecordedAt:
-    """Where the record of an audit lies, for its audit.json."""
+def recorded_at(key: str, ended: str, store: Store) -> RecordedAt:
+    """Where the record of an audit lies, and how it ended, for its audit.json."""
     record = Record.model_validate_json(store.get(key).files[FILE])
-    return RecordedAt(key=key, digest=store.evidence(key)[1], fixed=record.fixed, known=record.known)
+    return RecordedAt(key=key, digest=store.evidence(key)[1], ended=ended, fixed=record.fixed, known=record.known)
 
 
 def read_record(key: str, stored: Result) -> tuple[Record, Suite]:
@@ -211,7 +218,7 @@ def _plan(plan: Plan) -> dict[str, Any]:
 
 
 def _setup(record: Record) -> Setup:
-    return Setup(torch.device(record.device), record.versions, record.releases)
+    return Setup(torch.device(record.device), record.versions, record.machine, record.releases)
 
 
 def _subject(record: Record, stored: Result) -> Subject:

@@ -25,7 +25,7 @@ from crushproof.audit.verdict.policy import BUILT_IN
 NOW = datetime.datetime.now(datetime.UTC)
 DAY = datetime.timedelta(days=1)
 MODELS = ("dense", "int8", "int4")
-RECORD = RecordedAt(key=cell_key("record"), digest=64 * "0", fixed="2026-11-26 08:00:00 UTC")
+RECORD = RecordedAt(key=cell_key("record"), digest=64 * "0", ended=64 * "0", fixed="2026-11-26 08:00:00 UTC")
 FINISHED = "files/int8.onnx"  # as the plan names it, which lies in the folder `plan`
 
 
@@ -77,6 +77,7 @@ def stand_in(patch: pytest.MonkeyPatch) -> None:
     record = SimpleNamespace(home="../plan", asked=asked, versions={"crushproof": "0.1.0"})
     home = "crushproof.audit.export.signing"
     patch.setattr(f"{home}.held_against_evidence", lambda read, _: (read, MEASURED))
+    patch.setattr(f"{home}.verify", lambda _: [])
     patch.setattr(f"{home}.render", lambda _, path, standing: path.write_text(f"<p>{standing.words}"))
     patch.setattr(f"{home}.read_record", lambda *_: (record, None))
 

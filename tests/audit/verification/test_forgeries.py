@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from crushproof.attacks.membership.case import MembershipCase
+from crushproof.attacks.membership.membership import Membership
 from crushproof.audit import cli
 from crushproof.audit.engine.cells import Result, pack, unpack
 from crushproof.audit.engine.on_disk import read_folder
@@ -20,15 +22,17 @@ from crushproof.audit.plan.plan import load_plan
 from crushproof.audit.run import run_audit
 from crushproof.audit.schema.read import read_audit
 from crushproof.audit.schema.rows import Audit
+from crushproof.audit.suite.attack_cells import basis_of, evidence_of
 from crushproof.audit.verdict.judging import rejudge
 from crushproof.audit.verdict.policy import Policy
 from crushproof.audit.verification.checks import verify
 from crushproof.audit.verification.differences import differences
-from crushproof.audit.verification.rebuild import ended_key, rebuild
+from crushproof.audit.verification.following import getter, stored_runs
+from crushproof.audit.verification.rebuild import Ended, rebuild
 from crushproof.audit.verification.record import FILE, Record, key_of
 from crushproof.audit.verification.stored import StoredCells
 from crushproof.targets.data.digits import load_digits
-from crushproof.targets.errors import CrushproofError
+from crushproof.targets.errors import CrushproofError, UnsafeInput
 
 Values = dict[str, Any]
 
@@ -111,6 +115,12 @@ EDITS: dict[str, Callable[[Values], None]] = {
     "the verdict": top(verdict="pass"),
     "the verdict on a candidate": candidate("crushed", verdict="pass"),
     "a gate": lambda v: v["policy"][-1].update(verdict="pass"),
+    "how fast it is": lambda v: v["environment"]["latency"]["int8"][0].update(p50=1e-6, p95=1e-6),
+    "what it takes of memory": lambda v: v["environment"]["candidate_peak_bytes"].update(int8=1),
+    "the date": lambda v: v["environment"].update(date="2020-01-01 00:00 UTC"),
+    "the machine": lambda v: v["environment"]["machine"].update(processor="another"),
+    "the versions": lambda v: v["environment"]["versions"].update(torch="0"),
+    "the time it took": lambda v: v["environment"].update(wall_seconds=1e9),
     "a limit": lambda v: v["policy_limits"][0].update(limit=-1.0),
 }
 
@@ -249,7 +259,7 @@ def rewritten(out: Path, key: str, change: Callable[[Result], Result]) -> None:
 def made_to_fit(out: Path) -> None:
     """audit.json as the forged evidence has it."""
     read = read_audit(out)
-    again = rebuild(read, StoredCells(out)).audit.model_copy(update={"environment": read.environment})
+    again = rebuild(read, StoredCells(out)).audit
     (out / "audit.json").write_text(again.model_dump_json(by_alias=True))
 
 
@@ -266,27 +276,83 @@ def all_right(result: Result) -> Result:
     return Result(arrays, result.document, result.files)
 
 
-def unexposed(result: Result) -> Result:
-    arrays = dict(result.arrays)
-    arrays |= {name: arrays[name][::-1].copy() for name in arrays if name.startswith("score/") or name == "phi"}
-    return Result(arrays, result.document, result.files)
+def changed(change: Callable[[Values, Values], None]) -> Callable[[Result], Result]:
+    """Of arrays and document."""
+
+    def forge(result: Result) -> Result:
+        arrays, document = (
+            {name: array.copy() for name, array in result.arrays.items()},
+            json.loads(json.dumps(result.document)),
+        )
+        change(arrays, document)
+        return Result(arrays, document, result.files)
+
+    return forge
 
 
-CELLS = {
-    "attack/evasion/crushed": unfooled,
-    "attack/membership/int8": unexposed,
-    "candidate/crushed": all_right,
-}
+def less_sure(out: Path) -> Callable[[Result], Result]:
+    """Margins nearer to 0, and all that follows from them."""
+    cells = StoredCells(out)
+    rebuilt = rebuild(read_audit(out), cells)
+    one = next(run for run in stored_runs(rebuilt.suite, {}, cells) if run.name == "attack/membership/int8")
+    get = getter(rebuilt.suite, cells)
+    case = basis_of(rebuilt.suite, one.run, one.model, one.scope, get).prepared()
+    assert isinstance(one.attack, Membership)
+    assert isinstance(case, MembershipCase)
+    known = evidence_of(get(one.name))
+    made = one.attack._evidence(known.arrays["phi"] * np.float32(0.9), None, known.arrays["blind"], case, known.ledger)
+    told = {"summary": made.summary, "flags": made.flags}
+    return lambda result: Result(dict(made.arrays), {**result.document, **told}, result.files)
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", ["attack/evasion/crushed", "attack/membership/int8"])
 def test_evidence_that_was_changed(forged: Path, name: str) -> None:
-    rewritten(forged, cell(forged, name), CELLS[name])
+    change = unfooled if "evasion" in name else less_sure(forged)
+    rewritten(forged, cell(forged, name), change)
     assert "figures" in caught(forged)
     assert asked(forged, "gate").exit_code == 5
     made_to_fit(forged)
     assert not caught(forged)
     assert "asked again" in caught(forged, deep=True)
+
+
+UNFOUNDED: dict[str, tuple[str, Callable[[Result], Result], str]] = {
+    "answers": ("candidate/crushed", all_right, "classifies right are others"),
+    "scores": (
+        "attack/membership/int8",
+        changed(lambda a, _: a.update({"score/rmia/own": a["score/rmia/own"][::-1].copy()})),
+        "score/rmia/own",
+    ),
+    "margins": (
+        "attack/membership/int8",
+        changed(lambda a, _: a.update({"phi": -a["phi"], "score/loss": -a["score/loss"]})),
+        "its margins",
+    ),
+    "flags": ("attack/membership/int8", changed(lambda _, d: d.update(flags={})), "trust flags"),
+    "a headline": ("attack/membership/int8", changed(lambda _, d: d["summary"].update(headline="loss")), "summary"),
+    "shadow models": ("signals/dense/dense", changed(lambda a, _: a.update(phi=a["phi"][:, ::-1].copy())), "margins"),
+    "blind scores": ("blind", changed(lambda a, _: a.update(scores=-a["scores"])), "blind"),
+    "flags of evasion": (
+        "attack/evasion/dense",
+        changed(lambda _, d: d.update(flags={one: ["black-box-wins"] for one in d["summary"]["parts"]})),
+        "black-box-wins",
+    ),
+    "its worst case": (
+        "attack/evasion/dense",
+        changed(lambda _, d: d["summary"].update(union_flags=["unfinished-optimisation"])),
+        "worst case",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", UNFOUNDED)
+def test_evidence_that_does_not_follow_from_itself(small_audit: Path, forged: Path, what: str) -> None:
+    """No model is asked, and no audit.json could be made to fit."""
+    name, change, words = UNFOUNDED[what]
+    rewritten(forged, cell(small_audit / "out", name), change)
+    with pytest.raises(UnsafeInput, match=r"does not follow from itself|makes no sense") as found:
+        rebuild(read_audit(forged), StoredCells(forged))
+    assert words in str(found.value)
 
 
 def test_a_deployed_file_that_was_exchanged(forged: Path) -> None:
@@ -319,11 +385,13 @@ def record_changed(out: Path, change: Callable[[Values], None]) -> None:
     change(values)
     record = Record.model_validate(values)
     key = key_of(record)
+    ended = Ended.model_validate(unpack(read_folder(cell_folder(out, read.environment.record.ended)) or {}).document)
     with Store(out) as store:
         store.put(key, Result(stored.arrays, files={FILE: record.model_dump_json().encode()}))
-        store.put(ended_key(key), Result(document={}))
+        store.put(ended.key_for(key), Result(document=ended.model_dump(mode="json")))
         digest = store.evidence(key)[1]
-    at = read.environment.record.model_copy(update={"key": key, "digest": digest, "fixed": record.fixed})
+    told = {"key": key, "digest": digest, "ended": ended.key_for(key), "fixed": record.fixed}
+    at = read.environment.record.model_copy(update=told)
     read.environment.record = at
     (out / "audit.json").write_text(read.model_dump_json(by_alias=True))
 
