@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from ..data.records import Bounds
-from ..errors import NotApplicable
+from ..errors import CrushproofError, NotApplicable
 from ..model import BATCH, Target
+from ..runtimes.batches import reason
 from ..runtimes.litert import LiteRtTarget
 from ..runtimes.onnx import OnnxTarget
 from ..twin.twin import Twin, twin_of
@@ -88,7 +89,7 @@ def differentiable(file: ModelFile, assumptions: Assumptions, bounds: Bounds, sh
 
     Raises:
         InputError: the records do not fit the model.
-        NotApplicable: a TFLite file, or an operator without a twin (the message names it).
+        NotApplicable: a TFLite file, an operator without a twin (the message names it), or one that mixes records.
     """
     if file.kind == "tflite":
         raise NotApplicable(
@@ -97,6 +98,23 @@ def differentiable(file: ModelFile, assumptions: Assumptions, bounds: Bounds, sh
         )
     module = Differentiable(twin_of(file.checked, assumptions.output), assumptions).eval()
     middle = ((bounds.low + bounds.high) / 2).expand(shape)
-    with torch.no_grad():
-        module(middle[None].clone())
+    check_followed(module, middle)
     return module
+
+
+def check_followed(module: Differentiable, record: Tensor) -> None:
+    """Raises NotApplicable unless the twin answers two copies of `record`, each by itself."""
+    try:
+        with torch.no_grad():
+            answers = module(record.expand(2, *record.shape).clone())
+    except (CrushproofError, MemoryError):
+        raise
+    except Exception as error:  # what the runtime takes, torch may not: an axis beyond all, say
+        raise NotApplicable(
+            f"The model has no differentiable twin: torch does not follow it ({reason(error)})."
+        ) from None
+    if answers.dim() != 2 or len(answers) != 2:
+        raise NotApplicable(
+            f"The model has no differentiable twin: it answers 2 records in the shape {list(answers.shape)}, so that "
+            "they are not told apart. Export it with the batch as the first axis of its output."
+        )

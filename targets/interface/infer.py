@@ -20,7 +20,7 @@ from ..seeds import generator
 from ..twin.twin import Twin, twin_of
 from ..untrusted.model_file import ModelFile
 from .assumptions import Assumptions, Overrides, alike
-from .finished_model import Deployed, Differentiable, runtime_of
+from .finished_model import Deployed, Differentiable, check_followed, runtime_of
 from .hypotheses import SURE, hypotheses, labels_of, outputs_for, outputs_of
 from .preprocessing import Preprocessing, class_logits
 from .readings import Asked, choose, simplest
@@ -83,7 +83,7 @@ def assume(
         bounds=data.bounds,
         port=file.facts.inputs[0],
         deployed=lambda assumptions: Deployed(runtimes[assumptions.output], assumptions),
-        module=_modules(file),
+        module=_modules(file, x[0]),
     )
     rivals = [trial for trial in full if trial.assumptions.output == best.assumptions.output]
     doubt = ""
@@ -92,8 +92,11 @@ def assume(
     return best.assumptions, [*filter(None, [doubt]), *sentences_of(file, data, overrides, best, trials, y)]
 
 
-def _modules(file: ModelFile) -> Callable[[Assumptions], nn.Module | None]:
-    """The twin behind a set of assumptions; None where the file has none. One twin is read for each output."""
+def _modules(file: ModelFile, record: Tensor) -> Callable[[Assumptions], nn.Module | None]:
+    """The twin behind a set of assumptions; None where the file has none that answers `record`.
+
+    One twin is read for each output.
+    """
     twins: dict[str | None, Twin | None] = {}
 
     def module(assumptions: Assumptions) -> nn.Module | None:
@@ -104,7 +107,13 @@ def _modules(file: ModelFile) -> Callable[[Assumptions], nn.Module | None]:
             with suppress(NotApplicable, UnsafeInput):
                 twins[assumptions.output] = twin_of(file.checked, assumptions.output)
         twin = twins[assumptions.output]
-        return None if twin is None else Differentiable(twin, assumptions).eval()
+        if twin is None:
+            return None
+        found = Differentiable(twin, assumptions).eval()
+        with suppress(NotApplicable):
+            check_followed(found, record)
+            return found
+        return None
 
     return module
 

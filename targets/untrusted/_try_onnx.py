@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx.numpy_helper
 
 BATCH_BYTES = 2**28  # of the four largest values between operators, for all records of a call together
 BATCH_WORK = 2**35  # multiplications of a call: a second or two on one core
@@ -104,6 +105,7 @@ def established(
             return found
         try:
             calls = _watched(model, first, folder / "calls")
+            _check_divisions(model.graph, calls)
             largest_four, work = _sizes(model, calls, len(usable), fixed or 1)
             session = session or _session(usable, settings(model))
             single = _answer(session, first)
@@ -156,6 +158,8 @@ def _watched(model: onnx.ModelProto, feeds: Json, prefix: Path) -> list[Json]:
     copy.CopyFrom(model)
     for at, node in enumerate(copy.graph.node):
         node.name = f"node{at} {node.name}".strip()
+        for inner in _inner_nodes(node):
+            inner.name = f"inner {inner.name}".strip()
     try:
         session = _session(copy.SerializeToString(), profile=prefix)
         _answer(session, feeds)
@@ -239,13 +243,61 @@ def _sizes(model: onnx.ModelProto, calls: Sequence[Json], size: int, batch: int)
     return sum(sorted(outputs)[-4:]), work
 
 
+def _check_divisions(graph: onnx.GraphProto, calls: Sequence[Json]) -> None:
+    """The smallest whole number divided by -1 ends the process on x86, without an exception, and a record may bring
+    that about though zeros do not. Divisors that the file holds, none of them 0 or -1, are safe, as in hashed
+    categories; so is what follows from shapes alone.
+
+    Raises Large where a record's values decide what whole numbers are divided by.
+    """
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    weights |= {
+        node.output[0]: one.t
+        for node in graph.node
+        for one in node.attribute
+        if node.op_type == "Constant" and one.name == "value"
+    }
+    drawn = {name for node in graph.node if not node.input and node.op_type != "Constant" for name in node.output}
+    varying = {item.name for item in graph.input if item.name not in weights} | drawn
+    safe = set()
+    for at, node in enumerate(graph.node):
+        inner = any(True for _ in _inner_nodes(node))
+        varies = inner or bool(varying.intersection(node.input))
+        if varies and node.op_type not in ("Shape", "Size"):
+            varying.update(name for name in node.output if name)
+        divisor = weights.get(node.input[1]) if len(node.input) > 1 else None
+        if not varies or (divisor is not None and not {0, -1} & {*onnx.numpy_helper.to_array(divisor).flat}):
+            safe.add(at)
+    for call in calls:
+        kinds = {kind for one in call["args"].get("input_type_shape", ()) for kind in one}
+        number = re.match(r"node(\d+)[ _]", call["name"])
+        if (
+            call["args"].get("op_name") in ("Div", "Mod")
+            and any("int" in kind for kind in kinds)
+            and not (number and int(number[1]) in safe)
+        ):
+            raise Large(
+                f"a record's values decide which whole numbers its operator {call['args']['op_name']} divides, which "
+                "can end the process that asks it. If the model is yours, divide by a constant, or in floats."
+            )
+
+
+def _inner_nodes(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+    """All nodes of the graphs within a node."""
+    for attribute in node.attribute:
+        for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else ())):
+            for inner in graph.node:
+                yield inner
+                yield from _inner_nodes(inner)
+
+
 def _constant(graph: onnx.GraphProto) -> set[int]:
     """The nodes that depend on no input of the model."""
     weights = {tensor.name for tensor in graph.initializer} | {one.values.name for one in graph.sparse_initializer}
     varying = {item.name for item in graph.input if item.name not in weights}
     found = set()
     for at, node in enumerate(graph.node):
-        inner = any(one.graphs or one.HasField("g") for one in node.attribute)  # which may read what is outside
+        inner = any(True for _ in _inner_nodes(node))  # which may read what is outside
         if inner or varying.intersection(node.input):
             varying.update(name for name in node.output if name)
         else:

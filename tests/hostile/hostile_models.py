@@ -189,6 +189,14 @@ SIZED_BY_VALUES: dict[str, tuple[list[NodeProto], tuple[TensorProto, ...]]] = {
         (),
     ),
 }
+
+
+def _divided(operator: str, kind: type, number: int) -> bytes:
+    """Whole numbers made of a record, divided by -1: a fault of the processor where one of them is the smallest."""
+    nodes = [node("Cast", "x", "i", to=number), node(operator, "i d", "j"), node("Cast", "j", "y", to=1)]
+    return model(*nodes, constants=(constant("d", -1, kind),)).SerializeToString()
+
+
 CHANGES: dict[str, Change] = {
     "external data": external("weights.bin"),
     "external data beyond the folder": external("../../../etc/passwd"),
@@ -268,6 +276,8 @@ def onnx_files() -> dict[str, tuple[bytes, int | frozenset[int]]]:
     }
     for name, (nodes, constants) in SIZED_BY_VALUES.items():
         found[f"sized by a record: {name}"] = (model(*nodes, constants=constants).SerializeToString(), UNSAFE)
+    for operator in ("Div", "Mod"):
+        found[f"{operator} by -1"] = (_divided(operator, np.int64, 7), UNSAFE)
     return {
         **found,
         "cut off": (own[:-20], UNSAFE),
