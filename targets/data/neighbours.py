@@ -125,11 +125,11 @@ class Search:
         values: NDArray[np.float32] = ((taken - self._low) / self._scale).numpy()
         if not self._image:
             return values
-        values = (values - values.mean(1, keepdims=True)).astype(np.float32)
+        values = values - values.mean(1, keepdims=True)
         values /= np.maximum(values.std(1, keepdims=True), FLAT)
         left, right = np.split(values, 2, axis=1)
-        both: NDArray[np.float32] = np.concatenate([left + right, np.abs(left - right)], axis=1) / np.float32(2**0.5)
-        return both
+        both = np.concatenate([left + right, np.abs(left - right)], axis=1)
+        return (both / 2**0.5).astype(np.float32)
 
 
 def _classes(records: Records) -> NDArray[np.int64]:
