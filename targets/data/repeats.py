@@ -189,7 +189,7 @@ def _contradicting(members: Records | None, tests: Records) -> bool:
     if members is None:
         return found > (ALONE if _row(tests) else TOLERATED)
     natural = share(members)[0] * max(1.0, len(tests) / len(members))
-    return _surely(found, len(tests), max(TOLERATED, 2 * min(natural, UNSEEN)))
+    return _surely(found, len(tests), max(TOLERATED, 2 * natural))
 
 
 def codes(records: Records) -> NDArray[np.uint64]:
