@@ -15,7 +15,7 @@ SAME = 1e-4  # of the logits' spread: an identical call of a deterministic runti
 MOVED = ((0.05, 0.02), (0.5, 0.003))
 
 
-def variation(target: Target, x: Tensor) -> str | None:
+def variation(target: Target, x: Tensor, together: Tensor | None = None) -> str | None:
     """A sentence on how the answers vary, or None where they do not.
 
     The records are asked twice, then in reverse order, then one at a time. Randomness and a state that is kept show in
@@ -23,6 +23,7 @@ def variation(target: Target, x: Tensor) -> str | None:
 
     Args:
         x: float32 [n, *shape], n >= 2; the first 48 are asked.
+        together: its answers to all n, asked in large batches, where they are known; or to the first of them.
 
     Raises:
         InputError: the records do not fit the model.
@@ -43,7 +44,7 @@ def variation(target: Target, x: Tensor) -> str | None:
         )
     reverse = target.logits(x.flip(0)).flip(0)
     alone = torch.cat([target.logits(one[None]) for one in x[:ALONE]])
-    for others in (reverse, alone):
+    for others in (reverse, alone, *([] if together is None else [together[: len(x)]])):
         counts = [int(moved(others, limit).sum()) for _, limit in MOVED]
         if any(count > share * len(others) for count, (share, _) in zip(counts, MOVED, strict=True)):
             count = max(counts)

@@ -177,7 +177,7 @@ def _deployed(target: Target, twin: nn.Module | None, data: Data, seed: int) -> 
     random = data.bounds.low + noise * data.bounds.scale
     inputs = {"clean": records.x, "random": random}
     certificate = None if twin is None else asdict(certify(target, TorchTarget(twin), inputs))
-    document = {"certificate": certificate, "varies": variation(target, records.x)}
+    document = {"certificate": certificate, "varies": variation(target, records.x, answers)}
     return Result(arrays=task_evidence(answers, data), document=document)
 
 

@@ -12,6 +12,9 @@ from .policy import ADVICE, BUILT_IN, EXACT, Policy
 
 DETAILS = 3  # models whose own sentences are given
 USUAL = BUILT_IN["release"]
+FLOAT_BITS = 16  # and more: a model that computes so is not compressed
+ROBUST = "robust_accuracy"
+UNTOUCHED = 0.97  # of its accuracy a model keeps under an attack that hardly touches it
 
 
 def beside(
@@ -22,15 +25,16 @@ def beside(
     release: Sequence[str],
     metrics: Mapping[str, Metric],
 ) -> list[str]:
-    """Sentences: failing models that are not up for release; weak figures that pass; accuracy where one class has
-    nearly all records; a policy milder than `release`.
+    """Sentences: failing models that are not up for release; files compared with themselves; weak figures that pass;
+    classes that are lost; accuracy where one class has nearly all records; a policy milder than `release`.
 
     Args:
         candidates: judged by the policy; usual: the same judged by `release`.
     """
     passing = [row for row in candidates if row.name in release and row.verdict == "pass"]
     told = _aside([row for row in candidates if row.verdict == "fail" and row.name not in release])
-    told += [*_weak(passing, findings, metrics), *_lopsided(passing, policy)]
+    told += [*_same(passing, candidates), *_weak(passing, findings, metrics), *_mild_attack(passing, findings, metrics)]
+    told += [*_lost(passing, candidates), *_lopsided(passing, policy)]
     return [*told, *_milder(passing, findings, policy, usual, metrics)]
 
 
@@ -41,6 +45,77 @@ def _aside(failed: Sequence[Candidate]) -> list[str]:
     ]
     more = [wording.label(row.name) for row in failed[DETAILS:]]
     return told + ([f"Not up for release, and failing too: {wording.enumerate_words(more)}."] if more else [])
+
+
+def _same(passing: Sequence[Candidate], candidates: Sequence[Candidate]) -> list[str]:
+    """Files that are the very model they are compared with, or whose parent is compressed already."""
+    rows, told = {row.name: row for row in candidates}, []
+    for row in passing:
+        parent = None if row.parent is None else rows.get(row.parent)
+        if parent is None:
+            continue
+        if parent.digest == row.digest:
+            told.append(
+                f"{wording.label(row.name)} is byte for byte the {wording.label(parent.name)} model it is compared "
+                "with: that nothing was lost says nothing of a compression."
+            )
+        elif row.file is not None and (width := _width(parent)) < FLOAT_BITS:
+            told.append(
+                f"The {wording.label(parent.name)} model that {wording.label(row.name)} is compared with computes with "
+                f"{width} bits itself: what was lost before that is not seen."
+            )
+    return list(dict.fromkeys(told))[:DETAILS]
+
+
+def _width(row: Candidate) -> int:
+    """Bits of the weights in most of its products; 32 where they are not counted."""
+    counted = row.footprint.macs_by_width
+    return max(counted, key=lambda one: one.macs).weight_bits if counted else 32
+
+
+def _lost(passing: Sequence[Candidate], candidates: Sequence[Candidate]) -> list[str]:
+    """Classes of which a passing model surely gets less than half right of what its parent does."""
+    parents, told = {row.name: row for row in candidates}, []
+    for row in passing:
+        parent = None if row.parent is None else parents.get(row.parent)
+        if parent is None or row.classes is None or parent.classes is None:
+            continue
+        theirs = {one.name: one for one in parent.classes.recalls}
+        lost = [one for one in row.classes.recalls if one.name in theirs and one.high < theirs[one.name].low / 2]
+        if lost:
+            said = wording.enumerate_words([
+                f"{wording.label(one.name)} ({_recall(one)} right instead of {_recall(theirs[one.name])})"
+                for one in lost[:DETAILS]
+            ])  # fmt: skip
+            more = f" and {len(lost) - DETAILS} more" if len(lost) > DETAILS else ""
+            told.append(
+                f"{wording.label(row.name)} passes and has lost {'a class' if len(lost) == 1 else 'classes'} that its "
+                f"accuracy hides: {said}{more}. A policy can limit {BALANCED_ACCURACY.name} beside it."
+            )
+    return told[:DETAILS]
+
+
+def _recall(one: Estimate) -> str:
+    return wording.figure(one.estimate, ACCURACY)
+
+
+def _mild_attack(passing: Sequence[Candidate], findings: Sequence[Finding], metrics: Mapping[str, Metric]) -> list[str]:
+    """Where the attack that is gated leaves nearly all of the parent's accuracy: it can hardly tell models apart."""
+    by_name = {row.name: row for row in passing}
+    for finding in findings:
+        row = by_name.get(finding.candidate)
+        if row is None or finding.metric != ROBUST or not finding.gateable or not finding.changes:
+            continue
+        change, (_, quality) = finding.changes[0], row.own_figure(ACCURACY.name)
+        if quality is None or change.baseline_estimate < UNTOUCHED * quality.baseline_estimate:
+            continue
+        metric = metrics[ROBUST]
+        return [
+            f"The attack that is judged{setting(finding)} leaves {wording.label(change.baseline)} nearly all of its "
+            f"accuracy ({wording.figure(change.baseline_estimate, metric)} of "
+            f"{wording.figure(quality.baseline_estimate, ACCURACY)}): against a stronger one the models may differ."
+        ]
+    return []
 
 
 def _weak(passing: Sequence[Candidate], findings: Sequence[Finding], metrics: Mapping[str, Metric]) -> list[str]:
@@ -107,7 +182,7 @@ def _milder(
     metrics: Mapping[str, Metric],
 ) -> list[str]:
     """What passes by a policy of the user's own and would not by `release`; what that policy does not limit."""
-    if policy.name in BUILT_IN or any(limit.left_out for limit in policy.limits):
+    if policy.limits == USUAL.limits or any(limit.left_out for limit in policy.limits):
         return []
     names = {row.name for row in passing}
     failed = [row for row in usual if row.name in names and row.verdict == "fail"]
@@ -121,9 +196,11 @@ def _milder(
     open_ = [name for name in USUAL.changes if name in measured - limited and name in metrics]
     if limited & qualities:
         open_ = [name for name in open_ if name not in qualities]
-    if open_:
-        subjects = wording.enumerate_words([_heading(metrics[name]) for name in open_])
-        told.append(f"The policy {wording.label(policy.name)} does not limit {subjects}, measured all the same.")
+    unmeasured = [name for name in USUAL.changes if name in metrics and name not in measured | limited | qualities]
+    for names, words in ((open_, "measured all the same"), (unmeasured, "which was not measured")):
+        if names:
+            subjects = wording.enumerate_words([_heading(metrics[name]) for name in names])
+            told.append(f"The policy {wording.label(policy.name)} does not limit {subjects}, {words}.")
     return told
 
 

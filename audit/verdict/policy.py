@@ -144,12 +144,21 @@ def load_policy(
     elif Path(raw).suffix in (".yaml", ".yml", ".json") or "/" in raw:
         path = folder / raw
         values, lines = load_yaml(read_text(path, "policy", SIZE_CAP), path.name)
-        named = {"name": path.stem[:200], **values} if isinstance(values, Mapping) else values
+        named = (
+            {"name": path.stem[:200] if path.stem.casefold() not in BUILT_IN else path.name[:200], **values}
+            if isinstance(values, Mapping)
+            else values
+        )
         policy = validated(Policy, named, lines, (), metrics)
     else:
         message = did_you_mean(f"there is no policy {raw!r}", raw, list(BUILT_IN))
         raise InputError(
             f"{message[0].upper()}{message[1:]} A policy of your own is named by its file, such as my.yaml."
+        )
+    if policy.name.strip().casefold() in BUILT_IN:
+        raise InputError(
+            f"A policy of your own is named {policy.name!r}, as one of the built-in ones is, and a reader of the "
+            "verdict would take it for that. Give it another `name`."
         )
     if not policy.changes and not policy.absolutes:
         raise InputError(

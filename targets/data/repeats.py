@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InputError
+from .neighbours import NEAR, NEAR_IMAGES, TIGHT, Search, is_image
 from .records import Bounds, Records
 
 OVERLAP = 0.01  # of the smaller split may equal a training record; see check_overlap
@@ -30,14 +31,9 @@ ALONE = 0.5  # of the rows of a test set without training records: nothing says 
 FEW_COLUMNS = 256  # more than that do not agree by chance
 DILUTED = 0.25  # of the members have a twin, or of the test records are members: membership can hardly be told
 FEWEST_COPIES = 3
+COARSE = 3  # values of a record: so few are close to others' by nature, however fine they are
 
-NEAR = 0.05  # of the median distance of two records of the class
-ASKED = 1000  # records whose nearest neighbours are looked for
-WORK = 1e10  # products for one such search
-COLUMNS = 512  # of a record that are compared, drawn at random
-PART = 8192  # records compared at once
 AT_ONCE = 2**22  # values that are copied at once, where all of them are read
-PAIRS = 200  # per class, of which that median is
 SURE = 3.0  # standard errors
 
 REPEATED_RECORDS, NEAR_DUPLICATES, REPEATED_MEMBERS = "repeated-records", "near-duplicates", "repeated-members"
@@ -67,6 +63,7 @@ def find_repeats(members: Records | None, non_members: Records, bounds: Bounds, 
         InputError: training records are among the test records.
     """
     theirs, own = None if members is None else codes(members), codes(non_members)
+    contradicting = _contradicting(members, non_members)
     notes = [] if members is None or theirs is None else _check_overlap(members, (theirs, own))
     first = np.unique(own, return_index=True)[1]
     doubts, keep = [], None
@@ -83,6 +80,8 @@ def find_repeats(members: Records | None, non_members: Records, bounds: Bounds, 
         else:
             doubts.append((REPEATED_RECORDS, f"{told} Give each record once."))
         non_members = non_members.take(keep)
+    if contradicting and not doubts:
+        doubts.append((REPEATED_RECORDS, _CONTRADICTING))
     if theirs is not None:
         shared = float(np.isin(own, theirs).mean())
         if shared > 2 * DILUTED:
@@ -131,7 +130,8 @@ def _explained(theirs: NDArray[np.uint64], own: NDArray[np.uint64]) -> float:
     """
     if not _by_chance(own):
         own = np.unique(own)
-    explained = 2 * _twins(theirs)
+    # Of few training records a larger share is met by more test records.
+    explained = 2 * _twins(theirs) * min(max(1.0, len(own) / len(theirs)), 3.0)
     if not _by_chance(theirs):
         explained = min(2 * _twins(own) * max(1.0, len(theirs) / len(own)), UNSEEN)
     counts = np.unique(own, return_counts=True)[1]
@@ -161,6 +161,35 @@ def _grouped(theirs: NDArray[np.uint64], own: NDArray[np.uint64]) -> bool:
     counts = np.unique(own, return_counts=True)[1]
     alike = len(own) / len(counts) <= ALIKE * len(theirs) / len(np.unique(theirs))
     return alike and float(np.isin(own, theirs).mean()) <= OVERLAP and int(np.gcd.reduce(counts)) == 1
+
+
+_CONTRADICTING = (
+    "Test records occur more than once with different labels, beyond what the training records show to be natural: of "
+    "such a pair one answer is always wrong, which hides what a model loses. Give each record once, with its own label."
+)
+_RELABELLED = (
+    "Test records are training records under another label: the model was trained on them, so that figures of these "
+    "records are no figures of new ones. Divide the data anew."
+)
+
+
+def _contradicting(members: Records | None, tests: Records) -> bool:
+    """Whether more test records than is natural have the inputs of another test record and not its label."""
+
+    def share(records: Records) -> tuple[float, int]:
+        inputs = codes(Records(records.x, torch.zeros(len(records), dtype=torch.int64)))
+        pairs = np.unique(np.stack([inputs, codes(records)], axis=1), axis=0)[:, 0]
+        labels = dict(zip(*np.unique(pairs, return_counts=True), strict=True))
+        several = sum(labels[one] > 1 for one in inputs.tolist())
+        return several / len(inputs), several
+
+    found, count = share(tests)
+    if count < 2 * FEWEST_COPIES or found <= TOLERATED:
+        return False
+    if members is None:
+        return found > (ALONE if _row(tests) else TOLERATED)
+    natural = share(members)[0] * max(1.0, len(tests) / len(members))
+    return _surely(found, len(tests), max(TOLERATED, 2 * natural))
 
 
 def codes(records: Records) -> NDArray[np.uint64]:
@@ -209,29 +238,43 @@ def _diluted(twins: float) -> str:
 
 
 def _near(members: Records | None, tests: Records, bounds: Bounds) -> list[tuple[str, str]]:
-    """Doubts about records that are nearly others of the same class."""
-    if members is None and _row(tests):
+    """Doubts about records that are nearly others of the same class, or of another one."""
+    image, row = is_image(tests), _row(tests)
+    if members is None and tests.x[0].numel() <= COARSE:
         return []  # in few columns records are neighbours by nature, and nothing says how often
-    search = _Search(members or tests, bounds)
+    near = NEAR_IMAGES if image else TIGHT if row and members is None else NEAR
+    search = Search(members or tests, bounds, near)
     within, n = search.share(tests, tests)
+    swapped = [(REPEATED_RECORDS, _CONTRADICTING)] if image and _contradict(search, tests, tests, members) else []
     if members is None:
-        return [] if not _surely(within, n, TOLERATED) else [(REPEATED_RECORDS, _noisy(within, n))]
+        return [(REPEATED_RECORDS, _noisy(within, n))] if _surely(within, n, ALONE if row else TOLERATED) else swapped
     across, asked = search.share(tests, members)
     own, others = search.share(members, members)
     found = []
     if _surely(across, asked, max(TOLERATED, 2 * min(own, _shown(within, n, members, tests)))):
+        brighter = " or otherwise bright or mirrored" if image else ""
         found.append((
             NEAR_DUPLICATES,
-            f"{_percent(across)} of {asked:,} test records looked at are training records but for a little noise "
-            f"(closer than {NEAR:.0%} of what two records of their class are apart; among the training records "
-            f"{_percent(own)} are so close). The model was as good as trained on them, so that it looks better than it "
-            "is and gives away less than it does. Divide the data anew.",
+            f"{_percent(across)} of {asked:,} test records looked at are training records but for a little noise"
+            f"{brighter} (closer than {near:.0%} of what two records of their class are apart; among the training "
+            f"records {_percent(own)} are so close). The model was as good as trained on them, so that it looks better "
+            "than it is and gives away less than it does. Divide the data anew.",
         ))  # fmt: skip
+    elif image and _contradict(search, tests, members, members):
+        found.append((NEAR_DUPLICATES, _RELABELLED))
     if _surely(own, others, max(DILUTED, 2 * across)):
         found.append((REPEATED_MEMBERS, _diluted(own)))
     if _surely(within, n, max(TOLERATED, 2 * max(across, min(own, UNSEEN)) * max(1.0, len(tests) / len(members)))):
-        found.append((REPEATED_RECORDS, _noisy(within, n)))
-    return found
+        return [*found, (REPEATED_RECORDS, _noisy(within, n))]
+    return found + swapped
+
+
+def _contradict(search: Search, tests: Records, pool: Records, members: Records | None) -> bool:
+    """Whether more test images than is natural are nearly others that have another label."""
+    share, n = search.share(tests, pool, other=True)
+    if not _surely(share, n, TOLERATED):
+        return False
+    return members is None or _surely(share, n, 2 * search.share(members, members, other=True)[0])
 
 
 def _shown(within: float, n: int, members: Records, tests: Records) -> float:
@@ -252,94 +295,14 @@ def _row(records: Records) -> bool:
 
 def _noisy(share: float, n: int) -> str:
     return (
-        f"Test records are repeated but for a little noise: {_percent(share)} of {n:,} looked at have such a twin. "
-        "Every figure rests on fewer records than it says. Give each record once."
+        f"Test records are repeated but for a little noise (images also mirrored, or otherwise bright): "
+        f"{_percent(share)} of {n:,} looked at have such a twin. Every figure rests on fewer records than it says. "
+        "Give each record once."
     )
 
 
 def _surely(share: float, n: int, limit: float) -> bool:
     return share - SURE * math.sqrt(share * (1 - share) / max(n, 1)) > limit
-
-
-class _Search:
-    """Nearest neighbours within classes, at a cost that is bounded whatever the size of the data.
-
-    Args:
-        like: records whose distances say what is near in each class.
-    """
-
-    def __init__(self, like: Records, bounds: Bounds) -> None:
-        self._draw = np.random.default_rng(0x5EED)
-        shape = like.x.shape[1:]
-        low, scale = bounds.low.expand(shape).flatten(), bounds.scale.expand(shape).flatten()
-        few = like.x[:: max(1, len(like) // PART)].flatten(1)
-        varies = (few.amax(0) > few.amin(0)).nonzero().flatten().cpu().numpy()
-        if len(varies) > COLUMNS:
-            varies = np.sort(self._draw.choice(varies, COLUMNS, replace=False))
-        self._columns = torch.from_numpy(varies)
-        self._low, self._scale = low[self._columns].cpu(), scale[self._columns].cpu()
-        self._near: dict[int, float] = {}
-        self._like = like
-
-    def share(self, asked: Records, pool: Records) -> tuple[float, int]:
-        """The share of the asked that have a near duplicate of their class in the pool, and of how many that is."""
-        of_asked, of_pool = _classes(asked), _classes(pool)
-        biggest = np.bincount(of_pool).astype(float)
-        typical = float((biggest**2).sum() / len(of_pool)) * max(1, len(self._columns))
-        count = min(len(asked), ASKED, max(100, int(WORK / typical)))
-        chosen = np.sort(self._draw.choice(len(asked), count, replace=False))
-        same, hits, looked = asked is pool, 0, 0
-        for label in np.unique(of_asked[chosen]):
-            mine, theirs = chosen[of_asked[chosen] == label], np.flatnonzero(of_pool == label)
-            limit = self._limit(int(label))
-            if limit <= 0 or not len(theirs):
-                continue
-            own = self._values(asked, mine)
-            hits += int((self._nearest(own, mine if same else None, pool, theirs) <= limit**2).sum())
-            looked += len(mine)
-        return (hits / looked if looked else 0.0), looked
-
-    def _nearest(
-        self, own: NDArray[np.float32], places: NDArray[np.int64] | None, pool: Records, theirs: NDArray[np.int64]
-    ) -> NDArray[np.float64]:
-        """The squared distance of each to its nearest other record; which that is, is found in single precision."""
-        best = np.full(len(own), np.inf)
-        for first in range(0, len(theirs), PART):
-            part = theirs[first : first + PART]
-            values = self._values(pool, part)
-            distance = np.einsum("nc,nc->n", values, values) - 2 * own @ values.T
-            if places is not None:
-                distance[places[:, None] == part[None]] = np.inf
-            nearest = distance.argmin(1)
-            exact = ((own - values[nearest]).astype(np.float64) ** 2).sum(1)
-            if places is not None:
-                exact[part[nearest] == places] = np.inf  # it was alone
-            best = np.minimum(best, exact)
-        return best
-
-    def _limit(self, label: int) -> float:
-        """How close two records of this class are near duplicates."""
-        if label not in self._near:
-            theirs = np.flatnonzero(_classes(self._like) == label)
-            if len(theirs) < 2:
-                return 0.0
-            one, other = theirs[np.random.default_rng(label).integers(0, len(theirs), (2, PAIRS))]
-            apart = self._values(self._like, one[one != other]) - self._values(self._like, other[one != other])
-            usual = float(np.median(np.sqrt((apart.astype(np.float64) ** 2).sum(1)))) if len(apart) else 0.0
-            self._near[label] = NEAR * usual
-        return self._near[label]
-
-    def _values(self, records: Records, index: NDArray[np.int64]) -> NDArray[np.float32]:
-        """In units of the bounds: float32 [n, columns]."""
-        taken = records.x.flatten(1)[torch.from_numpy(index)[:, None], self._columns[None]].cpu()
-        values: NDArray[np.float32] = ((taken - self._low) / self._scale).numpy()
-        return values
-
-
-def _classes(records: Records) -> NDArray[np.int64]:
-    """The class of each; 0 for all of a regression."""
-    y = records.y.cpu().numpy()
-    return np.zeros(len(y), dtype=np.int64) if records.y.is_floating_point() else y
 
 
 def _percent(share: float) -> str:

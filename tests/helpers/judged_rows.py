@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from crushproof.attacks.evasion.risk import EVASION
@@ -64,7 +65,7 @@ def candidate(name: str, difference: float = 0.0, role: Any = "candidate") -> Ca
             energy_uj_modelled=1,
         ),
         certificate=None,
-        digest="0" * 64,
+        digest=hashlib.sha256(name.encode()).hexdigest(),
     )
 
 

@@ -359,6 +359,18 @@ def test_a_batch_taken_for_time_is_found() -> None:
     assert "axis of time" in (variation(Mixed(), drawn(40)) or "")
 
 
+def test_answers_that_depend_on_the_size_of_the_batch_are_found() -> None:
+    class OfMany:
+        queries = 0
+
+        def logits(self, x: torch.Tensor) -> torch.Tensor:
+            return x if len(x) > 50 else x.flip(1)
+
+    x = drawn(60).flatten(1)
+    assert variation(OfMany(), x) is None
+    assert "Among other records" in (variation(OfMany(), x, OfMany().logits(x)) or "")
+
+
 def test_dropout_in_training_has_no_twin() -> None:
     with pytest.raises(NotApplicable, match="training mode"):
         twin_of(VARYING["dropout"][0]())

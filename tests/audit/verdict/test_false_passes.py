@@ -29,6 +29,7 @@ from crushproof.audit.findings.results import AuditResults
 from crushproof.audit.report.terminal import as_text
 from crushproof.audit.schema import wording
 from crushproof.audit.schema.rows import Candidate, Classes, Finding, GroupEstimate
+from crushproof.audit.verdict.beside import _same
 from crushproof.audit.verdict.judging import Judgement, apply_policy, rejudge
 from crushproof.audit.verdict.policy import BUILT_IN, load_policy
 from crushproof.targets.data.records import Bounds, Records
@@ -219,6 +220,8 @@ def test_how_much_of_a_record_can_change(declared: Structure, share: float) -> N
         ({"changes": {"accuracy": 0.02}}, "asks for more than the parent has"),
         ({"changes": {"auc": -0.05}}, "asks for more than the parent has"),
         ({"changes": {"accuracy": -2}}, "is no fraction"),
+        ({"name": "release", "changes": {"accuracy": -0.3}}, "as one of the built-in ones is"),
+        ({"name": " Robustness", "absolutes": {"accuracy": 0.3}}, "as one of the built-in ones is"),
         ({}, "limits nothing"),
     ],
 )
@@ -372,6 +375,69 @@ def test_a_mild_policy_is_told_by_the_built_in_one() -> None:
     assert verdict.beside[-1] == (
         "The policy mild does not limit robust accuracy, members exposed and membership AUC, measured all the same."
     )
+
+
+def test_a_built_in_policy_that_leaves_out_what_fails_is_told_by_the_other() -> None:
+    rows = [candidate("dense", role="dense"), candidate("a")]
+    verdict = apply_policy(rows, findings("a", auc=0.3), BUILT_IN["robustness"], ["a"], KNOWN)
+    assert verdict.verdict == "pass"
+    assert any("By the built-in policy release it would fail: a: " in one for one in verdict.beside)
+
+
+def test_what_was_not_attacked_and_is_not_limited_is_named() -> None:
+    policy = load_policy({"name": "short", "changes": {"accuracy": -0.02}}, Path(), KNOWN)
+    rows = [candidate("dense", role="dense"), candidate("a")]
+    verdict = apply_policy(rows, findings("a")[:1], policy, ["a"], KNOWN)
+    assert verdict.beside[-1] == (
+        "The policy short does not limit members exposed and membership AUC, which was not measured."
+    )
+
+
+def of_classes(*recalls: float, n: int = 300) -> Classes:
+    rows = [
+        GroupEstimate(name=f"c{at}", estimate=one, low=max(one - 0.05, 0), high=min(one + 0.05, 1), n=n)
+        for at, one in enumerate(recalls)
+    ]
+    mean = sum(recalls) / len(recalls)
+    return Classes(balanced_accuracy=estimate(mean, 0.02), change=None, recalls=rows, uneven=False)
+
+
+@pytest.mark.parametrize(
+    ("parents", "own", "told"),
+    [
+        ((0.9, 0.9), (0.95, 0.0), "has lost a class that its accuracy hides: c1 (0.0 % right instead of 90.0 %)"),
+        ((0.9, 0.9), (0.9, 0.6), ""),
+        ((0.1, 0.9), (0.05, 0.9), ""),
+    ],
+)
+def test_a_class_that_is_lost_is_named(parents: tuple[float, ...], own: tuple[float, ...], told: str) -> None:
+    rows = [
+        candidate("dense", role="dense").model_copy(update={"classes": of_classes(*parents)}),
+        candidate("a").model_copy(update={"classes": of_classes(*own)}),
+    ]
+    verdict = apply_policy(rows, findings("a"), BUILT_IN["robustness"], ["a"], KNOWN)
+    said = " ".join(verdict.beside).replace("\u00a0", " ")
+    assert verdict.verdict == "pass"
+    assert (told in said) if told else "has lost" not in said
+
+
+def test_a_file_compared_with_itself_or_with_a_compressed_one_is_named() -> None:
+    dense = candidate("dense", role="dense")
+    same = candidate("a").model_copy(update={"digest": dense.digest, "file": "a.onnx"})
+    assert "a is byte for byte the dense model" in _same([same], [dense, same])[0]
+    other = same.model_copy(update={"digest": "1" * 64})
+    assert not _same([other], [dense, other])
+    macs = [{"weight_bits": 8, "activation_bits": 8, "macs": 90}, {"weight_bits": 32, "activation_bits": 32, "macs": 9}]
+    weighed = dense.footprint.model_validate({**dense.footprint.model_dump(), "macs_by_width": macs})
+    assert "computes with 8 bits itself" in _same([other], [dense.model_copy(update={"footprint": weighed}), other])[0]
+
+
+@pytest.mark.parametrize(("kept", "told"), [(0.94, True), (0.6, False)])
+def test_an_attack_that_hardly_touches_the_parent_is_named(kept: float, told: bool) -> None:
+    rows = [candidate("dense", role="dense"), candidate("a")]
+    found = [finding("a", "robust_accuracy").model_copy(update={"changes": [change(0, baseline=kept)]})]
+    verdict = apply_policy(rows, found, BUILT_IN["robustness"], ["a"], KNOWN)
+    assert any("leaves dense nearly all of its accuracy" in one for one in verdict.beside) is told
 
 
 def test_what_stands_beside_a_verdict_is_printed_with_it() -> None:

@@ -167,9 +167,10 @@ def test_one_percent_is_allowed_and_noted() -> None:
     assert "3 of the 300" in note
 
 
-def test_equal_inputs_of_another_class_are_no_overlap() -> None:
+def test_equal_inputs_of_another_class_are_no_overlap_and_are_named() -> None:
     members = records(seed=1)
-    assert data(members=members, non_members=Records(members.x, (members.y + 1) % 3)).notes == ()
+    (told,) = data(members=members, non_members=Records(members.x, (members.y + 1) % 3)).notes
+    assert told.startswith("Test records are training records under another label")
 
 
 def test_coarse_tables_repeat_themselves_and_pass_but_a_tenth_shared_without_repetition_does_not() -> None:

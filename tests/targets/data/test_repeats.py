@@ -66,6 +66,41 @@ DATA: dict[str, tuple[Split | None, Split, set[str], int]] = {
 }
 
 
+def relabelled(split: Split) -> Split:
+    return split[0], (split[1] + 1) % 3
+
+
+MEMBERS = first(TRAIN, 200)
+SMALL = first(TEST, 100)
+DATA |= {
+    "copies a little brighter": (None, both(SMALL, (0.8 * SMALL[0] + 0.1, SMALL[1])), {REPEATED_RECORDS}, 200),
+    "copies mirrored": (None, both(SMALL, (SMALL[0][..., ::-1].copy(), SMALL[1])), {REPEATED_RECORDS}, 200),
+    "members darker": (TRAIN, (0.7 * MEMBERS[0], MEMBERS[1]), {NEAR_DUPLICATES}, 200),
+    "members mirrored": (TRAIN, (MEMBERS[0][..., ::-1].copy(), MEMBERS[1]), {NEAR_DUPLICATES}, 200),
+    "members with noise .02": (TRAIN, noisy(MEMBERS, 0.02), {NEAR_DUPLICATES}, 200),
+    "members under another label": (TRAIN, relabelled(MEMBERS), {NEAR_DUPLICATES}, 200),
+    "the same with noise": (TRAIN, relabelled(noisy(MEMBERS, 1e-3)), {NEAR_DUPLICATES}, 200),
+    "each under two labels": (TRAIN, both(SMALL, relabelled(SMALL)), {REPEATED_RECORDS}, 200),
+    "the same with noise, test records only": (
+        None,
+        both(SMALL, relabelled(noisy(SMALL, 1e-3))),
+        {REPEATED_RECORDS},
+        200,
+    ),
+    "rows under two labels": (fine(600, 0), both(fine(100, 1), relabelled(fine(100, 1))), {REPEATED_RECORDS}, 200),
+    "the same, test records only": (None, both(fine(100, 1), relabelled(fine(100, 1))), {REPEATED_RECORDS}, 200),
+    "rows 10 times with noise, test records only": (None, noisy(times(fine(30, 1), 10), 1e-6), {REPEATED_RECORDS}, 300),
+    "honest rows, test records only": (None, fine(300, 1), set(), 300),
+    "one image of each class, with noise": (None, noisy(times(first(TEST, 3), 100), 1e-3), {REPEATED_RECORDS}, 300),
+    "a coarse table with noisy labels": (
+        (COARSE[0], COARSE[1] ^ (np.random.default_rng(0).random(900) < 0.2)),
+        (table(600, 3)[0], table(600, 3)[1] ^ (np.random.default_rng(1).random(600) < 0.2)),
+        set(),
+        600,
+    ),
+}
+
+
 @pytest.mark.parametrize("name", DATA)
 def test_copies_of_records(name: str) -> None:
     members, tests, flags, left = DATA[name]
