@@ -197,9 +197,9 @@ def _milder(
     if limited & qualities:
         open_ = [name for name in open_ if name not in qualities]
     unmeasured = [name for name in USUAL.changes if name in metrics and name not in measured | limited | qualities]
-    for names, words in ((open_, "measured all the same"), (unmeasured, "which was not measured")):
-        if names:
-            subjects = wording.enumerate_words([_heading(metrics[name]) for name in names])
+    for unlimited, words in ((open_, "measured all the same"), (unmeasured, "which was not measured")):
+        if unlimited:
+            subjects = wording.enumerate_words([_heading(metrics[name]) for name in unlimited])
             told.append(f"The policy {wording.label(policy.name)} does not limit {subjects}, {words}.")
     return told
 
