@@ -100,12 +100,16 @@ def _installed(file: Path, folder: Path) -> bool:
     return any(part in INSTALLED for part in parts)
 
 
-def _mentioned(raw: bytes) -> Iterator[tuple[str, bool]]:
+@functools.lru_cache(maxsize=4096)
+def _mentioned(raw: bytes) -> frozenset[tuple[str, bool]]:
     """Top-level names that a source file imports (True) or that stand in a string of it (False)."""
     try:
-        tree = ast.parse(raw)
+        return frozenset(_names_in(ast.parse(raw)))
     except (SyntaxError, ValueError):  # a file that was never imported
-        return
+        return frozenset()
+
+
+def _names_in(tree: ast.Module) -> Iterator[tuple[str, bool]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name.partition(".")[0], True) for alias in node.names)

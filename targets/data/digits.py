@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from .data import Data
 from .records import Bounds, Records
 
 
+@cache  # its records are looked through for copies each time they are made
 def load_digits(seed: int = 0) -> Data:
     """scikit-learn's digits (1,797 real 8x8 images) in halves by `seed`: 898 members, 899 non-members, in [0, 1]."""
     installed = find_spec("sklearn")  # to import it would take every process more than a second

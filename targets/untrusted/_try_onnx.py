@@ -158,8 +158,8 @@ def _watched(model: onnx.ModelProto, feeds: Json, prefix: Path) -> list[Json]:
     copy.CopyFrom(model)
     for at, node in enumerate(copy.graph.node):
         node.name = f"node{at} {node.name}".strip()
-        for inner in _inner_nodes(node):
-            inner.name = f"inner {inner.name}".strip()
+        for number, inner in enumerate(_inner_nodes(node)):
+            inner.name = f"inner{at}-{number} {inner.name}".strip()
     try:
         session = _session(copy.SerializeToString(), profile=prefix)
         _answer(session, feeds)
