@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import sys
@@ -130,15 +131,16 @@ def audit(
             from .plan.command_line import words_of_options
 
             words += words_of_options(artifact, of_file)
-        result = run_audit(
-            loaded,
-            folder,
-            out,
-            workers=workers,
-            only=only,
-            progress=progress,
-            command=shlex.join(words),
-        )
+        with contextlib.redirect_stdout(sys.stderr):  # what a model's own code prints; --json is read by programs
+            result = run_audit(
+                loaded,
+                folder,
+                out,
+                workers=workers,
+                only=only,
+                progress=progress,
+                command=shlex.join(words),
+            )
         from .report.terminal import show
 
         show(result, as_json, None if only else out / "report.html", only)

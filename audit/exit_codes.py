@@ -64,6 +64,12 @@ def exit_codes() -> Iterator[None]:
     except KeyboardInterrupt:
         complain("interrupted. Run the same command again to go on from here.")
         raise typer.Exit(INTERRUPTED) from None
+    except SystemExit as error:  # somebody's module; code 0 would be a pass
+        complain(
+            f"sys.exit({error.code!r}) was called while the audit ran, by the model's or a plug-in's code. Take it "
+            "out: such code returns or raises."
+        )
+        raise typer.Exit(InputError.exit_code) from None
     except BrokenPipeError:  # `crushproof catalogue | head`
         _silence(sys.stdout)
         raise typer.Exit(PASS) from None

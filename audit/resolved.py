@@ -6,8 +6,10 @@ slower one.
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -19,7 +21,7 @@ from ..attacks.preparation import Preparation, Prepared
 from ..targets.errors import CrushproofError
 from .engine.cells import Result, cell_key
 from .engine.driver import run
-from .engine.progress import Progress
+from .engine.progress import QUIET, Progress
 from .engine.store import Store
 from .engine.work import forms_of
 from .findings.results import Finished
@@ -59,7 +61,8 @@ def resolve_plan(suite: Suite, store: Store, *, workers: int, started: float, pr
     else:
         if store.damaged.pop(key, None):
             progress.note("the settings that an earlier run decided were changed; they are decided anew")
-        checked = preflight(plan, subject, suite.device)
+        with _pulse(progress):
+            checked = preflight(plan, subject, suite.device)
         for note in checked.notes:
             progress.note(note)
         suite = Suite(plan, subject, checked.costs)
@@ -78,6 +81,25 @@ def resolve_plan(suite: Suite, store: Store, *, workers: int, started: float, pr
     if expected.most:
         progress.note(f"forecast: {expected.sentence(workers)}.{_cheaper(suite, expected, workers)}")
     return suite
+
+
+@contextlib.contextmanager
+def _pulse(progress: Progress) -> Iterator[None]:
+    """A line every 30 seconds, in which no step is under way yet that would tell of itself."""
+    over, began = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        while not over.wait(QUIET - 1):
+            seconds = duration(time.monotonic() - began)
+            progress.note(f"still trying model, training and recipes on a few records ({seconds} so far)")
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        over.set()
+        teller.join()
 
 
 def _fewer(some: ShadowPlan, most: ShadowPlan) -> bool:

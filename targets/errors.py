@@ -96,6 +96,19 @@ def failing_as_not_applicable(what: str) -> Iterator[None]:
         raise NotApplicable(f"{what}: {user_error(error)}") from error
 
 
+DEVICE = "Take .cuda() and .to('cuda') out: models and records are put where the plan's device says"
+CURES = {  # part of what Python and torch say of a common mistake: how to mend it
+    "attempted relative import": "Beside the plan is no package: write import nets instead of from . import nets",
+    "Torch not compiled with CUDA": DEVICE,
+    "Found no NVIDIA driver": DEVICE,
+    "before Module.__init__() call": "Call super().__init__() first in the model's __init__",
+    "FileNotFoundError": "Paths count from where crushproof is run; Path(__file__).parent / 'name' is beside the code",
+    "SystemExit": "Take sys.exit() out: code that an audit calls returns or raises",
+    "EOFError": "Nobody answers while an audit runs: take input() out",
+    "type (double) and": "Models and records are float32: take .double() and float64 arrays out, or write x.float()",
+}
+
+
 def user_error(error: BaseException) -> str:
     """What went wrong in the user's own code, on one line: `ValueError: too few heads (my_model.py, line 12)`."""
     words = " ".join(str(error).split())
@@ -104,7 +117,9 @@ def user_error(error: BaseException) -> str:
         words, place = error.msg, (error.filename, error.lineno)
     place = place or _place(error.__traceback__)
     text = f"{type(error).__name__}: {words[:500]}" if words else type(error).__name__
-    return text if place is None else f"{text} ({os.path.basename(place[0])}, line {place[1]})"
+    text = text if place is None else f"{text} ({os.path.basename(place[0])}, line {place[1]})"
+    cure = next((cure for said, cure in CURES.items() if said in text), "")
+    return f"{text}. {cure}" if cure else text
 
 
 def _place(trace: TracebackType | None) -> tuple[str, int] | None:

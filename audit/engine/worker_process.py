@@ -38,6 +38,7 @@ class WorkerProcess(SpawnProcess):
 
 def _born(parent: int) -> WorkerProcess:
     die_with(parent)
+    sys.stdout = sys.stderr  # what a training function prints is no part of what the command answers
     return WorkerProcess.__new__(WorkerProcess)
 
 

@@ -301,8 +301,7 @@ def checked_module(build: Callable[..., Any], parameters: dict[str, Any], path: 
             f"{path!r} is a model, and a function is needed that builds it, untrained, again and again: def build(): "
             f"return {type(build).__name__}(...)."
         )
-    problem = mismatch(build, **parameters)
-    if problem is not None:
+    if (problem := mismatch(build, **parameters)) is not None:
         raise InputError(
             f"{path!r} does not accept the plan's model.parameters: {problem}. They are its keyword arguments: "
             "parameters: {classes: 10}, for example."
@@ -311,7 +310,7 @@ def checked_module(build: Callable[..., Any], parameters: dict[str, Any], path: 
         module = build(**parameters)
     except CrushproofError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         given = ", ".join(f"{name}={value!r}" for name, value in parameters.items())
         raise InputError(f"{path}({given}) raised {user_error(error)}.") from None
     if not isinstance(module, nn.Module):
@@ -323,13 +322,14 @@ def _returned(value: Any) -> str:
     """What a function returned in place of a module, in words."""
     if isinstance(value, type):
         return f"the class {value.__name__} itself: make one of it, {value.__name__}(...)"
+    if isinstance(value, tuple | list):
+        return f"{type(value).__name__}: return one model, of a list of layers nn.Sequential(*layers)"
     return "nothing: a return is missing" if value is None else type(value).__name__
 
 
 def checked_training(function: Callable[..., Any], path: str | None = None) -> Callable[..., Any]:
     """`function`, if it can be called as a training function is."""
-    problem = mismatch(function, None, None, None, 0)
-    if problem is not None:
+    if (problem := mismatch(function, None, None, None, 0)) is not None:
         raise InputError(
             f"The training function {path or name_of(function)} cannot be called as function(module, x, y, seed): "
             f"{problem}."

@@ -122,6 +122,7 @@ def planned(old: str, new: str, *words: str) -> Mistake:
 
 
 EMBEDDED = "self.embed, self.head = nn.Embedding(10, 8), nn.Linear(8, 4)"
+SUPERLESS = "class Net(nn.Module):\n    def __init__(self):\n        self.act = nn.ReLU()\n"
 FREE = ", bounds: [0, 1]", ""
 MODELS = {
     "no flatten": Mistake(("layer '3'", "nn.Flatten()"), ("nn.Flatten(), ", "")),
@@ -166,6 +167,13 @@ MODELS = {
     "build without return": Mistake(("a return is missing",), ("    return nn.Seq", "    nn.Seq")),
     "a model for a function": Mistake(("is a model", "def build()"), ("def train(", "build = build()\n\n\ndef train(")),
     "a module that is not installed": Mistake(("torchvisoin", "install"), ("import torch\n", "import torchvisoin\n")),
+    "a relative import": Mistake(("import nets",), ("import torch\n", "import torch\nfrom .nets import other\n")),
+    "no super": Mistake(("super().__init__() first",), (BUILD, f"{SUPERLESS}\n\n{BUILD}    return Net()\n")),
+    "layers in a list": Mistake(("nn.Sequential(*layers)",), (BUILD, f"{BUILD}    return [nn.Flatten()]\n")),
+    "build exits": Mistake(("sys.exit() out",), (BUILD, f"{BUILD}    raise SystemExit(0)\n")),
+    "a file of another folder": Mistake(
+        ("Path(__file__).parent", "line 7"), (BUILD, f"{BUILD}    open('weights.bin')\n")
+    ),
     "a syntax error": Mistake(("SyntaxError", "line 6"), ("def build(", "def build((")),
     "no training returned": trains(
         "returned nothing: end it with return module", model=("    return module", "    pass")
@@ -176,6 +184,9 @@ MODELS = {
     "training of floats": trains("line 14", "(module, x, y, seed)", model=("y[index])", "y[index].float())")),
     "training with a loader": trains("(module, x, y, seed)", model=("(module, x, y, seed)", "(module, loader)")),
     "another model returned": trains("4.bias", "must return the module", model=("return module", "return build(5)")),
+    "training exits": trains("sys.exit() out", model=("return module", "raise SystemExit(0)")),
+    "training asks": trains("take input() out", model=("return module", "raise EOFError")),
+    "training in float64": trains("float32", model=("module(x[index])", "module(x[index].double())")),
     "frozen for training": trains(
         "does not require grad", model=("    optimizer =", "    module.requires_grad_(False)\n    optimizer =")
     ),
@@ -323,6 +334,16 @@ def test_a_mistake_is_one_sentence_that_mends_it(name: str, tmp_path: Path, monk
     for word in mistake.words:
         assert word in said, said
     assert not list(tmp_path.rglob("arrays.safetensors")), "nothing was computed"
+
+
+def test_what_a_model_prints_is_no_part_of_the_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my_model.py").write_text(MODEL.replace(BUILD, f"{BUILD}    print('built')\n    raise SystemExit(0)\n"))
+    Path("plan.yaml").write_text(PLAN)
+    np.savez("data.npz", **arrays())  # type: ignore[arg-type]  # its stub takes the keys for its own arguments
+    done = CliRunner().invoke(cli.app, ["audit", "plan.yaml", "--json"])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "built" in done.stderr
 
 
 def test_there_are_many() -> None:
