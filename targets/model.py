@@ -16,7 +16,8 @@ from .errors import InputError
 RECURRENT = ("RNN", "LSTM", "GRU")  # torch's recurrent layers
 BATCH = 512  # records per pass, at most; fixed, so that a result never depends on who asked for how many at once
 FEW = 16  # records that always go together
-HELD = 2**29  # bytes that the records of one pass may keep between forward and backward
+HELD = 2**28  # bytes that the records of one pass may keep between forward and backward on a CPU, beside other processes
+HELD_BY_GPU = 2**30  # the same elsewhere
 
 
 class Target(Protocol):
@@ -52,14 +53,15 @@ def records_at_once(x: Tensor, *modules: nn.Module, copies: int = 4) -> int:
     """How many records of the shape of those in `x` to pass through any of these modules at once, 1 to `BATCH`.
 
     What a backward pass needs of them, and `copies` of each record that the caller holds, is at most `HELD` bytes. It
-    follows from the modules and the shape alone, never from what memory is free, so that results stay the same on any
-    machine.
+    follows from the modules, their kind of device and the shape alone, never from what memory is free, so that results
+    stay the same on any machine.
 
     Args:
         x: float32 [n, *shape], n >= 1, on any device.
     """
     held = max((held_for_backward(module, x) for module in modules), default=0)
-    return max(1, min(BATCH, HELD // max(1, held + copies * x[0].numel() * x.element_size())))
+    room = HELD if all(device_of(module, x.device).type == "cpu" for module in modules) else HELD_BY_GPU
+    return max(1, min(BATCH, room // max(1, held + copies * x[0].numel() * x.element_size())))
 
 
 def held_for_backward(module: nn.Module, x: Tensor) -> int:
