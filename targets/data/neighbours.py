@@ -6,6 +6,8 @@ after both (each with mean 0 and deviation 1; values and their mirrored ones as 
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -21,14 +23,15 @@ SPREAD = 0.25  # of the median distance of any two records, that those of a clas
 ASKED = 1000  # records whose nearest neighbours are looked for
 WORK = 1e10  # products for one such search
 COLUMNS = 512  # of a record that are compared, drawn at random
+CLOSER = 2**13  # the same where those of two are near: of a sparse record few say little
 FLAT = 0.01  # deviation of an image's values, in units of the bounds; below it there is only noise
 PART = 8192  # records compared at once
 PAIRS = 200  # per class, of which that median is
 
 
 def is_image(records: Records) -> bool:
-    """Whether a record is [c, h, w]."""
-    return records.x.ndim == 4
+    """Whether a record is [c, h, w], and no series in that form."""
+    return records.x.ndim == 4 and min(records.x.shape[2:]) > 1
 
 
 class Search:
@@ -37,15 +40,19 @@ class Search:
     Args:
         like: records whose distances say what is near in each class.
         near: times the median of those distances.
+        columns: that are compared, at most.
+        as_given: of images, too.
     """
 
-    def __init__(self, like: Records, bounds: Bounds, near: float) -> None:
+    def __init__(
+        self, like: Records, bounds: Bounds, near: float, columns: int = COLUMNS, *, as_given: bool = False
+    ) -> None:
         self._draw = np.random.default_rng(0x5EED)
         shape = like.x.shape[1:]
         low, scale = bounds.low.expand(shape).flatten(), bounds.scale.expand(shape).flatten()
         few = like.x[:: max(1, len(like) // PART)].flatten(1)
         constant = few.amax(0) <= few.amin(0)
-        self._image = is_image(like)
+        self._image = is_image(like) and not as_given
         if self._image:  # pixels of the left half; each comes with its mirrored one
             mirrored = torch.arange(len(constant)).reshape(shape).flip(-1)
             constant = constant.cpu() & constant.cpu()[mirrored.flatten()]
@@ -53,15 +60,16 @@ class Search:
             constant = constant.reshape(shape).clone()
             constant[..., width:] = True
         varies = (~constant.flatten()).nonzero().flatten().cpu().numpy()
-        most = COLUMNS // 2 if self._image else COLUMNS
-        if len(varies) > most:
+        most = columns // 2 if self._image else columns
+        self._drawn = len(varies) > most
+        if self._drawn:
             varies = np.sort(self._draw.choice(varies, most, replace=False))
         self._columns = torch.from_numpy(varies)
         if self._image:
             self._columns = torch.cat([self._columns, mirrored.flatten()[self._columns]])
         self._low, self._scale = low[self._columns].cpu(), scale[self._columns].cpu()
         self._near, self._limits = near, dict[int, float]()
-        self._like = like
+        self._like, self._bounds = like, bounds
         self._least = SPREAD * self._apart(np.arange(len(like)), seed=0)
 
     def share(self, asked: Records, pool: Records, *, other: bool = False) -> tuple[float, int]:
@@ -77,34 +85,65 @@ class Search:
         part = 0.25 if other else 1.0  # the other classes are nearly all records
         count = min(len(asked), int(part * ASKED), max(100, int(part * WORK / max(typical, 1))))
         chosen = np.sort(self._draw.choice(len(asked), count, replace=False))
-        same, hits, looked = asked is pool, 0, 0
-        for label in np.unique(of_asked[chosen]):
-            mine, theirs = chosen[of_asked[chosen] == label], np.flatnonzero((of_pool == label) != other)
-            limit = self._limit(int(label))
-            if limit <= 0 or not len(theirs):
+        hits, looked = 0, 0
+        # Of other classes all at once: they are nearly all records, which to gather for each class would take minutes.
+        groups = [chosen] if other else [chosen[of_asked[chosen] == label] for label in np.unique(of_asked[chosen])]
+        for group in groups:
+            mine = group[self._limits_of(of_asked[group]) > 0]
+            theirs = np.arange(len(of_pool)) if other else np.flatnonzero(of_pool == of_asked[group[0]])
+            if not len(mine) or not len(theirs):
                 continue
-            own = self._values(asked, mine)
-            hits += int((self._nearest(own, mine if same else None, pool, theirs) <= limit**2).sum())
+            apart, nearest = self._nearest(asked, mine, pool, theirs, other=other)
+            near = apart <= self._limits_of(of_asked[mine]) ** 2
+            if near.any() and self._drawn:
+                near[near] = self._closer.alike(asked, mine[near], pool, nearest[near])
+            hits += int(near.sum())
             looked += len(mine)
         return (hits / looked if looked else 0.0), looked
 
+    @cached_property
+    def _closer(self) -> Search:
+        return Search(self._like, self._bounds, self._near, CLOSER, as_given=not self._image)
+
+    def alike(
+        self, asked: Records, mine: NDArray[np.int64], pool: Records, theirs: NDArray[np.int64]
+    ) -> NDArray[np.bool_]:
+        """Whether each of these is a near duplicate of one in the pool."""
+        apart = (self._values(asked, mine) - self._values(pool, theirs)).astype(np.float64)
+        found: NDArray[np.bool_] = (apart**2).sum(1) <= self._limits_of(_classes(asked)[mine]) ** 2
+        return found
+
     def _nearest(
-        self, own: NDArray[np.float32], places: NDArray[np.int64] | None, pool: Records, theirs: NDArray[np.int64]
-    ) -> NDArray[np.float64]:
-        """The squared distance of each to its nearest other record; which that is, is found in single precision."""
-        best = np.full(len(own), np.inf)
+        self,
+        asked: Records,
+        mine: NDArray[np.int64],
+        pool: Records,
+        theirs: NDArray[np.int64],
+        *,
+        other: bool,
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """The squared distance of each to its nearest other record (inf: there is none), and which that is; it is found
+        in single precision.
+        """
+        own, of_mine, of_pool = self._values(asked, mine), _classes(asked)[mine], _classes(pool)
+        best, which = np.full(len(own), np.inf), np.zeros(len(own), dtype=np.int64)
         for first in range(0, len(theirs), PART):
             part = theirs[first : first + PART]
             values = self._values(pool, part)
             distance = np.einsum("nc,nc->n", values, values) - 2 * own @ values.T
-            if places is not None:
-                distance[places[:, None] == part[None]] = np.inf
+            if asked is pool:
+                distance[mine[:, None] == part[None]] = np.inf
+            if other:
+                distance[of_mine[:, None] == of_pool[part][None]] = np.inf
             nearest = distance.argmin(1)
             exact = ((own - values[nearest]).astype(np.float64) ** 2).sum(1)
-            if places is not None:
-                exact[part[nearest] == places] = np.inf  # it was alone
-            best = np.minimum(best, exact)
-        return best
+            exact[np.isinf(distance.min(1))] = np.inf  # all were left out
+            closer = exact < best
+            best[closer], which[closer] = exact[closer], part[nearest][closer]
+        return best, which
+
+    def _limits_of(self, labels: NDArray[np.int64]) -> NDArray[np.float64]:
+        return np.array([self._limit(int(label)) for label in labels])
 
     def _limit(self, label: int) -> float:
         """How close two records of this class are near duplicates."""

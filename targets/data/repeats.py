@@ -245,7 +245,9 @@ def _near(members: Records | None, tests: Records, bounds: Bounds) -> list[tuple
     near = NEAR_IMAGES if image else TIGHT if row and members is None else NEAR
     search = Search(members or tests, bounds, near)
     within, n = search.share(tests, tests)
-    swapped = [(REPEATED_RECORDS, _CONTRADICTING)] if image and _contradict(search, tests, tests, members) else []
+    # By nature a mirrored or brighter image may have another label; how often, only training records say.
+    as_given = Search(tests, bounds, near, as_given=True) if image and members is None else search
+    swapped = [(REPEATED_RECORDS, _CONTRADICTING)] if image and _contradict(as_given, tests, tests, members) else []
     if members is None:
         return [(REPEATED_RECORDS, _noisy(within, n))] if _surely(within, n, ALONE if row else TOLERATED) else swapped
     across, asked = search.share(tests, members)

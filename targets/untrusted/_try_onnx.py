@@ -30,6 +30,7 @@ KEPT, KEPT_BY_BYTE = (
 )  # bytes of all values between operators, of one record: at least, and for each of the file
 MADE, MADE_BY_BYTE = 2**24, 16  # values that are computed from constants alone: at least, and for each byte of the file
 VIEWS = ("Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
+DIVISIONS = ("Div", "Mod")
 NO_MEMORY = re.compile(r"bad_alloc|[Ff]ailed to allocate|out of memory|[Ff]ailed to reserve|not enough memory")
 SMALLER = "If the model is yours, export it with fewer or smaller values between its operators."
 
@@ -265,14 +266,13 @@ def _check_divisions(graph: onnx.GraphProto, calls: Sequence[Json]) -> None:
         varies = inner or bool(varying.intersection(node.input))
         if varies and node.op_type not in ("Shape", "Size"):
             varying.update(name for name in node.output if name)
-        divisor = weights.get(node.input[1]) if len(node.input) > 1 else None
-        if not varies or (divisor is not None and not {0, -1} & {*onnx.numpy_helper.to_array(divisor).flat}):
+        if not varies or (node.op_type in DIVISIONS and _divides_safely(weights.get(node.input[1]))):
             safe.add(at)
     for call in calls:
         kinds = {kind for one in call["args"].get("input_type_shape", ()) for kind in one}
         number = re.match(r"node(\d+)[ _]", call["name"])
         if (
-            call["args"].get("op_name") in ("Div", "Mod")
+            call["args"].get("op_name") in DIVISIONS
             and any("int" in kind for kind in kinds)
             and not (number and int(number[1]) in safe)
         ):
@@ -280,6 +280,14 @@ def _check_divisions(graph: onnx.GraphProto, calls: Sequence[Json]) -> None:
                 f"a record's values decide which whole numbers its operator {call['args']['op_name']} divides, which "
                 "can end the process that asks it. If the model is yours, divide by a constant, or in floats."
             )
+
+
+def _divides_safely(divisor: onnx.TensorProto | None) -> bool:
+    """Whether these are numbers that the file holds, and none of them is 0 or -1."""
+    if divisor is None:
+        return False
+    numbers = onnx.numpy_helper.to_array(divisor)
+    return not ((numbers == 0) | (numbers == -1)).any()
 
 
 def _inner_nodes(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import cycle
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 from crushproof.targets.data.records import Records
 from crushproof.targets.seeds import generator, global_seed
 from crushproof.training.architecture import Architecture
-from crushproof.training.loop import Training, TrainingJob, train_many, train_stack
+from crushproof.training.loop import Training, TrainingJob, rate, train_many, train_stack
 from crushproof.training.networks import Mlp, ResidualCnn
 from crushproof.training.stacked import GROUP, group_size
 
@@ -58,30 +59,40 @@ def test_a_stack_equals_training_alone() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_steps_are_those_of_torchs_optimisers(optimizer: str) -> None:
-    """Bit by bit; a layer that gets no gradient is left as it is."""
+@pytest.mark.parametrize("decay", [0.0, 0.01])
+def test_steps_are_those_of_torchs_optimisers(optimizer: str, decay: float) -> None:
+    """Bit by bit, at a rate that changes; a layer that gets no gradient in a step is left as it is."""
 
     def fresh() -> nn.Module:
         with global_seed(3, "test"):
             module = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+            module.register_module("seldom", nn.Linear(10, 10))
             module.register_module("unused", nn.Linear(2, 2))
-        module.forward = lambda x: module[1](module[0](x))  # type: ignore[method-assign]  # without the unused one
+        turns = cycle((False, True, True))
+
+        def forward(x: torch.Tensor) -> torch.Tensor:
+            x = module[1](module[0](x))
+            return module.get_submodule("seldom")(x) if next(turns) else x
+
+        module.forward = forward  # type: ignore[method-assign]  # which changes with each call
         return module
 
     records, ours, theirs = some_records(32), fresh(), fresh()
-    fields = {"epochs": 5, "batch_size": 32, "optimizer": optimizer, "learning_rate": 0.05, "weight_decay": 0.01}
-    training = Training.model_validate({**fields, "schedule": "constant"})
+    fields = {"epochs": 6, "batch_size": 32, "optimizer": optimizer, "learning_rate": 0.05, "weight_decay": decay}
+    training = Training.model_validate({**fields, "schedule": "cosine"})
     train_stack([ours], records, [torch.arange(32)], [4], training)
-    known = {"lr": 0.05, "weight_decay": 0.01}
     made = torch.optim.AdamW if optimizer == "adamw" else partial(torch.optim.SGD, momentum=0.9, nesterov=True)
-    steps, order = made(theirs.parameters(), **known), generator(4, "order of records")
-    for _ in range(5):
+    steps, order = made(theirs.parameters(), lr=1.0, weight_decay=decay), generator(4, "order of records")
+    for step in range(6):
         index = torch.randperm(32, generator=order)
         steps.zero_grad()
         nn.functional.cross_entropy(theirs(records.x[index]), records.y[index], reduction="none").mean().backward()
+        steps.param_groups[0]["lr"] = rate(training, step, 6)
         steps.step()
     assert torch.equal(flat(ours), flat(theirs))
-    assert torch.equal(ours.get_submodule("unused").weight, fresh().get_submodule("unused").weight)
+    untrained = fresh()
+    assert torch.equal(ours.get_submodule("unused").weight, untrained.get_submodule("unused").weight)
+    assert not torch.equal(ours.get_submodule("seldom").weight, untrained.get_submodule("seldom").weight)
 
 
 def test_long_training_gives_the_same_answers() -> None:

@@ -66,12 +66,21 @@ DATA: dict[str, tuple[Split | None, Split, set[str], int]] = {
 }
 
 
+def words(n: int, seed: int) -> Split:
+    """5 of 4,000 words each."""
+    rng = np.random.default_rng(seed)
+    x = np.zeros((n, 4_000), np.float32)
+    np.put_along_axis(x, rng.integers(0, 4_000, (n, 5)), 1, 1)
+    return x, rng.integers(0, 3, n)
+
+
 def relabelled(split: Split) -> Split:
     return split[0], (split[1] + 1) % 3
 
 
 MEMBERS = first(TRAIN, 200)
 SMALL = first(TEST, 100)
+SERIES, Y = SMALL[0].reshape(100, 1, 1, 36), np.zeros(100, dtype=int)
 DATA |= {
     "copies a little brighter": (None, both(SMALL, (0.8 * SMALL[0] + 0.1, SMALL[1])), {REPEATED_RECORDS}, 200),
     "copies mirrored": (None, both(SMALL, (SMALL[0][..., ::-1].copy(), SMALL[1])), {REPEATED_RECORDS}, 200),
@@ -86,6 +95,15 @@ DATA |= {
         both(SMALL, relabelled(noisy(SMALL, 1e-3))),
         {REPEATED_RECORDS},
         200,
+    ),
+    "mirror images have another label": (None, both((SMALL[0], Y), (SMALL[0][..., ::-1].copy(), Y + 1)), set(), 200),
+    "series of two strengths": (None, both((SERIES, Y), (0.3 * SERIES, Y + 1)), set(), 200),
+    "rows of a few of many words": (None, words(300, 1), set(), 300),
+    "the same and copies": (
+        None,
+        both(words(80, 1), noisy(first(words(80, 1), 40), 1e-4)),
+        {REPEATED_RECORDS},
+        120,
     ),
     "rows under two labels": (fine(600, 0), both(fine(100, 1), relabelled(fine(100, 1))), {REPEATED_RECORDS}, 200),
     "the same, test records only": (None, both(fine(100, 1), relabelled(fine(100, 1))), {REPEATED_RECORDS}, 200),

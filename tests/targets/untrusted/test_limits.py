@@ -230,6 +230,22 @@ def test_a_call_takes_as_many_records_as_fit(tmp_path: Path) -> None:
     assert looked_into(model(node("Identity", "input", "made")), tmp_path)["facts"]["at_once"] == BATCH
 
 
+@pytest.mark.parametrize("operator", ["Div", "Mod"])
+def test_whole_numbers_of_a_record_are_divided_by_what_the_file_holds(operator: str, tmp_path: Path) -> None:
+    nodes = [
+        node("Shape", "input", "shape"),
+        node("Div", "shape shape", "ones"),
+        node("Cast", "input", "ids", to=TensorProto.INT64),
+        node(operator, "ids many", "hashed"),
+        node("ReduceMax", "hashed", "most", keepdims=0),
+        node("Add", "most ones", "sum"),
+        node("Cast", "sum", to=TensorProto.FLOAT),
+    ]
+    assert "fault" not in looked_into(model(*nodes, constants=(array(97, "many"),)), tmp_path)
+    found = looked_into(model(*nodes, constants=(array([97] * 7 + [-1], "many"),)), tmp_path)
+    assert f"its operator {operator} divides" in found["fault"]
+
+
 @pytest.mark.parametrize("layout", [(3, 4, 5), (4, 5, 3), (60,)])
 def test_open_sizes_are_tried_as_the_data_have_them(layout: tuple[int, ...]) -> None:
     """The reader asks with the record in each layout that fits, so that a call is as large as it will be."""
