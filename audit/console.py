@@ -59,7 +59,8 @@ def open_streams() -> None:
     """
     for name in ("stdin", "stdout", "stderr"):  # the lowest free descriptor is that of the first that is closed
         if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r" if name == "stdin" else "w"))
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(nowhere, "r" if name == "stdin" else "w", closefd=False))
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)
         with suppress(io.UnsupportedOperation):  # one without a descriptor

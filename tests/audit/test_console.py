@@ -66,6 +66,7 @@ def test_a_shell_that_is_not_known_is_no_failed_policy(words: list[str], monkeyp
         ("audit nowhere.yaml <&- >&- 2>&-", 2),
         ("audit nowhere.yaml 2>/dev/full", 2),
         ("--help >/dev/full", 3),
+        ("--version <&- >&-", 0),
     ],
 )
 def test_streams_that_take_nothing(redirected: str, code: int, tmp_path: Path) -> None:
