@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..targets.errors import Incomplete, InputError
+from .console import run
 from .exit_codes import EXIT_CODES, INCOMPLETE, PASS, FailOn, code_of, exit_codes
 from .export.command import sign, verify
 from .paths import shown
@@ -329,22 +330,21 @@ def schema() -> None:
 @app.command()
 def doctor() -> None:
     """Say whether this machine can run an audit."""
+    code = PASS
     with exit_codes():
         from .doctor import examine
 
-        bad = 0
         for check in examine(Path.cwd()):
             typer.echo(f"{check.state:>4}  {check.what}: {check.words}")
-            bad += check.state == "bad"
-        raise typer.Exit(INCOMPLETE if bad else PASS)
+            code = INCOMPLETE if check.state == "bad" else code
+        raise typer.Exit(code)
 
 
 def verdict_of_finding(result: Audit) -> str:
     """Of `--only`: what no policy judged did not pass, whether it was measured or not."""
-    found = result.findings[0] if result.findings else None
-    return found.verdict if found is not None and found.gated else "not-measured"
+    return next((one.verdict for one in result.findings[:1] if one.gated), "not-measured")
 
 
 def main() -> None:
     """The console script."""
-    app()
+    run(app, sys.argv[1:])

@@ -1,8 +1,10 @@
-"""The exit codes of the command line, and how an error ends in one of them with a single paragraph."""
+"""The exit codes of the command line, how an error ends in one of them with a single paragraph."""
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
 import signal
 import sys
@@ -31,6 +33,13 @@ EXIT_CODES = {
     TERMINATED: "terminated",
 }
 CODE_OF_VERDICT = {"pass": PASS, "fail": FAIL, "inconclusive": INCOMPLETE}
+LONGEST = 3000  # characters of a paragraph: a message may quote what somebody made long
+# The machine, or a limit set for this process, does not give what is asked for.
+SCARCE = {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EPIPE}
+SCARCE_WORDS = re.compile(
+    r"allocate memory|not enough memory|bad_alloc|out of memory|map segment|start new thread|too many open files",
+    re.IGNORECASE,
+)
 
 
 class FailOn(StrEnum):
@@ -49,10 +58,18 @@ def code_of(verdict: str, fail_on: FailOn) -> int:
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """Turns errors into one paragraph on standard error and the exit code the README lists."""
+    """Turns errors into one paragraph on standard error and the exit code the README lists. Inside the block SIGTERM is
+    such an error, and temporary files lie in a folder of this process's own.
+    """
+    with errors_told(), _termination_raised(), all_in_own_folder():
+        yield
+
+
+@contextmanager
+def errors_told() -> Iterator[None]:
+    """The first half of `exit_codes`."""
     try:
-        with _termination_raised(), all_in_own_folder():
-            yield
+        yield
     except typer.Exit:
         raise
     except CrushproofError as error:
@@ -70,26 +87,38 @@ def exit_codes() -> Iterator[None]:
             "out: such code returns or raises."
         )
         raise typer.Exit(InputError.exit_code) from None
-    except BrokenPipeError:  # `crushproof catalogue | head`
-        _silence(sys.stdout)
-        raise typer.Exit(PASS) from None
     except OSError as error:
         if error.errno in FULL:
             where = error.filename or "the disk, or on what standard output goes to"
             _silence(sys.stdout)  # Python writes the rest at exit, and would fail with a code of its own
             complain(f"there is no room left on {where}. Make room and run the same command again.")
             raise typer.Exit(INCOMPLETE) from None
+        if error.errno in SCARCE:
+            raise _scarce(error) from None
         complain(
             f"{error.filename or 'the system'}: {error.strerror or type(error).__name__}. Check the names and the "
             "folders that were given, and what this user may do there."
         )
         raise typer.Exit(InputError.exit_code) from None
     except Exception as error:
+        if isinstance(error, MemoryError) or SCARCE_WORDS.search(str(error)):
+            raise _scarce(error) from None
         complain(
             f"something went wrong inside crushproof ({type(error).__name__}: {str(error)[:300]}). This is a fault of "
             f"the program, not of your plan. {_details(traceback.format_exc())}"
         )
         raise typer.Exit(INTERNAL) from None
+
+
+def _scarce(error: Exception) -> typer.Exit:
+    """Told that the machine has too little of something."""
+    why = " ".join(str(error).split())[-200:]
+    complain(
+        f"this machine, or a limit set for this process (ulimit), gives too little memory, files or processes "
+        f"({type(error).__name__}{why and ': '}{why}). Close what else runs or raise the limit, take fewer --workers, "
+        "and run the same command again."
+    )
+    return typer.Exit(INCOMPLETE)
 
 
 class Terminated(KeyboardInterrupt):
@@ -115,7 +144,14 @@ def _termination_raised() -> Iterator[None]:
 
 def _silence(stream: TextIO) -> None:
     with suppress(OSError, ValueError):  # one without a descriptor
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        to_nowhere(stream.fileno())
+
+
+def to_nowhere(descriptor: int) -> None:
+    """What is written there from now on is dropped."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 def _details(trace: str) -> str:
@@ -128,6 +164,7 @@ def _details(trace: str) -> str:
 
 def complain(message: str) -> None:
     """Prints `error: ...` to standard error, wrapped, without control characters."""
+    message = message if len(message) <= LONGEST else f"{message[:LONGEST]} ..."
     text = "".join(c if c.isprintable() else " " for c in f"error: {message}")
     width = max(40, min(shutil.get_terminal_size((100, 24)).columns, 120))
     typer.echo(textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False), err=True)

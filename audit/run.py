@@ -11,6 +11,7 @@ from typing import Any
 
 from ..targets.errors import Incomplete, InputError
 from ..targets.technique import plug_ins
+from ..targets.untrusted.files import ordinary_file
 from .engine.cells import Result, cell_key
 from .engine.driver import Held, executor_for, workers_of
 from .engine.progress import Progress, Silent
@@ -23,6 +24,7 @@ from .plan.plan import Plan
 from .plan.sections import LocalEngine
 from .resolved import FILE, resolve_plan
 from .rounds import run_rounds
+from .schema.read import SIZE_CAP
 from .schema.rows import SCHEMA, Audit, Environment
 from .subject.finished_file import READINGS
 from .subject.resolve import Subject, resolve
@@ -133,14 +135,14 @@ def check_folder(out: Path, plan: Plan) -> None:
     """Refuses to overwrite the audit of another plan, or a file that is none of ours."""
     for own in (out / "report.html", out / FILE):
         check_ours(own)
-    path = out / "audit.json"
-    if not path.is_file():
+    path, name = out / "audit.json", None
+    if not os.path.lexists(path):
         return
     try:
-        known = json.loads(path.read_bytes())
+        known = json.loads(ordinary_file(path, "the audit", SIZE_CAP).read_bytes())
         name = known["name"] if known["schema"] == SCHEMA else None
-    except (ValueError, KeyError, TypeError, RecursionError):
-        name = None
+    except (InputError, OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass
     if name != plan.name:
         whose = "is no audit of ours" if name is None else f"is the audit {name!r}"
         raise InputError(

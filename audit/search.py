@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,18 @@ from pydantic import ValidationError
 
 from ..attacks.statistics.rates import clopper_pearson
 from ..compression.search import Found, SearchSettings, TriedRecipe, as_row, from_row, search
-from ..targets.errors import InputError
+from ..targets.errors import InputError, UnsafeInput
 from ..targets.model import reproducible, resolve_device
 from ..targets.technique import explain
 from .engine.cells import cell_key
 from .plan.plan import Plan, parse_plan
+from .plan.yaml_text import SIZE_CAP, read_text
 from .subject.resolve import resolve
 from .suite.environment import versions
 from .writing import write
 
 HELD_OUT_WORDS = "accuracy on members that no model of the search was trained on"
+LARGEST = 2**28  # bytes of the trials that are kept: nobody tried as many
 
 
 def settings_of(**fields: Any) -> SearchSettings:
@@ -57,7 +60,7 @@ def run_search(
         raise InputError(
             f"{out}: the plan that is found names files as seen from {folder}, so it must be written there."
         )
-    if out.exists() and _name_of(out) != f"{plan.name}, found":
+    if os.path.lexists(out) and _name_of(out) != f"{plan.name}, found":
         raise InputError(f"{out} exists and is no earlier result of this search: name another file with --out.")
     subject = resolve(plan, folder)
     if subject.model is None:
@@ -141,7 +144,7 @@ def _short(recipe: dict[str, Any]) -> dict[str, Any]:
 def _sections(path: Path) -> dict[str, dict[str, TriedRecipe]]:
     """Trials of earlier runs by the identity of their search; a line that was cut off or damaged is dropped."""
     sections: dict[str, dict[str, TriedRecipe]] = {}
-    if not path.is_file():
+    if not path.is_file() or path.stat().st_size > LARGEST:
         return sections
     own: dict[str, TriedRecipe] | None = None  # a section without its head belongs to no search
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -166,6 +169,6 @@ def _lines(sections: dict[str, dict[str, TriedRecipe]]) -> Iterator[str]:
 
 def _name_of(path: Path) -> str | None:
     try:
-        return parse_plan(path.read_text(encoding="utf-8"), path.name).name
-    except (InputError, OSError, UnicodeDecodeError):
+        return parse_plan(read_text(path, "plan", SIZE_CAP), path.name).name
+    except (InputError, UnsafeInput, OSError):
         return None

@@ -83,13 +83,18 @@ def claim(folder: Path) -> None:
 
 def check_ours(path: Path) -> None:
     """Refuses, by InputError, to overwrite what is no report or resolved plan of ours."""
-    if not path.exists():
+    if not os.path.lexists(path):
         return
-    with suppress(OSError), path.open("rb") as file:
-        head = file.read(4096)
+    with suppress(OSError), open(path, "rb", opener=_at_once) as file:
+        head = file.read(4096) or b""  # of a pipe that says nothing yet: None
         if GENERATOR in head or head.startswith(WRITTEN):
             return
     raise InputError(f"{path} was not written by crushproof and would be lost. Name another folder.")
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Opens a file without waiting for whoever would write into it, if it is a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def write_new(path: Path, raw: bytes) -> None:

@@ -166,7 +166,9 @@ class Store(Ledger):
         folder = self.private / "failures"
         with writing(self.folder):
             folder.mkdir(mode=0o700, exist_ok=True)
-            (folder / f"{re.sub(r'[^A-Za-z0-9.+-]', '_', cell.name)}.txt").write_text(trace)
+            (folder / f"{re.sub(r'[^A-Za-z0-9.+-]', '_', cell.name)}.txt").write_text(
+                trace, "utf-8", "backslashreplace"
+            )
 
     def _read(self, key: str) -> dict[str, bytes] | None:
         """The bytes of every part, verified; None when there is no such cell."""

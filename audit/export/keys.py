@@ -210,12 +210,11 @@ def _not_valid(certificate: x509.Certificate) -> str | None:
 def _may_sign(certificate: x509.Certificate) -> bool:
     """The rule of OpenSSF model signing."""
     try:
-        if certificate.extensions.get_extension_for_class(x509.KeyUsage).value.digital_signature:
-            return True
-    except x509.ExtensionNotFound:
-        pass
-    try:
-        usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    except x509.ExtensionNotFound:
+        said = [one.value for one in certificate.extensions]
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
         return False
-    return x509.oid.ExtendedKeyUsageOID.CODE_SIGNING in usage
+    return any(
+        (isinstance(one, x509.KeyUsage) and one.digital_signature)
+        or (isinstance(one, x509.ExtendedKeyUsage) and x509.oid.ExtendedKeyUsageOID.CODE_SIGNING in one)
+        for one in said
+    )

@@ -56,7 +56,8 @@ class Located:
 @contextlib.contextmanager
 def nobody_at_work(folder: Path) -> Iterator[None]:
     """Holds the lock of the audit's evidence. Raises Incomplete when a run holds it, OSError."""
-    with (folder / "evidence" / "lock").open("ab") as lock:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK  # nobody is waited for, if it is a pipe
+    with os.fdopen(os.open(folder / "evidence" / "lock", flags, 0o600), "ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

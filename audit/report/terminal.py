@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 from markupsafe import Markup
@@ -74,7 +76,8 @@ def show(
         standing: how far it was held against its evidence; None: it was just measured.
     """
     if as_json:
-        print(result.model_dump_json(by_alias=True, indent=1))
+        text = result.model_dump_json(by_alias=True, indent=1)
+        print(re.sub(r"[^\x00-\x7f]", lambda found: json.dumps(found[0])[1:-1], text))  # any encoding can say it
         return
     if only is not None:
         print_findings(result)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -106,8 +107,10 @@ def _resolved(rebuilt: Rebuilt, folder: Path) -> list[str]:
     path = folder / RESOLVED
     if not path.is_file():
         return []
-    text = read_text(path, "resolved plan", SIZE_CAP)
-    return [] if text == resolved_text(rebuilt.suite.plan) else [f"{RESOLVED} is not the plan that was run"]
+    with suppress(InputError):  # it is no text, or too much
+        if read_text(path, "resolved plan", SIZE_CAP) == resolved_text(rebuilt.suite.plan):
+            return []
+    return [f"{RESOLVED} is not the plan that was run"]
 
 
 def _counted(read: Audit) -> str:
@@ -150,7 +153,9 @@ def _plan(rebuilt: Rebuilt, plan_file: Path | None, folder: Path, asked: Plan) -
         return Check("plan", "ok", "the built-in one")
     if path is None:
         return Check("plan", "left", "it was a call from Python or of the command line, and is in no file")
-    if plan_file is None and not path.is_file():
+    if plan_file is not None:
+        ordinary_file(plan_file, "the plan", SIZE_CAP)  # what is not there contradicts nothing
+    elif not path.is_file():
         return Check("plan", "left", "its file is not where it was: name it with --plan")
     try:
         plan = load_plan(path)

@@ -109,7 +109,8 @@ def _features(
     """float32 [n, features] by table, what the features are, and sentences for the reader of the report."""
     columns = next(iter(tables.values())).columns
     texts = columns_of_text(list(tables.values()), declared.categorical)
-    plain = [column for column in columns if column not in set(texts)]
+    written = set(texts)
+    plain = [column for column in columns if column not in written]
     blocks, encoded, notes = encoded_columns(tables, texts, declared.categorical)
     x = {part: np.hstack([table.numbers(plain), blocks[part]]) for part, table in tables.items()}
     names, spread = list(plain), dict[str, tuple[int, ...]]()

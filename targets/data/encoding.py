@@ -28,8 +28,9 @@ def columns_of_text(tables: Sequence[Table], categorical: Mapping[Column, Catego
         InputError: a declared column that there is not.
     """
     columns = tables[0].columns
+    known = set(columns)
     for column in map(str, categorical):
-        if column not in columns:
+        if column not in known:
             hint = nearest_hint(column, columns) or f" Known: {', '.join(map(quoted, columns[:12]))}."
             raise InputError(
                 f"categorical names the column {quoted(column)}, which {tables[0].where} does not have.{hint} Columns "

@@ -16,6 +16,8 @@ from torch import Tensor
 from ..errors import InputError, nearest_hint, quoted
 from .declared import STRETCH, Column, Declared
 
+MOST_NAMED = 8  # times that each column may be named, on average: stretches of them are short to write
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -150,7 +152,7 @@ def resolved(
     )
 
 
-def positions(column: Column, key: str, features: int, names: Sequence[str], where: str) -> tuple[int, ...]:
+def positions(column: Column, key: str, features: int, names: Sequence[str], where: str) -> Sequence[int]:
     """Of a column, or of a stretch of them, among the features of a table.
 
     Args:
@@ -169,21 +171,28 @@ class _Finder:
     spread: Mapping[str, tuple[int, ...]]
     where: str
 
-    def all(self, columns: Sequence[Column], key: str) -> tuple[int, ...]:
-        return tuple(dict.fromkeys(at for column in columns for at in self.at(column, key)))
+    @cached_property
+    def place(self) -> dict[str, int]:
+        return {name: at for at, name in reversed([*enumerate(self.names)])}  # the first of equal ones
 
-    def at(self, column: Column, key: str) -> tuple[int, ...]:
+    def all(self, columns: Sequence[Column], key: str) -> tuple[int, ...]:
+        found = [self.at(column, key) for column in dict.fromkeys(columns)]
+        if sum(map(len, found)) > MOST_NAMED * max(1, len(self.names), self.features):
+            raise InputError(f"{key} names the columns of {self.where} many times over. Name each once.")
+        return tuple(dict.fromkeys(at for places in found for at in places))
+
+    def at(self, column: Column, key: str) -> Sequence[int]:
         text = str(column)
         if text in self.spread:
             return self.spread[text]
-        if text in self.names:
-            return (self.names.index(text),)
+        if text in self.place:
+            return (self.place[text],)
         stretch = STRETCH.fullmatch(text)
         numbers = range(int(stretch[1]), int(stretch[2]) + 1) if stretch else range(0)
         if isinstance(column, int) or (text.isdecimal() and len(text) < 10):  # longer ones are no positions
             numbers = range(int(column), int(column) + 1)
         if numbers and not self.spread and numbers[0] >= 0 and numbers[-1] < self.features:
-            return tuple(numbers)
+            return numbers
         if numbers and not self.spread and not self.names:
             raise InputError(
                 f"{key} names column {text}, and the records of {self.where} have {self.features} features, 0 to "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from array import array
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,7 +64,8 @@ class Table:
         for column in columns:
             if column in self.others:
                 raise InputError(self._cell_fault(column))
-        x = self.values[:, [self.columns.index(column) for column in columns]]
+        place = {column: at for at, column in enumerate(self.columns)}
+        x = self.values[:, [place[column] for column in columns]]
         odd = np.argwhere(~np.isfinite(x))
         if len(odd):
             raise InputError(
@@ -113,13 +115,14 @@ def read_table(path: Path, label: str, drop: Collection[str] = ()) -> Table:
     rows = _rows(path, where)
     _, header = next(rows, (0, []))
     at = _label_position(header, label, where)
-    unknown = next((column for column in drop if column not in header), None)
+    known, dropped = set(header), set(drop)
+    unknown = next((column for column in drop if column not in known), None)
     if unknown is not None:
         raise InputError(
             f"drop names the column {quoted(unknown)}, which {where} does not have.{nearest_hint(unknown, header)} "
             "Columns are named as they are written there."
         )
-    kept = [position for position, column in enumerate(header) if position != at and column not in set(drop)]
+    kept = [position for position, column in enumerate(header) if position != at and column not in dropped]
     if not kept:
         raise InputError(f"The table {where} has no column beside the label that is not dropped.")
     columns = [header[position] for position in kept]
@@ -143,12 +146,13 @@ def read_texts(table: Table, columns: Sequence[str]) -> dict[str, list[str]]:
     """The cells of some columns as they are written, without the blanks around them; the file is read once more."""
     rows = _rows(table.path, table.where)
     _, header = next(rows)
-    places = [header.index(column) for column in columns]
+    place = {column: at for at, column in enumerate(header)}
+    places = [place[column] for column in columns]
     found: dict[str, list[str]] = {column: [] for column in columns}
     known: dict[str, str] = {}  # each text once in memory
     for _, row in rows:
-        for column, place in zip(columns, places, strict=True):
-            text = row[place].strip()
+        for column, at in zip(columns, places, strict=True):
+            text = row[at].strip()
             found[column].append(known.setdefault(text, text))
     return found
 
@@ -232,8 +236,8 @@ def _label_position(header: list[str], label: str, where: str) -> int:
                 f"Column {position + 1} of {where} has no name. {hint} (pandas writes its index so: "
                 "to_csv(index=False).)"
             )
-    double = next((column for position, column in enumerate(header) if column in header[:position]), None)
-    if double is not None:
+    if len(set(header)) < len(header):
+        double = next(column for column, times in Counter(header).items() if times > 1)
         raise InputError(f"Two columns of {where} are named {quoted(double)}. {hint}")
     if label not in header:
         separator = next((mark for mark in ";\t|" if len(header) == 1 and mark in header[0]), None)

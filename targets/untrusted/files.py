@@ -30,6 +30,9 @@ _ZIP64 = 0xFFFFFFFF
 def ordinary_file(path: Path | str, what: str, limit: int) -> Path:
     """`path`, once it is known to be a readable, non-empty ordinary file (or a link to one) of at most `limit` bytes.
 
+    What is no such file was named by mistake (exit 2): nothing in it was read. Malformed content is its reader's to
+    refuse, by UnsafeInput (exit 5).
+
     Args:
         what: names the file's part in the audit, for example "the weights".
 

@@ -44,9 +44,9 @@ def run_limited(
 
     Raises:
         UnsafeInput: the child hit a limit or died.
-        CrushproofError: the child could not even import the script.
+        Incomplete: the child could not even import the script.
     """
-    from ..errors import CrushproofError, UnsafeInput
+    from ..errors import Incomplete, UnsafeInput
     from ..quiet import SWITCHES
     from ..temporary import scratch
 
@@ -70,9 +70,9 @@ def run_limited(
     output = child.stdout.decode("utf-8", "replace")
     if not output.startswith(READY):
         reason = child.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2][:200]
-        raise CrushproofError(
+        raise Incomplete(
             f"The process that reads {what} could not start ({reason or f'exit status {child.returncode}'}). Run "
-            "`crushproof doctor` to check the installation."
+            "`crushproof doctor` to check the installation, and see what this process may take (ulimit -a)."
         )
     complaint = child.stderr[-2000:].decode("utf-8", "replace")
     if child.returncode == OUT_OF_MEMORY or (child.returncode < 0 and NO_MEMORY.search(complaint)):

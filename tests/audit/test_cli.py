@@ -270,7 +270,8 @@ def test_only_of_what_was_not_measured_or_not_judged_is_incomplete(faked: list[A
         (UnsafeInput("a pickle."), 5, "error: a pickle."),
         (KeyboardInterrupt(), 130, "Run the same command again"),
         (RuntimeError("a bug\nin two lines"), 4, "please report"),
-        (MemoryError(), 4, "MemoryError"),
+        (MemoryError(), 3, "MemoryError"),
+        (RuntimeError("can't start new thread"), 3, "ulimit"),
     ],
 )
 def test_errors_become_exit_codes(faked: list[Any], error: BaseException, code: int, words: str) -> None:

@@ -22,6 +22,7 @@ import typer
 from typer.main import get_command
 
 from crushproof.audit.cli import app
+from crushproof.audit.console import run
 from crushproof.audit.engine.store import Store
 from crushproof.audit.exit_codes import exit_codes
 
@@ -118,7 +119,7 @@ def command(words: list[str]) -> tuple[int, str]:
     said, code = io.StringIO(), 0
     with redirect_stdout(said), redirect_stderr(said):
         try:
-            _commands().main(args=words, prog_name="crushproof")
+            run(lambda words: _commands().main(args=words, prog_name="crushproof"), words)
         except SystemExit as end:
             code = int(end.code or 0)
         except Exception:  # what a user would see as a traceback

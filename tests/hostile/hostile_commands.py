@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,6 +74,16 @@ WORDS: dict[str, list[str]] = {
     "a gate of two": ["gate", "a", "b"],
     "a catalogue of nothing": ["catalogue", "qantize"],
     "a catalogue of an escape": ["catalogue", "\x1b[31m"],
+    "an empty word": ["audit", "p.yaml", "--out", ""],
+    "an empty folder name": ["report", ""],
+    "an option twice": ["audit", "p.yaml", "--policy", "release", "--policy=robustness"],
+    "results where a report is a pipe": ["audit", "p.yaml", "--out", "pipe"],
+    "results where an audit is a folder": ["audit", "p.yaml", "--out", "folder"],
+    "results where an audit is a pipe": ["audit", "p.yaml", "--out", "piped"],
+    "results where an audit is one hole": ["audit", "p.yaml", "--out", "holes"],
+    "results where a report is a link to nowhere": ["audit", "p.yaml", "--out", "dangling"],
+    "a search into a pipe": ["search", "p.yaml", "--out", "tube.yaml"],
+    "a search into a device": ["search", "p.yaml", "--out", "zero.yaml"],
     "a start on a file": ["init", "data.npz"],
     "a start below a file": ["init", "data.npz/x"],
     "a start at a name too long": ["init", "x" * 5000],
@@ -106,7 +117,15 @@ def start(folder: Path, words: list[str]) -> list[str]:
     for name in ("p.yaml", "a.yaml"):
         (folder / name).write_text(PLAN)
     (folder / "loop").symlink_to("loop")
-    (folder / "other").mkdir()
+    for name in ("other", "pipe", "piped", "holes", "dangling"):
+        (folder / name).mkdir()
+    (folder / "folder" / "audit.json").mkdir(parents=True)
+    for name in ("tube.yaml", "pipe/report.html", "piped/audit.json"):
+        os.mkfifo(folder / name)
+    (folder / "zero.yaml").symlink_to("/dev/zero")
+    (folder / "dangling" / "report.html").symlink_to("nowhere")
+    (folder / "holes" / "audit.json").touch()
+    os.truncate(folder / "holes" / "audit.json", 2**33)
     (folder / "other" / "audit.json").write_text("{}")
     return words
 

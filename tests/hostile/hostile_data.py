@@ -278,6 +278,7 @@ TABLES: dict[str, tuple[str | bytes, int]] = {
     "UTF-16": (GOOD.encode("utf-16"), USAGE),
     "half a surrogate pair": (GOOD.replace("0.5,", "\ud800,", 1).encode("utf-8", "surrogatepass"), USAGE),
     "a line of 2 MB": (GOOD + "0.1," * 500_000, UNSAFE),
+    "20,000 columns, one name twice": (",".join(f"c{at}" for at in range(19_998)) + ",c0,y\n", USAGE),
     "a header of 30,000 columns": (",".join(f"c{at}" for at in range(30_000)) + ",y\n", USAGE),
     "a cell of 200,000 characters": (GOOD.replace("0.5,", f"{'x' * 200_000},", 1), USAGE),
     "a pickle": (pickle.dumps(Canary()), UNSAFE),

@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import load_der_x509_certificate
 from signed_folder import (
     DAY,
     FINISHED,
@@ -343,7 +345,13 @@ def test_keys_that_cannot_sign_or_check(root: Path, monkeypatch: pytest.MonkeyPa
     for both in ({}, {"key": root / "key.pub", "certificate": root / "mine.pem"}):
         with pytest.raises(InputError, match="one of the two"):
             check_signature(root / "out", **both)
-    for one, words in ((certificate(new_key()), "another key"), (certificate(KEY, signs=""), "may sign")):
+    der = certificate(KEY).public_bytes(Encoding.DER)
+    twice = load_der_x509_certificate(der.replace(b"\x55\x1d\x13", b"\x55\x1d\x0f"))  # two extensions of one name
+    for one, words in (
+        (certificate(new_key()), "another key"),
+        (certificate(KEY, signs=""), "may sign"),
+        (twice, "may sign"),
+    ):
         with pytest.raises(InputError, match=words):
             sign_audit(root / "out", root / "key.pem", write_certificates(root / "bad.pem", one))
     monkeypatch.setenv("CRUSHPROOF_KEY_PASSWORD", "wrong")
@@ -412,6 +420,10 @@ def test_the_command_says_what_it_signed(root: Path) -> None:
     with (out / "evidence/lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert call(out, "--key", root / "key.pem").exit_code == 3
+    (out / "evidence/lock").unlink()
+    os.mkfifo(out / "evidence/lock")  # nobody is waited for
+    assert call(out, "--key", root / "key.pem").exit_code == 2
+    (out / "evidence/lock").unlink()
     flip(out / MODEL)
     assert call(out, "--key", root / "key.pem").exit_code == 5
 
