@@ -16,8 +16,8 @@ from .errors import InputError
 RECURRENT = ("RNN", "LSTM", "GRU")  # torch's recurrent layers
 BATCH = 512  # records per pass, at most; fixed, so that a result never depends on who asked for how many at once
 FEW = 16  # records that always go together
-HELD = 2**28  # bytes that the records of one pass may keep between forward and backward on a CPU, beside other processes
-HELD_BY_GPU = 2**30  # the same elsewhere
+HELD = 2**28  # bytes that the records of one pass may keep between forward and backward on a CPU
+HELD_BY_GPU = 2**30  # the same on other devices, which nobody shares
 
 
 class Target(Protocol):
