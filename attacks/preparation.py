@@ -24,7 +24,7 @@ from ..training.trainer import Trainer
 from .case import Case, Evidence
 from .effort import UNKNOWN, Effort
 
-OTHERWISE = 0.005  # of the records: another batch adds up in another order
+OTHERWISE = 0.005  # of the records, or one: another batch adds up in another order
 
 
 class Trained(Protocol):
@@ -143,7 +143,7 @@ class Basis:
         if self.correct is None:
             return False
         right = self.correct[ids]
-        return bool(((low & ~right) | (right & ~high)).mean() > OTHERWISE)
+        return int(((low & ~right) | (right & ~high)).sum()) > max(1, OTHERWISE * len(ids))
 
 
 @dataclass(frozen=True)

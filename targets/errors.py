@@ -104,7 +104,7 @@ CURES = {  # part of what Python and torch say of a common mistake: how to mend 
     "before Module.__init__() call": "Call super().__init__() first in the model's __init__",
     "FileNotFoundError": "Paths count from where crushproof is run; Path(__file__).parent / 'name' is beside the code",
     "SystemExit": "Take sys.exit() out: code that an audit calls returns or raises",
-    "EOFError": "Nobody answers while an audit runs: take input() out",
+    "EOF when reading a line": "Nobody answers while an audit runs: take input() out",
     "type (double) and": "Models and records are float32: take .double() and float64 arrays out, or write x.float()",
 }
 

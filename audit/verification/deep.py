@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...attacks.case import Evidence
-from ...targets.errors import NotApplicable
+from ...targets.errors import CrushproofError, NotApplicable, user_error
 from ..engine.cells import canonical_json
 from ..plan.plan import Plan
 from ..subject.audited import AuditedModel
@@ -85,15 +85,20 @@ def _of_model(suite: Suite, model: AuditedModel, cells: StoredCells) -> list[str
 
 
 def _declined(suite: Suite, reached: Reached, cells: StoredCells) -> list[str]:
-    """The work that has a reason for giving nothing, and gives something when it is done."""
+    """The work that has a reason for giving nothing, and gives something, or another error, when it is done."""
     wrong = []
     for cell in suite.cells_until(reached):
         if cells.has(cell.key) and not made(suite, cells, cell.name):
             try:
                 suite.compute(cell, cells)
+                found = "and it does"
             except NotApplicable:
                 continue
-            wrong.append(f"{cell.name}: it says that it does not apply, and it does")
+            except CrushproofError:
+                raise
+            except Exception as error:  # stored results may hold anything
+                found = f"and done again it fails ({user_error(error)[:200]})"
+            wrong.append(f"{cell.name}: it says that it does not apply, {found}")
     return wrong
 
 

@@ -32,7 +32,7 @@ class LayerLineage:
         nearest: 0 .. weights: codes that are the nearest neighbour of dense weight / scale.
         other_neighbour: 0 .. weights: codes that are the neighbour on the other side; 0 where there are two values.
         beyond: 0 .. weights: codes that are neither; of floats, values that differ by more than rounding.
-        beyond_zero: 0 .. weights: of those more than a step off, weights that are exactly zero, as after pruning.
+        beyond_zero: 0 .. beyond: of those beyond, weights that are exactly zero, as after pruning.
         worst_steps: 0 .. 1e9 (at most that): the furthest that a code is from its dense weight, in steps of the scale.
         misscaled: 0 .. beyond: of those beyond, weights whose scale or code book cuts them off or flattens them.
         biases: 0 or more: how many biases follow the product, in either file.
@@ -65,6 +65,8 @@ def row_of(fit: Fit) -> LayerLineage:
         other, beyond = 0, beyond + other
     off = np.abs(steps.held - steps.wanted)
     outside = off > 1 + steps.slack
+    if steps.misscaled is not None:
+        outside |= steps.misscaled
     kind, words = scales_in_words(weight.constant.codes, ours, folded_weight(dense, theirs), levels)
     biases, bias_off = biases_off(ours, theirs, folded_weight(dense, theirs))
     return LayerLineage(

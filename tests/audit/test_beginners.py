@@ -185,7 +185,7 @@ MODELS = {
     "training with a loader": trains("(module, x, y, seed)", model=("(module, x, y, seed)", "(module, loader)")),
     "another model returned": trains("4.bias", "must return the module", model=("return module", "return build(5)")),
     "training exits": trains("sys.exit() out", model=("return module", "raise SystemExit(0)")),
-    "training asks": trains("take input() out", model=("return module", "raise EOFError")),
+    "training asks": trains("take input() out", model=("return module", "raise EOFError('EOF when reading a line')")),
     "training in float64": trains("float32", model=("module(x[index])", "module(x[index].double())")),
     "frozen for training": trains(
         "does not require grad", model=("    optimizer =", "    module.requires_grad_(False)\n    optimizer =")
