@@ -100,7 +100,7 @@ def _installed(file: Path, folder: Path) -> bool:
     return any(part in INSTALLED for part in parts)
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=512)
 def _mentioned(raw: bytes) -> frozenset[tuple[str, bool]]:
     """Top-level names that a source file imports (True) or that stand in a string of it (False)."""
     try:
