@@ -34,6 +34,10 @@ def run(app: Callable[[Sequence[str]], Any], words: Sequence[str]) -> NoReturn:
                 app(words)
             except SystemExit as end:
                 code = end.code
+            except KeyError:  # a variable by which a shell asks for completions, and another is missing
+                if COMPLETE not in os.environ:
+                    raise
+                code = FAIL
             if code == FAIL and (COMPLETE in os.environ or list(words[:1]) in COMPLETION):  # a shell Typer knows not
                 code = InputError.exit_code
             sys.stdout.flush()

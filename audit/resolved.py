@@ -128,7 +128,7 @@ def _known(key: str, suite: Suite, store: Store) -> Suite | None:
 
 def resolved_text(plan: Plan) -> str:
     """The plan as YAML."""
-    fields = plan.model_dump(mode="json", exclude_defaults=True) | {"attacks": plan.attacks}
+    fields = plan.model_dump(mode="json", exclude_defaults=True, exclude={"engine"}) | {"attacks": plan.attacks}
     head = (
         "# Written by crushproof before the first attack: the plan with all that a probe or the time decided\n"
         "# (radii, numbers of records and of shadow models). It gives the same findings on any machine. Paths and\n"
