@@ -1,4 +1,4 @@
-"""The exit codes of the command line, how an error ends in one of them with a single paragraph."""
+"""The exit codes of the command line, and how an error ends in one of them with a single paragraph."""
 
 from __future__ import annotations
 

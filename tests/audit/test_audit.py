@@ -11,6 +11,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from findings_of import findings
 from typer.testing import CliRunner
 
 from crushproof.audit.cli import app
@@ -37,15 +38,6 @@ SMALL: dict[str, Any] = {
     ],
     "shadows": {"training_free": 4, "trained": 2},
 }
-
-
-def findings(out: Path) -> dict[str, Any]:
-    """audit.json without what two identical runs may differ in."""
-    audit = json.loads((out / "audit.json").read_text())
-    del audit["environment"]
-    for finding in audit["findings"]:
-        del finding["reproduce"]  # names the command line, which names the folder
-    return audit  # type: ignore[no-any-return]  # json gives Any
 
 
 @pytest.fixture(scope="module")

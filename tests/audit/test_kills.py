@@ -20,6 +20,7 @@ import psutil
 import pytest
 import torch
 import yaml
+from findings_of import findings
 from watched import Watched
 
 from crushproof.audit.engine.driver import run
@@ -177,15 +178,6 @@ def test_kills_at_random_moments_lose_and_repeat_nothing(tmp_path: Path) -> None
     watched.assert_silent()
     assert {path.name for path in out.iterdir()} == {path.name for path in undisturbed.iterdir()}
     assert list((out / "evidence" / "temporary").iterdir()) == []
-
-
-def findings(out: Path) -> dict[str, Any]:
-    """audit.json without what two identical runs may differ in."""
-    audit = json.loads((out / "audit.json").read_text())
-    del audit["environment"]
-    for finding in audit["findings"]:
-        del finding["reproduce"]  # names the command line, which names the folder
-    return audit  # type: ignore[no-any-return]  # json gives Any
 
 
 def journal(out: Path) -> list[str]:
