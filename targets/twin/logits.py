@@ -23,7 +23,8 @@ def logits_of(module: nn.Module, x: Tensor) -> Tensor:
     """
     with _Noting() as noting:
         answer: Tensor = module(x)
-    return noting.before(answer)
+    logits: Tensor = noting.before(answer)
+    return logits
 
 
 class _Noting(TorchFunctionMode):
