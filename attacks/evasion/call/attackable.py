@@ -33,13 +33,19 @@ class Attackable:
     twin: nn.Module | None
 
 
-def attackable(target: nn.Module | Path | str | bytes | Target | Attackable, shape: tuple[int, ...]) -> Attackable:
+def attackable(
+    target: nn.Module | Path | str | bytes | Target | Attackable,
+    shape: tuple[int, ...],
+    assumptions: Assumptions | None = None,
+) -> Attackable:
     """What can be attacked of a model.
 
     Args:
         target: a torch module (copied, in evaluation mode); an ONNX or TFLite file, or the bytes of one, run by its
             runtime and followed through its twin; or anything with `logits`, of which only answers are used.
         shape: of a record. A file may take the same values in another shape.
+        assumptions: how a file's inputs and outputs are to be read. None: as they are, its outputs one to a class, or
+            one alone the logit of the second of two classes.
 
     Raises:
         InputError, UnsafeInput: the file is refused (`targets.untrusted.model_file.read_model_file`).
@@ -53,17 +59,18 @@ def attackable(target: nn.Module | Path | str | bytes | Target | Attackable, sha
         with scratch() as folder:
             path = folder / "model"
             path.write_bytes(target)
-            return attackable(path, shape)
+            return attackable(path, shape, assumptions)
     if not isinstance(target, str | Path):
         return Attackable(target, None)
     file = read_model_file(Path(target), shape)
-    declared = file.facts.inputs[0].shape[1:]
-    record = tuple(size for size in declared if isinstance(size, int))
-    assumptions = Assumptions(record=record if len(record) == len(declared) else shape)
+    if assumptions is None:
+        declared = file.facts.inputs[0].shape[1:]
+        record = tuple(size for size in declared if isinstance(size, int))
+        assumptions = Assumptions(record=record if len(record) == len(declared) else shape)
     twin = None
     if file.kind == "onnx":
         with suppress(NotApplicable):  # an operator that has no twin
-            twin = Differentiable(twin_of(file.checked), assumptions).eval()
+            twin = Differentiable(twin_of(file.checked, assumptions.output), assumptions).eval()
     return Attackable(deployed(file, assumptions), twin)
 
 

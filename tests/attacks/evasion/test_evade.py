@@ -102,6 +102,7 @@ def test_what_goes_into_the_last_softmax_is_followed(linear: tuple[nn.Module, Te
 def test_logits_are_what_comes_before(linear: tuple[nn.Module, Tensor, Tensor], last: nn.Module) -> None:
     net, x, _ = linear
     assert torch.equal(logits_of(nn.Sequential(net, last), x), net(x))
+    assert torch.equal(logits_of(nn.Sequential(net, last, Tail()), x), net(x)), "nothing of that changes the order"
     hidden = nn.Sequential(net, last, nn.Linear(2, 2))
     assert torch.equal(logits_of(hidden, x), hidden(x)), "in the middle of a net it is a layer"
     over_records = nn.Sequential(net, nn.Softmax(0))
@@ -150,6 +151,11 @@ def test_a_plateau_ends_the_search(linear: tuple[nn.Module, Tensor, Tensor]) -> 
 def test_a_model_that_draws_random_numbers_is_flagged(linear: tuple[nn.Module, Tensor, Tensor]) -> None:
     net, x, y = linear
     assert evade(Noisy(net), x, y, epsilon=0.05, lower=-1, upper=2, budget="quick").flags["all"][-1] == "answers-vary"
+
+
+class Tail(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return ((2 * x.flatten(1) - 1).round(decimals=2) / 3 + 0.1).float().exp()
 
 
 class Noisy(nn.Module):
