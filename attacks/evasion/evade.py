@@ -41,7 +41,7 @@ PARTS: dict[Budget, tuple[Perturber, ...]] = {
     "thorough": (
         Pgd(steps=20, loss="margin"),
         Diversified(steps=20, restarts=200),
-        Square(queries=200, label="square-200"),
+        Square(queries=100, label="square-first"),
         Apgd(steps=50, restarts=3),
         Apgd(steps=50, restarts=3, loss="dlr", label="apgd-dlr"),
         Square(queries=5000),
@@ -137,6 +137,11 @@ def evade(
     skipped, white = [], success.clone()
     modules = () if opened.twin is None else (opened.twin,)
     batch = records_at_once(region.center[:1], *modules, copies=COPIES) if modules else BATCH
+
+    def margin(inputs: Tensor, rows: Tensor) -> Tensor:
+        ledger.queries += len(rows)
+        return margins(opened.deployed.logits(inputs.to(wanted.device)), wanted[rows.to(wanted.device)], goal).cpu()
+
     for part in PARTS[budget] if parts is None else parts:
         if (reason := part.why_not(case)) is not None:
             skipped.append(f"{part.part}: {reason}")
@@ -154,7 +159,7 @@ def evade(
         best[closest] = found.best[closest]
         success, found_by[part.part] = success | found.fooled, found.fooled
         flags[part.part] = flags_of_part(part, found, len(x))
-        hope.learn(part, found)
+        hope.learn(part, found, margin)
         if part.access is Access.WHITE_BOX:
             white |= found.fooled
             weak &= trust.too_weak(part.model_dump(), region.epsilon)

@@ -29,6 +29,7 @@ RISING: Functions = (
 SHIFTS: Functions = (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, torch.sub, Tensor.sub, Tensor.__sub__)
 SCALES: Functions = (torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.div, Tensor.div, Tensor.__truediv__)
 ROUNDED = 1 / 64  # a probability that is so near to another is that, rounded
+MOST_CLASSES = 100_000  # beyond it, it is no answer
 
 
 def logits_of(module: nn.Module, x: Tensor) -> Tensor:
@@ -51,7 +52,7 @@ class _Noting(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._given: Tensor | None = None
+        self._given: Any = None
         self._result: Any = None
 
     def __torch_function__(
@@ -62,16 +63,16 @@ class _Noting(TorchFunctionMode):
         x = args[0] if args else named.get("input")
         if func in EACH or (func in ALONG_CLASSES and _over_classes(x, args[1] if len(args) > 1 else named.get("dim"))):
             self._given, self._result = x, result
-        elif self._given is None or not self._is(x):
-            return result
-        elif func is Tensor.__getitem__:
+        elif func is Tensor.__getitem__ and self._is(x):
             self._given, self._result = self._given.reshape(x.shape)[args[1]], result
         elif func in RISING or ((func in SHIFTS or func in SCALES) and _number(args[1:], positive=func in SCALES)):
-            self._result = result
+            if self._is(x):
+                self._result = result
         return result
 
     def before(self, answer: Tensor) -> Tensor:
-        return self._given.reshape(answer.shape) if self._given is not None and self._is(answer) else answer
+        logits: Tensor = self._given.reshape(answer.shape) if self._is(answer) else answer
+        return logits
 
     def _is(self, x: Any) -> bool:
         """Whether x holds what the softmax or sigmoid has become: the same memory, or nearly the same values."""
@@ -79,9 +80,9 @@ class _Noting(TorchFunctionMode):
             return False
         if x.data_ptr() == self._result.data_ptr():
             return True
-        return (
-            bool(x.is_floating_point()) and float((x - self._result.reshape(x.shape)).detach().abs().max()) <= ROUNDED
-        )
+        if not x.is_floating_point() or x.numel() > MOST_CLASSES * len(x):
+            return False
+        return float((x - self._result.reshape(x.shape)).detach().abs().max()) <= ROUNDED
 
 
 def _over_classes(x: Any, axis: Any) -> bool:

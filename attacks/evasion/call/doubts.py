@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -26,15 +28,16 @@ class Hope:
 
     def __init__(self, n: int) -> None:
         self.lost = torch.zeros(n, dtype=torch.bool)
-        self._plateau = torch.zeros(n, dtype=torch.bool)
-        self._nearest = torch.full((n,), torch.inf)  # margin, by gradients
+        self._nearest = torch.full((n,), -torch.inf)  # the model's own margin at the end of a plateau
 
-    def learn(self, part: Perturber, found: Sought) -> None:
+    def learn(self, part: Perturber, found: Sought, margin: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Takes in what a part found; `margin` gives the model's own for inputs and int64, which records they are of."""
         if part.access is Access.WHITE_BOX:
-            self._plateau |= found.plateau
-            self._nearest = torch.minimum(self._nearest, found.margin)
+            rows = found.plateau.nonzero().squeeze(1)
+            if len(rows):
+                self._nearest[rows] = margin(found.best[rows], rows)
         else:
-            self.lost |= self._plateau & (found.margin >= self._nearest)
+            self.lost |= (self._nearest > -torch.inf) & (found.margin >= self._nearest)
 
 
 def differ(twin: nn.Module, x: Tensor, answers: Tensor, ledger: Ledger) -> bool:
