@@ -17,16 +17,17 @@ from ...targets.seeds import derive
 from ..access import Access, Flag, Ledger
 from . import trust
 from .ascent.losses import Goal, margins, reached
-from .ball import Norm
 from .black_box.square import Square
 from .blocks import COPIES, seek
-from .call.allowed import checked_records, distances, region_of
+from .call.allowed import checked_records, limits_of, region_of
+from .call.approach import approach
 from .call.attackable import Attackable, attackable, case_of
-from .call.doubts import ROUNDING, Hope, differ, flags_of_part, varies
+from .call.doubts import ROUNDING, Hope, cliff, differ, flags_of_part, varies
 from .engine import Perturber
 from .gradient.apgd import Apgd
 from .gradient.diversified import Diversified
 from .gradient.pgd import Pgd
+from .nearest.found import Distance, norms
 
 Budget = Literal["quick", "standard", "thorough"]
 
@@ -47,6 +48,8 @@ PARTS: dict[Budget, tuple[Perturber, ...]] = {
         Square(queries=5000),
     ),
 }
+# Of a search for the nearest input: steps, and how many classes are tried one by one as well.
+STEPS: dict[Budget, tuple[int, int]] = {"quick": (50, 0), "standard": (100, 3), "thorough": (300, 9)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +89,7 @@ def evade(
     x: Tensor,
     y: Tensor,
     *,
-    norm: Norm = "linf",
+    norm: Distance = "linf",
     epsilon: float | None = None,
     lower: float | Tensor | None = None,
     upper: float | Tensor | None = None,
@@ -110,7 +113,8 @@ def evade(
     Args:
         target: see `attackable`.
         x: float32 [n, *shape], clean records; y: int64 [n], their classes.
-        norm: of the distance; epsilon: the largest one, in x's own units. None: `lower` and `upper` are all there is.
+        norm: of the distance; "l0" counts the elements that differ. epsilon: the largest one, in x's own units. None: the
+            nearest input that can be found; with limits for each element any input within them.
         lower, upper: what an input may be, with epsilon as well: one number, or float32 broadcastable to x for every
             element of every record (L-inf only). Kept to the bit. Left out: 0 and 1, where x lies within.
         target_class: the class to reach, for all or for each record; None: any but the record's own.
@@ -125,7 +129,9 @@ def evade(
     x, y = checked_records(x, y)
     opened = attackable(target, tuple(x.shape[1:]))
     device = x.device if opened.twin is None else device_of(opened.twin, x.device)
-    region = region_of(x.to(device), norm, epsilon, lower, upper)
+    limits = limits_of(x.to(device), lower, upper)
+    nearest = norm in ("l1", "l0") or (epsilon is None and max(limit.numel() for limit in limits) == 1)
+    region = region_of(x.to(device), norm, epsilon, *limits, any_within=nearest)
     goal: Goal = "untargeted" if target_class is None else "targeted"
     wanted = (y if target_class is None else torch.as_tensor(target_class).to(torch.int64).expand(len(y))).to(device)
     case = case_of(opened, Records(region.center, wanted))
@@ -163,6 +169,14 @@ def evade(
         if part.access is Access.WHITE_BOX:
             white |= found.fooled
             weak &= trust.too_weak(part.model_dump(), region.epsilon)
+    if nearest and (found_by or opened.twin is not None):
+        inputs, reaches = approach(
+            opened.deployed, opened.twin, region.center, wanted, goal, limits, norm, best.to(device), success.to(device),
+            steps=STEPS[budget][0], classes=STEPS[budget][1], batch=batch, ledger=ledger,
+        )  # fmt: skip
+        best, found_by["nearest"] = inputs.cpu(), reaches.cpu() & ~success
+        success = success | found_by["nearest"]
+        white |= found_by["nearest"] if opened.twin is not None else False
     if not found_by:
         raise NotApplicable("no part of the attack can run: " + "; ".join(skipped))
     inputs = best.to(region.center.device)
@@ -170,18 +184,18 @@ def evade(
     ledger.queries += len(x)
     again = (reached(logits, wanted, goal) & region.contains(inputs)).cpu()
     off = margins(logits, wanted, goal).cpu() > ROUNDING * logits.abs().amax(1).cpu()
-    flags["all"] = [
-        str(flag)
-        for flag, raised in {
-            Flag.NO_WHITE_BOX: opened.twin is None,
-            Flag.WEAK_ATTACK: opened.twin is not None and weak,
-            Flag.TWIN_DISAGREES: opened.twin is not None and differ(opened.twin, region.center, answers, ledger),
-            Flag.BLACK_BOX_WINS: opened.twin is not None and trust.beats(success.numpy(), white.numpy()),
-            Flag.ANSWERS_VARY: bool((success & ~again & off).any()) or varies(opened.deployed, region.center, ledger),
-        }.items()
-        if raised
-    ]
-    distance = distances(best, x.cpu(), norm)
+    raised = {Flag.ANSWERS_VARY: bool((success & ~again & off).any()) or varies(opened.deployed, region.center, ledger)}
+    if opened.twin is None:
+        raised[Flag.NO_WHITE_BOX] = True
+    else:
+        raised[Flag.WEAK_ATTACK] = weak
+        raised[Flag.TWIN_DISAGREES] = differ(opened.twin, region.center, answers, ledger)
+        raised[Flag.BLACK_BOX_WINS] = trust.beats(success.numpy(), white.numpy())
+        if epsilon is not None:
+            nearby = epsilon / 2 if norm == "linf" else epsilon / 2 / region.center[0].numel() ** 0.5
+            raised[Flag.MARGIN_CLIFF] = cliff(opened.twin, region.center, limits, nearby, seed, ledger)
+    flags["all"] = sorted(str(flag) for flag in raised if raised[flag])
+    distance = norms(best.double() - x.cpu().double(), norm)
     success = success & again & ((distance <= epsilon) if epsilon is not None else True)
     distance = torch.where(success, distance, torch.inf)
     return Evaded(

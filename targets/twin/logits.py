@@ -60,7 +60,7 @@ class _Noting(TorchFunctionMode):
     ) -> Any:
         named = dict(kwargs or {})
         result = func(*args, **named)
-        x = args[0] if args else named.get("input")
+        x: Any = args[0] if args else named.get("input")
         if func in EACH or (func in ALONG_CLASSES and _over_classes(x, args[1] if len(args) > 1 else named.get("dim"))):
             self._given, self._result = x, result
         elif func is Tensor.__getitem__ and self._is(x):

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ....targets.data.records import Bounds
 from ....targets.errors import InputError
-from ..ball import Ball, Box, Norm, Region
+from ..ball import Ball, Box, Region
+from ..nearest.found import Distance
 
 
 def checked_records(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -23,14 +24,8 @@ def checked_records(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return x.detach().float(), y.detach().to(torch.int64)
 
 
-def region_of(
-    x: Tensor, norm: Norm, epsilon: float | None, lower: float | Tensor | None, upper: float | Tensor | None
-) -> Region:
-    """The allowed set of each record."""
-    if epsilon is None and (lower is None or upper is None):
-        raise InputError("Nothing bounds the change. Give epsilon, or lower and upper.")
-    if epsilon is not None and not 0 < epsilon < math.inf:
-        raise InputError(f"epsilon is {epsilon}. It is a finite number above 0, in the units of x.")
+def limits_of(x: Tensor, lower: float | Tensor | None, upper: float | Tensor | None) -> tuple[Tensor, Tensor]:
+    """The smallest and the largest value of each element, float32 broadcastable to x."""
     if (lower is None or upper is None) and not bool(((x >= 0) & (x <= 1)).all()):
         raise InputError("x is not within [0, 1]. Give lower and upper, the smallest and largest value of an input.")
     low, high = (
@@ -49,6 +44,17 @@ def region_of(
     if not bool(inside.all()):
         first = int((~inside.flatten(1).all(1)).nonzero()[0])
         raise InputError(f"Record {first} lies outside of lower and upper itself. Give limits around it.")
+    return low, high
+
+
+def region_of(
+    x: Tensor, norm: Distance, epsilon: float | None, low: Tensor, high: Tensor, *, any_within: bool
+) -> Region:
+    """The allowed set of each record; with `any_within` a box that holds it, of which what is near is sought later."""
+    if epsilon is not None and not 0 < epsilon < math.inf:
+        raise InputError(f"epsilon is {epsilon}. It is a finite number above 0, in the units of x.")
+    if any_within or norm not in ("linf", "l2"):
+        return Box(low.expand_as(x), high.expand_as(x), x)
     if norm == "linf":
         if epsilon is not None:
             low, high = torch.maximum(low, _rounded(x, -epsilon)), torch.minimum(high, _rounded(x, epsilon))
@@ -65,9 +71,3 @@ def _rounded(x: Tensor, change: float) -> Tensor:
     near = exact.float()
     beyond = near.double() > exact if change > 0 else near.double() < exact
     return torch.where(beyond, near.nextafter(x), near)
-
-
-def distances(adversarial: Tensor, x: Tensor, norm: Norm) -> Tensor:
-    """float64 [n]."""
-    change = (adversarial.double() - x.double()).flatten(1)
-    return change.abs().amax(1) if norm == "linf" else torch.linalg.vector_norm(change, dim=1)
