@@ -27,6 +27,7 @@ _HOMES = {
     "Prune": ".compression.pruning.prune",
     "Quantize": ".compression.quantization.quantize",
     "Share": ".compression.share",
+    "evade": ".attacks.evasion.evade",
     "Evasion": ".attacks.evasion.evasion",
     "Membership": ".attacks.membership.membership",
     "Extraction": ".attacks.extraction.extraction",

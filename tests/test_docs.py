@@ -18,6 +18,7 @@ from torch import nn
 import crushproof
 from crushproof.attacks.access import Ledger
 from crushproof.attacks.attack import ATTACKS
+from crushproof.attacks.evasion.ball import Ball
 from crushproof.attacks.evasion.engine import PERTURBERS, Search
 from crushproof.attacks.evasion.gradient.pgd import Pgd
 from crushproof.audit.catalogue import PLUG_IN, catalogue
@@ -181,7 +182,7 @@ def test_the_picture_of_the_parts_is_current() -> None:
 def search_of(data: Data, module: nn.Module, part: Any, n: int = 60) -> Search:
     case = case_of(data, module, evaluation=data.evaluation.take(torch.arange(n)), ids=np.arange(n))
     search = Search(
-        case.deployed, case.evaluation, case.ids, "linf", 0.1, case.bounds,
+        case.deployed, case.evaluation, case.ids, Ball("linf", 0.1, case.evaluation.x, case.bounds),
         among=torch.ones(n, dtype=torch.bool), seed=0, ledger=Ledger(),
     )  # fmt: skip
     part.perturb(search, case)

@@ -1,4 +1,4 @@
-"""The set an adversarial input must lie in: within epsilon of its record, and within the data's bounds.
+"""The set an adversarial input must lie in: within epsilon of its record and the data's bounds, or within a box.
 
 Epsilon and every step size count in units of [0, 1] pixels; `Bounds.scale` turns them into units of the data, channel
 by channel. The L2 norm is measured in [0, 1] units too, so one epsilon means the same for any scaling of the data. What
@@ -8,7 +8,7 @@ by channel. The L2 norm is measured in [0, 1] units too, so one epsilon means th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -36,6 +36,11 @@ class Ball:
     epsilon: float
     center: Tensor
     bounds: Bounds
+
+    @property
+    def scale(self) -> Tensor:
+        """What an epsilon of 1 is in units of the data; broadcasts against `center`."""
+        return self.bounds.scale
 
     def take(self, index: Tensor) -> Ball:
         """The balls at `index` (int64 or bool [n])."""
@@ -123,6 +128,51 @@ class Ball:
         rounding = float((largest_value / self.bounds.scale).max()) * torch.finfo(torch.float32).eps
         coordinates = self.center[0].numel() if len(self.center) else 1
         return TOLERANCE + rounding * (1.0 if self.norm == "linf" else coordinates**0.5)
+
+
+@dataclass(frozen=True, eq=False)
+class Box:
+    """One box per record, to the bit: every element has a smallest and a largest value of its own.
+
+    It stands where an L-inf ball does; its radius is half of each element's width.
+
+    Args:
+        low, high: float32 [n, *shape], low <= high, finite.
+        center: [n, *shape], inside: where an attack starts that does not start at random.
+    """
+
+    low: Tensor
+    high: Tensor
+    center: Tensor
+    norm: ClassVar[Norm] = "linf"
+    epsilon: ClassVar[float] = 0.5  # in units of `scale`
+
+    @property
+    def scale(self) -> Tensor:
+        """The widths of each element, [n, *shape]."""
+        return self.high - self.low
+
+    def take(self, index: Tensor) -> Box:
+        """The boxes at `index` (int64 or bool [n])."""
+        return Box(self.low[index], self.high[index], self.center[index])
+
+    def project(self, x: Tensor) -> Tensor:
+        return torch.maximum(torch.minimum(x, self.high), self.low)
+
+    def step(self, x: Tensor, gradient: Tensor, size: float | Tensor) -> Tensor:
+        """See `Ball.step`; size is in widths of the box."""
+        return self.project(x + size * self.scale * gradient.nan_to_num(0.0, 0.0, 0.0).sign())
+
+    def random_start(self, noise: Tensor) -> Tensor:
+        """Uniform in the box, from uniform noise in [0, 1)."""
+        return self.project(self.low + noise * self.scale)
+
+    def contains(self, x: Tensor) -> Tensor:
+        """bool [n]: whether each element lies within its limits, without any tolerance."""
+        return ((x >= self.low) & (x <= self.high)).flatten(1).all(1)
+
+
+Region = Ball | Box
 
 
 def whole_range(norm: Norm, shape: tuple[int, ...]) -> float:

@@ -11,14 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...targets.data.records import Bounds, Records
+from ...targets.data.records import Records
 from ...targets.form import Array, Layout, check_arrays
 from ...targets.model import records_at_once
 from ...targets.steps import Arrays, Check, kept, pulse, unchecked
 from ..access import Ledger
 from ..case import Case
 from ..statistics.sequential import FIRST
-from .ball import Norm
+from .ascent.losses import Goal
+from .ball import Region
 from .engine import Perturber, Search
 
 COPIES = 16  # of a record, that an attack holds at a time: its ball, best inputs, steps and gradients
@@ -102,14 +103,13 @@ def seek(
     case: Case,
     records: Records,
     ids: np.ndarray[tuple[int], np.dtype[np.int64]],
-    norm: Norm,
-    epsilon: float,
-    bounds: Bounds,
+    region: Region,
     *,
     among: Tensor,
     seed: int,
     ledger: Ledger,
     batch: int,
+    goal: Goal = "untargeted",
     first: int = 0,
     from_center: bool = False,
     counter: Counter | None = None,
@@ -143,12 +143,11 @@ def seek(
             case.deployed,
             records.take(taken),
             ids[some.numpy()],
-            norm,
-            epsilon,
-            bounds,
+            region.take(taken),
             among=torch.ones(len(some), dtype=torch.bool, device=device),
             seed=seed,
             ledger=ledger,
+            goal=goal,
             from_center=from_center,
             positions=first + taken,
             told=told,

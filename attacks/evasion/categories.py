@@ -20,7 +20,7 @@ from ...targets.model import TorchTarget, device_of
 from ..access import Ledger
 from ..case import Case
 from ..preparation import Scope
-from .engine import Gradients
+from .ascent.gradients import Gradients
 
 LEAST_RECORDS = 20  # fewer may look like categories by accident
 MOST_RECORDS = 2000  # looked at

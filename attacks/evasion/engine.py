@@ -9,121 +9,25 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from contextlib import nullcontext
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from ...targets.data.records import Bounds, Records
-from ...targets.model import BATCH, Target, differentiable, frozen_copy
+from ...targets.data.records import Records
+from ...targets.model import Target
 from ...targets.seeds import derive, uniform
 from ...targets.technique import Registry, Technique
 from ..access import Access, Ledger
 from ..case import Case
 from ..effort import Effort
-from .ball import Ball, Norm, per_record
-from .slopes import SlopesPastClips
+from .ascent.gradients import Ascent, Gradients, usable
+from .ascent.losses import Goal, margins, reached
+from .ball import Region, per_record
 
-Loss = Literal["ce", "margin", "dlr"]
-
-SATURATED = 10.0  # a logit gap from which softmax loses its small terms to float rounding
 FLAT_STARTS = 3  # random starts at which a record may give no gradient before a gradient attack lets it go
-
-
-def margins(logits: Tensor, y: Tensor) -> Tensor:
-    """`z_y - max z_other` [n]: negative once the record is misclassified."""
-    own = logits.gather(1, y[:, None]).squeeze(1)
-    others = logits.scatter(1, y[:, None], -torch.inf)
-    return own - others.amax(1)
-
-
-def losses(logits: Tensor, y: Tensor, loss: Loss) -> Tensor:
-    """What a gradient attack ascends, float [n]. None of them goes flat where the logits saturate.
-
-    - "margin": minus the logit margin (Carlini & Wagner 2017).
-    - "ce": cross-entropy in float64, the logits divided by a temperature per record (held fixed in the gradient) that
-      brings a gap beyond `SATURATED` back to it; a plain softmax has no gradient there.
-    - "dlr": the difference of logits ratio (Croce & Hein 2020), which no rescaling of the logits changes; needs three
-      classes and is the margin below that.
-    """
-    if loss == "ce":
-        temperature = (margins(logits, y).detach().abs().double() / SATURATED).clamp_min(1)
-        return F.cross_entropy(logits.double() / temperature[:, None], y, reduction="none")
-    if loss == "dlr" and logits.shape[1] >= 3:
-        top = logits.topk(3, dim=1).values
-        return -margins(logits, y) / (top[:, 0] - top[:, 2]).clamp_min(1e-12)
-    return -margins(logits, y)
-
-
-class Ascent(NamedTuple):
-    """What a gradient attack learns at x [n, *shape]: a direction, and how near to a success it is.
-
-    Args:
-        gradient: of the loss, like x; zeros where the module gives none.
-        margin: [n]; value: the loss, [n].
-        flat: bool [n], the module's own gradient is of no use (the slopes past its clips may have given another).
-    """
-
-    gradient: Tensor
-    margin: Tensor
-    value: Tensor
-    flat: Tensor
-
-
-class Gradients:
-    """Losses, margins and input gradients of one module, counted in the ledger.
-
-    Args:
-        module: differentiated as it is; it is copied and its parameters need no gradient.
-        loss: what the gradient ascends.
-        past_clips: a record without a gradient of its own gets one with slopes outside clips (`SlopesPastClips`).
-    """
-
-    def __init__(self, module: nn.Module, loss: Loss, ledger: Ledger, *, past_clips: bool = True) -> None:
-        self._module, self._loss, self._ledger, self._past_clips = frozen_copy(module), loss, ledger, past_clips
-
-    def __call__(self, x: Tensor, y: Tensor) -> Ascent:
-        gradient, margin, value = self._batches(x, y)
-        flat = ~usable(gradient)
-        if self._past_clips and flat.any():
-            gradient[flat] = self._batches(x[flat], y[flat], past_clips=True)[0]
-        return Ascent(gradient, margin, value, flat)
-
-    def margins(self, x: Tensor, y: Tensor) -> Tensor:
-        """float32 [n], by a forward pass alone."""
-        self._ledger.forwards += len(x)
-        with torch.no_grad():
-            logits = torch.cat([self._module(batch).float() for batch in torch.split(x, BATCH)])
-        return margins(logits, y)
-
-    def _batches(self, x: Tensor, y: Tensor, *, past_clips: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        batches = zip(torch.split(x, BATCH), torch.split(y, BATCH), strict=True)
-        columns = zip(*(self._batch(*batch, past_clips) for batch in batches), strict=True)
-        gradient, margin, value = (torch.cat(column) for column in columns)
-        return gradient, margin, value
-
-    def _batch(self, x: Tensor, y: Tensor, past_clips: bool) -> tuple[Tensor, Tensor, Tensor]:
-        x = x.detach().requires_grad_()
-        self._ledger.forwards += len(x)
-        with differentiable(self._module), SlopesPastClips() if past_clips else nullcontext():
-            logits = self._module(x).float()
-        values = losses(logits, y, self._loss)
-        gradient = None
-        if values.requires_grad:  # some quantised graphs cut the gradient without an error
-            self._ledger.backwards += len(x)
-            (gradient,) = torch.autograd.grad(values.sum(), x, allow_unused=True)
-        gradient = torch.zeros_like(x) if gradient is None else gradient
-        return gradient.detach(), margins(logits, y).detach(), values.detach()
-
-
-def usable(gradient: Tensor) -> Tensor:
-    """bool [n]: whether each record's gradient [n, *shape] is finite and not zero throughout."""
-    flat = gradient.flatten(1)
-    return torch.isfinite(flat).all(1) & (flat != 0).any(1)
 
 
 class Search:
@@ -135,7 +39,9 @@ class Search:
     Args:
         target: the deployed model; only its answers count.
         records: all that are evaluated, [n]; ids: int64 [n], their identities, which seed their randomness.
+        region: where an input for each of them may lie.
         among: bool [n], the records to fool.
+        goal: whether a record's `y` is the class to get away from, or the one to get to.
         seed: of this perturber at this epsilon.
         from_center: start from the clean record instead of at random (the unbounded check).
         positions: int64 [n], where the records stand among the case's; None: at its beginning.
@@ -147,13 +53,12 @@ class Search:
         target: Target,
         records: Records,
         ids: np.ndarray[tuple[int], np.dtype[np.int64]],
-        norm: Norm,
-        epsilon: float,
-        bounds: Bounds,
+        region: Region,
         *,
         among: Tensor,
         seed: int,
         ledger: Ledger,
+        goal: Goal = "untargeted",
         from_center: bool = False,
         positions: Tensor | None = None,
         told: Callable[[float], None] = lambda progress: None,
@@ -161,7 +66,8 @@ class Search:
         self.ledger = ledger
         self.active = among.nonzero().squeeze(1)  # int64, positions in `records`
         self.y = records.y[self.active]
-        self.ball = Ball(norm, epsilon, records.x[self.active], bounds)
+        self.ball = region.take(self.active)
+        self.goal: Goal = goal
         self.fooled = torch.zeros(len(records), dtype=torch.bool, device=records.x.device)
         self.found_at = torch.full((len(records),), torch.nan)  # share of the budget spent when it was fooled
         self.best = records.x.clone()  # the input that fooled the deployed model, or else the most promising one
@@ -188,11 +94,13 @@ class Search:
             return self.ball.center.clone()
         return self.ball.random_start(self.noise(tuple(self.ball.center.shape[1:]), "start", *labels))
 
-    def first_ascent(self, model: Gradients, restart: int, progress: float) -> tuple[Tensor, Ascent]:
-        """A start for each active record, asked about, and the ascent there; further starts where it is flat, and one
-        that stays flat is let go.
+    def first_ascent(
+        self, model: Gradients, restart: int, progress: float, x: Tensor | None = None
+    ) -> tuple[Tensor, Ascent]:
+        """A start for each active record (`x`, else a random one), asked about, and the ascent there; further starts
+        where it is flat, and one that stays flat is let go.
         """
-        x = self.start(restart)
+        x = self.start(restart) if x is None else x
         if restart == 0:
             self.flat[self.active] = True
         found = self.ascent(model, x)
@@ -276,12 +184,11 @@ class Search:
         self.release(torch.ones_like(self.active, dtype=torch.bool))
 
     def _ask(self, x: Tensor, y: Tensor) -> Tensor:
-        """Margins, set to minus the smallest number where a tie is decided against the label."""
+        """Margins, set to minus the smallest number where a tie is decided in favour of the goal."""
         self.ledger.queries += len(x)
         logits = self._target.logits(x)
-        margin = margins(logits, y)
-        wrong = logits.argmax(1) != y
-        return torch.where(wrong, margin.clamp_max(-1e-38), margin.clamp_min(0))
+        margin = margins(logits, y, self.goal)
+        return torch.where(reached(logits, y, self.goal), margin.clamp_max(-1e-38), margin.clamp_min(0))
 
     def _settle(self, x: Tensor, wrong: Tensor, progress: float) -> Tensor | None:
         """Lets the records go whose input is misclassified inside the ball."""

@@ -21,7 +21,7 @@ from ...targets.seeds import derive
 from ...targets.steps import Arrays
 from ..access import Ledger
 from ..case import Case
-from .ball import Norm, whole_range
+from .ball import Ball, Norm, whole_range
 from .black_box.square import Square
 from .blocks import Counter, at_once, kept_at_cost, seek
 from .engine import Perturber
@@ -136,9 +136,7 @@ class _Probe:
                 self.case,
                 self.records,
                 np.arange(len(self.records)),
-                self.norm,
-                epsilon,
-                self.case.bounds.to(self.records.x.device),
+                Ball(self.norm, epsilon, self.records.x, self.case.bounds.to(self.records.x.device)),
                 among=among,
                 seed=derive(self.seed, "radius", repr(epsilon)),
                 ledger=spent,

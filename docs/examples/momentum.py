@@ -8,8 +8,9 @@ import torch
 from pydantic import Field
 
 from crushproof.attacks.case import Case
+from crushproof.attacks.evasion.ascent.gradients import Ascent
 from crushproof.attacks.evasion.ball import SMALLEST, per_record
-from crushproof.attacks.evasion.engine import Ascent, Search
+from crushproof.attacks.evasion.engine import Search
 from crushproof.attacks.evasion.gradient.pgd import GradientPerturber, default_step
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from crushproof.attacks.evasion.engine import Gradients, Ledger
+from crushproof.attacks.access import Ledger
+from crushproof.attacks.evasion.ascent.gradients import Gradients
 from crushproof.defenses.adversarial_training import AdversarialTraining
 from crushproof.defenses.dp_sgd import DpSgd, DpSgdTrainer
 from crushproof.targets.data.records import Bounds, Records

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...access import Access
 from ...case import Case
 from ...effort import Effort
-from ..ball import Ball, l2_norm, per_record
+from ..ball import Region, l2_norm, per_record
 from ..engine import PERTURBERS, Perturber, Search
 
 HALVINGS = (10, 50, 200, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries: when the windows' area is halved
@@ -102,14 +102,14 @@ def window(rows: Tensor, columns: Tensor, height: int, width: int) -> Tensor:
     return (inside_rows[:, :, None] & inside_columns[:, None, :])[:, None]
 
 
-def extreme(ball: Ball, positive: Tensor) -> Tensor:
+def extreme(ball: Region, positive: Tensor) -> Tensor:
     """The L-inf ball's largest values where `positive` (broadcastable to an image), its smallest elsewhere."""
     images = ball.center.view(len(ball.center), *image_shape(tuple(ball.center.shape[1:])))
     sign = torch.where(positive, 1.0, -1.0).expand_as(images).reshape(ball.center.shape)
-    return ball.project(ball.center + 2 * ball.epsilon * ball.bounds.scale * sign)
+    return ball.project(ball.center + 2 * ball.epsilon * ball.scale * sign)
 
 
-def square_step(ball: Ball, x: Tensor, share: float, draw: Tensor) -> Tensor:
+def square_step(ball: Region, x: Tensor, share: float, draw: Tensor) -> Tensor:
     """One window per record pushed to the edge of the L-inf ball, up or down by channel.
 
     Where the window already is so, the opposite sign is tried: no query is spent on an input known before.
@@ -151,14 +151,14 @@ def bumps(height: int, width: int) -> Tensor:
     return whole
 
 
-def scaled(ball: Ball, change: Tensor) -> Tensor:
+def scaled(ball: Region, change: Tensor) -> Tensor:
     """The point of the ball in the direction of `change` (in [0, 1] units, an image each), at the full radius."""
     change = change.reshape(ball.center.shape)
     change = change / l2_norm(change).clamp_min(1e-12) * ball.epsilon
-    return ball.project(ball.center + change * ball.bounds.scale)
+    return ball.project(ball.center + change * ball.scale)
 
 
-def tiles(ball: Ball, positive: Tensor) -> Tensor:
+def tiles(ball: Region, positive: Tensor) -> Tensor:
     """The L2 start: bumps side by side over the whole image, each with a sign from `positive`, bool [n, c, 10, 10]."""
     channels, height, width = image_shape(tuple(ball.center.shape[1:]))
     change = torch.zeros(len(ball.center), channels, height, width, device=ball.center.device)
@@ -171,12 +171,12 @@ def tiles(ball: Ball, positive: Tensor) -> Tensor:
     return scaled(ball, change)
 
 
-def move_mass(ball: Ball, x: Tensor, share: float, draw: Tensor) -> Tensor:
+def move_mass(ball: Region, x: Tensor, share: float, draw: Tensor) -> Tensor:
     """The L2 proposal: a bump in one window, paid for with the norm of another window and what is left of epsilon."""
     channels, height, width = image_shape(tuple(x.shape[1:]))
     tall, wide = window_size(share, height, width)
     tall, wide = min(height, max(tall, 3)), min(width, max(wide, 3))
-    change = ((x - ball.center) / ball.bounds.scale).view(len(x), channels, height, width)
+    change = ((x - ball.center) / ball.scale).view(len(x), channels, height, width)
     rows = offsets(corner(draw[:, 0], height - tall), height)
     columns = offsets(corner(draw[:, 1], width - wide), width)
     gains = window(rows, columns, tall, wide)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ...case import Case
+from ..ascent.gradients import Gradients
 from ..ball import per_record
-from ..engine import PERTURBERS, Gradients, Search
+from ..engine import PERTURBERS, Search
 from .pgd import GradientPerturber
 
 MOMENTUM = 0.75  # alpha in the paper

@@ -19,9 +19,11 @@ from ....targets.steps import Arrays
 from ...access import Access, Ledger
 from ...case import Case
 from ...effort import Effort
+from ..ascent.gradients import Ascent, Gradients
+from ..ascent.losses import Loss
 from ..ball import Ball, Norm, per_record
 from ..blocks import COPIES, Counter, blocks, kept_at_cost
-from ..engine import PERTURBERS, Ascent, Gradients, Loss, Perturber, Search
+from ..engine import PERTURBERS, Perturber, Search
 
 
 class GradientPerturber(Perturber):
@@ -58,7 +60,8 @@ class GradientPerturber(Perturber):
     def model(self, search: Search, case: Case) -> Gradients:
         module = self.module(case)
         assert module is not None  # why_not came first
-        return Gradients(module, self.loss, search.ledger, past_clips=self.gradients == "straight-through")
+        past_clips = self.gradients == "straight-through"
+        return Gradients(module, self.loss, search.ledger, goal=search.goal, past_clips=past_clips)
 
 
 @PERTURBERS.register
@@ -77,7 +80,7 @@ class Pgd(GradientPerturber):
         for restart in range(self.restarts):
             if len(search.active) == 0:
                 return
-            x, found = search.first_ascent(model, restart, restart / self.restarts)
+            x, found = search.first_ascent(model, restart, restart / self.restarts, self.start(search, model, restart))
             for step in range(1, self.steps + 1):
                 if len(x) == 0:
                     return
@@ -90,6 +93,10 @@ class Pgd(GradientPerturber):
                 if stay is not None:
                     x, found = x[stay], Ascent(*(column[stay] for column in found))
         search.close()
+
+    def start(self, search: Search, model: Gradients, restart: int) -> Tensor | None:
+        """Where each active record's run begins, [active, *shape]; None: at random."""
+        return None
 
 
 def default_step(epsilon: float, steps: int) -> float:

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from crushproof.attacks.access import Ledger
 from crushproof.attacks.case import Case, Evidence
+from crushproof.attacks.evasion.ascent.gradients import Gradients
+from crushproof.attacks.evasion.ascent.losses import losses, margins
 from crushproof.attacks.evasion.ball import Ball, Norm
 from crushproof.attacks.evasion.black_box.square import Square
 from crushproof.attacks.evasion.black_box.transfer import Transfer
 from crushproof.attacks.evasion.case import EvasionInputs
-from crushproof.attacks.evasion.engine import FLAT_STARTS, Gradients, Perturber, Search, losses, margins
+from crushproof.attacks.evasion.engine import FLAT_STARTS, Perturber, Search
 from crushproof.attacks.evasion.evasion import Evasion
 from crushproof.attacks.evasion.gradient.apgd import Apgd, checkpoints
 from crushproof.attacks.evasion.gradient.pgd import Pgd, craft
@@ -246,7 +248,7 @@ def test_any_shape_of_record(digits: Data, norm: Norm, shape: tuple[int, ...]) -
     )
     for part in (Pgd(), Apgd(), Square(queries=50)):
         search = Search(
-            case.deployed, case.evaluation, case.ids, norm, 0.9, case.bounds,
+            case.deployed, case.evaluation, case.ids, Ball(norm, 0.9, x, case.bounds),
             among=torch.ones(12, dtype=torch.bool), seed=0, ledger=Ledger(),
         )  # fmt: skip
         part.perturb(search, case)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crushproof.attacks.access import Ledger
+from crushproof.attacks.evasion.ascent.gradients import Gradients, usable
 from crushproof.attacks.evasion.black_box.square import Square
-from crushproof.attacks.evasion.engine import Gradients, usable
 from crushproof.attacks.evasion.evasion import Evasion
 from crushproof.attacks.evasion.gradient.apgd import Apgd
 from crushproof.attacks.evasion.gradient.pgd import Pgd

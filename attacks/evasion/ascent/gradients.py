@@ -1,0 +1,108 @@
+"""Losses, margins and input gradients of one module, counted in the ledger."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ....targets.model import BATCH, differentiable, frozen_copy
+from ....targets.twin.logits import logits_of
+from ...access import Ledger
+from .losses import Goal, Loss, losses, margins
+from .slopes import SlopesPastClips
+
+
+class Ascent(NamedTuple):
+    """What a gradient attack learns at x [n, *shape]: a direction, and how near to a success it is.
+
+    Args:
+        gradient: of the loss, like x; zeros where the module gives none.
+        margin: [n]; value: the loss, [n].
+        flat: bool [n], the module's own gradient is of no use (the slopes past its clips may have given another).
+    """
+
+    gradient: Tensor
+    margin: Tensor
+    value: Tensor
+    flat: Tensor
+
+
+class Gradients:
+    """Losses, margins and input gradients of one module, counted in the ledger.
+
+    They are those of the logits, where the module ends in a softmax or a sigmoid (`targets.twin.logits.logits_of`).
+
+    Args:
+        module: differentiated as it is; it is copied and its parameters need no gradient.
+        loss: what the gradient ascends.
+        goal: whether `y` is the class to get away from, or the one to get to.
+        past_clips: a record without a gradient of its own gets one with slopes outside clips (`SlopesPastClips`).
+    """
+
+    def __init__(
+        self, module: nn.Module, loss: Loss, ledger: Ledger, *, goal: Goal = "untargeted", past_clips: bool = True
+    ) -> None:
+        self._module, self._loss, self._ledger, self._past_clips = frozen_copy(module), loss, ledger, past_clips
+        self._goal: Goal = goal
+
+    def __call__(self, x: Tensor, y: Tensor) -> Ascent:
+        gradient, margin, value = self._batches(x, y)
+        flat = ~usable(gradient)
+        if self._past_clips and flat.any():
+            gradient[flat] = self._batches(x[flat], y[flat], past_clips=True)[0]
+        return Ascent(gradient, margin, value, flat)
+
+    def margins(self, x: Tensor, y: Tensor) -> Tensor:
+        """float32 [n], by a forward pass alone."""
+        self._ledger.forwards += len(x)
+        with torch.no_grad():
+            logits = torch.cat([logits_of(self._module, batch).float() for batch in torch.split(x, BATCH)])
+        return margins(logits, y, self._goal)
+
+    def classes(self, x: Tensor) -> int:
+        """How many logits there are, by one record of x."""
+        with torch.no_grad():
+            return int(logits_of(self._module, x[:1]).shape[1])
+
+    def towards(self, x: Tensor, weights: Tensor) -> Tensor:
+        """The gradient of `weights` [n, classes] times the logits, like x; zeros where the module gives none."""
+        rows = zip(torch.split(x, BATCH), torch.split(weights, BATCH), strict=True)
+        return torch.cat([self._derivative(*row) for row in rows])
+
+    def _derivative(self, x: Tensor, weights: Tensor) -> Tensor:
+        logits, x = self._forward(x, self._past_clips)
+        return self._backward((weights * logits).sum(1), x)
+
+    def _batches(self, x: Tensor, y: Tensor, *, past_clips: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        batches = zip(torch.split(x, BATCH), torch.split(y, BATCH), strict=True)
+        columns = zip(*(self._batch(*batch, past_clips) for batch in batches), strict=True)
+        gradient, margin, value = (torch.cat(column) for column in columns)
+        return gradient, margin, value
+
+    def _batch(self, x: Tensor, y: Tensor, past_clips: bool) -> tuple[Tensor, Tensor, Tensor]:
+        logits, x = self._forward(x, past_clips)
+        values = losses(logits, y, self._loss, self._goal)
+        return self._backward(values, x), margins(logits, y, self._goal).detach(), values.detach()
+
+    def _forward(self, x: Tensor, past_clips: bool) -> tuple[Tensor, Tensor]:
+        """Logits, and the input that they can be differentiated by."""
+        x = x.detach().requires_grad_()
+        self._ledger.forwards += len(x)
+        with differentiable(self._module), SlopesPastClips() if past_clips else nullcontext():
+            return logits_of(self._module, x).float(), x
+
+    def _backward(self, values: Tensor, x: Tensor) -> Tensor:
+        gradient = None
+        if values.requires_grad:  # some quantised graphs cut the gradient without an error
+            self._ledger.backwards += len(x)
+            (gradient,) = torch.autograd.grad(values.sum(), x, allow_unused=True)
+        return torch.zeros_like(x) if gradient is None else gradient.detach()
+
+
+def usable(gradient: Tensor) -> Tensor:
+    """bool [n]: whether each record's gradient [n, *shape] is finite and not zero throughout."""
+    flat = gradient.flatten(1)
+    return torch.isfinite(flat).all(1) & (flat != 0).any(1)
