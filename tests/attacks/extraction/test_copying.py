@@ -120,7 +120,7 @@ def test_copies_side_by_side_are_those_trained_alone(lesson: Lesson) -> None:
     assert together[0].loss == pytest.approx(alone.loss, rel=1e-3), "the longest sets the number of steps"
     assert together[0].spent == alone.spent
     for copy, pupil in zip(together, pupils, strict=True):
-        assert pupil.lesson.loss(TorchTarget(copy.module).logits(pupil.lesson.records.x), torch.arange(9)) < 1
+        assert pupil.lesson.loss(TorchTarget(copy.module).logits(pupil.lesson.records.x[:9]), torch.arange(9)) < 1
 
 
 def test_no_copy_is_carried_along_for_more_than_twice_its_steps(lesson: Lesson) -> None:
