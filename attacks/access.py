@@ -90,6 +90,11 @@ class Flag(StrEnum):
         "The model answers a record otherwise when it is asked again, in another order or beside other records. Every "
         "figure then follows from how the questions were put.",
     )
+    MARGIN_CLIFF = (
+        "margin-cliff",
+        "A little beside its records the model is far less sure than at them, all at once: it has memorised where they "
+        "are, or refuses whatever is new. What it withstands there says nothing on records it has not seen.",
+    )
     EPSILON_EXTREME = (
         "epsilon-extreme",
         "No radius was found at which the dense model keeps about half of its accuracy: it keeps nearly all or nearly "

@@ -23,6 +23,7 @@ from ...targets.quiet import away_from_home
 from ...targets.seeds import derive, global_seed
 from ..access import Access, Ledger
 from ..case import Case
+from .ball import Ball
 from .engine import PERTURBERS, Perturber, Search
 
 # Which of ART's classes work on answers alone. The rest get gradients: several of them use some without declaring it.
@@ -80,11 +81,14 @@ class Art(Perturber):
 
     def perturb(self, search: Search, case: Case) -> None:
         ball = search.ball
+        if not isinstance(ball, Ball) or search.goal == "targeted":
+            raise NotApplicable("ART's classes are run without a target, within one distance and one pair of bounds")
         labels = np.eye(case.classes, dtype=np.float32)[search.y.cpu().numpy()]
-        clean = (ball.center - ball.bounds.low) / ball.bounds.scale
+        bounds = ball.bounds
+        clean = (ball.center - bounds.low) / bounds.scale
         try:
             with seeded(search.seed):
-                attack = evasion_classes()[self.name](self._classifier(search, case), **self._keywords(search))
+                attack = evasion_classes()[self.name](self._classifier(search, case, bounds), **self._keywords(search))
                 found = attack.generate(x=clean.cpu().numpy(), y=labels)
         except (MemoryError, ImportError, OSError):
             raise  # not ART's answer but this machine's: the cell fails and is tried again
@@ -92,7 +96,7 @@ class Art(Perturber):
             reason = " ".join(str(error).split())[:200]
             raise NotApplicable(f"ART's {self.name} failed: {type(error).__name__}: {reason}") from error
         x = torch.as_tensor(np.asarray(found, dtype=np.float32)).to(clean.device).reshape(clean.shape)
-        search.query(ball.project(ball.bounds.low + x * ball.bounds.scale), math.nan)
+        search.query(ball.project(bounds.low + x * bounds.scale), math.nan)
 
     def _keywords(self, search: Search) -> dict[str, Any]:
         ball = search.ball
@@ -106,11 +110,11 @@ class Art(Perturber):
         accepted = keywords(evasion_classes()[self.name])
         return {key: value for key, value in defaults.items() if key in accepted} | self.parameters
 
-    def _classifier(self, search: Search, case: Case) -> Any:
+    def _classifier(self, search: Search, case: Case, bounds: Bounds) -> Any:
         with away_from_home():
             from art.estimators.classification import BlackBoxClassifierNeuralNetwork, PyTorchClassifier
 
-        shape, bounds = tuple(search.ball.center.shape[1:]), search.ball.bounds
+        shape = tuple(search.ball.center.shape[1:])
         device = search.ball.center.device
         if self.access is Access.WHITE_BOX:
             assert case.twin is not None  # why_not came first

@@ -93,6 +93,8 @@ class Sought:
     flat: Tensor
     found_at: Tensor
     best: Tensor
+    margin: Tensor
+    plateau: Tensor
 
 
 def seek(
@@ -115,7 +117,7 @@ def seek(
 
     Args:
         among: bool [n], on the CPU.
-        batch: records at a time (`at_once`).
+        batch: inputs at a time (`at_once`).
         first: where the records begin among those of the case.
         counter: goes on by n.
     """
@@ -125,11 +127,13 @@ def seek(
         torch.zeros(n, dtype=torch.bool),
         torch.full((n,), torch.nan),
         records.x.cpu().clone(),
+        torch.full((n,), torch.inf),
+        torch.zeros(n, dtype=torch.bool),
     )
     rows = among.nonzero().squeeze(1)
     if counter is not None:
         counter.add(n - len(rows))
-    for some in rows.split(batch) if len(rows) else ():
+    for some in rows.split(max(1, batch // part.together)) if len(rows) else ():
         taken = some.to(device)
 
         def told(progress: float, size: int = len(some)) -> None:
@@ -152,6 +156,7 @@ def seek(
         part.perturb(search, case)
         found.fooled[some], found.flat[some] = search.fooled.cpu(), search.flat.cpu()
         found.found_at[some], found.best[some] = search.found_at, search.best.cpu()
+        found.margin[some], found.plateau[some] = search.margin.cpu(), search.plateau.cpu()
         if counter is not None:
             counter.add(len(some))
     return found

@@ -32,7 +32,6 @@ TINY_L2 = 0.05  # with many values the corners are far: .39 at 224 x 224 x 3, wh
 FREE = 0.1  # of the values that are no categories, at least, an attacker can change
 # Of a gradient attack that deserves the name. PGD on a dense MNIST model at L-inf .06 leaves 40.0 % with 1 step, 37.4
 # with 2, 36.4 with 3, 35.6 with 10 and 35.2 with 50: from the third on more of them find little.
-FEWEST_STEPS = 3
 
 
 @dataclass(frozen=True)
@@ -120,13 +119,7 @@ def free_share(data: Data, epsilon: float) -> float:
 def _weak(summary: Mapping[str, Any], epsilon: float) -> bool:
     """Whether every part that followed gradients gave up early, or had steps too short to leave its start."""
     white = [part for part, access in summary["part_access"].items() if Access(access) is Access.WHITE_BOX]
-    if not white:
-        return False
-    for part in white:
-        steps, size = (summary["settings"][part].get(name) for name in ("steps", "step_size"))
-        if not isinstance(steps, int) or (steps >= FEWEST_STEPS and (size is None or size * steps >= epsilon)):
-            return False
-    return True
+    return bool(white) and all(trust.too_weak(summary["settings"][part], epsilon) for part in white)
 
 
 def chosen_radius(results: Results, attack: EvasionParameters) -> dict[str, Any] | None:

@@ -72,7 +72,8 @@ class Search:
         self.found_at = torch.full((len(records),), torch.nan)  # share of the budget spent when it was fooled
         self.best = records.x.clone()  # the input that fooled the deployed model, or else the most promising one
         self.flat = torch.zeros_like(self.fooled)  # the module gave no gradient of its own anywhere
-        self._best_margin = torch.full((len(records),), torch.inf, device=records.x.device)
+        self.plateau = torch.zeros_like(self.fooled)  # a perturber says so: further starts would end as those before
+        self.margin = torch.full((len(records),), torch.inf, device=records.x.device)  # of `best`
         self._asked_margin = torch.full((len(records),), torch.inf, device=records.x.device)
         self.seed = seed
         self._target, self._ids, self._from_center, self._told = target, ids, from_center, told
@@ -94,13 +95,11 @@ class Search:
             return self.ball.center.clone()
         return self.ball.random_start(self.noise(tuple(self.ball.center.shape[1:]), "start", *labels))
 
-    def first_ascent(
-        self, model: Gradients, restart: int, progress: float, x: Tensor | None = None
-    ) -> tuple[Tensor, Ascent]:
-        """A start for each active record (`x`, else a random one), asked about, and the ascent there; further starts
-        where it is flat, and one that stays flat is let go.
+    def first_ascent(self, model: Gradients, restart: int, progress: float) -> tuple[Tensor, Ascent]:
+        """A start for each active record, asked about, and the ascent there; further starts where it is flat, and one
+        that stays flat is let go.
         """
-        x = self.start(restart) if x is None else x
+        x = self.start(restart)
         if restart == 0:
             self.flat[self.active] = True
         found = self.ascent(model, x)
@@ -136,9 +135,9 @@ class Search:
             x: [active, *shape]; margin: [active]; progress: share of the budget spent, in [0, 1]; NaN when unknown.
         """
         self._told(progress)
-        better = margin < self._best_margin[self.active]
+        better = margin < self.margin[self.active]
         rows = self.active[better]
-        self._best_margin[rows] = margin[better]
+        self.margin[rows] = margin[better]
         self.best[rows] = x[better]
         promising = (margin < 0) & (margin < self._asked_margin[self.active])
         if not promising.any():
@@ -155,11 +154,11 @@ class Search:
         """
         self._told(progress)
         margin = self._ask(x, self.y)
-        better = margin < self._best_margin[self.active]
+        better = margin < self.margin[self.active]
         if better.any():
             better &= self.ball.contains(x)
             rows = self.active[better]
-            self._best_margin[rows] = margin[better]
+            self.margin[rows] = margin[better]
             self.best[rows] = x[better]
         return margin, self._settle(x, margin < 0, progress)
 
@@ -170,7 +169,7 @@ class Search:
             bool [active]: which records stay.
         """
         x = self.best[self.active]
-        fresh = rows & (self._best_margin[self.active] < self._asked_margin[self.active])
+        fresh = rows & (self.margin[self.active] < self._asked_margin[self.active])
         if fresh.any():
             wrong = torch.zeros_like(fresh)
             wrong[fresh] = self._ask(x[fresh], self.y[fresh]) < 0
@@ -216,6 +215,7 @@ class Perturber(Technique):
 
     kind: str
     uses_parent: ClassVar[bool] = False  # whether it needs the dense model that the audited one came from
+    together: ClassVar[int] = 1  # inputs of one record that it tries at a time
     label: str = Field("", pattern=r"^[\w.-]*$", description="the part's name in the report; default: its kind")
     at: Literal["all", "gate"] = Field("all", description="attack at every epsilon, or at the gate's only")
 

@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...targets.data.records import Bounds, Records
-from ...targets.errors import InputError, NotApplicable
-from ...targets.interface.assumptions import Assumptions
-from ...targets.interface.finished_model import Differentiable, deployed
-from ...targets.model import BATCH, Target, TorchTarget, device_of, frozen_copy, records_at_once
+from ...targets.data.records import Records
+from ...targets.errors import NotApplicable
+from ...targets.model import BATCH, Target, device_of, records_at_once
 from ...targets.seeds import derive
-from ...targets.temporary import scratch
-from ...targets.twin.twin import twin_of
-from ...targets.untrusted.model_file import read_model_file
 from ..access import Access, Flag, Ledger
-from ..case import Case
 from . import trust
-from .ascent.losses import Goal, reached
-from .ball import Ball, Box, Norm, Region
+from .ascent.losses import Goal, margins, reached
 from .black_box.square import Square
-from .blocks import COPIES, Sought, seek
+from .blocks import COPIES, seek
+from .call.allowed import checked_records, limits_of, region_of
+from .call.approach import approach
+from .call.attackable import Attackable, attackable, case_of
+from .call.doubts import ROUNDING, Hope, cliff, differ, flags_of_part, varies
 from .engine import Perturber
 from .gradient.apgd import Apgd
 from .gradient.diversified import Diversified
 from .gradient.pgd import Pgd
+from .nearest.found import Distance, norms
 
 Budget = Literal["quick", "standard", "thorough"]
 
@@ -46,12 +41,15 @@ PARTS: dict[Budget, tuple[Perturber, ...]] = {
     ),
     "thorough": (
         Pgd(steps=20, loss="margin"),
+        Diversified(steps=20, restarts=200),
+        Square(queries=100, label="square-first"),
         Apgd(steps=50, restarts=3),
         Apgd(steps=50, restarts=3, loss="dlr", label="apgd-dlr"),
-        Diversified(steps=20, restarts=200),
         Square(queries=5000),
     ),
 }
+# Of a search for the nearest input: steps, and how many classes are tried one by one as well.
+STEPS: dict[Budget, tuple[int, int]] = {"quick": (50, 0), "standard": (100, 3), "thorough": (300, 9)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +61,7 @@ class Evaded:
         success: bool [n]: the model itself answers it as the attacker wants.
         distance: float64 [n], from the record, in the norm asked for and in x's own units; infinite without success.
         parts: by part of the attack, bool [n]: what it fooled of what those before it had left.
-        flags: by part, why its failures may say little (`attacks.access.Flag`).
+        flags: why failures may say little (`attacks.access.Flag`), by part, and under `all` for the whole.
         ledger: forward and backward passes through gradients, and queries of the model, all in records.
     """
 
@@ -86,59 +84,12 @@ class Evaded:
         return f"<Evaded: {found} of {n} records, {self.queries} queries{doubts}>"
 
 
-@dataclass(frozen=True, eq=False)
-class Attackable:
-    """A model as `evade` asks it, to be opened once for many calls (`attackable`).
-
-    Args:
-        deployed: whose answers decide.
-        twin: whose gradients are followed; None: only answers are used.
-    """
-
-    deployed: Target
-    twin: nn.Module | None
-
-
-def attackable(target: nn.Module | Path | str | bytes | Target | Attackable, shape: tuple[int, ...]) -> Attackable:
-    """What can be attacked of a model.
-
-    Args:
-        target: a torch module (copied, in evaluation mode); an ONNX or TFLite file, or the bytes of one, run by its
-            runtime and followed through its twin; or anything with `logits`, of which only answers are used.
-        shape: of a record. A file may take the same values in another shape.
-
-    Raises:
-        InputError, UnsafeInput: the file is refused (`targets.untrusted.model_file.read_model_file`).
-    """
-    if isinstance(target, Attackable):
-        return target
-    if isinstance(target, nn.Module):
-        module = frozen_copy(target)
-        return Attackable(TorchTarget(module), module)
-    if isinstance(target, bytes):
-        with scratch() as folder:
-            path = folder / "model"
-            path.write_bytes(target)
-            return attackable(path, shape)
-    if not isinstance(target, str | Path):
-        return Attackable(target, None)
-    file = read_model_file(Path(target), shape)
-    declared = file.facts.inputs[0].shape[1:]
-    record = tuple(size for size in declared if isinstance(size, int))
-    assumptions = Assumptions(record=record if len(record) == len(declared) else shape)
-    twin = None
-    if file.kind == "onnx":
-        with suppress(NotApplicable):  # an operator that has no twin
-            twin = Differentiable(twin_of(file.checked), assumptions).eval()
-    return Attackable(deployed(file, assumptions), twin)
-
-
 def evade(
     target: nn.Module | Path | str | bytes | Target | Attackable,
     x: Tensor,
     y: Tensor,
     *,
-    norm: Norm = "linf",
+    norm: Distance = "linf",
     epsilon: float | None = None,
     lower: float | Tensor | None = None,
     upper: float | Tensor | None = None,
@@ -162,128 +113,92 @@ def evade(
     Args:
         target: see `attackable`.
         x: float32 [n, *shape], clean records; y: int64 [n], their classes.
-        norm: of the distance; epsilon: the largest one, in x's own units. None: `lower` and `upper` are all there is.
+        norm: of the distance; "l0" counts the elements that differ. epsilon: the largest one, in x's own units. None: the
+            nearest input that can be found; with limits for each element any input within them.
         lower, upper: what an input may be, with epsilon as well: one number, or float32 broadcastable to x for every
             element of every record (L-inf only). Kept to the bit. Left out: 0 and 1, where x lies within.
         target_class: the class to reach, for all or for each record; None: any but the record's own.
-        budget: how hard to try, see `PARTS`; parts: instead of those of the budget.
+        budget: how hard to try, see `PARTS`; parts: instead of those of the budget. A `step_size` of theirs counts in
+            widths of what an element may be, of which the radius is half (in an L2 ball, in widths of the bounds).
         seed: what is drawn for a record follows from it and from the record's place.
 
     Raises:
         InputError: shapes do not fit, a record lies outside, or nothing bounds the change.
         NotApplicable: no part can attack this target.
     """
-    x, y = _records(x, y)
+    x, y = checked_records(x, y)
     opened = attackable(target, tuple(x.shape[1:]))
     device = x.device if opened.twin is None else device_of(opened.twin, x.device)
-    region = _region(x.to(device), norm, epsilon, lower, upper)
+    limits = limits_of(x.to(device), lower, upper)
+    nearest = norm in ("l1", "l0") or (epsilon is None and max(limit.numel() for limit in limits) == 1)
+    region = region_of(x.to(device), norm, epsilon, *limits, any_within=nearest)
     goal: Goal = "untargeted" if target_class is None else "targeted"
     wanted = (y if target_class is None else torch.as_tensor(target_class).to(torch.int64).expand(len(y))).to(device)
-    case = _case(opened, Records(region.center, wanted))
+    case = case_of(opened, Records(region.center, wanted))
     ledger = Ledger(queries=len(x))
-    success = reached(opened.deployed.logits(region.center), wanted, goal).cpu()
+    answers = opened.deployed.logits(region.center)
+    success = reached(answers, wanted, goal).cpu()
     best, found_by, flags = region.center.cpu().clone(), dict[str, Tensor](), dict[str, list[str]]()
-    skipped, black = [], torch.zeros_like(success)
+    hope, weak = Hope(len(x)), True
+    skipped, white = [], success.clone()
     modules = () if opened.twin is None else (opened.twin,)
     batch = records_at_once(region.center[:1], *modules, copies=COPIES) if modules else BATCH
+
+    def margin(inputs: Tensor, rows: Tensor) -> Tensor:
+        ledger.queries += len(rows)
+        return margins(opened.deployed.logits(inputs.to(wanted.device)), wanted[rows.to(wanted.device)], goal).cpu()
+
     for part in PARTS[budget] if parts is None else parts:
         if (reason := part.why_not(case)) is not None:
             skipped.append(f"{part.part}: {reason}")
             continue
-        found = seek(
-            part, case, case.evaluation, case.ids, region,
-            among=~success, seed=derive(seed, "evade", part.part), ledger=ledger, batch=batch, goal=goal,
-        )  # fmt: skip
+        left, seeds = ~success & ~hope.lost, derive(seed, "evade", part.part)
+        try:
+            found = seek(
+                part, case, case.evaluation, case.ids, region,
+                among=left, seed=seeds, ledger=ledger, batch=batch, goal=goal,
+            )  # fmt: skip
+        except NotApplicable as error:
+            skipped.append(f"{part.part}: {error}")
+            continue
         closest = found.fooled if found_by else ~success
         best[closest] = found.best[closest]
         success, found_by[part.part] = success | found.fooled, found.fooled
-        flags[part.part] = _flags(part, found, len(x))
-        black |= found.fooled if part.access is not Access.WHITE_BOX else torch.zeros_like(black)
+        flags[part.part] = flags_of_part(part, found, len(x))
+        hope.learn(part, found, margin)
+        if part.access is Access.WHITE_BOX:
+            white |= found.fooled
+            weak &= trust.too_weak(part.model_dump(), region.epsilon)
+    if nearest and (found_by or opened.twin is not None):
+        inputs, reaches = approach(
+            opened.deployed, opened.twin, region.center, wanted, goal, limits, norm, best.to(device), success.to(device),
+            steps=STEPS[budget][0], classes=STEPS[budget][1], batch=batch, ledger=ledger,
+        )  # fmt: skip
+        best, found_by["nearest"] = inputs.cpu(), reaches.cpu() & ~success
+        success = success | found_by["nearest"]
+        white |= found_by["nearest"] if opened.twin is not None else False
     if not found_by:
         raise NotApplicable("no part of the attack can run: " + "; ".join(skipped))
-    if opened.twin is not None and trust.beats(success.numpy(), (success & ~black).numpy()):
-        flags["all"] = [str(Flag.BLACK_BOX_WINS)]
-    best, success = best.to(x.device), success.to(x.device)
-    change = (best.double() - x.double()).flatten(1)
-    distance = change.abs().amax(1) if norm == "linf" else torch.linalg.vector_norm(change, dim=1)
-    distance = torch.where(success, distance, torch.inf)
-    return Evaded(best, success, distance, found_by, {part: some for part, some in flags.items() if some}, ledger)
-
-
-def _records(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    if not x.is_floating_point() or x.dim() < 2 or len(x) == 0 or y.shape != (len(x),) or y.is_floating_point():
-        raise InputError(
-            f"x is {x.dtype} of shape {list(x.shape)} and y {y.dtype} of shape {list(y.shape)}. Records are float32 "
-            "[n, *shape] and classes int64 [n]."
-        )
-    if not torch.isfinite(x).all():
-        raise InputError("x holds values that are not finite. Leave those records out.")
-    return x.detach().float(), y.detach().to(torch.int64)
-
-
-def _region(
-    x: Tensor, norm: Norm, epsilon: float | None, lower: float | Tensor | None, upper: float | Tensor | None
-) -> Region:
-    """The allowed set of each record."""
-    if epsilon is None and (lower is None or upper is None):
-        raise InputError("Nothing bounds the change. Give epsilon, or lower and upper.")
-    if epsilon is not None and not 0 < epsilon < math.inf:
-        raise InputError(f"epsilon is {epsilon}. It is a finite number above 0, in the units of x.")
-    if (lower is None or upper is None) and not bool(((x >= 0) & (x <= 1)).all()):
-        raise InputError("x is not within [0, 1]. Give lower and upper, the smallest and largest value of an input.")
-    low, high = (
-        torch.as_tensor(default if given is None else given, dtype=torch.float32, device=x.device)
-        for given, default in ((lower, 0.0), (upper, 1.0))
-    )
-    if not bool(torch.isfinite(low).all() & torch.isfinite(high).all() & (low <= high).all()):
-        raise InputError("lower and upper are no limits. They must be finite, and lower nowhere above upper.")
-    try:
-        inside = (x >= low.expand_as(x)) & (x <= high.expand_as(x))
-    except RuntimeError:
-        raise InputError(
-            f"lower has the shape {list(low.shape)} and upper {list(high.shape)}. Both have to be broadcastable to x, "
-            f"{list(x.shape)}."
-        ) from None
-    if not bool(inside.all()):
-        first = int((~inside.flatten(1).all(1)).nonzero()[0])
-        raise InputError(f"Record {first} lies outside of lower and upper itself. Give limits around it.")
-    if norm == "linf":
+    inputs = best.to(region.center.device)
+    logits = opened.deployed.logits(inputs)
+    ledger.queries += len(x)
+    again = (reached(logits, wanted, goal) & region.contains(inputs)).cpu()
+    off = margins(logits, wanted, goal).cpu() > ROUNDING * logits.abs().amax(1).cpu()
+    raised = {Flag.ANSWERS_VARY: bool((success & ~again & off).any()) or varies(opened.deployed, region.center, ledger)}
+    if opened.twin is None:
+        raised[Flag.NO_WHITE_BOX] = True
+    else:
+        raised[Flag.WEAK_ATTACK] = weak
+        raised[Flag.TWIN_DISAGREES] = differ(opened.twin, region.center, answers, ledger)
+        raised[Flag.BLACK_BOX_WINS] = trust.beats(success.numpy(), white.numpy())
         if epsilon is not None:
-            low, high = torch.maximum(low, _rounded(x, -epsilon)), torch.minimum(high, _rounded(x, epsilon))
-        return Box(low.expand_as(x), high.expand_as(x), x)
-    if epsilon is None or low.numel() > 1 or high.numel() > 1 or not bool(low < high):
-        raise InputError("That is not for an L2 distance. Give epsilon and one number each for lower and upper.")
-    bounds = Bounds(low.reshape(()), high.reshape(()))
-    return Ball(norm, epsilon / float(bounds.scale), x, bounds)
-
-
-def _rounded(x: Tensor, change: float) -> Tensor:
-    """x + change, in float32 and no further from x than that."""
-    exact = x.double() + change
-    near = exact.float()
-    beyond = near.double() > exact if change > 0 else near.double() < exact
-    return torch.where(beyond, near.nextafter(x), near)
-
-
-def _case(opened: Attackable, records: Records) -> Case:
-    low, high = float(records.x.min()), float(records.x.max())
-    return Case(
-        deployed=opened.deployed,
-        twin=opened.twin,
-        native=opened.twin,
-        parent=None,
-        evaluation=records,
-        ids=np.arange(len(records)),
-        attacker=Records(records.x[:0], records.y[:0]),
-        bounds=Bounds.of(low, high if high > low else low + 1),
-        classes=int(opened.deployed.logits(records.x[:1]).shape[1]),
-    )
-
-
-def _flags(part: Perturber, found: Sought, count: int) -> list[str]:
-    raised = []
-    if trust.gradients_missing(int((found.flat & ~found.fooled).sum()), count):
-        raised.append(str(Flag.NO_GRADIENT))
-    if part.access is Access.WHITE_BOX and trust.unfinished(found.found_at.numpy(), count):
-        raised.append(str(Flag.UNFINISHED))
-    return raised
+            nearby = epsilon / 2 if norm == "linf" else epsilon / 2 / region.center[0].numel() ** 0.5
+            raised[Flag.MARGIN_CLIFF] = cliff(opened.twin, region.center, limits, nearby, seed, ledger)
+    flags["all"] = sorted(str(flag) for flag in raised if raised[flag])
+    distance = norms(best.double() - x.cpu().double(), norm)
+    success = success & again & ((distance <= epsilon) if epsilon is not None else True)
+    distance = torch.where(success, distance, torch.inf)
+    return Evaded(
+        best.to(x.device), success.to(x.device), distance.to(x.device), found_by,
+        {part: some for part, some in flags.items() if some}, ledger,
+    )  # fmt: skip

@@ -6,6 +6,7 @@ Pure functions over per-record outcomes, so that they can be recomputed from sto
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,7 @@ LATE = 0.75  # share of the budget after which a success is a late one
 LATE_RECORDS = 0.03  # late successes: at least this share of the records ...
 LATE_SUCCESSES = 0.25  # ... and of the successes at that epsilon, i.e. no slower than at the beginning
 UNBOUNDED_MARGIN = 0.05  # above chance
+FEWEST_STEPS = 3  # of a gradient attack that deserves the name
 
 
 def beats(stronger: Outcomes, weaker: Outcomes) -> bool:
@@ -57,6 +59,12 @@ def unfinished(found_at: np.ndarray[tuple[int], np.dtype[np.float32]], records: 
     late = int((found_at > LATE).sum())
     successes = int(np.isfinite(found_at).sum())
     return late >= max(5.0, LATE_RECORDS * records) and late >= LATE_SUCCESSES * successes
+
+
+def too_weak(settings: Mapping[str, Any], epsilon: float) -> bool:
+    """Whether a part that follows gradients gave up early, or had steps too short to leave its start."""
+    steps, size = settings.get("steps"), settings.get("step_size")
+    return isinstance(steps, int) and (steps < FEWEST_STEPS or (size is not None and size * steps < epsilon))
 
 
 def unbounded_fails(fooled: Outcomes, labels: np.ndarray[tuple[int], np.dtype[np.int64]]) -> bool:

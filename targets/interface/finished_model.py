@@ -11,6 +11,7 @@ from ..model import BATCH, Target
 from ..runtimes.batches import reason
 from ..runtimes.litert import LiteRtTarget
 from ..runtimes.onnx import OnnxTarget
+from ..twin.logits import answer_and_logits
 from ..twin.twin import Twin, twin_of
 from ..untrusted.model_file import ModelFile
 from .assumptions import Assumptions
@@ -78,7 +79,14 @@ class Differentiable(nn.Module):
         self.preprocessing.straight_through = self.twin.straight_through = passes
 
     def forward(self, x: Tensor) -> Tensor:
-        return class_logits(self.twin(self.preprocessing(x)).float(), self._assumptions)
+        x, assumptions = self.preprocessing(x), self._assumptions
+        if assumptions.outputs != "probabilities":
+            return class_logits(self.twin(x).float(), assumptions)
+        answer, logits = answer_and_logits(self.twin, x)
+        if logits is not answer and logits.flatten(1).shape[1] == 1:  # a sigmoid: two classes, by what goes into it
+            logits = logits.flatten(1)
+            answer = torch.softmax(torch.cat([torch.zeros_like(logits), logits], dim=1), dim=1)
+        return class_logits(answer.float(), assumptions)
 
 
 def differentiable(file: ModelFile, assumptions: Assumptions, bounds: Bounds, shape: tuple[int, ...]) -> Differentiable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -10,28 +11,48 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-ALONG_CLASSES: tuple[Callable[..., Any], ...] = (
+Functions = tuple[Callable[..., Any], ...]
+
+ALONG_CLASSES: Functions = (
     *(torch.softmax, Tensor.softmax, F.softmax, torch.special.softmax),
     *(torch.log_softmax, Tensor.log_softmax, F.log_softmax, torch.special.log_softmax),
 )
-EACH: tuple[Callable[..., Any], ...] = (torch.sigmoid, Tensor.sigmoid, F.sigmoid, torch.special.expit, F.logsigmoid)
+EACH: Functions = (torch.sigmoid, Tensor.sigmoid, F.sigmoid, torch.special.expit, F.logsigmoid)
+# What may follow: it never puts two values of a record in another order, whatever numbers it is given ...
+RISING: Functions = (
+    *(torch.log, Tensor.log, torch.log1p, Tensor.log1p, torch.exp, Tensor.exp, torch.sqrt, Tensor.sqrt),
+    *(torch.clamp, Tensor.clamp, torch.clamp_min, Tensor.clamp_min, torch.clamp_max, Tensor.clamp_max, torch.clip),
+    *(torch.round, Tensor.round, torch.floor, Tensor.floor, torch.ceil, Tensor.ceil),
+    *(torch.flatten, Tensor.flatten, Tensor.view, Tensor.view_as, torch.reshape, Tensor.reshape, torch.squeeze),
+    *(Tensor.squeeze, Tensor.float, Tensor.double, Tensor.to, Tensor.contiguous, Tensor.clone, torch.clone),
+)
+SHIFTS: Functions = (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, torch.sub, Tensor.sub, Tensor.__sub__)
+SCALES: Functions = (torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.div, Tensor.div, Tensor.__truediv__)
+ROUNDED = 1 / 64  # a probability that is so near to another is that, rounded
+MOST_CLASSES = 100_000  # beyond it, it is no answer
 
 
 def logits_of(module: nn.Module, x: Tensor) -> Tensor:
-    """What the module answers, [n, classes]; where its last operation is a softmax, a log-softmax (over the classes) or
-    a sigmoid, what goes into that: it puts the classes in the same order, and does not saturate.
+    """What the module answers, [n, classes]; where it ends in a softmax, a log-softmax (over the classes) or a sigmoid,
+    what goes into that: it puts the classes in the same order, and does not saturate. Roundings, logarithms and the
+    like may follow.
     """
+    return answer_and_logits(module, x)[1]
+
+
+def answer_and_logits(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What the module answers, and its logits, see `logits_of`: the same tensor where nothing hides them."""
     with _Noting() as noting:
         answer: Tensor = module(x)
-    return noting.before(answer)
+    return answer, noting.before(answer)
 
 
 class _Noting(TorchFunctionMode):
-    """Notes what went into the last softmax or sigmoid, and what came out."""
+    """Notes what went into the last softmax or sigmoid, and what has become of what came out."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._given: Tensor | None = None
+        self._given: Any = None
         self._result: Any = None
 
     def __torch_function__(
@@ -39,12 +60,42 @@ class _Noting(TorchFunctionMode):
     ) -> Any:
         named = dict(kwargs or {})
         result = func(*args, **named)
-        if func in ALONG_CLASSES or func in EACH:
-            given = args[0] if args else named.get("input")
-            along = args[1] if len(args) > 1 else named.get("dim")
-            fits = isinstance(given, Tensor) and given.dim() == 2 and (func in EACH or along in (1, -1))
-            self._given, self._result = (given if fits else None), result
+        x: Any = args[0] if args else named.get("input")
+        if func in EACH or (func in ALONG_CLASSES and _over_classes(x, args[1] if len(args) > 1 else named.get("dim"))):
+            self._given, self._result = x, result
+        elif func is Tensor.__getitem__ and self._is(x):
+            self._given, self._result = self._given.reshape(x.shape)[args[1]], result
+        elif func in RISING or ((func in SHIFTS or func in SCALES) and _number(args[1:], positive=func in SCALES)):
+            if self._is(x):
+                self._result = result
         return result
 
     def before(self, answer: Tensor) -> Tensor:
-        return self._given if self._given is not None and answer is self._result else answer
+        logits: Tensor = self._given.reshape(answer.shape) if self._is(answer) else answer
+        return logits
+
+    def _is(self, x: Any) -> bool:
+        """Whether x holds what the softmax or sigmoid has become: the same memory, or nearly the same values."""
+        if not isinstance(x, Tensor) or not isinstance(self._result, Tensor) or x.numel() != self._result.numel():
+            return False
+        if x.data_ptr() == self._result.data_ptr():
+            return True
+        if not x.is_floating_point() or x.numel() > MOST_CLASSES * len(x):
+            return False
+        return float((x - self._result.reshape(x.shape)).detach().abs().max()) <= ROUNDED
+
+
+def _over_classes(x: Any, axis: Any) -> bool:
+    """Whether the axis is all there is to a record."""
+    if not isinstance(x, Tensor) or not isinstance(axis, int) or axis % x.dim() == 0:
+        return False
+    return x.shape[axis] > 1 and x.shape[axis] * len(x) == x.numel()
+
+
+def _number(others: tuple[Any, ...], *, positive: bool) -> bool:
+    """Whether a tensor is changed by one number for all."""
+    if len(others) != 1 or not isinstance(others[0], Real | Tensor):
+        return False
+    if isinstance(others[0], Tensor) and (others[0].numel() > 1 or others[0].requires_grad):
+        return False
+    return not positive or float(others[0]) > 0

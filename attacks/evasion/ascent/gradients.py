@@ -57,15 +57,24 @@ class Gradients:
 
     def margins(self, x: Tensor, y: Tensor) -> Tensor:
         """float32 [n], by a forward pass alone."""
-        self._ledger.forwards += len(x)
-        with torch.no_grad():
-            logits = torch.cat([logits_of(self._module, batch).float() for batch in torch.split(x, BATCH)])
-        return margins(logits, y, self._goal)
+        return margins(self._logits(x), y, self._goal)
+
+    def answers(self, x: Tensor) -> Tensor:
+        """int64 [n], the class of the largest logit."""
+        return self._logits(x).argmax(1)
+
+    def ranked(self, x: Tensor, y: Tensor) -> Tensor:
+        """int64 [n, classes - 1], all classes but `y`, the likeliest first."""
+        return self._logits(x).scatter(1, y[:, None], -torch.inf).argsort(dim=1, descending=True)[:, :-1]
 
     def classes(self, x: Tensor) -> int:
         """How many logits there are, by one record of x."""
+        return int(self._logits(x[:1]).shape[1])
+
+    def _logits(self, x: Tensor) -> Tensor:
+        self._ledger.forwards += len(x)
         with torch.no_grad():
-            return int(logits_of(self._module, x[:1]).shape[1])
+            return torch.cat([logits_of(self._module, batch).float() for batch in torch.split(x, BATCH)])
 
     def towards(self, x: Tensor, weights: Tensor) -> Tensor:
         """The gradient of `weights` [n, classes] times the logits, like x; zeros where the module gives none."""

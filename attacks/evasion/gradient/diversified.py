@@ -1,35 +1,90 @@
-"""Projected gradient descent from starts at which the answers differ as much as possible."""
+"""Projected gradient descent from starts at which the answers differ as much as possible, several of them at once."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
+import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
+from ...case import Case
 from ..ascent.gradients import Gradients
 from ..ascent.losses import Loss
 from ..engine import PERTURBERS, Search
-from .pgd import Pgd
+from .pgd import GradientPerturber, default_step
+
+TOGETHER = 10  # starts of a record at a time: of a few records they cost hardly more than one
+DEVIATIONS = 10.0  # that the lowest margin of a record's starts lies above zero, where more of them would not help
 
 
 @PERTURBERS.register
-class Diversified(Pgd):
+class Diversified(GradientPerturber):
     """PGD from output-diversified starts (Tashiro et al. 2020, arXiv:2003.06878).
 
     A start goes a few whole steps of the radius in the direction that changes a random combination of the logits most.
     Random inputs all answer alike where a net is flat or its margin has several basins; these do not.
+
+    A record is let go as on a plateau when its starts all came to about the same margin, far from zero. Of 105 boxes
+    around digits in which there is nothing to find, 99 are after ten starts; of 25 in which there is, none.
     """
 
-    kind: Literal["diversified"] = "diversified"  # type: ignore[assignment]  # another kind than its base's
+    kind: Literal["diversified"] = "diversified"
+    together: ClassVar[int] = TOGETHER
     loss: Loss = Field("margin", description="what is ascended: cross-entropy, minus the logit margin, or DLR")
     steps: PositiveInt = Field(20, le=100_000, description="gradient steps per restart")
     restarts: PositiveInt = Field(10, le=100_000, description="starts; a fooled record takes no further one")
     start_steps: PositiveInt = Field(2, le=100, description="of a start, each as long as the radius")
 
-    def start(self, search: Search, model: Gradients, restart: int) -> Tensor | None:
-        x = search.start(restart)
-        weights = 2 * search.noise((model.classes(x),), "direction", restart) - 1
+    def perturb(self, search: Search, case: Case) -> None:
+        model = self.model(search, case)
+        search.flat[search.active] = True
+        reached = search.margin.new_empty(len(search.active), 0)  # [active, starts], the margin each of them came to
+        for first in range(0, self.restarts if len(search.active) else 0, TOGETHER):
+            starts = range(first, min(first + TOGETHER, self.restarts))
+            lowest, kept = self._ascend(search, model, starts)
+            if len(search.active) == 0:
+                return
+            reached = torch.cat([reached[kept], lowest], dim=1)
+            if reached.shape[1] >= TOGETHER:
+                even = reached.amin(1) > DEVIATIONS * reached.std(1)
+                search.plateau[search.active[even]] = True
+                reached = reached[search.release(even)]
+        search.close()
+
+    def _ascend(self, search: Search, model: Gradients, starts: range) -> tuple[Tensor, Tensor]:
+        """One run from each start, and what came of it for the records that it leaves active.
+
+        Returns:
+            The lowest margin of each run, [active, starts], and int64 [active], where the records stood before.
+        """
+        width, device = len(starts), search.y.device
+        size = default_step(search.ball.epsilon, self.steps)
+        kept = torch.arange(len(search.active), device=device)
+        rows = kept.repeat_interleave(width)  # the inputs of a record follow each other
+        ball, y = search.ball.take(rows), search.y[rows]
+        x = torch.stack([search.start(start) for start in starts], dim=1).flatten(0, 1)
+        classes = model.classes(x)
+        weights = torch.stack([2 * search.noise((classes,), "direction", start) - 1 for start in starts], dim=1)
         for _ in range(self.start_steps):
-            x = search.ball.step(x, model.towards(x, weights), search.ball.epsilon)
-        return x
+            x = ball.step(x, model.towards(x, weights.flatten(0, 1)), search.ball.epsilon)
+        lowest = torch.full((len(x),), torch.inf, device=device)
+        for step in range(self.steps + 1):
+            if step < self.steps:
+                gradient, margin, _, flat = model(x, y)
+                search.flat[search.active] &= flat.view(-1, width).all(1)
+            else:
+                margin = model.margins(x, y)
+            lowest = torch.minimum(lowest, margin)
+            best = margin.view(-1, width).argmin(1)
+            rows = best + width * torch.arange(len(best), device=device)
+            done = (starts.start + width * step / self.steps) / self.restarts
+            stay = search.offer(x[rows], margin[rows], done)
+            if stay is not None:
+                kept, wide = kept[stay], stay.repeat_interleave(width)
+                x, y, ball, lowest, gradient = x[wide], y[wide], ball.take(wide), lowest[wide], gradient[wide]
+            if len(x) == 0:
+                break
+            if step < self.steps:
+                x = ball.step(x, gradient, size)
+        return lowest.view(-1, width), kept

@@ -80,7 +80,7 @@ class Pgd(GradientPerturber):
         for restart in range(self.restarts):
             if len(search.active) == 0:
                 return
-            x, found = search.first_ascent(model, restart, restart / self.restarts, self.start(search, model, restart))
+            x, found = search.first_ascent(model, restart, restart / self.restarts)
             for step in range(1, self.steps + 1):
                 if len(x) == 0:
                     return
@@ -93,10 +93,6 @@ class Pgd(GradientPerturber):
                 if stay is not None:
                     x, found = x[stay], Ascent(*(column[stay] for column in found))
         search.close()
-
-    def start(self, search: Search, model: Gradients, restart: int) -> Tensor | None:
-        """Where each active record's run begins, [active, *shape]; None: at random."""
-        return None
 
 
 def default_step(epsilon: float, steps: int) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -14,10 +15,18 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import crushproof
+from crushproof.attacks.access import Ledger
 from crushproof.attacks.evasion import evade as module_of_evade
 from crushproof.attacks.evasion.ball import Box
-from crushproof.attacks.evasion.evade import attackable, evade
+from crushproof.attacks.evasion.black_box.square import Square
+from crushproof.attacks.evasion.blocks import seek
+from crushproof.attacks.evasion.call.attackable import attackable, case_of
+from crushproof.attacks.evasion.evade import evade
+from crushproof.attacks.evasion.gradient.apgd import Apgd
+from crushproof.attacks.evasion.gradient.diversified import Diversified
+from crushproof.attacks.evasion.gradient.pgd import Pgd
 from crushproof.compression.deployment.onnx_export import to_onnx
+from crushproof.targets.data.records import Records
 from crushproof.targets.errors import InputError
 from crushproof.targets.twin.logits import logits_of
 from crushproof.training.networks import Mlp
@@ -93,6 +102,7 @@ def test_what_goes_into_the_last_softmax_is_followed(linear: tuple[nn.Module, Te
 def test_logits_are_what_comes_before(linear: tuple[nn.Module, Tensor, Tensor], last: nn.Module) -> None:
     net, x, _ = linear
     assert torch.equal(logits_of(nn.Sequential(net, last), x), net(x))
+    assert torch.equal(logits_of(nn.Sequential(net, last, Tail()), x), net(x)), "nothing of that changes the order"
     hidden = nn.Sequential(net, last, nn.Linear(2, 2))
     assert torch.equal(logits_of(hidden, x), hidden(x)), "in the middle of a net it is a layer"
     over_records = nn.Sequential(net, nn.Softmax(0))
@@ -109,15 +119,53 @@ def net() -> tuple[nn.Module, Tensor, Tensor]:
 def test_results_depend_neither_on_batches_nor_on_when(
     net: tuple[nn.Module, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module, x, y = net
-    first = evade(module, x, y, epsilon=0.15, seed=3)
-    assert 0 < first.success.sum() < N
-    for batch in (1, 7, 64):
+    module, x, y = (net[0], *(rows[:20] for rows in net[1:]))
+    some = (Pgd(steps=3), Apgd(steps=3), Diversified(steps=3, restarts=12), Square(queries=10))
+    first = evade(module, x, y, epsilon=0.15, seed=3, parts=some)
+    assert 0 < first.success.sum() < 20
+    for batch in (1, 7, 64, 500):
         monkeypatch.setattr(module_of_evade, "records_at_once", lambda *_, size=batch, **__: size)
-        again = evade(module, x, y, epsilon=0.15, seed=3)
+        again = evade(module, x, y, epsilon=0.15, seed=3, parts=some)
         assert torch.equal(again.success, first.success)
         torch.testing.assert_close(again.adversarial, first.adversarial)
-    assert not torch.equal(evade(module, x, y, epsilon=0.15, seed=4).adversarial, first.adversarial)
+    assert not torch.equal(evade(module, x, y, epsilon=0.15, seed=4, parts=some).adversarial, first.adversarial)
+
+
+def test_a_plateau_ends_the_search(linear: tuple[nn.Module, Tensor, Tensor]) -> None:
+    """Every start on a linear net ends in the same corner: after ten of them, and a look without gradients, enough."""
+    net, x, y = linear
+    found = evade(net, x, y, epsilon=0.05, lower=-1, upper=2, budget="thorough")
+    assert torch.equal(found.success, exact(net, x, y, x - 0.05, x + 0.05))
+    assert list(found.parts) == ["pgd", "diversified", "square-first", "apgd", "apgd-dlr", "square"]
+    assert found.queries < 1000 * N
+    sought = seek(
+        Diversified(steps=5, restarts=200), case_of(attackable(net, (FEATURES,)), Records(x, y)), Records(x, y),
+        np.arange(N), Box(x - 0.05, x + 0.05, x), among=~found.success, seed=0, ledger=(spent := Ledger()), batch=64,
+    )  # fmt: skip
+    far = sought.margin > 0.01
+    assert sought.plateau[far & ~found.success].all()
+    assert not sought.plateau[found.success].any()
+    assert 0 < spent.backwards < 200 * N
+
+
+def test_a_model_that_draws_random_numbers_is_flagged(linear: tuple[nn.Module, Tensor, Tensor]) -> None:
+    net, x, y = linear
+    assert evade(Noisy(net), x, y, epsilon=0.05, lower=-1, upper=2, budget="quick").flags["all"].count("answers-vary")
+
+
+class Tail(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return ((2 * x.flatten(1) - 1).round(decimals=2) / 3 + 0.1).float().exp()
+
+
+class Noisy(nn.Module):
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        answers: Tensor = self.module(x + 0.1 * torch.rand_like(x))
+        return answers
 
 
 def test_a_file_is_attacked_as_the_module_is(net: tuple[nn.Module, Tensor, Tensor], tmp_path: Path) -> None:
@@ -156,7 +204,6 @@ class Brighter(nn.Module):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({}, "Nothing bounds the change"),
         ({"epsilon": -1.0}, "finite number above 0"),
         ({"epsilon": 0.1, "lower": 0.5, "upper": 1}, "lies outside"),
         ({"epsilon": 0.1, "lower": 2.0, "upper": 1}, "nowhere above"),

@@ -1,0 +1,87 @@
+"""When to doubt that a record which was not fooled cannot be, and when to give it up all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ....targets.certificate import AGREEMENT
+from ....targets.model import Target
+from ....targets.seeds import derive, uniform
+from ....targets.steadiness import variation
+from ...access import Access, Flag, Ledger
+from .. import trust
+from ..ascent.gradients import Gradients
+from ..blocks import Sought
+from ..engine import Perturber
+
+WALKS, STEPS = 48, 17  # records that are walked away from, at most, and how far
+CLIFF = 0.85  # of what a margin loses on such a walk, in one step
+ROUNDING = 1e-4  # of the largest logit: by so much an answer may differ from that in another batch
+
+
+class Hope:
+    """Which records need no further search, bool [n] `lost`.
+
+    Those that gradients left on a plateau (`Search.plateau`), unless a search that sees no gradients came nearer to a
+    success: where gradients mislead, that they agree says nothing.
+    """
+
+    def __init__(self, n: int) -> None:
+        self.lost = torch.zeros(n, dtype=torch.bool)
+        self._nearest = torch.full((n,), -torch.inf)  # the model's own margin at the end of a plateau
+
+    def learn(self, part: Perturber, found: Sought, margin: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Takes in what a part found; `margin` gives the model's own for inputs and int64, which records they are of."""
+        if part.access is Access.WHITE_BOX:
+            rows = found.plateau.nonzero().squeeze(1)
+            if len(rows):
+                self._nearest[rows] = margin(found.best[rows], rows)
+        else:
+            self.lost |= (self._nearest > -torch.inf) & (found.margin >= self._nearest)
+
+
+def differ(twin: nn.Module, x: Tensor, answers: Tensor, ledger: Ledger) -> bool:
+    """Whether what gradients are taken of has other largest values than the answers that count."""
+    followed = Gradients(twin, "margin", ledger).margins(x, answers.argmax(1))
+    return float((followed < -ROUNDING).double().mean()) > 1 - AGREEMENT
+
+
+def cliff(twin: nn.Module, x: Tensor, limits: tuple[Tensor, Tensor], first: float, seed: int, ledger: Ledger) -> bool:
+    """Whether half of the records or more lose nearly all of their margin in a single step of a walk away from them.
+
+    A walk goes up or down at random in each element, from `first` in steps that grow by a quarter to many times that.
+    Of honest nets the median record loses .2 to .6 of its fall in one step, more where the input is rounded; of nets
+    that memorised their records, or refuse what is not like them, .9 and more.
+    """
+    x = x[:WALKS]
+    noise = uniform(derive(seed, "walk"), np.arange(len(x)), tuple(x.shape[1:])).to(x.device)
+    sizes = [0.0, *(first * 1.25**step for step in range(STEPS))]
+    along = [torch.maximum(torch.minimum(x + size * (noise - 0.5).sign(), limits[1]), limits[0]) for size in sizes]
+    model = Gradients(twin, "margin", ledger)
+    y = model.answers(x)
+    margins = torch.stack([model.margins(one, y) for one in along], dim=1).nan_to_num(0.0)
+    largest = (margins[:, :-1] - margins[:, 1:]).amax(1)
+    whole = margins.amax(1) - margins.amin(1)
+    return float((largest > CLIFF * whole).double().mean()) > 0.5
+
+
+def varies(target: Target, x: Tensor, ledger: Ledger) -> bool:
+    """Whether it answers a record otherwise when it is asked again, or beside others."""
+    before = target.queries
+    varies = variation(target, x if len(x) > 1 else x.repeat(2, *[1] * (x.dim() - 1)), together=None) is not None
+    ledger.queries += target.queries - before
+    return varies
+
+
+def flags_of_part(part: Perturber, found: Sought, count: int) -> list[str]:
+    """What its own course says about a part that was tried on `count` records."""
+    raised = []
+    if trust.gradients_missing(int((found.flat & ~found.fooled).sum()), count):
+        raised.append(str(Flag.NO_GRADIENT))
+    if part.access is Access.WHITE_BOX and trust.unfinished(found.found_at.numpy(), count):
+        raised.append(str(Flag.UNFINISHED))
+    return raised

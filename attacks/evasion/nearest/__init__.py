@@ -1,0 +1,1 @@
+"""Searches for the nearest adversarial input, instead of any within a radius."""

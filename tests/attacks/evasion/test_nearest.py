@@ -1,0 +1,93 @@
+"""Nearest adversarial inputs, against what can be computed for a linear net of two classes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from crushproof.attacks.evasion.call.attackable import attackable
+from crushproof.attacks.evasion.evade import evade
+from crushproof.attacks.evasion.gradient.pgd import Pgd
+from crushproof.attacks.evasion.nearest.fmn import onto_l1, project
+from crushproof.attacks.evasion.nearest.found import Distance, norms
+
+N, FEATURES = 30, 12
+
+
+@pytest.fixture(scope="module")
+def linear() -> tuple[nn.Linear, Tensor, Tensor]:
+    torch.manual_seed(0)
+    net, x = nn.Linear(FEATURES, 2), torch.rand(N, FEATURES)
+    return net, x, net(x).argmax(1)
+
+
+def margin_and_slope(net: nn.Linear, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    slope = net.weight.detach()[y] - net.weight.detach()[1 - y]
+    return (slope * x).sum(1) + net.bias.detach()[y] - net.bias.detach()[1 - y], slope
+
+
+@pytest.mark.parametrize(("distance", "order"), [("linf", 1), ("l2", 2), ("l1", torch.inf)])
+def test_the_nearest_is_at_the_margin_over_the_dual_norm(
+    linear: tuple[nn.Linear, Tensor, Tensor], distance: Distance, order: float
+) -> None:
+    net, x, y = linear
+    margin, slope = margin_and_slope(net, x, y)
+    exact = margin / torch.linalg.vector_norm(slope, ord=order, dim=1)
+    found = evade(net, x, y, norm=distance, lower=-5, upper=6, budget="standard")
+    assert found.success.all()
+    assert (net(found.adversarial).argmax(1) != y).all()
+    assert (found.distance >= exact * (1 - 1e-4)).all()
+    assert (found.distance <= exact * 1.1 + 1e-4).all()
+    assert found.distance.median() <= exact.median() * 1.02
+    assert found.parts["nearest"].dtype == torch.bool
+    reached = evade(net, x, y, norm=distance, lower=-5, upper=6, target_class=1 - y, budget="quick")
+    assert reached.success.all()
+
+
+def test_the_fewest_elements(linear: tuple[nn.Linear, Tensor, Tensor]) -> None:
+    net, x, y = linear
+    margin, slope = margin_and_slope(net, x, y)
+    gains = (slope * torch.where(slope > 0, x, x - 1)).sort(dim=1, descending=True).values.cumsum(1)
+    exact = (gains <= margin[:, None]).sum(1) + 1
+    some = exact <= FEATURES
+    found = evade(net, x, y, norm="l0")
+    assert torch.equal(found.success, some)
+    assert (found.distance[some] >= exact[some]).all()
+    assert (found.distance[some] - exact[some]).mean() < 0.3
+    assert ((found.adversarial >= 0) & (found.adversarial <= 1)).all()
+    within = evade(net, x, y, norm="l0", epsilon=2)
+    assert torch.equal(within.success, found.distance <= 2)
+
+
+def test_without_gradients_there_is_a_way_back(linear: tuple[nn.Linear, Tensor, Tensor]) -> None:
+    net, x, y = linear
+    first = evade(attackable(net, (FEATURES,)).deployed, x, y, lower=-5, upper=6)
+    assert list(first.parts) == ["square", "nearest"]
+    assert first.success.all()
+    assert (first.distance < 5).all(), "from a corner towards the record"
+
+
+def test_distances_depend_neither_on_batches_nor_on_when(linear: tuple[nn.Linear, Tensor, Tensor]) -> None:
+    net, x, y = linear
+    parts = (Pgd(steps=5),)
+    whole = evade(net, x, y, norm="l1", parts=parts, budget="quick")
+    assert torch.equal(evade(net, x, y, norm="l1", parts=parts, budget="quick").adversarial, whole.adversarial)
+    assert whole.success.any()
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 2**31), st.floats(0.01, 5))
+def test_projections_are_the_nearest_points(seed: int, radius: float) -> None:
+    stream = torch.Generator().manual_seed(seed)
+    change, other = (torch.randn(4, 3, 2, generator=stream) for _ in range(2))
+    limit = torch.full((4,), radius)
+    for distance in ("linf", "l2", "l1"):
+        inside = project(change, limit, distance)
+        assert (norms(inside, distance) <= limit * (1 + 1e-4)).all()
+        rival = other * (limit / norms(other, distance)).view(-1, 1, 1)
+        assert (norms(inside - change, "l2") <= norms(rival - change, "l2") + 1e-4).all()
+        torch.testing.assert_close(project(inside, limit * 1.001, distance), inside)
+    assert torch.equal(onto_l1(torch.zeros(2, 3), torch.zeros(2)), torch.zeros(2, 3))
