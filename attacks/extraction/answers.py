@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..access import Access
-
-SEEN = {
+Seen = Literal["scores", "rounded", "top1", "labels"]
+SEEN: dict[Seen, str] = {
     "scores": "all logits, or all probabilities",
     "rounded": "all probabilities, to two decimal places",
     "top1": "the class and its probability",
@@ -17,11 +18,7 @@ SEEN = {
 STEP = 0.01  # of rounded probabilities
 
 
-def access(answers: str) -> Access:
-    return Access.LABELS if answers == "labels" else Access.SCORES
-
-
-def told(logits: Tensor, answers: str, temperature: float, smoothing: float = 0.0) -> tuple[Tensor, float]:
+def told(logits: Tensor, answers: Seen, temperature: float, smoothing: float = 0.0) -> tuple[Tensor, float]:
     """The distributions to be learnt, float32 [n, classes], and the temperature at which they are compared.
 
     Scores tell most after dividing logits by a temperature, by which small probabilities count. What rounding hides is

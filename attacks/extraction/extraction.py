@@ -167,7 +167,7 @@ class Extraction(Attack):
         own = min(most, len(case.attacker))
         owned = Records(x[:own], choose_labels(case.attacker, most, seed=seed)).to(device)
 
-        def lesson(answers: str, budget: int) -> Lesson:
+        def lesson(answers: Answers, budget: int) -> Lesson:
             first = torch.arange(budget)
             told_of = told(logits[:budget].to(device), answers, self.temperature, self.training.label_smoothing)
             return Lesson(asked.take(first), *told_of)
