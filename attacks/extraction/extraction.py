@@ -22,9 +22,9 @@ from ...targets.steps import Arrays, pulse
 from ...training.architecture import Architecture
 from ...training.loop import Training
 from ..access import Ledger
-from ..attack import ATTACKS, Attack
+from ..attack import ATTACKS, Attack, Run
 from ..case import Case, Evidence
-from ..effort import Effort
+from ..effort import FORWARD, Effort
 from ..evasion.blocks import kept_at_cost
 from ..evasion.categories import known_structure
 from ..evasion.gradient.pgd import craft
@@ -42,6 +42,7 @@ from .surrogate import surrogate_architecture
 Answers = Literal["scores", "labels"]
 
 Queries = Annotated[int, Field(gt=0, le=10_000_000)]
+TRAINED = 2.0  # gradients of inputs that a record costs in training: weights and statistics of batches have some, too
 UNQUERIED = "without-queries"  # the copy that shows what the queries bought
 WEIGHTS = {"built-in": Array("bool", (1,)), "*": Array(finite=False)}  # of a copy that is kept
 
@@ -121,7 +122,14 @@ class Extraction(Attack):
         batch, passes = self.training.batch_size, 0
         for size in (*sizes, *[max(sizes)] * 3):
             passes += max(self.training.epochs * size, self.least_steps * min(batch, size))
-        return Effort(answers=max(sizes) + 2 * self.transfer_records, gradients=passes + crafted)
+        return Effort(answers=max(sizes) + 2 * self.transfer_records, gradients=TRAINED * passes + crafted)
+
+    def runs(self, model: Audited, scope: Scope) -> tuple[Run, ...]:
+        judged = len(scope.data.evaluation_ids)  # by every copy, and by the deployed model
+        copies = 1 + sum(len(self.budgets_of(answers)) for answers in self.answers)
+        own = self.effort
+        judging = own.gradients + FORWARD * copies * judged
+        return (Run(effort=replace(own, answers=own.answers + judged, gradients=judging)),)
 
     def form(self, model: Audited, scope: Scope) -> Form:
         queries = {f"{answers}/{budget}": budget for answers in self.answers for budget in self.budgets_of(answers)}

@@ -16,7 +16,7 @@ from crushproof.attacks.evasion.gradient.apgd import Apgd
 from crushproof.attacks.evasion.gradient.pgd import Pgd
 from crushproof.targets.data.data import Data
 
-N, EPSILON = 60, 0.1
+N, EPSILON = 40, 0.1
 Net = Callable[[Tensor], Tensor]
 Planted = Callable[[nn.Sequential, Tensor], Tensor]
 COSINES = torch.tensor(
@@ -38,17 +38,18 @@ def net(digits: Data) -> nn.Sequential:
     assert digits.members is not None
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
-    optimizer = torch.optim.Adam(module.parameters(), 1e-2)
-    for _ in range(100):
-        optimizer.zero_grad()
-        F.cross_entropy(module(digits.members.x.flatten(1)), digits.members.y).backward()
-        optimizer.step()
+    for _ in range(400):  # torch's optimisers take longer to import than this takes
+        loss = F.cross_entropy(module(digits.members.x.flatten(1)), digits.members.y)
+        slopes = torch.autograd.grad(loss, list(module.parameters()))
+        with torch.no_grad():
+            for weight, slope in zip(module.parameters(), slopes, strict=True):
+                weight -= slope
     return module.eval()
 
 
 def attacked(net: nn.Sequential, digits: Data, answer: Planted) -> Evaded:
     x, y = digits.evaluation.x[:N].flatten(1), digits.evaluation.y[:N]
-    parts = (Pgd(steps=10, loss="margin"), Apgd(steps=10), Square(queries=100))
+    parts = (Pgd(steps=8, loss="margin"), Apgd(steps=8), Square(queries=100))
     return evade(Module(net, answer), x, y, epsilon=EPSILON, parts=parts)
 
 
@@ -107,13 +108,19 @@ BROKEN: dict[str, Planted] = {
 }
 
 
+@pytest.fixture(scope="module")
+def plain(net: nn.Sequential, digits: Data) -> float:
+    """The share of records that the net itself is fooled on."""
+    found = attacked(net, digits, lambda net, x: net(x))
+    assert found.flags == {}
+    assert 0.3 < found.success.float().mean() < 0.95
+    return float(found.success.float().mean())
+
+
 @pytest.mark.parametrize("name", BROKEN)
-def test_is_broken(net: nn.Sequential, digits: Data, name: str) -> None:
-    """At most two points better than the same net without it."""
-    plain = attacked(net, digits, lambda net, x: net(x))
-    assert plain.flags == {}
-    assert 0.5 < plain.success.float().mean() < 0.95
-    assert attacked(net, digits, BROKEN[name]).success.float().mean() >= plain.success.float().mean() - 0.02
+def test_is_broken(net: nn.Sequential, digits: Data, plain: float, name: str) -> None:
+    """At most one record better than the same net without it."""
+    assert attacked(net, digits, BROKEN[name]).success.float().mean() >= plain - 1.5 / N
 
 
 FLAGGED: dict[str, tuple[str, Planted]] = {

@@ -78,7 +78,7 @@ def test_distances_depend_neither_on_batches_nor_on_when(linear: tuple[nn.Linear
     assert whole.success.any()
 
 
-@settings(max_examples=30)
+@settings(max_examples=12)
 @given(st.integers(0, 2**31), st.floats(0.01, 5))
 def test_projections_are_the_nearest_points(seed: int, radius: float) -> None:
     stream = torch.Generator().manual_seed(seed)
