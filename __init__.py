@@ -28,6 +28,7 @@ _HOMES = {
     "Quantize": ".compression.quantization.quantize",
     "Share": ".compression.share",
     "evade": ".attacks.evasion.evade",
+    "extract": ".attacks.extraction.extract",
     "Evasion": ".attacks.evasion.evasion",
     "Membership": ".attacks.membership.membership",
     "Extraction": ".attacks.extraction.extraction",

@@ -159,3 +159,9 @@ class Ledger:
     forwards: int = 0
     backwards: int = 0
     queries: int = 0  # asked of the deployed model
+
+    def add(self, other: Ledger) -> None:
+        """Enters what another one holds."""
+        self.forwards += other.forwards
+        self.backwards += other.backwards
+        self.queries += other.queries

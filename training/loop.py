@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -87,7 +88,7 @@ def train_stack(
 
     Args:
         modules: on the device they are to be trained on; left in evaluation mode.
-        subsets: int64 indices into `records`, all of one length.
+        subsets: int64 indices into `records`. An epoch is as long as the longest, and goes through shorter ones again.
         seeds: one per module; decides the order of its records and the objective's noise.
         after_step: called after each step with the stack; a recipe re-applies its pruning mask there.
     """
@@ -96,7 +97,7 @@ def train_stack(
     loss = objective or cross_entropy(training)
     generators = [generator(seed, "objective", device=device) for seed in seeds]
     orders = [generator(seed, "order of records") for seed in seeds]
-    count = len(subsets[0])
+    count = max(len(subset) for subset in subsets)
     batch = min(training.batch_size, count)
     per_epoch = max(1, count // batch)  # the rest of an epoch is dropped: batch norm dislikes a batch of one
     stack = Stack(modules)
@@ -106,7 +107,7 @@ def train_stack(
     with global_seed(seeds[0], "dropout"):
         for _ in range(training.epochs):
             shuffled = torch.stack(
-                [subset[torch.randperm(count, generator=order)] for subset, order in zip(subsets, orders, strict=True)]
+                [_shuffled(subset, count, order) for subset, order in zip(subsets, orders, strict=True)]
             ).to(device)
             for first in range(0, per_epoch * batch, batch):
                 pulse("training step", step, training.epochs * per_epoch)
@@ -122,6 +123,12 @@ def train_stack(
     stack.write_back()
     for module in modules:
         module.eval()
+
+
+def _shuffled(subset: Tensor, count: int, order: torch.Generator) -> Tensor:
+    """So many of the subset's indices: all in random order, then all again in another, as often as it takes."""
+    passes = [torch.randperm(len(subset), generator=order) for _ in range(math.ceil(count / len(subset)))]
+    return subset[torch.cat(passes)[:count]]
 
 
 def train(

@@ -60,10 +60,7 @@ def kept_at_cost(
         return {**arrays, "spent": np.array([spent.forwards, spent.backwards, spent.queries], dtype=np.int64)}
 
     arrays = kept(name, counted, checked)
-    forwards, backwards, queries = arrays["spent"].tolist()
-    ledger.forwards += forwards
-    ledger.backwards += backwards
-    ledger.queries += queries
+    ledger.add(Ledger(*arrays["spent"].tolist()))
     return arrays
 
 

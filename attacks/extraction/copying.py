@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -14,10 +15,11 @@ from torch.nn import functional as F
 
 from ...targets.data.records import Records
 from ...targets.form import MisfitError
-from ...targets.model import TorchTarget, frozen_copy, records_at_once
+from ...targets.model import TorchTarget, device_of, frozen_copy, records_at_once
 from ...targets.seeds import derive
-from ...targets.steps import Arrays, pulse
-from ...training.loop import Forward, Objective, Training, train
+from ...targets.steps import Arrays
+from ...training.loop import Forward, Objective, Training, train_group
+from ...training.stacked import group_size
 from ..access import Ledger
 
 HELD_OUT = 5  # every fifth query is one whose answer decides how to train, and is learnt last
@@ -31,35 +33,16 @@ NEAR = 1.25  # times the held-out loss
 
 
 @dataclass(frozen=True)
-class Copy:
-    """What training gave.
-
-    Args:
-        module: the copy, in evaluation mode.
-        before: the same before it learnt the held-out queries: what a copy from more queries goes on from.
-        loss: on the held-out queries, the mean; NaN where none were.
-        agreement: share of the held-out queries on which it gives the answer's label; NaN where none were.
-    """
-
-    module: nn.Module
-    before: nn.Module
-    loss: float = math.nan
-    agreement: float = math.nan
-
-
-@dataclass(frozen=True)
 class Lesson:
     """What a copy is trained on.
 
     Args:
         records: the queries, with the answers' labels.
-        answers: the distributions answered, float32 [n, classes], softened by the temperature.
-        objective: of indices into `records`, as `training.loop.Objective` is.
+        answers: the distributions answered, float32 [n, classes], softened by the temperature (`answers.told`).
     """
 
     records: Records
     answers: Tensor
-    objective: Objective
     temperature: float = 1.0
 
     def loss(self, logits: Tensor, index: Tensor) -> float:
@@ -81,21 +64,106 @@ class Lesson:
 
 
 @dataclass(frozen=True)
+class Pupil:
+    """A copy to be trained.
+
+    Args:
+        start: what it starts from, left as it is.
+        rounds: of training, at most.
+    """
+
+    start: nn.Module
+    lesson: Lesson
+    seed: int
+    rounds: int = 1
+
+
+@dataclass(frozen=True)
+class Copy:
+    """What training gave.
+
+    Args:
+        module: the copy, in evaluation mode.
+        before: the same before it learnt the held-out queries: what further rounds go on from.
+        loss: on the held-out queries, the mean; NaN where none were.
+        agreement: share of the held-out queries on which it gives the answer's label; NaN where none were.
+        spent: passes.
+    """
+
+    module: nn.Module
+    before: nn.Module
+    loss: float = math.nan
+    agreement: float = math.nan
+    spent: Ledger = field(default_factory=Ledger)
+
+
+class _Trained:
+    """A copy on its way: the best so far, by the queries at `asked`, of which there may be none."""
+
+    def __init__(self, pupil: Pupil, learnt: Tensor, asked: Tensor) -> None:
+        self.pupil, self.learnt, self.asked = pupil, learnt, asked
+        self.module, self.rate, self.spent = pupil.start, math.nan, Ledger()
+        self.loss, self.agreement = (math.inf, 0.0) if len(asked) else (math.nan, math.nan)
+        self.improved = True  # in the last round, by enough for another one
+
+    def take(self, tried: nn.Module) -> None:
+        """Keeps the module if it answers the held-out queries better than the best so far."""
+        if not len(self.asked):
+            self.module = tried
+            return
+        lesson, before = self.pupil.lesson, self.loss
+        self.spent.forwards += len(self.asked)
+        logits = TorchTarget(tried).logits(lesson.records.x[self.asked])
+        loss = lesson.loss(logits, self.asked)
+        if loss < self.loss:
+            self.loss, self.module = loss, tried
+            self.agreement = float((logits.argmax(1) == lesson.records.y[self.asked]).double().mean())
+        self.improved = loss < BETTER * before
+
+    @property
+    def began(self) -> bool:
+        """Whether loss or labels are better than one and the same answer to everything."""
+        lesson = self.pupil.lesson
+        if not len(self.asked):
+            return True
+        same = lesson.always_the_same(self.learnt, self.asked)
+        return self.loss < same or self.agreement > lesson.commonest(self.asked)
+
+
+@dataclass(frozen=True)
 class Tutor:
     """How copies are trained.
 
     Args:
-        training: its epochs, with at least `least_steps` steps, are one round, of which there are at most `rounds`.
-        ledger: notes every pass.
+        training: its epochs, with at least `least_steps` steps, are one round.
     """
 
     training: Training
     least_steps: int
-    rounds: int
-    ledger: Ledger
 
-    def copy(self, start: nn.Module, lesson: Lesson, seed: int) -> Copy:
-        """Trains a copy that starts from `start` (left as it is), in rounds while these bring something.
+    def groups(self, pupils: Sequence[Pupil]) -> list[list[int]]:
+        """Which of these, of one architecture, are trained side by side: their positions.
+
+        A small network leaves a processor idle between its operations: five of them together take a third of the time.
+        A copy is not carried along for more than twice the steps it needs.
+        """
+        if not pupils:
+            return []
+        size = group_size(pupils[0].start, self.training.batch_size, device_of(pupils[0].start))
+        steps = [self._steps(len(pupil.lesson.records)) for pupil in pupils]
+        groups: list[list[int]] = []
+        for position in sorted(range(len(pupils)), key=lambda position: -steps[position]):
+            if not groups or len(groups[-1]) == size or 2 * steps[position] < steps[groups[-1][0]]:
+                groups.append([])
+            groups[-1].append(position)
+        return groups
+
+    def copy(self, pupil: Pupil) -> Copy:
+        """The copy, trained by itself."""
+        return self.copies([pupil])[0]
+
+    def copies(self, pupils: Sequence[Pupil]) -> list[Copy]:
+        """Trains copies of one architecture side by side, in rounds while these bring something.
 
         They end where a round lowers the held-out loss by less than a tenth, or 95 % of the held-out labels are right.
 
@@ -103,75 +171,121 @@ class Tutor:
         (it diverged, or has not begun to learn) is repeated from the start at a quarter of the learning rate, twice at
         most. The last, short round takes the held-out queries, too. Fewer than 15 queries are all learnt, in one round.
         """
-        index = torch.arange(len(lesson.records))
-        training = in_memory(self.training, start, lesson.records)
-        if len(index) < 3 * HELD_OUT:
-            only = self._round(start, lesson, index, at_least(training, self.least_steps, len(index)), seed)
-            return Copy(only, only)
-        held = index % HELD_OUT == HELD_OUT - 1
-        learnt, asked = index[~held], index[held]
-        training = at_least(training, self.least_steps, len(learnt))
-        rate, best, module, agreement = training.learning_rate, math.inf, start, 0.0
+        everyone = [_Trained(pupil, *_halves(len(pupil.lesson.records))) for pupil in pupils]
+        most = max(everyone, key=lambda one: len(one.learnt))
+        training = in_memory(self.training, most.pupil.start, most.pupil.lesson.records)
+        training = at_least(training, self.least_steps, len(most.learnt))
+        again = everyone
         for slowdown in range(MOST_SLOWDOWNS + 1):
-            rate = training.learning_rate / SLOWER**slowdown
-            tried = self._round(start, lesson, learnt, at_rate(training, rate), derive(seed, "round", 0))
-            loss = self._loss(tried, lesson, asked)
-            if loss < best:
-                best, module = loss, tried
-            agreement = _agreement(module, lesson, asked)
-            if loss < lesson.always_the_same(learnt, asked) or agreement > lesson.commonest(asked):
-                break
-        for number in range(1, self.rounds):
-            if agreement >= ALIKE:
-                break
-            tried = self._round(module, lesson, learnt, at_rate(training, rate), derive(seed, "round", number))
-            loss, before = self._loss(tried, lesson, asked), best
-            if loss < best:
-                best, module = loss, tried
-                agreement = _agreement(module, lesson, asked)
-            if not loss < BETTER * before:
-                break
-        last = training.model_copy(update={"epochs": max(1, training.epochs // 5), "learning_rate": rate / SLOWER})
-        return Copy(self._round(module, lesson, index, last, derive(seed, "last")), module, best, agreement)
+            for one in again:
+                one.rate = training.learning_rate / SLOWER**slowdown
+            for one, module in zip(again, _round(again, training, "round", 0, from_start=True), strict=True):
+                one.take(module)
+            again = [one for one in again if not one.began]
+        going = everyone
+        for number in range(1, max(pupil.rounds for pupil in pupils)):
+            going = [
+                one
+                for one in going
+                if number < one.pupil.rounds and one.agreement < ALIKE and (number == 1 or one.improved)
+            ]
+            for one, module in zip(going, _round(going, training, "round", number), strict=True):
+                one.take(module)
+        short = training.model_copy(update={"epochs": max(1, training.epochs // 5)})
+        before = [one.module for one in everyone]
+        judged = [one for one in everyone if len(one.asked)]
+        for one in judged:
+            one.learnt, one.rate = torch.arange(len(one.pupil.lesson.records)), one.rate / SLOWER
+        for one, module in zip(judged, _round(judged, short, "last"), strict=True):
+            one.module = module
+        return [
+            Copy(one.module, earlier, one.loss, one.agreement, one.spent)
+            for one, earlier in zip(everyone, before, strict=True)
+        ]
 
-    def better(self, known: Copy, other: nn.Module, lesson: Lesson, seed: int) -> Copy:
-        """The known copy, or one that starts from `other` where that learns the answers it holds out better.
+    def better(self, known: Copy, other: Pupil) -> Copy:
+        """The known copy, or the other one where that learns the answers it holds out better; `spent` is for both.
 
         The other one is tried where the known one misses one held-out label in ten, for one round, and goes on where
         its loss is then within a quarter of the known one's.
         """
         if not known.agreement < ENOUGH:
             return known
-        rival = replace(self, rounds=1).copy(other, lesson, derive(seed, "built-in"))
-        if rival.loss < NEAR * known.loss and self.rounds > 1:
-            rival = replace(self, rounds=self.rounds - 1).copy(rival.before, lesson, derive(seed, "built-in", "more"))
-        return rival if rival.loss < known.loss else known
+        rival = self.copy(replace(other, rounds=1, seed=derive(other.seed, "built-in")))
+        total = replace(known.spent)
+        total.add(rival.spent)
+        if rival.loss < NEAR * known.loss and other.rounds > 1:
+            further = Pupil(rival.before, other.lesson, derive(other.seed, "built-in", "more"), other.rounds - 1)
+            rival = self.copy(further)
+            total.add(rival.spent)
+        return replace(rival if rival.loss < known.loss else known, spent=total)
 
-    def _round(self, module: nn.Module, lesson: Lesson, index: Tensor, training: Training, seed: int) -> nn.Module:
-        """The module trained on the queries at `index`."""
-        steps = training.epochs * max(1, len(index) // training.batch_size)
-        done = 0
-
-        def objective(
-            forward: Forward, x: Tensor, y: Tensor, chosen: Tensor, generators: Sequence[torch.Generator]
-        ) -> Tensor:
-            nonlocal done
-            done += 1
-            pulse("training step", min(done, steps), steps)
-            self.ledger.forwards += y.numel()
-            self.ledger.backwards += y.numel()
-            return lesson.objective(forward, x, y, index.to(chosen.device)[chosen], generators)
-
-        return train(module, lesson.records.take(index), training, seed=seed, objective=objective)
-
-    def _loss(self, module: nn.Module, lesson: Lesson, index: Tensor) -> float:
-        self.ledger.forwards += len(index)
-        return lesson.loss(TorchTarget(module).logits(lesson.records.x[index]), index)
+    def _steps(self, queries: int) -> int:
+        """Of a round."""
+        learnt = queries - queries // HELD_OUT
+        return at_least(self.training, self.least_steps, learnt).epochs * max(1, learnt // self.training.batch_size)
 
 
-def _agreement(module: nn.Module, lesson: Lesson, index: Tensor) -> float:
-    labels = TorchTarget(module).logits(lesson.records.x[index]).argmax(1)
-    return float((labels == lesson.records.y[index]).double().mean())
+def _halves(queries: int) -> tuple[Tensor, Tensor]:
+    """Which of so many are learnt, and which are held out."""
+    index = torch.arange(queries)
+    held = (index % HELD_OUT == HELD_OUT - 1) & (queries >= 3 * HELD_OUT)
+    return index[~held], index[held]
+
+
+def _round(
+    trained: Sequence[_Trained], training: Training, *labels: str | int, from_start: bool = False
+) -> list[nn.Module]:
+    """What each becomes when it learns its queries, those of one learning rate side by side."""
+    modules: dict[int, nn.Module] = {}
+    for rate in dict.fromkeys(one.rate for one in trained):
+        group = [one for one in trained if one.rate == rate]
+        lessons = [one.pupil.lesson for one in group]
+        firsts = [0, *accumulate(len(lesson.records) for lesson in lessons)]
+        records, answers = lessons[0].records, lessons[0].answers
+        if len(group) > 1:
+            records = Records(*(torch.cat([getattr(one.records, name) for one in lessons]) for name in ("x", "y")))
+            answers = torch.cat([lesson.answers for lesson in lessons])
+        temperatures = torch.cat([answers.new_full((len(one.records),), one.temperature) for one in lessons])
+        spent = Ledger()
+        becoming = [copy.deepcopy(one.pupil.start if from_start else one.module) for one in group]
+        train_group(
+            becoming,
+            records,
+            [one.learnt + first for one, first in zip(group, firsts, strict=False)],
+            [derive(one.pupil.seed, *labels) for one in group],
+            at_rate(training, rate),
+            match_answers(answers, temperatures, spent),
+        )
+        for one, module in zip(group, becoming, strict=True):
+            one.spent.forwards += spent.forwards // len(group)
+            one.spent.backwards += spent.backwards // len(group)
+            modules[id(one)] = module
+    return [modules[id(one)] for one in trained]
+
+
+def match_answers(answers: Tensor, temperatures: Tensor, ledger: Ledger) -> Objective:
+    """KL divergence from the answered to the copy's distribution, both softened (Hinton et al. 2015).
+
+    It is scaled by temperature^2, as distillation is, and the copy's is computed from logits: an answer of probability
+    1 is no trouble.
+
+    Args:
+        answers: float32 [n, classes], looked up by index as the temperatures [n] are.
+        ledger: notes every pass.
+    """
+
+    def objective(
+        forward: Forward, x: Tensor, y: Tensor, index: Tensor, generators: Sequence[torch.Generator]
+    ) -> Tensor:
+        ledger.forwards += y.numel()
+        ledger.backwards += y.numel()
+        index = index.to(answers.device)
+        temperature = temperatures[index]
+        learnt = F.log_softmax(forward(x) / temperature.unsqueeze(-1), -1)
+        return temperature**2 * F.kl_div(learnt, answers[index], reduction="none").sum(-1)
+
+    return objective
 
 
 def at_rate(training: Training, rate: float) -> Training:
@@ -203,9 +317,8 @@ def with_state(module: nn.Module, arrays: Arrays, prefix: str) -> nn.Module:
 
 
 def check_copy(start: nn.Module, rival: nn.Module | None, kept: Arrays) -> None:
-    """Raises MisfitError unless these are weights of the module started from, or of its rival, and of the next one."""
+    """Raises MisfitError unless these are weights of the module started from, or of its rival."""
     try:
         with_state(rival if kept["built-in"].item() else start, kept, "copy")  # type: ignore[arg-type]  # None fails too
-        with_state(start, kept, "before")
     except Exception as error:
         raise MisfitError(str(error)) from error

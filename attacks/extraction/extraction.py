@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from ...targets.data.records import Records
-from ...targets.data.structure import PLAIN, Structure
 from ...targets.errors import NotApplicable
 from ...targets.form import Array, Form
 from ...targets.model import TorchTarget, device_of
-from ...targets.seeds import derive, generator
+from ...targets.seeds import derive
 from ...targets.steps import Arrays, pulse
-from ...training.architecture import Architecture, unresettable
-from ...training.loop import Forward, Objective, Training, cross_entropy
-from ...training.networks import Mlp, ResidualCnn, TokenGru
+from ...training.architecture import Architecture
+from ...training.loop import Training
 from ..access import Ledger
 from ..attack import ATTACKS, Attack, Run
 from ..case import Case, Evidence
@@ -34,11 +31,13 @@ from ..evasion.gradient.pgd import craft
 from ..measurement import Measurement
 from ..preparation import Audited, Basis, Results, Scope
 from ..risk import Metric, Risk
-from .copying import Lesson, Tutor, check_copy, with_state
+from .answers import told
+from .copying import Copy, Lesson, Pupil, Tutor, check_copy, with_state
 from .evidence_form import evidence_form
 from .measure import measure_extraction
-from .mixing import mixed
+from .queries import choose_labels, choose_queries
 from .risk import EXTRACTION, FIDELITY
+from .surrogate import surrogate_architecture
 
 Answers = Literal["scores", "labels"]
 
@@ -54,8 +53,8 @@ class Extraction(Attack):
 
     The attacker asks for the records it owns and, beyond them, for mixes of two of them (`mixing.mixed`). It knows the
     architecture of the uncompressed model when that is at hand, and trains a built-in one otherwise, or where that
-    learns the answers it held out better (`Tutor.better`). A copy from more queries goes on from the one from fewer.
-    A copy is judged by its fidelity (it gives the deployed model's label), its accuracy, and by whether adversarial
+    learns the answers it held out better (`Tutor.better`). Copies are trained side by side (`Tutor.groups`). A copy is
+    judged by its fidelity (it gives the deployed model's label), its accuracy, and by whether adversarial
     examples crafted on it fool the deployed model. A copy trained on the attacker's own labels, without a query, shows
     what the queries bought. Each copy is kept as it is finished (`targets.steps.kept`).
 
@@ -85,7 +84,7 @@ class Extraction(Attack):
         description="queries of the attacker who sees labels only; default: the largest budget",
     )
     training: Training = Field(
-        Training(epochs=8, batch_size=16, learning_rate=5e-3),
+        Training(epochs=8, batch_size=16, learning_rate=1e-2),
         description="of a copy, a round of passes over its queries; that from the most scores takes several while its "
         "answers to held-out ones improve",
     )
@@ -172,45 +171,33 @@ class Extraction(Attack):
         def fresh(kind: Architecture, *labels: str | int) -> nn.Module:
             return kind.fresh(derive(seed, *labels)).to(device).requires_grad_(True)
 
-        def lesson(answers: str, budget: int) -> Lesson:
-            queried, told = Records(x[:budget], logits[:budget].argmax(1)).to(device), logits[:budget].to(device)
-            if answers == "scores":
-                softened = torch.softmax(told / self.temperature, 1)
-                return Lesson(queried, softened, match_scores(told, self.temperature), self.temperature)
-            return Lesson(queried, F.one_hot(queried.y, told.shape[1]).float(), cross_entropy(self.training))
+        asked = Records(x, logits.argmax(1)).to(device)
+        own = min(most, len(case.attacker))
+        owned = Records(x[:own], choose_labels(case.attacker, most, seed=seed)).to(device)
 
-        total = 1 + sum(len(self.budgets_of(answers)) for answers in self.answers)
-        copies: dict[str, nn.Module] = {}
+        def lesson(answers: Answers, budget: int) -> Lesson:
+            first = torch.arange(budget)
+            told_of = told(logits[:budget].to(device), answers, self.temperature, self.training.label_smoothing)
+            return Lesson(asked.take(first), *told_of)
+
+        pupils: dict[str, Pupil] = {}
+        rivals: dict[str, Pupil] = {}
         spent: dict[str, int] = {}
-        chosen: list[str] = []
         for answers in self.answers:
-            before = fresh(architecture, answers)
             budgets = self.budgets_of(answers)
             for budget in budgets:
                 name = f"{answers}/{budget}"
-                pulse("copy", len(copies), total)
-                # labels alone say too little of how well a copy does, and smaller copies are gone on from
-                whole = answers == "scores" and budget == budgets[-1]
-                rival = fresh(builtin, name, "built-in") if known and whole else None
-                rounds = self.most_rounds if whole else 1
-                train = partial(self._copy, before, rival, lesson(answers, budget), rounds, derive(seed, "train", name))
-                kept = kept_at_cost(f"copy/{name}", ledger, train, WEIGHTS, partial(check_copy, before, rival))
-                if bool(kept["built-in"].item()):
-                    chosen.append(name)
-                copies[name] = with_state(rival if name in chosen and rival is not None else before, kept, "copy")
-                before, spent[name] = with_state(before, kept, "before"), budget
-        pulse("copy", total - 1, total)
-        owned = Records(x, choose_labels(case.attacker, most, seed=seed)).take(
-            torch.arange(min(most, len(case.attacker)))
-        )
-        owned = owned.to(device)
-        truth = Lesson(owned, F.one_hot(owned.y, logits.shape[1]).float(), cross_entropy(self.training))
-        start = fresh(architecture, UNQUERIED)
-        train = partial(self._copy, start, None, truth, 1, derive(seed, "train", UNQUERIED))
-        kept = kept_at_cost(f"copy/{UNQUERIED}", ledger, train, WEIGHTS, partial(check_copy, start, None))
-        copies[UNQUERIED] = with_state(start, kept, "copy")
+                # labels alone say too little of how well a copy does
+                whole = answers != "labels" and budget == budgets[-1]
+                rounds, seeds = self.most_rounds if whole else 1, derive(seed, "train", name)
+                pupils[name] = Pupil(fresh(architecture, name), lesson(answers, budget), seeds, rounds)
+                if known and whole:
+                    rivals[name] = replace(pupils[name], start=fresh(builtin, name, "built-in"))
+                spent[name] = budget
+        truth = Lesson(owned, F.one_hot(owned.y, logits.shape[1]).float())
+        pupils[UNQUERIED] = Pupil(fresh(architecture, UNQUERIED), truth, derive(seed, "train", UNQUERIED))
         spent[UNQUERIED] = 0
-        pulse("copy", total, total)
+        copies, chosen = self._copies(pupils, rivals, ledger)
 
         held = structure.held_in(tuple(x.shape[1:]))
         arrays, judging = self._judge(replace(case, bounds=replace(case.bounds, held=held)), copies, ledger, seed=seed)
@@ -232,18 +219,37 @@ class Extraction(Attack):
         }
         return Evidence(arrays, summary, ledger=ledger)
 
-    def _copy(
-        self, start: nn.Module, rival: nn.Module | None, lesson: Lesson, rounds: int, seed: int, ledger: Ledger
-    ) -> Arrays:
-        """The weights of a copy (`copy/...`), of what the next one goes on from, and whether the rival was better."""
-        tutor = Tutor(self.training, self.least_steps, rounds, ledger)
-        own = tutor.copy(start, lesson, seed)
-        best = own if rival is None else tutor.better(own, rival, lesson, seed)
-        arrays = {"built-in": np.array([best is not own])}
-        for prefix, module in (("copy", best.module), ("before", own.before)):
-            for name, tensor in module.state_dict().items():
-                arrays[f"{prefix}/{name}"] = tensor.detach().cpu().numpy().copy()
-        return arrays
+    def _copies(
+        self, pupils: dict[str, Pupil], rivals: dict[str, Pupil], ledger: Ledger
+    ) -> tuple[dict[str, nn.Module], list[str]]:
+        """The copies in the order of their pupils, and for which of them the rival was better. Each is kept."""
+        tutor, names = Tutor(self.training, self.least_steps), list(pupils)
+        copies: dict[str, nn.Module] = {}
+        chosen: set[str] = set()
+        for group in tutor.groups(list(pupils.values())):
+            together = [names[position] for position in group]
+            taught = cache(partial(tutor.copies, [pupils[name] for name in together]))
+            for place, name in enumerate(together):
+                pulse("copy", len(copies), len(pupils))
+                rival = rivals.get(name)
+
+                def train(
+                    spent: Ledger,
+                    own: Callable[[], list[Copy]] = taught,
+                    place: int = place,
+                    rival: Pupil | None = rival,
+                ) -> Arrays:
+                    return weights(tutor, own()[place], rival, spent)
+
+                start = pupils[name].start
+                check = partial(check_copy, start, None if rival is None else rival.start)
+                kept = kept_at_cost(f"copy/{name}", ledger, train, WEIGHTS, check)
+                if bool(kept["built-in"].item()) and rival is not None:
+                    chosen.add(name)
+                    start = rival.start
+                copies[name] = with_state(start, kept, "copy")
+        pulse("copy", len(pupils), len(pupils))
+        return {name: copies[name] for name in names}, [name for name in names if name in chosen]
 
     def _judge(
         self, case: Case, copies: dict[str, nn.Module], ledger: Ledger, *, seed: int
@@ -282,67 +288,10 @@ class Extraction(Attack):
         return arrays, judging
 
 
-def surrogate_architecture(
-    parent: nn.Module | None, records: Records, classes: int, *, tokens: bool = False
-) -> tuple[Architecture, bool]:
-    """What the attacker trains, and whether it is the parent's own architecture."""
-    if parent is not None and unresettable(parent) is None:  # else the attacker falls back on its own
-        return Architecture.like(parent, "parent"), True
-    shape = tuple(records.x.shape[1:])
-    if tokens:
-        words = int(records.x.max()) + 1
-        return Architecture("token gru", lambda: TokenGru(words, classes)), False
-    if len(shape) == 3 and min(shape[1:]) >= 4:
-        return Architecture("residual cnn", lambda: ResidualCnn(classes, in_channels=shape[0])), False
-    return Architecture("mlp", lambda: Mlp(math.prod(shape), classes)), False
-
-
-def _own_order(attacker: Records, seed: int) -> Tensor:
-    return torch.randperm(len(attacker), generator=generator(seed, "own records")).to(attacker.y.device)
-
-
-def choose_queries(attacker: Records, count: int, *, seed: int, structure: Structure = PLAIN) -> Tensor:
-    """What is asked: the attacker's records in random order, then mixes of two of them; a smaller budget is a prefix.
-
-    Args:
-        count: queries to choose.
-        structure: of the records; a mix is one as well.
-
-    Returns:
-        float32 [count, *shape].
-    """
-    x = attacker.x[_own_order(attacker, seed)[:count]]
-    more = count - len(x)
-    if more <= 0:
-        return x
-    chance = torch.rand(more, 3, generator=generator(seed, "mixes"), dtype=torch.float64).to(x.device)
-    first = (chance[:, 0] * len(attacker)).long()
-    second = (first + 1 + (chance[:, 1] * (len(attacker) - 1)).long()) % len(attacker)  # another one, where there is
-    share = 0.5 + 0.5 * chance[:, 2]
-    return torch.cat([x, mixed(attacker.x[first], attacker.x[second], share, structure, seed=seed)])
-
-
-def choose_labels(attacker: Records, count: int, *, seed: int) -> Tensor:
-    """The true labels of the attacker's own records among the queries, int64 [min(count, own)], in their order."""
-    return attacker.y[_own_order(attacker, seed)[:count]]
-
-
-def match_scores(logits: Tensor, temperature: float) -> Objective:
-    """KL divergence from the answered to the copy's distribution, both softened (Hinton et al. 2015).
-
-    It is scaled by temperature^2, as distillation is, and computed from logits: an answer of probability 1 is no
-    trouble.
-
-    Args:
-        logits: the answers, float32 [n, classes], looked up by index.
-    """
-    answered = F.log_softmax(logits / temperature, 1)
-
-    def objective(
-        forward: Forward, x: Tensor, y: Tensor, index: Tensor, generators: Sequence[torch.Generator]
-    ) -> Tensor:
-        learnt = F.log_softmax(forward(x) / temperature, -1)
-        target = answered[index.to(answered.device)]
-        return temperature**2 * F.kl_div(learnt, target, reduction="none", log_target=True).sum(-1)
-
-    return objective
+def weights(tutor: Tutor, own: Copy, rival: Pupil | None, spent: Ledger) -> Arrays:
+    """The weights of a copy (`copy/...`), and whether the rival was better (`built-in`)."""
+    best = own if rival is None else tutor.better(own, rival)
+    spent.add(best.spent)
+    state = best.module.state_dict().items()
+    arrays = {f"copy/{name}": tensor.detach().cpu().numpy().copy() for name, tensor in state}
+    return {"built-in": np.array([best.module is not own.module]), **arrays}

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from crushproof.attacks.access import Ledger
 from crushproof.attacks.case import Case
-from crushproof.attacks.extraction.copying import Copy, Lesson, Tutor
-from crushproof.attacks.extraction.extraction import Extraction, match_scores
+from crushproof.attacks.extraction.copying import Copy, Lesson, Pupil, Tutor, match_answers
+from crushproof.attacks.extraction.extraction import Extraction
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.model import TorchTarget
 from crushproof.targets.steps import heard_by
@@ -45,11 +45,11 @@ def lesson(target: nn.Module) -> Lesson:
     x = 6 * torch.rand(100, 4, generator=torch.Generator().manual_seed(0)) - 3
     with torch.no_grad():
         logits = 4 * target(x)
-    return Lesson(Records(x, logits.argmax(1)), torch.softmax(logits / 3, 1), match_scores(logits, 3.0), 3.0)
+    return Lesson(Records(x, logits.argmax(1)), torch.softmax(logits / 3, 1), 3.0)
 
 
-def tutor(rate: float, rounds: int = 1, steps: int = 40) -> Tutor:
-    return Tutor(Training(epochs=1, batch_size=16, learning_rate=rate), steps, rounds, Ledger())
+def tutor(rate: float, steps: int = 40) -> Tutor:
+    return Tutor(Training(epochs=1, batch_size=16, learning_rate=rate), steps)
 
 
 def fresh() -> nn.Module:
@@ -58,51 +58,77 @@ def fresh() -> nn.Module:
 
 
 def test_training_goes_on_while_the_copy_gets_better(lesson: Lesson) -> None:
-    one, many = tutor(2e-2, steps=20), tutor(2e-2, rounds=6, steps=20)
-    first, long = one.copy(fresh(), lesson, 0), many.copy(fresh(), lesson, 0)
+    teacher = tutor(2e-2, steps=20)
+    first, long = (teacher.copy(Pupil(fresh(), lesson, 0, rounds)) for rounds in (1, 6))
     assert long.loss < 0.5 * first.loss
     assert long.agreement >= first.agreement
-    assert 1.2 * one.ledger.backwards < many.ledger.backwards < 6 * one.ledger.backwards
-    again = many.copy(long.before, lesson, 0)
+    assert 1.2 * first.spent.backwards < long.spent.backwards < 6 * first.spent.backwards
+    again = teacher.copy(Pupil(long.before, lesson, 0, 6))
     assert again.loss < 1.1 * long.loss, "what was learnt is gone on from"
     assert again.agreement >= long.agreement - 0.1
 
 
 def test_a_rate_that_diverges_is_lowered(lesson: Lesson) -> None:
     learnt, asked = torch.arange(80), torch.arange(80, 100)
-    wild = tutor(30.0, steps=60).copy(fresh(), lesson, 0)
+    wild = tutor(30.0, steps=60).copy(Pupil(fresh(), lesson, 0))
     assert wild.loss < 1.5 * lesson.always_the_same(learnt, asked)
     plain = tutor(30.0 / 16, steps=60)
-    assert math.isfinite(plain.copy(fresh(), lesson, 0).loss)
+    assert math.isfinite(plain.copy(Pupil(fresh(), lesson, 0)).loss)
 
 
 def test_the_loss_is_the_kl_divergence(lesson: Lesson) -> None:
     index, logits = torch.arange(7), torch.randn(100, 3, generator=torch.Generator().manual_seed(3))
-    expected = lesson.objective(lambda x: logits[None, index], lesson.records.x, index[None], index[None], [])
+    objective = match_answers(lesson.answers, torch.full((100,), 3.0), Ledger())
+    expected = objective(lambda x: logits[None, index], lesson.records.x, index[None], index[None], [])
     assert lesson.loss(logits[index], index) == pytest.approx(float(expected.mean()), rel=1e-5)
-    labels = Lesson(lesson.records, F.one_hot(lesson.records.y, 3).float(), lesson.objective)
+    labels = Lesson(lesson.records, F.one_hot(lesson.records.y, 3).float())
     cross = F.cross_entropy(logits[index], lesson.records.y[index])
     assert labels.loss(logits[index], index) == pytest.approx(float(cross), rel=1e-5)
     assert lesson.loss(torch.full((7, 3), torch.nan), index) == math.inf
 
 
 def test_the_better_architecture_on_held_out_answers_is_taken(lesson: Lesson) -> None:
-    deaf = tutor(1e-2).copy(Deaf(), lesson, 0)
+    deaf = tutor(1e-2).copy(Pupil(Deaf(), lesson, 0))
     assert deaf.agreement < 0.9
-    taken = tutor(1e-2, rounds=2).better(deaf, fresh(), lesson, 0)
+    taken = tutor(1e-2).better(deaf, Pupil(fresh(), lesson, 0, 2))
     assert taken is not deaf
     assert taken.loss < 0.5 * deaf.loss
-    assert tutor(1e-2).better(taken, Deaf(), lesson, 0) is taken
+    assert tutor(1e-2).better(taken, Pupil(Deaf(), lesson, 0)).module is taken.module
     enough = Copy(taken.module, taken.before, 9.0, 0.95)
-    assert tutor(1e-2).better(enough, fresh(), lesson, 0) is enough
+    assert tutor(1e-2).better(enough, Pupil(fresh(), lesson, 0)) is enough
 
 
 def test_few_queries_are_all_learnt(lesson: Lesson) -> None:
-    few = Lesson(lesson.records.take(torch.arange(9)), lesson.answers[:9], lesson.objective, 3.0)
-    copy = tutor(1e-2).copy(fresh(), few, 0)
+    few = Lesson(lesson.records.take(torch.arange(9)), lesson.answers[:9], 3.0)
+    copy = tutor(1e-2).copy(Pupil(fresh(), few, 0))
     assert math.isnan(copy.loss)
-    assert tutor(1e-2).better(copy, Deaf(), few, 0) is copy
+    assert tutor(1e-2).better(copy, Pupil(Deaf(), few, 0)) is copy
     assert few.loss(TorchTarget(copy.module).logits(few.records.x), torch.arange(9)) < 1
+
+
+def test_copies_side_by_side_are_those_trained_alone(lesson: Lesson) -> None:
+    first = torch.arange(60)
+    short = Lesson(lesson.records.take(first), lesson.answers[:60], 3.0)
+    few = Lesson(lesson.records.take(first[:9]), F.one_hot(lesson.records.y[:9], 3).float())
+    teacher = tutor(2e-2, steps=30)
+    pupils = [Pupil(fresh(), lesson, 0, 3), Pupil(fresh(), short, 1), Pupil(fresh(), few, 2)]
+    together = teacher.copies(pupils)
+    again = teacher.copies(pupils)
+    assert [one.loss for one in again[:2]] == [one.loss for one in together[:2]]
+    assert math.isnan(together[2].loss)
+    alone = teacher.copy(pupils[0])
+    assert together[0].loss == pytest.approx(alone.loss, rel=1e-3), "the longest sets the number of steps"
+    assert together[0].spent == alone.spent
+    for copy, pupil in zip(together, pupils, strict=True):
+        assert pupil.lesson.loss(TorchTarget(copy.module).logits(pupil.lesson.records.x[:9]), torch.arange(9)) < 1
+
+
+def test_no_copy_is_carried_along_for_more_than_twice_its_steps(lesson: Lesson) -> None:
+    teacher = Tutor(Training(epochs=10, batch_size=5), 0)
+    lessons = [Lesson(lesson.records.take(torch.arange(n)), lesson.answers[:n]) for n in (20, 100, 60, 50, 30)]
+    assert teacher.groups([Pupil(fresh(), one, 0) for one in lessons]) == [[1, 2, 3], [4, 0]]
+    unstackable = nn.LSTM(4, 3)
+    assert teacher.groups([Pupil(unstackable, one, 0) for one in lessons[:2]]) == [[1], [0]]
 
 
 def test_a_kill_costs_one_copy(target: nn.Module) -> None:

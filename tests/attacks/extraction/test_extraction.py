@@ -8,15 +8,11 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from crushproof.attacks.access import Ledger
 from crushproof.attacks.case import Case, Evidence
-from crushproof.attacks.extraction.copying import at_least
-from crushproof.attacks.extraction.extraction import (
-    UNQUERIED,
-    Extraction,
-    choose_labels,
-    choose_queries,
-    match_scores,
-)
+from crushproof.attacks.extraction.copying import at_least, match_answers
+from crushproof.attacks.extraction.extraction import UNQUERIED, Extraction
+from crushproof.attacks.extraction.queries import choose_labels, choose_queries
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import NotApplicable
@@ -148,7 +144,7 @@ def test_a_smaller_budget_asks_a_prefix_and_mixes_stay_within_the_bounds() -> No
 
 def test_matching_scores_is_a_stable_kl_divergence() -> None:
     answers = torch.tensor([[2.0, 0.0, -1.0], [900.0, 0.0, -900.0]])
-    objective = match_scores(answers, 3.0)
+    objective = match_answers(torch.softmax(answers / 3, 1), torch.full((2,), 3.0), Ledger())
     index = torch.tensor([[1, 0]])
 
     def losses(learnt: Tensor) -> Tensor:
