@@ -26,8 +26,8 @@ from .engine import Gradients
 ASKED = 32  # records whose gradients are looked at
 FRACTION = 0.4  # added to whole numbers: a look-up truncates or rounds it away
 INSTEAD = "To be judged by the rest, name no policy, or one that does not limit robust_accuracy."
-INSTEAD_OF_PIXELS = "The attack substitution exchanges whole features and tokens."
-TOKENS = f"{INSTEAD_OF_PIXELS} Membership and extraction are measured on them too."
+EXCHANGE = "The attack substitution exchanges whole features and tokens."
+TOKENS = f"{EXCHANGE} Membership and extraction are measured on them too."
 
 
 def not_pixels(case: Case) -> str | None:
@@ -49,10 +49,10 @@ def not_pixels(case: Case) -> str | None:
     if found is not None:
         blocks = one_hot_blocks(without(x, held)) if x.dim() == 2 else []
         declare = f"Declare them as `one_hot: [{', '.join(f'[{first}-{last}]' for first, last in blocks)}]` in `data`, "
-        declare += "and evasion changes the other columns only."
+        declare += "and evasion changes the other columns only. "
         return (
             f"not applicable: {found} (one-hot categories), and an input between two categories is none. "
-            f"{declare if blocks else INSTEAD}"
+            f"{declare + EXCHANGE if blocks else INSTEAD}"
         )
     keys = looked_up(case, x)
     if keys.any():

@@ -129,6 +129,8 @@ def _like_for_like(attack: SubstitutionParameters, results: Results, name: str, 
 def _instead(attack: SubstitutionParameters, name: str, evidence: Evidence) -> str | None:
     """What a baseline keeps after fewer changes, where it keeps next to nothing at the gate."""
     clean = float(np.mean(evidence.arrays["clean_correct"]))
+    if _robust(evidence, attack.gate).mean() >= LEAST * clean:
+        return None
     enough = [one for one in attack.changes if one < attack.gate and _robust(evidence, one).mean() >= LEAST * clean]
     if not enough:
         return "a smaller `reach` leaves numbers nearer to what they are; auto looks for one"
@@ -168,14 +170,17 @@ def _chosen_words(attack: SubstitutionParameters, results: Results) -> str | Non
     chosen = attack.chosen
     if chosen is None:
         return None
+    tokens, model = results.scope.data.structure.tokens, results.scope.reference.name
+    noun = ("token" if tokens else "feature") + ("" if chosen.changes == 1 else "s")
+    reach = "" if tokens else f" and a reach of {chosen.reach:g}"
     probe = "; ".join(
-        f"reach {float(reach):g}: " + ", ".join(f"{100 * share:.0f} %" for share in shares)
-        for reach, shares in chosen.probe.items()
+        ("" if tokens else f"reach {float(reach):g}: ") + ", ".join(f"{100 * share:.0f} %" for share in shares)
+        for reach, shares in sorted(chosen.probe.items(), key=lambda one: -float(one[0]))
     )
     return (
-        f"{chosen.changes} changed and a reach of {chosen.reach:g} were chosen by a quick probe of {chosen.records} of "
-        f"the attacker's records: there {results.scope.reference.name} keeps {100 * chosen.kept:.0f} % of its "
-        f"accuracy. Its robust accuracy after {', '.join(map(str, attack.changes))} changes, by reach: {probe}."
+        f"{chosen.changes} changed {noun}{reach}: chosen by a quick probe of {chosen.records} of the attacker's "
+        f"records, where {model} keeps {100 * chosen.kept:.0f} % of its accuracy there. Its robust accuracy after "
+        f"{', '.join(map(str, attack.changes))} changes{'' if tokens else ', by reach'}: {probe}."
     )
 
 

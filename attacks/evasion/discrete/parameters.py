@@ -34,7 +34,7 @@ class Chosen(Document):
     reach: Share
     changes: Changes
     kept: Share
-    records: PositiveInt
+    records: Annotated[PositiveInt, Field(le=MOST_RECORDS)]
     clean: Share
     probe: dict[str, tuple[Share, ...]]
 
