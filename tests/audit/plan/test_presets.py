@@ -13,8 +13,7 @@ from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.data.structure import Structure
 
 STREAM = np.random.default_rng(0)
-CATEGORIES = np.eye(3)[STREAM.integers(0, 3, 90)]
-TABLE = np.column_stack([STREAM.random((90, 4)), CATEGORIES])
+TABLE = np.column_stack([STREAM.random((90, 4)), np.eye(3)[STREAM.integers(0, 3, 90)]])
 IDS = STREAM.integers(0, 30, (90, 12))
 BALL, EXCHANGE = "evasion", "substitution"
 
@@ -26,7 +25,7 @@ BALL, EXCHANGE = "evasion", "substitution"
         (TABLE[:, :4], Structure(), {BALL}),
         (TABLE, Structure(), {EXCHANGE}),  # undeclared blocks are seen
         (TABLE, Structure(one_hot=((4, 5, 6),)), {BALL, EXCHANGE}),
-        (CATEGORIES, Structure(one_hot=((0, 1, 2),)), {EXCHANGE}),
+        (TABLE, Structure(immutable=(0, 1, 2, 3), one_hot=((4, 5, 6),)), {EXCHANGE}),
         (IDS, Structure(tokens=True), {EXCHANGE}),
         (IDS, Structure(codes=(0,)), {BALL, EXCHANGE}),
     ],
