@@ -6,7 +6,7 @@ A feature is a one-hot block, a code of a category or a number of a table, or th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ from ..categories import known_structure
 
 FEW_VALUES = 2  # of a column that holds no more different ones, only these are allowed
 PADDED = 0.05  # of the records, at least, end (or begin) in two or more of an id that is taken for padding
+WIDEST = 2**20  # values of a block's alternatives: of one with more than 1,024 categories, the commonest
 STEPS = 8  # of a number, each way
 NEAR = 1e-6  # what rounding to float32 adds to a step, as a share
 NO_FEATURES = "the inputs are neither a table nor token ids, of which some could change"
@@ -33,7 +34,9 @@ class Features:
         shape: of a record.
         tokens: whether the features are tokens.
         feature: int64 [moves], which one a move changes.
-        columns, values: int64 and float32 [moves, width], the values it sets; a narrow feature repeats its first.
+        columns, values: int64 and float32 [moves, largest width], the values it sets; a narrow feature repeats its
+            first.
+        width: int64 [features], how many columns are its own.
         cost: int64 [features], how many changes a change of it counts as.
         numbers: bool [features], which are numbers and no categories: their moves add `values` to what a record has.
         low, high, reach: float32 [features], of the numbers: their range, and how far one can move.
@@ -46,6 +49,7 @@ class Features:
     feature: Tensor
     columns: Tensor
     values: Tensor
+    width: Tensor
     cost: Tensor
     numbers: Tensor
     low: Tensor
@@ -57,6 +61,13 @@ class Features:
     def __len__(self) -> int:
         """How many features can change."""
         return len(self.cost)
+
+    def each(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Of each feature its first move, its columns int64 [width], and what its moves set, float32 [moves, width]."""
+        first = 0
+        for count, width in zip(torch.bincount(self.feature).tolist(), self.width.tolist(), strict=True):
+            yield first, self.columns[first, :width], self.values[first : first + count, :width]
+            first += count
 
     def used(self, x: Tensor, move: Tensor) -> Tensor:
         """bool [n]: whether the move [n] changes a place of x [n, F] that is no padding."""
@@ -79,9 +90,7 @@ class Features:
         """
         different, allowed = x != clean, torch.zeros_like(x, dtype=torch.bool)
         total = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        counts = torch.bincount(self.feature, minlength=len(self.cost)).tolist()
-        for feature, moves in enumerate(torch.arange(len(self.feature), device=x.device).split(counts)):
-            columns = self.columns[moves[0]].unique()
+        for feature, (_, columns, table) in enumerate(self.each()):
             rows = different[:, columns].any(1).nonzero().squeeze(1)
             now, before = x[rows][:, columns], clean[rows][:, columns]
             if self.numbers[feature]:
@@ -89,8 +98,6 @@ class Features:
                 outside = (now < self.low[feature]) | (now > self.high[feature])
                 fits = ~(far | outside | (self.whole[feature] & (now != now.round()))).any(1)
             else:
-                table = torch.zeros(len(moves), x.shape[1], device=x.device)
-                table = table.scatter(1, self.columns[moves], self.values[moves])[:, columns]
                 fits = (now.unsqueeze(1) == table).all(2).any(1)
                 if self.padding is not None:
                     fits &= before[:, 0] != self.padding
@@ -152,6 +159,7 @@ def features_of(
         feature=torch.repeat_interleave(torch.arange(len(groups), device=device), counts),
         columns=torch.cat([_wide(one, width) for one in columns]),
         values=torch.cat([_wide(group.values, width) for group in groups]),
+        width=told([len(group.columns) for group in groups], torch.int64),
         cost=_costs(costs or {}, groups, structure).to(device),
         numbers=told([group.number for group in groups], torch.bool),
         low=told([group.low for group in groups], torch.float32),
@@ -186,9 +194,12 @@ def _columns(x: Tensor, case: Case, structure: Structure, reach: float) -> list[
     for block in structure.one_hot:
         if immutable & {*block}:
             continue
-        rows = x[:, list(block)].unique(dim=0)
-        if block in case.structure.one_hot:  # declared: 0 and 1, and a category need not be seen to be one
+        rows, counts = x[:, list(block)].unique(dim=0, return_counts=True)
+        if block in case.structure.one_hot and len(block) ** 2 <= WIDEST:  # a category need not be seen to be one
             rows = torch.cat([torch.eye(len(block), device=x.device), rows]).unique(dim=0)
+        elif rows.numel() > WIDEST:
+            common = counts.sort(descending=True, stable=True).indices[: max(2, WIDEST // len(block))]
+            rows = rows[common.sort().values]
         groups.append(_Group(block, rows))
     taken = immutable | {at for block in structure.one_hot for at in block}
     low, high = (end.expand(x.shape[1:]) for end in (case.bounds.low, case.bounds.high))

@@ -4,7 +4,6 @@ arXiv:1712.06751), at the values of a table and at the embeddings of tokens.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,13 +26,6 @@ class Guide:
     def __init__(self, module: nn.Module, features: Features, ledger: Ledger) -> None:
         self._module, self._features, self._ledger = frozen_copy(module), features, ledger
         self._gradients = Gradients(module, "margin", ledger)
-        if not features.tokens:
-            once = torch.ones_like(features.values)  # a narrow feature repeats its first column
-            once[:, 1:] = (features.columns[:, 1:] != features.columns[:, :1]).to(once.dtype)
-            nothing = torch.zeros(len(once), math.prod(features.shape), device=once.device)
-            self._gain = nothing.scatter_add(1, features.columns, features.values * once)
-            once[features.numbers[features.feature]] = 0  # added to what is there
-            self._lost = nothing.scatter_add(1, features.columns, once)
 
     def best(self, x: Tensor, y: Tensor, allowed: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """The most promising moves, int64 [n, count] (fewer where there are no more), and bool [n]: no gradient came.
@@ -56,9 +48,18 @@ class Guide:
 
     def _scores(self, x: Tensor, slope: Tensor, table: Tensor | None) -> Tensor:
         """float32 [n, moves]: how much the margin falls to first order, by slopes [n, F] or [n, F, size]."""
-        if table is None:
-            return slope @ self._gain.T - (slope * x) @ self._lost.T
         features = self._features
+        if table is None:
+            at = features.columns[:, 0]
+            scores = slope[:, at] * (
+                features.values[:, 0] - x[:, at].masked_fill(features.numbers[features.feature], 0)
+            )
+            for first, columns, values in features.each() if features.columns.shape[1] > 1 else ():
+                if len(columns) > 1:
+                    own = slope[:, columns]
+                    gained = own @ values.T - (own * x[:, columns]).sum(1, keepdim=True)
+                    scores[:, first : first + len(values)] = gained
+            return scores
         ids = features.values[: len(features.values) // len(features), 0].long()  # the same at every place
         places = features.columns[:: len(ids), 0]
         own = (slope * table[x.long()]).sum(2)
