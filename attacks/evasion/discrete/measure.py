@@ -16,6 +16,7 @@ from ...case import Evidence
 from ...measurement import Auc, Bools, Comparison, MeasuredPart, Measurement, Rate, ThreatModel
 from ...preparation import Ran, Results, Scope
 from ...statistics.rates import percent
+from ..measure import by_group
 from ..radius import LEAST
 from ..risk import ROBUST_ACCURACY
 from .parameters import Changes, SubstitutionParameters
@@ -51,6 +52,11 @@ def measure_substitution(attack: SubstitutionParameters, results: Results) -> li
     parts += [MeasuredPart(part, None, skipped=why) for part, why in evidence.skipped.items()]
     alone = [part.name for part in parts if part.outcome is not None and not part.counted]
     notes = _notes(attack, evidence)
+    if data.undeclared_blocks:
+        notes.append(
+            "One-hot blocks that nobody declared were taken as they are seen; what an attacker cannot change is to be "
+            "declared (immutable)."
+        )
     if alone and comparisons:
         notes.append(f"What this model alone faced ({', '.join(alone)}) is in its own figure only.")
     elif model.baselines and not comparisons:
@@ -70,7 +76,7 @@ def measure_substitution(attack: SubstitutionParameters, results: Results) -> li
             notes=tuple(notes),
             parts=tuple(parts),
             curves=_curves(evidence),
-            groups=_groups(results, evidence, robust),
+            groups=by_group(results, evidence.arrays["ids"], robust),
         )
     ]
 
@@ -193,17 +199,6 @@ def _curves(evidence: Evidence) -> dict[str, list[tuple[float, Rate]] | Auc]:
     for part in evidence.summary["parts"]:
         curves[part] = [clean, *((float(one), Rate(~_fooled(evidence, part, one))) for one in changes)]
     return curves
-
-
-def _groups(results: Results, evidence: Evidence, robust: Bools) -> dict[str, Rate]:
-    """Per class, and per group where the data has groups, of the attacked records."""
-    data, ids = results.scope.data, evidence.arrays["ids"]
-    labels = data.non_members.y.numpy()[ids]
-    masks: dict[str, Bools] = {name: labels == label for label, name in enumerate(data.class_names)}
-    if data.groups is not None:
-        groups = np.array(data.groups)[ids]
-        masks |= {f"group {name}": groups == name for name in sorted(set(data.groups))}
-    return {name: Rate(robust[mask]) for name, mask in masks.items() if mask.any()}
 
 
 # -- what stored evidence looks like -----------------------------------------------------------------------------------
