@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ....targets.data.structure import Structure
-from ....targets.errors import InputError, NotApplicable, nearest_hint, quoted
+from ....targets.errors import InputError, NotApplicable, nearest_hint, quoted, user_error
+from ....targets.model import TorchTarget
 from ...case import Case
 from ..categories import known_structure
 
@@ -136,6 +137,8 @@ def features_of(
     if structure.tokens:
         padding = padding_of(case, x) if padding is None else padding
         groups = _places(x, allowed, padding)
+        if groups and max(allowed, default=0) > float(x.max()):
+            _check_known(case, groups[0].columns[0], max(allowed))
     elif len(shape) == 1:
         padding = None
         groups = _columns(x, case, structure, reach)
@@ -236,6 +239,20 @@ def _places(x: Tensor, allowed: Sequence[int], padding: int | None) -> list[_Gro
         known = known[known != padding]
     varies = (x != x[0]).any(0).nonzero().squeeze(1).tolist() if len(known) else []
     return [_Group((at,), known.unsqueeze(1)) for at in varies]
+
+
+def _check_known(case: Case, place: int, token: int) -> None:
+    """Raises InputError where the model fails at a token that no record holds."""
+    x = case.evaluation.x[:1].clone()
+    x.view(-1)[place] = token
+    try:
+        for target in (case.deployed, *(TorchTarget(one) for one in (case.twin, case.native) if one is not None)):
+            target.logits(x)
+    except Exception as error:  # whatever a runtime says
+        raise InputError(
+            f"allowed lists {token}, which no record holds, and the model fails at it ({user_error(error)[:200]}). "
+            "Leave out the ids that it does not know."
+        ) from None
 
 
 def padding_of(case: Case, x: Tensor) -> int | None:

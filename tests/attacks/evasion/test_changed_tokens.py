@@ -92,8 +92,9 @@ def test_the_vocabulary_is_the_datas_own_and_a_mistake_is_named() -> None:
     assert padding_of(case, case.evaluation.x.flip(1)) == FILLER
     without = case.evaluation.x.clamp_min(1)
     assert padding_of(case, without) is None
-    with pytest.raises(InputError, match="padding, or no id"):
-        features_of(case, allowed=(FILLER,))
+    for allowed, words in (((FILLER,), "padding, or no id"), ((3, 10 * WORDS), "the model fails at it")):
+        with pytest.raises(InputError, match=words):
+            features_of(case, allowed=allowed)
 
 
 def test_a_file_without_gradients_falls_by_its_answers() -> None:
