@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar
 
+from ..targets.data.data import Data
 from ..targets.form import Form
 from ..targets.technique import Registry, Technique
 from .case import Case, Evidence
@@ -101,6 +102,13 @@ class Attack(Technique):
         most, and what it misses is said by `run`.
         """
         return None
+
+    def usual(self, data: Data) -> bool:
+        """Whether a set of attacks that a plan takes by its name has this one for data like these.
+
+        Only what `targets.data.outline` keeps may be looked at: no inputs. Named by itself it is run anyway.
+        """
+        return True
 
     def runs(self, model: Audited, scope: Scope) -> tuple[Run, ...]:
         """Which runs on this model there are to be; none where the attack has nothing to work with."""

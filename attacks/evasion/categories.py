@@ -7,7 +7,6 @@ declared is visible in the data and in the model's gradients, and is named.
 
 from __future__ import annotations
 
-import math
 from contextlib import suppress
 from dataclasses import replace
 
@@ -15,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...targets.data.data import Data
+from ...targets.data.one_hot import LEAST_RECORDS, MOST_RECORDS, one_hot_blocks, without
 from ...targets.data.structure import Structure
 from ...targets.model import TorchTarget, device_of
 from ..access import Ledger
@@ -22,17 +23,11 @@ from ..case import Case
 from ..preparation import Scope
 from .ascent.gradients import Gradients
 
-LEAST_RECORDS = 20  # fewer may look like categories by accident
-MOST_RECORDS = 2000  # looked at
 ASKED = 32  # records whose gradients are looked at
-LEAST_SHARE = 0.5  # of the records that an incomplete block must say something of
-EXPECTED_OVERLAPS = 10  # records in which unrelated columns like those of a block would both be at their upper value
 FRACTION = 0.4  # added to whole numbers: a look-up truncates or rounds it away
 INSTEAD = "To be judged by the rest, name no policy, or one that does not limit robust_accuracy."
-TOKENS = (
-    "Membership and extraction are measured on them. To test what other words do, exchange whole tokens by a tool made "
-    "for text (TextAttack, for instance)."
-)
+EXCHANGE = "The attack substitution exchanges whole features and tokens."
+TOKENS = f"{EXCHANGE} Membership and extraction are measured on them too."
 
 
 def not_pixels(case: Case) -> str | None:
@@ -50,14 +45,14 @@ def not_pixels(case: Case) -> str | None:
     x = _looked_at(case)
     if len(x) < LEAST_RECORDS:
         return None
-    found = one_hot(_without(x, held))
+    found = one_hot(without(x, held))
     if found is not None:
-        blocks = one_hot_blocks(_without(x, held)) if x.dim() == 2 else []
+        blocks = one_hot_blocks(without(x, held)) if x.dim() == 2 else []
         declare = f"Declare them as `one_hot: [{', '.join(f'[{first}-{last}]' for first, last in blocks)}]` in `data`, "
-        declare += "and evasion changes the other columns only."
+        declare += "and evasion changes the other columns only. "
         return (
             f"not applicable: {found} (one-hot categories), and an input between two categories is none. "
-            f"{declare if blocks else INSTEAD}"
+            f"{declare + EXCHANGE if blocks else INSTEAD}"
         )
     keys = looked_up(case, x)
     if keys.any():
@@ -93,6 +88,18 @@ def nothing_to_change(epsilon: float, case: Case) -> str | None:
     )
 
 
+def by_categories(data: Data) -> bool:
+    """Whether some features are categories or tokens, declared or (one-hot blocks of a table) seen."""
+    structure = data.structure
+    return bool(structure.tokens or structure.one_hot or structure.codes or data.undeclared_blocks)
+
+
+def without_ball(data: Data) -> bool:
+    """Whether a ball around a record makes no sense, as far as declaration and undeclared blocks tell."""
+    held = data.structure.held_in(data.shape)
+    return bool(data.undeclared_blocks) or (held is not None and bool(held.all()))
+
+
 def seen_unfit(scope: Scope) -> str | None:
     """Why a ball around these inputs makes no sense, in a phrase; None: it may, or only a run can tell.
 
@@ -108,7 +115,7 @@ def seen_unfit(scope: Scope) -> str | None:
     seen = data.non_members.take(torch.arange(min(len(data.non_members), MOST_RECORDS)))
     if len(seen) < LEAST_RECORDS:
         return None
-    if one_hot(_without(seen.x, held)) is not None:
+    if one_hot(without(seen.x, held)) is not None:
         return "undeclared one-hot columns" if seen.x.dim() == 2 else "one-hot inputs"
     few = seen.x[:ASKED]
     if parent is None or bool((few != few.round()).any(0).all()):
@@ -143,21 +150,13 @@ def known_structure(case: Case) -> Structure:
         return replace(structure, tokens=True)
     if x.dim() != 2:
         return structure
-    blocks = tuple(tuple(range(first, last + 1)) for first, last in one_hot_blocks(_without(x, held)))
+    blocks = tuple(tuple(range(first, last + 1)) for first, last in one_hot_blocks(without(x, held)))
     codes = sorted({*structure.codes, *keys.nonzero().flatten().tolist()})
     return replace(structure, one_hot=(*structure.one_hot, *blocks), codes=tuple(codes))
 
 
 def _looked_at(case: Case) -> Tensor:
     return torch.cat([case.evaluation.x, case.attacker.x])[:MOST_RECORDS]
-
-
-def _without(x: Tensor, held: Tensor | None) -> Tensor:
-    """x with values in the held places that look like no category."""
-    if held is None:
-        return x
-    numbers = torch.arange(len(x), dtype=x.dtype, device=x.device).view(-1, *[1] * (x.dim() - 1))
-    return torch.where(held.to(x.device), numbers + math.pi, x)
 
 
 def one_hot(x: Tensor) -> str | None:
@@ -181,47 +180,6 @@ def one_hot(x: Tensor) -> str | None:
         if x.shape[axis] > 1 and bool((total <= 1).all()) and float(total.mean()) >= 0.5:
             return f"the values are 0 and 1 and hold a single 1 along axis {axis}"
     return None
-
-
-def one_hot_blocks(x: Tensor) -> list[tuple[int, int]]:
-    """First and last column of each one-hot block of a table [n, columns].
-
-    Neighbouring columns of two values each, of which a record has at most one at its upper value, and nearly always
-    one: at least two of them vary. A block may leave out one category (all its columns are low then), where so many
-    records without a single overlap are no accident.
-    """
-    low, high = x.amin(0), x.amax(0)
-    binary = ((x == low) | (x == high)).all(0).tolist()
-    upper = ((x == high) & (high > low)).T.contiguous().cpu()  # [columns, n]
-    counts = upper.sum(1).double()
-    blocks: list[tuple[int, int]] = []
-    first, owner = 0, torch.full((len(x),), -1)  # the column at its upper value, by record, in the block so far
-
-    def closed(last: int) -> bool:
-        """Whether the columns first..last are a block, which is noted then."""
-        varying = [column for column in range(first, last + 1) if counts[column]]
-        share = float((owner >= 0).double().mean())
-        own = counts[varying]
-        overlaps = float((own.sum() ** 2 - own.square().sum()) / 2 / len(x))  # expected of unrelated columns
-        found = len(varying) >= 2 and (share == 1 or (share >= LEAST_SHARE and overlaps >= EXPECTED_OVERLAPS))
-        if found:
-            blocks.append((varying[0], last))
-        return found
-
-    for column in range(x.shape[1]):
-        if not binary[column]:
-            closed(column - 1)
-            first, owner = column + 1, torch.full_like(owner, -1)
-            continue
-        clash = owner[upper[column]]
-        if bool((clash >= 0).any()):
-            first = column if closed(column - 1) else int(clash.max()) + 1
-            owner[owner < first] = -1
-        owner[upper[column]] = column
-        if bool((owner >= 0).all()) and closed(column):
-            first, owner = column + 1, torch.full_like(owner, -1)
-    closed(x.shape[1] - 1)
-    return blocks
 
 
 def looked_up(case: Case, x: Tensor) -> Tensor:

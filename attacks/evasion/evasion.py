@@ -9,6 +9,7 @@ from typing import Self
 
 import torch
 
+from ...targets.data.data import Data
 from ...targets.errors import InputError, NotApplicable
 from ...targets.form import Form
 from ...targets.seeds import derive
@@ -20,7 +21,7 @@ from ..statistics.power import unseen_loss
 from ..statistics.sequential import FIRST, looks
 from .ball import whole_range
 from .case import EvasionInputs, prepared_for
-from .categories import not_pixels, nothing_to_change, seen_unfit
+from .categories import not_pixels, nothing_to_change, seen_unfit, without_ball
 from .engine import Perturber
 from .evasion_run import EvasionRun, attack_by, contradictions
 from .gradient.pgd import GradientPerturber
@@ -52,6 +53,9 @@ class Evasion(EvasionParameters):
 
     def unfit(self, scope: Scope) -> str | None:
         return seen_unfit(scope)
+
+    def usual(self, data: Data) -> bool:
+        return not without_ball(data)
 
     def asked_again(self, evidence: Evidence, case: Case) -> list[str]:
         return contradictions(evidence, case)

@@ -97,7 +97,7 @@ def _worst_case(
         notes=tuple(notes),
         parts=tuple(parts),
         curves=_epsilon_curves(found),
-        groups=_groups(results, found),
+        groups=by_group(results, found.evidence.arrays["ids"], found.robust),
     )
 
 
@@ -222,15 +222,15 @@ def _epsilon_curves(found: Found) -> dict[str, list[tuple[float, Rate]] | Auc]:
     return {"worst case": worst, **by_part}
 
 
-def _groups(results: Results, found: Found) -> dict[str, Rate]:
-    """Per class, and per group where the data has groups, of the attacked records."""
-    data, ids = results.scope.data, found.evidence.arrays["ids"]
+def by_group(results: Results, ids: np.ndarray[Any, Any], robust: Bools) -> dict[str, Rate]:
+    """Per class, and per group where the data has groups, of the attacked records with these ids, [n]."""
+    data = results.scope.data
     labels = data.non_members.y.numpy()[ids]
     masks: dict[str, Bools] = {name: labels == label for label, name in enumerate(data.class_names)}
     if data.groups is not None:
         groups = np.array(data.groups)[ids]
         masks |= {f"group {name}": groups == name for name in sorted(set(data.groups))}
-    return {name: Rate(found.robust[mask]) for name, mask in masks.items() if mask.any()}
+    return {name: Rate(robust[mask]) for name, mask in masks.items() if mask.any()}
 
 
 # -- what stored evidence looks like -----------------------------------------------------------------------------------

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ...attacks.attack import Attack
+    from ...targets.data.data import Data
 
 FINE_TUNE = {"epochs": 3, "learning_rate": 4e-3}
 
@@ -22,14 +26,29 @@ RECIPE_WORDS: dict[str, dict[str, Any]] = {
 ATTACK_PRESETS: dict[str, list[dict[str, Any]]] = {
     "quick": [
         {"kind": "evasion", "records": 100, "parts": [{"kind": "pgd", "steps": 20}, {"kind": "transfer"}]},
+        {"kind": "substitution", "records": 100},
         {"kind": "membership"},
         {"kind": "extraction", "budgets": [50, 150]},
     ],
-    "standard": [{"kind": "evasion"}, {"kind": "membership"}, {"kind": "extraction"}],
+    "standard": [{"kind": "evasion"}, {"kind": "substitution"}, {"kind": "membership"}, {"kind": "extraction"}],
     "thorough": [
         {"kind": "evasion", "records": 2000},
         {"kind": "evasion", "norm": "l2", "records": 2000},
+        {"kind": "substitution", "records": 2000, "beam": 16, "further": 256},
         {"kind": "membership"},
         {"kind": "extraction", "budgets": [50, 150, 500, 1500]},
     ],
 }
+
+
+def attacks_of(attacks: str | list[Any], data: Data) -> list[Attack]:
+    """Those that a plan names, or those of its set that are for data like these.
+
+    Raises:
+        InputError: an unknown or ill-defined attack.
+    """
+    from ...attacks.attack import ATTACKS
+
+    if not isinstance(attacks, str):
+        return [ATTACKS.parse(one) for one in attacks]
+    return [one for one in map(ATTACKS.parse, ATTACK_PRESETS[attacks]) if one.usual(data)]

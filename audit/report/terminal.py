@@ -23,18 +23,18 @@ LEFT = 2  # columns of words, before those of figures
 
 def table_of(audit: Audit) -> list[list[str]]:
     """A row per candidate under one of headings: name (starred where it is up for release), verdict, figures, size."""
-    metrics = _headlines(audit)
+    headlines = _headlines(audit)
     quality = audit.candidates[0].quality_metric if audit.candidates else ACCURACY
     uneven = any(row.classes is not None and row.classes.uneven for row in audit.candidates)
     own = [quality.title.lower(), *([BALANCED_ACCURACY.title.lower()] if uneven else [])]
-    titles = [*own, *(metric.title.partition(" (")[0].lower() for metric in metrics)]
+    titles = [*own, *(_title(audit, risk) for risk in headlines)]
     rows = [["candidate", "verdict", *map(wording.label, titles), "payload"]]
     for row in audit.candidates:
         figures = [wording.estimate(row.quality, row.quality_metric)]
         if uneven:
             balanced = None if row.classes is None else row.classes.balanced_accuracy
             figures.append(wording.estimate(balanced, BALANCED_ACCURACY))
-        figures += [_risk(audit, row, metric) for metric in metrics]
+        figures += [_risk(audit, row, *headline) for headline in headlines.items()]
         name = wording.label(row.name) + (" *" if row.name in audit.release else "")
         rows.append([name, _verdict(row), *figures, _payload(row)])
     return rows
@@ -124,7 +124,8 @@ def legend(audit: Audit) -> list[str]:
         lines.insert(0, "* up for release: the verdict is about these")
     if any(finding.flags for finding in audit.findings):
         lines.append("\u2691 the figure may be too optimistic; the report says why")
-    told = [f"{metric.title.partition(' (')[0].lower()}: {metric.meaning}" for metric in _headlines(audit)]
+    metrics = {metric.name: metric for metric in _headlines(audit).values()}.values()
+    told = [f"{_short(metric)}: {metric.meaning}" for metric in metrics]
     return [*lines, *map(wording.clean, told)]
 
 
@@ -160,17 +161,30 @@ def _verdict(row: Candidate) -> str:
     return "not judged" if row.role == "candidate" else f"({row.role})"
 
 
-def _headlines(audit: Audit) -> list[Metric]:
+def _headlines(audit: Audit) -> dict[str, Metric]:
     """The main figure of each risk: that of its first finding."""
     first: dict[str, Metric] = {}
     for finding in audit.findings:
         first.setdefault(finding.risk, audit.metrics[finding.metric])
-    return list(first.values())
+    return first
 
 
-def _risk(audit: Audit, row: Candidate, metric: Metric) -> str:
+def _short(metric: Metric) -> str:
+    return metric.title.partition(" (")[0].lower()
+
+
+def _title(audit: Audit, risk: str) -> str:
+    """Of a column; where two risks have one figure, with the risk."""
+    headlines = _headlines(audit)
+    metric = headlines[risk]
+    alone = sum(one.name == metric.name for one in headlines.values()) == 1
+    return _short(metric) if alone else f"{_short(metric)}, {risk}"
+
+
+def _risk(audit: Audit, row: Candidate, risk: str, metric: Metric) -> str:
     """The finding's figure; the first of its metric is the one that policies judge."""
-    found = next((one for one in audit.findings if one.candidate == row.name and one.metric == metric.name), None)
+    mine = (row.name, risk, metric.name)
+    found = next((one for one in audit.findings if (one.candidate, one.risk, one.metric) == mine), None)
     if found is None:
         return "\u2013"
     return wording.estimate(found.estimate, metric) + (" \u2691" if found.flags else "")

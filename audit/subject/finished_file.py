@@ -12,7 +12,6 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, RootModel
 from torch import nn
 
-from ...attacks.attack import ATTACKS
 from ...targets.data.data import Data
 from ...targets.errors import InputError, UnsafeInput, quoted
 from ...targets.form import Form
@@ -25,7 +24,7 @@ from ...targets.model import Target
 from ...targets.untrusted.files import ordinary_file
 from ...targets.untrusted.model_file import FILE_BYTES, Facts, Kind, ModelFile, read_again, read_model_file
 from ..plan.plan import DENSE, Plan
-from ..plan.presets import ATTACK_PRESETS
+from ..plan.presets import attacks_of
 from ..plan.sections import InterfacePlan
 
 HOURS, HOURS_BY_BYTE = 1.0, 1.5e-6  # of processor time that asking a file may take, at least, and for each of its bytes
@@ -181,10 +180,9 @@ def open_file(
     return OpenedFile(path, file, assumptions, (*said, *file.notes, *notes), doubtful)
 
 
-def answers_planned(plan: Plan) -> float:
+def answers_planned(plan: Plan, data: Data) -> float:
     """About how many records each model of the plan is asked; gradients of its twin count as three of its answers."""
-    raw = ATTACK_PRESETS[plan.attacks] if isinstance(plan.attacks, str) else plan.attacks
-    efforts = [ATTACKS.parse(one).effort for one in raw]
+    efforts = [attack.effort for attack in attacks_of(plan.attacks, data)]
     return 2_000 + sum(effort.answers + 3 * effort.gradients for effort in efforts)
 
 
@@ -218,7 +216,7 @@ def open_all(
     Raises:
         InputError, UnsafeInput: as `open_file`; a file is named and the data's targets are values.
     """
-    answers = answers_planned(plan) if paths_of(plan) else 0.0
+    answers = answers_planned(plan, data) if paths_of(plan) else 0.0
     if readings is not None:
         same = {
             name: open_again(path, folder, readings[name], data.shape, checked=checked)

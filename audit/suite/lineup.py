@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
 
-from ...attacks.attack import ATTACKS, Attack, Task
+from ...attacks.attack import Attack, Task
 from ...compression.recipe import RECIPES
 from ...defenses.defense import DEFENSES, CompressionDefense, TrainingDefense
 from ...targets.errors import InputError, NotApplicable, user_error
 from ...targets.runtimes.runtime import RUNTIMES, Runtime
 from ...training.architecture import Architecture
 from ..plan.plan import DENSE, Plan
-from ..plan.presets import ATTACK_PRESETS, RECIPE_WORDS
+from ..plan.presets import RECIPE_WORDS, attacks_of
 from ..plan.sections import CandidatePlan
 from ..subject.audited import AuditedModel, Candidate, DenseModel, FinishedFile
 from ..subject.resolve import Subject
@@ -54,7 +54,8 @@ def assemble(plan: Plan, subject: Subject) -> Lineup:
             why = user_error(error)  # of the defense's own code, perhaps another package's
             raise InputError(f"Candidate {name!r}: the defense {entry.defense!r} cannot harden it: {why}") from error
     runtimes = [RUNTIMES.parse(one) for one in plan.runtimes]
-    return Lineup(tuple(dense.values()), tuple(candidates), _labelled(_attacks(plan)), _labelled(runtimes))
+    attacks = attacks_of(plan.attacks, subject.data)
+    return Lineup(tuple(dense.values()), tuple(candidates), _labelled(attacks), _labelled(runtimes))
 
 
 def _candidate(
@@ -87,11 +88,6 @@ def _task(subject: Subject) -> Task:
 
 def _expand(recipe: object) -> object:
     return RECIPE_WORDS.get(recipe, recipe) if isinstance(recipe, str) else recipe
-
-
-def _attacks(plan: Plan) -> list[Attack]:
-    raw = ATTACK_PRESETS[plan.attacks] if isinstance(plan.attacks, str) else plan.attacks
-    return [ATTACKS.parse(item) for item in raw]
 
 
 def _labelled(techniques: list[T]) -> tuple[tuple[T, str], ...]:

@@ -62,8 +62,7 @@ def policy_for(
 def _why(gaps: Sequence[Limit]) -> str:
     reason, attacks = gaps[0].left_out, gaps[0].attacks
     if reason == NOT_OF:
-        wanted = {gap.metric for gap in gaps}
-        kinds = [kind for kind, cls in ATTACKS.kinds().items() if wanted & {metric.name for metric in cls.metrics}]
+        kinds = sorted({kind for gap in gaps for kind in gap.attacks})
         return f"{reason}. Add {' or '.join(kinds) or 'one'} to `attacks`, or name a policy without such a limit."
     if reason == NO_DENSE:
         return "there is no dense model to compare with. Name it, or a policy with `absolutes`."
@@ -94,7 +93,7 @@ def undecidable(policy: Policy, planned: Planned) -> list[Limit]:
         elif not mine:
             others = _others(limit.metric, scope)  # what could not run had the plan named it is no gap of the plan
             reason = others[0][1] if others and all(why is not None for _, why in others) else NOT_OF
-            attacks = [kind for kind, _ in others] if reason != NOT_OF else []
+            attacks = [kind for kind, why in others if reason != NOT_OF or why is None]
         elif all(why is not None for _, why in mine):
             reason, attacks = mine[0][1], list(dict.fromkeys(one.kind for one, _ in mine))
         if reason is not None:

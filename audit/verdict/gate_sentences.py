@@ -15,6 +15,9 @@ WIDE = 0.25  # half of what AUC ranges over: so large an increase is a limit in 
 
 
 def setting(finding: Finding | None) -> str:
+    changed = () if finding is None else [one for one in finding.setting.items() if one[0].startswith("changed ")]
+    for what, count in changed:
+        return f" after {count} {what.removesuffix('s') if count == 1 else what}"
     epsilon = None if finding is None else finding.setting.get("epsilon")
     if finding is None or not isinstance(epsilon, int | float):  # a text, of an attack of another package
         return ""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..seeds import generator
 from .checks import check_data, check_enough
+from .one_hot import undeclared_blocks
 from .records import Bounds, Records
 from .repeats import find_repeats
 from .structure import PLAIN, Structure, check_structure
@@ -122,6 +123,11 @@ class Data:
     def attacker(self) -> Records:
         """The non-members an attacker owns."""
         return self.non_members.take(self._split[1])
+
+    @cached_property
+    def undeclared_blocks(self) -> tuple[tuple[int, int], ...]:
+        """First and last column of the one-hot blocks that a table shows and that `structure` does not name."""
+        return undeclared_blocks(self.non_members.x, self.structure.held_in(self.shape))
 
     @cached_property
     def digest(self) -> str:

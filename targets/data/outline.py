@@ -32,6 +32,7 @@ class Outline(BaseModel):
     bounds_doubt: str
     structure: Structure
     doubts: tuple[tuple[str, str], ...]
+    undeclared_blocks: tuple[tuple[int, int], ...]
 
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -76,6 +77,7 @@ def outline(data: Data) -> tuple[Outline, Arrays]:
         bounds_doubt=data.bounds_doubt,
         structure=data.structure,
         doubts=data.doubts,
+        undeclared_blocks=data.undeclared_blocks,
     )
     arrays = {"non_members": data.non_members.y, "low": data.bounds.low, "high": data.bounds.high}
     arrays |= {} if data.members is None else {"members": data.members.y}

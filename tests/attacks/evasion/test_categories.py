@@ -12,10 +12,11 @@ from evasion_cases import LENGTH, WORDS, Pooled, case_of
 from torch import Tensor, nn
 
 from crushproof.attacks.case import Case
-from crushproof.attacks.evasion.categories import not_pixels, one_hot, one_hot_blocks
+from crushproof.attacks.evasion.categories import not_pixels, one_hot
 from crushproof.attacks.evasion.evasion import Evasion
 from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.targets.data.data import Data
+from crushproof.targets.data.one_hot import one_hot_blocks
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import NotApplicable
 from crushproof.targets.runtimes.onnx import OnnxTarget

@@ -55,10 +55,10 @@ def test_more_than_a_files_share_is_refused(
         assert str(caught.value).isprintable()
 
 
-def test_the_plan_decides_how_often_a_file_is_asked() -> None:
+def test_the_plan_decides_how_often_a_file_is_asked(digits: Data) -> None:
     raw = {"data": {"kind": "npz", "path": "d.npz"}, "candidates": {"shipped": {"file": "m.onnx"}}}
     quick, standard, thorough = (
-        answers_planned(Plan.model_validate({**raw, "attacks": attacks}))
+        answers_planned(Plan.model_validate({**raw, "attacks": attacks}), digits)
         for attacks in ("quick", "standard", "thorough")
     )
     assert 2_000 < quick < standard < thorough

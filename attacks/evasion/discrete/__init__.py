@@ -1,0 +1,1 @@
+"""Evasion by exchange: whole features of a table or whole tokens are changed, as many as the attacker may."""

@@ -1,0 +1,160 @@
+"""Evasion by exchange: whole features of a table or tokens of a sequence are changed, a few at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Self
+
+import numpy as np
+import torch
+
+from ....targets.data.data import Data
+from ....targets.form import Form
+from ...attack import ATTACKS, Round, Run
+from ...case import Case, Evidence
+from ...measurement import Measurement
+from ...preparation import Audited, Basis, Inputs, Need, Preparation, Prepared, Results, Scope
+from ...statistics.power import unseen_loss
+from ...statistics.sequential import FIRST, looks
+from ..categories import by_categories
+from .choosing import ReachProbe, choose
+from .measure import evidence_form, measure_substitution
+from .parameters import Chosen, SubstitutionParameters
+from .running import GRADIENT, attack, gradient_flags, on_device, union_flags
+
+
+@ATTACKS.register
+class Substitution(SubstitutionParameters):
+    """Inputs with a few features or tokens exchanged: robust accuracy, by how many of them may be others.
+
+    Of a table, a one-hot block becomes another category, a code another one, a number moves within its range and its
+    reach; immutable features stay. Of sequences of token ids, a token becomes another one of the data's vocabulary or
+    of `allowed`; padding stays. Two parts search (beam search over single changes): one is led by gradients of the
+    twin, at its inputs or embeddings (HotFlip, Ebrahimi et al. 2018, arXiv:1712.06751), the other by the deployed
+    model's answers to single changes. Both ask the deployed model about all they try, and it alone decides.
+
+    Without a gate, `gate_changes: auto` and `reach: auto` take those at which the dense model keeps about half.
+
+    Evidence arrays, n records each in the order of `ids`: `ids` int64; `clean_correct` bool; `fooled/<part>/<changes>`
+    bool, what a part fooled with up to so many changes (clean errors included); `worst/<changes>` bool, any part;
+    `adversarial` float32 [n, *shape]: what fooled the deployed model at the gate's changes, or came nearest to it.
+
+    Summary: `changes`, `gate`, `reach`, `tokens` (whether features are tokens), `features` and `moves` (how many there
+    are), `padding` (an id or None), `parts` (those that ran), `without_gradient` (records that withstood and gave
+    none), `union_flags`.
+    """
+
+    def unfit(self, scope: Scope) -> str | None:
+        data = scope.data
+        if not data.structure.tokens and len(data.shape) != 1:
+            return "neither a table nor declared tokens"
+        return "no feature may change" if {*data.structure.immutable} >= {*range(data.shape[0])} else None
+
+    def usual(self, data: Data) -> bool:
+        return by_categories(data)
+
+    def runs(self, model: Audited, scope: Scope) -> tuple[Run, ...]:
+        probe = self._probe(scope)
+        return (Run(needs=probe, prepare=partial(_chosen, probe), effort=self.effort),)
+
+    def reads(self, model: Audited, scope: Scope) -> tuple[Need, ...]:
+        return (*super().reads(model, scope), *self._probe(scope))
+
+    def _probe(self, scope: Scope) -> tuple[ReachProbe, ...]:
+        """Nothing where the plan names gate and reach; the same for all rounds."""
+        if not self.open:
+            return ()
+        return (ReachProbe(self.sharing().model_dump_json(), scope.reference.name),)
+
+    def rounds(self, scope: Scope) -> tuple[Round, ...]:
+        if self.records != "auto":
+            return (Round(self, self.records),)
+        counts = looks(min(self.most_records, len(scope.data.evaluation_ids)))
+        return tuple(Round(self.model_copy(update={"records": count}), count) for count in counts)
+
+    def sharing(self) -> Self:
+        return self.model_copy(update={"records": "auto", "most_records": FIRST})
+
+    def smaller(self) -> Self | None:
+        if self.records != "auto" or self.most_records <= FIRST:
+            return None
+        return self.model_copy(update={"most_records": max(FIRST, self.most_records // 2)})
+
+    def probes(self, scope: Scope) -> tuple[Preparation, ...]:
+        return self._probe(scope)
+
+    def settled(self, found: Mapping[Preparation, Prepared]) -> Self:
+        mine = self.sharing().model_dump_json()
+        for probe, result in found.items():
+            if isinstance(probe, ReachProbe) and probe.told == mine:
+                return self.settled_at(Chosen.model_validate(result.document["chosen"]))
+        return self
+
+    def form(self, model: Audited, scope: Scope) -> Form:
+        return evidence_form(self, scope)
+
+    def measure(self, results: Results) -> list[Measurement]:
+        probe = self._probe(results.scope)
+        found = results.prepared(probe[0]) if probe else None
+        return measure_substitution(self if found is None else self.settled({probe[0]: found}), results)
+
+    def power(self, scope: Scope) -> list[str]:
+        most = self.most_records if self.records == "auto" else self.records
+        records = min(most, len(scope.data.evaluation_ids))
+        return [f"Evasion by changed features or tokens: {unseen_loss('a loss of robust accuracy', records)}."]
+
+    def limits(self, scope: Scope) -> list[str]:
+        return [
+            "Robust accuracy after so many changed features or tokens is an upper bound: not all combinations were "
+            "tried. A changed category or word may also change what is true of a record, which no attack can see."
+        ]
+
+    def run(self, case: Case, *, seed: int) -> Evidence:
+        if self.open:
+            chosen = case.prepared if isinstance(case.prepared, Chosen) else choose(case, self, seed=seed)
+            return self.settled_at(chosen).run(case, seed=seed)
+        return attack(case, self, seed=seed)
+
+    def asked_again(self, evidence: Evidence, case: Case) -> list[str]:
+        """A record counts as fooled at the gate exactly if it is misclassified as it is, or as it was stored to be
+        attacked, and that is an input with so many changes.
+        """
+        arrays, summary = evidence.arrays, evidence.summary
+        place = {int(one): row for row, one in enumerate(case.ids)}
+        rows = [place.get(int(one)) for one in arrays["ids"]]
+        if None in rows:
+            return ["records were attacked that are none to be evaluated"]
+        case = on_device(case)
+        records = case.evaluation.take(torch.tensor(rows, dtype=torch.int64, device=case.evaluation.x.device))
+        found = []
+        correct = (case.deployed.logits(records.x).argmax(1) == records.y).cpu().numpy()
+        if (off := int((correct != arrays["clean_correct"]).sum())) > 0:
+            found.append(f"{off} of {len(correct)} records are classified otherwise")
+        x = torch.from_numpy(np.array(arrays["adversarial"])).to(records.x.device)
+        features = self.features(case, summary["reach"])
+        valid = features.changes(x.flatten(1), records.x.flatten(1)) <= summary["gate"]
+        wrong = (case.deployed.logits(x).argmax(1) != records.y) & valid
+        fooled = ~correct | wrong.cpu().numpy()
+        if (off := int((fooled != arrays[f"worst/{summary['gate']}"]).sum())) > 0:
+            found.append(f"{off} of {len(correct)} stored adversarial inputs do not fool it as the evidence has it")
+        return found
+
+    def follows(self, evidence: Evidence, basis: Basis) -> list[str]:
+        arrays, summary, wrong = evidence.arrays, evidence.summary, []
+        if basis.contradicted(arrays["ids"], arrays["clean_correct"], arrays["clean_correct"]):
+            wrong.append("the records that the model classifies right are others")
+        due: list[str] = []
+        if GRADIENT in summary["parts"]:
+            due = gradient_flags(summary["without_gradient"], len(arrays["ids"]), basis.twin_agrees)
+        if evidence.flags != ({GRADIENT: due} if due else {}):
+            wrong.append(f"the flags of {GRADIENT}")
+        exhaustive = summary["moves"] <= self.first
+        if list(summary["union_flags"]) != union_flags(list(summary["parts"]), due, exhaustive=exhaustive):
+            wrong.append("the flags of the worst case")
+        return wrong
+
+
+def _chosen(probe: tuple[ReachProbe, ...], inputs: Inputs) -> Chosen | None:
+    """What a run finds in its case."""
+    return Chosen.model_validate(inputs.prepared(probe[0]).document["chosen"]) if probe else None
