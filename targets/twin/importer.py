@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import NotApplicable, UnsafeInput
-from ..untrusted.model_file import CheckedOnnx
+from ..untrusted.model_file import Port
 from .attributes import attributes_of, inferred_rank, safe_name, structural_inputs
 from .dynamic import find_records
 from .module import Source, Step, Twin, takes_any_batch
@@ -18,6 +18,9 @@ from .operators import elementwise, fused, quantized, recurrent, shapes  # they 
 from .operators.elementwise import COMPARISONS
 from .operators.layers import LAYERS
 from .operators.quantized import code_type, round_trip, softmax_round_trip
+
+if TYPE_CHECKING:
+    import onnx
 
 _FAMILIES = (elementwise, fused, quantized, recurrent, shapes)
 
@@ -28,11 +31,11 @@ STANDARD = ("", "ai.onnx")
 class Importer:
     """Reads the graph in three passes: constants, what depends on constants only, and the steps that are left."""
 
-    def __init__(self, checked: CheckedOnnx, output: str | None = None) -> None:
-        self.graph = checked.model.graph
+    def __init__(self, model: onnx.ModelProto, outputs: Sequence[Port], output: str | None = None) -> None:
+        self.graph = model.graph
         self.result = output or self.graph.output[0].name
-        self.grid = next(port.grid for port in checked.outputs if port.name == self.result)
-        versions = {item.domain: item.version for item in checked.model.opset_import}
+        self.grid = next(port.grid for port in outputs if port.name == self.result)
+        versions = {item.domain: item.version for item in model.opset_import}
         self.opset = next((versions[name] for name in STANDARD if name in versions), 0)
         if self.opset not in OPSETS:
             raise NotApplicable(
@@ -73,7 +76,7 @@ class Importer:
         self._steps(left)
         if self.result in self.constants:
             raise NotApplicable("The output of the ONNX model does not depend on its input, so there is no twin.")
-        self.module.answer = self.numbers[self.result]
+        self.module.answer, self.module.before = self.numbers[self.result], self._before_softmax()
         self._free()
         if known and dims[0] and not takes_any_batch(self.module, dims[0]):
             self.module.batch = dims[0]
@@ -185,6 +188,16 @@ class Importer:
             uses = consumers.get(name, [])
             if uses and all(self._is_rounding(name, use) for use in uses):
                 self.soft.add(name)
+
+    def _before_softmax(self) -> int | None:
+        """The value that a final softmax over the last axis takes, with nothing behind it but quantisers."""
+        node = self.makers.get(self.result)
+        while node is not None and node.op_type in ("QuantizeLinear", "DequantizeLinear", "Identity"):
+            node = self.makers.get(node.input[0])
+        if node is None or node.op_type != "Softmax" or node.domain not in STANDARD:
+            return None
+        axis = next((item.i for item in node.attribute if item.name == "axis"), -1 if self.opset >= 13 else 1)
+        return self.numbers.get(node.input[0]) if axis in (-1, 1) else None
 
     def _is_rounding(self, name: str, use: Any) -> bool:
         if use.op_type == "Cast":
@@ -328,5 +341,5 @@ class Importer:
             last.update((what, step) for source, what in step.arguments if source in computed)
             last.update((number, step) for number in step.outputs if number is not None)
         for number, step in last.items():
-            if number != self.module.answer:
+            if number not in (self.module.answer, self.module.before):
                 step.done.append(number)
