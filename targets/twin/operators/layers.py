@@ -36,9 +36,7 @@ class Window(NamedTuple):
         spatial = len(self.kernel)
         around = [self.pads[at + side * spatial] for at in reversed(range(spatial)) for side in (0, 1)]
         if any(around):
-            capped(
-                [*x.shape[:2], *(size + self.pads[at] + self.pads[at + spatial] for at, size in enumerate(x.shape[2:]))]
-            )
+            capped([*x.shape[:2], *map(sum, zip(x.shape[2:], self.pads, self.pads[spatial:], strict=False))])
         return F.pad(x, around, value=value) if any(around) else x
 
 
