@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from .translation import DOMAIN, ELEMENTS, WHOLE, Array, Translation
 PADDINGS = {0: "SAME_UPPER", 1: "VALID"}
 ENDS = {1: (0.0, None), 2: (-1.0, 1.0), 3: (0.0, 6.0)}  # of fused activations, by number
 TO_FIRST, TO_LAST = (0, 3, 1, 2), (0, 2, 3, 1)
+WIDEST = 2**15  # reach and steps of a window: torch's kernels divide by zero on what overflows
 DENSE_WEIGHTS = 0  # FullyConnectedOptions.weights_format
 
 
@@ -38,13 +40,14 @@ def _ends(to: Translation, ends: Any) -> list[str]:
     return ["" if end is None else to.number(end) for end in ends]
 
 
-def _window(to: Translation) -> dict[str, Any]:
+def _window(to: Translation, kernel: Sequence[int]) -> dict[str, Any]:
     options = to.operator.options
     strides = [int(options.get(f"Stride{side}", 1)) for side in "HW"]
     steps = [int(options.get(f"Dilation{side}Factor", 1)) for side in "HW"]
     padding = PADDINGS.get(int(options.get("Padding", 0)))
-    if padding is None or min(*strides, *steps) < 1:
-        to.refuse("its strides, dilations and padding are none")
+    reach = [step * (size - 1) + 1 for step, size in zip(steps, kernel, strict=True)]
+    if padding is None or min(*strides, *steps, *kernel) < 1 or max(*strides, *reach) > WIDEST:
+        to.refuse("its window, strides and padding are none")
     return {"strides": strides, "dilations": steps, "auto_pad": padding}
 
 
@@ -61,7 +64,7 @@ def convolution(to: Translation) -> None:
     if each < 1 or channels % each or (deep and kernel[0] != 1):
         to.refuse(f"its weights {list(kernel)} do not fit {channels} channels")
     order = (3, 0, 1, 2) if deep else TO_FIRST  # to [out, in, height, width]
-    attributes = {**_window(to), "group": channels // each}
+    attributes = {**_window(to, kernel[1:3]), "group": channels // each}
     x, bias = _moved(to, given), to.input(2)
     if to.is_whole(given):
         codes, multiplier, zeros = _weights(to, given, weight, axis=3 if deep else 0)
@@ -85,10 +88,8 @@ def _weights(to: Translation, given: int, weight: int, axis: int) -> tuple[Array
     scale, zero = to.grids(weight)
     if scale.size > 1 and to.tensor(weight).axis != axis:
         to.refuse("the scales of its weights are not those of its outputs")
-    with np.errstate(over="ignore"):
-        multiplier = to.grid(given)[0] * scale / to.grid(to.output)[0]  # in float32, as XNNPACK does
-    low, high = WHOLE[codes.dtype.name]
-    if not np.isfinite(multiplier).all() or (zero < low).any() or (zero > high).any():
+    multiplier, (low, high) = to.ratio(to.grid(given)[0], to.output, scale), WHOLE[codes.dtype.name]
+    if (zero < low).any() or (zero > high).any():
         to.refuse("the grid of its weights is none")
     return codes, to.number(multiplier), to.number(zero, ELEMENTS[codes.dtype.name])
 
@@ -140,12 +141,10 @@ def fully_connected(to: Translation) -> None:
 def pool(to: Translation) -> None:
     given, options = to.needed(0), to.operator.options
     size = [int(options.get(f"Filter{side}", 0)) for side in ("Height", "Width")]
-    if min(size) < 1:
-        to.refuse("its window is empty")
     if not to.same_grid(given, to.output):
         to.refuse("its input and its output have different grids")
     codes, mean = to.is_whole(given), to.operator.kind == "AVERAGE_POOL_2D"
-    attributes = {**_window(to), "kernel_shape": size}
+    attributes = {**_window(to, size), "kernel_shape": size}
     value = to.add(
         "AveragePool" if mean else "MaxPool",
         [_moved(to, given)],

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ...errors import NotApplicable
 from ...untrusted.tflite_graph import Graph
 from ..nodes import FLOAT, INT8, INT64, UINT8
@@ -94,7 +96,7 @@ def _mean(to: Translation) -> None:
 
 def _between(to: Translation, given: int) -> list[str]:
     """Codes, and what brings them to the output's grid."""
-    ratio = to.grid(given)[0] / to.grid(to.output)[0]
+    ratio = to.ratio(to.grid(given)[0], to.output)
     return [to.value(given), to.number(ratio), to.zero(given), to.zero(to.output)]
 
 
@@ -139,7 +141,7 @@ def _leaky(to: Translation) -> None:
     given, alpha = to.needed(0), float(to.operator.options.get("Alpha", 0.0))
     if to.is_whole(given):
         check_output(to)
-        below = alpha * to.grid(given)[0] / to.grid(to.output)[0]
+        below = to.ratio(np.float32(alpha) * to.grid(given)[0], to.output)
         to.add("Requantize", [*_between(to, given), to.number(below)], f"t{to.output}", domain=DOMAIN)
     else:
         to.add("LeakyRelu", [to.value(given)], f"t{to.output}", alpha=alpha)

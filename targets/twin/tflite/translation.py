@@ -201,6 +201,14 @@ class Translation:
         else:
             self.add("Identity", [value], f"t{number}")
 
+    def ratio(self, step: np.float32, number: int, scale: Any = 1.0) -> Any:
+        """`step` times `scale` (one or several) in steps of a tensor of codes, in float32, as XNNPACK computes it."""
+        with np.errstate(over="ignore"):
+            found = step * scale / self.grid(number)[0]
+        if not np.isfinite(found).all():
+            self.refuse("its grids are too far apart")
+        return found
+
     def same_grid(self, one: int, other: int) -> bool:
         if not self.is_whole(one) or self.tensor(one).type != self.tensor(other).type:
             return self.tensor(one).type == self.tensor(other).type
