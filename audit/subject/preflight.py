@@ -86,7 +86,12 @@ def _files_alone(subject: Subject) -> Preflight:
     if file is None:
         return Preflight(Costs())
     answer = answering(file.deployed(), subject.data.non_members.x)
-    return Preflight(Costs(answer=answer, gradient=3 * answer))
+    try:
+        return Preflight(
+            Costs(answer=answer, gradient=differentiating(file.differentiable(subject.data), subject.data))
+        )
+    except NotApplicable:
+        return Preflight(Costs(answer=answer, gradient=3 * answer))
 
 
 def _tried(plan: Plan, subject: Subject, dense: DenseModel, device: torch.device) -> Preflight:

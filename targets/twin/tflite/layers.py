@@ -13,7 +13,7 @@ from .translation import DOMAIN, ELEMENTS, WHOLE, Array, Translation
 PADDINGS = {0: "SAME_UPPER", 1: "VALID"}
 ENDS = {1: (0.0, None), 2: (-1.0, 1.0), 3: (0.0, 6.0)}  # of fused activations, by number
 TO_FIRST, TO_LAST = (0, 3, 1, 2), (0, 2, 3, 1)
-WIDEST = 2**15  # reach and steps of a window: torch's kernels divide by zero on what overflows
+WIDEST = 2**15  # reach and steps of a window, and an eighth of its area: torch fills margins, and overflows
 DENSE_WEIGHTS = 0  # FullyConnectedOptions.weights_format
 
 
@@ -46,7 +46,11 @@ def _window(to: Translation, kernel: Sequence[int]) -> dict[str, Any]:
     steps = [int(options.get(f"Dilation{side}Factor", 1)) for side in "HW"]
     padding = PADDINGS.get(int(options.get("Padding", 0)))
     reach = [step * (size - 1) + 1 for step, size in zip(steps, kernel, strict=True)]
-    if padding is None or min(*strides, *steps, *kernel) < 1 or max(*strides, *reach) > WIDEST:
+    if (
+        padding is None
+        or min(*strides, *steps, *kernel) < 1
+        or max(*strides, *reach, reach[0] * reach[1] // 8) > WIDEST
+    ):
         to.refuse("its window, strides and padding are none")
     return {"strides": strides, "dilations": steps, "auto_pad": padding}
 

@@ -354,7 +354,7 @@ REFUSED: dict[str, tuple[Callable[[], TfliteFile], str]] = {
     "constant": (short_constant, "constant of type float32 and shape .* stored in another way"),
     "activation": (lambda: convolution("float32", "CONV_2D", 0, 1, 4), "fused activation is number 4"),
     "grid": (lambda: single("int8", "RELU", (0.0, 0), 5), "grid|scales"),
-    "window": (far_window, "more than .* elements"),
+    "window": (far_window, "window, strides and padding"),
 }
 
 
