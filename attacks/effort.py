@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 FINE_TUNING = 0.25  # of a training: what a recipe that trains is taken to cost
+FORWARD = 1 / 3  # of a gradient: what a pass without one costs
 HARDENING = 4.0  # trainings: what a hardened one is taken to cost
 
 
@@ -16,11 +18,14 @@ class Costs:
         answer: of one record through the deployed model.
         gradient: of one record forwards and backwards through the differentiable module.
         training: of one training as the dense model was trained, on as many records.
+        twins: as `gradient`, of models whose own differentiable module was timed, by name: rounding costs passes over
+            every activation.
     """
 
     answer: float = 1e-4
     gradient: float = 3e-4
     training: float = 6.0
+    twins: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -31,16 +36,19 @@ class Effort:
         answers, gradients: records times passes.
         trainings: whole trainings of the dense model's size.
         seconds: what depends on none of these.
+        through: the model whose gradients these are; "": the dense one, or any like it.
     """
 
     answers: float = 0.0
     gradients: float = 0.0
     trainings: float = 0.0
     seconds: float = 0.0
+    through: str = ""
 
     def at(self, costs: Costs) -> float:
         """CPU seconds, above 0."""
-        counted = self.answers * costs.answer + self.gradients * costs.gradient + self.trainings * costs.training
+        gradient = costs.twins.get(self.through, costs.gradient)
+        counted = self.answers * costs.answer + self.gradients * gradient + self.trainings * costs.training
         return max(counted + self.seconds, 1e-3)
 
 

@@ -176,6 +176,7 @@ def search(
         else:
             loaded, folder = load_plan(plan), plan.parent
         check_techniques(loaded)
+        from ..compression.search import TriedRecipe
         from .search import figures, run_search, settings_of, words_of
 
         settings = settings_of(
@@ -188,13 +189,12 @@ def search(
             epochs=epochs,
         )
         target = folder / "found.yaml" if out is None else out
-        found = run_search(
-            loaded,
-            folder,
-            target,
-            settings,
-            show=lambda number, trial: typer.echo(f"[{number}] {words_of(trial)}: {figures(trial)}", err=True),
-        )
+        with contextlib.redirect_stdout(sys.stderr):  # with what a model's own code prints
+
+            def show(at: int, one: TriedRecipe) -> None:
+                typer.echo(f"[{at}] {words_of(one)}: {figures(one)}")
+
+            found = run_search(loaded, folder, target, settings, show=show)
         typer.echo(f"dense: {figures(found.dense)} (n = {found.dense.n}, members held out)")
         for number, trial in enumerate(found.chosen, 1):
             typer.echo(f"found-{number}: {figures(trial)}; {words_of(trial)}")

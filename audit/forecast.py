@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .engine.cells import Cell
+from .engine.time_left import makespan
 from .suite.suite import Suite
 
 
@@ -47,12 +48,12 @@ def forecast(suite: Suite, stored: Iterable[str], workers: int) -> Forecast:
 
 
 def clock(cells: list[Cell], workers: int) -> float:
-    """Seconds by the clock of these cells on so many workers: their sum, or their longest chain."""
-    chain: dict[str, float] = {}
-    for cell in cells:  # in topological order
-        chain[cell.name] = cell.weight + max((chain.get(need, 0.0) for need in cell.needs), default=0.0)
-    total = sum({cell.key: cell.weight for cell in cells}.values())
-    return max(total / max(workers, 1), max(chain.values(), default=0.0))
+    """Seconds by the clock of these cells on so many workers, as the schedule hands them out."""
+    seconds = {cell.key: cell.weight for cell in cells if not cell.alone}
+    key_of = {cell.name: cell.key for cell in cells}
+    needs = {cell.key: [key_of[need] for need in cell.needs if need in key_of] for cell in cells}
+    alone = sum({cell.key: cell.weight for cell in cells if cell.alone}.values())
+    return makespan(seconds, needs, (), max(workers, 1)) + alone
 
 
 def duration(seconds: float) -> str:

@@ -36,12 +36,22 @@ class Certificate:
     kinds: dict[str, Agreement]
 
 
-def certify(deployed: Target, twin: Target, inputs: Mapping[str, Tensor]) -> Certificate:
+def certify(
+    deployed: Target, twin: Target, inputs: Mapping[str, Tensor], known: Mapping[str, Tensor] | None = None
+) -> Certificate:
     """Compares the two on `inputs`: by kind, float32 [n, *shape]. Both count the queries.
 
     Agreement on clean inputs alone says little about the inputs an attack finds: bring adversarial ones as well.
+
+    Args:
+        known: what the deployed model answered to the inputs of a kind, where it was asked before.
     """
-    answers = {kind: (deployed.logits(x), twin.logits(x)) for kind, x in inputs.items() if len(x)}
+    known = known or {}
+    answers = {
+        kind: (known[kind] if kind in known else deployed.logits(x), twin.logits(x))
+        for kind, x in inputs.items()
+        if len(x)
+    }
     kinds = {kind: _agreement(*pair) for kind, pair in answers.items()}
     if not answers:
         return Certificate(Agreement(0, 0.0, 0.0, 0.0), {})

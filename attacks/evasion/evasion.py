@@ -69,7 +69,8 @@ class Evasion(EvasionParameters):
         if model.parent is not None and not model.is_dense:
             crafted = CraftedOnParent(model.parent.name, radii, self.count)
         needs = (*radii.needs, *([] if crafted is None else [crafted]))
-        whole = Run(needs=needs, prepare=partial(_inputs, radii, crafted), effort=self.effort)
+        effort = replace(self.effort, through=model.name)
+        whole = Run(needs=needs, prepare=partial(_inputs, radii, crafted), effort=effort)
         if not model.draws:
             return (whole,)
         parts = [part for part in self.parts if isinstance(part, GradientPerturber)]
@@ -81,7 +82,7 @@ class Evasion(EvasionParameters):
                 needs=radii.needs,
                 prepare=partial(_inputs, radii, None),
                 draw=draw,
-                effort=gradients.effort,
+                effort=replace(gradients.effort, through=model.name),
             )
             for draw in range(len(model.draws) + 1)
         ]

@@ -107,6 +107,10 @@ class EvasionParameters(Attack):
                 "gate_epsilon": chosen.epsilon,
             }
         epsilon, epsilons, gate = _number(raw.get("epsilon")), raw.get("epsilons"), _number(raw.get("gate_epsilon"))
+        for name, radius in (("epsilon", epsilon), ("gate_epsilon", gate)):
+            if radius not in (None, "auto") and not (isinstance(radius, float) and 0 < radius <= 1000):
+                more = "; several go under epsilons" if isinstance(radius, list | tuple) else ""
+                raise ValueError(f"{name} is {radius!r:.60}; it must be a number above 0, for example 8/255{more}")
         if epsilons is not None and not isinstance(epsilons, list | tuple):
             return raw
         epsilons = None if epsilons is None else [_number(value) for value in epsilons]

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from pydantic import PositiveFloat, PositiveInt
+from torch import nn
 
 from ...targets.errors import NotApplicable
 from ...targets.form import Array, Arrays, Document, Form, Share, require
@@ -136,14 +137,41 @@ def radii_of(chosen: Prepared) -> tuple[float, tuple[float, ...]]:
     return radius["epsilon"], tuple(radius["epsilons"])
 
 
-@dataclass(frozen=True)
-class CraftedOnParent(Preparation):
-    """Adversarial inputs made on a dense model, which every candidate of it is asked.
+class Crafted(Preparation):
+    """Adversarial inputs made on one model, which others are asked.
 
     Arrays: by the `repr` of an epsilon, float32 [records, *shape].
     """
 
     phase: ClassVar[str] = "evasion"
+    radii: Radii
+    records: int
+
+    @property
+    def identity(self) -> Any:
+        return [*self.sharing, self.records]
+
+    def form(self, scope: Scope) -> Form:
+        inputs = Array("float32", (min(self.records, len(scope.data.evaluation_ids)), *scope.data.shape))
+        return Form(Document, {f"{epsilon!r}": inputs for epsilon in self.epsilons} or {"*": inputs})
+
+    @property
+    def epsilons(self) -> tuple[float, ...]:
+        """At which it is crafted; none as long as they are still to be chosen."""
+        return self.radii.epsilons
+
+    def crafted(self, inputs: Inputs, module: nn.Module, epsilons: tuple[float, ...]) -> Prepared:
+        data = inputs.scope.data
+        records = data.evaluation.take(torch.arange(min(self.records, len(data.evaluation))))
+        seed = derive(inputs.scope.seed, "transfer")
+        found = craft(module, records, epsilons, self.radii.norm, data.bounds, seed=seed)
+        return Prepared(arrays={f"{epsilon!r}": x.cpu().numpy() for epsilon, x in found.items()})
+
+
+@dataclass(frozen=True)
+class CraftedOnParent(Crafted):
+    """Made on a dense model at every epsilon, for all its candidates."""
+
     parent: str
     radii: Radii
     records: int
@@ -158,10 +186,6 @@ class CraftedOnParent(Preparation):
         return f"inputs that fool {self.parent}, to be tried on its candidates ({self.records} records)"
 
     @property
-    def identity(self) -> Any:
-        return [*self.sharing, self.records]
-
-    @property
     def sharing(self) -> Any:
         return [self.radii.norm, self.radii.epsilons]
 
@@ -174,21 +198,47 @@ class CraftedOnParent(Preparation):
         return Weights(self.parent), *self.radii.needs
 
     def compute(self, inputs: Inputs) -> Prepared:
-        data, (_, epsilons) = inputs.scope.data, self.radii.resolved(inputs)
-        records = data.evaluation.take(torch.arange(min(self.records, len(data.evaluation))))
-        crafted = craft(
-            inputs.weights(self.parent),
-            records,
-            epsilons,
-            self.radii.norm,
-            data.bounds,
-            seed=derive(inputs.scope.seed, "transfer"),
-        )
-        return Prepared(arrays={f"{epsilon!r}": x.cpu().numpy() for epsilon, x in crafted.items()})
+        return self.crafted(inputs, inputs.weights(self.parent), self.radii.resolved(inputs)[1])
 
-    def form(self, scope: Scope) -> Form:
-        inputs = Array("float32", (min(self.records, len(scope.data.evaluation_ids)), *scope.data.shape))
-        return Form(Document, {f"{epsilon!r}": inputs for epsilon in self.radii.epsilons} or {"*": inputs})
+
+@dataclass(frozen=True)
+class CraftedOnCandidate(Crafted):
+    """Made on a model at the gate's epsilon, for those it is compared with."""
+
+    label: str
+    candidate: str
+    radii: Radii
+    records: int
+
+    @property
+    def name(self) -> str:
+        return f"crafted/{self.label}/{self.candidate}"
+
+    @property
+    def words(self) -> str:
+        return f"inputs that fool {self.candidate}, to be tried on what it comes from ({self.records} records)"
+
+    @property
+    def sharing(self) -> Any:
+        return ["crafted", self.radii.norm, self.radii.gate]
+
+    @property
+    def epsilons(self) -> tuple[float, ...]:
+        return () if self.radii.gate is None else (self.radii.gate,)
+
+    @property
+    def effort(self) -> Effort:
+        return Effort(gradients=CRAFT_STEPS * self.records, through=self.candidate)
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return Deployed(self.candidate), *self.radii.needs
+
+    def compute(self, inputs: Inputs) -> Prepared:
+        twin = inputs.case(self.candidate).twin
+        if twin is None:
+            raise NotApplicable("nothing can be crafted on it: it has no differentiable twin")
+        return self.crafted(inputs, twin, (self.radii.resolved(inputs)[0],))
 
 
 @dataclass(frozen=True)
@@ -212,7 +262,7 @@ class ReplayedBothWays(Preparation):
 
     @property
     def words(self) -> str:
-        return f"inputs that fool {self.candidate} tried on {self.baseline}, and back ({self.records} records)"
+        return f"what fools {self.candidate} tried on {self.baseline}, and back ({self.records} records)"
 
     @property
     def identity(self) -> Any:
@@ -224,26 +274,25 @@ class ReplayedBothWays(Preparation):
 
     @property
     def effort(self) -> Effort:
-        return Effort(gradients=CRAFT_STEPS * self.records, answers=2 * self.records)
+        return Effort(answers=2 * self.records)
 
     @property
-    def _crafted(self) -> CraftedOnParent:
-        return CraftedOnParent(self.baseline, self.radii, self.records)
+    def _crafted(self) -> tuple[CraftedOnParent, CraftedOnCandidate]:
+        return (
+            CraftedOnParent(self.baseline, self.radii, self.records),
+            CraftedOnCandidate(self.label, self.candidate, self.radii, self.records),
+        )
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        return Deployed(self.candidate), Deployed(self.baseline), self._crafted, *self.radii.needs
+        return Deployed(self.candidate), Deployed(self.baseline), *self._crafted, *self.radii.needs
 
     def compute(self, inputs: Inputs) -> Prepared:
-        candidate, baseline = inputs.case(self.candidate), inputs.case(self.baseline)
-        if candidate.twin is None:
-            raise NotApplicable("nothing can be crafted on it: it has no differentiable twin")
         gate, _ = self.radii.resolved(inputs)
+        theirs, mine = (torch.from_numpy(np.array(inputs.prepared(one).arrays[f"{gate!r}"])) for one in self._crafted)
+        candidate, baseline = inputs.case(self.candidate), inputs.case(self.baseline)
         records = candidate.evaluation.take(torch.arange(min(self.records, len(candidate.evaluation))))
         ball = Ball(self.radii.norm, gate, records.x, candidate.bounds)
-        theirs = torch.from_numpy(np.array(inputs.prepared(self._crafted).arrays[f"{gate!r}"]))
-        seed = derive(inputs.scope.seed, "transfer")
-        mine = craft(candidate.twin, records, (gate,), self.radii.norm, candidate.bounds, seed=seed)[gate]
         return Prepared(
             arrays={
                 "on_candidate": replayed(candidate.deployed, theirs, records, ball).cpu().numpy(),
@@ -279,6 +328,11 @@ class RoomToFall(Preparation):
     @property
     def identity(self) -> Any:
         return ["room", self.norm]
+
+    @property
+    def effort(self) -> Effort:
+        """Nothing as a rule: the radius was chosen so that there is room; else a probe at about four radii."""
+        return Effort(gradients=0.25 * 4 * 20 * RECORDS)
 
     @property
     def needs(self) -> tuple[Need, ...]:

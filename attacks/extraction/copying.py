@@ -26,7 +26,7 @@ ALIKE = 0.95  # of the held-out labels, from which a copy needs no further round
 SLOWER = 4.0  # by how much the learning rate is lowered where training got nowhere
 MOST_SLOWDOWNS = 2
 ENOUGH = 0.9  # of the held-out labels, from which no other architecture is tried
-FEWEST = 8  # records of a batch that a large network is trained on: batch norm needs some
+FEWEST = 4  # records of a batch that a large network is trained on: batch norm needs some
 NEAR = 1.25  # times the held-out loss
 
 

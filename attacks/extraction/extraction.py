@@ -25,9 +25,9 @@ from ...training.architecture import Architecture, unresettable
 from ...training.loop import Forward, Objective, Training, cross_entropy
 from ...training.networks import Mlp, ResidualCnn, TokenGru
 from ..access import Ledger
-from ..attack import ATTACKS, Attack
+from ..attack import ATTACKS, Attack, Run
 from ..case import Case, Evidence
-from ..effort import Effort
+from ..effort import FORWARD, Effort
 from ..evasion.blocks import kept_at_cost
 from ..evasion.categories import known_structure
 from ..evasion.gradient.pgd import craft
@@ -43,6 +43,7 @@ from .risk import EXTRACTION, FIDELITY
 Answers = Literal["scores", "labels"]
 
 Queries = Annotated[int, Field(gt=0, le=10_000_000)]
+TRAINED = 2.0  # gradients of inputs that a record costs in training: weights and statistics of batches have some, too
 UNQUERIED = "without-queries"  # the copy that shows what the queries bought
 WEIGHTS = {"built-in": Array("bool", (1,)), "*": Array(finite=False)}  # of a copy that is kept
 
@@ -122,7 +123,14 @@ class Extraction(Attack):
         batch, passes = self.training.batch_size, 0
         for size in (*sizes, *[max(sizes)] * 3):
             passes += max(self.training.epochs * size, self.least_steps * min(batch, size))
-        return Effort(answers=max(sizes) + 2 * self.transfer_records, gradients=passes + crafted)
+        return Effort(answers=max(sizes) + 2 * self.transfer_records, gradients=TRAINED * passes + crafted)
+
+    def runs(self, model: Audited, scope: Scope) -> tuple[Run, ...]:
+        judged = len(scope.data.evaluation_ids)  # by every copy, and by the deployed model
+        copies = 1 + sum(len(self.budgets_of(answers)) for answers in self.answers)
+        own = self.effort
+        judging = own.gradients + FORWARD * copies * judged
+        return (Run(effort=replace(own, answers=own.answers + judged, gradients=judging)),)
 
     def form(self, model: Audited, scope: Scope) -> Form:
         queries = {f"{answers}/{budget}": budget for answers in self.answers for budget in self.budgets_of(answers)}

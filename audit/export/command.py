@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -64,7 +66,8 @@ def verify(
     with exit_codes():
         from ..verification.checks import verify as checks_of
 
-        checks = [_signature(folder, key, certificate, plan), *checks_of(folder, plan, deep=deep)]
+        with contextlib.redirect_stdout(sys.stderr):  # what the plan's own code prints
+            checks = [_signature(folder, key, certificate, plan), *checks_of(folder, plan, deep=deep)]
         for check in checks:
             typer.echo(f"{check.state:>4}  {check.what}: {check.words}")
         bad = [check for check in checks if check.state == "bad"]

@@ -125,8 +125,10 @@ def _tried(plan: Plan, subject: Subject, dense: DenseModel, device: torch.device
             f"The dense model cannot be deployed, and an audit judges what is deployed: {str(error).rstrip('.')}. "
             "Write that part of its forward with other operations."
         ) from None
-    notes += _recipes(plan, subject, dense, frozen_copy(module), few)
-    return Preflight(replace(costs, answer=answering(target, data.non_members.x)), tuple(notes))
+    tried = _recipes(plan, subject, dense, frozen_copy(module), few)
+    notes += [f"{name} cannot be made, and its rows will say so: {one.why_not}" for name, one in tried if one.why_not]
+    twins = {name: one.gradient for name, one in tried if not one.why_not}
+    return Preflight(replace(costs, answer=answering(target, data.non_members.x), twins=twins), tuple(notes))
 
 
 def _check_forward(module: nn.Module, data: Data, *, trained: bool) -> None:
@@ -160,13 +162,23 @@ def few_of(data: Data, count: int) -> Records:
     return records.take(chosen.sort().values)
 
 
-def _recipes(plan: Plan, subject: Subject, dense: DenseModel, module: nn.Module, few: Records) -> list[str]:
-    """Applies and exports each recipe once; a sentence for every candidate that cannot be made.
+@dataclass(frozen=True)
+class Tried:
+    """What came of a recipe: why no candidate can be made, or CPU seconds of one gradient of what was made."""
+
+    why_not: str = ""
+    gradient: float = 0.0
+
+
+def _recipes(
+    plan: Plan, subject: Subject, dense: DenseModel, module: nn.Module, few: Records
+) -> list[tuple[str, Tried]]:
+    """Applies and exports each recipe once, as long as there is time: what came of it, by the name of the candidate.
 
     Raises:
-        InputError: none can.
+        InputError: no candidate can be made.
     """
-    started, reasons, tried = time.monotonic(), dict[str, str](), dict[str, str | None]()
+    started, found, tried = time.monotonic(), list[tuple[str, Tried]](), dict[str, Tried]()
     candidates = {name: one for name, one in plan.candidates.items() if one.file is None}
     for position, (name, candidate) in enumerate(candidates.items()):
         pulse("recipe", position, len(candidates))
@@ -174,17 +186,16 @@ def _recipes(plan: Plan, subject: Subject, dense: DenseModel, module: nn.Module,
         recipe = RECIPES.parse(RECIPE_WORDS.get(raw, raw) if isinstance(raw, str) else raw)
         key = json.dumps(recipe.model_dump(mode="json"), sort_keys=True)
         if key not in tried and time.monotonic() - started < RECIPES_FOR:
-            tried[key] = _why_not(recipe, subject.data, dense, module, few, plan.seed)
-        if reason := tried.get(key):
-            reasons[name] = reason
-    if reasons and reasons.keys() == plan.candidates.keys():
-        listed = " ".join(f"{name}: {reason.rstrip('.')}." for name, reason in reasons.items())
+            tried[key] = _try(recipe, subject.data, dense, module, few, plan.seed)
+        if key in tried:
+            found.append((name, tried[key]))
+    if found and {name for name, one in found if one.why_not} == plan.candidates.keys():
+        listed = " ".join(f"{name}: {one.why_not.rstrip('.')}." for name, one in found)
         raise InputError(f"No candidate can be made of this model, so there is nothing to audit. {listed}")
-    return [f"{name} cannot be made, and its rows will say so: {reason}" for name, reason in reasons.items()]
+    return found
 
 
-def _why_not(recipe: Recipe, data: Data, dense: DenseModel, module: nn.Module, few: Records, seed: int) -> str | None:
-    """Why a recipe cannot do its work on this module; None where it can."""
+def _try(recipe: Recipe, data: Data, dense: DenseModel, module: nn.Module, few: Records, seed: int) -> Tried:
     try:
         with failing_as_not_applicable(f"the recipe {recipe.kind} cannot be applied to this model"):
             records = few if len(seen_by(recipe, data)) else few.take(torch.arange(0))
@@ -194,8 +205,8 @@ def _why_not(recipe: Recipe, data: Data, dense: DenseModel, module: nn.Module, f
             description, arrays = save_module(made)
             load_module(dense.architecture.blank(), description, arrays)
     except NotApplicable as error:
-        return str(error)
-    return None
+        return Tried(why_not=str(error))
+    return Tried(gradient=differentiating(made.eval(), data))
 
 
 def shortened(technique: Any) -> Any:

@@ -176,7 +176,7 @@ def _deployed(target: Target, twin: nn.Module | None, data: Data, seed: int) -> 
     noise = torch.rand(records.x.shape, generator=generator(seed, "certificate"))
     random = data.bounds.low + noise * data.bounds.scale
     inputs = {"clean": records.x, "random": random}
-    certificate = None if twin is None else asdict(certify(target, TorchTarget(twin), inputs))
+    certificate = None if twin is None else asdict(certify(target, TorchTarget(twin), inputs, {"clean": answers}))
     document = {"certificate": certificate, "varies": variation(target, records.x, answers)}
     return Result(arrays=task_evidence(answers, data), document=document)
 

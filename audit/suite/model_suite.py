@@ -14,9 +14,10 @@ from typing import Any, Protocol
 from torch import nn
 
 from ...attacks.attack import Run, Task
-from ...attacks.effort import FINE_TUNING, HARDENING, Costs, Effort
+from ...attacks.effort import FINE_TUNING, FORWARD, HARDENING, Costs, Effort
 from ...attacks.preparation import Scope
 from ...compression.footprint.timing import Timed, interleaved_latency
+from ...targets.data.data import Data
 from ...targets.errors import InputError, NotApplicable
 from ...targets.form import DECLINED, Form
 from ...targets.model import reproducible
@@ -31,13 +32,7 @@ from .environment import Setup, setup_here
 from .lineup import Lineup, assemble
 
 # What a model's cells cost, by phase; an attack's cells say their own.
-EFFORT = {
-    "training": Effort(trainings=1.0),
-    "candidates": Effort(answers=1000, seconds=1.0),
-    "footprint": Effort(seconds=0.02),
-    "runtimes": Effort(answers=1000, seconds=0.5),
-    "lineage": Effort(seconds=0.5),
-}
+EFFORT = {"training": Effort(trainings=1.0), "footprint": Effort(seconds=0.02), "lineage": Effort(seconds=0.5)}
 LATENCY = "latency"  # the cell of all models' times
 
 Compute = Callable[[Callable[[str], Result]], Result]
@@ -194,7 +189,7 @@ class ModelSuite:
             [dense.name, dense.architecture.name, dense.trainer.identity, technique_identity(dense.hardened)],
             [],
             lambda get: model_cells.train_dense(dense, self.subject.data, self.plan.seed, self.device),
-            effort=training_effort(dense),
+            effort=training_effort(dense, self.subject.data),
             words=f"training {dense.name}" if dense.state is None else f"taking the weights of {dense.name}",
             form=forms.trained(dense),
         )
@@ -221,6 +216,7 @@ class ModelSuite:
                 [model.name, None],
                 [self.training_cell(model.name)],
                 lambda get: model_cells.deploy(self.trained(model.name, get), model, self.subject.data, self.plan.seed),
+                effort=deploying(model.name, self.subject.data),
                 words=f"exporting {model.name} as it would ship",
                 form=forms.made(model, self.subject.data),
             )
@@ -242,6 +238,7 @@ class ModelSuite:
                 lambda get, runtime=runtime: model_cells.in_runtime(  # type: ignore[misc]  # defaults bind the loop
                     model, runtime, get(own), self.subject.data
                 ),
+                effort=Effort(answers=2.0 * len(self.subject.data.evaluation_ids), seconds=0.5),
                 words=f"{model.name} in {label}",
                 form=forms.in_runtime(self.subject.data),
             )
@@ -276,6 +273,7 @@ class ModelSuite:
             [model.name, file.identity, *(self.setup.runtime_versions(LITERT) if file.kind == "tflite" else [])],
             [],
             lambda get: model_cells.take_file(file, self.subject.data, self.plan.seed),
+            effort=deploying(model.name, self.subject.data),
             words=f"opening {model.name}",
             form=forms.taken(file, self.subject.data),
         )
@@ -312,7 +310,7 @@ class ModelSuite:
                 lambda get, recipe=recipe: model_cells.make_candidate(  # type: ignore[misc]  # defaults bind the loop
                     model, recipe, self.trained(parent.name, get), self.subject.data, self.plan.seed
                 ),
-                effort=Effort(answers=1000, trainings=FINE_TUNING if recipe.trains else 0.0, seconds=1.0),
+                effort=deploying(model.name, self.subject.data, FINE_TUNING if recipe.trains else 0.0),
                 words=f"making {model.name}" + (f", draw {position}" if position else ""),
                 form=forms.made(model, self.subject.data),
             )
@@ -322,8 +320,14 @@ class ModelSuite:
         return f"candidate/{model}" + (f"/draw-{draw}" if draw else "")
 
 
-def training_effort(dense: DenseModel) -> Effort:
-    """Of its one training; none where its weights are given."""
+def training_effort(dense: DenseModel, data: Data) -> Effort:
+    """Of its one training; where its weights are given, of a look at whether it knows the data."""
     if dense.state is not None or dense.file is not None:
-        return Effort(seconds=0.1)
+        return Effort(gradients=FORWARD * len(data.evaluation_ids), seconds=0.1)
     return Effort(trainings=1.0 if dense.hardened is None else HARDENING)
+
+
+def deploying(model: str, data: Data, trainings: float = 0.0) -> Effort:
+    """Of what is asked of a model that was made: all non-members, as many random inputs, the twin as well."""
+    asked = 2.0 * len(data.non_members)
+    return Effort(answers=asked + 150, gradients=FORWARD * asked, trainings=trainings, seconds=1.0, through=model)

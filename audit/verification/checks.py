@@ -29,10 +29,11 @@ from ..schema.read import folder_of, read_audit
 from ..schema.rows import Audit
 from ..subject.finished_file import paths_of
 from ..subject.resolve import load_data, student_factories
+from ..suite.environment import processor
 from ..suite.suite import Suite
 from ..verdict.judging import check_verdicts
 from ..verdict.policy import load_policy
-from .deep import asked_again
+from .deep import asked_again, loaded, others
 from .differences import differences
 from .rebuild import NoEvidenceError, Rebuilt, damage, not_computed, rebuild
 from .stored import StoredCells
@@ -218,10 +219,18 @@ def _deep(rebuilt: Rebuilt, asked: Plan, plan_file: Path | None, cells: StoredCe
         resolve_device(rebuilt.record.device)
     except InputError as error:
         return Check("asked again", "left", f"not on this machine: {error}")
+    record = rebuilt.record
     try:
-        wrong = asked_again(rebuilt, asked, home or Path(), cells)
+        subject = loaded(record, asked, home or Path())
+        if wrong := others(record, subject):
+            return _check("asked again", wrong, "")
+        wrong = asked_again(rebuilt, subject, cells)
     except CrushproofError as error:
         return Check("asked again", "bad", str(error))
+    here, there = processor(), record.machine.processor
+    if wrong and here != there:  # which may round other near ties to the other side
+        why = f"the audit ran on {there}, and this is {here}, which may decide near ties otherwise: ask on one like it"
+        return Check("asked again", "left", "; ".join([*wrong, why]))
     return _check("asked again", wrong, "model, data and files are those audited, and answer as the evidence has it")
 
 

@@ -27,8 +27,8 @@ from .stored import StoredCells
 CLOSE = 1e-3  # of errors, absolute and relative: another processor adds up in another order
 
 
-def asked_again(rebuilt: Rebuilt, plan: Plan, folder: Path, cells: StoredCells) -> list[str]:
-    """In what the plan's own model, data and files differ from the record and from the evidence, a phrase each.
+def loaded(record: Record, plan: Plan, folder: Path) -> Subject:
+    """The plan's own model, data and files.
 
     Args:
         plan: as it was given; folder: where its paths and modules are looked up.
@@ -36,11 +36,16 @@ def asked_again(rebuilt: Rebuilt, plan: Plan, folder: Path, cells: StoredCells) 
     Raises:
         CrushproofError: they cannot be loaded.
     """
-    record = rebuilt.record
-    subject = resolve(plan, folder, lambda question: _readings(record))
-    wrong = _others(record, subject)
-    if wrong:
-        return wrong
+    return resolve(plan, folder, lambda question: _readings(record))
+
+
+def asked_again(rebuilt: Rebuilt, subject: Subject, cells: StoredCells) -> list[str]:
+    """In what the answers differ from the evidence, a phrase each.
+
+    Raises:
+        CrushproofError: a model cannot be opened.
+    """
+    wrong: list[str] = []
     suite = Suite(rebuilt.suite.plan, subject, setup=rebuilt.suite.setup)
     for model in suite.models.values():
         if made(suite, cells, suite.model_cell(model.name)):
@@ -56,7 +61,8 @@ def _readings(record: Record) -> Mapping[str, Any]:
     return {name: one.reading.model_dump(mode="json") for name, one in record.files.items()}
 
 
-def _others(record: Record, subject: Subject) -> list[str]:
+def others(record: Record, subject: Subject) -> list[str]:
+    """In what the plan's own model, data and files are others than the record has, a phrase each."""
     wrong = []
     if subject.data.digest != record.data.digest:
         wrong.append("the data are others than those that were audited")

@@ -115,11 +115,14 @@ def test_sizes_follow_from_the_budget(budget: str, shadows: int, most: int, tmp_
     assert parse_plan(resolved_text(suite.plan)).digest == suite.plan.digest
 
 
-def test_a_forecast_is_the_longest_chain_or_the_sum() -> None:
+def test_a_forecast_hands_out_the_cells_as_the_schedule_does() -> None:
     cells = [Cell("a", "a", (), "", 4.0), Cell("b", "b", ("a",), "", 4.0), Cell("c", "c", (), "", 2.0)]
     assert clock(cells, 1) == 10
     assert clock(cells, 2) == 8
     assert clock([*cells, Cell("d", "c", (), "", 2.0)], 1) == 10  # of one key: done once
+    third = [Cell(name, name, ("a",), "", 4.0) for name in ("d", "e")]
+    assert clock([*cells, *third], 2) == 12  # three equal pieces on two workers, though half of the sum is 9
+    assert clock([*cells, Cell("f", "f", ("c",), "", 3.0, alone=True)], 3) == 8 + 3  # after all others
     assert [duration(seconds) for seconds in (0.2, 80, 200, 7200)] == ["1 s", "80 s", "3 min", "2.0 h"]
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import crushproof
+from crushproof.attacks.effort import Effort
 from crushproof.audit.plan.plan import DENSE, Plan
 from crushproof.audit.subject.audited import DenseModel
 from crushproof.audit.subject.preflight import Preflight, few_of, preflight, shortened
@@ -117,6 +118,9 @@ def test_a_recipe_that_cannot_is_told_and_the_others_go_on() -> None:
     found = tried(BuiltinTrainer(Training(epochs=1)), {"int8": "int8", "heads": heads})
     assert [note.split()[0] for note in found.notes] == ["heads"]
     assert "its rows will say so" in found.notes[0]
+    assert found.costs.twins.keys() == {"int8"}
+    assert Effort(gradients=1e6, through="int8").at(found.costs) == 1e6 * found.costs.twins["int8"]
+    assert Effort(gradients=1e6).at(found.costs) == 1e6 * found.costs.gradient
     with pytest.raises(InputError, match=r"No candidate can be made.*heads"):
         tried(BuiltinTrainer(Training(epochs=1)), {"heads": heads})
 

@@ -25,6 +25,7 @@ from crushproof.audit.schema.rows import Audit
 from crushproof.audit.suite.attack_cells import basis_of, evidence_of
 from crushproof.audit.verdict.judging import rejudge
 from crushproof.audit.verdict.policy import Policy
+from crushproof.audit.verification import checks
 from crushproof.audit.verification.checks import verify
 from crushproof.audit.verification.differences import differences
 from crushproof.audit.verification.following import getter, stored_runs
@@ -456,6 +457,19 @@ def test_a_strangers_code_runs_only_if_its_plan_is_named(forged: Path) -> None:
     (check,) = (one for one in verify(forged, deep=True) if one.what == "asked again")
     assert check.state == "left"
     assert "--plan" in check.words
+
+
+def test_other_answers_on_another_processor_are_told_and_prove_nothing(
+    forged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rewritten(forged, cell(forged, "attack/evasion/crushed"), unfooled)
+    made_to_fit(forged)
+    monkeypatch.setattr(checks, "processor", lambda: "another one")
+    plan = forged.parent / "plan.yaml"
+    (check,) = (one for one in verify(forged, plan, deep=True) if one.what == "asked again")
+    assert check.state == "left"
+    assert "do not fool it" in check.words
+    assert "this is another one" in check.words
 
 
 def test_an_untouched_one_verifies(forged: Path) -> None:
