@@ -11,7 +11,6 @@ from ..model import BATCH, Target
 from ..runtimes.batches import reason
 from ..runtimes.litert import LiteRtTarget
 from ..runtimes.onnx import OnnxTarget
-from ..twin.rounding import rounded
 from ..twin.tflite.twin import twin_of_tflite
 from ..twin.twin import Twin, twin_of
 from ..untrusted.model_file import ModelFile
@@ -66,8 +65,6 @@ class Differentiable(nn.Module):
         super().__init__()
         self.preprocessing, self.twin = Preprocessing(assumptions), twin
         self._assumptions = assumptions
-        probabilities = assumptions.outputs == "probabilities"
-        self._smooth = assumptions.model_copy(update={"outputs": "logits"}) if probabilities else None
 
     @property
     def rounds(self) -> bool:
@@ -82,12 +79,7 @@ class Differentiable(nn.Module):
         self.preprocessing.straight_through = self.twin.straight_through = passes
 
     def forward(self, x: Tensor) -> Tensor:
-        """The file's answers; where they are probabilities, with the gradient of the logits that its softmax takes."""
-        answer, before = self.twin.answers(self.preprocessing(x))
-        logits = class_logits(answer.float(), self._assumptions)
-        if before is None or before.dim() != 2 or self._smooth is None or not self.straight_through:
-            return logits
-        return rounded(class_logits(before.float().log_softmax(1), self._smooth), logits.detach(), True)
+        return class_logits(self.twin(self.preprocessing(x)).float(), self._assumptions)
 
 
 def differentiable(file: ModelFile, assumptions: Assumptions, bounds: Bounds, shape: tuple[int, ...]) -> Differentiable:

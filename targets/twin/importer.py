@@ -76,7 +76,7 @@ class Importer:
         self._steps(left)
         if self.result in self.constants:
             raise NotApplicable("The output of the ONNX model does not depend on its input, so there is no twin.")
-        self.module.answer, self.module.before = self.numbers[self.result], self._before_softmax()
+        self.module.answer = self.numbers[self.result]
         self._free()
         if known and dims[0] and not takes_any_batch(self.module, dims[0]):
             self.module.batch = dims[0]
@@ -188,16 +188,6 @@ class Importer:
             uses = consumers.get(name, [])
             if uses and all(self._is_rounding(name, use) for use in uses):
                 self.soft.add(name)
-
-    def _before_softmax(self) -> int | None:
-        """The value that a final softmax over the last axis takes, with nothing behind it but quantisers."""
-        node = self.makers.get(self.result)
-        while node is not None and node.op_type in ("QuantizeLinear", "DequantizeLinear", "Identity"):
-            node = self.makers.get(node.input[0])
-        if node is None or node.op_type != "Softmax" or node.domain not in STANDARD:
-            return None
-        axis = next((item.i for item in node.attribute if item.name == "axis"), -1 if self.opset >= 13 else 1)
-        return self.numbers.get(node.input[0]) if axis in (-1, 1) else None
 
     def _is_rounding(self, name: str, use: Any) -> bool:
         if use.op_type == "Cast":
@@ -341,5 +331,5 @@ class Importer:
             last.update((what, step) for source, what in step.arguments if source in computed)
             last.update((number, step) for number in step.outputs if number is not None)
         for number, step in last.items():
-            if number not in (self.module.answer, self.module.before):
+            if number != self.module.answer:
                 step.done.append(number)

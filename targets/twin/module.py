@@ -61,7 +61,6 @@ class Twin(nn.Module):
         self.steps: list[Step] = []
         self.count = 1  # the input is value 0
         self.answer = 0
-        self.before: int | None = None  # what goes into a softmax over the classes that makes the answer
 
     @property
     def measuring(self) -> list[Node]:
@@ -78,10 +77,6 @@ class Twin(nn.Module):
             step.node.straight_through = passes
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.answers(x)[0]
-
-    def answers(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The graph's output; where it comes from a softmax over the classes, what goes into that."""
         if not tracing() and self.shape is not None and not _fits(x.shape[1:], self.shape):
             raise InputError(
                 f"The model takes records of shape {_shown(self.shape)}, not {list(x.shape[1:])}. Give them in "
@@ -90,15 +85,13 @@ class Twin(nn.Module):
         step = 1 if self.measuring else self.batch  # a range is measured over copies of one record, as deployed
         if self.batch is None or len(x) == self.batch == step:
             return self._run(x)
-        parts = []
+        answers = []
         for part in x.split(step or 1):
             missing = self.batch - len(part)
-            found = self._run(torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]))
-            parts.append((found[0][: len(part)], None if found[1] is None else found[1][: len(part)]))
-        before = [part for _, part in parts if part is not None]
-        return torch.cat([part for part, _ in parts]), torch.cat(before) if before else None
+            answers.append(self._run(torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]))[: len(part)])
+        return torch.cat(answers)
 
-    def _run(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _run(self, x: Tensor) -> Tensor:
         for node in self.measuring:
             node.records = len(x) if self.batch is None else 1  # a fixed batch is one measurement, as in the runtime
         if self.kind in INTEGERS:
@@ -131,8 +124,7 @@ class Twin(nn.Module):
             for number in step.done:
                 values[number] = None
         output: Tensor = values[self.answer]
-        before = None if self.before is None else values[self.before]
-        return output if self.grid is None else (output - self.grid[1]) * self.grid[0], before
+        return output if self.grid is None else (output - self.grid[1]) * self.grid[0]
 
 
 def takes_any_batch(twin: Twin, batch: int) -> bool:

@@ -24,7 +24,7 @@ from crushproof.targets.data.records import Bounds
 from crushproof.targets.errors import NotApplicable, UnsafeInput
 from crushproof.targets.interface.assumptions import Assumptions
 from crushproof.targets.interface.assumptions import Grid as ValueGrid
-from crushproof.targets.interface.finished_model import Differentiable, deployed, differentiable
+from crushproof.targets.interface.finished_model import deployed, differentiable
 from crushproof.targets.model import TorchTarget
 from crushproof.targets.runtimes.litert import LiteRtTarget
 from crushproof.targets.twin.module import Twin
@@ -161,7 +161,7 @@ def coarse(kind: str) -> TfliteFile:
     return file
 
 
-def small_net(word: str, *, classes: int = 4, sharp: float = 1.0) -> TfliteFile:
+def small_net(word: str, *, classes: int = 4) -> TfliteFile:
     """Convolution, depthwise convolution, average, product, softmax: a MobileNet in small; [1, 8, 8, 3] in."""
     random, whole = np.random.default_rng(3), word == "int8"
     file = TfliteFile(1, 8, 8, 3, grid=(1 / 255, -128) if whole else None)
@@ -182,9 +182,9 @@ def small_net(word: str, *, classes: int = 4, sharp: float = 1.0) -> TfliteFile:
     deep = held((1, 3, 3, 6), 0.05, 3)
     x = file.add("DEPTHWISE_CONV_2D", [x, *deep], (1, 8, 8, 6), grid, depthMultiplier=1, **one)
     x = file.add("MEAN", [x, file.constant(np.array([1, 2], np.int32))], (1, 6), grid)
-    scale = (0.1 * sharp, 0) if whole else None
+    scale = (0.1, 0) if whole else None
     x = file.add("FULLY_CONNECTED", [x, *held((classes, 6), 0.05, 0)], (1, classes), scale)
-    file.add("SOFTMAX", [x], (1, classes), (1 / 256, -128) if whole else None, beta=sharp)
+    file.add("SOFTMAX", [x], (1, classes), (1 / 256, -128) if whole else None, beta=1.0)
     return file
 
 
@@ -276,23 +276,6 @@ def test_a_file_has_a_twin_behind_its_preprocessing(tmp_path: Path) -> None:
     assert bool((slope.flatten(1) != 0).any(1).all())
     found = target.logits(x + 0.1 * slope.sign()).gather(1, y[:, None])
     assert float(found.mean()) < float(target.logits(x).amax(1).mean()) - 0.1
-
-
-def test_probabilities_of_0_and_1_have_a_gradient() -> None:
-    """A softmax that is sure, rounded to 1/256: the twin answers as the file does and slopes as its logits do."""
-    content = small_net("int8", sharp=8.0).content()
-    twin = twin_of(content)
-    assumptions = Assumptions(record=(8, 8, 3), outputs="probabilities", smallest=1 / 512)
-    module, x = Differentiable(twin, assumptions), records("int8", (8, 8, 3))
-    given = x.clone().requires_grad_()
-    answers = module(given)
-    sure = answers.detach().exp().amax(1) > 0.99
-    assert int(sure.sum()) > 5
-    torch.testing.assert_close(answers.detach(), LiteRtTarget(content).logits(x).clamp(1 / 512).log())
-    (slope,) = torch.autograd.grad(answers.amax(1).sum(), given)
-    assert bool((slope[sure].flatten(1) != 0).any(1).all())
-    module.straight_through = False
-    assert not module(given).requires_grad or not torch.autograd.grad(module(given).sum(), given)[0].any()
 
 
 def test_the_gradient_of_floats_is_torchs_own() -> None:
