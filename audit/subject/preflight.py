@@ -86,7 +86,11 @@ def _files_alone(subject: Subject) -> Preflight:
     if file is None:
         return Preflight(Costs())
     answer = answering(file.deployed(), subject.data.non_members.x)
-    return Preflight(Costs(answer=answer, gradient=3 * answer))
+    try:
+        gradient = differentiating(file.differentiable(subject.data), subject.data)
+    except NotApplicable:  # it has no twin, which its row says
+        gradient = 3 * answer
+    return Preflight(Costs(answer=answer, gradient=gradient))
 
 
 def _tried(plan: Plan, subject: Subject, dense: DenseModel, device: torch.device) -> Preflight:

@@ -12,6 +12,7 @@ from ..runtimes.batches import reason
 from ..runtimes.litert import LiteRtTarget
 from ..runtimes.onnx import OnnxTarget
 from ..twin.logits import answer_and_logits
+from ..twin.tflite.twin import twin_of_tflite
 from ..twin.twin import Twin, twin_of
 from ..untrusted.model_file import ModelFile
 from .assumptions import Assumptions
@@ -97,17 +98,20 @@ def differentiable(file: ModelFile, assumptions: Assumptions, bounds: Bounds, sh
 
     Raises:
         InputError: the records do not fit the model.
-        NotApplicable: a TFLite file, an operator without a twin (the message names it), or one that mixes records.
+        NotApplicable: an operator without a twin (the message names it), or one that mixes records.
     """
-    if file.kind == "tflite":
-        raise NotApplicable(
-            "A TFLite file has no differentiable twin, so no white-box attack follows its gradients; attacks by "
-            "scores, by labels and by transfer do apply. Convert the model to ONNX to have both."
-        )
-    module = Differentiable(twin_of(file.checked, assumptions.output), assumptions).eval()
+    module = Differentiable(file_twin(file, assumptions.output), assumptions).eval()
     middle = ((bounds.low + bounds.high) / 2).expand(shape)
     check_followed(module, middle)
     return module
+
+
+def file_twin(file: ModelFile, output: str | None) -> Twin:
+    """The twin of a file's bytes; see `twin.twin_of` and `tflite.twin.twin_of_tflite`."""
+    if file.kind == "onnx":
+        return twin_of(file.checked, output)
+    names = [port.name for port in file.facts.outputs]
+    return twin_of_tflite(file.data, 0 if output is None else names.index(output))
 
 
 def check_followed(module: Differentiable, record: Tensor) -> None:

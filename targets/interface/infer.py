@@ -17,10 +17,10 @@ from ..errors import InputError, NotApplicable, UnsafeInput
 from ..model import Target
 from ..model_checks import CHANCE_P
 from ..seeds import generator
-from ..twin.twin import Twin, twin_of
+from ..twin.twin import Twin
 from ..untrusted.model_file import ModelFile
 from .assumptions import Assumptions, Overrides, alike
-from .finished_model import Deployed, Differentiable, check_followed, runtime_of
+from .finished_model import Deployed, Differentiable, check_followed, file_twin, runtime_of
 from .hypotheses import SURE, hypotheses, labels_of, outputs_for, outputs_of
 from .preprocessing import Preprocessing, class_logits
 from .readings import Asked, choose, simplest
@@ -100,12 +100,10 @@ def _modules(file: ModelFile, record: Tensor) -> Callable[[Assumptions], nn.Modu
     twins: dict[str | None, Twin | None] = {}
 
     def module(assumptions: Assumptions) -> nn.Module | None:
-        if file.kind == "tflite":
-            return None
         if assumptions.output not in twins:
             twins[assumptions.output] = None
             with suppress(NotApplicable, UnsafeInput):
-                twins[assumptions.output] = twin_of(file.checked, assumptions.output)
+                twins[assumptions.output] = file_twin(file, assumptions.output)
         twin = twins[assumptions.output]
         if twin is None:
             return None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import NotApplicable, UnsafeInput
-from ..untrusted.model_file import CheckedOnnx
+from ..untrusted.model_file import Port
 from .attributes import attributes_of, inferred_rank, safe_name, structural_inputs
 from .dynamic import find_records
 from .module import Source, Step, Twin, takes_any_batch
@@ -18,6 +18,9 @@ from .operators import elementwise, fused, quantized, recurrent, shapes  # they 
 from .operators.elementwise import COMPARISONS
 from .operators.layers import LAYERS
 from .operators.quantized import code_type, round_trip, softmax_round_trip
+
+if TYPE_CHECKING:
+    import onnx
 
 _FAMILIES = (elementwise, fused, quantized, recurrent, shapes)
 
@@ -28,11 +31,11 @@ STANDARD = ("", "ai.onnx")
 class Importer:
     """Reads the graph in three passes: constants, what depends on constants only, and the steps that are left."""
 
-    def __init__(self, checked: CheckedOnnx, output: str | None = None) -> None:
-        self.graph = checked.model.graph
+    def __init__(self, model: onnx.ModelProto, outputs: Sequence[Port], output: str | None = None) -> None:
+        self.graph = model.graph
         self.result = output or self.graph.output[0].name
-        self.grid = next(port.grid for port in checked.outputs if port.name == self.result)
-        versions = {item.domain: item.version for item in checked.model.opset_import}
+        self.grid = next(port.grid for port in outputs if port.name == self.result)
+        versions = {item.domain: item.version for item in model.opset_import}
         self.opset = next((versions[name] for name in STANDARD if name in versions), 0)
         if self.opset not in OPSETS:
             raise NotApplicable(

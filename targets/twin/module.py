@@ -79,7 +79,7 @@ class Twin(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not tracing() and self.shape is not None and not _fits(x.shape[1:], self.shape):
             raise InputError(
-                f"The ONNX model takes records of shape {_shown(self.shape)}, not {list(x.shape[1:])}. Give them in "
+                f"The model takes records of shape {_shown(self.shape)}, not {list(x.shape[1:])}. Give them in "
                 "the model's own layout."
             )
         step = 1 if self.measuring else self.batch  # a range is measured over copies of one record, as deployed

@@ -129,9 +129,9 @@ def integers(value: Any) -> list[Any]:
 
 def capped(shape: Sequence[Any]) -> list[Any]:
     """`shape` as it is; UnsafeInput where a tensor of it would not fit any honest model."""
-    if math.prod(max(int(size), 0) for size in shape) > CAP:
+    if not tracing() and math.prod(max(int(size), 0) for size in shape) > CAP:
         raise UnsafeInput(
-            f"The ONNX model asks for a tensor of shape {[int(size) for size in shape][:8]}, more than {CAP:,} "
+            f"The model asks for a tensor of shape {[int(size) for size in shape][:8]}, more than {CAP:,} "
             "elements. It was refused. Export the model again, or fetch the file again."
         )
     return list(shape)

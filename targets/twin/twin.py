@@ -27,6 +27,7 @@ def twin_of(model: CheckedOnnx | bytes, output: str | None = None) -> Twin:
         NotApplicable: it uses an operator, or a setting of one, that the twin cannot follow; the message names the
             operator, its node and the opset.
     """
+    checked = check_onnx(model)
     with torch.no_grad():
-        twin = Importer(check_onnx(model), output).twin()
+        twin = Importer(checked.model, checked.outputs, output).twin()
     return twin.eval()

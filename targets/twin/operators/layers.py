@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..nodes import FLOAT, Function, Node, indices, operator
+from ..nodes import FLOAT, Function, Node, capped, indices, operator
 
 _CONVOLVE = (F.conv1d, F.conv2d, F.conv3d)
 _TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
@@ -35,6 +35,8 @@ class Window(NamedTuple):
     def pad(self, x: Tensor, value: float = 0.0) -> Tensor:
         spatial = len(self.kernel)
         around = [self.pads[at + side * spatial] for at in reversed(range(spatial)) for side in (0, 1)]
+        if any(around):
+            capped([*x.shape[:2], *map(sum, zip(x.shape[2:], self.pads, self.pads[spatial:], strict=False))])
         return F.pad(x, around, value=value) if any(around) else x
 
 

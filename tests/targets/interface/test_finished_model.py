@@ -9,15 +9,12 @@ from torch import nn
 
 from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.targets.data.data import Data
-from crushproof.targets.data.records import Bounds
 from crushproof.targets.errors import NotApplicable
 from crushproof.targets.interface.assumptions import Assumptions
-from crushproof.targets.interface.finished_model import differentiable
 from crushproof.targets.interface.preprocessing import Preprocessing, class_logits
 from crushproof.targets.runtimes.onnx import integer_kernels
 from crushproof.targets.runtimes.tensorrt import TensorRtTarget
 from crushproof.targets.seeds import generator
-from crushproof.targets.untrusted.model_file import ModelFile, check_onnx
 
 SHAPE = (1, 8, 8)
 
@@ -60,16 +57,6 @@ def test_logits_are_finite() -> None:
     assert float(class_logits(sure.log(), Assumptions(record=(1,), outputs="log-probabilities")).min()) > -100
     two = class_logits(torch.tensor([[0.25]]), Assumptions(record=(1,), outputs="probabilities"))
     torch.testing.assert_close(two.softmax(1), torch.tensor([[0.75, 0.25]]))
-
-
-def test_a_tflite_file_has_no_twin() -> None:
-    with pytest.raises(NotApplicable, match="TFLite"):
-        differentiable(
-            ModelFile("tflite", b"", check_onnx(to_onnx(nn.Flatten(), SHAPE)).facts),
-            Assumptions(record=(1,)),
-            Bounds.of(0, 1),
-            (1,),
-        )
 
 
 def test_tensorrt_needs_a_gpu(dense: nn.Module) -> None:
