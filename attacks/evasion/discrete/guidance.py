@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ....targets.errors import NotApplicable
 from ....targets.model import differentiable, frozen_copy
 from ...access import Ledger
-from ..engine import Gradients, margins
+from ..ascent.gradients import Gradients
+from ..ascent.losses import margins
 from .features import AT_ONCE, Features
 
 BATCH = 256  # states differentiated at a time

@@ -17,7 +17,7 @@ from torch import Tensor
 from ....targets.model import Target
 from ....targets.seeds import derive, uniform
 from ...access import Ledger
-from ..engine import margins
+from ..ascent.losses import margins
 from .features import AT_ONCE, Features
 from .guidance import Guide
 
