@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ....targets.errors import NotApplicable
 from ....targets.model import differentiable, frozen_copy
+from ....targets.twin.logits import logits_of
 from ...access import Ledger
 from ..ascent.gradients import Gradients
 from ..ascent.losses import margins
@@ -75,7 +76,7 @@ class Guide:
         ids = x.view(-1, *self._features.shape).long()
         self._ledger.forwards += len(x)
         with differentiable(self._module), _looked_up(self._module, ids) as found:
-            logits = self._module(ids.to(x.dtype)).float()
+            logits = logits_of(self._module, ids.to(x.dtype)).float()
         if not found:
             raise NotApplicable(
                 "the differentiable module has no embedding that looks the tokens up, so that no gradient is there"

@@ -49,6 +49,15 @@ class Reader(nn.Module):
         return answers
 
 
+class Times(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
 def token_case(module: Reader) -> Case:
     """Sequences that end in padding, labelled by the model; as it ships, an ONNX file with its twin."""
     stream = np.random.default_rng(0)
@@ -95,6 +104,15 @@ def test_the_vocabulary_is_the_datas_own_and_a_mistake_is_named() -> None:
     for allowed, words in (((FILLER,), "padding, or no id"), ((3, 10 * WORDS), "the model fails at it")):
         with pytest.raises(InputError, match=words):
             features_of(case, allowed=allowed)
+
+
+def test_logits_before_a_saturated_softmax_lead_on() -> None:
+    case = token_case(Reader("gru"))
+    assert case.twin is not None
+    sure = nn.Sequential(case.twin, Times(1e4), nn.Softmax(1)).eval()
+    evidence = Substitution(gate_changes=2, records=40).run(replace(case, twin=sure, native=sure), seed=0)
+    assert evidence.summary["without_gradient"] == 0
+    assert evidence.arrays["fooled/gradient/2"].sum() > 10
 
 
 def test_a_file_without_gradients_falls_by_its_answers() -> None:
