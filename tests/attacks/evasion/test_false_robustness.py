@@ -144,6 +144,33 @@ def test_memorised_neighbourhoods_are_flagged(net: nn.Sequential, digits: Data) 
     assert found.flags["all"] == ["margin-cliff"]
 
 
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.last = nn.LSTM(8, 16, batch_first=True), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        answers: Tensor = self.last(self.layer(x)[0][:, -1])
+        return answers
+
+
+@pytest.mark.parametrize("kind", ["recurrent", "table", "quantised"])
+def test_honest_nets_are_not_flagged(kind: str) -> None:
+    """What they answer is what is right; half a table's columns are 0 or 1."""
+    torch.manual_seed(0)
+    made = {"recurrent": Recurrent, "table": lambda: nn.Linear(20, 3), "quantised": lambda: nn.Linear(20, 3)}
+    module = made[kind]()
+    x = torch.rand(N, 6, 8) if kind == "recurrent" else torch.rand(N, 20)
+    if kind == "table":
+        x[:, 10:] = x[:, 10:].round()
+    if kind == "quantised":
+        step = module.weight.detach().abs().max() / 3
+        module.weight.data = (module.weight.detach() / step).round() * step
+    found = evade(module, x, module(x).argmax(1), epsilon=0.05, parts=(Pgd(steps=20, loss="margin"), Apgd(steps=10)))
+    assert found.flags == {}
+    assert 0 < found.success.float().mean() < 1
+
+
 def test_two_steps_are_flagged(net: nn.Sequential, digits: Data) -> None:
     x, y = digits.evaluation.x[:N].flatten(1), digits.evaluation.y[:N]
     short = evade(net, x, y, epsilon=EPSILON, parts=(Pgd(steps=2),))
