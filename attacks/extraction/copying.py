@@ -149,7 +149,10 @@ class Tutor:
         """
         if not pupils:
             return []
-        size = group_size(pupils[0].start, self.training.batch_size, device_of(pupils[0].start))
+        start, x = pupils[0].start, pupils[0].lesson.records.x[:1]
+        size = group_size(start, self.training.batch_size, device_of(start))
+        if size > 1:  # a stack of copies holds one's activations as many times
+            size = max(1, min(size, records_at_once(x, frozen_copy(start)) // self.training.batch_size))
         steps = [self._steps(len(pupil.lesson.records)) for pupil in pupils]
         groups: list[list[int]] = []
         for position in sorted(range(len(pupils)), key=lambda position: -steps[position]):

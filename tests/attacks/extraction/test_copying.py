@@ -127,6 +127,9 @@ def test_no_copy_is_carried_along_for_more_than_twice_its_steps(lesson: Lesson) 
     teacher = Tutor(Training(epochs=10, batch_size=5), 0)
     lessons = [Lesson(lesson.records.take(torch.arange(n)), lesson.answers[:n]) for n in (20, 100, 60, 50, 30)]
     assert teacher.groups([Pupil(fresh(), one, 0) for one in lessons]) == [[1, 2, 3], [4, 0]]
+    wide = Lesson(Records(torch.zeros(1, 2**20).expand(100, -1), lesson.records.y), lesson.answers)
+    large = nn.Sequential(nn.Tanh(), nn.AvgPool1d(2**20), nn.Linear(1, 3))
+    assert teacher.groups([Pupil(large, wide, 0)] * 5) == [[0, 1], [2, 3], [4]], "what they hold is bounded"
     unstackable = nn.LSTM(4, 3)
     assert teacher.groups([Pupil(unstackable, one, 0) for one in lessons[:2]]) == [[1], [0]]
 
