@@ -113,8 +113,8 @@ def evade(
     Args:
         target: see `attackable`.
         x: float32 [n, *shape], clean records; y: int64 [n], their classes.
-        norm: of the distance; "l0" counts the elements that differ. epsilon: the largest one, in x's own units. None: the
-            nearest input that can be found; with limits for each element (tensors) any input within them.
+        norm: of the distance; "l0" counts the elements that differ. epsilon: the largest one, in x's own units. None:
+            the nearest input that can be found; with limits for each element (tensors) any input within them.
         lower, upper: what an input may be, with epsilon as well: one number, or float32 broadcastable to x for every
             element of every record (L-inf only). Kept to the bit. Left out: 0 and 1, where x lies within.
         target_class: the class to reach, for all or for each record; None: any but the record's own.
@@ -155,9 +155,17 @@ def evade(
         left, seeds = ~success & ~hope.lost, derive(seed, "evade", part.part)
         try:
             found = seek(
-                part, case, case.evaluation, case.ids, region,
-                among=left, seed=seeds, ledger=ledger, batch=batch, goal=goal,
-            )  # fmt: skip
+                part,
+                case,
+                case.evaluation,
+                case.ids,
+                region,
+                among=left,
+                seed=seeds,
+                ledger=ledger,
+                batch=batch,
+                goal=goal,
+            )
         except NotApplicable as error:
             skipped.append(f"{part.part}: {error}")
             continue
@@ -171,9 +179,20 @@ def evade(
             weak &= trust.too_weak(part.model_dump(), region.epsilon)
     if nearest and (found_by or opened.twin is not None):
         inputs, reaches = approach(
-            opened.deployed, opened.twin, region.center, wanted, goal, limits, norm, best.to(device), success.to(device),
-            steps=STEPS[budget][0], classes=STEPS[budget][1], batch=batch, ledger=ledger,
-        )  # fmt: skip
+            opened.deployed,
+            opened.twin,
+            region.center,
+            wanted,
+            goal,
+            limits,
+            norm,
+            best.to(device),
+            success.to(device),
+            steps=STEPS[budget][0],
+            classes=STEPS[budget][1],
+            batch=batch,
+            ledger=ledger,
+        )
         best, found_by["nearest"] = inputs.cpu(), reaches.cpu() & ~success
         success = success | found_by["nearest"]
         white |= found_by["nearest"] if opened.twin is not None else False

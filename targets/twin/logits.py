@@ -65,9 +65,8 @@ class _Noting(TorchFunctionMode):
             self._given, self._result = x, result
         elif func is Tensor.__getitem__ and self._is(x):
             self._given, self._result = self._given.reshape(x.shape)[args[1]], result
-        elif func in RISING or ((func in SHIFTS or func in SCALES) and _number(args[1:], positive=func in SCALES)):
-            if self._is(x):
-                self._result = result
+        elif (func in RISING or _by_number(func, args[1:])) and self._is(x):
+            self._result = result
         return result
 
     def before(self, answer: Tensor) -> Tensor:
@@ -92,10 +91,12 @@ def _over_classes(x: Any, axis: Any) -> bool:
     return x.shape[axis] > 1 and x.shape[axis] * len(x) == x.numel()
 
 
-def _number(others: tuple[Any, ...], *, positive: bool) -> bool:
-    """Whether a tensor is changed by one number for all."""
+def _by_number(func: Any, others: tuple[Any, ...]) -> bool:
+    """Whether the function shifts a tensor by one number for all, or scales it by one above 0."""
+    if func not in SHIFTS and func not in SCALES:
+        return False
     if len(others) != 1 or not isinstance(others[0], Real | Tensor):
         return False
     if isinstance(others[0], Tensor) and (others[0].numel() > 1 or others[0].requires_grad):
         return False
-    return not positive or float(others[0]) > 0
+    return func in SHIFTS or float(others[0]) > 0

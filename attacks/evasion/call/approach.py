@@ -35,7 +35,8 @@ def approach(
     Args:
         x, wanted: the records and the classes to leave or to reach; limits: broadcastable to x.
         known, success: adversarial inputs found before, and where they are that.
-        steps: of each search; classes: so many of the nearest ones are tried as targets, one by one; batch: records at a time. Without a twin only the way back to the record is tried.
+        steps: of each search; classes: so many of the nearest ones are tried as targets, one by one; batch: records at
+            a time. Without a twin only the way back to the record is tried.
     """
     best, found = known.clone(), success.clone()
     low, high = (limit.expand_as(x) for limit in limits)

@@ -35,7 +35,7 @@ class Hope:
         self._nearest = torch.full((n,), -torch.inf)  # the model's own margin at the end of a plateau
 
     def learn(self, part: Perturber, found: Sought, margin: Callable[[Tensor, Tensor], Tensor]) -> None:
-        """Takes in what a part found; `margin` gives the model's own for inputs and int64, which records they are of."""
+        """Takes in what a part found; `margin` gives the model's own for inputs and the rows (int64) they stand for."""
         if part.access is Access.WHITE_BOX:
             rows = found.plateau.nonzero().squeeze(1)
             if len(rows):
