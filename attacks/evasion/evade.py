@@ -114,7 +114,7 @@ def evade(
         target: see `attackable`.
         x: float32 [n, *shape], clean records; y: int64 [n], their classes.
         norm: of the distance; "l0" counts the elements that differ. epsilon: the largest one, in x's own units. None: the
-            nearest input that can be found; with limits for each element any input within them.
+            nearest input that can be found; with limits for each element (tensors) any input within them.
         lower, upper: what an input may be, with epsilon as well: one number, or float32 broadcastable to x for every
             element of every record (L-inf only). Kept to the bit. Left out: 0 and 1, where x lies within.
         target_class: the class to reach, for all or for each record; None: any but the record's own.
@@ -123,7 +123,7 @@ def evade(
         seed: what is drawn for a record follows from it and from the record's place.
 
     Raises:
-        InputError: shapes do not fit, a record lies outside, or nothing bounds the change.
+        InputError: shapes do not fit, a record lies outside of the limits, or a number is none.
         NotApplicable: no part can attack this target.
     """
     x, y = checked_records(x, y)

@@ -45,7 +45,7 @@ def test_round_trip_through_a_plan() -> None:
         ({"gate_epsilon": 0.2}, "gate_epsilon 0.2 is not among"),
         ({"epsilon": 0.1, "epsilons": [0.1]}, "either epsilon, or epsilons"),
         ({"epsilon": "much"}, "epsilon"),
-        ({"epsilon": 0}, "greater than 0"),
+        ({"epsilon": 0}, "number above 0"),
         ({"epsilons": ["much"]}, "epsilons"),
         ({"epsilons": [0.1, 0.1]}, "each named once"),
         ({"epsilons": []}, "one or more"),
