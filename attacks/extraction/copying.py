@@ -136,10 +136,12 @@ class Tutor:
 
     Args:
         training: its epochs, with at least `least_steps` steps, are one round.
+        enough: share of the held-out labels from which no further round follows.
     """
 
     training: Training
     least_steps: int
+    enough: float = ALIKE
 
     def groups(self, pupils: Sequence[Pupil]) -> list[list[int]]:
         """Which of these, of one architecture, are trained side by side: their positions.
@@ -168,7 +170,7 @@ class Tutor:
     def copies(self, pupils: Sequence[Pupil]) -> list[Copy]:
         """Trains copies of one architecture side by side, in rounds while these bring something.
 
-        They end where a round lowers the held-out loss by less than a tenth, or 95 % of the held-out labels are right.
+        They end where a round lowers the held-out loss by less than a tenth, or enough held-out labels are right.
 
         A first round after which neither that loss nor the labels are better than one and the same answer to everything
         (it diverged, or has not begun to learn) is repeated from the start at a quarter of the learning rate, twice at
@@ -190,7 +192,7 @@ class Tutor:
             going = [
                 one
                 for one in going
-                if number < one.pupil.rounds and one.agreement < ALIKE and (number == 1 or one.improved)
+                if number < one.pupil.rounds and one.agreement < self.enough and (number == 1 or one.improved)
             ]
             for one, module in zip(going, _round(going, training, "round", number), strict=True):
                 one.take(module)

@@ -129,7 +129,7 @@ def extract(
 
     distributions, compared_at = told(logits.to(device), answers, temperature, training.label_smoothing)
     lesson = Lesson(Records(x, logits.argmax(1)).to(device), distributions, compared_at)
-    tutor = Tutor(training, LEAST_STEPS)
+    tutor = Tutor(training, LEAST_STEPS, enough=math.inf)
     copy = tutor.copy(Pupil(fresh(own), lesson, derive(seed, "train"), rounds))
     name = own.name
     if known:
