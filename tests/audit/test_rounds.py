@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,8 @@ def test_sizes_follow_from_the_budget(budget: str, shadows: int, most: int, tmp_
     plan = Plan.model_validate(raw)
     heard = Heard()
     with Store(tmp_path) as store:
-        suite = resolve_plan(Suite(plan, resolve(plan, Path())), store, workers=2, started=0.0, progress=heard)
+        began = time.monotonic()
+        suite = resolve_plan(Suite(plan, resolve(plan, Path())), store, workers=2, started=began, progress=heard)
     assert suite.plan.shadows.training_free == shadows
     assert suite.plan.attacks[0]["most_records"] == most
     assert any("longer than its budget" in note for note in heard.notes) == (budget == "1 s")
