@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..targets.errors import Incomplete, InputError
+from ..targets.recent import give_back
 from ..targets.technique import plug_ins
 from ..targets.untrusted.files import ordinary_file
 from .engine.cells import Result, cell_key
@@ -17,7 +18,6 @@ from .engine.driver import Held, executor_for, workers_of
 from .engine.progress import Progress, Silent
 from .engine.schedule import Outcome
 from .engine.store import Store
-from .engine.work import give_back
 from .findings.assemble import known_metrics
 from .findings.finding_rows import cells_of
 from .plan.plan import Plan

@@ -1,12 +1,18 @@
-"""What was read or made last, kept in memory up to so many bytes."""
+"""What stays in memory: what was read or made last, up to so many bytes; what is free goes back to the system."""
 
 from __future__ import annotations
 
+import ctypes
+import resource
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+STATUS, PAGE = Path("/proc/self/statm"), resource.getpagesize()
+LARGE = 2**30  # bytes from which on a process gives back what is free between the parts of its work
 
 
 class Recent(Generic[T]):
@@ -43,3 +49,24 @@ class Recent(Generic[T]):
     def drop(self, key: str) -> None:
         _, size = self._values.pop(key, (None, 0))
         self.size -= size
+
+
+def give_back(beyond: int = 0) -> None:
+    """Gives the system back the memory that is free in this process.
+
+    The C library keeps the many pieces that activations of a large network leave behind, gigabytes of them, for the
+    rest of the process's life, while the other processes need them.
+
+    Args:
+        beyond: only where the process holds more bytes than this; it is looked up in microseconds, on Linux.
+    """
+    if beyond and STATUS.exists() and int(STATUS.read_text().split()[1]) * PAGE <= beyond:
+        return
+    trim = getattr(_c_library(), "malloc_trim", None)  # glibc's; other libraries have none
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _c_library() -> ctypes.CDLL:
+    return ctypes.CDLL(None)

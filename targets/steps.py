@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .form import ANY, Layout, check_arrays
+from .recent import LARGE, give_back
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 Check = Callable[[Arrays], None]
@@ -77,4 +78,5 @@ def kept(name: str, compute: Callable[[], Arrays], form: Layout | Check = ANY) -
     if arrays is None:
         arrays = compute()
         listener.keep(name, arrays)
+        give_back(LARGE)
     return arrays

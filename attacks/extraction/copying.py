@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from ...targets.data.records import Records
 from ...targets.form import MisfitError
 from ...targets.model import TorchTarget, device_of, frozen_copy, records_at_once
+from ...targets.recent import LARGE, give_back
 from ...targets.seeds import derive
 from ...targets.steps import Arrays
 from ...training.loop import Forward, Objective, Training, train_group
@@ -242,6 +243,7 @@ def _round(
     trained: Sequence[_Trained], training: Training, *labels: str | int, from_start: bool = False
 ) -> list[nn.Module]:
     """What each becomes when it learns its queries, those of one learning rate side by side."""
+    give_back(LARGE)  # what the round before held
     modules: dict[int, nn.Module] = {}
     for rate in dict.fromkeys(one.rate for one in trained):
         group = [one for one in trained if one.rate == rate]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import os
 import resource
@@ -12,11 +11,12 @@ import time
 import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Literal, Protocol
 
 from ...targets.errors import CrushproofError, InputError, NotApplicable, Unavailable
 from ...targets.form import DECLINED, Form
+from ...targets.recent import give_back
 from ...targets.steps import heard_by
 from .cells import Cell, Result
 from .hearing import STARTED, Hearing, Keeper, Tell, nobody
@@ -120,22 +120,6 @@ def attempt(work: Work, cell: Cell, results: CellResults, tell: Tell = nobody) -
     finally:
         give_back()
     return over(Attempt("finished", seconds=seconds))
-
-
-def give_back() -> None:
-    """Gives the system back the memory that is free in this process.
-
-    The C library keeps the many pieces that activations of a large network leave behind, gigabytes of them, for the
-    rest of the process's life, while the other processes need them.
-    """
-    trim = getattr(_c_library(), "malloc_trim", None)  # glibc's; other libraries have none
-    if trim is not None:
-        trim(0)
-
-
-@cache
-def _c_library() -> ctypes.CDLL:
-    return ctypes.CDLL(None)
 
 
 def attempt_in_worker(spawn: Spawn, cell: Cell, results: CellResults, tell: Tell = nobody) -> Attempt:

@@ -37,7 +37,7 @@ ROOM = 768 * 2**20  # bytes that loading a model and one call may take, besides 
 COPIES = 8  # of the file, while it is parsed, checked, loaded and its weights are unpacked
 SECONDS, SECONDS_BY_BYTE = 5, 2**-22  # of processor time for the same: at least, and for each byte of the file
 AT_HAND = 256 * 2**20  # bytes of checked models that a process keeps, about: many ask for the same
-VALUES = 2**22  # of a run's input: large records come in smaller parts, so that memory stays bounded
+VALUES = 2**20  # of a run's input: large records come in smaller parts, so that memory stays bounded
 LIMIT_HINT = "Nothing else came of it. Refuse the file, or ask whoever made it for one that needs less."
 
 Kind = Literal["onnx", "tflite"]
