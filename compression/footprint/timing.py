@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -18,7 +19,8 @@ from ...targets.temporary import scratch
 from ...targets.untrusted._try_onnx import settings as settings_of
 from ...targets.untrusted.model_file import CheckedOnnx, check_onnx
 
-SERVED = 256  # records that a fresh process answers while its memory is watched
+SERVED = 256  # records that a fresh process answers while its memory is watched, at most
+LARGEST = 2**23  # values of a call: large records come fewer at a time, or the measurement would take gigabytes
 LONG = 2.0  # seconds in a model's calls after which no more are needed, however few they were
 
 # A fresh process that serves a model. VmHWM and not ru_maxrss: the latter starts at the parent's peak.
@@ -58,7 +60,7 @@ def interleaved_latency(
     Args:
         models: ONNX files, run by ONNX Runtime on `threads` threads, or what makes a target of one's own.
         shape: of one record; inputs are float32 zeros.
-        batches: records per call.
+        batches: records per call; of large records those that hold at most `LARGEST` values, and one alone.
         seconds: spent per model and batch size: at least 5 calls (fewer where they take `LONG`), at most 300.
 
     Returns:
@@ -70,6 +72,8 @@ def interleaved_latency(
     }
     rows: dict[str, list[dict[str, int | float]]] = {name: [] for name in models}
     for batch in batches:
+        if batch > fitting(shape):
+            continue
         x = torch.zeros(batch, *shape)
         times: dict[str, list[float]] = {name: [] for name in models}
         for target in targets.values():
@@ -93,14 +97,20 @@ def interleaved_latency(
     return rows
 
 
+def fitting(shape: tuple[int, ...]) -> int:
+    """How many records of this shape a call may hold, at least one."""
+    return max(1, LARGEST // max(1, math.prod(shape)))
+
+
 def peak_resident_bytes(model: CheckedOnnx | bytes, shape: tuple[int, ...]) -> int:
     """The largest resident memory of a fresh process that loads numpy and ONNX Runtime and answers 256 records.
 
-    A file with a fixed batch answers one batch of that size; one that takes fewer at a time, as many as it takes.
+    A file with a fixed batch answers one batch of that size; one that takes fewer at a time, as many as it takes; of
+    large records (`fitting`) there are fewer.
     """
     checked = check_onnx(model)
     entry = checked.inputs[0]
-    batch = entry.shape[0] if isinstance(entry.shape[0], int) else min(SERVED, checked.facts.at_once)
+    batch = entry.shape[0] if isinstance(entry.shape[0], int) else min(SERVED, fitting(shape), checked.facts.at_once)
     settings, records = json.dumps(settings_of(checked.model)), json.dumps([batch, *shape])
     with scratch() as folder:
         path = folder / "model.onnx"

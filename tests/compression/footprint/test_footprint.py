@@ -277,6 +277,12 @@ def test_a_tflite_file_has_a_size() -> None:
     assert row.energy_uj_modelled is row.energy_memory_share is None
 
 
+def test_large_records_are_timed_in_smaller_batches() -> None:
+    target = TorchTarget(nn.Sequential(nn.AvgPool2d(224), nn.Flatten()))
+    rows = interleaved_latency({"": lambda: target}, (3, 224, 224), seconds=1e-3)[""]
+    assert [row["batch"] for row in rows] == [1, 32]
+
+
 def test_latency_and_memory(dense: nn.Module) -> None:
     model = to_onnx(dense, SHAPE)
     rows = interleaved_latency({"": model}, SHAPE, seconds=0.05)[""]
