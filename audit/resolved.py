@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter
 
 from ..attacks.attack import ATTACKS, Attack
 from ..attacks.effort import Costs
@@ -118,7 +119,7 @@ def _known(key: str, suite: Suite, store: Store) -> Suite | None:
         attacks = _written([ATTACKS.parse(one) for one in document["attacks"]])  # in the order of their own fields
         settled = _with(suite.plan, attacks, ShadowPlan.model_validate(document["shadows"]))
         if not departures(suite, settled, store):
-            return Suite(settled, suite.subject, Costs(**document["costs"]))
+            return Suite(settled, suite.subject, TypeAdapter(Costs).validate_python(document["costs"]))
     except (KeyError, TypeError, ValueError, CrushproofError):
         pass
     store.damaged[key] = "it is not what the probes decide"

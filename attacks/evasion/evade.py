@@ -217,7 +217,5 @@ def evade(
     distance = norms(best.double() - x.cpu().double(), norm)
     success = success & again & ((distance <= epsilon) if epsilon is not None else True)
     distance = torch.where(success, distance, torch.inf)
-    return Evaded(
-        best.to(x.device), success.to(x.device), distance.to(x.device), found_by,
-        {part: some for part, some in flags.items() if some}, ledger,
-    )  # fmt: skip
+    raised_by = {part: some for part, some in flags.items() if some}
+    return Evaded(best.to(x.device), success.to(x.device), distance.to(x.device), found_by, raised_by, ledger)

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Self
 
 import torch
+from torch import Tensor
 
 from ...targets.data.data import Data
 from ...targets.errors import InputError, NotApplicable
@@ -19,7 +20,7 @@ from ..measurement import Measurement
 from ..preparation import Audited, Basis, Inputs, Need, Preparation, Prepared, Ran, Results, Scope
 from ..statistics.power import unseen_loss
 from ..statistics.sequential import FIRST, looks
-from .ball import whole_range
+from .ball import Ball, whole_range
 from .case import EvasionInputs, prepared_for
 from .categories import not_pixels, nothing_to_change, seen_unfit, without_ball
 from .engine import Perturber
@@ -58,7 +59,12 @@ class Evasion(EvasionParameters):
         return not without_ball(data)
 
     def asked_again(self, evidence: Evidence, case: Case) -> list[str]:
-        return contradictions(evidence, case)
+        norm, gate = evidence.summary["norm"], evidence.summary["gate_epsilon"]
+
+        def inside(adversarial: Tensor, x: Tensor) -> Tensor:
+            return Ball(norm, gate, x, case.bounds.to(x.device)).contains(adversarial)
+
+        return contradictions(evidence, case, f"worst/{gate!r}", inside)
 
     def follows(self, evidence: Evidence, basis: Basis) -> list[str]:
         return unfounded(evidence, basis)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -292,27 +292,31 @@ def _unbounded_fails(result: PartResult, run: EvasionRun, seed: int) -> bool:
     return trust.unbounded_fails(fooled | more["fooled"], labels)
 
 
-def contradictions(evidence: Evidence, case: Case) -> list[str]:
-    """In what the deployed model's answers differ from the evidence of `Evasion.run`, a phrase each.
+def contradictions(
+    evidence: Evidence, case: Case, worst: str, allowed: Callable[[Tensor, Tensor], Tensor]
+) -> list[str]:
+    """In what the deployed model's answers differ from the evidence of a run, a phrase each.
 
-    A record counts as fooled at the gate's epsilon exactly if it is misclassified as it is, or as it was stored to be
-    attacked, and that lies in its ball.
+    A record counts as fooled at the gate exactly if it is misclassified as it is, or as it was stored to be attacked,
+    and that is allowed.
+
+    Args:
+        worst: the array that says who is fooled at the gate.
+        allowed: bool [n], of stored inputs and their records, float32 [n, *shape] each.
     """
-    arrays, summary = evidence.arrays, evidence.summary
+    arrays = evidence.arrays
     place = {int(one): row for row, one in enumerate(case.ids)}
     rows = [place.get(int(one)) for one in arrays["ids"]]
     if None in rows:
         return ["records were attacked that are none to be evaluated"]
-    records = case.evaluation.take(torch.tensor(rows, dtype=torch.int64))
-    gate, found = summary["gate_epsilon"], []
+    records = case.evaluation.take(torch.tensor(rows, dtype=torch.int64, device=case.evaluation.x.device))
+    found = []
     correct = (case.deployed.logits(records.x).argmax(1) == records.y).cpu().numpy()
     if (off := int((correct != arrays["clean_correct"]).sum())) > 0:
         found.append(f"{off} of {len(correct)} records are classified otherwise")
-    adversarial = torch.from_numpy(np.array(arrays["adversarial"]))
-    ball = Ball(summary["norm"], gate, records.x, case.bounds)
-    inside = ball.contains(adversarial).cpu().numpy()
-    wrong = (case.deployed.logits(adversarial).argmax(1) != records.y).cpu().numpy()
-    fooled = ~correct | (wrong & inside)
-    if (off := int((fooled != arrays[f"worst/{gate!r}"]).sum())) > 0:
+    adversarial = torch.from_numpy(np.array(arrays["adversarial"])).to(records.x.device)
+    wrong = (case.deployed.logits(adversarial).argmax(1) != records.y) & allowed(adversarial, records.x)
+    fooled = ~correct | wrong.cpu().numpy()
+    if (off := int((fooled != arrays[worst]).sum())) > 0:
         found.append(f"{off} of {len(correct)} stored adversarial inputs do not fool it as the evidence has it")
     return found

@@ -51,7 +51,7 @@ def ordinary_file(path: Path | str, what: str, limit: int) -> Path:
             ) from None
         known = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         hint = nearest_hint(path.name, known)
-        if str(path).startswith("~") or "/~" in str(path):
+        if "~" in path.parts:
             hint = " A ~ in it stands for no home folder here."
         raise InputError(f"{name} does not exist.{hint} Check the path and the folder it is looked up in.") from None
     except (OSError, ValueError) as error:

@@ -12,10 +12,9 @@ from torch import nn
 from ....targets.data.records import Bounds, Records
 from ....targets.errors import NotApplicable
 from ....targets.interface.assumptions import Assumptions
-from ....targets.interface.finished_model import Differentiable, deployed
+from ....targets.interface.finished_model import Differentiable, deployed, file_twin
 from ....targets.model import Target, TorchTarget, frozen_copy
 from ....targets.temporary import scratch
-from ....targets.twin.twin import twin_of
 from ....targets.untrusted.model_file import read_model_file
 from ...case import Case
 
@@ -68,9 +67,8 @@ def attackable(
         record = tuple(size for size in declared if isinstance(size, int))
         assumptions = Assumptions(record=record if len(record) == len(declared) else shape)
     twin = None
-    if file.kind == "onnx":
-        with suppress(NotApplicable):  # an operator that has no twin
-            twin = Differentiable(twin_of(file.checked, assumptions.output), assumptions).eval()
+    with suppress(NotApplicable):  # an operator that has no twin
+        twin = Differentiable(file_twin(file, assumptions.output), assumptions).eval()
     return Attackable(deployed(file, assumptions), twin)
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Self
 
-import numpy as np
-import torch
+from torch import Tensor
 
 from ....targets.data.data import Data
 from ....targets.form import Form
@@ -18,6 +18,7 @@ from ...preparation import Audited, Basis, Inputs, Need, Preparation, Prepared, 
 from ...statistics.power import unseen_loss
 from ...statistics.sequential import FIRST, looks
 from ..categories import by_categories
+from ..evasion_run import contradictions
 from .choosing import ReachProbe, choose
 from .measure import evidence_form, measure_substitution
 from .parameters import Chosen, SubstitutionParameters
@@ -56,7 +57,8 @@ class Substitution(SubstitutionParameters):
 
     def runs(self, model: Audited, scope: Scope) -> tuple[Run, ...]:
         probe = self._probe(scope)
-        return (Run(needs=probe, prepare=partial(_chosen, probe), effort=self.effort),)
+        effort = replace(self.effort, through=model.name)
+        return (Run(needs=probe, prepare=partial(_chosen, probe), effort=effort),)
 
     def reads(self, model: Audited, scope: Scope) -> tuple[Need, ...]:
         return (*super().reads(model, scope), *self._probe(scope))
@@ -117,28 +119,14 @@ class Substitution(SubstitutionParameters):
         return attack(case, self, seed=seed)
 
     def asked_again(self, evidence: Evidence, case: Case) -> list[str]:
-        """A record counts as fooled at the gate exactly if it is misclassified as it is, or as it was stored to be
-        attacked, and that is an input with so many changes.
-        """
-        arrays, summary = evidence.arrays, evidence.summary
-        place = {int(one): row for row, one in enumerate(case.ids)}
-        rows = [place.get(int(one)) for one in arrays["ids"]]
-        if None in rows:
-            return ["records were attacked that are none to be evaluated"]
-        case = on_device(case)
-        records = case.evaluation.take(torch.tensor(rows, dtype=torch.int64, device=case.evaluation.x.device))
-        found = []
-        correct = (case.deployed.logits(records.x).argmax(1) == records.y).cpu().numpy()
-        if (off := int((correct != arrays["clean_correct"]).sum())) > 0:
-            found.append(f"{off} of {len(correct)} records are classified otherwise")
-        x = torch.from_numpy(np.array(arrays["adversarial"])).to(records.x.device)
-        features = self.features(case, summary["reach"])
-        valid = features.changes(x.flatten(1), records.x.flatten(1)) <= summary["gate"]
-        wrong = (case.deployed.logits(x).argmax(1) != records.y) & valid
-        fooled = ~correct | wrong.cpu().numpy()
-        if (off := int((fooled != arrays[f"worst/{summary['gate']}"]).sum())) > 0:
-            found.append(f"{off} of {len(correct)} stored adversarial inputs do not fool it as the evidence has it")
-        return found
+        case, gate = on_device(case), int(evidence.summary["gate"])
+        features = self.features(case, evidence.summary["reach"])
+
+        def allowed(x: Tensor, records: Tensor) -> Tensor:
+            changes: Tensor = features.changes(x.flatten(1), records.flatten(1))
+            return changes <= gate
+
+        return contradictions(evidence, case, f"worst/{gate}", allowed)
 
     def follows(self, evidence: Evidence, basis: Basis) -> list[str]:
         arrays, summary, wrong = evidence.arrays, evidence.summary, []

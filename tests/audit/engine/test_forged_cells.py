@@ -35,6 +35,7 @@ from crushproof.audit.findings.assemble import assemble
 from crushproof.audit.plan.plan import Plan
 from crushproof.audit.resolved import resolve_plan
 from crushproof.audit.subject.resolve import resolve
+from crushproof.audit.suite.environment import versions
 from crushproof.audit.suite.suite import Suite
 from crushproof.audit.verdict.policy import Policy
 from crushproof.targets.errors import Incomplete, InputError
@@ -222,6 +223,17 @@ def test_an_audit_of_forged_cells_gives_the_same_findings(honest: Finished) -> N
         assert any(note.startswith(f"the stored result of {name} was damaged (") for note in heard.notes), name
     with honest.store() as store:
         assert audited(honest.suite, store, heard) == ([], findings)
+
+
+@pytest.mark.parametrize("twins", [3, {"int8": "long"}, {"int8": []}])
+def test_forged_costs_are_decided_anew(honest: Finished, twins: object) -> None:
+    subject = honest.asked.subject
+    key = cell_key("resolved", honest.asked.plan.digest, subject.identity, subject.data.digest, versions())
+    forge(honest.store(), key, lambda document, arrays, files: document["costs"].update(twins=twins))
+    with honest.store() as store:
+        suite = resolve_plan(honest.asked, store, workers=1, started=0.0, progress=Silent())
+    assert suite.plan == honest.suite.plan
+    assert suite.costs.twins == {}
 
 
 PART = {"x": Array("float32", (3,), low=0.0)}
