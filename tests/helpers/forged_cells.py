@@ -104,6 +104,7 @@ RESULTS: dict[str, tuple[str, Callable[[Any, Any, Any], None], str]] = {
     "another access": (EVIDENCE, _set("summary", "part_access", "pgd", "labels"), "access"),
     "an unknown flag": (EVIDENCE, _set("summary", "union_flags", ["all-is-well"]), "union_flags"),
     "inputs that are not finite": (EVIDENCE, _to("adversarial", _nan), "finite"),
+    "inputs that were not changed": (EVIDENCE, _to("change/linf", np.zeros_like), "changes"),
     "a certificate of nothing": (EVIDENCE, _set("certificate", None), "certificate"),
     "members and others changed": (MEMBERSHIP, _to("is_member", np.invert), "is_member"),
     "a score that there is not": (MEMBERSHIP, _set("summary", "headline", "luck"), "score"),
