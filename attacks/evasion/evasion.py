@@ -14,12 +14,10 @@ from ...targets.data.data import Data
 from ...targets.errors import InputError, NotApplicable
 from ...targets.form import Form
 from ...targets.seeds import derive
-from ..attack import ATTACKS, Round, Run
+from ..attack import ATTACKS, Run
 from ..case import Case, Evidence
 from ..measurement import Measurement
 from ..preparation import Audited, Basis, Inputs, Need, Preparation, Prepared, Ran, Results, Scope
-from ..statistics.power import unseen_loss
-from ..statistics.sequential import FIRST, looks
 from .ball import Ball, whole_range
 from .case import EvasionInputs, prepared_for
 from .categories import not_pixels, nothing_to_change, seen_unfit, without_ball
@@ -98,20 +96,6 @@ class Evasion(EvasionParameters):
         ]
         return (whole, *draws, replace(whole, detail=WITHOUT_DRAW, without_draw=True))
 
-    def rounds(self, scope: Scope) -> tuple[Round, ...]:
-        if self.records != "auto":
-            return (Round(self, self.records),)
-        counts = looks(min(self.most_records, len(scope.data.evaluation_ids)))
-        return tuple(Round(self.model_copy(update={"records": count}), count) for count in counts)
-
-    def sharing(self) -> Self:
-        return self.model_copy(update={"records": "auto", "most_records": FIRST})
-
-    def smaller(self) -> Self | None:
-        if self.records != "auto" or self.most_records <= FIRST:
-            return None
-        return self.model_copy(update={"most_records": max(FIRST, self.most_records // 2)})
-
     def probes(self, scope: Scope) -> tuple[Preparation, ...]:
         return self.radii(scope).needs
 
@@ -147,9 +131,7 @@ class Evasion(EvasionParameters):
         return measure_evasion(self, results)
 
     def power(self, scope: Scope) -> list[str]:
-        most = self.most_records if self.records == "auto" else self.records
-        records = min(most, len(scope.data.evaluation_ids))
-        return [f"Evasion: {unseen_loss('a loss of robust accuracy', records)}."]
+        return [f"Evasion: {self.unseen(scope)}."]
 
     def limits(self, scope: Scope) -> list[str]:
         return [

@@ -6,14 +6,14 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, PositiveInt, SerializeAsAny, TypeAdapter, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, TypeAdapter, field_validator, model_validator
 
 from ...targets.errors import InputError
 from ...targets.technique import Registry
-from ..attack import Attack
 from ..effort import Effort
 from ..preparation import Scope
 from ..risk import Metric, Risk
+from ..rounds import InRounds
 from .ball import Norm
 from .black_box.square import Square
 from .black_box.transfer import Transfer
@@ -21,7 +21,7 @@ from .engine import PERTURBERS, Perturber
 from .gradient.apgd import Apgd
 from .gradient.pgd import Pgd
 from .preparations import Radii
-from .radius import CURVE, MOST_RECORDS, Radius, Reach, curve
+from .radius import CURVE, Radius, Reach, curve
 from .risk import EVASION, ROBUST_ACCURACY
 
 
@@ -46,10 +46,7 @@ DEFAULT_PARTS: tuple[Perturber, ...] = (
 )
 
 
-DIRECT_RECORDS = 300  # attacked with `records: auto` where nobody decides when it is enough
-
-
-class EvasionParameters(Attack):
+class EvasionParameters(InRounds):
     """The fields of the evasion attack, and what follows from them alone."""
 
     kind: Literal["evasion"] = "evasion"
@@ -66,14 +63,6 @@ class EvasionParameters(Attack):
     epsilons: tuple[Reach, ...] = Field((), max_length=100, description="radii of your own instead, smallest first")
     gate_epsilon: Reach | None = Field(
         None, description="which of `epsilons` the policy judges; .1, or the largest if that is none of them"
-    )
-    records: Annotated[PositiveInt, Field(le=MOST_RECORDS)] | Literal["auto"] = Field(
-        "auto",
-        description="how many of the evaluation records are attacked, at most; auto: 200, 400, ... in rounds until "
-        "the gates are decided, and 300 where nobody decides (outside of an audit)",
-    )
-    most_records: PositiveInt = Field(
-        1600, le=MOST_RECORDS, description="with records auto: where the rounds end at the latest"
     )
     radius: Radius | None = Field(
         None, description="what a probe chose, as a resolved plan holds it; it stands in place of epsilon"
@@ -149,11 +138,6 @@ class EvasionParameters(Attack):
         if self.gate not in self.epsilons:
             raise ValueError(f"gate_epsilon {self.gate:g} is not among epsilons {list(self.epsilons)}")
         return self
-
-    @property
-    def count(self) -> int:
-        """How many records are attacked, at most."""
-        return DIRECT_RECORDS if self.records == "auto" else self.records
 
     @property
     def effort(self) -> Effort:
