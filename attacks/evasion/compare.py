@@ -22,7 +22,8 @@ from ..preparation import Ran, Results
 from ..statistics.rates import percent
 from . import trust
 from .parameters import EvasionParameters
-from .preparations import RadiusProbe, ReplayedBothWays, RoomToFall, radii_of
+from .preparations.crafted import ReplayedBothWays
+from .preparations.radii import RadiusProbe, RoomToFall, radii_of
 
 REPLAYED = "transfer from its candidates"  # as a dense model faces it; no part can be labelled so
 BOTH_WAYS = "transfer both ways"  # as a change counts it

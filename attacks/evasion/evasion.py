@@ -26,7 +26,8 @@ from .evasion_run import EvasionRun, attack_by, contradictions
 from .gradient.pgd import GradientPerturber
 from .measure import WITHOUT_DRAW, evidence_form, measure_evasion
 from .parameters import EvasionParameters
-from .preparations import CraftedOnParent, Radii, RadiusProbe, ReplayedBothWays, RoomToFall
+from .preparations.crafted import CraftedOnParent, ReplayedBothWays
+from .preparations.radii import Radii, RadiusProbe, RoomToFall
 from .radius import choose
 from .trust import unfounded
 

@@ -20,7 +20,7 @@ from .black_box.transfer import Transfer
 from .engine import PERTURBERS, Perturber
 from .gradient.apgd import Apgd
 from .gradient.pgd import Pgd
-from .preparations import Radii
+from .preparations.radii import Radii
 from .radius import CURVE, Radius, Reach, curve
 from .risk import EVASION, ROBUST_ACCURACY
 
