@@ -43,7 +43,7 @@ class Evasion(EvasionParameters):
     bool, what a part fooled on its own (clean errors and its successes at smaller epsilons included), at the epsilons
     where it ran; `worst/<epsilon>` bool, the records fooled by any part at up to that epsilon, where any ran;
     `adversarial` float32 [n, *shape], at the gate's epsilon: what fooled the deployed model, or else came closest to
-    it. Epsilons are written as `repr` does.
+    it; `change/<measure>`, how far that is from the record (`likeness.distances`). Epsilons are written as `repr` does.
 
     Summary: `norm`, `epsilons` (where any part ran), `gate_epsilon`, `parts` (those that ran, in order), `settings` and
     `part_access` (by part), `use_parent` (those that need the dense model), `union_flags` (of the worst case at the

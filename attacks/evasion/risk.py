@@ -28,6 +28,10 @@ EVASION = Risk(
     ),
     reading="Each line shows the share of records still right as the attacker may change the input more. Higher is "
     "safer; a line that falls below the grey one lost robustness to compression.",
+    described="Of the stored inputs that fooled the model at the epsilon judged: how far each is from its record, in "
+    "units of [0, 1] pixels (L-inf: the largest change of a value; L2: the length of all together), how many values "
+    "are others, and, of images, how alike the two look (SSIM; 1: the same). The smallest epsilon that fools is the "
+    "median over all attacked records, 0 for those that are wrong as they are, of the epsilons that were tried.",
     chart=Chart(x="epsilon", curve="worst case"),
     taxonomy={
         "NIST AI 100-2": ("NISTAML.022", "NISTAML.025"),

@@ -13,9 +13,11 @@ from ....targets.certificate import AGREEMENT
 from ....targets.form import Array, Arrays, Count, Document, Form, Layout, Share, require
 from ...access import Access, Flag
 from ...case import Evidence
-from ...measurement import Auc, Bools, Comparison, MeasuredPart, Measurement, Rate, ThreatModel
+from ...measurement import Auc, Bools, Comparison, Fragile, MeasuredPart, Measurement, Quantity, Rate, ThreatModel
 from ...preparation import Ran, Results, Scope
 from ...statistics.rates import percent
+from ..likeness.described import first_wrong, fragile, quantities, smallest
+from ..likeness.distances import VALUES, consistent, layout
 from ..measure import by_group
 from ..radius import LEAST
 from ..risk import ROBUST_ACCURACY
@@ -62,6 +64,7 @@ def measure_substitution(attack: SubstitutionParameters, results: Results) -> li
     elif model.baselines and not comparisons:
         notes.append("No change is given: nothing was measured alike on this model and on the one it came from.")
     robust = _robust(evidence, attack.gate)
+    told, frail = _described(attack, evidence)
     return [
         Measurement(
             ROBUST_ACCURACY,
@@ -77,6 +80,8 @@ def measure_substitution(attack: SubstitutionParameters, results: Results) -> li
             parts=tuple(parts),
             curves=_curves(evidence),
             groups=by_group(results, evidence.arrays["ids"], robust),
+            quantities=told,
+            fragile=frail,
         )
     ]
 
@@ -201,6 +206,20 @@ def _curves(evidence: Evidence) -> dict[str, list[tuple[float, Rate]] | Auc]:
     return curves
 
 
+def _described(attack: SubstitutionParameters, evidence: Evidence) -> tuple[tuple[Quantity, ...], Fragile | None]:
+    """How near the inputs that fooled it are to their records, and which records fell first."""
+    arrays, changes = evidence.arrays, evidence.summary["changes"]
+    clean = np.asarray(arrays["clean_correct"], dtype=bool)
+    first = first_wrong([clean, *(_robust(evidence, one) for one in changes)])
+    parts = [[_fooled(evidence, part, one) for part in evidence.summary["parts"]] for one in changes]
+    ways = [first, *(np.asarray(np.sum(fooled, axis=0)) for fooled in parts)]  # at 0 nobody is asked for
+    tokens = evidence.summary["tokens"]
+    name = f"Smallest number of changed {'tokens' if tokens else 'features'} that fools"
+    settings = [0.0, *map(float, changes)]
+    told = quantities(arrays, clean & ~_robust(evidence, attack.gate), {VALUES: "Changed tokens"} if tokens else {})
+    return (smallest(name, settings, first), *told), fragile(settings, first, np.asarray(arrays["ids"]), ways)
+
+
 # -- what stored evidence looks like -----------------------------------------------------------------------------------
 
 
@@ -233,6 +252,7 @@ def _layout(count: int, shape: tuple[int, ...], summary: Summary) -> Layout:
         "adversarial": Array("float32", (count, *shape)),
         **{f"worst/{changes}": outcomes for changes in summary.changes},
         **{f"fooled/{part}/{changes}": outcomes for part in summary.parts for changes in summary.changes},
+        **layout(count, shape, tokens=summary.tokens),
     }
 
 
@@ -245,6 +265,7 @@ def _holds(
     ids, before = arrays["ids"], ~arrays["clean_correct"]
     require(np.array_equal(ids, scope.data.evaluation_ids.numpy()[: len(ids)]), "ids are not those of the records")
     require(found.without_gradient <= len(ids), "without_gradient counts too many")
+    require(consistent(arrays), "changes that contradict each other")
     fooled = dict.fromkeys(found.parts, before)
     for changes in found.changes:
         for part in found.parts:

@@ -37,7 +37,8 @@ class Substitution(SubstitutionParameters):
 
     Evidence arrays, n records each in the order of `ids`: `ids` int64; `clean_correct` bool; `fooled/<part>/<changes>`
     bool, what a part fooled with up to so many changes (clean errors included); `worst/<changes>` bool, any part;
-    `adversarial` float32 [n, *shape]: what fooled the deployed model at the gate's changes, or came nearest to it.
+    `adversarial` float32 [n, *shape]: what fooled the deployed model at the gate's changes, or came nearest to it;
+    `change/<measure>`, how far that is from the record (`likeness.distances`).
 
     Summary: `changes`, `gate`, `reach`, `tokens` (whether features are tokens), `features` and `moves` (how many there
     are), `padding` (an id or None), `parts` (those that ran), `without_gradient` (records that withstood and gave
