@@ -70,25 +70,26 @@ def test_of_a_linear_net_it_finds_nearly_the_nearest_input(norm: Norm) -> None:
     assert ((found >= 0) & (found <= 1)).all()
     assert (moved >= exact * (1 - 1e-5)).all()
     assert (moved / exact).median() < 1.1
-    search = search_of(case, norm, 0.1)
+    before, search = case.deployed.queries, search_of(case, norm, 0.1)
     part.perturb(search, case)
+    assert search.ledger.queries == case.deployed.queries - before
     sure, hopeless = exact < 0.1 / 1.3, exact > 0.1
     assert sure.any()
     assert hopeless.any()
     assert search.fooled[sure].all()
     assert not search.fooled[hopeless].any()
     assert search.ball.contains(search.best[search.active]).all()
-    assert search.ledger.queries == case.deployed.queries - 0 or search.ledger.queries > 0
 
 
 def test_labels_alone_are_enough(digits: Data, dense: nn.Module) -> None:
-    """Where nothing else can be seen, it comes as near as Square does with scores, and Square with labels does not."""
+    """Where nothing else can be seen, it comes near to what gradients would find, and Square does not."""
     assert HopSkipJump().access is Access.LABELS
     hidden = case_of(digits, LabelsOnly(dense), twin=None, native=None, parent=None)
-    records = dense_survivors = survivors(case_of(digits, dense), Pgd(steps=20, loss="margin"), "linf", 0.1)
+    seen = survivors(case_of(digits, dense), Pgd(steps=20, loss="margin"), "linf", 0.1)
     alone = survivors(hidden, HopSkipJump(iterations=8), "linf", 0.1)
     blind = survivors(hidden, Square(queries=400), "linf", 0.1)
-    assert alone <= dense_survivors + 15 < blind + 15, records
+    assert alone <= seen + 15
+    assert alone < blind - 15
 
 
 def test_steps_of_a_quantised_net_do_not_hide_the_boundary(digits: Data, dense: nn.Module) -> None:
