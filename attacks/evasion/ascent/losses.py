@@ -28,15 +28,19 @@ def margins(logits: Tensor, y: Tensor, goal: Goal = "untargeted") -> Tensor:
     return margin if goal == "untargeted" else -margin
 
 
-def losses(logits: Tensor, y: Tensor, loss: Loss, goal: Goal = "untargeted") -> Tensor:
+def losses(logits: Tensor, y: Tensor, loss: Loss, goal: Goal = "untargeted", towards: Tensor | None = None) -> Tensor:
     """What a gradient attack ascends, float [n]. None of them goes flat where the logits saturate.
+
+    With `towards`, int64 [n], it leads from the class y to that one; whether it got there is still up to the goal.
 
     - "margin": minus the logit margin (Carlini & Wagner 2017).
     - "ce": cross-entropy in float64 (minus it for a target), the logits divided by a temperature per record (held fixed
       in the gradient) that brings a gap beyond `SATURATED` back to it; a plain softmax has no gradient there.
     - "dlr": the difference of logits ratio (Croce & Hein 2020), which no rescaling of the logits changes; needs three
-      classes and is the margin below that.
+      classes and is the margin below that. Towards a class it is that of Auto-PGD's targeted form, of four classes.
     """
+    if towards is not None:
+        return _losses_towards(logits, y, towards, loss)
     margin = margins(logits, y, goal)
     if loss == "ce":
         temperature = (margin.detach().abs().double() / SATURATED).clamp_min(1)
@@ -46,3 +50,13 @@ def losses(logits: Tensor, y: Tensor, loss: Loss, goal: Goal = "untargeted") -> 
         top = logits.topk(3, dim=1).values
         return -margin / (top[:, 0] - top[:, 2]).clamp_min(1e-12)
     return -margin
+
+
+def _losses_towards(logits: Tensor, y: Tensor, towards: Tensor, loss: Loss) -> Tensor:
+    if loss == "ce":
+        return losses(logits, towards, "ce", "targeted")
+    gap = (logits.gather(1, towards[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
+    if loss == "margin" or logits.shape[1] < 4:
+        return gap
+    top = logits.topk(4, dim=1).values
+    return gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2).clamp_min(1e-12)
