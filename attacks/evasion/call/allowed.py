@@ -11,6 +11,7 @@ from ....targets.data.records import Bounds
 from ....targets.errors import InputError
 from ..ball import Ball, Box, Region
 from ..nearest.found import Distance
+from .grid import Grid
 
 
 def checked_records(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,11 +49,23 @@ def limits_of(x: Tensor, lower: float | Tensor | None, upper: float | Tensor | N
 
 
 def region_of(
-    x: Tensor, norm: Distance, epsilon: float | None, low: Tensor, high: Tensor, *, any_within: bool
+    x: Tensor,
+    norm: Distance,
+    epsilon: float | None,
+    low: Tensor,
+    high: Tensor,
+    *,
+    any_within: bool,
+    on: Grid | None = None,
 ) -> Region:
-    """The allowed set of each record; with `any_within` a box that holds it, of which what is near is sought later."""
+    """The allowed set of each record; with `any_within` a box that holds it, of which what is near is sought later.
+
+    On a grid it is a box of the grid's points.
+    """
     if epsilon is not None and not 0 < epsilon < math.inf:
         raise InputError(f"epsilon is {epsilon}. It is a finite number above 0, in the units of x.")
+    if on is not None:
+        return on.box(x, low, high, epsilon if norm == "linf" else None)
     if any_within or norm not in ("linf", "l2"):
         return Box(low.expand_as(x), high.expand_as(x), x)
     if norm == "linf":
