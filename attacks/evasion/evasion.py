@@ -16,6 +16,7 @@ from ...targets.form import Form
 from ...targets.seeds import derive
 from ..attack import ATTACKS, Run
 from ..case import Case, Evidence
+from ..elsewhere import elsewhere
 from ..measurement import Measurement
 from ..preparation import Audited, Basis, Inputs, Need, Preparation, Prepared, Ran, Results, Scope
 from .ball import Ball, whole_range
@@ -116,6 +117,7 @@ class Evasion(EvasionParameters):
 
         found: list[Need] = [Ran(model.name, run.detail) for run in self.runs(model, scope)]
         found += [Ran(name) for name in model.baselines]
+        found += elsewhere(scope, (model.name, *model.baselines), self.count)
         found += [RoomToFall(scope.label, name, self.norm) for name in model.baselines]
         if any(part.uses_parent for part in self.parts):
             found += [replay(model.name, name) for name in model.baselines]

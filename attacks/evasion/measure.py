@@ -16,6 +16,7 @@ from pydantic import JsonValue, PositiveFloat, PositiveInt
 from ...targets.data.data import Data
 from ...targets.form import Array, Arrays, Document, Form, Layout, require
 from ..access import Access, Flag
+from ..elsewhere import parts_elsewhere
 from ..measurement import (
     NOTHING_RAN,
     Auc,
@@ -83,6 +84,7 @@ def _worst_case(
         parts.append(_part(found, part, tuple(found.part_flags.get(part, ())), counted=alike))
     if found.replayed is not None:
         parts.append(MeasuredPart(REPLAYED, Rate(~found.replayed)))
+    parts += parts_elsewhere(found.elsewhere, None if not model.baselines else counted)
     own_parents = {part.part for part in attack.parts if part.uses_parent}  # pointless on a dense model
     parts += [
         MeasuredPart(name, None, skipped=reason)
@@ -242,7 +244,7 @@ def _robust_by_epsilon(found: Found) -> list[tuple[float, Bools]]:
     worst = [(0.0, np.asarray(found.evidence.arrays["clean_correct"], dtype=bool))]
     for epsilon in found.summary["epsilons"]:
         robust = found.robust if epsilon == found.attack.gate else robust_at(found.evidence, epsilon)
-        if found.replayed is not None and epsilon > found.attack.gate:
+        if epsilon > found.attack.gate:  # with what was tried at the gate alone
             robust = robust & found.robust
         worst.append((epsilon, robust))
     return worst

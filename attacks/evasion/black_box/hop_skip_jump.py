@@ -206,9 +206,7 @@ def jump(
     return ahead, gone
 
 
-def back(
-    search: Search, rows: Tensor, ball: Region, x: Tensor, known: Tensor, until: float
-) -> tuple[Tensor, Tensor]:
+def back(search: Search, rows: Tensor, ball: Region, x: Tensor, known: Tensor, until: float) -> tuple[Tensor, Tensor]:
     """From x [rows, *shape], which is answered as wanted, towards the records for as long as that stays so.
 
     Args:

@@ -13,6 +13,7 @@ from ....targets.data.data import Data
 from ....targets.form import Form
 from ...attack import ATTACKS, Run
 from ...case import Case, Evidence
+from ...elsewhere import elsewhere
 from ...measurement import Measurement
 from ...preparation import Audited, Basis, Inputs, Need, Preparation, Prepared, Results, Scope
 from ..categories import by_categories
@@ -60,7 +61,8 @@ class Substitution(SubstitutionParameters):
         return (Run(needs=probe, prepare=partial(_chosen, probe), effort=effort),)
 
     def reads(self, model: Audited, scope: Scope) -> tuple[Need, ...]:
-        return (*super().reads(model, scope), *self._probe(scope))
+        again = elsewhere(scope, (model.name, *model.baselines), self.count)
+        return *super().reads(model, scope), *self._probe(scope), *again
 
     def _probe(self, scope: Scope) -> tuple[ReachProbe, ...]:
         """Nothing where the plan names gate and reach; the same for all rounds."""
