@@ -96,6 +96,7 @@ def evade(
     target_class: int | Tensor | None = None,
     budget: Budget = "standard",
     parts: Sequence[Perturber] | None = None,
+    parent: nn.Module | None = None,
     seed: int = 0,
 ) -> Evaded:
     """Looks for adversarial inputs near records, and asks the model itself about each.
@@ -120,6 +121,7 @@ def evade(
         target_class: the class to reach, for all or for each record; None: any but the record's own.
         budget: how hard to try, see `PARTS`; parts: instead of those of the budget. A `step_size` of theirs counts in
             widths of what an element may be, of which the radius is half (in an L2 ball, in widths of the bounds).
+        parent: the uncompressed model that the target came from, for parts that use it (`diva`).
         seed: what is drawn for a record follows from it and from the record's place.
 
     Raises:
@@ -134,7 +136,7 @@ def evade(
     region = region_of(x.to(device), norm, epsilon, *limits, any_within=nearest)
     goal: Goal = "untargeted" if target_class is None else "targeted"
     wanted = (y if target_class is None else torch.as_tensor(target_class).to(torch.int64).expand(len(y))).to(device)
-    case = case_of(opened, Records(region.center, wanted))
+    case = case_of(opened, Records(region.center, wanted), parent)
     ledger = Ledger(queries=len(x))
     answers = opened.deployed.logits(region.center)
     success = reached(answers, wanted, goal).cpu()
