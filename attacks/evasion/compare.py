@@ -164,8 +164,9 @@ def _flags_with_replays(
         if f"fooled/{part}/{attack.gate!r}" in evidence.arrays
     } | {REPLAYED: replayed}
     flags = {part: set(raised) for part, raised in evidence.flags.items()}
+    seek_all = {part.part for part in attack.parts if part.seeks_all}
     for part, outcomes in fooled.items():
-        if access[part] is Access.WHITE_BOX and trust.beats(replayed, outcomes):
+        if access[part] is Access.WHITE_BOX and part in seek_all and trust.beats(replayed, outcomes):
             flags.setdefault(part, set()).add(Flag.BLACK_BOX_WINS.value)
     by_part = {part: sorted(raised) for part, raised in flags.items() if raised}
     return set(trust.union_flags(access, by_part, fooled)), by_part

@@ -241,6 +241,7 @@ class Perturber(Technique):
     kind: str
     uses_parent: ClassVar[bool] = False  # whether it needs the dense model that the audited one came from
     together: ClassVar[int] = 1  # inputs of one record that it tries at a time
+    seeks_all: ClassVar[bool] = True  # False: successes of one sort only, so that who sees less may well find more
     label: str = Field("", pattern=r"^[\w.-]*$", description="the part's name in the report; default: its kind")
     at: Literal["all", "gate"] = Field("all", description="attack at every epsilon, or at the gate's only")
 
@@ -262,6 +263,10 @@ class Perturber(Technique):
     def why_not(self, case: Case) -> str | None:
         """The reason why it cannot run on this case; None when it can."""
         return None
+
+    def asked(self, case: Case) -> Target:
+        """Whose answers decide who is fooled: the deployed model's, or several of them taken together."""
+        return case.deployed
 
     @abstractmethod
     def perturb(self, search: Search, case: Case) -> None:

@@ -31,6 +31,7 @@ from ..measurement import (
 )
 from ..preparation import Ran, Results, Scope
 from .ball import Ball, Norm
+from .black_box.transfer import Transfer
 from .compare import (
     BOTH_WAYS,
     REPLAYED,
@@ -45,6 +46,7 @@ from .compare import (
 from .likeness.described import first_wrong, fragile, quantities, smallest
 from .likeness.distances import consistent, layout
 from .parameters import EvasionParameters
+from .preparations.evade_only import evade_only
 from .risk import ROBUST_ACCURACY
 
 WITHOUT_DRAW = "without-draw"  # the attacker who does not have the shipped draw of a random recipe
@@ -63,6 +65,9 @@ def measure_evasion(attack: EvasionParameters, results: Results) -> list[Measure
     rows = [_worst_case(results, attack, found, setting)]
     if results.model.draws:
         rows.append(_without_draw(results, found.attack, setting))
+    if (asked := attack.evade_only(results.model, results.scope)) is not None:
+        threat, available = _threat(found, results.scope.data), len(results.scope.data.evaluation_ids)
+        rows.append(evade_only(results, asked, setting, threat, found.flags, available))
     return rows + _draws(results, attack)
 
 
@@ -78,9 +83,10 @@ def _worst_case(
             comparisons.append(comparison)
             counted |= set(comparison.counted)
     parts = []
+    transfers = {part.part for part in attack.parts if isinstance(part, Transfer)}
     for part in found.summary["parts"]:
         alike = not model.baselines or part in counted
-        alike |= part in found.summary["use_parent"] and BOTH_WAYS in counted
+        alike |= part in transfers and BOTH_WAYS in counted
         parts.append(_part(found, part, tuple(found.part_flags.get(part, ())), counted=alike))
     if found.replayed is not None:
         parts.append(MeasuredPart(REPLAYED, Rate(~found.replayed)))

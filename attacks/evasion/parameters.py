@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, TypeAdapter, field_
 from ...targets.errors import InputError
 from ...targets.technique import Registry
 from ..effort import Effort
-from ..preparation import Scope
+from ..preparation import Audited, Scope
 from ..risk import Metric, Risk
 from ..rounds import InRounds
 from .ball import Norm
@@ -19,10 +19,12 @@ from .black_box.square import Square
 from .black_box.transfer import Transfer
 from .engine import PERTURBERS, Perturber
 from .gradient.apgd import Apgd
+from .gradient.diva import Diva
 from .gradient.pgd import Pgd
+from .preparations.evade_only import EvadeOnly
 from .preparations.radii import Radii
 from .radius import CURVE, Radius, Reach, curve
-from .risk import EVASION, ROBUST_ACCURACY
+from .risk import EVADE_ONLY, EVASION, ROBUST_ACCURACY
 
 
 def parse_part(raw: Any) -> Perturber:
@@ -51,7 +53,7 @@ class EvasionParameters(InRounds):
 
     kind: Literal["evasion"] = "evasion"
     risk: ClassVar[Risk] = EVASION
-    metrics: ClassVar[tuple[Metric, ...]] = (ROBUST_ACCURACY,)
+    metrics: ClassVar[tuple[Metric, ...]] = (ROBUST_ACCURACY, EVADE_ONLY)
     parts_known: ClassVar[Registry[Any] | None] = PERTURBERS
 
     norm: Norm = Field("linf", description="linf or l2; both in units of [0, 1] pixels")
@@ -172,6 +174,13 @@ class EvasionParameters(InRounds):
     def radii(self, scope: Scope) -> Radii:
         """Its epsilons, or where they come from."""
         return Radii(self.norm, self.epsilons, None if self.automatic else self.gate, scope.reference.name)
+
+    def evade_only(self, model: Audited, scope: Scope) -> EvadeOnly | None:
+        """What asks the dense model about inputs that fool this one; None: it is dense, or of none that is known."""
+        if model.parent is None or model.is_dense:
+            return None
+        part = next((part for part in self.parts if isinstance(part, Diva)), Diva())
+        return EvadeOnly(scope.label, model.name, model.parent.name, self.norm, self.count, part)
 
 
 def _number(value: Any) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ....targets.model import BATCH, differentiable, frozen_copy
 from ....targets.twin.logits import logits_of
 from ...access import Ledger
-from .losses import Goal, Loss, losses, margins
+from .losses import Ascended, Goal, losses, margins
 from .slopes import SlopesPastClips
 
 
@@ -44,7 +44,7 @@ class Gradients:
     """
 
     def __init__(
-        self, module: nn.Module, loss: Loss, ledger: Ledger, *, goal: Goal = "untargeted", past_clips: bool = True
+        self, module: nn.Module, loss: Ascended, ledger: Ledger, *, goal: Goal = "untargeted", past_clips: bool = True
     ) -> None:
         self._module, self._loss, self._ledger, self._past_clips = frozen_copy(module), loss, ledger, past_clips
         self._goal: Goal = goal
