@@ -15,7 +15,7 @@ from crushproof.attacks.attack import ATTACKS, Attack
 from crushproof.attacks.evasion.engine import PERTURBERS
 from crushproof.attacks.evasion.evasion import Evasion
 from crushproof.attacks.evasion.gradient.pgd import Pgd
-from crushproof.attacks.evasion.preparations import CraftedOnParent
+from crushproof.attacks.evasion.preparations.crafted import CraftedOnParent
 from crushproof.audit.catalogue import catalogue
 from crushproof.audit.doctor import brought, examine
 from crushproof.audit.engine.driver import run

@@ -119,7 +119,8 @@ class EvasionRun:
         access = {part: result.part.access for part, result in results.items()}
         fooled = {part: result.fooled for part, result in results.items()}
         for part, result in results.items():
-            if access[part] is Access.WHITE_BOX and trust.black_box_wins(part, access, fooled):
+            strong = access[part] is Access.WHITE_BOX and result.part.seeks_all
+            if strong and trust.black_box_wins(part, access, fooled):
                 result.flags.add(Flag.BLACK_BOX_WINS)
         flags = {part: sorted(str(flag) for flag in result.flags) for part, result in results.items()}
         worst = ~self.correct

@@ -16,6 +16,7 @@ from pydantic import JsonValue, PositiveFloat, PositiveInt
 from ...targets.data.data import Data
 from ...targets.form import Array, Arrays, Document, Form, Layout, require
 from ..access import Access, Flag
+from ..elsewhere import parts_elsewhere
 from ..measurement import (
     NOTHING_RAN,
     Auc,
@@ -30,6 +31,7 @@ from ..measurement import (
 )
 from ..preparation import Ran, Results, Scope
 from .ball import Ball, Norm
+from .black_box.transfer import Transfer
 from .compare import (
     BOTH_WAYS,
     REPLAYED,
@@ -44,6 +46,7 @@ from .compare import (
 from .likeness.described import first_wrong, fragile, quantities, smallest
 from .likeness.distances import consistent, layout
 from .parameters import EvasionParameters
+from .preparations.evade_only import evade_only
 from .risk import ROBUST_ACCURACY
 
 WITHOUT_DRAW = "without-draw"  # the attacker who does not have the shipped draw of a random recipe
@@ -62,6 +65,9 @@ def measure_evasion(attack: EvasionParameters, results: Results) -> list[Measure
     rows = [_worst_case(results, attack, found, setting)]
     if results.model.draws:
         rows.append(_without_draw(results, found.attack, setting))
+    if (asked := attack.evade_only(results.model, results.scope)) is not None:
+        threat, available = _threat(found, results.scope.data), len(results.scope.data.evaluation_ids)
+        rows.append(evade_only(results, asked, setting, threat, found.flags, available))
     return rows + _draws(results, attack)
 
 
@@ -77,12 +83,14 @@ def _worst_case(
             comparisons.append(comparison)
             counted |= set(comparison.counted)
     parts = []
+    transfers = {part.part for part in attack.parts if isinstance(part, Transfer)}
     for part in found.summary["parts"]:
         alike = not model.baselines or part in counted
-        alike |= part in found.summary["use_parent"] and BOTH_WAYS in counted
+        alike |= part in transfers and BOTH_WAYS in counted
         parts.append(_part(found, part, tuple(found.part_flags.get(part, ())), counted=alike))
     if found.replayed is not None:
         parts.append(MeasuredPart(REPLAYED, Rate(~found.replayed)))
+    parts += parts_elsewhere(found.elsewhere, None if not model.baselines else counted)
     own_parents = {part.part for part in attack.parts if part.uses_parent}  # pointless on a dense model
     parts += [
         MeasuredPart(name, None, skipped=reason)
@@ -242,7 +250,7 @@ def _robust_by_epsilon(found: Found) -> list[tuple[float, Bools]]:
     worst = [(0.0, np.asarray(found.evidence.arrays["clean_correct"], dtype=bool))]
     for epsilon in found.summary["epsilons"]:
         robust = found.robust if epsilon == found.attack.gate else robust_at(found.evidence, epsilon)
-        if found.replayed is not None and epsilon > found.attack.gate:
+        if epsilon > found.attack.gate:  # with what was tried at the gate alone
             robust = robust & found.robust
         worst.append((epsilon, robust))
     return worst

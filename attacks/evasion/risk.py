@@ -1,4 +1,4 @@
-"""What a report says of evasion, and its figure."""
+"""What a report says of evasion, and its figures."""
 
 from __future__ import annotations
 
@@ -12,6 +12,16 @@ ROBUST_ACCURACY = Metric(
     better="higher",
     meaning="Share of records still classified correctly after the strongest of all attacks that ran, record by "
     "record.",
+)
+EVADE_ONLY = Metric(
+    name="evade_only",
+    title="Evade-only rate",
+    subject="the evade-only rate",
+    unit="percent",
+    better="lower",
+    meaning="Share of records that an attacker can change so that the compressed model errs and the dense one it came "
+    "from still answers right; unchanged records on which only the compressed one errs count too. Whoever tests or "
+    "monitors the dense model sees none of them.",
 )
 
 EVASION = Risk(
