@@ -325,8 +325,9 @@ def _holds(attack: EvasionParameters, scope: Scope, found: Summary, arrays: Arra
     most = max(found.without_gradient.values(), default=0)
     require({*found.without_gradient} <= {*found.parts} and most <= len(ids), "without_gradient counts too many")
     slack = Ball(found.norm, found.gate_epsilon, scope.data.non_members.x[:1], scope.data.bounds).tolerance
-    within = arrays[f"change/{found.norm}"].max(initial=0) <= 1.001 * found.gate_epsilon + slack
-    require(consistent(arrays) and bool(within), "changes that contradict each other, or beyond epsilon")
+    far = float(arrays[f"change/{found.norm}"].max(initial=0))
+    within = far <= 1.001 * found.gate_epsilon + slack  # their norms were taken in float32
+    require(consistent(arrays) and within, "changes that contradict each other, or beyond epsilon")
     worst = ~arrays["clean_correct"]
     for epsilon in found.epsilons:
         outcomes = [arrays.get(f"fooled/{part}/{epsilon!r}") for part in found.parts]

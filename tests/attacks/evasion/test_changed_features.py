@@ -213,7 +213,7 @@ def test_a_change_is_like_for_like_and_a_model_is_no_worse_than_itself() -> None
     data = table_data(net(0))
     comparisons = {}
     for name, evidence in found.items():
-        scope = SimpleNamespace(data=data, reference=SimpleNamespace(name="dense"))
+        scope = SimpleNamespace(data=data, reference=SimpleNamespace(name="dense"), runtimes={})
         results = SimpleNamespace(
             scope=scope,
             model=SimpleNamespace(name=name, baselines=() if name == "dense" else ("dense",)),
