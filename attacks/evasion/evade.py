@@ -100,6 +100,7 @@ def evade(
     grid: float | None = None,
     budget: Budget = "standard",
     parts: Sequence[Perturber] | None = None,
+    parent: nn.Module | None = None,
     seed: int = 0,
 ) -> Evaded:
     """Looks for adversarial inputs near records, and asks the model itself about each.
@@ -126,6 +127,7 @@ def evade(
             pixels scaled to [0, 1]. Only such inputs are judged and handed out, and distances count in whole steps.
         budget: how hard to try, see `PARTS`; parts: instead of those of the budget. A `step_size` of theirs counts in
             widths of what an element may be, of which the radius is half (in an L2 ball, in widths of the bounds).
+        parent: the uncompressed model that the target came from, for parts that use it (`diva`).
         seed: what is drawn for a record follows from it and from the record's place.
 
     Raises:
@@ -134,7 +136,7 @@ def evade(
     """
     question = Question.of(target, x, y, norm, epsilon, lower, upper, target_class, grid)
     searched, center, goal = question.searched, question.region.center, question.goal
-    case = case_of(searched, Records(center, question.wanted))
+    case = case_of(searched, Records(center, question.wanted), parent)
     ledger = Ledger(queries=len(x))
     answers = searched.deployed.logits(center)
     course = Course.of(center, reached(answers, question.wanted, goal))

@@ -79,6 +79,7 @@ def parameters(graph: Graph) -> tuple[int, int]:
             (maker := graph.producers.get(name)) is not None and maker.op_type == "DynamicQuantizeLinear"
             for name in node.input
         )
+        scales |= any(_of_codes(graph.producers.get(name), held) for name in node.input)
         for position, name in enumerate(node.input):
             if name not in held or held[name].dtype in (torch.int64, torch.bool):
                 continue
@@ -90,6 +91,12 @@ def parameters(graph: Graph) -> tuple[int, int]:
         if codes is not None and (weight.node.op_type == "MatMulNBits" or codes.codes.size == sizes.get(name)):
             sizes[name], counted[name] = codes.codes.size, int(np.count_nonzero(codes.codes != codes.zero))
     return sum(sizes[name] for name in counted), sum(counted.values())
+
+
+def _of_codes(maker: onnx.NodeProto | None, held: dict[str, Tensor]) -> bool:
+    """Whether a node casts integers that the file holds: what they are multiplied by is their scale."""
+    codes = None if maker is None or maker.op_type != "Cast" else held.get(maker.input[0])
+    return codes is not None and not codes.dtype.is_floating_point
 
 
 def operations(model: onnx.ModelProto, shape: tuple[int, ...]) -> list[Operation]:

@@ -17,6 +17,7 @@ _SAME_RANK = {
     *("Identity", "InstanceNormalization", "LRN", "LayerNormalization", "LeakyRelu", "Log", "LogSoftmax", "MaxPool"),
     *("Mish", "Neg", "PRelu", "Pad", "QuantizeLinear", "ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Round"),
     *("Selu", "Sigmoid", "Sign", "Softmax", "Softplus", "Sqrt", "Tanh", "Transpose"),
+    *("BipolarQuant", "IntQuant", "Quant", "Trunc"),
 }
 _BROADCAST = frozenset(["Add", "Div", "MatMul", "Max", "Min", "Mul", "Pow", "Sub", "Sum"])
 

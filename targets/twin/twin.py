@@ -29,5 +29,5 @@ def twin_of(model: CheckedOnnx | bytes, output: str | None = None) -> Twin:
     """
     checked = check_onnx(model)
     with torch.no_grad():
-        twin = Importer(checked.model, checked.outputs, output).twin()
+        twin = Importer(checked.source, checked.outputs, output).twin()
     return twin.eval()

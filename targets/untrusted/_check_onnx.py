@@ -58,6 +58,7 @@ MARKUP = re.compile(r"<(?!lambda>|locals>|module>|unknown>|unnamed )[/!?]?[A-Za-
 EXPORT_HINT = "Export the model again, or fetch the file again and compare its size with the original's."
 # Its neighbour by path, because in the process of its own neither of them belongs to a package.
 _USUAL = runpy.run_path(str(Path(__file__).with_name("_usual_onnx.py")))
+_QONNX = runpy.run_path(str(Path(__file__).with_name("_qonnx.py")))
 _WORDS = runpy.run_path(str(Path(__file__).with_name("_words.py")))
 quoted, listed, first_line = (_WORDS[name] for name in ("quoted", "listed", "first_line"))
 
@@ -74,9 +75,9 @@ class TooNew(Fault):
     """An honest file of a version that is not known here yet."""
 
 
-def parse(data: bytes) -> tuple[onnx.ModelProto, bytes, list[str]]:
+def parse(data: bytes) -> tuple[onnx.ModelProto, bytes, list[str], onnx.ModelProto]:
     """The model in `data` in its usual form (_usual_onnx.py), the bytes that a runtime is given (`data` itself where
-    nothing had to be changed), and the names of states that are now zeros.
+    nothing had to be changed), the names of states that are now zeros, and `model` before QONNX's nodes became others.
 
     Raises Fault unless it is well formed and needs nothing but itself and known operators.
     """
@@ -92,14 +93,18 @@ def parse(data: bytes) -> tuple[onnx.ModelProto, bytes, list[str]]:
     _check_messages(model)
     _check_versions(model)
     changed, zeroed = _USUAL["usual"](model)
-    if changed:
+    try:
+        before = _QONNX["written_out"](model)
+    except _QONNX["Malformed"] as error:
+        raise Fault(str(error)) from None
+    if changed or before is not None:
         data = model.SerializeToString()
     try:
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError) as error:  # ValueError: a name that is not UTF-8
         raise Fault(f"The ONNX model is malformed and was not run: {first_line(error)}") from None
     _check_graph(model.graph, {item.name for item in _inputs(model)})
-    return model, data, zeroed
+    return model, data, zeroed, model if before is None else before
 
 
 def _check_versions(model: onnx.ModelProto) -> None:
@@ -140,10 +145,9 @@ def _check_messages(model: onnx.ModelProto) -> None:
             check_size(message.dims, "sparse tensor", message.values.name)
         elif kind == "NodeProto":
             nodes += 1
-            if message.domain == RUNTIME and message.op_type not in RUNTIME_OPERATORS:
-                foreign.add(f"{RUNTIME}::{message.op_type}")
-            elif message.domain not in (*STANDARD, RUNTIME):
-                foreign.add(message.domain)
+            ours = message.domain == RUNTIME and message.op_type in RUNTIME_OPERATORS
+            if message.domain not in STANDARD and not ours and not _QONNX["known"](message):
+                foreign.add(f"{message.domain}::{message.op_type}")
     if foreign:
         raise Fault(
             f"The ONNX model uses operators outside the standard ({listed(foreign)}), whose code is not known. It was "
@@ -279,6 +283,7 @@ def facts(model: onnx.ModelProto, zeroed: Iterable[str] = ()) -> dict[str, Any]:
 def _maker(name: str, made: dict[str, onnx.NodeProto]) -> str:
     """The operator that a value comes from, before reshapes and quantisers."""
     passed = {"Identity", "Flatten", "Reshape", "Squeeze", "Cast", "QuantizeLinear", "DequantizeLinear", "ZipMap"}
+    passed.update(_QONNX["OPERATORS"])
     last = made.get(name)
     while last is not None and last.op_type in passed and last.input:
         last = made.get(last.input[0])
@@ -319,6 +324,8 @@ def _covered(
         readers = used.get(port["name"], [])
         while len(readers) == 1 and readers[0].op_type in MOVES and readers[0].output:
             readers = used.get(readers[0].output[0], [])
+        if (quantiser := next(filter(_QONNX["known"], readers), None)) is not None:
+            return _QONNX["covered"](quantiser, constants)  # type: ignore[no-any-return]  # loaded by its path
         node = next((node for node in readers if node.op_type == "QuantizeLinear" and len(node.input) > 2), None)
         grid = None if node is None else _grid(node, constants)
         zero = None if node is None else constants.get(node.input[2])
@@ -338,4 +345,6 @@ def _quantisation(operators: Counter[str]) -> list[str]:
         words.append("static, as QuantizeLinear and DequantizeLinear around float operators (QDQ)")
     elif "DequantizeLinear" in operators or "MatMulNBits" in operators:
         words.append("weights only")
+    if _QONNX["OPERATORS"].keys() & operators.keys():
+        words.append("by the quantisers of QONNX, around float operators")
     return words

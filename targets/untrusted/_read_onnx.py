@@ -24,11 +24,37 @@ Fault, NoOnnx, TooNew = _CHECKS["Fault"], _CHECKS["NoOnnx"], _CHECKS["TooNew"]
 check_size, first_line, older_hint = (_CHECKS[name] for name in ("check_size", "first_line", "older_hint"))
 
 
-def _check_shapes(model: onnx.ModelProto) -> None:
+def _check_shapes(model: onnx.ModelProto, source: onnx.ModelProto) -> None:
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=False, data_prop=True)
     for item in (*inferred.graph.value_info, *inferred.graph.output):
         known = [size.dim_value for size in item.type.tensor_type.shape.dim if size.HasField("dim_value")]
         check_size((max(size, 0) for size in known), "value", item.name)
+    if source is not model:
+        _check_quantisers(model, list(filter(_CHECKS["_QONNX"]["known"], source.graph.node)))
+
+
+def _check_quantisers(model: onnx.ModelProto, quantisers: list[onnx.NodeProto]) -> None:
+    """No scale makes more of a value than it was, whatever the file says of its shapes."""
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    del bare.graph.value_info[:]
+    for item in bare.graph.output:
+        item.type.tensor_type.ClearField("shape")
+    graph = onnx.shape_inference.infer_shapes(bare, data_prop=True).graph
+    shapes = {
+        item.name: [size.dim_value for size in item.type.tensor_type.shape.dim]  # 0: free
+        for item in (*graph.value_info, *graph.output, *graph.input)
+        if item.type.tensor_type.HasField("shape")
+    }
+    for node in quantisers:
+        given, made = shapes.get(node.input[0]), shapes.get(node.output[0])
+        if given is None or made is None:
+            continue
+        if len(given) != len(made) or any(a and b and a != b for a, b in zip(given, made, strict=True)):
+            raise Fault(
+                f"The ONNX model was not run: its quantiser {node.op_type} of QONNX has a scale or a zero point that "
+                f"makes {made[:8]} of values of shape {given[:8]}. {_CHECKS['_QONNX']['HINT']}"
+            )
 
 
 def main(arguments: list[str]) -> str:
@@ -40,10 +66,10 @@ def main(arguments: list[str]) -> str:
     path, batch, values, record = arguments
     try:
         data = Path(path).read_bytes()
-        model, usable, zeroed = _CHECKS["parse"](data)
-        known = _CHECKS["facts"](model, zeroed)
-        _check_shapes(model)
-        limits = {"batch": int(batch), "values": int(values)}
+        model, usable, zeroed, source = _CHECKS["parse"](data)
+        known = _CHECKS["facts"](source, zeroed)
+        _check_shapes(model, source)
+        limits = {"batch": int(batch), "values": int(values), "size": max(len(data), len(usable))}
         took = _TRY["established"](model, usable, known["inputs"], json.loads(record), Path(path).parent, **limits)
     except Fault as fault:
         sort = "alien" if isinstance(fault, NoOnnx) else "new" if isinstance(fault, TooNew) else ""

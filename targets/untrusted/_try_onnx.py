@@ -73,6 +73,7 @@ def established(
     *,
     batch: int,
     values: int,
+    size: int,
 ) -> Json:
     """What asking the model takes: {"at_once": records of a call, "seconds": CPU seconds of one record}.
 
@@ -82,6 +83,7 @@ def established(
         record: the shape of a record of the data; empty: not known.
         folder: for the runtime's own record of a call.
         batch, values: records of a call, and values of its input, at most.
+        size: bytes of the file, to which what it takes is in proportion.
 
     Raises:
         Refused, Large: see there.
@@ -90,13 +92,13 @@ def established(
     free = any(isinstance(size, str) for port in ports for size in port["shape"][1:])
     fixed = next((size for port in ports for size in port["shape"][:1] if isinstance(size, int)), None)
     found = {"at_once": batch, "seconds": 0.0}
-    most = LARGEST + LARGEST_BY_BYTE * len(usable)
+    most = LARGEST + LARGEST_BY_BYTE * size
     refused, answered, session = None, False, None
     for shapes in _shapes(ports, record):
         largest = max(math.prod(shape) for shape in shapes)
         if (fixed or 1) * largest > most:
             raise Large(
-                f"a call takes an input of {(fixed or 1) * largest:,} values, and a file of {len(usable):,} bytes is "
+                f"a call takes an input of {(fixed or 1) * largest:,} values, and a file of {size:,} bytes is "
                 f"given at most {most:,}. Export it with a smaller batch or record."
             )
         try:
@@ -107,7 +109,7 @@ def established(
         try:
             calls = _watched(model, first, folder / "calls")
             _check_divisions(model.graph, calls)
-            largest_four, work = _sizes(model, calls, len(usable), fixed or 1)
+            largest_four, work = _sizes(model, calls, size, fixed or 1)
             session = session or _session(usable, settings(model))
             single = _answer(session, first)
             fitting = min(batch, values // max(1, largest), BATCH_BYTES // largest_four, BATCH_WORK // work)

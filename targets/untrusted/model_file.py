@@ -83,12 +83,14 @@ class CheckedOnnx:
         data: the bytes as they came: what ships, is digested and weighed.
         usable: the bytes to hand to a runtime: `data` itself unless its form had to be mended.
         model: what `usable` holds, in its usual form (_usual_onnx.py). It is shared: whoever changes it takes a `copy`.
+        source: the same with the quantisers of QONNX that the file has, which `model` computes in standard operators.
         facts: what it says about itself.
     """
 
     data: bytes
     usable: bytes
     model: onnx.ModelProto
+    source: onnx.ModelProto
     facts: Facts
 
     @property
@@ -116,8 +118,8 @@ def check_onnx(data: CheckedOnnx | bytes) -> CheckedOnnx:
 
     Raises:
         UnsafeInput: it is not well formed, too new, needs other files or operators outside the standard (but for those
-            that ONNX Runtime's own quantiser and optimiser write), lets a record's values decide how much is computed,
-            or has an input or output of no known type.
+            that ONNX Runtime's own quantiser and optimiser write, and QONNX's), lets a record's values decide how much
+            is computed, or has an input or output of no known type.
     """
     if isinstance(data, CheckedOnnx):
         return data
@@ -129,8 +131,8 @@ def check_onnx(data: CheckedOnnx | bytes) -> CheckedOnnx:
     from ._check_onnx import Fault, facts, parse
 
     try:
-        model, usable, zeroed = parse(data)
-        found = facts(model, zeroed)
+        model, usable, zeroed, source = parse(data)
+        found = facts(source, zeroed)
     except Fault as fault:
         raise UnsafeInput(str(fault)) from None
     except (ValueError, TypeError, RuntimeError) as error:  # from onnx, about a model it did not expect
@@ -138,7 +140,7 @@ def check_onnx(data: CheckedOnnx | bytes) -> CheckedOnnx:
             f"The ONNX model is malformed: {' '.join(str(error).split())[:300]}. It was refused."
         ) from None
     at_once = _tried.get(digest, BATCH)
-    checked = CheckedOnnx(data, usable, model, Facts.model_validate({**found, "at_once": at_once}))
+    checked = CheckedOnnx(data, usable, model, source, Facts.model_validate({**found, "at_once": at_once}))
     _checked.put(digest, checked, 3 * len(data))  # as it came, as it is run, and parsed
     return checked
 
@@ -175,10 +177,17 @@ class ModelFile:
     @property
     def notes(self) -> list[str]:
         """Sentences on how the file is run, for the reader of the report."""
+        from ._qonnx import OPERATORS
+
         found = ["The file was packed by gzip: digest and size are those of the model in it."] if self.packed else []
         if self.facts.zeroed:
             names = ", ".join(quoted(name) for name in self.facts.zeroed[:4])
             found.append(f"The file asks for its state as inputs ({names}): they are zeros, anew for every record.")
+        if quantisers := [f"{count} {name}" for name, count in self.facts.operators.items() if name in OPERATORS]:
+            found.append(
+                f"The file rounds by operators of QONNX ({', '.join(quantisers)}), which no runtime knows: it is run "
+                "as standard operators of the same meaning, in float32. Digest and size are those of the file itself."
+            )
         return found
 
 

@@ -197,6 +197,29 @@ def _divided(operator: str, kind: type, number: int) -> bytes:
     return model(*nodes, constants=(constant("d", -1, kind),)).SerializeToString()
 
 
+def _quantiser(bits: float = 4.0, scale: Any = 0.5, **attributes: Any) -> Change:
+    """The output rounded by an operator of QONNX."""
+
+    def change(found: ModelProto) -> None:
+        found.graph.node[-1].output[0] = "raw"
+        found.graph.initializer.extend(
+            [constant("qs", scale), constant("qz", 0.0), constant("qb", bits)],
+        )
+        found.graph.node.append(
+            helper.make_node("Quant", ["raw", "qs", "qz", "qb"], ["y"], domain="onnx.brevitas", **attributes)
+        )
+
+    return change
+
+
+QUANTISERS = {
+    "no bits": _quantiser(0),
+    "1e9 bits": _quantiser(1e9),
+    "a scale that does not fit": _quantiser(scale=np.ones(7)),
+    "a scale that makes more": _quantiser(scale=np.ones((5, 1, 3))),
+    "an unknown rounding": _quantiser(rounding_mode="STOCHASTIC"),
+    "a rounding of no letters": _quantiser(rounding_mode=b"\xff\xfe"),
+}
 CHANGES: dict[str, Change] = {
     "external data": external("weights.bin"),
     "external data beyond the folder": external("../../../etc/passwd"),
@@ -263,6 +286,7 @@ CHANGES: dict[str, Change] = {
     "a name of a script": named("</script><script>alert(1)</script>"),
     "a way out for a name": named("../../x"),
     "a description of a script for a name": first_node(name="<img src=x onerror=alert(1)>"),
+    **{f"a quantiser of QONNX: {name}": change for name, change in QUANTISERS.items()},
 }
 
 

@@ -69,9 +69,11 @@ def region_of(
     if any_within or norm not in ("linf", "l2"):
         return Box(low.expand_as(x), high.expand_as(x), x)
     if norm == "linf":
-        if epsilon is not None:
-            low, high = torch.maximum(low, _rounded(x, -epsilon)), torch.minimum(high, _rounded(x, epsilon))
-        return Box(low.expand_as(x), high.expand_as(x), x)
+        if epsilon is None:
+            return Box(low.expand_as(x), high.expand_as(x), x)
+        limits = tuple(limit if limit.numel() == 1 else limit.expand_as(x) for limit in (low, high))
+        low, high = torch.maximum(low, _rounded(x, -epsilon)), torch.minimum(high, _rounded(x, epsilon))
+        return Box(low.expand_as(x), high.expand_as(x), x, (limits[0], limits[1]))
     if epsilon is None or low.numel() > 1 or high.numel() > 1 or not bool(low < high):
         raise InputError("That is not for an L2 distance. Give epsilon and one number each for lower and upper.")
     bounds = Bounds(low.reshape(()), high.reshape(()))

@@ -36,6 +36,6 @@ def test_a_set_is_for_its_data(x: np.ndarray, structure: Structure, kinds: set[s
     told, arrays = outline(data)
     for name in ATTACK_PRESETS:
         taken = attacks_of(name, data)
-        assert {one.kind for one in taken} == kinds | {"membership", "extraction"}
+        assert {one.kind for one in taken} == kinds | {"membership", "extraction", "churn"}
         assert attacks_of(name, data_of(told, arrays)) == taken, "as whoever verifies an audit finds it"
     assert [one.kind for one in attacks_of([EXCHANGE, BALL], data)] == [EXCHANGE, BALL], "what is named is taken"

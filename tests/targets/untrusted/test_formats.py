@@ -120,7 +120,7 @@ def test_nodes_in_any_order(order: list[int], circle: bool) -> None:
         with pytest.raises(UnsafeInput, match="malformed"):
             check_onnx(content)
         return
-    checked, usable, _ = parse(content)
+    checked, usable, _, _ = parse(content)
     assert [node.op_type for node in checked.graph.node] == ["Neg", "Abs", "If", "Add"]
     assert (usable is content) == (order == [0, 1, 2, 3])
     x = torch.rand(2, 3)
