@@ -46,7 +46,7 @@ def peers(norm: str, steps: int) -> dict[str, Peer]:
 
 def _adv_lib(norm: str, steps: int) -> dict[str, Peer]:
     from adv_lib import attacks
-    from adv_lib.attacks import alma, carlini_wagner_l2, ddn, fab, fmn, pdgd, pdpgd, vfga
+    from adv_lib.attacks import alma, ddn, fab, fmn, pdgd, pdpgd, vfga
     from adv_lib.attacks.auto_pgd import minimal_apgd
 
     order = ORDERS[norm]
@@ -61,7 +61,6 @@ def _adv_lib(norm: str, steps: int) -> dict[str, Peer]:
             found["adv-lib sigma-zero"] = partial(attacks.sigma_zero, num_steps=steps)
         found["adv-lib VFGA"] = partial(vfga, targeted=False)
         return _called(found)
-    found["adv-lib FAB"] = partial(fab, norm=order, n_iter=100)
     found["adv-lib targeted FAB"] = partial(fab, norm=order, n_iter=50, targeted_restarts=True)
     found["adv-lib targeted APGD, 10 halvings"] = partial(
         minimal_apgd,
@@ -78,7 +77,6 @@ def _adv_lib(norm: str, steps: int) -> dict[str, Peer]:
     if norm == "l2":
         found["adv-lib DDN"] = partial(ddn, steps=steps, levels=None)
         found["adv-lib PDGD"] = partial(pdgd, num_steps=min(steps, 500))
-        found["adv-lib C&W"] = partial(carlini_wagner_l2, binary_search_steps=5, max_iterations=steps // 4)
     return _called(found)
 
 
@@ -105,7 +103,7 @@ def _foolbox(norm: str, steps: int) -> dict[str, Peer]:
     }
     found: dict[str, Any] = {"foolbox FMN": fmn[norm](steps=min(steps, 100))}
     if norm == "linf":
-        found["foolbox PGD, 24 radii"] = attacks.LinfPGD(steps=40)
+        found["foolbox PGD, 24 radii"] = attacks.LinfPGD(steps=20)
     if norm == "l2":
         found["foolbox DDN"] = attacks.DDNAttack(steps=min(steps, 100))
         found["foolbox C&W"] = attacks.L2CarliniWagnerAttack(binary_search_steps=9, steps=min(steps, 100))

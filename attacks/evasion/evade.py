@@ -49,9 +49,9 @@ PARTS: dict[Budget, tuple[Perturber, ...]] = {
     ),
 }
 CARE: dict[Budget, Care] = {
-    "quick": Care(steps=50),
-    "standard": Care(steps=50, classes=3, each=40, best=1, polish=40),
-    "thorough": Care(steps=100, classes=9, each=60, best=3, polish=150),
+    "quick": Care(steps=30, classes=0, each=10, best=1, polish=20),
+    "standard": Care(steps=40, classes=5, each=20, best=1, polish=40),
+    "thorough": Care(steps=100, classes=9, each=20, best=2, polish=50),
 }
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...access import Ledger
 from ...case import Case
 from ..ascent.gradients import Gradients
-from ..ascent.losses import reached
+from ..ascent.losses import Goal, reached
 from ..ball import Box, per_record
+from ..nearest.ddn import ddn
 from ..nearest.fewer import fewer
 from ..nearest.fmn import fmn
 from ..nearest.found import Nearest
@@ -21,23 +22,26 @@ from ..nearest.sigma_zero import sigma_zero
 from .question import Question
 from .within import Course
 
+MOST = 200  # elements that are added one by one
+
 
 @dataclass(frozen=True)
 class Care:
     """How long a search for the nearest input goes on.
 
     Args:
-        steps: of the search away from the record's class, or to the one that is wanted.
-        classes: so many of the likeliest others are tried one by one as well, with `each` steps (L0: elements at most).
-        best: of those so many go on, the nearest ones, with `polish` steps from where they were (L0: `polish` elements
-            are tried without).
+        steps: of the search away from the record's class, or to the one that is wanted (L0: twice as many).
+        classes: so many of the likeliest others are tried one by one as well, with `each` steps.
+        best: of those so many go on from where they were, the nearest ones (L0: sets of elements side by side).
+        each: see above (L0: further elements that are tried with each set).
+        polish: steps from what was found (L0: elements that are tried without).
     """
 
     steps: int
-    classes: int = 0
-    each: int = 0
-    best: int = 0
-    polish: int = 0
+    classes: int
+    each: int
+    best: int
+    polish: int
 
 
 def search_nearest(course: Course, case: Case, question: Question, care: Care, *, batch: int, ledger: Ledger) -> None:
@@ -61,11 +65,8 @@ def search_nearest(course: Course, case: Case, question: Question, care: Care, *
         here = rows.cpu()
         nearest.offer(course.best[here].to(x.device), course.success[here].to(x.device))
         if case.twin is not None:
-            away = Gradients(case.twin, "margin", ledger, goal=goal)
-            to = Gradients(case.twin, "margin", ledger, goal="targeted")
-            targets = away.ranked(x[rows], wanted[rows]).T[: care.classes if goal == "untargeted" else 0]
             search = _fewest if question.norm == "l0" else _shortest
-            search(nearest, away, wanted[rows], to, list(targets), care)
+            search(nearest, case.twin, wanted[rows], goal, care, ledger)
         nearest.halve()
         found[here] = nearest.length.isfinite().cpu()
         best = torch.where(per_record(nearest.length.isfinite(), x[rows]), nearest.x, course.best[here].to(x.device))
@@ -76,10 +77,19 @@ def search_nearest(course: Course, case: Case, question: Question, care: Care, *
         course.white |= course.parts["nearest"]
 
 
-def _shortest(nearest: Nearest, away: Gradients, y: Tensor, to: Gradients, targets: list[Tensor], care: Care) -> None:
-    fmn(away, y, nearest, care.steps)
-    every = torch.arange(len(y), device=y.device)
-    alone = []
+def _shortest(nearest: Nearest, twin: nn.Module, y: Tensor, goal: Goal, care: Care, ledger: Ledger) -> None:
+    """A search away from the class, then linear models from what it found, to one class after the other, from these."""
+    away = Gradients(twin, "margin", ledger, goal=goal)
+    if nearest.distance == "l2":
+        ddn(Gradients(twin, "ce", ledger, goal=goal), y, nearest, care.steps)
+    else:
+        fmn(away, y, nearest, care.steps)
+    linear(away, y, nearest, care.polish, start=nearest.x.clone())
+    if goal == "targeted" or care.classes == 0:
+        return
+    to = Gradients(twin, "margin", ledger, goal="targeted")
+    every, alone = torch.arange(len(y), device=y.device), []
+    targets = away.ranked(nearest.center, y).T[: care.classes]
     for target in targets:
         own = nearest.take(every)
         own.length = torch.full_like(own.length, torch.inf)
@@ -87,20 +97,15 @@ def _shortest(nearest: Nearest, away: Gradients, y: Tensor, to: Gradients, targe
         nearer = every[own.length < nearest.length]
         nearest.put(nearer, own.take(nearer))
         alone.append(own)
-    if not targets:
-        linear(away, y, nearest, care.polish, start=nearest.x.clone())
-        return
-    order = torch.stack([own.length for own in alone]).argsort(0)
-    for place in range(min(care.best, len(targets))):
-        chosen = order[place], every
-        start = torch.stack([own.x for own in alone])[chosen]
-        linear(to, torch.stack(targets)[chosen], nearest, care.polish, start=start)
+    order = torch.stack([own.length for own in alone]).argsort(dim=0)
+    ends = torch.stack([own.x for own in alone])
+    for chosen in order[: care.best]:
+        linear(to, targets[chosen, every], nearest, care.polish, start=ends[chosen, every])
 
 
-def _fewest(nearest: Nearest, away: Gradients, y: Tensor, to: Gradients, targets: list[Tensor], care: Care) -> None:
-    sigma_zero(away, y, nearest, care.steps)
-    for target in targets:
-        greedy(to, target, nearest, care.each)
-    if care.polish:
-        fewer(away, y, nearest, care.polish)
-        fewer(away, y, nearest, care.polish, swap=True)
+def _fewest(nearest: Nearest, twin: nn.Module, y: Tensor, goal: Goal, care: Care, ledger: Ledger) -> None:
+    away = Gradients(twin, "margin", ledger, goal=goal)
+    greedy(away, y, nearest, MOST, beams=care.best, width=care.each)
+    sigma_zero(away, y, nearest, 2 * care.steps)
+    fewer(away, y, nearest, care.polish)
+    fewer(away, y, nearest, care.polish, swap=True)

@@ -46,14 +46,15 @@ class Grid:
         A point that is beside a limit by rounding alone counts, as the limit itself.
         """
         here = self.places(x)
-        least, most = (self._steps(low) - NEAR).ceil(), (self._steps(high) + NEAR).floor()
+        least, most, outside = (self._steps(low) - NEAR).ceil(), (self._steps(high) + NEAR).floor(), None
         if radius is not None:
             steps = math.floor(radius / self.step + NEAR)
             least, most = torch.maximum(least, here - steps), torch.minimum(most, here + steps)
+            outside = low if low.numel() == 1 else low.expand_as(x), high if high.numel() == 1 else high.expand_as(x)
         low, high = low.expand_as(x), high.expand_as(x)
         ends = (torch.maximum(torch.minimum(self.values(end), high), low) for end in (least, here, most))
         lowest, center, highest = ends
-        return Box(torch.minimum(lowest, x), torch.maximum(highest, x), center)
+        return Box(torch.minimum(lowest, x), torch.maximum(highest, x), center, outside)
 
     def back(self, found: Tensor, x: Tensor, region: Region) -> Tensor:
         """What was found, float32 [n, *shape], on the grid; where that is the record's own point, its own bits."""

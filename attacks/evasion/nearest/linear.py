@@ -15,7 +15,8 @@ from ..ball import SMALLEST, per_record
 from .fmn import DUAL, cosine
 from .found import Distance, Nearest, norms
 
-TRUST = (1.0, 0.02)  # at the beginning and at the end, in what `_first_trust` gives
+TRUST = 0.02  # at the end, of that at the beginning
+GROWTH = 1.15  # of the trust by a step, until the boundary is crossed for the first time
 BEYOND = (0.03, 0.002)  # aimed at, past the boundary: share of the margin that an input so far away could change
 NOTHING = 1e-4  # of the steepest slope: elements less steep are left alone
 
@@ -24,16 +25,19 @@ def linear(model: Gradients, y: Tensor, nearest: Nearest, steps: int, start: Ten
     """Arguments as for `fmn`; with a start the trust follows from how far away it is, else from the first model."""
     norm, center = nearest.distance, nearest.center
     x = center if start is None else start
+    over = torch.zeros(len(y), dtype=torch.bool, device=y.device)
     for step in range(steps):
         gradient, margin, _, _ = model(x, y)
-        nearest.offer(x, margin < 0)
+        over |= nearest.offer(x, margin < 0)
         if step == 0:
-            first = _first_trust(nearest, gradient, margin) if start is None else _spread(start - center) / 2
-        done = step / steps
-        trust = per_record(first * cosine(*TRUST, done), x)
-        low, high = torch.maximum(nearest.low, x - trust), torch.minimum(nearest.high, x + trust)
-        further = cosine(*BEYOND, done) * norms(x - center, norm) * norms(gradient, DUAL[norm])
-        moved = beyond(center, x, gradient, margin + further, low, high, norm)
+            trust = _first_trust(nearest, gradient, margin) if start is None else _spread(start - center) / 2
+        else:
+            trust = trust * torch.where(over, TRUST ** (1 / steps), GROWTH)
+        around = per_record(trust, x)
+        low, high = torch.maximum(nearest.low, x - around), torch.minimum(nearest.high, x + around)
+        further = cosine(*BEYOND, step / steps) * norms(x - center, norm) * norms(gradient, DUAL[norm])
+        base = torch.where(per_record(over, x), center, x)
+        moved = beyond(base, x, gradient, margin + further, low, high, norm)
         x = torch.where(per_record(usable(gradient), x), moved, x)
     nearest.offer(x, model.margins(x, y) < 0)
 
