@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from ...targets.form import Array, Arrays, Count, Document, Form, Layout, require
+from ...targets.seeds import derive
 from ..access import Access
 from ..case import Evidence
 from ..measurement import Auc, Bools, Comparison, Measurement, Rate, ThreatModel
 from ..preparation import Ran, Results, Scope
 from .bounds import Floats, carried_share, least_share, radii
-from .risk import CERTIFIED_ACCURACY
+from .risk import CERTIFIED_ACCURACY, SMOOTHING
 
 NAME = "majority under noise"
 NEVER = "Of the model behind a wrapper that adds noise and takes the majority, in L2: never a bound for the bare file."
@@ -106,6 +107,7 @@ class Summary(Document):
     chosen_by: Count
     samples: Count
     compared: Count
+    seed: int
 
 
 def evidence_form(settings: Mapping[str, float], count: int, scope: Scope) -> Form:
@@ -126,7 +128,8 @@ def _layout(settings: Mapping[str, float], count: int, summary: Summary) -> Layo
 def _holds(
     settings: Mapping[str, float], scope: Scope, found: Summary, arrays: Arrays, files: Mapping[str, Any]
 ) -> None:
-    require(found.model_dump() == settings, "the settings are not those of the attack")
+    seed = derive(scope.seed, SMOOTHING.name)
+    require(found.model_dump() == {**settings, "seed": seed}, "the settings are not those of the attack")
     count = len(arrays["ids"])
     known = scope.data.evaluation_ids.numpy()[:count]
     require(np.array_equal(arrays["ids"], known), "ids are not those of the records")

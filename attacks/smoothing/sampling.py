@@ -18,6 +18,7 @@ from ..case import Case
 from ..evasion.blocks import Counter, blocks, kept_at_cost
 
 Labels = np.ndarray[Any, np.dtype[np.int64]]
+AGAIN = 5  # records that are asked about under noise again
 FORM = ("clean_correct", "top", "hits", "first")
 TOGETHER = 128  # noisy inputs of one record that are made and asked at a time: fixed, so that no answer depends on it
 
@@ -47,6 +48,25 @@ def sampled(
         pieces.append(kept_at_cost(f"noise/{first}-{end}", ledger, work, form))
         counter.add(rows)
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in FORM}
+
+
+def contradictions(arrays: Arrays, case: Case, sigma: float, seed: int) -> list[str]:
+    """In what the deployed model's answers differ from those that `sampled` gave, a phrase each: without noise on all
+    records, under noise on the first few.
+    """
+    ids = arrays["ids"]
+    if not np.array_equal(ids, case.ids[: len(ids)]):
+        return ["records were asked about that are none to be evaluated"]
+    found, m = [], arrays["first"].shape[1]
+    records = case.evaluation.take(torch.arange(len(ids)))
+    right = _labels(case, records.x) == records.y.cpu().numpy()
+    if off := int((right != arrays["clean_correct"]).sum()):
+        found.append(f"{off} of {len(ids)} records are classified otherwise")
+    few, counting = min(AGAIN, len(ids)), derive(seed, "count")
+    again = [_under_noise(case, at, sigma, m, counting, spent=Ledger()) for at in range(few)]
+    if off := int((np.stack(again) != arrays["first"][:few]).any(axis=1).sum()):
+        found.append(f"{off} of {few} records are classified otherwise under the same noise")
+    return found
 
 
 def _block(

@@ -20,7 +20,7 @@ from ..preparation import Audited, Basis, Results, Scope
 from ..risk import Metric, Risk
 from .measure import evidence_form, measure_smoothing
 from .risk import CERTIFIED_ACCURACY, SMOOTHING
-from .sampling import sampled
+from .sampling import contradictions, sampled
 
 Radius = Annotated[float, Field(ge=0, le=100)]
 
@@ -40,7 +40,8 @@ class Smoothing(Attack):
 
     Evidence arrays, for the first `records` evaluation records, r of them: `ids` int64 [r]; `clean_correct` bool
     [r], without noise; `top` int64 [r], the answer; `hits` int64 [r], how many of the counting draws gave it; `first`
-    int32 [r, compared], the labels at the first of these draws. Summary: `sigma`, `chosen_by`, `samples`, `compared`.
+    int32 [r, compared], the labels at the first of these draws. Summary: `sigma`, `chosen_by`, `samples`, `compared`,
+    `seed` (of the noise).
     """
 
     risk: ClassVar[Risk] = SMOOTHING
@@ -103,10 +104,14 @@ class Smoothing(Attack):
             raise NotApplicable(reason)
         count, ledger = min(self.records, len(case.evaluation)), Ledger()
         arrays = sampled(case, count, self.sigma, self.chosen_by, self.samples, self.compared, seed=seed, ledger=ledger)
-        return Evidence({"ids": np.asarray(case.ids[:count], np.int64), **arrays}, self._settings(), ledger=ledger)
+        ids = np.asarray(case.ids[:count], np.int64)
+        return Evidence({"ids": ids, **arrays}, {**self._settings(), "seed": seed}, ledger=ledger)
 
     def measure(self, results: Results) -> list[Measurement]:
         return measure_smoothing(results, self.curve, self.headline, self.alpha, self._settings())
+
+    def asked_again(self, evidence: Evidence, case: Case) -> list[str]:
+        return contradictions(evidence.arrays, case, self.sigma, evidence.summary["seed"])
 
     def follows(self, evidence: Evidence, basis: Basis) -> list[str]:
         right = evidence.arrays["clean_correct"]

@@ -173,6 +173,15 @@ def test_a_candidate_that_answers_otherwise_takes_over_nothing() -> None:
     assert not any(rate.successes.any() for _, rate in row.curves["carried from dense"])
 
 
+def test_a_model_that_is_another_contradicts_the_evidence_when_asked_again() -> None:
+    evaluation, module = records(20), linear()
+    attack = Smoothing(sigma=SIGMA, chosen_by=10, samples=100, compared=50)
+    evidence = attack.run(case_of(module, evaluation), seed=4)
+    assert attack.asked_again(evidence, case_of(module, evaluation)) == []
+    other = attack.asked_again(evidence, case_of(linear(-0.5), evaluation))
+    assert "under the same noise" in other[-1]
+
+
 def test_bounds_of_a_share_hold_as_often_as_they_say() -> None:
     """Against the binomial itself: the bound is above the truth with a probability of at most alpha."""
     alpha, n = 0.05, 40
