@@ -106,6 +106,11 @@ class Flag(StrEnum):
         "quarter of one step of an 8-bit pixel, or an L2 epsilon below 0.05 (with fewer than 2,500 values less: 0.001 "
         "times the root of their number). Epsilon counts in units of the bounds: 8/255 is 0.031.",
     )
+    BELOW_GRID = (
+        "below-grid",
+        "The changes allowed are smaller than one step of the grid that inputs lie on (1/255 for 8-bit pixels in "
+        "[0, 1]): there is no input to try but the record itself. Allow at least one step.",
+    )
     LITTLE_FREE = (
         "little-free",
         "Fewer than a tenth of the values that are no categories may change within epsilon: the others are declared "

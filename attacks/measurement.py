@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..targets.data.data import Data
 from .access import Access
 from .risk import Metric
 
@@ -112,6 +113,51 @@ class MeasuredPart:
 
 
 @dataclass(frozen=True)
+class Graded:
+    """Of each record the first of a few ascending settings at which something happened to it.
+
+    Args:
+        settings: ascending; nothing was tried between two of them.
+        first: int [n], positions in them; their number: it happened at none.
+    """
+
+    settings: tuple[float, ...]
+    first: np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A plain figure that describes what was found, and that no policy judges.
+
+    Args:
+        name: what is described: "L-inf change".
+        statistic: what of it: "median", "largest".
+        value: the figure; or what a median with its interval is taken of.
+        n: of how many records.
+    """
+
+    name: str
+    statistic: str
+    value: float | Graded
+    n: int
+
+
+@dataclass(frozen=True)
+class Fragile:
+    """The records that fell at the smallest setting at which any did.
+
+    Args:
+        at: that setting, as the risk's chart counts it (`Chart.x`).
+        count: how many fell there.
+        ids: a few of them, those that fell in the most ways first.
+    """
+
+    at: float
+    count: int
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Measurement:
     """One figure of one model, or the reason why there is none.
 
@@ -127,6 +173,9 @@ class Measurement:
         available: records the data has for it; the outcome may rest on fewer.
         curves: by name; (x, figure) in the order of x, or scores whose ROC it is.
         groups: the figure per class or group of records, by name: who is hit.
+        quantities: plain figures beside it; what they are of is said by `Risk.described`.
+        fragile: the records that fell first.
+        worse: those of `groups` in which more got worse than chance explains, against the model that it came from.
         notes: sentences the reader must know.
         flags: why it may be too optimistic; of its parts, see there.
     """
@@ -147,5 +196,22 @@ class Measurement:
     parts: tuple[MeasuredPart, ...] = ()
     curves: Mapping[str, Sequence[tuple[float, Outcome]] | Auc] = field(default_factory=dict)
     groups: Mapping[str, Outcome] = field(default_factory=dict)
+    quantities: tuple[Quantity, ...] = ()
+    fragile: Fragile | None = None
+    worse: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
+
+
+def masks_by_group(data: Data, ids: np.ndarray[Any, Any]) -> dict[str, Bools]:
+    """bool [n] for each class, and each group where the data has groups, that occurs among non-members with these ids.
+
+    Args:
+        ids: int64 [n].
+    """
+    labels = data.non_members.y.numpy()[ids]
+    masks: dict[str, Bools] = {name: labels == label for label, name in enumerate(data.class_names)}
+    if data.groups is not None:
+        groups = np.array(data.groups)[ids]
+        masks |= {f"group {name}": groups == name for name in sorted(set(data.groups))}
+    return {name: mask for name, mask in masks.items() if mask.any()}

@@ -18,6 +18,7 @@ from torch import nn
 from ..compression.recipe import Recipe
 from ..targets.data.data import Data
 from ..targets.form import Form
+from ..targets.model import Target
 from ..targets.technique import Technique
 from ..training.architecture import Architecture
 from ..training.trainer import Trainer
@@ -88,6 +89,7 @@ class Scope:
         shadow_notes: what to know about training like the dense model was trained.
         shadows_differ: whether it is known, or must be assumed, that such training is not the dense model's own.
         device: where models are trained.
+        runtimes: in which the models are to be run too, beside ONNX Runtime: by label, what sentences call them.
     """
 
     label: str
@@ -99,6 +101,7 @@ class Scope:
     shadow_notes: tuple[str, ...] = ()
     shadows_differ: bool = False
     device: str = "cpu"
+    runtimes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def reference(self) -> Audited:
@@ -158,6 +161,14 @@ class Weights:
     """Need: the trained module of this dense model."""
 
     dense: str
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Need: this model in another runtime, by its label in `Scope.runtimes`."""
+
+    model: str
+    runtime: str
 
 
 @dataclass(frozen=True)
@@ -223,7 +234,7 @@ class Preparation(ABC):
         """
 
 
-Need = Preparation | Deployed | Weights | Ran
+Need = Preparation | Deployed | Elsewhere | Weights | Ran
 
 
 class Inputs(Protocol):
@@ -234,6 +245,7 @@ class Inputs(Protocol):
     @property
     def device(self) -> torch.device: ...
     def case(self, model: str) -> Case: ...
+    def elsewhere(self, model: str, runtime: str) -> Target: ...
     def weights(self, dense: str) -> nn.Module: ...
     def prepared(self, preparation: Preparation) -> Prepared: ...
     def evidence(self, ran: Ran) -> Evidence: ...

@@ -60,6 +60,7 @@ class Risk(Described):
     harm: str = Field(description="what it costs the one who ships the model")
     advice: tuple[str, ...] = Field(description="what to do, one sentence each")
     reading: str = Field(description="how to read the chart")
+    described: str = Field("", description="what the quantities beside its figures are of, in a sentence or two")
     chart: Chart
     taxonomy: dict[str, tuple[str, ...]] = Field({}, description="ids by framework, of those in FRAMEWORKS")
 

@@ -55,7 +55,7 @@ PLAN: dict[str, Any] = {
     "candidates": {"shifts": {"recipe": {"kind": "powers-of-two", "exponents": 1}, "defense": "early-stopping"}},
     "attacks": [
         "gaussian-noise",
-        {"kind": "evasion", "epsilon": 0.1, "records": 20, "parts": [{"kind": "mi-fgsm", "steps": 5}]},
+        {"kind": "evasion", "epsilon": 0.1, "records": 20, "parts": [{"kind": "ni-fgsm", "steps": 5}]},
     ],
     "runtimes": ["onnx-reference"],
     "policy": {"changes": {"noisy_accuracy": -0.02}},
@@ -114,7 +114,7 @@ def test_an_audit_with_nothing_but_examples(installed: Any, tmp_path: Path) -> N
     assert [point.x for point in shifts.curves["accuracy"]] == [0.1, 0.2, 0.4]
     assert audit.verdict == "fail"
     assert "accuracy under noise" in audit.deciding[0]
-    assert findings["shifts/evasion"].parts[0].name == "mi-fgsm"
+    assert findings["shifts/evasion"].parts[0].name == "ni-fgsm"
     rows = {candidate.name: candidate for candidate in audit.candidates}
     assert rows["shifts"].recipe_words == "weights rounded to powers of two, 1 per layer"
     assert rows["shifts"].footprint.payload_bytes < rows["dense"].footprint.payload_bytes / 7
@@ -191,7 +191,7 @@ def search_of(data: Data, module: nn.Module, part: Any, n: int = 60) -> Search:
 
 def test_momentum(installed: Any, digits: Data, dense: nn.Module) -> None:
     """Without momentum it is PGD, step for step; with it, it fools no fewer records of a model that PGD fools."""
-    kind = PERTURBERS.kinds()["mi-fgsm"]
+    kind = PERTURBERS.kinds()["ni-fgsm"]
     pgd, without = (search_of(digits, dense, part) for part in (Pgd(steps=10), kind(steps=10, decay=0)))
     assert torch.equal(pgd.fooled, without.fooled)
     torch.testing.assert_close(pgd.best[pgd.fooled], without.best[pgd.fooled], rtol=0, atol=0)

@@ -139,11 +139,14 @@ class Box:
     Args:
         low, high: float32 [n, *shape], low <= high, finite.
         center: [n, *shape], inside: where an attack starts that does not start at random.
+        limits: the smallest and the largest value of an input outside of the box, float32 [n, *shape] or one number;
+            None: nothing outside makes sense.
     """
 
     low: Tensor
     high: Tensor
     center: Tensor
+    limits: tuple[Tensor, Tensor] | None = None
     norm: ClassVar[Norm] = "linf"
     epsilon: ClassVar[float] = 0.5  # in units of `scale`
 
@@ -154,7 +157,11 @@ class Box:
 
     def take(self, index: Tensor) -> Box:
         """The boxes at `index` (int64 or bool [n])."""
-        return Box(self.low[index], self.high[index], self.center[index])
+        limits = None if self.limits is None else (self._rows(self.limits[0], index), self._rows(self.limits[1], index))
+        return Box(self.low[index], self.high[index], self.center[index], limits)
+
+    def _rows(self, limit: Tensor, index: Tensor) -> Tensor:
+        return limit[index] if limit.shape == self.low.shape else limit
 
     def project(self, x: Tensor) -> Tensor:
         return torch.maximum(torch.minimum(x, self.high), self.low)

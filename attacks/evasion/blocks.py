@@ -141,7 +141,7 @@ def seek(
                 counter.now(progress * size)
 
         search = Search(
-            case.deployed,
+            part.asked(case),
             records.take(taken),
             ids[some.numpy()],
             region.take(taken),

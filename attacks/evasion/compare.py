@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,14 @@ from ...targets.certificate import AGREEMENT
 from ...targets.data.data import Data
 from ..access import Access, Flag
 from ..case import Evidence
+from ..elsewhere import wrong_elsewhere
 from ..measurement import Bools, Comparison, Rate
 from ..preparation import Ran, Results
 from ..statistics.rates import percent
 from . import trust
 from .parameters import EvasionParameters
-from .preparations import RadiusProbe, ReplayedBothWays, RoomToFall, radii_of
+from .preparations.crafted import ReplayedBothWays
+from .preparations.radii import RadiusProbe, RoomToFall, radii_of
 
 REPLAYED = "transfer from its candidates"  # as a dense model faces it; no part can be labelled so
 BOTH_WAYS = "transfer both ways"  # as a change counts it
@@ -42,6 +44,7 @@ class Found:
         robust: bool [n], withstood every attack at the gate's epsilon.
         flags: of that worst case; part_flags: by part.
         replayed: bool [n], fooled by inputs crafted on its candidates; None where there are none.
+        elsewhere: by the name of a part, bool [n]: what it gets wrong in each other runtime.
     """
 
     evidence: Evidence
@@ -50,6 +53,7 @@ class Found:
     flags: tuple[str, ...]
     part_flags: dict[str, list[str]]
     replayed: Bools | None
+    elsewhere: dict[str, Bools] = field(default_factory=dict)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -77,7 +81,10 @@ def found_on(results: Results, name: str, attack: EvasionParameters, against: st
         for other in (scope.compared_with(name) if against is None else [against])
         if (found := _replay(results, attack, other, name)) is not None
     ]
+    elsewhere = wrong_elsewhere(results, name, attack.count)
     robust = robust_at(evidence, resolved.gate)
+    for wrong in elsewhere.values():
+        robust = robust & ~wrong
     flags, part_flags = set(evidence.summary["union_flags"]), dict(evidence.flags)
     together = None
     if replayed:
@@ -100,7 +107,7 @@ def found_on(results: Results, name: str, attack: EvasionParameters, against: st
         flags.add(Flag.LITTLE_FREE.value)
     if _weak(evidence.summary, resolved.gate):
         flags.add(Flag.WEAK_ATTACK.value)
-    return Found(evidence, resolved, robust, tuple(sorted(flags)), part_flags, together)
+    return Found(evidence, resolved, robust, tuple(sorted(flags)), part_flags, together, elsewhere)
 
 
 def free_share(data: Data, epsilon: float) -> float:
@@ -157,8 +164,9 @@ def _flags_with_replays(
         if f"fooled/{part}/{attack.gate!r}" in evidence.arrays
     } | {REPLAYED: replayed}
     flags = {part: set(raised) for part, raised in evidence.flags.items()}
+    seek_all = {part.part for part in attack.parts if part.seeks_all}
     for part, outcomes in fooled.items():
-        if access[part] is Access.WHITE_BOX and trust.beats(replayed, outcomes):
+        if access[part] is Access.WHITE_BOX and part in seek_all and trust.beats(replayed, outcomes):
             flags.setdefault(part, set()).add(Flag.BLACK_BOX_WINS.value)
     by_part = {part: sorted(raised) for part, raised in flags.items() if raised}
     return set(trust.union_flags(access, by_part, fooled)), by_part
@@ -179,6 +187,9 @@ def like_for_like(
         both[BOTH_WAYS] = replays.arrays["on_candidate"].astype(bool), replays.arrays["on_baseline"].astype(bool)
     if not both:
         return None
+    both |= {
+        part: (mine.elsewhere[part], theirs.elsewhere[part]) for part in mine.elsewhere if part in theirs.elsewhere
+    }
     return Comparison(
         baseline=name,
         own=Rate(~np.logical_or.reduce([own for own, _ in both.values()])),

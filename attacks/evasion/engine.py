@@ -66,6 +66,7 @@ class Search:
         self.ledger = ledger
         self.active = among.nonzero().squeeze(1)  # int64, positions in `records`
         self.y = records.y[self.active]
+        self.towards: Tensor | None = None  # int64 [active], the class each is to ascend to; the goal stays what it is
         self.ball = region.take(self.active)
         self.goal: Goal = goal
         self.fooled = torch.zeros(len(records), dtype=torch.bool, device=records.x.device)
@@ -76,7 +77,8 @@ class Search:
         self.margin = torch.full((len(records),), torch.inf, device=records.x.device)  # of `best`
         self._asked_margin = torch.full((len(records),), torch.inf, device=records.x.device)
         self.seed = seed
-        self._target, self._ids, self._from_center, self._told = target, ids, from_center, told
+        self.told = told
+        self._target, self._ids, self._from_center = target, ids, from_center
         self._positions = positions
 
     @property
@@ -84,10 +86,15 @@ class Search:
         """int64 [active], where the active records stand among all of the case."""
         return self.active if self._positions is None else self._positions[self.active]
 
-    def noise(self, size: tuple[int, ...], *labels: str | int) -> Tensor:
-        """Uniform in [0, 1), float32 [active, *size]; a record's own, for the use that the labels name."""
-        rows = uniform(derive(self.seed, *labels), self._ids[self.active.cpu().numpy()], size)
-        return rows.to(self.ball.center.device)
+    def noise(self, size: tuple[int, ...], *labels: str | int, rows: Tensor | None = None) -> Tensor:
+        """Uniform in [0, 1), float32 [active, *size]; a record's own, for the use that the labels name.
+
+        Args:
+            rows: int64 or bool, of the active records; None: all of them.
+        """
+        places = self.active if rows is None else self.active[rows]
+        drawn = uniform(derive(self.seed, *labels), self._ids[places.cpu().numpy()], size)
+        return drawn.to(self.ball.center.device)
 
     def start(self, *labels: str | int) -> Tensor:
         """A random starting point for each active record, inside its ball."""
@@ -114,14 +121,15 @@ class Search:
                 stay = self.release(lost)
                 return x[stay], Ascent(*(column[stay] for column in found))
             x = torch.where(per_record(lost, x), self.start(restart, "again", again), x)
-            for column, new in zip(found, model(x[lost], self.y[lost]), strict=True):
+            towards = None if self.towards is None else self.towards[lost]
+            for column, new in zip(found, model(x[lost], self.y[lost], towards), strict=True):
                 column[lost] = new
             self.flat[self.active] &= found.flat
         return x, found
 
     def ascent(self, model: Gradients, x: Tensor) -> Ascent:
         """What the module says at x [active, *shape]; `flat` forgets the records that it gives a gradient."""
-        found = model(x, self.y)
+        found = model(x, self.y, self.towards)
         self.flat[self.active] &= found.flat
         return found
 
@@ -134,7 +142,7 @@ class Search:
         Args:
             x: [active, *shape]; margin: [active]; progress: share of the budget spent, in [0, 1]; NaN when unknown.
         """
-        self._told(progress)
+        self.told(progress)
         better = margin < self.margin[self.active]
         rows = self.active[better]
         self.margin[rows] = margin[better]
@@ -152,7 +160,7 @@ class Search:
 
         The margins come before any record leaves. Inputs outside the ball never count.
         """
-        self._told(progress)
+        self.told(progress)
         margin = self._ask(x, self.y)
         better = margin < self.margin[self.active]
         if better.any():
@@ -161,6 +169,22 @@ class Search:
             self.margin[rows] = margin[better]
             self.best[rows] = x[better]
         return margin, self._settle(x, margin < 0, progress)
+
+    def reaches(self, x: Tensor, rows: Tensor) -> Tensor:
+        """bool [m]: whether the deployed model answers x [m, *shape] as the attacker wants it to.
+
+        Each is an input for one of the active records, `rows` int64 [m]. It may lie outside the ball; see `claim`.
+        """
+        return self._ask(x, self.y[rows]) < 0
+
+    def claim(self, x: Tensor, right: Tensor, progress: float) -> Tensor | None:
+        """Lets the records go whose input of x [active, *shape] is known to fool the deployed model, bool [active].
+
+        Returns:
+            As `query`.
+        """
+        self.told(progress)
+        return self._settle(x, right, progress)
 
     def release(self, rows: Tensor) -> Tensor:
         """Asks the deployed model about the best inputs of these records, bool [active], and lets them go.
@@ -208,6 +232,7 @@ class Search:
 
     def _keep(self, stay: Tensor) -> None:
         self.active, self.y, self.ball = self.active[stay], self.y[stay], self.ball.take(stay)
+        self.towards = None if self.towards is None else self.towards[stay]
 
 
 class Perturber(Technique):
@@ -216,6 +241,7 @@ class Perturber(Technique):
     kind: str
     uses_parent: ClassVar[bool] = False  # whether it needs the dense model that the audited one came from
     together: ClassVar[int] = 1  # inputs of one record that it tries at a time
+    seeks_all: ClassVar[bool] = True  # False: successes of one sort only, so that who sees less may well find more
     label: str = Field("", pattern=r"^[\w.-]*$", description="the part's name in the report; default: its kind")
     at: Literal["all", "gate"] = Field("all", description="attack at every epsilon, or at the gate's only")
 
@@ -237,6 +263,10 @@ class Perturber(Technique):
     def why_not(self, case: Case) -> str | None:
         """The reason why it cannot run on this case; None when it can."""
         return None
+
+    def asked(self, case: Case) -> Target:
+        """Whose answers decide who is fooled: the deployed model's, or several of them taken together."""
+        return case.deployed
 
     @abstractmethod
     def perturb(self, search: Search, case: Case) -> None:

@@ -12,22 +12,22 @@ from torch import Tensor, nn
 
 from ...targets.data.records import Records
 from ...targets.errors import NotApplicable
-from ...targets.model import BATCH, Target, device_of, records_at_once
-from ...targets.seeds import derive
-from ..access import Access, Flag, Ledger
+from ...targets.model import BATCH, Target, records_at_once
+from ..access import Flag, Ledger
 from . import trust
-from .ascent.losses import Goal, margins, reached
+from .ascent.losses import margins, reached
 from .black_box.square import Square
-from .blocks import COPIES, seek
-from .call.allowed import checked_records, limits_of, region_of
-from .call.approach import approach
-from .call.attackable import Attackable, attackable, case_of
-from .call.doubts import ROUNDING, Hope, cliff, differ, flags_of_part, varies
+from .blocks import COPIES
+from .call.approach import Care, search_nearest
+from .call.attackable import Attackable, case_of
+from .call.doubts import ROUNDING, cliff, differ, varies
+from .call.question import Question
+from .call.within import Course, search_within
 from .engine import Perturber
 from .gradient.apgd import Apgd
 from .gradient.diversified import Diversified
 from .gradient.pgd import Pgd
-from .nearest.found import Distance, norms
+from .nearest.found import Distance
 
 Budget = Literal["quick", "standard", "thorough"]
 
@@ -48,8 +48,11 @@ PARTS: dict[Budget, tuple[Perturber, ...]] = {
         Square(queries=5000),
     ),
 }
-# Of a search for the nearest input: steps, and how many classes are tried one by one as well.
-STEPS: dict[Budget, tuple[int, int]] = {"quick": (50, 0), "standard": (100, 3), "thorough": (300, 9)}
+CARE: dict[Budget, Care] = {
+    "quick": Care(steps=50),
+    "standard": Care(steps=50, classes=3, each=40, best=1, polish=40),
+    "thorough": Care(steps=100, classes=9, each=60, best=3, polish=150),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,8 +97,10 @@ def evade(
     lower: float | Tensor | None = None,
     upper: float | Tensor | None = None,
     target_class: int | Tensor | None = None,
+    grid: float | None = None,
     budget: Budget = "standard",
     parts: Sequence[Perturber] | None = None,
+    parent: nn.Module | None = None,
     seed: int = 0,
 ) -> Evaded:
     """Looks for adversarial inputs near records, and asks the model itself about each.
@@ -118,104 +123,62 @@ def evade(
         lower, upper: what an input may be, with epsilon as well: one number, or float32 broadcastable to x for every
             element of every record (L-inf only). Kept to the bit. Left out: 0 and 1, where x lies within.
         target_class: the class to reach, for all or for each record; None: any but the record's own.
+        grid: the step between the values that an input may have, from 0 or `lower` (one number) on: 1 / 255 for 8-bit
+            pixels scaled to [0, 1]. Only such inputs are judged and handed out, and distances count in whole steps.
         budget: how hard to try, see `PARTS`; parts: instead of those of the budget. A `step_size` of theirs counts in
             widths of what an element may be, of which the radius is half (in an L2 ball, in widths of the bounds).
+        parent: the uncompressed model that the target came from, for parts that use it (`diva`).
         seed: what is drawn for a record follows from it and from the record's place.
 
     Raises:
         InputError: shapes do not fit, a record lies outside of the limits, or a number is none.
         NotApplicable: no part can attack this target.
     """
-    x, y = checked_records(x, y)
-    opened = attackable(target, tuple(x.shape[1:]))
-    device = x.device if opened.twin is None else device_of(opened.twin, x.device)
-    limits = limits_of(x.to(device), lower, upper)
-    nearest = norm in ("l1", "l0") or (epsilon is None and max(limit.numel() for limit in limits) == 1)
-    region = region_of(x.to(device), norm, epsilon, *limits, any_within=nearest)
-    goal: Goal = "untargeted" if target_class is None else "targeted"
-    wanted = (y if target_class is None else torch.as_tensor(target_class).to(torch.int64).expand(len(y))).to(device)
-    case = case_of(opened, Records(region.center, wanted))
+    question = Question.of(target, x, y, norm, epsilon, lower, upper, target_class, grid)
+    searched, center, goal = question.searched, question.region.center, question.goal
+    case = case_of(searched, Records(center, question.wanted), parent)
     ledger = Ledger(queries=len(x))
-    answers = opened.deployed.logits(region.center)
-    success = reached(answers, wanted, goal).cpu()
-    best, found_by, flags = region.center.cpu().clone(), dict[str, Tensor](), dict[str, list[str]]()
-    hope, weak = Hope(len(x)), True
-    skipped, white = [], success.clone()
-    modules = () if opened.twin is None else (opened.twin,)
-    batch = records_at_once(region.center[:1], *modules, copies=COPIES) if modules else BATCH
+    answers = searched.deployed.logits(center)
+    course = Course.of(center, reached(answers, question.wanted, goal))
+    modules = () if searched.twin is None else (searched.twin,)
+    batch = records_at_once(center[:1], *modules, copies=COPIES) if modules else BATCH
+    tried = PARTS[budget] if parts is None else parts
+    search_within(course, tried, case, question.region, goal, seed=seed, batch=batch, ledger=ledger)
+    if question.nearest and (course.parts or modules):
+        search_nearest(course, case, question, CARE[budget], batch=batch, ledger=ledger)
+    if not course.parts:
+        raise NotApplicable("no part of the attack can run: " + "; ".join(course.skipped))
+    return _judged(question, course, answers, x.device, seed, ledger)
 
-    def margin(inputs: Tensor, rows: Tensor) -> Tensor:
-        ledger.queries += len(rows)
-        return margins(opened.deployed.logits(inputs.to(wanted.device)), wanted[rows.to(wanted.device)], goal).cpu()
 
-    for part in PARTS[budget] if parts is None else parts:
-        if (reason := part.why_not(case)) is not None:
-            skipped.append(f"{part.part}: {reason}")
-            continue
-        left, seeds = ~success & ~hope.lost, derive(seed, "evade", part.part)
-        try:
-            found = seek(
-                part,
-                case,
-                case.evaluation,
-                case.ids,
-                region,
-                among=left,
-                seed=seeds,
-                ledger=ledger,
-                batch=batch,
-                goal=goal,
-            )
-        except NotApplicable as error:
-            skipped.append(f"{part.part}: {error}")
-            continue
-        closest = found.fooled if found_by else ~success
-        best[closest] = found.best[closest]
-        success, found_by[part.part] = success | found.fooled, found.fooled
-        flags[part.part] = flags_of_part(part, found, len(x))
-        hope.learn(part, found, margin)
-        if part.access is Access.WHITE_BOX:
-            white |= found.fooled
-            weak &= trust.too_weak(part.model_dump(), region.epsilon)
-    if nearest and (found_by or opened.twin is not None):
-        inputs, reaches = approach(
-            opened.deployed,
-            opened.twin,
-            region.center,
-            wanted,
-            goal,
-            limits,
-            norm,
-            best.to(device),
-            success.to(device),
-            steps=STEPS[budget][0],
-            classes=STEPS[budget][1],
-            batch=batch,
-            ledger=ledger,
-        )
-        best, found_by["nearest"] = inputs.cpu(), reaches.cpu() & ~success
-        success = success | found_by["nearest"]
-        white |= found_by["nearest"] if opened.twin is not None else False
-    if not found_by:
-        raise NotApplicable("no part of the attack can run: " + "; ".join(skipped))
-    inputs = best.to(region.center.device)
+def _judged(
+    question: Question, course: Course, answers: Tensor, device: torch.device, seed: int, ledger: Ledger
+) -> Evaded:
+    """What the model itself says to the inputs that were found; `answers` are those to the records."""
+    opened, x, wanted, goal = question.opened, question.x, question.wanted, question.goal
+    inputs = question.inputs(course.best)
     logits = opened.deployed.logits(inputs)
     ledger.queries += len(x)
-    again = (reached(logits, wanted, goal) & region.contains(inputs)).cpu()
-    off = margins(logits, wanted, goal).cpu() > ROUNDING * logits.abs().amax(1).cpu()
-    raised = {Flag.ANSWERS_VARY: bool((success & ~again & off).any()) or varies(opened.deployed, region.center, ledger)}
+    again = reached(logits, wanted, goal) & question.region.contains(inputs)
+    off = margins(logits, wanted, goal) > ROUNDING * logits.abs().amax(1)
+    lost = bool((course.success.to(x.device) & ~again & off).any())
+    raised = {
+        Flag.ANSWERS_VARY: lost or varies(opened.deployed, x, ledger),
+        Flag.BELOW_GRID: question.below_grid,
+    }
     if opened.twin is None:
         raised[Flag.NO_WHITE_BOX] = True
     else:
-        raised[Flag.WEAK_ATTACK] = weak
-        raised[Flag.TWIN_DISAGREES] = differ(opened.twin, region.center, answers, ledger)
-        raised[Flag.BLACK_BOX_WINS] = trust.beats(success.numpy(), white.numpy())
-        if epsilon is not None:
-            nearby = epsilon / 2 if norm == "linf" else epsilon / 2 / region.center[0].numel() ** 0.5
-            raised[Flag.MARGIN_CLIFF] = cliff(opened.twin, region.center, limits, nearby, seed, ledger)
-    flags["all"] = sorted(str(flag) for flag in raised if raised[flag])
-    distance = norms(best.double() - x.cpu().double(), norm)
-    success = success & again & ((distance <= epsilon) if epsilon is not None else True)
-    distance = torch.where(success, distance, torch.inf)
-    raised_by = {part: some for part, some in flags.items() if some}
-    return Evaded(best.to(x.device), success.to(x.device), distance.to(x.device), found_by, raised_by, ledger)
+        raised[Flag.WEAK_ATTACK] = course.weak
+        raised[Flag.TWIN_DISAGREES] = differ(opened.twin, x, answers, ledger)
+        raised[Flag.BLACK_BOX_WINS] = trust.beats(course.success.numpy(), course.white.numpy())
+        if (epsilon := question.epsilon) is not None:
+            nearby = epsilon / 2 if question.norm == "linf" else epsilon / 2 / x[0].numel() ** 0.5
+            raised[Flag.MARGIN_CLIFF] = cliff(opened.twin, x, question.limits, nearby, seed, ledger)
+    flags = {part: some for part, some in course.flags.items() if some}
+    if whole := sorted(str(flag) for flag in raised if raised[flag]):
+        flags["all"] = whole
+    distance = question.distances(inputs)
+    success = course.success.to(x.device) & again & question.near_enough(distance)
+    distance = torch.where(success, distance, torch.inf).to(device)
+    return Evaded(inputs.to(device), success.to(device), distance, course.parts, flags, ledger)

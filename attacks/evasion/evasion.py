@@ -14,13 +14,13 @@ from ...targets.data.data import Data
 from ...targets.errors import InputError, NotApplicable
 from ...targets.form import Form
 from ...targets.seeds import derive
-from ..attack import ATTACKS, Round, Run
+from ..attack import ATTACKS, Run
 from ..case import Case, Evidence
+from ..elsewhere import elsewhere
 from ..measurement import Measurement
 from ..preparation import Audited, Basis, Inputs, Need, Preparation, Prepared, Ran, Results, Scope
-from ..statistics.power import unseen_loss
-from ..statistics.sequential import FIRST, looks
 from .ball import Ball, whole_range
+from .black_box.transfer import Transfer
 from .case import EvasionInputs, prepared_for
 from .categories import not_pixels, nothing_to_change, seen_unfit, without_ball
 from .engine import Perturber
@@ -28,7 +28,9 @@ from .evasion_run import EvasionRun, attack_by, contradictions
 from .gradient.pgd import GradientPerturber
 from .measure import WITHOUT_DRAW, evidence_form, measure_evasion
 from .parameters import EvasionParameters
-from .preparations import CraftedOnParent, Radii, RadiusProbe, ReplayedBothWays, RoomToFall
+from .preparations.crafted import CraftedOnParent, ReplayedBothWays
+from .preparations.evade_only import DETAIL as EVADE_ONLY
+from .preparations.radii import Radii, RadiusProbe, RoomToFall
 from .radius import choose
 from .trust import unfounded
 
@@ -44,7 +46,7 @@ class Evasion(EvasionParameters):
     bool, what a part fooled on its own (clean errors and its successes at smaller epsilons included), at the epsilons
     where it ran; `worst/<epsilon>` bool, the records fooled by any part at up to that epsilon, where any ran;
     `adversarial` float32 [n, *shape], at the gate's epsilon: what fooled the deployed model, or else came closest to
-    it. Epsilons are written as `repr` does.
+    it; `change/<measure>`, how far that is from the record (`likeness.distances`). Epsilons are written as `repr` does.
 
     Summary: `norm`, `epsilons` (where any part ran), `gate_epsilon`, `parts` (those that ran, in order), `settings` and
     `part_access` (by part), `use_parent` (those that need the dense model), `union_flags` (of the worst case at the
@@ -67,7 +69,7 @@ class Evasion(EvasionParameters):
         return contradictions(evidence, case, f"worst/{gate!r}", inside)
 
     def follows(self, evidence: Evidence, basis: Basis) -> list[str]:
-        return unfounded(evidence, basis)
+        return unfounded(evidence, basis, {part.part for part in self.parts if part.seeks_all})
 
     def runs(self, model: Audited, scope: Scope) -> tuple[Run, ...]:
         """The attack itself; every draw of a random recipe, by gradients at the gate; and without the shipped draw.
@@ -80,7 +82,8 @@ class Evasion(EvasionParameters):
             crafted = CraftedOnParent(model.parent.name, radii, self.count)
         needs = (*radii.needs, *([] if crafted is None else [crafted]))
         effort = replace(self.effort, through=model.name)
-        whole = Run(needs=needs, prepare=partial(_inputs, radii, crafted), effort=effort)
+        prepare = partial(_inputs, radii, crafted)
+        whole = Run(needs=needs, prepare=prepare, effort=effort, uses_parent=not model.is_dense)
         if not model.draws:
             return (whole,)
         parts = [part for part in self.parts if isinstance(part, GradientPerturber)]
@@ -97,20 +100,6 @@ class Evasion(EvasionParameters):
             for draw in range(len(model.draws) + 1)
         ]
         return (whole, *draws, replace(whole, detail=WITHOUT_DRAW, without_draw=True))
-
-    def rounds(self, scope: Scope) -> tuple[Round, ...]:
-        if self.records != "auto":
-            return (Round(self, self.records),)
-        counts = looks(min(self.most_records, len(scope.data.evaluation_ids)))
-        return tuple(Round(self.model_copy(update={"records": count}), count) for count in counts)
-
-    def sharing(self) -> Self:
-        return self.model_copy(update={"records": "auto", "most_records": FIRST})
-
-    def smaller(self) -> Self | None:
-        if self.records != "auto" or self.most_records <= FIRST:
-            return None
-        return self.model_copy(update={"most_records": max(FIRST, self.most_records // 2)})
 
     def probes(self, scope: Scope) -> tuple[Preparation, ...]:
         return self.radii(scope).needs
@@ -131,14 +120,17 @@ class Evasion(EvasionParameters):
 
         found: list[Need] = [Ran(model.name, run.detail) for run in self.runs(model, scope)]
         found += [Ran(name) for name in model.baselines]
+        found += elsewhere(scope, (model.name, *model.baselines), self.count)
         found += [RoomToFall(scope.label, name, self.norm) for name in model.baselines]
-        if any(part.uses_parent for part in self.parts):
+        if any(isinstance(part, Transfer) for part in self.parts):
             found += [replay(model.name, name) for name in model.baselines]
             found += [replay(other, model.name) for other in scope.compared_with(model.name)]
-        return (*found, *radii.needs)
+        asked = self.evade_only(model, scope)
+        return (*found, *([] if asked is None else [asked]), *radii.needs)
 
     def details(self, model: Audited) -> tuple[str, ...]:
-        return ("", WITHOUT_DRAW) if model.draws else ("",)
+        alone = (EVADE_ONLY,) if model.parent is not None and not model.is_dense else ()
+        return ("", *((WITHOUT_DRAW,) if model.draws else ()), *alone)
 
     def form(self, model: Audited, scope: Scope) -> Form:
         return evidence_form(self, scope)
@@ -147,9 +139,7 @@ class Evasion(EvasionParameters):
         return measure_evasion(self, results)
 
     def power(self, scope: Scope) -> list[str]:
-        most = self.most_records if self.records == "auto" else self.records
-        records = min(most, len(scope.data.evaluation_ids))
-        return [f"Evasion: {unseen_loss('a loss of robust accuracy', records)}."]
+        return [f"Evasion: {self.unseen(scope)}."]
 
     def limits(self, scope: Scope) -> list[str]:
         return [

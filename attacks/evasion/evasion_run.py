@@ -23,6 +23,7 @@ from .ball import Ball, whole_range
 from .blocks import Counter, Sought, at_once, blocks, kept_at_cost, seek
 from .engine import Perturber
 from .gradient.pgd import GradientPerturber
+from .likeness.distances import distances, others
 from .parameters import EvasionParameters
 from .trust import Outcomes
 
@@ -118,7 +119,8 @@ class EvasionRun:
         access = {part: result.part.access for part, result in results.items()}
         fooled = {part: result.fooled for part, result in results.items()}
         for part, result in results.items():
-            if access[part] is Access.WHITE_BOX and trust.black_box_wins(part, access, fooled):
+            strong = access[part] is Access.WHITE_BOX and result.part.seeks_all
+            if strong and trust.black_box_wins(part, access, fooled):
                 result.flags.add(Flag.BLACK_BOX_WINS)
         flags = {part: sorted(str(flag) for flag in result.flags) for part, result in results.items()}
         worst = ~self.correct
@@ -130,6 +132,7 @@ class EvasionRun:
                     worst = worst | fooled[part][epsilon]
             arrays[f"worst/{epsilon!r}"] = worst
         arrays["adversarial"] = self.adversarial.numpy()
+        arrays |= distances(self.records.x, self.adversarial, self.case.bounds, tokens=self.case.structure.tokens)
         at_gate = {part: outcomes[attack.gate] for part, outcomes in fooled.items()}
         summary = {
             "norm": attack.norm,
@@ -319,4 +322,6 @@ def contradictions(
     fooled = ~correct | wrong.cpu().numpy()
     if (off := int((fooled != arrays[worst]).sum())) > 0:
         found.append(f"{off} of {len(correct)} stored adversarial inputs do not fool it as the evidence has it")
+    again = distances(records.x, adversarial, case.bounds, tokens=case.structure.tokens)
+    found += [f"{name} is not that of the stored adversarial inputs" for name in others(arrays, again)]
     return found

@@ -16,9 +16,22 @@ from pydantic import JsonValue, PositiveFloat, PositiveInt
 from ...targets.data.data import Data
 from ...targets.form import Array, Arrays, Document, Form, Layout, require
 from ..access import Access, Flag
-from ..measurement import NOTHING_RAN, Auc, Bools, MeasuredPart, Measurement, Rate, ThreatModel
+from ..elsewhere import parts_elsewhere
+from ..measurement import (
+    NOTHING_RAN,
+    Auc,
+    Bools,
+    Fragile,
+    MeasuredPart,
+    Measurement,
+    Quantity,
+    Rate,
+    ThreatModel,
+    masks_by_group,
+)
 from ..preparation import Ran, Results, Scope
-from .ball import Norm
+from .ball import Ball, Norm
+from .black_box.transfer import Transfer
 from .compare import (
     BOTH_WAYS,
     REPLAYED,
@@ -30,7 +43,10 @@ from .compare import (
     resolve_radius,
     robust_at,
 )
+from .likeness.described import first_wrong, fragile, quantities, smallest
+from .likeness.distances import consistent, layout
 from .parameters import EvasionParameters
+from .preparations.evade_only import evade_only
 from .risk import ROBUST_ACCURACY
 
 WITHOUT_DRAW = "without-draw"  # the attacker who does not have the shipped draw of a random recipe
@@ -49,6 +65,9 @@ def measure_evasion(attack: EvasionParameters, results: Results) -> list[Measure
     rows = [_worst_case(results, attack, found, setting)]
     if results.model.draws:
         rows.append(_without_draw(results, found.attack, setting))
+    if (asked := attack.evade_only(results.model, results.scope)) is not None:
+        threat, available = _threat(found, results.scope.data), len(results.scope.data.evaluation_ids)
+        rows.append(evade_only(results, asked, setting, threat, found.flags, available))
     return rows + _draws(results, attack)
 
 
@@ -64,18 +83,21 @@ def _worst_case(
             comparisons.append(comparison)
             counted |= set(comparison.counted)
     parts = []
+    transfers = {part.part for part in attack.parts if isinstance(part, Transfer)}
     for part in found.summary["parts"]:
         alike = not model.baselines or part in counted
-        alike |= part in found.summary["use_parent"] and BOTH_WAYS in counted
+        alike |= part in transfers and BOTH_WAYS in counted
         parts.append(_part(found, part, tuple(found.part_flags.get(part, ())), counted=alike))
     if found.replayed is not None:
         parts.append(MeasuredPart(REPLAYED, Rate(~found.replayed)))
+    parts += parts_elsewhere(found.elsewhere, None if not model.baselines else counted)
     own_parents = {part.part for part in attack.parts if part.uses_parent}  # pointless on a dense model
     parts += [
         MeasuredPart(name, None, skipped=reason)
         for name, reason in found.evidence.skipped.items()
         if name not in found.summary["parts"] and not (name in own_parents and found.replayed is not None)
     ]
+    told, frail = _described(found)
     alone = [part.name for part in parts if part.outcome is not None and not part.counted]
     if alone and comparisons:
         notes.append(
@@ -98,6 +120,8 @@ def _worst_case(
         parts=tuple(parts),
         curves=_epsilon_curves(found),
         groups=by_group(results, found.evidence.arrays["ids"], found.robust),
+        quantities=told,
+        fragile=frail,
     )
 
 
@@ -172,6 +196,7 @@ def _without_draw(results: Results, attack: EvasionParameters, setting: dict[str
     evidence = results.evidence(ran)
     found = None if evidence is None else Found(evidence, attack, robust_at(evidence, attack.gate), (), {}, None)
     parts = [] if found is None else [part for part in found.summary["parts"] if found.fooled(part) is not None]
+    told, frail = ((), None) if found is None else _described(found)
     return Measurement(
         ROBUST_ACCURACY,
         "worst case for an attacker without the shipped draw (expectation over the other draws)",
@@ -185,6 +210,8 @@ def _without_draw(results: Results, attack: EvasionParameters, setting: dict[str
         flags=() if found is None else tuple(found.summary["union_flags"]),
         notes=() if found is None else ("Not gated: whoever holds the shipped file holds the draw.",),
         curves={} if found is None else _epsilon_curves(found),
+        quantities=told,
+        fragile=frail,
         parts=()
         if found is None
         else tuple(_part(found, part, tuple(found.evidence.flags.get(part, ()))) for part in parts),
@@ -207,30 +234,42 @@ def _draws(results: Results, attack: EvasionParameters) -> list[Measurement]:
 
 def _epsilon_curves(found: Found) -> dict[str, list[tuple[float, Rate]] | Auc]:
     """By part and for the worst case: only where something ran."""
-    clean = Rate(np.asarray(found.evidence.arrays["clean_correct"], dtype=bool))
-    worst = [(0.0, clean)]
+    worst = _robust_by_epsilon(found)
+    clean = Rate(worst[0][1])
     by_part: dict[str, list[tuple[float, Rate]]] = {}
-    for epsilon in found.summary["epsilons"]:
-        robust = found.robust if epsilon == found.attack.gate else robust_at(found.evidence, epsilon)
-        if found.replayed is not None and epsilon > found.attack.gate:
-            robust = robust & found.robust
-        worst.append((epsilon, Rate(robust)))
+    for epsilon, _ in worst[1:]:
         for part in found.summary["parts"]:
             fooled = found.evidence.arrays.get(f"fooled/{part}/{epsilon!r}")
             if fooled is not None:
                 by_part.setdefault(part, [(0.0, clean)]).append((epsilon, Rate(~np.asarray(fooled, dtype=bool))))
-    return {"worst case": worst, **by_part}
+    return {"worst case": [(epsilon, Rate(robust)) for epsilon, robust in worst], **by_part}
+
+
+def _robust_by_epsilon(found: Found) -> list[tuple[float, Bools]]:
+    """bool [n] each, where anything ran, smallest epsilon first; at 0 the clean answers."""
+    worst = [(0.0, np.asarray(found.evidence.arrays["clean_correct"], dtype=bool))]
+    for epsilon in found.summary["epsilons"]:
+        robust = found.robust if epsilon == found.attack.gate else robust_at(found.evidence, epsilon)
+        if epsilon > found.attack.gate:  # with what was tried at the gate alone
+            robust = robust & found.robust
+        worst.append((epsilon, robust))
+    return worst
+
+
+def _described(found: Found) -> tuple[tuple[Quantity, ...], Fragile | None]:
+    """How near the inputs that fooled it are to their records, and which records fell first."""
+    arrays, worst = found.evidence.arrays, _robust_by_epsilon(found)
+    epsilons, first = [epsilon for epsilon, _ in worst], first_wrong([robust for _, robust in worst])
+    fooled = worst[0][1] & ~robust_at(found.evidence, found.attack.gate)  # the stored inputs are those of its own run
+    own = [[f"fooled/{part}/{epsilon!r}" for part in found.summary["parts"]] for epsilon in epsilons]
+    ways = [np.asarray(np.sum([arrays[name] for name in names if name in arrays], axis=0)) for names in own]
+    least = smallest("Smallest epsilon that fools", epsilons, first)
+    return (least, *quantities(arrays, fooled)), fragile(epsilons, first, np.asarray(arrays["ids"]), ways)
 
 
 def by_group(results: Results, ids: np.ndarray[Any, Any], robust: Bools) -> dict[str, Rate]:
-    """Per class, and per group where the data has groups, of the attacked records with these ids, [n]."""
-    data = results.scope.data
-    labels = data.non_members.y.numpy()[ids]
-    masks: dict[str, Bools] = {name: labels == label for label, name in enumerate(data.class_names)}
-    if data.groups is not None:
-        groups = np.array(data.groups)[ids]
-        masks |= {f"group {name}": groups == name for name in sorted(set(data.groups))}
-    return {name: Rate(robust[mask]) for name, mask in masks.items() if mask.any()}
+    """Per class and group, of the attacked records with these ids, int64 [n]."""
+    return {name: Rate(robust[mask]) for name, mask in masks_by_group(results.scope.data, ids).items()}
 
 
 # -- what stored evidence looks like -----------------------------------------------------------------------------------
@@ -266,6 +305,7 @@ def _layout(count: int, shape: tuple[int, ...], everywhere: set[str], summary: S
         "adversarial": Array("float32", (count, *shape)),
         **{f"worst/{epsilon!r}": outcomes for epsilon in summary.epsilons},
         **{f"fooled/{part}/{epsilon!r}": outcomes for part, tried in radii.items() for epsilon in tried},
+        **layout(count, shape),
     }
 
 
@@ -284,6 +324,9 @@ def _holds(attack: EvasionParameters, scope: Scope, found: Summary, arrays: Arra
     require(np.array_equal(ids, scope.data.evaluation_ids.numpy()[: len(ids)]), "ids are not those of the records")
     most = max(found.without_gradient.values(), default=0)
     require({*found.without_gradient} <= {*found.parts} and most <= len(ids), "without_gradient counts too many")
+    slack = Ball(found.norm, found.gate_epsilon, scope.data.non_members.x[:1], scope.data.bounds).tolerance
+    within = arrays[f"change/{found.norm}"].max(initial=0) <= 1.001 * found.gate_epsilon + slack
+    require(consistent(arrays) and bool(within), "changes that contradict each other, or beyond epsilon")
     worst = ~arrays["clean_correct"]
     for epsilon in found.epsilons:
         outcomes = [arrays.get(f"fooled/{part}/{epsilon!r}") for part in found.parts]

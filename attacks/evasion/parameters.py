@@ -6,23 +6,25 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, PositiveInt, SerializeAsAny, TypeAdapter, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, TypeAdapter, field_validator, model_validator
 
 from ...targets.errors import InputError
 from ...targets.technique import Registry
-from ..attack import Attack
 from ..effort import Effort
-from ..preparation import Scope
+from ..preparation import Audited, Scope
 from ..risk import Metric, Risk
+from ..rounds import InRounds
 from .ball import Norm
 from .black_box.square import Square
 from .black_box.transfer import Transfer
 from .engine import PERTURBERS, Perturber
 from .gradient.apgd import Apgd
+from .gradient.diva import Diva
 from .gradient.pgd import Pgd
-from .preparations import Radii
-from .radius import CURVE, MOST_RECORDS, Radius, Reach, curve
-from .risk import EVASION, ROBUST_ACCURACY
+from .preparations.evade_only import EvadeOnly
+from .preparations.radii import Radii
+from .radius import CURVE, Radius, Reach, curve
+from .risk import EVADE_ONLY, EVASION, ROBUST_ACCURACY
 
 
 def parse_part(raw: Any) -> Perturber:
@@ -46,15 +48,12 @@ DEFAULT_PARTS: tuple[Perturber, ...] = (
 )
 
 
-DIRECT_RECORDS = 300  # attacked with `records: auto` where nobody decides when it is enough
-
-
-class EvasionParameters(Attack):
+class EvasionParameters(InRounds):
     """The fields of the evasion attack, and what follows from them alone."""
 
     kind: Literal["evasion"] = "evasion"
     risk: ClassVar[Risk] = EVASION
-    metrics: ClassVar[tuple[Metric, ...]] = (ROBUST_ACCURACY,)
+    metrics: ClassVar[tuple[Metric, ...]] = (ROBUST_ACCURACY, EVADE_ONLY)
     parts_known: ClassVar[Registry[Any] | None] = PERTURBERS
 
     norm: Norm = Field("linf", description="linf or l2; both in units of [0, 1] pixels")
@@ -66,14 +65,6 @@ class EvasionParameters(Attack):
     epsilons: tuple[Reach, ...] = Field((), max_length=100, description="radii of your own instead, smallest first")
     gate_epsilon: Reach | None = Field(
         None, description="which of `epsilons` the policy judges; .1, or the largest if that is none of them"
-    )
-    records: Annotated[PositiveInt, Field(le=MOST_RECORDS)] | Literal["auto"] = Field(
-        "auto",
-        description="how many of the evaluation records are attacked, at most; auto: 200, 400, ... in rounds until "
-        "the gates are decided, and 300 where nobody decides (outside of an audit)",
-    )
-    most_records: PositiveInt = Field(
-        1600, le=MOST_RECORDS, description="with records auto: where the rounds end at the latest"
     )
     radius: Radius | None = Field(
         None, description="what a probe chose, as a resolved plan holds it; it stands in place of epsilon"
@@ -151,11 +142,6 @@ class EvasionParameters(Attack):
         return self
 
     @property
-    def count(self) -> int:
-        """How many records are attacked, at most."""
-        return DIRECT_RECORDS if self.records == "auto" else self.records
-
-    @property
     def effort(self) -> Effort:
         """Of one run; about half of the records are let go early."""
         answers = gradients = 0.0
@@ -188,6 +174,13 @@ class EvasionParameters(Attack):
     def radii(self, scope: Scope) -> Radii:
         """Its epsilons, or where they come from."""
         return Radii(self.norm, self.epsilons, None if self.automatic else self.gate, scope.reference.name)
+
+    def evade_only(self, model: Audited, scope: Scope) -> EvadeOnly | None:
+        """What asks the dense model about inputs that fool this one; None: it is dense, or of none that is known."""
+        if model.parent is None or model.is_dense:
+            return None
+        part = next((part for part in self.parts if isinstance(part, Diva)), Diva())
+        return EvadeOnly(scope.label, model.name, model.parent.name, self.norm, self.count, part)
 
 
 def _number(value: Any) -> Any:

@@ -21,6 +21,7 @@ from ...targets.seeds import derive
 from ...targets.steps import Arrays
 from ..access import Ledger
 from ..case import Case
+from ..rounds import MOST_RECORDS
 from .ball import Ball, Norm, whole_range
 from .black_box.square import Square
 from .blocks import Counter, at_once, kept_at_cost, seek
@@ -31,7 +32,6 @@ LADDERS: dict[Norm, tuple[float, ...]] = {
     "linf": (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5),
     "l2": (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0),
 }
-MOST_RECORDS = 10_000_000  # that a plan may name
 Reach = Annotated[float, Field(gt=0, le=1000)]  # of an attack, in units of [0, 1] pixels
 Share = Annotated[float, Field(ge=0, le=1)]
 CURVE = (0.3, 0.5, 1.0, 1.5)  # of the radius: where the curve is drawn

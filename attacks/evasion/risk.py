@@ -1,4 +1,4 @@
-"""What a report says of evasion, and its figure."""
+"""What a report says of evasion, and its figures."""
 
 from __future__ import annotations
 
@@ -12,6 +12,16 @@ ROBUST_ACCURACY = Metric(
     better="higher",
     meaning="Share of records still classified correctly after the strongest of all attacks that ran, record by "
     "record.",
+)
+EVADE_ONLY = Metric(
+    name="evade_only",
+    title="Evade-only rate",
+    subject="the evade-only rate",
+    unit="percent",
+    better="lower",
+    meaning="Share of records that an attacker can change so that the compressed model errs and the dense one it came "
+    "from still answers right; unchanged records on which only the compressed one errs count too. Whoever tests or "
+    "monitors the dense model sees none of them.",
 )
 
 EVASION = Risk(
@@ -28,6 +38,10 @@ EVASION = Risk(
     ),
     reading="Each line shows the share of records still right as the attacker may change the input more. Higher is "
     "safer; a line that falls below the grey one lost robustness to compression.",
+    described="Of the stored inputs that fooled the model at the epsilon judged: how far each is from its record, in "
+    "units of [0, 1] pixels (L-inf: the largest change of a value; L2: the length of all together), how many values "
+    "are others, and, of images, how alike the two look (SSIM; 1: the same). The smallest epsilon that fools is the "
+    "median over all attacked records, 0 for those that are wrong as they are, of the epsilons that were tried.",
     chart=Chart(x="epsilon", curve="worst case"),
     taxonomy={
         "NIST AI 100-2": ("NISTAML.022", "NISTAML.025"),

@@ -5,7 +5,7 @@ Pure functions over per-record outcomes, so that they can be recomputed from sto
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -111,10 +111,13 @@ def union_flags(
     return sorted({str(flag) for part in fooled for flag in flags.get(part, ())})
 
 
-def unfounded(evidence: Evidence, basis: Basis) -> list[str]:
+def unfounded(evidence: Evidence, basis: Basis, seek_all: Set[str]) -> list[str]:
     """What in evidence of `Evasion.run` does not follow from its outcomes and the model's clean answers, a phrase each.
 
     Whether an optimisation was unfinished, or failed without a limit, does not follow: its course is not kept.
+
+    Args:
+        seek_all: names of the parts that take any success (`Perturber.seeks_all`).
     """
     arrays, summary, flags, wrong = evidence.arrays, evidence.summary, evidence.flags, []
     if basis.contradicted(arrays["ids"], arrays["clean_correct"], arrays["clean_correct"]):
@@ -128,7 +131,7 @@ def unfounded(evidence: Evidence, basis: Basis) -> list[str]:
         white, without = access[part] is Access.WHITE_BOX, summary["without_gradient"].get(part, 0)
         due = {
             Flag.NO_GRADIENT: gradients_missing(without, len(arrays["ids"])),
-            Flag.BLACK_BOX_WINS: white and black_box_wins(part, access, fooled),
+            Flag.BLACK_BOX_WINS: white and part in seek_all and black_box_wins(part, access, fooled),
             Flag.TWIN_DISAGREES: white and not basis.twin_agrees,
         }
         wrong += [f"the flag {flag} of {part}" for flag in due if due[flag] != (flag in flags.get(part, ()))]

@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from ...targets.form import Array, Arrays, Count, Document, Form, Layout, Share, require
+from .detectability import NONE, WATCHED
 
 
 class Summary(Document):
@@ -42,11 +43,16 @@ def evidence_form(
 
 def _layout(count: int, attacked: int, summary: Summary) -> Layout:
     outcomes = Array("bool", (count,))
+    asked = {name.partition("/")[0]: spent for name, spent in summary.queries.items() if "/" in name}  # the largest
     return {
         "ids": Array("int64", (count,)),
         "target_correct": outcomes,
         **{f"{sort}/{name}": outcomes for sort in ("agrees", "copy_correct") for name in summary.copies},
         **{f"transfer/{name}": Array("bool", (attacked,)) for name in summary.transfer},
+        **{
+            f"distances/{name}": Array("float32", (min(queries, WATCHED),), low=NONE)
+            for name, queries in {**asked, "honest": count}.items()
+        },
     }
 
 

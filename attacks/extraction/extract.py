@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from ...targets.data.records import Records
+from ...targets.data.records import Bounds, Records
 from ...targets.data.structure import PLAIN, Structure
 from ...targets.errors import CrushproofError, InputError, NotApplicable, user_error
 from ...targets.model import Target, TorchTarget, device_of
@@ -20,9 +20,11 @@ from ...training.architecture import Architecture
 from ...training.loop import Training
 from ..access import Ledger
 from ..evasion.call.attackable import Attackable, attackable
-from .answers import SEEN, Seen, told
+from ..evasion.gradient.pgd import craft
+from .answers import DECIMALS, SEEN, Seen, as_logits, told
 from .copying import Lesson, Pupil, Tutor
-from .queries import choose_queries, representative
+from .detectability import DELTA, noticed_after, shortest_distances, threshold
+from .strategies import STRATEGIES, Strategy, ask
 from .surrogate import surrogate_architecture
 
 TRAINING = Training(epochs=8, batch_size=16, learning_rate=1e-2)
@@ -36,7 +38,8 @@ class Extracted:
     Args:
         module: the copy, in evaluation mode: float32 [n, *shape] to logits [n, classes].
         target: the model that was copied.
-        queries: float32 [budget, *shape], what was asked.
+        queries: float32 [budget, *shape], what was asked, in this order.
+        labels: int64 [budget], the classes answered.
         answers: float32 [budget, classes], the distributions that the copy was to give, softened as scores are.
         agreement: share of the held-out fifth of the queries to which the copy gave the answer's label before it learnt
             them; NaN with fewer than 15 queries.
@@ -47,6 +50,7 @@ class Extracted:
     module: nn.Module
     target: Target
     queries: Tensor
+    labels: Tensor
     answers: Tensor
     agreement: float
     architecture: str
@@ -57,6 +61,38 @@ class Extracted:
         if len(x) == 0:
             raise InputError("x holds no record. Give records that were not asked.")
         return float((TorchTarget(self.module).logits(x).argmax(1) == _ask(self.target, x).argmax(1)).float().mean())
+
+    def transfer(
+        self, x: Tensor, y: Tensor, epsilon: float = 0.1, *, lower: float = 0.0, upper: float = 1.0, steps: int = 10
+    ) -> float:
+        """The share of x, float32 [n, *shape], that the target gets wrong once PGD has changed it on the copy.
+
+        It asks the target n times. What it gets wrong unchanged it most likely gets wrong changed, and counts.
+
+        Args:
+            y: int64 [n], the true classes.
+            epsilon: L-inf, in units of `upper - lower`, the range of an input.
+
+        Raises:
+            InputError: no records, or x, y, epsilon or bounds do not fit.
+        """
+        if len(x) == 0 or y.shape != x.shape[:1] or not 0 < epsilon <= 1:
+            raise InputError(
+                f"x is {list(x.shape)}, y {list(y.shape)} and epsilon {epsilon}. Give one class for each of at least "
+                "one record, and an epsilon above 0 and up to 1."
+            )
+        records, bounds = Records(x.float(), y).to(device_of(self.module, x.device)), Bounds.of(lower, upper)
+        device = records.x.device
+        crafted = craft(self.module, records, [epsilon], "linf", bounds.to(device), seed=0, steps=steps)[epsilon]
+        return float((_ask(self.target, crafted.to(x.device)).argmax(1) != y).float().mean())
+
+    def noticed(self, honest: Tensor) -> int | None:
+        """After how many of the queries somebody would notice who watches the distances between them (PRADA, Juuti et
+        al. 2019), with a threshold at which these records, float32 [n, *shape], pass; None: not at all. It asks the
+        target n times. Fewer than 100 queries are never noticed, fewer than about 110 records set no threshold.
+        """
+        below = threshold(shortest_distances(honest, _ask(self.target, honest).argmax(1)))
+        return noticed_after(shortest_distances(self.queries, self.labels), DELTA if below is None else below)
 
     def __repr__(self) -> str:
         held = "" if math.isnan(self.agreement) else f", {self.agreement:.1%} of the held-out ones right"
@@ -70,7 +106,8 @@ def extract(
     architecture: Architecture | nn.Module | Callable[[], nn.Module] | None = None,
     budget: int = 500,
     answers: Seen = "scores",
-    choice: Literal["representative", "random"] = "representative",
+    decimals: int = DECIMALS,
+    strategy: Strategy = "representative",
     training: Training = TRAINING,
     rounds: int = 3,
     temperature: float = 3.0,
@@ -97,7 +134,9 @@ def extract(
             None: a torch target's own, or a built-in one where that learns better or the target is none.
         budget: queries. Beyond the pool, mixes of two of its records are asked.
         answers: what is seen of an answer, by `answers.SEEN`.
-        choice: which of a larger pool are asked: the records nearest to the means of as many clusters, or any.
+        decimals: of rounded probabilities.
+        strategy: what is asked, by `strategies.STRATEGIES`. Copycat (Correia-Silva et al. 2018) is `composed`, `noise`
+            or a pool of other records, with labels for answers.
         training: a round of it; there are at most `rounds`, while held-out answers are learnt better.
         temperature: logits are divided by it before scores are compared.
         structure: of the records: one-hot columns, codes, whole numbers, token ids; a mix is a record as well.
@@ -105,58 +144,73 @@ def extract(
 
     Raises:
         InputError: shapes or settings do not fit, or the architecture is none for these records and classes.
-        NotApplicable: the target answers with values that are not finite, or with one class only.
+        NotApplicable: the target answers with values that are not finite, or with one class only; `jacobian` where no
+            value can be moved a little.
     """
-    pool = _checked(pool, budget, answers, choice, rounds, temperature)
+    pool = _checked(pool, budget, answers, strategy, rounds, temperature, decimals)
     seed = derive(seed, "extract")
     opened = attackable(target, tuple(pool.shape[1:])).deployed
     owned = Records(pool, torch.zeros(len(pool), dtype=torch.int64, device=pool.device))
-    if choice == "representative" and budget < len(pool) and not structure.tokens:
-        x = pool[representative(pool, budget, seed=seed)]
-    else:
-        x = choose_queries(owned, budget, seed=seed, structure=structure)
-    logits = _ask(opened, x)
-    classes = logits.shape[1]
     parent = target if isinstance(target, nn.Module) and architecture is None else None
-    builtin, known = surrogate_architecture(parent, owned, classes, tokens=structure.tokens)
-    own = builtin if architecture is None else _architecture(architecture)
     device = device_of(target, pool.device) if isinstance(target, nn.Module) else pool.device
+    tutor = Tutor(training, LEAST_STEPS, enough=math.inf)
+    on_the_way = Ledger()
 
-    def fresh(kind: Architecture) -> nn.Module:
-        module = kind.fresh(derive(seed, "initial weights")).to(device).requires_grad_(True)
+    def kinds(classes: int) -> tuple[Architecture, Architecture | None]:
+        """What is trained, and what else where that is the target's own."""
+        first, known = surrogate_architecture(parent, owned, classes, tokens=structure.tokens)
+        if architecture is not None:
+            return _architecture(architecture), None
+        return first, surrogate_architecture(None, owned, classes, tokens=structure.tokens)[0] if known else None
+
+    def fresh(kind: Architecture, x: Tensor, classes: int, *labels: str | int) -> nn.Module:
+        module = kind.fresh(derive(seed, "initial weights", *labels)).to(device).requires_grad_(True)
         _check_answers(module, x, classes)
         return module
 
-    distributions, compared_at = told(logits.to(device), answers, temperature, training.label_smoothing)
-    lesson = Lesson(Records(x, logits.argmax(1)).to(device), distributions, compared_at)
-    tutor = Tutor(training, LEAST_STEPS, enough=math.inf)
-    copy = tutor.copy(Pupil(fresh(own), lesson, derive(seed, "train"), rounds))
-    name = own.name
-    if known:
-        other, _ = surrogate_architecture(None, owned, classes, tokens=structure.tokens)
-        best = tutor.better(copy, Pupil(fresh(other), lesson, derive(seed, "train"), rounds))
-        name = name if best.module is copy.module else other.name
-        copy = best
-    copy.spent.queries += len(x)
-    return Extracted(copy.module, opened, x, distributions, copy.agreement, name, copy.spent)
+    def lesson(x: Tensor, logits: Tensor) -> Lesson:
+        distributions = told(logits.to(device), answers, temperature, training.label_smoothing, decimals)
+        return Lesson(Records(x, logits.argmax(1)).to(device), *distributions)
+
+    def teach(x: Tensor, logits: Tensor, number: int) -> nn.Module:
+        classes = logits.shape[1]
+        start = fresh(kinds(classes)[0], x, classes, "choice", number)
+        copy = tutor.copy(Pupil(start, lesson(x, logits), derive(seed, "choice", number)))
+        on_the_way.add(copy.spent)
+        return copy.module
+
+    asked = ask(strategy, owned, [budget], partial(_ask, opened), teach, seed=seed, structure=structure)
+    x, logits = asked.within(budget)
+    classes, learnt = logits.shape[1], lesson(x, logits)
+    own, other = kinds(classes)
+    best, name = tutor.copy(Pupil(fresh(own, x, classes), learnt, derive(seed, "train"), rounds)), own.name
+    if other is not None:
+        first = best
+        best = tutor.better(first, Pupil(fresh(other, x, classes), learnt, derive(seed, "train"), rounds))
+        name = name if best.module is first.module else other.name
+    spent = replace(best.spent, queries=len(x))
+    spent.add(on_the_way)
+    return Extracted(best.module, opened, x, learnt.records.y, learnt.answers, best.agreement, name, spent)
 
 
-def _checked(pool: Tensor, budget: int, answers: str, choice: str, rounds: int, temperature: float) -> Tensor:
+def _checked(
+    pool: Tensor, budget: int, answers: str, strategy: str, rounds: int, temperature: float, decimals: int
+) -> Tensor:
     if not isinstance(pool, Tensor) or pool.dim() < 2 or len(pool) == 0 or pool.is_complex():
         shape = f"of shape {list(pool.shape)}" if isinstance(pool, Tensor) else f"a {type(pool).__name__}"
         raise InputError(f"pool is {shape}. It is a tensor of records, float32 [n, *shape].")
     pool = pool.detach().float()
     if not torch.isfinite(pool).all():
         raise InputError("pool holds values that are not finite. Leave those records out.")
-    if budget < 1 or rounds < 1 or not 0 < temperature < math.inf:
+    if budget < 1 or rounds < 1 or not 1 <= decimals <= 6 or not 0 < temperature < math.inf:
         raise InputError(
-            f"budget is {budget}, rounds {rounds} and temperature {temperature}. The first two are at least 1, the "
-            "last is a finite number above 0."
+            f"budget is {budget}, rounds {rounds}, decimals {decimals} and temperature {temperature}. The first two "
+            "are at least 1, decimals 1 to 6, the last is a finite number above 0."
         )
-    if answers not in SEEN or choice not in ("representative", "random"):
+    if answers not in SEEN or strategy not in STRATEGIES:
         raise InputError(
-            f"answers is {answers!r} and choice {choice!r}. Give one of {', '.join(SEEN)}, and representative or "
-            "random."
+            f"answers is {answers!r} and strategy {strategy!r}. Give one of {', '.join(SEEN)}, and one of "
+            f"{', '.join(STRATEGIES)}."
         )
     return pool
 
@@ -176,9 +230,7 @@ def _ask(target: Target, x: Tensor) -> Tensor:
         )
     if not torch.isfinite(logits).all():
         raise NotApplicable("The target answers some queries with NaN or infinity; nothing can be learnt.")
-    if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-3).all()):
-        logits = logits.clamp_min(1e-12).log()
-    return logits
+    return as_logits(logits)
 
 
 def _architecture(given: Architecture | nn.Module | Callable[[], nn.Module]) -> Architecture:

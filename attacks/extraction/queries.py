@@ -15,7 +15,7 @@ FEATURES = 256  # of a record, when records are compared
 LLOYD = 10  # passes of k-means
 
 
-def _own_order(attacker: Records, seed: int) -> Tensor:
+def own_order(attacker: Records, seed: int) -> Tensor:
     return torch.randperm(len(attacker), generator=generator(seed, "own records")).to(attacker.y.device)
 
 
@@ -29,7 +29,7 @@ def choose_queries(attacker: Records, count: int, *, seed: int, structure: Struc
     Returns:
         float32 [count, *shape].
     """
-    x = attacker.x[_own_order(attacker, seed)[:count]]
+    x = attacker.x[own_order(attacker, seed)[:count]]
     more = count - len(x)
     if more <= 0:
         return x
@@ -42,7 +42,7 @@ def choose_queries(attacker: Records, count: int, *, seed: int, structure: Struc
 
 def choose_labels(attacker: Records, count: int, *, seed: int) -> Tensor:
     """The true labels of the attacker's own records among the queries, int64 [min(count, own)], in their order."""
-    return attacker.y[_own_order(attacker, seed)[:count]]
+    return attacker.y[own_order(attacker, seed)[:count]]
 
 
 def representative(pool: Tensor, count: int, *, seed: int) -> Tensor:

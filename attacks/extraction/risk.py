@@ -13,6 +13,16 @@ FIDELITY = Metric(
     meaning="Share of inputs on which the stolen copy answers as the deployed model does.",
 )
 
+TRANSFER = Metric(
+    name="copy_transfer",
+    title="Fooled through the copy",
+    subject="the share fooled through the stolen copy",
+    unit="percent",
+    better="lower",
+    meaning="Share of inputs that the deployed model gets wrong once they are changed so that the stolen copy does; "
+    "what it gets wrong unchanged counts.",
+)
+
 EXTRACTION = Risk(
     name="extraction",
     title="Model extraction",

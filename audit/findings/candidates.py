@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from ...attacks.measurement import Comparison, Mean, Measurement, Outcome, Rate
-from ...targets.runtimes.runtime import Runtime as AnyRuntime
 from ..engine.cells import Result
 from ..plan.plan import DENSE
 from ..schema.file_rows import Certificate, Footprint, Kernels, Lineage, Runtime
@@ -74,19 +73,14 @@ def candidate_row(results: AuditResults, model: AuditedModel, made: Result, draw
         ],
         lineage=_lineage(results, model.name),
         runtimes=[
-            Runtime(name=label, phrase=_called(runtime, label), **found.document)
-            for runtime, label in suite.lineup.runtimes
+            Runtime(name=label, phrase=phrase, **found.document)
+            for label, phrase in suite.lineup.runtime_phrases.items()
             if (found := results.get(suite.runtime_cell(model.name, label))) is not None
         ],
         flags=sorted(results.flags(model)),
         digest=made.document["digest"],
         draws=_draws(results, model, draws),
     )
-
-
-def _called(runtime: AnyRuntime, label: str) -> str:
-    """One of several of a kind is told from the others by its label."""
-    return runtime.phrase if label == runtime.kind else f"{runtime.phrase} ({label})"
 
 
 def _quality(result: Result) -> Outcome:

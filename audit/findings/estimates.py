@@ -6,8 +6,21 @@ from typing import Any
 
 import numpy as np
 
-from ...attacks.measurement import Auc, Comparison, Mean, MeasuredPart, Measurement, Outcome, Rate, TprAtFpr
-from ...attacks.statistics import ranking, rates
+from ...attacks.measurement import (
+    Auc,
+    Comparison,
+    Fragile,
+    Graded,
+    Mean,
+    MeasuredPart,
+    Measurement,
+    Outcome,
+    Quantity,
+    Rate,
+    TprAtFpr,
+)
+from ...attacks.statistics import medians, ranking, rates
+from ..schema import quantity_rows
 from ..schema.rows import Change, Estimate, Part, Point
 
 
@@ -125,6 +138,35 @@ def part(measured: MeasuredPart, level: float) -> Part:
         headline=measured.headline,
         counted=measured.counted,
     )
+
+
+def quantity(measured: Quantity, *, seed: int, level: float = rates.LEVEL) -> quantity_rows.Quantity:
+    """A plain figure; of graded values the median with its bootstrap interval.
+
+    Args:
+        seed: of the bootstrap.
+    """
+    name, statistic, value = measured.name, measured.statistic, measured.value
+    if not isinstance(value, Graded):
+        return quantity_rows.Quantity(name=name, statistic=statistic, value=value, n=measured.n)
+    settings = value.settings
+    middle, low, high = medians.graded_median(value.first, len(settings), seed=seed, level=level)
+    steps: list[float | None] = [*settings, None]
+    return quantity_rows.Quantity(
+        name=name,
+        statistic=statistic,
+        value=steps[middle],
+        low=settings[max(0, low - 1)],  # nothing was tried between two settings
+        high=steps[high],
+        above=settings[-1],
+        n=measured.n,
+    )
+
+
+def fragile(measured: Fragile | None) -> quantity_rows.Fragile | None:
+    if measured is None:
+        return None
+    return quantity_rows.Fragile(at=measured.at, count=measured.count, ids=list(measured.ids))
 
 
 def curves(measurement: Measurement, level: float = rates.LEVEL) -> dict[str, list[Point]]:

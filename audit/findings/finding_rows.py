@@ -16,7 +16,7 @@ from ..schema.rows import Change, Estimate, Finding, GroupEstimate, ThreatModel
 from ..subject.audited import AuditedModel
 from ..suite.attack_cells import attack_cell
 from ..suite.suite import Reached, Suite
-from .estimates import change, curves, estimate, part
+from .estimates import change, curves, estimate, fragile, part, quantity
 from .results import AttackResults, AuditResults, Finished
 
 FAR_SAFER = 0.2  # of the records, surely: more than compression was ever seen to give
@@ -84,6 +84,7 @@ def finding_row(
     seed = derive(suite.plan.seed, "bootstrap")
     groups = [GroupEstimate(name=name, **estimate(one, level).model_dump()) for name, one in measured.groups.items()]
     changes = [change(one, seed=seed, level=level) for one in measured.comparisons]
+    sign = 1 if measured.metric.better == "higher" else -1
     found = Finding(
         id=identifier,
         candidate=model.name,
@@ -109,7 +110,10 @@ def finding_row(
         notes=[*measured.notes, *_rounds(suite, label, position, own)],
         parts=[part(one, level) for one in measured.parts],
         curves=curves(measured, level),
-        who_is_hit=sorted(groups, key=lambda row: (row.estimate, row.name)),
+        who_is_hit=sorted(groups, key=lambda row: (sign * row.estimate, row.name)),
+        worse=list(measured.worse),
+        quantities=[quantity(one, seed=seed, level=level) for one in measured.quantities],
+        fragile=fragile(measured.fragile),
         taxonomy={framework: list(ids) for framework, ids in attack.risk.taxonomy.items()},
         reproduce=reproduce(results.command, identifier),
     )

@@ -29,14 +29,22 @@ ATTACK_PRESETS: dict[str, list[dict[str, Any]]] = {
         {"kind": "substitution", "records": 100},
         {"kind": "membership"},
         {"kind": "extraction", "budgets": [50, 150]},
+        {"kind": "churn"},
     ],
-    "standard": [{"kind": "evasion"}, {"kind": "substitution"}, {"kind": "membership"}, {"kind": "extraction"}],
+    "standard": [
+        {"kind": "evasion"},
+        {"kind": "substitution"},
+        {"kind": "membership"},
+        {"kind": "extraction"},
+        {"kind": "churn"},
+    ],
     "thorough": [
         {"kind": "evasion", "records": 2000},
         {"kind": "evasion", "norm": "l2", "records": 2000},
         {"kind": "substitution", "records": 2000, "beam": 16, "further": 256},
         {"kind": "membership"},
         {"kind": "extraction", "budgets": [50, 150, 500, 1500]},
+        {"kind": "churn"},
         {"kind": "smoothing"},
     ],
 }

@@ -216,7 +216,9 @@ def _axes(chart: Chart, column: views.Column, points: list[Point]) -> tuple[char
         ends = (min(0.0, lowest) if chart.from_zero else lowest, highest + 0.02 * max(highest - lowest, 1e-9))
         return charts.Axis(along, log=chart.log_x), charts.Axis(name, ends=ends)
     floor = 0.0 if chart.from_zero else max(0.0, int(lowest * 10) / 10 - 0.1)
-    return charts.Axis(along, log=chart.log_x), charts.Axis(name, percent=True, ends=(floor, 1.02))
+    highest = max([p.high if p.high is not None else p.estimate for p in points], default=1.0)
+    top = 1.02 if highest > 0.5 else max(1.1 * highest, floor + 0.01)  # small shares are drawn large
+    return charts.Axis(along, log=chart.log_x), charts.Axis(name, percent=True, ends=(floor, top))
 
 
 def _thinned(points: list[Point]) -> list[Point]:

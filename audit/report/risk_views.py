@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ...attacks.risk import Metric
+from ..schema.quantity_rows import Quantity
 from ..schema.rows import Finding, GroupEstimate, ThreatModel
-from ..schema.wording import change, enumerate_words, estimate, figure, interval, label, plural
+from ..schema.wording import change, enumerate_words, estimate, figure, interval, label, number, plural, quantity
 from .views import Column, Index
 
 
@@ -126,13 +127,22 @@ def who_is_hit(ix: Index, column: Column) -> Hits | None:
     rows, tally = [], dict.fromkeys(groups, 0)
     for name, table in tables.items():
         known = [(sign * table[group].estimate, place) for place, group in enumerate(groups) if group in table]
-        worst = min(known)[1] if known else None
+        worst = min(known)[1] if known and min(known)[0] < max(known)[0] else None  # where all are alike, none is
         if worst is not None:
             tally[groups[worst]] += 1
         rows.append((name, [_hit(table.get(group), column.metric) for group in groups], worst))
     most = max(groups, key=lambda group: tally[group])
     sizes = [next(table[group].n for table in tables.values() if group in table) for group in groups]
     sentence = f"\u201c{label(most)}\u201d is hit hardest in {tally[most]} of {plural(len(rows), 'model')}."
+    if not tally[most]:
+        sentence = "No class or group is hit harder than another."
+    surely = [
+        f"{label(name)} ({enumerate_words([label(group) for group in finding.worse])})"
+        for name, finding in column.findings.items()
+        if finding.worse
+    ]
+    if surely:
+        sentence += f" Worse than for its parent, beyond chance: {enumerate_words(surely)}."
     return Hits(groups, rows, sizes, sentence)
 
 
@@ -140,3 +150,31 @@ def _hit(row: GroupEstimate | None, metric: Metric) -> tuple[str, str]:
     if row is None:
         return "\u2013", ""
     return figure(row.estimate, metric), interval(row.low, row.high, metric)
+
+
+@dataclass(frozen=True)
+class Described:
+    """What stands beside the figures of one column: a column per thing that is described, a row per model."""
+
+    titles: list[tuple[str, str]]  # the thing, and what is said of it: "L-inf change", "median / largest"
+    rows: list[tuple[str, list[tuple[str, str]]]]  # the model; per title its figures, and of how many records
+
+
+def described(column: Column) -> Described | None:
+    """None where no finding of the column describes anything."""
+    told: dict[str, dict[str, list[Quantity]]] = {}
+    titles: dict[str, dict[str, None]] = {}
+    for name, finding in column.findings.items():
+        for one in finding.quantities:
+            told.setdefault(name, {}).setdefault(one.name, []).append(one)
+            titles.setdefault(one.name, {})[one.statistic] = None
+    if not told:
+        return None
+    rows = [(name, [_described(own.get(title, [])) for title in titles]) for name, own in told.items()]
+    return Described([(title, " / ".join(statistics)) for title, statistics in titles.items()], rows)
+
+
+def _described(own: list[Quantity]) -> tuple[str, str]:
+    if not own:
+        return "\u2013", ""
+    return " / ".join(map(quantity, own)), number(own[0].n)

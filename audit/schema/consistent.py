@@ -63,8 +63,13 @@ def _counts(audit: Audit) -> Iterator[str]:
             yield f"{row.name!r:.80} has more non-zero parameters than parameters"
     for finding in audit.findings:
         own = [*([] if finding.estimate is None else [finding.estimate]), *finding.who_is_hit]
-        if any(one.n > everybody for one in own):
+        if max([0, *(one.n for one in own), *(one.n for one in finding.quantities)]) > everybody:
             yield f"{finding.id!r:.80} rests on more records than the data has ({everybody})"
+        fell = finding.fragile
+        if fell is not None and (fell.count > everybody or max(fell.ids) >= data.non_members):
+            yield f"{finding.id!r:.80} names records as fragile that there are not"
+        if not {*finding.worse} <= {row.name for row in finding.who_is_hit}:
+            yield f"{finding.id!r:.80} calls a class or group worse that it says nothing of"
 
 
 def _figures(audit: Audit) -> Iterator[tuple[str, Metric, Figures | Gate]]:

@@ -13,6 +13,7 @@ from typing import Any
 from ...attacks.access import Flag
 from ...attacks.risk import Metric
 from .policy_rows import Gate
+from .quantity_rows import Fragile, Quantity
 from .rows import Change, Estimate, Finding
 
 MINUS = "\u2212"
@@ -106,6 +107,28 @@ def estimate(value: Estimate | None, metric: Metric) -> str:
     if value is None:
         return "not measured"
     return f"{figure(value.estimate, metric)} {interval(value.low, value.high, metric)}"
+
+
+def quantity(value: Quantity) -> str:
+    """`0.098`, or with its interval `above 0.15 [0.1, above 0.15]`."""
+
+    def told(end: float | None) -> str:
+        return f"above {number(value.above)}" if end is None else number(end)
+
+    return told(value.value) + ("" if value.low is None else f" [{told(value.low)}, {told(value.high)}]")
+
+
+def fragile_words(found: Fragile, along: str) -> str:
+    """Which records fell first, in a sentence.
+
+    Args:
+        along: what the setting counts, as the risk's chart says: epsilon.
+    """
+    some = "" if found.count == len(found.ids) else f" (of {found.count})"
+    ids = ", ".join(map(str, found.ids))
+    return (
+        f"Most fragile records{some}, by id: {ids}. They fell at {label(along)} {number(found.at)}, before any other."
+    )
 
 
 def size(count: int) -> str:

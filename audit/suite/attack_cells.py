@@ -13,7 +13,7 @@ from ...attacks.access import Ledger
 from ...attacks.attack import Attack, Run, Task
 from ...attacks.case import Case, Evidence
 from ...attacks.effort import Effort
-from ...attacks.preparation import Basis, Deployed, Need, Preparation, Prepared, Ran, Scope, Weights
+from ...attacks.preparation import Basis, Deployed, Elsewhere, Need, Preparation, Prepared, Ran, Scope, Weights
 from ...compression.quantization.quantized_layer import true_gradients
 from ...defenses.stochastic_rounding import ExpectationTwin
 from ...targets.certificate import AGREEMENT, certify
@@ -27,6 +27,7 @@ from ..engine.cells import Result
 from ..subject.audited import AuditedModel, Opened
 from ..subject.identity import class_identity, technique_identity
 from . import forms
+from .model_cells import opened_in
 from .model_suite import ModelSuite
 
 Get = Callable[[str], Result]
@@ -130,6 +131,8 @@ def _cells_for(suite: ModelSuite, needs: Iterable[Need], scope: Scope) -> list[s
                 parent = suite.models[model].parent
                 names |= dict.fromkeys([suite.model_cell(model)])
                 names |= {} if parent is None else dict.fromkeys([suite.training_cell(parent.name)])
+            case Elsewhere(model, runtime):
+                names |= dict.fromkeys([suite.model_cell(model), suite.runtime_cell(model, runtime)])
             case Weights(dense):
                 names[suite.training_cell(dense)] = None
             case Ran(model, detail):
@@ -195,6 +198,11 @@ class CellInputs:
         twin = self._on_device(opened)
         draws = [one for one in others if one is not None]
         return make_case(self.suite, opened.target, candidate, parent, twin, draws)
+
+    def elsewhere(self, model: str, runtime: str) -> Target:
+        audited, kinds = self.suite.models[model], {label: one for one, label in self.suite.lineup.runtimes}
+        opened = audited.opened(self.get(self.suite.model_cell(model)), self.suite.subject.data)
+        return opened_in(audited, kinds[runtime], opened)
 
     def weights(self, dense: str) -> nn.Module:
         return self.suite.trained(dense, self.get)

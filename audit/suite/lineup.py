@@ -34,6 +34,14 @@ class Lineup:
         """All that are deployed and attacked, by name; the dense ones first."""
         return {model.name: model for model in (*self.dense, *self.candidates)}
 
+    @cached_property
+    def runtime_phrases(self) -> dict[str, str]:
+        """What sentences call the plan's other runtimes, by label, which tells one of several of a kind from others."""
+        return {
+            label: runtime.phrase if label == runtime.kind else f"{runtime.phrase} ({label})"
+            for runtime, label in self.runtimes
+        }
+
 
 def assemble(plan: Plan, subject: Subject) -> Lineup:
     """Resolves the plan's recipes, defenses and attacks.

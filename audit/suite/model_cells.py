@@ -197,15 +197,24 @@ def in_runtime(model: AuditedModel, runtime: Runtime, stored: Result, data: Data
         NotApplicable: it is no ONNX file, or the runtime does not take it.
     """
     opened = model.opened(stored, data)
+    other = opened_in(model, runtime, opened)
+    with failing_as_not_applicable(f"{runtime.phrase} cannot run it"):
+        certificate = certify(opened.target, other, {"clean": data.evaluation.x})
+    return Result(document=asdict(certificate.overall))
+
+
+def opened_in(model: AuditedModel, runtime: Runtime, opened: Opened) -> Target:
+    """A model's file as another runtime runs it.
+
+    Raises:
+        NotApplicable, Unavailable: as `Runtime.open`; it is no ONNX file.
+    """
     if opened.checked is None:
         raise NotApplicable("it is no ONNX file")
     runtime.check()
     with failing_as_not_applicable(f"{runtime.phrase} cannot run it"):
         other = runtime.open(opened.checked, output=None if model.file is None else model.file.assumptions.output)
-        if model.file is not None:
-            other = Deployed(other, model.file.assumptions)
-        certificate = certify(opened.target, other, {"clean": data.evaluation.x})
-    return Result(document=asdict(certificate.overall))
+    return other if model.file is None else Deployed(other, model.file.assumptions)
 
 
 def lineage(dense: DenseModel, opened: Opened, model: AuditedModel, file: Opened, data: Data) -> Result:

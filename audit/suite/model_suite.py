@@ -131,6 +131,7 @@ class ModelSuite:
             shadow_notes=self.subject.notes,
             shadows_differ=model is not None and model.shadows_differ,
             device=self.device.type,
+            runtimes=self.lineup.runtime_phrases,
         )
 
     # -- the cells --------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""MI-FGSM: gradient steps with momentum (Dong et al. 2018, arXiv:1710.06081)."""
+"""NI-FGSM: gradient steps with Nesterov's momentum (Lin et al. 2020, arXiv:1908.06281)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pydantic import Field
 
 from crushproof.attacks.case import Case
 from crushproof.attacks.evasion.ascent.gradients import Ascent
-from crushproof.attacks.evasion.ball import SMALLEST, per_record
 from crushproof.attacks.evasion.engine import Search
+from crushproof.attacks.evasion.gradient.mi_fgsm import unit
 from crushproof.attacks.evasion.gradient.pgd import GradientPerturber, default_step
 
 
-class MomentumIterative(GradientPerturber):
-    """Momentum iterative gradient ascent (MI-FGSM, Dong et al. 2018, arXiv:1710.06081), from random starts."""
+class NesterovIterative(GradientPerturber):
+    """Nesterov iterative gradient ascent (NI-FGSM, Lin et al. 2020, arXiv:1908.06281), from random starts."""
 
-    kind: Literal["mi-fgsm"] = "mi-fgsm"
+    kind: Literal["ni-fgsm"] = "ni-fgsm"
     decay: float = Field(1.0, ge=0, description="how much of the velocity a step keeps; 0 is PGD")
 
     def perturb(self, search: Search, case: Case) -> None:
@@ -33,15 +33,10 @@ class MomentumIterative(GradientPerturber):
                     return
                 velocity = self.decay * velocity + unit(found.gradient)
                 x = search.ball.step(x, velocity, size)
-                found = search.ascent(model, x)
+                ahead = search.ball.step(x, velocity, self.decay * size)  # where the velocity is about to carry it
+                found = search.ascent(model, ahead)
                 # The deployed model is asked where the twin looks fooled; who is fooled leaves the search.
-                stay = search.offer(x, found.margin, (restart + step / self.steps) / self.restarts)
+                stay = search.offer(ahead, found.margin, (restart + step / self.steps) / self.restarts)
                 if stay is not None:
                     x, velocity, found = x[stay], velocity[stay], Ascent(*(column[stay] for column in found))
         search.close()
-
-
-def unit(gradient: torch.Tensor) -> torch.Tensor:
-    """Each record's gradient [n, *shape] at an L1 norm of 1; zero where it is zero or not finite."""
-    gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
-    return gradient / per_record(gradient.flatten(1).abs().sum(1).clamp_min(SMALLEST), gradient)

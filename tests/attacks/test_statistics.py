@@ -12,6 +12,7 @@ from scipy import optimize, stats
 from sklearn.metrics import roc_auc_score
 
 from crushproof.attacks.statistics import ranking
+from crushproof.attacks.statistics.medians import graded_median
 from crushproof.attacks.statistics.power import detectable_auc, detectable_drop, detectable_tpr
 from crushproof.attacks.statistics.ranking import auc, auc_change, roc, tpr_at_fpr, tpr_change
 from crushproof.attacks.statistics.rates import clopper_pearson, holm, mcnemar, paired_change, tango
@@ -226,3 +227,23 @@ def test_power_is_what_it_says() -> None:
         seen_tpr += tpr_at_fpr(scores, is_member).low > 0.01
     assert 0.7 < seen_auc / 200 < 0.9
     assert 0.65 < seen_tpr / 200 < 0.95
+
+
+def test_graded_median_equals_a_loop_over_resamples_and_covers() -> None:
+    """The interval of a percentile bootstrap of the records themselves, up to one grade; the truth inside."""
+    shares, covered = np.array([0.1, 0.15, 0.2, 0.25, 0.3]), 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        first = rng.choice(5, 60, p=shares)
+        median, low, high = graded_median(first, 4, seed=seed)
+        assert median == np.sort(first)[29]
+        covered += low <= 3 <= high  # the first grade that half of all reach: .1, .25, .45, .7
+        if seed < 10:
+            drawn_again = np.sort(first[rng.integers(0, 60, (4000, 60))], axis=1)[:, 29]
+            slow = np.quantile(drawn_again, (0.025, 0.975), method="inverted_cdf")
+            assert np.abs(slow - (low, high)).max() <= 1
+    assert covered >= 93
+    assert graded_median(np.full(5, 4), 4, seed=0) == (4, 4, 4)
+    for wrong in (np.array([], dtype=int), np.array([5])):
+        with pytest.raises(ValueError, match="grades"):
+            graded_median(wrong, 4, seed=0)

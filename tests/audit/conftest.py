@@ -16,7 +16,7 @@ model: {architecture: "crushproof.training.networks:digits_mlp", training: {epoc
 candidates:
   int8: int8
   crushed: {kind: prune, sparsity: 0.9}
-attacks: [{kind: evasion, epsilon: auto, records: 60, parts: [{kind: pgd, steps: 10}]}, membership]
+attacks: [{kind: evasion, epsilon: auto, records: 60, parts: [{kind: pgd, steps: 10}]}, membership, churn]
 shadows: {training_free: 2, trained: 2}
 policy: limits.yaml
 """

@@ -66,7 +66,7 @@ def test_the_error_is_judged_against_the_parent(result: AuditResult) -> None:
 
 def test_attacks_on_classes_are_rows_that_do_not_apply(result: AuditResult) -> None:
     kinds = {finding.risk for finding in result.audit.findings}
-    assert kinds == {"evasion", "membership", "extraction"}
+    assert kinds == {"evasion", "membership", "extraction", "churn"}
     for finding in result.audit.findings:
         assert finding.estimate is None
         assert finding.reason is not None

@@ -14,7 +14,7 @@ import numpy as np
 
 Parts = dict[str, bytes]
 EVIDENCE, INT8 = "attack/evasion/int8", "candidate/int8"
-MEMBERSHIP, EXTRACTION = "attack/membership/int8", "attack/extraction/int8"
+MEMBERSHIP, EXTRACTION, CHURN = (f"attack/{kind}/int8" for kind in ("membership", "extraction", "churn"))
 RADIUS, SHADOWS, SIGNALS = "radius/linf", "shadows/dense/0", "signals/dense/dense"
 DOCUMENT, ARRAYS, MANIFEST = "document.json", "arrays.safetensors", "manifest.json"
 
@@ -104,6 +104,7 @@ RESULTS: dict[str, tuple[str, Callable[[Any, Any, Any], None], str]] = {
     "another access": (EVIDENCE, _set("summary", "part_access", "pgd", "labels"), "access"),
     "an unknown flag": (EVIDENCE, _set("summary", "union_flags", ["all-is-well"]), "union_flags"),
     "inputs that are not finite": (EVIDENCE, _to("adversarial", _nan), "finite"),
+    "inputs that were not changed": (EVIDENCE, _to("change/linf", np.zeros_like), "changes"),
     "a certificate of nothing": (EVIDENCE, _set("certificate", None), "certificate"),
     "members and others changed": (MEMBERSHIP, _to("is_member", np.invert), "is_member"),
     "a score that there is not": (MEMBERSHIP, _set("summary", "headline", "luck"), "score"),
@@ -114,6 +115,8 @@ RESULTS: dict[str, tuple[str, Callable[[Any, Any, Any], None], str]] = {
     "another fidelity": (EXTRACTION, _set("summary", "fidelity", "scores/10", 0.0078125), "agrees"),
     "fewer copies": (EXTRACTION, _set("summary", "copies", []), "array"),
     "a longer transfer": (EXTRACTION, _to("transfer/", lambda a: np.repeat(a, 2)), "shape"),
+    "decisions of another": (CHURN, _to("predicted", lambda a: 1 - a), "correct"),
+    "surer than sure": (CHURN, _to("margin", lambda a: -a - 1), "margin"),
     "a radius that was not probed": (RADIUS, _set("radius", "epsilon", 1e-6), "curve"),
     "keeps five times all": (RADIUS, _set("radius", "kept", 5.0), "kept"),
     "chosen by nobody": (RADIUS, _set("radius", "how", "guessed"), "how"),

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from crushproof.audit.schema.quantity_rows import Fragile, Quantity
 from crushproof.audit.schema.rows import Change, Estimate, Finding, GroupEstimate, Part, Point, ThreatModel
 
 EPSILONS = (0.03, 0.05, 0.1, 0.15)
@@ -73,6 +74,32 @@ class Named(NamedTuple):
         if self.baseline is None:
             return []
         return [changed(self.baseline_name, getattr(self.baseline, figure), getattr(self.model, figure), half)]
+
+
+def described(model: Model, n: int) -> list[Quantity]:
+    """The smallest epsilon that fools, norms, and similarity."""
+    fooled = int(n * (model.accuracy - model.robust))
+    beyond = model.robust > 0.6
+    smallest = Quantity(
+        name="Smallest epsilon that fools",
+        statistic="median",
+        value=None if beyond else 0.1,
+        low=0.1 if beyond else 0.05,
+        high=None if beyond else 0.1,
+        above=0.15,
+        n=n,
+    )
+    plain = [
+        ("L-inf change", "median", 0.0981),
+        ("L-inf change", "largest", 0.1),
+        ("L2 change", "median", 0.55),
+        ("L2 change", "largest", 0.7432),
+        ("Changed values", "median", 52.5),
+        ("Changed values", "largest", 64.0),
+        ("SSIM", "mean", 0.9312),
+        ("SSIM", "lowest", 0.712),
+    ]
+    return [smallest, *(Quantity(name=name, statistic=of, value=value, n=fooled) for name, of, value in plain)]
 
 
 def evasion(named: Named, classes: list[str], rng: np.random.Generator, count: int) -> Finding:
@@ -146,6 +173,8 @@ def evasion(named: Named, classes: list[str], rng: np.random.Generator, count: i
             for i, c in enumerate(classes)
             for hit in [round(float(np.clip(model.robust + rng.normal(0, 0.09) - 0.12 * (i == 8), 0, 1)), 3)]
         ],
+        quantities=described(model, 300),
+        fragile=Fragile(at=0.03, count=14, ids=[3, 17, 21, 40, 58, 77, 102, 230, 311, 400]),
         taxonomy={
             "NIST AI 100-2e2025": ["NISTAML.022", "NISTAML.025"],
             "MITRE ATLAS": ["AML.T0015", "AML.T0043"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from itertools import repeat
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from ....targets.model import BATCH, differentiable, frozen_copy
 from ....targets.twin.logits import logits_of
 from ...access import Ledger
-from .losses import Goal, Loss, losses, margins
+from .losses import Ascended, Goal, losses, margins
 from .slopes import SlopesPastClips
 
 
@@ -43,16 +44,18 @@ class Gradients:
     """
 
     def __init__(
-        self, module: nn.Module, loss: Loss, ledger: Ledger, *, goal: Goal = "untargeted", past_clips: bool = True
+        self, module: nn.Module, loss: Ascended, ledger: Ledger, *, goal: Goal = "untargeted", past_clips: bool = True
     ) -> None:
         self._module, self._loss, self._ledger, self._past_clips = frozen_copy(module), loss, ledger, past_clips
         self._goal: Goal = goal
 
-    def __call__(self, x: Tensor, y: Tensor) -> Ascent:
-        gradient, margin, value = self._batches(x, y)
+    def __call__(self, x: Tensor, y: Tensor, towards: Tensor | None = None) -> Ascent:
+        """See `Ascent`; `towards`, int64 [n]: the class that each ascends to (`losses`)."""
+        gradient, margin, value = self._batches(x, y, towards)
         flat = ~usable(gradient)
         if self._past_clips and flat.any():
-            gradient[flat] = self._batches(x[flat], y[flat], past_clips=True)[0]
+            aims = None if towards is None else towards[flat]
+            gradient[flat] = self._batches(x[flat], y[flat], aims, past_clips=True)[0]
         return Ascent(gradient, margin, value, flat)
 
     def margins(self, x: Tensor, y: Tensor) -> Tensor:
@@ -85,15 +88,18 @@ class Gradients:
         logits, x = self._forward(x, self._past_clips)
         return self._backward((weights * logits).sum(1), x)
 
-    def _batches(self, x: Tensor, y: Tensor, *, past_clips: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        batches = zip(torch.split(x, BATCH), torch.split(y, BATCH), strict=True)
+    def _batches(
+        self, x: Tensor, y: Tensor, towards: Tensor | None, *, past_clips: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        aims = repeat(None) if towards is None else torch.split(towards, BATCH)
+        batches = zip(torch.split(x, BATCH), torch.split(y, BATCH), aims, strict=False)
         columns = zip(*(self._batch(*batch, past_clips) for batch in batches), strict=True)
         gradient, margin, value = (torch.cat(column) for column in columns)
         return gradient, margin, value
 
-    def _batch(self, x: Tensor, y: Tensor, past_clips: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def _batch(self, x: Tensor, y: Tensor, towards: Tensor | None, past_clips: bool) -> tuple[Tensor, Tensor, Tensor]:
         logits, x = self._forward(x, past_clips)
-        values = losses(logits, y, self._loss, self._goal)
+        values = losses(logits, y, self._loss, self._goal, towards)
         return self._backward(values, x), margins(logits, y, self._goal).detach(), values.detach()
 
     def _forward(self, x: Tensor, past_clips: bool) -> tuple[Tensor, Tensor]:

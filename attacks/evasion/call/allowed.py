@@ -11,6 +11,7 @@ from ....targets.data.records import Bounds
 from ....targets.errors import InputError
 from ..ball import Ball, Box, Region
 from ..nearest.found import Distance
+from .grid import Grid
 
 
 def checked_records(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,17 +49,31 @@ def limits_of(x: Tensor, lower: float | Tensor | None, upper: float | Tensor | N
 
 
 def region_of(
-    x: Tensor, norm: Distance, epsilon: float | None, low: Tensor, high: Tensor, *, any_within: bool
+    x: Tensor,
+    norm: Distance,
+    epsilon: float | None,
+    low: Tensor,
+    high: Tensor,
+    *,
+    any_within: bool,
+    on: Grid | None = None,
 ) -> Region:
-    """The allowed set of each record; with `any_within` a box that holds it, of which what is near is sought later."""
+    """The allowed set of each record; with `any_within` a box that holds it, of which what is near is sought later.
+
+    On a grid it is a box of the grid's points.
+    """
     if epsilon is not None and not 0 < epsilon < math.inf:
         raise InputError(f"epsilon is {epsilon}. It is a finite number above 0, in the units of x.")
+    if on is not None:
+        return on.box(x, low, high, epsilon if norm == "linf" else None)
     if any_within or norm not in ("linf", "l2"):
         return Box(low.expand_as(x), high.expand_as(x), x)
     if norm == "linf":
-        if epsilon is not None:
-            low, high = torch.maximum(low, _rounded(x, -epsilon)), torch.minimum(high, _rounded(x, epsilon))
-        return Box(low.expand_as(x), high.expand_as(x), x)
+        if epsilon is None:
+            return Box(low.expand_as(x), high.expand_as(x), x)
+        limits = tuple(limit if limit.numel() == 1 else limit.expand_as(x) for limit in (low, high))
+        low, high = torch.maximum(low, _rounded(x, -epsilon)), torch.minimum(high, _rounded(x, epsilon))
+        return Box(low.expand_as(x), high.expand_as(x), x, (limits[0], limits[1]))
     if epsilon is None or low.numel() > 1 or high.numel() > 1 or not bool(low < high):
         raise InputError("That is not for an L2 distance. Give epsilon and one number each for lower and upper.")
     bounds = Bounds(low.reshape(()), high.reshape(()))

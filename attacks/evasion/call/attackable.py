@@ -72,14 +72,14 @@ def attackable(
     return Attackable(deployed(file, assumptions), twin)
 
 
-def case_of(opened: Attackable, records: Records) -> Case:
+def case_of(opened: Attackable, records: Records, parent: nn.Module | None = None) -> Case:
     """What the parts of an attack expect; the records have the classes that the attacker starts from, or wants."""
     low, high = float(records.x.min()), float(records.x.max())
     return Case(
         deployed=opened.deployed,
         twin=opened.twin,
         native=opened.twin,
-        parent=None,
+        parent=parent,
         evaluation=records,
         ids=np.arange(len(records)),
         attacker=Records(records.x[:0], records.y[:0]),

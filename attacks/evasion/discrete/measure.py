@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,9 +14,12 @@ from ....targets.certificate import AGREEMENT
 from ....targets.form import Array, Arrays, Count, Document, Form, Layout, Share, require
 from ...access import Access, Flag
 from ...case import Evidence
-from ...measurement import Auc, Bools, Comparison, MeasuredPart, Measurement, Rate, ThreatModel
+from ...elsewhere import parts_elsewhere, wrong_elsewhere
+from ...measurement import Auc, Bools, Comparison, Fragile, MeasuredPart, Measurement, Quantity, Rate, ThreatModel
 from ...preparation import Ran, Results, Scope
 from ...statistics.rates import percent
+from ..likeness.described import first_wrong, fragile, quantities, smallest
+from ..likeness.distances import VALUES, consistent, layout
 from ..measure import by_group
 from ..radius import LEAST
 from ..risk import ROBUST_ACCURACY
@@ -30,14 +34,14 @@ def measure_substitution(attack: SubstitutionParameters, results: Results) -> li
     model, data = results.model, results.scope.data
     noun = "tokens" if data.structure.tokens else "features"
     setting: dict[str, str | float | int] = {} if attack.open else {f"changed {noun}": attack.gate}
-    evidence = results.evidence(Ran(model.name))
+    evidence, wrong = _found(attack, results, model.name)
     if evidence is None or attack.open:
         why = results.why(Ran(model.name))
         return [Measurement(ROBUST_ACCURACY, f"worst case over changed {noun}", None, reason=why, setting=setting)]
     comparisons = [
         comparison
         for name in model.baselines
-        if (comparison := _like_for_like(attack, results, name, evidence)) is not None
+        if (comparison := _like_for_like(attack, results, name, evidence, wrong)) is not None
     ]
     counted = {part for one in comparisons for part in one.counted}
     parts = [
@@ -49,6 +53,7 @@ def measure_substitution(attack: SubstitutionParameters, results: Results) -> li
         )
         for part in evidence.summary["parts"]
     ]
+    parts += parts_elsewhere(wrong, counted if model.baselines else None)
     parts += [MeasuredPart(part, None, skipped=why) for part, why in evidence.skipped.items()]
     alone = [part.name for part in parts if part.outcome is not None and not part.counted]
     notes = _notes(attack, evidence)
@@ -62,10 +67,11 @@ def measure_substitution(attack: SubstitutionParameters, results: Results) -> li
     elif model.baselines and not comparisons:
         notes.append("No change is given: nothing was measured alike on this model and on the one it came from.")
     robust = _robust(evidence, attack.gate)
+    told, frail = _described(attack, evidence)
     return [
         Measurement(
             ROBUST_ACCURACY,
-            "worst case per record over " + ", ".join(evidence.summary["parts"]),
+            "worst case per record over " + ", ".join(part.name for part in parts if part.outcome is not None),
             Rate(robust),
             _threat(attack, evidence),
             setting=setting,
@@ -77,8 +83,20 @@ def measure_substitution(attack: SubstitutionParameters, results: Results) -> li
             parts=tuple(parts),
             curves=_curves(evidence),
             groups=by_group(results, evidence.arrays["ids"], robust),
+            quantities=told,
+            fragile=frail,
         )
     ]
+
+
+def _found(attack: SubstitutionParameters, results: Results, model: str) -> tuple[Evidence | None, dict[str, Bools]]:
+    """The evidence on a model, in whose worst case is what it gets wrong in other runtimes; and that by itself."""
+    evidence, wrong = results.evidence(Ran(model)), wrong_elsewhere(results, model, attack.count)
+    if evidence is None or not wrong or attack.open:
+        return evidence, {}
+    any_of = np.logical_or.reduce([*wrong.values()])
+    worst = {f"worst/{one}": ~_robust(evidence, one) | any_of for one in attack.changes if one >= attack.gate}
+    return replace(evidence, arrays=evidence.arrays | worst), wrong
 
 
 def _fooled(evidence: Evidence, part: str, changes: int) -> Bools:
@@ -106,18 +124,23 @@ def _flags(attack: SubstitutionParameters, results: Results, model: str, evidenc
     return tuple(sorted(flags))
 
 
-def _like_for_like(attack: SubstitutionParameters, results: Results, name: str, mine: Evidence) -> Comparison | None:
+def _like_for_like(
+    attack: SubstitutionParameters, results: Results, name: str, mine: Evidence, wrong: dict[str, Bools]
+) -> Comparison | None:
     """Over the parts that ran on both models, where both had the same features to change."""
-    theirs = results.evidence(Ran(name))
+    theirs, wrong_there = _found(attack, results, name)
     same = ("changes", "gate", "reach", "tokens", "features", "moves", "padding")
     if theirs is None or any(mine.summary[key] != theirs.summary[key] for key in same):
         return None
     both = [part for part in mine.summary["parts"] if part in theirs.summary["parts"]]
     if not both:
         return None
+    again = [one for one in wrong if one in wrong_there]
     own, other = (
-        Rate(~np.logical_or.reduce([_fooled(evidence, part, attack.gate) for part in both]))
-        for evidence in (mine, theirs)
+        Rate(
+            ~np.logical_or.reduce([*(_fooled(some, part, attack.gate) for part in both), *(off[one] for one in again)])
+        )
+        for some, off in ((mine, wrong), (theirs, wrong_there))
     )
     clean = float(np.mean(theirs.arrays["clean_correct"]))
     chance = 1 / results.scope.data.classes
@@ -125,7 +148,7 @@ def _like_for_like(attack: SubstitutionParameters, results: Results, name: str, 
         baseline=name,
         own=own,
         theirs=other,
-        counted=tuple(both),
+        counted=(*both, *again),
         flags=tuple(sorted({*_flags(attack, results, name, theirs), *results.flags(name)})),
         floor=chance if chance < clean / 6 else 0.0,  # with few classes an attack pushes any model below chance
         instead=_instead(attack, name, theirs),
@@ -201,6 +224,20 @@ def _curves(evidence: Evidence) -> dict[str, list[tuple[float, Rate]] | Auc]:
     return curves
 
 
+def _described(attack: SubstitutionParameters, evidence: Evidence) -> tuple[tuple[Quantity, ...], Fragile | None]:
+    """How near the inputs that fooled it are to their records, and which records fell first."""
+    arrays, changes = evidence.arrays, evidence.summary["changes"]
+    clean = np.asarray(arrays["clean_correct"], dtype=bool)
+    first = first_wrong([clean, *(_robust(evidence, one) for one in changes)])
+    parts = [[_fooled(evidence, part, one) for part in evidence.summary["parts"]] for one in changes]
+    ways = [first, *(np.asarray(np.sum(fooled, axis=0)) for fooled in parts)]  # at 0 nobody is asked for
+    tokens = evidence.summary["tokens"]
+    name = f"Smallest number of changed {'tokens' if tokens else 'features'} that fools"
+    settings = [0.0, *map(float, changes)]
+    told = quantities(arrays, clean & ~_robust(evidence, attack.gate), {VALUES: "Changed tokens"} if tokens else {})
+    return (smallest(name, settings, first), *told), fragile(settings, first, np.asarray(arrays["ids"]), ways)
+
+
 # -- what stored evidence looks like -----------------------------------------------------------------------------------
 
 
@@ -233,6 +270,7 @@ def _layout(count: int, shape: tuple[int, ...], summary: Summary) -> Layout:
         "adversarial": Array("float32", (count, *shape)),
         **{f"worst/{changes}": outcomes for changes in summary.changes},
         **{f"fooled/{part}/{changes}": outcomes for part in summary.parts for changes in summary.changes},
+        **layout(count, shape, tokens=summary.tokens),
     }
 
 
@@ -245,6 +283,7 @@ def _holds(
     ids, before = arrays["ids"], ~arrays["clean_correct"]
     require(np.array_equal(ids, scope.data.evaluation_ids.numpy()[: len(ids)]), "ids are not those of the records")
     require(found.without_gradient <= len(ids), "without_gradient counts too many")
+    require(consistent(arrays), "changes that contradict each other")
     fooled = dict.fromkeys(found.parts, before)
     for changes in found.changes:
         for part in found.parts:

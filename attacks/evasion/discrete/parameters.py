@@ -7,17 +7,15 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from ....targets.form import Document, Share
-from ...attack import Attack
 from ...case import Case
 from ...effort import Effort
 from ...risk import Metric, Risk
-from ..radius import MOST_RECORDS
+from ...rounds import MOST_RECORDS, InRounds
 from ..risk import ROBUST_ACCURACY
 from .features import Features, features_of
 from .risk import SUBSTITUTION
 
 Changes = Annotated[int, Field(ge=1, le=100)]
-DIRECT_RECORDS = 300  # attacked with `records: auto` where nobody decides when it is enough
 TYPICAL_MOVES = 200  # of a record, for a guess of the cost
 
 
@@ -39,7 +37,7 @@ class Chosen(Document):
     probe: dict[str, tuple[Share, ...]]
 
 
-class SubstitutionParameters(Attack):
+class SubstitutionParameters(InRounds):
     """The fields of the attack, and what follows from them alone."""
 
     kind: Literal["substitution"] = "substitution"
@@ -66,14 +64,6 @@ class SubstitutionParameters(Attack):
     padding: Annotated[int, Field(ge=0, le=2**24)] | None = Field(
         None, description="id of places that are not used, which stay so; default: as model and records show it"
     )
-    records: Annotated[PositiveInt, Field(le=MOST_RECORDS)] | Literal["auto"] = Field(
-        "auto",
-        description="how many of the evaluation records are attacked, at most; auto: 200, 400, ... in rounds until "
-        "the gates are decided, and 300 where nobody decides (outside of an audit)",
-    )
-    most_records: PositiveInt = Field(
-        1600, le=MOST_RECORDS, description="with records auto: where the rounds end at the latest"
-    )
     first: PositiveInt = Field(
         1000, le=10_000_000, description="single changes the model is asked about by record: all, or so many at random"
     )
@@ -95,11 +85,6 @@ class SubstitutionParameters(Attack):
         if self.chosen is not None and (self.reach, self.gate_changes) != (self.chosen.reach, self.chosen.changes):
             raise ValueError("chosen is what a probe gives and belongs to reach and gate_changes: leave it out")
         return self
-
-    @property
-    def count(self) -> int:
-        """How many records are attacked, at most."""
-        return DIRECT_RECORDS if self.records == "auto" else self.records
 
     @property
     def open(self) -> bool:

@@ -18,6 +18,10 @@ SUBSTITUTION = Risk(
     ),
     reading="Each line shows the share of records still right as more features or tokens of a record may be others. "
     "Higher is safer; a line that falls below the grey one lost robustness to compression.",
+    described="Of the stored inputs that fooled the model at the number of changes judged: how far each is from its "
+    "record, in units of each feature's range (L-inf: the largest change of a value; L2: the length of all together), "
+    "and how many values are others, a category counting as the two that become 0 and 1. The smallest number of "
+    "changes that fools is the median over all attacked records, 0 for those that are wrong as they are.",
     chart=Chart(x="changed features or tokens", curve="worst case"),
     taxonomy={
         "NIST AI 100-2": ("NISTAML.022", "NISTAML.025"),

@@ -18,6 +18,7 @@ from ....targets.steps import Arrays
 from ...access import Access, Flag, Ledger
 from ...case import Case, Evidence
 from ..blocks import Counter, blocks, kept_at_cost
+from ..likeness.distances import distances
 from ..trust import gradients_missing
 from .features import Features
 from .guidance import Guide
@@ -172,6 +173,8 @@ def _evidence(
         mine |= correct & arrays[f"fooled/{part}/{settings.gate}"]
         inputs[mine] = arrays_of["inputs"][mine]
     arrays["adversarial"] = inputs.reshape(-1, *features.shape)
+    clean, crafted = case.evaluation.x[: len(ids)], torch.from_numpy(arrays["adversarial"])
+    arrays |= distances(clean, crafted, case.bounds, tokens=features.tokens)
     exhaustive = len(features.feature) <= settings.first
     without = int(found[GRADIENT]["flat"].sum()) if GRADIENT in found else 0
     flags = gradient_flags(without, len(ids), case.twin_agrees) if GRADIENT in found else []

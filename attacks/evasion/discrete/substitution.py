@@ -11,12 +11,11 @@ from torch import Tensor
 
 from ....targets.data.data import Data
 from ....targets.form import Form
-from ...attack import ATTACKS, Round, Run
+from ...attack import ATTACKS, Run
 from ...case import Case, Evidence
+from ...elsewhere import elsewhere
 from ...measurement import Measurement
 from ...preparation import Audited, Basis, Inputs, Need, Preparation, Prepared, Results, Scope
-from ...statistics.power import unseen_loss
-from ...statistics.sequential import FIRST, looks
 from ..categories import by_categories
 from ..evasion_run import contradictions
 from .choosing import ReachProbe, choose
@@ -39,7 +38,8 @@ class Substitution(SubstitutionParameters):
 
     Evidence arrays, n records each in the order of `ids`: `ids` int64; `clean_correct` bool; `fooled/<part>/<changes>`
     bool, what a part fooled with up to so many changes (clean errors included); `worst/<changes>` bool, any part;
-    `adversarial` float32 [n, *shape]: what fooled the deployed model at the gate's changes, or came nearest to it.
+    `adversarial` float32 [n, *shape]: what fooled the deployed model at the gate's changes, or came nearest to it;
+    `change/<measure>`, how far that is from the record (`likeness.distances`).
 
     Summary: `changes`, `gate`, `reach`, `tokens` (whether features are tokens), `features` and `moves` (how many there
     are), `padding` (an id or None), `parts` (those that ran), `without_gradient` (records that withstood and gave
@@ -61,27 +61,14 @@ class Substitution(SubstitutionParameters):
         return (Run(needs=probe, prepare=partial(_chosen, probe), effort=effort),)
 
     def reads(self, model: Audited, scope: Scope) -> tuple[Need, ...]:
-        return (*super().reads(model, scope), *self._probe(scope))
+        again = elsewhere(scope, (model.name, *model.baselines), self.count)
+        return *super().reads(model, scope), *self._probe(scope), *again
 
     def _probe(self, scope: Scope) -> tuple[ReachProbe, ...]:
         """Nothing where the plan names gate and reach; the same for all rounds."""
         if not self.open:
             return ()
         return (ReachProbe(self.sharing().model_dump_json(), scope.reference.name),)
-
-    def rounds(self, scope: Scope) -> tuple[Round, ...]:
-        if self.records != "auto":
-            return (Round(self, self.records),)
-        counts = looks(min(self.most_records, len(scope.data.evaluation_ids)))
-        return tuple(Round(self.model_copy(update={"records": count}), count) for count in counts)
-
-    def sharing(self) -> Self:
-        return self.model_copy(update={"records": "auto", "most_records": FIRST})
-
-    def smaller(self) -> Self | None:
-        if self.records != "auto" or self.most_records <= FIRST:
-            return None
-        return self.model_copy(update={"most_records": max(FIRST, self.most_records // 2)})
 
     def probes(self, scope: Scope) -> tuple[Preparation, ...]:
         return self._probe(scope)
@@ -102,9 +89,7 @@ class Substitution(SubstitutionParameters):
         return measure_substitution(self if found is None else self.settled({probe[0]: found}), results)
 
     def power(self, scope: Scope) -> list[str]:
-        most = self.most_records if self.records == "auto" else self.records
-        records = min(most, len(scope.data.evaluation_ids))
-        return [f"Evasion by changed features or tokens: {unseen_loss('a loss of robust accuracy', records)}."]
+        return [f"Evasion by changed features or tokens: {self.unseen(scope)}."]
 
     def limits(self, scope: Scope) -> list[str]:
         return [

@@ -35,60 +35,64 @@ class Apgd(GradientPerturber):
     def perturb(self, search: Search, case: Case) -> None:
         model = self.model(search, case)
         for restart in range(self.restarts):
-            if not self._ascend(search, model, restart):
+            if not ascend(search, model, self.steps, restart, self.restarts):
                 return
         search.close()
 
-    def _ascend(self, search: Search, model: Gradients, restart: int) -> bool:
-        """One run from a random start; False when there is nothing left to do."""
-        progress = restart / self.restarts
-        if len(search.active) == 0:
-            return False
-        x, found = search.first_ascent(model, restart, progress)
-        if len(x) == 0:
-            return False
-        gradient, margin, value, _ = found
-        # Per active record: the best input so far with its loss and gradient, and what the checkpoints compare.
-        state = {
+
+def ascend(search: Search, model: Gradients, steps: int, restart: int, restarts: int) -> bool:
+    """One of several runs of Auto-PGD, from a random start; False when there is nothing left to do."""
+    progress = restart / restarts
+    if len(search.active) == 0:
+        return False
+    x, found = search.first_ascent(model, restart, progress)
+    if len(x) == 0:
+        return False
+    gradient, margin, value, _ = found
+    # Per active record: the best input so far with its loss and gradient, and what the checkpoints compare.
+    state = {
+        "x": x,
+        "before": x,
+        "gradient": gradient,
+        "best": x,
+        "best_gradient": gradient,
+        "best_value": value,
+        "value": value,
+        "size": torch.full_like(value, 2 * search.ball.epsilon),
+        "rises": torch.zeros_like(value),
+        "halved": torch.ones_like(value, dtype=torch.bool),  # at the last checkpoint; never twice for one stall
+        "value_then": value,
+    }
+    last_checkpoint = 0
+    judged = checkpoints(steps)
+    for step in range(1, steps + 1):
+        size = per_record(state["size"], state["x"]).to(state["x"].dtype)
+        ahead = search.ball.step(state["x"], state["gradient"], size)
+        weight = MOMENTUM if step > 1 else 1.0
+        moved = state["x"] + weight * (ahead - state["x"]) + (1 - weight) * (state["x"] - state["before"])
+        x = search.ball.project(moved)
+        if step == steps:
+            search.offer(x, model.margins(x, search.y), progress + 1 / restarts)
+            break
+        gradient, margin, value, _ = search.ascent(model, x)
+        state["rises"] = state["rises"] + (value > state["value"])
+        better = value > state["best_value"]
+        wide = per_record(better, x)
+        state |= {
+            "before": state["x"],
             "x": x,
-            "before": x,
             "gradient": gradient,
-            "best": x,
-            "best_gradient": gradient,
-            "best_value": value,
             "value": value,
-            "size": torch.full_like(value, 2 * search.ball.epsilon),
-            "rises": torch.zeros_like(value),
-            "halved": torch.ones_like(value, dtype=torch.bool),  # at the last checkpoint; never twice for one stall
-            "value_then": value,
+            "best": torch.where(wide, x, state["best"]),
+            "best_gradient": torch.where(wide, gradient, state["best_gradient"]),
+            "best_value": torch.where(better, value, state["best_value"]),
         }
-        last_checkpoint = 0
-        judged = checkpoints(self.steps)
-        for step in range(1, self.steps + 1):
-            size = per_record(state["size"], state["x"]).to(state["x"].dtype)
-            ahead = search.ball.step(state["x"], state["gradient"], size)
-            weight = MOMENTUM if step > 1 else 1.0
-            moved = state["x"] + weight * (ahead - state["x"]) + (1 - weight) * (state["x"] - state["before"])
-            x = search.ball.project(moved)
-            gradient, margin, value, _ = search.ascent(model, x)
-            state["rises"] = state["rises"] + (value > state["value"])
-            better = value > state["best_value"]
-            wide = per_record(better, x)
-            state |= {
-                "before": state["x"],
-                "x": x,
-                "gradient": gradient,
-                "value": value,
-                "best": torch.where(wide, x, state["best"]),
-                "best_gradient": torch.where(wide, gradient, state["best_gradient"]),
-                "best_value": torch.where(better, value, state["best_value"]),
-            }
-            if not keep(state, search.offer(x, margin, progress + step / self.steps / self.restarts)):
-                return False
-            if step in judged:
-                halve_where_stalled(state, step - last_checkpoint)
-                last_checkpoint = step
-        return True
+        if not keep(state, search.offer(x, margin, progress + step / steps / restarts)):
+            return False
+        if step in judged:
+            halve_where_stalled(state, step - last_checkpoint)
+            last_checkpoint = step
+    return len(search.active) > 0
 
 
 def keep(state: dict[str, Tensor], stay: Tensor | None) -> bool:

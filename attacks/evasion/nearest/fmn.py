@@ -39,7 +39,7 @@ def fmn(model: Gradients, y: Tensor, nearest: Nearest, steps: int, start: Tensor
         wrong = nearest.offer(x, margin < 0)
         length = norms(x - nearest.center, norm)
         best = torch.where(wrong, torch.minimum(best, length), best)
-        share = _cosine(*SHRINK, step / steps)
+        share = cosine(*SHRINK, step / steps)
         ahead = length + margin.clamp_min(0) / norms(gradient, DUAL[norm]).clamp_min(SMALLEST)
         outside = torch.where(best.isfinite(), radius, ahead) * (1 + share)  # a little beyond
         radius = torch.where(wrong, torch.minimum(radius, best) * (1 - share), outside)
@@ -48,14 +48,15 @@ def fmn(model: Gradients, y: Tensor, nearest: Nearest, steps: int, start: Tensor
                 gradient[0].numel() ** 0.5 if norm == "linf" else 1.0
             )
             longest = torch.minimum(REACH * far, width)
-        size = per_record(longest * _cosine(*STEP, step / steps), x)
+        size = per_record(longest * cosine(*STEP, step / steps), x)
         direction = gradient / per_record(norms(gradient, "l2").clamp_min(SMALLEST), gradient)
         change = project(x - nearest.center + size * direction, radius, norm)
     x = nearest.inside(change)
     nearest.offer(x, model.margins(x, y) < 0)
 
 
-def _cosine(first: float, last: float, done: float) -> float:
+def cosine(first: float, last: float, done: float) -> float:
+    """From the first to the last on half a wave, at the share `done` of the way."""
     return last + (first - last) * (1 + math.cos(math.pi * done)) / 2
 
 

@@ -29,6 +29,7 @@ class Nearest:
     Args:
         center: float32 [n, *shape], the records; low, high: broadcastable to it, what an input may be.
         reached: for inputs [k, *shape] and int64 [k], the records they are of: bool [k], asked of the deployed model.
+        onto: where inputs lie on a grid: the nearest on it, like the inputs.
     """
 
     def __init__(
@@ -38,11 +39,12 @@ class Nearest:
         high: Tensor,
         distance: Distance,
         reached: Callable[[Tensor, Tensor], Tensor],
+        onto: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.center, self.distance = center, distance
         self.low, self.high = low.expand_as(center), high.expand_as(center)
         self.x, self.length = center.clone(), torch.full((len(center),), torch.inf, device=center.device)
-        self._reached = reached
+        self._reached, self._onto = reached, onto
 
     def offer(self, x: Tensor, likely: Tensor) -> Tensor:
         """Asks about those of x [n, *shape] that are `likely`, bool [n], and nearer than what is known.
@@ -50,6 +52,8 @@ class Nearest:
         Returns:
             bool [n]: which are adversarial; of those not asked, whether that is likely.
         """
+        if self._onto is not None:
+            x = self._onto(x)
         length = norms(x - self.center, self.distance)
         asked = (likely & (length < self.length)).nonzero().squeeze(1)
         if len(asked):
@@ -59,6 +63,22 @@ class Nearest:
             better = asked[right]
             self.x[better], self.length[better] = x[better], length[better]
         return likely
+
+    def take(self, rows: Tensor) -> Nearest:
+        """Some of the records, int64, to be worked on alone; `put` brings back what was found."""
+        some = Nearest(
+            self.center[rows],
+            self.low[rows],
+            self.high[rows],
+            self.distance,
+            lambda x, index: self._reached(x, rows[index]),
+            self._onto,
+        )
+        some.x, some.length = self.x[rows], self.length[rows]
+        return some
+
+    def put(self, rows: Tensor, some: Nearest) -> None:
+        self.x[rows], self.length[rows] = some.x, some.length
 
     def inside(self, change: Tensor) -> Tensor:
         """The inputs [n, *shape] at these changes, cut off at the limits."""

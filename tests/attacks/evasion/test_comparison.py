@@ -91,6 +91,11 @@ def test_a_candidate_that_is_its_parent(digits: Data, tmp_path: Path) -> None:
     assert "was chosen by a quick probe" in (found.chosen or "")
     assert dense.estimate is not None
     assert next(part for part in dense.parts if part.name == "transfer from its candidates").estimate is not None
+    alone = {one.candidate: one for one in audit.findings if one.metric == "evade_only"}
+    assert alone.keys() == {"same"}, "a dense model has none beside it that could stay right"
+    assert alone["same"].estimate is not None
+    assert (alone["same"].estimate.estimate, alone["same"].estimate.n) == (0, 50)
+    assert [part.name for part in alone["same"].parts] == ["inputs of the worst case", "diva"]
 
 
 FLOAT16 = {"half": {"kind": "quantize", "number": "float16", "activations": "float"}}
@@ -118,7 +123,11 @@ def test_threat_models_say_what_ran(digits: Data, mlp: nn.Module) -> None:
         for parts in ([{"kind": "square", "queries": 5}], ["transfer"])
     ]
     result = crushproof.audit_model(mlp, None, records, FLOAT16, attacks=[*attacks, "membership"], policy="robustness")
-    square, transfer = (one for one in result.audit.findings if one.candidate == "half" and one.risk == "evasion")
+    found = [one for one in result.audit.findings if one.candidate == "half" and one.risk == "evasion"]
+    square, transfer = (one for one in found if one.metric == "robust_accuracy")
+    for alone in (one for one in found if one.metric == "evade_only"):
+        assert (alone.threat_model.access, alone.verdict, alone.gated) == ("white-box", "not-gated", False)
+        assert "dense, and so gradients of both" in alone.threat_model.knowledge
     assert (square.threat_model.access, transfer.threat_model.access) == ("scores", "labels")
     assert "the dense model it came from" not in square.threat_model.knowledge
     assert "and the dense model it came from" in transfer.threat_model.knowledge

@@ -17,12 +17,14 @@ from crushproof.attacks.case import Case, Evidence
 from crushproof.attacks.evasion.ascent.gradients import Gradients
 from crushproof.attacks.evasion.ascent.losses import losses, margins
 from crushproof.attacks.evasion.ball import Ball, Norm
+from crushproof.attacks.evasion.black_box.hop_skip_jump import HopSkipJump
 from crushproof.attacks.evasion.black_box.square import Square
 from crushproof.attacks.evasion.black_box.transfer import Transfer
 from crushproof.attacks.evasion.case import EvasionInputs
 from crushproof.attacks.evasion.engine import FLAT_STARTS, Perturber, Search
 from crushproof.attacks.evasion.evasion import Evasion
 from crushproof.attacks.evasion.gradient.apgd import Apgd, checkpoints
+from crushproof.attacks.evasion.gradient.apgd_targeted import ApgdTargeted
 from crushproof.attacks.evasion.gradient.pgd import Pgd, craft
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds
@@ -90,6 +92,40 @@ def test_margin_by_hand() -> None:
     assert losses(logits, y, "dlr").tolist() == pytest.approx([-0.5, 0.8])
     expected = nn.functional.cross_entropy(logits, y, reduction="none")
     assert torch.allclose(losses(logits, y, "ce").float(), expected)
+
+
+def test_losses_towards_a_class_by_hand() -> None:
+    logits, y, towards = torch.tensor([[3.0, 1.0, 2.0, 0.0]]), torch.tensor([0]), torch.tensor([1])
+    assert losses(logits, y, "margin", towards=towards).tolist() == [-2]
+    assert losses(logits, y, "dlr", towards=towards).tolist() == pytest.approx([-2 / (3 - (1 + 0) / 2)])
+    assert losses(logits, y, "ce", towards=towards).item() == pytest.approx(logits.log_softmax(1)[0, 1].item())
+    assert losses(logits[:, :3], y, "dlr", towards=towards).tolist() == [-2]
+
+
+def test_another_class_than_the_nearest_is_reached(digits: Data) -> None:
+    """The second largest logit never wins, and gives no hint of the third, which does."""
+
+    class Wall(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            first, second = x[:, 0], x[:, 1]
+            flat = torch.zeros_like(first)
+            return torch.stack([flat + 1, 0.9 + 0.01 * first, 4.4 * second - 1, flat - 5], dim=1)
+
+    x = torch.zeros(40, 2)
+    case = replace(
+        case_of(digits, Wall()), evaluation=replace(digits.evaluation, x=x, y=torch.zeros(40, dtype=torch.int64)),
+        ids=np.arange(40), classes=4, bounds=Bounds.of(-1, 0.5),
+    )  # fmt: skip
+    fooled = {}
+    for part in (Apgd(steps=20, loss="margin"), ApgdTargeted(steps=10, classes=2)):
+        search = Search(
+            case.deployed, case.evaluation, case.ids, Ball("linf", 0.4, x, case.bounds),
+            among=torch.ones(40, dtype=torch.bool), seed=0, ledger=Ledger(),
+        )  # fmt: skip
+        part.perturb(search, case)
+        fooled[part.part] = float(search.fooled.float().mean())
+    assert fooled["apgd"] < 0.5
+    assert fooled["apgd-targeted"] == 1
 
 
 def test_checkpoints_of_the_paper() -> None:
@@ -192,7 +228,7 @@ def test_candidates_the_deployed_model_resists_are_not_lost(digits: Data, dense:
 # --- what a result does not depend on
 
 
-@pytest.mark.parametrize("part", [Pgd(steps=15), Apgd(steps=15), Square(queries=40)], ids=lambda part: part.kind)
+@pytest.mark.parametrize("part", [Pgd(steps=15), Apgd(steps=15), ApgdTargeted(steps=6, classes=3), Square(queries=40)])
 def test_a_record_does_not_depend_on_its_company(digits: Data, part: Perturber) -> None:
     torch.manual_seed(0)
     module = Mlp(64, 10).eval()
@@ -246,7 +282,7 @@ def test_any_shape_of_record(digits: Data, norm: Norm, shape: tuple[int, ...]) -
     case = replace(
         case_of(digits, module), evaluation=replace(digits.evaluation, x=x, y=y), ids=np.arange(12), classes=3
     )
-    for part in (Pgd(), Apgd(), Square(queries=50)):
+    for part in (Pgd(), Apgd(), ApgdTargeted(), Square(queries=50), HopSkipJump(iterations=2, probes=40)):
         search = Search(
             case.deployed, case.evaluation, case.ids, Ball(norm, 0.9, x, case.bounds),
             among=torch.ones(12, dtype=torch.bool), seed=0, ledger=Ledger(),

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 import crushproof
 import crushproof.attacks.extraction.extract as module_of_extract
-from crushproof.attacks.extraction.answers import SEEN, Seen, told
+from crushproof.attacks.extraction.answers import SEEN, Seen, as_logits, told
 from crushproof.attacks.extraction.extract import Extracted, extract
 from crushproof.attacks.extraction.queries import representative
+from crushproof.attacks.extraction.strategies import STRATEGIES, Strategy
 from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.targets.errors import InputError, NotApplicable
 from crushproof.training.loop import Training
@@ -112,6 +113,36 @@ def test_what_is_seen_of_an_answer() -> None:
     moved = logits + torch.tensor([[0.0, 1e-5, 0.0], [0.0, 0.0, 1e-5]])
     hidden: tuple[Seen, ...] = ("rounded", "labels")
     assert all(torch.equal(told(moved, one, 3.0)[0], told(logits, one, 3.0)[0]) for one in hidden)
+    tenths = told(logits, "rounded", 1.0, decimals=1)[0]
+    assert 0.01 < (tenths - exact).abs().max() < 0.1
+    assert torch.equal(tenths, told(logits + torch.tensor([0.01, 0.0, 0.0]), "rounded", 1.0, decimals=1)[0])
+    assert torch.allclose(as_logits(exact).softmax(1), exact)
+    assert torch.equal(as_logits(logits), logits)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_counts_its_queries_and_copies(strategy: Strategy) -> None:
+    target = Probabilities(net())
+    quick = Training(epochs=1, batch_size=32, learning_rate=2e-2)
+    copy = extract(target, records(70, 0), budget=110, strategy=strategy, architecture=net(), rounds=1, training=quick)
+    assert target.queries == len(copy.queries) == copy.ledger.queries == 110
+    assert copy.fidelity(records(300, 1)) > 0.6
+    assert torch.equal(copy.labels, net()(copy.queries).argmax(1))
+
+
+def test_what_a_copy_is_good_for(copied: Extracted) -> None:
+    x = records(300, 1)
+    y = net()(x).argmax(1)
+    assert copied.transfer(x, y, 1e-6, lower=-2, upper=2) == 0
+    fooled = copied.transfer(x, y, 0.1, lower=-2, upper=2)
+    own = extract(net(), records(120, 0), budget=2, rounds=1, training=Training(epochs=1)).transfer(
+        x, y, 0.1, lower=-2, upper=2
+    )
+    assert fooled > own + 0.1
+    assert copied.transfer(x, y, 0.5, lower=-2, upper=2) > fooled
+    assert copied.noticed(x) is None, "90 queries are too few to be noticed"
+    with pytest.raises(InputError, match="one class for each"):
+        copied.transfer(x, y[:2])
 
 
 def test_representative_records_stand_for_every_cloud() -> None:
@@ -137,6 +168,8 @@ def test_representative_records_stand_for_every_cloud() -> None:
         ({"budget": 0}, "budget is 0"),
         ({"temperature": 0.0}, "temperature 0"),
         ({"answers": "logits"}, "scores, rounded, top1, labels"),
+        ({"strategy": "active"}, "random, representative, adaptive"),
+        ({"decimals": 0}, "decimals 1 to 6"),
         ({"architecture": nn.Linear(4, 2)}, "3 classes"),
         ({"architecture": nn.Linear(5, 3)}, "The architecture is none"),
     ],

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from types import SimpleNamespace
+from typing import Any, cast
+
 import numpy as np
 import pytest
 import torch
@@ -11,11 +15,15 @@ from torch import Tensor, nn
 from crushproof.attacks.access import Ledger
 from crushproof.attacks.case import Case, Evidence
 from crushproof.attacks.extraction.copying import at_least, match_answers
+from crushproof.attacks.extraction.evidence_form import evidence_form
 from crushproof.attacks.extraction.extraction import UNQUERIED, Extraction
 from crushproof.attacks.extraction.queries import choose_labels, choose_queries
+from crushproof.attacks.measurement import Measurement, Rate
+from crushproof.attacks.preparation import Audited, Results
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import NotApplicable
+from crushproof.targets.form import MisfitError
 from crushproof.targets.model import Target, TorchTarget
 from crushproof.targets.seeds import generator
 from crushproof.training.loop import Training, train
@@ -125,6 +133,7 @@ def test_the_same_seed_gives_the_same_evidence_and_another_one_other_copies(simp
     assert all(np.array_equal(first.arrays[name], again.arrays[name]) for name in first.arrays)
     assert set(first.arrays) == {
         *("ids", "target_correct", "agrees/scores/20", "copy_correct/scores/20", "transfer/scores/20"),
+        *("distances/scores", "distances/honest"),
         *(f"agrees/{UNQUERIED}", f"copy_correct/{UNQUERIED}"),
     }
     assert any(not np.array_equal(first.arrays[name], other.arrays[name]) for name in first.arrays)
@@ -164,6 +173,77 @@ def test_few_queries_get_more_epochs() -> None:
     assert at_least(training, 120, 20).epochs == 120
 
 
+def judged(attack: Extraction, evidence: Evidence, baseline: Evidence | None = None) -> list[Measurement]:
+    """What is measured of a model's evidence, and of that of the dense model where it is given."""
+    known = {"small": evidence, "dense": baseline}
+    model = SimpleNamespace(name="small", baselines=("dense",))
+    results = SimpleNamespace(
+        model=model, evidence=lambda ran: known[ran.model], flags=lambda name: set(), why=lambda ran: "it did not run"
+    )
+    return attack.measure(cast(Results, results))
+
+
+@pytest.fixture(scope="module")
+def coarse() -> Extraction:
+    return Extraction(
+        budgets=(30, 110),
+        label_budgets=(110,),
+        answers=("labels", "top1", "rounded"),
+        strategy="adaptive",
+        decimals=1,
+        least_steps=20,
+        most_rounds=1,
+        transfer_records=40,
+    )
+
+
+@pytest.fixture(scope="module")
+def coarsely(simple: nn.Module, coarse: Extraction) -> Evidence:
+    return coarse.run(case_of(TorchTarget(simple), simple.requires_grad_(False)), seed=0)
+
+
+def test_coarse_answers_to_chosen_queries_have_rows_of_their_own(coarse: Extraction, coarsely: Evidence) -> None:
+    assert coarsely.ledger.queries == 3 * 110, "each attacker chooses by what it sees"
+    fidelity, transfer = judged(coarse, coarsely, coarsely)
+    assert [one.detail for one in (fidelity, transfer)] == list(coarse.details(cast(Audited, None)))
+    assert [part.name for part in fidelity.parts if part.headline] == ["rounded/110"]
+    assert {part.name for part in fidelity.parts} == {
+        f"{one}/{n}" for one in ("top1", "rounded") for n in (30, 110)
+    } | {"labels/110"}
+    assert "adaptive queries" in fidelity.attack
+    assert isinstance(transfer.outcome, Rate)
+    assert len(transfer.outcome.successes) == 40
+    assert np.array_equal(coarsely.arrays["transfer/rounded/110"], transfer.outcome.successes)
+    assert [one.baseline for one in transfer.comparisons] == ["dense"]
+    notes = " ".join(fidelity.notes)
+    assert notes.count("A fidelity of 90 % takes") == 3
+    assert "To answer with labels instead of rounded changes the copy's fidelity after 110 queries by" in notes
+    assert "threshold" in notes
+
+
+def test_stored_evidence_is_of_its_form(coarse: Extraction, coarsely: Evidence) -> None:
+    spent = {"labels/110": 110, "top1/30": 30, "top1/110": 110, "rounded/30": 30, "rounded/110": 110, UNQUERIED: 0}
+    form = evidence_form(spent, coarse.budgets, np.arange(120), 40)
+
+    def check(arrays: dict[str, Any]) -> None:
+        form.check(json.dumps(coarsely.summary).encode(), coarsely.summary, arrays, {})
+
+    check(coarsely.arrays)
+    for name in ("distances/labels", "distances/honest"):
+        assert (coarsely.arrays[name] == -1).sum() == 3, "the first of each class"
+        for forged in (coarsely.arrays[name][:-1], coarsely.arrays[name] - 1):
+            with pytest.raises(MisfitError, match=name):
+                check({**coarsely.arrays, name: forged})
+
+
+def test_what_did_not_run_is_said_twice(coarse: Extraction) -> None:
+    found = judged(coarse, cast(Evidence, None))
+    assert [(one.metric.name, one.outcome, one.reason) for one in found] == [
+        ("fidelity", None, "it did not run"),
+        ("copy_transfer", None, "it did not run"),
+    ]
+
+
 def test_answers_that_are_not_numbers_are_refused(attack: Extraction) -> None:
     class Broken(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -173,7 +253,10 @@ def test_answers_that_are_not_numbers_are_refused(attack: Extraction) -> None:
         attack.run(case_of(TorchTarget(Broken()), None), seed=0)
 
 
-@pytest.mark.parametrize("fields", [{"budgets": (150, 50)}, {"budgets": ()}, {"label_budgets": (5, 5)}, {"steps": 1}])
+@pytest.mark.parametrize(
+    "fields",
+    [{"budgets": (150, 50)}, {"budgets": ()}, {"label_budgets": (5, 5)}, {"steps": 1}, {"answers": ("top1", "top1")}],
+)
 def test_fields_that_make_no_sense_are_refused(fields: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Extraction.model_validate(fields)

@@ -54,6 +54,7 @@ PLAN: dict[str, Any] = {
         {"kind": "evasion", "epsilon": "auto", "records": 12, "parts": [{"kind": "pgd", "steps": 1}, "transfer"]},
         "membership",
         {"kind": "extraction", "budgets": [10], "least_steps": 1, "most_rounds": 1, "training": {"epochs": 1}},
+        "churn",
     ],
     "shadows": {"training_free": 4, "trained": 2},
 }

@@ -16,7 +16,7 @@ from crushproof.attacks.membership.risk import AUC, TPR
 from crushproof.attacks.risk import ACCURACY
 from crushproof.audit.report import charts, defense_views, dot_charts, footprint_views, views
 from crushproof.audit.report.html import render, to_html
-from crushproof.audit.report.terminal import print_audit
+from crushproof.audit.report.terminal import print_audit, print_findings
 from crushproof.audit.result import AuditResult
 from crushproof.audit.schema import wording
 from crushproof.audit.schema.rows import Audit, Environment, Estimate, Point
@@ -334,3 +334,23 @@ def test_the_report_names_what_was_left_out() -> None:
     assert page.count("not judged: no dense model") == 4  # accuracy is, and error would be of another sort of model
     assert "Nothing could be judged" in page
     assert "1 candidate up for release: 1 not judged." in page
+
+
+def test_what_describes_a_figure_stands_beside_it(audit: Audit, page: Page, capsys: pytest.CaptureFixture[str]) -> None:
+    """Distances and similarity in the table of each model, on the page and on the terminal; fragile records by id."""
+    print_audit(audit)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "above 0.15 [0.1, above 0.15]" in page.text, "most adversarially trained records withstand every epsilon"
+    assert "above 0.15 [0.1," in printed, "the rest of the cell is in the next line"
+    for text in (page.text, printed):
+        assert "0.0981 / 0.1" in text
+        assert "0.931 / 0.712" in text
+        assert "0.1 [0.05, 0.1]" in text
+        assert audit.risks["evasion"].described in text
+    assert "Most fragile records (of 14), by id: 3, 17, 21, 40, 58, 77, 102, 230, 311, 400." in page.text
+    assert "They fell at epsilon 0.03, before any other." in page.text
+    only = audit.model_copy(update={"findings": audit.findings[:1]})
+    print_findings(only)
+    printed = capsys.readouterr().out
+    assert "SSIM, lowest: 0.712, n = " in printed
+    assert "by id: 3, 17" in printed

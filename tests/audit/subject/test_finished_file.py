@@ -30,8 +30,10 @@ from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.recent import Recent
+from crushproof.targets.runtimes.openvino import OpenVino, OpenVinoTarget
+from crushproof.targets.runtimes.runtime import RUNTIMES
 from crushproof.targets.untrusted import _check_onnx, model_file
-from crushproof.targets.untrusted.model_file import read_model_file
+from crushproof.targets.untrusted.model_file import CheckedOnnx, read_model_file
 from crushproof.training.loop import Training, train
 from crushproof.training.networks import Mlp
 
@@ -191,6 +193,45 @@ def test_with_the_dense_model_the_lineage_is_checked(folder: Path, tmp_path: Pat
     assert membership["int8"].estimate is not None
     assert "shadows-differ" in membership["tampered"].flags  # how it was compressed is not declared
     assert "in OpenVINO: " in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_what_was_found_is_asked_again_in_every_runtime_and_the_worst_counts(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that gets all wrong that it rounds."""
+
+    class Spoilt(OpenVino):
+        def open(self, model: CheckedOnnx, *, output: str | None = None) -> OpenVinoTarget:
+            target = super().open(model, output=output)
+            if b"QuantizeLinear" in model.usable:
+                answers = target.logits
+                monkeypatch.setattr(target, "logits", lambda x: -answers(x))
+            return target
+
+    monkeypatch.setattr(RUNTIMES, "_classes", {**RUNTIMES.kinds(), "openvino": Spoilt})
+    written = plan(
+        folder,
+        "elsewhere",
+        data={"kind": "npz", "path": "both.npz"},
+        model={"file": "model.onnx"},
+        attacks=ATTACKS[:1],
+        policy={"changes": {"robust_accuracy": -0.05}},
+        runtimes=["openvino"],
+        candidates={"int8": {"file": "int8.onnx", "recipe": "int8"}},
+    )
+    code, _, found = audit(written, folder=tmp_path)
+    assert (code, found is None) == (1, False)
+    assert found is not None
+    dense, int8 = (next(one for one in found.findings if one.candidate == name) for name in ("dense", "int8"))
+    again = {one.candidate: {part.name: part for part in one.parts}["asked again in OpenVINO"] for one in (dense, int8)}
+    assert int8.estimate is not None
+    assert dense.estimate is not None
+    assert int8.estimate.estimate == again["int8"].estimate == 0 < dense.estimate.estimate
+    assert again["dense"].estimate is not None
+    assert dense.estimate.estimate <= again["dense"].estimate
+    change = int8.changes[0]
+    assert "asked again in OpenVINO" in [part.name for part in int8.parts if part.counted]
+    assert change.difference == -change.baseline_estimate < 0
 
 
 def test_what_is_kept_of_a_file_follows_from_its_identity(folder: Path, digits: Data) -> None:

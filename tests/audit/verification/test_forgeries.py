@@ -97,6 +97,8 @@ EDITS: dict[str, Callable[[Values], None]] = {
     "the digest of evidence": finding("int8/evasion", evidence_digest="0" * 64),
     "the queries": finding("int8/evasion", queries=1),
     "a note": finding("int8/evasion", notes=["All is well."]),
+    "who fell first": finding("int8/evasion", fragile=None),
+    "a class that got worse": finding("int8/churn/negative-flips", worse=["3"]),
     "accuracy": candidate("crushed", accuracy=BETTER),
     "the change of accuracy": lambda v: of(v["candidates"], "crushed")["quality_change"].update(CHANGE),
     "the role of a candidate": candidate("crushed", role="control"),

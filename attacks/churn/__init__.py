@@ -1,0 +1,1 @@
+"""Which decisions compression changes without any attacker, where, and for whom."""

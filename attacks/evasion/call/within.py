@@ -1,0 +1,98 @@
+"""The parts of an attack, one after the other, on what those before them left, in the allowed set of each record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ....targets.errors import NotApplicable
+from ....targets.seeds import derive
+from ...access import Access, Ledger
+from ...case import Case
+from .. import trust
+from ..ascent.losses import Goal, margins
+from ..ball import Region
+from ..blocks import seek
+from ..engine import Perturber
+from .doubts import Hope, flags_of_part
+
+
+@dataclass(eq=False)
+class Course:
+    """What a call has found so far, n records each, on the CPU.
+
+    Args:
+        best: float32 [n, *shape], what fooled the model, or else came closest to it.
+        success: bool [n]; white: those that the attacker with gradients, or with nothing at all, has.
+        weak: every part that followed gradients gave up too early to mean anything.
+        parts: bool [n] by part, what it fooled of what was left; flags: by part; skipped: who could not run, and why.
+    """
+
+    best: Tensor
+    success: Tensor
+    white: Tensor
+    weak: bool = True
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    flags: dict[str, list[str]] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, x: Tensor, success: Tensor) -> Course:
+        """At its beginning: the records, and which of them are as the attacker wants already."""
+        return cls(x.cpu().clone(), success.cpu(), success.cpu().clone())
+
+
+def search_within(
+    course: Course,
+    parts: Sequence[Perturber],
+    case: Case,
+    region: Region,
+    goal: Goal,
+    *,
+    seed: int,
+    batch: int,
+    ledger: Ledger,
+) -> None:
+    """Tries the parts in turn and enters in the course what they find.
+
+    Args:
+        case: its records have the classes to get away from, or to.
+        batch: inputs at a time.
+    """
+    hope, wanted = Hope(len(course.success)), case.evaluation.y
+
+    def margin(inputs: Tensor, rows: Tensor) -> Tensor:
+        ledger.queries += len(rows)
+        return margins(case.deployed.logits(inputs.to(wanted.device)), wanted[rows.to(wanted.device)], goal).cpu()
+
+    for part in parts:
+        if (reason := part.why_not(case)) is not None:
+            course.skipped.append(f"{part.part}: {reason}")
+            continue
+        try:
+            found = seek(
+                part,
+                case,
+                case.evaluation,
+                case.ids,
+                region,
+                among=~course.success & ~hope.lost,
+                seed=derive(seed, "evade", part.part),
+                ledger=ledger,
+                batch=batch,
+                goal=goal,
+            )
+        except NotApplicable as error:
+            course.skipped.append(f"{part.part}: {error}")
+            continue
+        closest = found.fooled if course.parts else ~course.success
+        course.best[closest] = found.best[closest]
+        course.success = course.success | found.fooled
+        course.parts[part.part] = found.fooled
+        course.flags[part.part] = flags_of_part(part, found, len(wanted))
+        hope.learn(part, found, margin)
+        if part.access is Access.WHITE_BOX:
+            course.white |= found.fooled
+            course.weak &= trust.too_weak(part.model_dump(), region.epsilon)

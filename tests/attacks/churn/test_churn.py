@@ -1,0 +1,154 @@
+"""Churn: against itself nothing changes, a group that alone got worse is named, and equal flips raise no alarm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from evasion_cases import case_of
+from torch import Tensor, nn
+
+from crushproof.attacks.case import Evidence
+from crushproof.attacks.churn.churn import Churn
+from crushproof.attacks.churn.measure import LOW_MARGIN, NEGATIVE, got_worse
+from crushproof.attacks.measurement import Measurement, Rate
+from crushproof.targets.data.data import Data
+from crushproof.targets.data.records import Bounds, Records
+from crushproof.targets.errors import NotApplicable
+from crushproof.targets.form import check_arrays
+
+
+@dataclass
+class Known:
+    """Stands for `preparation.Results`: the evidence on models by name, one of which is looked at."""
+
+    scope: Any
+    model: Any
+    found: dict[str, Evidence]
+
+    def evidence(self, ran: Any) -> Evidence | None:
+        return self.found.get(ran.model)
+
+    def why(self, ran: Any) -> str:
+        return f"{ran.model} failed"
+
+    def flags(self, model: str) -> set[str]:
+        return set()
+
+
+def measured(data: Any, found: dict[str, Evidence], name: str, *baselines: str) -> dict[str, Measurement]:
+    model = SimpleNamespace(name=name, baselines=baselines, is_dense=name == "dense")
+    results: Any = Known(SimpleNamespace(data=data), model, found)
+    return {one.detail: one for one in Churn().measure(results)}
+
+
+def share(one: Measurement) -> float:
+    assert isinstance(one.outcome, Rate)
+    return float(one.outcome.successes.mean())
+
+
+N = 400
+LABELS = np.arange(N) % 4
+
+
+@pytest.fixture(scope="module")
+def grouped() -> Data:
+    x = torch.rand((N, 3), generator=torch.Generator().manual_seed(0))
+    groups = tuple("old" if row % 5 == 0 else "young" for row in range(N))
+    return Data("grouped", None, Records(x, torch.from_numpy(LABELS)), Bounds.of(0, 1), tuple("abcd"), groups)
+
+
+def answers(wrong: list[int], margin: np.ndarray | None = None) -> Evidence:
+    """Of a model that takes these records for the next class, and all others for what they are."""
+    predicted = LABELS.copy()
+    predicted[wrong] = (predicted[wrong] + 1) % 4
+    margins = np.arange(N, dtype=np.float32) if margin is None else margin
+    arrays = {"ids": np.arange(N), "predicted": predicted, "correct": predicted == LABELS, "margin": margins}
+    return Evidence(arrays, {})
+
+
+OLD = list(range(0, N, 5))
+
+
+def test_a_candidate_that_fails_one_group_alone_is_named(grouped: Data) -> None:
+    """20 old people, 5 of each class: too few in a class to tell, and beyond chance together."""
+    found = {"dense": answers([]), "small": answers(OLD[:20])}
+    told = measured(grouped, found, "small", "dense")
+    assert told[NEGATIVE].worse == ("group old",)
+    assert "group old (20 lost, 0 gained of 80, p = 1.1e-05)" in " ".join(told[NEGATIVE].notes)
+    assert share(told[""]) == share(told[NEGATIVE]) == 20 / N
+    assert share(told[LOW_MARGIN]) == 8 / 40, "of the 40 records with the smallest margins"
+    hit: Any = told[NEGATIVE].groups
+    groups = {name: float(one.successes.mean()) for name, one in hit.items()}
+    assert groups == {"a": 0.05, "b": 0.05, "c": 0.05, "d": 0.05, "group old": 0.25, "group young": 0.0}
+    curve: Any = told[""].curves["changed decisions"]
+    assert [at for at, _ in curve] == list(range(1, 11))
+    assert sum(int(one.successes.sum()) for _, one in curve) == 20
+
+
+def test_as_many_gained_as_lost_raise_no_alarm(grouped: Data) -> None:
+    found = {"dense": answers(OLD[:20]), "small": answers(OLD[20:40])}
+    told = measured(grouped, found, "small", "dense")
+    assert share(told[""]) == 40 / N, "they are churn"
+    assert share(told[NEGATIVE]) == 20 / N
+    assert told[NEGATIVE].worse == ()
+    assert "No class or group got significantly worse" in " ".join(told[NEGATIVE].notes)
+    assert measured(grouped, {"dense": found["small"], "small": answers([])}, "small", "dense")[NEGATIVE].worse == ()
+
+
+def test_chance_in_many_classes_names_none() -> None:
+    """One class in 200 with 7 lost of 7: p = .016 alone, and none that is left of it among so many tests."""
+    masks = {str(place): np.arange(1400) // 7 == place for place in range(200)}
+    lost = masks["3"].copy()
+    assert got_worse(lost, np.zeros_like(lost), masks)[0] == ()
+    assert got_worse(lost, np.zeros_like(lost), {"3": masks["3"]})[0] == ("3",)
+
+
+def test_dense_against_itself_changes_nothing(digits: Data, dense: nn.Module) -> None:
+    attack, case = Churn(), case_of(digits, dense)
+    evidence = attack.run(case, seed=0)
+    told = measured(digits, {"dense": evidence}, "dense")
+    assert [share(one) for one in told.values()] == [0, 0, 0]
+    assert told[NEGATIVE].worse == ()
+    assert case.deployed.queries == evidence.ledger.queries == len(digits.evaluation), "one pass"
+    best = dense(digits.evaluation.x).detach().sort(1).values
+    assert evidence.arrays["margin"] == pytest.approx((best[:, -1] - best[:, -2]).numpy(), abs=1e-4)
+    scope: Any = SimpleNamespace(data=digits)
+    model: Any = None  # it looks at none
+    form = attack.form(model, scope)
+    assert form.holds is not None
+    assert not callable(form.arrays)
+    check_arrays(evidence.arrays, form.arrays or {})
+    form.holds(None, evidence.arrays, {})
+    other = Evidence({**evidence.arrays, "predicted": (evidence.arrays["predicted"] + 1) % 10}, {})
+    with pytest.raises(ValueError, match="does not follow"):
+        form.holds(None, other.arrays, {})
+    assert attack.asked_again(evidence, case) == []
+    assert attack.asked_again(other, case) == ["600 of 600 decisions are others"]
+
+
+def test_what_cannot_be_compared_is_said(digits: Data, grouped: Data) -> None:
+    alone = measured(grouped, {"file": answers([])}, "file")
+    assert [(one.outcome, one.reason) for one in alone.values()] == [(None, "the model that it came from is not known")]
+    missing = measured(grouped, {"small": answers([])}, "small", "dense")
+    assert [one.reason for one in missing.values()] == ["dense failed"]
+
+    class Undecided(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.full((len(x), 10), float("nan"))
+
+    with pytest.raises(NotApplicable, match="NaN"):
+        Churn().run(case_of(digits, Undecided()), seed=0)
+    sure = replace(case_of(digits, nn.Flatten()), deployed=_Sure())  # the logarithm of a probability of 0
+    assert np.isfinite(Churn().run(sure, seed=0).arrays["margin"]).all()
+
+
+class _Sure:
+    queries = 0
+
+    def logits(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.one_hot(torch.zeros(len(x), dtype=torch.long), 10).float().log()

@@ -1,0 +1,142 @@
+"""HopSkipJump: against exact distances of linear nets, against gradients that are hidden, and in other company."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from evasion_cases import case_of, survivors
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from crushproof.attacks.access import Access, Ledger
+from crushproof.attacks.case import Case
+from crushproof.attacks.evasion.ball import Ball, Norm
+from crushproof.attacks.evasion.black_box.hop_skip_jump import HopSkipJump
+from crushproof.attacks.evasion.black_box.square import Square
+from crushproof.attacks.evasion.engine import Search
+from crushproof.attacks.evasion.evade import evade
+from crushproof.attacks.evasion.evasion import Evasion
+from crushproof.attacks.evasion.gradient.pgd import Pgd
+from crushproof.targets.data.data import Data
+from crushproof.targets.data.records import Bounds, Records
+from crushproof.targets.model import TorchTarget
+
+N, FEATURES = 30, 16
+
+
+class LabelsOnly(nn.Module):
+    """Answers with 1 for the class and 0 for all others: neither a gradient nor a score says anything."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.one_hot(self.net(x).argmax(1), 10).float()
+
+
+def linear_case() -> tuple[nn.Linear, Case]:
+    torch.manual_seed(0)
+    net, x = nn.Linear(FEATURES, 2), 0.3 + 0.4 * torch.rand(N, FEATURES)
+    records = Records(x, net(x).argmax(1))
+    others = Records(torch.rand(9, FEATURES), torch.zeros(9, dtype=torch.int64))
+    case = Case(TorchTarget(net), None, None, None, records, np.arange(N), others, Bounds.of(0, 1), 2)
+    return net, case
+
+
+def search_of(case: Case, norm: Norm, epsilon: float, bounds: Bounds | None = None, seed: int = 0) -> Search:
+    x = case.evaluation.x
+    return Search(
+        case.deployed, case.evaluation, case.ids, Ball(norm, epsilon, x, bounds or case.bounds),
+        among=torch.ones(len(x), dtype=torch.bool), seed=seed, ledger=Ledger(),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_of_a_linear_net_it_finds_nearly_the_nearest_input(norm: Norm) -> None:
+    net, case = linear_case()
+    weights = (net.weight[0] - net.weight[1]).detach()
+    margin = (case.evaluation.x @ weights + (net.bias[0] - net.bias[1]).detach()).abs()
+    exact = margin / (weights.abs().sum() if norm == "linf" else weights.norm())
+    part = HopSkipJump(iterations=10)
+    found, distance = part.walk(search_of(case, norm, 0.1), case, until=0.0)
+    change = found - case.evaluation.x
+    moved = change.abs().amax(1) if norm == "linf" else change.norm(dim=1)
+    assert torch.allclose(moved, 0.1 * distance, rtol=1e-4)
+    assert (net(found).argmax(1) != case.evaluation.y).all()
+    assert ((found >= 0) & (found <= 1)).all()
+    assert (moved >= exact * (1 - 1e-5)).all()
+    assert (moved / exact).median() < 1.1
+    before, search = case.deployed.queries, search_of(case, norm, 0.1)
+    part.perturb(search, case)
+    assert search.ledger.queries == case.deployed.queries - before
+    sure, hopeless = exact < 0.1 / 1.3, exact > 0.1
+    assert sure.any()
+    assert hopeless.any()
+    assert search.fooled[sure].all()
+    assert not search.fooled[hopeless].any()
+    assert search.ball.contains(search.best[search.active]).all()
+
+
+def test_labels_alone_are_enough(digits: Data, dense: nn.Module) -> None:
+    """Where nothing else can be seen, it comes near to what gradients would find, and Square does not."""
+    assert HopSkipJump().access is Access.LABELS
+    hidden = case_of(digits, LabelsOnly(dense), twin=None, native=None, parent=None)
+    seen = survivors(case_of(digits, dense), Pgd(steps=20, loss="margin"), "linf", 0.1)
+    alone = survivors(hidden, HopSkipJump(iterations=8), "linf", 0.1)
+    blind = survivors(hidden, Square(queries=400), "linf", 0.1)
+    assert alone <= seen + 15
+    assert alone < blind - 15
+
+
+def test_steps_of_a_quantised_net_do_not_hide_the_boundary(digits: Data, dense: nn.Module) -> None:
+    """Between the steps of its input it answers alike; ten times as wide as the narrowest probe."""
+
+    class Stepped(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return dense(torch.round(x * 25) / 25)
+
+    plain = survivors(case_of(digits, dense, twin=None, native=None), HopSkipJump(iterations=6), "linf", 0.1)
+    stepped = survivors(case_of(digits, Stepped(), twin=None, native=None), HopSkipJump(iterations=6), "linf", 0.1)
+    assert stepped <= plain + 5
+
+
+def test_a_record_does_not_depend_on_its_company(digits: Data, dense: nn.Module) -> None:
+    case = case_of(digits, dense)
+    attack = Evasion(epsilons=(0.1,), records=24, parts=(HopSkipJump(iterations=2, probes=16),))
+    together = attack.run(case, seed=3)
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(1))[:9]
+    few = replace(case, evaluation=case.evaluation.take(order), ids=case.ids[order.numpy()])
+    alone = attack.run(few, seed=3).arrays
+    assert (alone["worst/0.1"] == together.arrays["worst/0.1"][order.numpy()]).all()
+    assert np.allclose(alone["adversarial"], together.arrays["adversarial"][order.numpy()], atol=1e-5)
+    assert together.ledger.forwards == together.ledger.backwards == 0
+    assert together.summary["part_access"] == {"hop-skip-jump": "labels"}
+
+
+def test_what_is_held_stays_and_whole_numbers_stay_whole() -> None:
+    _, case = linear_case()
+    held, whole = torch.arange(FEATURES) < 4, torch.arange(FEATURES) >= 12
+    bounds = Bounds(torch.tensor(0.0), torch.tensor(9.0), held, whole)
+    x = torch.where(whole, (9 * case.evaluation.x).round(), 9 * case.evaluation.x)
+    case = replace(case, evaluation=Records(x, case.deployed.logits(x).argmax(1)), bounds=bounds)
+    search = search_of(case, "linf", 0.25)
+    HopSkipJump(iterations=4).perturb(search, case)
+    assert search.fooled.sum() > 0
+    inside = search_of(case, "linf", 0.25).ball.contains(search.best)
+    assert inside.all()
+    assert torch.equal(search.best[:, held], x[:, held])
+
+
+def test_a_call_keeps_its_limits_to_the_bit() -> None:
+    net, case = linear_case()
+    x, y = case.evaluation.x, case.evaluation.y
+    part = HopSkipJump(iterations=4)
+    found = evade(net, x, y, epsilon=0.07, lower=-1, upper=2, parts=(part,))
+    assert found.success.any()
+    assert ((found.adversarial - x).abs() <= 0.07 + 1e-7).all()
+    wanted = evade(net, x, y, epsilon=0.07, lower=-1, upper=2, parts=(part,), target_class=1 - y)
+    assert torch.equal(wanted.success, found.success), "of two classes the other one is the target"
