@@ -7,7 +7,7 @@ number of workers and of what else the audit contains.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -33,10 +33,25 @@ def uniform(seed: int, ids: np.ndarray[tuple[int], np.dtype[np.int64]], size: tu
     """Noise in [0, 1), float32 [n, *size] on the CPU; a row follows from the seed and the record's id alone."""
     import torch
 
+    return _rows(torch.rand, seed, ids, size)
+
+
+def normal(seed: int, ids: np.ndarray[tuple[int], np.dtype[np.int64]], size: tuple[int, ...]) -> torch.Tensor:
+    """As `uniform`, of the standard normal distribution."""
+    import torch
+
+    return _rows(torch.randn, seed, ids, size)
+
+
+def _rows(
+    draw: Callable[..., torch.Tensor], seed: int, ids: np.ndarray[tuple[int], np.dtype[np.int64]], size: tuple[int, ...]
+) -> torch.Tensor:
+    import torch
+
     stream = torch.Generator()
     rows = torch.empty(len(ids), *size)
     for row, identity in zip(rows, ids.tolist(), strict=True):
-        torch.rand(size, generator=stream.manual_seed(derive(seed, identity)), out=row)
+        draw(size, generator=stream.manual_seed(derive(seed, identity)), out=row)
     return rows
 
 

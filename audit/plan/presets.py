@@ -45,6 +45,7 @@ ATTACK_PRESETS: dict[str, list[dict[str, Any]]] = {
         {"kind": "membership"},
         {"kind": "extraction", "budgets": [50, 150, 500, 1500]},
         {"kind": "churn"},
+        {"kind": "smoothing"},
     ],
 }
 

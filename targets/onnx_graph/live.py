@@ -60,6 +60,10 @@ def _keep_live(graph: onnx.GraphProto) -> set[str]:
         del graph.node[:]
         graph.node.extend(nodes)
     if len(held) < len(graph.initializer):
+        dead = {tensor.name for tensor in graph.initializer} - needed
+        inputs = [item for item in graph.input if item.name not in dead]  # old files list their weights there, too
+        del graph.input[:]
+        graph.input.extend(inputs)
         del graph.initializer[:]
         graph.initializer.extend(held)
     return needed

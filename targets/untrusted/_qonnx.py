@@ -86,7 +86,7 @@ def written_out(model: onnx.ModelProto) -> onnx.ModelProto | None:
     del graph.node[:]
     graph.node.extend(writer.nodes)
     read = {name for node in _nodes(graph) for name in node.input} | {item.name for item in graph.output}
-    idle = writer.replaced - read
+    idle = {tensor.name for tensor in graph.initializer if tensor.name in writer.given} - read
     for held in (graph.initializer, graph.input):  # a format of before 2019 lists weights as inputs too
         for at in reversed(range(len(held))):
             if held[at].name in idle:
@@ -143,7 +143,7 @@ class _Writer:
 
     Attributes:
         nodes, tensors: the new graph's nodes, and the tensors that it needs besides.
-        replaced: names of weights that became codes.
+        given: names of what the quantisers read.
     """
 
     def __init__(self, model: onnx.ModelProto, names: set[str]) -> None:
@@ -157,7 +157,7 @@ class _Writer:
         self.nodes: list[onnx.NodeProto] = []
         self.tensors: list[onnx.TensorProto] = []
         self.numbers: dict[tuple[bytes, tuple[int, ...]], str] = {}
-        self.replaced: set[str] = set()
+        self.given: set[str] = set()
 
     def write(self, node: onnx.NodeProto) -> None:
         if not known(node):
@@ -170,6 +170,7 @@ class _Writer:
             has = f"has {len(node.input)} inputs and {len(node.output)} outputs"
             _refuse(node, f"{has}: it takes {counts[0]} and gives 1")
         start = len(self.nodes)
+        self.given.update(node.input)
         try:
             {"BipolarQuant": self._bipolar, "Trunc": self._trunc}.get(node.op_type, self._quant)(node)
         except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError):
@@ -301,7 +302,6 @@ class _Writer:
         if zero.any():
             y = self.emit("Sub", y, self.number(zero))
         self.emit("Mul", y, self.number(scale))
-        self.replaced.add(node.input[0])
         return True
 
     def _given(self, node: onnx.NodeProto, at: int, value: Array | None) -> str:

@@ -199,7 +199,19 @@ def test_weights_count_in_the_bits_of_their_codes() -> None:
     assert [(one["weight_bits"], one["macs"]) for one in found["macs_by_width"]] == [(2, 18), (3, 24)]
     assert found["disk_bytes"] == len(file.data)
     held = {tensor.name for tensor in file.checked.model.graph.initializer}
-    assert not held & {"w", "v"}  # the floats, which nothing reads any more
+    assert not held & {"w", "v", "ws", "three"}  # which nothing reads any more
+
+
+def test_an_old_file_lists_its_weights_as_inputs() -> None:
+    listed = onnx.load_model_from_string(network(9))
+    listed.ir_version = 3
+    for tensor in listed.graph.initializer:
+        listed.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    file = exported(listed.SerializeToString())
+    assert [item.name for item in file.checked.model.graph.input] == ["x"]
+    assert footprint_of_file(file, (4,))["macs"] == 42
+    x = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(OnnxTarget(file.checked).logits(x), OnnxTarget(network(9)).logits(x))
 
 
 def test_an_input_quantiser_says_what_it_covers() -> None:

@@ -1,0 +1,1 @@
+"""Randomised smoothing: the share of records that a model under noise is certain to get right within a radius."""
