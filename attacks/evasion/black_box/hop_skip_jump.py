@@ -117,7 +117,8 @@ def begin(search: Search, case: Case, until: float) -> tuple[Tensor, Tensor]:
         points[right], far[right] = back(search, wide[right], ball.take(right), points[right], far[right], until)
         far[~right] = torch.inf
         best = far.view(-1, count).argmin(1) + count * torch.arange(len(rows), device=x.device)
-        x[rows], distance[rows] = points[best], far[best]
+        distance[rows] = far[best]
+        x[rows] = torch.where(per_record(far[best].isfinite(), x), points[best], x[rows])
     return x, distance
 
 
@@ -206,9 +207,7 @@ def jump(
     return ahead, gone
 
 
-def back(
-    search: Search, rows: Tensor, ball: Region, x: Tensor, known: Tensor, until: float
-) -> tuple[Tensor, Tensor]:
+def back(search: Search, rows: Tensor, ball: Region, x: Tensor, known: Tensor, until: float) -> tuple[Tensor, Tensor]:
     """From x [rows, *shape], which is answered as wanted, towards the records for as long as that stays so.
 
     Args:
