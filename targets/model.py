@@ -149,7 +149,9 @@ def laid_out(module: nn.Module, x: Tensor) -> nn.Module:
         copied = copy.deepcopy(module).to(memory_format=torch.channels_last)
         with torch.no_grad():
             expected, answers = module(two), copied(two)
-        return copied if torch.allclose(answers, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())) else module
+        return (
+            copied if torch.allclose(answers, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())) else module
+        )
     except (RuntimeError, TypeError):
         return module
 

@@ -23,7 +23,7 @@ DRAWS = 3  # of corners, where none of the first is answered as the attacker wan
 BISECTIONS = 8  # of a way to the record
 HALVINGS = 6  # of a step that leads back over the boundary
 STEP = 1 / 255  # of what an element may be, that a probe changes at least: a quantised net may not see less
-WIDTH = 0.05  # of the distance from the record, that a probe changes
+WIDTH = 0.3  # of the distance from the record, that a probe changes: wide enough for what is rounded on the way
 WIDEST = 2.0**8  # times that, where all probes are answered alike
 
 

@@ -97,7 +97,7 @@ class Pgd(GradientPerturber):
 
 
 def share_at(progress: float) -> float:
-    """The step of a search that is so far, in [0, 1], as a share of the radius: across the ball at first, then settling.
+    """The step of a search that is so far, in [0, 1], as a share of the radius: across the ball first, then settling.
 
     Of 500 digits at an L-inf epsilon of .12, 20 such steps leave 32 and 243 standing (a plain net and an adversarially
     trained one), 40 of a quarter of epsilon 34 and 247.
