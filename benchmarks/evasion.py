@@ -60,7 +60,7 @@ from crushproof.training.loop import Training, TrainingJob
 from crushproof.training.trainer import BuiltinTrainer
 
 FEW, MANY = 200, 500  # records: of single attacks, and of the strongest ones
-EPSILON = 0.1
+TRAINED, EPSILON = 0.1, 0.12  # the radius of adversarial training, and of the attacks
 FASTER = {"ART": 1 / 2.5}  # of ART's time; of anybody's:
 FASTEST = 1 / 1.5
 TARGETED_COST, AUTOATTACK_COST = 0.4, {"standard net": 0.25, "adversarially trained": 0.12}
@@ -92,7 +92,7 @@ def subjects() -> list[Subject]:
     training = Training(epochs=12)
     job = TrainingJob.of_one(Architecture("cnn", cnn), members, 0, torch.device("cpu"))
     plain = BuiltinTrainer(training)
-    hard = AdversarialTraining(epsilon=EPSILON, steps=4, training=training).trainer(plain, Bounds.of(0, 1))
+    hard = AdversarialTraining(epsilon=TRAINED, steps=4, training=training).trainer(plain, Bounds.of(0, 1))
     nets = {"standard net": plain.fit(job)[0], "adversarially trained": hard.fit(job)[0]}
     return [
         Subject(name, net.eval().requires_grad_(False), others.x[:MANY].clone(), others.y[:MANY], EPSILON)

@@ -25,6 +25,7 @@ from .call.question import Question
 from .call.within import Course, search_within
 from .engine import Perturber
 from .gradient.apgd import Apgd
+from .gradient.apgd_targeted import ApgdTargeted
 from .gradient.diversified import Diversified
 from .gradient.pgd import Pgd
 from .nearest.found import Distance
@@ -34,9 +35,9 @@ Budget = Literal["quick", "standard", "thorough"]
 PARTS: dict[Budget, tuple[Perturber, ...]] = {
     "quick": (Pgd(steps=20, loss="margin"),),
     "standard": (
-        Pgd(steps=20, loss="margin"),
-        Apgd(steps=20, restarts=2),
-        Diversified(steps=20, restarts=10),
+        Pgd(steps=20),
+        ApgdTargeted(steps=20, classes=5),
+        Diversified(steps=10, restarts=10),
         Square(queries=200),
     ),
     "thorough": (

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ....targets.model import BATCH, differentiable, frozen_copy
+from ....targets.model import BATCH, differentiable, frozen_copy, laid_out
 from ....targets.twin.logits import logits_of
 from ...access import Ledger
 from .losses import Ascended, Goal, losses, margins
@@ -46,8 +46,9 @@ class Gradients:
     def __init__(
         self, module: nn.Module, loss: Ascended, ledger: Ledger, *, goal: Goal = "untargeted", past_clips: bool = True
     ) -> None:
-        self._module, self._loss, self._ledger, self._past_clips = frozen_copy(module), loss, ledger, past_clips
+        self._given, self._loss, self._ledger, self._past_clips = module, loss, ledger, past_clips
         self._goal: Goal = goal
+        self._module: nn.Module | None = None
 
     def __call__(self, x: Tensor, y: Tensor, towards: Tensor | None = None) -> Ascent:
         """See `Ascent`; `towards`, int64 [n]: the class that each ascends to (`losses`)."""
@@ -76,8 +77,15 @@ class Gradients:
 
     def _logits(self, x: Tensor) -> Tensor:
         self._ledger.forwards += len(x)
+        module = self._copy(x)
         with torch.no_grad():
-            return torch.cat([logits_of(self._module, batch).float() for batch in torch.split(x, BATCH)])
+            return torch.cat([logits_of(module, batch).float() for batch in torch.split(x, BATCH)])
+
+    def _copy(self, x: Tensor) -> nn.Module:
+        """The module as it is differentiated, made when the first inputs [n, *shape] come."""
+        if self._module is None:
+            self._module = laid_out(frozen_copy(self._given), x)
+        return self._module
 
     def towards(self, x: Tensor, weights: Tensor) -> Tensor:
         """The gradient of `weights` [n, classes] times the logits, like x; zeros where the module gives none."""
@@ -106,15 +114,16 @@ class Gradients:
         """Logits, and the input that they can be differentiated by."""
         x = x.detach().requires_grad_()
         self._ledger.forwards += len(x)
-        with differentiable(self._module), SlopesPastClips() if past_clips else nullcontext():
-            return logits_of(self._module, x).float(), x
+        module = self._copy(x.detach())
+        with differentiable(module), SlopesPastClips() if past_clips else nullcontext():
+            return logits_of(module, x).float(), x
 
     def _backward(self, values: Tensor, x: Tensor) -> Tensor:
         gradient = None
         if values.requires_grad:  # some quantised graphs cut the gradient without an error
             self._ledger.backwards += len(x)
             (gradient,) = torch.autograd.grad(values.sum(), x, allow_unused=True)
-        return torch.zeros_like(x) if gradient is None else gradient.detach()
+        return torch.zeros_like(x) if gradient is None else gradient.detach().contiguous()
 
 
 def usable(gradient: Tensor) -> Tensor:

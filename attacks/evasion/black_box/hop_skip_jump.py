@@ -23,7 +23,7 @@ DRAWS = 3  # of corners, where none of the first is answered as the attacker wan
 BISECTIONS = 8  # of a way to the record
 HALVINGS = 6  # of a step that leads back over the boundary
 STEP = 1 / 255  # of what an element may be, that a probe changes at least: a quantised net may not see less
-WIDTH = 0.05  # of the distance from the record, that a probe changes
+WIDTH = 0.3  # of the distance from the record, that a probe changes: wide enough for what is rounded on the way
 WIDEST = 2.0**8  # times that, where all probes are answered alike
 
 
@@ -117,7 +117,8 @@ def begin(search: Search, case: Case, until: float) -> tuple[Tensor, Tensor]:
         points[right], far[right] = back(search, wide[right], ball.take(right), points[right], far[right], until)
         far[~right] = torch.inf
         best = far.view(-1, count).argmin(1) + count * torch.arange(len(rows), device=x.device)
-        x[rows], distance[rows] = points[best], far[best]
+        distance[rows] = far[best]
+        x[rows] = torch.where(per_record(far[best].isfinite(), x), points[best], x[rows])
     return x, distance
 
 
