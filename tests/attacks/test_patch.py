@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from evasion_cases import case_of
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -20,9 +20,10 @@ from crushproof.attacks.patch import Patch, laid, places_of, under
 from crushproof.targets.data.data import Data
 from crushproof.targets.errors import NotApplicable
 
-QUICK = Patch(records=80, crafted_on=40, steps=20)
+QUICK = Patch(records=80, crafted_on=30, steps=12)
 
 
+@settings(max_examples=25)
 @given(st.integers(0, 2**31), st.integers(4, 9), st.integers(4, 9), st.floats(0.01, 0.5))
 def test_a_patch_lies_inside_and_changes_nothing_else(seed: int, high: int, wide: int, share: float) -> None:
     stream = torch.Generator().manual_seed(seed)
