@@ -164,6 +164,7 @@ def compute(work: Suite, out: Path, *names: str) -> Outcome:
 PROBED = {f"attack/candidate/{name}" for name in ("dense", "plain", "same", "deep")}
 ATTACKED = {f"attack/{label}/{name}" for label in ("evasion", "extraction") for name in ("same", "deep")}
 PARTED = {f"attack/evasion/{name}" for name in ("dense", "plain")} | {"room/evasion/dense"}
+PARTED |= {f"evade_only/evasion/{name}" for name in ("plain", "same", "deep")}  # the dense model is asked about them
 MADE = {"latency"} | {f"{sort}/{name}" for sort in ("candidate", "memory") for name in ("same", "deep")}
 
 
@@ -402,7 +403,7 @@ def test_a_faulty_plugin_is_named_and_left_out(plugin: Write, tmp_path: Path, li
     (folder / "plug-1.dist-info" / "entry_points.txt").write_text(line)
     registry = RECIPES if "recipes" in line else RUNTIMES if "runtimes" in line else ATTACKS
     known = set(registry.kinds())
-    own = {"evasion", "substitution", "membership", "extraction", "churn", "smoothing", "openvino", "tensorrt"}
+    own = {"evasion", "substitution", "membership", "extraction", "churn", "patch", "smoothing", "openvino", "tensorrt"}
     assert known <= own | {*RECIPES.kinds()} - {"same"}
     noted = [check for check in brought() if check.what == "probe"]  # doctor's rows of plug-ins
     assert [check.state for check in noted] == ["note"]

@@ -17,7 +17,7 @@ from crushproof.attacks.evasion.gradient.pgd import Pgd
 from crushproof.targets.data.records import Records
 from crushproof.training.networks import Mlp
 
-N, STEPS = 20, 6
+N, STEPS = 20, 5
 
 
 @pytest.fixture(scope="module")
