@@ -1,22 +1,34 @@
-"""Extraction: how faithful a copy of a digits net is after 100 and 300 queries, by what the attacker sees.
+"""Extraction: how faithful a copy of a digits net is, by queries, answers and strategy, and what training it costs.
 
 Two targets: the CNN on which the peers' attacks are timed (digits at 28x28, 105,866 parameters) and the built-in
-audit's (8x8, 10,810 parameters, residual). Mean of five seeds, each with its own halves, target and copy; the attacker
-owns 299 records, 600 others judge. Beside it the processor time of a call, and of the attack of an audit on one model.
+audit's (8x8, 10,810 parameters, residual). Means over seeds, each with its own halves, target and copy; the attacker
+owns 299 records, 600 others judge. The two asked figures are shown for the five seeds on which the rule for further
+rounds was chosen and for five fresh ones, answers and strategies for three of the fresh ones. `noticed`: on how many
+seeds PRADA would notice the queries, at a threshold at which those 600 records pass. `fooled`: the target's error on
+PGD examples of the copy, L-inf .1.
 """
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import torch
-from contract import Row, arguments, cpu_seconds, publish
+from contract import Row, alternate, arguments, cpu_seconds, publish
 from torch import nn
 from torch.nn import functional as F
 
-SEEDS = 5
+SEEDS = {"seeds 0-4": range(5), "fresh seeds 5-9": range(5, 10)}
 TARGETS = {100: 0.94, 300: 0.975}  # of the attacker who sees scores
+ANSWERS: dict[str, dict[str, Any]] = {
+    "scores": {"answers": "scores"},
+    "rounded to 2 places": {"answers": "rounded"},
+    "rounded to 1 place": {"answers": "rounded", "decimals": 1},
+    "top1": {"answers": "top1"},
+    "labels": {"answers": "labels"},
+}
 
 
 def peers_cnn() -> nn.Module:
@@ -31,65 +43,113 @@ def large(x: torch.Tensor) -> torch.Tensor:
     return F.interpolate(x, size=28, mode="bilinear", align_corners=False)
 
 
+class Digits:
+    """One seed's halves of the digits, and a net trained on one of them."""
+
+    def __init__(
+        self, build: Callable[[], nn.Module], shape: Callable[[torch.Tensor], torch.Tensor], seed: int
+    ) -> None:
+        from crushproof.targets.data.digits import load_digits
+        from crushproof.targets.data.records import Records
+        from crushproof.training.architecture import Architecture
+        from crushproof.training.loop import Training, TrainingJob, train_many
+
+        self.seed, self.data = seed, load_digits(seed)
+        assert self.data.members is not None
+        members, self.evaluation, self.attacker = (
+            Records(shape(some.x), some.y) for some in (self.data.members, self.data.evaluation, self.data.attacker)
+        )
+        job = TrainingJob.of_one(Architecture("net", build), members, 1000 + seed, torch.device("cpu"))
+        self.net = train_many(job, Training(epochs=9))[0].requires_grad_(False)
+
+    def extract(self, budget: int, **settings: Any) -> Any:
+        from crushproof.attacks.extraction.extract import extract
+
+        return extract(self.net, self.attacker.x, budget=budget, seed=self.seed, **settings)
+
+    def audited(self) -> None:
+        """The attack of an audit, with its five copies."""
+        from crushproof.attacks.case import Case
+        from crushproof.attacks.extraction.extraction import Extraction
+        from crushproof.targets.model import TorchTarget
+
+        ids = self.data.evaluation_ids.numpy()
+        case = Case(
+            TorchTarget(self.net), self.net, self.net, self.net, self.evaluation, ids, self.attacker, self.data.bounds,
+            self.data.classes,
+        )  # fmt: skip
+        Extraction().run(case, seed=self.seed)
+
+
+def asked_figures(name: str, digits: list[Digits]) -> list[Row]:
+    """Fidelity from scores, by budget and group of seeds, and what a call costs."""
+    rows, seconds = [], list[float]()
+    for budget, target in TARGETS.items():
+        for group, seeds in SEEDS.items():
+            found = list[float]()
+            for one in (digits[seed] for seed in seeds):
+                copied = list[Any]()
+                seconds.append(cpu_seconds(lambda one=one, into=copied, n=budget: into.append(one.extract(n))))
+                found.append(copied[0].fidelity(one.evaluation.x))
+            setting = f"{budget} queries, scores, {group}, lowest {min(found):.3f}"
+            rows.append(Row(f"fidelity, {name}", setting, statistics.mean(found), "share", None, target, "higher"))
+    return [*rows, Row(f"extract(), {name}", "100 and 300 queries, median", statistics.median(seconds), "CPU s")]
+
+
+def by_answers(digits: list[Digits], budget: int = 300) -> list[Row]:
+    rows = []
+    for words, settings in ANSWERS.items():
+        copies = [(one, one.extract(budget, **settings)) for one in digits]
+        found = [copy.fidelity(one.evaluation.x) for one, copy in copies]
+        rows.append(Row("fidelity by answers", f"{budget} queries, {words}", statistics.mean(found), "share"))
+    return rows
+
+
+def by_strategy(digits: list[Digits], budget: int = 200) -> list[Row]:
+    from crushproof.attacks.extraction.strategies import STRATEGIES
+
+    rows = []
+    for answers in ("scores", "labels"):
+        for strategy in STRATEGIES:
+            found, noticed, fooled = list[float](), list[int](), list[float]()
+            for one in digits:
+                copy = one.extract(budget, answers=answers, strategy=strategy)
+                x, y = one.evaluation.x, one.evaluation.y
+                found.append(copy.fidelity(x))
+                fooled.append(copy.transfer(x[:200], y[:200]))
+                noticed.extend(after for after in [copy.noticed(x)] if after is not None)
+            seen = f"noticed {len(noticed)}/{len(digits)}" + (
+                f" after {statistics.median(noticed):.0f}" * bool(noticed)
+            )
+            setting = f"{budget} queries, {answers}, {strategy}, fooled {statistics.mean(fooled):.2f}, {seen}"
+            rows.append(Row("fidelity by strategy", setting, statistics.mean(found), "share"))
+    return rows
+
+
+def stacking(one: Digits) -> Row:
+    """The attack of an audit with its copies side by side, against one copy at a time."""
+    from crushproof.attacks.extraction.copying import Tutor
+
+    def alone() -> None:
+        with mock.patch.object(Tutor, "groups", lambda self, pupils: [[at] for at in range(len(pupils))]):
+            one.audited()
+
+    together, apart = alternate(one.audited, alone)
+    return Row("attack of an audit, built-in CNN", "5 copies; peer: one at a time", together, "CPU s", apart, 0.5)
+
+
 def main() -> None:
     options = arguments(__doc__ or "")
     torch.set_num_threads(1)
-    from crushproof.attacks.case import Case
-    from crushproof.attacks.extraction.extract import extract
-    from crushproof.attacks.extraction.extraction import Extraction
-    from crushproof.targets.data.digits import load_digits
-    from crushproof.targets.data.records import Records
-    from crushproof.targets.model import TorchTarget
-    from crushproof.training.architecture import Architecture
-    from crushproof.training.loop import Training, TrainingJob, train_many
     from crushproof.training.networks import digits_cnn
 
-    rows: list[Row] = []
-    for net, build, shape in (("peers' CNN", peers_cnn, large), ("built-in CNN", digits_cnn, lambda x: x)):
-        found: dict[tuple[str, int], list[float]] = {}
-        attacks, calls = list[float](), list[float]()
-        for seed in range(SEEDS):
-            data = load_digits(seed)
-            assert data.members is not None
-            members, evaluation, attacker = (
-                Records(shape(some.x), some.y) for some in (data.members, data.evaluation, data.attacker)
-            )
-            job = TrainingJob.of_one(Architecture(net, build), members, 1000 + seed, torch.device("cpu"))
-            target = train_many(job, Training(epochs=9))[0]
-
-            def one(
-                answers: Any, budget: int, seed: int = seed, target: nn.Module = target, found: Any = found,
-                pool: torch.Tensor = attacker.x, x: torch.Tensor = evaluation.x,
-            ) -> None:  # fmt: skip
-                extracted = extract(target, pool, budget=budget, answers=answers, seed=seed)
-                found.setdefault((answers, budget), []).append(extracted.fidelity(x))
-
-            for answers in ("scores", "rounded", "top1", "labels"):
-                for budget in TARGETS:
-                    seconds = cpu_seconds(lambda answers=answers, budget=budget, one=one: one(answers, budget))
-                    if answers == "scores" and budget == 300:
-                        calls.append(seconds)
-            if seed > 1:
-                continue  # times differ little from one to the next
-            frozen = target.requires_grad_(False)
-            case = Case(
-                TorchTarget(frozen), frozen, frozen, frozen, evaluation, data.evaluation_ids.numpy(), attacker,
-                data.bounds, data.classes,
-            )  # fmt: skip
-            attacks.append(cpu_seconds(lambda case=case, seed=seed: Extraction().run(case, seed=seed)))
-        for (answers, budget), fidelity in found.items():
-            rows.append(
-                Row(
-                    f"fidelity, {net}",
-                    f"{budget} queries, {answers}, lowest of {SEEDS} seeds {min(fidelity):.3f}",
-                    statistics.mean(fidelity),
-                    "share",
-                    target=TARGETS[budget] if answers == "scores" else None,
-                    better="higher",
-                )
-            )
-        rows.append(Row(f"extract(), {net}", "300 queries, scores", statistics.median(calls), "CPU s"))
-        rows.append(Row(f"attack of an audit, {net}", "5 copies, transfer", statistics.median(attacks), "CPU s"))
+    count = 1 + max(seed for seeds in SEEDS.values() for seed in seeds)
+    builtin = [Digits(digits_cnn, lambda x: x, seed) for seed in range(count)]
+    rows = [stacking(builtin[0])]
+    rows += asked_figures("peers' CNN", [Digits(peers_cnn, large, seed) for seed in range(count)])
+    rows += asked_figures("built-in CNN", builtin)
+    rows += by_answers(builtin[5:8])
+    rows += by_strategy(builtin[5:8])
     publish(rows, options.json)
 
 
