@@ -22,14 +22,16 @@ NOBODY = ThreatModel(
 
 
 def measure_churn(results: Results) -> list[Measurement]:
-    """Against the model's own parent; a dense model that has none is its own, and changes nothing."""
+    """Against the model's own parent."""
     model = results.model
     parent = model.baselines[0] if model.baselines else model.name
     own, theirs = results.evidence(Ran(model.name)), results.evidence(Ran(parent))
-    orphan = not model.baselines and not model.is_dense
-    if own is None or theirs is None or orphan:
-        missing = Ran(model.name if own is None else parent)
-        reason = "the model that it came from is not known" if orphan else results.why(missing)
+    if own is None or theirs is None or not model.baselines:
+        reason = "the model that it came from is not known"
+        if model.is_dense:
+            reason = "not applicable: it is what the others are compared with"
+        elif model.baselines:
+            reason = results.why(Ran(model.name if own is None else parent))
         return [Measurement(CHURN, "decisions compared with its parent's", None, reason=reason)]
     changed = own.arrays["predicted"] != theirs.arrays["predicted"]
     right, before = (np.asarray(one.arrays["correct"], dtype=bool) for one in (own, theirs))

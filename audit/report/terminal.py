@@ -15,7 +15,6 @@ from ...attacks.risk import ACCURACY, BALANCED_ACCURACY, Metric
 from ..schema import wording
 from ..schema.rows import Audit, Candidate
 from ..schema.standing import CAVEATS, MEASURED, NOT_VERIFIED, Standing, told
-from . import risk_views, views
 
 WIDTH = 140  # of the table where there is no terminal to ask
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
@@ -105,7 +104,6 @@ def print_audit(audit: Audit, standing: Standing = MEASURED) -> None:
         table.add_row(Text(name), Text(verdict, style=COLOURS.get(row.verdict, "")), *map(Text, figures))
     console.print(table)
     console.print()
-    print_described(audit, console)
     for line in legend(audit):
         console.print(Text(line, style="dim"))
     console.print()
@@ -117,23 +115,6 @@ def print_audit(audit: Audit, standing: Standing = MEASURED) -> None:
     console.print(Text(headline, style=f"bold {COLOURS[audit.verdict]}"), Text(rest))
     for sentence in (*audit.deciding, *audit.beside):
         console.print(Text(f"  {wording.clean(sentence)}"))
-
-
-def print_described(audit: Audit, console: Console) -> None:
-    """Writes what describes the main figure of each risk, where anything does: a row per model."""
-    for column in views.columns(audit):
-        described = risk_views.described(column)
-        if described is None or "/" in column.suffix:
-            continue
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        table.add_column(Text(wording.clean(f"beside {wording.in_text(column.metric)}")), no_wrap=True)
-        for name, statistics in described.titles:
-            table.add_column(Text(wording.clean(f"{name}, {statistics} (n)")), justify="right")
-        for name, cells in described.rows:
-            table.add_row(Text(wording.label(name)), *(Text(f"{own} ({n})" if n else own) for own, n in cells))
-        console.print(table)
-        console.print(Text(wording.clean(audit.risks[column.risk].described), style="dim"))
-        console.print()
 
 
 def legend(audit: Audit) -> list[str]:

@@ -111,7 +111,7 @@ def test_chance_in_many_classes_names_none() -> None:
 def test_dense_against_itself_changes_nothing(digits: Data, dense: nn.Module) -> None:
     attack, case = Churn(), case_of(digits, dense)
     evidence = attack.run(case, seed=0)
-    told = measured(digits, {"dense": evidence}, "dense")
+    told = measured(digits, {"dense": evidence, "copy": evidence}, "copy", "dense")
     assert [share(one) for one in told.values()] == [0, 0, 0]
     assert told[NEGATIVE].worse == ()
     assert case.deployed.queries == evidence.ledger.queries == len(digits.evaluation), "one pass"
@@ -134,6 +134,8 @@ def test_dense_against_itself_changes_nothing(digits: Data, dense: nn.Module) ->
 def test_what_cannot_be_compared_is_said(digits: Data, grouped: Data) -> None:
     alone = measured(grouped, {"file": answers([])}, "file")
     assert [(one.outcome, one.reason) for one in alone.values()] == [(None, "the model that it came from is not known")]
+    own = measured(grouped, {"dense": answers([])}, "dense")
+    assert [one.outcome for one in own.values()] == [None], "compared with itself it says nothing"
     missing = measured(grouped, {"small": answers([])}, "small", "dense")
     assert [one.reason for one in missing.values()] == ["dense failed"]
 
