@@ -146,7 +146,10 @@ def laid_out(module: nn.Module, x: Tensor) -> nn.Module:
         return module
     two = x[:1].expand(2, *x.shape[1:]).clone()
     try:
-        copied = copy.deepcopy(module).to(memory_format=torch.channels_last)
+        copied = copy.deepcopy(module)
+        for tensor in (*copied.parameters(), *copied.buffers()):
+            if tensor.dim() == 4:
+                tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
             expected, answers = module(two), copied(two)
         return (

@@ -11,7 +11,7 @@ from crushproof.attacks.case import Case
 from crushproof.attacks.evasion.ascent.gradients import Ascent
 from crushproof.attacks.evasion.engine import Search
 from crushproof.attacks.evasion.gradient.mi_fgsm import unit
-from crushproof.attacks.evasion.gradient.pgd import GradientPerturber, default_step
+from crushproof.attacks.evasion.gradient.pgd import GradientPerturber, settling
 
 
 class NesterovIterative(GradientPerturber):
@@ -22,7 +22,6 @@ class NesterovIterative(GradientPerturber):
 
     def perturb(self, search: Search, case: Case) -> None:
         model = self.model(search, case)
-        size = default_step(search.ball.epsilon, self.steps)
         for restart in range(self.restarts):
             if len(search.active) == 0:  # the deployed model is fooled on every record
                 return
@@ -31,6 +30,7 @@ class NesterovIterative(GradientPerturber):
             for step in range(1, self.steps + 1):
                 if len(x) == 0:
                     return
+                size = search.ball.epsilon * settling((step - 0.5) / self.steps)
                 velocity = self.decay * velocity + unit(found.gradient)
                 x = search.ball.step(x, velocity, size)
                 ahead = search.ball.step(x, velocity, self.decay * size)  # where the velocity is about to carry it
