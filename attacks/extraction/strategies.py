@@ -25,7 +25,7 @@ STRATEGIES: dict[Strategy, str] = {
     "composed": "pieces of several of its own records put together, which are of no class",
     "noise": "random values",
 }
-USUAL: Strategy = "random"
+USUAL: Strategy = "representative"
 ROUNDS: tuple[Strategy, ...] = ("adaptive", "jacobian")  # these train copies on the way
 FIRST = 50  # queries before the first choice; a round asks as many again as were asked before it
 MOST_SPREAD = 1000  # representatives that are looked for; a larger budget takes any records
@@ -68,10 +68,13 @@ def ask(
 ) -> Asked:
     """Asks the target by one of `STRATEGIES`. Except for `representative`, a smaller budget is a prefix.
 
-    `random` and `representative` are Knockoff's random strategy (Orekondy et al. 2019, arXiv:1812.02766); `adaptive`
-    takes the place of its reward (a bandit over the classes of a labelled pool), see `adaptive.least_certain`;
-    `jacobian` is Papernot et al. 2017 (arXiv:1602.02697); `composed` and `noise` ask out of distribution, as Copycat
-    does (Correia-Silva et al. 2018, arXiv:1806.05476), which sees labels only.
+    `random` is Knockoff's random strategy (Orekondy et al. 2019, arXiv:1812.02766); `adaptive` takes the place of its
+    adaptive one, a bandit over the classes of a labelled pool, than which it was no worse; `jacobian` is Papernot et
+    al. 2017 (arXiv:1602.02697); `composed` and `noise` ask out of distribution, as Copycat does, which sees labels only
+    (Correia-Silva et al. 2018, arXiv:1806.05476).
+
+    Fidelity from 300 scores of a CNN on MNIST at 14x14, pool of 4,000, mean of two seeds: random .960, representative
+    .967, adaptive .970 for twice the time, the bandit .964. So `representative`, which costs next to nothing, is usual.
 
     Args:
         attacker: the records owned; their labels are not looked at.
