@@ -184,7 +184,8 @@ def test_a_bare_parameter_needs_no_builder_until_a_shadow_is_trained(bare: nn.Mo
     with pytest.raises(NotApplicable, match=r"Bare.*build="):
         like.fresh(0)
     result = audited(bare, attacks=[EVASION])
-    assert [finding.risk for finding in result.audit.findings] == ["evasion", "evasion"]
+    ids = [finding.id for finding in result.audit.findings]
+    assert ids == ["dense/evasion", "int8/evasion", "int8/evasion/evade_only"]
     assert all(finding.estimate is not None for finding in result.audit.findings)
 
 

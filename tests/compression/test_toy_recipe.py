@@ -75,7 +75,7 @@ def test_it_is_audited_without_an_edit_in_ours(installed: Any, tmp_path: Path) -
     assert 0 < rows["two"].footprint.payload_bytes < rows["dense"].footprint.payload_bytes / 10
     assert rows["two"].certificate is not None
     assert rows["two"].verdict in ("pass", "fail", "inconclusive")
-    (found,) = (finding for finding in audit.findings if finding.candidate == "two")
+    found, _ = (finding for finding in audit.findings if finding.candidate == "two")  # the second: who fools it alone
     assert found.estimate is not None
     assert found.changes
     assert found.id in {gate.finding for gate in audit.policy}
