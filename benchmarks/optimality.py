@@ -1,10 +1,11 @@
 """How near `crushproof.evade` comes to the nearest adversarial inputs that anybody finds.
 
-    python benchmarks/optimality.py [--net NAME ...] [--norm NORM ...] [--records 100] [--steps 1000] [--json FILE]
+    python benchmarks/optimality.py [--net NAME ...] [--norm NORM ...] [--records 100] [--steps 200] [--json FILE]
 
 Peers (`optimality_peers.py`; pip install --no-deps adv-lib==0.2.8 foolbox==3.3.4 eagerpy) and we attack six nets on
 scikit-learn's digits, the first 100 records that none was trained on. Peers follow the gradients of the deployed
-model's twin, as we do; whether an input is adversarial the deployed model says, of ours and theirs alike. One thread.
+model's twin, as we do; whether an input is adversarial the deployed model says, of ours and theirs alike. One thread;
+about ten minutes of CPU, most of it the peers'.
 
 Optimality is AttackBench's (Cina et al. 2024, arXiv:2404.19460): of the area under the curve of robust accuracy over
 the size of the perturbation, from 0 to the size e at which the best curve (per record the nearest input of all attacks)
@@ -130,7 +131,7 @@ def main() -> None:
     options.add_argument("--net", nargs="*", default=list(NETS), choices=NETS)
     options.add_argument("--norm", nargs="*", default=list(TARGETS), choices=list(TARGETS))
     options.add_argument("--records", type=int, default=100)
-    options.add_argument("--steps", type=int, default=1000, help="of the peers' longest attacks")
+    options.add_argument("--steps", type=int, default=200, help="of the peers' longest attacks")
     options.add_argument("--budget", default="thorough", choices=("quick", "standard", "thorough"))
     given = options.parse_args()
     torch.set_num_threads(1)

@@ -1,8 +1,9 @@
 """Minimal-norm attacks of adv-lib 0.2.8 and foolbox 3.3, as `optimality.py` runs them.
 
-Steps and settings are AttackBench's (arXiv:2404.19460, its `configs.py`), with `steps` for the longest ones there.
-adv-lib imports torchvision and visdom for parts that no attack here uses, foolbox GitPython: where they are not
-installed, empty modules stand in.
+Settings are AttackBench's (arXiv:2404.19460) but for the steps, of which it grants up to 1,000: here `steps`, and fewer
+for those that search several times over. Brendel and Bethge's attack runs where numba is installed. ART has no
+minimal-norm attack that these two lack. adv-lib imports torchvision and visdom for parts that no attack here uses,
+foolbox GitPython: where they are not installed, empty modules stand in.
 """
 
 from __future__ import annotations
