@@ -75,7 +75,7 @@ def attackable(
 def case_of(opened: Attackable, records: Records) -> Case:
     """What the parts of an attack expect; the records have the classes that the attacker starts from, or wants.
 
-    A torch module is searched through a copy that answers faster (`laid_out`); `evade` asks itself once more at the end.
+    A torch module is searched through a copy that answers faster (`laid_out`); `evade` asks itself at the end.
     """
     deployed = opened.deployed
     if isinstance(deployed, TorchTarget):
