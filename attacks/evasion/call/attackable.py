@@ -13,7 +13,7 @@ from ....targets.data.records import Bounds, Records
 from ....targets.errors import NotApplicable
 from ....targets.interface.assumptions import Assumptions
 from ....targets.interface.finished_model import Differentiable, deployed, file_twin
-from ....targets.model import Target, TorchTarget, frozen_copy
+from ....targets.model import Target, TorchTarget, frozen_copy, laid_out
 from ....targets.temporary import scratch
 from ....targets.untrusted.model_file import read_model_file
 from ...case import Case
@@ -73,10 +73,16 @@ def attackable(
 
 
 def case_of(opened: Attackable, records: Records, parent: nn.Module | None = None) -> Case:
-    """What the parts of an attack expect; the records have the classes that the attacker starts from, or wants."""
+    """What the parts of an attack expect; the records have the classes that the attacker starts from, or wants.
+
+    A torch module is searched through a copy that answers faster (`laid_out`); `evade` asks itself at the end.
+    """
+    deployed = opened.deployed
+    if isinstance(deployed, TorchTarget):
+        deployed = TorchTarget(laid_out(deployed.module, records.x))
     low, high = float(records.x.min()), float(records.x.max())
     return Case(
-        deployed=opened.deployed,
+        deployed=deployed,
         twin=opened.twin,
         native=opened.twin,
         parent=parent,
@@ -84,5 +90,5 @@ def case_of(opened: Attackable, records: Records, parent: nn.Module | None = Non
         ids=np.arange(len(records)),
         attacker=Records(records.x[:0], records.y[:0]),
         bounds=Bounds.of(low, high if high > low else low + 1),
-        classes=int(opened.deployed.logits(records.x[:1]).shape[1]),
+        classes=int(deployed.logits(records.x[:1]).shape[1]),
     )
