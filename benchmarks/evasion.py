@@ -151,7 +151,7 @@ def beside(
 
 def pgd_rows(subject: Subject) -> Iterator[Row]:
     subject = subject.first(FEW)
-    seconds, left, missing = beside(subject, {"ours": one_part(subject, Pgd(steps=STEPS, loss="margin"))}, PGD)
+    seconds, left, missing = beside(subject, {"ours": one_part(subject, Pgd(steps=STEPS))}, PGD)
     yield from missing
     peers = [name for name in seconds if name != "ours"]
     for name in peers:
@@ -259,7 +259,7 @@ def hop_skip_jump_rows(subject: Subject) -> Iterator[Row]:
 
 def overhead_rows(subject: Subject) -> Iterator[Row]:
     """Our time against that of the same passes, on as many records each, and nothing else."""
-    for name, part in (("PGD-40", Pgd(steps=STEPS, loss="margin")), ("APGD-T", ApgdTargeted(steps=30, classes=9))):
+    for name, part in (("PGD-40", Pgd(steps=STEPS)), ("APGD-T", ApgdTargeted(steps=30, classes=9))):
         with passes(subject.net) as noted:
             one_part(subject, part)()
 
