@@ -164,7 +164,7 @@ def pgd_rows(subject: Subject) -> Iterator[Row]:
 
 
 def targeted_rows(subject: Subject) -> Iterator[Row]:
-    ours = {"APGD-T": one_part(subject, ApgdTargeted(steps=30, classes=9)), "standard": standard(subject)}
+    ours = {"APGD-T": one_part(subject, ApgdTargeted(steps=20, classes=9)), "standard": standard(subject)}
     seconds, left, missing = beside(subject, ours, TARGETED)
     yield from missing
     for name in ours if not missing else ():
@@ -259,7 +259,7 @@ def hop_skip_jump_rows(subject: Subject) -> Iterator[Row]:
 
 def overhead_rows(subject: Subject) -> Iterator[Row]:
     """Our time against that of the same passes, on as many records each, and nothing else."""
-    for name, part in (("PGD-40", Pgd(steps=STEPS)), ("APGD-T", ApgdTargeted(steps=30, classes=9))):
+    for name, part in (("PGD-40", Pgd(steps=STEPS)), ("APGD-T", ApgdTargeted(steps=20, classes=9))):
         with passes(subject.net) as noted:
             one_part(subject, part)()
 

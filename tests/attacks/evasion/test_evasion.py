@@ -29,7 +29,7 @@ from crushproof.attacks.evasion.gradient.pgd import Pgd, craft
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds
 from crushproof.targets.errors import NotApplicable
-from crushproof.targets.model import TorchTarget
+from crushproof.targets.model import TorchTarget, laid_out
 from crushproof.training.networks import Mlp
 
 
@@ -131,6 +131,29 @@ def test_another_class_than_the_nearest_is_reached(digits: Data) -> None:
 def test_checkpoints_of_the_paper() -> None:
     """Section 3.2 with 100 iterations: 22, 41, 57, 70, 80, 87, 93, 99."""
     assert checkpoints(100)[:8] == [22, 41, 57, 70, 80, 87, 93, 99]
+
+
+@pytest.mark.parametrize("last", ["flatten", "view"])
+def test_a_copy_with_its_channels_last_answers_alike_or_is_none(digits: Data, last: str) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(1, 4, 3), nn.Linear(144, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.first(x).relu()
+            answers: Tensor = self.second(hidden.flatten(1) if last == "flatten" else hidden.view(len(x), -1))
+            return answers
+
+    torch.manual_seed(0)
+    net, x, y = Net(), digits.evaluation.x[:5], digits.evaluation.y[:5]
+    other = laid_out(net, x)
+    assert (other is net) == (last == "view"), "a view of values that lie otherwise is an error"
+    assert torch.allclose(other(x), net(x), atol=1e-6)
+    gradient, *_ = Gradients(net, "margin", Ledger())(x, y)
+    given = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(-margins(net(given), y).sum(), given)
+    assert torch.allclose(gradient, expected, atol=1e-6)
 
 
 # --- what counts
