@@ -23,7 +23,9 @@ class MiFgsm(GradientPerturber):
     """
 
     kind: Literal["mi-fgsm"] = "mi-fgsm"
-    decay: float = Field(1.0, ge=0, le=1000, description="how much of the velocity a step keeps; 0 is PGD")
+    decay: float = Field(
+        1.0, ge=0, le=1000, description="how much of the velocity a step keeps; 0 is PGD with steps of one length"
+    )
 
     def perturb(self, search: Search, case: Case) -> None:
         model, size = self.model(search, case), default_step(search.ball.epsilon, self.steps)

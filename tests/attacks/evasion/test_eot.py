@@ -85,9 +85,9 @@ def test_a_lucky_answer_is_no_success(net: tuple[nn.Linear, Tensor, Tensor]) -> 
     linear, x, y = net
     there, module = exact(linear, x, y), Lots(linear, noise=0.5)
     torch.manual_seed(1)
-    pgd, eot = tried(Pgd(steps=20), module, x, y), tried(Eot(steps=16, draws=50, answers=31), module, x, y)
+    pgd, eot = tried(Pgd(steps=20), module, x, y), tried(Eot(steps=16, draws=50, answers=101), module, x, y)
     assert (pgd & ~there).sum() > 8
-    assert (eot & ~there).sum() <= 4, "those that are next to being fooled, where a majority is a matter of luck too"
+    assert (eot & ~there).sum() <= 2, "those that are next to being fooled, where a majority is a matter of luck too"
     assert (there & ~eot).sum() <= 2
 
 

@@ -76,7 +76,8 @@ def test_it_goes_where_the_formula_goes(case: Case, decay: float) -> None:
 
 
 def test_without_momentum_it_is_pgd(case: Case) -> None:
-    still, pgd = tried(MiFgsm(steps=STEPS, decay=0), case, 0.1), tried(Pgd(steps=STEPS), case, 0.1)
+    plain = Pgd(steps=STEPS, step_size=0.1 * max(2.5 / STEPS, 0.25))
+    still, pgd = tried(MiFgsm(steps=STEPS, decay=0), case, 0.1), tried(plain, case, 0.1)
     assert torch.equal(still.fooled, pgd.fooled)
     assert 0 < still.fooled.sum() < N
     assert torch.equal(still.best[still.fooled], pgd.best[pgd.fooled])

@@ -177,7 +177,7 @@ def flags_of_attack(settings: dict[str, Any], shape: tuple[int, ...]) -> set[str
     seen = SimpleNamespace(shape=shape, structure=made.structure, bounds=made.bounds, bounds_doubt="")
     results: Any = SimpleNamespace(
         evidence=lambda ran: evidence,
-        scope=SimpleNamespace(data=seen, label="evasion", compared_with=lambda name: []),
+        scope=SimpleNamespace(data=seen, label="evasion", runtimes={}, compared_with=lambda name: []),
         without_twin=lambda name: None,
     )
     found = found_on(results, "a", attack)
