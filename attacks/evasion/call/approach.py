@@ -58,8 +58,8 @@ def search_nearest(course: Course, case: Case, question: Question, care: Care, *
     for rows in torch.arange(len(x), device=x.device).split(batch):
 
         def right(inputs: Tensor, some: Tensor, wanted: Tensor = wanted[rows]) -> Tensor:
-            ledger.queries += len(inputs)
-            return reached(case.deployed.logits(inputs), wanted[some], goal)
+            ledger.queries += len(inputs)  # the model itself is asked: a copy may take the nearest ones otherwise
+            return reached(question.searched.deployed.logits(inputs), wanted[some], goal)
 
         nearest = Nearest(x[rows], box.low[rows], box.high[rows], question.norm, right, onto)
         here = rows.cpu()
