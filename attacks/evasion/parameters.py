@@ -32,7 +32,7 @@ def parse_part(raw: Any) -> Perturber:
     try:
         return PERTURBERS.parse(raw)
     except InputError as error:
-        raise ValueError(str(error)) from None  # pydantic adds where in the plan it stands
+        raise ValueError(str(error).removesuffix(".")) from None  # who tells it adds where, and a full stop
 
 
 Part = Annotated[SerializeAsAny[Perturber], BeforeValidator(parse_part)]
