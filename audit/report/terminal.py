@@ -19,6 +19,7 @@ from ..schema.standing import CAVEATS, MEASURED, NOT_VERIFIED, Standing, told
 WIDTH = 140  # of the table where there is no terminal to ask
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 LEFT = 2  # columns of words, before those of figures
+GAP = 2  # between columns
 
 
 def table_of(audit: Audit) -> list[list[str]]:
@@ -48,8 +49,9 @@ def as_text(audit: Audit) -> str:
     """The table and the verdict, without colours: what Python shows of a result."""
     rows = table_of(audit)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    gap = " " * GAP
     lines = [
-        "  ".join(cell.ljust(width) if place < LEFT else cell.rjust(width) for place, (cell, width) in enumerate(pairs))
+        gap.join(cell.ljust(width) if place < LEFT else cell.rjust(width) for place, (cell, width) in enumerate(pairs))
         for pairs in (list(zip(row, widths, strict=True)) for row in rows)
     ]
     told = [f"  {wording.clean(sentence)}" for sentence in (*audit.deciding, *audit.beside)]
@@ -97,6 +99,8 @@ def print_audit(audit: Audit, standing: Standing = MEASURED) -> None:
     console = _console()
     table = Table(box=None, pad_edge=False, header_style="bold")
     head, *rows = table_of(audit)
+    if sum(max(map(len, column)) + GAP for column in zip(head, *rows, strict=True)) - GAP > console.width:
+        rows = [[_on_two_lines(cell) for cell in row] for row in rows]
     for place, title in enumerate(head):  # no markup: a metric may come from anywhere
         table.add_column(Text(title), no_wrap=place < LEFT, justify="left" if place < LEFT else "right")
     for row, cells in zip(audit.candidates, rows, strict=True):
@@ -156,6 +160,11 @@ def _console() -> Console:
 def _payload(row: Candidate) -> str:
     size = wording.size(row.footprint.payload_bytes)
     return size if row.parent is None else f"{size}, {row.footprint.ratio:.1f}x smaller"
+
+
+def _on_two_lines(cell: str) -> str:
+    """A figure above its interval, a size above its ratio: where a row is wider than the terminal."""
+    return re.sub(r" (?=\[)|(?<=,) (?=[\d.]+x)", "\n", cell)
 
 
 def _verdict(row: Candidate) -> str:
