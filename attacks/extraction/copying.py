@@ -147,7 +147,7 @@ class Tutor:
     def groups(self, pupils: Sequence[Pupil]) -> list[list[int]]:
         """Which of these, of one architecture, are trained side by side: their positions.
 
-        A small network leaves a processor idle between its operations: five of them together take a third of the time.
+        A small network leaves a processor idle between its operations: five together take two fifths of the time.
         A copy is not carried along for more than twice the steps it needs.
         """
         if not pupils:
