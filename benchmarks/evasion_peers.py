@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 Work = Callable[[], Tensor]
-STEPS = 40  # of PGD, each a quarter of epsilon, ours too
+STEPS = 40  # of PGD, each a quarter of epsilon; ours are two starts of half as many
 SQUARE_QUERIES = 500
 HOPS, PROBES, MOST_PROBES = 5, 100, 200  # of HopSkipJump
 

@@ -113,13 +113,13 @@ class Search:
         for again in range(1, FLAT_STARTS + 1):
             stay = self.offer(x, found.margin, progress)
             if stay is not None:
-                x, found = x[stay], Ascent(*(column[stay] for column in found))
+                x, found = x[stay], found.take(stay)
             lost = ~usable(found.gradient)
             if not lost.any():
                 break
             if again == FLAT_STARTS or self._from_center:
                 stay = self.release(lost)
-                return x[stay], Ascent(*(column[stay] for column in found))
+                return x[stay], found.take(stay)
             x = torch.where(per_record(lost, x), self.start(restart, "again", again), x)
             towards = None if self.towards is None else self.towards[lost]
             for column, new in zip(found, model(x[lost], self.y[lost], towards), strict=True):

@@ -30,6 +30,10 @@ class Ascent(NamedTuple):
     value: Tensor
     flat: Tensor
 
+    def take(self, index: Tensor) -> Ascent:
+        """That of the records at `index` (int64 or bool [n])."""
+        return Ascent(*(column[index] for column in self))
+
 
 class Gradients:
     """Losses, margins and input gradients of one module, counted in the ledger.

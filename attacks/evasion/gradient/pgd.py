@@ -20,11 +20,16 @@ from ....targets.steps import Arrays
 from ...access import Access, Ledger
 from ...case import Case
 from ...effort import Effort
-from ..ascent.gradients import Ascent, Gradients
+from ..ascent.gradients import Gradients
 from ..ascent.losses import Loss
 from ..ball import Ball, Norm, per_record
 from ..blocks import COPIES, Counter, blocks, kept_at_cost
 from ..engine import PERTURBERS, Perturber, Search
+
+EARLIEST = 6  # steps of a search before any record is called hopeless
+HOPE = 0.25  # of a margin's fall so far, per radius of step length: so much more it may fall (see `hopeless`)
+AGAIN = 0.15  # of it, at least, while another start follows: nearly all that a second start fools came so near before
+CREDIBLE = 10.0  # a margin so many times its fall hardly fell; the largest of the nets in `hopeless` is 6
 
 
 class GradientPerturber(Perturber):
@@ -75,12 +80,16 @@ class Pgd(GradientPerturber):
     )
 
     def perturb(self, search: Search, case: Case) -> None:
+        """A record also leaves when its margin is out of reach (`hopeless`), where it follows what is ascended and the
+        steps settle.
+        """
         model = self.model(search, case)
-        total = self.steps * self.restarts
+        total, judges = self.steps * self.restarts, self.step_size is None and self.loss != "dlr"
         for restart in range(self.restarts):
             if len(search.active) == 0:
                 return
             x, found = search.first_ascent(model, restart, restart / self.restarts)
+            first = found.margin
             for step in range(1, self.steps + 1):
                 if len(x) == 0:
                     return
@@ -92,7 +101,13 @@ class Pgd(GradientPerturber):
                 found = search.ascent(model, x)
                 stay = search.offer(x, found.margin, (restart * self.steps + step) / total)
                 if stay is not None:
-                    x, found = x[stay], Ascent(*(column[stay] for column in found))
+                    x, found, first = x[stay], found.take(stay), first[stay]
+                if judges and judged(step, self.steps):
+                    last = restart + 1 == self.restarts
+                    lost = hopeless(first, search.margin[search.active], step / self.steps, last=last)
+                    if lost.any():
+                        stay = search.release(lost)
+                        x, found, first = x[stay], found.take(stay), first[stay]
         search.close()
 
 
@@ -103,6 +118,32 @@ def settling(progress: float) -> float:
     trained one), 40 of a quarter of epsilon 34 and 247.
     """
     return 1 + math.cos(math.pi * progress)
+
+
+def judged(step: int, steps: int) -> bool:
+    """Whether to ask after this step which records are hopeless: not at once, and of many steps not after each."""
+    return step >= max(EARLIEST, steps // 5) and step % max(1, steps // 20) == 0
+
+
+def hopeless(first: Tensor, lowest: Tensor, progress: float, *, last: bool = True) -> Tensor:
+    """bool [n]: whether what is left of a search with `settling` steps will not make the margins negative.
+
+    What a margin still falls by is at most a share of what it fell by so far, and that goes down with the steps: the
+    more they settle, the less is left to gain. Where it hardly fell, gradients predict nothing, and nothing is judged.
+
+    On two kinds of CNN for digits, four plain and four adversarially trained ones of the one kind and two each of the
+    other, at L-inf radii from .05 to .2 (20 pairs, 200 records each), two starts of 20 steps fool 2,191 records with
+    this rule and without it, with 26,000 gradients instead of 75,000. With 40 steps and 500 records it loses none of
+    6,400 either, at L2 radii ten times as large one of 2,900 (250 records). With a HOPE of .2 it loses some.
+
+    Args:
+        first: [n], the margins at the start; lowest: [n], the lowest ones since.
+        progress: of the search, in [0, 1].
+        last: whether no other start follows, which may end elsewhere.
+    """
+    fall = first - lowest
+    share = HOPE * settling(progress) if last else max(HOPE * settling(progress), AGAIN)
+    return (lowest > share * fall) & (lowest < CREDIBLE * fall)
 
 
 def default_step(epsilon: float, steps: int) -> float:
