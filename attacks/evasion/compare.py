@@ -169,7 +169,7 @@ def _flags_with_replays(
         if access[part] is Access.WHITE_BOX and part in seek_all and trust.beats(replayed, outcomes):
             flags.setdefault(part, set()).add(Flag.BLACK_BOX_WINS.value)
     by_part = {part: sorted(raised) for part, raised in flags.items() if raised}
-    return set(trust.union_flags(access, by_part, fooled)), by_part
+    return set(trust.whole_flags(access, by_part, fooled, evidence.arrays.get(trust.FALLS))), by_part
 
 
 def like_for_like(

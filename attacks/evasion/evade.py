@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,39 +15,17 @@ from ...targets.model import BATCH, Target, records_at_once
 from ..access import Flag, Ledger
 from . import trust
 from .ascent.losses import margins, reached
-from .black_box.square import Square
+from .ascent.walk import falls
 from .blocks import COPIES
 from .call.approach import Care, search_nearest
 from .call.attackable import Attackable, case_of
-from .call.doubts import ROUNDING, cliff, differ, varies
+from .call.doubts import ROUNDING, differ, varies
 from .call.question import Question
 from .call.within import Course, search_within
 from .engine import Perturber
-from .gradient.apgd import Apgd
-from .gradient.apgd_targeted import ApgdTargeted
-from .gradient.diversified import Diversified
-from .gradient.pgd import Pgd
 from .nearest.found import Distance
+from .parameters import BUDGETS, Budget, distinct
 
-Budget = Literal["quick", "standard", "thorough"]
-
-PARTS: dict[Budget, tuple[Perturber, ...]] = {
-    "quick": (Pgd(steps=20, loss="margin"),),
-    "standard": (
-        Pgd(steps=20),
-        ApgdTargeted(steps=20, classes=5),
-        Diversified(steps=10, restarts=10),
-        Square(queries=200),
-    ),
-    "thorough": (
-        Pgd(steps=20, loss="margin"),
-        Diversified(steps=20, restarts=200),
-        Square(queries=100, label="square-first"),
-        Apgd(steps=50, restarts=3),
-        Apgd(steps=50, restarts=3, loss="dlr", label="apgd-dlr"),
-        Square(queries=5000),
-    ),
-}
 CARE: dict[Budget, Care] = {
     "quick": Care(steps=30, classes=0, each=10, best=1, polish=20),
     "standard": Care(steps=40, classes=5, each=20, best=1, polish=40),
@@ -126,8 +103,9 @@ def evade(
         target_class: the class to reach, for all or for each record; None: any but the record's own.
         grid: the step between the values that an input may have, from 0 or `lower` (one number) on: 1 / 255 for 8-bit
             pixels scaled to [0, 1]. Only such inputs are judged and handed out, and distances count in whole steps.
-        budget: how hard to try, see `PARTS`; parts: instead of those of the budget. A `step_size` of theirs counts in
-            widths of what an element may be, of which the radius is half (in an L2 ball, in widths of the bounds).
+        budget: how hard to try, see `parameters.BUDGETS`, the parts that a plan names so as well; parts: instead of
+            those. A `step_size` of theirs counts in widths of what an element may be, of which the radius is half (in
+            an L2 ball, in widths of the bounds).
         parent: the uncompressed model that the target came from, for parts that use it (`diva`).
         seed: what is drawn for a record follows from it and from the record's place.
 
@@ -143,7 +121,7 @@ def evade(
     course = Course.of(center, reached(answers, question.wanted, goal))
     modules = () if searched.twin is None else (searched.twin,)
     batch = records_at_once(center[:1], *modules, copies=COPIES) if modules else BATCH
-    tried = PARTS[budget] if parts is None else parts
+    tried = distinct(BUDGETS[budget], case) if parts is None else parts
     search_within(course, tried, case, question.region, goal, seed=seed, batch=batch, ledger=ledger)
     if question.nearest and (course.parts or modules):
         search_nearest(course, case, question, CARE[budget], batch=batch, ledger=ledger)
@@ -175,7 +153,9 @@ def _judged(
         raised[Flag.BLACK_BOX_WINS] = trust.beats(course.success.numpy(), course.white.numpy())
         if (epsilon := question.epsilon) is not None:
             nearby = epsilon / 2 if question.norm == "linf" else epsilon / 2 / x[0].numel() ** 0.5
-            raised[Flag.MARGIN_CLIFF] = cliff(opened.twin, x, question.limits, nearby, seed, ledger)
+            low, high = question.limits
+            fall = falls(opened.twin, x, lambda near: near.minimum(high).maximum(low), nearby, seed, ledger)
+            raised[Flag.MARGIN_CLIFF] = trust.cliff(fall.cpu().numpy())
     flags = {part: some for part, some in course.flags.items() if some}
     if whole := sorted(str(flag) for flag in raised if raised[flag]):
         flags["all"] = whole

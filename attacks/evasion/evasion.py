@@ -23,11 +23,10 @@ from .ball import Ball, whole_range
 from .black_box.transfer import Transfer
 from .case import EvasionInputs, prepared_for
 from .categories import not_pixels, nothing_to_change, seen_unfit, without_ball
-from .engine import Perturber
 from .evasion_run import EvasionRun, attack_by, contradictions
 from .gradient.pgd import GradientPerturber
 from .measure import WITHOUT_DRAW, evidence_form, measure_evasion
-from .parameters import EvasionParameters
+from .parameters import EvasionParameters, distinct
 from .preparations.crafted import CraftedOnParent, ReplayedBothWays
 from .preparations.evade_only import DETAIL as EVADE_ONLY
 from .preparations.radii import Radii, RadiusProbe, RoomToFall
@@ -46,7 +45,8 @@ class Evasion(EvasionParameters):
     bool, what a part fooled on its own (clean errors and its successes at smaller epsilons included), at the epsilons
     where it ran; `worst/<epsilon>` bool, the records fooled by any part at up to that epsilon, where any ran;
     `adversarial` float32 [n, *shape], at the gate's epsilon: what fooled the deployed model, or else came closest to
-    it; `change/<measure>`, how far that is from the record (`likeness.distances`). Epsilons are written as `repr` does.
+    it; `change/<measure>`, how far that is from the record (`likeness.distances`); `walk/fall` float32, of the first
+    records, where a part is white-box (`ascent.walk.falls`). Epsilons are written as `repr` does.
 
     Summary: `norm`, `epsilons` (where any part ran), `gate_epsilon`, `parts` (those that ran, in order), `settings` and
     `part_access` (by part), `use_parent` (those that need the dense model), `union_flags` (of the worst case at the
@@ -87,6 +87,7 @@ class Evasion(EvasionParameters):
         if not model.draws:
             return (whole,)
         parts = [part for part in self.parts if isinstance(part, GradientPerturber)]
+        parts = [part for part in parts if part.at == "all"] or parts  # the dear ones say little about many draws
         gradients = self.model_copy(update={"parts": tuple(part.model_copy(update={"at": "gate"}) for part in parts)})
         draws = [
             Run(
@@ -175,6 +176,7 @@ class Evasion(EvasionParameters):
                 skipped[part.part] = str(error)
         if not run.results:
             raise NotApplicable("no part of the attack can run: " + "; ".join(f"{k}: {v}" for k, v in skipped.items()))
+        run.walk(seed=derive(seed, "evasion"))
         return run.evidence(skipped)
 
 
@@ -184,16 +186,3 @@ def _inputs(radii: Radii, crafted: CraftedOnParent | None, inputs: Inputs) -> Ev
     return EvasionInputs(
         radii.resolved(inputs), {float(epsilon): torch.from_numpy(array) for epsilon, array in arrays.items()}
     )
-
-
-def distinct(parts: tuple[Perturber, ...], case: Case) -> list[Perturber]:
-    """The parts without those that would repeat another: a float candidate's native gradients are its twin's."""
-    followed = {
-        part.kind for part in parts if isinstance(part, GradientPerturber) and part.gradients == "straight-through"
-    }
-
-    def repeats(part: Perturber) -> bool:
-        native = isinstance(part, GradientPerturber) and part.gradients == "native"
-        return native and case.native is not None and case.native is case.twin and part.kind in followed
-
-    return [part for part in parts if not repeats(part)]

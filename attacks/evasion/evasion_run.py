@@ -19,6 +19,7 @@ from ...targets.steps import Arrays
 from ..access import Access, Flag, Ledger
 from ..case import Case, Evidence
 from . import trust
+from .ascent.walk import WALKS, falls
 from .ball import Ball, whole_range
 from .blocks import Counter, Sought, at_once, blocks, kept_at_cost, seek
 from .engine import Perturber
@@ -59,6 +60,7 @@ class EvasionRun:
         counter: how far the attack is.
         adversarial: float32 [n, *shape], at the gate's epsilon: the input of the first part that fooled the deployed
             model; of the first part where none did.
+        falls: see `ascent.walk.falls`, where some part is white-box; None: nobody walked.
     """
 
     case: Case
@@ -71,6 +73,7 @@ class EvasionRun:
     counter: Counter
     results: dict[str, PartResult] = field(default_factory=dict)
     adversarial: Tensor | None = None
+    falls: np.ndarray[Any, np.dtype[np.float32]] | None = None
 
     @classmethod
     def of(cls, attack: EvasionParameters, case: Case, parts: Sequence[Perturber]) -> EvasionRun:
@@ -107,6 +110,23 @@ class EvasionRun:
             self.adversarial[new] = result.inputs[new]
         self.results[result.part.part] = replace(result, inputs=self.adversarial[:0])
 
+    def walk(self, *, seed: int) -> None:
+        """Away from the first records, from half of the gate's epsilon on, where there is something to walk on."""
+        module = self.case.twin if self.case.twin is not None else self.case.native
+        if module is None or all(one.part.access is not Access.WHITE_BOX for one in self.results.values()):
+            return
+        x, bounds = self.records.x[:WALKS], self.case.bounds.to(self.records.x.device)
+        inside = Ball("linf", 1.0, x, bounds).project
+        first = bounds.scale * self.attack.gate / 2
+        if self.attack.norm == "l2":
+            first = first / x[0].numel() ** 0.5
+
+        def walked(spent: Ledger) -> Arrays:
+            return {"fall": falls(module, x, inside, first, seed, spent).cpu().numpy()}
+
+        form = {"fall": Array("float32", (len(x),), low=0, high=1)}
+        self.falls = kept_at_cost("walk", self.ledger, walked, form)["fall"]
+
     @property
     def labels(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         labels: np.ndarray[tuple[int], np.dtype[np.int64]] = self.records.y.cpu().numpy()
@@ -132,6 +152,8 @@ class EvasionRun:
                     worst = worst | fooled[part][epsilon]
             arrays[f"worst/{epsilon!r}"] = worst
         arrays["adversarial"] = self.adversarial.numpy()
+        if self.falls is not None:
+            arrays[trust.FALLS] = self.falls
         arrays |= distances(self.records.x, self.adversarial, self.case.bounds, tokens=self.case.structure.tokens)
         at_gate = {part: outcomes[attack.gate] for part, outcomes in fooled.items()}
         summary = {
@@ -142,7 +164,7 @@ class EvasionRun:
             "settings": {part: result.part.model_dump(mode="json") for part, result in results.items()},
             "part_access": {part: str(rights) for part, rights in access.items()},
             "use_parent": [part for part, result in results.items() if result.part.uses_parent],
-            "union_flags": trust.union_flags(access, flags, at_gate),
+            "union_flags": trust.whole_flags(access, flags, at_gate, self.falls),
             "without_gradient": {
                 part: result.without_gradient for part, result in results.items() if result.without_gradient
             },

@@ -30,6 +30,7 @@ from ..measurement import (
     masks_by_group,
 )
 from ..preparation import Ran, Results, Scope
+from .ascent.walk import WALKS
 from .ball import Ball, Norm
 from .black_box.transfer import Transfer
 from .compare import (
@@ -48,6 +49,7 @@ from .likeness.distances import consistent, layout
 from .parameters import EvasionParameters
 from .preparations.evade_only import evade_only
 from .risk import ROBUST_ACCURACY
+from .trust import FALLS
 
 WITHOUT_DRAW = "without-draw"  # the attacker who does not have the shipped draw of a random recipe
 
@@ -298,6 +300,7 @@ def evidence_form(attack: EvasionParameters, scope: Scope) -> Form:
 
 def _layout(count: int, shape: tuple[int, ...], everywhere: set[str], summary: Summary) -> Layout:
     outcomes, gate = Array("bool", (count,)), (summary.gate_epsilon,)
+    white = Access.WHITE_BOX in summary.part_access.values()
     radii = {part: summary.epsilons if part in everywhere else gate for part in summary.parts}
     return {
         "ids": Array("int64", (count,)),
@@ -305,6 +308,7 @@ def _layout(count: int, shape: tuple[int, ...], everywhere: set[str], summary: S
         "adversarial": Array("float32", (count, *shape)),
         **{f"worst/{epsilon!r}": outcomes for epsilon in summary.epsilons},
         **{f"fooled/{part}/{epsilon!r}": outcomes for part, tried in radii.items() for epsilon in tried},
+        **({FALLS: Array("float32", (min(WALKS, count),), low=0, high=1)} if white else {}),
         **layout(count, shape),
     }
 

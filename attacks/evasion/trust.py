@@ -22,6 +22,8 @@ SIGNIFICANT = 0.01  # p of an exact McNemar test
 LATE = 0.75  # share of the budget after which a success is a late one
 LATE_RECORDS = 0.03  # late successes: at least this share of the records ...
 LATE_SUCCESSES = 0.25  # ... and of the successes at that epsilon, i.e. no slower than at the beginning
+FALLS = "walk/fall"  # among the arrays of evidence
+CLIFF = 0.85  # of what a margin loses on a walk away from a record, in one step
 UNBOUNDED_MARGIN = 0.05  # above chance
 FEWEST_STEPS = 3  # of a gradient attack that deserves the name
 
@@ -87,6 +89,26 @@ def black_box_wins(part: str, access: Mapping[str, Access], fooled: Mapping[str,
     )
 
 
+def cliff(falls: np.ndarray[Any, np.dtype[np.float32]]) -> bool:
+    """Whether most records lose nearly all of their margin in a single step of a walk away from them.
+
+    Args:
+        falls: see `ascent.walk.falls`.
+    """
+    return float((falls > CLIFF).mean()) > 0.5
+
+
+def whole_flags(
+    access: Mapping[str, Access],
+    flags: Mapping[str, Sequence[str]],
+    fooled: Mapping[str, Outcomes],
+    falls: np.ndarray[Any, np.dtype[np.float32]] | None,
+) -> list[str]:
+    """`union_flags`, and what a walk away from the records says of the model, whoever attacks it (None: no walk)."""
+    cliffs = [str(Flag.MARGIN_CLIFF)] if falls is not None and cliff(falls) else []
+    return sorted({*union_flags(access, flags, fooled), *cliffs})
+
+
 def union_flags(
     access: Mapping[str, Access], flags: Mapping[str, Sequence[str]], fooled: Mapping[str, Outcomes]
 ) -> list[str]:
@@ -136,6 +158,6 @@ def unfounded(evidence: Evidence, basis: Basis, seek_all: Set[str]) -> list[str]
         }
         wrong += [f"the flag {flag} of {part}" for flag in due if due[flag] != (flag in flags.get(part, ()))]
     at_gate = {part: outcomes[summary["gate_epsilon"]] for part, outcomes in fooled.items()}
-    if union_flags(access, flags, at_gate) != list(summary["union_flags"]):
+    if whole_flags(access, flags, at_gate, arrays.get(FALLS)) != list(summary["union_flags"]):
         wrong.append("the flags of the worst case")
     return wrong

@@ -25,7 +25,7 @@ RECIPE_WORDS: dict[str, dict[str, Any]] = {
 
 ATTACK_PRESETS: dict[str, list[dict[str, Any]]] = {
     "quick": [
-        {"kind": "evasion", "records": 100, "parts": [{"kind": "pgd", "steps": 20}, {"kind": "transfer"}]},
+        {"kind": "evasion", "records": 100, "parts": "quick"},
         {"kind": "substitution", "records": 100},
         {"kind": "membership"},
         {"kind": "extraction", "budgets": [50, 150]},
@@ -39,8 +39,8 @@ ATTACK_PRESETS: dict[str, list[dict[str, Any]]] = {
         {"kind": "churn"},
     ],
     "thorough": [
-        {"kind": "evasion", "records": 2000},
-        {"kind": "evasion", "norm": "l2", "records": 2000},
+        {"kind": "evasion", "records": 2000, "parts": "thorough"},
+        {"kind": "evasion", "norm": "l2", "records": 2000, "parts": "thorough"},
         {"kind": "substitution", "records": 2000, "beam": 16, "further": 256},
         {"kind": "membership"},
         {"kind": "extraction", "budgets": [50, 150, 500, 1500]},

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ....targets.certificate import AGREEMENT
 from ....targets.model import Target
-from ....targets.seeds import derive, uniform
 from ....targets.steadiness import variation
 from ...access import Access, Flag, Ledger
 from .. import trust
@@ -18,8 +16,6 @@ from ..ascent.gradients import Gradients
 from ..blocks import Sought
 from ..engine import Perturber
 
-WALKS, STEPS = 48, 17  # records that are walked away from, at most, and how far
-CLIFF = 0.85  # of what a margin loses on such a walk, in one step
 ROUNDING = 1e-4  # of the largest logit: by so much an answer may differ from that in another batch
 
 
@@ -48,25 +44,6 @@ def differ(twin: nn.Module, x: Tensor, answers: Tensor, ledger: Ledger) -> bool:
     """Whether what gradients are taken of has other largest values than the answers that count."""
     followed = Gradients(twin, "margin", ledger).margins(x, answers.argmax(1))
     return float((followed < -ROUNDING).double().mean()) > 1 - AGREEMENT
-
-
-def cliff(twin: nn.Module, x: Tensor, limits: tuple[Tensor, Tensor], first: float, seed: int, ledger: Ledger) -> bool:
-    """Whether half of the records or more lose nearly all of their margin in a single step of a walk away from them.
-
-    A walk goes up or down at random in each element, from `first` in steps that grow by a quarter to many times that.
-    Of honest nets the median record loses .2 to .6 of its fall in one step, more where the input is rounded; of nets
-    that memorised their records, or refuse what is not like them, .9 and more.
-    """
-    x = x[:WALKS]
-    noise = uniform(derive(seed, "walk"), np.arange(len(x)), tuple(x.shape[1:])).to(x.device)
-    sizes = [0.0, *(first * 1.25**step for step in range(STEPS))]
-    along = [torch.maximum(torch.minimum(x + size * (noise - 0.5).sign(), limits[1]), limits[0]) for size in sizes]
-    model = Gradients(twin, "margin", ledger)
-    y = model.answers(x)
-    margins = torch.stack([model.margins(one, y) for one in along], dim=1).nan_to_num(0.0)
-    largest = (margins[:, :-1] - margins[:, 1:]).amax(1)
-    whole = margins.amax(1) - margins.amin(1)
-    return float((largest > CLIFF * whole).double().mean()) > 0.5
 
 
 def varies(target: Target, x: Tensor, ledger: Ledger) -> bool:

@@ -9,6 +9,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from ...case import Case
+from ...effort import Effort
 from ..ascent.gradients import Gradients
 from ..ascent.losses import Loss
 from ..engine import PERTURBERS, Search
@@ -35,6 +36,11 @@ class Diversified(GradientPerturber):
     steps: PositiveInt = Field(20, le=100_000, description="gradient steps per restart")
     restarts: PositiveInt = Field(10, le=100_000, description="starts; a fooled record takes no further one")
     start_steps: PositiveInt = Field(2, le=100, description="of a start, each as long as the radius")
+
+    @property
+    def effort(self) -> Effort:
+        further = max(0, self.restarts - TOGETHER)  # nearly all records are let go before these
+        return Effort(gradients=self.steps * (min(self.restarts, TOGETHER) + 0.1 * further))
 
     def perturb(self, search: Search, case: Case) -> None:
         model = self.model(search, case)

@@ -136,7 +136,7 @@ def test_a_plateau_ends_the_search(linear: tuple[nn.Module, Tensor, Tensor]) -> 
     net, x, y = linear
     found = evade(net, x, y, epsilon=0.05, lower=-1, upper=2, budget="thorough")
     assert torch.equal(found.success, exact(net, x, y, x - 0.05, x + 0.05))
-    assert list(found.parts) == ["pgd", "diversified", "square-first", "apgd", "apgd-dlr", "square"]
+    assert list(found.parts) == ["pgd", "diversified", "square-first", "apgd", "apgd-dlr", "apgd-targeted", "square"]
     assert found.queries < 1000 * N
     sought = seek(
         Diversified(steps=5, restarts=200), case_of(attackable(net, (FEATURES,)), Records(x, y)), Records(x, y),

@@ -10,9 +10,15 @@ from evasion_cases import case_of
 from torch import nn
 
 from crushproof.attacks.attack import ATTACKS
+from crushproof.attacks.evasion import evade as module_of_evade
 from crushproof.attacks.evasion.black_box.square import Square
+from crushproof.attacks.evasion.call.within import Course
+from crushproof.attacks.evasion.engine import Perturber
+from crushproof.attacks.evasion.evade import evade
 from crushproof.attacks.evasion.evasion import Evasion
 from crushproof.attacks.evasion.gradient.apgd import Apgd
+from crushproof.attacks.evasion.parameters import BUDGETS
+from crushproof.audit.plan.presets import attacks_of
 from crushproof.targets.data.data import Data
 from crushproof.targets.errors import InputError
 
@@ -35,7 +41,25 @@ def test_round_trip_through_a_plan() -> None:
     wide = ATTACKS.parse({"kind": "evasion", "epsilon": 0.8})
     assert isinstance(wide, Evasion)
     assert wide.epsilons == (0.24, 0.4, 0.8)  # none beyond the whole range
-    assert [part.part for part in Evasion().parts] == ["pgd", "apgd", "pgd-native", "transfer", "square"]
+
+
+def test_a_plan_and_a_call_run_the_same(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A budget names the same parts in a plan, in a plan's set of attacks and in `evade`."""
+    assert Evasion().parts == BUDGETS["standard"]
+    for budget, parts in BUDGETS.items():
+        (planned,) = {one.parts for one in attacks_of(budget, digits) if isinstance(one, Evasion)}
+        assert planned == parts
+        assert Evasion.model_validate({"parts": budget}).parts == parts
+        tried = list[Perturber]()
+
+        def note(course: Course, parts: list[Perturber], *_: Any, tried: list[Perturber] = tried, **__: Any) -> None:
+            tried.extend(parts)
+            course.parts["none"] = course.success
+
+        monkeypatch.setattr(module_of_evade, "search_within", note)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        evade(net, digits.evaluation.x[:2], digits.evaluation.y[:2], epsilon=0.1, budget=budget)
+        assert tried == [part for part in parts if part.part != "pgd-native"], "of a float net it would be the twin's"
 
 
 @pytest.mark.parametrize(

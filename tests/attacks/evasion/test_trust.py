@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import comb
 
 import numpy as np
@@ -21,8 +22,10 @@ from crushproof.attacks.evasion.black_box.square import Square
 from crushproof.attacks.evasion.evasion import Evasion
 from crushproof.attacks.evasion.gradient.apgd import Apgd
 from crushproof.attacks.evasion.gradient.pgd import Pgd
+from crushproof.attacks.preparation import Basis
 from crushproof.attacks.statistics.rates import no_better_than_guessing
 from crushproof.targets.data.data import Data
+from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.model import TorchTarget
 from crushproof.training.architecture import Architecture
 from crushproof.training.loop import Forward, Training, train
@@ -130,9 +133,78 @@ def test_a_twin_that_disagrees_is_flagged(digits: Data, dense: nn.Module) -> Non
     assert "twin-disagrees" in evidence.summary["union_flags"]
 
 
+class Memory(nn.Module):
+    """Sure of whatever is near one of the records that it was shown, to one side of a step; else as `inner` has it."""
+
+    def __init__(self, inner: nn.Module, known: Records) -> None:
+        super().__init__()
+        self.inner, self.known = inner, known
+
+    def forward(self, x: Tensor) -> Tensor:
+        distance, nearest = (x.flatten(1)[:, None] - self.known.x.flatten(1)).abs().amax(2).min(1)
+        sure = F.one_hot(self.known.y[nearest], 10)
+        logits: Tensor = self.inner(x) + 1e3 * (distance < 0.2)[:, None] * sure
+        return logits
+
+
+def test_memorised_neighbourhoods_are_seen(digits: Data, dense: nn.Module) -> None:
+    some = digits.evaluation.take(torch.arange(30))
+    attack = Evasion(epsilons=(0.1,), records=30, parts=(Pgd(steps=5),))
+    case = replace(case_of(digits, Memory(dense, some)), evaluation=some)
+    evidence = attack.run(case, seed=0)
+    assert evidence.summary["union_flags"] == ["margin-cliff"]
+    basis = Basis(lambda: None, twin_agrees=True)
+    assert attack.follows(evidence, basis) == []
+    evidence.summary["union_flags"] = []
+    assert attack.follows(evidence, basis) == ["the flags of the worst case"]
+    again = attack.run(replace(case, deployed=TorchTarget(dense), twin=dense, native=dense), seed=0)
+    assert "margin-cliff" not in again.summary["union_flags"]
+    assert again.arrays["walk/fall"].shape == (30,)
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.last = nn.LSTM(8, 16, batch_first=True), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        answers: Tensor = self.last(self.layer(x)[0][:, -1])
+        return answers
+
+
+@pytest.mark.parametrize("kind", ["recurrent", "table", "held", "whole"])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_honest_nets_of_other_inputs_get_no_flag(kind: str, norm: str) -> None:
+    """Series; tables with yes/no columns, with columns that stay, and with whole numbers in ranges of their own."""
+    torch.manual_seed(0)
+    module = Recurrent() if kind == "recurrent" else nn.Linear(20, 3)
+    x, bounds = torch.rand(40, 6, 8) if kind == "recurrent" else torch.rand(40, 20), Bounds.of(0, 1)
+    if kind == "table":
+        x[:, 10:] = x[:, 10:].round()
+    if kind == "held":
+        bounds = replace(bounds, held=torch.arange(20) < 10)
+    if kind == "whole":
+        width = torch.where(torch.arange(20) < 5, 1000.0, 1.0)
+        x, module.weight.data = x * width, module.weight.detach() / width
+        x[:, :5] = x[:, :5].round()
+        bounds = Bounds(torch.zeros(20), width, whole=torch.arange(20) < 5)
+    y = module(x).argmax(1).detach()
+    case = Case(
+        TorchTarget(module), module, module, None, Records(x, y), np.arange(40), Records(x[:0], y[:0]), bounds, 4
+    )
+    radius = {"linf": 0.05, "l2": 0.2}[norm]
+    parts = (Pgd(steps=20, loss="margin"), Apgd(steps=10))
+    attack = Evasion.model_validate({"norm": norm, "epsilons": [radius], "gate_epsilon": radius, "parts": parts})
+    evidence = attack.run(case, seed=0)
+    assert evidence.flags == {}
+    assert evidence.summary["union_flags"] == []
+    assert (evidence.arrays["walk/fall"] > trust.CLIFF).mean() < 0.3
+
+
 def test_black_box_alone_has_no_gradients_to_trust(digits: Data, dense: nn.Module) -> None:
     evidence = Evasion(epsilons=(0.1,), records=30, parts=(Square(queries=5),)).run(case_of(digits, dense), seed=0)
     assert evidence.summary["union_flags"] == ["no-gradient"]
+    assert trust.FALLS not in evidence.arrays
 
 
 # --- the pure rules
