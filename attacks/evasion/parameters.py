@@ -21,6 +21,7 @@ from .engine import PERTURBERS, Perturber
 from .gradient.apgd import Apgd
 from .gradient.diva import Diva
 from .gradient.pgd import Pgd
+from .preparations.asked_of_others import AskedOfOthers
 from .preparations.evade_only import EvadeOnly
 from .preparations.radii import Radii
 from .radius import CURVE, Radius, Reach, curve
@@ -181,6 +182,10 @@ class EvasionParameters(InRounds):
             return None
         part = next((part for part in self.parts if isinstance(part, Diva)), Diva())
         return EvadeOnly(scope.label, model.name, model.parent.name, self.norm, self.count, part)
+
+    def asked_of_others(self, model: Audited, scope: Scope) -> AskedOfOthers:
+        """What asks all other models about the inputs that fool this one."""
+        return AskedOfOthers(scope.label, model.name, tuple(name for name in scope.models if name != model.name))
 
 
 def _number(value: Any) -> Any:
