@@ -40,6 +40,7 @@ from .compare import (
     found_on,
     kept_words,
     like_for_like,
+    lost_robustness,
     resolve_radius,
     robust_at,
 )
@@ -98,6 +99,8 @@ def _worst_case(
         for name, reason in found.evidence.skipped.items()
         if name not in found.summary["parts"] and not (name in own_parents and found.replayed is not None)
     ]
+    worse, who = lost_robustness(results, found, comparisons)
+    notes += who
     told, frail = _described(found)
     asked = results.prepared(attack.asked_of_others(model, results.scope))
     alone = [part.name for part in parts if part.outcome is not None and not part.counted]
@@ -123,6 +126,7 @@ def _worst_case(
         curves=_epsilon_curves(found),
         groups=by_group(results, found.evidence.arrays["ids"], found.robust),
         transfers={} if asked is None else transfers(asked, found.evidence),
+        worse=worse,
         quantities=told,
         fragile=frail,
     )

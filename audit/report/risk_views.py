@@ -185,7 +185,7 @@ class Transferred:
     """Whom else the inputs found on one model fool: a row per model they were made on, a column per model asked."""
 
     asked: list[str]
-    rows: list[tuple[str, list[tuple[str, str, int] | None]]]  # the share, its interval with n, its shade from 0 to 4
+    rows: list[tuple[str, list[tuple[str, str, str, int] | None]]]  # share, interval, n, and the shade from 0 to 4
 
 
 SHADES = 5
@@ -203,10 +203,10 @@ def transferred(column: Column) -> Transferred | None:
     met = {model for table in tables.values() for model in table}
     asked = [name for name in column.findings if name in met] + sorted(met - column.findings.keys())
 
-    def cell(one: Transfer | None) -> tuple[str, str, int] | None:
+    def cell(one: Transfer | None) -> tuple[str, str, str, int] | None:
         if one is None:
             return None
-        ends = f"{interval(one.low, one.high, ACCURACY)}, n = {number(one.n)}"
-        return figure(one.estimate, ACCURACY), ends, min(SHADES - 1, int(SHADES * one.estimate))
+        shade = min(SHADES - 1, int(SHADES * one.estimate))
+        return figure(one.estimate, ACCURACY), interval(one.low, one.high, ACCURACY), f"n = {number(one.n)}", shade
 
     return Transferred(asked, [(name, [cell(table.get(model)) for model in asked]) for name, table in tables.items()])
