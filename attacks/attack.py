@@ -118,6 +118,10 @@ class Attack(Technique):
         """What `measure` looks at on this model: runs, and shared work that is done for the sake of a comparison."""
         return tuple(Ran(name) for name in (model.name, *model.baselines))
 
+    def beside(self, model: Audited, scope: Scope) -> tuple[Preparation, ...]:
+        """Shared work that `measure` looks at where it is there, and that no finding alone (`--only`) is worth."""
+        return ()
+
     def rounds(self, scope: Scope) -> tuple[Round, ...]:
         """The attack on ever more records, which go on until its gates are decided; one round is all at once.
 

@@ -175,6 +175,7 @@ class Measurement:
         groups: the figure per class or group of records, by name: who is hit.
         quantities: plain figures beside it; what they are of is said by `Risk.described`.
         fragile: the records that fell first.
+        transfers: of the inputs found, the share that fools another model too, by its name.
         worse: those of `groups` in which more got worse than chance explains, against the model that it came from.
         notes: sentences the reader must know.
         flags: why it may be too optimistic; of its parts, see there.
@@ -198,6 +199,7 @@ class Measurement:
     groups: Mapping[str, Outcome] = field(default_factory=dict)
     quantities: tuple[Quantity, ...] = ()
     fragile: Fragile | None = None
+    transfers: Mapping[str, Rate] = field(default_factory=dict)
     worse: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()

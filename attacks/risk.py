@@ -61,6 +61,7 @@ class Risk(Described):
     advice: tuple[str, ...] = Field(description="what to do, one sentence each")
     reading: str = Field(description="how to read the chart")
     described: str = Field("", description="what the quantities beside its figures are of, in a sentence or two")
+    transferred: str = Field("", description="what the shares of its inputs that fool other models are, in a sentence")
     chart: Chart
     taxonomy: dict[str, tuple[str, ...]] = Field({}, description="ids by framework, of those in FRAMEWORKS")
 

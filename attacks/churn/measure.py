@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from ..access import Access
-from ..measurement import Bools, Measurement, Rate, ThreatModel, masks_by_group
+from ..measurement import Measurement, Rate, ThreatModel, masks_by_group
 from ..preparation import Ran, Results
-from ..statistics.rates import holm, mcnemar
+from ..statistics.groups import got_worse
 from .risk import CHURN, LOW_MARGIN_FLIPS, NEGATIVE_FLIPS
 
 NEGATIVE, LOW_MARGIN = "negative-flips", "low-margin"  # details of findings
 TENTHS = 10
-SIGNIFICANT = 0.05  # of a p-value corrected by Holm's method
 NOBODY = ThreatModel(
     Access.SCORES, "nobody attacks: the model and the one it came from answer the same records", "one answer per record"
 )
@@ -70,25 +68,3 @@ def measure_churn(results: Results) -> list[Measurement]:
     flags = tuple(sorted({*results.flags(model.name), *results.flags(parent)}))
     why = "not gated: no built-in limit on churn"
     return [replace(one, threat=NOBODY, reason=why, flags=flags, available=len(changed)) for one in found]
-
-
-def got_worse(lost: Bools, gained: Bools, masks: Mapping[str, Bools]) -> tuple[tuple[str, ...], str]:
-    """The classes and groups in which more records were lost than chance explains, and a sentence on the test.
-
-    Exact McNemar tests, two-sided, corrected for their number by Holm's method.
-
-    Args:
-        lost, gained: bool [n], what the parent alone gets right, and what the model alone does.
-        masks: the records of each class and group, bool [n].
-    """
-    counts = {name: (int(lost[mask].sum()), int(gained[mask].sum())) for name, mask in masks.items()}
-    corrected = holm([mcnemar(minus, plus) for minus, plus in counts.values()])
-    found = {
-        name: f"{name} ({minus} lost, {plus} gained of {int(masks[name].sum())}, p = {p:.2g})"
-        for (name, (minus, plus)), p in zip(counts.items(), corrected, strict=True)
-        if minus > plus and p < SIGNIFICANT
-    }
-    test = f"exact McNemar test, Holm's correction for {len(counts)} classes and groups"
-    if not found:
-        return (), f"No class or group got significantly worse ({test})."
-    return tuple(found), f"Got worse: {', '.join(found.values())} ({test})."

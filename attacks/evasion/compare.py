@@ -7,7 +7,7 @@ of the two and asked of the other. What one side alone faced is in its own figur
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,8 +18,9 @@ from ...targets.data.data import Data
 from ..access import Access, Flag
 from ..case import Evidence
 from ..elsewhere import wrong_elsewhere
-from ..measurement import Bools, Comparison, Rate
+from ..measurement import Bools, Comparison, Rate, masks_by_group
 from ..preparation import Ran, Results
+from ..statistics.groups import got_worse
 from ..statistics.rates import percent
 from . import trust
 from .parameters import EvasionParameters
@@ -199,6 +200,19 @@ def like_for_like(
         floor=_chance(results, theirs),
         instead=_instead(results, name, theirs.attack),
     )
+
+
+def lost_robustness(
+    results: Results, found: Found, comparisons: Sequence[Comparison]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The classes and groups that lost robustness to compression, beyond chance, and a sentence where it was tested."""
+    first = next((one for one in comparisons if one.baseline == results.model.baselines[0]), None)
+    if first is None or not isinstance(first.own, Rate) or not isinstance(first.theirs, Rate):
+        return (), ()
+    own, theirs = (np.asarray(one.successes, dtype=bool) for one in (first.own, first.theirs))
+    masks = masks_by_group(results.scope.data, np.asarray(found.evidence.arrays["ids"]))
+    worse, told = got_worse(theirs & ~own, own & ~theirs, masks, results.level)
+    return worse, (f"Against {first.baseline}, by what both sides faced: {told[0].lower()}{told[1:]}",)
 
 
 def _chance(results: Results, baseline: Found) -> float:

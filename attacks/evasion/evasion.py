@@ -129,6 +129,9 @@ class Evasion(EvasionParameters):
         asked = self.evade_only(model, scope)
         return (*found, *([] if asked is None else [asked]), *radii.needs)
 
+    def beside(self, model: Audited, scope: Scope) -> tuple[Preparation, ...]:
+        return (self.asked_of_others(model, scope),) if len(scope.models) > 1 else ()
+
     def details(self, model: Audited) -> tuple[str, ...]:
         alone = (EVADE_ONLY,) if model.parent is not None and not model.is_dense else ()
         return ("", *((WITHOUT_DRAW,) if model.draws else ()), *alone)

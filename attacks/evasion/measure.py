@@ -41,12 +41,14 @@ from .compare import (
     found_on,
     kept_words,
     like_for_like,
+    lost_robustness,
     resolve_radius,
     robust_at,
 )
 from .likeness.described import first_wrong, fragile, quantities, smallest
 from .likeness.distances import consistent, layout
 from .parameters import EvasionParameters
+from .preparations.asked_of_others import transfers
 from .preparations.evade_only import evade_only
 from .risk import ROBUST_ACCURACY
 from .trust import FALLS
@@ -85,10 +87,10 @@ def _worst_case(
             comparisons.append(comparison)
             counted |= set(comparison.counted)
     parts = []
-    transfers = {part.part for part in attack.parts if isinstance(part, Transfer)}
+    sent = {part.part for part in attack.parts if isinstance(part, Transfer)}
     for part in found.summary["parts"]:
         alike = not model.baselines or part in counted
-        alike |= part in transfers and BOTH_WAYS in counted
+        alike |= part in sent and BOTH_WAYS in counted
         parts.append(_part(found, part, tuple(found.part_flags.get(part, ())), counted=alike))
     if found.replayed is not None:
         parts.append(MeasuredPart(REPLAYED, Rate(~found.replayed)))
@@ -99,7 +101,10 @@ def _worst_case(
         for name, reason in found.evidence.skipped.items()
         if name not in found.summary["parts"] and not (name in own_parents and found.replayed is not None)
     ]
+    worse, who = lost_robustness(results, found, comparisons)
+    notes += who
     told, frail = _described(found)
+    asked = results.prepared(attack.asked_of_others(model, results.scope))
     alone = [part.name for part in parts if part.outcome is not None and not part.counted]
     if alone and comparisons:
         notes.append(
@@ -122,6 +127,8 @@ def _worst_case(
         parts=tuple(parts),
         curves=_epsilon_curves(found),
         groups=by_group(results, found.evidence.arrays["ids"], found.robust),
+        transfers={} if asked is None else transfers(asked, found.evidence),
+        worse=worse,
         quantities=told,
         fragile=frail,
     )

@@ -24,6 +24,7 @@ from .gradient.apgd_targeted import ApgdTargeted
 from .gradient.diva import Diva
 from .gradient.diversified import Diversified
 from .gradient.pgd import GradientPerturber, Pgd
+from .preparations.asked_of_others import AskedOfOthers
 from .preparations.evade_only import EvadeOnly
 from .preparations.radii import Radii
 from .radius import CURVE, Radius, Reach, curve
@@ -228,6 +229,10 @@ class EvasionParameters(InRounds):
             return None
         part = next((part for part in self.parts if isinstance(part, Diva)), Diva())
         return EvadeOnly(scope.label, model.name, model.parent.name, self.norm, self.count, part)
+
+    def asked_of_others(self, model: Audited, scope: Scope) -> AskedOfOthers:
+        """What asks all other models about the inputs that fool this one."""
+        return AskedOfOthers(scope.label, model.name, tuple(name for name in scope.models if name != model.name))
 
 
 def _number(value: Any) -> Any:

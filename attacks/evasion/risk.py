@@ -42,6 +42,11 @@ EVASION = Risk(
     "units of [0, 1] pixels (L-inf: the largest change of a value; L2: the length of all together), how many values "
     "are others, and, of images, how alike the two look (SSIM; 1: the same). The smallest epsilon that fools is the "
     "median over all attacked records, 0 for those that are wrong as they are, of the epsilons that were tried.",
+    transferred="Of the inputs that were made on one model (a row) and fool it within the epsilon judged, the share "
+    "that fools another one (a column) as it ships, where both are right about the record as it is. They are those of "
+    "the smallest epsilon tried that fools the first model, so that inputs made to travel would fool more; those made "
+    "with the help of the model it came from are left out, and at most 200 are asked. A high share: whoever has the "
+    "one can attack the other without ever seeing it. No policy judges it.",
     chart=Chart(x="epsilon", curve="worst case"),
     taxonomy={
         "NIST AI 100-2": ("NISTAML.022", "NISTAML.025"),

@@ -140,6 +140,10 @@ def part(measured: MeasuredPart, level: float) -> Part:
     )
 
 
+def transfer(model: str, outcome: Rate, level: float) -> quantity_rows.Transfer:
+    return quantity_rows.Transfer(model=model, **estimate(outcome, level).model_dump())
+
+
 def quantity(measured: Quantity, *, seed: int, level: float = rates.LEVEL) -> quantity_rows.Quantity:
     """A plain figure; of graded values the median with its bootstrap interval.
 

@@ -7,6 +7,7 @@ import traceback
 from ...attacks.access import Flag
 from ...attacks.attack import Attack
 from ...attacks.measurement import Measurement
+from ...attacks.statistics.rates import LEVEL
 from ...targets.errors import InputError, NotApplicable, user_error
 from ...targets.seeds import derive
 from ..engine.cells import Cell
@@ -16,7 +17,7 @@ from ..schema.rows import Change, Estimate, Finding, GroupEstimate, ThreatModel
 from ..subject.audited import AuditedModel
 from ..suite.attack_cells import attack_cell
 from ..suite.suite import Reached, Suite
-from .estimates import change, curves, estimate, fragile, part, quantity
+from .estimates import change, curves, estimate, fragile, part, quantity, transfer
 from .results import AttackResults, AuditResults, Finished
 
 FAR_SAFER = 0.2  # of the records, surely: more than compression was ever seen to give
@@ -31,9 +32,9 @@ def findings_of(
     """
     try:
         position, one = results.round_of(label, model.name)
-        measured = measurements(results, model, one.attack, results.suite.round_label(label, position))
-        found = [finding_row(results, model, attack, label, one) for one in measured if one.draw is None]
         level = results.suite.level(label, position)
+        measured = measurements(results, model, one.attack, results.suite.round_label(label, position), level)
+        found = [finding_row(results, model, attack, label, one) for one in measured if one.draw is None]
         return found, [(one, level) for one in measured if one.draw is not None]
     except NotApplicable as error:
         why = str(error)
@@ -46,14 +47,19 @@ def findings_of(
     return [finding_row(results, model, attack, label, blank)], []
 
 
-def measurements(results: AuditResults, model: AuditedModel, attack: Attack, label: str) -> list[Measurement]:
+def measurements(
+    results: AuditResults, model: AuditedModel, attack: Attack, label: str, level: float = LEVEL
+) -> list[Measurement]:
     """What an attack says of one model; a row that nothing was measured where it says nothing.
+
+    Args:
+        level: of the intervals.
 
     Raises:
         InputError: its figures cannot be told apart, or are none that it declares.
         Exception: whatever its `measure` raises.
     """
-    found = list(attack.measure(AttackResults(results, results.suite.scope(label), model)))
+    found = list(attack.measure(AttackResults(results, results.suite.scope(label), model, level)))
     details = [one.detail for one in found if one.draw is None]
     if len(set(details)) < len(details) or not set(details) <= set(attack.details(model)):
         raise InputError(
@@ -112,6 +118,7 @@ def finding_row(
         curves=curves(measured, level),
         who_is_hit=sorted(groups, key=lambda row: (sign * row.estimate, row.name)),
         worse=list(measured.worse),
+        transfers=[transfer(name, one, level) for name, one in measured.transfers.items()],
         quantities=[quantity(one, seed=seed, level=level) for one in measured.quantities],
         fragile=fragile(measured.fragile),
         taxonomy={framework: list(ids) for framework, ids in attack.risk.taxonomy.items()},

@@ -103,6 +103,7 @@ class AttackResults:
     results: AuditResults
     scope: Scope
     model: Audited
+    level: float
 
     def evidence(self, ran: Ran) -> Evidence | None:
         result = self.results.get(attack_cell(self.scope.label, ran.model, ran.detail))

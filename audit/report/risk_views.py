@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ...attacks.risk import Metric
-from ..schema.quantity_rows import Quantity
+from ...attacks.risk import ACCURACY, Metric
+from ..schema.quantity_rows import Quantity, Transfer
 from ..schema.rows import Finding, GroupEstimate, ThreatModel
 from ..schema.wording import change, enumerate_words, estimate, figure, interval, label, number, plural, quantity
 from .views import Column, Index
@@ -178,3 +178,35 @@ def _described(own: list[Quantity]) -> tuple[str, str]:
     if not own:
         return "\u2013", ""
     return " / ".join(map(quantity, own)), number(own[0].n)
+
+
+@dataclass(frozen=True)
+class Transferred:
+    """Whom else the inputs found on one model fool: a row per model they were made on, a column per model asked."""
+
+    asked: list[str]
+    rows: list[tuple[str, list[tuple[str, str, str, int] | None]]]  # share, interval, n, and the shade from 0 to 4
+
+
+SHADES = 5
+
+
+def transferred(column: Column) -> Transferred | None:
+    """None where no finding of the column was asked of another model. Rows and columns stand in the audit's order."""
+    tables = {
+        name: {one.model: one for one in finding.transfers}
+        for name, finding in column.findings.items()
+        if finding.transfers
+    }
+    if not tables:
+        return None
+    met = {model for table in tables.values() for model in table}
+    asked = [name for name in column.findings if name in met] + sorted(met - column.findings.keys())
+
+    def cell(one: Transfer | None) -> tuple[str, str, str, int] | None:
+        if one is None:
+            return None
+        shade = min(SHADES - 1, int(SHADES * one.estimate))
+        return figure(one.estimate, ACCURACY), interval(one.low, one.high, ACCURACY), f"n = {number(one.n)}", shade
+
+    return Transferred(asked, [(name, [cell(table.get(model)) for model in asked]) for name, table in tables.items()])

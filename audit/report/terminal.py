@@ -15,6 +15,7 @@ from ...attacks.risk import ACCURACY, BALANCED_ACCURACY, Metric
 from ..schema import wording
 from ..schema.rows import Audit, Candidate
 from ..schema.standing import CAVEATS, MEASURED, NOT_VERIFIED, Standing, told
+from .views import columns, index
 
 WIDTH = 140  # of the table where there is no terminal to ask
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
@@ -111,6 +112,8 @@ def print_audit(audit: Audit, standing: Standing = MEASURED) -> None:
     for line in legend(audit):
         console.print(Text(line, style="dim"))
     console.print()
+    for line in transfer_lines(audit):
+        console.print(Text(line))
     headline, _, rest = verdict_line(audit).partition(" ")
     if not standing.verified:
         console.print(Text(NOT_VERIFIED, style="bold yellow"))
@@ -133,6 +136,30 @@ def legend(audit: Audit) -> list[str]:
     return [*lines, *map(wording.clean, told)]
 
 
+def transfer_lines(audit: Audit) -> list[str]:
+    """For each attack whose inputs were asked of other models: how many of them fool others, in a line."""
+    ix, lines = index(audit), []
+    for column in columns(audit):
+        found = [(name, one) for name, finding in column.findings.items() for one in finding.transfers]
+        plain = "" if ix.plain is None else ix.plain.name
+        ways = [
+            (f"of {plain} fool another", [one.estimate for name, one in found if name == plain]),
+            (f"of another fool {plain}", [one.estimate for _, one in found if one.model == plain]),
+            (
+                "of one fool another of the rest",
+                [one.estimate for name, one in found if plain not in (name, one.model)],
+            ),
+        ]
+        told = [
+            f"{words} in {wording.figure(min(shares), ACCURACY)} to {wording.figure(max(shares), ACCURACY)}"
+            for words, shares in ways
+            if shares
+        ]
+        if told:
+            lines.append(wording.clean(f"transfer, {wording.label(column.title)}: inputs {'; '.join(told)}"))
+    return lines
+
+
 def print_findings(audit: Audit) -> None:
     """Writes each finding in a line, with its flags and notes, or why there is none; for `--only`."""
     console = _console()
@@ -140,6 +167,11 @@ def print_findings(audit: Audit) -> None:
         words = wording.finding_words(finding, audit.metrics[finding.metric])
         console.print(Text(wording.clean(f"{finding.id}: {words} ({finding.verdict})")))
         found = [f"{one.name}, {one.statistic}: {wording.quantity(one)}, n = {one.n}" for one in finding.quantities]
+        found += [
+            f"of the inputs that fool it fool {one.model}: {wording.figure(one.estimate, ACCURACY)} "
+            f"{wording.interval(one.low, one.high, ACCURACY)}, n = {one.n}"
+            for one in finding.transfers
+        ]
         if finding.fragile is not None:
             found.append(wording.fragile_words(finding.fragile, audit.risks[finding.risk].chart.x))
         for line in (*filter(None, [finding.reason]), *finding.flags, *finding.notes, *found):

@@ -43,6 +43,9 @@ def _names(audit: Audit) -> Iterator[str]:
         if wanted not in candidates:
             yield f"{sort} {name!r:.80} speaks of {wanted!r:.80}, which is no candidate"
     for finding in audit.findings:
+        asked = [one.model for one in finding.transfers]
+        if len(set(asked)) < len(asked) or finding.candidate in asked or not set(asked) <= set(candidates):
+            yield f"finding {finding.id!r:.80} was asked of a model twice, of its own, or of one that is no candidate"
         if not finding.id.startswith(f"{finding.candidate}/"):
             yield f"finding {finding.id!r:.80} is not named after its candidate"
     named = [row.finding for row in audit.policy] + [row.worst_risk for row in audit.candidates]
@@ -63,7 +66,8 @@ def _counts(audit: Audit) -> Iterator[str]:
             yield f"{row.name!r:.80} has more non-zero parameters than parameters"
     for finding in audit.findings:
         own = [*([] if finding.estimate is None else [finding.estimate]), *finding.who_is_hit]
-        if max([0, *(one.n for one in own), *(one.n for one in finding.quantities)]) > everybody:
+        counts = [one.n for one in own] + [one.n for one in finding.quantities] + [one.n for one in finding.transfers]
+        if max([0, *counts]) > everybody:
             yield f"{finding.id!r:.80} rests on more records than the data has ({everybody})"
         fell = finding.fragile
         if fell is not None and (fell.count > everybody or max(fell.ids) >= data.non_members):

@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from .row import Count, Figure, Row
+from .row import Count, Figure, Row, Share
 
 
 class Quantity(Row):
@@ -36,6 +36,25 @@ class Quantity(Row):
         ends = [self.low, *(beyond if end is None else end for end in (self.value, self.high))]
         if ends != sorted(ends) or any(self.above < end < beyond for end in ends):
             raise ValueError(f"the value of {self.name!r:.80} lies outside its interval, or beyond what was tried")
+        return self
+
+
+class Transfer(Row):
+    """Of the inputs that fool the finding's model, those of them that fool another model as well.
+
+    Of records that both get right as they are; made on the one by the attack itself, asked of the other as it ships.
+    """
+
+    model: str = Field(description="that was asked")
+    estimate: Share
+    low: Share
+    high: Share
+    n: int = Field(ge=1, description="inputs")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.low <= self.estimate <= self.high:
+            raise ValueError(f"the share {self.estimate} lies outside its interval [{self.low}, {self.high}]")
         return self
 
 

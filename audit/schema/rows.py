@@ -17,7 +17,7 @@ from .data_rows import DataSummary
 from .file_rows import Certificate, Footprint, Kernels, Lineage, Runtime
 from .names import check_names
 from .policy_rows import Gate, Limit, RowVerdict, Verdict
-from .quantity_rows import Fragile, Quantity
+from .quantity_rows import Fragile, Quantity, Transfer
 from .row import Amount, Count, Digest, Figure, Row, Share
 
 SLACK = 1e-9  # rounding of an interval's end
@@ -150,6 +150,7 @@ class Finding(Row):
     curves: dict[str, list[Point]] = Field({}, description="by series name; see the risk's section of the report")
     who_is_hit: list[GroupEstimate] = Field([], description="per class and group of the records; the worst first")
     worse: list[str] = Field([], description="of them: worse than under the parent, exact McNemar with Holm, p < .05")
+    transfers: list[Transfer] = Field([], description="whom else what was found on this model fools; no policy judges")
     quantities: list[Quantity] = Field([], description="plain figures beside it; the risk's `described` says of what")
     fragile: Fragile | None = Field(None, description="None: no record fell, or it does not say which did")
     taxonomy: dict[str, list[str]] = Field({}, description="framework -> ids")

@@ -59,7 +59,7 @@ def add_attack(suite: ModelSuite, attack: Attack, label: str) -> None:
             _add_run(suite, knowing, run, suite.models[run.model or model.name], scope)
     if suite.task in attack.tasks:
         for model in suite.models.values():
-            for need in attack.reads(model, scope):
+            for need in (*attack.reads(model, scope), *attack.beside(model, scope)):
                 if isinstance(need, Preparation):
                     _cells_for(suite, [need], scope)
 
@@ -199,10 +199,15 @@ class CellInputs:
         draws = [one for one in others if one is not None]
         return make_case(self.suite, opened.target, candidate, parent, twin, draws)
 
+    def deployed(self, model: str) -> Target:
+        return self._opened(model).target
+
     def elsewhere(self, model: str, runtime: str) -> Target:
-        audited, kinds = self.suite.models[model], {label: one for one, label in self.suite.lineup.runtimes}
-        opened = audited.opened(self.get(self.suite.model_cell(model)), self.suite.subject.data)
-        return opened_in(audited, kinds[runtime], opened)
+        kinds = {label: one for one, label in self.suite.lineup.runtimes}
+        return opened_in(self.suite.models[model], kinds[runtime], self._opened(model))
+
+    def _opened(self, model: str) -> Opened:
+        return self.suite.models[model].opened(self.get(self.suite.model_cell(model)), self.suite.subject.data)
 
     def weights(self, dense: str) -> nn.Module:
         return self.suite.trained(dense, self.get)

@@ -89,6 +89,7 @@ class Suite(ModelSuite):
         if self.task in attack.tasks:
             told = adapted(attack, model).runs(model, self.scope(own))
             runs = [attack_cell(own, run.model or model.name, run.detail) for run in told]
+            runs += [shared.name for shared in attack.beside(model, self.scope(own))]
         return [name for name in dict.fromkeys([*runs, *self.cells_read(attack, own, model)]) if self.has(name)]
 
     def cells_read(self, attack: Attack, label: str, model: AuditedModel) -> list[str]:

@@ -76,6 +76,16 @@ def test_rounds_end_where_the_gates_are_decided(done: tuple[Audit, Heard, Path])
     assert "rounds (of 200, 400, 600)" in " ".join(row.notes)
 
 
+def test_what_fools_one_model_is_asked_of_others_in_whatever_round(done: tuple[Audit, Heard, Path]) -> None:
+    audit, heard, _ = done
+    names = [row.name for row in audit.candidates]
+    for name in names:
+        row = by_id(audit)[f"{name}/evasion"]
+        assert [one.model for one in row.transfers] == [other for other in names if other != name]
+        assert f"asked-of-others/evasion@200/{name}" in heard.names
+    assert "asked-of-others/evasion@400/int8" not in heard.names, "no model is drawn into another's round"
+
+
 def test_the_resolved_plan_gives_the_same_findings(done: tuple[Audit, Heard, Path], tmp_path: Path) -> None:
     audit, heard, out = done
     assert sum(note.startswith("forecast: about") for note in heard.notes) == 1

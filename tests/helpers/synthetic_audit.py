@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from synthetic_findings import Model, Named, evasion, extraction, judged, membership, rate
+from synthetic_findings import Model, Named, evasion, extraction, judged, membership, rate, transfers
 
 from crushproof.attacks.evasion.risk import EVASION, ROBUST_ACCURACY
 from crushproof.attacks.extraction.risk import EXTRACTION, FIDELITY
@@ -234,12 +234,15 @@ def synthetic_audit(renamed: dict[str, str] | None = None, classes: list[str] | 
             by_key[baseline] if baseline else None,
         )
         robustness = evasion(named, classes, rng, len(findings))
+        everyone = {naming.get(one.key, one.key): one for one in MODELS}
+        robustness = robustness.model_copy(update={"transfers": transfers(named.name, everyone)})
         mine = [robustness, *membership(named, len(findings)), extraction(named)]
         if model.defense == "stochastic-rounding":
             without = {
                 "id": f"{named.name}/evasion/without-draw",
                 "estimate": rate(0.66, 300),
                 "parts": [],
+                "transfers": [],
                 "gateable": False,
             }
             mine.append(

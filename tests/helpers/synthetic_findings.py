@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from crushproof.audit.schema.quantity_rows import Fragile, Quantity
+from crushproof.audit.schema.quantity_rows import Fragile, Quantity, Transfer
 from crushproof.audit.schema.rows import Change, Estimate, Finding, GroupEstimate, Part, Point, ThreatModel
 
 EPSILONS = (0.03, 0.05, 0.1, 0.15)
@@ -100,6 +100,16 @@ def described(model: Model, n: int) -> list[Quantity]:
         ("SSIM", "lowest", 0.712),
     ]
     return [smallest, *(Quantity(name=name, statistic=of, value=value, n=fooled) for name, of, value in plain)]
+
+
+def transfers(name: str, models: dict[str, Model]) -> list[Transfer]:
+    """By name all other models: those of one defense are fooled together, and by weak models few others are."""
+    found = []
+    for other, model in models.items():
+        share = 0.97 if model.defense == models[name].defense else 0.31
+        own = rate(round(share * models[name].accuracy, 3), 120)
+        found += [] if other == name else [Transfer(model=other, **own.model_dump())]
+    return found
 
 
 def evasion(named: Named, classes: list[str], rng: np.random.Generator, count: int) -> Finding:

@@ -175,13 +175,14 @@ class ReplayedBothWays(Preparation):
     def compute(self, inputs: Inputs) -> Prepared:
         gate, _ = self.radii.resolved(inputs)
         theirs, mine = (torch.from_numpy(np.array(inputs.prepared(one).arrays[f"{gate!r}"])) for one in self._crafted)
-        candidate, baseline = inputs.case(self.candidate), inputs.case(self.baseline)
-        records = candidate.evaluation.take(torch.arange(min(self.records, len(candidate.evaluation))))
-        ball = Ball(self.radii.norm, gate, records.x, candidate.bounds)
+        data = inputs.scope.data
+        records = data.evaluation.take(torch.arange(min(self.records, len(data.evaluation))))
+        ball = Ball(self.radii.norm, gate, records.x, data.bounds)
+        asked = {"on_candidate": (self.candidate, theirs), "on_baseline": (self.baseline, mine)}
         return Prepared(
-            arrays={
-                "on_candidate": replayed(candidate.deployed, theirs, records, ball).cpu().numpy(),
-                "on_baseline": replayed(baseline.deployed, mine, records, ball).cpu().numpy(),
+            {
+                name: replayed(inputs.deployed(model), adversarial, records, ball).cpu().numpy()
+                for name, (model, adversarial) in asked.items()
             }
         )
 

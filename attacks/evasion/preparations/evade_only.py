@@ -84,7 +84,7 @@ class EvadeOnly(Preparation):
 
     def compute(self, inputs: Inputs) -> Prepared:
         evidence, case = inputs.evidence(Ran(self.candidate)), inputs.case(self.candidate)
-        dense, gate = inputs.case(self.baseline).deployed, evidence.summary["gate_epsilon"]
+        dense, gate = inputs.deployed(self.baseline), evidence.summary["gate_epsilon"]
         records = case.evaluation.take(torch.arange(len(evidence.arrays["ids"])))
         adversarial = torch.from_numpy(np.array(evidence.arrays["adversarial"])).to(records.x.device)
         right = (dense.logits(adversarial).argmax(1) == records.y).cpu().numpy()

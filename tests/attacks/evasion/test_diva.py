@@ -171,7 +171,9 @@ def prepared_of(
     attack = Evasion(epsilons=(0.1,), records=n, parts=(Pgd(steps=6), Square(queries=2)))
     evidence = attack.run(cases["candidate"], seed=0)
     scope = SimpleNamespace(seed=0, data=digits)
-    inputs: Any = SimpleNamespace(scope=scope, case=cases.get, evidence=lambda ran: evidence)
+    inputs: Any = SimpleNamespace(
+        scope=scope, case=cases.get, deployed=lambda name: cases[name].deployed, evidence=lambda ran: evidence
+    )
     asked = EvadeOnly("evasion", "candidate", "dense", "linf", n, Diva())
     found = asked.compute(inputs)
     document = json.dumps(found.document).encode()

@@ -16,7 +16,7 @@ from crushproof.attacks.membership.risk import AUC, TPR
 from crushproof.attacks.risk import ACCURACY
 from crushproof.audit.report import charts, defense_views, dot_charts, footprint_views, views
 from crushproof.audit.report.html import render, to_html
-from crushproof.audit.report.terminal import print_audit, print_findings
+from crushproof.audit.report.terminal import print_audit, print_findings, transfer_lines
 from crushproof.audit.result import AuditResult
 from crushproof.audit.schema import wording
 from crushproof.audit.schema.rows import Audit, Environment, Estimate, Point
@@ -348,3 +348,27 @@ def test_what_describes_a_figure_stands_beside_it(audit: Audit, page: Page, caps
     printed = capsys.readouterr().out
     assert "SSIM, lowest: 0.712, n = " in printed
     assert "by id: 3, 17" in printed
+
+
+def test_what_fools_one_model_is_shown_against_every_other(audit: Audit, html: str, page: Page) -> None:
+    """Who was made on and who was asked cannot be mixed up: the shares are of one direction."""
+    table = html.partition('<table class="heat">')[2].partition("</table>")[0]
+    rows = table.split("<tr>")[2:]
+    assert len(rows) == len(audit.candidates)
+    assert [row.count("<td") for row in rows] == [len(rows)] * len(rows)
+    assert audit.risks["evasion"].transferred in page.text
+    first = {one.model: one for one in audit.findings[0].transfers}
+    cells = rows[0].split("<td")[1:]
+    for name, cell in zip([one.name for one in audit.candidates], cells, strict=True):
+        wanted = "own" if name == "dense" else f"shade{min(4, int(5 * first[name].estimate))}"
+        assert f'class="{wanted}"' in cell
+        if name != "dense":
+            assert f"{100 * first[name].estimate:.1f}" in cell
+            assert "n = 120" in cell
+    assert transfer_lines(audit) == [
+        "transfer, Robust accuracy: inputs of dense fool another in 30.4\u00a0% to 95.2\u00a0%; of another fool dense "
+        "in 28.5\u00a0% to 95.1\u00a0%; of one fool another of the rest in 27.4\u00a0% to 95.1\u00a0%"
+    ]
+    bare = audit.model_copy(update={"findings": [one.model_copy(update={"transfers": []}) for one in audit.findings]})
+    assert transfer_lines(bare) == []
+    assert '<table class="heat">' not in to_html(bare)

@@ -61,6 +61,7 @@ OUT_OF_RANGE = {
     "risks.evasion.chart.x": ("e" * 81, "at most 80 characters"),
     "findings.1.queries": (-1, "greater than or equal to 0"),
     "findings.1.quantities.0.n": (0, "greater than or equal to 1"),
+    "findings.1.transfers.0.estimate": (1.2, "less than or equal to 1"),
     "findings.1.fragile.ids": ([], "at least 1 item"),
     "findings.1.changes.0.p_value": (1.2, "less than or equal to 1"),
     "data.members": (-5, "greater than or equal to 0"),
@@ -74,6 +75,7 @@ CONTRADICTIONS = {  # what JSON Schema cannot say
     "findings.1.quantities.0.low": (0.2, "lies outside its interval"),
     "findings.1.quantities.0.above": (None, "says which was the largest"),
     "findings.1.quantities.1.value": (None, "has a value"),
+    "findings.1.transfers.0.low": (0.99, "lies outside its interval"),
     "findings.1.fragile.count": (2, "more ids than records"),
     "findings.1.estimate.estimate": (0.99, "lies outside its interval"),
 }
