@@ -184,7 +184,7 @@ def _recipes(
     for position, (name, candidate) in enumerate(candidates.items()):
         pulse("recipe", position, len(candidates))
         if candidate.deploy == "tflite":
-            _check_litert(plan.where("candidates", name, "deploy"))
+            _check_litert(f"{plan.where('candidates', name, 'deploy')}: candidates.{name}.deploy")
         raw = candidate.recipe
         recipe = RECIPES.parse(RECIPE_WORDS.get(raw, raw) if isinstance(raw, str) else raw)
         key = json.dumps([candidate.deploy, recipe.model_dump(mode="json")], sort_keys=True)
