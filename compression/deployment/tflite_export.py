@@ -17,8 +17,9 @@ from typing import Any
 
 from ...targets.untrusted.model_file import check_onnx, need_litert
 from .tflite_file import Grid
-from .tflite_writer import FIRST, LAST, LOWEST, SAME, Computed, Known, Writer
+from .tflite_writer import FIRST, LAST, LOWEST, SAME, SHAPED, SMALL, Computed, Known, Writer
 
+FLOAT = 1  # TensorProto's
 CURVES = {"Sigmoid": "LOGISTIC", "Tanh": "TANH", "HardSwish": "HARD_SWISH"}
 
 
@@ -73,25 +74,32 @@ def _product(to: Writer) -> None:
 
 def _two(kind: str) -> Callable[[Writer], None]:
     """Of two values, or of one and a constant."""
+    return lambda to: _joined(to, kind, [one for one in (to.held(0), to.held(1)) if one is not None])
 
-    def write(to: Writer) -> None:
-        name, activation = to.after()
-        pair = [to.held(at) for at in (0, 1)]
-        rank = max(len(one.shape) if isinstance(one, Computed) else one.values.ndim for one in pair if one is not None)
-        inputs, whole = [], kind == "ADD"
-        for one in pair:
-            assert one is not None, "the standard asks for both"
-            whole = whole and isinstance(one, Computed) and one.grid is not None
-            if isinstance(one, Known) and one.values.ndim and rank == 4:
+
+def _quotient(to: Writer) -> None:
+    """By a constant: times its inverse."""
+    _joined(to, "MUL", [to.computed(), Known(1 / to.weights(1).floats)])
+
+
+def _joined(to: Writer, kind: str, pair: list[Known | Computed]) -> None:
+    name, activation = to.after()
+    rank = max(len(one.shape) if isinstance(one, Computed) else one.values.ndim for one in pair)
+    inputs, codes = [], []
+    for one in pair:
+        if isinstance(one, Known):
+            if one.values.ndim and rank == 4:
                 one = Known(one.floats.reshape([1] * (4 - one.values.ndim) + list(one.values.shape))).moved(LAST)
-            elif isinstance(one, Computed) and rank == 4 and len(one.shape) != 4:
-                to.refuse("joins an image with something else")
-            inputs.append(one)
-        grid = to.rounded(name) if whole else None
-        numbers = [one.number if grid is not None and isinstance(one, Computed) else to.floats(one) for one in inputs]
-        to.made(kind, numbers, name, grid, fusedActivationFunction=activation)
-
-    return write
+        elif rank == 4 and len(one.shape) != 4:
+            to.refuse("joins an image with something else")
+        elif one.grid is not None:
+            codes.append(one.number)
+        inputs.append(one)
+    if all(isinstance(one, Known) for one in inputs):
+        to.refuse("computes with constants alone")
+    grid = to.rounded(name) if kind == "ADD" and len(codes) == 2 else None
+    numbers = [to.floats(one) for one in inputs] if grid is None else codes
+    to.made(kind, numbers, name, grid, fusedActivationFunction=activation)
 
 
 def _pool(to: Writer) -> None:
@@ -163,11 +171,13 @@ def _dequantize(to: Writer) -> None:
 
 
 def _cast(to: Writer) -> None:
-    """Of weights, which stay as they are stored."""
-    given = to.weights(0)
-    if given.values.dtype.name not in ("float16", "int4", "int2"):
+    """Of weights, which stay as they are stored; floats are floats already."""
+    given = to.held(0)
+    if to.setting("to", 0) != FLOAT and isinstance(given, Computed):
+        to.refuse("turns floats into another type")
+    if isinstance(given, Known) and given.values.dtype.name not in SMALL:
         to.refuse(f"turns {given.values.dtype.name} into another type")
-    to.put(to.node.output[0], given)
+    _pass(to)
 
 
 def _single(kind: str, **options: Any) -> Callable[[Writer], None]:
@@ -202,7 +212,7 @@ def _constant(to: Writer) -> None:
 WRITERS: dict[str, Callable[[Writer], None]] = {
     **dict.fromkeys(("MaxPool", "AveragePool"), _pool),
     **dict.fromkeys(("GlobalAveragePool", "ReduceMean"), _mean),
-    **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), _reshape),
+    **dict.fromkeys(SHAPED, _reshape),
     **dict.fromkeys(("Identity", "Dropout"), _pass),
     **{name: _single(kind) for name, kind in (*CURVES.items(), ("Relu", "RELU"))},
     "Conv": _convolution,
@@ -211,6 +221,7 @@ WRITERS: dict[str, Callable[[Writer], None]] = {
     "Add": _two("ADD"),
     "Sub": _two("SUB"),
     "Mul": _two("MUL"),
+    "Div": _quotient,
     "Transpose": _transpose,
     "QuantizeLinear": _quantize,
     "DequantizeLinear": _dequantize,

@@ -21,7 +21,8 @@ LAST = (0, 2, 3, 1)  # axes of an image in ONNX, in the order of TFLite
 FIRST = (0, 3, 1, 2)  # and back
 NONE, RELU, RELU6 = 0, 1, 3  # activations that are computed with a layer
 SAME, VALID = 0, 1
-PASSING = ("MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout")  # a rounding may come first
+SHAPED = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+PASSING = (*SHAPED, "MaxPool", "Identity", "Dropout")  # a rounding may come first
 SMALL = ("int2", "int4", "int8", "float16")  # types of weights that a file keeps, whatever computes with them
 LOWEST = np.float32(-3.0e38)
 
@@ -95,8 +96,13 @@ class Writer:
         self._held[name] = entered
 
     def nodes(self) -> Iterator[onnx.NodeProto]:
-        """Those to write, in order; each is `node` until the next."""
-        for node in self._graph.node:
+        """Those to write, in order; each is `node` until the next. Shapes are known, so what computes one is none."""
+        needed, used = {self._graph.output[0].name}, []
+        for node in reversed(self._graph.node):
+            if needed.intersection(node.output):
+                needed.update(node.input[:1] if node.op_type in SHAPED else node.input)
+                used.append(node)
+        for node in reversed(used):
             if node.output[0] not in self._held:  # else it was computed with the layer before it
                 self.node = node
                 yield node

@@ -2,74 +2,57 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import util
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 pytest.importorskip("ai_edge_litert")
 
-import crushproof
 from crushproof.audit.plan.plan import DENSE, Plan, parse_plan
-from crushproof.audit.subject.audited import DenseModel
+from crushproof.audit.subject.audited import Candidate, DenseModel
 from crushproof.audit.subject.preflight import preflight
 from crushproof.audit.subject.resolve import Subject
-from crushproof.audit.verification.checks import verify
+from crushproof.audit.suite.model_cells import make_candidate
+from crushproof.compression.recipe import RECIPES
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records
-from crushproof.targets.errors import InputError
+from crushproof.targets.errors import InputError, UnsafeInput
 from crushproof.targets.runtimes.litert import LiteRtTarget
 from crushproof.targets.seeds import global_seed
+from crushproof.targets.twin.module import Twin
 from crushproof.training.architecture import Architecture
-from crushproof.training.loop import Training, train
+from crushproof.training.loop import Training
 from crushproof.training.networks import Mlp
 from crushproof.training.trainer import BuiltinTrainer
 
 PHONE = {"recipe": "int8", "deploy": "tflite"}
-EVASION = {"kind": "evasion", "records": 30, "epsilons": [0.2], "parts": [{"kind": "pgd", "steps": 3}, "transfer"]}
 
 
-def blobs(n: int, seed: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    random = np.random.default_rng(seed)
-    y = np.arange(n) % 2
-    return (random.random((n, 6)) / 2 + y[:, None] / 4).astype(np.float32), y
-
-
-def test_an_audit_of_the_file(tmp_path: Path) -> None:
-    members = blobs(200, 0)
+def test_what_is_made_is_the_file_that_runs(digits: Data) -> None:
     with global_seed(0, "phone"):
-        start = Mlp(6, 2, (8,))
-    records = Records(*map(torch.from_numpy, members))
-    module = train(start, records, Training(epochs=30, learning_rate=1e-2), seed=0)
-    result = crushproof.audit_model(
-        module,
-        members,
-        blobs(200, 1),
-        {"int8": "int8", "phone": PHONE},
-        attacks=[EVASION, "membership", "churn"],
-        shadows={"training_free": 2, "trained": 2},
-        out=tmp_path,
-    )
-    rows = {row.name: row for row in result.audit.candidates}
-    phone, plain = rows["phone"], rows["int8"]
-    (file,) = tmp_path.rglob("model.tflite")
-    assert phone.footprint.disk_bytes == file.stat().st_size
-    assert phone.kernels is None
-    assert phone.certificate is not None
-    assert phone.certificate.label_agreement >= 0.99
-    assert phone.accuracy is not None
-    assert plain.accuracy is not None
-    assert abs(phone.accuracy.estimate - plain.accuracy.estimate) <= 0.02
-    assert LiteRtTarget(file.read_bytes()).logits(torch.rand(3, 6)).shape == (3, 2)
-    for risk in ("evasion", "membership", "churn"):
-        found = [one for one in result.audit.findings if one.risk == risk and one.candidate == "phone"]
-        assert found
-        assert all(one.estimate is not None for one in found)
-    assert [one for one in verify(tmp_path, None) if one.state == "bad"] == []
+        module = Mlp(64, 10, (8,)).eval()
+    dense = DenseModel(DENSE, Architecture("small", lambda: Mlp(64, 10, (8,))), BuiltinTrainer(Training()))
+    recipe = RECIPES.parse({"kind": "quantize", "weight_bits": 8})
+    candidate = Candidate("phone", dense, recipe, kind="tflite")
+    stored = make_candidate(candidate, recipe, module, digits, 0)
+    content = stored.files["model.tflite"]
+    assert stored.document["footprint"]["disk_bytes"] == len(content)
+    assert stored.document["certificate"]["overall"]["label_agreement"] >= 0.99
+    assert stored.document["kernels"] is None
+    opened = candidate.opened(stored, digits)
+    x = digits.non_members.x[:20].clone().requires_grad_()
+    twin = opened.twin()
+    assert isinstance(twin, Twin), "from the bytes, not the module it was made of"
+    torch.testing.assert_close(twin(x), LiteRtTarget(content).logits(x), rtol=0, atol=1e-4)
+    (gradient,) = torch.autograd.grad(twin(x).sum(), x)
+    assert bool(gradient.any())
+    other = {**stored.files, "model.tflite": stored.files["payload.bin"]}
+    with pytest.raises(UnsafeInput):  # what lies in an output folder is read with suspicion
+        candidate.opened(replace(stored, files=other), digits)
 
 
 def test_what_the_plan_says_wrongly() -> None:
