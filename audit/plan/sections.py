@@ -219,6 +219,11 @@ class CandidatePlan(Settings):
     )
     file: str | None = Field(None, description="a finished .onnx or .tflite file, audited as it is")
     interface: InterfacePlan = Field(InterfacePlan(), description="of `file`")
+    deploy: Literal["onnx", "tflite"] = Field(
+        "onnx",
+        description="the file that is made of it, attacked and weighed: onnx, run in ONNX Runtime; or tflite, run in "
+        "LiteRT, of networks of convolutions, dense layers, pools and sums",
+    )
     defense: Any = Field(None, description="a kind, or a mapping with kind and its fields")
     control: bool = Field(False, description="a model that is there to be compared with: never up for release")
 
@@ -241,6 +246,8 @@ class CandidatePlan(Settings):
             raise fault("name a recipe, or a finished file; the dense models are audited without being listed")
         if self.file is not None and self.defense is not None:
             raise fault("a finished file cannot be hardened: leave this out", "defense")
+        if self.file is not None and "deploy" in self.model_fields_set:
+            raise fault("a finished file is deployed as it is: leave this out", "deploy")
         if self.file is None and self.interface != InterfacePlan():
             raise fault("describes a finished file, and none is named under file", "interface")
         return self

@@ -5,6 +5,7 @@ Each satisfies `attacks.preparation.Audited`, and says how it runs as shipped.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,9 +21,12 @@ from ...defenses.defense import Defense, TrainingDefense
 from ...targets.data.data import Data
 from ...targets.errors import NotApplicable
 from ...targets.model import Target
+from ...targets.recent import Recent
+from ...targets.runtimes.litert import LiteRtTarget
 from ...targets.runtimes.onnx import OnnxTarget
+from ...targets.twin.tflite.twin import twin_of_tflite
 from ...targets.twin.twin import twin_of
-from ...targets.untrusted.model_file import CheckedOnnx, check_onnx
+from ...targets.untrusted.model_file import CheckedOnnx, Kind, ModelFile, check_onnx, read_model
 from ...training.architecture import Architecture
 from ...training.trainer import Trainer
 from ..plan.plan import DENSE
@@ -112,6 +116,10 @@ class DenseModel:
     def void(self) -> str | None:
         return None
 
+    @property
+    def kind(self) -> Kind:
+        return "onnx" if self.file is None else self.file.kind
+
     def opened(self, stored: Stored, data: Data) -> Opened:
         return _exported(self.architecture, stored) if self.file is None else _file(self.file, stored, data)
 
@@ -123,6 +131,7 @@ class Candidate:
     Args:
         defense: in its making: of its parent's training, or of the recipe.
         draws: a random defense's other draws of the recipe, each audited beside the one that is shipped.
+        kind: of the file that is made of it.
     """
 
     name: str
@@ -131,6 +140,7 @@ class Candidate:
     defense: Defense | None = None
     control: bool = False
     draws: tuple[Recipe, ...] = ()
+    kind: Kind = "onnx"
     file: None = None
     is_dense: bool = False
     undeclared: bool = False
@@ -144,7 +154,7 @@ class Candidate:
         return _void(self.parent, self.recipe)
 
     def opened(self, stored: Stored, data: Data) -> Opened:
-        return _exported(self.parent.architecture, stored)
+        return _exported(self.parent.architecture, stored, self.kind)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,6 +174,10 @@ class FinishedFile:
     defense: None = None
     draws: tuple[Recipe, ...] = ()
     is_dense: bool = False
+
+    @property
+    def kind(self) -> Kind:
+        return self.file.kind
 
     @property
     def undeclared(self) -> bool:
@@ -203,16 +217,40 @@ def _void(parent: DenseModel, recipe: Recipe) -> str | None:
     return parent.hardened.void if parent.hardened is not None and private and recipe.touches_records else None
 
 
-def _exported(architecture: Architecture, stored: Stored) -> Opened:
-    """What this package exported, in ONNX Runtime."""
-    checked = check_onnx(stored.files["model.onnx"])
+def _exported(architecture: Architecture, stored: Stored, kind: Kind = "onnx") -> Opened:
+    """What this package exported."""
 
-    def twin() -> nn.Module:
+    def module() -> nn.Module:
         arrays = {name: array for name, array in stored.arrays.items() if not name.startswith("evidence/")}
-        module = load_module(architecture.blank(), stored.document["description"], arrays)
-        return twin_or(module, checked)
+        return load_module(architecture.blank(), stored.document["description"], arrays)
 
-    return Opened(OnnxTarget(checked), checked, twin)
+    return exported(stored.files[f"model.{kind}"], kind, module)
+
+
+def exported(content: bytes, kind: Kind, module: Callable[[], nn.Module]) -> Opened:
+    """A file that was made of a module, as it runs.
+
+    The attacker's twin comes from the bytes that ship; the module stands in where it cannot.
+    """
+    if kind == "onnx":
+        checked = check_onnx(content)
+        return Opened(OnnxTarget(checked), checked, lambda: _or_module(lambda: twin_of(checked), module))
+    digest = hashlib.sha256(content).hexdigest()
+    if (file := _read.get(digest)) is None:  # with suspicion: what lies in an output folder may have been put there
+        file = read_model(content, "model.tflite")
+        _read.put(digest, file, len(content))
+    data = file.data
+    return Opened(LiteRtTarget(data), None, lambda: _or_module(lambda: twin_of_tflite(data), module))
+
+
+_read: Recent[ModelFile] = Recent(2**24)
+
+
+def _or_module(twin: Callable[[], nn.Module], module: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        return twin()
+    except NotApplicable:
+        return module()
 
 
 def _file(file: OpenedFile, stored: Stored, data: Data) -> Opened:
@@ -220,11 +258,3 @@ def _file(file: OpenedFile, stored: Stored, data: Data) -> Opened:
         return None if stored.document["certificate"] is None else file.differentiable(data)
 
     return Opened(file.deployed(), file.file.checked if file.kind == "onnx" else None, twin)
-
-
-def twin_or(module: nn.Module, model: CheckedOnnx) -> nn.Module:
-    """The attacker's twin comes from the bytes that ship; the module it was exported from stands in where it cannot."""
-    try:
-        return twin_of(model)
-    except NotApplicable:
-        return module

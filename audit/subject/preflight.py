@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ...attacks.effort import Costs
 from ...compression.deployment.onnx_export import to_onnx
 from ...compression.deployment.structure import load_module, save_module
+from ...compression.deployment.tflite_export import to_tflite
 from ...compression.recipe import RECIPES, Recipe
 from ...targets.data.data import Data
 from ...targets.data.records import Records
@@ -27,6 +28,7 @@ from ...targets.runtimes.onnx import OnnxTarget
 from ...targets.seeds import derive
 from ...targets.steps import pulse
 from ...targets.technique import Technique
+from ...targets.untrusted.model_file import Kind, need_litert
 from ...training.loop import Training
 from ..plan.plan import Plan
 from ..plan.presets import RECIPE_WORDS
@@ -181,11 +183,13 @@ def _recipes(
     candidates = {name: one for name, one in plan.candidates.items() if one.file is None}
     for position, (name, candidate) in enumerate(candidates.items()):
         pulse("recipe", position, len(candidates))
+        if candidate.deploy == "tflite":
+            _check_litert(f"{plan.where('candidates', name, 'deploy')}: candidates.{name}.deploy")
         raw = candidate.recipe
         recipe = RECIPES.parse(RECIPE_WORDS.get(raw, raw) if isinstance(raw, str) else raw)
-        key = json.dumps(recipe.model_dump(mode="json"), sort_keys=True)
+        key = json.dumps([candidate.deploy, recipe.model_dump(mode="json")], sort_keys=True)
         if key not in tried and time.monotonic() - started < RECIPES_FOR:
-            tried[key] = _try(recipe, subject.data, dense, module, few, plan.seed)
+            tried[key] = _try(recipe, candidate.deploy, subject.data, dense, module, few, plan.seed)
         if key in tried:
             found.append((name, tried[key]))
     if found and {name for name, one in found if one.why_not} == plan.candidates.keys():
@@ -194,13 +198,24 @@ def _recipes(
     return found
 
 
-def _try(recipe: Recipe, data: Data, dense: DenseModel, module: nn.Module, few: Records, seed: int) -> Tried:
+def _check_litert(where: str) -> None:
+    try:
+        need_litert()
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def _try(
+    recipe: Recipe, kind: Kind, data: Data, dense: DenseModel, module: nn.Module, few: Records, seed: int
+) -> Tried:
     try:
         with failing_as_not_applicable(f"the recipe {recipe.kind} cannot be applied to this model"):
             records = few if len(seen_by(recipe, data)) else few.take(torch.arange(0))
             made = shortened(recipe).apply(module, records, data.bounds, seed=derive(seed, "preflight"))
         with failing_as_not_applicable("it cannot be deployed"):
-            to_onnx(made, data.shape)
+            model = to_onnx(made, data.shape)
+            if kind == "tflite":
+                to_tflite(model)
             description, arrays = save_module(made)
             load_module(dense.architecture.blank(), description, arrays)
     except NotApplicable as error:

@@ -133,17 +133,19 @@ def trained(dense: DenseModel) -> Form:
 def made(model: DenseModel | Candidate, data: Data) -> Form:
     """Of a model that was exported."""
     architecture = model.architecture if isinstance(model, DenseModel) else model.parent.architecture
+    name = f"model.{model.kind}"
 
     def holds(document: Exported, arrays: Arrays, files: Files) -> None:
-        content, weights = files["model.onnx"], document.footprint
+        content, weights = files[name], document.footprint
         _check_deployed(data, document, arrays, content)
         sizes = weights["disk_bytes"], weights["payload_bytes"]
         require(sizes == (len(content), len(files["payload.bin"])), "the footprint is not that of the files")
-        check_onnx(content)
+        if model.kind == "onnx":
+            check_onnx(content)
         _check_module(architecture, document, arrays)
 
     layout = {**_answers(data), "*": Array(finite=False)}
-    return Form(Exported, layout, ("model.onnx", "payload.bin"), holds)
+    return Form(Exported, layout, (name, "payload.bin"), holds)
 
 
 def taken(file: OpenedFile, data: Data) -> Form:

@@ -79,7 +79,7 @@ def _candidate(
         raise InputError(f"defense {entry.defense!r} hardens a recipe, and there is none.")
     assert parent is not None, "the plan's validator asks for a dense model"
     if defense is None:
-        return Candidate(name, parent, recipe, None, entry.control)
+        return Candidate(name, parent, recipe, None, entry.control, kind=entry.deploy)
     if _task(subject) not in defense.tasks:
         raise InputError(f"the defense {defense.kind} is one of classifiers: leave it out.")
     draws = [recipe]
@@ -87,7 +87,7 @@ def _candidate(
         parent = _hardened(defense, parent, subject, dense)
     elif isinstance(defense, CompressionDefense):
         draws = defense.recipes(recipe)
-    return Candidate(name, parent, draws[0], defense, entry.control, tuple(draws[1:]))
+    return Candidate(name, parent, draws[0], defense, entry.control, tuple(draws[1:]), entry.deploy)
 
 
 def _task(subject: Subject) -> Task:

@@ -18,6 +18,7 @@ from ...attacks.statistics.rates import clopper_pearson
 from ...compression.chain import Chain, flat
 from ...compression.deployment.onnx_export import to_onnx
 from ...compression.deployment.structure import load_module, save_module
+from ...compression.deployment.tflite_export import to_tflite
 from ...compression.footprint.footprint import footprint, footprint_of_file
 from ...compression.footprint.payload import encode
 from ...compression.footprint.timing import peak_resident_bytes
@@ -31,14 +32,14 @@ from ...targets.interface.finished_model import Deployed
 from ...targets.interface.preprocessing import Preprocessing
 from ...targets.model import Target, TorchTarget, frozen_copy
 from ...targets.model_checks import check_model
-from ...targets.runtimes.onnx import OnnxTarget, integer_kernels
+from ...targets.runtimes.onnx import integer_kernels
 from ...targets.runtimes.runtime import Runtime
 from ...targets.seeds import derive, generator
 from ...targets.steadiness import variation
-from ...targets.untrusted.model_file import CheckedOnnx, check_onnx
+from ...targets.untrusted.model_file import CheckedOnnx, Kind
 from ...training.loop import TrainingJob
 from ..engine.cells import Result
-from ..subject.audited import AuditedModel, Candidate, DenseModel, Opened, twin_or
+from ..subject.audited import AuditedModel, Candidate, DenseModel, Opened, exported
 from ..subject.finished_file import OpenedFile
 from ..subject.preflight import seen_by
 
@@ -98,29 +99,31 @@ def make_candidate(model: Candidate, recipe: Recipe, parent: nn.Module, data: Da
         records = seen_by(recipe, data)
         module = recipe.apply(parent, records, data.bounds, seed=derive(seed, "recipe", model.name))
     check_finite(module, f"the recipe {recipe.kind}")
-    return deploy(module, model.parent, data, seed)
+    return deploy(module, model.parent, data, seed, model.kind)
 
 
-def deploy(module: nn.Module, dense: DenseModel, data: Data, seed: int) -> Result:
+def deploy(module: nn.Module, dense: DenseModel, data: Data, seed: int, kind: Kind = "onnx") -> Result:
     """Exports and weighs a module, and certifies its twin on clean and on random inputs.
 
     Args:
         dense: the model it came from, or is.
+        kind: of the file.
     """
     with failing_as_not_applicable("it cannot be deployed"):
         model = to_onnx(module, data.shape)
-        checked = check_onnx(model)
+        model = model if kind == "onnx" else to_tflite(model)
         payload = encode(module)
         weights = footprint(module, model, payload, data.shape)
-        result = _deployed(OnnxTarget(checked), twin_or(module, checked), data, seed)
+        opened = exported(model, kind, lambda: module)
+        result = _deployed(opened.target, opened.twin(), data, seed)
     description, arrays = save_module(module)
     with failing_as_not_applicable("what the recipe made cannot be stored and rebuilt"):
         load_module(dense.architecture.blank(), description, arrays)
     document = {"description": description, "footprint": weights, "digest": hashlib.sha256(model).hexdigest()}
     return Result(
         arrays={**arrays, **result.arrays},
-        document={**result.document, **document, "kernels": kernels(checked)},
-        files={"model.onnx": model, "payload.bin": payload},
+        document={**result.document, **document, "kernels": opened.checked and kernels(opened.checked)},
+        files={f"model.{kind}": model, "payload.bin": payload},
     )
 
 

@@ -252,7 +252,7 @@ class ModelSuite:
             for name, model in self.models.items():
                 with contextlib.suppress(NotApplicable):  # it could not be made
                     stored = get(self.model_cell(name))
-                    models[name] = stored.files["model.onnx"] if model.file is None else model.file.deployed
+                    models[name] = _timed(model, stored, self.subject.data)
             return Result(document={"latency": interleaved_latency(models, self.subject.data.shape)})
 
         needs = [self.model_cell(name) for name in self.models]
@@ -271,7 +271,7 @@ class ModelSuite:
         self.add(
             own,
             "candidates",
-            [model.name, file.identity, *(self.setup.runtime_versions(LITERT) if file.kind == "tflite" else [])],
+            [model.name, file.identity, *([] if file.kind == "onnx" else self._litert)],
             [],
             lambda get: model_cells.take_file(file, self.subject.data, self.plan.seed),
             effort=deploying(model.name, self.subject.data),
@@ -306,7 +306,7 @@ class ModelSuite:
             self.add(
                 self.model_cell(model.name, position),
                 "candidates",
-                [model.name, technique_identity(recipe)],
+                [model.name, technique_identity(recipe), *([] if model.kind == "onnx" else self._litert)],
                 [self.training_cell(parent.name)],
                 lambda get, recipe=recipe: model_cells.make_candidate(  # type: ignore[misc]  # defaults bind the loop
                     model, recipe, self.trained(parent.name, get), self.subject.data, self.plan.seed
@@ -316,9 +316,20 @@ class ModelSuite:
                 form=forms.made(model, self.subject.data),
             )
 
+    @property
+    def _litert(self) -> list[str]:
+        """What decides the answers of a TFLite file, besides its bytes."""
+        return self.setup.runtime_versions(LITERT)
+
     def model_cell(self, model: str, draw: int = 0) -> str:
         """Where a model is made, or taken as it is."""
         return f"candidate/{model}" + (f"/draw-{draw}" if draw else "")
+
+
+def _timed(model: AuditedModel, stored: Result, data: Data) -> Timed:
+    if model.file is not None:
+        return model.file.deployed
+    return stored.files["model.onnx"] if model.kind == "onnx" else lambda: model.opened(stored, data).target
 
 
 def training_effort(dense: DenseModel, data: Data) -> Effort:

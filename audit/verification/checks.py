@@ -135,7 +135,8 @@ def _digests(rebuilt: Rebuilt, cells: StoredCells) -> list[str]:
     for row in rebuilt.audit.candidates:
         model = rebuilt.suite.models[row.name]
         stored = cells.get(rebuilt.suite.cell(rebuilt.suite.model_cell(row.name)).key)
-        own = model.file.digest if model.file is not None else hashlib.sha256(stored.files["model.onnx"]).hexdigest()
+        made = stored.files[f"model.{model.kind}"] if model.file is None else model.file.content
+        own = hashlib.sha256(made).hexdigest()
         if row.digest != own:
             wrong.append(f"{row.name} is another file than its digest says")
     return wrong

@@ -206,9 +206,13 @@ def read_model_file(path: Path, record: tuple[int, ...] = ()) -> ModelFile:
             memory or time than a file of its size may (`ROOM`, `SECONDS`), or it computes out of all proportion to it.
     """
     path = ordinary_file(path, "the model", FILE_BYTES)
-    stored = path.read_bytes()
-    data = unpacked(stored, path.name, FILE_BYTES)
-    refuse_other(data, path.name)
+    return read_model(path.read_bytes(), path.name, record)
+
+
+def read_model(stored: bytes, name: str, record: tuple[int, ...] = ()) -> ModelFile:
+    """The same of the bytes of a file; `name` is used in errors. Raises as `read_model_file`."""
+    data = unpacked(stored, name, FILE_BYTES)
+    refuse_other(data, name)
     kind: Kind = "tflite" if data[4:8] == b"TFL3" else "onnx"
     if kind == "tflite":
         need_litert()
@@ -218,7 +222,7 @@ def read_model_file(path: Path, record: tuple[int, ...] = ()) -> ModelFile:
         answer = run_limited(
             Path(__file__).with_name(f"_read_{kind}.py"),
             [str(copy), str(BATCH), str(VALUES), json.dumps(list(record))],
-            what=f"the model {quoted(path.name)}",
+            what=f"the model {quoted(name)}",
             seconds=SECONDS + int(SECONDS_BY_BYTE * len(data)),
             memory=ROOM + COPIES * len(data),
             hint=LIMIT_HINT,
@@ -226,12 +230,12 @@ def read_model_file(path: Path, record: tuple[int, ...] = ()) -> ModelFile:
     try:
         found = json.loads(answer)
     except ValueError:  # something in it wrote to the reader's output
-        raise UnsafeInput(f"The model {quoted(path.name)} confused its reader and was refused. {LIMIT_HINT}") from None
+        raise UnsafeInput(f"The model {quoted(name)} confused its reader and was refused. {LIMIT_HINT}") from None
     if "fault" in found:
         if found.get("sort") == "alien":
-            refuse_by_name(path.name)
+            refuse_by_name(name)
         kind_of_error = InputError if found.get("sort") == "new" else UnsafeInput
-        raise kind_of_error(f"{quoted(path.name)}: {' '.join(found['fault'].split())}")
+        raise kind_of_error(f"{quoted(name)}: {' '.join(found['fault'].split())}")
     facts = Facts.model_validate(found["facts"])
     if kind == "tflite":
         inputs, states = without_states(facts.inputs, facts.outputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -162,6 +163,7 @@ def test_with_the_dense_model_the_lineage_is_checked(folder: Path, tmp_path: Pat
             "int8": {"file": "int8.onnx", "recipe": "int8"},
             "tampered": {"file": "tampered.onnx"},
             "made": {"kind": "quantize", "weight_bits": 4, "keep_ends_8bit": False},
+            "phone": {"recipe": "int8", "deploy": "tflite"},
         },
     )
     _, _, found = audit(written, folder=tmp_path)
@@ -193,6 +195,15 @@ def test_with_the_dense_model_the_lineage_is_checked(folder: Path, tmp_path: Pat
     assert membership["int8"].estimate is not None
     assert "shadows-differ" in membership["tampered"].flags  # how it was compressed is not declared
     assert "in OpenVINO: " in (tmp_path / "out" / "report.html").read_text()
+    phone, (shipped,) = row(found, "phone"), (tmp_path / "out").rglob("model.tflite")
+    assert (phone.digest, phone.kernels) == (hashlib.sha256(shipped.read_bytes()).hexdigest(), None)
+    assert phone.certificate is not None
+    assert phone.certificate.label_agreement >= 0.98
+    assert all(one.estimate is not None for one in found.findings if one.candidate == "phone")
+    assert (
+        "no ONNX file"
+        in {gap.what: gap.reason for gap in found.not_measured if gap.candidate == "phone"}["in openvino"]
+    )
 
 
 def test_what_was_found_is_asked_again_in_every_runtime_and_the_worst_counts(
