@@ -30,6 +30,7 @@ class Case:
             values stay as they are and which are whole numbers, as `structure` has it.
         twin_agrees: the certificate's label agreement is at least 99.5 %.
         structure: what the features are where they are no plain numbers, as declared.
+        shipped: the bytes of the file; empty where they are not at hand.
         prepared: what `Run.prepare` made of the shared work, of a type that the attack knows; None: nothing.
     """
 
@@ -44,6 +45,7 @@ class Case:
     classes: int
     twin_agrees: bool = True
     structure: Structure = PLAIN
+    shipped: bytes = field(default=b"", repr=False)
     prepared: Any = None
 
 

@@ -30,6 +30,7 @@ ATTACK_PRESETS: dict[str, list[dict[str, Any]]] = {
         {"kind": "membership"},
         {"kind": "extraction", "budgets": [50, 150]},
         {"kind": "churn"},
+        {"kind": "leakage"},
     ],
     "standard": [
         {"kind": "evasion"},
@@ -37,6 +38,7 @@ ATTACK_PRESETS: dict[str, list[dict[str, Any]]] = {
         {"kind": "membership"},
         {"kind": "extraction"},
         {"kind": "churn"},
+        {"kind": "leakage"},
     ],
     "thorough": [
         {"kind": "evasion", "records": 2000, "parts": "thorough"},
@@ -45,6 +47,7 @@ ATTACK_PRESETS: dict[str, list[dict[str, Any]]] = {
         {"kind": "membership"},
         {"kind": "extraction", "budgets": [50, 150, 500, 1500]},
         {"kind": "churn"},
+        {"kind": "leakage"},
         {"kind": "smoothing"},
     ],
 }

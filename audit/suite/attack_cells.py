@@ -253,6 +253,7 @@ def make_case(
         classes=data.classes,
         twin_agrees=twin_agrees(candidate),
         structure=data.structure,
+        shipped=next((content for name, content in candidate.files.items() if name.startswith("model.")), b""),
     )
 
 

@@ -186,6 +186,9 @@ def _drafts(
         for compares, by_metric in limits:
             if metric.name in by_metric:
                 drafts += [_draft(candidate, one, metric, compares, by_metric[metric.name]) for one in judged]
+        if metric.fails_beyond is not None and metric.name not in limited:
+            anyway = [_draft(candidate, one, metric, "absolute", metric.fails_beyond) for one in mine]
+            drafts += [draft for draft in anyway if draft.gate.verdict == "fail"]
     return drafts
 
 

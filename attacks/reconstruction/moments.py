@@ -1,0 +1,166 @@
+"""Signatures of rows of numbers that neither scale, offset nor order change, of all windows of a stream at once.
+
+A window's skewness and kurtosis stay what they are when its values are scaled, shifted or exchanged with each other.
+Sums over windows are put together from sums over powers of two, so that a huge value spoils those windows alone that
+hold it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+
+GRID, COARSEST = 4096, 64  # cells of an axis; fewer where a record's own rounding covers several
+AT_MOST = 16  # cells of a record, on average
+STEPS = 255  # of the data's whole range, in the coarsest rounding that is searched for
+SLACK = 4.0  # standard deviations of a signature under such rounding
+CHUNK = 2**21  # values that are held at a time
+
+
+def over_windows(values: Floats, length: int, join: Callable[..., Any] = np.add, *, again: bool = False) -> Floats:
+    """`join` over every window of `length` consecutive values: [m - length + 1].
+
+    Args:
+        again: a value may count twice (minimum, maximum), which saves some of the work.
+    """
+    width, power = 1, values
+    found: Floats | None = None
+    covered, count = 0, len(values) - length + 1
+    while True:
+        if again and 2 * width > length:
+            return np.asarray(join(power[:count], power[length - width : length - width + count]))
+        if not again and length & width:
+            part = power[covered : covered + count]
+            found = part.copy() if found is None else join(found, part, out=found)
+            covered += width
+            if covered == length and found is not None:
+                return found
+        power = join(power[:-width], power[width:])
+        width *= 2
+
+
+def window_moments(values: Floats, length: int) -> tuple[Floats, Floats, Floats, Floats]:
+    """Mean, standard deviation, skewness, kurtosis of every window; of one without spread the last two are 0."""
+    power = values * values
+    mean, second = over_windows(values, length) / length, over_windows(power, length) / length
+    third = over_windows(power * values, length) / length
+    fourth = over_windows(np.multiply(power, power, out=power), length) / length
+    square = mean * mean
+    variance = second - square
+    plain = variance <= 1e-9 * second
+    variance[plain] = 1.0
+    fourth += mean * (-4 * third + mean * (6 * second - 3 * square))
+    third += mean * (2 * square - 3 * second)
+    deviation = np.sqrt(variance)
+    third /= variance * deviation
+    fourth /= variance * variance
+    third[plain] = fourth[plain] = deviation[plain] = 0.0
+    return mean, deviation, third, fourth
+
+
+def axes(skewness: Floats, kurtosis: Floats) -> tuple[Floats, Floats]:
+    """The two in [0, 1] and [0, 1): cheap, monotone, and without the part of the kurtosis that skewness explains."""
+    first = skewness / (1 + np.abs(skewness))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        second = 1 - (1 + skewness * skewness) / kurtosis
+    return 0.5 + 0.5 * first, np.clip(np.nan_to_num(second, nan=0.0, posinf=0.0, neginf=0.0), 0, 1 - 1e-9)
+
+
+@dataclass(frozen=True)
+class Signatures:
+    """Of n rows, on a grid.
+
+    Args:
+        mean, deviation: float64 [n]; a deviation of 0: the row has no spread and is not searched for.
+        lowest, highest: in deviations from the mean.
+        slack: how far those two may be off, in deviations.
+        size: cells of an axis.
+        known: bool [size * size], in which cells a row may be.
+        cells, rows: pairs of a cell and a row, in the order of the cells.
+    """
+
+    mean: Floats
+    deviation: Floats
+    lowest: Floats
+    highest: Floats
+    slack: Floats
+    size: int
+    known: np.ndarray[Any, np.dtype[np.bool_]]
+    cells: Ints
+    rows: Ints
+
+    def candidates(self, first: Floats, second: Floats) -> tuple[Ints, Ints]:
+        """Places [k] in these signatures of windows, and the rows [k] that each may be: every fitting pair."""
+        cell = (first * self.size).astype(np.int64) * self.size + (second * self.size).astype(np.int64)
+        np.clip(cell, 0, self.size * self.size - 1, out=cell)
+        at = np.flatnonzero(self.known[cell])
+        begin, end = (np.searchsorted(self.cells, cell[at], side) for side in ("left", "right"))
+        counts = end - begin
+        offsets = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        return np.repeat(at, counts), self.rows[np.repeat(begin, counts) + offsets]
+
+
+def signatures(count: int, length: int, rows_at: Callable[[Ints], Floats], span: float) -> Signatures:
+    """Of `count` rows of `length` values.
+
+    Args:
+        rows_at: gives the rows of some numbers: float64 [k, length].
+        span: how far apart the values of the data lie at most, which rounding to `STEPS` steps is measured by.
+    """
+    parts = [_described(rows_at(some), span) for some in _chunks(count, length)]
+    mean, deviation, lowest, highest, slack, skewness, kurtosis, wide, high = (
+        np.concatenate([part[at] for part in parts]) for at in range(9)
+    )
+    first, second = axes(skewness, kurtosis)
+    wide = wide / (1 + np.abs(skewness)) ** 2 / 2 + 1e-6
+    share = (1 + skewness**2) / np.maximum(kurtosis, 1)
+    high = share / np.maximum(kurtosis, 1) * high + 4 * np.abs(skewness) * wide * share + 1e-6
+    spread = np.flatnonzero(deviation > 0)
+    size = GRID
+    while True:
+        low_u, high_u = (_cell(first[spread] + sign * wide[spread], size) for sign in (-1, 1))
+        low_v, high_v = (_cell(second[spread] + sign * high[spread], size) for sign in (-1, 1))
+        across, along = high_u - low_u + 1, high_v - low_v + 1
+        total = int((across * along).sum())
+        if total <= AT_MOST * max(1, len(spread)) or size <= COARSEST:
+            break
+        size //= 2
+    areas = across * along
+    owner = np.repeat(np.arange(len(spread)), areas)
+    inside = np.arange(total) - np.repeat(np.cumsum(areas) - areas, areas)
+    cells = (low_u[owner] + inside // along[owner]) * size + low_v[owner] + inside % along[owner]
+    order = np.argsort(cells, kind="stable")
+    known = np.zeros(size * size, dtype=bool)
+    known[cells] = True
+    return Signatures(mean, deviation, lowest, highest, slack, size, known, cells[order], spread[owner[order]])
+
+
+def _cell(value: Floats, size: int) -> Ints:
+    return np.clip((value * size).astype(np.int64), 0, size - 1)
+
+
+def _chunks(count: int, length: int) -> Iterator[Ints]:
+    step = max(1, CHUNK // length)
+    for begin in range(0, max(count, 1), step):
+        yield np.arange(begin, min(begin + step, count))
+
+
+def _described(rows: Floats, span: float) -> tuple[Floats, ...]:
+    length = rows.shape[1]
+    mean, deviation = rows.mean(1), rows.std(1)
+    deviation[deviation <= 1e-6 * (np.abs(mean) + span)] = 0.0
+    unit = np.where(deviation > 0, deviation, 1.0)
+    z = (rows - mean[:, None]) / unit[:, None]
+    square = z * z
+    powers = [np.einsum("ij,ij->i", square, one) / length for one in (z, square, square * square)]
+    noise = span / STEPS / np.sqrt(12) / unit  # of one value, rounded
+    wide = SLACK * 3 * noise * np.sqrt(powers[1] / length) + 3 * np.abs(powers[0]) * noise**2
+    high = SLACK * 4 * noise * np.sqrt(powers[2] / length) + 6 * powers[1] * noise**2
+    slack = 2 * span / STEPS / unit + 1e-5
+    return mean, deviation, z.min(1), z.max(1), slack, powers[0], powers[1], wide, high

@@ -1,0 +1,295 @@
+"""Records in a stream of bytes: exact, scaled, rounded to 8 bits or more, in whatever order their features are.
+
+Every window of the bytes is read as every type of number, at every offset, whatever a container says of it. A window
+whose signature is a record's (moments.py) is compared value by value, and counts where chance is ruled out
+(information.py).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+
+from .information import ALARM, SAMPLE, WORTH, agreement, by_chance
+from .moments import CHUNK, STEPS, Floats, Ints, Signatures, axes, over_windows, signatures, window_moments
+
+Order = Literal["as stored", "other order"]
+
+SHORTEST = 6  # values of a record: fewer are met by chance
+BLOCK = 2**15  # windows that are looked at together: they stay in a processor's cache
+PAIRS = 2_000_000  # of a window and a record, compared value by value in one file at most
+READINGS = 16  # types, offsets and forms that a window is read in, for the bound on chance
+TYPES = ("uint8", "int8", "float16", "bfloat16", "float32", "float64", "int32", "int64")
+LARGEST = 65_000.0  # what is larger is no number of a record, however it was scaled
+SMALLEST = 1e-9
+WHOLE = ("uint8", "int8", "int32", "int64")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The records that are searched for, with their signatures.
+
+    Args:
+        values: float32 [n, d].
+        span: how far apart values of the data lie at most.
+        forms: the ways in which records are written down, beside scale and offset of all values alike; each with the
+            mean and the deviation [d] that a feature is held against.
+        tables: the signatures of each form.
+    """
+
+    values: np.ndarray[Any, np.dtype[np.float32]]
+    span: float
+    forms: tuple[tuple[str, Floats, Floats], ...]
+    tables: tuple[Signatures, ...]
+
+    def written(self, form: int, ids: Ints) -> Floats:
+        _, mean, deviation = self.forms[form]
+        return (self.values[ids].astype(np.float64) - mean) / deviation
+
+
+@dataclass(frozen=True)
+class Match:
+    """A window that is a record.
+
+    Args:
+        offset: of its first byte.
+        step: bytes from one value to the next.
+        form: "as they are", "scaled", "standardised ...".
+        bound: windows that would agree so well with any record by chance, expected in the whole search, at most.
+    """
+
+    record: int
+    offset: int
+    step: int
+    type: str
+    form: str
+    order: Order
+    bound: float
+
+
+def prepare(values: np.ndarray[Any, Any], channels: int = 0) -> Rows | None:
+    """What to search for; None: records of fewer than `SHORTEST` values, or all without spread.
+
+    Args:
+        values: [n, d].
+        channels: equal parts of a record that are scaled by themselves; 0: one.
+    """
+    values = np.ascontiguousarray(values, dtype=np.float32)
+    n, length = values.shape
+    if n == 0 or length < SHORTEST:
+        return None
+    span = float(values.max()) - float(values.min())
+    if not span > 0:
+        return None
+    forms = [("scaled", np.zeros(length), np.ones(length))]
+    mean, square = np.zeros(length), np.zeros(length)
+    for begin in range(0, n, max(1, CHUNK // length)):
+        part = values[begin : begin + max(1, CHUNK // length)].astype(np.float64)
+        mean += part.sum(0)
+        square += (part * part).sum(0)
+    mean /= n
+    variance = np.maximum(square / n - mean * mean, 0)
+    deviation = np.where(variance > 1e-12 * (span * span), np.sqrt(variance), 1.0)
+    forms.append(("standardised by feature", mean, deviation))
+    if channels > 1 and length % channels == 0:
+        parts = mean.reshape(channels, -1)
+        whole = np.sqrt(np.maximum((square / n).reshape(channels, -1).mean(1) - parts.mean(1) ** 2, 1e-12))
+        by = [np.repeat(one, length // channels) for one in (parts.mean(1), whole)]
+        forms.append(("standardised by channel", by[0], by[1]))
+    rows = Rows(values, span, tuple(forms), ())
+    # Standardised values were not rounded before: what they are stored in is fine enough.
+    spans = [span, *([float(STEPS) * 2e-3] * (len(forms) - 1))]
+    tables = tuple(signatures(n, length, partial(rows.written, form), spans[form]) for form in range(len(forms)))
+    return Rows(values, span, tuple(forms), tables)
+
+
+def numbers(content: Any, type_: str, phase: int) -> np.ndarray[Any, Any]:
+    """The bytes read as numbers, from this offset on: [m]; bfloat16 as uint16."""
+    dtype = np.dtype("<u2" if type_ == "bfloat16" else type_).newbyteorder("<")
+    count = max(0, (len(content) - phase) // dtype.itemsize)
+    return np.frombuffer(content, dtype, count, phase)
+
+
+def as_floats(values: np.ndarray[Any, Any], type_: str) -> tuple[Floats, np.ndarray[Any, np.dtype[np.bool_]] | None]:
+    """float64, and which may be numbers of a record; None: all."""
+    if type_ == "bfloat16":
+        values = (values.astype(np.uint32) << 16).view(np.float32)
+    if type_ in ("uint8", "int8"):
+        return values.astype(np.float64), None
+    with np.errstate(invalid="ignore", over="ignore"):
+        size = np.abs(values)
+        fine = size < LARGEST
+        if type_ in ("float32", "float64", "bfloat16"):
+            fine &= (size > SMALLEST) | (values == 0)
+        return values.astype(np.float64), fine
+
+
+class Search:
+    """The search of one file, part after part: matches are collected, and the work that hostile bytes may ask bounded.
+
+    Attributes:
+        found: every match, of each record and place the surest.
+        cut: whether more pairs were to be compared than `PAIRS`.
+    """
+
+    def __init__(self, rows: Rows, windows: int) -> None:
+        """`windows`: about how many there are in the whole file, for the bound on chance."""
+        self.rows, self.windows = rows, max(windows, 1)
+        self.found: list[tuple[int, Match]] = []
+        self.cut = False
+        self._pairs = 0
+        self._length = rows.values.shape[1]
+
+    def content(self, part: int, content: Any) -> None:
+        """Searches bytes, read as all types at all offsets."""
+        for type_ in TYPES:
+            for phase in range(np.dtype("u2" if type_ == "bfloat16" else type_).itemsize):
+                self.stream(part, numbers(content, type_, phase), type_, phase)
+
+    def stream(self, part: int, values: np.ndarray[Any, Any], type_: str, phase: int = 0) -> None:
+        """Searches numbers of one type; `phase`: the offset of the first."""
+        length = self._length
+        if len(values) < length:
+            return
+        sample: Floats | None = None
+        block = max(BLOCK, 2 * length)
+        for begin in range(0, len(values) - length + 1, block):
+            some, fine = as_floats(values[begin : begin + block + length - 1], type_)
+            whole: Any = True
+            if fine is not None and not fine.all():
+                sums = np.concatenate([[0], np.cumsum(~fine, dtype=np.int32)])
+                whole = sums[length:] == sums[:-length]
+                if not np.any(whole):
+                    continue
+                some[~fine] = 0.0
+            for form in range(len(self.rows.tables) if type_ not in WHOLE else 1):
+                pairs = self._pairs_in(some, whole, form)
+                if pairs is None or not len(pairs[0]):
+                    continue
+                if sample is None:
+                    sample = _sample(values, type_)
+                self._compare(part, some, *pairs, form, type_, phase, begin, sample)
+
+    def _pairs_in(self, some: Floats, whole: Any, form: int) -> tuple[Ints, Ints] | None:
+        table = self.rows.tables[form]
+        if form == 0:
+            mean, deviation, skewness, kurtosis = window_moments(some, self._length)
+            first, second = axes(skewness, kurtosis)
+            self._last = mean, deviation, first, second, (deviation > 0) & whole
+        mean, deviation, first, second, usable = self._last
+        at, rows = table.candidates(first, second)
+        fit = usable[at]
+        at, rows = at[fit], rows[fit]
+        if not len(at):
+            return None
+        unit = deviation[at]
+        for join, known in ((np.minimum, table.lowest), (np.maximum, table.highest)):
+            edge = (over_windows(some, self._length, join, again=True)[at] - mean[at]) / unit
+            near = np.abs(edge - known[rows]) <= table.slack[rows]
+            at, rows, unit = at[near], rows[near], unit[near]
+        return at, rows
+
+    def _compare(
+        self,
+        part: int,
+        some: Floats,
+        at: Ints,
+        rows: Ints,
+        form: int,
+        type_: str,
+        phase: int,
+        begin: int,
+        sample: Floats,
+    ) -> None:
+        """Value by value: in the order of the record, else sorted."""
+        length, size = self._length, np.dtype("u2" if type_ == "bfloat16" else type_).itemsize
+        step = max(1, CHUNK // length)
+        for place in range(0, len(at), step):
+            here, ids = at[place : place + step], rows[place : place + step]
+            self._pairs += len(here)
+            if self._pairs > PAIRS:
+                self.cut = True
+                return
+            windows = np.lib.stride_tricks.sliding_window_view(some, length)[here]
+            records = self.rows.written(form, ids)
+            near, off, alike = _fits(windows, records, type_, self.rows.span if form == 0 else 2.0)
+            rest = np.flatnonzero(~near)
+            if len(rest):
+                mixed, off[rest], alike[rest] = _fits(
+                    np.sort(windows[rest], 1), np.sort(records[rest], 1), type_, self.rows.span if form == 0 else 2.0
+                )
+            else:
+                mixed = near[:0]
+            for hit in (*np.flatnonzero(near), *rest[mixed]):
+                ordered = bool(near[hit])
+                bits = agreement(windows[hit], float(alike[hit]), sample, ordered=ordered)
+                bound = by_chance(bits, len(self.rows.values))
+                if bound <= WORTH:
+                    same = form == 0 and np.allclose(windows[hit], records[hit], rtol=1e-6, atol=1e-9)
+                    word = "as they are" if same and ordered else self.rows.forms[form][0]
+                    offset = phase + size * (begin + int(here[hit]))
+                    match = Match(
+                        int(ids[hit]), offset, size, type_, word, "as stored" if ordered else "other order", bound
+                    )
+                    self.found.append((part, match))
+
+    def best(self) -> list[tuple[int, Match]]:
+        """Of each record, in each part, the surest match at each place; those that overlap it are the same find.
+
+        Records that lie end to end are a table, which chance would have to meet row after row: their bounds are
+        multiplied, and what is no find by itself may be one together.
+        """
+        found = sorted(self.found, key=lambda item: (item[0], item[1].offset, item[1].record))
+        ends: dict[tuple[int, str, str, int], int] = {}
+        score, before = np.zeros(len(found)), np.full(len(found), -1)
+        for at, (part, one) in enumerate(found):
+            width, lane = self._length * one.step, (part, one.type, one.order)
+            before[at] = ends.get((*lane, one.offset), -1)
+            score[at] = np.log(one.bound) + (score[before[at]] if before[at] >= 0 else 0.0)
+            rival = ends.get((*lane, one.offset + width), -1)
+            if rival < 0 or score[at] < score[rival]:
+                ends[(*lane, one.offset + width)] = at
+        tried, taken, sure = np.log(self.windows * READINGS), Taken(), []
+        for last in sorted(range(len(found)), key=lambda at: (found[at][1].order != "as stored", score[at], at)):
+            bound, at = np.exp(min(tried + score[last], 0.0)), last
+            while bound <= ALARM and at >= 0:
+                part, one = found[at]
+                if taken.free(part, one.offset, one.offset + self._length * one.step):
+                    sure.append((part, replace(one, bound=float(max(bound, 1e-300)))))
+                at = int(before[at])
+        return sorted(sure, key=lambda item: (item[1].record, item[0], item[1].offset))
+
+
+class Taken:
+    """Places that hold a find: another one that overlaps it is the same."""
+
+    def __init__(self) -> None:
+        self._begins: dict[int, list[tuple[int, int]]] = {}
+
+    def free(self, part: int, begin: int, end: int) -> bool:
+        """Whether nothing is there yet; from now on something is."""
+        spans = self._begins.setdefault(part, [])
+        at = bisect_left(spans, (begin, end))
+        if (at and spans[at - 1][1] > begin) or (at < len(spans) and spans[at][0] < end):
+            return False
+        spans.insert(at, (begin, end))
+        return True
+
+
+def _fits(windows: Floats, records: Floats, type_: str, span: float) -> tuple[Any, Floats, Floats]:
+    """Which windows are a * record + b with a > 0 but for rounding; how far off each is; and what counts as equal."""
+    centred = records - records.mean(1, keepdims=True)
+    scale = (windows * centred).sum(1) / np.maximum((centred * centred).sum(1), 1e-300)
+    off = np.abs(windows - windows.mean(1, keepdims=True) - scale[:, None] * centred).max(1)
+    allowed = np.abs(scale) * span * 0.6 / STEPS if type_ not in WHOLE else np.full(len(off), 0.6)
+    alike = np.maximum(2 * off, 1e-6 * np.abs(windows).max(1))
+    return (scale > 0) & (off <= allowed), off, alike
+
+
+def _sample(values: np.ndarray[Any, Any], type_: str) -> Floats:
+    floats, fine = as_floats(values[:: max(1, len(values) // SAMPLE)], type_)
+    return np.sort(floats if fine is None else floats[fine])

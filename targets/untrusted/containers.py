@@ -1,0 +1,203 @@
+"""What a file holds, taken apart without running or believing it: bytes that lie packed in it, and what lies where.
+
+A file is searched as it lies, whatever its kind. Beyond that its kind tells what is written otherwise than as plain
+bytes (deflated entries of archives, base64, numbers as text, values of a pickle) and what the places are called. What
+cannot be taken apart hides nothing: its bytes are searched all the same.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import json
+import pickletools
+import re
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .files import is_pickle, open_archive, read_entry
+from .other_formats import unpacked
+from .protobuf import Span, onnx_spans
+
+UNPACKED = 2**31  # bytes, of everything that is unpacked, as large a file as is read at all
+DEPTH = 4  # of what is packed in what is packed
+OPCODES = 2_000_000  # of a pickle that are looked at
+SHORT = 64  # characters of a word of base64, below which it holds no record
+FEW = 6  # numbers of a text or a pickle, below which they are none
+
+_BASE64 = re.compile(rb"[A-Za-z0-9+/_-]{%d,}={0,2}" % SHORT)
+_HEXADECIMAL = re.compile(rb"[0-9a-fA-F]{%d,}" % SHORT)
+_NUMBER = rb"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?"
+_TEXT = re.compile(rb"%s(?:[\s,;\[\]()\"']{1,8}%s){%d,}" % (_NUMBER, _NUMBER, FEW - 1))
+_SINGLE = re.compile(_NUMBER)
+TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I8": "<i1", "U8": "<u1"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Bytes, or numbers, that a file holds.
+
+    Args:
+        where: how they are packed in it, for people; "": they are the file itself.
+        offset: of what holds them, in the file.
+        content: the bytes; empty where they are numbers.
+        numbers: float64 [m], written as text or as values of a pickle; None: they are bytes.
+    """
+
+    where: str
+    offset: int
+    content: bytes = b""
+    numbers: np.ndarray[Any, Any] | None = None
+
+
+@dataclass
+class Contents:
+    """A file taken apart.
+
+    Attributes:
+        parts: the file itself first.
+        spans: what lies where in the file itself, ascending.
+        kind: what it is, in a word or two.
+    """
+
+    parts: list[Part]
+    spans: list[Span] = field(default_factory=list)
+    kind: str = "a file of no known kind"
+
+    def place(self, part: int, offset: int) -> str:
+        """What people call the place, `offset` bytes into a part."""
+        one = self.parts[part]
+        at = bisect_right([span.begin for span in self.spans], offset if part == 0 else one.offset) - 1
+        inside = offset if part == 0 else one.offset
+        name = self.spans[at].name if at >= 0 and inside < self.spans[at].end else ""
+        return ", ".join(word for word in (name, one.where) if word) or "no named part"
+
+
+def take_apart(content: bytes) -> Contents:
+    """Everything that can be read out of a file without running it.
+
+    Raises:
+        UnsafeInput: an archive that is damaged or crafted, or unpacks to more than `UNPACKED` bytes.
+    """
+    found = Contents([Part("", 0, content)])
+    room = [UNPACKED]
+    if content.startswith(b"PK\x03\x04"):
+        found.kind = "a zip archive"
+    elif content[8:10] == b'{"':
+        found.kind, found.spans = "safetensors", list(_safetensors(content))
+    elif content[4:8] == b"TFL3":
+        found.kind = "TFLite"
+    elif not is_pickle(content[:2]) and not content.startswith(b"\x1f\x8b"):
+        found.spans = onnx_spans(content)
+        found.kind = "ONNX" if found.spans else found.kind
+    found.parts += _inside(content, "", 0, 0, room, found.spans)
+    for span in list(found.spans):
+        if span.numbers is not None:
+            found.parts.append(Part("", span.begin, numbers=span.numbers))
+    found.spans.sort(key=lambda span: span.begin)
+    return found
+
+
+def _inside(
+    content: bytes, where: str, offset: int, depth: int, room: list[int], spans: list[Span] | None
+) -> Iterator[Part]:
+    """What is packed in some bytes; `spans`: of the file itself, which entries of an archive are added to."""
+    if depth >= DEPTH:
+        return
+    if content.startswith(b"PK\x03\x04"):
+        with open_archive(io.BytesIO(content), where or "the file", limit=room[0]) as archive:
+            for entry in archive.infolist():
+                begin, name = entry.header_offset, f"entry {entry.filename[:200]!r}"
+                if spans is not None:
+                    spans.append(Span(begin, begin + entry.compress_size + 30 + len(entry.orig_filename) + 64, name))
+                stored = entry.compress_type == 0
+                data = bytes(read_entry(archive, entry, where or "the file"))
+                room[0] -= len(data)
+                inner = f"{where}, {name}" if where else ("" if spans is not None else name)
+                if not stored:
+                    yield Part(inner or "deflated", begin if spans is not None else offset, data)
+                if not stored or is_pickle(data[:2]) or data[:4] == b"PK\x03\x04":
+                    yield from _inside(data, inner, begin if spans is not None else offset, depth + 1, room, None)
+    elif content.startswith(b"\x1f\x8b"):
+        data = unpacked(content, where or "the file", max(room[0], 1))
+        room[0] -= len(data)
+        yield Part(f"{where}, unpacked" if where else "unpacked", offset, data)
+        yield from _inside(data, f"{where}, unpacked" if where else "unpacked", offset, depth + 1, room, None)
+    elif is_pickle(content[:2]):
+        yield from _pickled(content, where, offset)
+    yield from _written(content, where, offset, depth, room, top=spans is not None)
+
+
+def _written(content: bytes, where: str, offset: int, depth: int, room: list[int], *, top: bool) -> Iterator[Part]:
+    """What is written as text: base64, hexadecimal, numbers."""
+
+    def inner(word: str) -> str:
+        return f"{where}, {word}" if where else word
+
+    for match in _TEXT.finditer(content):
+        values = np.array([float(one) for one in _SINGLE.findall(match.group())])
+        yield Part(inner("numbers as text"), match.start() if top else offset, numbers=values)
+    for pattern, word in ((_BASE64, "base64"), (_HEXADECIMAL, "hexadecimal")):
+        for match in pattern.finditer(content):
+            data = _decoded(match.group(), word)
+            if data is None or len(data) > room[0]:
+                continue
+            room[0] -= len(data)
+            at = match.start() if top else offset
+            yield Part(inner(word), at, data)
+            yield from _inside(data, inner(word), at, depth + 1, room, None)
+
+
+def _decoded(text: bytes, word: str) -> bytes | None:
+    try:
+        if word == "hexadecimal":
+            return binascii.unhexlify(text[: len(text) // 2 * 2])
+        plain = text.rstrip(b"=")
+        plain = plain[: len(plain) - (len(plain) % 4 == 1)]
+        plain = plain.translate(bytes.maketrans(b"-_", b"+/")) + b"=" * (-len(plain) % 4)
+        return base64.b64decode(plain)
+    except (ValueError, binascii.Error):
+        return None
+
+
+def _pickled(content: bytes, where: str, offset: int) -> Iterator[Part]:
+    """Numbers and Latin-1 texts of a pickle, read opcode by opcode: nothing is built, imported or called."""
+    inner = f"{where}, values of a pickle" if where else "values of a pickle"
+    values: list[float] = []
+    try:
+        for at, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+            if at >= OPCODES:
+                break
+            if isinstance(argument, int | float) and opcode.name in _PICKLED_NUMBERS:
+                values.append(float(argument) if abs(argument) < 2**62 else 0.0)
+            elif isinstance(argument, str) and len(argument) >= FEW and not argument.isascii():
+                # protocols 0 to 2 write bytes as text
+                yield Part(inner, offset, argument.encode("latin-1", "ignore"))
+    except Exception:  # crafted: what is left is searched as bytes
+        pass
+    if len(values) >= FEW:
+        yield Part(inner, offset, numbers=np.array(values))
+
+
+_PICKLED_NUMBERS = {"FLOAT", "BINFLOAT", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1"}
+
+
+def _safetensors(content: bytes) -> Iterator[Span]:
+    length = int.from_bytes(content[:8], "little")
+    if length > min(len(content) - 8, 2**24):
+        return
+    yield Span(8, 8 + length, "the header")
+    try:
+        header = json.loads(content[8 : 8 + length])
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            begin, end = (8 + length + int(at) for at in entry["data_offsets"])
+            yield Span(begin, end, f"tensor {name[:200]!r}").turned(content, TYPES.get(entry["dtype"]), entry["shape"])
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return

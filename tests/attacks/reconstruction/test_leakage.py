@@ -1,0 +1,299 @@
+"""Leakage: planted records are found wherever and however they are written, clean files stay clean, nothing is run."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import io
+import json
+import pickle
+import zipfile
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from evasion_cases import case_of
+from onnx import TensorProto, helper, numpy_helper
+from safetensors.numpy import save
+from torch import nn
+
+from crushproof.attacks.measurement import Mean
+from crushproof.attacks.preparation import Ran
+from crushproof.attacks.reconstruction.information import agreement
+from crushproof.attacks.reconstruction.leakage import Leakage
+from crushproof.attacks.reconstruction.moments import over_windows, window_moments
+from crushproof.attacks.reconstruction.rows import Rows
+from crushproof.attacks.reconstruction.search import rows_of, search_file
+from crushproof.attacks.reconstruction.words import words_in
+from crushproof.targets.data.data import Data
+from crushproof.targets.errors import UnsafeInput
+from crushproof.targets.form import check_arrays
+
+IDS = [3, 77, 500]
+
+
+def weights(seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {f"w{at}": (rng.standard_normal((32, 48)) * 0.1).astype(np.float32) for at in range(2)}
+
+
+def onnx_file(tensors: list[onnx.TensorProto], metadata: dict[str, str] | None = None, seed: int = 0) -> bytes:
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 64]) for name in "xy"]
+    kept = [numpy_helper.from_array(values, name) for name, values in weights(seed).items()]
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])], "g", ports[:1], ports[1:], [*kept, *tensors]
+    )
+    model = helper.make_model(graph)
+    for key, value in (metadata or {}).items():
+        model.metadata_props.add(key=key, value=value)
+    return model.SerializeToString()
+
+
+def typed(rows: np.ndarray) -> onnx.TensorProto:
+    kind = TensorProto.FLOAT if rows.dtype == np.float32 else TensorProto.UINT8
+    return helper.make_tensor("rows", kind, rows.shape, rows.ravel().tolist())
+
+
+def node_constant(rows: np.ndarray) -> bytes:
+    model = onnx.load_from_string(onnx_file([]))
+    model.graph.node.append(helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(rows, "")))
+    return model.SerializeToString()
+
+
+def exported(rows: np.ndarray) -> bytes:
+    """As torch.export.save lays a file out, without its seconds: the example input is an archive in the archive."""
+    inner, stream = io.BytesIO(), io.BytesIO()
+    torch.save(((torch.from_numpy(rows),), {}), inner)
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("archive/data/sample_inputs/model.pt", inner.getvalue())
+        archive.writestr("archive/data/weights/w", weights()["w0"].tobytes())
+    return stream.getvalue()
+
+
+def view_of_storage(rows: np.ndarray) -> bytes:
+    """A file that shows one value, and keeps the storage behind it."""
+    stream = io.BytesIO()
+    torch.save({"w": torch.from_numpy(rows)[1:2, :1]}, stream)
+    return stream.getvalue()
+
+
+def compressed(rows: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.savez_compressed(stream, rows=rows, **weights())
+    return stream.getvalue()
+
+
+FILES: dict[str, Any] = {
+    "an initializer": lambda rows: onnx_file([numpy_helper.from_array(rows, "rows")]),
+    "an initializer of single values": lambda rows: onnx_file([typed(rows)]),
+    "a constant of a node": node_constant,
+    "columns of an initializer": lambda rows: onnx_file([numpy_helper.from_array(rows.T.copy(), "rows")]),
+    "base64 in metadata": lambda rows: onnx_file([], {"note": base64.b64encode(rows.tobytes()).decode()}),
+    "hexadecimal in metadata": lambda rows: onnx_file([], {"note": rows.tobytes().hex()}),
+    "text in metadata": lambda rows: onnx_file([], {"note": json.dumps(rows.tolist())}),
+    "a safetensors tensor": lambda rows: save({**weights(), "rows": rows}),
+    "columns of a safetensors tensor": lambda rows: save({**weights(), "rows": rows.T.copy()}),
+    "the example input of .pt2": exported,
+    "the storage behind a view in .pt": view_of_storage,
+    "a deflated .npz": compressed,
+    "a pickle": lambda rows: pickle.dumps({**weights(), "rows": rows}),
+    "a pickle of protocol 2": lambda rows: pickle.dumps({"rows": rows, **weights()}, 2),
+    "a pickled list": lambda rows: pickle.dumps([rows.tolist(), "x"]),
+    "gzip": lambda rows: gzip.compress(onnx_file([numpy_helper.from_array(rows, "rows")])),
+    "bytes of no kind, at an odd place": lambda rows: b"\x13" * 1001 + rows.tobytes() + weights()["w0"].tobytes(),
+}
+
+
+@pytest.fixture(scope="module")
+def members(digits: Data) -> torch.Tensor:
+    assert digits.members is not None
+    return digits.members.x
+
+
+@pytest.fixture(scope="module")
+def rows(members: torch.Tensor) -> Rows:
+    found = rows_of(members)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("place", FILES)
+def test_planted_records_are_found_with_their_place(members: torch.Tensor, rows: Rows, place: str) -> None:
+    plain = members[IDS].flatten(1).numpy()
+    mixed = np.random.default_rng(1).permutation(64)
+    for planted, order in (
+        (plain, "as stored"),
+        (np.round(plain * 255).astype(np.uint8), "as stored"),
+        (np.ascontiguousarray(plain[:, mixed]), "other order"),
+    ):
+        content = FILES[place](planted)
+        found = search_file(content, rows)
+        assert found.ids == IDS
+        assert {one.match.order for one in found.records} == {order}
+        assert all(one.match.bound <= 1e-4 and one.offset < len(content) for one in found.records)
+        if "rows" in place or "initializer" in place or "tensor" in place:
+            assert {one.place for one in found.records} == {"tensor 'rows'"}
+        if "metadata" in place:
+            assert all(one.place.startswith("metadata 'note', ") for one in found.records)
+
+
+@pytest.mark.parametrize("how", ["float16", "float64", "int32", "scaled", "int8", "by feature"])
+def test_other_ways_to_write_a_record_are_found(members: torch.Tensor, rows: Rows, how: str) -> None:
+    every = members.flatten(1).numpy().astype(np.float64)
+    plain = every[IDS]
+    deviation = np.where(every.std(0) > 0, every.std(0), 1.0)
+    planted = {
+        "scaled": lambda: (plain * 0.37 - 5).astype(np.float32),
+        "int8": lambda: (np.round(plain * 255) - 128).astype(np.int8),
+        "int32": lambda: np.round(plain * 255).astype(np.int32),
+        "by feature": lambda: ((plain - every.mean(0)) / deviation).astype(np.float32),
+    }.get(how, lambda: plain.astype(how))()
+    found = search_file(save({**weights(), "rows": planted}), rows)
+    assert found.ids == IDS
+    assert ("by feature" in how) == any("by feature" in one.match.form for one in found.records)
+
+
+def clean(seed: int, members: torch.Tensor) -> bytes:
+    """Files of honest nets: weights of several makes, codes, zeros, masks, ramps, and what was learned of the data."""
+    rng, w = np.random.default_rng(seed), weights(seed)
+    big = w["w0"]
+    codes = np.round(big / np.abs(big).max() * 127).astype(np.int8)
+    extra: dict[str, np.ndarray] = {
+        "codes": codes,
+        "shifted": (codes.astype(np.int16) + 128).astype(np.uint8),
+        "pruned": np.where(np.abs(big) > 0.15, big, 0).astype(np.float32),
+        "mask": (rng.random((64, 64)) < 0.1).astype([np.float32, np.uint8, np.int64][seed % 3]),
+        "book": rng.choice(rng.standard_normal(16), (64, 32)).astype(np.float32),
+        "half": rng.uniform(-1, 1, (32, 64)).astype(np.float16),
+        "ramp": np.arange(4096, dtype=[np.int64, np.int32, np.float32][seed % 3]),
+        "ones": np.ones(300, dtype=np.float32),
+        "hot": np.eye(64, dtype=np.float32),
+        "means": members.flatten(1)[seed::20].mean(0, keepdim=True).numpy(),
+        "steps": np.repeat(np.arange(17, dtype=np.float32), 40) / 16,
+    }
+    if seed % 2:
+        tensors = [numpy_helper.from_array(values, name) for name, values in extra.items()]
+        return onnx_file(tensors, {"note": "accuracy 0.97 loss 0.13"}, seed)
+    return save({**w, **extra})
+
+
+def test_twenty_clean_files_hold_nothing(members: torch.Tensor, rows: Rows) -> None:
+    for seed in range(20):
+        found = search_file(clean(seed, members), rows)
+        assert found.records == ()
+        assert [word for _, word in found.words if word.private] == []
+
+
+def test_strangers_records_are_not_found(digits: Data, rows: Rows) -> None:
+    """What looks like the data and was not trained on raises no alarm."""
+    planted = digits.non_members.x[:40].flatten(1).numpy()
+    assert search_file(save({"rows": planted}), rows).records == ()
+
+
+def test_what_files_are_full_of_says_nothing() -> None:
+    """One-hot rows, steps and ramps agree with each other all the time; a picture does not."""
+    sample = np.sort(np.random.default_rng(0).standard_normal(10_000))
+    ramp, picture = np.arange(64.0), np.random.default_rng(1).permutation(np.repeat(np.arange(16.0), 4))
+    said = [agreement(one, 1e-6, sample, ordered=True) for one in (np.eye(64)[5], np.repeat([0.0, 1.0], 32), picture)]
+    assert max(said[:2]) < 25 < 150 < said[2]
+    assert agreement(np.eye(64)[5], 1e-6, sample, ordered=False) < 5
+    more = agreement(ramp, 1e-6, sample, ordered=True) - agreement(ramp, 1e-6, sample, ordered=False)
+    assert more < 10, "its order says nothing"
+
+
+@pytest.mark.parametrize("length", [1, 6, 17, 64])
+def test_sums_over_windows(length: int) -> None:
+    values = np.random.default_rng(0).standard_normal(200)
+    windows = np.lib.stride_tricks.sliding_window_view(values, length)
+    assert over_windows(values, length) == pytest.approx(windows.sum(1))
+    assert over_windows(values, length, np.maximum, again=True) == pytest.approx(windows.max(1))
+    if length > 1:
+        z = (windows - windows.mean(1, keepdims=True)) / windows.std(1, keepdims=True)
+        assert window_moments(values, length)[2] == pytest.approx((z**3).mean(1))
+        assert window_moments(values, length)[3] == pytest.approx((z**4).mean(1))
+
+
+def test_private_words_are_named_and_not_shown() -> None:
+    text = (
+        b"/home/jane/net/train.py lr=0.01 \x00\x01 jane.doe@example.com \x00 C:\\Users\\jane\\x.py \x00 gpu7.internal "
+        b"\x00 192.168.0.17 \x00 torch 2.13.0 \x00 AKIAABCDEFGHIJKLMNOP \x00 /home/user/x /model/layer/weight 1.2.3.4"
+    )
+    found = words_in(text)
+    assert [one.kind for one in found] == [
+        "home folder",
+        "hyper-parameter",
+        "e-mail address",
+        "home folder",
+        "host name",
+        "private network address",
+        "version",
+        "secret",
+    ]
+    assert found[0].shown == "/hom... (23 characters)"
+    assert words_in(np.random.default_rng(0).bytes(10**6)) == []
+
+
+def test_nothing_in_a_file_is_run_or_believed(rows: Rows) -> None:
+    class Boom:
+        def __reduce__(self) -> Any:
+            return pytest.fail, ("it was run",)
+
+    assert search_file(pickle.dumps([Boom(), 1.5]), rows).records == ()
+    bomb = io.BytesIO()
+    np.savez_compressed(bomb, zeros=np.zeros(2**23 + 2000))
+    with pytest.raises(UnsafeInput, match="zip bomb"):
+        search_file(bomb.getvalue(), rows)
+    whole = onnx_file([typed(np.zeros((2, 64), np.float32))], {"a": "b"})
+    for at in range(0, len(whole), 2003):  # cut, and with bytes changed
+        search_file(whole[:at] + bytes([255]) + whole[at + 1 :], None)
+        search_file(whole[: at + 1], None)
+    header = b'{"a":{"dtype":"F32","shape":[-1,99999999999],"data_offsets":[0,-5]}}'
+    assert search_file(len(header).to_bytes(8, "little") + header + bytes(100), rows).records == ()
+    assert rows_of(torch.rand(5, 3)) is None, "three values are met by chance"
+    assert rows_of(torch.ones(5, 30)) is None
+
+
+class Known:
+    """Stands for `preparation.Results`: the evidence on the one model."""
+
+    def __init__(self, evidence: Any) -> None:
+        self._evidence = evidence
+        self.model: Any = type("Model", (), {"name": "int8"})
+
+    def evidence(self, ran: Ran) -> Any:
+        return self._evidence
+
+    def why(self, ran: Ran) -> str:
+        return "it failed"
+
+
+def test_the_attack_counts_what_its_file_holds(digits: Data, dense: nn.Module, members: torch.Tensor) -> None:
+    attack, planted = Leakage(), members[IDS].flatten(1).numpy()
+    case = replace(case_of(digits, dense), shipped=save({"rows": planted}), prepared=members)
+    evidence = attack.run(case, seed=0)
+    assert evidence.arrays["record"].tolist() == IDS
+    assert attack.asked_again(evidence, case) == []
+    scope: Any = type("Scope", (), {"data": digits})
+    form = attack.form(None, scope)  # type: ignore[arg-type]  # it looks at no model
+    assert form.document is not None
+    assert form.holds is not None
+    assert not callable(form.arrays)
+    summary = form.document.model_validate(evidence.summary)
+    check_arrays(evidence.arrays, form.arrays or {})
+    form.holds(summary, evidence.arrays, {})
+    with pytest.raises(ValueError, match="none of the training records"):
+        form.holds(summary, {**evidence.arrays, "record": evidence.arrays["record"] + 10**6}, {})
+    results: Any = Known(evidence)
+    told, words = attack.measure(results)
+    assert isinstance(told.outcome, Mean)
+    assert set(told.outcome.values) == {3.0}
+    assert "3 training records (id 3, 77, 500), as float32, as they are" in " ".join(told.notes)
+    assert isinstance(words.outcome, Mean)
+    without = attack.run(replace(case, prepared=None), seed=0)
+    nothing: Any = Known(without)
+    assert [one.outcome is None for one in attack.measure(nothing)] == [True, False]
+    missing: Any = Known(None)
+    assert [one.reason for one in attack.measure(missing)] == ["it failed"]
