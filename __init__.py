@@ -29,6 +29,8 @@ _HOMES = {
     "Share": ".compression.share",
     "evade": ".attacks.evasion.evade",
     "extract": ".attacks.extraction.extract",
+    "audit_dp": ".defenses.dp_audit.worlds",
+    "GradientCanaries": ".defenses.dp_audit.one_run",
     "Evasion": ".attacks.evasion.evasion",
     "Membership": ".attacks.membership.membership",
     "Extraction": ".attacks.extraction.extraction",

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -22,6 +20,7 @@ from ..targets.seeds import generator, global_seed
 from ..targets.steps import pulse
 from ..training.loop import TrainingJob
 from ..training.trainer import Trainer
+from .accounting import pld_epsilon, prv_epsilon, smallest_noise
 from .defense import DEFENSES, TrainingDefense
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -210,13 +209,70 @@ def train_privately(
     with global_seed(seed, "dropout"):
         for step in range(steps):
             pulse("training step", step, steps)
-            drawn = torch.rand(len(records), generator=sampling) < sampling_rate
-            total = clipped_sum(module, records.take(drawn.to(device)), max_gradient_norm)
+            private = private_gradient(
+                module,
+                records,
+                sampling=sampling,
+                noise=noise,
+                sampling_rate=sampling_rate,
+                noise_multiplier=noise_multiplier,
+                max_gradient_norm=max_gradient_norm,
+            )
             for name, parameter in module.named_parameters():
-                gaussian = torch.randn(parameter.shape, generator=noise, device=device)
-                noisy = total[name] + noise_multiplier * max_gradient_norm * gaussian
-                parameter.grad = noisy / (sampling_rate * len(records))
+                parameter.grad = private[name]
             optimizer.step()
+
+
+def private_gradient(
+    module: nn.Module,
+    records: Records,
+    *,
+    sampling: torch.Generator,
+    noise: torch.Generator,
+    sampling_rate: float,
+    noise_multiplier: float,
+    max_gradient_norm: float,
+) -> dict[str, Tensor]:
+    """One step's gradient by parameter name: a Poisson sample's clipped sum and noise, over its expected size.
+
+    Args:
+        sampling: a generator on the CPU.
+        noise: a generator on the records' device.
+    """
+    device = records.y.device
+    drawn = torch.rand(len(records), generator=sampling) < sampling_rate
+    total = clipped_sum(module, records.take(drawn.to(device)), max_gradient_norm)
+    gradient = {}
+    for name, parameter in module.named_parameters():
+        gaussian = torch.randn(parameter.shape, generator=noise, device=device)
+        noisy = total[name] + noise_multiplier * max_gradient_norm * gaussian
+        gradient[name] = noisy / (sampling_rate * len(records))
+    return gradient
+
+
+def gradient_step(
+    *, noise_multiplier: float, max_gradient_norm: float, sampling_rate: float
+) -> Callable[[Tensor, torch.Generator], Tensor]:
+    """`private_gradient` as a function of gradients, for an audit: float32 [n, d] and a generator in, [d] out.
+
+    A linear net of two classes at weight 0 has each record itself as its gradient, but for a rotation.
+    """
+
+    def step(gradients: Tensor, draws: torch.Generator) -> Tensor:
+        net = nn.Linear(gradients.shape[1], 2, bias=False)
+        nn.init.zeros_(net.weight)
+        private = private_gradient(
+            net,
+            Records(math.sqrt(2) * gradients, torch.zeros(len(gradients), dtype=torch.int64)),
+            sampling=draws,
+            noise=draws,
+            sampling_rate=sampling_rate,
+            noise_multiplier=noise_multiplier,
+            max_gradient_norm=max_gradient_norm,
+        )["weight"]
+        return (private[1] - private[0]) / math.sqrt(2)
+
+    return step
 
 
 def clipped_sum(module: nn.Module, records: Records, max_norm: float) -> dict[str, Tensor]:
@@ -243,42 +299,3 @@ def clipped_sum(module: nn.Module, records: Records, max_norm: float) -> dict[st
         for name, gradient in gradients.items():
             total[name] += torch.tensordot(factor, gradient, 1)
     return total
-
-
-@lru_cache(maxsize=64)
-def smallest_noise(epsilon: float, delta: float, sampling_rate: float, steps: int) -> float:
-    """The noise multiplier whose PRV epsilon is at most `epsilon` and at least 99 % of it."""
-    from opacus.accountants.utils import get_noise_multiplier
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return float(
-            get_noise_multiplier(
-                target_epsilon=epsilon,
-                target_delta=delta,
-                sample_rate=sampling_rate,
-                steps=steps,
-                accountant="prv",
-                epsilon_tolerance=0.01 * epsilon,
-            )
-        )
-
-
-def prv_epsilon(noise_multiplier: float, delta: float, sampling_rate: float, steps: int) -> float:
-    """Upper bound on epsilon by opacus's PRV accountant."""
-    from opacus.accountants import PRVAccountant
-
-    accountant = PRVAccountant()
-    accountant.history = [(noise_multiplier, sampling_rate, steps)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return float(accountant.get_epsilon(delta=delta))
-
-
-def pld_epsilon(noise_multiplier: float, delta: float, sampling_rate: float, steps: int) -> float:
-    """Upper bound on epsilon by dp-accounting's privacy loss distributions."""
-    from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
-    from dp_accounting.pld import PLDAccountant
-
-    event = PoissonSampledDpEvent(sampling_rate, GaussianDpEvent(noise_multiplier))
-    return float(PLDAccountant().compose(event, steps).get_epsilon(delta))

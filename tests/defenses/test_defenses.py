@@ -16,9 +16,10 @@ from crushproof.attacks.extraction.extraction import Extraction
 from crushproof.compression.pruning.prune import Prune
 from crushproof.compression.quantization.quantize import Quantize
 from crushproof.defenses import dp_sgd
+from crushproof.defenses.accounting import pld_epsilon, prv_epsilon, smallest_noise
 from crushproof.defenses.adversarial_training import AdversarialTraining, perturbed
 from crushproof.defenses.defense import DEFENSES
-from crushproof.defenses.dp_sgd import DpSgd, clipped_sum, pld_epsilon, prv_epsilon, smallest_noise, train_privately
+from crushproof.defenses.dp_sgd import DpSgd, clipped_sum, train_privately
 from crushproof.defenses.stochastic_rounding import ExpectationTwin, StochasticRounding
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records
