@@ -43,7 +43,7 @@ class AdamW:
                 first, second = (torch.zeros_like(parameter, memory_format=torch.preserve_format) for _ in range(2))
                 self._state[position] = first, second, torch.tensor(0.0)
         states = [self._state[position] for position in positions]
-        # One pass over memory in place of a dozen, a fifth of the time; it reads storage in order, whatever the strides.
+        # One pass over memory in place of a dozen, a fifth of the time; it reads storage in order.
         fused = all(one.device.type == "cpu" and one.is_floating_point() and one.is_contiguous() for one in parameters)
         adamw(
             parameters,
