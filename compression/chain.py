@@ -11,11 +11,12 @@ from torch import nn
 from ..targets.data.records import Bounds, Records
 from ..targets.errors import InputError, NotApplicable
 from ..targets.seeds import derive
-from .recipe import RECIPES, Promise, Recipe
+from ..training.lessons import Work
+from .recipe import RECIPES, Promise, Recipe, TrainingRecipe, work_of
 
 
 @RECIPES.register
-class Chain(Recipe):
+class Chain(TrainingRecipe):
     """Recipes applied in order, each to the result of the one before, as in Deep Compression (arXiv:1510.00149).
 
     A step that cannot do its work ends the whole chain: there is no candidate of the steps before it.
@@ -78,10 +79,10 @@ class Chain(Recipe):
     def phrase(self) -> str:
         return "; then ".join(step.phrase for step in self.steps)
 
-    def apply(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> nn.Module:
+    def work(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> Work:
         for position, step in enumerate(self.steps):
             try:
-                module = step.apply(module, records, bounds, seed=derive(seed, "step", position))
+                module = yield from work_of(step, module, records, bounds, seed=derive(seed, "step", position))
             except NotApplicable as error:
                 raise NotApplicable(f"Step {position + 1} ({step.kind}): {error}") from error
         return module

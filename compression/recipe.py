@@ -9,6 +9,7 @@ from torch import nn
 
 from ..targets.data.records import Bounds, Records
 from ..targets.technique import Registry, Technique
+from ..training.lessons import Work, alone
 from ..training.loop import Training
 
 # Each weight rounded to the nearest code, or to one of its two neighbours; or values of any kind in the same shapes.
@@ -82,6 +83,24 @@ class Recipe(Technique):
     def bits(self) -> int | None:
         """1 .. 32: the most that a weight takes where the recipe was at work; None: it does not say."""
         return None
+
+
+class TrainingRecipe(Recipe):
+    """A recipe whose trainings can be done beside those of other models, as shadows have theirs."""
+
+    @abstractmethod
+    def work(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> Work:
+        """`apply` as a generator that asks for its trainings; arguments, result and errors are those of `apply`."""
+
+    def apply(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> nn.Module:
+        return alone(self.work(module, records, bounds, seed=seed))
+
+
+def work_of(recipe: Recipe, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> Work:
+    """The recipe at work; one that is no `TrainingRecipe` does all of it when it is begun."""
+    if isinstance(recipe, TrainingRecipe):
+        return (yield from recipe.work(module, records, bounds, seed=seed))
+    return recipe.apply(module, records, bounds, seed=seed)
 
 
 def fine_tuned(fine_tune: Training | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -11,16 +11,16 @@ from torch import Tensor, nn
 
 from ..targets.data.records import Bounds, Records
 from ..targets.seeds import derive
-from ..training.loop import Training, train
-from ..training.stacked import Stack
+from ..training.lessons import Lesson, Work
+from ..training.loop import Training
 from .layers.edit import weights, working_copy
-from .recipe import RECIPES, Promise, Recipe, fine_tuned
+from .recipe import RECIPES, Promise, TrainingRecipe, fine_tuned
 
 LLOYD_STEPS = 300  # at most; in one dimension Lloyd's algorithm stops long before
 
 
 @RECIPES.register
-class Share(Recipe):
+class Share(TrainingRecipe):
     """k-means weight sharing (Han et al. 2016, Deep Compression, arXiv:1510.00149).
 
     A weight that is exactly zero (pruned) stays zero and belongs to no cluster. What sharing saves shows in the
@@ -62,7 +62,7 @@ class Share(Recipe):
         each = "per layer" if self.scope == "layer" else "for all layers"
         return f"{self.clusters} shared values {each}{fine_tuned(self.fine_tune)}"
 
-    def apply(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> nn.Module:
+    def work(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> Work:
         shared = working_copy(module)
         found = weights(shared, "weight sharing")
         books = [list(found)] if self.scope == "global" else [[name] for name in found]
@@ -75,14 +75,13 @@ class Share(Recipe):
         if self.fine_tune is None:
             return shared
 
-        def tie(stack: Stack) -> None:
+        def tie(parameters: Mapping[str, Tensor]) -> None:
             """Every weight takes its cluster's mean: the step of its shared value is the mean of its members' steps."""
-            parameters = stack.named_parameters()
             for names, assignment in clusters:
                 members = [parameters[name] for name in names]
                 _put_back(_cluster_means(_side_by_side(members), assignment), members)
 
-        return train(shared, records, self.fine_tune, seed=derive(seed, "fine-tune"), after_step=tie)
+        return (yield Lesson(shared, records, self.fine_tune, derive(seed, "fine-tune"), after_step=tie))
 
 
 def share_values(values: Tensor, clusters: int) -> tuple[Tensor, Tensor]:

@@ -90,7 +90,7 @@ def train_stack(
         modules: on the device they are to be trained on; left in evaluation mode.
         subsets: int64 indices into `records`. An epoch is as long as the longest, and goes through shorter ones again.
         seeds: one per module; decides the order of its records and the objective's noise.
-        after_step: called after each step with the stack; a recipe re-applies its pruning mask there.
+        after_step: called after each step with the stack.
     """
     device = next(modules[0].parameters()).device
     records = records.to(device)
@@ -138,12 +138,11 @@ def train(
     *,
     seed: int,
     objective: Objective | None = None,
-    after_step: Callable[[Stack], None] | None = None,
 ) -> nn.Module:
     """A trained copy of `module` (which is left as it is), in evaluation mode on the same device."""
     trained = copy.deepcopy(module)
     everything = torch.arange(len(records))
-    train_stack([trained], records, [everything], [seed], training, objective=objective, after_step=after_step)
+    train_stack([trained], records, [everything], [seed], training, objective=objective)
     return trained
 
 

@@ -28,7 +28,7 @@ from ..preparation import Audited, Inputs, Need, Preparation, Prepared, Scope, T
 from .blind import blind_scores
 from .case import MembershipCase, ShadowSignals
 from .population import PopulationPlan, plan_population
-from .signals import shadow_signals
+from .signals import replayed_at_once, shadow_signals
 
 
 def population_of(scope: Scope) -> PopulationPlan:
@@ -156,17 +156,22 @@ class SignalsOfShadows(Preparation):
                 states.setdefault(int(position), {})[parameter] = array
         population, bounds = population_of(inputs.scope), inputs.scope.data.bounds
 
-        def phi(shadow: int) -> dict[str, np.ndarray[Any, Any]]:
-            module = self._module(states[shadow], inputs.device)
-            return {"phi": shadow_signals(population, [module], first=shadow, recipe=self.recipe, bounds=bounds).phi}
+        at_once = replayed_at_once(self.recipe, self.parent.architecture.blank().to(inputs.device))
+
+        def phi(first: int, last: int) -> dict[str, np.ndarray[Any, Any]]:
+            modules = [self._module(states[shadow], inputs.device) for shadow in range(first, last)]
+            return {"phi": shadow_signals(population, modules, first=first, recipe=self.recipe, bounds=bounds).phi}
 
         rows = []
         with failing_as_not_applicable("the shadow models cannot be compressed as the candidate was"):
-            for shadow in range(self.count):
-                pulse("shadow", shadow, self.count)
+            for first in range(0, self.count, at_once):
+                pulse("shadow", first, self.count)
+                last = min(first + at_once, self.count)
                 trains = self.recipe is not None and self.recipe.trains
-                form = {"phi": Array("float32", (1, population.attacked), finite=False)}
-                row = kept(f"shadow {shadow}", partial(phi, shadow), form) if trains else phi(shadow)
+                form = {"phi": Array("float32", (last - first, population.attacked), finite=False)}
+                # A part is what was trained together: a smaller stack rounds its sums in another order.
+                part = f"shadow {first}" if at_once == 1 else f"shadows {first} to {last - 1}"
+                row = kept(part, partial(phi, first, last), form) if trains else phi(first, last)
                 rows.append(row["phi"])
         return Prepared({"inside": population.inside[: self.count], "phi": np.concatenate(rows)})
 

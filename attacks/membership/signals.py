@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...compression.recipe import Recipe
+from ...compression.recipe import Recipe, TrainingRecipe, work_of
 from ...targets.data.records import Bounds
 from ...targets.model import Target, TorchTarget, device_of
 from ...targets.seeds import derive
+from ...training.lessons import Work, together
+from ...training.stacked import group_size
 from .case import ShadowSignals
 from .population import PopulationPlan
 
@@ -35,6 +37,15 @@ def target_signals(target: Target, plan: PopulationPlan) -> np.ndarray[Any, np.d
     return margin(target.logits(plan.targets.x), plan.targets.y)
 
 
+def replayed_at_once(recipe: Recipe | None, module: nn.Module) -> int:
+    """On how many shadows like `module` a recipe is replayed as one piece of work: a fixed rule, never a timing.
+
+    One that trains small modules has its trainings stacked; of anything else a shadow is a piece of its own.
+    """
+    stacked = isinstance(recipe, TrainingRecipe) and recipe.trains
+    return group_size(module, 1, device_of(module)) if stacked else 1
+
+
 def shadow_signals(
     plan: PopulationPlan, modules: Sequence[nn.Module], *, first: int = 0, recipe: Recipe | None, bounds: Bounds
 ) -> ShadowSignals:
@@ -47,11 +58,13 @@ def shadow_signals(
     Raises:
         NotApplicable: the recipe cannot do its work on a shadow.
     """
-    rows = []
-    for shadow, module in enumerate(modules, start=first):
-        if recipe is not None:
-            own = plan.records.take(plan.subset(shadow))
-            device = device_of(module)
-            module = recipe.apply(module, own.to(device), bounds, seed=derive(plan.seeds[shadow], "recipe"))
-        rows.append(target_signals(TorchTarget(module), plan))
+
+    def work(shadow: int, module: nn.Module) -> Work:
+        assert recipe is not None
+        own = plan.records.take(plan.subset(shadow)).to(device_of(module))
+        return work_of(recipe, module, own, bounds, seed=derive(plan.seeds[shadow], "recipe"))
+
+    if recipe is not None:
+        modules = together([work(shadow, module) for shadow, module in enumerate(modules, start=first)])
+    rows = [target_signals(TorchTarget(module), plan) for module in modules]
     return ShadowSignals(inside=plan.inside[first : first + len(modules)], phi=np.stack(rows))

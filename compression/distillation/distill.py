@@ -15,10 +15,11 @@ from ...targets.errors import NotApplicable
 from ...targets.model import TorchTarget, device_of
 from ...targets.seeds import derive
 from ...training.architecture import Architecture
+from ...training.lessons import Lesson, Work
 from ...training.loop import Forward, Objective, Training, train
 from ..layers.edit import noise, working_copy
 from ..pruning.channels import remove_channels
-from ..recipe import RECIPES, Recipe
+from ..recipe import RECIPES, TrainingRecipe
 from .hints import hinted
 from .narrow import narrower
 from .student import offer_factory, own_student, shallow
@@ -27,7 +28,7 @@ HINT_RECORDS = 512  # on which mean and spread of the teacher's features are mea
 
 
 @RECIPES.register
-class Distill(Recipe):
+class Distill(TrainingRecipe):
     """A smaller network, taught from scratch by the dense model (Hinton et al. 2015, arXiv:1503.02531).
 
     Regressions (float targets) replace both losses by squared errors: to the teacher's outputs and to the targets.
@@ -102,26 +103,28 @@ class Distill(Recipe):
         hints = ", feature hints" if self.hint_weight else ""
         return f"{who}, temperature {self.temperature:g}{hints}"
 
-    def apply(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> nn.Module:
+    def work(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> Work:
         teacher = working_copy(module).requires_grad_(False)
         device = device_of(module)
         student = self._fresh(module, noise(module, records, bounds, 2, seed), seed).to(device)
         outputs = TorchTarget(teacher).logits(records.x.to(device))
-        if records.y.dtype.is_floating_point:
-            objective = soft_targets(outputs, self.alpha)
-        else:
-            objective = soft_labels(
-                outputs, self.temperature, self.alpha, self.training.label_smoothing, self.hard_labels == "teacher"
-            )
+        of_outputs = self._values if records.y.dtype.is_floating_point else self._labels
         training_seed = derive(seed, "training")
         if not self.hint_weight:
-            return train(student, records, self.training, seed=training_seed, objective=objective)
+            return (yield Lesson(student, records, self.training, training_seed, outputs, of_outputs, self))
         example = records.x[:HINT_RECORDS].to(device)
         wrapped, features = hinted(student, teacher, self.hint_layers, example, derive(seed, "hints"))
         spread = float(features(example).var(0, correction=0).mean())
-        objective = with_hints(objective, features, outputs.shape[1], self.hint_weight / max(spread, 1e-12))
+        objective = with_hints(of_outputs(outputs), features, outputs.shape[1], self.hint_weight / max(spread, 1e-12))
         trained = train(wrapped, records, self.training, seed=training_seed, objective=objective)
         return trained.get_submodule("student")
+
+    def _values(self, outputs: Tensor) -> Objective:
+        return soft_targets(outputs, self.alpha)
+
+    def _labels(self, outputs: Tensor) -> Objective:
+        smoothing, teacher_decides = self.training.label_smoothing, self.hard_labels == "teacher"
+        return soft_labels(outputs, self.temperature, self.alpha, smoothing, teacher_decides)
 
     def _fresh(self, module: nn.Module, example: Tensor, seed: int) -> nn.Module:
         """The student, untrained, on the CPU."""

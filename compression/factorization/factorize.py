@@ -13,10 +13,11 @@ from ...targets.data.records import Bounds, Records
 from ...targets.errors import NotApplicable
 from ...targets.model import TorchTarget
 from ...targets.seeds import derive, generator
-from ...training.loop import Training, train
+from ...training.lessons import Lesson, Work
+from ...training.loop import Training
 from ..layers.attention import unfold_attention
 from ..layers.edit import called, noise, replace_layers, working_copy
-from ..recipe import RECIPES, Recipe, fine_tuned
+from ..recipe import RECIPES, TrainingRecipe, fine_tuned
 from .decompose import Decomposition, Method, decomposition
 from .low_rank_recurrent import RecurrentSvd
 
@@ -26,7 +27,7 @@ Ranks = dict[str, tuple[int, ...]]  # of the layers that are to be replaced, by 
 
 
 @RECIPES.register
-class Factorize(Recipe):
+class Factorize(TrainingRecipe):
     """Truncated SVD of linear layers and embeddings (Eckart & Young 1936), Tucker or SVD of convolutions.
 
     A layer is replaced only where that saves weights. torch's attention is opened first, so that its projections are
@@ -104,7 +105,7 @@ class Factorize(Recipe):
         }
         return f"low rank, {how[self.rank_choice]}{fine_tuned(self.fine_tune)}"
 
-    def apply(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> nn.Module:
+    def work(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> Work:
         opened = unfold_attention(working_copy(module))
         concerned = self._concerned(opened, noise(module, records, bounds, 2, seed))
         if self.rank_choice == "cross-validation":
@@ -113,7 +114,7 @@ class Factorize(Recipe):
             factorized = factorize(opened, concerned, self._ranks(concerned))
         if self.fine_tune is None:
             return factorized
-        return train(factorized, records, self.fine_tune, seed=derive(seed, "fine-tune"))
+        return (yield Lesson(factorized, records, self.fine_tune, derive(seed, "fine-tune")))
 
     def _concerned(self, module: nn.Module, example: Tensor) -> dict[str, Decomposition]:
         """The layers that are called and can be factorised, by name, in the order of calls.

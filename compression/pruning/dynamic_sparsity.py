@@ -16,16 +16,17 @@ from torch import Tensor, nn
 from ...targets.data.records import Bounds, Records
 from ...targets.errors import NotApplicable
 from ...targets.seeds import derive
-from ...training.loop import Training, train
+from ...training.lessons import Lesson, Work
+from ...training.loop import Training
 from ..layers.attention import unfold_attention
 from ..layers.edit import called_layers, noise, rebuildable, replace_layers, working_copy
-from ..recipe import RECIPES, Promise, Recipe, fine_tuned
+from ..recipe import RECIPES, Promise, TrainingRecipe, fine_tuned
 
 Per = Literal["record", "position"]
 
 
 @RECIPES.register
-class DynamicSparsity(Recipe):
+class DynamicSparsity(TrainingRecipe):
     """Only the largest activations of each record go into a layer (k-winners-take-all; Ahmad & Scheinkman 2019).
 
     Which ones is decided anew for every input (arXiv:1903.11257 keeps the largest values, this the largest magnitudes).
@@ -67,7 +68,7 @@ class DynamicSparsity(Recipe):
     def phrase(self) -> str:
         return f"largest {100 * self.keep:g} % of activations per {self.per}{fine_tuned(self.fine_tune)}"
 
-    def apply(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> nn.Module:
+    def work(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> Work:
         opened = unfold_attention(working_copy(module))
         widths = input_widths(opened, noise(module, records, bounds, 2, seed), self.per)
         names = {layer: name for name, layer in opened.named_modules()}
@@ -93,7 +94,7 @@ class DynamicSparsity(Recipe):
         sparse = replace_layers(opened, stand_ins).eval()
         if self.fine_tune is None:
             return sparse
-        return train(sparse, records, self.fine_tune, seed=derive(seed, "fine-tune"))
+        return (yield Lesson(sparse, records, self.fine_tune, derive(seed, "fine-tune")))
 
 
 @rebuildable("kept", "width", "dimension")

@@ -12,17 +12,17 @@ from ...targets.data.records import Bounds, Records
 from ...targets.errors import NotApplicable
 from ...targets.seeds import derive
 from ...targets.steps import pulse
-from ...training.loop import Training, train
-from ...training.stacked import Stack
+from ...training.lessons import Lesson, Work
+from ...training.loop import Training
 from ..layers.edit import noise, weights, working_copy
-from ..recipe import RECIPES, Promise, Recipe, fine_tuned
+from ..recipe import RECIPES, Promise, TrainingRecipe, fine_tuned
 from .channels import remove_channels, remove_heads, unfolded
 from .importance import Importance, importances
 from .masks import n_of_m, smallest, smallest_per_layer
 
 
 @RECIPES.register
-class Prune(Recipe):
+class Prune(TrainingRecipe):
     """Pruning of single weights (Han et al. 2015, arXiv:1506.02626), of N in M, of channels or of attention heads.
 
     The result is a plain module: pruned weights are zeros; pruned channels and heads are gone, and the model is smaller
@@ -110,7 +110,7 @@ class Prune(Recipe):
         each = " each" if self.steps > 1 else ""
         return f"{what}{layers}{how}{steps}{fine_tuned(self.fine_tune)}{each}"
 
-    def apply(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> nn.Module:
+    def work(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> Work:
         if self.fine_tune is not None and not len(records):
             raise NotApplicable("Fine-tuning needs the model's training records, and there are none.")
         structured = self.structure in ("channels", "heads")
@@ -128,7 +128,7 @@ class Prune(Recipe):
             else:
                 pruned = self._masked(pruned, scores, share)
             if self.fine_tune is not None:
-                pruned = _train_nonzero(pruned, records, self.fine_tune, derive(seed, "fine-tune", step))
+                pruned = yield _nonzero(pruned, records, self.fine_tune, derive(seed, "fine-tune", step))
         return pruned
 
     def _smaller(
@@ -156,17 +156,16 @@ class Prune(Recipe):
         return round(share * self.group_size)
 
 
-def _train_nonzero(module: nn.Module, records: Records, training: Training, seed: int) -> nn.Module:
-    """A trained copy in which every weight that is exactly zero (pruned, now or earlier in a chain) stays zero."""
+def _nonzero(module: nn.Module, records: Records, training: Training, seed: int) -> Lesson:
+    """A training in which every weight that is exactly zero (pruned, now or earlier in a chain) stays zero."""
     nonzero = {name: (weight.detach() != 0).float() for name, weight in weights(module, "pruning").items()}
     masks = {name: mask for name, mask in nonzero.items() if not bool(mask.all())}
 
-    def keep_zeros(stack: Stack) -> None:
-        parameters = stack.named_parameters()
+    def keep_zeros(parameters: Mapping[str, Tensor]) -> None:
         for name, mask in masks.items():
             parameters[name].mul_(mask)
 
-    return train(module, records, training, seed=seed, after_step=keep_zeros)
+    return Lesson(module, records, training, seed, after_step=keep_zeros)
 
 
 def shares(sparsity: float, steps: int, schedule: Literal["cubic", "linear"]) -> list[float]:

@@ -81,7 +81,11 @@ def test_steps_are_those_of_torchs_optimisers(optimizer: str, decay: float) -> N
     fields = {"epochs": 6, "batch_size": 32, "optimizer": optimizer, "learning_rate": 0.05, "weight_decay": decay}
     training = Training.model_validate({**fields, "schedule": "cosine"})
     train_stack([ours], records, [torch.arange(32)], [4], training)
-    made = torch.optim.AdamW if optimizer == "adamw" else partial(torch.optim.SGD, momentum=0.9, nesterov=True)
+    made = (
+        partial(torch.optim.AdamW, fused=True)
+        if optimizer == "adamw"
+        else partial(torch.optim.SGD, momentum=0.9, nesterov=True)
+    )
     steps, order = made(theirs.parameters(), lr=1.0, weight_decay=decay), generator(4, "order of records")
     for step in range(6):
         index = torch.randperm(32, generator=order)

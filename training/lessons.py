@@ -1,0 +1,156 @@
+"""Trainings that a longer piece of work asks for, so that several such pieces can have theirs done side by side.
+
+A piece of work is a generator: it yields a `Lesson` wherever it needs a module trained, is sent the trained module and
+returns its result. `alone` runs one; `together` runs several in step, and trains what they ask for as one stack where
+the fixed rule of `group_size` says so. A model trained in a stack is the one trained alone, up to float rounding.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..targets.data.records import Records
+from .loop import Objective, Training, train_stack
+from .stacked import Stack, group_size
+
+RECORD_BYTES = 2**28  # what the records of a stack may take together: each lesson brings its own
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """One training.
+
+    Args:
+        module: on its device; left as it is.
+        taught: float32 [n, outputs], what a teacher says of the records; for `objective`.
+        objective: makes the objective of a stack from what its teachers say, row by row as the loop's records (None
+            where nobody teaches); None: the plain one. It is the same for equal `setting`s.
+        setting: what decides `objective`, a value that can be compared.
+        after_step: called after each step with the module's parameters by name, each float32 [1, *shape]; views, to be
+            changed in place.
+    """
+
+    module: nn.Module
+    records: Records
+    training: Training
+    seed: int
+    taught: Tensor | None = None
+    objective: Callable[[Tensor], Objective] | None = None
+    setting: Any = None
+    after_step: Callable[[Mapping[str, Tensor]], None] | None = None
+
+
+Work = Generator[Lesson, nn.Module, nn.Module]
+
+
+def alone(work: Work) -> nn.Module:
+    """What the work returns."""
+    return together([work])[0]
+
+
+def together(works: Sequence[Work]) -> list[nn.Module]:
+    """What each work returns; those that ask for like trainings have them side by side.
+
+    Memory: the records of up to `GROUP` lessons at once, at most `RECORD_BYTES`, and that many times the activations
+    and the state of one training.
+    """
+    results: dict[int, nn.Module] = {}
+    asked: dict[int, Lesson] = {}
+
+    def go_on(position: int, trained: nn.Module | None) -> None:
+        try:
+            asked[position] = next(works[position]) if trained is None else works[position].send(trained)
+        except StopIteration as ended:
+            results[position] = ended.value
+
+    for position in range(len(works)):
+        go_on(position, None)
+    while asked:
+        now, asked = asked, {}
+        for group in _groups(now):
+            for position, module in zip(group, _trained([now[one] for one in group]), strict=True):
+                go_on(position, module)
+    return [results[position] for position in range(len(works))]
+
+
+def _groups(lessons: Mapping[int, Lesson]) -> list[list[int]]:
+    """Which of them, by position, are trained side by side: those of one structure, setting and number of records."""
+    alike: dict[Any, list[int]] = {}
+    for position, lesson in lessons.items():
+        alike.setdefault(_likeness(lesson), []).append(position)
+    groups = []
+    for positions in alike.values():
+        first = lessons[positions[0]]
+        size = group_size(first.module, first.training.batch_size, first.records.x.device)
+        held = first.records.x.element_size() * max(1, first.records.x.numel())
+        size = max(1, min(size, RECORD_BYTES // held))
+        groups += [positions[start : start + size] for start in range(0, len(positions), size)]
+    return groups
+
+
+def _likeness(lesson: Lesson) -> Any:
+    """What lessons of one stack have in common; constants that a layer keeps beside its weights are compared too."""
+    constants = tuple(
+        (path, type(layer), tuple(sorted((k, repr(v)) for k, v in vars(layer).items() if _is_constant(k, v))))
+        for path, layer in lesson.module.named_modules()
+    )
+    shapes = tuple((name, value.shape, value.dtype) for name, value in lesson.module.state_dict().items())
+    frozen = tuple(parameter.requires_grad for parameter in lesson.module.parameters())
+    teaching = None if lesson.taught is None else lesson.taught.shape
+    records = lesson.records.x.shape, lesson.records.y.dtype
+    return constants, shapes, frozen, records, teaching, lesson.training, lesson.setting, lesson.after_step is None
+
+
+def _is_constant(name: str, value: object) -> bool:
+    return not name.startswith("_") and isinstance(value, bool | int | float | str | tuple | None)
+
+
+def _trained(lessons: Sequence[Lesson]) -> list[nn.Module]:
+    """Trained copies, in evaluation mode."""
+    try:
+        return _stacked(lessons)
+    except RuntimeError as error:
+        if len(lessons) == 1 or "vmap" not in str(error):
+            raise
+        return [_stacked([lesson])[0] for lesson in lessons]  # a forward that looks at values cannot be batched
+
+
+def _stacked(lessons: Sequence[Lesson]) -> list[nn.Module]:
+    first, modules = lessons[0], [copy.deepcopy(lesson.module) for lesson in lessons]
+    count = len(first.records)
+    records = first.records
+    if len(lessons) > 1:
+        parts = [lesson.records for lesson in lessons]
+        records = Records(torch.cat([part.x for part in parts]), torch.cat([part.y for part in parts]))
+    taught = [lesson.taught for lesson in lessons if lesson.taught is not None]
+    train_stack(
+        modules,
+        records,
+        [torch.arange(position * count, (position + 1) * count) for position in range(len(lessons))],
+        [lesson.seed for lesson in lessons],
+        first.training,
+        objective=None if first.objective is None else first.objective(torch.cat(taught)),
+        after_step=None if first.after_step is None else _each_its_own(lessons),
+    )
+    return modules
+
+
+def _each_its_own(lessons: Sequence[Lesson]) -> Callable[[Stack], None]:
+    """Hands each lesson's `after_step` its own part of the stack's parameters."""
+    views: list[dict[str, Tensor]] = []
+
+    def after_step(stack: Stack) -> None:
+        if not views:  # the optimiser changes them in place, so they stay
+            named = stack.named_parameters()
+            views.extend({name: value[at : at + 1] for name, value in named.items()} for at in range(len(lessons)))
+        for lesson, own in zip(lessons, views, strict=True):
+            if lesson.after_step is not None:
+                lesson.after_step(own)
+
+    return after_step
