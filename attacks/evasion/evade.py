@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...targets.data.records import Records
 from ...targets.errors import NotApplicable
-from ...targets.model import BATCH, Target, records_at_once
+from ...targets.model import BATCH, Target, TorchTarget, records_at_once
 from ..access import Flag, Ledger
 from . import trust
 from .ascent.losses import margins, reached
@@ -21,7 +21,7 @@ from .call.approach import Care, search_nearest
 from .call.attackable import Attackable, case_of
 from .call.doubts import ROUNDING, differ, varies
 from .call.question import Question
-from .call.within import Course, search_within
+from .call.within import Course, confirm, search_within
 from .engine import Perturber
 from .nearest.found import Distance
 from .parameters import BUDGETS, Budget, distinct
@@ -123,6 +123,10 @@ def evade(
     batch = records_at_once(center[:1], *modules, copies=COPIES) if modules else BATCH
     tried = distinct(BUDGETS[budget], case) if parts is None else parts
     search_within(course, tried, case, question.region, goal, seed=seed, batch=batch, ledger=ledger)
+    if isinstance(searched.deployed, TorchTarget):  # of which a copy was asked (`case_of`)
+        able = [part for part in tried if part.part in course.parts]
+        given = searched.deployed
+        confirm(course, able, case, given, question.region, goal, seed=seed, batch=batch, ledger=ledger)
     if question.nearest and (course.parts or modules):
         search_nearest(course, case, question, CARE[budget], batch=batch, ledger=ledger)
     if not course.parts:

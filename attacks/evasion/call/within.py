@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from ....targets.errors import NotApplicable
+from ....targets.model import Target
 from ....targets.seeds import derive
 from ...access import Access, Ledger
 from ...case import Case
 from .. import trust
-from ..ascent.losses import Goal, margins
+from ..ascent.losses import Goal, margins, reached
 from ..ball import Region
 from ..blocks import seek
 from ..engine import Perturber
-from .doubts import Hope, flags_of_part
+from .doubts import ROUNDING, Hope, flags_of_part
 
 
 @dataclass(eq=False)
@@ -96,3 +98,51 @@ def search_within(
         if part.access is Access.WHITE_BOX:
             course.white |= found.fooled
             course.weak &= trust.too_weak(part.model_dump(), region.epsilon)
+
+
+def confirm(
+    course: Course,
+    parts: Sequence[Perturber],
+    case: Case,
+    given: Target,
+    region: Region,
+    goal: Goal,
+    *,
+    seed: int,
+    batch: int,
+    ledger: Ledger,
+) -> None:
+    """Searches again, on the same ways but asking the model itself, where an input fools the copy that was asked, and
+    not the model, by so little that it may be rounding.
+
+    Where the two differ by more than that, the success stays claimed, and is refused with a flag at the end.
+
+    Args:
+        parts: that could run; case: as for `search_within`; given: the model that its `deployed` may be a copy of.
+    """
+    wanted = case.evaluation.y
+    rows = course.success.nonzero().squeeze(1)
+    if len(rows) == 0:
+        return
+    logits, aims = given.logits(course.best[rows].to(wanted.device)), wanted[rows.to(wanted.device)]
+    ledger.queries += len(rows)
+    near = margins(logits, aims, goal) <= ROUNDING * logits.abs().amax(1)
+    left = torch.zeros_like(course.success)
+    left[rows] = (near & ~reached(logits, aims, goal)).cpu()
+    for part in parts:
+        if not left.any():
+            return
+        found = seek(
+            part,
+            replace(case, deployed=given),
+            case.evaluation,
+            case.ids,
+            region,
+            among=left,
+            seed=derive(seed, "evade", part.part),
+            ledger=ledger,
+            batch=batch,
+            goal=goal,
+        )
+        course.best[found.fooled] = found.best[found.fooled]
+        left &= ~found.fooled

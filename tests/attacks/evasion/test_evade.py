@@ -17,9 +17,12 @@ from torch import Tensor, nn
 import crushproof
 from crushproof.attacks.access import Ledger
 from crushproof.attacks.evasion import evade as module_of_evade
+from crushproof.attacks.evasion.ascent import gradients
 from crushproof.attacks.evasion.ball import Box
 from crushproof.attacks.evasion.black_box.square import Square
 from crushproof.attacks.evasion.blocks import seek
+from crushproof.attacks.evasion.call import attackable as module_of_attackable
+from crushproof.attacks.evasion.call import within
 from crushproof.attacks.evasion.call.attackable import attackable, case_of
 from crushproof.attacks.evasion.evade import evade
 from crushproof.attacks.evasion.gradient.apgd import Apgd
@@ -129,6 +132,30 @@ def test_results_depend_neither_on_batches_nor_on_when(
         assert torch.equal(again.success, first.success)
         torch.testing.assert_close(again.adversarial, first.adversarial)
     assert not torch.equal(evade(module, x, y, epsilon=0.15, seed=4, parts=some).adversarial, first.adversarial)
+
+
+def test_what_fools_the_copy_alone_is_pushed_on(
+    linear: tuple[nn.Module, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy that is fooled a little earlier than the model: short steps end between the two boundaries."""
+    net, x, y = linear
+
+    class Early(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            answers: Tensor = net(inputs)
+            return answers - 0.02 * nn.functional.one_hot(y[torch.cdist(inputs, x).argmin(1)], 2)
+
+    parts = (Pgd(steps=60, step_size=0.002),)
+    whole = evade(net, x, y, epsilon=0.2, parts=parts)
+    for module in (module_of_attackable, gradients):
+        monkeypatch.setattr(module, "laid_out", lambda module, x: Early().eval())
+    monkeypatch.setattr(within, "ROUNDING", 0.0)
+    lost = evade(net, x, y, epsilon=0.2, parts=parts)
+    assert (whole.success & ~lost.success).sum() > 3
+    monkeypatch.setattr(within, "ROUNDING", 1.0)
+    found = evade(net, x, y, epsilon=0.2, parts=parts)
+    assert torch.equal(found.success, whole.success)
+    assert (net(found.adversarial[found.success]).argmax(1) != y[found.success]).all()
 
 
 def test_a_plateau_ends_the_search(linear: tuple[nn.Module, Tensor, Tensor]) -> None:

@@ -266,9 +266,9 @@ def test_a_record_does_not_depend_on_its_company(digits: Data, part: Perturber) 
     assert np.allclose(alone["adversarial"], together["adversarial"][order.numpy()], atol=1e-5)
 
 
-def test_same_seed_same_evidence_other_seed_another(digits: Data, dense: nn.Module, evidence: Evidence) -> None:
-    attack = Evasion(epsilons=RADII, records=N, parts=(Pgd(steps=20), Apgd(steps=20), Square(queries=60)))
-    again = attack.run(case_of(digits, dense), seed=0)
+def test_same_seed_same_evidence_other_seed_another(digits: Data, dense: nn.Module) -> None:
+    attack = Evasion(epsilons=RADII, records=20, parts=(Pgd(steps=20), Apgd(steps=20), Square(queries=60)))
+    evidence, again = (attack.run(case_of(digits, dense), seed=0) for _ in range(2))
     assert again.arrays.keys() == evidence.arrays.keys()
     assert all((again.arrays[key] == evidence.arrays[key]).all() for key in evidence.arrays)
     assert again.summary == evidence.summary
@@ -353,9 +353,9 @@ def test_hard_rounding_does_not_hide_adversarial_inputs(digits: Data, dense: nn.
     assert digits.members is not None
     hard = hard_round(dense, digits.members.x, straight_through=False)
     twin = hard_round(dense, digits.members.x, straight_through=True)
-    attack = Evasion(epsilons=(0.1, 0.15), records=100)
+    attack = Evasion(epsilons=(0.1, 0.15), records=60)
     of_dense = attack.run(case_of(digits, dense), seed=0)
-    crafted = craft(dense, digits.evaluation.take(torch.arange(100)), attack.epsilons, "linf", digits.bounds, seed=0)
+    crafted = craft(dense, digits.evaluation.take(torch.arange(60)), attack.epsilons, "linf", digits.bounds, seed=0)
     case = Case(
         deployed=TorchTarget(hard), twin=twin, native=hard, parent=dense, evaluation=digits.evaluation,
         ids=digits.evaluation_ids.numpy(), attacker=digits.attacker, bounds=digits.bounds, classes=10,
@@ -363,7 +363,7 @@ def test_hard_rounding_does_not_hide_adversarial_inputs(digits: Data, dense: nn.
     )  # fmt: skip
     of_hard = attack.run(case, seed=0)
     robust = {name: 1 - run.arrays["worst/0.1"].mean() for name, run in (("dense", of_dense), ("hard", of_hard))}
-    assert robust["hard"] <= robust["dense"] + 0.03
+    assert robust["hard"] <= robust["dense"] + 0.034  # two records
     assert of_dense.flags == {}
     assert of_dense.summary["union_flags"] == of_hard.summary["union_flags"] == []
     assert of_hard.summary["parts"] == [part.part for part in BUDGETS["standard"]]
@@ -373,7 +373,7 @@ def test_hard_rounding_does_not_hide_adversarial_inputs(digits: Data, dense: nn.
     blind = attack.model_copy(update={"parts": (Pgd(gradients="native"),)}).run(case, seed=0)
     assert blind.summary["union_flags"] == ["no-gradient"]
     assert 1 - blind.arrays["worst/0.1"].mean() > 0.9
-    assert blind.ledger.forwards <= 100 * 2 * FLAT_STARTS  # it spent no steps where none leads anywhere
+    assert blind.ledger.forwards <= 60 * 2 * FLAT_STARTS  # it spent no steps where none leads anywhere
 
 
 def test_no_gradient_at_all(digits: Data, dense: nn.Module) -> None:

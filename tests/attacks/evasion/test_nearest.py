@@ -85,7 +85,8 @@ def test_distances_do_not_depend_on_batches(
     assert whole.success.any()
     monkeypatch.setattr(module_of_evade, "records_at_once", lambda *_, **__: 3)
     again = evade(net, x, y, norm=distance, parts=parts, budget="quick")
-    torch.testing.assert_close(again.distance, whole.distance)
+    # Products in float32 are rounded otherwise in batches of another size, and inputs are float32 themselves.
+    torch.testing.assert_close(again.distance, whole.distance, rtol=1e-5, atol=1e-6)
 
 
 @settings(max_examples=12)

@@ -104,7 +104,7 @@ class Masked(nn.Module):
 
 
 def test_a_decoy_gradient_is_seen_through(digits: Data, dense: nn.Module) -> None:
-    attack = Evasion(epsilons=(0.1,), records=100, parts=(Pgd(steps=20), Square(queries=200)))
+    attack = Evasion(epsilons=(0.1,), records=100, parts=(Pgd(steps=20), Square(queries=100)))
     evidence = attack.run(case_of(digits, Masked(dense)), seed=0)
     assert evidence.flags == {"pgd": ["black-box-wins"]}
     assert evidence.summary["union_flags"] == ["black-box-wins"]
@@ -120,7 +120,7 @@ def test_too_few_steps_are_seen(digits: Data, dense: nn.Module) -> None:
 
 def test_a_good_part_lifts_the_flags_of_a_bad_one(digits: Data, dense: nn.Module) -> None:
     bad = Pgd(steps=20, step_size=0.0005, label="short")
-    attack = Evasion(epsilons=(0.1,), records=100, parts=(bad, Apgd(steps=20), Square(queries=200)))
+    attack = Evasion(epsilons=(0.1,), records=100, parts=(bad, Apgd(steps=10), Square(queries=100)))
     evidence = attack.run(case_of(digits, dense), seed=0)
     assert evidence.flags == {"short": ["black-box-wins", "unbounded-fails"]}
     assert evidence.summary["union_flags"] == []
