@@ -125,7 +125,7 @@ class EvasionRun:
             return {"fall": falls(module, x, inside, first, seed, spent).cpu().numpy()}
 
         form = {"fall": Array("float32", (len(x),), low=0, high=1)}
-        self.falls = kept_at_cost("walk", self.ledger, walked, form)["fall"]
+        self.falls = kept_at_cost(f"walk/0-{len(x)}", self.ledger, walked, form)["fall"]
 
     @property
     def labels(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

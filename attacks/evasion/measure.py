@@ -307,7 +307,6 @@ def evidence_form(attack: EvasionParameters, scope: Scope) -> Form:
 
 def _layout(count: int, shape: tuple[int, ...], everywhere: set[str], summary: Summary) -> Layout:
     outcomes, gate = Array("bool", (count,)), (summary.gate_epsilon,)
-    white = Access.WHITE_BOX in summary.part_access.values()
     radii = {part: summary.epsilons if part in everywhere else gate for part in summary.parts}
     return {
         "ids": Array("int64", (count,)),
@@ -315,7 +314,7 @@ def _layout(count: int, shape: tuple[int, ...], everywhere: set[str], summary: S
         "adversarial": Array("float32", (count, *shape)),
         **{f"worst/{epsilon!r}": outcomes for epsilon in summary.epsilons},
         **{f"fooled/{part}/{epsilon!r}": outcomes for part, tried in radii.items() for epsilon in tried},
-        **({FALLS: Array("float32", (min(WALKS, count),), low=0, high=1)} if white else {}),
+        FALLS: Array("float32", (min(WALKS, count),), low=0, high=1, optional=True),
         **layout(count, shape),
     }
 
@@ -327,6 +326,7 @@ def _holds(attack: EvasionParameters, scope: Scope, found: Summary, arrays: Arra
     settings = {part: known[part].model_dump(mode="json") for part in found.parts}
     require(found.settings == settings, "the settings are not those of the attack")
     require(found.part_access == {part: known[part].access for part in found.parts}, "the access is another")
+    require((FALLS in arrays) == (Access.WHITE_BOX in found.part_access.values()), "a walk where none is due, or none")
     require({*found.use_parent} == {part for part in found.parts if known[part].uses_parent}, "use_parent is another")
     require(found.gate_epsilon in found.epsilons and found.norm == attack.norm, "another epsilon or norm")
     named = attack.automatic or ({*found.epsilons} <= {*attack.epsilons} and found.gate_epsilon == attack.gate)
