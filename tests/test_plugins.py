@@ -165,6 +165,7 @@ PROBED = {f"attack/candidate/{name}" for name in ("dense", "plain", "same", "dee
 ATTACKED = {f"attack/{label}/{name}" for label in ("evasion", "extraction") for name in ("same", "deep")}
 PARTED = {f"attack/evasion/{name}" for name in ("dense", "plain")} | {"room/evasion/dense"}
 PARTED |= {f"evade_only/evasion/{name}" for name in ("plain", "same", "deep")}  # the dense model is asked about them
+PARTED |= {f"asked-of-others/evasion/{name}" for name in ("dense", "plain", "same", "deep")}  # and so is every other
 MADE = {"latency"} | {f"{sort}/{name}" for sort in ("candidate", "memory") for name in ("same", "deep")}
 
 

@@ -11,6 +11,7 @@ import pytest
 from crushproof.audit.engine.cells import Cell
 from crushproof.audit.engine.progress import Silent
 from crushproof.audit.engine.store import Store
+from crushproof.audit.findings.finding_rows import cells_of
 from crushproof.audit.forecast import clock, duration, forecast
 from crushproof.audit.plan.plan import Plan, load_plan, parse_plan
 from crushproof.audit.resolved import FILE, resolve_plan, resolved_text
@@ -142,6 +143,9 @@ def test_later_rounds_cost_what_they_add() -> None:
     suite = Suite(Plan.model_validate(RAW), resolve(Plan.model_validate(RAW), Path()))
     weight = {cell.name: cell.weight for cell in suite.cells()}
     assert 0 < weight["attack/evasion@400/int8"] <= weight["attack/evasion@200/int8"]
+    alone = {cell.name for cell in suite.closure(cells_of(suite, "int8/evasion", {}))}
+    assert {"candidate/int8", "candidate/dense"} <= alone
+    assert "candidate/prune80" not in alone, "whom else it fools is no matter of one finding"
     told = forecast(suite, (), 2)
     assert told.likely < told.most
     assert told.trainings == 1

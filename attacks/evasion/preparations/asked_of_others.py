@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ....targets.errors import NotApplicable
-from ....targets.form import Array, Document, Form, Layout
+from ....targets.form import Array, Arrays, Document, Form, Layout, require
 from ...case import Evidence
 from ...effort import Effort
 from ...measurement import Bools, Rate
@@ -90,7 +90,11 @@ class AskedOfOthers(Preparation):
             answers = Array("bool", (len(document.models), "rows"))
             return {"clean_correct": answers, "fooled": answers}
 
-        return Form(Asked, layout)
+        def holds(document: Asked, arrays: Arrays, files: Mapping[str, Any]) -> None:
+            asked = [other for other in self.others if other in document.models]
+            require(asked == [*document.models], "models that were not to be asked, or one twice")
+
+        return Form(Asked, layout, holds=holds)
 
 
 def rows_asked(evidence: Evidence) -> np.ndarray[Any, np.dtype[np.int64]]:

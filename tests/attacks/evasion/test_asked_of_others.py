@@ -21,6 +21,7 @@ from crushproof.attacks.evasion.preparations.asked_of_others import AskedOfOther
 from crushproof.attacks.preparation import Prepared
 from crushproof.targets.data.data import Data
 from crushproof.targets.errors import NotApplicable
+from crushproof.targets.form import MisfitError
 from crushproof.targets.model import TorchTarget
 
 N = 60
@@ -48,7 +49,11 @@ def asked(digits: Data, evidence: Evidence, **models: nn.Module | None) -> Prepa
     work = AskedOfOthers("evasion", "a", tuple(models))
     found = work.compute(inputs)
     document = json.dumps(found.document).encode()
-    work.form(inputs.scope).check(document, found.document, found.arrays, {})
+    form = work.form(inputs.scope)
+    form.check(document, found.document, found.arrays, {})
+    forged = json.dumps({"models": [*found.document["models"][1:], "a"]}).encode()
+    with pytest.raises(MisfitError, match="not to be asked"):
+        form.check(forged, json.loads(forged), found.arrays, {})
     return found
 
 
