@@ -90,4 +90,5 @@ def _common(gradients: Tensor) -> Tensor:
     """What gradients [n, d] add up to, as they are and at length 1, clipping being in between: orthonormal [d, 0-2]."""
     sums = torch.stack([gradients.sum(0), F.normalize(gradients, dim=1).sum(0)], dim=1)
     lengths = sums.norm(dim=0)
-    return torch.linalg.qr(sums[:, lengths > 0] / lengths[lengths > 0])[0]
+    basis: Tensor = torch.linalg.qr(sums[:, lengths > 0] / lengths[lengths > 0])[0]
+    return basis
