@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ...targets.errors import InputError
 from ...targets.seeds import generator
@@ -16,7 +17,8 @@ class GradientCanaries:
     """Made-up records of one training, each of which takes part by a fair coin and has a gradient of its own.
 
     Train as ever, with `canaries.watch(step)` in place of the step; then ask `canaries.audit(...)`. The gradients are
-    orthogonal, so that under DP-SGD the canaries' scores are independent.
+    orthogonal, so that under DP-SGD the canaries' scores are independent, up to the two directions that the other
+    records' gradients have in common: an auditor who knows these records leaves them out of what is seen.
 
     Args:
         dimensions: numbers of a gradient, at least twice the canaries.
@@ -40,7 +42,9 @@ class GradientCanaries:
 
         def watched(gradients: Tensor, draws: torch.Generator) -> Tensor:
             private = step(torch.cat([gradients, canaries.to(gradients)]), draws)
-            self.scores += (self.directions @ private.detach().cpu().float()).double()
+            seen = private.detach().cpu().float()
+            basis = _common(gradients.detach().cpu().float())
+            self.scores += (self.directions @ (seen - basis @ (basis.T @ seen))).double()
             return private
 
         return watched
@@ -80,3 +84,11 @@ class GradientCanaries:
             bounds["Gaussian, any dependence"] = guesses_gaussian_epsilon(count, 2 * tenth, right, delta, alpha)
         access = f"one training, {count} canaries in it by a fair coin, every private gradient seen"
         return DpAudit(max(bounds.values()), bounds, claimed, delta, confidence, told, pairs, access)
+
+
+def _common(gradients: Tensor) -> Tensor:
+    """What gradients [n, d] add up to, as they are and at length 1, clipping being in between: orthonormal [d, 0-2]."""
+    sums = torch.stack([gradients.sum(0), F.normalize(gradients, dim=1).sum(0)], dim=1)
+    lengths = sums.norm(dim=0)
+    basis: Tensor = torch.linalg.qr(sums[:, lengths > 0] / lengths[lengths > 0])[0]
+    return basis

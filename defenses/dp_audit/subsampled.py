@@ -61,20 +61,25 @@ def epsilon_of_share(share: float, delta: float, sampling_rate: float, steps: in
 
 def _losses(sigma: float, sampling_rate: float, steps: int) -> tuple[Vector, Vector, Vector]:
     """The privacy loss [GRID] and its probabilities with the record and without it, for a sampling rate below 1."""
-    # log(1 - q + q exp(x / sigma^2 - 1 / (2 sigma^2))) rises with x, from log(1 - q)
-    reach = min(MOST, math.log1p(-sampling_rate) + 1 / (2 * sigma**2) + 9 / sigma)
-    reach = max(reach, -math.log1p(-sampling_rate))
-    width = 2 * reach * min(steps, 2 + 9 * math.sqrt(steps)) / GRID
-    losses = (np.arange(GRID) - GRID // 2) * width
-    edges = np.clip(losses[:-1] + width / 2, -700, 700)
-    inner = np.expm1(edges) / sampling_rate + 1
-    x = np.full(GRID - 1, -np.inf)
-    x[inner > 0] = sigma**2 * np.log(inner[inner > 0]) + 0.5
-    without, alone = (np.diff(scipy.special.ndtr((x - at) / sigma), prepend=0.0, append=1.0) for at in (0, 1))
-    with_it = (1 - sampling_rate) * without + sampling_rate * alone
+    # The loss log(1 - q + q exp((x - 1/2) / sigma^2)) of what is seen, x, which lies within 9 sigma of 0 or 1
+    edges = np.linspace(-9 * sigma, 1 + 9 * sigma, GRID + 1)
+    exponent = ((edges[1:] + edges[:-1]) / 2 - 0.5) / sigma**2
+    loss = np.logaddexp(math.log1p(-sampling_rate), math.log(sampling_rate) + exponent)
+    absent, alone = (np.diff(scipy.special.ndtr((edges - at) / sigma)) for at in (0, 1))
+    present = (1 - sampling_rate) * absent + sampling_rate * alone
+    spread = 0.0
+    for mass in (absent, present):
+        mean = float(mass @ loss)
+        spread = max(spread, abs(mean) * steps + 12 * math.sqrt(float(mass @ (loss - mean) ** 2) * steps))
+    width = 2 * (spread + float(np.abs(loss).max())) / GRID
+    # Each mass is split between two points so that its loss stays the same: rounding would add up over the steps
+    place = loss / width + GRID // 2
+    lower = np.floor(place).astype(np.int64)
 
     def composed(mass: Vector) -> Vector:
-        power = np.fft.rfft(np.fft.ifftshift(mass)) ** steps
+        upper = mass * (place - lower)
+        grid = np.bincount(lower, mass - upper, GRID) + np.bincount(lower + 1, upper, GRID)
+        power = np.fft.rfft(np.fft.ifftshift(grid)) ** steps
         return np.maximum(np.fft.fftshift(np.fft.irfft(power, GRID)), 0.0)
 
-    return losses, composed(with_it), composed(without)
+    return (np.arange(GRID) - GRID // 2) * width, composed(present), composed(absent)
