@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from .files import is_pickle, open_archive, read_entry
-from .other_formats import unpacked
+from ...targets.untrusted.files import is_pickle, open_archive, read_entry
+from ...targets.untrusted.other_formats import unpacked
 from .protobuf import Span, onnx_spans
 
 UNPACKED = 2**31  # bytes, of everything that is unpacked, as large a file as is read at all
