@@ -144,13 +144,14 @@ def _written(content: bytes, where: str, offset: int, depth: int, room: list[int
         yield Part(inner("numbers as text"), match.start() if top else offset, numbers=values)
     for pattern, word in ((_BASE64, "base64"), (_HEXADECIMAL, "hexadecimal")):
         for match in pattern.finditer(content):
-            data = _decoded(match.group(), word)
-            if data is None or len(data) > room[0]:
-                continue
-            room[0] -= len(data)
-            at = match.start() if top else offset
-            yield Part(inner(word), at, data)
-            yield from _inside(data, inner(word), at, depth + 1, room, None)
+            for glued in (0, 1):  # the length before a text may end in a byte that looks like its first character
+                data = _decoded(match.group()[glued:], word)
+                if data is None or len(data) > room[0]:
+                    continue
+                room[0] -= len(data)
+                at = match.start() if top else offset
+                yield Part(inner(word), at, data)
+                yield from _inside(data, inner(word), at, depth + 1, room, None)
 
 
 def _decoded(text: bytes, word: str) -> bytes | None:
