@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...targets.untrusted.containers import Contents, take_apart
+from .containers import Contents, take_apart
 from .rows import Match, Rows, Search, prepare
 from .words import Word, words_in
 

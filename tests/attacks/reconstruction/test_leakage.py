@@ -140,6 +140,14 @@ def test_planted_records_are_found_with_their_place(members: torch.Tensor, rows:
             assert all(one.place.startswith("metadata 'note', ") for one in found.records)
 
 
+@pytest.mark.parametrize("count", [4, 96])  # of records: two lengths of the text whose last byte looks like text
+def test_a_length_that_looks_like_base64_hides_nothing(members: torch.Tensor, rows: Rows, count: int) -> None:
+    note = base64.b64encode(members[:count].flatten(1).numpy().tobytes())[: 98 * 128 if count > 4 else None]
+    content = onnx_file([], {"note": note.decode()})
+    assert (content[content.index(note) - 1 : content.index(note)] == b"b") == (count > 4)
+    assert len(search_file(content, rows).ids) >= min(count, 36)
+
+
 @pytest.mark.parametrize("how", ["float16", "float64", "int32", "scaled", "int8", "by feature"])
 def test_other_ways_to_write_a_record_are_found(members: torch.Tensor, rows: Rows, how: str) -> None:
     every = members.flatten(1).numpy().astype(np.float64)

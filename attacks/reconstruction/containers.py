@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from .files import is_pickle, open_archive, read_entry
-from .other_formats import unpacked
+from ...targets.untrusted.files import is_pickle, open_archive, read_entry
+from ...targets.untrusted.other_formats import unpacked
 from .protobuf import Span, onnx_spans
 
 UNPACKED = 2**31  # bytes, of everything that is unpacked, as large a file as is read at all
@@ -144,13 +144,14 @@ def _written(content: bytes, where: str, offset: int, depth: int, room: list[int
         yield Part(inner("numbers as text"), match.start() if top else offset, numbers=values)
     for pattern, word in ((_BASE64, "base64"), (_HEXADECIMAL, "hexadecimal")):
         for match in pattern.finditer(content):
-            data = _decoded(match.group(), word)
-            if data is None or len(data) > room[0]:
-                continue
-            room[0] -= len(data)
-            at = match.start() if top else offset
-            yield Part(inner(word), at, data)
-            yield from _inside(data, inner(word), at, depth + 1, room, None)
+            for glued in (0, 1):  # the length before a text may end in a byte that looks like its first character
+                data = _decoded(match.group()[glued:], word)
+                if data is None or len(data) > room[0]:
+                    continue
+                room[0] -= len(data)
+                at = match.start() if top else offset
+                yield Part(inner(word), at, data)
+                yield from _inside(data, inner(word), at, depth + 1, room, None)
 
 
 def _decoded(text: bytes, word: str) -> bytes | None:

@@ -1,0 +1,185 @@
+"""Search of shipped bytes: planted records found, clean files left alone, and what 100 MB against 60,000 records cost.
+
+    python benchmarks/leakage.py --data DIR [--json FILE]
+
+Planted: three digits (8x8), and three MNIST images, exact, scaled to uint8, features permuted, both together, in each
+of nine kinds of places. Clean: 20 files of nets of various makes, trained on digits and compressed. Large: 100 MB of
+random float32 weights with five images planted, against the 60,000 of MNIST. CPU seconds, one thread.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import pickle
+import resource
+import warnings
+
+import numpy as np
+import onnx
+import torch
+from contract import Row, cpu_seconds, parser, publish
+from onnx import TensorProto, helper, numpy_helper
+from safetensors.numpy import save
+from torch import Tensor, nn
+
+from crushproof.attacks.reconstruction.rows import Rows
+from crushproof.attacks.reconstruction.search import Searched, rows_of, search_file
+from crushproof.compression.deployment.onnx_export import to_onnx
+from crushproof.compression.recipe import RECIPES
+from crushproof.targets.data.digits import load_digits
+from crushproof.targets.data.records import Records
+
+IDS = [3, 77, 500]
+RECIPE_SET = (
+    {"kind": "quantize", "weight_bits": 8},
+    {"kind": "quantize", "weight_bits": 4, "keep_ends_8bit": False},
+    {"kind": "prune", "sparsity": 0.8},
+    {"kind": "share", "clusters": 16},
+)
+
+
+def onnx_file(tensors: list[onnx.TensorProto], note: str = "") -> bytes:
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 64]) for name in "xy"]
+    weights = np.random.default_rng(0).standard_normal((64, 128)).astype(np.float32)
+    kept = [numpy_helper.from_array(weights, "w"), *tensors]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", ports[:1], ports[1:], kept)
+    model = helper.make_model(graph)
+    if note:
+        model.metadata_props.add(key="note", value=note)
+    return bytes(model.SerializeToString())
+
+
+def exported(rows: np.ndarray) -> bytes:
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.float().sum(1)
+
+    stream = io.BytesIO()
+    torch.export.save(torch.export.export(Net(), (torch.from_numpy(rows),)), stream)
+    return stream.getvalue()
+
+
+def view(rows: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    torch.save({"w": torch.from_numpy(rows)[1:2, :1]}, stream)
+    return stream.getvalue()
+
+
+PLACES = {
+    "ONNX constant": lambda rows: onnx_file([numpy_helper.from_array(rows, "rows")]),
+    "ONNX columns": lambda rows: onnx_file([numpy_helper.from_array(rows.T.copy(), "rows")]),
+    "metadata, base64": lambda rows: onnx_file([], base64.b64encode(rows.tobytes()).decode()),
+    "metadata, text": lambda rows: onnx_file([], json.dumps(rows.tolist())),
+    "safetensors": lambda rows: save({"rows": rows}),
+    ".pt2 example input": exported,
+    ".pt storage behind a view": view,
+    "pickle": lambda rows: pickle.dumps({"rows": rows}),
+    "pickled list": lambda rows: pickle.dumps([rows.tolist()]),
+}
+
+
+def planted(name: str, x: Tensor, rows: Rows) -> Row:
+    plain = x[IDS].flatten(1).numpy()
+    mixed = np.random.default_rng(1).permutation(plain.shape[1])
+    codes = np.round(plain * 255).astype(np.uint8)
+    ways = {"exact": plain, "uint8": codes, "permuted": plain[:, mixed], "both": codes[:, mixed]}
+    missed = []
+    for how, values in ways.items():
+        for place, write in PLACES.items():
+            if search_file(write(np.ascontiguousarray(values)), rows).ids != IDS:
+                missed.append(f"{how} in {place}")
+    total = len(ways) * len(PLACES)
+    told = f"of {total} files" + (f"; missed: {', '.join(missed)}" if missed else "")
+    return Row(f"planted {name}", told, total - len(missed), "found", target=total, better="higher")
+
+
+def nets(records: Records) -> list[bytes]:
+    """20 files: four architectures, trained for a moment, dense and compressed in four ways."""
+    bounds, shape = load_digits().bounds, tuple(records.x.shape[1:])
+    made = []
+    for seed, build in enumerate(
+        (
+            lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 10)),
+            lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)),
+            lambda: nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(576, 10)),
+            lambda: nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10)),
+        )
+    ):
+        torch.manual_seed(seed)
+        net = build()
+        optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+        for _ in range(60):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(records.x), records.y).backward()
+            optimizer.step()
+        net.eval().requires_grad_(False)
+        made.append(to_onnx(net, shape))
+        made += [to_onnx(RECIPES.parse(one).apply(net, records, bounds, seed=0), shape) for one in RECIPE_SET]
+    return made
+
+
+def clean(records: Records, rows: Rows) -> list[Row]:
+    found = [search_file(content, rows) for content in nets(records)]
+    private = sum(word.private for one in found for _, word in one.words)
+    alarms = sum(bool(one.ids) for one in found)
+    return [
+        Row("clean files", f"{len(found)} nets, dense and compressed", alarms, "false", target=0),
+        Row("private words", "in the files this package writes", private, "words", target=0),
+    ]
+
+
+def large(x: Tensor) -> list[Row]:
+    rng = np.random.default_rng(0)
+    weights = (rng.standard_normal(25_000_000) * 0.03).astype(np.float32)
+    flat = x.flatten(1).numpy()
+    weights[5_000:5_784] = flat[3] * 2 - 1
+    weights[9_000_000:9_000_784] = flat[5][rng.permutation(784)]
+    content = bytearray(weights.tobytes())
+    del weights
+    content[100_001 : 100_001 + 784] = np.round(flat[17] * 255).astype(np.uint8).tobytes()
+    shifted = np.round(flat[18] * 255) - 128
+    content[90_000_001 : 90_000_001 + 784] = shifted.astype(np.int8)[rng.permutation(784)].tobytes()
+    content[300_001 : 300_001 + 1568] = flat[19].astype(np.float16).tobytes()
+    whole = bytes(content)
+    del content
+    found: list[Searched] = []
+    prepared: list[Rows | None] = []
+    before = cpu_seconds(lambda: prepared.append(rows_of(x)))
+    searching = cpu_seconds(lambda: found.append(search_file(whole, prepared[0])))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    setting = f"100 MB, {len(x):,} records"
+    return [
+        Row("large file", setting, before + searching, "CPU s", target=60),
+        Row("of it, signatures of the records", setting, before, "CPU s"),
+        Row("peak memory of the process", setting, peak, "GiB", target=1),
+        Row("planted in it", "of 5", len({3, 5, 17, 18, 19} & {*found[0].ids}), "found", target=5, better="higher"),
+        Row("others in it", setting, len({*found[0].ids} - {3, 5, 17, 18, 19}), "false", target=0),
+    ]
+
+
+def main() -> None:
+    options = parser(__doc__ or "").parse_args()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    digits = load_digits()
+    assert digits.members is not None
+    rows = rows_of(digits.members.x)
+    assert rows is not None
+    results = []
+    if options.data is not None:
+        with np.load(options.data / "mnist.npz") as archive:
+            images = torch.from_numpy(archive["x_train"].reshape(-1, 1, 28, 28)).float().div_(255)
+        results += large(images)
+        few = images[:2000].clone()
+        del images
+        known = rows_of(few)
+        assert known is not None
+        results.append(planted("MNIST", few, known))
+    results += [planted("digits", digits.members.x, rows), *clean(digits.members, rows)]
+    publish(results, options.json)
+
+
+if __name__ == "__main__":
+    main()
