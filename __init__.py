@@ -29,6 +29,8 @@ _HOMES = {
     "Share": ".compression.share",
     "evade": ".attacks.evasion.evade",
     "extract": ".attacks.extraction.extract",
+    "train_shadows": ".attacks.membership.infer",
+    "infer_membership": ".attacks.membership.infer",
     "Evasion": ".attacks.evasion.evasion",
     "Membership": ".attacks.membership.membership",
     "Extraction": ".attacks.extraction.extraction",
