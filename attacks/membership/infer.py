@@ -223,7 +223,7 @@ def infer_membership(
             f"The target answers {len(asked)} records with {list(logits.shape)}, or with values that are not finite; "
             f"classes go up to {int(asked.y.max())}."
         )
-    phi, signals = margin(logits, asked.y)[None], population.signals
+    phi, signals = margin(logits, asked.y)[None].astype(np.float64), population.signals
     parts = {
         "loss": scores.loss(phi)[0],
         "lira": scores.lira(phi, signals)[0],
