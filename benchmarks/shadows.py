@@ -81,7 +81,7 @@ def trained(name: str, data: Data, architecture: Architecture, count: int, batch
     )
     stacked, alone = train_many(job, training), one_by_one(job, training)
     apart = max(
-        float((one - other).abs().max())
+        float((one - other).detach().abs().max())
         for mine, theirs in zip(stacked, alone, strict=True)
         for one, other in zip(mine.parameters(), theirs.parameters(), strict=True)
     )
