@@ -31,6 +31,8 @@ _HOMES = {
     "extract": ".attacks.extraction.extract",
     "audit_dp": ".defenses.dp_audit.worlds",
     "GradientCanaries": ".defenses.dp_audit.one_run",
+    "train_shadows": ".attacks.membership.infer",
+    "infer_membership": ".attacks.membership.infer",
     "Evasion": ".attacks.evasion.evasion",
     "Membership": ".attacks.membership.membership",
     "Extraction": ".attacks.extraction.extraction",

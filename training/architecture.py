@@ -41,6 +41,15 @@ class Architecture:
         return self.fresh(0) if self.pattern is None else copy.deepcopy(self.pattern)
 
     @classmethod
+    def of(cls, given: Architecture | nn.Module | Callable[[], nn.Module]) -> Architecture:
+        """What somebody names: itself, a module of the same structure, or what builds one."""
+        if isinstance(given, Architecture):
+            return given
+        if isinstance(given, nn.Module):
+            return cls.like(given, type(given).__name__)
+        return cls(getattr(given, "__name__", type(given).__name__), given)
+
+    @classmethod
     def like(cls, module: nn.Module, name: str) -> Architecture:
         """Modules of the same structure as `module` (which is copied, never changed), initialised anew."""
         pattern = copy.deepcopy(module).cpu()

@@ -46,6 +46,22 @@ def replayed_at_once(recipe: Recipe | None, module: nn.Module) -> int:
     return group_size(module, 1, device_of(module)) if stacked else 1
 
 
+def replay(
+    plan: PopulationPlan, modules: Sequence[nn.Module], *, first: int = 0, recipe: Recipe, bounds: Bounds
+) -> list[nn.Module]:
+    """Shadows `first`, `first + 1`, ... of the plan, each compressed with its own training records and seed.
+
+    Raises:
+        NotApplicable: the recipe cannot do its work on a shadow.
+    """
+
+    def work(shadow: int, module: nn.Module) -> Work:
+        own = plan.records.take(plan.subset(shadow)).to(device_of(module))
+        return work_of(recipe, module, own, bounds, seed=derive(plan.seeds[shadow], "recipe"))
+
+    return together([work(shadow, module) for shadow, module in enumerate(modules, start=first)])
+
+
 def shadow_signals(
     plan: PopulationPlan, modules: Sequence[nn.Module], *, first: int = 0, recipe: Recipe | None, bounds: Bounds
 ) -> ShadowSignals:
@@ -58,13 +74,7 @@ def shadow_signals(
     Raises:
         NotApplicable: the recipe cannot do its work on a shadow.
     """
-
-    def work(shadow: int, module: nn.Module) -> Work:
-        assert recipe is not None
-        own = plan.records.take(plan.subset(shadow)).to(device_of(module))
-        return work_of(recipe, module, own, bounds, seed=derive(plan.seeds[shadow], "recipe"))
-
     if recipe is not None:
-        modules = together([work(shadow, module) for shadow, module in enumerate(modules, start=first)])
+        modules = replay(plan, modules, first=first, recipe=recipe, bounds=bounds)
     rows = [target_signals(TorchTarget(module), plan) for module in modules]
     return ShadowSignals(inside=plan.inside[first : first + len(modules)], phi=np.stack(rows))

@@ -1,0 +1,258 @@
+"""Membership inference as calls: shadow models and what they tell of a model, without a plan, a store or a report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...compression.recipe import RECIPES, Recipe
+from ...targets.data.records import Bounds, Records
+from ...targets.errors import CrushproofError, InputError, NotApplicable, user_error
+from ...targets.model import Target, TorchTarget, frozen_copy
+from ...targets.seeds import derive
+from ...training.architecture import Architecture
+from ...training.loop import Training
+from ...training.stacked import GROUP
+from ...training.trainer import BuiltinTrainer
+from ..evasion.call.attackable import Attackable, attackable
+from ..statistics import ranking
+from . import scores
+from .case import ShadowSignals
+from .population import PopulationPlan, masks
+from .signals import margin, replay, target_signals
+
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+TRAINING = Training()
+ENOUGH_FOR_LIRA = 16  # shadows; with fewer the RMIA ratio tells more
+MEMORY = 4 * 10**9  # bytes
+COPIES = 4  # of a model in training: its weights, their gradients and Adam's two means
+
+
+@dataclass(frozen=True, eq=False)
+class Population:
+    """Shadow models: each trained on a random half of the same n records, every record in half of them.
+
+    Args:
+        modules: k of them, in evaluation mode.
+        signals: `inside` bool [k, n], who was trained on what, and `phi` float32 [k, n], their logit margins.
+        plan: the records and seeds.
+        bounds: what an input may be.
+    """
+
+    modules: tuple[nn.Module, ...]
+    signals: ShadowSignals
+    plan: PopulationPlan = field(repr=False)
+    bounds: Bounds = field(repr=False)
+
+    def replay(self, recipe: Recipe | dict[str, Any]) -> Population:
+        """The population compressed as a candidate was, each shadow with its own training records and seed.
+
+        Args:
+            recipe: itself, or as a plan writes it: `{"kind": "prune", "sparsity": 0.8}`.
+
+        Raises:
+            InputError: it is no recipe.
+            NotApplicable: it cannot do its work on such a model.
+        """
+        chosen = RECIPES.parse(recipe)
+        return _population(replay(self.plan, self.modules, recipe=chosen, bounds=self.bounds), self.plan, self.bounds)
+
+    def __len__(self) -> int:
+        return len(self.modules)
+
+
+@dataclass(frozen=True, eq=False)
+class Inferred:
+    """What `infer_membership` gave; n records, in the population's order. Higher means "more likely a member".
+
+    Args:
+        scores: float64 [n], the score of `headline`.
+        headline: `lira` with 16 shadows or more, `rmia` below; chosen by their number, never by the target.
+        odds: float64 [n], above 0: how many times more likely the target's answer is from models trained on the
+            record than from models that were not (LiRA). 1 says nothing; with few shadows it stays near 1.
+        parts: each score by name: `loss`, `lira`, `rmia`.
+    """
+
+    scores: Floats
+    headline: str
+    odds: Floats
+    parts: dict[str, Floats]
+
+    def roc(self, is_member: Bools) -> tuple[Floats, Floats]:
+        """False and true positive rates at every threshold, where bool [n] says who was a member."""
+        return ranking.roc(self.scores, self._truth(is_member))
+
+    def auc(self, is_member: Bools) -> tuple[float, float, float]:
+        """The area under the ROC curve: estimate, low, high (DeLong, 95 %)."""
+        found = ranking.auc(self.scores, self._truth(is_member))
+        return found.estimate, found.low, found.high
+
+    def tpr(self, is_member: Bools, fpr: float = 0.01) -> tuple[float, float, float]:
+        """The true positive rate at a false positive rate: estimate, low, high (95 %, the threshold's error within).
+
+        Raises:
+            InputError: that few non-members cannot tell such a rate.
+        """
+        truth = self._truth(is_member)
+        if not 0 < fpr < 1 or fpr * int((~truth).sum()) < 1:
+            raise InputError(f"{int((~truth).sum())} non-members tell no false positive rate of {fpr:g}.")
+        found = ranking.tpr_at_fpr(self.scores, truth, fpr)
+        return found.estimate, found.low, found.high
+
+    def _truth(self, is_member: Bools) -> Bools:
+        truth = np.asarray(is_member)
+        if truth.dtype != bool or truth.shape != self.scores.shape or truth.all() or not truth.any():
+            raise InputError(
+                f"is_member is {truth.dtype} {list(truth.shape)}; it is bool [{len(self.scores)}], with both sorts."
+            )
+        return truth
+
+
+def train_shadows(
+    architecture: Architecture | nn.Module | Callable[[], nn.Module],
+    x: Tensor,
+    y: Tensor,
+    *,
+    shadows: int = 16,
+    training: Training = TRAINING,
+    known: tuple[Tensor, Tensor] | None = None,
+    lower: float = 0.0,
+    upper: float = 1.0,
+    memory: int = MEMORY,
+    seed: int = 0,
+) -> Population:
+    """Trains shadow models, small ones side by side.
+
+    Memory, in bytes, which `memory` caps: 4 * W * (k + 4 * g) + R + 32 * k * n, for k shadows of W weights, of which
+    g = min(k, 16) train at once; R: the records, once more for what is known; signals and scores. The activations of
+    one step come on top.
+
+    ```python
+    >>> import torch
+    >>> from crushproof import Training, infer_membership, train_shadows
+    >>> x, y, net = torch.rand(40, 4), torch.arange(40) % 2, torch.nn.Linear(4, 2)
+    >>> population = train_shadows(net, x, y, shadows=4, training=Training(epochs=1))
+    >>> infer_membership(net, population).scores.shape
+    (40,)
+
+    ```
+
+    Args:
+        architecture: an untrained module or one of the same structure (it is initialised anew), or what builds one.
+        x: float32 [n, *shape], the records whose membership is asked: the target was trained on some of them.
+        y: int64 [n], their classes.
+        shadows: 2 or more; an even number puts each record in exactly half of them.
+        training: as the target was trained.
+        known: (x, y) of further records that the target is known to be trained on; every shadow is.
+        lower, upper: what an input may be, from which a recipe takes the input's quantisation range.
+
+    Raises:
+        InputError: shapes or settings do not fit, or the memory would not do.
+        NotApplicable: a layer of the module cannot be initialised anew; give a function that builds it.
+    """
+    records = _records(x, y, "x, y")
+    every = records if known is None else _joined(records, _records(*known, "known"))
+    if shadows < 2 or len(records) < 4 or not lower < upper:
+        raise InputError(
+            f"{shadows} shadows, {len(records)} records, lower {lower:g} and upper {upper:g}. At least 2 shadows, 4 "
+            "records and lower below upper are needed."
+        )
+    kind = Architecture.of(architecture)
+    blank = kind.blank()
+    weights = sum(one.numel() for one in blank.parameters())
+    needed = 4 * weights * (shadows + COPIES * min(shadows, GROUP)) + 2 * every.x.numel() * 4
+    needed += 32 * shadows * len(records)
+    if needed > memory:
+        raise InputError(
+            f"{shadows} shadows of {weights:,} weights on {len(every)} records take about {needed / 1e9:.2f} GB, which "
+            f"is above memory = {memory / 1e9:.2f} GB. Train fewer, or allow more."
+        )
+    try:
+        shape = list(TorchTarget(frozen_copy(blank)).logits(records.x[:2]).shape)
+    except Exception as error:
+        raise InputError(f"The architecture is none for records {list(x.shape[1:])}: {user_error(error)}") from None
+    if len(shape) != 2 or shape[1] <= int(every.y.max()):
+        raise InputError(f"The architecture answers two records with {shape}; y goes up to {int(every.y.max())}.")
+    count = len(records)
+    plan = PopulationPlan(
+        records=every,
+        attacked=count,
+        is_member=np.zeros(count, dtype=bool),  # not known here, and not used
+        ids=np.arange(count),
+        inside=masks(count, shadows, seed),
+        seeds=tuple(derive(seed, "shadow", shadow) for shadow in range(shadows)),
+    )
+    modules = plan.fit(BuiltinTrainer(training), kind, first=0, last=shadows, device=every.x.device)
+    return _population(modules, plan, Bounds.of(lower, upper))
+
+
+def infer_membership(
+    target: nn.Module | Path | str | bytes | Target | Attackable,
+    population: Population,
+) -> Inferred:
+    """Scores for each of the population's records: was the target trained on it? It is asked once about each.
+
+    A compressed target is judged by shadows compressed the same way: `population.replay(recipe)`. See `train_shadows`.
+
+    Args:
+        target: a torch module; an ONNX or TFLite file, or the bytes of one; or anything with `logits`.
+
+    Raises:
+        InputError: the target cannot be asked about these records.
+        NotApplicable: it answers with other classes or values that are not finite.
+    """
+    asked = population.plan.targets
+    opened = attackable(target, tuple(asked.x.shape[1:])).deployed
+    try:
+        logits = opened.logits(asked.x)
+    except CrushproofError:
+        raise
+    except Exception as error:
+        raise InputError(f"The target cannot be asked about {list(asked.x.shape)}: {user_error(error)}") from None
+    if logits.dim() != 2 or logits.shape[1] <= int(asked.y.max()) or not torch.isfinite(logits).all():
+        raise NotApplicable(
+            f"The target answers {len(asked)} records with {list(logits.shape)}, or with values that are not finite; "
+            f"classes go up to {int(asked.y.max())}."
+        )
+    phi, signals = margin(logits, asked.y)[None].astype(np.float64), population.signals
+    parts = {
+        "loss": scores.loss(phi)[0],
+        "lira": scores.lira(phi, signals)[0],
+        "rmia": scores.rmia(phi, signals)[0],
+    }
+    headline = "lira" if len(population) >= ENOUGH_FOR_LIRA else "rmia"
+    return Inferred(parts[headline], headline, np.exp(np.clip(parts["lira"], -math.log(1e12), math.log(1e12))), parts)
+
+
+def _population(modules: Sequence[nn.Module], plan: PopulationPlan, bounds: Bounds) -> Population:
+    phi = np.stack([target_signals(TorchTarget(module), plan) for module in modules])
+    if not np.isfinite(phi).all():
+        raise NotApplicable("A shadow model answers with values that are not finite: its training diverged.")
+    return Population(tuple(modules), ShadowSignals(plan.inside, phi), plan, bounds)
+
+
+def _records(x: Tensor, y: Tensor, name: str) -> Records:
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor) or x.dim() < 2 or y.shape != x.shape[:1]:
+        given = [list(one.shape) if isinstance(one, Tensor) else type(one).__name__ for one in (x, y)]
+        raise InputError(f"{name} are {given[0]} and {given[1]}. Give tensors, float32 [n, *shape] and int64 [n].")
+    if y.is_floating_point() or y.dtype == torch.bool or (len(y) and int(y.min()) < 0):
+        raise InputError(f"{name}: classes are {y.dtype}. They are whole numbers from 0 on.")
+    x = x.detach().float()
+    if not torch.isfinite(x).all():
+        raise InputError(f"{name} hold values that are not finite. Leave those records out.")
+    return Records(x, y.long())
+
+
+def _joined(one: Records, other: Records) -> Records:
+    if one.x.shape[1:] != other.x.shape[1:]:
+        raise InputError(f"known records are {list(other.x.shape[1:])}, the others {list(one.x.shape[1:])}.")
+    return Records(torch.cat([one.x, other.x]), torch.cat([one.y, other.y]))

@@ -1,0 +1,111 @@
+"""Membership inference as calls."""
+
+from __future__ import annotations
+
+import doctest
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import crushproof.attacks.membership.infer as module_of_calls
+from crushproof import InputError, NotApplicable, Training, infer_membership, train_shadows
+from crushproof.attacks.membership.infer import Population
+from crushproof.attacks.membership.scores import lira
+from crushproof.training.networks import Mlp
+
+QUICK = Training(epochs=1, batch_size=16)
+N = 120
+
+
+def records(n: int = N) -> tuple[torch.Tensor, torch.Tensor]:
+    """Labels without a pattern: what a model knows of them it has memorised."""
+    draws = torch.Generator().manual_seed(0)
+    return torch.rand(n, 12, generator=draws), torch.randint(0, 3, (n,), generator=draws)
+
+
+def build() -> nn.Module:
+    return Mlp(12, 3, (32,))
+
+
+@pytest.fixture(scope="module")
+def population() -> Population:
+    training = Training(epochs=30, batch_size=16, learning_rate=2e-2, weight_decay=0)
+    return train_shadows(build, *records(), shadows=16, training=training)
+
+
+def test_the_example() -> None:
+    assert doctest.testmod(module_of_calls) == doctest.TestResults(failed=0, attempted=5)
+
+
+def test_a_shadow_is_found_out_by_the_others(population: Population) -> None:
+    """Memorised records of the first, attacked by a population without it and its complement."""
+    others = Population(
+        population.modules[2:],
+        module_of_calls.ShadowSignals(population.signals.inside[2:], population.signals.phi[2:]),
+        population.plan,
+        population.bounds,
+    )
+    truth = population.signals.inside[0]
+    found = infer_membership(population.modules[0], others)
+    estimate, low, high = found.auc(truth)
+    assert 0.7 < low < estimate < high
+    false, true = found.roc(truth)
+    assert (np.diff(false) >= 0).all()
+    assert (np.diff(true) >= 0).all()
+    assert found.tpr(truth, 0.1)[0] > 0.2
+    assert found.headline == "rmia"
+    assert np.median(found.odds[truth]) > 1 > np.median(found.odds[~truth])
+
+
+def test_a_compressed_target_is_judged_by_shadows_compressed_alike(population: Population) -> None:
+    recipe = {"kind": "prune", "sparsity": 0.5}
+    small = population.replay(recipe)
+    assert [
+        (one == 0).any().item() for one in (small.modules[0].layers[1].weight, population.modules[0].layers[1].weight)
+    ] == [True, False]
+    assert len(small) == 16
+    found = infer_membership(small.modules[0], small)
+    assert found.headline == "lira"
+    expected = lira(small.signals.phi[:1], small.signals)[0]
+    assert np.allclose(found.scores, expected, atol=1e-3)
+
+
+def test_equal_seeds_give_equal_shadows_and_known_records_are_in_all() -> None:
+    x, y = records(40)
+    one, two = (train_shadows(build, x, y, shadows=2, training=QUICK, known=(x[:7], y[:7]), seed=3) for _ in range(2))
+    assert np.array_equal(one.signals.phi, two.signals.phi)
+    assert [len(one.plan.subset(shadow)) for shadow in range(2)] == [27, 27]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"y": torch.zeros(3, dtype=torch.int64)}, "float32"),
+        ({"y": torch.rand(40)}, "whole numbers"),
+        ({"y": torch.full((40,), 9)}, "goes up to 9"),
+        ({"x": torch.full((40, 12), torch.nan)}, "not finite"),
+        ({"x": torch.rand(40, 5)}, "none for records"),
+        ({"shadows": 1}, "At least 2 shadows"),
+        ({"memory": 1000}, "GB"),
+        ({"known": (torch.rand(2, 3), torch.zeros(2, dtype=torch.int64))}, "known"),
+    ],
+)
+def test_mistakes_are_told_in_a_sentence(changed: dict[str, Any], said: str) -> None:
+    x, y = records(40)
+    with pytest.raises(InputError, match=said):
+        train_shadows(**{"architecture": build, "x": x, "y": y, "training": QUICK, **changed})
+
+
+def test_targets_and_truths_that_do_not_fit(population: Population) -> None:
+    with pytest.raises(InputError, match="cannot be asked"):
+        infer_membership(nn.Linear(3, 3), population)
+    with pytest.raises(NotApplicable, match="classes go up to 2"):
+        infer_membership(nn.Linear(12, 2), population)
+    found = infer_membership(build(), population)
+    with pytest.raises(InputError, match="both sorts"):
+        found.auc(np.ones(N, dtype=bool))
+    with pytest.raises(InputError, match="false positive rate"):
+        found.tpr(np.arange(N) < 60, 0.001)
