@@ -246,7 +246,7 @@ class CandidatePlan(Settings):
             raise fault("name a recipe, or a finished file; the dense models are audited without being listed")
         if self.file is not None and self.defense is not None:
             raise fault("a finished file cannot be hardened: leave this out", "defense")
-        if self.file is not None and "deploy" in self.model_fields_set:
+        if self.file is not None and self.deploy != "onnx":
             raise fault("a finished file is deployed as it is: leave this out", "deploy")
         if self.file is None and self.interface != InterfacePlan():
             raise fault("describes a finished file, and none is named under file", "interface")

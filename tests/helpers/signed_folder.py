@@ -52,6 +52,7 @@ def audited_folder(root: Path, models: dict[str, bytes] | None = None) -> Path:
                 "evidence": path,
                 "evidence_digest": digest,
                 "reproduce": "crushproof audit plan/plan.yaml --only x",
+                "transfers": [other for other in one.transfers if other.model in MODELS],
             }
             findings.append(one.model_copy(update=told))
         store.put(RECORD.key, Result(document={}))

@@ -27,6 +27,7 @@ def audit() -> Values:
             "curves": {name: points[:2] for name, points in row["curves"].items()},
             "parts": row["parts"][:2],
             "who_is_hit": row["who_is_hit"][:2],
+            "transfers": [other for other in row["transfers"] if other["model"] in named],
         }
         for row in values["findings"]
         if row["candidate"] in named

@@ -61,7 +61,7 @@ def noisy(dense: nn.Module) -> nn.Module:
     """A worse model that is like it."""
     other, generator = copy.deepcopy(dense), torch.Generator().manual_seed(0)
     for weights in other.parameters():
-        weights.data += 0.6 * weights.data.std() * torch.randn(weights.shape, generator=generator)
+        weights.data += 0.3 * weights.data.std() * torch.randn(weights.shape, generator=generator)
     return other.eval()
 
 
