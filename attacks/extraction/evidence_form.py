@@ -43,7 +43,11 @@ def evidence_form(
 
 def _layout(count: int, attacked: int, summary: Summary) -> Layout:
     outcomes = Array("bool", (count,))
-    asked = {name.partition("/")[0]: spent for name, spent in summary.queries.items() if "/" in name}  # the largest
+    asked: dict[str, int] = {}  # by the sort of answers, the most: stored keys are in no order of budgets
+    for name, spent in summary.queries.items():
+        sort, slash, _ = name.partition("/")
+        if slash:
+            asked[sort] = max(spent, asked.get(sort, 0))
     return {
         "ids": Array("int64", (count,)),
         "target_correct": outcomes,
