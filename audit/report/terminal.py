@@ -143,10 +143,10 @@ def transfer_lines(audit: Audit) -> list[str]:
         found = [(name, one) for name, finding in column.findings.items() for one in finding.transfers]
         plain = "" if ix.plain is None else ix.plain.name
         ways = [
-            (f"of {plain} fool another", [one.estimate for name, one in found if name == plain]),
-            (f"of another fool {plain}", [one.estimate for _, one in found if one.model == plain]),
+            (f"{plain} fool another model", [one.estimate for name, one in found if name == plain]),
+            (f"another fool {plain}", [one.estimate for _, one in found if one.model == plain]),
             (
-                "of one fool another of the rest",
+                "one of the rest fool another of them",
                 [one.estimate for name, one in found if plain not in (name, one.model)],
             ),
         ]
@@ -156,7 +156,9 @@ def transfer_lines(audit: Audit) -> list[str]:
             if shares
         ]
         if told:
-            lines.append(wording.clean(f"transfer, {wording.label(column.title)}: inputs {'; '.join(told)}"))
+            lines.append(
+                wording.clean(f"transfer ({wording.label(column.title).lower()}): inputs made on {'; on '.join(told)}")
+            )
     return lines
 
 

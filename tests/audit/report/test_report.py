@@ -366,8 +366,9 @@ def test_what_fools_one_model_is_shown_against_every_other(audit: Audit, html: s
             assert f"{100 * first[name].estimate:.1f}" in cell
             assert "n = 120" in cell
     assert transfer_lines(audit) == [
-        "transfer, Robust accuracy: inputs of dense fool another in 30.4\u00a0% to 95.2\u00a0%; of another fool dense "
-        "in 28.5\u00a0% to 95.1\u00a0%; of one fool another of the rest in 27.4\u00a0% to 95.1\u00a0%"
+        "transfer (robust accuracy): inputs made on dense fool another model in 30.4\u00a0% to 95.2\u00a0%; on another "
+        "fool dense in 28.5\u00a0% to 95.1\u00a0%; on one of the rest fool another of them in 27.4\u00a0% to "
+        "95.1\u00a0%"
     ]
     bare = audit.model_copy(update={"findings": [one.model_copy(update={"transfers": []}) for one in audit.findings]})
     assert transfer_lines(bare) == []
