@@ -5,8 +5,8 @@
 Two CNNs of 107,000 parameters on scikit-learn's digits at 16x16 (nothing is downloaded), one trained plainly and one
 adversarially, and a radius at which the first keeps little and the second about half. PART: pgd, targeted, autoattack,
 square, hop-skip-jump or overhead. `standard` is the whole call `evade(budget="standard")`, its trust flags included;
-other rows of ours are one part of the attack, on records that the net classifies right; PGD takes its 40 steps in two
-starts of 20. Robust accuracy is that of the net on what came back, cut off at epsilon and [0, 1].
+other rows of ours are one part of the attack, on records that the net classifies right. Robust accuracy is that of the
+net on what came back, cut off at epsilon and [0, 1].
 
 Peers that are missing are rows without a figure. They are installed beside this project, without what they ask for
 (another torch, among others):
@@ -151,7 +151,7 @@ def beside(
 
 def pgd_rows(subject: Subject) -> Iterator[Row]:
     subject = subject.first(FEW)
-    seconds, left, missing = beside(subject, {"ours": one_part(subject, Pgd(steps=STEPS // 2, restarts=2))}, PGD)
+    seconds, left, missing = beside(subject, {"ours": one_part(subject, Pgd(steps=STEPS))}, PGD)
     yield from missing
     peers = [name for name in seconds if name != "ours"]
     for name in peers:
