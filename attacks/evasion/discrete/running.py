@@ -130,7 +130,7 @@ def on_block(
     for some in torch.from_numpy(correct.nonzero()[0]).split(BATCH):
         rows = some.to(records.x.device)
         x, y = records.x[rows], records.y[rows]
-        reach = {"most": settings.changes[-1], "shown": settings.gate}
+        most, shown = settings.changes[-1], settings.gate
         if part == EMBEDDING and guide is not None:
             sought = seek_softly(
                 case.deployed,
@@ -138,7 +138,8 @@ def on_block(
                 x,
                 y,
                 guide,
-                **reach,
+                most=most,
+                shown=shown,
                 steps=settings.embedding_steps,
                 epsilon=settings.embedding_epsilon,
                 ledger=spent,
@@ -147,7 +148,17 @@ def on_block(
             proposer: Proposer = ByAnswers(ids[some.numpy()], seed, settings.first, settings.further)
             if guide is not None:
                 proposer = ByGradient(guide, settings.further, torch.ones(len(some), dtype=torch.bool, device=x.device))
-            sought = seek(case.deployed, features, x, y, proposer, **reach, beam=settings.beam, ledger=spent)
+            sought = seek(
+                case.deployed,
+                features,
+                x,
+                y,
+                proposer,
+                most=most,
+                shown=shown,
+                beam=settings.beam,
+                ledger=spent,
+            )
         spent.queries += len(some)
         wrong = case.deployed.logits(sought.later.view(-1, *features.shape)).argmax(1) != y
         fooled = (sought.level > 0) & wrong & (features.changes(sought.later, x) <= sought.level)
