@@ -42,9 +42,7 @@ def noise(attacker: Records, count: int, *, seed: int, structure: Structure = PL
     named = [*structure.codes, *(at for block in structure.one_hot for at in block)]
     if named:
         x[:, named] = composed(attacker, count, seed=seed, structure=structure)[:, named]
-    whole = list(structure.integer)
-    x[:, whole] = x[:, whole].round()
-    return x
+    return structure.rounded(x)
 
 
 def _pieces(shape: tuple[int, ...], structure: Structure) -> list[Tensor]:

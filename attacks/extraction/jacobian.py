@@ -62,7 +62,6 @@ def augmented(
     held = structure.held_in(tuple(x.shape[1:]))
     if held is not None:
         new = torch.where(held.to(x.device), x, new)
-    whole = list(structure.integer)
-    new[:, whole] = new[:, whole].round()
+    new = structure.rounded(new)
     order = torch.randperm(len(x), generator=generator(derive(seed, "augmented", number), "order"))
     return new[order.to(x.device)]

@@ -29,6 +29,4 @@ def mixed(first: Tensor, second: Tensor, share: Tensor, structure: Structure, *,
     for own, group in zip(from_first.T, groups, strict=True):
         columns = list(group)
         x[:, columns] = torch.where(own[:, None], first[:, columns], second[:, columns])
-    whole = list(structure.integer)
-    x[:, whole] = x[:, whole].round()
-    return x
+    return structure.rounded(x)

@@ -47,6 +47,7 @@ def _structure(data: Data) -> DataStructure | None:
         codes=called(found.codes),
         integer=called(found.integer),
         tokens=found.tokens,
+        whole=found.whole,
         encoded=[Encoding(column=one.column, categories=list(one.categories)) for one in found.encoded],
     )
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from ...targets.data.declared import STRETCH, Declared
 from ...targets.technique import Technique
@@ -35,7 +35,9 @@ class DeclaredData(Settings):
     one_hot: tuple[tuple[Column, ...], ...] = Field(
         (), description="blocks of 0/1 columns with a single 1 each, such as [[3, 4, 5], [6-14]]"
     )
-    integer: tuple[Column, ...] = Field((), description="columns of whole numbers, as which they are attacked")
+    integer: Literal[True] | tuple[Column, ...] = Field(
+        (), description="columns of whole numbers, as which they are attacked; true: all, or every value of an image"
+    )
     tokens: bool = Field(False, description="whether all values are ids that the model looks up")
 
     @property
@@ -44,7 +46,9 @@ class DeclaredData(Settings):
 
     @field_validator("immutable", "integer", mode="before")
     @classmethod
-    def _columns(cls, value: Any) -> Any:
+    def _columns(cls, value: Any, info: ValidationInfo) -> Any:
+        if info.field_name == "integer" and isinstance(value, bool):
+            return value or ()
         return _columns(value)
 
     @field_validator("one_hot", mode="before")

@@ -23,6 +23,7 @@ class DataStructure(Row):
     codes: list[str] = Field([], description="which hold the code of a category")
     integer: list[str] = Field([], description="which are whole numbers")
     tokens: bool = Field(False, description="every value is an id that the model looks up")
+    whole: bool = Field(False, description="every value of an image or a sequence is a whole number")
     encoded: list[Encoding] = Field([], description="columns that became the one-hot blocks of the same order")
 
 
