@@ -23,7 +23,7 @@ from crushproof.attacks.evasion.evasion import Evasion
 from crushproof.attacks.evasion.gradient.apgd import Apgd
 from crushproof.attacks.evasion.gradient.pgd import Pgd, craft
 from crushproof.attacks.evasion.radius import choose
-from crushproof.attacks.extraction.queries import choose_queries
+from crushproof.attacks.extraction.asking.queries import choose_queries
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.data.structure import Structure

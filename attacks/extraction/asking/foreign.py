@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from ...targets.data.records import Records
-from ...targets.data.structure import PLAIN, Structure
-from ...targets.seeds import generator
+from ....targets.data.records import Records
+from ....targets.data.structure import PLAIN, Structure
+from ....targets.seeds import generator
 
 PARTS = 4  # along each of the last two axes of an image
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...targets.data.structure import PLAIN, Structure
-from ...targets.errors import NotApplicable
-from ...targets.model import device_of, differentiable, records_at_once
-from ...targets.seeds import derive, generator
+from ....targets.data.structure import PLAIN, Structure
+from ....targets.errors import NotApplicable
+from ....targets.model import device_of, differentiable, records_at_once
+from ....targets.seeds import derive, generator
 
 STEP = 0.1  # of the range of the values among the attacker's records
 

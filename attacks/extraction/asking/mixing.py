@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...targets.data.structure import Structure
-from ...targets.seeds import generator
+from ....targets.data.structure import Structure
+from ....targets.seeds import generator
 
 
 def mixed(first: Tensor, second: Tensor, share: Tensor, structure: Structure, *, seed: int) -> Tensor:
