@@ -152,7 +152,7 @@ def part(measured: MeasuredPart, level: float) -> Part:
 
 
 def transfer(model: str, outcome: Rate, level: float) -> quantity_rows.Transfer:
-    return quantity_rows.Transfer(model=model, **estimate(outcome, level).model_dump(exclude={"unsearched"}))
+    return quantity_rows.Transfer(model=model, **estimate(outcome, level).model_dump())
 
 
 def quantity(measured: Quantity, *, seed: int, level: float = rates.LEVEL) -> quantity_rows.Quantity:

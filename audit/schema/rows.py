@@ -40,7 +40,9 @@ class Estimate(Row):
     low: Figure
     high: Figure
     n: int = Field(ge=1)
-    unsearched: str | None = Field(None, description="of a search: what it would not have found; None: a measurement")
+    unsearched: str | None = Field(
+        None, exclude_if=lambda one: one is None, description="of a search: what it would not have found"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

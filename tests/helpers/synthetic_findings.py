@@ -108,7 +108,7 @@ def transfers(name: str, models: dict[str, Model]) -> list[Transfer]:
     for other, model in models.items():
         share = 0.97 if model.defense == models[name].defense else 0.31
         own = rate(round(share * models[name].accuracy, 3), 120)
-        found += [] if other == name else [Transfer(model=other, **own.model_dump(exclude={"unsearched"}))]
+        found += [] if other == name else [Transfer(model=other, **own.model_dump())]
     return found
 
 
