@@ -20,7 +20,7 @@ from ..access import Access, Ledger
 from ..attack import ATTACKS, Attack, Run
 from ..case import Case, Evidence
 from ..effort import Effort
-from ..measurement import Found, MeasuredPart, Measurement, Quantity, Rate, ThreatModel
+from ..measurement import Found, MeasuredPart, Measurement, Rate, ThreatModel
 from ..preparation import Audited, Deployed, Inputs, Ran, Results, Scope
 from ..risk import Metric, Risk
 from .rebuild import Layer, Rebuilt, dense_tensors_in, rebuild, rebuilt_model
@@ -210,7 +210,7 @@ def measured(evidence: Evidence, found: Summary) -> list[Measurement]:
     """How far the float model decides as the dense one, how near the weights came, and what lies unused in the file."""
     arrays, whole = evidence.arrays, rebuilt_of(evidence, found)
     error, rounding = whole.overall()
-    coded, weights = whole.coded_error(), sum(one.weights for one in whole.layers)
+    coded = whole.coded_error()
     threat = ThreatModel(Access.WHITE_BOX, "has the file, and labelled records for the fine-tuning", "no query")
     agree = {name: arrays[name] == arrays["dense"] for name in LABELS[1:]}
     parts = (
@@ -218,15 +218,11 @@ def measured(evidence: Evidence, found: Summary) -> list[Measurement]:
         MeasuredPart("float model of its weights", Rate(agree["rebuilt"]), headline=True),
         MeasuredPart("fine-tuned on the attacker's records", Rate(agree["tuned"])),
     )
-    described = [Quantity("Weights read off the file", "relative error", error, weights)]
-    notes = [_how(whole.layers)]
+    notes = [f"{_how(whole.layers)} Read off it, they are {100 * error:.2g} % of their norm (L2) from the dense ones."]
     if coded is not None and rounding is not None:
-        of_codes = sum(one.weights for one in whole.layers if one.rounding is not None)
-        described.append(Quantity("Weights held in integers", "relative error", coded, of_codes))
-        described.append(Quantity("Rounding by their scales", "relative error", rounding, of_codes))
         notes.append(
-            f"Weights held in integers are off by {coded:.3g} of their norm; that a step is scale / sqrt(12) off says "
-            f"{rounding:.3g}."
+            f"Those held in integers are {100 * coded:.3g} % off; rounding alone, scale / sqrt(12) a weight, makes "
+            f"{100 * rounding:.3g} %."
         )
     if whole.missing:
         notes.append(f"{whole.missing} of the dense model's weights have no counterpart in the file.")
@@ -237,7 +233,6 @@ def measured(evidence: Evidence, found: Summary) -> list[Measurement]:
         threat,
         available=len(agree["rebuilt"]),
         parts=parts,
-        quantities=tuple(described),
         notes=tuple(notes),
     )
     unused = [one for one in found.lying if not one.used]

@@ -75,8 +75,6 @@ REBUILDING = Risk(
     ),
     reading="Each point is what one file holds; lower is better.",
     chart=Chart(x="file", curve="fidelity"),
-    described="Errors are L2 norms of the difference between the weights that were read and the dense ones, as a share "
-    "of the dense ones' norm.",
     taxonomy={
         "NIST AI 100-2": ("NISTAML.031",),
         "MITRE ATLAS": ("AML.T0024.002",),
