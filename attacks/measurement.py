@@ -51,7 +51,22 @@ class TprAtFpr:
     fpr: float
 
 
-Outcome = Rate | Mean | Auc | TprAtFpr
+@dataclass(frozen=True)
+class Found:
+    """How much a search found, exactly: no sample, so that there is no interval; what it cannot find, it cannot count.
+
+    Args:
+        count: of what was found.
+        searched: for how many; or in how many ways.
+        unsearched: a phrase: what the search would not have found.
+    """
+
+    count: int
+    searched: int
+    unsearched: str
+
+
+Outcome = Rate | Mean | Auc | TprAtFpr | Found
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ ATTACK_PRESETS: dict[str, list[dict[str, Any]]] = {
         {"kind": "extraction", "budgets": [50, 150, 500, 1500]},
         {"kind": "churn"},
         {"kind": "leakage"},
+        {"kind": "rebuilding"},
         {"kind": "smoothing"},
     ],
 }
