@@ -10,6 +10,7 @@ from torch import nn
 
 from ..targets.data.records import Bounds, Records
 from ..targets.data.structure import PLAIN, Structure
+from ..targets.interface.assumptions import Assumptions
 from ..targets.model import Target
 from .access import Ledger
 
@@ -31,6 +32,7 @@ class Case:
         twin_agrees: the certificate's label agreement is at least 99.5 %.
         structure: what the features are where they are no plain numbers, as declared.
         shipped: the bytes of the file; empty where they are not at hand.
+        assumptions: how that file's input and output are read, where it is one that somebody else made.
         prepared: what `Run.prepare` made of the shared work, of a type that the attack knows; None: nothing.
     """
 
@@ -46,6 +48,7 @@ class Case:
     twin_agrees: bool = True
     structure: Structure = PLAIN
     shipped: bytes = field(default=b"", repr=False)
+    assumptions: Assumptions | None = None
     prepared: Any = None
 
 

@@ -197,7 +197,8 @@ class CellInputs:
         ]
         twin = self._on_device(opened)
         draws = [one for one in others if one is not None]
-        return make_case(self.suite, opened.target, candidate, parent, twin, draws)
+        made = make_case(self.suite, opened.target, candidate, parent, twin, draws)
+        return made if audited.file is None else replace(made, assumptions=audited.file.assumptions)
 
     def deployed(self, model: str) -> Target:
         return self._opened(model).target

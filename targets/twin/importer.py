@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,10 +29,16 @@ STANDARD = ("", "ai.onnx")
 
 
 class Importer:
-    """Reads the graph in three passes: constants, what depends on constants only, and the steps that are left."""
+    """Reads the graph in three passes: constants, what depends on constants only, and the steps that are left.
 
-    def __init__(self, model: onnx.ModelProto, outputs: Sequence[Port], output: str | None = None) -> None:
-        self.graph = model.graph
+    Initialisers that are `open` count as no constants: they stay tensors of their own (`Twin.opened`).
+    """
+
+    def __init__(
+        self, model: onnx.ModelProto, outputs: Sequence[Port], output: str | None = None, open: Collection[str] = ()
+    ) -> None:
+        self.graph, self.open = model.graph, open
+        self.opened: dict[str, Tensor] = {}
         self.result = output or self.graph.output[0].name
         self.grid = next(port.grid for port in outputs if port.name == self.result)
         versions = {item.domain: item.version for item in model.opset_import}
@@ -56,7 +62,7 @@ class Importer:
 
     def twin(self) -> Twin:
         self._read_constants()
-        inputs = [item for item in self.graph.input if item.name not in self.constants]
+        inputs = [item for item in self.graph.input if item.name not in self.constants and item.name not in self.opened]
         if len(inputs) != 1:
             raise NotApplicable(
                 f"The ONNX model takes {len(inputs)} inputs ({', '.join(repr(item.name) for item in inputs[:4])}); a "
@@ -72,6 +78,8 @@ class Importer:
         self.module = Twin(tuple(dims[1:]) if known else None, kind, self.grid)
         self.types[given.name] = kind
         self.numbers[given.name], self.ranks[given.name] = 0, len(dims) if known else None
+        for name, value in self.opened.items():
+            self.numbers[name], self.ranks[name] = self.module.open(name, value), value.dim()
         left = self._fold(self._used())
         self._steps(left)
         if self.result in self.constants:
@@ -87,8 +95,10 @@ class Importer:
         from onnx import numpy_helper
 
         for item in self.graph.initializer:
-            self.constants[item.name] = constant(numpy_helper.to_array(item), item.data_type, item.name)
+            value = constant(numpy_helper.to_array(item), item.data_type, item.name)
             self.types[item.name] = item.data_type
+            held, value = (self.opened, value.float()) if item.name in self.open else (self.constants, value)
+            held[item.name] = value
         if self.graph.sparse_initializer:
             raise NotApplicable("The ONNX model has sparse weights, which the twin does not follow. Store them dense.")
 

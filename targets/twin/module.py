@@ -48,6 +48,7 @@ class Twin(nn.Module):
     Attributes:
         rounds: whether the file rounds anything, so that `native` differs.
         straight_through: settable; False gives rounding the zero gradients that it really has.
+        opened: float32 tensors of the file by name, which every pass reads anew (`twin.opened_twin`); else none.
     """
 
     def __init__(self, shape: tuple[int | None, ...] | None, kind: int, grid: tuple[float, float] | None) -> None:
@@ -60,6 +61,8 @@ class Twin(nn.Module):
         self.batch: int | None = None  # the only number of records the file can take at a time
         self.steps: list[Step] = []
         self.count = 1  # the input is value 0
+        self.opened: dict[str, Tensor] = {}
+        self.places: dict[str, int] = {}  # of opened tensors among the values
         self.answer = 0
 
     @property
@@ -91,6 +94,12 @@ class Twin(nn.Module):
             answers.append(self._run(torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]))[: len(part)])
         return torch.cat(answers)
 
+    def open(self, name: str, value: Tensor) -> int:
+        """Keeps a tensor of the file for every pass to read; its number among the values."""
+        self.opened[name], self.places[name] = value, self.count
+        self.count += 1
+        return self.places[name]
+
     def _run(self, x: Tensor) -> Tensor:
         for node in self.measuring:
             node.records = len(x) if self.batch is None else 1  # a fixed batch is one measurement, as in the runtime
@@ -100,6 +109,8 @@ class Twin(nn.Module):
             x = x.to(FLOATS[self.kind]).float()
         values: list[Any] = [None] * self.count
         values[0] = x
+        for name, tensor in self.opened.items():
+            values[self.places[name]] = tensor
         for step in self.steps:
             arguments = []
             for source, what in step.arguments:

@@ -88,7 +88,7 @@ def quantized(
         scale, zero: [] or [1] for the whole tensor, [channels] along `axis`, or of x's own rank.
     """
     scale = along(scale.detach(), x, axis)
-    zero = None if zero is None else along(zero, x, axis)
+    zero = None if zero is None else along(zero.detach(), x, axis)
     if tracing() or not straight:
         codes = (x / scale).round()
         if zero is None:

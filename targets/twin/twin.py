@@ -7,13 +7,19 @@ torch's own, so that the twin of a float file can be trained, compressed and exp
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
 import torch
 
 from ..untrusted.model_file import CheckedOnnx, check_onnx
 from .importer import Importer
 from .module import Twin
 
-__all__ = ["Twin", "twin_of"]
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["Twin", "opened_twin", "twin_of"]
 
 
 def twin_of(model: CheckedOnnx | bytes, output: str | None = None) -> Twin:
@@ -30,4 +36,22 @@ def twin_of(model: CheckedOnnx | bytes, output: str | None = None) -> Twin:
     checked = check_onnx(model)
     with torch.no_grad():
         twin = Importer(checked.source, checked.outputs, output).twin()
+    return twin.eval()
+
+
+def opened_twin(model: CheckedOnnx, source: onnx.ModelProto, names: Collection[str], output: str | None = None) -> Twin:
+    """The twin of a graph whose named initialisers are read anew in every pass, from `Twin.opened`.
+
+    Integers are there as whole numbers in float32. Where nothing is changed it answers as `twin_of` does, but for the
+    order in which sums are made; it is slower, since what follows from the named tensors is not computed beforehand.
+
+    Args:
+        model: the file that the graph is of.
+        source: its `source`, or one that was made of it and computes the same.
+
+    Raises:
+        UnsafeInput, NotApplicable: as `twin_of`.
+    """
+    with torch.no_grad():
+        twin = Importer(source, model.outputs, output, names).twin()
     return twin.eval()
