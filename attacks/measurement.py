@@ -36,10 +36,16 @@ class Mean:
 
 @dataclass(frozen=True)
 class Auc:
-    """The area under the ROC curve of scores, float [n], which are higher for members, bool [n]."""
+    """The area under the ROC curve of scores, float [n], which are higher for members, bool [n].
+
+    Args:
+        spread: by how much it varies among models alike beyond what the records explain, as a standard deviation; the
+            interval is as much wider.
+    """
 
     scores: Floats
     is_member: Bools
+    spread: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ def data_summary(data: Data) -> DataSummary:
         non_members=len(data.non_members),
         evaluation=len(data.evaluation_ids),
         attacker=len(data.non_members) - len(data.evaluation_ids),
+        forgotten=None if data.forgotten is None else len(data.forgotten),
         structure=_structure(data),
     )
 

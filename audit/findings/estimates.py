@@ -40,8 +40,8 @@ def estimate(outcome: Outcome, level: float = rates.LEVEL) -> Estimate:
             return Estimate(estimate=k / n, low=interval.low, high=interval.high, n=n)
         case Mean(values):
             interval, n = rates.mean(values, level), len(values)
-        case Auc(scores, is_member):
-            interval, n = ranking.auc(scores, is_member, level), len(is_member)
+        case Auc(scores, is_member, spread):
+            interval, n = ranking.auc(scores, is_member, level, spread=spread), len(is_member)
         case TprAtFpr(scores, is_member, fpr):
             interval, n = ranking.tpr_at_fpr(scores, is_member, fpr, level), len(is_member)
         case Found(count, searched, unsearched):

@@ -39,6 +39,11 @@ class DeclaredData(Settings):
         (), description="columns of whole numbers, as which they are attacked; true: all, or every value of an image"
     )
     tokens: bool = Field(False, description="whether all values are ids that the model looks up")
+    forget: Any = Field(
+        None,
+        description="training records that the model was to forget: a list of positions from 0, or a file of positions "
+        "or of a mask (.npy, or text with one position a line), seen from the plan's folder",
+    )
 
     @property
     def declared(self) -> Declared:
@@ -50,6 +55,14 @@ class DeclaredData(Settings):
         if info.field_name == "integer" and isinstance(value, bool):
             return value or ()
         return _columns(value)
+
+    @field_validator("forget")
+    @classmethod
+    def _forget(cls, value: Any) -> Any:
+        listed = isinstance(value, list | tuple) and all(type(one) in (int, bool) for one in value)
+        if value is None or (isinstance(value, str) and value) or (listed and value):
+            return value
+        raise fault("must be a list of positions among the training records, or the name of a file of them")
 
     @field_validator("one_hot", mode="before")
     @classmethod

@@ -38,4 +38,5 @@ class DataSummary(Row):
     non_members: Count
     evaluation: Count
     attacker: Count
+    forgotten: Count | None = Field(None, description="that the model was to forget, none of the members; None: none")
     structure: DataStructure | None = Field(None, description="None: plain numbers, as far as was declared")
