@@ -48,6 +48,8 @@ ATTACK_PRESETS: dict[str, list[dict[str, Any]]] = {
         {"kind": "substitution", "records": 2000, "beam": 16, "further": 256},
         {"kind": "membership"},
         {"kind": "unlearning"},
+        {"kind": "label-only"},
+        {"kind": "release-set"},
         {"kind": "extraction", "budgets": [50, 150, 500, 1500]},
         {"kind": "churn"},
         {"kind": "leakage"},
