@@ -1,9 +1,9 @@
 """The gradient of each record by itself, clipped and summed over records: what DP-SGD takes its steps from.
 
 `clipped_sum` is for any module: torch.func's gradients over vmap. `stacked_clipping` is for many small models side by
-side: one pass forwards and backwards through all of them gives what goes into each layer and what comes back, from which
-a record's part of a weight's gradient follows (Goodfellow 2015, arXiv:1510.01799, for linear layers; Rochette et al.
-2019, arXiv:1912.06015, for convolutions; Bu et al. 2023, arXiv:2210.00038, on doing it once).
+side: one pass through all of them, forwards and backwards, gives what goes into each layer and what comes back, from
+which a record's part of a weight's gradient follows (Goodfellow 2015, arXiv:1510.01799, for linear layers; Rochette et
+al. 2019, arXiv:1912.06015, for convolutions; Bu et al. 2023, arXiv:2210.00038, on doing it once).
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
+from torch.nn.grad import conv1d_weight, conv2d_weight
 
 from ..targets.data.records import Records
 
 GRADIENT_FLOATS = 2**26  # per-record gradients held at once (256 MiB); fixed, so that float sums are too
 CHUNK = 256  # records whose gradients are computed side by side, at most
 ROWS = 1024  # records of all models of a stack in one pass: more are slower, as no cache holds what they leave
-PIECE = 2**19  # floats of unfolded inputs of a convolution held at once
+PIECE = 2**17  # floats of a convolution's gradients that one call gives: larger ones take up to three times as long
 APART = 1e-3  # of the largest value: what another order of adding up makes of it, with room
 
 Weights = Mapping[str, Tensor]
@@ -223,41 +224,28 @@ def _convolution(
 
 
 def _of_convolution(layer: nn.Conv1d | nn.Conv2d, models: int, x: Tensor, g: Tensor) -> _Part:
-    """Each record's gradient itself, as products over places: places are many and weights few."""
-    one_high = (1,) * (2 - len(layer.kernel_size))  # a one-dimensional one is of pictures one pixel high
-    inputs = x.reshape(-1, layer.in_channels, *one_high, *x.shape[2:])
-    back = g.reshape(len(inputs), layer.out_channels, *one_high, *g.shape[2:])
-    each = x.new_empty(len(inputs) * layer.groups, layer.out_channels // layer.groups, layer.weight[0].numel())
-    step = max(1, PIECE // (layer.weight[0].numel() * layer.groups * back[0, 0].numel()))
+    """Each record's gradient itself, as of one convolution with a group for each: weights are few and places many."""
+    of_weight = conv1d_weight if isinstance(layer, nn.Conv1d) else conv2d_weight
+    inputs = x.reshape(-1, layer.in_channels, *x.shape[2:])
+    back = g.reshape(len(inputs), layer.out_channels, *g.shape[2:])
+    each = x.new_empty(len(inputs), *layer.weight.shape)
+    step = max(1, PIECE // layer.weight.numel())
     for first in range(0, len(inputs), step):
-        rows = slice(first, first + step)
-        patches, gradients = _patches(layer, one_high, inputs[rows], back[rows])
-        out = each[first * layer.groups : (first + step) * layer.groups]
-        left = gradients.reshape(len(out), out.shape[1], -1)
-        torch.bmm(left, patches.view(len(out), out.shape[2], -1).transpose(1, 2), out=out)
+        some, gradients = inputs[first : first + step], back[first : first + step]
+        count, out = len(some), layer.out_channels
+        each[first : first + step] = of_weight(
+            some.reshape(1, -1, *some.shape[2:]),
+            (count * out, *layer.weight.shape[1:]),
+            gradients.reshape(1, -1, *gradients.shape[2:]),
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+            count * layer.groups,
+        ).view(count, *layer.weight.shape)
     found = {"weight": each.view(len(x), models, *layer.weight.shape)}
     if layer.bias is not None:
         found["bias"] = back.flatten(2).sum(2).view(len(x), models, -1)
     return _held(found)
-
-
-def _patches(layer: nn.Conv1d | nn.Conv2d, one_high: tuple[int, ...], x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """What each weight meets at each place, [n, in * kernel, places], and the gradient there, [n, out, places].
-
-    At stride 1 what a weight meets lies in a row of memory, if places beyond the right edge, of gradient 0, count too:
-    copied as rows it takes a quarter of the time that torch's unfolding takes.
-    """
-    kernel, dilation = one_high + layer.kernel_size, one_high + layer.dilation
-    padding = (0,) * len(one_high) + tuple(int(one) for one in layer.padding)
-    if set(layer.stride) != {1}:
-        return F.unfold(x, kernel, dilation, padding, one_high + layer.stride), g.flatten(2)
-    padded = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
-    width, (of_record, of_channel, of_row, _) = padded.shape[3], padded.stride()
-    places = (g.shape[2] - 1) * width + g.shape[3]
-    patches = padded.as_strided(
-        (*padded.shape[:2], *kernel, places), (of_record, of_channel, dilation[0] * of_row, dilation[1], 1)
-    )
-    return patches.reshape(len(x), -1, places), F.pad(g, (0, width - g.shape[3])).flatten(2)[..., :places]
 
 
 def _scaled(normed: Tensor, weight: Tensor, bias: Tensor, shape: torch.Size | None = None) -> tuple[Tensor, Tensor]:

@@ -93,7 +93,7 @@ def test_a_stack_clips_each_model_on_its_own_records(build, monkeypatch: pytest.
     index = torch.stack([torch.arange(5), torch.arange(4, 9), torch.arange(2, 7)])
     counts = torch.ones(3, 5, dtype=torch.bool)
     counts[1, 3:] = False
-    monkeypatch.setattr(per_record, "PIECE", 3000)
+    monkeypatch.setattr(per_record, "PIECE", 500)
     for max_norm in (0.5, 1e6):
         sums = clipping(records.x[index], records.y[index], counts, max_norm)
         for at, module in enumerate(modules):
