@@ -226,25 +226,22 @@ def _convolution(
 def _of_convolution(layer: nn.Conv1d | nn.Conv2d, models: int, x: Tensor, g: Tensor) -> _Part:
     """Each record's gradient itself, as of one convolution with a group for each: weights are few and places many."""
     of_weight = conv1d_weight if isinstance(layer, nn.Conv1d) else conv2d_weight
-    inputs = x.reshape(-1, layer.in_channels, *x.shape[2:])
-    back = g.reshape(len(inputs), layer.out_channels, *g.shape[2:])
-    each = x.new_empty(len(inputs), *layer.weight.shape)
-    step = max(1, PIECE // layer.weight.numel())
-    for first in range(0, len(inputs), step):
-        some, gradients = inputs[first : first + step], back[first : first + step]
-        count, out = len(some), layer.out_channels
-        each[first : first + step] = of_weight(
+    shape, parts = layer.weight.shape, []
+    for some, back in zip(*(one.split(max(1, PIECE // (models * shape.numel()))) for one in (x, g)), strict=True):
+        groups = len(some) * models
+        gradient = of_weight(
             some.reshape(1, -1, *some.shape[2:]),
-            (count * out, *layer.weight.shape[1:]),
-            gradients.reshape(1, -1, *gradients.shape[2:]),
+            (groups * shape[0], *shape[1:]),
+            back.reshape(1, -1, *back.shape[2:]),
             layer.stride,
             layer.padding,
             layer.dilation,
-            count * layer.groups,
-        ).view(count, *layer.weight.shape)
-    found = {"weight": each.view(len(x), models, *layer.weight.shape)}
+            groups * layer.groups,
+        )
+        parts.append(gradient.view(len(some), models, *shape))
+    found = {"weight": parts}
     if layer.bias is not None:
-        found["bias"] = back.flatten(2).sum(2).view(len(x), models, -1)
+        found["bias"] = [g.reshape(len(g), models, shape[0], -1).sum(3)]
     return _held(found)
 
 
@@ -259,22 +256,29 @@ def _of_norm(models: int, normed: Tensor, g: Tensor) -> _Part:
     """A record's gradient is summed over the places that share a weight: those of a channel, in group norm."""
     if normed.shape == g.shape:
         back, values = (one.reshape(len(g), models, g.shape[1] // models, -1) for one in (g, normed))
-        return _held({"weight": (back * values).sum(-1), "bias": back.sum(-1)})
+        return _held({"weight": [(back * values).sum(-1)], "bias": [back.sum(-1)]})
     back = g.reshape(normed.shape)
-    return _held({"weight": back * normed, "bias": back})
+    return _held({"weight": [back * normed], "bias": [back]})
 
 
-def _held(gradients: dict[str, Tensor]) -> _Part:
-    """From the gradients of each record by themselves, [b, k, *shape]."""
-    norms = [torch.linalg.vector_norm(one.flatten(2), dim=2) for one in gradients.values()]
+def _held(gradients: Mapping[str, list[Tensor]]) -> _Part:
+    """From the gradients of each record by themselves: by name, several after another, [some of b, k, *shape]."""
+    norms = [
+        torch.cat([torch.linalg.vector_norm(part.flatten(2), dim=2) for part in parts]) for parts in gradients.values()
+    ]
 
     def summed(factor: Tensor) -> dict[str, Tensor]:
-        return {
-            name: torch.einsum("bk,bkp->kp", factor, one.flatten(2)).view(one.shape[1:])
-            for name, one in gradients.items()
-        }
+        return {name: _weighed(factor, parts) for name, parts in gradients.items()}
 
     return _Part(torch.stack(norms).square().sum(0), summed)
+
+
+def _weighed(factor: Tensor, parts: list[Tensor]) -> Tensor:
+    """The sum over records of factor [b, k] times gradient: [k, *shape]."""
+    total = torch.zeros_like(parts[0][0].flatten(1)).unsqueeze(1)
+    for weights, part in zip(factor.split([len(part) for part in parts]), parts, strict=True):
+        total.baddbmm_(weights.T.unsqueeze(1), part.flatten(2).transpose(0, 1))
+    return total.view(parts[0].shape[1:])
 
 
 @torch.no_grad()
