@@ -5,9 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-FINE_TUNING = 0.25  # of a training: what a recipe that trains is taken to cost
+from ..compression.recipe import Recipe
+from ..training.trainer import Trainer
+
+FINE_TUNING = 0.25  # of a training: what a recipe that trains is taken to cost where it does not say
 FORWARD = 1 / 3  # of a gradient: what a pass without one costs
 HARDENING = 4.0  # trainings: what a hardened one is taken to cost
+
+
+def retraining(recipe: Recipe | None, trainer: Trainer) -> float:
+    """Trainings of the dense model that a recipe's own come to, from its passes over the records and the trainer's.
+
+    On shadow models both are done side by side, or both are not: the price of a training is measured accordingly.
+    """
+    if recipe is None or not recipe.trains:
+        return 0.0
+    its, whole = recipe.passes, trainer.passes
+    return FINE_TUNING if its is None or whole is None else its / whole
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,11 @@ class Chain(TrainingRecipe):
         return any(step.trains for step in self.steps)
 
     @property
+    def passes(self) -> float | None:
+        every = [step.passes for step in self.steps]
+        return None if None in every else sum(one for one in every if one is not None)
+
+    @property
     def promise(self) -> Promise | None:
         return "shapes" if all(step.promise for step in self.steps) else None
 
@@ -78,6 +83,11 @@ class Chain(TrainingRecipe):
     @property
     def phrase(self) -> str:
         return "; then ".join(step.phrase for step in self.steps)
+
+    def settled(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> Recipe:
+        """With its first step settled: what later steps work on is not there before the others have run."""
+        first = self.steps[0].settled(module, records, bounds, seed=derive(seed, "step", 0))
+        return self.model_copy(update={"steps": (first, *self.steps[1:])})
 
     def work(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> Work:
         for position, step in enumerate(self.steps):

@@ -51,6 +51,14 @@ class Recipe(Technique):
             NotApplicable: the recipe cannot do its work on this module; the message says why.
         """
 
+    def settled(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> Recipe:
+        """The recipe with the sizes that it would choose for `module`, kept for all models of its structure.
+
+        An attacker sees the sizes of what is released, and gives all shadow models the same. Itself, where sizes follow
+        from the structure alone. Arguments and errors are those of `apply`.
+        """
+        return self
+
     @property
     @abstractmethod
     def touches_records(self) -> bool:
@@ -60,6 +68,11 @@ class Recipe(Technique):
     @abstractmethod
     def trains(self) -> bool:
         """Whether applying it runs a training loop."""
+
+    @property
+    def passes(self) -> float | None:
+        """Over the records, by a model of the dense one's size, that its trainings take; None: it does not say."""
+        return None if self.trains else 0.0
 
     @property
     @abstractmethod
@@ -91,6 +104,11 @@ class TrainingRecipe(Recipe):
     @abstractmethod
     def work(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> Work:
         """`apply` as a generator that asks for its trainings; arguments, result and errors are those of `apply`."""
+
+    @property
+    def passes(self) -> float | None:
+        tuning: Training | None = getattr(self, "fine_tune", None)
+        return super().passes if tuning is None else float(tuning.epochs)
 
     def apply(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> nn.Module:
         return alone(self.work(module, records, bounds, seed=seed))

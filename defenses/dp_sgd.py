@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
-from torch.nn import functional as F
 
 from ..attacks.attack import Attack
 from ..compression.layers.edit import replace_layers, working_copy
@@ -18,14 +16,16 @@ from ..targets.data.records import Bounds, Records
 from ..targets.errors import NotApplicable
 from ..targets.seeds import generator, global_seed
 from ..targets.steps import pulse
+from ..training.architecture import Architecture
 from ..training.loop import TrainingJob
+from ..training.optimizers import AdamW
+from ..training.per_record import clipped_sum, stacked_clipping
+from ..training.stacked import group_size
 from ..training.trainer import Trainer
 from .accounting import pld_epsilon, prv_epsilon, smallest_noise
 from .defense import DEFENSES, TrainingDefense
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-GRADIENT_FLOATS = 2**26  # per-record gradients held at once (256 MiB); fixed, so that float sums are too
-CHUNK = 256  # records whose gradients are computed side by side, at most
 
 
 @DEFENSES.register
@@ -132,7 +132,7 @@ class DpSgd(TrainingDefense):
 
 
 class DpSgdTrainer(Trainer):
-    """Trains one model after the other: stacking buys nothing, as a batch of per-record gradients fills the machine."""
+    """Trains small models side by side, each with a generator of its own for its sampling and its noise."""
 
     def __init__(self, defense: DpSgd) -> None:
         self.defense = defense
@@ -141,6 +141,9 @@ class DpSgdTrainer(Trainer):
     def identity(self) -> str:
         return f"dp-sgd:{self.defense.model_dump_json()}"
 
+    def side_by_side(self, architecture: Architecture, device: torch.device) -> int:
+        return group_size(architecture.blank(), 1, device)  # one step holds the gradients of every record anyway
+
     def fit(self, job: TrainingJob) -> list[nn.Module]:
         """See `Trainer.fit`.
 
@@ -148,23 +151,27 @@ class DpSgdTrainer(Trainer):
             NotApplicable: the architecture mixes records (batch norm); `DpSgd.adapt` makes one that does not.
         """
         defense = self.defense
-        modules = []
-        for subset, seed in zip(job.subsets, job.seeds, strict=True):
-            module = job.architecture.fresh(seed).to(job.device).requires_grad_(True)
-            refuse_mixing(module)
-            sampling_rate, steps = defense.schedule(len(subset))
+        modules = [job.architecture.fresh(seed).to(job.device).requires_grad_(True) for seed in job.seeds]
+        refuse_mixing(modules[0])
+        alike = len({len(subset) for subset in job.subsets}) == 1
+        size = group_size(modules[0], 1, job.device) if alike else 1
+        for first in range(0, len(modules), size):
+            if len(modules) > size:
+                pulse("model", first, len(modules))
+            group = slice(first, first + size)
+            sampling_rate, steps = defense.schedule(len(job.subsets[first]))
             train_privately(
-                module,
-                job.records.take(subset).to(job.device),
-                seed=seed,
+                modules[group],
+                job.records.to(job.device),
+                job.subsets[group],
+                job.seeds[group],
                 sampling_rate=sampling_rate,
                 steps=steps,
-                noise_multiplier=defense.noise_multiplier(len(subset)),
+                noise_multiplier=defense.noise_multiplier(len(job.subsets[first])),
                 max_gradient_norm=defense.max_gradient_norm,
                 learning_rate=defense.learning_rate,
             )
-            modules.append(module.eval())
-        return modules
+        return [module.eval() for module in modules]
 
 
 def refuse_mixing(module: nn.Module) -> None:
@@ -184,51 +191,95 @@ def refuse_mixing(module: nn.Module) -> None:
 
 
 def train_privately(
-    module: nn.Module,
+    modules: Sequence[nn.Module],
     records: Records,
+    subsets: Sequence[Tensor],
+    seeds: Sequence[int],
     *,
-    seed: int,
     sampling_rate: float,
     steps: int,
     noise_multiplier: float,
     max_gradient_norm: float,
     learning_rate: float,
 ) -> None:
-    """Trains `module` in place on its device, by DP-SGD with Poisson sampling and Adam.
+    """Trains `modules` (one structure) in place on their device, by DP-SGD with Poisson sampling and Adam.
 
     Args:
-        records: on the module's device; their number counts as public.
+        records: on the modules' device.
+        subsets: int64 indices into `records`, equally many for each module; their number counts as public.
+        seeds: one per module, for its own sampling and its own noise.
         sampling_rate: probability with which a record takes part in a step.
         noise_multiplier: standard deviation of the noise / max_gradient_norm; 0 trains by clipped gradients alone.
     """
     device = records.y.device
-    sampling = generator(seed, "poisson sampling")
-    noise = generator(seed, "gaussian noise", device=device)
-    optimizer = torch.optim.Adam(module.parameters(), lr=learning_rate)
-    module.train()
-    with global_seed(seed, "dropout"):
+    samplings = [generator(seed, "poisson sampling") for seed in seeds]
+    noises = [generator(seed, "gaussian noise", device=device) for seed in seeds]
+    weights = {
+        name: torch.stack([module.get_parameter(name).detach() for module in modules])
+        for name, _ in modules[0].named_parameters()
+    }
+    for module in modules:
+        module.train()
+    clipping = stacked_clipping(modules[0], weights, records.x)
+    optimizer = AdamW(list(weights.values()))
+    count = len(subsets[0])
+    with global_seed(seeds[0], "dropout"):
         for step in range(steps):
             pulse("training step", step, steps)
-            private = private_gradient(
-                module,
-                records,
-                sampling=sampling,
-                noise=noise,
-                sampling_rate=sampling_rate,
-                noise_multiplier=noise_multiplier,
-                max_gradient_norm=max_gradient_norm,
-            )
-            for name, parameter in module.named_parameters():
-                parameter.grad = private[name]
-            optimizer.step()
+            drawn = [
+                subset.to(device)[poisson_sample(count, sampling_rate, sampling).to(device)]
+                for subset, sampling in zip(subsets, samplings, strict=True)
+            ]
+            if clipping is None:
+                totals = [
+                    clipped_sum(module, records.take(own), max_gradient_norm)
+                    for module, own in zip(modules, drawn, strict=True)
+                ]
+                sums = {name: torch.stack([total[name] for total in totals]) for name in weights}
+            else:
+                index, counts = _filled(drawn)
+                sums = clipping(records.x[index], records.y[index], counts, max_gradient_norm)
+            for name, weight in weights.items():
+                weight.grad = torch.stack(
+                    [
+                        noisy_mean(total, sampling_rate * count, noise_multiplier * max_gradient_norm, noise)
+                        for total, noise in zip(sums[name], noises, strict=True)
+                    ]
+                )
+            optimizer.step(learning_rate)
+            if clipping is None or step == steps - 1:
+                _write_back(weights, modules)
+
+
+def _filled(drawn: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Each model's records as a row of one matrix, int64 [k, b], and which of it count: the rest is record 0."""
+    index = torch.nn.utils.rnn.pad_sequence(list(drawn), batch_first=True)
+    sizes = torch.tensor([len(own) for own in drawn], device=index.device)
+    return index, torch.arange(index.shape[1], device=index.device) < sizes[:, None]
+
+
+@torch.no_grad()
+def _write_back(weights: dict[str, Tensor], modules: Sequence[nn.Module]) -> None:
+    for name, weight in weights.items():
+        for module, own in zip(modules, weight, strict=True):
+            module.get_parameter(name).copy_(own)
+
+
+def poisson_sample(count: int, sampling_rate: float, draws: torch.Generator) -> Tensor:
+    """bool [count] on the CPU: each record by itself with the same probability."""
+    return torch.rand(count, generator=draws) < sampling_rate
+
+
+def noisy_mean(total: Tensor, expected: float, deviation: float, noise: torch.Generator) -> Tensor:
+    """`total` and Gaussian noise of this standard deviation, over the expected size of a sample, which is public."""
+    return (total + deviation * torch.randn(total.shape, generator=noise, device=total.device)) / expected
 
 
 def private_gradient(
     module: nn.Module,
     records: Records,
     *,
-    sampling: torch.Generator,
-    noise: torch.Generator,
+    draws: torch.Generator,
     sampling_rate: float,
     noise_multiplier: float,
     max_gradient_norm: float,
@@ -236,18 +287,13 @@ def private_gradient(
     """One step's gradient by parameter name: a Poisson sample's clipped sum and noise, over its expected size.
 
     Args:
-        sampling: a generator on the CPU.
-        noise: a generator on the records' device.
+        records: on the CPU.
+        draws: for sampling and noise.
     """
-    device = records.y.device
-    drawn = torch.rand(len(records), generator=sampling) < sampling_rate
-    total = clipped_sum(module, records.take(drawn.to(device)), max_gradient_norm)
-    gradient = {}
-    for name, parameter in module.named_parameters():
-        gaussian = torch.randn(parameter.shape, generator=noise, device=device)
-        noisy = total[name] + noise_multiplier * max_gradient_norm * gaussian
-        gradient[name] = noisy / (sampling_rate * len(records))
-    return gradient
+    drawn = poisson_sample(len(records), sampling_rate, draws)
+    total = clipped_sum(module, records.take(drawn), max_gradient_norm)
+    expected, deviation = sampling_rate * len(records), noise_multiplier * max_gradient_norm
+    return {name: noisy_mean(value, expected, deviation, draws) for name, value in total.items()}
 
 
 def gradient_step(
@@ -264,8 +310,7 @@ def gradient_step(
         private = private_gradient(
             net,
             Records(math.sqrt(2) * gradients, torch.zeros(len(gradients), dtype=torch.int64)),
-            sampling=draws,
-            noise=draws,
+            draws=draws,
             sampling_rate=sampling_rate,
             noise_multiplier=noise_multiplier,
             max_gradient_norm=max_gradient_norm,
@@ -273,29 +318,3 @@ def gradient_step(
         return (private[1] - private[0]) / math.sqrt(2)
 
     return step
-
-
-def clipped_sum(module: nn.Module, records: Records, max_norm: float) -> dict[str, Tensor]:
-    """The sum over records of each one's cross-entropy gradient, clipped to L2 norm `max_norm` over all parameters.
-
-    Returns:
-        By parameter name, float32 like the parameter; zeros for no records.
-    """
-    parameters = {name: parameter.detach() for name, parameter in module.named_parameters()}
-    total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
-
-    def loss(parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        logits: Tensor = functional_call(module, parameters, (x[None],))
-        return F.cross_entropy(logits, y[None])
-
-    each = vmap(grad(loss), in_dims=(None, 0, 0), randomness="different")
-    size = max(1, min(CHUNK, GRADIENT_FLOATS // sum(parameter.numel() for parameter in parameters.values())))
-    for x, y in zip(records.x.split(size), records.y.split(size), strict=True):
-        if len(y) == 0:
-            continue
-        gradients = each(parameters, x, y)
-        squares = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients.values()]).sum(0)
-        factor = (max_norm / squares.sqrt().clamp_min(1e-12)).clamp_max(1)
-        for name, gradient in gradients.items():
-            total[name] += torch.tensordot(factor, gradient, 1)
-    return total

@@ -31,6 +31,11 @@ class Trainer(ABC):
     def fit(self, job: TrainingJob) -> list[nn.Module]:
         """The job's models, trained, in evaluation mode on its device."""
 
+    @property
+    def passes(self) -> float | None:
+        """Over the records, that a plain training takes; None: it does not say, or does more than to pass over them."""
+        return None
+
     def side_by_side(self, architecture: Architecture, device: torch.device) -> int:
         """How many models `fit` trains as one computation; 1: one after the other. A fixed rule, never a timing."""
         return 1
@@ -45,6 +50,10 @@ class BuiltinTrainer(Trainer):
     @property
     def identity(self) -> str:
         return f"builtin:{self.training.model_dump_json()}"
+
+    @property
+    def passes(self) -> float:
+        return float(self.training.epochs)
 
     def fit(self, job: TrainingJob) -> list[nn.Module]:
         return train_many(job, self.training)

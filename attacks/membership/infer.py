@@ -26,7 +26,7 @@ from ..statistics import ranking
 from . import scores
 from .case import ShadowSignals
 from .population import PopulationPlan, masks
-from .signals import margin, replay, target_signals
+from .signals import margin, replay, settled, target_signals
 
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -63,7 +63,7 @@ class Population:
             InputError: it is no recipe.
             NotApplicable: it cannot do its work on such a model.
         """
-        chosen = RECIPES.parse(recipe)
+        chosen = settled(self.plan, self.modules[0], RECIPES.parse(recipe), self.bounds)
         return _population(replay(self.plan, self.modules, recipe=chosen, bounds=self.bounds), self.plan, self.bounds)
 
     def __len__(self) -> int:

@@ -23,12 +23,12 @@ from ...targets.steps import kept, pulse
 from ...targets.technique import Technique
 from ...training.architecture import weights_layout
 from ..attack import Run
-from ..effort import FINE_TUNING, HARDENING, Effort
+from ..effort import HARDENING, Effort, retraining
 from ..preparation import Audited, Inputs, Need, Preparation, Prepared, Scope, Trained
 from .blind import blind_scores
 from .case import MembershipCase, ShadowSignals
 from .population import PopulationPlan, plan_population
-from .signals import phi_of, replay, replayed_at_once
+from .signals import phi_of, replay, replayed_at_once, settled
 
 
 def population_of(scope: Scope) -> PopulationPlan:
@@ -138,8 +138,7 @@ class SignalsOfShadows(Preparation):
 
     @property
     def effort(self) -> Effort:
-        trains = self.recipe is not None and self.recipe.trains
-        return Effort(seconds=0.2 * self.count, trainings=FINE_TUNING * self.count * trains)
+        return Effort(seconds=0.2 * self.count, trainings=self.count * retraining(self.recipe, self.parent.trainer))
 
     @property
     def techniques(self) -> tuple[Technique, ...]:
@@ -159,17 +158,19 @@ class SignalsOfShadows(Preparation):
 
         at_once = replayed_at_once(self.recipe, self.parent.architecture.blank().to(inputs.device))
 
-        forgotten = inputs.scope.data.forgotten
+        forgotten, recipe = inputs.scope.data.forgotten, self.recipe
 
         def signals(first: int, last: int) -> dict[str, np.ndarray[Any, Any]]:
             modules = [self._module(states[shadow], inputs.device) for shadow in range(first, last)]
-            if self.recipe is not None:
-                modules = replay(population, modules, first=first, recipe=self.recipe, bounds=bounds)
+            if recipe is not None:
+                modules = replay(population, modules, first=first, recipe=recipe, bounds=bounds)
             asked = {"phi": population.targets} | ({} if forgotten is None else {"forgotten": forgotten})
             return {name: np.stack([phi_of(TorchTarget(one), of) for one in modules]) for name, of in asked.items()}
 
         rows: dict[str, list[np.ndarray[Any, Any]]] = {}
         with failing_as_not_applicable("the shadow models cannot be compressed as the candidate was"):
+            if recipe is not None:
+                recipe = settled(population, self._module(states[0], inputs.device), recipe, bounds)
             for first in range(0, self.count, at_once):
                 pulse("shadow", first, self.count)
                 last = min(first + at_once, self.count)

@@ -18,6 +18,8 @@ from ...training.stacked import group_size
 from .case import ShadowSignals
 from .population import PopulationPlan
 
+AT_ONCE = 128  # records asked about at once: more do not fit a processor's caches, and take half as long again
+
 
 def margin(logits: Tensor, y: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
     """phi = z_y - logsumexp(z of the other classes), float32 [n], for logits [n, classes] and labels y int64 [n].
@@ -34,7 +36,7 @@ def margin(logits: Tensor, y: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 def phi_of(target: Target, records: Records) -> np.ndarray[Any, np.dtype[np.float32]]:
     """phi of one model on some records, float32 [n]; counts n queries."""
-    return margin(target.logits(records.x), records.y)
+    return margin(torch.cat([target.logits(some) for some in records.x.split(AT_ONCE)]), records.y)
 
 
 def target_signals(target: Target, plan: PopulationPlan) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -51,10 +53,19 @@ def replayed_at_once(recipe: Recipe | None, module: nn.Module) -> int:
     return group_size(module, 1, device_of(module)) if stacked else 1
 
 
+def settled(plan: PopulationPlan, module: nn.Module, recipe: Recipe, bounds: Bounds) -> Recipe:
+    """The recipe with the sizes that it chooses for the population's first shadow, `module`, for all of them."""
+    own = plan.records.take(plan.subset(0)).to(device_of(module))
+    return recipe.settled(module, own, bounds, seed=derive(plan.seeds[0], "recipe"))
+
+
 def replay(
     plan: PopulationPlan, modules: Sequence[nn.Module], *, first: int = 0, recipe: Recipe, bounds: Bounds
 ) -> list[nn.Module]:
     """Shadows `first`, `first + 1`, ... of the plan, each compressed with its own training records and seed.
+
+    Args:
+        recipe: `settled`, so that all shadows get one size, and their trainings can be stacked.
 
     Raises:
         NotApplicable: the recipe cannot do its work on a shadow.

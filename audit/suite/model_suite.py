@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from ...attacks.attack import Run, Task
-from ...attacks.effort import FINE_TUNING, FORWARD, HARDENING, Costs, Effort
+from ...attacks.effort import FORWARD, HARDENING, Costs, Effort, retraining
 from ...attacks.preparation import Scope
 from ...compression.footprint.timing import Timed, interleaved_latency
 from ...targets.data.data import Data
@@ -312,7 +312,7 @@ class ModelSuite:
                 lambda get, recipe=recipe: model_cells.make_candidate(  # type: ignore[misc]  # defaults bind the loop
                     model, recipe, self.trained(parent.name, get), self.subject.data, self.plan.seed
                 ),
-                effort=deploying(model.name, self.subject.data, FINE_TUNING if recipe.trains else 0.0),
+                effort=deploying(model.name, self.subject.data, retraining(recipe, parent.trainer)),
                 words=f"making {model.name}" + (f", draw {position}" if position else ""),
                 form=forms.made(model, self.subject.data),
             )

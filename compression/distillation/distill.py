@@ -96,6 +96,11 @@ class Distill(TrainingRecipe):
         return True
 
     @property
+    def passes(self) -> float:
+        smaller = 1.0 if self.student is not None else self.width * self.depth
+        return smaller * self.training.epochs
+
+    @property
     def phrase(self) -> str:
         shares = [(self.depth, "blocks"), (self.width, "channels")]
         smaller = " and ".join(f"{100 * share:g} % of the {what}" for share, what in shares if share < 1)

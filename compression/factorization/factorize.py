@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor, nn
 
 from ...targets.data.records import Bounds, Records
@@ -17,7 +17,7 @@ from ...training.lessons import Lesson, Work
 from ...training.loop import Training
 from ..layers.attention import unfold_attention
 from ..layers.edit import called, noise, replace_layers, working_copy
-from ..recipe import RECIPES, TrainingRecipe, fine_tuned
+from ..recipe import RECIPES, Recipe, TrainingRecipe, fine_tuned
 from .decompose import Decomposition, Method, decomposition
 from .low_rank_recurrent import RecurrentSvd
 
@@ -80,6 +80,7 @@ class Factorize(TrainingRecipe):
     fine_tune: Training | None = Field(
         None, description="training after factorisation, on the model's own training records. None: none"
     )
+    _settled: Ranks | None = PrivateAttr(None)
 
     @model_validator(mode="after")
     def _rank_is_for_rank(self) -> Self:
@@ -105,13 +106,19 @@ class Factorize(TrainingRecipe):
         }
         return f"low rank, {how[self.rank_choice]}{fine_tuned(self.fine_tune)}"
 
+    def settled(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> Recipe:
+        opened = unfold_attention(working_copy(module))
+        chosen = self.model_copy()
+        chosen._settled = self._ranks(
+            opened, self._concerned(opened, noise(module, records, bounds, 2, seed)), records, seed
+        )
+        return chosen
+
     def work(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> Work:
         opened = unfold_attention(working_copy(module))
         concerned = self._concerned(opened, noise(module, records, bounds, 2, seed))
-        if self.rank_choice == "cross-validation":
-            factorized = self._cross_validated(opened, concerned, records, seed)
-        else:
-            factorized = factorize(opened, concerned, self._ranks(concerned))
+        ranks = self._settled or self._ranks(opened, concerned, records, seed)
+        factorized = factorize(opened, concerned, ranks)
         if self.fine_tune is None:
             return factorized
         return (yield Lesson(factorized, records, self.fine_tune, derive(seed, "fine-tune")))
@@ -145,7 +152,9 @@ class Factorize(TrainingRecipe):
         assert isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Embedding)
         return decomposition(layer, self.convolution)
 
-    def _ranks(self, concerned: Mapping[str, Decomposition]) -> Ranks:
+    def _ranks(self, module: nn.Module, concerned: Mapping[str, Decomposition], records: Records, seed: int) -> Ranks:
+        if self.rank_choice == "cross-validation":
+            return self._cross_validated(module, concerned, records, seed)
         if self.rank_choice == "budget":
             return ranks_for_budget(concerned, self.budget)
         if self.rank is None:
@@ -160,7 +169,7 @@ class Factorize(TrainingRecipe):
 
     def _cross_validated(
         self, module: nn.Module, concerned: Mapping[str, Decomposition], records: Records, seed: int
-    ) -> nn.Module:
+    ) -> Ranks:
         """The smallest energy within the tolerance, or within one standard error, of the best mean accuracy over folds.
 
         Factors are computed from the weights alone: there is nothing to refit on the other folds, and the records were
@@ -169,22 +178,22 @@ class Factorize(TrainingRecipe):
         """
         order = torch.randperm(len(records), generator=generator(seed, "folds"))[: self.validation_records]
         held_out = records.take(order.to(records.y.device))
-        choices: list[nn.Module] = []
+        choices: list[tuple[Ranks, nn.Module]] = []
         for energy in ENERGIES:
             ranks = {name: ranks_for_energy(part, energy) for name, part in concerned.items()}
             if any(concerned[name].worthwhile(each) for name, each in ranks.items()):
-                choices.append(factorize(module, concerned, ranks))
+                choices.append((ranks, factorize(module, concerned, ranks)))
         if not choices:
             raise NotApplicable(NO_GAIN)
         means, errors = [], []
-        for choice in choices:
+        for _, choice in choices:
             right = scores(TorchTarget(choice).logits(held_out.x), held_out.y)
             per_fold = torch.stack([fold.mean() for fold in right.tensor_split(self.folds)])
             means.append(float(per_fold.mean()))
             errors.append(float(per_fold.std()) / self.folds**0.5)
         best = max(range(len(choices)), key=means.__getitem__)
         enough = means[best] - max(self.tolerance, errors[best])
-        return next(choice for choice, mean in zip(choices, means, strict=True) if mean >= enough)
+        return next(ranks for (ranks, _), mean in zip(choices, means, strict=True) if mean >= enough)
 
 
 NO_GAIN = "No layer has a rank low enough for its thinner layers to hold fewer weights; retain less."

@@ -91,6 +91,10 @@ class Prune(TrainingRecipe):
         return self.fine_tune is not None
 
     @property
+    def passes(self) -> float:
+        return 0.0 if self.fine_tune is None else float(self.steps * self.fine_tune.epochs)
+
+    @property
     def promise(self) -> Promise | None:
         return None if self.structure == "channels" else "shapes"
 

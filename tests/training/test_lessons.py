@@ -75,6 +75,23 @@ def test_recipes_side_by_side_equal_each_alone(stacks: list[int], spec: dict[str
     assert not torch.allclose(made[0](owned[0].x), made[1](owned[0].x), atol=1e-3)
 
 
+def test_a_settled_recipe_gives_all_models_the_ranks_of_one(stacks: list[int]) -> None:
+    recipe = RECIPES.parse({"kind": "factorize", "energy": 0.6, "fine_tune": TUNE})
+    modules = [MLP.fresh(seed).eval() for seed in range(3)]
+    with torch.no_grad():
+        modules[0].layers[1].weight[1:] *= 0.01  # one direction holds nearly all of its energy
+    settled = recipe.settled(modules[0], records(0), BOUNDS, seed=0)
+    made = together([work_of(settled, module, records(0), BOUNDS, seed=0) for module in modules])
+    assert stacks == [3]
+    assert len({tuple(value.shape for value in module.state_dict().values()) for module in made}) == 1
+    assert torch.allclose(
+        made[0](records(0).x), recipe.apply(modules[0], records(0), BOUNDS, seed=0)(records(0).x), atol=1e-4
+    )
+    stacks.clear()
+    together([work_of(recipe, module, records(0), BOUNDS, seed=0) for module in modules])
+    assert stacks != [3]  # each by its own weights
+
+
 def lesson(module: nn.Module, seed: int = 0, n: int = 48, training: Training | None = None) -> Work:
     return (yield Lesson(module, records(seed, n), training or Training(epochs=1, batch_size=16), seed))
 
