@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -219,6 +220,19 @@ def test_coarse_answers_to_chosen_queries_have_rows_of_their_own(coarse: Extract
     assert notes.count("A fidelity of 90 % takes") == 3
     assert "To answer with labels instead of rounded changes the copy's fidelity after 110 queries by" in notes
     assert "threshold" in notes
+
+
+def test_the_figure_is_of_the_copy_that_the_attacker_keeps(coarse: Extraction, coarsely: Evidence) -> None:
+    arrays = {**coarsely.arrays, f"transfer/{UNQUERIED}": ~coarsely.arrays["transfer/rounded/110"]}
+    owner = replace(coarsely, arrays=arrays, summary={**coarsely.summary, "kept": UNQUERIED})
+    fidelity, transfer = judged(coarse, owner, coarsely)
+    assert "own labels" in fidelity.attack
+    for found, sort in ((fidelity, "agrees"), (transfer, "transfer")):
+        assert isinstance(found.outcome, Rate)
+        assert np.array_equal(found.outcome.successes, arrays[f"{sort}/{UNQUERIED}"])
+        (against,) = found.comparisons
+        assert np.array_equal(against.theirs.successes, arrays[f"{sort}/rounded/110"]), "the best of each is compared"
+    assert [part.name for part in fidelity.parts if part.headline] == [UNQUERIED]
 
 
 def test_stored_evidence_is_of_its_form(coarse: Extraction, coarsely: Evidence) -> None:
