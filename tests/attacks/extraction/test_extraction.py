@@ -104,7 +104,8 @@ def test_a_simple_model_is_copied_faithfully(spied: tuple[Spy, Evidence]) -> Non
     assert evidence.summary["fidelity"]["scores/90"] == evidence.arrays["agrees/scores/90"].mean()
 
 
-def test_arbitrary_answers_are_not_copied(attack: Extraction) -> None:
+def test_arbitrary_answers_are_not_copied() -> None:
+    attack = Extraction(budgets=(90,), answers=("scores",), least_steps=40, most_rounds=1, transfer_records=5)
     evidence = attack.run(case_of(Arbitrary(), None), seed=0)
     assert evidence.summary["architecture known"] is False
     for fidelity in evidence.summary["fidelity"].values():
@@ -281,9 +282,8 @@ def test_the_digits_model_is_extracted(digits: Data, dense: nn.Module) -> None:
     ids = digits.evaluation_ids.numpy()
     target = TorchTarget(dense)
     case = Case(target, dense, dense, dense, digits.evaluation, ids, digits.attacker, digits.bounds, digits.classes)
-    evidence = Extraction(budgets=(150, 500), answers=("scores",)).run(case, seed=0)
-    fidelity = evidence.summary["fidelity"]
-    assert fidelity["scores/500"] >= 0.97
-    assert fidelity["scores/150"] >= 0.93
+    attack = Extraction(budgets=(150,), answers=("scores",), most_rounds=1, transfer_records=100)
+    evidence = attack.run(case, seed=0)  # more queries: benchmarks/extraction.py
+    assert evidence.summary["fidelity"]["scores/150"] >= 0.93
     clean_errors = 1 - evidence.arrays["target_correct"].mean()
-    assert evidence.summary["transfer"]["scores/500"] > clean_errors + 0.05
+    assert evidence.summary["transfer"]["scores/150"] > clean_errors + 0.05
