@@ -13,7 +13,7 @@ from ..targets.form import Form
 from ..targets.technique import Registry, Technique
 from .case import Case, Evidence
 from .effort import UNKNOWN, Effort
-from .measurement import Measurement
+from .measurement import Measurement, Picture
 from .preparation import Audited, Basis, Inputs, Need, Preparation, Prepared, Ran, Results, Scope
 from .risk import Metric, Risk
 
@@ -171,6 +171,13 @@ class Attack(Technique):
     @abstractmethod
     def measure(self, results: Results) -> list[Measurement]:
         """What its runs on one model amount to; a measurement without an outcome where they did not finish."""
+
+    def pictures(self, results: Results) -> tuple[Picture, ...]:
+        """Records that its runs on one model changed, as images, for who may see them; none where they are no images.
+
+        It is asked only where a plan says `show_records: true`, and what it gives goes into the HTML report alone.
+        """
+        return ()
 
     def asked_again(self, evidence: Evidence, case: Case) -> list[str]:
         """In what the case's deployed model, asked anew, contradicts evidence that `run` gave, a phrase each.

@@ -178,6 +178,27 @@ class Fragile:
     ids: tuple[int, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A record that fooled a model, for a reader who may see records. Pixels are uint8 [height, width, 3].
+
+    Args:
+        record: its id; label: its true class.
+        difference: grey where nothing changed, brighter or darker by so many times (`magnified`) as much as it did.
+        linf, l2: of the change, in units of [0, 1] pixels; similarity: SSIM of the two.
+    """
+
+    record: int
+    label: str
+    clean: np.ndarray[Any, np.dtype[np.uint8]]
+    changed: np.ndarray[Any, np.dtype[np.uint8]]
+    difference: np.ndarray[Any, np.dtype[np.uint8]]
+    magnified: int
+    linf: float
+    l2: float
+    similarity: float
+
+
 @dataclass(frozen=True)
 class Measurement:
     """One figure of one model, or the reason why there is none.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from .engine.driver import Executor, run
 from .engine.progress import Progress
 from .engine.schedule import Outcome
 from .engine.store import Store
-from .findings.assemble import assemble
+from .findings.assemble import assemble, results_of
 from .findings.finding_rows import cells_of, finding_id
+from .findings.pictures import Pictures, pictures_of
 from .schema.rows import Audit
 from .suite.suite import Reached, Suite
 from .verdict.policy import Policy
@@ -21,7 +24,7 @@ def run_rounds(
     command: str,
     only: str | None,
     progress: Progress,
-) -> tuple[Audit, Outcome]:
+) -> tuple[Audit, Outcome, Pictures]:
     """Computes what is not stored, round by round, and judges after each.
 
     Args:
@@ -29,7 +32,8 @@ def run_rounds(
         only: a finding's id; just what it rests on is computed, and it alone decides whether there is a next round.
 
     Returns:
-        The audit as it stands after the last round, and what became of the cells of all rounds.
+        The audit as it stands after the last round, what became of the cells of all rounds, and the pictures that the
+        plan asks for.
     """
     reached: Reached = {}
     computed: list[str] = []
@@ -47,7 +51,9 @@ def run_rounds(
         reached = after
     outcome.stored = [name for name in outcome.stored if name not in set(computed)]
     outcome.computed, outcome.peak_bytes = computed, peak
-    return audit, outcome
+    if only is not None:
+        return audit, outcome, {}
+    return audit, outcome, pictures_of(replace(results_of(suite, store, outcome, command), reached=reached))
 
 
 def undecided(suite: Suite, audit: Audit) -> set[tuple[str, str]]:

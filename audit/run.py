@@ -94,7 +94,7 @@ def run_audit(
         give_back()  # before other processes need it
         executor = executor_for(engine, store, spawn, device=suite.device.type)
         with contextlib.closing(Held(executor)) if executor is not None else contextlib.nullcontext() as held:
-            audit, outcome = run_rounds(suite, store, held, policy, command, only, progress)
+            audit, outcome, pictures = run_rounds(suite, store, held, policy, command, only, progress)
         audit.environment = environment_of(suite, store, outcome, started, audit.environment)
         ended = Ended.of(audit.environment, outcome)
         audit.environment.record = recorded_at(key, ended.key_for(key), store)
@@ -102,7 +102,10 @@ def run_audit(
             store.put(ended.key_for(key), Result(document=ended.model_dump(mode="json")))
             from .report.html import to_html
 
-            texts = {"audit.json": audit.model_dump_json(by_alias=True, indent=1), "report.html": to_html(audit)}
+            texts = {
+                "audit.json": audit.model_dump_json(by_alias=True, indent=1),
+                "report.html": to_html(audit, pictures=pictures),
+            }
             with writing(out):
                 write_together({out / name: text for name, text in texts.items()}, store.half)
             if not outcome.failed and not outcome.unavailable:

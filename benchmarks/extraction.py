@@ -79,14 +79,15 @@ class Digits:
 
     def compressed(self) -> list[nn.Module]:
         """The net and two candidates, as many as an audit puts together of the built-in net."""
+        from crushproof.audit.plan.presets import RECIPE_WORDS
         from crushproof.compression.recipe import RECIPES
 
         assert self.data.members is not None
         made = [
-            RECIPES.parse(recipe).apply(self.net, self.data.members, self.data.bounds, seed=self.seed).eval()
-            for recipe in ({"kind": "prune", "sparsity": 0.8}, {"kind": "quantize", "weight_bits": 4})
+            RECIPES.parse(RECIPE_WORDS[name]).apply(self.net, self.data.members, self.data.bounds, seed=self.seed)
+            for name in ("prune80", "int4")
         ]
-        return [self.net, *(module.requires_grad_(False) for module in made)]
+        return [self.net, *(module.eval().requires_grad_(False) for module in made)]
 
     def audited(self, modules: list[nn.Module], *, together: bool) -> None:
         """The attack of an audit on each, with its five copies: those of all side by side, or each model's."""

@@ -17,15 +17,17 @@ from ...targets.seeds import derive
 from ..attack import ATTACKS, Run
 from ..case import Case, Evidence
 from ..elsewhere import elsewhere
-from ..measurement import Measurement
+from ..measurement import Measurement, Picture
 from ..preparation import Audited, Basis, Inputs, Need, Preparation, Prepared, Ran, Results, Scope
 from .ball import Ball, whole_range
 from .black_box.transfer import Transfer
 from .case import EvasionInputs, prepared_for
 from .categories import not_pixels, nothing_to_change, seen_unfit, without_ball
+from .compare import found_on, robust_at
 from .evasion_run import EvasionRun, attack_by, contradictions
 from .gradient.pgd import GradientPerturber
-from .measure import WITHOUT_DRAW, evidence_form, measure_evasion
+from .likeness.pictures import pictures_of
+from .measure import WITHOUT_DRAW, described, evidence_form, measure_evasion
 from .parameters import EvasionParameters, distinct
 from .preparations.crafted import CraftedOnParent, ReplayedBothWays
 from .preparations.evade_only import DETAIL as EVADE_ONLY
@@ -142,6 +144,14 @@ class Evasion(EvasionParameters):
 
     def measure(self, results: Results) -> list[Measurement]:
         return measure_evasion(self, results)
+
+    def pictures(self, results: Results) -> tuple[Picture, ...]:
+        found = found_on(results, results.model.name, self)
+        if found is None:
+            return ()
+        fooled = ~robust_at(found.evidence, found.attack.gate)  # the stored inputs are those of its own run
+        _, frail = described(found)
+        return pictures_of(found.evidence.arrays, fooled, () if frail is None else frail.ids, results.scope.data)
 
     def power(self, scope: Scope) -> list[str]:
         return [f"Evasion: {self.unseen(scope)}."]

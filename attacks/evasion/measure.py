@@ -104,7 +104,7 @@ def _worst_case(
     ]
     worse, who = lost_robustness(results, found, comparisons)
     notes += who
-    told, frail = _described(found)
+    told, frail = described(found)
     asked = results.prepared(attack.asked_of_others(model, results.scope))
     alone = [part.name for part in parts if part.outcome is not None and not part.counted]
     if alone and comparisons:
@@ -211,7 +211,7 @@ def _without_draw(results: Results, attack: EvasionParameters, setting: dict[str
     evidence = results.evidence(ran)
     found = None if evidence is None else Found(evidence, attack, robust_at(evidence, attack.gate), (), {}, None)
     parts = [] if found is None else [part for part in found.summary["parts"] if found.fooled(part) is not None]
-    told, frail = ((), None) if found is None else _described(found)
+    told, frail = ((), None) if found is None else described(found)
     return Measurement(
         ROBUST_ACCURACY,
         "worst case for an attacker without the shipped draw (expectation over the other draws)",
@@ -271,7 +271,7 @@ def _robust_by_epsilon(found: Found) -> list[tuple[float, Bools]]:
     return worst
 
 
-def _described(found: Found) -> tuple[tuple[Quantity, ...], Fragile | None]:
+def described(found: Found) -> tuple[tuple[Quantity, ...], Fragile | None]:
     """How near the inputs that fooled it are to their records, and which records fell first."""
     arrays, worst = found.evidence.arrays, _robust_by_epsilon(found)
     epsilons, first = [epsilon for epsilon, _ in worst], first_wrong([robust for _, robust in worst])

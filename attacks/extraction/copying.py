@@ -69,12 +69,23 @@ class Pupil:
     Args:
         start: what it starts from, left as it is.
         rounds: of training, at most.
+        held: int64 [h], positions of the queries that are held out; None: every fifth.
     """
 
     start: nn.Module
     lesson: Lesson
     seed: int
     rounds: int = 1
+    held: Tensor | None = None
+
+    def halves(self) -> tuple[Tensor, Tensor]:
+        """Which queries are learnt, and which are held out: none of fewer than 15."""
+        index = torch.arange(len(self.lesson.records))
+        held = index % HELD_OUT == HELD_OUT - 1
+        if self.held is not None:
+            held = torch.isin(index, self.held)
+        held &= len(index) >= 3 * HELD_OUT
+        return index[~held], index[held]
 
 
 @dataclass(frozen=True)
@@ -183,7 +194,7 @@ class Tutor:
         (it diverged, or has not begun to learn) is repeated from the start at a quarter of the learning rate, twice at
         most. The last, short round takes the held-out queries, too. Fewer than 15 queries are all learnt, in one round.
         """
-        everyone = [_Trained(pupil, *_halves(len(pupil.lesson.records))) for pupil in pupils]
+        everyone = [_Trained(pupil, *pupil.halves()) for pupil in pupils]
         most = max(everyone, key=lambda one: len(one.learnt))
         training = in_memory(self.training, most.pupil.start, most.pupil.lesson.records)
         training = at_least(training, self.least_steps, len(most.learnt))
@@ -238,13 +249,6 @@ class Tutor:
         """Of a round."""
         learnt = queries - queries // HELD_OUT
         return at_least(self.training, self.least_steps, learnt).epochs * max(1, learnt // self.training.batch_size)
-
-
-def _halves(queries: int) -> tuple[Tensor, Tensor]:
-    """Which of so many are learnt, and which are held out."""
-    index = torch.arange(queries)
-    held = (index % HELD_OUT == HELD_OUT - 1) & (queries >= 3 * HELD_OUT)
-    return index[~held], index[held]
 
 
 def _round(

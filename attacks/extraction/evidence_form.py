@@ -19,6 +19,7 @@ class Summary(Document):
     copies: tuple[str, ...]
     budgets: tuple[Count, ...]
     queries: dict[str, Count]
+    kept: str
     fidelity: dict[str, Share]
     copy_accuracy: dict[str, Share] = Field(alias="copy accuracy")
     fidelity_without_queries: Share = Field(alias="fidelity without queries")
@@ -71,7 +72,8 @@ def _holds(
     require(list(found.copies) == list(queries) and found.queries == queries, "the copies are not those of the attack")
     require(found.budgets == budgets, "the budgets are not those of the attack")
     require(np.array_equal(arrays["ids"], ids), "ids are not those of the records")
-    require({*found.transfer} <= {*queries} >= {*found.builtin_architecture}, "a copy that there is not")
+    require(found.kept in found.transfer or not found.transfer, "the copy that is kept is none of the strongest")
+    require({found.kept, *found.transfer} <= {*queries} >= {*found.builtin_architecture}, "a copy that there is not")
     for sort, shares in (
         ("agrees", found.fidelity),
         ("copy_correct", found.copy_accuracy),

@@ -40,19 +40,21 @@ class Extraction(Attack):
     Copies are trained side by side (`Tutor.groups`), in an audit those of several models (`Copies`). A copy is judged
     by its fidelity (it gives the deployed model's label), its accuracy, and by whether adversarial examples crafted on
     it fool the deployed model. A copy trained on the attacker's own labels, without a query, shows what the queries
-    bought. Each copy is kept as it is finished (`targets.steps.kept`).
+    bought; the attacker keeps it where it gives more of the answers that both held out. Each copy is stored as it is
+    finished (`targets.steps.kept`).
 
     Evidence on all evaluation records, n of them; C is `<answers>/<budget>` or `without-queries`, A a sort of answers:
         `ids` int64 [n]; `target_correct` bool [n]; `agrees/C` and `copy_correct/C` bool [n], the copy's label against
-        the deployed model's and the true one; `transfer/C` bool [m], for the largest budget of each sort of answers:
-        the deployed model misclassifies the copy's adversarial example of evaluation record 0 .. m - 1, or the record
-        itself (clean errors count, as in robust accuracy); not for token ids. `distances/A` float32 [k], of the queries
-        of the largest budget in their order, and `distances/honest`, of the evaluation records, the first 2,000: each
-        one's distance to the nearest earlier one of its class (`detectability.shortest_distances`).
-    Summary: `copies` (every C in order), `budgets`, `queries` (spent on each copy), `fidelity` and `copy accuracy` by
-    copy, `fidelity without queries`, `transfer` by copy, `architecture known`, `built-in architecture` (the copies for
-    which that was better than the known one), `records owned`, `judging queries` (asked to judge the copies; no
-    attacker spends them, so the ledger leaves them out).
+        the deployed model's and the true one; `transfer/C` bool [m], for the largest budget of each sort of answers
+        and the copy kept: the deployed model misclassifies the copy's adversarial example of evaluation record
+        0 .. m - 1, or the record itself (clean errors count, as in robust accuracy); not for token ids. `distances/A`
+        float32 [k], of the queries of the largest budget in their order, and `distances/honest`, of the evaluation
+        records, the first 2,000: each one's distance to the nearest earlier one of its class
+        (`detectability.shortest_distances`).
+    Summary: `copies` (every C in order), `kept` (the one that the attacker keeps), `budgets`, `queries` (spent on each
+    copy), `fidelity` and `copy accuracy` by copy, `fidelity without queries`, `transfer` by copy, `architecture known`,
+    `built-in architecture` (the copies for which that was better than the known one), `records owned`, `judging
+    queries` (asked to judge the copies; no attacker spends them, so the ledger leaves them out).
     """
 
     risk: ClassVar[Risk] = EXTRACTION
@@ -180,7 +182,11 @@ class Extraction(Attack):
         arrays, judging = judge(
             replace(case, bounds=replace(case.bounds, held=held)),
             copies,
-            [f"{answers}/{budgets[-1]}" for answers, budgets in self.attacker.budgets],
+            list(
+                dict.fromkeys(
+                    [*(f"{answers}/{budgets[-1]}" for answers, budgets in self.attacker.budgets), taught.kept]
+                )
+            ),
             spent,
             epsilon=self.transfer_epsilon,
             steps=self.transfer_steps,
@@ -193,6 +199,7 @@ class Extraction(Attack):
             "copies": list(copies),
             "budgets": list(self.budgets),
             "queries": self.attacker.queries,
+            "kept": taught.kept,
             "fidelity": fidelity,
             "copy accuracy": {name: float(arrays[f"copy_correct/{name}"].mean()) for name in copies},
             "fidelity without queries": fidelity[UNQUERIED],

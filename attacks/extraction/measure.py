@@ -18,6 +18,7 @@ from .answers import ACCESS, SEEN
 from .asking.strategies import USUAL, Strategy
 from .detectability import DELTA, noticed_after, threshold
 from .risk import FIDELITY, TRANSFER
+from .teaching import UNQUERIED
 
 TRANSFERRED = "transfer"  # the detail of the second figure
 LEVEL = 0.9  # fidelity to which queries are counted
@@ -36,6 +37,9 @@ def measure_extraction(results: Results, most: int, transfer_epsilon: float, str
     beside: dict[str, str | float | int] = {**setting, "norm": "linf", "epsilon": transfer_epsilon}
     asked = "" if strategy == USUAL else f", {strategy} queries"
     attack = f"surrogate trained on {queries} answers ({answers}){asked}"
+    kept = headline if evidence is None else str(evidence.summary["kept"])
+    if kept == UNQUERIED:
+        attack = f"surrogate trained on the attacker's own labels, better on held-out answers than one from {queries}"
     through = f"adversarial examples made on a {attack}"
     if evidence is None:
         why = results.why(Ran(model))
@@ -54,7 +58,7 @@ def measure_extraction(results: Results, most: int, transfer_epsilon: float, str
         names = [copy for copy in copies if copy.startswith(f"{sort}/")]
         for series, of in ((sort, "agrees"), (f"{sort}: accuracy", "copy_correct")):
             curves[series] = [(float(copy.partition("/")[2]), Rate(_told(evidence, f"{of}/{copy}"))) for copy in names]
-    alone = _told(evidence, "agrees/without-queries")
+    alone = _told(evidence, f"agrees/{UNQUERIED}")
     notes = [
         *(
             f"Adversarial examples made on the {copy.replace('/', ' copy of ')} queries fool the deployed model on "
@@ -68,16 +72,16 @@ def measure_extraction(results: Results, most: int, transfer_epsilon: float, str
         *_worth(evidence, last, headline),
         *_watched(evidence, last),
     ]
-    transferred = f"transfer/{headline}"
+    transferred = f"transfer/{kept}"
     return [
         Measurement(
             FIDELITY,
             attack,
-            Rate(_told(evidence, f"agrees/{headline}")),
+            Rate(_told(evidence, f"agrees/{kept}")),
             threat,
             reason=NO_LIMIT,
             setting=setting,
-            comparisons=_comparisons(results, evidence, f"agrees/{headline}"),
+            comparisons=_comparisons(results, evidence, "agrees"),
             flags=flags,
             notes=tuple(notes),
             curves=curves,
@@ -87,9 +91,9 @@ def measure_extraction(results: Results, most: int, transfer_epsilon: float, str
                     Rate(_told(evidence, f"agrees/{copy}")),
                     tuple(evidence.flags.get(copy, ())),
                     evidence.skipped.get(copy),
-                    headline=copy == headline,
+                    headline=copy == kept,
                 )
-                for copy in copies
+                for copy in dict.fromkeys([*copies, kept])
             ),
         ),
         Measurement(
@@ -100,7 +104,7 @@ def measure_extraction(results: Results, most: int, transfer_epsilon: float, str
             reason=NO_LIMIT if transferred in evidence.arrays else "not applicable: no epsilon changes an id",
             detail=TRANSFERRED,
             setting=beside,
-            comparisons=_comparisons(results, evidence, transferred),
+            comparisons=_comparisons(results, evidence, "transfer"),
             flags=flags,
         ),
     ]
@@ -110,14 +114,18 @@ def _told(evidence: Evidence, name: str) -> Bools:
     return np.asarray(evidence.arrays[name], dtype=bool)
 
 
-def _comparisons(results: Results, evidence: Evidence, name: str) -> tuple[Comparison, ...]:
-    """Of the array of that name with those of the baselines."""
+def _comparisons(results: Results, evidence: Evidence, sort: str) -> tuple[Comparison, ...]:
+    """Of these arrays of the copy that is kept with those of the copies that attackers of the baselines keep."""
     found = []
+    own = f"{sort}/{evidence.summary['kept']}"
     for baseline in results.model.baselines:
         other = results.evidence(Ran(baseline))
-        if other is not None and name in other.arrays and name in evidence.arrays:
+        if other is None or own not in evidence.arrays:
+            continue
+        theirs = f"{sort}/{other.summary['kept']}"
+        if theirs in other.arrays:
             flags = tuple(sorted(results.flags(baseline)))
-            found.append(Comparison(baseline, Rate(_told(evidence, name)), Rate(_told(other, name)), flags=flags))
+            found.append(Comparison(baseline, Rate(_told(evidence, own)), Rate(_told(other, theirs)), flags=flags))
     return tuple(found)
 
 

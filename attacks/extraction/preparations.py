@@ -35,6 +35,7 @@ class Copied(Document):
     reason: str | None = None
     known: bool = False
     builtin: tuple[str, ...] = ()
+    kept: str = ""
     forwards: Count = 0
     backwards: Count = 0
     queries: Count = 0
@@ -98,7 +99,7 @@ class Copies(Preparation):
                 found.append(Copied(reason=reasons[model]))
                 continue
             one = taught[model]
-            found.append(Copied(known=one.known, builtin=tuple(one.builtin), **asdict(one.ledger)))
+            found.append(Copied(known=one.known, builtin=tuple(one.builtin), kept=one.kept, **asdict(one.ledger)))
             for name, copy in one.copies.items():
                 state = copy.state_dict().items()
                 arrays |= {f"{place}/copy/{name}/{key}": value.detach().cpu().numpy() for key, value in state}
@@ -116,6 +117,8 @@ class Copies(Preparation):
 
         def holds(document: AllCopied, arrays: Arrays, files: Mapping[str, Any]) -> None:
             require(len(document.models) == len(self.models), "it has copies of other models")
+            copied = [one for one in document.models if one.reason is None]
+            require(all(one.kept in self.attacker.queries for one in copied), "a copy is kept that there is not")
 
         return Form(AllCopied, layout, holds=holds)
 
@@ -154,7 +157,7 @@ class Copies(Preparation):
             name: prepared.arrays[f"{place}/distances/{name}"] for name, _ in self.attacker.budgets
         }
         spent = Ledger(found.forwards, found.backwards, found.queries)
-        return Taught(copies, list(found.builtin), distances, found.known, spent)
+        return Taught(copies, list(found.builtin), found.kept, distances, found.known, spent)
 
 
 def copies_with(attacker: Attacker, model: Audited, scope: Scope) -> Copies | None:

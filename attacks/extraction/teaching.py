@@ -23,7 +23,7 @@ from ..access import Ledger
 from ..case import Case
 from ..evasion.blocks import kept_at_cost
 from ..evasion.categories import known_structure
-from .answers import Seen, as_logits, told
+from .answers import SEEN, Seen, as_logits, told
 from .asking.queries import choose_labels, choose_queries
 from .asking.strategies import ROUNDS, Asked, Strategy, ask, rounds_of
 from .copying import Copy, Lesson, Pupil, Tutor
@@ -55,6 +55,11 @@ class Attacker:
         """What each copy costs, by its name, in the order in which they are listed."""
         asked = {f"{answers}/{budget}": budget for answers, budgets in self.budgets for budget in budgets}
         return {**asked, UNQUERIED: 0}
+
+    @property
+    def strongest(self) -> str:
+        """The copy from the most answers of who sees most of an answer."""
+        return next(f"{sort}/{budgets[-1]}" for sort in SEEN for answers, budgets in self.budgets if answers == sort)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -110,12 +115,15 @@ class Taught:
     Args:
         copies: in evaluation mode, by name, in order.
         builtin: names of those for which the built-in architecture was better than the model's own.
+        kept: the name of the copy that the attacker keeps: the strongest, or the one from no queries where that gives
+            more of the answers that both held out.
         distances, known: as in `Answered`.
         ledger: passes and queries.
     """
 
     copies: dict[str, nn.Module] = field(default_factory=dict)
     builtin: list[str] = field(default_factory=list)
+    kept: str = ""
     distances: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict)
     known: bool = False
     ledger: Ledger = field(default_factory=Ledger)
@@ -166,8 +174,17 @@ def question(attacker: Attacker, case: Case, *, seed: int) -> Answered:
         distances[answers] = shortest_distances(x, logits.argmax(1))
     classes = asked[attacker.budgets[0][0]].logits.shape[1]
     truth = Lesson(owned, F.one_hot(owned.y, classes).float())
-    pupils[UNQUERIED] = Pupil(fresh(architecture, UNQUERIED), truth, derive(seed, "train", UNQUERIED))
+    held = _among(owned.x, pupils[attacker.strongest])
+    start = fresh(architecture, UNQUERIED)
+    pupils[UNQUERIED] = Pupil(start, truth, derive(seed, "train", UNQUERIED), held=held)
     return Answered(pupils, rivals, distances, known, ledger)
+
+
+def _among(own: Tensor, pupil: Pupil) -> Tensor:
+    """Which of the attacker's own records, float32 [n, *shape], are among the queries that a pupil holds out: int64."""
+    _, held = pupil.halves()
+    asked = {record.numpy().tobytes() for record in pupil.lesson.records.x.cpu()[held]}
+    return torch.tensor([at for at, record in enumerate(own.cpu()) if record.numpy().tobytes() in asked]).long()
 
 
 def _ask(
@@ -218,6 +235,7 @@ def teach(attacker: Attacker, answered: Mapping[str, Answered], *, alike: bool =
     for model, one in answered.items():
         found[model].ledger.add(one.ledger)
     first = next(iter(answered.values()))
+    rights = dict[tuple[str, str], int]()
     names, done, total = list(first.pupils), 0, sum(len(one.pupils) for one in answered.values())
     for part in tutor.groups(list(first.pupils.values())):
         together = [names[position] for position in part]
@@ -230,7 +248,8 @@ def teach(attacker: Attacker, answered: Mapping[str, Answered], *, alike: bool =
                 pulse("copy", done, total)
                 done += 1
                 start, rival = answered[model].pupils[name].start, answered[model].rivals.get(name)
-                train = partial(_trained, tutor, taught, place, rival)
+                test = answered[model].pupils[attacker.strongest] if name in (attacker.strongest, UNQUERIED) else None
+                train = partial(_trained, tutor, taught, place, rival, test)
                 check = partial(check_copy, start, None if rival is None else rival.start)
                 key = f"copy/{model}/{name}" if model else f"copy/{name}"
                 kept = kept_at_cost(key, found[model].ledger, train, WEIGHTS, check)
@@ -238,14 +257,23 @@ def teach(attacker: Attacker, answered: Mapping[str, Answered], *, alike: bool =
                     found[model].builtin.append(name)
                     start = rival.start
                 found[model].copies[name] = with_state(start, kept, "copy")
+                rights[model, name] = int(kept["held-out"].sum())
     pulse("copy", total, total)
+    for model in answered:
+        better = rights[model, UNQUERIED] > rights[model, attacker.strongest]
+        found[model] = replace(found[model], kept=UNQUERIED if better else attacker.strongest)
     return {model: one.in_order(names) for model, one in found.items()}
 
 
 def _trained(
-    tutor: Tutor, taught: Callable[[], Sequence[Copy]], place: int, rival: Pupil | None, spent: Ledger
+    tutor: Tutor,
+    taught: Callable[[], Sequence[Copy]],
+    place: int,
+    rival: Pupil | None,
+    test: Pupil | None,
+    spent: Ledger,
 ) -> Arrays:
-    return weights(tutor, taught()[place], rival, spent)
+    return weights(tutor, taught()[place], rival, test, spent)
 
 
 def _side_by_side(
@@ -259,6 +287,8 @@ def _side_by_side(
         for name in names:
             pupil, known = one.pupils[name], answered[first].pupils[name]
             shared = name == UNQUERIED and pupil.lesson.answers.shape == known.lesson.answers.shape
+            if shared and pupil.held is not None and known.held is not None:
+                shared = torch.equal(pupil.held, known.held)
             if model != first and shared:
                 places[model, name] = places[first, name]
                 continue

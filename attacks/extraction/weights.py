@@ -9,20 +9,33 @@ import torch
 from torch import nn
 
 from ...targets.form import Array, MisfitError
+from ...targets.model import TorchTarget
 from ...targets.steps import Arrays
 from ..access import Ledger
 from .copying import Copy, Pupil, Tutor
 
-WEIGHTS = {"built-in": Array("bool", (1,)), "*": Array(finite=False)}  # of a copy that is kept
+WEIGHTS = {  # of a copy that is kept
+    "built-in": Array("bool", (1,)),
+    "held-out": Array("bool", (None,)),
+    "*": Array(finite=False),
+}
 
 
-def weights(tutor: Tutor, own: Copy, rival: Pupil | None, spent: Ledger) -> Arrays:
-    """The weights of a copy (`copy/...`), and whether the rival was better (`built-in`)."""
+def weights(tutor: Tutor, own: Copy, rival: Pupil | None, test: Pupil | None, spent: Ledger) -> Arrays:
+    """The weights of a copy (`copy/...`), whether the rival was better (`built-in`), and, before it learnt them, which
+    of the answers that a pupil holds out it gave (`held-out`, bool [h]; none without such a test).
+    """
     best = own if rival is None else tutor.better(own, rival)
     spent.add(best.spent)
+    right = np.zeros(0, dtype=bool)
+    if test is not None:
+        _, asked = test.halves()
+        records = test.lesson.records.take(asked.to(test.lesson.records.x.device))
+        right = (TorchTarget(best.before).logits(records.x).argmax(1) == records.y).cpu().numpy()
+        spent.forwards += len(right)
     state = best.module.state_dict().items()
     arrays = {f"copy/{name}": tensor.detach().cpu().numpy().copy() for name, tensor in state}
-    return {"built-in": np.array([best.module is not own.module]), **arrays}
+    return {"built-in": np.array([best.module is not own.module]), "held-out": right, **arrays}
 
 
 def with_state(module: nn.Module, arrays: Arrays, prefix: str) -> nn.Module:

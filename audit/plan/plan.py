@@ -56,6 +56,11 @@ class Plan(Settings):
     release: tuple[str, ...] | None = Field(
         None, description="the candidates the overall verdict covers; default: all but controls"
     )
+    show_records: bool = Field(
+        False,
+        strict=True,
+        description="whether report.html may show records: the most fragile images, as they are and changed",
+    )
     runtimes: tuple[Any, ...] = Field(
         (), description="also run every ONNX file in these, and report how far they agree with ONNX Runtime"
     )

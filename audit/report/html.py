@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -19,6 +19,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from ...attacks.measurement import Picture
 from ...attacks.risk import ACCURACY, FRAMEWORKS, Chart
 from ...attacks.risk import Risk as RiskWords
 from ..schema import wording
@@ -26,6 +27,7 @@ from ..schema.rows import Audit, Candidate, Finding, Point, ThreatModel
 from ..schema.standing import MEASURED, NOT_VERIFIED, Standing, told
 from ..writing import check_ours, write
 from . import charts, data_views, defense_views, dot_charts, footprint_views, risk_views, views
+from .pictures import shown
 
 # Charts hold this many models beside the grey reference; more would be hard to tell apart.
 _MODELS_PER_PANEL = 4
@@ -47,8 +49,14 @@ def render(audit: Audit, path: Path, standing: Standing = MEASURED) -> None:
     write(path, to_html(audit, standing))
 
 
-def to_html(audit: Audit, standing: Standing = MEASURED) -> str:
-    """The report as one HTML document."""
+def to_html(
+    audit: Audit, standing: Standing = MEASURED, pictures: Mapping[str, Sequence[Picture]] | None = None
+) -> str:
+    """The report as one HTML document.
+
+    Args:
+        pictures: of records, by the finding's id; only a plan that says `show_records` gives some.
+    """
     audit = told(audit, standing)
     ix = views.index(audit)
     columns = views.columns(audit)
@@ -76,6 +84,7 @@ def to_html(audit: Audit, standing: Standing = MEASURED) -> str:
             risk_views=risk_views,
             defense_views=defense_views,
             words=wording,
+            pictures=shown(pictures or {}),
             ACCURACY=ACCURACY,
             FRAMEWORKS=FRAMEWORKS,
         )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ...attacks.risk import ACCURACY, Metric
 from ..schema.quantity_rows import Quantity, Transfer
 from ..schema.rows import Finding, GroupEstimate, ThreatModel
 from ..schema.wording import change, enumerate_words, estimate, figure, interval, label, number, plural, quantity
+from .pictures import Shown
 from .views import Column, Index
 
 
@@ -172,6 +173,12 @@ def described(column: Column) -> Described | None:
         return None
     rows = [(name, [_described(own.get(title, [])) for title in titles]) for name, own in told.items()]
     return Described([(title, " / ".join(statistics)) for title, statistics in titles.items()], rows)
+
+
+def pictured(columns: Sequence[Column], pictures: Mapping[str, list[Shown]]) -> list[tuple[str, list[Shown]]]:
+    """By the model's name, the pictures of its records under these figures."""
+    findings = [finding for column in columns for finding in column.findings.values()]
+    return [(finding.candidate, pictures[finding.id]) for finding in findings if finding.id in pictures]
 
 
 def _described(own: list[Quantity]) -> tuple[str, str]:

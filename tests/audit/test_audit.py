@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 from crushproof.audit.cli import app
 from crushproof.audit.plan.plan import Plan
+from crushproof.audit.report.html import to_html
 from crushproof.audit.run import run_audit
 from crushproof.audit.schema.json_schema import json_schema
 from crushproof.audit.schema.rows import Audit
@@ -125,6 +127,25 @@ def test_only_of_a_candidate_that_cannot_be_made_says_why(finished: tuple[Path, 
     assert (audit.findings, audit.candidates) == ([], [])
     assert [(row.candidate, row.reason) for row in audit.not_measured] == [("impossible", reason)]
     assert (out / "audit.json").read_bytes() == before
+
+
+def test_records_are_shown_where_the_plan_says_so_and_in_the_report_alone(
+    finished: tuple[Path, Audit], tmp_path: Path
+) -> None:
+    whole, out = finished[1], tmp_path / "shown"
+    shutil.copytree(finished[0], out)
+    before = (out / "report.html").read_text()
+    assert "image/png" not in before
+    assert 'class="records"' not in before
+    again = run_audit(Plan.model_validate({**SMALL, "show_records": True}), Path(), out, workers=0)
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/png") % 3 == 0
+    assert page.count("data:image/png") >= 3
+    assert "image/png" not in (out / "audit.json").read_text()
+    assert again.findings == whole.findings
+    bare = to_html(again)
+    assert "image/png" not in bare
+    assert "holds no record" in bare
 
 
 NATIVE = {"kind": "pgd", "steps": 10, "gradients": "native"}

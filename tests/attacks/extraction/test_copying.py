@@ -153,3 +153,14 @@ def test_a_kill_costs_one_copy(target: nn.Module) -> None:
     assert resumed.summary == direct.summary
     assert resumed.ledger == direct.ledger
     assert all(np.array_equal(resumed.arrays[name], direct.arrays[name]) for name in direct.arrays)
+
+    right = {copy: folder.parts[f"copy/{copy}"]["held-out"] for copy in copies}
+    assert [len(one) for one in right.values()] == [0, 8, 0, 8], "the strongest and the other see the same answers"
+    assert direct.summary["kept"] == (
+        "without-queries" if right[copies[3]].sum() > right[copies[1]].sum() else copies[1]
+    )
+    right[copies[1]][:], right[copies[3]][0] = False, True
+    with heard_by(folder):
+        other = attack.run(case, seed=0)
+    assert other.summary["kept"] == "without-queries", "its own labels say more"
+    assert other.summary["transfer"].keys() == {"scores/40", "labels/40", "without-queries"}

@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from synthetic_audit import HOSTILE, SCRIPT, synthetic_audit
 
+from crushproof.attacks.measurement import Picture
 from crushproof.audit.report.html import render, to_html
 
 FLAGS = [
@@ -113,11 +115,18 @@ def check_layout(view: Any, family: str, **widths: tuple[int, ...]) -> None:
 
 @pytest.mark.browser
 def test_the_layout_holds_with_any_fonts(browser: Any, tmp_path: Path) -> None:
-    (tmp_path / "report.html").write_text(to_html(synthetic_audit()))
+    audit, pixels = synthetic_audit(), np.full((8, 8, 3), 90, np.uint8)
+    evasion = [finding.id for finding in audit.findings if finding.risk == "evasion"][:2]
+    seen = [Picture(at, "x" * 60, pixels, pixels, pixels, 10, 0.1, 0.5, 0.9) for at in range(5)]
+    (tmp_path / "report.html").write_text(to_html(audit, pictures=dict.fromkeys(evasion, seen)))
     (tmp_path / "fonts.conf").write_text(f"<fontconfig><cachedir>{tmp_path}</cachedir></fontconfig>")
     address = (tmp_path / "report.html").as_uri()
     with browser.new_page() as view:
         view.goto(address)
+        assert view.locator(".records img").count() == 2 * 5 * 3
+        shown = view.evaluate("[...document.querySelectorAll('details[open] .triple img')].map(i => i.naturalWidth)")
+        assert shown == [8] * 15, "the first model's are seen at once"
+        view.evaluate("document.querySelectorAll('details.records').forEach(d => d.open = true)")
         widths = dict(zip(installed := families(), view.evaluate(WIDTH_OF, installed), strict=True))
         for family in sorted({pick(widths, key=widths.__getitem__) for pick in (min, max)} if widths else {""}):
             check_layout(view, family, usual=(390, 768), twice=(390, 1280))

@@ -1,0 +1,45 @@
+"""Pictures of records as the page shows them."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...attacks.measurement import Picture
+from ..schema import wording
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One record: the three pictures as `data:` addresses, what each is, and a line on how far apart they are."""
+
+    title: str
+    images: tuple[tuple[str, str], ...]
+    line: str
+
+
+def shown(pictures: Mapping[str, Sequence[Picture]]) -> dict[str, list[Shown]]:
+    """By the finding's id."""
+    return {finding: [_shown(one) for one in some] for finding, some in pictures.items()}
+
+
+def _shown(one: Picture) -> Shown:
+    times = f"difference × {one.magnified}"
+    images = ((one.clean, "as it is"), (one.changed, "changed"), (one.difference, times))
+    return Shown(
+        f"Record {one.record}, class {wording.label(one.label, 40)}",
+        tuple((_address(pixels), words) for pixels, words in images),
+        f"L-inf {wording.number(one.linf)}, L2 {wording.number(one.l2)}, SSIM {wording.number(one.similarity)}",
+    )
+
+
+def _address(pixels: Any) -> str:
+    """A PNG, the same bytes for the same pixels uint8 [height, width, 3]."""
+    from matplotlib.image import imsave
+
+    file = io.BytesIO()
+    imsave(file, pixels, format="png", metadata={"Software": "crushproof"})
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
