@@ -12,6 +12,7 @@ from pydantic import PositiveInt
 from ...targets.form import Amount, Array, Arrays, Document, Form, Layout, Share, require
 from ..preparation import Audited, Scope
 from .preparations import population_of
+from .scores import WITH_SHADOWS
 
 
 class Procedure(Document):
@@ -44,7 +45,7 @@ def evidence_form(model: Audited, scope: Scope) -> Form:
 
 
 def _scores(summary: Summary) -> list[str]:
-    known = [f"{kind}/{sort}" for sort in summary.shadows for kind in ("lira", "rmia")]
+    known = [f"{kind}/{sort}" for sort in summary.shadows for kind in WITH_SHADOWS]
     return ["loss", *(known or ["population"])]
 
 

@@ -13,18 +13,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from scipy.special import polygamma
+from scipy.optimize import brentq
+from scipy.special import digamma, polygamma
 from torch import Tensor, nn
 
 from crushproof.attacks.access import Flag
 from crushproof.attacks.attack import ATTACKS
 from crushproof.attacks.case import Case
+from crushproof.attacks.membership.bavaria import bavaria, shrinkage, trigamma_inverse
 from crushproof.attacks.membership.blind import blind_scores
 from crushproof.attacks.membership.case import MembershipCase, ShadowSignals
-from crushproof.attacks.membership.membership import Membership, related
+from crushproof.attacks.membership.membership import Membership
 from crushproof.attacks.membership.population import PopulationPlan, masks, plan_population
 from crushproof.attacks.membership.preparations import ShadowModels, SignalsOfShadows
-from crushproof.attacks.membership.scores import lira, loss, rmia, shrinkage, trigamma_inverse
+from crushproof.attacks.membership.pseudo_targets import pseudo_targets, related
+from crushproof.attacks.membership.scores import WITH_SHADOWS, lira, loss, rmia
 from crushproof.attacks.membership.signals import margin, shadow_signals, target_signals
 from crushproof.attacks.preparation import Prepared, Scope
 from crushproof.attacks.statistics.ranking import auc, tpr_at_fpr
@@ -238,52 +241,93 @@ def normal_signals(k: int, n: int, gap: float, seed: int) -> tuple[np.ndarray, n
     return target[None], is_member, ShadowSignals(inside, phi)
 
 
-def test_lira_equals_a_loop_over_records() -> None:
+@pytest.mark.parametrize("name", ["lira", "lira-offline", "calibrated"])
+def test_a_score_equals_a_loop_over_records(name: str) -> None:
     phi, _, population = normal_signals(12, 40, 1.0, 0)
     keep = np.ones((1, 12), dtype=bool)
     keep[0, [2, 3]] = False
-    fast = lira(phi, population, keep)[0]
-    prior = {}
+    fast = WITH_SHADOWS[name](phi, population, keep)[0]
+    fixed, samples = {}, {}
     for side in (True, False):
-        samples = [population.phi[keep[0] & (population.inside[:, j] == side), j].astype(float) for j in range(40)]
-        variance = np.array([[sample.var(ddof=1) for sample in samples]])
-        freedom = np.array([[len(sample) - 1.0 for sample in samples]])
-        d0, s0 = shrinkage(variance, freedom)
-        prior[side] = (samples, d0[0, 0], s0[0, 0])
+        own = [population.phi[keep[0] & (population.inside[:, j] == side), j].astype(float) for j in range(40)]
+        fixed[side] = sum(((one - one.mean()) ** 2).sum() for one in own) / sum(len(one) - 1 for one in own)
+        samples[side] = own
     for j in range(40):
+        normal = {side: stats.norm(samples[side][j].mean(), math.sqrt(fixed[side])) for side in (True, False)}
+        x, out = float(phi[0, j]), samples[False][j]
+        expected = {
+            "lira": normal[True].logpdf(x) - normal[False].logpdf(x),
+            "lira-offline": stats.norm.ppf(normal[False].cdf(x)) if abs(x - out.mean()) < 5 else fast[j],
+            "calibrated": math.log(1 / (1 + math.exp(-x))) - np.log(1 / (1 + np.exp(-out))).mean(),
+        }
+        assert fast[j] == pytest.approx(expected[name], rel=1e-5, abs=1e-6)
+
+
+def test_bavaria_equals_a_loop_over_records() -> None:
+    """Record by record, with scipy's distributions; the priors by numpy's polynomials and a root finder."""
+    phi, _, population = normal_signals(12, 60, 1.0, 0)
+    found = {}
+    for side in (True, False):
+        own = [population.phi[population.inside[:, j] == side, j].astype(float) for j in range(60)]
+        found[side] = np.array([one.mean() for one in own]), np.array([one.var(ddof=1) for one in own])
+    variance, df = {}, {}
+    for side, (_, sample) in found.items():
+        x = np.clip(stats.zscore(found[not side][0]), -3, 3)
+        log = np.log(sample) - (digamma(2.5) - np.log(2.5))
+        line = np.polyval(np.polyfit(x, log, 1), x)
+        off = (log - line) ** 2
+        excess = off.sum() / 58 - polygamma(1, 2.5) - 2 * off.std() / math.sqrt(60)
+        d0 = min(2 * brentq(lambda d, e=excess: polygamma(1, d) - max(e, 1e-3), 1e-3, 1e4), 1e3)
+        prior = np.exp(line + digamma(d0 / 2) - np.log(d0 / 2))
+        df[side], variance[side] = 5 + d0, (5 * sample + d0 * prior) / (5 + d0)
+    (inside, _), (outside, _) = found[True], found[False]
+    precise = {side: 6 / variance[side] for side in (True, False)}
+    total = precise[True] + precise[False]
+    average, gap = (precise[True] * inside + precise[False] * outside) / total, inside - outside
+    z = np.clip(stats.zscore(average), -3, 3)
+    expected, chance = np.polyval(np.polyfit(z, gap, 2), z), 1 / precise[True] + 1 / precise[False]
+    usual = stats.f.ppf(0.5, 1, min(df.values()))
+    between = max(np.median((gap - expected) ** 2 / chance) / usual - 1 - 2 * 2.3 / math.sqrt(60), 0)
+    share = between / (1 + between)
+    posterior = expected + share * (gap - expected)
+    for j, score in enumerate(bavaria(phi, population)[0]):
         likelihood = {}
-        for side, (samples, d0, s0) in prior.items():
-            own = samples[j]
-            df = len(own) - 1 + d0
-            scale = math.sqrt((((own - own.mean()) ** 2).sum() + d0 * s0) / df * (1 + 1 / len(own)))
-            likelihood[side] = stats.t.logpdf(float(phi[0, j]), df, own.mean(), scale)
-        assert fast[j] == pytest.approx(likelihood[True] - likelihood[False], rel=1e-5, abs=1e-6)
+        for side, part in ((True, precise[False] / total), (False, -precise[True] / total)):
+            scale2 = variance[side][j] + 1 / total[j] + part[j] ** 2 * share * chance[j]
+            location = average[j] + part[j] * posterior[j]
+            likelihood[side] = stats.t.logpdf(float(phi[0, j]), df[side], location, math.sqrt(scale2))
+        assert score == pytest.approx(likelihood[True] - likelihood[False], rel=1e-3, abs=1e-4)
 
 
 def test_shrinkage_recovers_the_prior() -> None:
     rng = np.random.default_rng(0)
-    true_variance = 3.0 * 8 / rng.chisquare(8, size=20_000)  # scaled inverse chi-square, 8 degrees of freedom
-    sample = true_variance * rng.chisquare(15, size=20_000) / 15
-    d0, s0 = shrinkage(sample[None], np.full((1, 20_000), 15.0))
-    assert d0[0, 0] == pytest.approx(8, rel=0.08)
-    assert s0[0, 0] == pytest.approx(3, rel=0.03)
-    d0, _ = shrinkage((2.0 * rng.chisquare(15, size=5000) / 15)[None], np.full((1, 5000), 15.0))
+    x, every = rng.normal(size=(1, 5000)), np.ones((1, 5000), dtype=bool)
+    true_variance = 3.0 * np.exp(0.5 * x) * 8 / rng.chisquare(8, size=5000)  # scaled inverse chi-square
+    sample, freedom = true_variance * rng.chisquare(15, size=5000), np.full((1, 5000), 15.0)
+    d0, s0 = shrinkage(sample, freedom, x, every)
+    assert d0[0, 0] == pytest.approx(8, rel=0.2)
+    assert s0[0] == pytest.approx(3 * np.exp(0.5 * x[0].clip(-3, 3)), rel=0.1)
+    d0, _ = shrinkage(2.0 * rng.chisquare(15, size=(1, 5000)), freedom, x, every)
     assert d0[0, 0] > 200, "one common variance is pooled"
     x = np.array([[1e-3, 0.1, 1.0, 50.0]])
     assert np.allclose(polygamma(1, trigamma_inverse(x)), x, rtol=1e-6)
 
 
-def test_lira_finds_a_planted_leak_nearly_as_well_as_the_optimum() -> None:
-    areas, optimal, blind, null = [], stats.norm.cdf(1.0 / math.sqrt(2)), [], []
-    for seed in range(10):
+def test_bavaria_finds_a_planted_leak_nearly_as_well_as_the_optimum_and_better_with_few_shadows() -> None:
+    areas, optimal, blind, null, few = [], stats.norm.cdf(1.0 / math.sqrt(2)), [], [], []
+    for seed in range(6):
         phi, is_member, population = normal_signals(64, 1200, 1.0, seed)
-        areas.append(auc(lira(phi, population)[0], is_member).estimate)
+        areas.append(auc(bavaria(phi, population)[0], is_member).estimate)
         blind.append(auc(loss(phi)[0], is_member).estimate)
+        small = ShadowSignals(population.inside[:4], population.phi[:4])
+        few.append([auc(score(phi, small)[0], is_member).estimate for score in (bavaria, lira, rmia)])
         phi, is_member, population = normal_signals(64, 1200, 0.0, seed)
-        null.append(auc(lira(phi, population)[0], is_member).estimate)
+        null.append(auc(bavaria(phi, population)[0], is_member).estimate)
     assert optimal - 0.02 < np.mean(areas) < optimal + 0.01
     assert np.mean(blind) < np.mean(areas) - 0.1, "the difficulty of a record hides its membership from LOSS"
     assert abs(np.mean(null) - 0.5) < 0.02
+    ours, *others = np.mean(few, axis=0)
+    assert ours > max(others) + 0.01
 
 
 def test_rmia_ranks_as_its_definition_and_keeps_its_digits() -> None:
@@ -409,7 +453,7 @@ def test_flags_and_headline_follow_the_shadows_not_the_target(plan: PopulationPl
 
 def test_dense_digits_mlp_leaks(plan: PopulationPlan, signals: ShadowSignals) -> None:
     """TPR at 1 % FPR, mean over 32 leave-pair-out targets, at least 4.5 %; and own shadows of few beat LOSS."""
-    figures = Membership().pseudo_targets({"own": signals}, plan.is_member)
+    figures = pseudo_targets({"own": signals}, plan.is_member)
     best = max(figures.values(), key=lambda row: row["tpr_mean"])
     assert best["targets"] == 32
     assert best["tpr_mean"] >= 0.045, figures
@@ -459,7 +503,7 @@ def test_a_difference_between_the_sets_shows_where_nothing_was_trained(apart: fl
     is_member = np.arange(1200) < 600
     inside = masks(1200, 16, seed=0)
     phi = stream.normal(size=(16, 1200)) + 0.5 * inside + apart * is_member
-    figures = Membership().pseudo_targets({"own": ShadowSignals(inside, phi.astype(np.float32))}, is_member)
+    figures = pseudo_targets({"own": ShadowSignals(inside, phi.astype(np.float32))}, is_member)
     seen = {name: figures[name]["untrained_auc"] for name in ("loss", "lira/own")}
     assert seen["lira/own"] == pytest.approx(0.5, abs=0.015)
     assert seen["loss"] == pytest.approx(float(stats.norm.cdf(apart / 2**0.5)), abs=0.03)
