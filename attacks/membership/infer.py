@@ -24,6 +24,7 @@ from ...training.trainer import BuiltinTrainer
 from ..evasion.call.attackable import Attackable, attackable
 from ..statistics import ranking
 from .case import ShadowSignals
+from .likeness import masked, restored
 from .population import PopulationPlan, masks
 from .pseudo_targets import ENOUGH_SHADOWS, choose, pseudo_targets, score_all
 from .signals import margin, replay, target_signals
@@ -80,12 +81,15 @@ class Inferred:
         odds: float64 [n], above 0: how many times more likely the target's answer is from models trained on the
             record than from models that were not (BaVarIA). 1 says nothing.
         parts: each score by name: `loss`, `bavaria`, `calibrated`, `lira`, `lira-offline`, `rmia`.
+        masked: the target's scores are on another scale than its shadows', as if changed behind the model: they were
+            put back on it by their order.
     """
 
     scores: Floats
     headline: str
     odds: Floats
     parts: dict[str, Floats]
+    masked: bool
 
     def roc(self, is_member: Bools) -> tuple[Floats, Floats]:
         """False and true positive rates at every threshold, where bool [n] says who was a member."""
@@ -223,12 +227,14 @@ def infer_membership(
             f"The target answers {len(asked)} records with {list(logits.shape)}, or with values that are not finite; "
             f"classes go up to {int(asked.y.max())}."
         )
-    phi, signals = margin(logits, asked.y)[None].astype(np.float64), population.signals
+    phi, signals = margin(logits, asked.y), population.signals
+    hidden = masked(phi, signals.phi, asked.y.cpu().numpy())
+    phi = (restored(logits, asked.y, signals.phi) if hidden else phi)[None].astype(np.float64)
     parts = {name.partition("/")[0]: score[0] for name, score in score_all(phi, {"own": signals}).items()}
     figures = pseudo_targets({"own": signals})
     headline = choose(figures, "tpr_mean", few=len(population) < ENOUGH_SHADOWS).partition("/")[0]
     odds = np.exp(np.clip(parts["bavaria"], -math.log(1e12), math.log(1e12)))
-    return Inferred(parts[headline], headline, odds, parts)
+    return Inferred(parts[headline], headline, odds, parts, hidden)
 
 
 def _population(modules: Sequence[nn.Module], plan: PopulationPlan, bounds: Bounds) -> Population:

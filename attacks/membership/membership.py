@@ -19,10 +19,11 @@ from . import scores
 from .blind import blind_scores
 from .case import MembershipCase, ShadowSignals
 from .evidence_form import evidence_form
-from .likeness import masked, unlike
+from .likeness import masked, on_scale_of, restored, unlike
 from .measure import AUC_DETAIL, measure_membership, unseen_leaks
 from .preparations import membership_run, population_of, run_detail, shadow_count, shadow_counts
 from .pseudo_targets import ENOUGH_SHADOWS, Figures, choose, pseudo_targets, score_all, tells_tpr
+from .quantile import quantile
 from .risk import AUC, MEMBERSHIP, TPR
 from .signals import margin
 
@@ -31,23 +32,25 @@ Bools = np.ndarray[Any, np.dtype[np.bool_]]
 Ids = np.ndarray[Any, np.dtype[np.int64]]
 Margins = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
+EXTRA = ("score/population", "score/quantile", "restored")  # arrays that take more than margins
 SAME = 1e-3  # of margins, absolute and relative: another batch or processor adds up in another order
 
 
 @ATTACKS.register
 class Membership(Attack):
-    """LOSS, calibrated loss, LiRA, BaVarIA and RMIA against the scores of the deployed model, with shadow models; LOSS
-    and population without.
+    """LOSS, calibrated loss, LiRA, BaVarIA and RMIA against the scores of the deployed model, with shadow models; LOSS,
+    population and quantile without.
 
     Evidence arrays, per attacked record (members first): `ids` int64, `is_member` bool, `phi` float32 (the deployed
     model's logit margin), `blind` float64, and `score/<name>` float64 for "loss" and each of `scores.WITH_SHADOWS` with
     "/own" and "/dense" behind it (compressed and uncompressed shadows; the latter only where the case has both).
-    Without shadows: "loss" and "population", of which the latter is the headline, named beforehand. Higher scores mean
-    "more likely a member".
+    Without shadows: "loss", "population" and "quantile", of which the second is the headline, named beforehand. Higher
+    scores mean "more likely a member". `restored` float32, where the model masks its scores: the margins that scores
+    with shadows are made of instead (see `likeness.restored`).
 
     Summary: `headline` and `headline_auc`, the names the findings report, by TPR and by AUC; `n`; `shadows` by kind;
-    `pseudo_targets`: by name
-    `targets`, `tpr_mean`, `tpr_sd`, `auc_mean`, `auc_sd` over the shadows of the own kind, each attacked in turn
+    `restored`, whether there is such an array; `pseudo_targets`: by name `targets`, `tpr_mean`, `tpr_sd`, `auc_mean`,
+    `auc_sd` over the shadows of the own kind, each attacked in turn
     without itself and its complement ("leave pair out"). These measure the training procedure, not the audited model;
     a headline is the best of them, so the audited model has no say in it. `untrained_auc` and `untrained_tpr`, each
     with `_sd`: of the audited model's members against its non-members where the shadow was trained on neither; .5 and
@@ -120,39 +123,47 @@ class Membership(Attack):
             raise NotApplicable("no training records: membership can only be audited against the training's records")
         if population.own is not None and len(population.own.phi) < 2:
             raise NotApplicable("fewer than two shadow models: there is nothing to compare the model's scores with")
-        phi = margin(case.deployed.logits(population.records.x), population.records.y)
+        logits = case.deployed.logits(population.records.x)
+        phi = margin(logits, population.records.y)
         if not all(np.isfinite(one).all() for one in (phi, *(one.phi for one in kinds_of(population).values()))):
             raise NotApplicable("the model or one of its shadows answers with numbers that are not finite")
         ledger = Ledger(queries=len(phi))
-        alone = None
+        extra: dict[str, np.ndarray[Any, Any]] = {}
         if population.own is None:
             known = margin(case.deployed.logits(case.attacker.x), case.attacker.y)
             ledger.queries += len(known)
             labels = population.records.y.cpu().numpy()
-            alone = scores.population(phi, labels, known, case.attacker.y.cpu().numpy())
+            extra["score/population"] = scores.population(phi, labels, known, case.attacker.y.cpu().numpy())
+            extra["score/quantile"] = quantile(
+                phi, population.records, known, case.attacker, seed=derive(seed, "ridge")
+            )
+        elif masked(phi, population.own.phi, population.records.y.cpu().numpy()):
+            extra["restored"] = restored(logits, population.records.y, population.own.phi)
         blind = population.blind
         if blind is None:
             blind = blind_scores(population.records, population.is_member, seed=derive(seed, "blind"))
-        return self._evidence(phi, alone, blind, population, ledger)
+        return self._evidence(phi, extra, blind, population, ledger)
 
     def _evidence(
         self,
         phi: np.ndarray[Any, np.dtype[np.float32]],
-        alone: Floats | None,
+        extra: dict[str, np.ndarray[Any, Any]],
         blind: Floats,
         population: MembershipCase,
         ledger: Ledger,
     ) -> Evidence:
-        """All that follows from a model's margins `phi`; `alone`: the score that does without shadows."""
+        """All that follows from a model's margins `phi`; `extra`: what takes its other answers (see the class)."""
         kinds = kinds_of(population)
         flags = []
         figures: dict[str, Figures] = {}
+        found = {"score/loss": scores.loss(phi)} | extra
         if population.own is None:
-            found = {"loss": scores.loss(phi)} | ({} if alone is None else {"population": alone})
             headline = headline_auc = "population"
             flags.append(Flag.NO_SHADOWS.value)
         else:
-            found = {name: score[0] for name, score in score_all(phi[None], kinds).items()}
+            read = extra.get("restored", phi)
+            every = {name: score[0] for name, score in score_all(read[None], kinds).items() if name != "loss"}
+            found |= {f"score/{name}": score for name, score in every.items()}
             figures = pseudo_targets(kinds, population.is_member)
             few = len(population.own.phi) < ENOUGH_SHADOWS
             headline, headline_auc = choose(figures, "tpr_mean", few=few), choose(figures, "auc_mean", few=few)
@@ -160,7 +171,7 @@ class Membership(Attack):
                 flags.append(Flag.FEW_SHADOWS.value)
             if unlike(phi, population.is_member, population.own):
                 flags.append(Flag.SHADOWS_DIFFER.value)
-            if masked(phi, population.own.phi, population.records.y.cpu().numpy()):
+            if "restored" in extra:
                 flags.append(Flag.SCORES_MASKED.value)
         if not tells_tpr(int((~population.is_member).sum())):
             flags.append(Flag.FEW_RECORDS.value)
@@ -170,13 +181,14 @@ class Membership(Attack):
                 "is_member": population.is_member,
                 "phi": phi,
                 "blind": blind,
-                **{f"score/{name}": score for name, score in found.items()},
+                **found,
             },
             summary={
                 "headline": headline,
                 "headline_auc": headline_auc,
                 "n": len(phi),
                 "shadows": {kind: len(signals.phi) for kind, signals in kinds.items()},
+                "restored": "restored" in extra,
                 "pseudo_targets": figures,
             },
             flags={headline: flags} if flags else {},
@@ -201,7 +213,13 @@ class Membership(Attack):
         if basis.contradicted(stored["ids"][outside], *(one[outside] for one in least)):
             wrong.append("its margins are not those of a model that classifies these records so")
         blind = stored["blind"] if population.blind is None else population.blind
-        again = self._evidence(stored["phi"], stored.get("score/population"), blind, population, evidence.ledger)
+        extra = {name: stored[name] for name in EXTRA if name in stored}
+        again = self._evidence(phi, extra, blind, population, evidence.ledger)
+        labels = population.records.y.cpu().numpy()
+        if population.own is not None and masked(phi, population.own.phi, labels) != ("restored" in extra):
+            wrong.append("scores are masked and were not restored, or the other way round")
+        elif population.own is not None and "restored" in extra:
+            again.arrays["restored"] = on_scale_of(extra["restored"], labels, population.own.phi)
         names = [name for name, array in again.arrays.items() if not _close(stored.get(name), array)]
         wrong += [f"{name} is not what follows from the margins" for name in names]
         wrong += [] if again.flags == evidence.flags else ["its trust flags are others than follow from the margins"]

@@ -23,10 +23,12 @@ from crushproof.attacks.case import Case
 from crushproof.attacks.membership.bavaria import bavaria, shrinkage, trigamma_inverse
 from crushproof.attacks.membership.blind import blind_scores
 from crushproof.attacks.membership.case import MembershipCase, ShadowSignals
+from crushproof.attacks.membership.likeness import masked, restored
 from crushproof.attacks.membership.membership import Membership
 from crushproof.attacks.membership.population import PopulationPlan, masks, plan_population
 from crushproof.attacks.membership.preparations import ShadowModels, SignalsOfShadows
 from crushproof.attacks.membership.pseudo_targets import pseudo_targets, related
+from crushproof.attacks.membership.quantile import quantile
 from crushproof.attacks.membership.scores import WITH_SHADOWS, lira, loss, rmia
 from crushproof.attacks.membership.signals import margin, shadow_signals, target_signals
 from crushproof.attacks.preparation import Prepared, Scope
@@ -362,6 +364,38 @@ def test_leaving_the_complement_in_would_leak() -> None:
     assert abs(np.mean(naive) - 0.5) > 0.02
 
 
+def test_quantile_regression_takes_out_what_a_record_shows() -> None:
+    """Margins that follow from a value of the record, with a spread that follows from another."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(900, 5)).astype(np.float32), rng.integers(0, 3, 900)
+    is_member = np.arange(900) < 300
+    noise = rng.normal(size=900) + 2.0 * is_member
+    phi = 5 * x[:, 0] + y + np.exp(0.7 * x[:, 1]) * noise
+    records, rest = Records(torch.from_numpy(x[:600]), torch.from_numpy(y[:600])), slice(600, 900)
+    known = Records(torch.from_numpy(x[rest]), torch.from_numpy(y[rest]))
+    found = quantile(phi[:600], records, phi[rest], known, seed=0)
+    assert np.corrcoef(found, noise[:600])[0, 1] > 0.9
+    best = auc(noise[:600], is_member[:600]).estimate
+    assert auc(found, is_member[:600]).estimate > best - 0.03 > auc(loss(phi[:600]), is_member[:600]).estimate + 0.1
+
+
+def test_masked_scores_are_put_back_on_the_scale_of_the_shadows(plan: PopulationPlan, shadows: list[nn.Module]) -> None:
+    """Arg-max and a thousandth of the logits: the margins are those behind the mask, but for their scale."""
+    with torch.no_grad():
+        logits = shadows[0](plan.targets.x)
+        others = np.stack([margin(one(plan.targets.x), plan.targets.y) for one in shadows[2:18]])
+    hidden = torch.nn.functional.one_hot(logits.argmax(1), 10) + 1e-3 * logits
+    phi, labels = margin(logits, plan.targets.y), plan.targets.y.numpy()
+    assert masked(margin(hidden, plan.targets.y), others, labels)
+    assert not masked(phi, others, labels)
+    found = restored(hidden, plan.targets.y, others)
+    assert np.median(np.abs(found - phi)) < 0.5 * phi[phi > 0].std()
+    for label in range(10):
+        mine = labels == label
+        assert stats.spearmanr(found[mine], phi[mine]).statistic > 0.99
+        assert found[mine].mean() == pytest.approx(others[:, mine].mean(), abs=0.1)
+
+
 # The blind baseline
 
 
@@ -469,7 +503,8 @@ def test_a_trained_model_is_found_out(plan: PopulationPlan, signals: ShadowSigna
     evidence = Membership().run(attacked, seed=0)
     headline = evidence.arrays[f"score/{evidence.summary['headline']}"]
     assert auc(headline, plan.is_member).low > 0.5
-    again = Membership().run(attacked, seed=0)
+    same = dataclasses.replace(attacked, prepared=plan.case(signals, blind=evidence.arrays["blind"]))
+    again = Membership().run(same, seed=0)
     assert all(np.array_equal(again.arrays[name], array) for name, array in evidence.arrays.items())
     assert again.summary == evidence.summary
     blind = auc(evidence.arrays["blind"], plan.is_member)
@@ -477,23 +512,23 @@ def test_a_trained_model_is_found_out(plan: PopulationPlan, signals: ShadowSigna
     assert target_signals(TorchTarget(model), plan) == pytest.approx(evidence.arrays["phi"])
 
 
-def test_twenty_nulls_end_to_end(plan: PopulationPlan, signals: ShadowSignals, digits: Data) -> None:
+def test_nulls_end_to_end(plan: PopulationPlan, signals: ShadowSignals, digits: Data) -> None:
     """Targets that have seen none of the attacked records, which are called members by a fresh coin each time."""
     assert digits.members is not None
     rest = plan.records.take(torch.arange(plan.attacked, len(plan.records)))
     others = Records(torch.cat([rest.x, digits.attacker.x]), torch.cat([rest.y, digits.attacker.y]))
     coin = torch.Generator().manual_seed(0)
-    subsets = [torch.randperm(len(others), generator=coin)[:500] for _ in range(20)]
-    models = BuiltinTrainer(Training(epochs=4)).fit(TrainingJob(MLP, others, subsets, list(range(100, 120)), CPU))
+    subsets = [torch.randperm(len(others), generator=coin)[:500] for _ in range(6)]
+    models = BuiltinTrainer(Training(epochs=4)).fit(TrainingJob(MLP, others, subsets, list(range(100, 106)), CPU))
     few = ShadowSignals(signals.inside[:16], signals.phi[:16])
     covered = np.zeros(2)
-    for model, is_member in zip(models, masks(plan.attacked, 40, 5)[::2], strict=True):
+    for model, is_member in zip(models, masks(plan.attacked, 12, 5)[::2], strict=True):
         population = dataclasses.replace(plan.case(few, blind=np.zeros(plan.attacked)), is_member=is_member)
         evidence = Membership().run(case(TorchTarget(model), population, plan), seed=0)
         score = evidence.arrays[f"score/{evidence.summary['headline']}"]
         area, rate = auc(score, is_member), tpr_at_fpr(score, is_member)
         covered += [area.low <= 0.5 <= area.high, rate.low <= 0.01 <= rate.high]
-    assert (covered >= 17).all(), covered
+    assert (covered >= 5).all(), covered  # of 6; 20 and more in benchmarks/membership.py
 
 
 @pytest.mark.parametrize("apart", [0.0, 1.0])
