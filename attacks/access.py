@@ -143,8 +143,8 @@ class Flag(StrEnum):
     SCORES_MASKED = (
         "scores-masked",
         "Within a class the model's scores say almost nothing beyond the label, or are on another scale than those of "
-        "the shadow models, which are made alike: scores were changed behind the model, and the attack cannot read "
-        "them. An attacker who works from labels, or knows how they were changed, may find more.",
+        "the shadow models, which are made alike: scores were changed behind the model. The attack puts them back on "
+        "the shadow models' scale by their order; an attacker who knows how they were changed may find more.",
     )
     BEYOND_PARENT = (
         "beyond-its-parent",

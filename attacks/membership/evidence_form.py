@@ -12,6 +12,7 @@ from pydantic import PositiveInt
 from ...targets.form import Amount, Array, Arrays, Document, Form, Layout, Share, require
 from ..preparation import Audited, Scope
 from .preparations import population_of
+from .scores import WITH_SHADOWS
 
 
 class Procedure(Document):
@@ -35,6 +36,7 @@ class Summary(Document):
     headline_auc: str
     n: PositiveInt
     shadows: dict[Literal["own", "dense"], PositiveInt]
+    restored: bool
     pseudo_targets: dict[str, Procedure]
 
 
@@ -44,8 +46,8 @@ def evidence_form(model: Audited, scope: Scope) -> Form:
 
 
 def _scores(summary: Summary) -> list[str]:
-    known = [f"{kind}/{sort}" for sort in summary.shadows for kind in ("lira", "rmia")]
-    return ["loss", *(known or ["population"])]
+    known = [f"{kind}/{sort}" for sort in summary.shadows for kind in WITH_SHADOWS]
+    return ["loss", *(known or ["population", "quantile"])]
 
 
 def _layout(scope: Scope, summary: Summary) -> Layout:
@@ -56,6 +58,7 @@ def _layout(scope: Scope, summary: Summary) -> Layout:
         "is_member": Array("bool", (count,)),
         "phi": Array("float32", (count,)),
         "blind": scores,
+        **({"restored": Array("float32", (count,))} if summary.restored else {}),
         **{f"score/{name}": scores for name in _scores(summary)},
     }
 
@@ -65,6 +68,7 @@ def _holds(model: Audited, scope: Scope, found: Summary, arrays: Arrays, files: 
     require({found.headline, found.headline_auc, *found.pseudo_targets} <= {*names}, "a score that there is not")
     require(("own" in found.shadows) == (model.parent is not None), "shadow models of another model")
     require(max(found.shadows.values(), default=0) <= max(scope.training_free, scope.trained), "too many shadow models")
+    require("own" in found.shadows or not found.restored, "scores put on the scale of shadows that there are not")
     require(found.n == population.attacked, "n is not the number of records")
     require(np.array_equal(arrays["ids"], population.ids), "ids are not those of the records")
     require(np.array_equal(arrays["is_member"], population.is_member), "is_member is not the truth")

@@ -23,16 +23,16 @@ from ...training.stacked import GROUP
 from ...training.trainer import BuiltinTrainer
 from ..evasion.call.attackable import Attackable, attackable
 from ..statistics import ranking
-from . import scores
 from .case import ShadowSignals
+from .likeness import masked, restored
 from .population import PopulationPlan, masks
+from .pseudo_targets import ENOUGH_SHADOWS, choose, pseudo_targets, score_all
 from .signals import margin, replay, settled, target_signals
 
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 TRAINING = Training()
-ENOUGH_FOR_LIRA = 16  # shadows; with fewer the RMIA ratio tells more
 MEMORY = 4 * 10**9  # bytes
 COPIES = 4  # of a model in training: its weights, their gradients and Adam's two means
 
@@ -76,16 +76,20 @@ class Inferred:
 
     Args:
         scores: float64 [n], the score of `headline`.
-        headline: `lira` with 16 shadows or more, `rmia` below; chosen by their number, never by the target.
+        headline: the score that was best on the shadows, each attacked in turn by the others; the target has no say.
+            With fewer than 16 shadows it is `bavaria` or `rmia`, with fewer than 4 `rmia`.
         odds: float64 [n], above 0: how many times more likely the target's answer is from models trained on the
-            record than from models that were not (LiRA). 1 says nothing; with few shadows it stays near 1.
-        parts: each score by name: `loss`, `lira`, `rmia`.
+            record than from models that were not (BaVarIA). 1 says nothing.
+        parts: each score by name: `loss`, `bavaria`, `calibrated`, `lira`, `lira-offline`, `rmia`.
+        masked: the target's scores are on another scale than its shadows', as if changed behind the model: they were
+            put back on it by their order.
     """
 
     scores: Floats
     headline: str
     odds: Floats
     parts: dict[str, Floats]
+    masked: bool
 
     def roc(self, is_member: Bools) -> tuple[Floats, Floats]:
         """False and true positive rates at every threshold, where bool [n] says who was a member."""
@@ -223,14 +227,14 @@ def infer_membership(
             f"The target answers {len(asked)} records with {list(logits.shape)}, or with values that are not finite; "
             f"classes go up to {int(asked.y.max())}."
         )
-    phi, signals = margin(logits, asked.y)[None].astype(np.float64), population.signals
-    parts = {
-        "loss": scores.loss(phi)[0],
-        "lira": scores.lira(phi, signals)[0],
-        "rmia": scores.rmia(phi, signals)[0],
-    }
-    headline = "lira" if len(population) >= ENOUGH_FOR_LIRA else "rmia"
-    return Inferred(parts[headline], headline, np.exp(np.clip(parts["lira"], -math.log(1e12), math.log(1e12))), parts)
+    phi, signals = margin(logits, asked.y), population.signals
+    hidden = masked(phi, signals.phi, asked.y.cpu().numpy())
+    phi = (restored(logits, asked.y, signals.phi) if hidden else phi)[None].astype(np.float64)
+    parts = {name.partition("/")[0]: score[0] for name, score in score_all(phi, {"own": signals}).items()}
+    figures = pseudo_targets({"own": signals})
+    headline = choose(figures, "tpr_mean", few=len(population) < ENOUGH_SHADOWS).partition("/")[0]
+    odds = np.exp(np.clip(parts["bavaria"], -math.log(1e12), math.log(1e12)))
+    return Inferred(parts[headline], headline, odds, parts, hidden)
 
 
 def _population(modules: Sequence[nn.Module], plan: PopulationPlan, bounds: Bounds) -> Population:

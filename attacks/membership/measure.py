@@ -22,6 +22,7 @@ from ..preparation import Ran, Results, Scope
 from ..statistics import power as statistical_power
 from ..statistics import ranking
 from .preparations import run_detail, shadow_counts
+from .pseudo_targets import FPR
 from .risk import AUC, TPR
 
 SMALL = 0.638  # AUC of two normal distributions half a standard deviation apart: more is no small difference
@@ -29,7 +30,6 @@ SEEN = 0.01  # of AUC and of TPR: what an attack may see of a difference between
 REVERSED = 0.02  # of AUC below that of models trained on neither sort of record
 EASY = 0.4  # AUC: test records that much easier than training records were chosen
 REPEATED_MEMBERS = Flag.REPEATED_MEMBERS.value
-FPR = 0.01  # false positive rate at which the true positive rate is reported
 AUC_DETAIL = "auc"
 NO_MEMBERS = "the data has no training records (x_train, y_train) to tell apart from others"
 

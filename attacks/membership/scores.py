@@ -1,24 +1,28 @@
 """Membership scores from phi: higher means "more likely a member". Shadows are summed by masks, never record by record.
 
 Every score is computed for several targets at once ([t, n]): for the audited model with all shadows, or for shadows as
-pseudo-targets, each without itself and its complement.
+pseudo-targets, each without itself and its complement. `WITH_SHADOWS` names those that need shadows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import scipy  # its parts load where they are first used: a worker needs few
 
+from .bavaria import bavaria, every, sums
 from .case import ShadowSignals
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 Margins = np.ndarray[Any, np.dtype[np.floating[Any]]]
 Labels = np.ndarray[Any, np.dtype[np.int64]]
+Score = Callable[[Floats, ShadowSignals, Bools | None], Floats]
 
 PRIOR_RECORDS = 5  # how many records of a class the figures over all classes count for
+OWN_VARIANCE = 64  # shadows: from so many on LiRA takes each record's own variance, as its authors do
 
 
 def loss(phi: Margins) -> Floats:
@@ -49,6 +53,20 @@ def population(phi: Margins, y: Labels, known_phi: Margins, known_y: Labels) -> 
     return result
 
 
+def calibrated(phi: Floats, signals: ShadowSignals, keep: Bools | None = None) -> Floats:
+    """The calibrated loss (Watson et al. 2022, arXiv:2111.08440): how much lower it is than that of models trained
+    without the record; float64 [t, n], in nats.
+
+    Args:
+        phi: [t, n], the targets' margins.
+        keep: bool [t, k], the shadows each target may be compared with; None: all.
+    """
+    keep = every(phi, signals) if keep is None else keep
+    count, mean, _ = sums(_log_probability(signals.phi), ~signals.inside, keep)
+    difference: Floats = np.where(count >= 1, _log_probability(phi) - mean, 0.0)
+    return difference
+
+
 def rmia(phi: Floats, signals: ShadowSignals, keep: Bools | None = None) -> Floats:
     """The logarithm of RMIA's likelihood ratio, log p(x | target) - log mean p(x | shadows), float64 [t, n].
 
@@ -60,87 +78,74 @@ def rmia(phi: Floats, signals: ShadowSignals, keep: Bools | None = None) -> Floa
         phi: [t, n], the targets' margins.
         keep: bool [t, k], the shadows each target may be compared with; None: all.
     """
-    chosen = _all(phi, signals) if keep is None else keep
+    keep = every(phi, signals) if keep is None else keep
     shadow = signals.phi.astype(np.float64)
-    count = chosen.sum(1, keepdims=True)
-    likely = np.einsum("tk,kn->tn", chosen.astype(float), scipy.special.expit(shadow)) / count
-    unlikely = np.einsum("tk,kn->tn", chosen.astype(float), scipy.special.expit(-shadow)) / count
+    count = keep.sum(1, keepdims=True)
+    likely = np.einsum("tk,kn->tn", keep.astype(float), scipy.special.expit(shadow)) / count
+    unlikely = np.einsum("tk,kn->tn", keep.astype(float), scipy.special.expit(-shadow)) / count
     # Each form keeps its digits where the other loses them: p near 0, and p near 1 (most records).
     small = likely < 0.5
     reference = np.where(small, np.log(np.where(small, likely, 1.0)), np.log1p(-np.where(small, 0.0, unlikely)))
-    mine: Floats = -np.logaddexp(0.0, -phi.astype(np.float64)) - reference
+    mine: Floats = _log_probability(phi) - reference
     return mine
 
 
 def lira(phi: Floats, signals: ShadowSignals, keep: Bools | None = None) -> Floats:
     """LiRA, online (Carlini et al. 2022): log p(phi | record inside) - log p(phi | outside), float64 [t, n].
 
-    Per record, a Gaussian with unknown mean and variance is fitted to the margins of the shadows with the record and
-    one to those without. The variances are shrunk towards a common one by the empirical Bayes of Smyth (2004), so each
-    likelihood is the predictive Student t. With few shadows this is LiRA's fixed variance, with many its own variance
-    per record; no switch is needed.
+    Per record, a Gaussian for the margins of the shadows with the record and one for those without. Below
+    `OWN_VARIANCE` shadows the variances are fixed: one inside and one outside, common to all records.
 
     Args:
         phi: [t, n], the targets' margins.
-        keep: bool [t, k], the shadows each target may be compared with; None: all. At least 2 with and 2 without each
-            record, else the score is 0.
+        keep: bool [t, k], the shadows each target may be compared with; None: all. A record with fewer than 2
+            of either sort among them scores 0.
     """
-    chosen = (_all(phi, signals) if keep is None else keep).astype(float)
-    shadow = signals.phi.astype(np.float64)
-    centre = shadow.mean(0)  # sums of squares keep their digits around it
-    target = phi.astype(np.float64) - centre
-    inside = _log_predictive(target, shadow - centre, signals.inside, chosen)
-    outside = _log_predictive(target, shadow - centre, ~signals.inside, chosen)
-    difference: Floats = inside - outside
+    apart, variance, inside = _standing(phi, signals, keep, signals.inside)
+    apart_without, variance_without, outside = _standing(phi, signals, keep, ~signals.inside)
+    likely, unlikely = (
+        -0.5 * (np.log(wide) + distance**2 / wide)
+        for distance, wide in ((apart, variance), (apart_without, variance_without))
+    )
+    difference: Floats = np.where(inside & outside, likely - unlikely, 0.0)
     return difference
 
 
-def _log_predictive(target: Floats, shadow: Floats, side: Bools, chosen: Floats) -> Floats:
-    weight = side.astype(float)
-    count = np.einsum("tk,kn->tn", chosen, weight)
-    enough = count >= 2
-    count = np.maximum(count, 2)
-    mean = np.einsum("tk,kn->tn", chosen, weight * shadow) / count
-    squares = np.einsum("tk,kn->tn", chosen, weight * shadow**2) - count * mean**2
-    freedom = count - 1
-    variance = np.maximum(squares, 1e-12) / freedom
-    prior_freedom, prior_variance = shrinkage(variance, freedom)
-    df = freedom + prior_freedom
-    scale2 = (freedom * variance + prior_freedom * prior_variance) / df * (1 + 1 / count)
-    z2 = (target - mean) ** 2 / scale2
-    log_t = (
-        scipy.special.gammaln((df + 1) / 2)
-        - scipy.special.gammaln(df / 2)
-        - 0.5 * np.log(df * np.pi * scale2)
-        - (df + 1) / 2 * np.log1p(z2 / df)
-    )
-    result: Floats = np.where(enough, log_t, 0.0)
-    return result
-
-
-def shrinkage(variance: Floats, freedom: Floats) -> tuple[Floats, Floats]:
-    """The prior's degrees of freedom and variance, [t, 1] each, from many sample variances [t, n] (Smyth 2004, 6.2).
-
-    Smyth, "Linear models and empirical Bayes methods for assessing differential expression": the log of a sample
-    variance with d degrees of freedom under a scaled inverse chi-square prior with d0 has variance
-    trigamma(d / 2) + trigamma(d0 / 2), which is solved for d0.
+def lira_offline(phi: Floats, signals: ShadowSignals, keep: Bools | None = None) -> Floats:
+    """LiRA, offline (Carlini et al. 2022): how far the margin lies above those of models trained without the record, in
+    their standard deviations; float64 [t, n]. It ranks as P(margin outside < phi). Arguments and variance as `lira`.
     """
-    e = np.log(variance) - scipy.special.digamma(freedom / 2) + np.log(freedom / 2)
-    mean = e.mean(1, keepdims=True)
-    spread = e.var(1, ddof=1, keepdims=True) - scipy.special.polygamma(1, freedom / 2).mean(1, keepdims=True)
-    d0 = np.minimum(2 * trigamma_inverse(np.maximum(spread, 1e-3)), 1e3)
-    return d0, np.exp(mean + scipy.special.digamma(d0 / 2) - np.log(d0 / 2))
+    apart, variance, enough = _standing(phi, signals, keep, ~signals.inside)
+    score: Floats = np.where(enough, apart / np.sqrt(variance), 0.0)
+    return score
 
 
-def trigamma_inverse(x: Floats) -> Floats:
-    """y with trigamma(y) = x, for x > 0, by Newton's method on 1 / trigamma (Smyth 2004, appendix)."""
-    y = 0.5 + 1 / x
-    for _ in range(20):
-        value = scipy.special.polygamma(1, y)
-        y = y + value * (1 - value / x) / scipy.special.polygamma(2, y)
-    result: Floats = y
+WITH_SHADOWS: dict[str, Score] = {
+    "bavaria": bavaria,
+    "calibrated": calibrated,
+    "lira": lira,
+    "lira-offline": lira_offline,
+    "rmia": rmia,
+}
+"""By name: each takes phi [t, n], the signals and which shadows each target may be compared with, bool [t, k]."""
+
+
+def _standing(phi: Floats, signals: ShadowSignals, keep: Bools | None, side: Bools) -> tuple[Floats, Floats, Bools]:
+    """How far the targets lie from the mean of the shadows of one side, the variance, and whether 2 show it; [t, n]."""
+    keep = every(phi, signals) if keep is None else keep
+    shadow = signals.phi.astype(np.float64)
+    centre = shadow.mean(0)  # sums of squares keep their digits around it
+    count, mean, squares = sums(shadow - centre, side, keep)
+    enough = count >= 2
+    if len(shadow) < OWN_VARIANCE:
+        total = (squares * enough).sum(1, keepdims=True)
+        variance = total / np.maximum(((count - 1) * enough).sum(1, keepdims=True), 1)
+    else:
+        variance = squares / np.maximum(count - 1, 1)
+    return phi.astype(np.float64) - centre - mean, np.maximum(variance, 1e-12), enough
+
+
+def _log_probability(phi: Margins) -> Floats:
+    """log p of the label, from its logit."""
+    result: Floats = -np.logaddexp(0.0, -phi.astype(np.float64))
     return result
-
-
-def _all(phi: Floats, signals: ShadowSignals) -> Bools:
-    return np.ones((len(phi), len(signals.phi)), dtype=bool)

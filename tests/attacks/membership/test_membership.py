@@ -13,18 +13,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from scipy.special import polygamma
+from scipy.optimize import brentq
+from scipy.special import digamma, polygamma
 from torch import Tensor, nn
 
 from crushproof.attacks.access import Flag
 from crushproof.attacks.attack import ATTACKS
 from crushproof.attacks.case import Case
+from crushproof.attacks.membership.bavaria import bavaria, shrinkage, trigamma_inverse
 from crushproof.attacks.membership.blind import blind_scores
 from crushproof.attacks.membership.case import MembershipCase, ShadowSignals
-from crushproof.attacks.membership.membership import Membership, related
+from crushproof.attacks.membership.likeness import masked, restored
+from crushproof.attacks.membership.membership import Membership
 from crushproof.attacks.membership.population import PopulationPlan, masks, plan_population
 from crushproof.attacks.membership.preparations import ShadowModels, SignalsOfShadows
-from crushproof.attacks.membership.scores import lira, loss, rmia, shrinkage, trigamma_inverse
+from crushproof.attacks.membership.pseudo_targets import pseudo_targets, related
+from crushproof.attacks.membership.quantile import quantile
+from crushproof.attacks.membership.scores import WITH_SHADOWS, lira, loss, rmia
 from crushproof.attacks.membership.signals import margin, shadow_signals, target_signals
 from crushproof.attacks.preparation import Prepared, Scope
 from crushproof.attacks.statistics.ranking import auc, tpr_at_fpr
@@ -238,52 +243,93 @@ def normal_signals(k: int, n: int, gap: float, seed: int) -> tuple[np.ndarray, n
     return target[None], is_member, ShadowSignals(inside, phi)
 
 
-def test_lira_equals_a_loop_over_records() -> None:
+@pytest.mark.parametrize("name", ["lira", "lira-offline", "calibrated"])
+def test_a_score_equals_a_loop_over_records(name: str) -> None:
     phi, _, population = normal_signals(12, 40, 1.0, 0)
     keep = np.ones((1, 12), dtype=bool)
     keep[0, [2, 3]] = False
-    fast = lira(phi, population, keep)[0]
-    prior = {}
+    fast = WITH_SHADOWS[name](phi, population, keep)[0]
+    fixed, samples = {}, {}
     for side in (True, False):
-        samples = [population.phi[keep[0] & (population.inside[:, j] == side), j].astype(float) for j in range(40)]
-        variance = np.array([[sample.var(ddof=1) for sample in samples]])
-        freedom = np.array([[len(sample) - 1.0 for sample in samples]])
-        d0, s0 = shrinkage(variance, freedom)
-        prior[side] = (samples, d0[0, 0], s0[0, 0])
+        own = [population.phi[keep[0] & (population.inside[:, j] == side), j].astype(float) for j in range(40)]
+        fixed[side] = sum(((one - one.mean()) ** 2).sum() for one in own) / sum(len(one) - 1 for one in own)
+        samples[side] = own
     for j in range(40):
+        normal = {side: stats.norm(samples[side][j].mean(), math.sqrt(fixed[side])) for side in (True, False)}
+        x, out = float(phi[0, j]), samples[False][j]
+        expected = {
+            "lira": normal[True].logpdf(x) - normal[False].logpdf(x),
+            "lira-offline": stats.norm.ppf(normal[False].cdf(x)) if abs(x - out.mean()) < 5 else fast[j],
+            "calibrated": math.log(1 / (1 + math.exp(-x))) - np.log(1 / (1 + np.exp(-out))).mean(),
+        }
+        assert fast[j] == pytest.approx(expected[name], rel=1e-5, abs=1e-6)
+
+
+def test_bavaria_equals_a_loop_over_records() -> None:
+    """Record by record, with scipy's distributions; the priors by numpy's polynomials and a root finder."""
+    phi, _, population = normal_signals(12, 60, 1.0, 0)
+    found = {}
+    for side in (True, False):
+        own = [population.phi[population.inside[:, j] == side, j].astype(float) for j in range(60)]
+        found[side] = np.array([one.mean() for one in own]), np.array([one.var(ddof=1) for one in own])
+    variance, df = {}, {}
+    for side, (_, sample) in found.items():
+        x = np.clip(stats.zscore(found[not side][0]), -3, 3)
+        log = np.log(sample) - (digamma(2.5) - np.log(2.5))
+        line = np.polyval(np.polyfit(x, log, 1), x)
+        off = (log - line) ** 2
+        excess = off.sum() / 58 - polygamma(1, 2.5) - 2 * off.std() / math.sqrt(60)
+        d0 = min(2 * brentq(lambda d, e=excess: polygamma(1, d) - max(e, 1e-3), 1e-3, 1e4), 1e3)
+        prior = np.exp(line + digamma(d0 / 2) - np.log(d0 / 2))
+        df[side], variance[side] = 5 + d0, (5 * sample + d0 * prior) / (5 + d0)
+    (inside, _), (outside, _) = found[True], found[False]
+    precise = {side: 6 / variance[side] for side in (True, False)}
+    total = precise[True] + precise[False]
+    average, gap = (precise[True] * inside + precise[False] * outside) / total, inside - outside
+    z = np.clip(stats.zscore(average), -3, 3)
+    expected, chance = np.polyval(np.polyfit(z, gap, 2), z), 1 / precise[True] + 1 / precise[False]
+    usual = stats.f.ppf(0.5, 1, min(df.values()))
+    between = max(np.median((gap - expected) ** 2 / chance) / usual - 1 - 2 * 2.3 / math.sqrt(60), 0)
+    share = between / (1 + between)
+    posterior = expected + share * (gap - expected)
+    for j, score in enumerate(bavaria(phi, population)[0]):
         likelihood = {}
-        for side, (samples, d0, s0) in prior.items():
-            own = samples[j]
-            df = len(own) - 1 + d0
-            scale = math.sqrt((((own - own.mean()) ** 2).sum() + d0 * s0) / df * (1 + 1 / len(own)))
-            likelihood[side] = stats.t.logpdf(float(phi[0, j]), df, own.mean(), scale)
-        assert fast[j] == pytest.approx(likelihood[True] - likelihood[False], rel=1e-5, abs=1e-6)
+        for side, part in ((True, precise[False] / total), (False, -precise[True] / total)):
+            scale2 = variance[side][j] + 1 / total[j] + part[j] ** 2 * share * chance[j]
+            location = average[j] + part[j] * posterior[j]
+            likelihood[side] = stats.t.logpdf(float(phi[0, j]), df[side], location, math.sqrt(scale2))
+        assert score == pytest.approx(likelihood[True] - likelihood[False], rel=1e-3, abs=1e-4)
 
 
 def test_shrinkage_recovers_the_prior() -> None:
     rng = np.random.default_rng(0)
-    true_variance = 3.0 * 8 / rng.chisquare(8, size=20_000)  # scaled inverse chi-square, 8 degrees of freedom
-    sample = true_variance * rng.chisquare(15, size=20_000) / 15
-    d0, s0 = shrinkage(sample[None], np.full((1, 20_000), 15.0))
-    assert d0[0, 0] == pytest.approx(8, rel=0.08)
-    assert s0[0, 0] == pytest.approx(3, rel=0.03)
-    d0, _ = shrinkage((2.0 * rng.chisquare(15, size=5000) / 15)[None], np.full((1, 5000), 15.0))
+    x, every = rng.normal(size=(1, 5000)), np.ones((1, 5000), dtype=bool)
+    true_variance = 3.0 * np.exp(0.5 * x) * 8 / rng.chisquare(8, size=5000)  # scaled inverse chi-square
+    sample, freedom = true_variance * rng.chisquare(15, size=5000), np.full((1, 5000), 15.0)
+    d0, s0 = shrinkage(sample, freedom, x, every)
+    assert d0[0, 0] == pytest.approx(8, rel=0.2)
+    assert s0[0] == pytest.approx(3 * np.exp(0.5 * x[0].clip(-3, 3)), rel=0.1)
+    d0, _ = shrinkage(2.0 * rng.chisquare(15, size=(1, 5000)), freedom, x, every)
     assert d0[0, 0] > 200, "one common variance is pooled"
     x = np.array([[1e-3, 0.1, 1.0, 50.0]])
     assert np.allclose(polygamma(1, trigamma_inverse(x)), x, rtol=1e-6)
 
 
-def test_lira_finds_a_planted_leak_nearly_as_well_as_the_optimum() -> None:
-    areas, optimal, blind, null = [], stats.norm.cdf(1.0 / math.sqrt(2)), [], []
-    for seed in range(10):
+def test_bavaria_finds_a_planted_leak_nearly_as_well_as_the_optimum_and_better_with_few_shadows() -> None:
+    areas, optimal, blind, null, few = [], stats.norm.cdf(1.0 / math.sqrt(2)), [], [], []
+    for seed in range(6):
         phi, is_member, population = normal_signals(64, 1200, 1.0, seed)
-        areas.append(auc(lira(phi, population)[0], is_member).estimate)
+        areas.append(auc(bavaria(phi, population)[0], is_member).estimate)
         blind.append(auc(loss(phi)[0], is_member).estimate)
+        small = ShadowSignals(population.inside[:4], population.phi[:4])
+        few.append([auc(score(phi, small)[0], is_member).estimate for score in (bavaria, lira, rmia)])
         phi, is_member, population = normal_signals(64, 1200, 0.0, seed)
-        null.append(auc(lira(phi, population)[0], is_member).estimate)
+        null.append(auc(bavaria(phi, population)[0], is_member).estimate)
     assert optimal - 0.02 < np.mean(areas) < optimal + 0.01
     assert np.mean(blind) < np.mean(areas) - 0.1, "the difficulty of a record hides its membership from LOSS"
     assert abs(np.mean(null) - 0.5) < 0.02
+    ours, *others = np.mean(few, axis=0)
+    assert ours > max(others) + 0.01
 
 
 def test_rmia_ranks_as_its_definition_and_keeps_its_digits() -> None:
@@ -316,6 +362,38 @@ def test_leaving_the_complement_in_would_leak() -> None:
             naive.append(auc(row, inside).estimate)
     assert abs(np.mean(areas) - 0.5) < 0.01
     assert abs(np.mean(naive) - 0.5) > 0.02
+
+
+def test_quantile_regression_takes_out_what_a_record_shows() -> None:
+    """Margins that follow from a value of the record, with a spread that follows from another."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(900, 5)).astype(np.float32), rng.integers(0, 3, 900)
+    is_member = np.arange(900) < 300
+    noise = rng.normal(size=900) + 2.0 * is_member
+    phi = 5 * x[:, 0] + y + np.exp(0.7 * x[:, 1]) * noise
+    records, rest = Records(torch.from_numpy(x[:600]), torch.from_numpy(y[:600])), slice(600, 900)
+    known = Records(torch.from_numpy(x[rest]), torch.from_numpy(y[rest]))
+    found = quantile(phi[:600], records, phi[rest], known, seed=0)
+    assert np.corrcoef(found, noise[:600])[0, 1] > 0.9
+    best = auc(noise[:600], is_member[:600]).estimate
+    assert auc(found, is_member[:600]).estimate > best - 0.03 > auc(loss(phi[:600]), is_member[:600]).estimate + 0.1
+
+
+def test_masked_scores_are_put_back_on_the_scale_of_the_shadows(plan: PopulationPlan, shadows: list[nn.Module]) -> None:
+    """Arg-max and a thousandth of the logits: the margins are those behind the mask, but for their scale."""
+    with torch.no_grad():
+        logits = shadows[0](plan.targets.x)
+        others = np.stack([margin(one(plan.targets.x), plan.targets.y) for one in shadows[2:18]])
+    hidden = torch.nn.functional.one_hot(logits.argmax(1), 10) + 1e-3 * logits
+    phi, labels = margin(logits, plan.targets.y), plan.targets.y.numpy()
+    assert masked(margin(hidden, plan.targets.y), others, labels)
+    assert not masked(phi, others, labels)
+    found = restored(hidden, plan.targets.y, others)
+    assert np.median(np.abs(found - phi)) < 0.5 * phi[phi > 0].std()
+    for label in range(10):
+        mine = labels == label
+        assert stats.spearmanr(found[mine], phi[mine]).statistic > 0.99
+        assert found[mine].mean() == pytest.approx(others[:, mine].mean(), abs=0.1)
 
 
 # The blind baseline
@@ -409,7 +487,7 @@ def test_flags_and_headline_follow_the_shadows_not_the_target(plan: PopulationPl
 
 def test_dense_digits_mlp_leaks(plan: PopulationPlan, signals: ShadowSignals) -> None:
     """TPR at 1 % FPR, mean over 32 leave-pair-out targets, at least 4.5 %; and own shadows of few beat LOSS."""
-    figures = Membership().pseudo_targets({"own": signals}, plan.is_member)
+    figures = pseudo_targets({"own": signals}, plan.is_member)
     best = max(figures.values(), key=lambda row: row["tpr_mean"])
     assert best["targets"] == 32
     assert best["tpr_mean"] >= 0.045, figures
@@ -425,7 +503,8 @@ def test_a_trained_model_is_found_out(plan: PopulationPlan, signals: ShadowSigna
     evidence = Membership().run(attacked, seed=0)
     headline = evidence.arrays[f"score/{evidence.summary['headline']}"]
     assert auc(headline, plan.is_member).low > 0.5
-    again = Membership().run(attacked, seed=0)
+    same = dataclasses.replace(attacked, prepared=plan.case(signals, blind=evidence.arrays["blind"]))
+    again = Membership().run(same, seed=0)
     assert all(np.array_equal(again.arrays[name], array) for name, array in evidence.arrays.items())
     assert again.summary == evidence.summary
     blind = auc(evidence.arrays["blind"], plan.is_member)
@@ -433,23 +512,23 @@ def test_a_trained_model_is_found_out(plan: PopulationPlan, signals: ShadowSigna
     assert target_signals(TorchTarget(model), plan) == pytest.approx(evidence.arrays["phi"])
 
 
-def test_twenty_nulls_end_to_end(plan: PopulationPlan, signals: ShadowSignals, digits: Data) -> None:
+def test_nulls_end_to_end(plan: PopulationPlan, signals: ShadowSignals, digits: Data) -> None:
     """Targets that have seen none of the attacked records, which are called members by a fresh coin each time."""
     assert digits.members is not None
     rest = plan.records.take(torch.arange(plan.attacked, len(plan.records)))
     others = Records(torch.cat([rest.x, digits.attacker.x]), torch.cat([rest.y, digits.attacker.y]))
     coin = torch.Generator().manual_seed(0)
-    subsets = [torch.randperm(len(others), generator=coin)[:500] for _ in range(20)]
-    models = BuiltinTrainer(Training(epochs=4)).fit(TrainingJob(MLP, others, subsets, list(range(100, 120)), CPU))
+    subsets = [torch.randperm(len(others), generator=coin)[:500] for _ in range(6)]
+    models = BuiltinTrainer(Training(epochs=4)).fit(TrainingJob(MLP, others, subsets, list(range(100, 106)), CPU))
     few = ShadowSignals(signals.inside[:16], signals.phi[:16])
     covered = np.zeros(2)
-    for model, is_member in zip(models, masks(plan.attacked, 40, 5)[::2], strict=True):
+    for model, is_member in zip(models, masks(plan.attacked, 12, 5)[::2], strict=True):
         population = dataclasses.replace(plan.case(few, blind=np.zeros(plan.attacked)), is_member=is_member)
         evidence = Membership().run(case(TorchTarget(model), population, plan), seed=0)
         score = evidence.arrays[f"score/{evidence.summary['headline']}"]
         area, rate = auc(score, is_member), tpr_at_fpr(score, is_member)
         covered += [area.low <= 0.5 <= area.high, rate.low <= 0.01 <= rate.high]
-    assert (covered >= 17).all(), covered
+    assert (covered >= 5).all(), covered  # of 6; 20 and more in benchmarks/membership.py
 
 
 @pytest.mark.parametrize("apart", [0.0, 1.0])
@@ -459,7 +538,7 @@ def test_a_difference_between_the_sets_shows_where_nothing_was_trained(apart: fl
     is_member = np.arange(1200) < 600
     inside = masks(1200, 16, seed=0)
     phi = stream.normal(size=(16, 1200)) + 0.5 * inside + apart * is_member
-    figures = Membership().pseudo_targets({"own": ShadowSignals(inside, phi.astype(np.float32))}, is_member)
+    figures = pseudo_targets({"own": ShadowSignals(inside, phi.astype(np.float32))}, is_member)
     seen = {name: figures[name]["untrained_auc"] for name in ("loss", "lira/own")}
     assert seen["lira/own"] == pytest.approx(0.5, abs=0.015)
     assert seen["loss"] == pytest.approx(float(stats.norm.cdf(apart / 2**0.5)), abs=0.03)

@@ -20,8 +20,8 @@ from crushproof.attacks.access import Flag
 from crushproof.attacks.case import Evidence
 from crushproof.attacks.evasion.compare import found_on, free_share
 from crushproof.attacks.evasion.evasion import Evasion
+from crushproof.attacks.membership.likeness import masked
 from crushproof.attacks.membership.measure import _test_known
-from crushproof.attacks.membership.membership import masked
 from crushproof.attacks.membership.signals import margin
 from crushproof.audit.engine.cells import Result
 from crushproof.audit.findings.finding_rows import _beyond_parent

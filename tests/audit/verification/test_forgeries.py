@@ -303,7 +303,7 @@ def less_sure(out: Path) -> Callable[[Result], Result]:
     assert isinstance(one.attack, Membership)
     assert isinstance(case, MembershipCase)
     known = evidence_of(get(one.name))
-    made = one.attack._evidence(known.arrays["phi"] * np.float32(0.9), None, known.arrays["blind"], case, known.ledger)
+    made = one.attack._evidence(known.arrays["phi"] * np.float32(0.9), {}, known.arrays["blind"], case, known.ledger)
     told = {"summary": made.summary, "flags": made.flags}
     return lambda result: Result(dict(made.arrays), {**result.document, **told}, result.files)
 

@@ -1,0 +1,101 @@
+"""Which score is the headline: the best on shadows that are attacked in the target's place, which has no say in it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+
+from ..statistics.roc import placements, tpr_at_fpr
+from . import scores
+from .case import ShadowSignals
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
+Figures = dict[str, float | int | None]
+
+FPR = 0.01  # false positive rate at which the true positive rate is reported
+WITH_FEW = ("bavaria", "rmia")  # what may be the headline below `ENOUGH_SHADOWS`: LiRA's variances rest on too little
+ENOUGH_SHADOWS = 16
+UNTRIED = "rmia/own"  # the headline where there are too few shadows to attack one of them
+
+
+def choose(figures: dict[str, Figures], by: Literal["tpr_mean", "auc_mean"], *, few: bool) -> str:
+    """The name with the largest mean over pseudo-targets (AUC breaks ties); with few shadows, among `WITH_FEW`."""
+
+    def merit(name: str) -> tuple[float, float]:
+        first, auc = figures[name][by], figures[name]["auc_mean"]
+        return (first if first is not None else 0.0, auc if auc is not None else 0.0)
+
+    names = [name for name in figures if not few or name.partition("/")[0] in WITH_FEW]
+    return max(names, key=merit, default=UNTRIED)
+
+
+def pseudo_targets(kinds: dict[str, ShadowSignals], is_member: Bools | None = None) -> dict[str, Figures]:
+    """Mean and standard deviation of TPR and AUC over own shadows as targets, by name; see `Membership`.
+
+    Args:
+        kinds: the shadows by kind, "own" among them.
+        is_member: bool [n], the truth of the audited model, for what shadows tell of records that they were not trained
+            on; None: without those figures.
+    """
+    own = kinds["own"]
+    if len(own.phi) < 4:
+        return {}
+    kinds = {kind: signals for kind, signals in kinds.items() if len(signals.phi) >= 4}  # one pair is left out
+    keep = {kind: ~related(own.inside, signals.inside) for kind, signals in kinds.items()}
+    figures: dict[str, Figures] = {}
+    for name, score in score_all(own.phi, kinds, keep).items():
+        told = _told(list(zip(score, own.inside, strict=True)))
+        figures[name] = {"targets": len(score), **told}
+        if is_member is not None:
+            rest = [(row[~inside], is_member[~inside]) for row, inside in zip(score, own.inside, strict=True)]
+            untrained = _told(rest)
+            figures[name] |= {
+                "untrained_auc": untrained["auc_mean"],
+                "untrained_auc_sd": untrained["auc_sd"],
+                "untrained_tpr": untrained["tpr_mean"],
+                "untrained_tpr_sd": untrained["tpr_sd"],
+            }
+    return figures
+
+
+def _told(targets: list[tuple[Floats, Bools]]) -> Figures:
+    """Of scores and truths, one pair per target."""
+    aucs = np.array([placements(score, truth)[0].mean() for score, truth in targets])
+    tprs = None
+    if tells_tpr(min(int((~truth).sum()) for _, truth in targets)):
+        tprs = [tpr_at_fpr(score, truth, FPR) for score, truth in targets]
+    return {
+        "tpr_mean": None if tprs is None else float(np.mean(tprs)),
+        "tpr_sd": None if tprs is None else float(np.std(tprs, ddof=1)),
+        "auc_mean": float(aucs.mean()),
+        "auc_sd": float(aucs.std(ddof=1)),
+    }
+
+
+def score_all(
+    phi: np.ndarray[Any, Any], kinds: dict[str, ShadowSignals], keep: dict[str, Bools] | None = None
+) -> dict[str, Floats]:
+    """Every score of targets with margins phi [t, n]: float64 [t, n] by name; `keep` as in `scores.lira`, by kind."""
+    found = {"loss": scores.loss(phi)}
+    for kind, signals in kinds.items():
+        chosen = keep[kind] if keep is not None else None
+        found |= {f"{name}/{kind}": score(phi, signals, chosen) for name, score in scores.WITH_SHADOWS.items()}
+    return found
+
+
+def related(targets: Bools, shadows: Bools) -> Bools:
+    """bool [t, k]: the shadow was trained on the target's own half of the records, or on exactly the other half.
+
+    The complement must go too: without it a record of the target's would be missing once more on the inside of the
+    shadows that are left, and their number alone would give its membership away.
+    """
+    agreement = (targets[:, None, :] == shadows[None, :, :]).sum(2)
+    result: Bools = (agreement == 0) | (agreement == targets.shape[1])
+    return result
+
+
+def tells_tpr(non_members: int) -> bool:
+    """Whether so many tell a true positive rate at `FPR`."""
+    return FPR * non_members + 1e-9 >= 1
