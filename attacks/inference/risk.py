@@ -44,3 +44,4 @@ def _figures(name: str, title: str, attacker: str, what: str = "records") -> Fig
 
 LABELS = _figures("label_only", "Members exposed by labels alone", "by the answered labels alone")
 RELEASE = _figures("release_set", "Members exposed by all versions", "by all released versions together")
+PERSONS = _figures("user_level", "Persons exposed", "from all records of a person together", "persons")

@@ -47,6 +47,7 @@ ATTACK_PRESETS: dict[str, list[dict[str, Any]]] = {
         {"kind": "membership"},
         {"kind": "label-only"},
         {"kind": "release-set"},
+        {"kind": "user-level"},
         {"kind": "extraction", "budgets": [50, 150, 500, 1500]},
         {"kind": "churn"},
         {"kind": "leakage"},

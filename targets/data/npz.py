@@ -22,7 +22,7 @@ from ..untrusted.files import FETCH_HINT, RATIO, SMALL, is_pickle, open_archive,
 from .data import Data
 from .declared import Column, Declared
 from .labels import class_numbers, predicted_values
-from .records import Bounds, Records
+from .records import Bounds, Persons, Records
 from .structure import Structure, resolved
 from .value_range import column_bounds, fitted
 
@@ -32,7 +32,8 @@ ARCHIVE_BYTES = 4 * 2**30  # of an npz, packed and unpacked
 CHANNELS = (1, 3, 4)
 
 REQUIRED = ["x_test", "y_test"]
-KEYS = ["x_train", "y_train", *REQUIRED, "groups_test", "class_names", "feature_names"]
+KEYS = ["x_train", "y_train", *REQUIRED, "groups_test", "persons_train", "persons_test", "class_names", "feature_names"]
+PERSONS = ("persons_train", "persons_test")
 LATER = ["x_population", "y_population"]
 
 
@@ -46,8 +47,8 @@ def load_npz(
     regression: bool = False,
     declared: Declared | None = None,
 ) -> Data:
-    """Data from an `.npz` with `x_test, y_test`, optionally `x_train, y_train, groups_test, class_names` and, of a
-    table, `feature_names`.
+    """Data from an `.npz` with `x_test, y_test`; optionally `x_train, y_train, groups_test, class_names`, both of
+    `persons_train, persons_test` and, of a table, `feature_names`.
 
     The training records are the members, the test records the non-members. Values keep the file's units: the model must
     take them as they are. `[n, h, w]` becomes `[n, 1, h, w]`; `[n, h, w, c]` with c in 1, 3, 4 becomes `[n, c, h, w]`
@@ -97,6 +98,9 @@ def load_npz(
             str(label) for label in range(max((int(y.max()) for y in labels.values() if y.size), default=0) + 1)
         ]
     groups = arrays.get("groups_test")
+    named = [_texts(arrays[key], f"{key} in {where}") for key in PERSONS if key in arrays]
+    if len(named) == 1:
+        raise InputError(f"{where} holds one of persons_train and persons_test. Give both: whose each record is.")
     return Data(
         name=name or path.stem,
         members=records.get("train"),
@@ -104,6 +108,7 @@ def load_npz(
         bounds=bounds,
         class_names=tuple(class_names),
         groups=None if groups is None else tuple(_texts(groups, f"groups_test in {where}")),
+        persons=Persons.of(*named) if named else None,
         seed=seed,
         notes=tuple(notes),
         bounds_doubt=doubt,
