@@ -282,9 +282,8 @@ class ReleaseSet(Attack):
             flags=tuple(sorted({*flags, *raised})),
             notes=(
                 *notes,
-                f"Beside the version that gives away most by itself ({version_of(told.largest_auc)}, found on shadows): over "
-                f"shadows as targets all versions together have a mean AUC of {own.auc_mean:.3f}, that one alone "
-                f"{single.auc_mean:.3f}.",
+                f"Over shadows as targets all versions together have a mean AUC of {own.auc_mean:.3f}; the version that "
+                f"gives away most by itself ({version_of(told.largest_auc)}) has {single.auc_mean:.3f}.",
             ),
         )
 
