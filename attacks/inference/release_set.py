@@ -282,8 +282,8 @@ class ReleaseSet(Attack):
             flags=tuple(sorted({*flags, *raised})),
             notes=(
                 *notes,
-                f"Over shadows as targets all versions together have a mean AUC of {own.auc_mean:.3f}; the version that "
-                f"gives away most by itself ({version_of(told.largest_auc)}) has {single.auc_mean:.3f}.",
+                f"Over shadows as targets all versions together have a mean AUC of {own.auc_mean:.3f}; the version "
+                f"that gives away most by itself ({version_of(told.largest_auc)}) has {single.auc_mean:.3f}.",
             ),
         )
 
