@@ -13,7 +13,7 @@ from ..targets.form import Form
 from ..targets.technique import Registry, Technique
 from .case import Case, Evidence
 from .effort import UNKNOWN, Effort
-from .measurement import Measurement
+from .measurement import Measurement, PerRecord
 from .preparation import Audited, Basis, Inputs, Need, Preparation, Prepared, Ran, Results, Scope
 from .risk import Metric, Risk
 
@@ -171,6 +171,10 @@ class Attack(Technique):
     @abstractmethod
     def measure(self, results: Results) -> list[Measurement]:
         """What its runs on one model amount to; a measurement without an outcome where they did not finish."""
+
+    def per_record(self, results: Results) -> PerRecord | None:
+        """What it found of each training record of one model, which no report prints; None: nothing."""
+        return None
 
     def asked_again(self, evidence: Evidence, case: Case) -> list[str]:
         """In what the case's deployed model, asked anew, contradicts evidence that `run` gave, a phrase each.

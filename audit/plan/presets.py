@@ -46,6 +46,7 @@ ATTACK_PRESETS: dict[str, list[dict[str, Any]]] = {
         {"kind": "substitution", "records": 2000, "beam": 16, "further": 256},
         {"kind": "membership"},
         {"kind": "label-only"},
+        {"kind": "exposure"},
         {"kind": "release-set"},
         {"kind": "user-level"},
         {"kind": "extraction", "budgets": [50, 150, 500, 1500]},
