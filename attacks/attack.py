@@ -13,7 +13,7 @@ from ..targets.form import Form
 from ..targets.technique import Registry, Technique
 from .case import Case, Evidence
 from .effort import UNKNOWN, Effort
-from .measurement import Measurement, Picture
+from .measurement import Measurement, PerRecord, Picture
 from .preparation import Audited, Basis, Inputs, Need, Preparation, Prepared, Ran, Results, Scope
 from .risk import Metric, Risk
 
@@ -178,6 +178,10 @@ class Attack(Technique):
         It is asked only where a plan says `show_records: true`, and what it gives goes into the HTML report alone.
         """
         return ()
+
+    def per_record(self, results: Results) -> PerRecord | None:
+        """What it found of each training record of one model, which no report prints; None: nothing."""
+        return None
 
     def asked_again(self, evidence: Evidence, case: Case) -> list[str]:
         """In what the case's deployed model, asked anew, contradicts evidence that `run` gave, a phrase each.

@@ -247,6 +247,21 @@ class Measurement:
     flags: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class PerRecord:
+    """What was found of each training record, for whoever answers for the data: ids and figures, no values of a record.
+
+    Args:
+        ids: int64 [n], indices into `Data.members`.
+        columns: by name, [n] each: texts, numbers or bool.
+        order: int64 [n], the places of the records, the gravest first.
+    """
+
+    ids: np.ndarray[Any, np.dtype[np.int64]]
+    columns: Mapping[str, np.ndarray[Any, Any]]
+    order: np.ndarray[Any, np.dtype[np.int64]]
+
+
 def masks_by_group(data: Data, ids: np.ndarray[Any, Any]) -> dict[str, Bools]:
     """bool [n] for each class, and each group where the data has groups, that occurs among non-members with these ids.
 

@@ -246,7 +246,7 @@ def _data(
     members, forgotten = records.get("train"), None
     if forget is not None:
         asked = _array(forget, "forget")
-        members, forgotten = set_aside(members, asked, "forget=")
+        members, forgotten, _ = set_aside(members, asked, "forget=")
     return Data(
         name,
         members,

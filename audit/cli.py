@@ -15,7 +15,7 @@ import typer
 from ..targets.errors import Incomplete, InputError
 from .console import run
 from .exit_codes import EXIT_CODES, INCOMPLETE, PASS, FailOn, code_of, exit_codes
-from .export.command import sign, verify
+from .export.command import exposure, sign, verify
 from .paths import shown
 
 if TYPE_CHECKING:
@@ -283,8 +283,8 @@ def gate(
         raise typer.Exit(code_of(result.verdict, fail_on))
 
 
-app.command()(sign)
-app.command()(verify)
+for command in (sign, verify, exposure):
+    app.command()(command)
 
 
 @app.command()

@@ -8,7 +8,7 @@ import numpy as np
 import scipy  # its parts load where they are first used: a worker needs few
 
 from ..measurement import Bools
-from ..membership.scores import shrinkage
+from ..membership.bavaria import shrinkage
 
 RIDGE = 0.3  # of the correlation, towards none: versions that hardly differ would else be told apart by noise
 
@@ -19,7 +19,7 @@ def joint(phi: Floats, shadows: np.ndarray[Any, np.dtype[np.floating[Any]]], ins
     """log p(margins of all versions | record inside) - log p(... | outside), float64 [t, n].
 
     LiRA of m versions at once: per record and side a multivariate Student t, whose means are the record's own, whose
-    variances are shrunk towards a version's common one (as `membership.scores.lira`), and whose correlation of the
+    variances are shrunk towards a version's common one (`membership.bavaria.shrinkage`), and whose correlation of the
     versions is that of all records together: 8 shadows to a side tell no matrix of their own.
 
     Args:
@@ -40,13 +40,13 @@ def joint(phi: Floats, shadows: np.ndarray[Any, np.dtype[np.floating[Any]]], ins
         enough, held = count[:, 0] >= 2, np.maximum(count, 2)
         mean = (chosen @ (weight * shadow).reshape(k, m * n)).reshape(-1, m, n) / held
         squares = (chosen @ (weight * shadow**2).reshape(k, m * n)).reshape(-1, m, n) - held * mean**2
-        freedom = held - 1
-        variance = np.maximum(squares, 1e-12) / freedom
-        priors = [shrinkage(variance[:, version], freedom[:, 0]) for version in range(m)]
+        freedom, squares = held - 1, np.maximum(squares, 1e-12)
+        flat, every = np.zeros_like(held[:, 0]), np.ones_like(held[:, 0], dtype=bool)
+        priors = [shrinkage(squares[:, version], freedom[:, 0], flat, every) for version in range(m)]
         prior_freedom = np.stack([one for one, _ in priors], 1)
         prior_variance = np.stack([one for _, one in priors], 1)
         df = freedom + prior_freedom
-        scale2 = (freedom * variance + prior_freedom * prior_variance) / df * (1 + 1 / held)
+        scale2 = (squares + prior_freedom * prior_variance) / df * (1 + 1 / held)
         z = (target - mean) / np.sqrt(scale2)
         distance = np.einsum("tan,ab,tbn->tn", z, inverse, z)
         df = df.mean(1)

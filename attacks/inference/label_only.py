@@ -33,10 +33,10 @@ from ..membership.risk import MEMBERSHIP
 from ..preparation import Audited, Basis, Need, Ran, Results, Scope
 from ..risk import Metric, Risk
 from .altered import altered
-from .attacked import Attacked, needs_of, preparing, rows_of
+from .attacked import Attacked, enough_for_all, needs_of, preparing, rows_of
 from .calibration import ENOUGH_FOR_LIRA, calibrated
 from .risk import LABELS
-from .rows import AUC_DETAIL, NO_MEMBERS, Beside, doubts, rows, unmeasured
+from .rows import AUC_DETAIL, NO_MEMBERS, compared, doubts, rows, scores_of, unmeasured
 
 OTHERWISE = 0.01  # of the answers, or one: another batch adds up in another order
 DISTANCE, COPIES, CALIBRATED = "distance", "copies", "calibrated"
@@ -99,6 +99,7 @@ class LabelOnly(Attack):
             Run(
                 needs=needs_of(model, scope),
                 prepare=preparing(model, self.records),
+                identity=enough_for_all(scope),
                 uses_parent=False,
                 effort=self.effort,
             ),
@@ -229,7 +230,7 @@ class LabelOnly(Attack):
         )
 
     def measure(self, results: Results) -> list[Measurement]:
-        model, words = results.model, "{}, named beforehand"
+        model = results.model
         evidence = results.evidence(Ran(model.name))
         if evidence is None:
             data = results.scope.data
@@ -241,19 +242,14 @@ class LabelOnly(Attack):
         places = rows_of(population, self.records, results.scope.seed)
         flags, notes = doubts(results, None if blind is None else blind.arrays["scores"][places], is_member)
         raised = {flag for one in evidence.flags.values() for flag in one}
-        beside = tuple(
-            Beside(name, other.arrays[f"score/{headline}"], tuple(sorted(results.flags(name))))
-            for name in model.baselines
-            if (other := results.evidence(Ran(name))) is not None and f"score/{headline}" in other.arrays
-        )
         right = np.asarray(evidence.arrays["correct"], dtype=bool)
         gap = 100 * (right[is_member].mean() - right[~is_member].mean())
         count = evidence.summary["shadows"]
         return rows(
             LABELS,
-            words.format(headline),
-            {name.removeprefix("score/"): one for name, one in evidence.arrays.items() if name.startswith("score/")},
-            headline,
+            "{}, named beforehand",
+            scores_of(evidence.arrays),
+            (headline, headline),
             is_member,
             ThreatModel(
                 Access.LABELS,
@@ -261,7 +257,7 @@ class LabelOnly(Attack):
                 + (", knows training and recipe, trains shadow models" if count else ""),
                 f"about {evidence.summary['queries_per_record']:.0f} queries a record, {count or 'no'} shadow models",
             ),
-            beside=beside,
+            beside=compared(results),
             skipped=evidence.skipped,
             flags=tuple(sorted({*flags, *raised})),
             notes=(*notes, f"The model is right on {gap:.1f} points more of these members than of the others."),

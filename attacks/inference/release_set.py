@@ -18,18 +18,19 @@ from ..effort import Effort
 from ..measurement import Bools, Measurement, ThreatModel
 from ..membership import scores
 from ..membership.case import ShadowSignals
-from ..membership.membership import SAME, related
+from ..membership.membership import SAME
 from ..membership.population import PopulationPlan
 from ..membership.preparations import BlindScores, SignalsOfShadows, population_of, shadow_count, signals_of
+from ..membership.pseudo_targets import related
 from ..membership.risk import MEMBERSHIP
 from ..membership.signals import margin
 from ..preparation import Audited, Basis, Inputs, Need, Preparation, Prepared, Ran, Results, Scope
 from ..risk import Metric, Risk
-from ..statistics.roc import placements, tpr_at_fpr
 from .calibration import ENOUGH_FOR_LIRA
+from .choosing import Procedure, best, best_by_auc, over_shadows
 from .joint import joint
 from .risk import RELEASE
-from .rows import AUC_DETAIL, FPR, NO_MEMBERS, Beside, doubts, rows, unmeasured
+from .rows import AUC_DETAIL, NO_MEMBERS, Beside, doubts, rows, scores_of, unmeasured
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Singles = np.ndarray[Any, np.dtype[np.float32]]
@@ -54,20 +55,15 @@ def set_with(model: Audited, scope: Scope) -> tuple[str, tuple[str, ...]] | None
     return next(((parent, names) for parent, names in sets_of(scope).items() if model.name in names), None)
 
 
-class Procedure(Document):
-    """Means over the shadows as targets."""
-
-    tpr_mean: float | None
-    auc_mean: float
-
-
 class Chosen(Document):
     """What was chosen on shadows as pseudo-targets, and on which figures of theirs."""
 
     versions: tuple[str, ...]
     shadows: int
     headline: str
+    headline_auc: str
     largest: str
+    largest_auc: str
     figures: dict[str, Procedure]
 
 
@@ -76,7 +72,8 @@ class HeldTogether(Preparation):
     """The scores of a release set: of all versions together in three ways, and of each alone.
 
     Arrays: `score/<name>`, float64 [n], higher for members. Document: `Chosen`; `headline` is one of the three ways,
-    `largest` the version that gives away most by itself. The audited models have no say in either.
+    `largest` the score of the version that gives
+    away most by itself. The audited models have no say in either.
     """
 
     phase: ClassVar[str] = "membership"
@@ -123,15 +120,20 @@ class HeldTogether(Preparation):
 
     def form(self, scope: Scope) -> Form:
         count = population_of(scope).attacked
-        names = [*TOGETHER, *(f"{ALONE}{version}" for version in self.versions)]
+        names = [*TOGETHER, *singles(self.versions)]
 
         def holds(found: Chosen, arrays: Arrays, files: Mapping[str, Any]) -> None:
             require(found.versions == self.versions and found.shadows == self.count, "of another release set")
             require(found.figures.keys() == {*names}, "figures of other scores")
-            again = (best(found.figures, TOGETHER), best(found.figures, names[len(TOGETHER) :]))
-            require((found.headline, f"{ALONE}{found.largest}") == again, "what was chosen does not follow")
+            chosen = (found.headline, found.headline_auc, found.largest, found.largest_auc)
+            require(chosen == headlines(found.figures, self.versions), "what was chosen does not follow")
 
         return Form(Chosen, {f"score/{name}": Array("float64", (count,)) for name in names}, holds=holds)
+
+
+def version_of(score: str) -> str:
+    """Of a score of one version by itself."""
+    return score.removeprefix(ALONE).rpartition("/")[0]
 
 
 def together(phi: Floats, shadows: Singles, inside: Bools, keep: Bools) -> dict[str, Floats]:
@@ -144,41 +146,38 @@ def together(phi: Floats, shadows: Singles, inside: Bools, keep: Bools) -> dict[
     }
 
 
+def singles(names: Sequence[str]) -> list[str]:
+    """What the scores of each version by itself are called."""
+    return [f"{ALONE}{name}/{how}" for name in names for how in ("lira", "rmia")]
+
+
 def alone(phi: Floats, shadows: Singles, inside: Bools, keep: Bools, names: Sequence[str]) -> dict[str, Floats]:
     """As `together`, of each version by itself."""
-    how = scores.lira if len(shadows) >= ENOUGH_FOR_LIRA else scores.rmia
-    return {
-        f"{ALONE}{name}": how(phi[:, at], ShadowSignals(inside, shadows[:, at]), keep) for at, name in enumerate(names)
-    }
+    found = []
+    for at in range(len(names)):
+        signals = ShadowSignals(inside, shadows[:, at])
+        found += [scores.lira(phi[:, at], signals, keep), scores.rmia(phi[:, at], signals, keep)]
+    return dict(zip(singles(names), found, strict=True))
 
 
 def chosen(shadows: Singles, inside: Bools, names: Sequence[str]) -> dict[str, Any]:
     """`Chosen`, each shadow attacked in turn without itself and its complement."""
-    keep, figures = ~related(inside, inside), {}
-    tells = FPR * int((~inside).sum(1).min()) + 1e-9 >= 1
-    targets = shadows.astype(np.float64)
+    keep, targets = ~related(inside, inside), shadows.astype(np.float64)
     scored = {**together(targets, shadows, inside, keep), **alone(targets, shadows, inside, keep, names)}
-    for name, score in scored.items():
-        areas = [placements(row, side)[0].mean() for row, side in zip(score, inside, strict=True)]
-        rates = [tpr_at_fpr(row, side, FPR) for row, side in zip(score, inside, strict=True)] if tells else None
-        figures[name] = {
-            "tpr_mean": None if rates is None else float(np.mean(rates)),
-            "auc_mean": float(np.mean(areas)),
-        }
-    known = {name: Procedure(**one) for name, one in figures.items()}
-    largest = best(known, [f"{ALONE}{name}" for name in names]).removeprefix(ALONE)
+    figures = over_shadows(scored, inside)
+    names_of = ("headline", "headline_auc", "largest", "largest_auc")
     return {
         "versions": list(names),
         "shadows": len(shadows),
-        "headline": best(known, TOGETHER),
-        "largest": largest,
-        "figures": figures,
+        **dict(zip(names_of, headlines(figures, names), strict=True)),
+        "figures": {name: one.model_dump() for name, one in figures.items()},
     }
 
 
-def best(figures: Mapping[str, Procedure], names: Sequence[str]) -> str:
-    """The name with the largest mean TPR over pseudo-targets; where that cannot be told, AUC; ties too."""
-    return max(names, key=lambda name: (figures[name].tpr_mean or 0.0, figures[name].auc_mean))
+def headlines(figures: Mapping[str, Procedure], names: Sequence[str]) -> tuple[str, str, str, str]:
+    """The best of all versions together by TPR and by AUC, and the best of one alone by each."""
+    one = singles(names)
+    return best(figures, TOGETHER), best_by_auc(figures, TOGETHER), best(figures, one), best_by_auc(figures, one)
 
 
 @ATTACKS.register
@@ -263,28 +262,29 @@ class ReleaseSet(Attack):
             raised.add(Flag.FEW_SHADOWS.value)
         if any(scope.models[name].undeclared for name in held.versions):
             raised.add(Flag.SHADOWS_DIFFER.value)
-        measured = {name.removeprefix("score/"): one for name, one in found.arrays.items()}
-        own, single = told.figures[told.headline], told.figures[f"{ALONE}{told.largest}"]
+        measured = scores_of(found.arrays)
+        own, single = told.figures[told.headline_auc], told.figures[told.largest_auc]
+        pairs = ((told.headline, told.largest), (told.headline_auc, told.largest_auc))
+        beside: dict[str, dict[str, np.ndarray[Any, Any]]] = {}
+        for headline, largest in pairs:
+            beside.setdefault(version_of(largest), {})[headline] = measured[largest]
         return rows(
             RELEASE,
-            f"{', '.join(held.versions)} held together ({told.headline}, chosen on shadows as pseudo-targets)",
+            f"{', '.join(held.versions)} held together ({{}}, chosen on shadows as pseudo-targets)",
             measured,
-            told.headline,
+            (told.headline, told.headline_auc),
             is_member,
             ThreatModel(
                 Access.SCORES,
                 "has every released version; knows the training, the recipes and the members that are not attacked",
                 f"one answer a record and version, {held.count} shadow models",
             ),
-            beside=(
-                Beside(told.largest, measured[f"{ALONE}{told.largest}"], tuple(sorted(results.flags(told.largest)))),
-            ),
+            beside=tuple(Beside(name, one, tuple(sorted(results.flags(name)))) for name, one in beside.items()),
             flags=tuple(sorted({*flags, *raised})),
             notes=(
                 *notes,
-                f"Beside the version that gives away most by itself ({told.largest}, found on shadows): over shadows "
-                f"as targets all versions together have a mean AUC of {own.auc_mean:.3f}, that one alone "
-                f"{single.auc_mean:.3f}.",
+                f"Over shadows as targets all versions together have a mean AUC of {own.auc_mean:.3f}; the version "
+                f"that gives away most by itself ({version_of(told.largest_auc)}) has {single.auc_mean:.3f}.",
             ),
         )
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..access import Flag
 from ..measurement import Auc, Bools, Comparison, Floats, MeasuredPart, Measurement, Outcome, ThreatModel, TprAtFpr
-from ..preparation import Results
+from ..preparation import Ran, Results
 from ..statistics import ranking
 from ..statistics.power import detectable_auc
 from .risk import Figures
@@ -26,12 +26,12 @@ class Beside:
 
     Args:
         baseline: name of a model.
-        scores: float [n], of the same records.
+        scores: float [n] of the same records, by the name of the figure's own; without it there is no comparison.
         flags: why they may be too optimistic.
     """
 
     baseline: str
-    scores: Floats
+    scores: Mapping[str, Floats]
     flags: tuple[str, ...] = ()
 
 
@@ -46,7 +46,7 @@ def rows(
     figures: Figures,
     words: str,
     scores: Mapping[str, Floats],
-    headline: str,
+    headlines: tuple[str, str],
     is_member: Bools,
     threat: ThreatModel,
     *,
@@ -59,20 +59,22 @@ def rows(
     """Both rows.
 
     Args:
-        words: what the figures are the result of.
-        scores: by name, float [n]; headline: the one that the figures are of, chosen beforehand or on shadows.
+        words: what the figures are the result of, with {} for the name of the score.
+        scores: by name, float [n]; headlines: those that the two figures are of, chosen beforehand or on shadows.
         skipped: parts that did not run, each with its reason.
         what: the others are, in the plural.
     """
     few = f"{int((~is_member).sum())} {what} are too few for a false positive rate of 1 %"
     told = (*notes, _unseen(is_member, what))
     found = []
-    for metric, detail in ((figures.tpr, ""), (figures.auc, AUC_DETAIL)):
+    for metric, detail, headline in zip(figures.both, ("", AUC_DETAIL), headlines, strict=True):
         own = figure(scores[headline], is_member, detail)
-        compared = tuple(
+        changes = tuple(
             Comparison(one.baseline, own, theirs, flags=one.flags)
             for one in beside
-            if own is not None and (theirs := figure(one.scores, is_member, detail)) is not None
+            if own is not None
+            and headline in one.scores
+            and (theirs := figure(one.scores[headline], is_member, detail)) is not None
         )
         parts = [
             MeasuredPart(name, figure(one, is_member, detail), headline=name == headline)
@@ -82,13 +84,13 @@ def rows(
         found.append(
             Measurement(
                 metric,
-                words,
+                words.format(headline),
                 own,
                 threat,
                 reason=few if own is None else None,
                 detail=detail,
                 setting={} if detail else {"fpr": FPR},
-                comparisons=compared,
+                comparisons=changes,
                 parts=tuple(parts),
                 curves={} if detail else {"roc": Auc(scores[headline], is_member)},
                 notes=told,
@@ -136,4 +138,18 @@ def _unseen(is_member: Bools, what: str) -> str:
     return (
         f"Of {members} members and {others} {what}: an AUC below {detectable_auc(members, others):.3f} would not be "
         "told from no leak."
+    )
+
+
+def scores_of(arrays: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Floats]:
+    """The scores among the arrays of evidence, by name."""
+    return {name.removeprefix("score/"): one for name, one in sorted(arrays.items()) if name.startswith("score/")}
+
+
+def compared(results: Results) -> tuple[Beside, ...]:
+    """The same attack on the models that this one is compared with."""
+    return tuple(
+        Beside(name, scores_of(other.arrays), tuple(sorted(results.flags(name))))
+        for name in results.model.baselines
+        if (other := results.evidence(Ran(name))) is not None
     )

@@ -23,6 +23,7 @@ from ...training.architecture import Architecture
 from ...training.loop import TrainingJob
 from ...training.trainer import Trainer
 from .case import MembershipCase, ShadowSignals
+from .persons import masks_by_person, pairs_of
 
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 Ids = np.ndarray[Any, np.dtype[np.int64]]
@@ -54,6 +55,7 @@ class PopulationPlan:
         ids: int64 [n], indices into `Data.members` or `Data.non_members`.
         inside: bool [k, n], by `masks`.
         seeds: one per shadow, for its initial weights and order of records.
+        person: int64 [n], whose each attacked record is; None: not known. All of a person's are inside, or none.
     """
 
     records: Records
@@ -62,6 +64,7 @@ class PopulationPlan:
     ids: Ids
     inside: Bools
     seeds: tuple[int, ...]
+    person: Ids | None = None
 
     @property
     def targets(self) -> Records:
@@ -97,22 +100,30 @@ class PopulationPlan:
 def plan_population(data: Data, shadows: int, *, seed: int) -> PopulationPlan:
     """The plan for `shadows` models; a plan for fewer shadows is the beginning of a plan for more.
 
-    All evaluation non-members and equally many members (or the other way round, if members are fewer) are attacked.
+    All evaluation non-members and equally many members (or the other way round, if members are fewer) are attacked;
+    where it is known whose the records are, all of a person's are attacked together (`persons.pairs_of`).
 
     Raises:
         NotApplicable: the data has no training records.
     """
     if data.members is None:
         raise NotApplicable("no training records: membership can only be audited against the records of the training")
-    half = min(len(data.members), len(data.evaluation_ids))
+    half, person = min(len(data.members), len(data.evaluation_ids)), None
 
     def draw(count: int, label: str) -> Tensor:
         return torch.randperm(count, generator=generator(seed, "attacked", label))[:half].sort().values
 
-    members = draw(len(data.members), "members")
-    non_members = data.evaluation_ids[draw(len(data.evaluation_ids), "non-members")]
-    rest = torch.ones(len(data.members), dtype=torch.bool)
-    rest[members] = False
+    if data.persons is None:
+        members = draw(len(data.members), "members")
+        non_members = data.evaluation_ids[draw(len(data.evaluation_ids), "non-members")]
+        rest = torch.ones(len(data.members), dtype=torch.bool)
+        rest[members] = False
+        inside = masks(2 * half, shadows, seed)
+    else:
+        pairs = pairs_of(data, seed)
+        members, non_members, rest = (torch.from_numpy(one) for one in (pairs.members, pairs.non_members, pairs.rest))
+        half, person = len(members), pairs.person
+        inside = masks_by_person(person, shadows, seed)
     parts: Sequence[Records] = (
         data.members.take(members),
         data.non_members.take(non_members),
@@ -123,6 +134,7 @@ def plan_population(data: Data, shadows: int, *, seed: int) -> PopulationPlan:
         attacked=2 * half,
         is_member=np.arange(2 * half) < half,
         ids=torch.cat([members, non_members]).numpy(),
-        inside=masks(2 * half, shadows, seed),
+        inside=inside,
         seeds=tuple(derive(seed, "shadow", shadow) for shadow in range(shadows)),
+        person=person,
     )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...targets.data.records import Records
-from ..membership.scores import shrinkage
+from ..membership.bavaria import shrinkage
 from ..statistics.roc import placements
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -67,7 +67,7 @@ def known_beyond(phi: Margins, shadows: Margins, outside: Bools, keep: Bools | N
     """How far margins lie above those of models not trained on the record, in standard deviations; float64 [t, n].
 
     LiRA's offline score (Carlini et al. 2022, arXiv:2112.03570) with the error of the mean, and with variances shrunk
-    as `membership.scores.lira` has them. 0 where fewer than two such models are left.
+    towards a common one (`membership.bavaria.shrinkage`). 0 where fewer than two such models are left.
 
     Args:
         phi: [t, n], of the models asked.
@@ -83,9 +83,9 @@ def known_beyond(phi: Margins, shadows: Margins, outside: Bools, keep: Bools | N
     enough, count = count >= 2, np.maximum(count, 2)
     mean = np.einsum("tk,kn->tn", chosen, weight * shadow) / count
     squares = np.einsum("tk,kn->tn", chosen, weight * shadow**2) - count * mean**2
-    variance = np.maximum(squares, 1e-12) / (count - 1)
-    prior_freedom, prior = shrinkage(variance, count - 1)
-    shrunk = ((count - 1) * variance + prior_freedom * prior) / (count - 1 + prior_freedom)
+    squares = np.maximum(squares, 1e-12)
+    prior_freedom, prior = shrinkage(squares, count - 1, np.zeros_like(squares), np.ones_like(squares, dtype=bool))
+    shrunk = (squares + prior_freedom * prior) / (count - 1 + prior_freedom)
     found: Floats = (phi.astype(np.float64) - centre - mean) / np.sqrt(shrunk * (1 + 1 / count))
     return np.where(enough, found, 0.0)
 

@@ -77,6 +77,21 @@ def verify(
         typer.echo(f"VERIFIED: {folder}" + (f" (not looked at: {', '.join(left)})" if left else ""))
 
 
+def exposure(
+    folder: Annotated[Path, typer.Argument(help="Holds audit.json and its evidence.")],
+    out: Annotated[Path, typer.Option(help="The file to write; it must not be there yet.")] = Path("exposure.csv"),
+) -> None:
+    """Write how exposed each training record is, by id: for the data officer, and SENSITIVE.
+
+    Of audits with the attack `exposure`. The file says who was in training; it is readable by you alone (mode 0600).
+    """
+    with exit_codes():
+        from .per_record import write_per_record
+
+        written = write_per_record(folder, out)
+        typer.echo(f"wrote {out}: {written} lines. SENSITIVE: it names training records. Delete it when it is read.")
+
+
 def _signature(folder: Path, key: Path | None, certificate: Path | None, plan: Path | None) -> Check:
     from ..verification.checks import Check
     from .checking import check_signature, signed

@@ -95,7 +95,7 @@ def load_csv(
         notes += [doubt] if doubt else []
     members, forgotten = records.get("train"), None
     if forget is not None:
-        members, forgotten = set_aside(members, forget, "data.forget")
+        members, forgotten, _ = set_aside(members, forget, "data.forget")
     return Data(
         name=name or paths["test"].stem,
         members=members,

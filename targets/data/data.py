@@ -19,7 +19,7 @@ from .checks import check_data, check_enough
 from .copies.repeats import find_repeats
 from .forgetting import check_forgotten
 from .one_hot import undeclared_blocks
-from .records import Bounds, Records
+from .records import Bounds, Persons, Records, check_persons
 from .structure import PLAIN, Structure, check_structure
 
 ATTACKER_SHARE = 1 / 3  # of the non-members; the rest is evaluated on
@@ -36,6 +36,7 @@ class Data:
         bounds: what an input may be; epsilon is in units of [0, 1] and scaled by it.
         class_names: one per class, shown in the report as text; none where values are predicted (regression).
         groups: a group name per non-member, for "who is hit"; optional.
+        persons: whose each record is; membership is then also asked of persons. Optional.
         seed: splits the non-members.
         notes: sentences a reader of the report must know about the data; the loaders' and the checks' own.
         bounds_doubt: why the bounds, which nobody gave, may be others than the true ones; "": they are given or sure.
@@ -59,6 +60,7 @@ class Data:
     bounds: Bounds
     class_names: tuple[str, ...]
     groups: tuple[str, ...] | None = None
+    persons: Persons | None = None
     seed: int = 0
     notes: tuple[str, ...] = ()
     bounds_doubt: str = ""
@@ -73,6 +75,8 @@ class Data:
         )
         splits = {"non-members": self.non_members.x} | ({} if self.members is None else {"members": self.members.x})
         splits |= {} if self.forgotten is None else {"records to forget": self.forgotten.x}
+        if self.persons is not None:
+            check_persons(self.persons, None if self.members is None else len(self.members), len(self.non_members))
         found += check_structure(self.structure, splits)
         found += self._leave_out_copies()
         if self.forgotten is not None:
@@ -94,6 +98,9 @@ class Data:
         check_enough(self.non_members, "test records", given)  # of every class and value the first one is still there
         if self.groups is not None:
             object.__setattr__(self, "groups", tuple(self.groups[at] for at in found.keep.tolist()))
+        if self.persons is not None:
+            object.__setattr__(self, "persons", self.persons.take(found.keep))
+            check_persons(self.persons, given, len(self.non_members))
         return found.notes
 
     @property
@@ -152,6 +159,8 @@ class Data:
             np.ascontiguousarray(torch.cat([self.bounds.low.flatten(), self.bounds.high.flatten()])).tobytes()
         )
         digest.update(repr((self.class_names, self.groups, self._split[1].tolist())).encode())
+        for numbers in () if self.persons is None else (self.persons.members, self.persons.non_members):
+            digest.update(numbers.numpy().tobytes())
         digest.update(repr(self.structure).encode() if self.structure != PLAIN else b"")
         return digest.hexdigest()
 

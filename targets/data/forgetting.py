@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..errors import InputError, quoted
 from ..untrusted.files import ordinary_file
@@ -97,8 +98,8 @@ def positions(asked: Any, count: int, where: str) -> Positions:
     return ordered
 
 
-def set_aside(members: Records | None, asked: Any, where: str) -> tuple[Records, Records]:
-    """The training records without those to forget, and those.
+def set_aside(members: Records | None, asked: Any, where: str) -> tuple[Records, Records, Tensor]:
+    """The training records without those to forget, those, and which are kept, int64.
 
     Args:
         asked: as `positions` takes it, or a file for `read_positions`.
@@ -117,7 +118,8 @@ def set_aside(members: Records | None, asked: Any, where: str) -> tuple[Records,
     chosen = torch.from_numpy(positions(asked, len(members), where))
     kept = torch.ones(len(members), dtype=torch.bool)
     kept[chosen] = False
-    return members.take(kept.nonzero().flatten()), members.take(chosen)
+    left = kept.nonzero().flatten()
+    return members.take(left), members.take(chosen), left
 
 
 def check_forgotten(forgotten: Records, members: Records | None, non_members: Records) -> tuple[Records, list[str]]:

@@ -23,7 +23,7 @@ from .data import Data
 from .declared import Column, Declared
 from .forgetting import set_aside
 from .labels import class_numbers, predicted_values
-from .records import Bounds, Records
+from .records import Bounds, Persons, Records
 from .structure import Structure, resolved
 from .value_range import column_bounds, fitted
 
@@ -33,7 +33,8 @@ ARCHIVE_BYTES = 4 * 2**30  # of an npz, packed and unpacked
 CHANNELS = (1, 3, 4)
 
 REQUIRED = ["x_test", "y_test"]
-KEYS = ["x_train", "y_train", *REQUIRED, "groups_test", "class_names", "feature_names", "forget"]
+PERSONS = ("persons_train", "persons_test")
+KEYS = ["x_train", "y_train", *REQUIRED, "groups_test", *PERSONS, "class_names", "feature_names", "forget"]
 LATER = ["x_population", "y_population"]
 
 
@@ -48,8 +49,8 @@ def load_npz(
     declared: Declared | None = None,
     forget: object = None,
 ) -> Data:
-    """Data from an `.npz` with `x_test, y_test`, optionally `x_train, y_train, groups_test, class_names, forget` and,
-    of a table, `feature_names`.
+    """Data from an `.npz` with `x_test, y_test`; optionally `x_train, y_train, groups_test, class_names, forget`, both
+    of `persons_train, persons_test` and, of a table, `feature_names`.
 
     The training records are the members, the test records the non-members. Values keep the file's units: the model must
     take them as they are. `[n, h, w]` becomes `[n, 1, h, w]`; `[n, h, w, c]` with c in 1, 3, 4 becomes `[n, c, h, w]`
@@ -101,12 +102,19 @@ def load_npz(
             str(label) for label in range(max((int(y.max()) for y in labels.values() if y.size), default=0) + 1)
         ]
     groups = arrays.get("groups_test")
+    named = [_texts(arrays[key], f"{key} in {where}") for key in PERSONS if key in arrays]
+    if len(named) == 1:
+        raise InputError(f"{where} holds one of persons_train and persons_test. Give both: whose each record is.")
+    persons = Persons.of(*named) if named else None
     members, forgotten = records.get("train"), None
     if forget is not None and "forget" in arrays:
         raise InputError(f"What is to be forgotten is said twice, by data.forget and in {where}. Keep one of the two.")
     if forget is not None or "forget" in arrays:
         asked, told = (arrays["forget"], f"forget in {where}") if forget is None else (forget, "data.forget")
-        members, forgotten = set_aside(members, asked, told)
+        trained = 0 if members is None else len(members)
+        members, forgotten, kept = set_aside(members, asked, told)
+        if persons is not None and len(persons.members) == trained:  # else whoever checks it says so
+            persons = Persons(persons.members[kept], persons.non_members)
     return Data(
         name=name or path.stem,
         members=members,
@@ -114,6 +122,7 @@ def load_npz(
         bounds=bounds,
         class_names=tuple(class_names),
         groups=None if groups is None else tuple(_texts(groups, f"groups_test in {where}")),
+        persons=persons,
         seed=seed,
         notes=tuple(notes),
         bounds_doubt=doubt,

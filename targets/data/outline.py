@@ -11,9 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from .data import Data, split
-from .records import Bounds, Records
+from .records import Bounds, Persons, Records
 from .structure import Structure
 
+PERSONS = ("persons_members", "persons_non_members")
 MOST_VALUES = 2**48  # of all inputs together; none of them is held
 
 
@@ -59,6 +60,10 @@ class _Labels(BaseModel):
                 raise ValueError("a label is of no class")
         if groups is not None and len(groups) != len(y):
             raise ValueError("there is not one group for each record")
+        named = {name: self.arrays[name] for name in PERSONS if name in self.arrays}
+        lengths = [(one.dtype == np.int64, one.shape) for one in named.values()]
+        if named and ("members" not in self.arrays or lengths != [(True, (len(own),)) for own in everybody[::-1]]):
+            raise ValueError("there is not one person for each record")
         if math.prod(self.outline.shape) * sum(map(len, everybody)) > MOST_VALUES:
             raise ValueError("the records are larger than any")
         return self
@@ -82,6 +87,8 @@ def outline(data: Data) -> tuple[Outline, Arrays]:
     arrays = {"non_members": data.non_members.y, "low": data.bounds.low, "high": data.bounds.high}
     arrays |= {} if data.members is None else {"members": data.members.y}
     arrays |= {} if data.forgotten is None else {"forgotten": data.forgotten.y}
+    if data.persons is not None:
+        arrays |= {PERSONS[0]: data.persons.members, PERSONS[1]: data.persons.non_members}
     return found, {name: tensor.cpu().numpy() for name, tensor in arrays.items()}
 
 
@@ -95,6 +102,8 @@ def data_of(found: Outline, arrays: Arrays) -> Data:
     low, high = (torch.from_numpy(np.array(arrays[name])) for name in ("low", "high"))
     held, whole = found.structure.held_in(found.shape), found.structure.whole_in(found.shape)
     non_members = _records(arrays["non_members"], found.shape)
+    numbers = [torch.from_numpy(np.array(arrays[name])) for name in PERSONS if name in arrays]
+    persons = Persons(*numbers) if numbers else None
     values: dict[str, Any] = {
         **{name: getattr(found, name) for name in Outline.model_fields if name not in ("digest", "shape")},
         **{
@@ -102,6 +111,7 @@ def data_of(found: Outline, arrays: Arrays) -> Data:
             for name in ("members", "forgotten")
         },
         "non_members": non_members,
+        "persons": persons,
         "bounds": Bounds(low, high, held, whole),
         "_split": split(len(non_members), found.seed),
         "digest": found.digest,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import InputError
+
+LEAST_PERSONS = 10  # on each side: fewer tell nothing of persons
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,3 +71,53 @@ class Records:
 
     def to(self, device: str | torch.device) -> Records:
         return Records(self.x.to(device), self.y.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class Persons:
+    """Who the records are of.
+
+    Args:
+        members: int64 [members], the number of the person each record is of; non_members: the same. A number means the
+            same person on both sides.
+    """
+
+    members: Tensor
+    non_members: Tensor
+
+    @classmethod
+    def of(cls, train: Sequence[str], test: Sequence[str]) -> Persons:
+        """From what the file calls them, one per record; nothing of that is kept but who is who."""
+        numbers = np.unique(np.array([*train, *test]), return_inverse=True)[1]
+        split = torch.from_numpy(np.asarray(numbers, dtype=np.int64))
+        return cls(split[: len(train)], split[len(train) :])
+
+    def take(self, non_members: Tensor) -> Persons:
+        """With these of the non-members' records, int64."""
+        return Persons(self.members, self.non_members[non_members])
+
+
+def check_persons(persons: Persons, members: int | None, non_members: int) -> None:
+    """Whether there is one person for each record, and enough of them on either side.
+
+    Raises:
+        InputError: not so; the message names the arrays of a file.
+    """
+    if members is None:
+        raise InputError(
+            "persons_train and persons_test name who the records are of, and there are no training records."
+        )
+    for name, numbers, count in (("train", persons.members, members), ("test", persons.non_members, non_members)):
+        if len(numbers) != count:
+            raise InputError(
+                f"There are {len(numbers)} entries in persons_{name} for {count} records in x_{name}. Give the person "
+                "of each record, in the order of the records."
+            )
+    trained = persons.members.unique()
+    new = persons.non_members[~torch.isin(persons.non_members, trained)].unique()
+    if min(len(trained), len(new)) < LEAST_PERSONS:
+        raise InputError(
+            f"persons_train names {len(trained)} persons, and persons_test {len(new)} who are none of them. At least "
+            f"{LEAST_PERSONS} of each are needed to tell the ones from the others; without the two "
+            "each record is judged by itself."
+        )
