@@ -57,7 +57,22 @@ class TprAtFpr:
     fpr: float
 
 
-Outcome = Rate | Mean | Auc | TprAtFpr
+@dataclass(frozen=True)
+class AtLeast:
+    """A figure of which only a lower bound is known.
+
+    Args:
+        value: the bound, with a confidence of 95 % or more.
+        most: the largest that could have been said; nothing else bounds it from above.
+        n: trials it rests on.
+    """
+
+    value: float
+    most: float
+    n: int
+
+
+Outcome = Rate | Mean | Auc | TprAtFpr | AtLeast
 
 
 @dataclass(frozen=True)

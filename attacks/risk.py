@@ -100,8 +100,8 @@ EPSILON = Metric(
     subject="the promised epsilon",
     unit="number",
     better="lower",
-    meaning="What differential privacy promises of the training, at the delta beside it: smaller says more. Compression "
-    "that looks at training records afterwards voids it.",
+    meaning="What differential privacy promises of the training, at the delta beside it: smaller says more. "
+    "Compression that looks at training records afterwards voids it.",
 )
 # Of a model itself; every other metric is an attack's.
 QUALITIES = (ACCURACY, BALANCED_ACCURACY, MEAN_SQUARED_ERROR)
