@@ -70,6 +70,7 @@ class Attack(Technique):
     risk: ClassVar[Risk]
     metrics: ClassVar[tuple[Metric, ...]]  # of its measurements, the headline first
     tasks: ClassVar[frozenset[Task]] = frozenset({Task.CLASSIFICATION})
+    of_claims: ClassVar[bool] = False  # puts to the test what is claimed of a training, and is for no other plan
     parts_known: ClassVar[Registry[Any] | None] = None  # what its exchangeable parts may be, where it has any
 
     @classmethod

@@ -72,7 +72,22 @@ class Found:
     unsearched: str
 
 
-Outcome = Rate | Mean | Auc | TprAtFpr | Found
+@dataclass(frozen=True)
+class AtLeast:
+    """A figure of which only a lower bound is known.
+
+    Args:
+        value: the bound, with a confidence of 95 % or more.
+        most: the largest that could have been said; nothing else bounds it from above.
+        n: trials it rests on.
+    """
+
+    value: float
+    most: float
+    n: int
+
+
+Outcome = Rate | Mean | Auc | TprAtFpr | Found | AtLeast
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from ..targets.form import Form
 from ..targets.model import Target
 from ..targets.technique import Technique
 from ..training.architecture import Architecture
+from ..training.privacy import PrivacyClaim
 from ..training.trainer import Trainer
 from .case import Case, Evidence
 from .effort import UNKNOWN, Effort
@@ -40,6 +41,17 @@ class Trained(Protocol):
     @property
     def hardened(self) -> Technique | None:
         """The defense in its training."""
+
+    @property
+    def promise(self) -> Any:
+        """What decides what is promised of its training, as a JSON value; None: nothing is."""
+
+    def privacy(self, records: int) -> PrivacyClaim | None:
+        """The promise of its training on so many records, which may take seconds to work out; None: there is none.
+
+        Raises:
+            NotApplicable: it cannot be made for so many.
+        """
 
     def side_by_side(self, device: torch.device) -> int:
         """How many models like it are trained as one piece of work: a fixed rule, never a timing."""

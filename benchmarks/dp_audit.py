@@ -23,10 +23,10 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from crushproof import GradientCanaries, audit_dp
-from crushproof.defenses.accounting import prv_epsilon, smallest_noise
-from crushproof.defenses.dp_audit.bounds import gaussian_mu
-from crushproof.defenses.dp_audit.claim import DpAudit
-from crushproof.defenses.dp_audit.worlds import Step
+from crushproof.attacks.dp_audit.accounting import prv_epsilon, smallest_noise
+from crushproof.attacks.dp_audit.bounds import gaussian_mu
+from crushproof.attacks.dp_audit.claim import DpAudit
+from crushproof.attacks.dp_audit.worlds import Step
 from crushproof.defenses.dp_sgd import gradient_step
 from crushproof.targets.data.digits import load_digits
 from crushproof.targets.seeds import generator

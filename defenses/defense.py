@@ -12,6 +12,7 @@ from ..attacks.attack import Attack, Task
 from ..compression.recipe import Recipe
 from ..targets.data.records import Bounds
 from ..targets.technique import Registry, Technique
+from ..training.privacy import PrivacyClaim
 from ..training.trainer import Trainer
 
 
@@ -61,6 +62,10 @@ class TrainingDefense(Defense):
     def statement(self, training_records: int) -> dict[str, Any]:
         """What the defense promises, for the report (DP-SGD: epsilon, delta, sampling rate, steps, accountant)."""
         return {}
+
+    def privacy(self, training_records: int) -> PrivacyClaim | None:
+        """The same of differential privacy, as an audit puts it to the test; None: it promises none."""
+        return None
 
     def voided(self, statement: Mapping[str, Any]) -> dict[str, Any]:
         """The same statement once compression has voided it; only asked of a `private` defense."""

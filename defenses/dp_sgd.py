@@ -11,6 +11,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from ..attacks.attack import Attack
+from ..attacks.dp_audit.accounting import pld_epsilon, prv_epsilon, smallest_noise
 from ..compression.layers.edit import replace_layers, working_copy
 from ..targets.data.records import Bounds, Records
 from ..targets.errors import NotApplicable
@@ -20,9 +21,9 @@ from ..training.architecture import Architecture
 from ..training.loop import TrainingJob
 from ..training.optimizers import AdamW
 from ..training.per_record import clipped_sum, stacked_clipping
+from ..training.privacy import PrivacyClaim
 from ..training.stacked import group_size
 from ..training.trainer import Trainer
-from .accounting import pld_epsilon, prv_epsilon, smallest_noise
 from .defense import DEFENSES, TrainingDefense
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -129,6 +130,14 @@ class DpSgd(TrainingDefense):
             "with another one",
             "epsilon_pld_check": pld_epsilon(noise, self.delta, sampling_rate, steps),
         }
+
+    def privacy(self, training_records: int) -> PrivacyClaim:
+        sampling_rate, steps = self.schedule(training_records)
+        noise = self.noise_multiplier(training_records)
+        step = gradient_step(
+            noise_multiplier=noise, max_gradient_norm=self.max_gradient_norm, sampling_rate=sampling_rate
+        )
+        return PrivacyClaim(self.epsilon, self.delta, noise, sampling_rate, steps, step, void=self.void)
 
 
 class DpSgdTrainer(Trainer):

@@ -132,11 +132,20 @@ def _lineage(results: AuditResults, model: str) -> Lineage | None:
 
 def _statement(results: AuditResults, model: AuditedModel) -> dict[str, Any]:
     """What the parent's training defense promises, as far as the compression left it standing."""
-    result = None if model.parent is None else results.get(results.suite.training_cell(model.parent.name))
+    parent = model.parent
+    result = None if parent is None else results.get(results.suite.training_cell(parent.name))
     statement = {} if result is None else dict(result.document["statement"])
-    if model.void is not None and model.parent is not None and model.parent.hardened is not None:
-        return model.parent.hardened.voided(statement)
-    return statement
+    if parent is None or (parent.hardened is None and parent.claim is None):
+        return statement
+    if parent.hardened is not None:
+        return statement if model.void is None else parent.hardened.voided(statement)
+    assert parent.claim is not None, "else there is no statement"
+    claimed = {"epsilon": parent.claim.epsilon, "delta": parent.claim.delta, "source": "the plan's claim"}
+    if model.undeclared:
+        return {**claimed, "epsilon": "void", "why": "how the file was compressed is not declared"}
+    if model.void is not None:
+        return {**claimed, "epsilon": "void", "why": "the compression looked at training records after the training"}
+    return claimed
 
 
 def _certificate(results: AuditResults, model: str, made: Result) -> Certificate | None:

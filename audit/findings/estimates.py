@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ...attacks.measurement import (
+    AtLeast,
     Auc,
     Comparison,
     Found,
@@ -27,13 +28,15 @@ from ..schema.rows import Change, Estimate, Part, Point
 
 def estimate(outcome: Outcome, level: float = rates.LEVEL) -> Estimate:
     """With its interval: Clopper-Pearson for a rate, Student's t for a mean, DeLong for an AUC; for a TPR one
-    that holds the error of its threshold. What a search found has none.
+    that holds the error of its threshold. What a search found has none; what is at least so much may be anything above.
 
     Raises:
         ValueError: the outcome has no records, or values that are none.
     """
     _check(outcome)
     match outcome:
+        case AtLeast(value, most, n):
+            return Estimate(estimate=value, low=value, high=max(value, most), n=n)
         case Rate(successes):
             k, n = int(np.sum(successes)), len(successes)
             interval = rates.clopper_pearson(k, n, level)
@@ -51,6 +54,8 @@ def estimate(outcome: Outcome, level: float = rates.LEVEL) -> Estimate:
 
 def _columns(outcome: Outcome) -> list[Any]:
     match outcome:
+        case AtLeast(value, most, _):
+            return [np.array([value, most])]
         case Rate(successes):
             return [successes]
         case Mean(values):
@@ -72,9 +77,9 @@ def _check(outcome: Outcome) -> None:
     if len(shapes) > 1 or columns[0].ndim != 1 or not columns[0].size:
         raise ValueError(f"a {name} holds one value per record, of one record at least, not {sorted(shapes)}")
     flags = columns[-1]
-    if not isinstance(outcome, Mean) and flags.dtype != bool:
+    if not isinstance(outcome, Mean | AtLeast) and flags.dtype != bool:
         raise ValueError(f"a {name} holds true or false per record, not {flags.dtype}")
-    if (isinstance(outcome, Mean) and not np.isfinite(flags).all()) or np.isnan(columns[0]).any():
+    if (isinstance(outcome, Mean | AtLeast) and not np.isfinite(flags).all()) or np.isnan(columns[0]).any():
         raise ValueError(f"a {name} holds a value that is no number (NaN or infinite)")
 
 

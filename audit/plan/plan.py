@@ -19,7 +19,7 @@ from ...targets.errors import InputError
 from ...targets.technique import Registry, Technique, faults
 from ..paths import shown
 from .other_files import PLANS, refuse_other
-from .sections import CandidatePlan, DataPlan, EnginePlan, LocalEngine, MemoryData, ModelPlan, ShadowPlan
+from .sections import CandidatePlan, ClaimsPlan, DataPlan, EnginePlan, LocalEngine, MemoryData, ModelPlan, ShadowPlan
 from .settings import Settings, did_you_mean, fault, technique_like
 from .yaml_text import SIZE_CAP, Source, Steps, load_yaml, read_text
 
@@ -44,6 +44,7 @@ class Plan(Settings):
     candidates: dict[str, CandidatePlan]
     attacks: Any = Field("standard", description="quick, standard, thorough, or a list of kinds and mappings")
     shadows: ShadowPlan = ShadowPlan()
+    claims: ClaimsPlan | None = Field(None, description="what is promised of the dense model's training")
     budget: str | None = Field(
         None,
         description="time the whole audit may take, such as 15 min; sizes that the plan leaves open follow from it",
@@ -173,6 +174,19 @@ class Plan(Settings):
                 raise fault(message, "release", position)
         if self.release == ():
             raise fault("names no candidate; leave release out to judge all", "release")
+        return self
+
+    @model_validator(mode="after")
+    def _claims_of_a_training(self) -> Plan:
+        model = self.model
+        if self.claims is not None and (
+            model is None or (model.weights or model.file or model.training_function) is None
+        ):
+            raise fault(
+                "is about a private training of your own: give the model it made (model.weights or model.file) or the "
+                "function (model.training_function). Of the audit's own training it is promised by defense: dp-sgd",
+                "claims",
+            )
         return self
 
     @model_validator(mode="after")

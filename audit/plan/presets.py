@@ -57,18 +57,30 @@ ATTACK_PRESETS: dict[str, list[dict[str, Any]]] = {
         {"kind": "leakage"},
         {"kind": "rebuilding"},
         {"kind": "smoothing"},
+        {"kind": "dp-audit"},
     ],
 }
 
 
-def attacks_of(attacks: str | list[Any], data: Data) -> list[Attack]:
+OF_CLAIMS: list[dict[str, Any]] = [{"kind": "dp-audit"}]  # for what a plan claims of the dense model's training
+
+
+def attacks_of(attacks: str | list[Any], data: Data, *, promised: bool = False, claimed: bool = False) -> list[Attack]:
     """Those that a plan names, or those of its set that are for data like these.
+
+    Args:
+        promised: a defense of the plan promises something of a training, which some attacks put to the test.
+        claimed: the plan itself does; those attacks are then added whatever it names.
 
     Raises:
         InputError: an unknown or ill-defined attack.
     """
     from ...attacks.attack import ATTACKS
 
-    if not isinstance(attacks, str):
-        return [ATTACKS.parse(one) for one in attacks]
-    return [one for one in map(ATTACKS.parse, ATTACK_PRESETS[attacks]) if one.usual(data)]
+    named = ATTACK_PRESETS[attacks] if isinstance(attacks, str) else attacks
+    found = [ATTACKS.parse(one) for one in named]
+    if isinstance(attacks, str):
+        found = [one for one in found if one.usual(data) and (promised or claimed or not one.of_claims)]
+    if claimed and not any(one.of_claims for one in found):
+        found += map(ATTACKS.parse, OF_CLAIMS)
+    return found

@@ -270,6 +270,31 @@ class CandidatePlan(Settings):
         return self
 
 
+class ClaimsPlan(Settings):
+    """What is claimed of the dense model's training: differential privacy for one record added or removed."""
+
+    epsilon: float = Field(gt=0, le=1e6, description="of the whole training")
+    delta: float = Field(gt=0, lt=1, description="probability that epsilon fails; below 1 / training records")
+    step: str | None = Field(
+        None,
+        description="module:function that takes gradients [8, 8], a row per record, and a torch.Generator, and gives "
+        "the private gradient [8], as crushproof.audit_dp has it: the claim is put to the test by it",
+    )
+    stacked: bool = Field(False, description="the step takes [worlds, 8, 8] and gives [worlds, 8]")
+    noise_multiplier: float | None = Field(
+        None, gt=0, le=1e6, description="standard deviation of the noise over the clipping norm"
+    )
+    sampling_rate: float = Field(1.0, gt=0, le=1, description="with which a record takes part in a step")
+    steps: int = Field(1, ge=1, le=10**9, description="of the training")
+
+    @field_validator("step")
+    @classmethod
+    def _names_a_function(cls, value: str | None) -> str | None:
+        if value is not None and not FUNCTION.fullmatch(value):
+            raise fault(f"{value!r} must name a function as module:function, for example my_model:private_step")
+        return value
+
+
 class ShadowPlan(Settings):
     """How many shadow models are trained for attacks that need them. More see smaller leaks and take longer."""
 

@@ -28,6 +28,7 @@ from ...targets.twin.tflite.twin import twin_of_tflite
 from ...targets.twin.twin import twin_of
 from ...targets.untrusted.model_file import CheckedOnnx, Kind, ModelFile, check_onnx, read_model
 from ...training.architecture import Architecture
+from ...training.privacy import PrivacyClaim
 from ...training.trainer import Trainer
 from ..plan.plan import DENSE
 from .finished_file import OpenedFile
@@ -69,6 +70,7 @@ class DenseModel:
         notes: sentences about what had to be changed of the model before it could be audited.
         file: the ONNX file it was given as, which is what is deployed; None: it is exported.
         undefended: the architecture before a defense changed it; None: none did.
+        claim: what a plan claims of its training; None: nothing.
         together: the answer of `side_by_side` where the module is not at hand; None: the trainer is asked.
     """
 
@@ -81,6 +83,7 @@ class DenseModel:
     notes: tuple[str, ...] = ()
     file: OpenedFile | None = None
     undefended: Architecture | None = None
+    claim: PrivacyClaim | None = None
     together: int | None = None
     recipe: None = None
     control: bool = False
@@ -90,6 +93,20 @@ class DenseModel:
     def side_by_side(self, device: torch.device) -> int:
         """How many models like it are trained as one piece of work."""
         return _side_by_side(self.trainer, self.architecture, device) if self.together is None else self.together
+
+    @property
+    def promise(self) -> Any:
+        """What decides what its defense promises of its training, or the plan claims; None: nothing."""
+        if self.hardened is not None:
+            return self.hardened.model_dump(mode="json") if self.hardened.private else None
+        if self.claim is None:
+            return None
+        return [
+            getattr(self.claim, name) for name in ("epsilon", "delta", "noise_multiplier", "sampling_rate", "steps")
+        ]
+
+    def privacy(self, records: int) -> PrivacyClaim | None:
+        return self.claim if self.hardened is None else self.hardened.privacy(records)
 
     @property
     def plain(self) -> Architecture:
@@ -213,8 +230,11 @@ def _baselines(parent: DenseModel) -> tuple[str, ...]:
 
 def _void(parent: DenseModel, recipe: Recipe) -> str | None:
     """Compression that looks at members voids what a private training promised."""
-    private = parent.hardened is not None and parent.hardened.private
-    return parent.hardened.void if parent.hardened is not None and private and recipe.touches_records else None
+    if not recipe.touches_records:
+        return None
+    if parent.hardened is not None:
+        return parent.hardened.void if parent.hardened.private else None
+    return None if parent.claim is None else parent.claim.void
 
 
 def _exported(architecture: Architecture, stored: Stored, kind: Kind = "onnx") -> Opened:

@@ -28,6 +28,7 @@ from ...training.trainer import BuiltinTrainer, Trainer, UserTrainer
 from ..plan.plan import DENSE, Plan
 from ..plan.sections import ModelPlan
 from .audited import DenseModel
+from .claims import claim_of
 from .finished_file import OpenedFile, Reading, open_all, paths_of, question_of
 from .identity import name_of, state_digest
 from .sources import source_digest
@@ -97,6 +98,10 @@ def resolve(plan: Plan, folder: Path, recall: Recall | None = None, *, checked: 
         trainer: Trainer = UserTrainer(function, f"{path}@{source_digest([path.partition(':')[0]], folder)}")
     else:
         trainer = BuiltinTrainer(Training.model_validate(plan.model.training))
+    step = None
+    if plan.claims is not None and (named := plan.claims.step) is not None:
+        step = import_function(named, folder)
+        digests.append(f"{named}@{source_digest([named.partition(':')[0]], folder)}")
     for path in student_factories(plan):
         offer_factory(path, import_function(path, folder))
         digests.append(f"{path}@{source_digest([path.partition(':')[0]], folder)}")
@@ -111,6 +116,7 @@ def resolve(plan: Plan, folder: Path, recall: Recall | None = None, *, checked: 
             shadows_differ=differ,
             notes=changed,
             file=files.get(DENSE),
+            claim=claim_of(plan.claims, data, step),
         ),
         "|".join([*digests, trainer.identity]),
         files,

@@ -62,7 +62,8 @@ def assemble(plan: Plan, subject: Subject) -> Lineup:
             why = user_error(error)  # of the defense's own code, perhaps another package's
             raise InputError(f"Candidate {name!r}: the defense {entry.defense!r} cannot harden it: {why}") from error
     runtimes = [RUNTIMES.parse(one) for one in plan.runtimes]
-    attacks = attacks_of(plan.attacks, subject.data)
+    private = [model for model in dense.values() if model.hardened is not None and model.hardened.private]
+    attacks = attacks_of(plan.attacks, subject.data, promised=bool(private), claimed=plan.claims is not None)
     return Lineup(tuple(dense.values()), tuple(candidates), _labelled(attacks), _labelled(runtimes))
 
 
@@ -136,6 +137,7 @@ def _hardened(
         state=None,
         file=None,
         undefended=plain.architecture,
+        claim=None,
         together=subject.together.get(name),
     )
     return dense[name]

@@ -28,6 +28,7 @@ from ..engine.store import Store
 from ..plan.plan import DENSE, Plan
 from ..schema.rows import Machine, RecordedAt
 from ..subject.audited import DenseModel
+from ..subject.claims import claim_of
 from ..subject.finished_file import OpenedFile, Reading, paths_of, reading_of
 from ..subject.resolve import Subject
 from ..suite.environment import Setup, release, versions
@@ -206,7 +207,7 @@ def read_record(key: str, stored: Result) -> tuple[Record, Suite]:
         plan, asked = Plan.model_validate(record.plan), Plan.model_validate(record.asked)
         if not record.files.keys() == paths_of(plan).keys() == paths_of(asked).keys():
             raise RecordError("its record names other files than its plan")
-        return record, Suite(plan, _subject(record, stored), setup=_setup(record))
+        return record, Suite(plan, _subject(record, plan, stored), setup=_setup(record))
     except RecordError:
         raise
     except Exception as error:  # a record may hold anything
@@ -221,7 +222,7 @@ def _setup(record: Record) -> Setup:
     return Setup(torch.device(record.device), record.versions, record.machine, record.releases)
 
 
-def _subject(record: Record, stored: Result) -> Subject:
+def _subject(record: Record, plan: Plan, stored: Result) -> Subject:
     files = {name: _Absent.of(one) for name, one in record.files.items()}
     data = data_of(record.data, stored.arrays)
     dense = record.dense
@@ -235,6 +236,7 @@ def _subject(record: Record, stored: Result) -> Subject:
             shadows_differ=dense.shadows_differ,
             notes=dense.notes,
             file=files.get(DENSE),
+            claim=claim_of(plan.claims, data, None),
             together=record.together.get(DENSE, 1),
         )
     return Subject(data, model, record.identity, files, record.notes, together=record.together)

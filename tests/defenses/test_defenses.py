@@ -11,11 +11,11 @@ from scipy.stats import norm as normal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from crushproof.attacks.dp_audit.accounting import pld_epsilon, prv_epsilon, smallest_noise
 from crushproof.attacks.evasion.gradient.pgd import craft
 from crushproof.attacks.extraction.extraction import Extraction
 from crushproof.compression.pruning.prune import Prune
 from crushproof.compression.quantization.quantize import Quantize
-from crushproof.defenses.accounting import pld_epsilon, prv_epsilon, smallest_noise
 from crushproof.defenses.adversarial_training import AdversarialTraining, perturbed
 from crushproof.defenses.defense import DEFENSES
 from crushproof.defenses.dp_sgd import DpSgd, train_privately

@@ -75,6 +75,7 @@ METRICS = {
     "auc": ("membership", "lower"),
     "fidelity": ("extraction", "lower"),
     "forget_auc": ("unlearning", "lower"),
+    "epsilon_shown": ("privacy-claim", "lower"),
 }
 
 

@@ -395,3 +395,27 @@ def test_a_limit_on_the_recovery_leaves_what_fails_anyway(value: float, fails: b
         assert (judged.verdict == "fail") == fails
     own = Policy(absolutes={"forget_auc": 0.8})
     assert apply_policy([candidate("a")], [row], own, ["a"], KNOWN).verdict == "pass"
+
+
+@pytest.mark.parametrize(
+    ("statement", "verdict", "told"),
+    [
+        ({"epsilon": 7.99, "delta": 1e-5}, "pass", "the promised epsilon is 7.99 at delta 1e-05"),
+        ({"epsilon": 8.01, "delta": 1e-5}, "fail", "the policy asks for at most 8."),
+        ({"epsilon": "void", "why": "members were touched"}, "fail", "is void, because members were touched"),
+        ({}, "fail", "no epsilon is promised of its training"),
+    ],
+    ids=["kept", "larger", "void", "missing"],
+)
+def test_a_limit_on_epsilon_is_kept_by_a_promise_alone(statement: dict[str, Any], verdict: str, told: str) -> None:
+    row = candidate("a").model_copy(update={"statement": statement})
+    judged = apply_policy([row], [], Policy(absolutes={"epsilon": 8.0}), ["a"], KNOWN)
+    assert judged.verdict == verdict
+    assert told in judged.gates[0].sentence
+    assert judged.gates[0].p_value is None
+
+
+@pytest.mark.parametrize(("kind", "limit", "told"), [("changes", 1, "under `absolutes`"), ("absolutes", 0, "write 8")])
+def test_a_limit_on_epsilon_that_makes_no_sense_is_refused(kind: str, limit: float, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        load_policy({kind: {"epsilon": limit}}, Path(), KNOWN)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ...targets.errors import InputError
-from ..accounting import pld_epsilon, prv_epsilon
+from .accounting import pld_epsilon, prv_epsilon
 from .bounds import gaussian_epsilon
 
 

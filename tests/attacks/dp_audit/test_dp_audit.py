@@ -15,8 +15,8 @@ from scipy import stats
 from torch import Tensor
 
 from crushproof import GradientCanaries, audit_dp
-from crushproof.defenses.accounting import pld_epsilon
-from crushproof.defenses.dp_audit.bounds import (
+from crushproof.attacks.dp_audit.accounting import pld_epsilon
+from crushproof.attacks.dp_audit.bounds import (
     gaussian_epsilon,
     gaussian_mu,
     guesses_epsilon,
@@ -24,8 +24,8 @@ from crushproof.defenses.dp_audit.bounds import (
     mu_of_pairs,
     threshold_epsilon,
 )
-from crushproof.defenses.dp_audit.subsampled import best_share, epsilon_of_share, subsampled_epsilon
-from crushproof.defenses.dp_audit.worlds import Step
+from crushproof.attacks.dp_audit.subsampled import best_share, epsilon_of_share, subsampled_epsilon
+from crushproof.attacks.dp_audit.worlds import Step
 from crushproof.defenses.dp_sgd import gradient_step
 from crushproof.targets.errors import InputError
 
