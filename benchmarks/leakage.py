@@ -3,8 +3,9 @@
     python benchmarks/leakage.py --data DIR [--json FILE]
 
 Planted: three digits (8x8), and three MNIST images, exact, scaled to uint8, features permuted, both together, in each
-of the kinds of places below. Clean: 20 files of nets of various makes, trained on digits and compressed. Rebuilt: the weights of those that are
-held in integers, beside what their scales say that rounding does. Large: 100 MB of random float32 weights with five images planted, against the 60,000 of MNIST. CPU seconds, one thread.
+of the kinds of places below. Clean: 20 files of nets of various makes, trained on digits and compressed. Rebuilt: the
+weights of those that are held in integers, beside what their scales say that rounding does. Large: 100 MB of random
+float32 weights with five images planted, against the 60,000 of MNIST. CPU seconds, one thread.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save
 from torch import Tensor, nn
 
+from crushproof.attacks.reconstruction.rebuild import rebuild
 from crushproof.attacks.reconstruction.rows import Rows
 from crushproof.attacks.reconstruction.search import Searched, rows_of, search_file
-from crushproof.attacks.reconstruction.rebuild import rebuild
 from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.compression.deployment.tflite_export import to_tflite
 from crushproof.compression.recipe import RECIPES
