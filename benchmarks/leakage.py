@@ -4,7 +4,8 @@
 
 Planted: three digits (8x8), and three MNIST images, exact, scaled to uint8, features permuted, both together, in each
 of the kinds of places below. Clean: 20 files of nets of various makes, trained on digits and compressed. Rebuilt: the
-weights of those that are held in integers, beside what their scales say that rounding does. Large: 100 MB of random
+weights of those that are held in integers, beside what their scales say that rounding does. Parents: which of ten
+models a file came from. Large: 100 MB of random
 float32 weights with five images planted, against the 60,000 of MNIST. CPU seconds, one thread.
 """
 
@@ -27,6 +28,7 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save
 from torch import Tensor, nn
 
+from crushproof.attacks.reconstruction.fingerprint import fingerprint
 from crushproof.attacks.reconstruction.rebuild import rebuild
 from crushproof.attacks.reconstruction.rows import Rows
 from crushproof.attacks.reconstruction.search import Searched, rows_of, search_file
@@ -35,6 +37,7 @@ from crushproof.compression.deployment.tflite_export import to_tflite
 from crushproof.compression.recipe import RECIPES
 from crushproof.targets.data.digits import load_digits
 from crushproof.targets.data.records import Records
+from crushproof.training.loop import Training, train
 
 IDS = [3, 77, 500]
 RECIPE_SET = (
@@ -178,6 +181,35 @@ def rebuilt(families: list[list[bytes]]) -> list[Row]:
     return rows
 
 
+def parents(records: Records) -> list[Row]:
+    """Of MLPs that are trained alike, which one a file came from: compressed in three ways, as they are or tuned."""
+    shape, bounds = tuple(records.x.shape[1:]), load_digits().bounds
+    dense, right, wrong, tried, high = [], 0, 0, 0, 0.0
+    made = []
+    for seed in range(10):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 10))
+        trained = train(net, records, Training(epochs=5), seed=seed)
+        dense.append(to_onnx(trained.eval().requires_grad_(False), shape))
+        made += [(seed, trained), (seed, train(trained.requires_grad_(True), records, Training(epochs=5), seed=99))]
+    recipes = [{"kind": "quantize", "weight_bits": 4, "keep_ends_8bit": False}, {"kind": "prune", "sparsity": 0.9}]
+    for own, net in made:
+        for sees, recipe in zip(("codes", "mask"), recipes, strict=True):
+            plain = net.eval().requires_grad_(False)
+            content = to_onnx(RECIPES.parse(recipe).apply(plain, records, bounds, seed=0), shape)
+            for other, parent in enumerate(dense):
+                found = fingerprint(content, parent, sees)
+                right += found.matches and other == own
+                wrong += found.matches and other != own
+                tried += other != own
+                high = max(high, found.deviations if other != own else 0.0)
+    setting = "40 files of 10 MLPs, half of them tuned, by codes or mask alone"
+    return [
+        Row("parent recognised", setting, right, "of 40", target=40, better="higher"),
+        Row("others recognised", f"of {tried}; the highest at {high:.1f} deviations", wrong, "false", target=0),
+    ]
+
+
 def large(x: Tensor) -> list[Row]:
     rng = np.random.default_rng(0)
     weights = (rng.standard_normal(25_000_000) * 0.03).astype(np.float32)
@@ -225,7 +257,7 @@ def main() -> None:
         known = rows_of(few)
         assert known is not None
         results.append(planted("MNIST", few, known))
-    results += [planted("digits", digits.members.x, rows), *clean(digits.members, rows)]
+    results += [planted("digits", digits.members.x, rows), *clean(digits.members, rows), *parents(digits.members)]
     publish(results, options.json)
 
 
