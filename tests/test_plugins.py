@@ -414,6 +414,7 @@ def test_a_faulty_plugin_is_named_and_left_out(plugin: Write, tmp_path: Path, li
         "smoothing",
         "leakage",
         "rebuilding",
+        "attributes",
     }
     own |= {"openvino", "tensorrt"}
     assert known <= own | {*RECIPES.kinds()} - {"same"}

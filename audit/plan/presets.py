@@ -49,6 +49,7 @@ ATTACK_PRESETS: dict[str, list[dict[str, Any]]] = {
         {"kind": "churn"},
         {"kind": "leakage"},
         {"kind": "rebuilding"},
+        {"kind": "attributes"},
         {"kind": "smoothing"},
     ],
 }
