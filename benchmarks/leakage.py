@@ -3,8 +3,10 @@
     python benchmarks/leakage.py --data DIR [--json FILE]
 
 Planted: three digits (8x8), and three MNIST images, exact, scaled to uint8, features permuted, both together, in each
-of nine kinds of places. Clean: 20 files of nets of various makes, trained on digits and compressed. Large: 100 MB of
-random float32 weights with five images planted, against the 60,000 of MNIST. CPU seconds, one thread.
+of the kinds of places below. Clean: 20 files of nets of various makes, trained on digits and compressed. Rebuilt: the
+weights of those that are held in integers, beside what their scales say that rounding does. Parents: which of ten
+models a file came from. Large: 100 MB of random
+float32 weights with five images planted, against the 60,000 of MNIST. CPU seconds, one thread.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ import io
 import json
 import pickle
 import resource
+import tempfile
 import warnings
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -24,12 +28,16 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save
 from torch import Tensor, nn
 
+from crushproof.attacks.reconstruction.fingerprint import fingerprint
+from crushproof.attacks.reconstruction.rebuild import rebuild
 from crushproof.attacks.reconstruction.rows import Rows
 from crushproof.attacks.reconstruction.search import Searched, rows_of, search_file
 from crushproof.compression.deployment.onnx_export import to_onnx
+from crushproof.compression.deployment.tflite_export import to_tflite
 from crushproof.compression.recipe import RECIPES
 from crushproof.targets.data.digits import load_digits
 from crushproof.targets.data.records import Records
+from crushproof.training.loop import Training, train
 
 IDS = [3, 77, 500]
 RECIPE_SET = (
@@ -67,7 +75,30 @@ def view(rows: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
+def archived(rows: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.savez_compressed(stream, rows=np.asfortranarray(rows))
+    return stream.getvalue()
+
+
+def tflite(weights: np.ndarray) -> bytes:
+    """A real file whose layer holds the rows (or their columns) as its weights: codes of 8 bits are float there."""
+    layer = nn.Linear(weights.shape[1], weights.shape[0])
+    layer.weight = nn.Parameter(torch.from_numpy(weights.astype(np.float32)), requires_grad=False)
+    shape = (weights.shape[1],)
+    return to_tflite(to_onnx(nn.Sequential(layer).eval(), shape))
+
+
+def external(rows: np.ndarray) -> bytes:
+    """The file beside an ONNX file that holds its tensors."""
+    model = onnx.load_from_string(onnx_file([numpy_helper.from_array(rows, "rows")]))
+    with tempfile.TemporaryDirectory() as folder:
+        onnx.save(model, f"{folder}/a.onnx", save_as_external_data=True, location="a.data", size_threshold=0)
+        return (Path(folder) / "a.data").read_bytes()
+
+
 PLACES = {
+    "ONNX external data": external,
     "ONNX constant": lambda rows: onnx_file([numpy_helper.from_array(rows, "rows")]),
     "ONNX columns": lambda rows: onnx_file([numpy_helper.from_array(rows.T.copy(), "rows")]),
     "metadata, base64": lambda rows: onnx_file([], base64.b64encode(rows.tobytes()).decode()),
@@ -77,6 +108,11 @@ PLACES = {
     ".pt storage behind a view": view,
     "pickle": lambda rows: pickle.dumps({"rows": rows}),
     "pickled list": lambda rows: pickle.dumps([rows.tolist()]),
+    "base64 in lines": lambda rows: base64.encodebytes(rows.tobytes()),
+    "pickle by columns": lambda rows: pickle.dumps(np.asfortranarray(rows)),
+    ".npz by columns": archived,
+    ".tflite weights": tflite,
+    ".tflite weights by columns": lambda rows: tflite(np.ascontiguousarray(rows.T)),
 }
 
 
@@ -95,8 +131,8 @@ def planted(name: str, x: Tensor, rows: Rows) -> Row:
     return Row(f"planted {name}", told, total - len(missed), "found", target=total, better="higher")
 
 
-def nets(records: Records) -> list[bytes]:
-    """20 files: four architectures, trained for a moment, dense and compressed in four ways."""
+def nets(records: Records) -> list[list[bytes]]:
+    """20 files: four architectures, trained for a moment, each dense and then compressed in four ways."""
     bounds, shape = load_digits().bounds, tuple(records.x.shape[1:])
     made = []
     for seed, build in enumerate(
@@ -115,18 +151,62 @@ def nets(records: Records) -> list[bytes]:
             nn.functional.cross_entropy(net(records.x), records.y).backward()
             optimizer.step()
         net.eval().requires_grad_(False)
-        made.append(to_onnx(net, shape))
-        made += [to_onnx(RECIPES.parse(one).apply(net, records, bounds, seed=0), shape) for one in RECIPE_SET]
+        compressed = [RECIPES.parse(one).apply(net, records, bounds, seed=0) for one in RECIPE_SET]
+        made.append([to_onnx(one, shape) for one in (net, *compressed)])
     return made
 
 
 def clean(records: Records, rows: Rows) -> list[Row]:
-    found = [search_file(content, rows) for content in nets(records)]
+    families = nets(records)
+    found = [search_file(content, rows) for family in families for content in family]
     private = sum(word.private for one in found for _, word in one.words)
     alarms = sum(bool(one.ids) for one in found)
     return [
         Row("clean files", f"{len(found)} nets, dense and compressed", alarms, "false", target=0),
         Row("private words", "in the files this package writes", private, "words", target=0),
+        *rebuilt(families),
+    ]
+
+
+def rebuilt(families: list[list[bytes]]) -> list[Row]:
+    """The largest share by which the error of weights read off integers is off what their scales say."""
+    rows = []
+    for at, one in enumerate(RECIPE_SET[:2], 1):
+        found = [rebuild(family[at], family[0]) for family in families]
+        off = [abs((one.coded_error() or 0) / (one.overall()[1] or 1) - 1) for one in found]
+        errors = ", ".join(f"{100 * (one.coded_error() or 0):.2f} %" for one in found)
+        bits = one["weight_bits"]
+        target = 0.05 if bits == 8 else None
+        rows.append(Row(f"int{bits} weights read off", f"relative errors {errors}", max(off), "off by", target=target))
+    return rows
+
+
+def parents(records: Records) -> list[Row]:
+    """Of MLPs that are trained alike, which one a file came from: compressed in three ways, as they are or tuned."""
+    shape, bounds = tuple(records.x.shape[1:]), load_digits().bounds
+    dense, right, wrong, tried, high = [], 0, 0, 0, 0.0
+    made = []
+    for seed in range(10):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 10))
+        trained = train(net, records, Training(epochs=5), seed=seed)
+        dense.append(to_onnx(trained.eval().requires_grad_(False), shape))
+        made += [(seed, trained), (seed, train(trained.requires_grad_(True), records, Training(epochs=5), seed=99))]
+    recipes = [{"kind": "quantize", "weight_bits": 4, "keep_ends_8bit": False}, {"kind": "prune", "sparsity": 0.9}]
+    for own, net in made:
+        for sees, recipe in zip(("codes", "mask"), recipes, strict=True):
+            plain = net.eval().requires_grad_(False)
+            content = to_onnx(RECIPES.parse(recipe).apply(plain, records, bounds, seed=0), shape)
+            for other, parent in enumerate(dense):
+                found = fingerprint(content, parent, sees)
+                right += found.matches and other == own
+                wrong += found.matches and other != own
+                tried += other != own
+                high = max(high, found.deviations if other != own else 0.0)
+    setting = "40 files of 10 MLPs, half of them tuned, by codes or mask alone"
+    return [
+        Row("parent recognised", setting, right, "of 40", target=40, better="higher"),
+        Row("others recognised", f"of {tried}; the highest at {high:.1f} deviations", wrong, "false", target=0),
     ]
 
 
@@ -177,7 +257,7 @@ def main() -> None:
         known = rows_of(few)
         assert known is not None
         results.append(planted("MNIST", few, known))
-    results += [planted("digits", digits.members.x, rows), *clean(digits.members, rows)]
+    results += [planted("digits", digits.members.x, rows), *clean(digits.members, rows), *parents(digits.members)]
     publish(results, options.json)
 
 

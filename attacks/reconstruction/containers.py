@@ -22,6 +22,7 @@ import numpy as np
 
 from ...targets.untrusted.files import is_pickle, open_archive, read_entry
 from ...targets.untrusted.other_formats import unpacked
+from .blocks import Turning
 from .protobuf import Span, onnx_spans
 
 UNPACKED = 2**31  # bytes, of everything that is unpacked, as large a file as is read at all
@@ -32,6 +33,16 @@ FEW = 6  # numbers of a text or a pickle, below which they are none
 
 _BASE64 = re.compile(rb"[A-Za-z0-9+/_-]{%d,}={0,2}" % SHORT)
 _HEXADECIMAL = re.compile(rb"[0-9a-fA-F]{%d,}" % SHORT)
+_BREAK = rb"(?:\\r)?\\n[ \t]*|\r?\n[ \t]*"  # as it is, or as JSON writes it
+_BASE64_LINES = re.compile(rb"(?<![A-Za-z0-9+/])(?:[A-Za-z0-9+/]{56,128}+(?:%s))+[A-Za-z0-9+/]*={0,2}" % _BREAK)
+_HEXADECIMAL_LINES = re.compile(rb"(?<![0-9a-fA-F])(?:[0-9a-fA-F]{32,128}+(?:%s))+[0-9a-fA-F]*" % _BREAK)
+_BREAKS = re.compile(_BREAK)
+_ENCODED = (
+    (_BASE64, "base64"),
+    (_HEXADECIMAL, "hexadecimal"),
+    (_BASE64_LINES, "base64"),
+    (_HEXADECIMAL_LINES, "hexadecimal"),
+)
 _NUMBER = rb"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?"
 _TEXT = re.compile(rb"%s(?:[\s,;\[\]()\"']{1,8}%s){%d,}" % (_NUMBER, _NUMBER, FEW - 1))
 _SINGLE = re.compile(_NUMBER)
@@ -78,24 +89,21 @@ class Contents:
         return ", ".join(word for word in (name, one.where) if word) or "no named part"
 
 
-def take_apart(content: bytes) -> Contents:
+def take_apart(content: bytes, width: int = 0) -> Contents:
     """Everything that can be read out of a file without running it.
+
+    Args:
+        width: values of a record, so that arrays of unstated shape are read by columns too; 0: they are not.
 
     Raises:
         UnsafeInput: an archive that is damaged or crafted, or unpacks to more than `UNPACKED` bytes.
     """
     found = Contents([Part("", 0, content)])
-    room = [UNPACKED]
-    if content.startswith(b"PK\x03\x04"):
-        found.kind = "a zip archive"
-    elif content[8:10] == b'{"':
-        found.kind, found.spans = "safetensors", list(_safetensors(content))
-    elif content[4:8] == b"TFL3":
-        found.kind = "TFLite"
-    elif not is_pickle(content[:2]) and not content.startswith(b"\x1f\x8b"):
-        found.spans = onnx_spans(content)
-        found.kind = "ONNX" if found.spans else found.kind
-    found.parts += _inside(content, "", 0, 0, room, found.spans)
+    room, turning = [UNPACKED], Turning(width)
+    found.kind, found.spans = _kind(content)
+    found.parts += _inside(content, "", 0, 0, room, found.spans, turning)
+    if found.kind == "TFLite":
+        found.parts += [Part("columns", at, numbers=values) for at, values in turning.prefixed(content)]
     for span in list(found.spans):
         if span.numbers is not None:
             found.parts.append(Part("", span.begin, numbers=span.numbers))
@@ -103,8 +111,26 @@ def take_apart(content: bytes) -> Contents:
     return found
 
 
+def _kind(content: bytes) -> tuple[str, list[Span]]:
+    """What a file is, in a word or two, and what lies where in it; entries of an archive are not among that yet."""
+    if content.startswith(b"PK\x03\x04"):
+        return "a zip archive", []
+    if content[8:10] == b'{"':
+        return "safetensors", list(_safetensors(content))
+    if content[4:8] == b"TFL3":
+        return "TFLite", []
+    spans = [] if is_pickle(content[:2]) or content.startswith(b"\x1f\x8b") else onnx_spans(content)
+    return ("ONNX" if spans else "a file of no known kind"), spans
+
+
 def _inside(
-    content: bytes, where: str, offset: int, depth: int, room: list[int], spans: list[Span] | None
+    content: bytes,
+    where: str,
+    offset: int,
+    depth: int,
+    room: list[int],
+    spans: list[Span] | None,
+    turning: Turning,
 ) -> Iterator[Part]:
     """What is packed in some bytes; `spans`: of the file itself, which entries of an archive are added to."""
     if depth >= DEPTH:
@@ -121,37 +147,54 @@ def _inside(
                 inner = f"{where}, {name}" if where else ("" if spans is not None else name)
                 if not stored:
                     yield Part(inner or "deflated", begin if spans is not None else offset, data)
+                place = begin if spans is not None else offset
                 if not stored or is_pickle(data[:2]) or data[:4] == b"PK\x03\x04":
-                    yield from _inside(data, inner, begin if spans is not None else offset, depth + 1, room, None)
+                    yield from _inside(data, inner, place, depth + 1, room, None, turning)
+                else:
+                    yield from (Part(_then(inner, "columns"), place, numbers=one) for one in turning.block(data))
+                yield from _by_columns(data, inner, place)
     elif content.startswith(b"\x1f\x8b"):
         data = unpacked(content, where or "the file", max(room[0], 1))
         room[0] -= len(data)
-        yield Part(f"{where}, unpacked" if where else "unpacked", offset, data)
-        yield from _inside(data, f"{where}, unpacked" if where else "unpacked", offset, depth + 1, room, None)
+        yield Part(_then(where, "unpacked"), offset, data)
+        yield from _inside(data, _then(where, "unpacked"), offset, depth + 1, room, None, turning)
+        yield from _by_columns(data, _then(where, "unpacked"), offset)
     elif is_pickle(content[:2]):
-        yield from _pickled(content, where, offset)
-    yield from _written(content, where, offset, depth, room, top=spans is not None)
+        yield from _pickled(content, where, offset, turning)
+    for at, values in turning.arrays(content):
+        yield Part(_then(where, "columns"), at if spans is not None else offset, numbers=values)
+    yield from _written(content, where, offset, depth, room, turning, top=spans is not None)
 
 
-def _written(content: bytes, where: str, offset: int, depth: int, room: list[int], *, top: bool) -> Iterator[Part]:
+def _then(where: str, word: str) -> str:
+    return f"{where}, {word}" if where else word
+
+
+def _by_columns(data: bytes, where: str, offset: int) -> Iterator[Part]:
+    """Of a file inside the file: its tensors in the other order, and what is no plain numbers in it."""
+    for span in _kind(data)[1]:
+        if span.numbers is not None:
+            yield Part(_then(where, span.name), offset, numbers=span.numbers)
+
+
+def _written(
+    content: bytes, where: str, offset: int, depth: int, room: list[int], turning: Turning, *, top: bool
+) -> Iterator[Part]:
     """What is written as text: base64, hexadecimal, numbers."""
-
-    def inner(word: str) -> str:
-        return f"{where}, {word}" if where else word
-
     for match in _TEXT.finditer(content):
         values = np.array([float(one) for one in _SINGLE.findall(match.group())])
-        yield Part(inner("numbers as text"), match.start() if top else offset, numbers=values)
-    for pattern, word in ((_BASE64, "base64"), (_HEXADECIMAL, "hexadecimal")):
+        yield Part(_then(where, "numbers as text"), match.start() if top else offset, numbers=values)
+    for pattern, word in _ENCODED:
         for match in pattern.finditer(content):
+            text = match.group() if pattern in (_BASE64, _HEXADECIMAL) else _BREAKS.sub(b"", match.group())
             for glued in (0, 1):  # the length before a text may end in a byte that looks like its first character
-                data = _decoded(match.group()[glued:], word)
+                data = _decoded(text[glued:], word)
                 if data is None or len(data) > room[0]:
                     continue
                 room[0] -= len(data)
                 at = match.start() if top else offset
-                yield Part(inner(word), at, data)
-                yield from _inside(data, inner(word), at, depth + 1, room, None)
+                yield Part(_then(where, word), at, data)
+                yield from _inside(data, _then(where, word), at, depth + 1, room, None, turning)
 
 
 def _decoded(text: bytes, word: str) -> bytes | None:
@@ -166,7 +209,7 @@ def _decoded(text: bytes, word: str) -> bytes | None:
         return None
 
 
-def _pickled(content: bytes, where: str, offset: int) -> Iterator[Part]:
+def _pickled(content: bytes, where: str, offset: int, turning: Turning) -> Iterator[Part]:
     """Numbers and Latin-1 texts of a pickle, read opcode by opcode: nothing is built, imported or called."""
     inner = f"{where}, values of a pickle" if where else "values of a pickle"
     values: list[float] = []
@@ -178,7 +221,11 @@ def _pickled(content: bytes, where: str, offset: int) -> Iterator[Part]:
                 values.append(float(argument) if abs(argument) < 2**62 else 0.0)
             elif isinstance(argument, str) and len(argument) >= FEW and not argument.isascii():
                 # protocols 0 to 2 write bytes as text
-                yield Part(inner, offset, argument.encode("latin-1", "ignore"))
+                plain = argument.encode("latin-1", "ignore")
+                yield Part(inner, offset, plain)
+                yield from (Part(inner, offset, numbers=one) for one in turning.block(plain))
+            elif isinstance(argument, bytes | bytearray):
+                yield from (Part(inner, offset, numbers=one) for one in turning.block(argument))
     except Exception:  # crafted: what is left is searched as bytes
         pass
     if len(values) >= FEW:

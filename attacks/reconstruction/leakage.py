@@ -30,7 +30,10 @@ WORDS = "words"  # details of findings
 NAMED = 5  # places and ids that a sentence names
 PLACES = 1000  # places that evidence names
 
-UNFOUND = "records that are encrypted, compressed with loss, noisy, cropped or negated, and what weights remember"
+UNFOUND = (
+    "records encrypted, compressed with loss, noisy, cropped or negated, coarser than 8 bits, interleaved with other "
+    "values, or by columns in a container that says no shape; and what weights remember"
+)
 UNREAD = "words that look like no path, name, address or secret, are not ASCII, or are encrypted"
 
 Text = Annotated[str, Field(max_length=400)]

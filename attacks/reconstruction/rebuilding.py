@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -23,10 +23,12 @@ from ..effort import Effort
 from ..measurement import Found, MeasuredPart, Measurement, Rate, ThreatModel
 from ..preparation import Audited, Deployed, Inputs, Ran, Results, Scope
 from ..risk import Metric, Risk
+from .fingerprint import SURE, Fingerprint, Sees, fingerprint
 from .rebuild import Layer, Rebuilt, dense_tensors_in, rebuild, rebuilt_model
-from .risk import DENSE_WEIGHTS, REBUILDING, REBUILT_FIDELITY
+from .risk import DENSE_WEIGHTS, REBUILDING, REBUILT_FIDELITY, RECOGNISED
 
-UNUSED = "dense-weights"  # detail of a finding
+UNUSED, WHOSE = "dense-weights", "fingerprint"  # details of findings
+EXCHANGED = "a parent whose units were put in another order on purpose, or that was trained on for long"
 UNFOUND = "weights as float16, encrypted, or changed in any bit"
 NAMED = 5
 LABELS = ("dense", "shipped", "rebuilt", "tuned")
@@ -53,6 +55,15 @@ class Lying(Document):
     used: bool
 
 
+class Whose(Document):
+    """As `fingerprint.Fingerprint`."""
+
+    sees: Literal["weights", "codes", "mask"]
+    correlation: Annotated[float, Field(ge=-1.001, le=1.001)]
+    deviations: float
+    weights: Annotated[int, Field(ge=1)]
+
+
 class Summary(Document):
     """`Evidence.summary`. `missing`: dense weights without a counterpart; `looked_for`: dense tensors that were."""
 
@@ -60,6 +71,7 @@ class Summary(Document):
     missing: Count
     looked_for: Count
     lying: tuple[Lying, ...]
+    whose: tuple[Whose, ...]
 
 
 @dataclass(frozen=True)
@@ -87,7 +99,7 @@ class Rebuilding(Attack):
     epochs: PositiveInt = Field(5, le=1000, description="of the fine-tuning on the attacker's records")
     learning_rate: float = Field(5e-4, gt=0, le=1, description="of the fine-tuning, at its peak")
     risk: ClassVar[Risk] = REBUILDING
-    metrics: ClassVar[tuple[Metric, ...]] = (REBUILT_FIDELITY, DENSE_WEIGHTS)
+    metrics: ClassVar[tuple[Metric, ...]] = (REBUILT_FIDELITY, DENSE_WEIGHTS, RECOGNISED)
 
     def runs(self, model: Audited, scope: Scope) -> tuple[Run, ...]:
         if model.is_dense or model.parent is None:
@@ -99,7 +111,7 @@ class Rebuilding(Attack):
         return (Ran(model.name),) if self.runs(model, scope) else ()
 
     def details(self, model: Audited) -> tuple[str, ...]:
-        return ("", UNUSED)
+        return ("", UNUSED, WHOSE)
 
     def form(self, model: Audited, scope: Scope) -> Form:
         n, classes = len(scope.data.evaluation_ids), scope.data.classes
@@ -114,6 +126,7 @@ class Rebuilding(Attack):
         with failing_as_not_applicable("the file's weights cannot be read beside the dense model's"):
             found = rebuild(case.shipped, dense.shipped)
             lying, looked_for = dense_tensors_in(case.shipped, dense.shipped)
+            seen = [fingerprint(case.shipped, dense.shipped, one) for one in get_args(Sees)]
         with failing_as_not_applicable("no float model can be made of the file"):
             model = rebuilt_model(case.shipped, case.twin).to(case.attacker.x.device)
             training = Training(epochs=self.epochs, learning_rate=self.learning_rate, weight_decay=0.0)
@@ -122,7 +135,7 @@ class Rebuilding(Attack):
             with torch.no_grad():
                 answers += [one.eval()(case.evaluation.x) for one in (model, tuned)]
         labels = {name: _labels(one) for name, one in zip(LABELS, answers, strict=True)}
-        return _evidence(found, lying, looked_for, labels, case, self.epochs)
+        return _evidence(found, lying, looked_for, seen, labels, case, self.epochs)
 
     def measure(self, results: Results) -> list[Measurement]:
         if not self.runs(results.model, results.scope):
@@ -171,6 +184,7 @@ def _evidence(
     found: Rebuilt,
     lying: Mapping[str, str],
     looked_for: int,
+    seen: Sequence[Fingerprint],
     labels: Mapping[str, np.ndarray[Any, Any]],
     case: Case,
     epochs: int,
@@ -188,7 +202,8 @@ def _evidence(
     ]
     passes, n = len(case.attacker) * epochs, len(case.ids)
     ledger = Ledger(queries=n, forwards=passes + 2 * n, backwards=passes)
-    summary = {"layers": layers, "missing": found.missing, "looked_for": looked_for, "lying": places}
+    whose = [asdict(one) for one in seen if one.weights]
+    summary = {"layers": layers, "missing": found.missing, "looked_for": looked_for, "lying": places, "whose": whose}
     return Evidence(arrays, summary, ledger=ledger)
 
 
@@ -242,11 +257,26 @@ def measured(evidence: Evidence, found: Summary) -> list[Measurement]:
     lines = [f"Found: {'; '.join(told)}{more}."] if told else []
     lines += [f"{used} more are what the file computes with: the recipe left them as they were."] if used else []
     about = "the dense model's weights, looked for in the shipped bytes"
+    others = [_whose(found.whose, threat)] if found.whose else []
     if not found.looked_for:
         why = "the dense model has no weight that is long enough to be looked for"
-        return [fidelity, Measurement(DENSE_WEIGHTS, about, None, threat, detail=UNUSED, reason=why)]
+        return [fidelity, Measurement(DENSE_WEIGHTS, about, None, threat, detail=UNUSED, reason=why), *others]
     lying = Found(len(unused), found.looked_for, UNFOUND)
-    return [fidelity, Measurement(DENSE_WEIGHTS, about, lying, threat, detail=UNUSED, notes=tuple(lines))]
+    return [fidelity, Measurement(DENSE_WEIGHTS, about, lying, threat, detail=UNUSED, notes=tuple(lines)), *others]
+
+
+def _whose(seen: Sequence[Whose], threat: ThreatModel) -> Measurement:
+    """In how many ways the dense model is recognised as the one that the file came from."""
+    words = {"weights": "its weights", "codes": "its codes without their scales", "mask": "which weights are zero"}
+    notes = tuple(
+        f"By {words[one.sees]}, {one.weights:,} of them: correlation {one.correlation:.2f}, {one.deviations:.1f} "
+        f"standard deviations above the same with its units in random order; from {SURE:.0f} on it is taken for sure."
+        for one in seen
+    )
+    recognised = sum(one.deviations > SURE for one in seen)
+    about = "the dense model, recognised in the file"
+    outcome = Found(recognised, len(seen), EXCHANGED)
+    return Measurement(RECOGNISED, about, outcome, threat, detail=WHOSE, notes=notes)
 
 
 def _how(layers: tuple[Layer, ...]) -> str:

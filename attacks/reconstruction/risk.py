@@ -40,6 +40,15 @@ DENSE_WEIGHTS = Metric(
     meaning="How many of the dense model's float32 weight tensors lie in the shipped bytes, bit for bit, beside those "
     "that the file computes with: dead initialisers, storages and members that nothing reads.",
 )
+RECOGNISED = Metric(
+    name="parent_recognised",
+    title="Ways in which the parent is recognised",
+    subject="the number of ways in which the dense model is recognised in the file",
+    unit="number",
+    better="lower",
+    meaning="By how many of its weights, its codes and its mask alone the file is seen to be the dense model's. It "
+    "says whose model it is, which an owner may want and somebody who took a model may not.",
+)
 
 LEAKAGE = Risk(
     name="leakage",

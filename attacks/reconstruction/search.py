@@ -70,8 +70,8 @@ def search_file(content: bytes, records: Tensor | Rows | None = None) -> Searche
     Raises:
         UnsafeInput: an archive that is damaged or crafted.
     """
-    contents = take_apart(content)
     rows = rows_of(records) if isinstance(records, torch.Tensor) else records
+    contents = take_apart(content, 0 if rows is None else rows.values.shape[1])
     found, cut = [], False
     if rows is not None:
         search = Search(rows, sum(len(one.content) for one in contents.parts))

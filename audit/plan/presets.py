@@ -56,6 +56,7 @@ ATTACK_PRESETS: dict[str, list[dict[str, Any]]] = {
         {"kind": "churn"},
         {"kind": "leakage"},
         {"kind": "rebuilding"},
+        {"kind": "attributes"},
         {"kind": "smoothing"},
         {"kind": "dp-audit"},
     ],

@@ -16,14 +16,16 @@ from onnx import numpy_helper
 from torch import nn
 
 from crushproof.attacks.measurement import Found, Rate
+from crushproof.attacks.reconstruction.fingerprint import fingerprint
 from crushproof.attacks.reconstruction.rebuild import dense_tensors_in, rebuild, rebuilt_model
-from crushproof.attacks.reconstruction.rebuilding import Dense, Rebuilding
+from crushproof.attacks.reconstruction.rebuilding import EXCHANGED, Dense, Rebuilding
 from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.compression.recipe import RECIPES
 from crushproof.targets.data.data import Data
 from crushproof.targets.errors import NotApplicable
 from crushproof.targets.form import check_arrays
 from crushproof.targets.model import TorchTarget
+from crushproof.training.networks import digits_cnn
 
 SHAPE, WEIGHTS = (1, 8, 8), 6
 
@@ -102,7 +104,8 @@ def test_the_attack_measures_decisions_and_what_lies_about(files: Any, digits: D
     results: Any = type(
         "Results", (), {"model": model, "scope": scope, "evidence": lambda self, ran: evidence, "why": None}
     )()
-    fidelity, unused = attack.measure(results)
+    fidelity, unused, whose = attack.measure(results)
+    assert whose.outcome == Found(3, 3, EXCHANGED), "what rounds to zero is a mask too"
     assert isinstance(fidelity.outcome, Rate)
     assert fidelity.outcome.successes.mean() > 0.97
     assert [part.headline for part in fidelity.parts] == [False, True, False]
@@ -111,3 +114,17 @@ def test_the_attack_measures_decisions_and_what_lies_about(files: Any, digits: D
     assert attack.asked_again(evidence, case) == []
     with pytest.raises(NotApplicable, match="not at hand"):
         attack.run(replace(case, prepared=None), seed=0)
+
+
+def test_a_parent_is_told_from_another_model_by_its_mask_alone(files: Any, dense: nn.Module) -> None:
+    torch.manual_seed(5)
+    other = digits_cnn().eval()
+    assert other.state_dict().keys() == dense.state_dict().keys()
+    stranger = to_onnx(other, SHAPE)
+    for name, sees in (("int4", "weights"), ("int4", "codes"), ("mask", "mask")):
+        own, others = (fingerprint(files[name], one, sees) for one in (files["dense"], stranger))  # type: ignore[arg-type]
+        assert own.matches
+        assert own.correlation > 0.5
+        assert not others.matches
+        assert abs(others.correlation) < 0.2
+    assert fingerprint(files["dense"], files["dense"], "mask").weights == 0, "nothing is zero"
