@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -92,20 +92,22 @@ class Surrogate:
             found.append(gradient.reshape(-1).nan_to_num(0.0, 0.0, 0.0).double().numpy())
         return found
 
-    def moved(self, tensor: int, bit: int) -> Floats:
-        """By how much the number that counts changes if this bit of each element is flipped, float64 [n].
+    def moved(self, tensor: int, bits: Sequence[int]) -> Floats:
+        """By how much the number that counts changes if one of these bits of an element is flipped, float64 [bits, n].
 
         That is the stored number, or what an index looks up; NaN where an index would point beyond its book.
         """
         stored, raw = self.tensors[tensor], self.raw[tensor]
-        after = decoded(raw ^ np.uint64(1 << bit), stored.width, stored.kind)
+        masks = np.array([1 << bit for bit in bits], np.uint64)[:, None]
+        after = decoded(raw ^ masks, stored.width, stored.kind)
         before = decoded(raw, stored.width, stored.kind)
         if stored.role != INDICES:
             with np.errstate(invalid="ignore", over="ignore"):
-                return after - before
+                change: Floats = after - before
+            return change
         book = next(one.values for one in self.tensors if one.name == self._book_of(stored.name))
         inside = (after >= 0) & (after < len(book)) & (before >= 0)
-        to, at = (np.where(inside, one, 0).astype(np.int64) for one in (after, before))
+        to, at = (np.where(inside, one, 0).astype(np.int64) for one in (after, np.broadcast_to(before, after.shape)))
         return np.where(inside, book[to] - book[at], np.nan)
 
     def _book_of(self, indices: str) -> str:
