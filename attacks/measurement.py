@@ -37,10 +37,16 @@ class Mean:
 
 @dataclass(frozen=True)
 class Auc:
-    """The area under the ROC curve of scores, float [n], which are higher for members, bool [n]."""
+    """The area under the ROC curve of scores, float [n], which are higher for members, bool [n].
+
+    Args:
+        spread: by how much it varies among models alike beyond what the records explain, as a standard deviation; the
+            interval is as much wider.
+    """
 
     scores: Floats
     is_member: Bools
+    spread: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,22 @@ class TprAtFpr:
     fpr: float
 
 
-Outcome = Rate | Mean | Auc | TprAtFpr
+@dataclass(frozen=True)
+class Found:
+    """How much a search found, exactly: no sample, so that there is no interval; what it cannot find, it cannot count.
+
+    Args:
+        count: of what was found.
+        searched: for how many; or in how many ways.
+        unsearched: a phrase: what the search would not have found.
+    """
+
+    count: int
+    searched: int
+    unsearched: str
+
+
+Outcome = Rate | Mean | Auc | TprAtFpr | Found
 
 
 @dataclass(frozen=True)

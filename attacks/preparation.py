@@ -90,6 +90,7 @@ class Scope:
         shadows_differ: whether it is known, or must be assumed, that such training is not the dense model's own.
         device: where models are trained.
         runtimes: in which the models are to be run too, beside ONNX Runtime: by label, what sentences call them.
+        released: names of the models that are to be released together.
     """
 
     label: str
@@ -102,6 +103,7 @@ class Scope:
     shadows_differ: bool = False
     device: str = "cpu"
     runtimes: Mapping[str, str] = field(default_factory=dict)
+    released: tuple[str, ...] = ()
 
     @property
     def reference(self) -> Audited:

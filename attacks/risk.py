@@ -94,4 +94,15 @@ MEAN_SQUARED_ERROR = Metric(
     better="lower",
     meaning="Mean squared error as a share of the values' variance: 0 % is perfect, 100 % no better than their mean.",
 )
-QUALITIES = (ACCURACY, BALANCED_ACCURACY, MEAN_SQUARED_ERROR)  # of a model itself; every other metric is an attack's
+EPSILON = Metric(
+    name="epsilon",
+    title="Promised epsilon",
+    subject="the promised epsilon",
+    unit="number",
+    better="lower",
+    meaning="What differential privacy promises of the training, at the delta beside it: smaller says more. Compression "
+    "that looks at training records afterwards voids it.",
+)
+# Of a model itself; every other metric is an attack's.
+QUALITIES = (ACCURACY, BALANCED_ACCURACY, MEAN_SQUARED_ERROR)
+PROMISES = (EPSILON,)  # said of its training, and measured by nobody

@@ -15,6 +15,7 @@ from ..compression.recipe import RECIPES, Recipe
 from ..targets.answers import answer_with_logits, answers_with_logits
 from ..targets.data.data import Data
 from ..targets.data.declared import Declared
+from ..targets.data.forgetting import set_aside
 from ..targets.data.labels import class_numbers, predicted_values, sorted_labels
 from ..targets.data.npz import read_structure
 from ..targets.data.records import Bounds, Records
@@ -57,6 +58,7 @@ def audit_model(
     shadows: Mapping[str, int] | None = None,
     bounds: tuple[float, float] | Mapping[int | str, tuple[float, float]] | None = None,
     structure: Mapping[str, Any] | None = None,
+    forget: Sequence[int] | Arraylike | None = None,
     class_names: Sequence[str] | None = None,
     task: Literal["classification", "regression"] = "classification",
     name: str = "model",
@@ -89,6 +91,8 @@ def audit_model(
         structure: what the values are where they are no plain numbers: `immutable`, `categorical`, `one_hot`,
             `integer`, `tokens`, as in the `data` of a plan. Columns are named by position, or as a DataFrame names
             them.
+        forget: which of the records in `train` the model was to forget, positions from 0 or a mask: whether it did,
+            and whether compression brings them back, is then asked of every candidate.
         out: a folder that keeps evidence and finished cells, so that the next call resumes; default: none is kept.
 
     Raises:
@@ -106,7 +110,7 @@ def audit_model(
         task=task,
     )
     declared = validated(DeclaredData, {} if structure is None else structure, Source("structure=")).declared
-    data = _data(train, test, bounds, declared, class_names, name, seed, regression=task == "regression")
+    data = _data(train, test, bounds, declared, class_names, name, seed, forget, regression=task == "regression")
     module, changed = _plain(model, data)
     architecture = _architecture(module, build, type(model).__name__)
     state = {key: tensor.detach().clone() for key, tensor in module.state_dict().items()}
@@ -195,6 +199,7 @@ def _data(
     class_names: Sequence[str] | None,
     name: str,
     seed: int,
+    forget: Any,
     *,
     regression: bool,
 ) -> Data:
@@ -238,9 +243,13 @@ def _data(
     columns = [str(column) for column in getattr(test[0], "columns", ())]  # of a DataFrame
     limits = Bounds.of(*bounds) if isinstance(bounds, tuple | list) else bounds
     structure, limits, told, doubt = read_structure(list(raw.values()), declared, limits, columns, "the arrays")
+    members, forgotten = records.get("train"), None
+    if forget is not None:
+        asked = _array(forget, "forget")
+        members, forgotten = set_aside(members, asked, "forget=")
     return Data(
         name,
-        records.get("train"),
+        members,
         records["test"],
         limits,
         tuple(class_names),
@@ -248,6 +257,7 @@ def _data(
         notes=(*notes, *told),
         bounds_doubt=doubt,
         structure=structure,
+        forgotten=forgotten,
     )
 
 

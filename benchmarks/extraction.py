@@ -68,18 +68,41 @@ class Digits:
 
         return extract(self.net, self.attacker.x, budget=budget, seed=self.seed, **settings)
 
-    def audited(self) -> None:
-        """The attack of an audit, with its five copies."""
+    def case(self, module: nn.Module) -> Any:
         from crushproof.attacks.case import Case
-        from crushproof.attacks.extraction.extraction import Extraction
         from crushproof.targets.model import TorchTarget
 
-        ids = self.data.evaluation_ids.numpy()
-        case = Case(
-            TorchTarget(self.net), self.net, self.net, self.net, self.evaluation, ids, self.attacker, self.data.bounds,
-            self.data.classes,
+        return Case(
+            TorchTarget(module), module, module, self.net, self.evaluation, self.data.evaluation_ids.numpy(),
+            self.attacker, self.data.bounds, self.data.classes,
         )  # fmt: skip
-        Extraction().run(case, seed=self.seed)
+
+    def compressed(self) -> list[nn.Module]:
+        """The net and two candidates, as many as an audit puts together of the built-in net."""
+        from crushproof.compression.recipe import RECIPES
+
+        assert self.data.members is not None
+        made = [
+            RECIPES.parse(recipe).apply(self.net, self.data.members, self.data.bounds, seed=self.seed).eval()
+            for recipe in ({"kind": "prune", "sparsity": 0.8}, {"kind": "quantize", "weight_bits": 4})
+        ]
+        return [self.net, *(module.requires_grad_(False) for module in made)]
+
+    def audited(self, modules: list[nn.Module], *, together: bool) -> None:
+        """The attack of an audit on each, with its five copies: those of all side by side, or each model's."""
+        from dataclasses import replace
+
+        from crushproof.attacks.extraction.extraction import Extraction
+        from crushproof.attacks.extraction.teaching import question, teach
+
+        attack = Extraction()
+        cases = {str(at): self.case(module) for at, module in enumerate(modules)}
+        taught = dict[str, Any]()
+        if together:
+            answered = {name: question(attack.attacker, case, seed=self.seed) for name, case in cases.items()}
+            taught = teach(attack.attacker, answered, alike=True)
+        for name, case in cases.items():
+            attack.run(replace(case, prepared=taught.get(name)), seed=self.seed)
 
 
 def asked_figures() -> list[Row]:
@@ -108,7 +131,7 @@ def by_answers(digits: list[Digits], budget: int = 150) -> list[Row]:
 
 
 def by_strategy(digits: list[Digits], budget: int = 200) -> list[Row]:
-    from crushproof.attacks.extraction.strategies import STRATEGIES
+    from crushproof.attacks.extraction.asking.strategies import STRATEGIES
 
     rows = []
     for answers in ("scores", "labels"):
@@ -127,16 +150,24 @@ def by_strategy(digits: list[Digits], budget: int = 200) -> list[Row]:
     return rows
 
 
-def stacking(one: Digits) -> Row:
-    """The attack of an audit with its copies side by side, against one copy at a time."""
+def stacking(one: Digits) -> list[Row]:
+    """The attack of an audit on three models with their copies side by side, against one copy at a time."""
     from crushproof.attacks.extraction.copying import Tutor
+
+    modules = one.compressed()
 
     def alone() -> None:
         with mock.patch.object(Tutor, "groups", lambda self, pupils: [[at] for at in range(len(pupils))]):
-            one.audited()
+            one.audited(modules, together=False)
 
-    together, apart = alternate(one.audited, alone)
-    return Row("attack of an audit, built-in CNN", "5 copies; peer: one at a time", together, "CPU s", apart, 0.5)
+    together, by_model, apart = alternate(
+        lambda: one.audited(modules, together=True), lambda: one.audited(modules, together=False), alone
+    )
+    setting = "3 models, 5 copies of each; peer: one at a time"
+    return [
+        Row("attack of an audit, built-in CNN", f"all together, {setting}", together, "CPU s", apart, 0.5),
+        Row("attack of an audit, built-in CNN", f"each model's together, {setting}", by_model, "CPU s", apart),
+    ]
 
 
 def main() -> None:
@@ -145,7 +176,7 @@ def main() -> None:
     from crushproof.training.networks import digits_cnn
 
     builtin = [Digits(digits_cnn, lambda x: x, seed) for seed in FEW]
-    rows = [stacking(builtin[0])]
+    rows = stacking(builtin[0])
     rows += asked_figures()
     rows += by_answers(builtin)
     rows += by_strategy(builtin)

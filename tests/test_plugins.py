@@ -404,7 +404,17 @@ def test_a_faulty_plugin_is_named_and_left_out(plugin: Write, tmp_path: Path, li
     (folder / "plug-1.dist-info" / "entry_points.txt").write_text(line)
     registry = RECIPES if "recipes" in line else RUNTIMES if "runtimes" in line else ATTACKS
     known = set(registry.kinds())
-    own = {"evasion", "substitution", "membership", "extraction", "churn", "patch", "smoothing", "leakage"}
+    own = {
+        "evasion",
+        "substitution",
+        "membership",
+        "extraction",
+        "churn",
+        "patch",
+        "smoothing",
+        "leakage",
+        "rebuilding",
+    }
     own |= {"openvino", "tensorrt"}
     assert known <= own | {*RECIPES.kinds()} - {"same"}
     noted = [check for check in brought() if check.what == "probe"]  # doctor's rows of plug-ins

@@ -82,6 +82,8 @@ def train_stack(
     training: Training,
     *,
     objective: Objective | None = None,
+    length: int = 0,
+    alike: bool = False,
     after_step: Callable[[Stack], None] | None = None,
 ) -> None:
     """Trains `modules` (one structure) in place, each on its own subset of `records`, side by side.
@@ -90,6 +92,8 @@ def train_stack(
         modules: on the device they are to be trained on; left in evaluation mode.
         subsets: int64 indices into `records`. An epoch is as long as the longest, and goes through shorter ones again.
         seeds: one per module; decides the order of its records and the objective's noise.
+        length: records that an epoch is at least long, where every subset is shorter.
+        alike: what becomes of a model is the same, bit for bit, whichever others stand beside it, one or more.
         after_step: called after each step with the stack.
     """
     device = next(modules[0].parameters()).device
@@ -97,12 +101,14 @@ def train_stack(
     loss = objective or cross_entropy(training)
     generators = [generator(seed, "objective", device=device) for seed in seeds]
     orders = [generator(seed, "order of records") for seed in seeds]
-    count = max(len(subset) for subset in subsets)
+    count = max(length, *(len(subset) for subset in subsets))
     batch = min(training.batch_size, count)
     per_epoch = max(1, count // batch)  # the rest of an epoch is dropped: batch norm dislikes a batch of one
     stack = Stack(modules)
     parameters = stack.parameters()
-    optimizer: Optimizer = (AdamW if training.optimizer == "adamw" else Sgd)(parameters, training.weight_decay)
+    optimizer: Optimizer = Sgd(parameters, training.weight_decay)
+    if training.optimizer == "adamw":
+        optimizer = AdamW(parameters, training.weight_decay, whole=alike)
     step = 0
     with global_seed(seeds[0], "dropout"):
         for _ in range(training.epochs):
@@ -188,12 +194,15 @@ def train_group(
     seeds: Sequence[int],
     training: Training,
     objective: Objective | None = None,
+    *,
+    length: int = 0,
+    alike: bool = False,
 ) -> None:
     """`train_stack`, but one at a time where their forward cannot be batched: it looks at values to decide its way."""
     try:
-        train_stack(modules, records, subsets, seeds, training, objective=objective)
+        train_stack(modules, records, subsets, seeds, training, objective=objective, length=length, alike=alike)
     except RuntimeError as error:
         if len(modules) == 1 or "vmap" not in str(error):
             raise
         for module, subset, seed in zip(modules, subsets, seeds, strict=True):  # a stack that fails changes none
-            train_stack([module], records, [subset], [seed], training, objective=objective)
+            train_stack([module], records, [subset], [seed], training, objective=objective, length=length)

@@ -6,16 +6,19 @@ trains. Its rules by themselves do not, and they give the same weights, bit for 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # of Adam, as torch has them
 MOMENTUM = 0.9
+VECTOR = 16  # numbers that a processor takes at once, at most
 
 
 class Optimizer(Protocol):
@@ -28,17 +31,25 @@ class Optimizer(Protocol):
 class AdamW:
     """Adam (Kingma and Ba 2015, arXiv:1412.6980) with decoupled weight decay (Loshchilov and Hutter 2019,
     arXiv:1711.05101); with none it is Adam.
+
+    Args:
+        whole: a number is updated alike wherever it stands in its parameter. torch's fused rule takes numbers by
+            vectors and rounds those behind the last whole one otherwise: the parameters get storage of whole ones.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], weight_decay: float = 0.0) -> None:
+    def __init__(self, parameters: Sequence[Tensor], weight_decay: float = 0.0, *, whole: bool = False) -> None:
         self._parameters, self._decay = list(parameters), weight_decay
+        self._whole = [_in_whole_vectors(one) for one in parameters] if whole else list(parameters)
         self._state: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # by position: means of gradient, its square; steps
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
         positions, gradients = _with_gradients(self._parameters)
-        parameters = [self._parameters[position] for position in positions]
-        for position, parameter in zip(positions, parameters, strict=True):
+        parameters = [self._whole[position] for position in positions]
+        for place, (position, parameter) in enumerate(zip(positions, parameters, strict=True)):
+            if parameter is not self._parameters[position]:
+                gradient = gradients[place].reshape(-1)
+                gradients[place] = F.pad(gradient, (0, parameter.numel() - gradient.numel()))
             if position not in self._state:
                 first, second = (torch.zeros_like(parameter, memory_format=torch.preserve_format) for _ in range(2))
                 self._state[position] = first, second, torch.tensor(0.0)
@@ -87,6 +98,15 @@ class Sgd:
             maximize=False,
         )
         self._velocity.update(zip(positions, velocities, strict=True))
+
+
+def _in_whole_vectors(parameter: Tensor) -> Tensor:
+    """Its numbers and zeros behind them, float32 [m]: the parameter becomes a view of these."""
+    count = parameter.numel()
+    padded = parameter.new_zeros(VECTOR * math.ceil(count / VECTOR), requires_grad=False)
+    padded[:count] = parameter.detach().reshape(-1)
+    parameter.data = padded[:count].view(parameter.shape)
+    return padded
 
 
 def _with_gradients(parameters: Sequence[Tensor]) -> tuple[list[int], list[Tensor]]:

@@ -19,6 +19,8 @@ Norm = Literal["linf", "l2"]
 
 TOLERANCE = 1e-6  # of the membership check, in [0, 1] units
 SMALLEST = 1e-30  # below it a vector has no direction
+EXACT = 1e-7  # of epsilon: what a decimal fraction of it may be off by
+LEFT_OUT = 8  # rounds in which coordinates that still fit are taken after one that does not
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +52,8 @@ class Ball:
         """Inputs inside the ball near `x` [n, *shape]: shrunk to the radius, then clamped to the bounds.
 
         For L-inf this is the nearest point. For L2 the clamp comes second, as in AutoAttack; it only moves towards the
-        center, so the result stays inside both. Whole numbers are rounded: to the nearest for L-inf, towards the center
-        for L2.
+        center, so the result stays inside both. Whole numbers are rounded to the nearest that is inside (`steps_inside`
+        for L2).
         """
         if self.bounds.held is not None:
             x = torch.where(self.bounds.held, self.center, x)
@@ -69,10 +71,13 @@ class Ball:
         if self.bounds.whole is None:
             return x
         change = x - self.center
-        steps = torch.trunc(change)
         if self.norm == "linf":
             most = torch.floor((self.epsilon + TOLERANCE) * self.bounds.scale).expand_as(x)
             steps = torch.maximum(torch.minimum(torch.round(change), most), -most)
+        else:
+            units = self.bounds.scale.expand(x.shape[1:]).flatten()
+            whole = self.bounds.whole.expand(x.shape[1:]).flatten()
+            steps = steps_inside(change.flatten(1), whole, units, self.epsilon).view_as(x)
         inside = torch.maximum(torch.minimum(self.center + steps, self.bounds.high.floor()), self.bounds.low.ceil())
         return torch.where(self.bounds.whole, inside, x)
 
@@ -94,7 +99,12 @@ class Ball:
         gradient = gradient * self.bounds.scale  # the gradient with respect to the input in [0, 1] units
         gradient = gradient / largest(gradient).clamp_min(SMALLEST)  # squares of tiny gradients underflow in float32
         direction = gradient / l2_norm(gradient).clamp_min(SMALLEST)
-        return self.project(x + size * self.bounds.scale * direction)
+        moved = size * self.bounds.scale * direction
+        if self.bounds.whole is not None:  # a step that moves none of them by one would be rounded away
+            furthest = largest(torch.where(self.bounds.whole, moved, 0))
+            longer = (1 / furthest.clamp_min(SMALLEST)).clamp_min(1)
+            moved = torch.where(self.bounds.whole, moved * longer, moved)
+        return self.project(x + moved)
 
     def random_start(self, noise: Tensor) -> Tensor:
         """A starting point from uniform noise in [0, 1), [n, *shape]: uniform in the cube, or on the sphere for L2."""
@@ -200,3 +210,36 @@ def largest(x: Tensor) -> Tensor:
 def per_record(values: Tensor, x: Tensor) -> Tensor:
     """values [n] as [n, 1, ...], to broadcast against x [n, *shape]."""
     return values.view(-1, *([1] * (x.dim() - 1)))
+
+
+def steps_inside(change: Tensor, whole: Tensor, units: Tensor, epsilon: float) -> Tensor:
+    """Whole steps near `change` whose length is at most epsilon (L2), to the last one.
+
+    All are rounded towards zero first; then those go up that come nearest by it for what they add to the length. That
+    is the nearest point of all but for a few records (a knapsack), and never one farther than rounding to zero gives.
+
+    Args:
+        change: float32 [n, d], at most epsilon long but for rounding.
+        whole: bool [d], the coordinates that count in steps of 1; the others stay as they are.
+        units: [d], the length of a change of 1 is 1 / units.
+    """
+    weight = units.double().reciprocal().square()
+    down = torch.where(whole, change.trunc(), change)
+    limit = (epsilon * (1 + EXACT)) ** 2
+    over = (down.double().square() * weight).sum(1) > limit  # float32 may have added a step to a whole number
+    down = torch.where(over[:, None] & whole, (change * (1 - 1e-4)).trunc(), down)
+    left = limit - (down.double().square() * weight).sum(1)
+    cost = (2 * down.abs().double() + 1) * weight
+    gain = (2 * (change.abs() - down.abs()).double() - 1) * weight
+    waiting = whole & (gain > 0)
+    order = (gain / cost).masked_fill(~waiting, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    cost, waiting = cost.gather(1, order), waiting.gather(1, order)
+    up = torch.zeros_like(waiting)
+    for _ in range(LEFT_OUT):
+        tried = waiting & (cost <= left[:, None])
+        if not tried.any():
+            break
+        taken = tried & (torch.where(tried, cost, 0).cumsum(1) <= left[:, None])
+        up, waiting = up | taken, tried & ~taken
+        left = left - torch.where(taken, cost, 0).sum(1)
+    return down + torch.zeros_like(up).scatter(1, order, up) * change.sign()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...targets.data.data import Data
 from ...targets.data.one_hot import LEAST_RECORDS, MOST_RECORDS, one_hot_blocks, without
+from ...targets.data.records import Bounds
 from ...targets.data.structure import Structure
 from ...targets.model import TorchTarget, device_of
 from ..access import Ledger
@@ -24,6 +25,8 @@ from ..preparation import Scope
 from .ascent.gradients import Gradients
 
 ASKED = 32  # records whose gradients are looked at
+LEVELS = 255  # steps of an 8-bit pixel
+BESIDE = 0.01  # of a step: so far beside the grid a value may be by rounding to float32
 FRACTION = 0.4  # added to whole numbers: a look-up truncates or rounds it away
 INSTEAD = "To be judged by the rest, name no policy, or one that does not limit robust_accuracy."
 EXCHANGE = "The attack substitution exchanges whole features and tokens."
@@ -86,6 +89,20 @@ def nothing_to_change(epsilon: float, case: Case) -> str | None:
         f"not applicable: no value can change within epsilon {epsilon:g}: all are declared whole numbers or immutable, "
         f"and epsilon is less than 1 of them. {INSTEAD}"
     )
+
+
+def seen_step(x: Tensor, bounds: Bounds) -> float | None:
+    """Of the grid that images or series x [n, *shape] lie on, the step in [0, 1] units: 1/255 of the bounds, as 8-bit
+    pixels do, or whole numbers of another range; None: none is seen, or x is a table.
+    """
+    if x.dim() < 3 or bool((x == x[:1]).all()):
+        return None
+    shares = (x - bounds.low) / bounds.scale
+    for step in (1.0, 1 / float(bounds.scale.amin()), 1 / LEVELS):
+        places = shares.double() / step
+        if step <= 1 and bool(((places - places.round()).abs() <= BESIDE).all()):
+            return step
+    return None
 
 
 def by_categories(data: Data) -> bool:

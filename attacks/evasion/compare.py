@@ -104,11 +104,19 @@ def found_on(results: Results, name: str, attack: EvasionParameters, against: st
     tiny = min(TINY * math.sqrt(math.prod(scope.data.shape)), TINY_L2) if resolved.norm == "l2" else TINY
     if chosen is None and resolved.gate < tiny:
         flags.add(Flag.EPSILON_TINY.value)
+    if chosen is None and below_step(evidence.summary, resolved.gate) is not None:
+        flags.add(Flag.BELOW_GRID.value)
     if free_share(scope.data, resolved.gate) < FREE:
         flags.add(Flag.LITTLE_FREE.value)
     if _weak(evidence.summary, resolved.gate):
         flags.add(Flag.WEAK_ATTACK.value)
     return Found(evidence, resolved, robust, tuple(sorted(flags)), part_flags, together, elsewhere)
+
+
+def below_step(summary: Mapping[str, Any], epsilon: float) -> float | None:
+    """The step of the grid that the records lie on, where no value can reach half of one within epsilon."""
+    step = summary.get("step")
+    return step if step is not None and epsilon < step / 2 else None
 
 
 def free_share(data: Data, epsilon: float) -> float:

@@ -49,9 +49,10 @@ class Evasion(EvasionParameters):
     records, where a part is white-box (`ascent.walk.falls`). Epsilons are written as `repr` does.
 
     Summary: `norm`, `epsilons` (where any part ran), `gate_epsilon`, `parts` (those that ran, in order), `settings` and
-    `part_access` (by part), `use_parent` (those that need the dense model), `union_flags` (of the worst case at the
-    gate's epsilon; see `trust.union_flags`), `without_gradient` (by part, how many records withstood it there
-    without ever giving a gradient).
+    `part_access` (by part), `use_parent` (those that need the dense model), `step` (of the grid that the records
+    are seen to lie on, in units of [0, 1] pixels, or None), `union_flags` (of the worst case at the gate's epsilon; see
+    `trust.union_flags`), `without_gradient` (by part, how many records withstood it there without ever giving a
+    gradient).
     """
 
     def unfit(self, scope: Scope) -> str | None:

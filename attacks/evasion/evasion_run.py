@@ -22,6 +22,7 @@ from . import trust
 from .ascent.walk import WALKS, falls
 from .ball import Ball, whole_range
 from .blocks import Counter, Sought, at_once, blocks, kept_at_cost, seek
+from .categories import seen_step
 from .engine import Perturber
 from .gradient.pgd import GradientPerturber
 from .likeness.distances import distances, others
@@ -163,6 +164,7 @@ class EvasionRun:
             "parts": list(results),
             "settings": {part: result.part.model_dump(mode="json") for part, result in results.items()},
             "part_access": {part: str(rights) for part, rights in access.items()},
+            "step": seen_step(self.records.x.cpu(), self.case.bounds),
             "use_parent": [part for part, result in results.items() if result.part.uses_parent],
             "union_flags": trust.whole_flags(access, flags, at_gate, self.falls),
             "without_gradient": {

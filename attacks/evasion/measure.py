@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import JsonValue, PositiveFloat, PositiveInt
+from pydantic import Field, JsonValue, PositiveFloat, PositiveInt
 
 from ...targets.data.data import Data
 from ...targets.form import Array, Arrays, Document, Form, Layout, require
@@ -37,6 +37,7 @@ from .compare import (
     BOTH_WAYS,
     REPLAYED,
     Found,
+    below_step,
     chosen_radius,
     found_on,
     kept_words,
@@ -169,6 +170,11 @@ def _notes(results: Results, found: Found) -> list[str]:
             "Within epsilon no category can change, so they and what is declared immutable stay as they are: an "
             "attacker who can send another category may do more."
         )
+    if (step := below_step(found.summary, found.attack.gate)) is not None:
+        notes.append(
+            f"The records lie on a grid of {round(1 / step)} steps, and epsilon is less than half of one: rounded to "
+            "it, every input is the record itself. Name an epsilon of at least one step."
+        )
     n = len(found.robust)
     for part, count in found.summary["without_gradient"].items():
         notes.append(
@@ -294,6 +300,7 @@ class Summary(Document):
     settings: dict[str, dict[str, JsonValue]]
     part_access: dict[str, Access]
     use_parent: tuple[str, ...]
+    step: Annotated[float, Field(gt=0, le=1)] | None = None
     union_flags: tuple[Flag, ...]
     without_gradient: dict[str, PositiveInt]
 

@@ -6,19 +6,17 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import accumulate
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...targets.data.records import Records
-from ...targets.form import MisfitError
 from ...targets.model import TorchTarget, device_of, frozen_copy, records_at_once
 from ...targets.recent import LARGE, give_back
 from ...targets.seeds import derive
-from ...targets.steps import Arrays
 from ...training.loop import Forward, Objective, Training, train_group
 from ...training.stacked import group_size
 from ..access import Ledger
@@ -138,11 +136,22 @@ class Tutor:
     Args:
         training: its epochs, with at least `least_steps` steps, are one round.
         enough: share of the held-out labels from which no further round follows.
+        alike: what becomes of a copy is the same, bit for bit, whichever others of as many queries are trained beside
+            it; where they are trained side by side at all.
     """
 
     training: Training
     least_steps: int
     enough: float = ALIKE
+    alike: bool = False
+
+    def size(self, pupil: Pupil) -> int:
+        """How many copies like this one are trained side by side, at most."""
+        start, x = pupil.start, pupil.lesson.records.x[:1]
+        size = group_size(start, self.training.batch_size, device_of(start))
+        if size > 1:  # a stack of copies holds one's activations as many times
+            size = max(1, min(size, records_at_once(x, frozen_copy(start)) // self.training.batch_size))
+        return size
 
     def groups(self, pupils: Sequence[Pupil]) -> list[list[int]]:
         """Which of these, of one architecture, are trained side by side: their positions.
@@ -152,10 +161,7 @@ class Tutor:
         """
         if not pupils:
             return []
-        start, x = pupils[0].start, pupils[0].lesson.records.x[:1]
-        size = group_size(start, self.training.batch_size, device_of(start))
-        if size > 1:  # a stack of copies holds one's activations as many times
-            size = max(1, min(size, records_at_once(x, frozen_copy(start)) // self.training.batch_size))
+        size = self.size(pupils[0])
         steps = [self._steps(len(pupil.lesson.records)) for pupil in pupils]
         groups: list[list[int]] = []
         for position in sorted(range(len(pupils)), key=lambda position: -steps[position]):
@@ -181,11 +187,12 @@ class Tutor:
         most = max(everyone, key=lambda one: len(one.learnt))
         training = in_memory(self.training, most.pupil.start, most.pupil.lesson.records)
         training = at_least(training, self.least_steps, len(most.learnt))
-        again = everyone
+        again, alike = everyone, self.alike and self.size(pupils[0]) > 1
+        learn = partial(_round, length=len(most.learnt), alike=alike)
         for slowdown in range(MOST_SLOWDOWNS + 1):
             for one in again:
                 one.rate = training.learning_rate / SLOWER**slowdown
-            for one, module in zip(again, _round(again, training, "round", 0, from_start=True), strict=True):
+            for one, module in zip(again, learn(again, training, "round", 0, from_start=True), strict=True):
                 one.take(module)
             again = [one for one in again if not one.began]
         going = everyone
@@ -195,14 +202,15 @@ class Tutor:
                 for one in going
                 if number < one.pupil.rounds and one.agreement < self.enough and (number == 1 or one.improved)
             ]
-            for one, module in zip(going, _round(going, training, "round", number), strict=True):
+            for one, module in zip(going, learn(going, training, "round", number), strict=True):
                 one.take(module)
         short = training.model_copy(update={"epochs": max(1, training.epochs // 5)})
         before = [one.module for one in everyone]
         judged = [one for one in everyone if len(one.asked)]
         for one in judged:
             one.learnt, one.rate = torch.arange(len(one.pupil.lesson.records)), one.rate / SLOWER
-        for one, module in zip(judged, _round(judged, short, "last"), strict=True):
+        longest = max([len(one.learnt) for one in judged], default=0)
+        for one, module in zip(judged, _round(judged, short, "last", length=longest, alike=alike), strict=True):
             one.module = module
         return [
             Copy(one.module, earlier, one.loss, one.agreement, one.spent)
@@ -240,9 +248,20 @@ def _halves(queries: int) -> tuple[Tensor, Tensor]:
 
 
 def _round(
-    trained: Sequence[_Trained], training: Training, *labels: str | int, from_start: bool = False
+    trained: Sequence[_Trained],
+    training: Training,
+    *labels: str | int,
+    length: int,
+    alike: bool,
+    from_start: bool = False,
 ) -> list[nn.Module]:
-    """What each becomes when it learns its queries, those of one learning rate side by side."""
+    """What each becomes when it learns its queries, those of one learning rate side by side.
+
+    Args:
+        length: queries that an epoch goes through, those of the copy that has most.
+        alike: as `Tutor` has it. A model alone is no stack, and its sums are rounded otherwise: another one of which
+            nothing is kept stands beside it.
+    """
     give_back(LARGE)  # what the round before held
     modules: dict[int, nn.Module] = {}
     for rate in dict.fromkeys(one.rate for one in trained):
@@ -255,18 +274,21 @@ def _round(
             answers = torch.cat([lesson.answers for lesson in lessons])
         temperatures = torch.cat([answers.new_full((len(one.records),), one.temperature) for one in lessons])
         spent = Ledger()
-        becoming = [copy.deepcopy(one.pupil.start if from_start else one.module) for one in group]
+        stack = [*zip(group, firsts, strict=False), *([(group[0], 0)] if alike and len(group) == 1 else [])]
+        becoming = [copy.deepcopy(one.pupil.start if from_start else one.module) for one, _ in stack]
         train_group(
             becoming,
             records,
-            [one.learnt + first for one, first in zip(group, firsts, strict=False)],
-            [derive(one.pupil.seed, *labels) for one in group],
+            [one.learnt + first for one, first in stack],
+            [derive(one.pupil.seed, *labels) for one, _ in stack],
             at_rate(training, rate),
             match_answers(answers, temperatures, spent),
+            length=length,
+            alike=alike,
         )
-        for one, module in zip(group, becoming, strict=True):
-            one.spent.forwards += spent.forwards // len(group)
-            one.spent.backwards += spent.backwards // len(group)
+        for one, module in zip(group, becoming, strict=False):
+            one.spent.forwards += spent.forwards // len(stack)
+            one.spent.backwards += spent.backwards // len(stack)
             modules[id(one)] = module
     return [modules[id(one)] for one in trained]
 
@@ -313,19 +335,3 @@ def at_least(training: Training, steps: int, records: int) -> Training:
     """The same training with as many epochs as it takes to make `steps` steps on so many records."""
     per_epoch = max(1, records // min(training.batch_size, records))
     return training.model_copy(update={"epochs": max(training.epochs, math.ceil(steps / per_epoch))})
-
-
-def with_state(module: nn.Module, arrays: Arrays, prefix: str) -> nn.Module:
-    """A copy of the module with the weights stored under `prefix`, to be asked or trained."""
-    module = copy.deepcopy(module)
-    state = {name: torch.from_numpy(np.array(arrays[f"{prefix}/{name}"])) for name in module.state_dict()}
-    module.load_state_dict(state)
-    return module.eval()
-
-
-def check_copy(start: nn.Module, rival: nn.Module | None, kept: Arrays) -> None:
-    """Raises MisfitError unless these are weights of the module started from, or of its rival."""
-    try:
-        with_state(rival if kept["built-in"].item() else start, kept, "copy")  # type: ignore[arg-type]  # None fails too
-    except Exception as error:
-        raise MisfitError(str(error)) from error

@@ -22,9 +22,9 @@ from ..access import Ledger
 from ..evasion.call.attackable import Attackable, attackable
 from ..evasion.gradient.pgd import craft
 from .answers import DECIMALS, SEEN, Seen, as_logits, told
+from .asking.strategies import STRATEGIES, Strategy, ask
 from .copying import Lesson, Pupil, Tutor
 from .detectability import DELTA, noticed_after, shortest_distances, threshold
-from .strategies import STRATEGIES, Strategy, ask
 from .surrogate import surrogate_architecture
 
 TRAINING = Training(epochs=8, batch_size=16, learning_rate=1e-2)

@@ -2,50 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
-import numpy as np
-import torch
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
-from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ...targets.data.records import Records
-from ...targets.data.structure import Structure
-from ...targets.errors import NotApplicable
-from ...targets.form import Array, Form
-from ...targets.model import device_of
+from ...targets.form import Form
 from ...targets.seeds import derive
-from ...targets.steps import Arrays, pulse
-from ...training.architecture import Architecture
 from ...training.loop import Training
-from ..access import Ledger
 from ..attack import ATTACKS, Attack, Run
 from ..case import Case, Evidence
 from ..effort import FORWARD, Effort
-from ..evasion.blocks import kept_at_cost
 from ..evasion.categories import known_structure
 from ..measurement import Measurement
 from ..preparation import Audited, Basis, Results, Scope
 from ..risk import Metric, Risk
-from .answers import DECIMALS, Seen, as_logits, told
-from .copying import Copy, Lesson, Pupil, Tutor, check_copy, with_state
-from .detectability import shortest_distances
+from .answers import DECIMALS, Seen
+from .asking.strategies import USUAL, Strategy
 from .evidence_form import evidence_form
 from .judging import judge
 from .measure import TRANSFERRED, measure_extraction
-from .queries import choose_labels, choose_queries
+from .preparations import TRAINED, copies_with
 from .risk import EXTRACTION, FIDELITY, TRANSFER
-from .strategies import ROUNDS, USUAL, Asked, Strategy, ask, rounds_of
-from .surrogate import surrogate_architecture
+from .teaching import UNQUERIED, Attacker, Taught, question, teach
 
 Queries = Annotated[int, Field(gt=0, le=10_000_000)]
-TRAINED = 2.0  # gradients of inputs that a record costs in training: weights and statistics of batches have some, too
-UNQUERIED = "without-queries"  # the copy that shows what the queries bought
-WEIGHTS = {"built-in": Array("bool", (1,)), "*": Array(finite=False)}  # of a copy that is kept
 
 
 @ATTACKS.register
@@ -55,10 +37,10 @@ class Extraction(Attack):
     What it asks follows from the strategy (`strategies.ask`): records it owns and, beyond them, mixes of two of them
     (`mixing.mixed`), or what it makes of them. It knows the architecture of the uncompressed model when that is at
     hand, and trains a built-in one otherwise, or where that learns the answers it held out better (`Tutor.better`).
-    Copies are trained side by side (`Tutor.groups`). A copy is judged by its fidelity (it gives the deployed model's
-    label), its accuracy, and by whether adversarial examples crafted on it fool the deployed model. A copy trained on
-    the attacker's own labels, without a query, shows what the queries bought. Each copy is kept as it is finished
-    (`targets.steps.kept`).
+    Copies are trained side by side (`Tutor.groups`), in an audit those of several models (`Copies`). A copy is judged
+    by its fidelity (it gives the deployed model's label), its accuracy, and by whether adversarial examples crafted on
+    it fool the deployed model. A copy trained on the attacker's own labels, without a query, shows what the queries
+    bought. Each copy is kept as it is finished (`targets.steps.kept`).
 
     Evidence on all evaluation records, n of them; C is `<answers>/<budget>` or `without-queries`, A a sort of answers:
         `ids` int64 [n]; `target_correct` bool [n]; `agrees/C` and `copy_correct/C` bool [n], the copy's label against
@@ -136,28 +118,40 @@ class Extraction(Attack):
         return self.budgets
 
     @property
+    def attacker(self) -> Attacker:
+        """How it asks and trains."""
+        return Attacker(
+            tuple((answers, self.budgets_of(answers)) for answers in self.answers),
+            self.decimals,
+            self.strategy,
+            self.training,
+            self.least_steps,
+            self.most_rounds,
+            self.temperature,
+        )
+
+    @property
     def effort(self) -> Effort:
-        """A round for each copy, two more of the largest and one for another architecture, and the crafted inputs."""
-        sizes = [budget for answers in self.answers for budget in self.budgets_of(answers)]
-        crafted = len(self.answers) * self.transfer_records * (1 + self.transfer_steps)
-        batch, passes = self.training.batch_size, 0
-        on_the_way = [one for answers in self.answers for one in rounds_of(self.strategy, self.budgets_of(answers)[-1])]
-        for size in (*sizes, *[max(sizes)] * 3, *on_the_way):
-            passes += max(self.training.epochs * size, self.least_steps * min(batch, size))
-        asked = max(sizes) if self.strategy not in ROUNDS else len(self.answers) * max(sizes)
-        return Effort(answers=asked + 2 * self.transfer_records, gradients=TRAINED * passes + crafted)
+        """What is asked, the copies, and the crafted inputs."""
+        asked = self.attacker.asked + 2 * self.transfer_records
+        return Effort(answers=asked, gradients=TRAINED * self.attacker.passes + self._crafted)
+
+    @property
+    def _crafted(self) -> int:
+        return len(self.answers) * self.transfer_records * (1 + self.transfer_steps)
 
     def runs(self, model: Audited, scope: Scope) -> tuple[Run, ...]:
         judged = len(scope.data.evaluation_ids)  # by every copy, and by the deployed model
-        copies = 1 + sum(len(self.budgets_of(answers)) for answers in self.answers)
-        own = self.effort
-        judging = own.gradients + FORWARD * copies * judged
-        return (Run(effort=replace(own, answers=own.answers + judged, gradients=judging)),)
+        judging, own = FORWARD * len(self.attacker.queries) * judged, self.effort
+        shared = copies_with(self.attacker, model, scope)
+        if shared is None:
+            return (Run(effort=replace(own, answers=own.answers + judged, gradients=own.gradients + judging)),)
+        effort = Effort(answers=2 * self.transfer_records + judged, gradients=self._crafted + judging)
+        return (Run(needs=(shared,), prepare=partial(shared.taught, model.name), effort=effort),)
 
     def form(self, model: Audited, scope: Scope) -> Form:
-        queries = {f"{answers}/{budget}": budget for answers in self.answers for budget in self.budgets_of(answers)}
         ids = scope.data.evaluation_ids.numpy()
-        return evidence_form({**queries, UNQUERIED: 0}, self.budgets, ids, min(self.transfer_records, len(ids)))
+        return evidence_form(self.attacker.queries, self.budgets, ids, min(self.transfer_records, len(ids)))
 
     def measure(self, results: Results) -> list[Measurement]:
         return measure_extraction(results, max(self.budgets), self.transfer_epsilon, self.strategy)
@@ -178,153 +172,36 @@ class Extraction(Attack):
         ]
 
     def run(self, case: Case, *, seed: int) -> Evidence:
-        ledger = Ledger()
-        seed = derive(seed, "extraction")  # also keeps a copy's initial weights from being the target's own
-        device = case.evaluation.x.device if case.parent is None else device_of(case.parent)
-        structure = known_structure(case)
-        architecture, known = surrogate_architecture(
-            case.parent, case.evaluation, case.classes, tokens=structure.tokens
-        )
-        builtin, _ = surrogate_architecture(None, case.evaluation, case.classes, tokens=structure.tokens)
-
-        def fresh(kind: Architecture, *labels: str | int) -> nn.Module:
-            return kind.fresh(derive(seed, *labels)).to(device).requires_grad_(True)
-
-        asked = self._ask(case, partial(fresh, architecture), structure, ledger, seed=seed)
-        own = min(max(self.budgets_of(answers)[-1] for answers in self.answers), len(case.attacker))
-        owned = Records(
-            choose_queries(case.attacker, own, seed=seed, structure=structure),
-            choose_labels(case.attacker, own, seed=seed),
-        ).to(device)
-
-        pupils: dict[str, Pupil] = {}
-        rivals: dict[str, Pupil] = {}
-        spent: dict[str, int] = {}
-        for answers in self.answers:
-            budgets = self.budgets_of(answers)
-            for budget in budgets:
-                name = f"{answers}/{budget}"
-                # labels alone say too little of how well a copy does
-                whole = answers != "labels" and budget == budgets[-1]
-                rounds, seeds = self.most_rounds if whole else 1, derive(seed, "train", name)
-                taught = self._lesson(answers, *asked[answers].within(budget), device)
-                pupils[name] = Pupil(fresh(architecture, name), taught, seeds, rounds)
-                if known and whole:
-                    rivals[name] = replace(pupils[name], start=fresh(builtin, name, "built-in"))
-                spent[name] = budget
-        truth = Lesson(owned, F.one_hot(owned.y, asked[self.answers[0]].logits.shape[1]).float())
-        pupils[UNQUERIED] = Pupil(fresh(architecture, UNQUERIED), truth, derive(seed, "train", UNQUERIED))
-        spent[UNQUERIED] = 0
-        copies, chosen = self._copies(pupils, rivals, ledger)
-
-        held = structure.held_in(tuple(case.evaluation.x.shape[1:]))
+        taught = case.prepared
+        if not isinstance(taught, Taught):
+            taught = teach(self.attacker, {"": question(self.attacker, case, seed=seed)})[""]
+        copies, spent = taught.copies, replace(taught.ledger)
+        held = known_structure(case).held_in(tuple(case.evaluation.x.shape[1:]))
         arrays, judging = judge(
             replace(case, bounds=replace(case.bounds, held=held)),
             copies,
-            [f"{answers}/{self.budgets_of(answers)[-1]}" for answers in self.answers],
-            ledger,
+            [f"{answers}/{budgets[-1]}" for answers, budgets in self.attacker.budgets],
+            spent,
             epsilon=self.transfer_epsilon,
             steps=self.transfer_steps,
             records=self.transfer_records,
-            seed=seed,
+            seed=derive(seed, "extraction"),
         )
-        for answers in self.answers:
-            x, logits = asked[answers].within(self.budgets_of(answers)[-1])
-            arrays[f"distances/{answers}"] = shortest_distances(x, logits.argmax(1))
+        arrays |= {f"distances/{answers}": distances for answers, distances in taught.distances.items()}
         fidelity = {name: float(arrays[f"agrees/{name}"].mean()) for name in copies}
         summary: dict[str, Any] = {
             "copies": list(copies),
             "budgets": list(self.budgets),
-            "queries": spent,
+            "queries": self.attacker.queries,
             "fidelity": fidelity,
             "copy accuracy": {name: float(arrays[f"copy_correct/{name}"].mean()) for name in copies},
             "fidelity without queries": fidelity[UNQUERIED],
             "transfer": {
                 name: float(arrays[f"transfer/{name}"].mean()) for name in copies if f"transfer/{name}" in arrays
             },
-            "architecture known": known,
-            "built-in architecture": chosen,
+            "architecture known": taught.known,
+            "built-in architecture": taught.builtin,
             "records owned": len(case.attacker),
             "judging queries": judging,
         }
-        return Evidence(arrays, summary, ledger=ledger)
-
-    def _lesson(self, answers: Seen, x: Tensor, logits: Tensor, device: torch.device) -> Lesson:
-        smoothing = self.training.label_smoothing
-        told_of = told(logits.to(device), answers, self.temperature, smoothing, self.decimals)
-        return Lesson(Records(x, logits.argmax(1)).to(device), *told_of)
-
-    def _ask(
-        self, case: Case, fresh: Callable[..., nn.Module], structure: Structure, ledger: Ledger, *, seed: int
-    ) -> dict[Seen, Asked]:
-        """What each attacker asked; all the same where nobody chooses by what is answered.
-
-        Args:
-            fresh: an untrained copy, by labels that decide its weights.
-        """
-
-        def answer(x: Tensor) -> Tensor:
-            ledger.queries += len(x)
-            logits = as_logits(case.deployed.logits(x))
-            if not torch.isfinite(logits).all():
-                raise NotApplicable(
-                    "The deployed model answers some queries with NaN or infinity; nothing can be learnt."
-                )
-            return logits
-
-        def asked_by(answers: Seen, budgets: Sequence[int]) -> Asked:
-            def teach(x: Tensor, logits: Tensor, number: int) -> nn.Module:
-                labels = ("choice", answers, number)
-                start = fresh(*labels)
-                pupil = Pupil(start, self._lesson(answers, x, logits, device_of(start)), derive(seed, *labels))
-                copy = Tutor(self.training, self.least_steps).copy(pupil)
-                ledger.add(copy.spent)
-                return copy.module
-
-            return ask(self.strategy, case.attacker, budgets, answer, teach, seed=seed, structure=structure)
-
-        if self.strategy in ROUNDS:
-            return {answers: asked_by(answers, self.budgets_of(answers)) for answers in self.answers}
-        every = sorted({budget for answers in self.answers for budget in self.budgets_of(answers)})
-        return dict.fromkeys(self.answers, asked_by(self.answers[0], every))
-
-    def _copies(
-        self, pupils: dict[str, Pupil], rivals: dict[str, Pupil], ledger: Ledger
-    ) -> tuple[dict[str, nn.Module], list[str]]:
-        """The copies in the order of their pupils, and for which of them the rival was better. Each is kept."""
-        tutor, names = Tutor(self.training, self.least_steps), list(pupils)
-        copies: dict[str, nn.Module] = {}
-        chosen: set[str] = set()
-        for group in tutor.groups(list(pupils.values())):
-            together = [names[position] for position in group]
-            taught = cache(partial(tutor.copies, [pupils[name] for name in together]))
-            for place, name in enumerate(together):
-                pulse("copy", len(copies), len(pupils))
-                rival = rivals.get(name)
-
-                def train(
-                    spent: Ledger,
-                    own: Callable[[], list[Copy]] = taught,
-                    place: int = place,
-                    rival: Pupil | None = rival,
-                ) -> Arrays:
-                    return weights(tutor, own()[place], rival, spent)
-
-                start = pupils[name].start
-                check = partial(check_copy, start, None if rival is None else rival.start)
-                kept = kept_at_cost(f"copy/{name}", ledger, train, WEIGHTS, check)
-                if bool(kept["built-in"].item()) and rival is not None:
-                    chosen.add(name)
-                    start = rival.start
-                copies[name] = with_state(start, kept, "copy")
-        pulse("copy", len(pupils), len(pupils))
-        return {name: copies[name] for name in names}, [name for name in names if name in chosen]
-
-
-def weights(tutor: Tutor, own: Copy, rival: Pupil | None, spent: Ledger) -> Arrays:
-    """The weights of a copy (`copy/...`), and whether the rival was better (`built-in`)."""
-    best = own if rival is None else tutor.better(own, rival)
-    spent.add(best.spent)
-    state = best.module.state_dict().items()
-    arrays = {f"copy/{name}": tensor.detach().cpu().numpy().copy() for name, tensor in state}
-    return {"built-in": np.array([best.module is not own.module]), **arrays}
+        return Evidence(arrays, summary, ledger=spent)

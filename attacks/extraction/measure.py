@@ -15,9 +15,9 @@ from ..measurement import Auc, Bools, Comparison, MeasuredPart, Measurement, Rat
 from ..preparation import Ran, Results
 from ..statistics.rates import paired_change, percent
 from .answers import ACCESS, SEEN
+from .asking.strategies import USUAL, Strategy
 from .detectability import DELTA, noticed_after, threshold
 from .risk import FIDELITY, TRANSFER
-from .strategies import USUAL, Strategy
 
 TRANSFERRED = "transfer"  # the detail of the second figure
 LEVEL = 0.9  # fidelity to which queries are counted

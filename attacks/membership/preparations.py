@@ -17,7 +17,7 @@ from ...compression.recipe import Recipe
 from ...targets.data.data import Data
 from ...targets.errors import failing_as_not_applicable
 from ...targets.form import Array, Arrays, Document, Form, Layout, require
-from ...targets.model import frozen_copy
+from ...targets.model import TorchTarget, frozen_copy
 from ...targets.seeds import derive
 from ...targets.steps import kept, pulse
 from ...targets.technique import Technique
@@ -28,7 +28,7 @@ from ..preparation import Audited, Inputs, Need, Preparation, Prepared, Scope, T
 from .blind import blind_scores
 from .case import MembershipCase, ShadowSignals
 from .population import PopulationPlan, plan_population
-from .signals import replayed_at_once, shadow_signals
+from .signals import phi_of, replay, replayed_at_once
 
 
 def population_of(scope: Scope) -> PopulationPlan:
@@ -112,7 +112,8 @@ class ShadowModels(Preparation):
 class SignalsOfShadows(Preparation):
     """What each shadow, compressed by the recipe as the candidate was, says of the attacked records.
 
-    Arrays: those of `ShadowSignals`.
+    Arrays: those of `ShadowSignals`; where the data has records to forget, f of them, none of which any shadow was
+    trained on, `forgotten` float32 [k, f], its margins on those.
     """
 
     phase: ClassVar[str] = "signals"
@@ -158,22 +159,29 @@ class SignalsOfShadows(Preparation):
 
         at_once = replayed_at_once(self.recipe, self.parent.architecture.blank().to(inputs.device))
 
-        def phi(first: int, last: int) -> dict[str, np.ndarray[Any, Any]]:
-            modules = [self._module(states[shadow], inputs.device) for shadow in range(first, last)]
-            return {"phi": shadow_signals(population, modules, first=first, recipe=self.recipe, bounds=bounds).phi}
+        forgotten = inputs.scope.data.forgotten
 
-        rows = []
+        def signals(first: int, last: int) -> dict[str, np.ndarray[Any, Any]]:
+            modules = [self._module(states[shadow], inputs.device) for shadow in range(first, last)]
+            if self.recipe is not None:
+                modules = replay(population, modules, first=first, recipe=self.recipe, bounds=bounds)
+            asked = {"phi": population.targets} | ({} if forgotten is None else {"forgotten": forgotten})
+            return {name: np.stack([phi_of(TorchTarget(one), of) for one in modules]) for name, of in asked.items()}
+
+        rows: dict[str, list[np.ndarray[Any, Any]]] = {}
         with failing_as_not_applicable("the shadow models cannot be compressed as the candidate was"):
             for first in range(0, self.count, at_once):
                 pulse("shadow", first, self.count)
                 last = min(first + at_once, self.count)
                 trains = self.recipe is not None and self.recipe.trains
-                form = {"phi": Array("float32", (last - first, population.attacked), finite=False)}
+                form = _margins(inputs.scope, last - first)
                 # A part is what was trained together: a smaller stack rounds its sums in another order.
                 part = f"shadow {first}" if at_once == 1 else f"shadows {first} to {last - 1}"
-                row = kept(part, partial(phi, first, last), form) if trains else phi(first, last)
-                rows.append(row["phi"])
-        return Prepared({"inside": population.inside[: self.count], "phi": np.concatenate(rows)})
+                row = kept(part, partial(signals, first, last), form) if trains else signals(first, last)
+                for name, array in row.items():
+                    rows.setdefault(name, []).append(array)
+        margins = {name: np.concatenate(arrays) for name, arrays in rows.items()}
+        return Prepared({"inside": population.inside[: self.count], **margins})
 
     def form(self, scope: Scope) -> Form:
         def holds(document: Any, arrays: Arrays, files: Any) -> None:
@@ -181,8 +189,8 @@ class SignalsOfShadows(Preparation):
             require(np.array_equal(arrays["inside"], inside), "inside is not who was inside")
 
         def layout(document: Any) -> Layout:
-            shape = (self.count, population_of(scope).attacked)
-            return {"inside": Array("bool", shape), "phi": Array("float32", shape, finite=False)}
+            margins = _margins(scope, self.count)
+            return {"inside": Array("bool", margins["phi"].shape), **margins}
 
         return Form(Document, layout, holds=holds)
 
@@ -190,6 +198,13 @@ class SignalsOfShadows(Preparation):
         module = self.parent.architecture.blank()
         module.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in state.items()})
         return frozen_copy(module.to(device))
+
+
+def _margins(scope: Scope, shadows: int) -> dict[str, Array]:
+    """What the margins of so many shadows look like."""
+    forgotten = scope.data.forgotten
+    counts = {"phi": population_of(scope).attacked} | ({} if forgotten is None else {"forgotten": len(forgotten)})
+    return {name: Array("float32", (shadows, count), finite=False) for name, count in counts.items()}
 
 
 def _digest(value: Any) -> str:

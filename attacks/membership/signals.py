@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...compression.recipe import Recipe, TrainingRecipe, work_of
-from ...targets.data.records import Bounds
+from ...targets.data.records import Bounds, Records
 from ...targets.model import Target, TorchTarget, device_of
 from ...targets.seeds import derive
 from ...training.lessons import Work, together
@@ -32,9 +32,14 @@ def margin(logits: Tensor, y: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
     return phi
 
 
+def phi_of(target: Target, records: Records) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """phi of one model on some records, float32 [n]; counts n queries."""
+    return margin(target.logits(records.x), records.y)
+
+
 def target_signals(target: Target, plan: PopulationPlan) -> np.ndarray[Any, np.dtype[np.float32]]:
     """phi of one model on the attacked records, float32 [n]; counts n queries."""
-    return margin(target.logits(plan.targets.x), plan.targets.y)
+    return phi_of(target, plan.targets)
 
 
 def replayed_at_once(recipe: Recipe | None, module: nn.Module) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from pydantic import Field
 
 from ...targets.errors import NotApplicable, UnsafeInput
@@ -15,16 +17,21 @@ from ..access import Access
 from ..attack import ATTACKS, Attack, Run, Task
 from ..case import Case, Evidence
 from ..effort import Effort
-from ..measurement import Mean, Measurement, ThreatModel
+from ..measurement import Found, Measurement, ThreatModel
 from ..preparation import Audited, Inputs, Ran, Results, Scope
 from ..risk import Metric, Risk
 from .risk import LEAKAGE, PRIVATE_WORDS, TRAINING_ROWS
+from .rows import Rows
 from .search import Searched, rows_of, search_file
+from .signatures import RecordSignatures, rows_in
 from .words import SORTS
 
 WORDS = "words"  # details of findings
 NAMED = 5  # places and ids that a sentence names
 PLACES = 1000  # places that evidence names
+
+UNFOUND = "records that are encrypted, compressed with loss, noisy, cropped or negated, and what weights remember"
+UNREAD = "words that look like no path, name, address or secret, are not ASCII, or are encrypted"
 
 Text = Annotated[str, Field(max_length=400)]
 
@@ -82,8 +89,10 @@ class Leakage(Attack):
     tasks: ClassVar[frozenset[Task]] = frozenset(Task)
 
     def runs(self, model: Audited, scope: Scope) -> tuple[Run, ...]:
-        seconds = 0.5 if scope.data.members is None else 0.5 + 1e-7 * scope.data.members.x.numel()
-        return (Run(uses_parent=False, prepare=_members, effort=Effort(seconds=seconds)),)
+        if scope.data.members is None:
+            return (Run(uses_parent=False, effort=Effort(seconds=0.5)),)
+        seconds = 0.5 + 1e-7 * scope.data.members.x.numel()
+        return (Run(needs=(RecordSignatures(),), uses_parent=False, prepare=_known, effort=Effort(seconds=seconds)),)
 
     def reads(self, model: Audited, scope: Scope) -> tuple[Ran, ...]:
         return (Ran(model.name),)
@@ -99,16 +108,16 @@ class Leakage(Attack):
     def run(self, case: Case, *, seed: int) -> Evidence:
         if not case.shipped:
             raise NotApplicable("the shipped bytes are not at hand")
-        members = case.prepared
-        rows = None if members is None else rows_of(members)
+        known: Known | None = case.prepared
+        rows = None if known is None else known.rows
         try:
             found = search_file(case.shipped, rows)
         except UnsafeInput as error:
             raise NotApplicable(f"the file cannot be taken apart: {error}") from None
-        none = "there are no training records" if members is None else ""
-        if members is not None and rows is None:
+        none = "there are no training records" if known is None else ""
+        if known is not None and rows is None:
             none = "the training records hold too few values, or all the same, to be told from chance"
-        return evidence_of(found, len(case.shipped), 0 if rows is None else len(members), none)
+        return evidence_of(found, len(case.shipped), 0 if rows is None else len(rows.values), none)
 
     def measure(self, results: Results) -> list[Measurement]:
         evidence = results.evidence(Ran(results.model.name))
@@ -118,7 +127,9 @@ class Leakage(Attack):
         return measured(evidence, Summary.model_validate(evidence.summary))
 
     def asked_again(self, evidence: Evidence, case: Case) -> list[str]:
-        again = self.run(case, seed=0)
+        known: Known | None = case.prepared  # stored signatures that were thinned out would hide records
+        fresh = case if known is None else replace(case, prepared=replace(known, rows=rows_of(known.x)))
+        again = self.run(fresh, seed=0)
         same = all(np.array_equal(again.arrays[name], evidence.arrays[name]) for name in ("record", "offset", "place"))
         if same and Summary.model_validate(again.summary) == Summary.model_validate(evidence.summary):
             return []
@@ -135,9 +146,18 @@ def _count(scope: Scope) -> int:
     return 0 if scope.data.members is None else len(scope.data.members)
 
 
-def _members(inputs: Inputs) -> Any:
+@dataclass(frozen=True)
+class Known:
+    """What the search is given: the training records, float32 [n, *shape], and their signatures."""
+
+    x: torch.Tensor
+    rows: Rows | None
+
+
+def _known(inputs: Inputs) -> Known:
     members = inputs.scope.data.members
-    return None if members is None else members.x
+    assert members is not None, "there is nothing to prepare otherwise"
+    return Known(members.x, rows_in(inputs.prepared(RecordSignatures()), inputs.scope))
 
 
 def _holds(scope: Scope, found: Summary, arrays: Arrays, files: Mapping[str, Any]) -> None:
@@ -175,15 +195,13 @@ def evidence_of(found: Searched, size: int, searched: int, none: str) -> Evidenc
 
 
 def measured(evidence: Evidence, found: Summary) -> list[Measurement]:
-    """Counts, which leave no doubt, with sentences on what was found where."""
+    """What was counted, with sentences on what was found where."""
     threat = ThreatModel(Access.WHITE_BOX, "has the file and asks the model nothing", f"{found.size:,} bytes searched")
     about = "training records in the shipped bytes"
     ids = np.unique(evidence.arrays["record"])
     if found.searched:
-        count = np.full(found.searched, float(len(ids)))  # one search of all records: the figure has no error
-        rows = Measurement(
-            TRAINING_ROWS, about, Mean(count), threat, available=found.searched, notes=_notes(evidence, found)
-        )
+        count = Found(len(ids), found.searched, UNFOUND)
+        rows = Measurement(TRAINING_ROWS, about, count, threat, available=found.searched, notes=_notes(evidence, found))
     else:
         rows = Measurement(TRAINING_ROWS, about, None, threat, reason=found.none)
     private = [word for word in found.words if word.private]
@@ -194,7 +212,7 @@ def measured(evidence: Evidence, found: Summary) -> list[Measurement]:
     words = Measurement(
         PRIVATE_WORDS,
         "paths, names of people and machines, and secrets in the shipped bytes",
-        Mean(np.full(len(SORTS), float(len(private)))),  # as above, for each sort of word
+        Found(len(private), len(SORTS), UNREAD),
         threat,
         detail=WORDS,
         reason="not gated: no built-in limit on words",

@@ -22,6 +22,24 @@ PRIVATE_WORDS = Metric(
     better="lower",
     meaning="How many paths, names of users and machines, e-mail addresses and secrets the shipped bytes hold.",
 )
+REBUILT_FIDELITY = Metric(
+    name="rebuilt_fidelity",
+    title="Fidelity of the rebuilt dense model",
+    subject="the fidelity of the model rebuilt from the file",
+    unit="percent",
+    better="lower",
+    meaning="Share of the evaluation records on which a float model of the weights that the shipped file holds answers "
+    "as the dense model does. At 100 % whoever has the file has the dense model for all that its decisions show.",
+)
+DENSE_WEIGHTS = Metric(
+    name="dense_weights_in_file",
+    title="Unused dense weights in the file",
+    subject="the number of dense weights that lie unused in the file",
+    unit="number",
+    better="lower",
+    meaning="How many of the dense model's float32 weight tensors lie in the shipped bytes, bit for bit, beside those "
+    "that the file computes with: dead initialisers, storages and members that nothing reads.",
+)
 
 LEAKAGE = Risk(
     name="leakage",
@@ -40,6 +58,27 @@ LEAKAGE = Risk(
         "NIST AI 100-2": ("NISTAML.032",),
         "MITRE ATLAS": ("AML.T0024.001",),
         "OWASP ML": ("ML03",),
+        "NIST AI RMF": ("MEASURE 2.10",),
+    },
+)
+
+REBUILDING = Risk(
+    name="rebuilding",
+    title="The dense model, rebuilt from the file",
+    question="Does the compressed file give the dense model away?",
+    wants="The dense weights, read back from codes, scales, code books and masks, and a float model made of them.",
+    harm="A float model is easier to fine-tune, to attack with gradients and to resell than the file.",
+    advice=(
+        "Take what comes near the dense model for published: int8 files hold it within half a percent of its weights.",
+        "Remove initialisers, storages and members that nothing reads before the file ships.",
+        "Where the dense model is the secret, ship a distilled student, or fewer bits and sparser masks.",
+    ),
+    reading="Each point is what one file holds; lower is better.",
+    chart=Chart(x="file", curve="fidelity"),
+    taxonomy={
+        "NIST AI 100-2": ("NISTAML.031",),
+        "MITRE ATLAS": ("AML.T0024.002",),
+        "OWASP ML": ("ML05",),
         "NIST AI RMF": ("MEASURE 2.10",),
     },
 )

@@ -20,7 +20,7 @@ Vector = np.ndarray[Any, np.dtype[Any]]
 Distribution = Callable[[float], float]
 
 
-def auc(scores: Vector, is_member: Vector, level: float = LEVEL) -> Interval:
+def auc(scores: Vector, is_member: Vector, level: float = LEVEL, *, spread: float = 0.0) -> Interval:
     """The area under the ROC curve, P(member's score > non-member's) + P(tie) / 2, by DeLong et al. (1988).
 
     The interval is symmetric on the logit scale, so that it stays in [0, 1] (Pepe 2003, 5.2); at an AUC of 0 or 1,
@@ -29,6 +29,7 @@ def auc(scores: Vector, is_member: Vector, level: float = LEVEL) -> Interval:
     Args:
         scores: float [n].
         is_member: bool [n]; both sorts must occur, each at least twice.
+        spread: a standard deviation of the area that is no error of these records, added in quadrature.
 
     Raises:
         ValueError: fewer than two of a sort, or a score that is not finite.
@@ -36,7 +37,7 @@ def auc(scores: Vector, is_member: Vector, level: float = LEVEL) -> Interval:
     members, others = _placements(scores, is_member)
     area = float(members.mean())
     z = float(scipy.special.ndtri((1 + level) / 2))
-    error = float(np.sqrt(members.var(ddof=1) / len(members) + others.var(ddof=1) / len(others)))
+    error = float(np.sqrt(members.var(ddof=1) / len(members) + others.var(ddof=1) / len(others) + spread**2))
     if error == 0 or area in (0.0, 1.0):
         few = min(len(members), len(others))
         exact = clopper_pearson(round(area * few), few, level)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ...attacks.attack import ATTACKS, Attack
 from ...attacks.preparation import Scope
-from ...attacks.risk import QUALITIES, Metric, Risk
+from ...attacks.risk import PROMISES, QUALITIES, Metric, Risk
 from ...attacks.statistics.power import unseen_loss
 from ...targets.errors import InputError
 from ..engine.cells import Result
@@ -191,7 +191,7 @@ def known_metrics(planned: Sequence[tuple[Attack, str]]) -> dict[str, Metric]:
     Raises:
         InputError: an attack of the plan gives another figure, or another risk, the name of one that is taken.
     """
-    known = {metric.name: metric for metric in QUALITIES}
+    known = {metric.name: metric for metric in (*QUALITIES, *PROMISES)}
     risks: dict[str, Risk] = {}
     for attack, label in planned:
         for metric in attack.metrics:

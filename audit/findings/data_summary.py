@@ -28,6 +28,7 @@ def data_summary(data: Data) -> DataSummary:
         non_members=len(data.non_members),
         evaluation=len(data.evaluation_ids),
         attacker=len(data.non_members) - len(data.evaluation_ids),
+        forgotten=None if data.forgotten is None else len(data.forgotten),
         structure=_structure(data),
     )
 
@@ -47,6 +48,7 @@ def _structure(data: Data) -> DataStructure | None:
         codes=called(found.codes),
         integer=called(found.integer),
         tokens=found.tokens,
+        whole=found.whole,
         encoded=[Encoding(column=one.column, categories=list(one.categories)) for one in found.encoded],
     )
 

@@ -10,6 +10,7 @@ import numpy as np
 from ...attacks.measurement import (
     Auc,
     Comparison,
+    Found,
     Fragile,
     Graded,
     Mean,
@@ -27,7 +28,7 @@ from ..schema.rows import Change, Estimate, Part, Point
 
 def estimate(outcome: Outcome, level: float = rates.LEVEL) -> Estimate:
     """With its interval: Clopper-Pearson for a rate, Student's t for a mean, DeLong for an AUC; for a TPR one
-    that holds the error of its threshold.
+    that holds the error of its threshold. What a search found has none.
 
     Raises:
         ValueError: the outcome has no records, or values that are none.
@@ -41,10 +42,12 @@ def estimate(outcome: Outcome, level: float = rates.LEVEL) -> Estimate:
         case Mean(values, least):
             interval, n = rates.mean(values, level), len(values)
             interval = replace(interval, low=max(interval.low, least))
-        case Auc(scores, is_member):
-            interval, n = ranking.auc(scores, is_member, level), len(is_member)
+        case Auc(scores, is_member, spread):
+            interval, n = ranking.auc(scores, is_member, level, spread=spread), len(is_member)
         case TprAtFpr(scores, is_member, fpr):
             interval, n = ranking.tpr_at_fpr(scores, is_member, fpr, level), len(is_member)
+        case Found(count, searched, unsearched):
+            return Estimate(estimate=count, low=count, high=count, n=searched, unsearched=unsearched)
     return Estimate(estimate=interval.estimate, low=interval.low, high=interval.high, n=n)
 
 
@@ -56,10 +59,16 @@ def _columns(outcome: Outcome) -> list[Any]:
             return [values]
         case Auc(scores, is_member) | TprAtFpr(scores, is_member, _):
             return [scores, is_member]
+        case Found():
+            return []
 
 
 def _check(outcome: Outcome) -> None:
     """What another package's attack may get wrong, told in the attack's own terms."""
+    if isinstance(outcome, Found):
+        if outcome.count < 0 or outcome.searched < 1 or not outcome.unsearched:
+            raise ValueError("a Found counts from 0 on, what it searched from 1 on, and says what it did not search")
+        return
     name, columns = type(outcome).__name__, [np.asarray(column) for column in _columns(outcome)]
     shapes = {column.shape for column in columns}
     if len(shapes) > 1 or columns[0].ndim != 1 or not columns[0].size:
@@ -90,6 +99,8 @@ def change(comparison: Comparison, *, seed: int, level: float = rates.LEVEL) -> 
         ValueError: the two are not of the same records.
         TypeError: they are figures of two kinds.
     """
+    if isinstance(comparison.own, Found) or isinstance(comparison.theirs, Found):
+        raise TypeError("what a search found is counted, and has no paired difference")
     own_length, other_length = (len(_columns(one)[0]) for one in (comparison.own, comparison.theirs))
     if own_length != other_length:
         raise ValueError(

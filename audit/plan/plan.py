@@ -197,7 +197,7 @@ class Plan(Settings):
         fields = self.model_dump(mode="json", exclude={"engine"})
         models = [fields["model"] or {}, *fields["candidates"].values()]
         named = [
-            *((fields["data"], key) for key in ("path", "train_path", "test_path")),
+            *((fields["data"], key) for key in ("path", "train_path", "test_path", "forget")),
             *((model, key) for model in models for key in ("file", "weights")),
             (fields, "policy"),
         ]

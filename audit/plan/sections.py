@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from ...targets.data.declared import STRETCH, Declared
 from ...targets.technique import Technique
@@ -35,8 +35,15 @@ class DeclaredData(Settings):
     one_hot: tuple[tuple[Column, ...], ...] = Field(
         (), description="blocks of 0/1 columns with a single 1 each, such as [[3, 4, 5], [6-14]]"
     )
-    integer: tuple[Column, ...] = Field((), description="columns of whole numbers, as which they are attacked")
+    integer: Literal[True] | tuple[Column, ...] = Field(
+        (), description="columns of whole numbers, as which they are attacked; true: all, or every value of an image"
+    )
     tokens: bool = Field(False, description="whether all values are ids that the model looks up")
+    forget: Any = Field(
+        None,
+        description="training records that the model was to forget: a list of positions from 0, or a file of positions "
+        "or of a mask (.npy, or text with one position a line), seen from the plan's folder",
+    )
 
     @property
     def declared(self) -> Declared:
@@ -44,8 +51,18 @@ class DeclaredData(Settings):
 
     @field_validator("immutable", "integer", mode="before")
     @classmethod
-    def _columns(cls, value: Any) -> Any:
+    def _columns(cls, value: Any, info: ValidationInfo) -> Any:
+        if info.field_name == "integer" and isinstance(value, bool):
+            return value or ()
         return _columns(value)
+
+    @field_validator("forget")
+    @classmethod
+    def _forget(cls, value: Any) -> Any:
+        listed = isinstance(value, list | tuple) and all(type(one) in (int, bool) for one in value)
+        if value is None or (isinstance(value, str) and value) or (listed and value):
+            return value
+        raise fault("must be a list of positions among the training records, or the name of a file of them")
 
     @field_validator("one_hot", mode="before")
     @classmethod

@@ -26,6 +26,8 @@ def structure_words(found: DataStructure) -> str:
     """`14 one-hot blocks, 3 immutable features`."""
     if found.tokens:
         return "token ids"
+    if found.whole:
+        return "whole numbers"
     counts = [
         (len(found.encoded), "column of text, written out as 0 and 1", "columns of text, written out as 0 and 1"),
         (0 if found.encoded else len(found.one_hot), "one-hot block", "one-hot blocks"),

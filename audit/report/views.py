@@ -286,7 +286,7 @@ def worst_words(ix: Index, candidate: Candidate) -> tuple[str, str]:
     if finding is None or finding.estimate is None:
         return "\u2013", ""
     value, metric = finding.estimate, ix.metric(finding.metric)
-    ends = interval(value.low, value.high, metric)
+    ends = interval(value.low, value.high, metric) if value.unsearched is None else "found by a search"
     if finding.changes:
         moved = finding.changes[0]
         ends += f"; {signed(moved.difference, metric)}{change_unit(metric)} "

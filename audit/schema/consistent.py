@@ -65,7 +65,8 @@ def _counts(audit: Audit) -> Iterator[str]:
         if row.footprint.parameters is not None and (row.footprint.nonzero_parameters or 0) > row.footprint.parameters:
             yield f"{row.name!r:.80} has more non-zero parameters than parameters"
     for finding in audit.findings:
-        own = [*([] if finding.estimate is None else [finding.estimate]), *finding.who_is_hit]
+        measured = finding.estimate is not None and finding.estimate.unsearched is None  # a search counts other things
+        own = [*([finding.estimate] if finding.estimate is not None and measured else []), *finding.who_is_hit]
         counts = [one.n for one in own] + [one.n for one in finding.quantities] + [one.n for one in finding.transfers]
         if max([0, *counts]) > everybody:
             yield f"{finding.id!r:.80} rests on more records than the data has ({everybody})"

@@ -23,6 +23,7 @@ class DataStructure(Row):
     codes: list[str] = Field([], description="which hold the code of a category")
     integer: list[str] = Field([], description="which are whole numbers")
     tokens: bool = Field(False, description="every value is an id that the model looks up")
+    whole: bool = Field(False, description="every value of an image or a sequence is a whole number")
     encoded: list[Encoding] = Field([], description="columns that became the one-hot blocks of the same order")
 
 
@@ -37,4 +38,5 @@ class DataSummary(Row):
     non_members: Count
     evaluation: Count
     attacker: Count
+    forgotten: Count | None = Field(None, description="that the model was to forget, none of the members; None: none")
     structure: DataStructure | None = Field(None, description="None: plain numbers, as far as was declared")

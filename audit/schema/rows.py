@@ -31,16 +31,24 @@ def _check_ends(name: str, value: float | None, low: float | None, high: float |
 
 
 class Estimate(Row):
-    """A figure with its 95 % interval and the number of records it rests on, in the unit of its metric."""
+    """A figure with its 95 % interval and the number of records it rests on, in the unit of its metric.
+
+    Or what a search found: exact, so that both ends are the figure, and nothing on what the search cannot find.
+    """
 
     estimate: Figure
     low: Figure
     high: Figure
     n: int = Field(ge=1)
+    unsearched: str | None = Field(
+        None, exclude_if=lambda one: one is None, description="of a search: what it would not have found"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         _check_ends("estimate", self.estimate, self.low, self.high)
+        if self.unsearched is not None and not self.low == self.estimate == self.high:
+            raise ValueError("what a search found is exact, and has no interval")
         return self
 
 

@@ -103,9 +103,11 @@ def change_interval(low: float, high: float, metric: Metric) -> str:
 
 
 def estimate(value: Estimate | None, metric: Metric) -> str:
-    """`61.3 % [55.3, 66.4]`; "not measured" when there is none."""
+    """`61.3 % [55.3, 66.4]`; `0 found` by a search, which has no interval; "not measured" when there is none."""
     if value is None:
         return "not measured"
+    if value.unsearched is not None:
+        return f"{figure(value.estimate, metric)} found"
     return f"{figure(value.estimate, metric)} {interval(value.low, value.high, metric)}"
 
 
@@ -228,4 +230,6 @@ def finding_words(finding: Finding, metric: Metric) -> str:
     if finding.estimate is None:
         return f"{metric.title}: not measured"
     text = f"{metric.title} {estimate(finding.estimate, metric)}"
+    if finding.estimate.unsearched is not None:
+        return f"{text} by this search; what it would not have found: {finding.estimate.unsearched}"
     return text + (f", {change(finding.changes[0], metric)}" if finding.changes else "")

@@ -181,32 +181,19 @@ def load_data(plan: Plan, folder: Path) -> Data:
         return load_digits(plan.seed)
     if source.kind == "memory":
         raise InputError("data.kind memory is for crushproof.audit_model only: save the records as .npz and name it.")
-    bounds = Bounds.of(*source.bounds) if isinstance(source.bounds, tuple) else source.bounds
-    names = None if source.class_names is None else tuple(source.class_names)
-    regression = source.task == "regression"
+    said: dict[str, Any] = {
+        "bounds": Bounds.of(*source.bounds) if isinstance(source.bounds, tuple) else source.bounds,
+        "class_names": None if source.class_names is None else tuple(source.class_names),
+        "seed": plan.seed,
+        "name": source.name,
+        "regression": source.task == "regression",
+        "declared": source.declared,
+        "forget": folder / source.forget if isinstance(source.forget, str) else source.forget,
+    }
     if source.kind == "npz":
-        return load_npz(
-            folder / source.path,
-            bounds=bounds,
-            class_names=names,
-            seed=plan.seed,
-            name=source.name,
-            regression=regression,
-            declared=source.declared,
-        )
+        return load_npz(folder / source.path, **said)
     train = None if source.train_path is None else folder / source.train_path
-    return load_csv(
-        train,
-        folder / source.test_path,
-        label=source.label,
-        bounds=bounds,
-        class_names=names,
-        seed=plan.seed,
-        name=source.name,
-        regression=regression,
-        declared=source.declared,
-        drop=source.drop,
-    )
+    return load_csv(train, folder / source.test_path, label=source.label, drop=source.drop, **said)
 
 
 def import_function(path: str, folder: Path) -> Callable[..., Any]:

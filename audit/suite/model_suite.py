@@ -132,6 +132,7 @@ class ModelSuite:
             shadows_differ=model is not None and model.shadows_differ,
             device=self.device.type,
             runtimes=self.lineup.runtime_phrases,
+            released=self.plan.up_for_release,
         )
 
     # -- the cells --------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from ...attacks.attack import ATTACKS, Attack, Task
 from ...attacks.preparation import Scope
-from ...attacks.risk import ACCURACY, MEAN_SQUARED_ERROR, QUALITIES, Metric
+from ...attacks.risk import ACCURACY, MEAN_SQUARED_ERROR, PROMISES, QUALITIES, Metric
 from ...targets.errors import CrushproofError, InputError, user_error
 from ..schema import wording
 from ..schema.policy_rows import Limit
@@ -25,6 +25,7 @@ DEFAULT = BUILT_IN["release"]
 NO_DENSE = "no dense model"
 NOT_OF = "no attack of the plan measures it"
 QUALITY_NAMES = {metric.name for metric in QUALITIES}
+PROMISE_NAMES = {metric.name for metric in PROMISES}
 
 Planned = Sequence[tuple[Attack, Scope]]
 
@@ -83,6 +84,8 @@ def undecidable(policy: Policy, planned: Planned) -> list[Limit]:
     for limit in policy.limits:
         mine = [(one, why) for one, why in known if limit.metric in {metric.name for metric in one.metrics}]
         reason, attacks = None, []
+        if limit.metric in PROMISE_NAMES:  # which is known without a measurement
+            continue
         if limit.compares == "change" and without_dense:
             reason = NO_DENSE
         elif limit.metric in QUALITY_NAMES:

@@ -31,6 +31,8 @@ def gate_sentence(
     """`int8: robust accuracy at eps 0.1 is 31.0 % [27.0, 35.0], 12.3 points below its parent's [...]; ...`."""
     text = f"{subject} is {wording.estimate(estimate, metric)}"
     higher = metric.better == "higher"
+    if estimate.unsearched is not None:
+        text += " by this search"
     if compares == "absolute":
         return f"{text}; the policy asks for at {'least' if higher else 'most'} {wording.figure(limit, metric)}."
     assert change is not None, "a change is judged only where there is one"

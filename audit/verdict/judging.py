@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any, Literal
 
-from ...attacks.risk import MEAN_SQUARED_ERROR, QUALITIES, Metric
+from ...attacks.risk import MEAN_SQUARED_ERROR, PROMISES, QUALITIES, Metric
 from ...targets.errors import InputError, UnsafeInput
 from ..schema import wording
 from ..schema.policy_rows import Compares, Gate, RowVerdict, Verdict
@@ -26,6 +26,7 @@ from .gate_sentences import HOPELESS, cannot_fail, doubt, gate_sentence, records
 from .lineage_gate import lineage_gate
 from .overall import deciding_gate, margin, overall
 from .policy import EXACT, Policy
+from .promise_gate import promise_gate
 
 LEVEL = 0.025  # one-sided: the whole of a two-sided 95 % interval lies beyond the limit
 Z = NormalDist().inv_cdf(1 - LEVEL)
@@ -111,7 +112,8 @@ def _judged(
     for candidate in candidates:
         if candidate.role != "dense":
             lineage = lineage_gate(candidate)
-            drafts += [] if lineage is None else [_Draft(lineage, None)]
+            promise = promise_gate(candidate, policy)
+            drafts += [_Draft(gate, None) for gate in (lineage, promise) if gate is not None]
             drafts += _drafts(candidate, findings, policy, metrics)
     gates = _holm(drafts)
     return gates, [_judged_candidate(candidate, gates, metrics) for candidate in candidates]
@@ -175,6 +177,8 @@ def _drafts(
         ("absolute", policy.absolutes),
     ]
     for metric in metrics.values():
+        if metric in PROMISES:
+            continue  # see `promise_gate`
         of_values = metric.name == MEAN_SQUARED_ERROR.name
         if metric.name in _QUALITIES and of_values != (candidate.accuracy is None) and own in limited:
             continue  # accuracy and error are alternatives: each model is judged by its own
@@ -186,7 +190,7 @@ def _drafts(
         for compares, by_metric in limits:
             if metric.name in by_metric:
                 drafts += [_draft(candidate, one, metric, compares, by_metric[metric.name]) for one in judged]
-        if metric.fails_beyond is not None and metric.name not in limited:
+        if metric.fails_beyond is not None and metric.name not in policy.absolutes:
             anyway = [_draft(candidate, one, metric, "absolute", metric.fails_beyond) for one in mine]
             drafts += [draft for draft in anyway if draft.gate.verdict == "fail"]
     return drafts

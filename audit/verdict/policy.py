@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from ...attacks.risk import Metric
+from ...attacks.risk import PROMISES, Metric
 from ...targets.errors import InputError
 from ..plan.plan import validated
 from ..plan.settings import Settings, did_you_mean, fault
@@ -49,6 +49,8 @@ class Policy(Settings):
     def _signs(cls, value: dict[str, float], info: ValidationInfo) -> dict[str, float]:
         for name, limit in value.items():
             metric = _metric(name, info)
+            if metric in PROMISES:
+                raise fault("is promised and no figure that changes; its limit stands under `absolutes`", name)
             if metric is not None and limit * (1 if metric.better == "higher" else -1) > 0:
                 raise fault(
                     f"{limit:g} asks for more than the parent has; to allow that much worse, write {-limit:g}", name
@@ -62,6 +64,8 @@ class Policy(Settings):
     def _not_negative(cls, value: dict[str, float], info: ValidationInfo) -> dict[str, float]:
         for name, limit in value.items():
             metric = _metric(name, info)
+            if metric in PROMISES and limit <= 0:
+                raise fault(f"{limit:g} is no epsilon that a training can promise; write 8, for example", name)
             if metric is not None and limit < 0 and metric.unit != "number":
                 raise fault(f"{limit:g} is no value this metric can take; changes stand under `changes`", name)
             if metric is not None and metric.unit != "number":

@@ -22,6 +22,8 @@ def check_data(
     bounds: Bounds,
     class_names: tuple[str, ...],
     groups: tuple[str, ...] | None,
+    *,
+    forgotten: Records | None = None,
 ) -> list[str]:
     """Notes for the reader of the report: sentences about what is allowed but worth knowing.
 
@@ -44,6 +46,7 @@ def check_data(
     if double is not None:
         raise InputError(f"Two classes are named {quoted(double)}. Give each class a name of its own.")
     splits = {"test records": non_members} | ({"training records": members} if members is not None else {})
+    splits |= {} if forgotten is None else {"records to forget": forgotten}
     for split, records in splits.items():
         _check_form(records, split)
     if members is not None and members.x.shape[1:] != non_members.x.shape[1:]:
@@ -61,7 +64,7 @@ def check_data(
         if regression:
             _check_targets(records.y, split)
         else:
-            _check_labels(records.y, split, class_names)
+            _check_labels(records.y, split, class_names, several=records is not forgotten)
         _check_values(records.x, split, bounds)
     spans = _check_span(members, non_members, bounds)
     if groups is not None:
@@ -74,6 +77,7 @@ def check_data(
     return spans + [
         f"No record of class {quoted(name)} is among the {split}."
         for split, records in splits.items()
+        if records is not forgotten  # of which one class may well be all
         for label, name in enumerate(class_names)
         if len(class_names) <= 100 and not bool((records.y == label).any())
     ]
@@ -149,7 +153,7 @@ def _check_bounds_shape(bounds: Bounds, shape: torch.Size) -> None:
             ) from None
 
 
-def _check_labels(y: Tensor, split: str, class_names: tuple[str, ...]) -> None:
+def _check_labels(y: Tensor, split: str, class_names: tuple[str, ...], *, several: bool) -> None:
     low, high, classes = int(y.min()), int(y.max()), len(class_names)
     if low < 0 or high >= classes:
         hint = " They seem to start at 1: subtract 1." if low == 1 and high == classes else ""
@@ -157,7 +161,7 @@ def _check_labels(y: Tensor, split: str, class_names: tuple[str, ...]) -> None:
             f"The labels of the {_named(split, 'y')} run from {low} to {high}, and the {classes} class names allow 0 "
             f"to {classes - 1}.{hint} Number the classes from 0 on and give a name for each."
         )
-    if low == high:
+    if several and low == high:
         raise InputError(
             f"All {len(y)} {_named(split, 'y')} are of class {quoted(class_names[low])}: a single-class split measures "
             "nothing. Shuffle the data before it is divided."
@@ -237,6 +241,8 @@ def shown_range(bounds: Bounds) -> str:
 
 def _named(split: str, array: str = "") -> str:
     """The records as the user knows them: `test records (x_test)`."""
+    if "forget" in split:
+        return split
     part = split.split()[0].replace("training", "train")
     return f"{split} ({array}_{part})" if array else f"{split} (x_{part}, y_{part})"
 

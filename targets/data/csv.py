@@ -13,6 +13,7 @@ from ..errors import InputError, quoted
 from .data import Data
 from .declared import Column, Declared
 from .encoding import columns_of_text, encoded_columns
+from .forgetting import set_aside
 from .labels import sorted_labels
 from .records import Bounds, Records
 from .structure import Structure, resolved
@@ -32,6 +33,7 @@ def load_csv(
     regression: bool = False,
     declared: Declared | None = None,
     drop: Collection[str] = (),
+    forget: object = None,
 ) -> Data:
     """Data from CSV tables (UTF-8, comma, header line): column `label` is the class, the others numbers or categories.
 
@@ -51,6 +53,7 @@ def load_csv(
         regression: the label column holds numbers to predict, not classes.
         declared: what the columns are. `categorical` are encoded, as columns of text are.
         drop: columns that are left out.
+        forget: which of the training records the model was to forget, positions or a mask; None: none.
 
     Raises:
         InputError: a missing column, a cell that is no number (named by line and column), or data `Data` refuses.
@@ -90,9 +93,12 @@ def load_csv(
     if not isinstance(bounds, Bounds):
         bounds, doubt = column_bounds(np.concatenate(list(x.values())), bounds or {}, structure, "the tables")
         notes += [doubt] if doubt else []
+    members, forgotten = records.get("train"), None
+    if forget is not None:
+        members, forgotten = set_aside(members, forget, "data.forget")
     return Data(
         name=name or paths["test"].stem,
-        members=records.get("train"),
+        members=members,
         non_members=records["test"],
         bounds=bounds,
         class_names=tuple(names),
@@ -100,6 +106,7 @@ def load_csv(
         notes=tuple(notes),
         bounds_doubt=doubt,
         structure=structure,
+        forgotten=forgotten,
     )
 
 

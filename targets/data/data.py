@@ -16,9 +16,10 @@ from torch import Tensor
 
 from ..seeds import generator
 from .checks import check_data, check_enough
+from .copies.repeats import find_repeats
+from .forgetting import check_forgotten
 from .one_hot import undeclared_blocks
 from .records import Bounds, Records
-from .repeats import find_repeats
 from .structure import PLAIN, Structure, check_structure
 
 ATTACKER_SHARE = 1 / 3  # of the non-members; the rest is evaluated on
@@ -39,6 +40,8 @@ class Data:
         notes: sentences a reader of the report must know about the data; the loaders' and the checks' own.
         bounds_doubt: why the bounds, which nobody gave, may be others than the true ones; "": they are given or sure.
         structure: what the features are where they are no plain numbers; `bounds` holds an attacker to it.
+        forgotten: records that the model was trained on once and was to forget: none of `members`, and nothing is
+            trained on them; None: there are none.
 
     Test records that are repeated beyond what is natural are left out but for the first of each (`repeats`).
 
@@ -60,14 +63,22 @@ class Data:
     notes: tuple[str, ...] = ()
     bounds_doubt: str = ""
     structure: Structure = PLAIN
+    forgotten: Records | None = None
     doubts: tuple[tuple[str, str], ...] = field(default=(), init=False)
     _split: tuple[Tensor, Tensor] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        found = check_data(self.members, self.non_members, self.bounds, self.class_names, self.groups)
+        found = check_data(
+            self.members, self.non_members, self.bounds, self.class_names, self.groups, forgotten=self.forgotten
+        )
         splits = {"non-members": self.non_members.x} | ({} if self.members is None else {"members": self.members.x})
+        splits |= {} if self.forgotten is None else {"records to forget": self.forgotten.x}
         found += check_structure(self.structure, splits)
         found += self._leave_out_copies()
+        if self.forgotten is not None:
+            forgotten, told = check_forgotten(self.forgotten, self.members, self.non_members)
+            object.__setattr__(self, "forgotten", forgotten)
+            found += told
         object.__setattr__(self, "notes", (*self.notes, *dict.fromkeys([*found, *(told for _, told in self.doubts)])))
         held, whole = self.structure.held_in(self.shape), self.structure.whole_in(self.shape)
         object.__setattr__(self, "bounds", replace(self.bounds, held=held, whole=whole))
@@ -133,7 +144,7 @@ class Data:
     def digest(self) -> str:
         """sha256 (hex) of everything that decides a result: values, labels, order, bounds, names, structure, split."""
         digest = hashlib.sha256()
-        for records in (self.members, self.non_members):
+        for records in (self.members, self.non_members, self.forgotten):
             for tensor in (records.x, records.y) if records is not None else ():
                 digest.update(str((tuple(tensor.shape), str(tensor.dtype))).encode())
                 digest.update(np.ascontiguousarray(tensor.cpu().numpy()).tobytes())

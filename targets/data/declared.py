@@ -20,7 +20,7 @@ class Declared:
     immutable: tuple[Column, ...] = ()
     categorical: Mapping[Column, Categories] = field(default_factory=dict)
     one_hot: tuple[tuple[Column, ...], ...] = ()
-    integer: tuple[Column, ...] = ()
+    integer: tuple[Column, ...] | Literal[True] = ()  # True: all of them, or every value of an image
     tokens: bool = False
 
     def __bool__(self) -> bool:

@@ -21,6 +21,7 @@ from ..errors import InputError, UnsafeInput, nearest_hint, quoted
 from ..untrusted.files import FETCH_HINT, RATIO, SMALL, is_pickle, open_archive, ordinary_file, read_entry
 from .data import Data
 from .declared import Column, Declared
+from .forgetting import set_aside
 from .labels import class_numbers, predicted_values
 from .records import Bounds, Records
 from .structure import Structure, resolved
@@ -32,7 +33,7 @@ ARCHIVE_BYTES = 4 * 2**30  # of an npz, packed and unpacked
 CHANNELS = (1, 3, 4)
 
 REQUIRED = ["x_test", "y_test"]
-KEYS = ["x_train", "y_train", *REQUIRED, "groups_test", "class_names", "feature_names"]
+KEYS = ["x_train", "y_train", *REQUIRED, "groups_test", "class_names", "feature_names", "forget"]
 LATER = ["x_population", "y_population"]
 
 
@@ -45,9 +46,10 @@ def load_npz(
     name: str | None = None,
     regression: bool = False,
     declared: Declared | None = None,
+    forget: object = None,
 ) -> Data:
-    """Data from an `.npz` with `x_test, y_test`, optionally `x_train, y_train, groups_test, class_names` and, of a
-    table, `feature_names`.
+    """Data from an `.npz` with `x_test, y_test`, optionally `x_train, y_train, groups_test, class_names, forget` and,
+    of a table, `feature_names`.
 
     The training records are the members, the test records the non-members. Values keep the file's units: the model must
     take them as they are. `[n, h, w]` becomes `[n, 1, h, w]`; `[n, h, w, c]` with c in 1, 3, 4 becomes `[n, c, h, w]`
@@ -62,6 +64,8 @@ def load_npz(
         name: what the report calls the data; else the file's name.
         regression: the `y` are numbers to predict, [n] or [n, outputs], not classes.
         declared: what the columns are, or that the values are token ids.
+        forget: which of the training records the model was to forget, positions or a mask; None: as the array `forget`
+            of the file says, if there is one.
 
     Raises:
         InputError: not an npz, a key missing or unknown, or data that `Data` refuses.
@@ -97,9 +101,15 @@ def load_npz(
             str(label) for label in range(max((int(y.max()) for y in labels.values() if y.size), default=0) + 1)
         ]
     groups = arrays.get("groups_test")
+    members, forgotten = records.get("train"), None
+    if forget is not None and "forget" in arrays:
+        raise InputError(f"What is to be forgotten is said twice, by data.forget and in {where}. Keep one of the two.")
+    if forget is not None or "forget" in arrays:
+        asked, told = (arrays["forget"], f"forget in {where}") if forget is None else (forget, "data.forget")
+        members, forgotten = set_aside(members, asked, told)
     return Data(
         name=name or path.stem,
-        members=records.get("train"),
+        members=members,
         non_members=records["test"],
         bounds=bounds,
         class_names=tuple(class_names),
@@ -108,6 +118,7 @@ def load_npz(
         notes=tuple(notes),
         bounds_doubt=doubt,
         structure=structure,
+        forgotten=forgotten,
     )
 
 

@@ -49,7 +49,7 @@ class _Labels(BaseModel):
     @model_validator(mode="after")
     def _fit(self) -> Self:
         y, groups, classes = self.arrays["non_members"], self.outline.groups, len(self.outline.class_names)
-        everybody = [y, *([self.arrays["members"]] if "members" in self.arrays else [])]
+        everybody = [y, *(self.arrays[name] for name in ("members", "forgotten") if name in self.arrays)]
         for labels in everybody:
             of_classes = labels.dtype == np.int64 and labels.ndim == 1 and classes > 1
             of_values = labels.dtype == np.float32 and labels.ndim == 2 and not classes
@@ -65,7 +65,7 @@ class _Labels(BaseModel):
 
 
 def outline(data: Data) -> tuple[Outline, Arrays]:
-    """The outline, and the arrays `members` and `non_members` (what a model should answer), `low` and `high`."""
+    """The outline, and the arrays `members`, `non_members`, `forgotten` (what a model should answer), `low`, `high`."""
     found = Outline(
         name=data.name,
         digest=data.digest,
@@ -81,6 +81,7 @@ def outline(data: Data) -> tuple[Outline, Arrays]:
     )
     arrays = {"non_members": data.non_members.y, "low": data.bounds.low, "high": data.bounds.high}
     arrays |= {} if data.members is None else {"members": data.members.y}
+    arrays |= {} if data.forgotten is None else {"forgotten": data.forgotten.y}
     return found, {name: tensor.cpu().numpy() for name, tensor in arrays.items()}
 
 
@@ -96,7 +97,10 @@ def data_of(found: Outline, arrays: Arrays) -> Data:
     non_members = _records(arrays["non_members"], found.shape)
     values: dict[str, Any] = {
         **{name: getattr(found, name) for name in Outline.model_fields if name not in ("digest", "shape")},
-        "members": None if "members" not in arrays else _records(arrays["members"], found.shape),
+        **{
+            name: None if name not in arrays else _records(arrays[name], found.shape)
+            for name in ("members", "forgotten")
+        },
         "non_members": non_members,
         "bounds": Bounds(low, high, held, whole),
         "_split": split(len(non_members), found.seed),

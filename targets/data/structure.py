@@ -38,6 +38,7 @@ class Structure:
         codes: features that hold the code of a category: a neighbouring number means another thing.
         integer: features that are whole numbers.
         tokens: every value of a record (of any shape) is an id that the model looks up.
+        whole: every value of a record that is no table is a whole number, as the pixels of 8-bit images are.
         encoded: the columns that became one-hot blocks when a table was read.
     """
 
@@ -48,10 +49,11 @@ class Structure:
     integer: tuple[int, ...] = ()
     tokens: bool = False
     encoded: tuple[Encoded, ...] = ()
+    whole: bool = False
 
     @property
     def declared(self) -> bool:
-        return bool(self.immutable or self.one_hot or self.codes or self.integer or self.tokens)
+        return bool(self.immutable or self.one_hot or self.codes or self.integer or self.tokens or self.whole)
 
     @cached_property
     def held(self) -> tuple[int, ...]:
@@ -69,7 +71,14 @@ class Structure:
 
     def whole_in(self, shape: tuple[int, ...]) -> Tensor | None:
         """bool [*shape]: the values that are whole numbers and may change; None: none is."""
+        if self.whole:
+            return torch.ones(shape, dtype=torch.bool)
         return _mask(tuple(at for at in self.integer if at not in set(self.held)), shape)
+
+    def rounded(self, x: Tensor) -> Tensor:
+        """x [n, *shape] with whole numbers where a record has them and they may change."""
+        whole = self.whole_in(tuple(x.shape[1:]))
+        return x if whole is None else torch.where(whole.to(x.device), x.round(), x)
 
     def layout_words(self) -> str:
         """Which features a table became, in a sentence; "" where its columns are the features."""
@@ -93,6 +102,8 @@ class Structure:
             parts.append(f"changes {left} of {features} features, the others stay ({kinds})")
         if free := set(self.integer) - set(self.held):
             parts.append("1 is a whole number" if len(free) == 1 else f"{len(free)} are whole numbers")
+        if self.whole:
+            parts.append("whole numbers only")
         return "; ".join(parts)
 
 
@@ -125,15 +136,23 @@ def resolved(
             "tokens: true says that every value of a record is an id; immutable, categorical, one_hot and integer "
             "are for tables. Keep one of the two."
         )
+    named = declared.immutable or declared.categorical or declared.one_hot
+    if declared.integer is True and len(shape) != 1 and not named:
+        return Structure(names=tuple(names), whole=True)
     if declared and not declared.tokens and len(shape) != 1:
         raise InputError(
             f"immutable, categorical, one_hot and integer name columns of a table [n, features], and the records "
-            f"of {where} have shape {list(shape)}. Leave them out; of sequences of ids say tokens: true."
+            f"of {where} have shape {list(shape)}. Leave them out; of sequences of ids say tokens: true, of images of "
+            "whole numbers integer: true."
         )
     finder = _Finder(shape[0] if len(shape) == 1 else 0, tuple(names), spread, where)
     codes = finder.all([column for column, kind in declared.categorical.items() if column not in spread], "categorical")
     one_hot = (*(finder.all(block, "one_hot") for block in declared.one_hot), *spread.values())
-    integer = finder.all(declared.integer, "integer")
+    if declared.integer is True:
+        named_otherwise = {*codes, *(at for block in one_hot for at in block)}
+        integer = tuple(at for at in range(shape[0]) if at not in named_otherwise)
+    else:
+        integer = finder.all(declared.integer, "integer")
     _check_apart([*one_hot, *((at,) for at in codes), *((at,) for at in integer)], finder)
     short = next((block for block in one_hot[: len(declared.one_hot)] if len(block) < 2), None)
     if short is not None:
@@ -257,6 +276,13 @@ def check_structure(structure: Structure, splits: Mapping[str, Tensor]) -> list[
                 "Leave tokens out, or save the ids themselves.",
             )
             continue
+        if structure.whole:
+            _refuse(
+                x,
+                x != x.round(),
+                f"integer: true says that the values are whole numbers, and the {split} hold",
+                "Leave it out, or hand over the pixels before they are scaled and let the model scale them.",
+            )
         for kind, positions in (("integer", structure.integer), ("categorical", structure.codes)):
             for at in positions:
                 column = x[:, [at]]

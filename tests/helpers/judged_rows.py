@@ -74,6 +74,7 @@ METRICS = {
     "tpr_at_1_percent_fpr": ("membership", "lower"),
     "auc": ("membership", "lower"),
     "fidelity": ("extraction", "lower"),
+    "forget_auc": ("unlearning", "lower"),
 }
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ....targets.model import Target, device_of
 from ..ascent.losses import Goal
-from ..ball import Region
+from ..ball import EXACT, Region
 from ..nearest.found import Distance, norms
 from .allowed import checked_records, limits_of, region_of
 from .attackable import Attackable, attackable
@@ -80,10 +80,14 @@ class Question:
         return norms(inputs.double() - self.x.double(), self.norm)
 
     def near_enough(self, distances: Tensor) -> Tensor:
-        """bool [n]: within epsilon, where there is one; a whole number of steps may miss it by rounding alone."""
+        """bool [n]: within epsilon, where there is one; a whole number of steps may miss it by rounding alone, and an
+        L2 distance is none.
+        """
         if self.epsilon is None:
             return torch.ones_like(distances, dtype=torch.bool)
-        return distances <= self.epsilon + (0.0 if self.on is None else NEAR * self.on.step)
+        if self.on is None:
+            return distances <= self.epsilon
+        return distances <= (self.epsilon * (1 + EXACT) if self.norm == "l2" else self.epsilon + NEAR * self.on.step)
 
     @property
     def below_grid(self) -> bool:

@@ -67,6 +67,19 @@ class Guide:
         own = (slope * table[x.long()]).sum(2)
         return (slope[:, places] @ table[ids].T - own[:, places, None]).flatten(1)
 
+    def table(self, x: Tensor) -> Tensor:
+        """float32 [tokens, size]: what the module looks up for a token, of all tables that it asks side by side.
+
+        Raises:
+            NotApplicable: as `best`.
+        """
+        return torch.cat([table.detach() for _, table in self._at_embeddings(x[:1], x.new_zeros(1).long())], 1)
+
+    def ascent(self, x: Tensor, y: Tensor) -> Tensor:
+        """float32 [n, F, size]: minus the gradient of the margin by what is looked up (`table`) at x [n, F]."""
+        pieces = [self._at_embeddings(*some) for some in zip(x.split(BATCH), y.split(BATCH), strict=True)]
+        return torch.cat([torch.cat([slope for slope, _ in piece], 2) for piece in pieces])
+
     def _at_values(self, x: Tensor, y: Tensor) -> tuple[Tensor, None]:
         found = self._gradients(x.view(-1, *self._features.shape), y)
         return found.gradient.flatten(1).nan_to_num(0.0, 0.0, 0.0), None

@@ -18,11 +18,13 @@ from ...elsewhere import parts_elsewhere, wrong_elsewhere
 from ...measurement import Auc, Bools, Comparison, Fragile, MeasuredPart, Measurement, Quantity, Rate, ThreatModel
 from ...preparation import Ran, Results, Scope
 from ...statistics.rates import percent
+from ..compare import BOTH_WAYS
 from ..likeness.described import first_wrong, fragile, quantities, smallest
 from ..likeness.distances import VALUES, consistent, layout
 from ..measure import by_group
 from ..radius import LEAST
 from ..risk import ROBUST_ACCURACY
+from .exchanged import ALIKE, TRANSFER, fooled_by_others
 from .parameters import Changes, SubstitutionParameters
 from .running import ACCESS, ANSWERS, GRADIENT
 
@@ -53,6 +55,10 @@ def measure_substitution(attack: SubstitutionParameters, results: Results) -> li
         )
         for part in evidence.summary["parts"]
     ]
+    others = [fooled for fooled, _ in fooled_by_others(attack, results, attack.gate).values()]
+    if others:
+        taken = ~np.asarray(evidence.arrays["clean_correct"], dtype=bool) | np.logical_or.reduce(others)
+        parts.append(MeasuredPart(TRANSFER, Rate(~taken), counted=BOTH_WAYS in counted))
     parts += parts_elsewhere(wrong, counted if model.baselines else None)
     parts += [MeasuredPart(part, None, skipped=why) for part, why in evidence.skipped.items()]
     alone = [part.name for part in parts if part.outcome is not None and not part.counted]
@@ -73,7 +79,7 @@ def measure_substitution(attack: SubstitutionParameters, results: Results) -> li
             ROBUST_ACCURACY,
             "worst case per record over " + ", ".join(part.name for part in parts if part.outcome is not None),
             Rate(robust),
-            _threat(attack, evidence),
+            _threat(attack, evidence, transferred=bool(others)),
             setting=setting,
             chosen=_chosen_words(attack, results),
             available=len(data.evaluation_ids),
@@ -90,12 +96,18 @@ def measure_substitution(attack: SubstitutionParameters, results: Results) -> li
 
 
 def _found(attack: SubstitutionParameters, results: Results, model: str) -> tuple[Evidence | None, dict[str, Bools]]:
-    """The evidence on a model, in whose worst case is what it gets wrong in other runtimes; and that by itself."""
+    """The evidence on a model, in whose worst case is what it gets wrong in other runtimes, and of the measured model
+    what its baselines' inputs fool; and the first by itself.
+    """
     evidence, wrong = results.evidence(Ran(model)), wrong_elsewhere(results, model, attack.count)
-    if evidence is None or not wrong or attack.open:
+    if evidence is None or attack.open:
         return evidence, {}
-    any_of = np.logical_or.reduce([*wrong.values()])
-    worst = {f"worst/{one}": ~_robust(evidence, one) | any_of for one in attack.changes if one >= attack.gate}
+    worst = {}
+    for changes in attack.changes:
+        found = [*wrong.values()] if changes >= attack.gate else []
+        if model == results.model.name:
+            found += [mine for mine, _ in fooled_by_others(attack, results, changes).values()]
+        worst[f"worst/{changes}"] = np.logical_or.reduce([~_robust(evidence, changes), *found])
     return replace(evidence, arrays=evidence.arrays | worst), wrong
 
 
@@ -129,18 +141,24 @@ def _like_for_like(
 ) -> Comparison | None:
     """Over the parts that ran on both models, where both had the same features to change."""
     theirs, wrong_there = _found(attack, results, name)
-    same = ("changes", "gate", "reach", "tokens", "features", "moves", "padding")
-    if theirs is None or any(mine.summary[key] != theirs.summary[key] for key in same):
+    if theirs is None or any(mine.summary[key] != theirs.summary[key] for key in ("changes", *ALIKE)):
         return None
     both = [part for part in mine.summary["parts"] if part in theirs.summary["parts"]]
     if not both:
         return None
     again = [one for one in wrong if one in wrong_there]
+    replays = fooled_by_others(attack, results, attack.gate).get(name)
     own, other = (
         Rate(
-            ~np.logical_or.reduce([*(_fooled(some, part, attack.gate) for part in both), *(off[one] for one in again)])
+            ~np.logical_or.reduce(
+                [
+                    *(_fooled(some, part, attack.gate) for part in both),
+                    *(off[one] for one in again),
+                    *([] if replays is None else [replays[side]]),
+                ]
+            )
         )
-        for some, off in ((mine, wrong), (theirs, wrong_there))
+        for side, (some, off) in enumerate(((mine, wrong), (theirs, wrong_there)))
     )
     clean = float(np.mean(theirs.arrays["clean_correct"]))
     chance = 1 / results.scope.data.classes
@@ -148,7 +166,7 @@ def _like_for_like(
         baseline=name,
         own=own,
         theirs=other,
-        counted=(*both, *again),
+        counted=(*both, *([] if replays is None else [BOTH_WAYS]), *again),
         flags=tuple(sorted({*_flags(attack, results, name, theirs), *results.flags(name)})),
         floor=chance if chance < clean / 6 else 0.0,  # with few classes an attack pushes any model below chance
         instead=_instead(attack, name, theirs),
@@ -167,11 +185,12 @@ def _instead(attack: SubstitutionParameters, name: str, evidence: Evidence) -> s
     return f"after {enough[-1]} {'change' if enough[-1] == 1 else 'changes'} {name} keeps {kept}: name that as the gate"
 
 
-def _threat(attack: SubstitutionParameters, evidence: Evidence) -> ThreatModel:
+def _threat(attack: SubstitutionParameters, evidence: Evidence, *, transferred: bool) -> ThreatModel:
     parts, noun = evidence.summary["parts"], "token" if evidence.summary["tokens"] else "feature"
     access = ACCESS[GRADIENT if GRADIENT in parts else ANSWERS]
     has = "the shipped bytes (and so a differentiable twin), their answers"
     has = has if access is Access.WHITE_BOX else "the scores that the file answers"
+    has += " and the dense model it came from" if transferred else ""
     budget = f"{attack.gate} of {evidence.summary['features']} {noun}s changed"
     budget = budget.replace("s changed", " changed") if evidence.summary["features"] == 1 else budget
     if noun == "feature":

@@ -69,6 +69,12 @@ class SubstitutionParameters(InRounds):
     )
     further: PositiveInt = Field(64, le=100_000, description="changes tried from each state that is gone on from")
     beam: PositiveInt = Field(4, le=1000, description="states that are gone on from after each change")
+    embedding_steps: Annotated[int, Field(ge=0, le=100_000)] = Field(
+        20, description="of tokens: steps in the space of their embeddings, for each number of changes; 0: none"
+    )
+    embedding_epsilon: Annotated[float, Field(gt=0, le=1000)] = Field(
+        4.0, description="how far an embedding moves there, in typical distances of a token's from the mean of all"
+    )
     chosen: Chosen | None = Field(None, description="what a probe chose, as a resolved plan holds it")
 
     @field_validator("changes")
@@ -101,8 +107,9 @@ class SubstitutionParameters(InRounds):
     def effort(self) -> Effort:
         """Of one run; about half of the records are let go early."""
         states = 1 + (self.changes[-1] - 1) * self.beam
-        answers = min(self.first, TYPICAL_MOVES) + 2 * states * self.further
-        return Effort(0.5 * answers * self.count, 0.5 * states * self.count, seconds=0.5)
+        soft = self.embedding_steps * self.changes[-1]
+        answers = min(self.first, TYPICAL_MOVES) + 2 * states * self.further + soft
+        return Effort(0.5 * answers * self.count, 0.5 * (states + soft) * self.count, seconds=0.5)
 
     def settled_at(self, chosen: Chosen) -> Self:
         """The same attack at what a probe chose."""

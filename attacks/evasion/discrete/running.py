@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -20,13 +21,14 @@ from ...case import Case, Evidence
 from ..blocks import Counter, blocks, kept_at_cost
 from ..likeness.distances import distances
 from ..trust import gradients_missing
+from .embeddings import seek_softly
 from .features import Features
 from .guidance import Guide
 from .parameters import SubstitutionParameters
 from .search import BATCH, ByAnswers, ByGradient, Proposer, seek
 
-GRADIENT, ANSWERS = "gradient", "answers"  # the parts
-ACCESS = {GRADIENT: Access.WHITE_BOX, ANSWERS: Access.SCORES}
+GRADIENT, EMBEDDING, ANSWERS = "gradient", "embedding", "answers"  # the parts
+ACCESS = {GRADIENT: Access.WHITE_BOX, EMBEDDING: Access.WHITE_BOX, ANSWERS: Access.SCORES}
 Ids = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
@@ -52,9 +54,12 @@ def attack(case: Case, settings: SubstitutionParameters, *, seed: int) -> Eviden
             for first, end in blocks(count)
         ]
     )
-    parts, skipped = [GRADIENT, ANSWERS], {}
+    parts, skipped = (
+        [part for part in ACCESS if part != EMBEDDING or (features.tokens and settings.embedding_steps)],
+        {},
+    )
     if case.twin is None:
-        skipped[GRADIENT] = "there is no differentiable module for this candidate"
+        skipped = {part: "there is no differentiable module for this candidate" for part in parts if part != ANSWERS}
         parts = [ANSWERS]
     counter = Counter(count * len(parts))
     found: dict[str, Arrays] = {}
@@ -121,24 +126,39 @@ def on_block(
     """
     level = torch.zeros(len(records), dtype=torch.int64)
     flat, inputs = torch.zeros(len(records), dtype=torch.bool), records.x.cpu().clone()
-    guide = Guide(case.twin, features, spent) if part == GRADIENT and case.twin is not None else None
+    guide = Guide(case.twin, features, spent) if part != ANSWERS and case.twin is not None else None
     for some in torch.from_numpy(correct.nonzero()[0]).split(BATCH):
         rows = some.to(records.x.device)
         x, y = records.x[rows], records.y[rows]
-        proposer: Proposer = ByAnswers(ids[some.numpy()], seed, settings.first, settings.further)
-        if guide is not None:
-            proposer = ByGradient(guide, settings.further, torch.ones(len(some), dtype=torch.bool, device=x.device))
-        sought = seek(
-            case.deployed,
-            features,
-            x,
-            y,
-            proposer,
-            most=settings.changes[-1],
-            shown=settings.gate,
-            beam=settings.beam,
-            ledger=spent,
-        )
+        most, shown = settings.changes[-1], settings.gate
+        if part == EMBEDDING and guide is not None:
+            sought = seek_softly(
+                case.deployed,
+                features,
+                x,
+                y,
+                guide,
+                most=most,
+                shown=shown,
+                steps=settings.embedding_steps,
+                epsilon=settings.embedding_epsilon,
+                ledger=spent,
+            )
+        else:
+            proposer: Proposer = ByAnswers(ids[some.numpy()], seed, settings.first, settings.further)
+            if guide is not None:
+                proposer = ByGradient(guide, settings.further, torch.ones(len(some), dtype=torch.bool, device=x.device))
+            sought = seek(
+                case.deployed,
+                features,
+                x,
+                y,
+                proposer,
+                most=most,
+                shown=shown,
+                beam=settings.beam,
+                ledger=spent,
+            )
         spent.queries += len(some)
         wrong = case.deployed.logits(sought.later.view(-1, *features.shape)).argmax(1) != y
         fooled = (sought.level > 0) & wrong & (features.changes(sought.later, x) <= sought.level)
@@ -177,7 +197,7 @@ def _evidence(
     arrays |= distances(clean, crafted, case.bounds, tokens=features.tokens)
     exhaustive = len(features.feature) <= settings.first
     without = int(found[GRADIENT]["flat"].sum()) if GRADIENT in found else 0
-    flags = gradient_flags(without, len(ids), case.twin_agrees) if GRADIENT in found else []
+    flags = part_flags(list(found), without, len(ids), case.twin_agrees)
     summary = {
         "changes": list(settings.changes),
         "gate": settings.gate,
@@ -190,17 +210,22 @@ def _evidence(
         "without_gradient": without,
         "union_flags": union_flags(list(found), flags, exhaustive=exhaustive),
     }
-    return Evidence(arrays, summary, {GRADIENT: flags} if flags else {}, skipped, ledger)
+    return Evidence(arrays, summary, flags, skipped, ledger)
 
 
-def gradient_flags(without: int, records: int, twin_agrees: bool) -> list[str]:
-    """Why the part that follows gradients may have done less than it could, in alphabetical order."""
-    flags = {Flag.NO_GRADIENT: gradients_missing(without, records), Flag.TWIN_DISAGREES: not twin_agrees}
-    return sorted(str(flag) for flag, raised in flags.items() if raised)
+def part_flags(parts: list[str], without: int, records: int, twin_agrees: bool) -> dict[str, list[str]]:
+    """Why the parts that follow gradients may have done less than they could, in alphabetical order; by part."""
+    missing = {GRADIENT: gradients_missing(without, records)}
+    raised = {
+        part: [Flag.NO_GRADIENT] * missing.get(part, False) + [Flag.TWIN_DISAGREES] * (not twin_agrees)
+        for part in parts
+        if ACCESS[part] is Access.WHITE_BOX
+    }
+    return {part: sorted(map(str, flags)) for part, flags in raised.items() if flags}
 
 
-def union_flags(parts: list[str], flags: list[str], *, exhaustive: bool) -> list[str]:
+def union_flags(parts: list[str], flags: Mapping[str, list[str]], *, exhaustive: bool) -> list[str]:
     """Why the worst case may be too optimistic: nothing where the model was asked about every single change."""
     if exhaustive:
         return []
-    return flags if GRADIENT in parts else [str(Flag.NO_GRADIENT)]
+    return list(flags.get(GRADIENT, [])) if GRADIENT in parts else [str(Flag.NO_GRADIENT)]

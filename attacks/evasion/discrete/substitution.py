@@ -19,9 +19,10 @@ from ...preparation import Audited, Basis, Inputs, Need, Preparation, Prepared, 
 from ..categories import by_categories
 from ..evasion_run import contradictions
 from .choosing import ReachProbe, choose
+from .exchanged import both_ways
 from .measure import evidence_form, measure_substitution
 from .parameters import Chosen, SubstitutionParameters
-from .running import GRADIENT, attack, gradient_flags, on_device, union_flags
+from .running import attack, on_device, part_flags, union_flags
 
 
 @ATTACKS.register
@@ -32,7 +33,10 @@ class Substitution(SubstitutionParameters):
     reach; immutable features stay. Of sequences of token ids, a token becomes another one of the data's vocabulary or
     of `allowed`; padding stays. Two parts search (beam search over single changes): one is led by gradients of the
     twin, at its inputs or embeddings (HotFlip, Ebrahimi et al. 2018, arXiv:1712.06751), the other by the deployed
-    model's answers to single changes. Both ask the deployed model about all they try, and it alone decides.
+    model's answers to single changes. Of tokens a third moves what is looked up for them, and tries the allowed tokens
+    nearest to it (`embeddings`). All ask the deployed model about all they try, and it alone decides.
+
+    What fools a dense model is tried on its candidates, and back (`exchanged`).
 
     Without a gate, `gate_changes: auto` and `reach: auto` take those at which the dense model keeps about half.
 
@@ -62,7 +66,8 @@ class Substitution(SubstitutionParameters):
 
     def reads(self, model: Audited, scope: Scope) -> tuple[Need, ...]:
         again = elsewhere(scope, (model.name, *model.baselines), self.count)
-        return *super().reads(model, scope), *self._probe(scope), *again
+        pairs = [both_ways(self, scope, model.name, name) for name in model.baselines]
+        return *super().reads(model, scope), *self._probe(scope), *again, *pairs
 
     def _probe(self, scope: Scope) -> tuple[ReachProbe, ...]:
         """Nothing where the plan names gate and reach; the same for all rounds."""
@@ -117,11 +122,9 @@ class Substitution(SubstitutionParameters):
         arrays, summary, wrong = evidence.arrays, evidence.summary, []
         if basis.contradicted(arrays["ids"], arrays["clean_correct"], arrays["clean_correct"]):
             wrong.append("the records that the model classifies right are others")
-        due: list[str] = []
-        if GRADIENT in summary["parts"]:
-            due = gradient_flags(summary["without_gradient"], len(arrays["ids"]), basis.twin_agrees)
-        if evidence.flags != ({GRADIENT: due} if due else {}):
-            wrong.append(f"the flags of {GRADIENT}")
+        due = part_flags(list(summary["parts"]), summary["without_gradient"], len(arrays["ids"]), basis.twin_agrees)
+        if evidence.flags != due:
+            wrong.append("the flags of the parts that follow gradients")
         exhaustive = summary["moves"] <= self.first
         if list(summary["union_flags"]) != union_flags(list(summary["parts"]), due, exhaustive=exhaustive):
             wrong.append("the flags of the worst case")

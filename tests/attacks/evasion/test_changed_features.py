@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from crushproof.attacks.attack import ATTACKS
 from crushproof.attacks.case import Case
+from crushproof.attacks.evasion.discrete.exchanged import costs_on
 from crushproof.attacks.evasion.discrete.features import features_of
 from crushproof.attacks.evasion.discrete.substitution import Substitution
-from crushproof.attacks.preparation import Basis, Results, Scope
+from crushproof.attacks.preparation import Basis, Prepared, Results, Scope
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.data.structure import Structure
@@ -209,17 +210,25 @@ def test_what_is_seen_counts_as_declared() -> None:
 def test_a_change_is_like_for_like_and_a_model_is_no_worse_than_itself() -> None:
     case, told = table_case(net(0)), attack()
     found = {"dense": told.run(case, seed=0), "same": told.run(case, seed=0)}
-    found["weak"] = told.run(replace(case, deployed=TorchTarget(Categorical()), twin=None, native=None), seed=0)
+    against = dict.fromkeys(("dense", "same"), case)
+    against["weak"] = replace(case, deployed=TorchTarget(Categorical()), twin=None, native=None)
+    found["weak"] = told.run(against["weak"], seed=0)
     data = table_data(net(0))
     comparisons = {}
+
+    def asked_of(asked: Any) -> Prepared:
+        pair = {"on_candidate": (asked.candidate, "dense"), "on_baseline": ("dense", asked.candidate)}
+        return Prepared({side: costs_on(against[one], told, found[other]) for side, (one, other) in pair.items()})
+
     for name, evidence in found.items():
-        scope = SimpleNamespace(data=data, reference=SimpleNamespace(name="dense"), runtimes={})
+        scope = SimpleNamespace(label="substitution", data=data, reference=SimpleNamespace(name="dense"), runtimes={})
         results = SimpleNamespace(
             scope=scope,
             model=SimpleNamespace(name=name, baselines=() if name == "dense" else ("dense",)),
             evidence=lambda ran: found[ran.model],
             flags=lambda model: set(),
             without_twin=lambda model: None,
+            prepared=lambda asked: asked_of(asked) if asked.name.startswith("exchanged/") else None,
         )
         (measured,) = told.measure(cast(Results, results))
         assert measured.setting == {"changed features": 2}
@@ -237,8 +246,8 @@ def test_a_change_is_like_for_like_and_a_model_is_no_worse_than_itself() -> None
         assert told.follows(replace(evidence, flags={"gradient": ["no-gradient"]}), basis) != []
     (same,), (weaker,) = comparisons["same"], comparisons["weak"]
     assert same.own.successes.tolist() == same.theirs.successes.tolist()
-    assert same.counted == ("gradient", "answers")
-    assert weaker.counted == ("answers",), "the other has no gradient to be led by"
+    assert same.counted == ("gradient", "answers", "transfer both ways")
+    assert weaker.counted == ("answers", "transfer both ways"), "the other has no gradient to be led by"
     assert weaker.own.successes.sum() < weaker.theirs.successes.sum()
 
 

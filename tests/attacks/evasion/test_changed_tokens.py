@@ -11,6 +11,7 @@ from evasion_cases import LENGTH, WORDS, case_of
 from torch import Tensor, nn
 
 from crushproof.attacks.case import Case
+from crushproof.attacks.evasion.discrete.exchanged import costs_on
 from crushproof.attacks.evasion.discrete.features import features_of, padding_of
 from crushproof.attacks.evasion.discrete.substitution import Substitution
 from crushproof.compression.deployment.onnx_export import to_onnx
@@ -77,7 +78,7 @@ def token_case(module: Reader) -> Case:
 def test_substitutes_come_from_the_allowed_set(kind: str) -> None:
     case = token_case(Reader(kind))
     evidence = Substitution(gate_changes=2, allowed=ALLOWED, records=40, further=3).run(case, seed=0)
-    assert evidence.summary["parts"] == ["gradient", "answers"]
+    assert evidence.summary["parts"] == ["gradient", "embedding", "answers"]
     assert evidence.summary["padding"] == FILLER
     x, clean = evidence.arrays["adversarial"], case.evaluation.x[:40].numpy()
     different = x != clean
@@ -86,9 +87,10 @@ def test_substitutes_come_from_the_allowed_set(kind: str) -> None:
     assert different.sum(1).max() <= 2
     wrong = (case.deployed.logits(torch.as_tensor(x)).argmax(1) != case.evaluation.y[:40]).numpy()
     assert wrong.tolist() == evidence.arrays["worst/2"].tolist(), "clean answers are right here"
-    falls = {part: int(evidence.arrays[f"fooled/{part}/2"].sum()) for part in ("gradient", "answers")}
+    falls = {part: int(evidence.arrays[f"fooled/{part}/2"].sum()) for part in evidence.summary["parts"]}
     assert falls["answers"] > 5
     assert falls["gradient"] >= 0.6 * falls["answers"], "of 60 moves it tried the three that the gradient named"
+    assert falls["embedding"] >= 0.6 * falls["answers"], "what lies between tokens leads to those that are allowed"
     assert evidence.summary["without_gradient"] == 0
     told = Substitution(gate_changes=2, reach=1.0, allowed=ALLOWED, records=40)
     assert told.asked_again(evidence, case) == []
@@ -119,6 +121,49 @@ def test_a_file_without_gradients_falls_by_its_answers() -> None:
     case = replace(token_case(Reader("gru")), twin=None, native=None)
     evidence = Substitution(gate_changes=2, records=40).run(case, seed=0)
     assert evidence.summary["parts"] == ["answers"]
-    assert "gradient" in evidence.skipped
+    assert evidence.skipped.keys() == {"gradient", "embedding"}
     assert evidence.summary["union_flags"] == []  # it was asked about every single change
     assert evidence.arrays["worst/2"].sum() > 10
+
+
+class Shy(nn.Module):
+    """A reader whose embeddings lead away from where its answers lie; ids are looked up in a table that lies."""
+
+    def __init__(self, reader: Reader) -> None:
+        super().__init__()
+        self.reader, self.embedding = reader, nn.Embedding(WORDS, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        answers: Tensor = self.reader(x) + self.embedding(x.long()).sum((1, 2))[:, None] * torch.tensor([1.0, -1.0])
+        return answers
+
+
+def test_between_tokens_nothing_counts() -> None:
+    """A twin that gives in at once where no token is: what it finds is asked of the model, and fails there."""
+    case = token_case(Reader("gru"))
+    lying = replace(case, twin=Shy(Reader("gru")).eval(), twin_agrees=False)
+    told = Substitution(gate_changes=2, allowed=ALLOWED, records=40, first=1, further=1, beam=1)
+    evidence = told.run(lying, seed=0)
+    x = torch.as_tensor(evidence.arrays["adversarial"])
+    wrong = (case.deployed.logits(x).argmax(1) != case.evaluation.y[:40]).numpy()
+    assert wrong.tolist() == evidence.arrays["worst/2"].tolist()
+    assert evidence.flags["embedding"] == ["twin-disagrees"]
+    alone = told.model_copy(update={"embedding_steps": 0}).run(case, seed=0)
+    assert alone.summary["parts"] == ["gradient", "answers"]
+
+
+def test_what_fools_one_model_is_tried_on_the_other() -> None:
+    """A file without gradients, asked one question a record, falls to what its dense model's gradients find."""
+    dense = token_case(Reader("gru"))
+    blind = replace(dense, twin=None, native=None)
+    told = Substitution(gate_changes=2, records=40, first=1, further=1, beam=1)
+    strong = Substitution(gate_changes=2, records=40).run(dense, seed=0)
+    weak = told.run(blind, seed=0)
+    cost = costs_on(blind, told, strong)
+    features = features_of(blind)
+    x = torch.as_tensor(strong.arrays["adversarial"])
+    assert (cost > 0).tolist() == (strong.arrays["worst/2"] & strong.arrays["clean_correct"]).tolist()
+    assert cost[cost > 0].tolist() == features.changes(x, dense.evaluation.x[:40])[cost > 0].tolist()
+    assert (cost > 0).sum() > weak.arrays["worst/2"].sum() + 5
+    back = costs_on(dense, told, weak)
+    assert ((back > 0) <= weak.arrays["worst/2"]).all()

@@ -7,14 +7,23 @@ from typing import Any
 
 import pytest
 import torch
+from evasion_cases import case_of
 from torch import Tensor, nn
 
+from crushproof.attacks.evasion.ball import Norm
 from crushproof.attacks.evasion.black_box.square import Square
 from crushproof.attacks.evasion.call.attackable import attackable
 from crushproof.attacks.evasion.call.grid import Grid
+from crushproof.attacks.evasion.categories import nothing_to_change, seen_step
+from crushproof.attacks.evasion.compare import below_step
 from crushproof.attacks.evasion.evade import evade
+from crushproof.attacks.evasion.evasion import Evasion
 from crushproof.attacks.evasion.gradient.pgd import Pgd
 from crushproof.attacks.evasion.nearest.found import Distance, norms
+from crushproof.targets.data.data import Data
+from crushproof.targets.data.declared import Declared
+from crushproof.targets.data.records import Bounds, Records
+from crushproof.targets.data.structure import Structure, resolved
 from crushproof.targets.errors import InputError
 
 N, FEATURES, STEP = 30, 12, 1 / 15
@@ -150,3 +159,60 @@ def test_what_makes_no_sense_is_said(
 ) -> None:
     net, x, y = linear
     refused(lambda: evade(net, x, y, epsilon=0.2, **given), InputError, words)
+
+
+class Fractions(nn.Module):
+    """Says 1 where any pixel is far from a whole number, else what the mean of the left half says."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        off = (x - x.detach().round()).abs().amax((1, 2, 3)) - 0.25
+        left = (x[..., :2].mean((1, 2, 3)) - x[..., 2:].mean((1, 2, 3))) / 16
+        return torch.stack([torch.zeros_like(left), torch.where(off > 0, 1.0, left)], 1)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_an_audit_attacks_whole_pixels_as_whole_pixels(norm: Norm) -> None:
+    """Declared, pixels stay whole in what is judged and stored, and the search still goes where a fraction would."""
+    x = torch.randint(0, 256, (60, 1, 4, 4), generator=torch.Generator().manual_seed(0)).float()
+    left = x[..., :2].mean((1, 2, 3)) > x[..., 2:].mean((1, 2, 3))
+    records = Records(x[~left], torch.zeros(int((~left).sum()), dtype=torch.int64))
+    records.y[0] = 1
+    epsilon = 0.1 if norm == "linf" else 0.3
+    fooled = {}
+    for whole in (True, False):
+        data = Data("pixels", None, records, Bounds.of(0, 255), ("a", "b"), structure=Structure(whole=whole))
+        parts = (Pgd(steps=20, loss="margin"), Square(queries=40))
+        attack = Evasion(norm=norm, epsilon=epsilon, records=60, parts=parts)
+        case = case_of(data, Fractions(), structure=data.structure)
+        evidence = attack.run(case, seed=0)
+        stored, clean = torch.from_numpy(evidence.arrays["adversarial"]), case.evaluation.x
+        assert torch.equal(stored, stored.round()) == whole
+        change = (stored.double() - clean).flatten(1) / 255
+        far = change.abs().amax(1) if norm == "linf" else change.norm(dim=1)
+        assert (far <= epsilon * (1 + (1e-7 if whole else 1e-5))).all()
+        assert evidence.summary["step"] == 1 / 255
+        fooled[whole] = evidence.arrays[f"worst/{epsilon!r}"]
+        if norm == "linf" and whole:  # the left half up, the right half down, by whole steps
+            low, high = clean[..., 2:] - 25, clean[..., :2] + 25
+            possible = high.clamp_max(255).mean((1, 2, 3)) > low.clamp_min(0).mean((1, 2, 3))
+            assert (possible | (case.evaluation.y == 1)).tolist() == fooled[True].tolist()
+    assert fooled[False].all()
+    assert 0.1 < fooled[True].mean() < 0.9
+
+
+def test_below_half_a_step_of_8_bits_nothing_is_measured() -> None:
+    x = torch.randint(0, 256, (40, 1, 4, 4), generator=torch.Generator().manual_seed(0)).float()
+    for scale in (1.0, 255.0):
+        bounds = Bounds.of(0, 255 / scale)
+        step = seen_step(x / scale, bounds)
+        assert step == pytest.approx(1 / 255)
+        assert below_step({"step": step}, 0.0019) is not None
+        assert below_step({"step": step}, 0.002) is None
+    assert seen_step(x / 255 + torch.rand(x.shape) / 255, Bounds.of(0, 2)) is None
+    assert seen_step(x.flatten(1), Bounds.of(0, 255)) is None, "a table"
+    declared = resolved(Declared(integer=True), (1, 4, 4), (), "x.npz")
+    assert declared.whole
+    assert declared.whole_in((1, 4, 4)) is not None
+    assert resolved(Declared(integer=True), (3,), (), "x.npz").integer == (0, 1, 2)
+    half = Data("x", None, Records(x, torch.arange(40) % 2), Bounds.of(0, 255), ("a", "b"), structure=declared)
+    assert "no value can change" in str(nothing_to_change(0.003, case_of(half, Fractions())))

@@ -23,7 +23,7 @@ from crushproof.attacks.evasion.evasion import Evasion
 from crushproof.attacks.evasion.gradient.apgd import Apgd
 from crushproof.attacks.evasion.gradient.pgd import Pgd, craft
 from crushproof.attacks.evasion.radius import choose
-from crushproof.attacks.extraction.queries import choose_queries
+from crushproof.attacks.extraction.asking.queries import choose_queries
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.data.structure import Structure
@@ -102,6 +102,26 @@ def test_held_features_alone_are_left_out_of_the_sum() -> None:
     held = case(replace(COLUMNS, immutable=(0, 1)))
     robust = [1 - attack.run(one, seed=0).arrays["worst/0.3"].mean() for one in (free, held)]
     assert robust[0] + 0.05 < robust[1]
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2**31), st.integers(2, 4), st.floats(0.05, 1.3))
+def test_whole_numbers_are_rounded_to_the_nearest_inside(seed: int, d: int, epsilon: float) -> None:
+    """Beside all points of the grid, counted out: never outside by anything, and at most the nearest but for one."""
+    stream = torch.Generator().manual_seed(seed)
+    high = torch.randint(3, 7, (d,), generator=stream).float()
+    clean = (torch.rand(6, d, generator=stream) * (high + 1)).floor().clamp_max(high)
+    far = clean + torch.randn(6, d, generator=stream) * high * 0.7
+    x = Ball("l2", epsilon, clean, Bounds(torch.zeros(d), high)).project(far)
+    found = Ball("l2", epsilon, clean, Bounds(torch.zeros(d), high, whole=torch.ones(d).bool())).project(far)
+    grid = torch.cartesian_prod(*(torch.arange(int(end) + 1) for end in high)).double()
+    for center, wanted, got in zip(clean.double(), x.double(), found.double(), strict=True):
+        inside = grid[((grid - center) / high).norm(dim=1) <= epsilon * (1 + 1e-7)]
+        away = ((inside - wanted) / high).norm(dim=1)
+        assert (inside == got).all(1).any()
+        mine = ((got - wanted) / high).norm()
+        assert int((away < mine - 1e-6).sum()) <= 1
+        assert mine <= (((center + (wanted - center).trunc()) - wanted) / high).norm() + 1e-6
 
 
 @settings(max_examples=25)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 import crushproof
 import crushproof.attacks.extraction.extract as module_of_extract
 from crushproof.attacks.extraction.answers import SEEN, Seen, as_logits, told
+from crushproof.attacks.extraction.asking.queries import representative
+from crushproof.attacks.extraction.asking.strategies import STRATEGIES, Strategy
 from crushproof.attacks.extraction.extract import Extracted, extract
-from crushproof.attacks.extraction.queries import representative
-from crushproof.attacks.extraction.strategies import STRATEGIES, Strategy
 from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.targets.errors import InputError, NotApplicable
 from crushproof.training.loop import Training

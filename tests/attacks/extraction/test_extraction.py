@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from crushproof.attacks.access import Ledger
 from crushproof.attacks.case import Case, Evidence
+from crushproof.attacks.extraction.asking.queries import choose_labels, choose_queries
 from crushproof.attacks.extraction.copying import at_least, match_answers
 from crushproof.attacks.extraction.evidence_form import evidence_form
 from crushproof.attacks.extraction.extraction import UNQUERIED, Extraction
-from crushproof.attacks.extraction.queries import choose_labels, choose_queries
 from crushproof.attacks.measurement import Measurement, Rate
 from crushproof.attacks.preparation import Audited, Results
 from crushproof.targets.data.data import Data

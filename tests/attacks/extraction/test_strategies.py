@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from crushproof.attacks.extraction.adaptive import least_certain
-from crushproof.attacks.extraction.foreign import composed, noise
-from crushproof.attacks.extraction.jacobian import augmented
-from crushproof.attacks.extraction.queries import own_order
-from crushproof.attacks.extraction.strategies import FIRST, ROUNDS, STRATEGIES, Asked, Strategy, ask, rounds_of
+from crushproof.attacks.extraction.asking.adaptive import least_certain
+from crushproof.attacks.extraction.asking.foreign import composed, noise
+from crushproof.attacks.extraction.asking.jacobian import augmented
+from crushproof.attacks.extraction.asking.queries import own_order
+from crushproof.attacks.extraction.asking.strategies import FIRST, ROUNDS, STRATEGIES, Asked, Strategy, ask, rounds_of
 from crushproof.targets.data.records import Records
 from crushproof.targets.data.structure import PLAIN, Structure
 from crushproof.targets.errors import NotApplicable

@@ -20,13 +20,14 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save
 from torch import nn
 
-from crushproof.attacks.measurement import Mean
+from crushproof.attacks.measurement import Found
 from crushproof.attacks.preparation import Ran
 from crushproof.attacks.reconstruction.information import agreement
-from crushproof.attacks.reconstruction.leakage import Leakage
+from crushproof.attacks.reconstruction.leakage import Known, Leakage
 from crushproof.attacks.reconstruction.moments import over_windows, window_moments
 from crushproof.attacks.reconstruction.rows import Rows
 from crushproof.attacks.reconstruction.search import rows_of, search_file
+from crushproof.attacks.reconstruction.signatures import RecordSignatures, rows_in
 from crushproof.attacks.reconstruction.words import words_in
 from crushproof.targets.data.data import Data
 from crushproof.targets.errors import UnsafeInput
@@ -264,7 +265,7 @@ def test_nothing_in_a_file_is_run_or_believed(rows: Rows) -> None:
     assert rows_of(torch.ones(5, 30)) is None
 
 
-class Known:
+class Stored:
     """Stands for `preparation.Results`: the evidence on the one model."""
 
     def __init__(self, evidence: Any) -> None:
@@ -280,11 +281,16 @@ class Known:
 
 def test_the_attack_counts_what_its_file_holds(digits: Data, dense: nn.Module, members: torch.Tensor) -> None:
     attack, planted = Leakage(), members[IDS].flatten(1).numpy()
-    case = replace(case_of(digits, dense), shipped=save({"rows": planted}), prepared=members)
+    scope: Any = type("Scope", (), {"data": digits})
+    shared = RecordSignatures()
+    made = shared.compute(type("Inputs", (), {"scope": scope})())  # type: ignore[arg-type]  # it looks at the scope alone
+    shared.form(scope).check(json.dumps(made.document).encode(), made.document, made.arrays, {})
+    kept = rows_in(made, scope)
+    assert kept is not None
+    case = replace(case_of(digits, dense), shipped=save({"rows": planted}), prepared=Known(members, kept))
     evidence = attack.run(case, seed=0)
     assert evidence.arrays["record"].tolist() == IDS
     assert attack.asked_again(evidence, case) == []
-    scope: Any = type("Scope", (), {"data": digits})
     form = attack.form(None, scope)  # type: ignore[arg-type]  # it looks at no model
     assert form.document is not None
     assert form.holds is not None
@@ -294,14 +300,24 @@ def test_the_attack_counts_what_its_file_holds(digits: Data, dense: nn.Module, m
     form.holds(summary, evidence.arrays, {})
     with pytest.raises(ValueError, match="none of the training records"):
         form.holds(summary, {**evidence.arrays, "record": evidence.arrays["record"] + 10**6}, {})
-    results: Any = Known(evidence)
+    results: Any = Stored(evidence)
     told, words = attack.measure(results)
-    assert isinstance(told.outcome, Mean)
-    assert set(told.outcome.values) == {3.0}
+    assert isinstance(told.outcome, Found)
+    assert (told.outcome.count, told.outcome.searched) == (3, len(members))
     assert "3 training records (id 3, 77, 500), as float32, as they are" in " ".join(told.notes)
-    assert isinstance(words.outcome, Mean)
+    assert isinstance(words.outcome, Found)
+    thinned = replace(
+        case,
+        prepared=Known(
+            members,
+            replace(
+                kept, tables=(replace(kept.tables[0], rows=kept.tables[0].rows[:0], cells=kept.tables[0].cells[:0]),)
+            ),
+        ),
+    )
+    assert attack.asked_again(attack.run(thinned, seed=0), case) != [], "stored signatures hide nothing"
     without = attack.run(replace(case, prepared=None), seed=0)
-    nothing: Any = Known(without)
+    nothing: Any = Stored(without)
     assert [one.outcome is None for one in attack.measure(nothing)] == [True, False]
-    missing: Any = Known(None)
+    missing: Any = Stored(None)
     assert [one.reason for one in attack.measure(missing)] == ["it failed"]

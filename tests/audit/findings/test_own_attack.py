@@ -13,19 +13,21 @@ from synthetic_audit import synthetic_audit
 from crushproof.attacks.attack import Attack
 from crushproof.attacks.case import Case, Evidence
 from crushproof.attacks.evasion.risk import EVASION, ROBUST_ACCURACY
-from crushproof.attacks.measurement import Mean, Measurement, Rate
+from crushproof.attacks.measurement import Comparison, Found, Mean, Measurement, Rate
 from crushproof.attacks.preparation import Need, Ran, Results, Scope
 from crushproof.attacks.risk import ACCURACY, QUALITIES, Chart, Metric, Risk
 from crushproof.audit.findings.assemble import known_metrics
-from crushproof.audit.findings.estimates import curves
+from crushproof.audit.findings.estimates import change, curves, estimate
 from crushproof.audit.findings.finding_rows import measurements
 from crushproof.audit.findings.results import AuditResults
 from crushproof.audit.plan.plan import Plan
 from crushproof.audit.report import risk_views, views
+from crushproof.audit.schema import wording
 from crushproof.audit.schema.rows import Estimate
 from crushproof.audit.subject.resolve import resolve
 from crushproof.audit.suite.attack_cells import add_attack
 from crushproof.audit.suite.suite import Suite
+from crushproof.audit.verdict.gate_sentences import gate_sentence
 from crushproof.targets.errors import InputError
 
 DRIFT = Metric(name="drift", title="Drift", subject="the drift", unit="number", better="higher", meaning="m")
@@ -146,3 +148,21 @@ def test_a_curve_and_a_bar_of_any_number() -> None:
         rows = {name: row.model_copy(update={"estimate": one}) for name, row in column.findings.items()}
         scale = risk_views.estimate_scale(views.Column("drift", "drift", DRIFT, "Drift", "", rows))
         assert (scale.low, scale.high) == ends
+
+
+def test_what_a_search_found_has_no_interval_and_says_what_it_missed() -> None:
+    found = estimate(Found(0, 898, "encrypted ones"))
+    assert (found.estimate, found.low, found.high, found.n, found.unsearched) == (0, 0, 0, 898, "encrypted ones")
+    assert wording.estimate(found, DRIFT) == "0 found"
+    assert gate_sentence("a: the drift", DRIFT, found, None, "absolute", 0).startswith(
+        "a: the drift is 0 found by this"
+    )
+    column = views.columns(synthetic_audit())[0]
+    one = next(iter(column.findings.values())).model_copy(update={"estimate": found})
+    assert wording.finding_words(one, DRIFT).startswith("Drift 0 found by this search; what it would not have found: ")
+    with pytest.raises(ValueError, match="what a search found is exact"):
+        Estimate(estimate=0, low=0, high=3, n=9, unsearched="u")
+    with pytest.raises(ValueError, match="says what it did not search"):
+        estimate(Found(0, 5, ""))
+    with pytest.raises(TypeError, match="no paired difference"):
+        change(Comparison("dense", Found(0, 5, "u"), Found(1, 5, "u")), seed=0)

@@ -32,8 +32,8 @@ from crushproof.audit.schema.rows import Candidate, Classes, Finding, GroupEstim
 from crushproof.audit.verdict.beside import _same
 from crushproof.audit.verdict.judging import Judgement, apply_policy, rejudge
 from crushproof.audit.verdict.policy import BUILT_IN, load_policy
+from crushproof.targets.data.copies.repeats import REPEATED_MEMBERS, REPEATED_RECORDS
 from crushproof.targets.data.records import Bounds, Records
-from crushproof.targets.data.repeats import REPEATED_MEMBERS, REPEATED_RECORDS
 from crushproof.targets.data.structure import Structure
 from crushproof.targets.errors import InputError
 

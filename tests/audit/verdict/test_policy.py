@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from judged_rows import KNOWN, candidate, change, finding, findings
+from judged_rows import KNOWN, candidate, change, estimate, finding, findings
 from scipy.stats import norm
 
 from crushproof.audit.schema.file_rows import Lineage
@@ -382,3 +382,16 @@ def test_the_records_that_settle_it_are_a_number_however_wide_the_interval() -> 
 def test_a_setting_of_another_attack_may_be_a_text() -> None:
     rows = [row.model_copy(update={"setting": {"epsilon": "by class"}}) for row in findings("a")]
     assert apply_policy([candidate("a")], rows, RELEASE, ["a"], KNOWN).verdict == "pass"
+
+
+@pytest.mark.parametrize(
+    ("value", "fails"), [(0.62, False), (0.7, True), (0.5, False)], ids=["perhaps", "surely", "forgotten"]
+)
+def test_a_limit_on_the_recovery_leaves_what_fails_anyway(value: float, fails: bool) -> None:
+    """Deleted records that a parent knows as well are no recovery, and known all the same."""
+    row = finding("a", "forget_auc", 0.0, estimate=estimate(value))
+    for policy in (Policy(changes={"forget_auc": 0.05}), RELEASE):
+        judged = apply_policy([candidate("a")], [row, *findings("a")], policy, ["a"], KNOWN)
+        assert (judged.verdict == "fail") == fails
+    own = Policy(absolutes={"forget_auc": 0.8})
+    assert apply_policy([candidate("a")], [row], own, ["a"], KNOWN).verdict == "pass"

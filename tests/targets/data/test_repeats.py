@@ -7,9 +7,9 @@ import pytest
 import torch
 from repeated_records import Split, both, data, fine, first, images, noisy, records, table, times, two_columns, visits
 
+from crushproof.targets.data.copies.repeats import NEAR_DUPLICATES, REPEATED_MEMBERS, REPEATED_RECORDS
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds
-from crushproof.targets.data.repeats import NEAR_DUPLICATES, REPEATED_MEMBERS, REPEATED_RECORDS
 from crushproof.targets.errors import InputError
 
 TRAIN, TEST, COARSE = images(600, 0), images(300, 1), table(900, 2)

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from ...targets.data.records import Records
-from ...targets.data.structure import PLAIN, Structure
-from ...targets.seeds import generator
+from ....targets.data.records import Records
+from ....targets.data.structure import PLAIN, Structure
+from ....targets.seeds import generator
 
 PARTS = 4  # along each of the last two axes of an image
 
@@ -42,9 +42,7 @@ def noise(attacker: Records, count: int, *, seed: int, structure: Structure = PL
     named = [*structure.codes, *(at for block in structure.one_hot for at in block)]
     if named:
         x[:, named] = composed(attacker, count, seed=seed, structure=structure)[:, named]
-    whole = list(structure.integer)
-    x[:, whole] = x[:, whole].round()
-    return x
+    return structure.rounded(x)
 
 
 def _pieces(shape: tuple[int, ...], structure: Structure) -> list[Tensor]:

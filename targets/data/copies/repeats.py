@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import InputError
+from ...errors import InputError
+from ..records import Bounds, Records
 from .neighbours import NEAR, NEAR_IMAGES, TIGHT, Search, is_image
-from .records import Bounds, Records
 
 OVERLAP = 0.01  # of the smaller split may equal a training record; see check_overlap
 OF_IMAGES = 0.05  # the most of them, where records are no rows of a table: those do not repeat by chance

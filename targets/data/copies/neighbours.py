@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .records import Bounds, Records
+from ..records import Bounds, Records
 
 NEAR = 0.05  # of the median distance of two records of the class
 # The same of images. Of MNIST, CIFAR-10 and the 8 x 8 digits at most .1 % are so close to another one of their class by

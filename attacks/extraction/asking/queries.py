@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...targets.data.records import Records
-from ...targets.data.structure import PLAIN, Structure
-from ...targets.seeds import generator
+from ....targets.data.records import Records
+from ....targets.data.structure import PLAIN, Structure
+from ....targets.seeds import generator
 from .mixing import mixed
 
 MOST_CLUSTERED = 4000  # records, or 20 for each query where that is more

@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ...targets.data.records import Records
-from ...targets.data.structure import PLAIN, Structure
+from ....targets.data.records import Records
+from ....targets.data.structure import PLAIN, Structure
 from .adaptive import least_certain
 from .foreign import composed, noise
 from .jacobian import augmented, check_moves

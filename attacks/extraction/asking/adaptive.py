@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ...targets.data.structure import PLAIN, Structure
-from ...targets.model import TorchTarget
+from ....targets.data.structure import PLAIN, Structure
+from ....targets.model import TorchTarget
 from .queries import representative
 
 WIDER = 2  # times the records asked for, from which those unlike each other are taken

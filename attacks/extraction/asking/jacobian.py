@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...targets.data.structure import PLAIN, Structure
-from ...targets.errors import NotApplicable
-from ...targets.model import device_of, differentiable, records_at_once
-from ...targets.seeds import derive, generator
+from ....targets.data.structure import PLAIN, Structure
+from ....targets.errors import NotApplicable
+from ....targets.model import device_of, differentiable, records_at_once
+from ....targets.seeds import derive, generator
 
 STEP = 0.1  # of the range of the values among the attacker's records
 
@@ -62,7 +62,6 @@ def augmented(
     held = structure.held_in(tuple(x.shape[1:]))
     if held is not None:
         new = torch.where(held.to(x.device), x, new)
-    whole = list(structure.integer)
-    new[:, whole] = new[:, whole].round()
+    new = structure.rounded(new)
     order = torch.randperm(len(x), generator=generator(derive(seed, "augmented", number), "order"))
     return new[order.to(x.device)]

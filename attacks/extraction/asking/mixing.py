@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...targets.data.structure import Structure
-from ...targets.seeds import generator
+from ....targets.data.structure import Structure
+from ....targets.seeds import generator
 
 
 def mixed(first: Tensor, second: Tensor, share: Tensor, structure: Structure, *, seed: int) -> Tensor:
@@ -29,6 +29,4 @@ def mixed(first: Tensor, second: Tensor, share: Tensor, structure: Structure, *,
     for own, group in zip(from_first.T, groups, strict=True):
         columns = list(group)
         x[:, columns] = torch.where(own[:, None], first[:, columns], second[:, columns])
-    whole = list(structure.integer)
-    x[:, whole] = x[:, whole].round()
-    return x
+    return structure.rounded(x)

@@ -1,0 +1,1 @@
+"""What an attacker asks of the model: by strategy, from records that it owns."""

@@ -1,0 +1,321 @@
+"""The release set: what all released versions of one model give away together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from ...targets.data.data import Data
+from ...targets.errors import NotApplicable
+from ...targets.form import Array, Arrays, Document, Form, Layout, require
+from ..access import Access, Flag, Ledger
+from ..attack import ATTACKS, Attack, Run
+from ..case import Case, Evidence
+from ..effort import Effort
+from ..measurement import Bools, Measurement, ThreatModel
+from ..membership import scores
+from ..membership.case import ShadowSignals
+from ..membership.membership import SAME, related
+from ..membership.population import PopulationPlan
+from ..membership.preparations import BlindScores, SignalsOfShadows, population_of, shadow_count, signals_of
+from ..membership.risk import MEMBERSHIP
+from ..membership.signals import margin
+from ..preparation import Audited, Basis, Inputs, Need, Preparation, Prepared, Ran, Results, Scope
+from ..risk import Metric, Risk
+from ..statistics.roc import placements, tpr_at_fpr
+from .calibration import ENOUGH_FOR_LIRA
+from .joint import joint
+from .risk import RELEASE
+from .rows import AUC_DETAIL, FPR, NO_MEMBERS, Beside, doubts, rows, unmeasured
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+Singles = np.ndarray[Any, np.dtype[np.float32]]
+
+LEAST = 4  # shadow models: one pair is left out where a shadow is the target
+TOGETHER = ("joint", "mean of lira", "mean of rmia")
+ALONE = "alone/"  # before the name of a version, of scores that have one version
+
+
+def sets_of(scope: Scope) -> dict[str, tuple[str, ...]]:
+    """By parent's name, the versions of it that an attacker would hold together: those up for release, two or more."""
+    found: dict[str, list[str]] = {}
+    for name in scope.released:
+        parent = scope.models[name].parent
+        if parent is not None and shadow_count(scope, parent, scope.models[name].recipe) >= LEAST:
+            found.setdefault(parent.name, []).append(name)
+    return {parent: tuple(names) for parent, names in found.items() if len(names) > 1}
+
+
+def set_with(model: Audited, scope: Scope) -> tuple[str, tuple[str, ...]] | None:
+    """The parent and the versions of the set that this model belongs to; None: it is in none."""
+    return next(((parent, names) for parent, names in sets_of(scope).items() if model.name in names), None)
+
+
+class Procedure(Document):
+    """Means over the shadows as targets."""
+
+    tpr_mean: float | None
+    auc_mean: float
+
+
+class Chosen(Document):
+    """What was chosen on shadows as pseudo-targets, and on which figures of theirs."""
+
+    versions: tuple[str, ...]
+    shadows: int
+    headline: str
+    largest: str
+    figures: dict[str, Procedure]
+
+
+@dataclass(frozen=True)
+class HeldTogether(Preparation):
+    """The scores of a release set: of all versions together in three ways, and of each alone.
+
+    Arrays: `score/<name>`, float64 [n], higher for members. Document: `Chosen`; `headline` is one of the three ways,
+    `largest` the version that gives away most by itself. The audited models have no say in either.
+    """
+
+    phase: ClassVar[str] = "membership"
+    label: str
+    parent: str
+    versions: tuple[str, ...]
+    signals: tuple[SignalsOfShadows, ...]
+    count: int
+
+    @property
+    def name(self) -> str:
+        return f"release-set/{self.label}/{self.parent}"
+
+    @property
+    def words(self) -> str:
+        return f"what the {len(self.versions)} released versions of {self.parent} give away together"
+
+    @property
+    def identity(self) -> Any:
+        return [self.parent, self.versions, self.count]
+
+    @property
+    def effort(self) -> Effort:
+        return Effort(seconds=0.02 * self.count * len(self.versions))
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return (*self.signals, *(Ran(version) for version in self.versions))
+
+    def compute(self, inputs: Inputs) -> Prepared:
+        arrays = [inputs.prepared(one).arrays for one in self.signals]
+        phi = np.stack([inputs.evidence(Ran(one)).arrays["phi"] for one in self.versions]).astype(np.float64)
+        shadows = np.stack([one["phi"][: self.count] for one in arrays], 1)
+        if not (np.isfinite(phi).all() and np.isfinite(shadows).all()):
+            raise NotApplicable("a version or a shadow model answers with numbers that are not finite")
+        inside = arrays[0]["inside"][: self.count]
+        everything = np.ones((1, self.count), dtype=bool)
+        found = {f"score/{name}": one[0] for name, one in together(phi[None], shadows, inside, everything).items()}
+        found |= {
+            f"score/{name}": one[0]
+            for name, one in alone(phi[None], shadows, inside, everything, self.versions).items()
+        }
+        return Prepared(found, chosen(shadows, inside, self.versions))
+
+    def form(self, scope: Scope) -> Form:
+        count = population_of(scope).attacked
+        names = [*TOGETHER, *(f"{ALONE}{version}" for version in self.versions)]
+
+        def holds(found: Chosen, arrays: Arrays, files: Mapping[str, Any]) -> None:
+            require(found.versions == self.versions and found.shadows == self.count, "of another release set")
+            require(found.figures.keys() == {*names}, "figures of other scores")
+            again = (best(found.figures, TOGETHER), best(found.figures, names[len(TOGETHER) :]))
+            require((found.headline, f"{ALONE}{found.largest}") == again, "what was chosen does not follow")
+
+        return Form(Chosen, {f"score/{name}": Array("float64", (count,)) for name in names}, holds=holds)
+
+
+def together(phi: Floats, shadows: Singles, inside: Bools, keep: Bools) -> dict[str, Floats]:
+    """Scores of all versions at once, float64 [t, n] by name; arguments as `joint.joint`."""
+    versions = [ShadowSignals(inside, shadows[:, one]) for one in range(shadows.shape[1])]
+    return {
+        "joint": joint(phi, shadows, inside, keep),
+        "mean of lira": np.mean([scores.lira(phi[:, at], one, keep) for at, one in enumerate(versions)], axis=0),
+        "mean of rmia": np.mean([scores.rmia(phi[:, at], one, keep) for at, one in enumerate(versions)], axis=0),
+    }
+
+
+def alone(phi: Floats, shadows: Singles, inside: Bools, keep: Bools, names: Sequence[str]) -> dict[str, Floats]:
+    """As `together`, of each version by itself."""
+    how = scores.lira if len(shadows) >= ENOUGH_FOR_LIRA else scores.rmia
+    return {
+        f"{ALONE}{name}": how(phi[:, at], ShadowSignals(inside, shadows[:, at]), keep) for at, name in enumerate(names)
+    }
+
+
+def chosen(shadows: Singles, inside: Bools, names: Sequence[str]) -> dict[str, Any]:
+    """`Chosen`, each shadow attacked in turn without itself and its complement."""
+    keep, figures = ~related(inside, inside), {}
+    tells = FPR * int((~inside).sum(1).min()) + 1e-9 >= 1
+    targets = shadows.astype(np.float64)
+    scored = {**together(targets, shadows, inside, keep), **alone(targets, shadows, inside, keep, names)}
+    for name, score in scored.items():
+        areas = [placements(row, side)[0].mean() for row, side in zip(score, inside, strict=True)]
+        rates = [tpr_at_fpr(row, side, FPR) for row, side in zip(score, inside, strict=True)] if tells else None
+        figures[name] = {
+            "tpr_mean": None if rates is None else float(np.mean(rates)),
+            "auc_mean": float(np.mean(areas)),
+        }
+    known = {name: Procedure(**one) for name, one in figures.items()}
+    largest = best(known, [f"{ALONE}{name}" for name in names]).removeprefix(ALONE)
+    return {
+        "versions": list(names),
+        "shadows": len(shadows),
+        "headline": best(known, TOGETHER),
+        "largest": largest,
+        "figures": figures,
+    }
+
+
+def best(figures: Mapping[str, Procedure], names: Sequence[str]) -> str:
+    """The name with the largest mean TPR over pseudo-targets; where that cannot be told, AUC; ties too."""
+    return max(names, key=lambda name: (figures[name].tpr_mean or 0.0, figures[name].auc_mean))
+
+
+@ATTACKS.register
+class ReleaseSet(Attack):
+    """Membership by whoever holds every released version of a model (CompLeak, USENIX Security 2026).
+
+    Each version was compressed in another way, so each hides something else: what one forgot another may remember. The
+    attacker asks all versions about a record and weighs the answers together, with shadow models that were compressed
+    in all these ways too (those of the attack `membership`; nothing is trained for this one). The versions are the
+    candidates of one dense model that the plan's `release` names; the dense model is none of them.
+
+    Evidence on the n records of the membership audit, members first: `ids` int64 [n], `is_member` bool [n], `phi`
+    float32 [n], this version's logit margins.
+    """
+
+    kind: Literal["release-set"] = "release-set"
+    risk: ClassVar[Risk] = MEMBERSHIP
+    metrics: ClassVar[tuple[Metric, ...]] = RELEASE.both
+    access: ClassVar[Access] = Access.SCORES
+
+    def unfit(self, scope: Scope) -> str | None:
+        if scope.data.members is None:
+            return "no training records"
+        return None if sets_of(scope) else "no two versions of one model up for release"
+
+    def usual(self, data: Data) -> bool:
+        return data.members is not None
+
+    def runs(self, model: Audited, scope: Scope) -> tuple[Run, ...]:
+        if scope.data.members is None or set_with(model, scope) is None:
+            return ()
+        effort = Effort(answers=population_of(scope).attacked)
+        return (Run(prepare=lambda inputs: population_of(inputs.scope), uses_parent=False, effort=effort),)
+
+    def reads(self, model: Audited, scope: Scope) -> tuple[Need, ...]:
+        held = self._held(model, scope)
+        return () if held is None else (Ran(model.name), held, BlindScores())
+
+    def details(self, model: Audited) -> tuple[str, ...]:
+        return ("", AUC_DETAIL)
+
+    def form(self, model: Audited, scope: Scope) -> Form:
+        population = population_of(scope)
+        layout: Layout = {
+            "ids": Array("int64", (population.attacked,)),
+            "is_member": Array("bool", (population.attacked,)),
+            "phi": Array("float32", (population.attacked,)),
+        }
+
+        def holds(found: Document, arrays: Arrays, files: Mapping[str, Any]) -> None:
+            require(np.array_equal(arrays["ids"], population.ids), "ids are not those of the records")
+            require(np.array_equal(arrays["is_member"], population.is_member), "is_member is not the truth")
+
+        return Form(Document, layout, holds=holds)
+
+    def run(self, case: Case, *, seed: int) -> Evidence:
+        population = case.prepared
+        phi = margin(case.deployed.logits(population.targets.x), population.targets.y)
+        if not np.isfinite(phi).all():
+            raise NotApplicable("the model answers with numbers that are not finite")
+        arrays = {"ids": population.ids, "is_member": population.is_member, "phi": phi}
+        return Evidence(arrays, {}, ledger=Ledger(queries=len(phi)))
+
+    def measure(self, results: Results) -> list[Measurement]:
+        model, scope = results.model, results.scope
+        held, words = self._held(model, scope), "all released versions held together"
+        if scope.data.members is None:
+            return unmeasured(RELEASE, words, NO_MEMBERS)
+        if held is None:
+            return unmeasured(
+                RELEASE, words, "not applicable: no other version of its parent is up for release with it"
+            )
+        found = results.prepared(held)
+        if found is None:
+            return unmeasured(RELEASE, words, results.why(Ran(model.name)))
+        is_member = population_of(scope).is_member
+        told = Chosen.model_validate({**found.document, "versions": tuple(found.document["versions"])})
+        blind = results.prepared(BlindScores())
+        flags, notes = doubts(results, None if blind is None else blind.arrays["scores"], is_member)
+        raised = {flag for name in held.versions for flag in results.flags(name)}
+        if held.count < ENOUGH_FOR_LIRA:
+            raised.add(Flag.FEW_SHADOWS.value)
+        if any(scope.models[name].undeclared for name in held.versions):
+            raised.add(Flag.SHADOWS_DIFFER.value)
+        measured = {name.removeprefix("score/"): one for name, one in found.arrays.items()}
+        own, single = told.figures[told.headline], told.figures[f"{ALONE}{told.largest}"]
+        return rows(
+            RELEASE,
+            f"{', '.join(held.versions)} held together ({told.headline}, chosen on shadows as pseudo-targets)",
+            measured,
+            told.headline,
+            is_member,
+            ThreatModel(
+                Access.SCORES,
+                "has every released version; knows the training, the recipes and the members that are not attacked",
+                f"one answer a record and version, {held.count} shadow models",
+            ),
+            beside=(
+                Beside(told.largest, measured[f"{ALONE}{told.largest}"], tuple(sorted(results.flags(told.largest)))),
+            ),
+            flags=tuple(sorted({*flags, *raised})),
+            notes=(
+                *notes,
+                f"Beside the version that gives away most by itself ({told.largest}, found on shadows): over shadows "
+                f"as targets all versions together have a mean AUC of {own.auc_mean:.3f}, that one alone "
+                f"{single.auc_mean:.3f}.",
+            ),
+        )
+
+    def _held(self, model: Audited, scope: Scope) -> HeldTogether | None:
+        known = None if scope.data.members is None else set_with(model, scope)
+        if known is None:
+            return None
+        parent, names = known
+        models = [scope.models[name] for name in names]
+        signals = [signals_of(scope, one.parent, one.recipe) for one in models if one.parent is not None]
+        return HeldTogether(scope.label, parent, names, tuple(signals), min(one.count for one in signals))
+
+    def asked_again(self, evidence: Evidence, case: Case) -> list[str]:
+        population, stored = case.prepared, evidence.arrays
+        phi = margin(case.deployed.logits(population.targets.x), population.targets.y)
+        off = int((~np.isclose(phi, stored["phi"], rtol=SAME, atol=SAME)).sum())
+        return [f"its margin on {off} of {len(phi)} records is another"] if off else []
+
+    def follows(self, evidence: Evidence, basis: Basis) -> list[str]:
+        population = basis.prepared()
+        if not isinstance(population, PopulationPlan):
+            return []
+        outside, phi = ~evidence.arrays["is_member"], evidence.arrays["phi"]
+        others = max(int(population.targets.y.max()), 1)
+        least = phi > SAME, phi > -np.log(others) - SAME
+        if basis.contradicted(evidence.arrays["ids"][outside], *(one[outside] for one in least)):
+            return ["its margins are not those of a model that classifies these records so"]
+        return []
+
+    def limits(self, scope: Scope) -> list[str]:
+        return [
+            "The release set is of the versions this plan would release together; versions that were released before, "
+            "or elsewhere, are not among them."
+        ]

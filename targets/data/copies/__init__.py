@@ -1,0 +1,1 @@
+"""Records that occur more than once, or nearly so."""
