@@ -29,9 +29,10 @@ class Rate:
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over records: float [n]."""
+    """A mean over records: float [n]; what no mean can be below, its interval is not either."""
 
     values: Floats
+    least: float = -np.inf
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from .surrogate import Surrogate, correct
 
 ANY, NO_EXPONENT = "any bit", "all but exponents"
 LAYERS = 32  # that are searched one by one, at most
-KEEP = 1.0  # how much the other classes count beside the one that is to be missed
+KEEP = 2.0  # how much the others count beside the class to miss: to break all must not look like an advance
 FEWEST = 8  # records of the attacker's own
 
 
@@ -134,9 +134,8 @@ class BitFlips(Attack):
         parts = self._parts(work.tensors)
         for draw in range(self.draws):
             pulse("draw", draw, self.draws)
-            rows = torch.randperm(len(work.own), generator=generator(work.seed, "own", draw))[: self.own]
-            own, wanted = work.own.take(rows), self._class(work, draw)
-            goal = _goal(work, own, -1)
+            order = torch.randperm(len(work.own), generator=generator(work.seed, "own", draw))
+            goal, wanted = _goal(work, order[: self.own], -1), self._class(work, draw)
             found = {part: self._found(work, goal, allowed) for part, allowed in parts.items()}
             shortest = min(found.values(), key=lambda one: (not one.reached, len(one.flips)))
             if shortest.reached and len(shortest.flips) < len(found[ANY].flips) + 10**9 * (not found[ANY].reached):
@@ -144,7 +143,10 @@ class BitFlips(Attack):
             for part, one in found.items():
                 yield self._told("chance", part, draw, -1, one), one
             if wanted is not None:
-                one = self._found(work, _goal(work, own, wanted), parts[ANY])
+                mine = work.own.y[order] == wanted
+                half = order[mine][: self.own // 2]
+                rows = torch.cat([half, order[~mine][: self.own - len(half)]])
+                one = self._found(work, _goal(work, rows, wanted), parts[ANY])
                 yield self._told("class", ANY, draw, wanted, one), one
         pulse("draw", self.draws, self.draws)
 
@@ -214,14 +216,20 @@ def _is(attribute: str, wanted: str, one: Stored, bit: int) -> bool:
     return bool(getattr(one, attribute) == wanted)
 
 
-def _goal(work: _Work, own: Records, wanted: int) -> Goal:
-    """To be useless (`wanted` -1), or wrong about one class and right about the others."""
-    labels, weights = work.evaluation.y.numpy(), torch.ones(len(own))
+def _goal(work: _Work, rows: torch.Tensor, wanted: int) -> Goal:
+    """To be useless (`wanted` -1), or wrong about one class and right about the others.
+
+    Args:
+        rows: of the attacker's records, those that it is searched with.
+    """
+    own = work.own.take(rows)
+    labels, weights, enough = work.evaluation.y.numpy(), torch.ones(len(own)), work.chance / 2
     if wanted >= 0:
+        enough = -0.9 * KEEP / (1 + KEEP)  # of the class nothing is left, of the others nine tenths
         mine = own.y == wanted
         others = -KEEP * float(mine.sum()) / max(1, int((~mine).sum()))
         weights = torch.where(mine, 1.0, torch.tensor(others))
-    return Goal(own, weights, lambda right: reached(right.numpy(), labels, wanted, work.chance))
+    return Goal(own, weights, lambda right: reached(right.numpy(), work.clean, labels, wanted, work.chance), enough)
 
 
 @dataclass

@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from ...targets.form import Array, Arrays, Count, Document, Form, Layout, Share, require
+from ..measurement import Bools
 from ..preparation import Scope
 from .integrity import CHECKS
 from .stored import ROLES, Flip
@@ -86,7 +87,7 @@ def evidence_form(count: int, settings: Mapping[str, int], scope: Scope) -> Form
                 tensor = found.tensors[flip.tensor]
                 require(flip.element < tensor.elements and flip.bit < tensor.width, "a bit beyond its tensor")
             now = after[-1] if len(after) else arrays["clean_correct"]
-            there = reached(now, labels, one.wanted, found.chance)
+            there = reached(now, arrays["clean_correct"], labels, one.wanted, found.chance)
             require(there == one.reached, "what was reached does not follow from the answers")
 
     return Form(Summary, layout, holds=holds)
@@ -101,11 +102,11 @@ def flips_of(arrays: Mapping[str, np.ndarray[Any, Any]], search: int) -> list[Fl
 MISSED, WORKING = 0.05, 0.5  # a class is missed; the file goes on working for the others
 
 
-def reached(right: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], wanted: int, chance: float) -> bool:
+def reached(right: Bools, clean: Bools, labels: np.ndarray[Any, Any], wanted: int, chance: float) -> bool:
     """Whether answers, bool [n] (right or not), are what an attacker wants: no better than `chance`, or, of a class,
-    nearly all wrong while half of the others are right.
+    nearly all wrong while of the others half as many are right as were before (`clean`).
     """
     if wanted < 0:
         return float(right.mean()) <= chance
     own = labels == wanted
-    return bool(right[own].mean() <= MISSED and right[~own].mean() >= WORKING)
+    return bool(right[own].mean() <= MISSED and right[~own].mean() >= WORKING * clean[~own].mean())

@@ -44,7 +44,7 @@ def _to_chance(
     parts = tuple(
         MeasuredPart(
             part,
-            Mean(values),
+            Mean(values, least=1.0),
             flags=tuple(_stuck(found, "chance", part)),
             headline=part == first,
             counted=part == first,
@@ -68,7 +68,7 @@ def _to_chance(
     return Measurement(
         FLIPS_TO_CHANCE,
         "the fewest bits to flip in the file, by gradients, each verified on the flipped file",
-        Mean(counts[first]),
+        Mean(counts[first], least=1.0),
         _threat(found),
         setting={"budget": found.budget, "accuracy at most": round(found.chance, 4)},
         available=len(results.scope.data.evaluation_ids),
@@ -95,7 +95,7 @@ def _to_miss(
         Measurement(
             FLIPS_TO_MISS,
             "the fewest bits to flip in the file so that it misses one class",
-            Mean(values),
+            Mean(values, least=1.0),
             _threat(found),
             detail=CLASS,
             setting={"budget": found.budget},

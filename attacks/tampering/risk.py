@@ -21,7 +21,7 @@ FLIPS_TO_MISS = Metric(
     unit="number",
     better="higher",
     meaning="How many bits have to be flipped until the file gets at most one in twenty records of one class right, "
-    "while it goes on working for half or more of the others. The class is drawn anew each time.",
+    "while it is right about the others half as often as before, or more. The class is drawn anew each time.",
 )
 FLIPS_NOTICED = Metric(
     name="flips_noticed",

@@ -38,6 +38,7 @@ REFUSED = 6  # flips of a step that the file may not follow, before the search g
 LEAST_GAIN, LEAST = 0.1, 1e-4  # that the file must show: of what the twin promised, and at all
 WRONG_ALREADY = 0.1  # weight of a record that is wrong, in the gradient: it should stay so
 WILD = 1e6  # a change beyond it is none that a gradient tells of
+AT_ONCE = 2**22  # flips whose harm is estimated at a time
 HUGE = 1e30  # what a flip to NaN or infinity counts
 
 Allowed = Callable[[Stored, int], bool]  # whether this bit of a tensor's elements may be flipped
@@ -51,6 +52,7 @@ class Goal:
         records: the attacker's own.
         weights: float32 [n]; above 0: this record is to be wrong; below: it is to stay right.
         reached: whether these answers on the evaluation records, bool [m] (right or not), are what is wanted.
+        enough: a `value` that is as good as any: no further flip is tried beside one that promises it.
         intact: logits of the file and of its twin before any flip, and the gradients there, once they are known: all
             searches for the goal begin alike.
     """
@@ -58,6 +60,7 @@ class Goal:
     records: Records
     weights: Tensor
     reached: Callable[[Tensor], bool]
+    enough: float
     intact: tuple[Tensor, Tensor, list[Floats | None]] | None = None
 
     def value(self, logits: Tensor) -> float:
@@ -183,32 +186,39 @@ def _ranked(
     """
     scored: dict[tuple[str, bool], list[tuple[float, Flip]]] = {}
     for number, (stored, gradient) in enumerate(zip(surrogate.tensors, gradients, strict=True)):
-        if gradient is None or number in inert:
+        bits = [bit for bit in stored.tried if allowed(stored, bit)]
+        if gradient is None or number in inert or not bits:
             continue
-        best: dict[bool, list[tuple[float, Flip]]] = {False: [], True: []}
-        for bit in stored.tried:
-            if not allowed(stored, bit):
-                continue
-            harm, wild = expected_harm(gradient, surrogate.moved(number, bit))
-            most = min(len(harm), OF_A_TENSOR + sum(flip[::2] == (number, bit) for flip in without))
-            for element in np.argpartition(-harm, most - 1)[:most]:
-                flip = Flip(number, int(element), bit)
-                if harm[element] > 0 and flip not in without:
-                    best[bool(wild[element])].append((float(harm[element]), flip))
-        for kind, flips in best.items():
-            scored.setdefault((stored.role, kind), []).extend(sorted(flips, reverse=True)[:OF_A_TENSOR])
+        together = max(1, AT_ONCE // len(gradient))
+        best: dict[bool, list[tuple[float, Flip]]] = {True: [], False: []}
+        for start in range(0, len(bits), together):
+            some = bits[start : start + together]
+            harm, wild = expected_harm(gradient, surrogate.moved(number, some))
+            for flip in without:
+                if flip.tensor == number and flip.bit in some:
+                    harm[some.index(flip.bit), flip.element] = 0
+            for kind, found in best.items():
+                of_kind = np.where(wild == kind, harm, 0).ravel()
+                most = min(len(of_kind), OF_A_TENSOR)
+                for place in np.argpartition(-of_kind, most - 1)[:most]:
+                    if of_kind[place] > 0:
+                        bit, element = divmod(int(place), len(gradient))
+                        found.append((float(of_kind[place]), Flip(number, element, some[bit])))
+        for kind, found in best.items():  # those to NaN and beyond first: one of them is often enough
+            scored.setdefault((stored.role, kind), []).extend(sorted(found, reverse=True)[:OF_A_TENSOR])
     ordered = [[flip for _, flip in sorted(one, reverse=True)] for one in scored.values()]
     turns = [flip for turn in zip_longest(*ordered) for flip in turn if flip is not None]
     return turns[: TRIALS * ROUNDS]
 
 
 def expected_harm(gradient: Floats, moved: Floats) -> tuple[Floats, np.ndarray[Any, np.dtype[np.bool_]]]:
-    """Gradient times change, float64 [n]; and bool [n], whether no first order holds: a change to NaN or infinity, or
-    by more than a million, harms whichever its direction, if anything depends on the number.
+    """Gradient [n] times change [bits, n]; and bool [bits, n], whether no first order holds: a change to NaN or
+    infinity, or by more than a million, harms whichever its direction, if anything depends on the number.
     """
+    size = np.abs(moved)
+    wild = ~(size <= WILD)
     with np.errstate(over="ignore", invalid="ignore"):
-        wild = ~np.isfinite(moved) | (np.abs(moved) > WILD)
-        size = np.minimum(np.abs(np.nan_to_num(moved, nan=HUGE)), HUGE)
+        size = np.where(size <= HUGE, size, HUGE)
         return np.where(wild, np.abs(gradient) * size, gradient * moved), wild
 
 
@@ -218,13 +228,17 @@ def _promising(
     """What a flip leaves on the right classes, by the twin, where that is less than `value`, the least first; further
     flips are tried only where those before were not enough.
     """
-    for start in range(0, len(flips), TRIALS):
-        values = []
+    start = 0
+    while start < len(flips):
+        values: list[tuple[float, Flip]] = []
         for flip in flips[start : start + TRIALS]:
             surrogate.flip(flip)
             values.append((goal.value(surrogate.logits(goal.records.x)), flip))
             surrogate.flip(flip)
+            if values[-1][0] <= goal.enough:
+                break
         ledger.forwards += len(goal.records) * len(values)
+        start += len(values)
         yield from (one for one in sorted(values) if one[0] < value)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from ...targets.errors import NotApplicable
 from ...targets.interface.assumptions import Assumptions
 from ...targets.interface.finished_model import Differentiable
 from ...targets.model import differentiable, records_at_once
-from ...targets.onnx_graph.constants import attribute
+from ...targets.onnx_graph.constants import Graph, attribute
 from ...targets.twin.twin import opened_twin
 from ...targets.untrusted.model_file import CheckedOnnx
 from .stored import INDICES, Flip, Floats, Stored, decoded
@@ -22,6 +22,7 @@ from .stored import INDICES, Flip, Floats, Stored, decoded
 if TYPE_CHECKING:
     import onnx
 
+KEPT_IN_ORDER = ("Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
 PROBE = "/probe"  # behind the name of a lookup's result: zeros, whose gradient is that of what was looked up
 
 
@@ -92,20 +93,22 @@ class Surrogate:
             found.append(gradient.reshape(-1).nan_to_num(0.0, 0.0, 0.0).double().numpy())
         return found
 
-    def moved(self, tensor: int, bit: int) -> Floats:
-        """By how much the number that counts changes if this bit of each element is flipped, float64 [n].
+    def moved(self, tensor: int, bits: Sequence[int]) -> Floats:
+        """By how much the number that counts changes if one of these bits of an element is flipped, float64 [bits, n].
 
         That is the stored number, or what an index looks up; NaN where an index would point beyond its book.
         """
         stored, raw = self.tensors[tensor], self.raw[tensor]
-        after = decoded(raw ^ np.uint64(1 << bit), stored.width, stored.kind)
+        masks = np.array([1 << bit for bit in bits], np.uint64)[:, None]
+        after = decoded(raw ^ masks, stored.width, stored.kind)
         before = decoded(raw, stored.width, stored.kind)
         if stored.role != INDICES:
             with np.errstate(invalid="ignore", over="ignore"):
-                return after - before
+                change: Floats = after - before
+            return change
         book = next(one.values for one in self.tensors if one.name == self._book_of(stored.name))
         inside = (after >= 0) & (after < len(book)) & (before >= 0)
-        to, at = (np.where(inside, one, 0).astype(np.int64) for one in (after, before))
+        to, at = (np.where(inside, one, 0).astype(np.int64) for one in (after, np.broadcast_to(before, after.shape)))
         return np.where(inside, book[to] - book[at], np.nan)
 
     def _book_of(self, indices: str) -> str:
@@ -153,6 +156,8 @@ def _written_out(checked: CheckedOnnx, tensors: list[Stored]) -> tuple[onnx.Mode
     nodes: list[onnx.NodeProto] = []
     held: dict[str, Any] = {tensor.name: tensor for tensor in graph.initializer}
     probes: dict[str, str] = {}
+    constants = Graph(model)
+    origins = {node.output[0]: node.input[0] for node in graph.node if node.op_type in KEPT_IN_ORDER}
     for node in graph.node:
         if node.op_type == "Constant" and node.output[0] in names:
             value = next((one.t for one in node.attribute if one.name == "value"), None)
@@ -165,17 +170,19 @@ def _written_out(checked: CheckedOnnx, tensors: list[Stored]) -> tuple[onnx.Mode
             nodes += _unpacked_product(node, names, held, graph)
             continue
         nodes.append(node)
-        if node.op_type != "Gather" or node.input[1] not in names or names[node.input[1]].role != INDICES:
+        if node.op_type != "Gather":
             continue
-        book, indices = (held.get(name) for name in node.input[:2])
-        if book is None or indices is None or len(book.dims) != 1 or book.name not in names:
+        indices, book, looked_up = node.input[1], held.get(node.input[0]), constants.constant(node.input[1])
+        while indices in origins:
+            indices = origins[indices]
+        if book is None or looked_up is None or len(book.dims) != 1 or not {indices, book.name} <= names.keys():
             continue
         probe = f"{book.name}{PROBE}/{node.output[0]}"
         result, node.output[0] = node.output[0], f"{node.output[0]}{PROBE}"
-        zeros = np.zeros(tuple(indices.dims), numpy_helper.to_array(book).dtype)
+        zeros = np.zeros(looked_up.shape, numpy_helper.to_array(book).dtype)
         graph.initializer.append(numpy_helper.from_array(zeros, probe))
         nodes.append(_node("Add", [node.output[0], probe], result))
-        probes[indices.name] = probe
+        probes[indices] = probe
     del graph.node[:]
     graph.node.extend(nodes)
     return model, probes

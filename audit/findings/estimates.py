@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -41,8 +42,9 @@ def estimate(outcome: Outcome, level: float = rates.LEVEL) -> Estimate:
             k, n = int(np.sum(successes)), len(successes)
             interval = rates.clopper_pearson(k, n, level)
             return Estimate(estimate=k / n, low=interval.low, high=interval.high, n=n)
-        case Mean(values):
+        case Mean(values, least):
             interval, n = rates.mean(values, level), len(values)
+            interval = replace(interval, low=max(interval.low, least))
         case Auc(scores, is_member, spread):
             interval, n = ranking.auc(scores, is_member, level, spread=spread), len(is_member)
         case TprAtFpr(scores, is_member, fpr):

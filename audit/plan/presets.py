@@ -41,6 +41,7 @@ ATTACK_PRESETS: dict[str, list[dict[str, Any]]] = {
         {"kind": "extraction"},
         {"kind": "churn"},
         {"kind": "leakage"},
+        {"kind": "bit-flips", "draws": 2, "own": 32, "records": 100, "parts": "any"},
     ],
     "thorough": [
         {"kind": "evasion", "records": 2000, "parts": "thorough"},
@@ -55,6 +56,7 @@ ATTACK_PRESETS: dict[str, list[dict[str, Any]]] = {
         {"kind": "extraction", "budgets": [50, 150, 500, 1500]},
         {"kind": "churn"},
         {"kind": "leakage"},
+        {"kind": "bit-flips"},
         {"kind": "rebuilding"},
         {"kind": "attributes"},
         {"kind": "smoothing"},

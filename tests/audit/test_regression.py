@@ -66,7 +66,7 @@ def test_the_error_is_judged_against_the_parent(result: AuditResult) -> None:
 
 def test_attacks_on_classes_are_rows_that_do_not_apply(result: AuditResult) -> None:
     kinds = {finding.risk for finding in result.audit.findings}
-    assert kinds == {"evasion", "membership", "extraction", "churn", "leakage"}
+    assert kinds == {"evasion", "membership", "extraction", "churn", "leakage", "tampering"}
     for finding in result.audit.findings:
         if finding.risk == "leakage":  # the file is searched whatever the model answers
             assert finding.estimate is not None
