@@ -51,7 +51,12 @@ class Flag(StrEnum):
     TWIN_DISAGREES = (
         "twin-disagrees",
         "The differentiable twin and the deployed model agree on fewer than 99.5 % of the labels, so attacks made on "
-        "the twin may miss.",
+        "the twin may miss. Have the model itself asked more: Square with more queries, or HopSkipJump.",
+    )
+    UNION_FAR_BELOW = (
+        "union-far-below",
+        "Every attack finds much that the others miss: together they leave at least 10 points less standing than the "
+        "strongest alone, so that further attacks would find more still. Give them more steps, restarts and queries.",
     )
     FEW_RECORDS = "few-records", "Too few records for a figure this small: the interval is wide."
     FEW_SHADOWS = "few-shadows", "Too few shadow models for the attacker to be at full strength."

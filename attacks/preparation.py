@@ -287,5 +287,8 @@ class Results(Protocol):
     def flags(self, model: str) -> set[str]:
         """What makes every figure of this model doubtful, as `Flag` values."""
 
+    def agreement(self, model: str) -> dict[str, tuple[float, int]]:
+        """On which share of how many inputs twin and deployed model give the same label, by kind of inputs."""
+
     def without_twin(self, model: str) -> str | None:
         """Why this model has no differentiable twin; None: it has one."""

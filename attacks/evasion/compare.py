@@ -119,6 +119,27 @@ def below_step(summary: Mapping[str, Any], epsilon: float) -> float | None:
     return step if step is not None and epsilon < step / 2 else None
 
 
+def doubts(results: Results, found: Found) -> list[str]:
+    """What two of the flags rest on, in sentences with the number and the cure."""
+    told = []
+    if Flag.TWIN_DISAGREES in found.flags:
+        shares = results.agreement(results.model.name)
+        if found.evidence.agreement is not None:
+            shares["adversarial"] = found.evidence.agreement, len(found.robust)
+        kinds = ", ".join(f"{100 * share:.1f} % of {n} {kind} inputs" for kind, (share, n) in shares.items())
+        told.append(
+            f"Twin and deployed model give the same label on {kinds}; 99.5 % are asked. ONNX Runtime's 8-bit kernels "
+            "saturate on processors without VNNI: measure on the one that ships, or name parts that ask the model "
+            "itself, square with more queries or hop-skip-jump."
+        )
+    if (step := below_step(found.summary, found.attack.gate)) is not None:
+        told.append(
+            f"The records lie on a grid of {round(1 / step)} steps, and epsilon is less than half of one: rounded to "
+            "it, every input is the record itself. Name an epsilon of at least one step."
+        )
+    return told
+
+
 def free_share(data: Data, epsilon: float) -> float:
     """Of the values of a record that are no categories, the share that can change within epsilon."""
     n, structure, bounds = math.prod(data.shape), data.structure, data.bounds

@@ -37,8 +37,8 @@ from .compare import (
     BOTH_WAYS,
     REPLAYED,
     Found,
-    below_step,
     chosen_radius,
+    doubts,
     found_on,
     kept_words,
     like_for_like,
@@ -165,15 +165,11 @@ def _notes(results: Results, found: Found) -> list[str]:
     no_twin = results.without_twin(results.model.name)
     if no_twin is not None:
         notes.append(f"No white-box attack: {no_twin}")
+    notes += doubts(results, found)
     if results.scope.data.structure.held:
         notes.append(
             "Within epsilon no category can change, so they and what is declared immutable stay as they are: an "
             "attacker who can send another category may do more."
-        )
-    if (step := below_step(found.summary, found.attack.gate)) is not None:
-        notes.append(
-            f"The records lie on a grid of {round(1 / step)} steps, and epsilon is less than half of one: rounded to "
-            "it, every input is the record itself. Name an epsilon of at least one step."
         )
     n = len(found.robust)
     for part, count in found.summary["without_gradient"].items():

@@ -24,6 +24,7 @@ LATE_RECORDS = 0.03  # late successes: at least this share of the records ...
 LATE_SUCCESSES = 0.25  # ... and of the successes at that epsilon, i.e. no slower than at the beginning
 FALLS = "walk/fall"  # among the arrays of evidence
 CLIFF = 0.85  # of what a margin loses on a walk away from a record, in one step
+FAR_BELOW = 0.1  # of the records, that all parts together fool beyond the strongest one
 UNBOUNDED_MARGIN = 0.05  # above chance
 FEWEST_STEPS = 3  # of a gradient attack that deserves the name
 
@@ -104,9 +105,19 @@ def whole_flags(
     fooled: Mapping[str, Outcomes],
     falls: np.ndarray[Any, np.dtype[np.float32]] | None,
 ) -> list[str]:
-    """`union_flags`, and what a walk away from the records says of the model, whoever attacks it (None: no walk)."""
-    cliffs = [str(Flag.MARGIN_CLIFF)] if falls is not None and cliff(falls) else []
-    return sorted({*union_flags(access, flags, fooled), *cliffs})
+    """`union_flags`, whether the parts add up to far more than any of them, and what a walk away from the records says
+    of the model, whoever attacks it (None: no walk).
+    """
+    more = [str(Flag.MARGIN_CLIFF)] if falls is not None and cliff(falls) else []
+    more += [str(Flag.UNION_FAR_BELOW)] if far_below(list(fooled.values())) else []
+    return sorted({*union_flags(access, flags, fooled), *more})
+
+
+def far_below(fooled: Sequence[Outcomes]) -> bool:
+    """Whether all parts together, bool [n] each, fool at least a tenth of the records more than the strongest alone."""
+    union = np.logical_or.reduce(fooled)
+    best = max(fooled, key=lambda one: int(one.sum()))
+    return float(union.mean() - best.mean()) >= FAR_BELOW and beats(union, best)
 
 
 def union_flags(

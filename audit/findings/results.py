@@ -119,6 +119,12 @@ class AttackResults:
     def flags(self, model: str) -> set[str]:
         return self.results.flags(self.results.suite.models[model])
 
+    def agreement(self, model: str) -> dict[str, tuple[float, int]]:
+        made = self.results.of(model)
+        certificate = None if made is None else made.document["certificate"]
+        kinds = {} if certificate is None else certificate["kinds"]
+        return {kind: (one["label_agreement"], one["n"]) for kind, one in kinds.items()}
+
     def without_twin(self, model: str) -> str | None:
         made = self.results.of(model)
         if made is None or made.document["certificate"] is not None:

@@ -259,8 +259,12 @@ def make_case(
 
 
 def twin_agrees(candidate: Result) -> bool:
+    """On all inputs that were compared, and on clean records alone, of which one may lie on a boundary."""
     certificate = candidate.document["certificate"]
-    return certificate is not None and bool(certificate["overall"]["label_agreement"] >= AGREEMENT)
+    if certificate is None or certificate["overall"]["label_agreement"] < AGREEMENT:
+        return False
+    clean = certificate["kinds"].get("clean")
+    return clean is None or round(clean["n"] * (1 - clean["label_agreement"])) <= max(1, (1 - AGREEMENT) * clean["n"])
 
 
 def basis_of(suite: ModelSuite, run: Run, model: AuditedModel, scope: Scope, get: Get) -> Basis:

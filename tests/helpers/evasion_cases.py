@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -52,3 +53,18 @@ class Pooled(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         answers: Tensor = self.head(F.relu(self.embedding(x.long())).mean(1))
         return answers
+
+
+def small_cnn() -> nn.Module:
+    """3,730 parameters."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 12, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(12, 24, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(96, 10),
+    )

@@ -3,26 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import torch
+from evasion_cases import small_cnn
 from torch import nn
 
 from crushproof.targets.data.data import Data
 from crushproof.training.loop import Training, train
-
-
-def small_cnn() -> nn.Module:
-    """3,730 parameters."""
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, 12, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(12, 24, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(96, 10),
-    )
 
 
 @pytest.fixture(scope="session")

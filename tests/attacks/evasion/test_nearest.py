@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,15 +10,23 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from crushproof.attacks.access import Ledger
+from crushproof.attacks.case import Case
 from crushproof.attacks.evasion import evade as module_of_evade
 from crushproof.attacks.evasion.ascent.gradients import Gradients
+from crushproof.attacks.evasion.ball import Norm
 from crushproof.attacks.evasion.call.attackable import attackable
+from crushproof.attacks.evasion.engine import Perturber
 from crushproof.attacks.evasion.evade import evade
+from crushproof.attacks.evasion.evasion import Evasion
+from crushproof.attacks.evasion.gradient.minimal_norm import CarliniWagner, Fab, Fmn
 from crushproof.attacks.evasion.gradient.pgd import Pgd
 from crushproof.attacks.evasion.nearest.fewer import fewer
 from crushproof.attacks.evasion.nearest.fmn import onto_l1, project
 from crushproof.attacks.evasion.nearest.found import Distance, Nearest, norms
 from crushproof.attacks.evasion.nearest.linear import beyond
+from crushproof.targets.data.records import Bounds, Records
+from crushproof.targets.errors import NotApplicable
+from crushproof.targets.model import TorchTarget
 
 N, FEATURES = 30, 12
 
@@ -50,6 +59,60 @@ def test_the_nearest_is_at_the_margin_over_the_dual_norm(
     assert found.parts["nearest"].dtype == torch.bool
     reached = evade(net, x, y, norm=distance, lower=-5, upper=6, target_class=1 - y, budget="quick")
     assert reached.success.all()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("kind", ["plain", "mixed"])
+def test_as_parts_of_an_attack_they_find_what_is_near_enough(norm: Norm, kind: str) -> None:
+    """Of a linear net of two classes, by the dual norm in units of each column's range; limits are kept to the bit."""
+    torch.manual_seed(0)
+    net, n, mixed = nn.Linear(FEATURES, 2), 24, kind == "mixed"
+    width = torch.ones(FEATURES)
+    width[:4], width[4:6] = (255.0, 1000.0) if mixed else (1.0, 1.0)
+    x = (0.3 + 0.4 * torch.rand(n, FEATURES)) * width
+    held = torch.arange(FEATURES) >= 10 if mixed else None
+    whole = torch.arange(FEATURES) < 4 if mixed else None
+    x = x if whole is None else torch.where(whole, x.round(), x)
+    net.weight.data = net.weight.detach() / width
+    y = net(x).argmax(1)
+    margin, slope = margin_and_slope(net, x, y)
+    slope = slope * width * ~held if held is not None else slope
+    order = 1 if norm == "linf" else 2
+    exact = margin / torch.linalg.vector_norm(slope, ord=order, dim=1)
+    epsilon = float(exact.quantile(0.5))
+    bounds = Bounds(torch.zeros(FEATURES) - width, 2 * width, held, whole)
+    exact, epsilon = exact / 3, epsilon / 3  # ranges are three times as wide
+    module = net.requires_grad_(False)
+    case = Case(
+        TorchTarget(module), module, module, None, Records(x, y), np.arange(n), Records(x[:0], y[:0]), bounds, 2
+    )
+    parts: tuple[Perturber, ...] = (Fab(steps=20), Fmn(steps=50), CarliniWagner(steps=150))
+    attack = Evasion(norm=norm, epsilon=epsilon, records=n, parts=parts if norm == "l2" else parts[:2])
+    evidence = attack.run(case, seed=0)
+    for part in evidence.summary["parts"]:
+        fooled = torch.from_numpy(evidence.arrays[f"fooled/{part}/{epsilon!r}"])
+        assert not fooled[exact > epsilon * (1 + 1e-4)].any()
+        slack = {"fab": 1.02, "fmn": 1.1, "carlini-wagner": 1.15}[part] + 0.2 * mixed  # whole numbers: in coarse steps
+        assert fooled[exact * slack < epsilon].all(), part
+    stored = torch.from_numpy(evidence.arrays["adversarial"])
+    assert held is None or torch.equal(stored[:, 10:], x[:, 10:])
+    assert whole is None or torch.equal(stored[:, :4], stored[:, :4].round())
+    assert evidence.flags == {}
+
+
+def test_in_l_inf_the_attack_of_carlini_and_wagner_says_that_it_is_for_l2(
+    linear: tuple[nn.Linear, Tensor, Tensor],
+) -> None:
+    net, x, y = linear
+    with pytest.raises(NotApplicable, match="nearest input in L2"):
+        evade(net, x, y, epsilon=0.1, parts=(CarliniWagner(),))
+    found = evade(net, x, y, epsilon=0.1, parts=(Fab(steps=20), Fmn(steps=40)))
+    margin, slope = margin_and_slope(net, x, y)
+    low, high = (x - 0.1).clamp_min(0), (x + 0.1).clamp_max(1)
+    possible = (slope * torch.where(slope > 0, low - x, high - x)).sum(1) + margin < -1e-5
+    assert (found.success | ~possible).all()
+    targeted = evade(net, x, y, epsilon=0.1, target_class=1 - y, parts=(Fab(steps=20, restarts=2),))
+    assert torch.equal(targeted.success, evade(net, x, y, epsilon=0.1, parts=(Fab(steps=20),)).success)
 
 
 def test_the_fewest_elements(linear: tuple[nn.Linear, Tensor, Tensor]) -> None:

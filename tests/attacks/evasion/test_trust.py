@@ -9,6 +9,7 @@ from math import comb
 import numpy as np
 import pytest
 import torch
+from evasion_cases import small_cnn
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -24,12 +25,12 @@ from crushproof.attacks.evasion.gradient.apgd import Apgd
 from crushproof.attacks.evasion.gradient.pgd import Pgd
 from crushproof.attacks.preparation import Basis
 from crushproof.attacks.statistics.rates import no_better_than_guessing
+from crushproof.audit.engine.cells import Result
+from crushproof.audit.suite.attack_cells import twin_agrees
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.model import TorchTarget
-from crushproof.training.architecture import Architecture
 from crushproof.training.loop import Forward, Training, train
-from crushproof.training.networks import digits_cnn
 
 
 def case_of(data: Data, deployed: nn.Module, twin: nn.Module | None = None, *, agrees: bool = True) -> Case:
@@ -53,7 +54,7 @@ def case_of(data: Data, deployed: nn.Module, twin: nn.Module | None = None, *, a
 
 @pytest.fixture(scope="module")
 def hardened(digits: Data) -> nn.Module:
-    """The digits CNN trained on PGD-3 adversarial records at epsilon .1."""
+    """The same CNN trained on PGD-3 adversarial records at epsilon .1."""
     assert digits.members is not None
 
     def objective(
@@ -69,8 +70,8 @@ def hardened(digits: Data) -> nn.Module:
         logits = forward(moved.view_as(x))
         return F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view_as(y)
 
-    fresh = Architecture("digits_cnn", digits_cnn).fresh(0)
-    return train(fresh, digits.members, Training(epochs=5), seed=0, objective=objective)
+    training = Training(epochs=10, learning_rate=5e-3)
+    return train(small_cnn(), digits.members, training, seed=0, objective=objective)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -78,7 +79,7 @@ def test_honest_models_get_no_flag(digits: Data, dense: nn.Module, hardened: nn.
     grid = {"linf": (0.05, 0.1), "l2": (0.4, 0.8)}[norm]
     robust = {}
     for name, module in (("plain", dense), ("hardened", hardened)):
-        attack = Evasion.model_validate({"norm": norm, "epsilons": grid, "gate_epsilon": grid[1], "records": 100})
+        attack = Evasion.model_validate({"norm": norm, "epsilons": grid, "gate_epsilon": grid[1], "records": 80})
         evidence = attack.run(case_of(digits, module), seed=0)
         assert evidence.flags == {}
         assert evidence.summary["union_flags"] == []
@@ -131,6 +132,17 @@ def test_a_twin_that_disagrees_is_flagged(digits: Data, dense: nn.Module) -> Non
     evidence = attack.run(case_of(digits, dense, agrees=False), seed=0)
     assert evidence.flags == {"pgd": ["twin-disagrees"]}
     assert "twin-disagrees" in evidence.summary["union_flags"]
+
+
+@pytest.mark.parametrize(
+    ("clean", "other", "agrees"), [(1.0, 1.0, True), (0.99, 1.0, False), (1.0, 0.98, False), (0.995, 1.0, True)]
+)
+def test_clean_records_count_by_themselves(clean: float, other: float, agrees: bool) -> None:
+    """A twin that is off on clean records is not made good by many random inputs on which nothing is decided."""
+    kinds = {"clean": {"n": 400, "label_agreement": clean}, "random": {"n": 1600, "label_agreement": other}}
+    overall = {"label_agreement": sum(one["n"] * one["label_agreement"] for one in kinds.values()) / 2000}
+    made = Result(document={"certificate": {"overall": overall, "kinds": kinds}})
+    assert twin_agrees(made) == agrees
 
 
 class Memory(nn.Module):
@@ -258,6 +270,16 @@ def test_union_flags() -> None:
     access = {"a": white, "b": white, "native": white}
     assert trust.union_flags(access, flags, {"a": first, "b": second, "native": outcomes(0)}) == []
     assert trust.union_flags({"square": scores}, {}, {"square": outcomes(150)}) == ["no-gradient"]
+
+
+def test_parts_that_add_up_to_far_more_than_any_are_flagged() -> None:
+    white = dict.fromkeys("abc", Access.WHITE_BOX)
+    thirds = {part: np.roll(outcomes(60), 60 * at) for at, part in enumerate("abc")}
+    assert trust.whole_flags(white, {}, thirds, None) == ["union-far-below"]
+    shared = {part: np.roll(outcomes(150), 8 * at) for at, part in enumerate("abc")}
+    assert trust.whole_flags(white, {}, shared, None) == [], "16 of 300 more"
+    few = {part: outcome[:30] for part, outcome in {"a": outcomes(0), "b": outcomes(4)}.items()}
+    assert trust.whole_flags(white, {}, {**few, "c": outcomes(0)[:30]}, None) == []
 
 
 def test_unfinished() -> None:
