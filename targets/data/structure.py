@@ -278,7 +278,7 @@ def check_structure(structure: Structure, splits: Mapping[str, Tensor]) -> list[
             continue
         if structure.whole:
             _refuse(
-                x,
+                x.flatten(1),
                 x != x.round(),
                 f"integer: true says that the values are whole numbers, and the {split} hold",
                 "Leave it out, or hand over the pixels before they are scaled and let the model scale them.",
