@@ -90,9 +90,7 @@ def guess(
 
     found = kept_at_cost("guess", ledger, compare, TRIED)
     ranked = sorted(range(len(kinds)), key=lambda at: (-found["agreement"][at], found["loss"][at]))
-    shares = [
-        f"{kind.name}" + ("" if math.isnan(share) else f" ({share:.0%} of the held-out answers)")
-        for kind, share in zip(kinds, found["agreement"].tolist(), strict=True)
-    ]
-    best = 0 if bool(np.isnan(found["agreement"]).any()) else ranked[0]
-    return kinds[best], f"{kinds[best].name}, of {' and '.join(shares)}"
+    if bool(np.isnan(found["agreement"]).any()):
+        return kinds[0], kinds[0].name
+    shares = [f"{kind.name} {share:.0%}" for kind, share in zip(kinds, found["agreement"].tolist(), strict=True)]
+    return kinds[ranked[0]], f"{kinds[ranked[0]].name} (held-out answers right: {', '.join(shares)})"

@@ -51,7 +51,7 @@ def test_held_out_answers_decide() -> None:
     ledger, tutor = Ledger(), Tutor(Training(epochs=1, batch_size=16, learning_rate=1e-2), 40)
     chosen, words = guess(kinds, lesson, tutor, ledger, seed=0)
     assert chosen is kinds[1]
-    assert words.startswith("mlp, of deaf (")
+    assert words.startswith("mlp (held-out answers right: deaf ")
     assert ledger.backwards > 0
     few = Lesson(records.take(torch.arange(5)), lesson.answers[:5])
     assert guess(kinds, few, tutor, ledger, seed=0)[0] is kinds[0], "nothing was held out"
