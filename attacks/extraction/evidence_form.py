@@ -25,6 +25,7 @@ class Summary(Document):
     fidelity_without_queries: Share = Field(alias="fidelity without queries")
     transfer: dict[str, Share]
     architecture_known: bool = Field(alias="architecture known")
+    architecture_guessed: str = Field(alias="architecture guessed")
     builtin_architecture: tuple[str, ...] = Field(alias="built-in architecture")
     records_owned: Count = Field(alias="records owned")
     judging_queries: Count = Field(alias="judging queries")

@@ -36,7 +36,8 @@ class Extraction(Attack):
 
     What it asks follows from the strategy (`strategies.ask`): records it owns and, beyond them, mixes of two of them
     (`mixing.mixed`), or what it makes of them. It knows the architecture of the uncompressed model when that is at
-    hand, and trains a built-in one otherwise, or where that learns the answers it held out better (`Tutor.better`).
+    hand. Otherwise it trains a built-in one: of images that which fits the file's size and of which a short copy gives
+    most held-out answers (`surrogate.guess`). So it does where a built-in one learns better (`Tutor.better`).
     Copies are trained side by side (`Tutor.groups`), in an audit those of several models (`Copies`). A copy is judged
     by its fidelity (it gives the deployed model's label), its accuracy, and by whether adversarial examples crafted on
     it fool the deployed model. A copy trained on the attacker's own labels, without a query, shows what the queries
@@ -53,8 +54,9 @@ class Extraction(Attack):
         (`detectability.shortest_distances`).
     Summary: `copies` (every C in order), `kept` (the one that the attacker keeps), `budgets`, `queries` (spent on each
     copy), `fidelity` and `copy accuracy` by copy, `fidelity without queries`, `transfer` by copy, `architecture known`,
-    `built-in architecture` (the copies for which that was better than the known one), `records owned`, `judging
-    queries` (asked to judge the copies; no attacker spends them, so the ledger leaves them out).
+    `architecture guessed` (in words, where it is not and there is a choice), `built-in architecture` (the copies for
+    which that was better than the known one), `records owned`, `judging queries` (asked to judge the copies; no
+    attacker spends them, so the ledger leaves them out).
     """
 
     risk: ClassVar[Risk] = EXTRACTION
@@ -207,6 +209,7 @@ class Extraction(Attack):
                 name: float(arrays[f"transfer/{name}"].mean()) for name in copies if f"transfer/{name}" in arrays
             },
             "architecture known": taught.known,
+            "architecture guessed": taught.guessed,
             "built-in architecture": taught.builtin,
             "records owned": len(case.attacker),
             "judging queries": judging,

@@ -68,6 +68,7 @@ def measure_extraction(results: Results, most: int, transfer_epsilon: float, str
             if f"transfer/{copy}" in evidence.arrays
         ),
         f"Without any query, the attacker's own labels give a copy of fidelity {percent(alone)}, n = {len(alone)}.",
+        *_guessed(str(evidence.summary["architecture guessed"])),
         *_until(evidence, copies, last),
         *_worth(evidence, last, headline),
         *_watched(evidence, last),
@@ -140,6 +141,13 @@ def queries_to(curve: Sequence[tuple[int, float]], level: float = LEVEL) -> floa
             share = (level - below) / (above - below)
             return math.exp(math.log(less) + share * (math.log(more) - math.log(less)))
     return None
+
+
+def _guessed(words: str) -> list[str]:
+    """A sentence: what the architecture was taken for."""
+    if not words:
+        return []
+    return [f"The architecture is not known; by file size, inputs and held-out answers it was taken for a {words}."]
 
 
 def _until(evidence: Evidence, copies: Sequence[str], sorts: Iterable[str]) -> list[str]:

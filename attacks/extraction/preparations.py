@@ -157,7 +157,7 @@ class Copies(Preparation):
             name: prepared.arrays[f"{place}/distances/{name}"] for name, _ in self.attacker.budgets
         }
         spent = Ledger(found.forwards, found.backwards, found.queries)
-        return Taught(copies, list(found.builtin), found.kept, distances, found.known, spent)
+        return Taught(copies, list(found.builtin), found.kept, distances, found.known, ledger=spent)
 
 
 def copies_with(attacker: Attacker, model: Audited, scope: Scope) -> Copies | None:

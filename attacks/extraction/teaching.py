@@ -28,7 +28,7 @@ from .asking.queries import choose_labels, choose_queries
 from .asking.strategies import ROUNDS, Asked, Strategy, ask, rounds_of
 from .copying import Copy, Lesson, Pupil, Tutor
 from .detectability import shortest_distances
-from .surrogate import surrogate_architecture
+from .surrogate import families, guess, surrogate_architecture
 from .weights import WEIGHTS, check_copy, weights, with_state
 
 UNQUERIED = "without-queries"  # the copy that shows what the queries bought
@@ -98,6 +98,7 @@ class Answered:
         rivals: of the built-in architecture where the pupil's is the model's own, for the copies that may have one.
         distances: of the queries, by the sort of answers (`detectability.shortest_distances`).
         known: the architecture of the pupils is the model's own.
+        guessed: what it was taken for where it is not known, in words; empty: it is, or there was no choice.
         ledger: passes of copies that were trained on the way, and queries.
     """
 
@@ -105,6 +106,7 @@ class Answered:
     rivals: Mapping[str, Pupil]
     distances: Mapping[str, np.ndarray[Any, Any]]
     known: bool
+    guessed: str
     ledger: Ledger
 
 
@@ -117,7 +119,7 @@ class Taught:
         builtin: names of those for which the built-in architecture was better than the model's own.
         kept: the name of the copy that the attacker keeps: the strongest, or the one from no queries where that gives
             more of the answers that both held out.
-        distances, known: as in `Answered`.
+        distances, known, guessed: as in `Answered`.
         ledger: passes and queries.
     """
 
@@ -126,6 +128,7 @@ class Taught:
     kept: str = ""
     distances: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict)
     known: bool = False
+    guessed: str = ""
     ledger: Ledger = field(default_factory=Ledger)
 
     def in_order(self, names: Sequence[str]) -> Taught:
@@ -142,7 +145,7 @@ def question(attacker: Attacker, case: Case, *, seed: int) -> Answered:
     """
     ledger = Ledger()
     seed = derive(seed, "extraction")  # also keeps a copy's initial weights from being the target's own
-    device = case.evaluation.x.device if case.parent is None else device_of(case.parent)
+    device, guessed = case.evaluation.x.device if case.parent is None else device_of(case.parent), ""
     structure = known_structure(case)
     architecture, known = surrogate_architecture(case.parent, case.evaluation, case.classes, tokens=structure.tokens)
     builtin, _ = surrogate_architecture(None, case.evaluation, case.classes, tokens=structure.tokens)
@@ -152,6 +155,13 @@ def question(attacker: Attacker, case: Case, *, seed: int) -> Answered:
 
     asked = _ask(attacker, case, partial(fresh, architecture), ledger, seed=seed)
     own = min(max(budgets[-1] for _, budgets in attacker.budgets), len(case.attacker))
+    kinds = [] if known or structure.tokens else families(case.evaluation, case.classes, len(case.shipped))
+    if kinds:
+        strongest, _, most = attacker.strongest.partition("/")
+        sort = next(answers for answers, _ in attacker.budgets if answers == strongest)
+        shown = attacker.lesson(sort, *asked[sort].within(int(most)), device)
+        tutor = Tutor(attacker.training, attacker.least_steps)
+        architecture, guessed = guess(kinds, shown, tutor, ledger, seed=seed)
     owned = Records(
         choose_queries(case.attacker, own, seed=seed, structure=structure),
         choose_labels(case.attacker, own, seed=seed),
@@ -177,7 +187,7 @@ def question(attacker: Attacker, case: Case, *, seed: int) -> Answered:
     held = _among(owned.x, pupils[attacker.strongest])
     start = fresh(architecture, UNQUERIED)
     pupils[UNQUERIED] = Pupil(start, truth, derive(seed, "train", UNQUERIED), held=held)
-    return Answered(pupils, rivals, distances, known, ledger)
+    return Answered(pupils, rivals, distances, known, guessed, ledger)
 
 
 def _among(own: Tensor, pupil: Pupil) -> Tensor:
@@ -231,7 +241,9 @@ def teach(attacker: Attacker, answered: Mapping[str, Answered], *, alike: bool =
         alike: as `Tutor` has it: what becomes of a copy does not depend on the other models.
     """
     tutor = Tutor(attacker.training, attacker.least_steps, alike=alike)
-    found = {model: Taught(distances=one.distances, known=one.known) for model, one in answered.items()}
+    found = {
+        model: Taught(distances=one.distances, known=one.known, guessed=one.guessed) for model, one in answered.items()
+    }
     for model, one in answered.items():
         found[model].ledger.add(one.ledger)
     first = next(iter(answered.values()))

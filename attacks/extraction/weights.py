@@ -28,8 +28,8 @@ def weights(tutor: Tutor, own: Copy, rival: Pupil | None, test: Pupil | None, sp
     best = own if rival is None else tutor.better(own, rival)
     spent.add(best.spent)
     right = np.zeros(0, dtype=bool)
-    if test is not None:
-        _, asked = test.halves()
+    asked = torch.zeros(0) if test is None else test.halves()[1]  # of few queries none
+    if test is not None and len(asked):
         records = test.lesson.records.take(asked.to(test.lesson.records.x.device))
         right = (TorchTarget(best.before).logits(records.x).argmax(1) == records.y).cpu().numpy()
         spent.forwards += len(right)

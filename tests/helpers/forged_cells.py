@@ -114,6 +114,8 @@ RESULTS: dict[str, tuple[str, Callable[[Any, Any, Any], None], str]] = {
     "a mean beyond 1": (MEMBERSHIP, _set("summary", "pseudo_targets", "loss", "auc_mean", 2.0), "auc_mean"),
     "another fidelity": (EXTRACTION, _set("summary", "fidelity", "scores/10", 0.0078125), "agrees"),
     "fewer copies": (EXTRACTION, _set("summary", "copies", []), "array"),
+    "copies of another shape": ("copies/", _to("1/copy/", lambda a: a[..., :1]), "shape"),
+    "copies of nobody": ("copies/", _set("models", []), "nobody"),
     "a longer transfer": (EXTRACTION, _to("transfer/", lambda a: np.repeat(a, 2)), "shape"),
     "decisions of another": (CHURN, _to("predicted", lambda a: 1 - a), "correct"),
     "surer than sure": (CHURN, _to("margin", lambda a: -a - 1), "margin"),
