@@ -225,7 +225,7 @@ def _convolution(
 
 def _of_convolution(layer: nn.Conv1d | nn.Conv2d, models: int, x: Tensor, g: Tensor) -> _Part:
     """Each record's gradient itself, as of one convolution with a group for each: weights are few and places many."""
-    of_weight = conv1d_weight if isinstance(layer, nn.Conv1d) else conv2d_weight
+    of_weight: Callable[..., Tensor] = conv1d_weight if isinstance(layer, nn.Conv1d) else conv2d_weight
     shape, parts = layer.weight.shape, []
     for some, back in zip(*(one.split(max(1, PIECE // (models * shape.numel()))) for one in (x, g)), strict=True):
         groups = len(some) * models
