@@ -46,8 +46,8 @@ def bavaria(phi: Floats, signals: ShadowSignals, keep: Bools | None = None) -> F
     are found from all records (empirical Bayes). Variances: inverse gamma around a line over what the shadows of the
     other sort say of the record, so that an easy record gets an easy record's and no number is used twice (Smyth 2004,
     with a trend). Means: their average is the record's own; their difference, what membership does to the margin, is
-    normal around a parabola over that average, and as far apart between records as exceeds what the shadows'
-    number explains.
+    normal around a curve over that average, and as far apart between records as exceeds what the shadows' number
+    explains.
 
     Args:
         phi: [t, n], the targets' margins.
@@ -64,7 +64,7 @@ def bavaria(phi: Floats, signals: ShadowSignals, keep: Bools | None = None) -> F
     total = precise + precise_without
     average = (precise * inside.mean + precise_without * outside.mean) / total
     apart, chance = inside.mean - outside.mean, 1 / precise + 1 / precise_without
-    expected = trend(average, apart, known, powers=2)
+    expected = trend(average, apart, known, bent=True)
     own = _share(apart - expected, chance, np.minimum(inside.df, outside.df), known)
     gap, unsure = expected + own * (apart - expected), own * chance
     target = phi.astype(np.float64)
@@ -97,7 +97,7 @@ def _fitted(sides: list[tuple[Floats, Floats, Floats]], centre: Floats, known: B
         freedom = np.maximum(count - 1, 0)
         shown = known & (freedom >= 1)
         if (shown.sum(1) < 4).any():  # half of the distance from the trend is the record's, half its one shadow's
-            apart = (mean - trend(other, mean, known, powers=1)) ** 2
+            apart = (mean - trend(other, mean, known)) ** 2
             variance = np.maximum(_mean(apart, known) / 2, TINY) * np.ones_like(mean)
             found.append(Side(np.maximum(count, 1), mean, np.full_like(mean, ALONE), variance))
             continue
@@ -121,7 +121,7 @@ def shrinkage(squares: Floats, freedom: Floats, x: Floats, shown: Bools) -> tupl
     """
     some = np.maximum(freedom, 1)
     logs = np.log(squares / some) - scipy.special.digamma(some / 2) + np.log(some / 2)
-    usual = trend(x, logs, shown, powers=1)
+    usual = trend(x, logs, shown)
     off = (logs - usual) ** 2
     count = shown.sum(1, keepdims=True)
     spread, mean = _mean(off, shown) * count / (count - 2), _mean(off, shown)
@@ -149,16 +149,22 @@ def _median(values: Floats, known: Bools) -> Floats:
     return np.array(medians)[:, None]
 
 
-def trend(x: Floats, y: Floats, shown: Bools, *, powers: int) -> Floats:
-    """The polynomial of y over x by least squares over the records shown, at every x; all [t, n]."""
+def trend(x: Floats, y: Floats, shown: Bools, *, bent: bool = False) -> Floats:
+    """The line of y over margins x by least squares over the records shown, at every x; all [t, n].
+
+    Args:
+        bent: a parabola and a multiple of 1 - p: the pull of a record in training is its 1 - p, next to none where a
+            model is sure of it anyway.
+    """
     weight = shown.astype(float)
     middle = _mean(x, shown)
     scale = np.sqrt(np.maximum(_mean((x - middle) ** 2, shown), TINY))
     z = np.clip((x - middle) / scale, -WIDEST, WIDEST)
-    basis = np.stack([z**power for power in range(powers + 1)], axis=-1)
+    shapes = [np.ones_like(z), z, *((z**2, scipy.special.expit(-x)) if bent else ())]
+    basis = np.stack(shapes, axis=-1)
     weighted = basis * weight[..., None]
-    # The least bit of a ridge: without spread in x the powers are one another's multiples.
-    gram = np.einsum("tnp,tnq->tpq", weighted, basis) + 1e-9 * x.shape[1] * np.eye(powers + 1)
+    # The least bit of a ridge: without spread in x they are one another's multiples.
+    gram = np.einsum("tnp,tnq->tpq", weighted, basis) + 1e-9 * x.shape[1] * np.eye(len(shapes))
     found = np.linalg.solve(gram, np.einsum("tnp,tn->tp", weighted, y)[..., None])
     result: Floats = np.einsum("tnp,tp->tn", basis, found[..., 0])
     return result

@@ -287,7 +287,9 @@ def test_bavaria_equals_a_loop_over_records() -> None:
     total = precise[True] + precise[False]
     average, gap = (precise[True] * inside + precise[False] * outside) / total, inside - outside
     z = np.clip(stats.zscore(average), -3, 3)
-    expected, chance = np.polyval(np.polyfit(z, gap, 2), z), 1 / precise[True] + 1 / precise[False]
+    curve = np.stack([np.ones(60), z, z**2, 1 / (1 + np.exp(average))], axis=1)
+    expected = curve @ np.linalg.lstsq(curve, gap)[0]
+    chance = 1 / precise[True] + 1 / precise[False]
     usual = stats.f.ppf(0.5, 1, min(df.values()))
     between = max(np.median((gap - expected) ** 2 / chance) / usual - 1 - 2 * 2.3 / math.sqrt(60), 0)
     share = between / (1 + between)
