@@ -194,7 +194,7 @@ def fragile(measured: Fragile | None) -> quantity_rows.Fragile | None:
 def curves(measurement: Measurement, level: float = rates.LEVEL) -> dict[str, list[Point]]:
     """Points for a chart: figures with their intervals, and ROC curves."""
     return {
-        name: _roc(line) if isinstance(line, Auc) else [_point(x, own, level) for x, own in line]
+        name: _roc(line, level) if isinstance(line, Auc) else [_point(x, own, level) for x, own in line]
         for name, line in measurement.curves.items()
     }
 
@@ -204,11 +204,21 @@ def _point(x: float, outcome: Outcome, level: float) -> Point:
     return Point(x=x, estimate=own.estimate, low=own.low, high=own.high)
 
 
-def _roc(outcome: Auc, points: int = 60) -> list[Point]:
-    """The ROC curve at about evenly spaced places of a logarithmic axis, from the first false positive on."""
+def _roc(outcome: Auc, level: float, points: int = 60) -> list[Point]:
+    """The ROC curve at about evenly spaced places of a logarithmic axis, from the first false positive on.
+
+    Every third place has an interval, with the threshold's error: enough for a band.
+    """
     false, true = ranking.roc(outcome.scores, outcome.is_member)
     n = int((~outcome.is_member).sum())
     wanted = np.unique(np.round(np.geomspace(1, n, min(points, n))).astype(int)) / n
     # the best rate of the curve that stays within each false positive rate
     last = np.searchsorted(false, wanted + 1e-12, side="right") - 1
-    return [Point(x=float(x), estimate=float(true[position])) for x, position in zip(wanted, last, strict=True)]
+    found = []
+    for at, (x, position) in enumerate(zip(wanted, last, strict=True)):
+        rate, band = float(true[position]), None
+        if at % 3 == 0 and x < 1:
+            band = ranking.tpr_at_fpr(outcome.scores, outcome.is_member, float(x), level)
+        low, high = (None, None) if band is None else (min(band.low, rate), max(band.high, rate))
+        found.append(Point(x=float(x), estimate=rate, low=low, high=high))
+    return found

@@ -202,7 +202,7 @@ def _key(figure: Figure, entries: Sequence[Series]) -> None:
 
 
 def lines(title: str, series: list[Series], x: Axis, y: Axis, *, key_rows: int, diagonal: bool = False) -> Chart | None:
-    """A panel of a few lines, 344 pixels wide. Intervals are drawn where a line has few points.
+    """A panel of a few lines, 344 pixels wide. Intervals are drawn where points are few, a band where they are many.
 
     Args:
         key_rows: rows to keep for the names, two to a row, so that the plots of panels side by side are level.
@@ -256,6 +256,10 @@ def lines(title: str, series: list[Series], x: Axis, y: Axis, *, key_rows: int, 
                     linewidth=1,
                     alpha=0.55,
                 )
+            elif bars and not s.dashed:
+                least = min(py) / 10 if y.log else -math.inf  # of a logarithmic axis no band reaches 0
+                where, low, high = zip(*bars, strict=True)
+                axes.fill_between(where, [max(one, least) for one in low], high, color=colour, alpha=0.1, linewidth=0)
         if diagonal:
             ends = (min(min(xs), 0.01), 1.0)
             axes.plot(ends, ends, color=MUTED, linewidth=1.2, linestyle=(0, (1, 2)), zorder=1)
