@@ -54,7 +54,7 @@ def _names(audit: Audit) -> Iterator[str]:
 
 def _counts(audit: Audit) -> Iterator[str]:
     data = audit.data
-    everybody = data.non_members + (data.members or 0)
+    everybody = data.non_members + (data.members or 0) + (data.forgotten or 0)
     if data.evaluation + data.attacker > data.non_members:
         yield "evaluation and the attacker's own are more records than the non-members"
     for row in audit.candidates:
@@ -66,6 +66,7 @@ def _counts(audit: Audit) -> Iterator[str]:
             yield f"{row.name!r:.80} has more non-zero parameters than parameters"
     for finding in audit.findings:
         own = [*([] if finding.estimate is None else [finding.estimate]), *finding.who_is_hit]
+        own = own if audit.metrics[finding.metric].of == "records" else []
         counts = [one.n for one in own] + [one.n for one in finding.quantities] + [one.n for one in finding.transfers]
         if max([0, *counts]) > everybody:
             yield f"{finding.id!r:.80} rests on more records than the data has ({everybody})"
