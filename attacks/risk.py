@@ -36,6 +36,7 @@ class Metric(Described):
     )
     better: Literal["higher", "lower"] = Field(description="which direction is safer")
     meaning: str = Field(description="one or two sentences for a reader who does not know it")
+    of: Literal["records", "trials"] = Field("records", description="what it is measured on, which `n` counts")
     fails_beyond: float | None = Field(
         None, description="what is surely worse fails under every policy that does not limit it itself"
     )

@@ -7,12 +7,13 @@ from ..risk import Chart, Metric, Risk
 EPSILON_SHOWN = Metric(
     name="epsilon_shown",
     title="Claimed epsilon shown to be spent",
-    subject="the share of the claimed epsilon that is shown to be spent",
-    unit="percent",
+    subject="the part of the claimed epsilon that is shown to be spent",
+    unit="number",
     better="lower",
-    meaning="A lower bound of the training's true epsilon, as a share of the claimed one; nothing bounds it from above "
-    "here. Surely above 100 % the claim is false, and that fails under every policy. Below, the claim is not refuted, "
-    "which is not to say that it is true.",
+    meaning="A lower bound of the training's true epsilon over the claimed one; nothing bounds it from above here. "
+    "Above 1 the claim is false, and that fails under every policy. Below, the claim is not refuted, which is not to "
+    "say that it is true.",
+    of="trials",
     fails_beyond=1.0,
 )
 

@@ -54,7 +54,7 @@ def _names(audit: Audit) -> Iterator[str]:
 
 def _counts(audit: Audit) -> Iterator[str]:
     data = audit.data
-    everybody = data.non_members + (data.members or 0)
+    everybody = data.non_members + (data.members or 0) + (data.forgotten or 0)
     if data.evaluation + data.attacker > data.non_members:
         yield "evaluation and the attacker's own are more records than the non-members"
     for row in audit.candidates:
@@ -67,6 +67,7 @@ def _counts(audit: Audit) -> Iterator[str]:
     for finding in audit.findings:
         measured = finding.estimate is not None and finding.estimate.unsearched is None  # a search counts other things
         own = [*([finding.estimate] if finding.estimate is not None and measured else []), *finding.who_is_hit]
+        own = own if audit.metrics[finding.metric].of == "records" else []
         counts = [one.n for one in own] + [one.n for one in finding.quantities] + [one.n for one in finding.transfers]
         if max([0, *counts]) > everybody:
             yield f"{finding.id!r:.80} rests on more records than the data has ({everybody})"

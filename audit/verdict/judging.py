@@ -10,7 +10,7 @@ in the report (Holm 1979); passes need no correction, because a candidate passes
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any, Literal
@@ -192,8 +192,14 @@ def _drafts(
                 drafts += [_draft(candidate, one, metric, compares, by_metric[metric.name]) for one in judged]
         if metric.fails_beyond is not None and metric.name not in policy.absolutes:
             anyway = [_draft(candidate, one, metric, "absolute", metric.fails_beyond) for one in mine]
-            drafts += [draft for draft in anyway if draft.gate.verdict == "fail"]
+            drafts += [_whatever(draft) for draft in anyway if draft.gate.verdict == "fail"]
     return drafts
+
+
+def _whatever(draft: _Draft) -> _Draft:
+    """A limit that is no policy's own."""
+    told = draft.gate.sentence.replace("; the policy asks for", "; under any policy without a limit of its own it is")
+    return replace(draft, gate=draft.gate.model_copy(update={"sentence": told}))
 
 
 def _draft(candidate: Candidate, finding: Finding | None, metric: Metric, compares: Compares, limit: float) -> _Draft:

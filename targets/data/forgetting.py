@@ -18,6 +18,7 @@ from ..errors import InputError, quoted
 from ..untrusted.files import ordinary_file
 from .checks import FEWEST, check_enough
 from .copies.repeats import codes
+from .npy import parse_npy
 from .records import Records
 
 Positions = NDArray[np.int64]
@@ -33,8 +34,6 @@ def read_positions(path: Path) -> NDArray[np.generic]:
         InputError: there is no such file, or it holds something else.
         UnsafeInput: a pickle, or a crafted array.
     """
-    from .npz import parse_npy  # which reads whole data sets, with what is to be forgotten of them
-
     path = ordinary_file(path, "the list of records to forget", MOST_BYTES)
     content = path.read_bytes()
     if path.suffix.lower() == ".npy":

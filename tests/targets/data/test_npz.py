@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 from crushproof.targets.data.csv import load_csv
 from crushproof.targets.data.data import Data
-from crushproof.targets.data.npz import load_npz, parse_npy
+from crushproof.targets.data.npy import parse_npy
+from crushproof.targets.data.npz import load_npz
 from crushproof.targets.data.records import Bounds
 from crushproof.targets.errors import InputError, UnsafeInput
 
