@@ -4,8 +4,8 @@
 
 For digits (an MLP and the residual CNN) and, with `DIR/mnist.npz`, an MNIST MLP: as float32, int8, int4, pruned (80 %,
 fine-tuned, int8), with 16 shared values (code book and uint8 indices in the file) and as float16. Each seed trains its
-own network and draws its own 64 records of the attacker. Flips count on the file in ONNX Runtime, at an accuracy on 300
-other records that is no better than always naming the commonest class. Searched: any bit of the parameters, and the
+own network and draws its own 128 records of the attacker. Flips count on the file in ONNX Runtime, at an accuracy on
+300 other records that is no better than always naming the commonest class. Searched: any bit of the parameters, and the
 weights' alone (codes, indices, or floats without their exponents). Naive: the search of Rakin et al. 2019 on the same
 bits: of each tensor the flip of the largest gradient times change is tried, the one with the largest cross-entropy is
 kept. Random: bits of the same ones; their number is doubled until the file is at chance, then bisected.
@@ -47,7 +47,7 @@ from crushproof.targets.untrusted.model_file import check_onnx
 from crushproof.training.loop import Training, train
 from crushproof.training.networks import Mlp, digits_cnn
 
-BUDGET, RANDOM, CAP, OWN, MEASURED = 60, 64, 16384, 64, 300
+BUDGET, RANDOM, CAP, OWN, MEASURED = 60, 64, 16384, 128, 300
 TUNE = {"epochs": 3, "learning_rate": 4e-3}
 FORMS: dict[str, Any] = {
     "float32": None,

@@ -413,6 +413,7 @@ def test_a_faulty_plugin_is_named_and_left_out(plugin: Write, tmp_path: Path, li
         "patch",
         "smoothing",
         "leakage",
+        "bit-flips",
         "rebuilding",
     }
     own |= {"openvino", "tensorrt"}
