@@ -62,7 +62,7 @@ class BitFlips(Attack):
     kind: Literal["bit-flips"] = "bit-flips"
     draws: int = Field(5, ge=2, le=100, description="searches of a sort, each with other records of the attacker's")
     budget: int = Field(24, ge=1, le=10_000, description="flips of a search, at most")
-    own: int = Field(64, ge=FEWEST, le=100_000, description="records of the attacker's own in a search, at most")
+    own: int = Field(128, ge=FEWEST, le=100_000, description="records of the attacker's own in a search, at most")
     records: int = Field(300, ge=1, le=10_000_000, description="evaluation records, at most")
     parts: Literal["any", "kinds", "layers"] = Field(
         "kinds",

@@ -28,12 +28,13 @@ from ...targets.runtimes.onnx import OnnxTarget
 from ...targets.seeds import generator
 from ...targets.untrusted.model_file import CheckedOnnx
 from ..access import Ledger
-from .stored import Flip, Floats, Stored, flipped
+from .stored import Flip, Floats, Stored, attacked_bits, flipped
 from .surrogate import Surrogate, correct, right_probability
 
 TRIALS = 10  # of a step, on the twin; where none of them helps, as many again, so often at most:
 ROUNDS = 4
-OF_A_TENSOR = 3  # of these, at most
+SMALL = 2**18  # bits: a file of fewer has as many more trials, which cost as little
+OF_A_TENSOR = 3  # of ten trials, at most
 REFUSED = 6  # flips of a step that the file may not follow, before the search gives up
 LEAST_GAIN, LEAST = 0.1, 1e-4  # that the file must show: of what the twin promised, and at all
 WRONG_ALREADY = 0.1  # weight of a record that is wrong, in the gradient: it should stay so
@@ -129,6 +130,7 @@ def search(
         inert: numbers of tensors that the runtime was found to ignore, to which it adds.
     """
     found, refused = Found([], [], False), set[Flip]()
+    trials = max(TRIALS, SMALL // max(1, attacked_bits(surrogate.tensors)))
     logits, twins, gradients = _intact(surrogate, files, goal, ledger)
     value, on_twin = goal.value(logits), goal.value(twins)
     while len(found.flips) < budget and not found.reached:
@@ -136,9 +138,9 @@ def search(
             gradients = surrogate.gradients(goal.records.x, goal.loss)
             ledger.forwards += len(goal.records)
             ledger.backwards += len(goal.records)
-        ranked = _ranked(surrogate, gradients, allowed, refused | set(found.flips), inert)
+        ranked = _ranked(surrogate, gradients, allowed, refused | set(found.flips), inert, trials)
         step = None
-        for promised, flip in _promising(surrogate, goal, ranked, max(value, on_twin), ledger):
+        for promised, flip in _promising(surrogate, goal, ranked, trials, max(value, on_twin), ledger):
             if len(refused) > REFUSED * (len(found.flips) + 1):
                 break
             told = files.answers([*found.flips, flip], goal.records.x)
@@ -180,6 +182,7 @@ def _ranked(
     allowed: Allowed,
     without: set[Flip],
     inert: set[int],
+    trials: int,
 ) -> list[Flip]:
     """The flips that should do the most harm, to first order: the worst of each role first, in turns, those that a
     first order holds for apart from the others; else a scale's exponent would always seem worse than all else.
@@ -189,7 +192,7 @@ def _ranked(
         bits = [bit for bit in stored.tried if allowed(stored, bit)]
         if gradient is None or number in inert or not bits:
             continue
-        together = max(1, AT_ONCE // len(gradient))
+        together, share = max(1, AT_ONCE // len(gradient)), OF_A_TENSOR * trials // 10
         best: dict[bool, list[tuple[float, Flip]]] = {True: [], False: []}
         for start in range(0, len(bits), together):
             some = bits[start : start + together]
@@ -199,16 +202,16 @@ def _ranked(
                     harm[some.index(flip.bit), flip.element] = 0
             for kind, found in best.items():
                 of_kind = np.where(wild == kind, harm, 0).ravel()
-                most = min(len(of_kind), OF_A_TENSOR)
+                most = min(len(of_kind), share)
                 for place in np.argpartition(-of_kind, most - 1)[:most]:
                     if of_kind[place] > 0:
                         bit, element = divmod(int(place), len(gradient))
                         found.append((float(of_kind[place]), Flip(number, element, some[bit])))
         for kind, found in best.items():  # those to NaN and beyond first: one of them is often enough
-            scored.setdefault((stored.role, kind), []).extend(sorted(found, reverse=True)[:OF_A_TENSOR])
+            scored.setdefault((stored.role, kind), []).extend(sorted(found, reverse=True)[:share])
     ordered = [[flip for _, flip in sorted(one, reverse=True)] for one in scored.values()]
     turns = [flip for turn in zip_longest(*ordered) for flip in turn if flip is not None]
-    return turns[: TRIALS * ROUNDS]
+    return turns[: trials * ROUNDS]
 
 
 def expected_harm(gradient: Floats, moved: Floats) -> tuple[Floats, np.ndarray[Any, np.dtype[np.bool_]]]:
@@ -223,7 +226,7 @@ def expected_harm(gradient: Floats, moved: Floats) -> tuple[Floats, np.ndarray[A
 
 
 def _promising(
-    surrogate: Surrogate, goal: Goal, flips: Sequence[Flip], value: float, ledger: Ledger
+    surrogate: Surrogate, goal: Goal, flips: Sequence[Flip], trials: int, value: float, ledger: Ledger
 ) -> Iterator[tuple[float, Flip]]:
     """What a flip leaves on the right classes, by the twin, where that is less than `value`, the least first; further
     flips are tried only where those before were not enough.
@@ -231,7 +234,7 @@ def _promising(
     start = 0
     while start < len(flips):
         values: list[tuple[float, Flip]] = []
-        for flip in flips[start : start + TRIALS]:
+        for flip in flips[start : start + trials]:
             surrogate.flip(flip)
             values.append((goal.value(surrogate.logits(goal.records.x)), flip))
             surrogate.flip(flip)

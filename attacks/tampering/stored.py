@@ -132,13 +132,14 @@ def flipped(checked: CheckedOnnx, tensors: list[Stored], flips: Iterable[Flip]) 
     import onnx
 
     model = onnx.load_model_from_string(checked.data)
-    held = Graph(model).held
+    held, places = Graph(model).held, dict[int, list[int]]()
     for flip in flips:
-        stored = tensors[flip.tensor]
-        tensor = held[stored.name]
+        places.setdefault(flip.tensor, []).append(flip.element * tensors[flip.tensor].width + flip.bit)
+    for number, some in places.items():
+        tensor = held[tensors[number].name]
         content = bytearray(_bytes_of(tensor))
-        place = flip.element * stored.width + flip.bit
-        content[place // 8] ^= 1 << place % 8
+        for place in some:
+            content[place // 8] ^= 1 << place % 8
         for name in ("float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
             tensor.ClearField(name)
         tensor.raw_data = bytes(content)

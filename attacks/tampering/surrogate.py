@@ -96,7 +96,7 @@ class Surrogate:
     def moved(self, tensor: int, bits: Sequence[int]) -> Floats:
         """By how much the number that counts changes if one of these bits of an element is flipped, float64 [bits, n].
 
-        That is the stored number, or what an index looks up; NaN where an index would point beyond its book.
+        That is the stored number, or what an index looks up; 0 where an index would point beyond its book.
         """
         stored, raw = self.tensors[tensor], self.raw[tensor]
         masks = np.array([1 << bit for bit in bits], np.uint64)[:, None]
@@ -109,7 +109,7 @@ class Surrogate:
         book = next(one.values for one in self.tensors if one.name == self._book_of(stored.name))
         inside = (after >= 0) & (after < len(book)) & (before >= 0)
         to, at = (np.where(inside, one, 0).astype(np.int64) for one in (after, np.broadcast_to(before, after.shape)))
-        return np.where(inside, book[to] - book[at], np.nan)
+        return np.where(inside, book[to] - book[at], 0.0)
 
     def _book_of(self, indices: str) -> str:
         return self._probes[indices].split(PROBE)[0]

@@ -35,13 +35,13 @@ from crushproof.targets.untrusted.model_file import check_onnx
 from crushproof.training.loop import Training, train
 from crushproof.training.networks import Mlp
 
-ATTACK = BitFlips(draws=2, own=32, records=100, budget=12)
+ATTACK = BitFlips(draws=2, own=24, records=100, budget=8, random=4)
 
 
 @pytest.fixture(scope="module")
 def small(digits: Data) -> nn.Module:
     assert digits.members is not None
-    return train(Mlp(64, 10, (16,)), digits.members, Training(epochs=6, learning_rate=1e-2), seed=0)
+    return train(Mlp(64, 10, (12,)), digits.members, Training(epochs=6, learning_rate=1e-2), seed=0)
 
 
 @pytest.fixture(scope="module")
