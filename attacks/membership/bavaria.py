@@ -139,7 +139,9 @@ def _share(off: Floats, chance: Floats, df: Floats, known: Bools) -> Floats:
     by_chance = scipy.special.fdtri(1, _median(df, known), 0.5)
     ratio = _median(off**2 / chance, known) / by_chance - 1 - BEYOND_CHANCE * MEDIAN_ERROR / np.sqrt(count)
     between = np.maximum(ratio, 0.0)
-    share: Floats = between / (between + 1)
+    # Squared: part of the distance is the curve's own error, and noise in a gap costs more power than one drawn in too
+    # far (with 4 shadows on Location-30 and digits 4 to 18 % more are found).
+    share: Floats = (between / (between + 1)) ** 2
     return share
 
 

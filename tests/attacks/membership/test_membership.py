@@ -292,7 +292,7 @@ def test_bavaria_equals_a_loop_over_records() -> None:
     chance = 1 / precise[True] + 1 / precise[False]
     usual = stats.f.ppf(0.5, 1, min(df.values()))
     between = max(np.median((gap - expected) ** 2 / chance) / usual - 1 - 2 * 2.3 / math.sqrt(60), 0)
-    share = between / (1 + between)
+    share = (between / (1 + between)) ** 2
     posterior = expected + share * (gap - expected)
     for j, score in enumerate(bavaria(phi, population)[0]):
         likelihood = {}
