@@ -24,10 +24,11 @@ from ..membership.preparations import BlindScores, population_of
 from ..membership.signals import margin
 from ..preparation import Audited, Basis, Need, Ran, Results, Scope
 from ..risk import Metric, Risk
+from ..statistics.roc import threshold_at_fpr
 from .attacked import Attacked, enough_for_all, needs_of, preparing
 from .calibration import ENOUGH_FOR_LIRA
 from .risk import EXPOSED, EXPOSURE
-from .rows import NO_MEMBERS, doubts
+from .rows import FPR, NO_MEMBERS, doubts
 
 SURELY = 10.0  # times likelier from a model trained on the record than from one that was not
 NAMED = 10  # of the most exposed records, by id
@@ -131,7 +132,7 @@ class Exposure(Attack):
 
     def measure(self, results: Results) -> list[Measurement]:
         model, data, ran = results.model, results.scope.data, Ran(results.model.name)
-        words = f"records whose odds of having been trained on are at least {SURELY:g} to 1"
+        words = f"odds of having been trained on of at least {SURELY:g} to 1, which 1 % of the others have at most"
         evidence = results.evidence(ran)
         if evidence is None or data.members is None:
             why = NO_MEMBERS if data.members is None and not data.regression else results.why(ran)
@@ -175,8 +176,8 @@ class Exposure(Attack):
                 flags=tuple(sorted({*flags, *few})),
                 notes=(
                     *notes,
-                    f"Of records that were not in training {100 * falsely:.1f} % have such odds too. The most exposed "
-                    f"members, by id: {', '.join(map(str, ids.tolist()))}. All of them: crushproof exposure.",
+                    f"Of records that were not in training {100 * falsely:.1f} % have odds of {SURELY:g} to 1 too. The "
+                    f"most exposed members, by id: {', '.join(map(str, ids.tolist()))}. All: crushproof exposure.",
                 ),
             )
         ]
@@ -230,8 +231,14 @@ class Exposure(Attack):
 
 
 def surely(arrays: Mapping[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """bool [members]: whose odds are at least `SURELY`."""
-    found: np.ndarray[Any, np.dtype[np.bool_]] = arrays["log_odds"][arrays["is_member"]] >= np.log(SURELY)
+    """bool [members]: whose odds are at least `SURELY`, and larger than those of all but 1 % of the others.
+
+    The second holds the first to its word: with shadow models that are unlike the model, odds are large for everybody.
+    """
+    odds, others = arrays["log_odds"][arrays["is_member"]], arrays["log_odds"][~arrays["is_member"]]
+    enough = FPR * len(others) + 1e-9 >= 1
+    least = max(np.log(SURELY), threshold_at_fpr(np.sort(others), FPR) if enough else -np.inf)
+    found: np.ndarray[Any, np.dtype[np.bool_]] = odds >= least
     return found
 
 

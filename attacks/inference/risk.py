@@ -54,7 +54,7 @@ EXPOSED = Metric(
     unit="percent",
     better="lower",
     meaning="Share of training records for which the model's answer is at least 10 times likelier from models that "
-    "were trained on the record than from models that were not.",
+    "were trained on the record than from models that were not, and more so than for all but 1 % of the others.",
 )
 EXPOSURE = Risk(
     name="exposure",
