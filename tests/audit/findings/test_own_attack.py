@@ -15,7 +15,7 @@ from crushproof.attacks.case import Case, Evidence
 from crushproof.attacks.evasion.risk import EVASION, ROBUST_ACCURACY
 from crushproof.attacks.measurement import Comparison, Found, Mean, Measurement, Rate
 from crushproof.attacks.preparation import Need, Ran, Results, Scope
-from crushproof.attacks.risk import ACCURACY, QUALITIES, Chart, Metric, Risk
+from crushproof.attacks.risk import ACCURACY, PROMISES, QUALITIES, Chart, Metric, Risk
 from crushproof.audit.findings.assemble import known_metrics
 from crushproof.audit.findings.estimates import change, curves, estimate
 from crushproof.audit.findings.finding_rows import measurements
@@ -103,7 +103,7 @@ class _Other(Drift):
 def test_an_attack_that_is_not_planned_hides_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_Other, "metrics", (DRIFT.model_copy(update={"name": "accuracy"}),))
     monkeypatch.setattr("crushproof.attacks.attack.ATTACKS.kinds", lambda: {"other": _Other})
-    assert known_metrics(()) == {metric.name: metric for metric in QUALITIES}
+    assert known_metrics(()) == {metric.name: metric for metric in (*QUALITIES, *PROMISES)}
 
 
 def test_a_run_that_comes_later_cannot_be_needed(suite: Suite) -> None:
