@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from contract import Row, parser, print_table, publish
+from contract import Row, alternate, parser, print_table, publish
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torch.nn import functional as F
@@ -308,16 +308,10 @@ def cost_of_checks() -> list[Row]:
     content = np.random.default_rng(0).integers(0, 256, 2**22).astype(np.uint8)
     checks = Checksums(len(content), 64, 0)
 
-    def seconds(work: Callable[[], object]) -> float:
-        times = []
-        for _ in range(5):
-            before = time.process_time()
-            work()
-            times.append(time.process_time() - before)
-        return statistics.median(times)
-
-    digest = seconds(lambda: hashlib.sha256(content.tobytes()).digest())
-    sums = seconds(lambda: signatures(checks.sums(content), CHECKS[0]))
+    digest, sums = alternate(
+        lambda: hashlib.sha256(content.tobytes()).digest(),
+        lambda: signatures(checks.sums(content), CHECKS[0]),
+    )
     return [
         Row(
             "a check of 4 MB", "keyed checksums of 64 bytes in numpy; peer: SHA-256", 1e3 * sums, "CPU ms", 1e3 * digest
