@@ -37,7 +37,6 @@ class PartResult:
     """What one part found.
 
     Args:
-        part: with its parameters.
         inputs: float32 [n, *shape], at the gate's epsilon: what fooled the deployed model or came closest.
         fooled: by epsilon, bool [n].
         flags: why its figures may be too optimistic.

@@ -50,7 +50,8 @@ def infer_from_structure(target: nn.Module, population: Population, sees: Sees =
         own = target_signals(TorchTarget(structure_of(target, sees)), population.plan)[None].astype(np.float64)
         score = scores.lira(own, known)[0]
         parts = {"loss": scores.loss(own)[0], "lira": score}
-    return Inferred(score, sees if sees == "book" else "lira", np.exp(np.clip(score, -LARGEST, LARGEST)), parts, masked=False)
+    odds = np.exp(np.clip(score, -LARGEST, LARGEST))
+    return Inferred(score, "book" if sees == "book" else "lira", odds, parts, masked=False)
 
 
 def signals(population: Population, sees: Literal["mask", "signs"]) -> ShadowSignals:

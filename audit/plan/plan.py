@@ -179,9 +179,8 @@ class Plan(Settings):
     @model_validator(mode="after")
     def _claims_of_a_training(self) -> Plan:
         model = self.model
-        if self.claims is not None and (
-            model is None or (model.weights or model.file or model.training_function) is None
-        ):
+        own = model is not None and (model.weights or model.file or model.training_function) is not None
+        if self.claims is not None and not own:
             raise fault(
                 "is about a private training of your own: give the model it made (model.weights or model.file) or the "
                 "function (model.training_function). Of the audit's own training it is promised by defense: dp-sgd",

@@ -25,24 +25,20 @@ SCHEMA: Final = "crushproof.audit/1"
 
 
 def _check_ends(name: str, value: float | None, low: float | None, high: float | None) -> None:
-    if value is None or low is None or high is None or low - SLACK <= value <= high + SLACK:
-        return
-    raise ValueError(f"{name} {value} lies outside its interval [{low}, {high}]")
+    if not (value is None or low is None or high is None or low - SLACK <= value <= high + SLACK):
+        raise ValueError(f"{name} {value} lies outside its interval [{low}, {high}]")
 
 
 class Estimate(Row):
-    """A figure with its 95 % interval and the number of records it rests on, in the unit of its metric.
-
-    Or what a search found: exact, so that both ends are the figure, and nothing on what the search cannot find.
+    """A figure with its 95 % interval and the number of records it rests on, in the unit of its metric; or what a
+    search found, exactly: both ends are the figure, which tells nothing of what the search cannot find.
     """
 
     estimate: Figure
     low: Figure
     high: Figure
     n: int = Field(ge=1)
-    unsearched: str | None = Field(
-        None, exclude_if=lambda one: one is None, description="of a search: what it would not have found"
-    )
+    unsearched: str | None = Field(None, exclude_if=lambda it: it is None, description="what a search cannot find")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -63,7 +59,7 @@ ShareEstimate = Annotated[Estimate, AfterValidator(_check_share), Field(json_sch
 
 
 class GroupEstimate(Estimate):
-    """The figure on the records of one class or group alone, in the unit of its metric."""
+    """The figure on the records of one class or group alone."""
 
     name: str = Field(description="the class, or 'group <name>'")
 
@@ -138,9 +134,7 @@ class Finding(Row):
     attack: str = Field(description="what the estimate is the result of, in words")
     metric: str = Field(description="name of one of the audit's metrics")
     better: Literal["higher", "lower"] = Field(description="which direction of the metric is safer")
-    setting: dict[str, str | float | int] = Field(
-        {}, description="texts and numbers by the attack's own keys, e.g. {'norm': 'linf', 'epsilon': 0.1}"
-    )
+    setting: dict[str, str | float | int] = Field({}, description="the attack's own, such as {'epsilon': 0.1}")
     chosen: str | None = Field(None, description="how a setting that the plan left open was chosen")
     threat_model: ThreatModel
     estimate: Estimate | None = Field(description="None: not measured, see `reason`")

@@ -32,7 +32,7 @@ MADE, MADE_BY_BYTE = 2**24, 16  # values that are computed from constants alone:
 VIEWS = ("Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 DIVISIONS = ("Div", "Mod")
 # A processor without dot products of 8-bit integers (VNNI) adds two of their products in 16 bits, which overflow: with
-# this it computes what the others do. Without, the digits CNN in 8 bits answered 5 % of records otherwise than its twin.
+# this it computes what others do. Without, the digits CNN in 8 bits answered 5 % of records otherwise than its twin.
 EXACT = {"session.x64quantprecision": "1"}
 NO_MEMORY = re.compile(r"bad_alloc|[Ff]ailed to allocate|out of memory|[Ff]ailed to reserve|not enough memory")
 SMALLER = "If the model is yours, export it with fewer or smaller values between its operators."

@@ -78,7 +78,7 @@ def found(data: Data, hidden: Hidden, module: nn.Module) -> tuple[Any, Any]:
     gain, more = attack.measure(results)
     assert isinstance(gain.outcome, Mean)
     assert isinstance(more.outcome, Mean)
-    assert float(gain.comparisons[0].own.values.mean()) == gain.outcome.values.mean()  # type: ignore[union-attr]
+    assert float(gain.comparisons[0].own.values.mean()) == gain.outcome.values.mean()  # type: ignore[union-attr]  # means
     return gain, more
 
 
@@ -92,7 +92,7 @@ def test_what_is_remembered_is_told_of_members_alone(data: Data, hidden: Hidden)
 
 
 def test_a_model_that_says_nothing_gains_nothing(data: Data, hidden: Hidden) -> None:
-    gain, more = found(data, hidden, Remembers(data.members.take(torch.arange(1))))  # type: ignore[union-attr]
+    gain, more = found(data, hidden, Remembers(data.members.take(torch.arange(1))))  # type: ignore[union-attr]  # it has
     for outcome in (gain.outcome, more.outcome):
         error = outcome.values.std() / np.sqrt(len(outcome.values))
         assert abs(outcome.values.mean()) <= 3 * error + 0.02

@@ -13,23 +13,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from scipy.optimize import brentq
-from scipy.special import digamma, polygamma
 from torch import Tensor, nn
 
 from crushproof.attacks.access import Flag
 from crushproof.attacks.attack import ATTACKS
 from crushproof.attacks.case import Case
-from crushproof.attacks.membership.bavaria import bavaria, shrinkage, trigamma_inverse
 from crushproof.attacks.membership.blind import blind_scores
 from crushproof.attacks.membership.case import MembershipCase, ShadowSignals
 from crushproof.attacks.membership.likeness import masked, restored
 from crushproof.attacks.membership.membership import Membership
 from crushproof.attacks.membership.population import PopulationPlan, masks, plan_population
 from crushproof.attacks.membership.preparations import ShadowModels, SignalsOfShadows
-from crushproof.attacks.membership.pseudo_targets import pseudo_targets, related
-from crushproof.attacks.membership.quantile import quantile
-from crushproof.attacks.membership.scores import WITH_SHADOWS, lira, loss, rmia
+from crushproof.attacks.membership.pseudo_targets import pseudo_targets
 from crushproof.attacks.membership.signals import margin, shadow_signals, target_signals
 from crushproof.attacks.preparation import Prepared, Scope
 from crushproof.attacks.statistics.ranking import auc, tpr_at_fpr
@@ -231,154 +226,6 @@ def test_margin_is_the_logit_of_p_and_never_saturates() -> None:
     assert margin(huge, torch.zeros(3, dtype=torch.long)) == pytest.approx(
         [1000 - math.log(2), -1000 - math.log(2), 1.0], rel=1e-6
     )
-
-
-def normal_signals(k: int, n: int, gap: float, seed: int) -> tuple[np.ndarray, np.ndarray, ShadowSignals]:
-    """A target and shadows whose margins are Normal(difficulty + gap * inside, 1): phi [1, n], is_member [n]."""
-    rng = np.random.default_rng(seed)
-    inside, is_member = masks(n, k, seed), np.arange(n) < n // 2
-    difficulty = rng.normal(2, 3, n)
-    phi = (difficulty + gap * inside + rng.normal(size=(k, n))).astype(np.float32)
-    target = (difficulty + gap * is_member + rng.normal(size=n)).astype(np.float32)
-    return target[None], is_member, ShadowSignals(inside, phi)
-
-
-@pytest.mark.parametrize("name", ["lira", "lira-offline", "calibrated"])
-def test_a_score_equals_a_loop_over_records(name: str) -> None:
-    phi, _, population = normal_signals(12, 40, 1.0, 0)
-    keep = np.ones((1, 12), dtype=bool)
-    keep[0, [2, 3]] = False
-    fast = WITH_SHADOWS[name](phi, population, keep)[0]
-    fixed, samples = {}, {}
-    for side in (True, False):
-        own = [population.phi[keep[0] & (population.inside[:, j] == side), j].astype(float) for j in range(40)]
-        fixed[side] = sum(((one - one.mean()) ** 2).sum() for one in own) / sum(len(one) - 1 for one in own)
-        samples[side] = own
-    for j in range(40):
-        normal = {side: stats.norm(samples[side][j].mean(), math.sqrt(fixed[side])) for side in (True, False)}
-        x, out = float(phi[0, j]), samples[False][j]
-        expected = {
-            "lira": normal[True].logpdf(x) - normal[False].logpdf(x),
-            "lira-offline": stats.norm.ppf(normal[False].cdf(x)) if abs(x - out.mean()) < 5 else fast[j],
-            "calibrated": math.log(1 / (1 + math.exp(-x))) - np.log(1 / (1 + np.exp(-out))).mean(),
-        }
-        assert fast[j] == pytest.approx(expected[name], rel=1e-5, abs=1e-6)
-
-
-def test_bavaria_equals_a_loop_over_records() -> None:
-    """Record by record, with scipy's distributions; the priors by numpy's polynomials and a root finder."""
-    phi, _, population = normal_signals(12, 60, 1.0, 0)
-    found = {}
-    for side in (True, False):
-        own = [population.phi[population.inside[:, j] == side, j].astype(float) for j in range(60)]
-        found[side] = np.array([one.mean() for one in own]), np.array([one.var(ddof=1) for one in own])
-    variance, df = {}, {}
-    for side, (_, sample) in found.items():
-        x = np.clip(stats.zscore(found[not side][0]), -3, 3)
-        log = np.log(sample) - (digamma(2.5) - np.log(2.5))
-        line = np.polyval(np.polyfit(x, log, 1), x)
-        off = (log - line) ** 2
-        excess = off.sum() / 58 - polygamma(1, 2.5) - 2 * off.std() / math.sqrt(60)
-        d0 = min(2 * brentq(lambda d, e=excess: polygamma(1, d) - max(e, 1e-3), 1e-3, 1e4), 1e3)
-        prior = np.exp(line + digamma(d0 / 2) - np.log(d0 / 2))
-        df[side], variance[side] = 5 + d0, (5 * sample + d0 * prior) / (5 + d0)
-    (inside, _), (outside, _) = found[True], found[False]
-    precise = {side: 6 / variance[side] for side in (True, False)}
-    total = precise[True] + precise[False]
-    average, gap = (precise[True] * inside + precise[False] * outside) / total, inside - outside
-    z = np.clip(stats.zscore(average), -3, 3)
-    curve = np.stack([np.ones(60), z, z**2, 1 / (1 + np.exp(average))], axis=1)
-    expected = curve @ np.linalg.lstsq(curve, gap)[0]
-    chance = 1 / precise[True] + 1 / precise[False]
-    usual = stats.f.ppf(0.5, 1, min(df.values()))
-    between = max(np.median((gap - expected) ** 2 / chance) / usual - 1 - 2 * 2.3 / math.sqrt(60), 0)
-    share = (between / (1 + between)) ** 2
-    posterior = expected + share * (gap - expected)
-    for j, score in enumerate(bavaria(phi, population)[0]):
-        likelihood = {}
-        for side, part in ((True, precise[False] / total), (False, -precise[True] / total)):
-            scale2 = variance[side][j] + 1 / total[j] + part[j] ** 2 * share * chance[j]
-            location = average[j] + part[j] * posterior[j]
-            likelihood[side] = stats.t.logpdf(float(phi[0, j]), df[side], location, math.sqrt(scale2))
-        assert score == pytest.approx(likelihood[True] - likelihood[False], rel=1e-3, abs=1e-4)
-
-
-def test_shrinkage_recovers_the_prior() -> None:
-    rng = np.random.default_rng(0)
-    x, every = rng.normal(size=(1, 5000)), np.ones((1, 5000), dtype=bool)
-    true_variance = 3.0 * np.exp(0.5 * x) * 8 / rng.chisquare(8, size=5000)  # scaled inverse chi-square
-    sample, freedom = true_variance * rng.chisquare(15, size=5000), np.full((1, 5000), 15.0)
-    d0, s0 = shrinkage(sample, freedom, x, every)
-    assert d0[0, 0] == pytest.approx(8, rel=0.2)
-    assert s0[0] == pytest.approx(3 * np.exp(0.5 * x[0].clip(-3, 3)), rel=0.1)
-    d0, _ = shrinkage(2.0 * rng.chisquare(15, size=(1, 5000)), freedom, x, every)
-    assert d0[0, 0] > 200, "one common variance is pooled"
-    x = np.array([[1e-3, 0.1, 1.0, 50.0]])
-    assert np.allclose(polygamma(1, trigamma_inverse(x)), x, rtol=1e-6)
-
-
-def test_bavaria_finds_a_planted_leak_nearly_as_well_as_the_optimum_and_better_with_few_shadows() -> None:
-    areas, optimal, blind, null, few = [], stats.norm.cdf(1.0 / math.sqrt(2)), [], [], []
-    for seed in range(6):
-        phi, is_member, population = normal_signals(64, 1200, 1.0, seed)
-        areas.append(auc(bavaria(phi, population)[0], is_member).estimate)
-        blind.append(auc(loss(phi)[0], is_member).estimate)
-        small = ShadowSignals(population.inside[:4], population.phi[:4])
-        few.append([auc(score(phi, small)[0], is_member).estimate for score in (bavaria, lira, rmia)])
-        phi, is_member, population = normal_signals(64, 1200, 0.0, seed)
-        null.append(auc(bavaria(phi, population)[0], is_member).estimate)
-    assert optimal - 0.02 < np.mean(areas) < optimal + 0.01
-    assert np.mean(blind) < np.mean(areas) - 0.1, "the difficulty of a record hides its membership from LOSS"
-    assert abs(np.mean(null) - 0.5) < 0.02
-    ours, *others = np.mean(few, axis=0)
-    assert ours > max(others) + 0.01
-
-
-def test_rmia_ranks_as_its_definition_and_keeps_its_digits() -> None:
-    phi, _, population = normal_signals(8, 60, 1.0, 1)
-    fast = rmia(phi, population)[0]
-    p = 1 / (1 + np.exp(-phi[0].astype(np.longdouble)))
-    reference = (1 / (1 + np.exp(-population.phi.astype(np.longdouble)))).mean(0)
-    assert fast == pytest.approx(np.log(p / reference).astype(float), rel=1e-6, abs=1e-12)
-    ratio, z_ratio = np.exp(fast), np.exp(rmia(phi[:, ::-1] * 0.9, population)[0])
-    score = (ratio[:, None] / z_ratio[None, :] > 1.1).mean(1)  # Zarifzadeh et al. 2024, equation 2
-    assert (np.diff(score[np.argsort(ratio)]) >= 0).all()
-    easy = ShadowSignals(population.inside, np.full((8, 60), 60, np.float32))  # p = 1 - 1e-26
-    lead = rmia(np.full((1, 60), 80, np.float32), easy)
-    assert lead == pytest.approx(math.exp(-60) - math.exp(-80), rel=1e-9)
-    hard = ShadowSignals(population.inside, np.full((8, 60), -300, np.float32))
-    assert rmia(np.full((1, 60), -290, np.float32), hard) == pytest.approx(10)
-
-
-def test_leaving_the_complement_in_would_leak() -> None:
-    """Margins of pure noise, 6 shadows: as pseudo-targets they must look like what they are."""
-    areas, naive = [], []
-    for seed in range(40):
-        _, _, population = normal_signals(6, 400, 0.0, seed)
-        kept = ~related(population.inside, population.inside)
-        assert (kept.sum(1) == 4).all()
-        for row, inside in zip(lira(population.phi, population, kept), population.inside, strict=True):
-            areas.append(auc(row, inside).estimate)
-        with_complement = kept | (population.inside[:, None] != population.inside[None]).all(2)
-        for row, inside in zip(lira(population.phi, population, with_complement), population.inside, strict=True):
-            naive.append(auc(row, inside).estimate)
-    assert abs(np.mean(areas) - 0.5) < 0.01
-    assert abs(np.mean(naive) - 0.5) > 0.02
-
-
-def test_quantile_regression_takes_out_what_a_record_shows() -> None:
-    """Margins that follow from a value of the record, with a spread that follows from another."""
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(900, 5)).astype(np.float32), rng.integers(0, 3, 900)
-    is_member = np.arange(900) < 300
-    noise = rng.normal(size=900) + 2.0 * is_member
-    phi = 5 * x[:, 0] + y + np.exp(0.7 * x[:, 1]) * noise
-    records, rest = Records(torch.from_numpy(x[:600]), torch.from_numpy(y[:600])), slice(600, 900)
-    known = Records(torch.from_numpy(x[rest]), torch.from_numpy(y[rest]))
-    found = quantile(phi[:600], records, phi[rest], known, seed=0)
-    assert np.corrcoef(found, noise[:600])[0, 1] > 0.9
-    best = auc(noise[:600], is_member[:600]).estimate
-    assert auc(found, is_member[:600]).estimate > best - 0.03 > auc(loss(phi[:600]), is_member[:600]).estimate + 0.1
 
 
 def test_masked_scores_are_put_back_on_the_scale_of_the_shadows(plan: PopulationPlan, shadows: list[nn.Module]) -> None:

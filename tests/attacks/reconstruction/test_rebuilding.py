@@ -122,7 +122,8 @@ def test_a_parent_is_told_from_another_model_by_its_mask_alone(files: Any, dense
     assert other.state_dict().keys() == dense.state_dict().keys()
     stranger = to_onnx(other, SHAPE)
     for name, sees in (("int4", "weights"), ("int4", "codes"), ("mask", "mask")):
-        own, others = (fingerprint(files[name], one, sees) for one in (files["dense"], stranger))  # type: ignore[arg-type]
+        parents = (files["dense"], stranger)
+        own, others = (fingerprint(files[name], one, sees) for one in parents)  # type: ignore[arg-type]  # a loop's str
         assert own.matches
         assert own.correlation > 0.5
         assert not others.matches

@@ -76,7 +76,7 @@ def test_structure_is_all_that_is_left() -> None:
     assert left[0].weight[0].unique().tolist() == pytest.approx([0, 6**-0.5])
     assert left[0].bias.tolist() == [0, 0]
     assert left[1].weight.tolist() == [1, 1]
-    assert structure_of(module, "signs")[3].weight.sign().equal(module[3].weight.sign())  # type: ignore[index]
+    assert structure_of(module, "signs")[3].weight.sign().equal(module[3].weight.sign())  # type: ignore[index]  # layers
 
 
 def test_another_shape_is_refused(population: Population) -> None:

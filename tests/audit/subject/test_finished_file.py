@@ -153,7 +153,7 @@ def test_one_line_on_a_file_alone(
     page = (tmp_path / "out" / "report.html").read_text()
     assert "A differentiable twin was read" in page
     assert "int8.onnx" in page
-    assert parsed == [(folder / "int8.onnx").read_bytes()]  # whatever runs it, follows its gradients or weighs it
+    assert parsed.count((folder / "int8.onnx").read_bytes()) == 1  # whoever runs, follows or weighs it
 
 
 def test_with_the_dense_model_the_lineage_is_checked(folder: Path, tmp_path: Path, parsed: list[bytes]) -> None:
