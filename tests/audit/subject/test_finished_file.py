@@ -27,6 +27,7 @@ from crushproof.audit.subject.finished_file import open_file, question_of, readi
 from crushproof.audit.subject.resolve import resolve
 from crushproof.audit.suite.model_cells import take_file
 from crushproof.audit.suite.suite import spawn_argument, suite_of
+from crushproof.audit.verification.checks import verify
 from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records
@@ -154,6 +155,7 @@ def test_one_line_on_a_file_alone(
     assert "A differentiable twin was read" in page
     assert "int8.onnx" in page
     assert parsed.count((folder / "int8.onnx").read_bytes()) == 1  # whoever runs, follows or weighs it
+    assert {check.what: check.words for check in verify(tmp_path / "out") if check.state == "bad"} == {}
 
 
 def test_with_the_dense_model_the_lineage_is_checked(folder: Path, tmp_path: Path, parsed: list[bytes]) -> None:
