@@ -53,7 +53,7 @@ class Attributes(Attack):
     """
 
     kind: Literal["attributes"] = "attributes"
-    records: PositiveInt = Field(1000, description="members guessed at, and as many non-members")
+    records: PositiveInt = Field(1000, le=10_000_000, description="members guessed at, and as many non-members")
     risk: ClassVar[Risk] = ATTRIBUTES
     metrics: ClassVar[tuple[Metric, ...]] = (GAIN, MEMBERS_MORE)
 

@@ -15,6 +15,7 @@ from ..temporary import scratch
 from ..untrusted._try_onnx import settings
 from ..untrusted.model_file import CheckedOnnx, check_onnx
 from .batches import MAPS, answer_in_parts, check_ports, reason
+from .exact_products import exact
 
 
 def _names(text: str) -> frozenset[str]:
@@ -134,6 +135,6 @@ def _session(
     if optimised is not None:
         options.optimized_model_filepath = str(optimised)
     try:
-        return onnxruntime.InferenceSession(checked.usable, options, providers=[provider])
+        return onnxruntime.InferenceSession(exact(checked), options, providers=[provider])
     except Exception as error:  # the runtime's exception types have no common base
         raise UnsafeInput(f"ONNX Runtime refuses the model: {reason(error)}") from None

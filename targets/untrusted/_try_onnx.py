@@ -31,9 +31,6 @@ KEPT, KEPT_BY_BYTE = (
 MADE, MADE_BY_BYTE = 2**24, 16  # values that are computed from constants alone: at least, and for each byte of the file
 VIEWS = ("Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 DIVISIONS = ("Div", "Mod")
-# A processor without dot products of 8-bit integers (VNNI) adds two of their products in 16 bits, which overflow: with
-# this it computes what others do. Without, the digits CNN in 8 bits answered 5 % of records otherwise than its twin.
-EXACT = {"session.x64quantprecision": "1"}
 NO_MEMORY = re.compile(r"bad_alloc|[Ff]ailed to allocate|out of memory|[Ff]ailed to reserve|not enough memory")
 SMALLER = "If the model is yours, export it with fewer or smaller values between its operators."
 
@@ -63,8 +60,8 @@ def settings(model: onnx.ModelProto) -> dict[str, str]:
     blocked = any(one.name == "block_size" and one.i for node in nodes for one in node.attribute)
     if not blocked and any(node.op_type == "QuantizeLinear" for node in nodes):
         # A weight-only product among them multiplies in float32, as the file says, not with activations in 8 bits.
-        return EXACT | {"session.qdq_matmulnbits_accuracy_level": "1"}
-    return EXACT | {"session.disable_quant_qdq": "1"}
+        return {"session.qdq_matmulnbits_accuracy_level": "1"}
+    return {"session.disable_quant_qdq": "1"}
 
 
 def established(

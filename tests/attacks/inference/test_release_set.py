@@ -7,13 +7,12 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from scipy import special
+from scipy import special, stats
 
 from crushproof.attacks.inference.joint import joint
 from crushproof.attacks.inference.release_set import TOGETHER, alone, chosen, sets_of, singles, together
-from crushproof.attacks.membership.case import ShadowSignals
+from crushproof.attacks.membership.bavaria import shrinkage
 from crushproof.attacks.membership.population import masks
-from crushproof.attacks.membership.scores import lira
 from crushproof.attacks.preparation import Scope
 from crushproof.attacks.statistics.ranking import auc
 from crushproof.targets.data.data import Data
@@ -49,11 +48,20 @@ def test_versions_held_together_give_away_more_than_any_alone_and_nothing_where_
     assert all(auc(score[0], is_member).low <= 0.5 <= auc(score[0], is_member).high for score in null.values())
 
 
-def test_of_one_version_the_joint_score_ranks_as_lira_and_of_equal_ones_nearly() -> None:
+def test_of_one_version_the_joint_score_is_a_loop_over_records_and_of_equal_ones_nearly() -> None:
     phi, shadows, inside, _ = versions(2, 1.0)
     keep = np.ones((1, K), dtype=bool)
     one = joint(phi[:, :1], shadows[:, :1], inside, keep)
-    assert one == pytest.approx(lira(phi[:, 0], ShadowSignals(inside, shadows[:, 0]), keep), rel=1e-6, abs=1e-6)
+    expected = np.zeros(N)
+    for sign, side in ((1, inside), (-1, ~inside)):
+        samples = [shadows[side[:, j], 0, j].astype(float) for j in range(N)]
+        freedom = np.array([len(some) - 1.0 for some in samples])
+        squares = freedom * np.array([some.var(ddof=1) for some in samples])
+        every = np.zeros((1, N)), np.ones((1, N), dtype=bool)
+        d0, s0 = (float(prior[0, 0]) for prior in shrinkage(squares[None], freedom[None], *every))
+        scale = np.sqrt((squares + d0 * s0) / (freedom + d0) * (1 + 1 / (freedom + 1)))
+        expected += sign * stats.t.logpdf(phi[0, 0], freedom + d0, [some.mean() for some in samples], scale)
+    assert one[0] == pytest.approx(expected, rel=1e-6, abs=1e-6)
     twice = joint(np.repeat(phi[:, :1], 2, 1), np.repeat(shadows[:, :1], 2, 1), inside, keep)
     assert np.corrcoef(special.expit(one[0]), special.expit(twice[0]))[0, 1] > 0.98
 

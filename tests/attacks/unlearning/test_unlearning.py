@@ -12,9 +12,9 @@ from torch import nn
 
 from crushproof.attacks.access import Flag
 from crushproof.attacks.case import Case, Evidence
+from crushproof.attacks.membership.bavaria import shrinkage
 from crushproof.attacks.membership.population import plan_population
 from crushproof.attacks.membership.preparations import ShadowModels, SignalsOfShadows
-from crushproof.attacks.membership.scores import shrinkage
 from crushproof.attacks.membership.signals import phi_of
 from crushproof.attacks.preparation import Basis, Prepared, Scope
 from crushproof.attacks.unlearning.scores import ForgettingCase, known_beyond, null_of
@@ -85,7 +85,9 @@ def test_the_score_is_a_distance_in_standard_deviations() -> None:
         outs = [asked.phi[keep[target] & ~asked.inside[:, at], at].astype(float) for at in range(F + H)]
         n = np.array([len(one) for one in outs])
         variance = np.array([one.var(ddof=1) for one in outs])
-        d0, s0 = (float(one[0, 0]) for one in shrinkage(variance[None], (n - 1)[None]))
+        squares = ((n - 1) * variance)[None]
+        flat = np.zeros_like(squares), np.ones_like(squares, dtype=bool)
+        d0, s0 = (float(one[0, 0]) for one in shrinkage(squares, (n - 1.0)[None], *flat))
         shrunk = ((n - 1) * variance + d0 * s0) / (n - 1 + d0)
         expected = (phi[target] - [one.mean() for one in outs]) / np.sqrt(shrunk * (1 + 1 / n))
         assert found[target] == pytest.approx(expected, abs=1e-4)
