@@ -128,9 +128,8 @@ def doubts(results: Results, found: Found) -> list[str]:
             shares["adversarial"] = found.evidence.agreement, len(found.robust)
         kinds = ", ".join(f"{100 * share:.1f} % of {n} {kind} inputs" for kind, (share, n) in shares.items())
         told.append(
-            f"Twin and deployed model give the same label on {kinds}; 99.5 % are asked. ONNX Runtime's 8-bit kernels "
-            "saturate on processors without VNNI: measure on the one that ships, or name parts that ask the model "
-            "itself, square with more queries or hop-skip-jump."
+            f"Twin and deployed model give the same label on {kinds}; 99.5 % are asked. Name parts that ask the model "
+            "itself: square with more queries, or hop-skip-jump."
         )
     if (step := below_step(found.summary, found.attack.gate)) is not None:
         told.append(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import warnings
 
 from ...attacks.measurement import Picture
 from .finding_rows import finding_id
@@ -24,8 +24,11 @@ def pictures_of(results: AuditResults) -> Pictures:
                 continue
             position, one = results.round_of(label, model.name)
             scope, level = suite.scope(suite.round_label(label, position)), suite.level(label, position)
-            with contextlib.suppress(Exception):  # another package's code, perhaps: every figure stands without it
+            try:
                 shown = one.attack.pictures(AttackResults(results, scope, model, level))
-                if shown:
-                    found[finding_id(model.name, label)] = shown
+            except Exception as error:  # another package's code, perhaps: every figure stands without it
+                warnings.warn(f"{label} on {model.name} has no pictures: {error}", stacklevel=2)
+                continue
+            if shown:
+                found[finding_id(model.name, label)] = shown
     return found
