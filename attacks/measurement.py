@@ -29,10 +29,17 @@ class Rate:
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over records: float [n]; what no mean can be below, its interval is not either."""
+    """A mean over records: float [n].
+
+    Args:
+        least: no mean can be below it, so that its interval is not either.
+        step: values are multiples of it, 1 for counts: they vary by a rounding's spread at least, so that a few equal
+            ones leave a doubt.
+    """
 
     values: Floats
     least: float = -np.inf
+    step: float = 0.0
 
 
 @dataclass(frozen=True)

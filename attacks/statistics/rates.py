@@ -88,13 +88,17 @@ def paired_change(after: Vector, before: Vector, level: float = LEVEL) -> Interv
     return tango(int((after & ~before).sum()), int((before & ~after).sum()), len(after), level)
 
 
-def mean(values: Vector, level: float = LEVEL) -> Interval:
+def mean(values: Vector, level: float = LEVEL, step: float = 0.0) -> Interval:
     """A mean with Student's t interval, and the two-sided p-value of a true mean of 0; values without spread leave no
     doubt.
+
+    Args:
+        step: values are multiples of it: they are taken to spread as much as a rounding to it does, step / sqrt(12), at
+            least.
     """
     values = np.asarray(values, dtype=float)
     n, estimate = len(values), float(np.mean(values))
-    error = float(np.std(values, ddof=1)) / n**0.5 if n > 1 else float("inf")
+    error = max(float(np.std(values, ddof=1)), step / 12**0.5) / n**0.5 if n > 1 else float("inf")
     if error == 0:
         return Interval(estimate, estimate, estimate, 1.0 if estimate == 0 else 0.0)
     reach = float(scipy.special.stdtrit(n - 1, 0.5 + level / 2)) * error

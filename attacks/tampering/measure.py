@@ -44,7 +44,7 @@ def _to_chance(
     parts = tuple(
         MeasuredPart(
             part,
-            Mean(values, least=1.0),
+            Mean(values, least=1.0, step=1.0),
             flags=tuple(_stuck(found, "chance", part)),
             headline=part == first,
             counted=part == first,
@@ -68,7 +68,7 @@ def _to_chance(
     return Measurement(
         FLIPS_TO_CHANCE,
         "the fewest bits to flip in the file, by gradients, each verified on the flipped file",
-        Mean(counts[first], least=1.0),
+        Mean(counts[first], least=1.0, step=1.0),
         _threat(found),
         setting={"budget": found.budget, "accuracy at most": round(found.chance, 4)},
         available=len(results.scope.data.evaluation_ids),
@@ -95,7 +95,7 @@ def _to_miss(
         Measurement(
             FLIPS_TO_MISS,
             "the fewest bits to flip in the file so that it misses one class",
-            Mean(values, least=1.0),
+            Mean(values, least=1.0, step=1.0),
             _threat(found),
             detail=CLASS,
             setting={"budget": found.budget},
@@ -160,7 +160,7 @@ def _compared(
         counts = _counts(theirs, Summary.model_validate(theirs.summary), goal)
         if part in counts and len(counts[part]) == len(own):
             flags = tuple(sorted(results.flags(name)))
-            found.append(Comparison(name, Mean(own), Mean(counts[part]), flags=flags))
+            found.append(Comparison(name, Mean(own, step=1.0), Mean(counts[part]), flags=flags))
     return tuple(found)
 
 

@@ -42,8 +42,8 @@ def estimate(outcome: Outcome, level: float = rates.LEVEL) -> Estimate:
             k, n = int(np.sum(successes)), len(successes)
             interval = rates.clopper_pearson(k, n, level)
             return Estimate(estimate=k / n, low=interval.low, high=interval.high, n=n)
-        case Mean(values, least):
-            interval, n = rates.mean(values, level), len(values)
+        case Mean(values, least, step):
+            interval, n = rates.mean(values, level, step), len(values)
             interval = replace(interval, low=max(interval.low, least))
         case Auc(scores, is_member, spread):
             interval, n = ranking.auc(scores, is_member, level, spread=spread), len(is_member)
@@ -118,8 +118,8 @@ def change(comparison: Comparison, *, seed: int, level: float = rates.LEVEL) -> 
         case Rate(own), Rate(theirs):
             interval = rates.paired_change(own, theirs, level)
             baseline, baseline_high = float(np.mean(theirs)), estimate(Rate(theirs), level).high
-        case Mean(values), Mean(others):
-            interval = rates.mean(np.asarray(values) - np.asarray(others), level)
+        case Mean(values, _, step), Mean(others):
+            interval = rates.mean(np.asarray(values) - np.asarray(others), level, step)
             baseline = float(np.mean(others))
         case Auc(scores, is_member), Auc(others, _):
             interval = ranking.auc_change(scores, others, is_member, level)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 from sklearn.metrics import roc_auc_score
 
-from crushproof.attacks.statistics import ranking
+from crushproof.attacks.statistics import ranking, rates
 from crushproof.attacks.statistics.medians import graded_median
 from crushproof.attacks.statistics.power import detectable_auc, detectable_drop, detectable_tpr
 from crushproof.attacks.statistics.ranking import auc, auc_change, roc, tpr_at_fpr, tpr_change
@@ -247,3 +247,10 @@ def test_graded_median_equals_a_loop_over_resamples_and_covers() -> None:
     for wrong in (np.array([], dtype=int), np.array([5])):
         with pytest.raises(ValueError, match="grades"):
             graded_median(wrong, 4, seed=0)
+
+
+def test_a_few_equal_counts_leave_a_doubt() -> None:
+    found = rates.mean(np.array([2.0, 2.0, 2.0]), step=1.0)
+    reach = stats.t.ppf(0.975, 2) * 12**-0.5 / 3**0.5
+    assert (found.low, found.high) == pytest.approx((2 - reach, 2 + reach))
+    assert rates.mean(np.array([1.0, 9.0]), step=1.0) == rates.mean(np.array([1.0, 9.0]))
