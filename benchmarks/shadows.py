@@ -4,7 +4,8 @@
 
 Digits, one thread, CPU seconds, ours and the peer's in turns, median of two or three. `best loop` is our own for one
 model, which has torch's fused Adam; `plain torch` is the loop as it is usually written, with torch.optim.AdamW; two
-processes, by the clock, want two free cores. DP-SGD is opacus's, at its usual PrivacyEngine, one model after the other.
+processes, by the clock, want two free cores. DP-SGD is opacus's GradSampleModule and DPOptimizer, one
+model after the other.
 
 Weights of a stack and of the loop differ by the order in which float32 sums are taken, which Adam's division by the
 root of a small number enlarges. The rows beside tell how far the loop differs from itself when it adds up a batch in
