@@ -59,6 +59,7 @@ ATTACK_PRESETS: dict[str, list[dict[str, Any]]] = {
         {"kind": "leakage"},
         {"kind": "bit-flips"},
         {"kind": "rebuilding"},
+        {"kind": "calibration"},
         {"kind": "attributes"},
         {"kind": "smoothing"},
         {"kind": "dp-audit"},
