@@ -21,8 +21,8 @@ from ..membership.case import ShadowSignals
 from ..membership.membership import SAME
 from ..membership.population import PopulationPlan
 from ..membership.preparations import BlindScores, SignalsOfShadows, population_of, shadow_count, signals_of
-from ..membership.pseudo_targets import related
 from ..membership.risk import MEMBERSHIP
+from ..membership.shadow_sums import related
 from ..membership.signals import margin
 from ..preparation import Audited, Basis, Inputs, Need, Preparation, Prepared, Ran, Results, Scope
 from ..risk import Metric, Risk
