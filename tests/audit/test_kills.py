@@ -131,7 +131,7 @@ WHOLE: dict[str, Any] = {
         {"kind": "evasion", "epsilons": [0.1], "records": 30, "parts": [{"kind": "pgd", "steps": 3}, "transfer"]},
         "membership",
     ],
-    "shadows": {"training_free": 16, "trained": 2},
+    "shadows": {"training_free": 8, "trained": 2},
 }
 
 
