@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -24,11 +25,15 @@ settings.load_profile("crushproof")
 
 # The longest files: with two workers one that is begun last would leave the other worker idle.
 LONGEST = (
-    "test_sequences.py",
-    "test_kills.py",
     "test_ray.py",
-    "test_audit.py",
+    "test_twin.py",
+    "test_own_model.py",
+    "test_forgeries.py",
+    "test_kills.py",
     "test_finished_file.py",
+    "test_sequences.py",
+    "test_audit.py",
+    "test_findings.py",
     "test_rounds.py",
 )
 
@@ -49,6 +54,14 @@ def pytest_runtest_setup() -> None:
 def _one_thread() -> None:
     """Two test processes share two cores; more threads would only get in each other's way."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """No test cuts the power, and a process that is killed loses nothing that it wrote."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -136,6 +136,23 @@ def test_tpr_by_hand_and_ties_never_lift_the_false_positive_rate() -> None:
     assert tpr_at_fpr(np.zeros(14), is_member, 0.5).estimate == 0  # a constant score tells nothing
 
 
+@pytest.mark.parametrize(("fpr", "round_to"), [(0.01, 9), (0.3, 9), (0.3, 0), (0.99, 1)])
+def test_tpr_limits_are_quantiles_of_the_mixture_told_by_a_loop_over_thresholds(fpr: float, round_to: int) -> None:
+    """The docstring's mixture, beta by beta; with ties, and where nearly all weight is on one count."""
+    scores, is_member = drawn(200, 0.5, 1)
+    scores = scores.round(round_to)
+    members, others = scores[is_member], np.sort(scores[~is_member])[::-1]
+    found = tpr_at_fpr(scores, is_member, fpr)
+    for limit, probability in ((found.low, 0.025), (found.high, 0.975)):
+        reached = 0.0
+        for k in range(len(others) + 1):
+            above = (members > (others[k - 1] if k else np.inf)).sum()
+            at_least = (members >= (others[k] if k < len(others) else -np.inf)).sum()
+            betas = [stats.beta.cdf(limit, n + 0.5, len(members) - n + 0.5) for n in (above, at_least)]
+            reached += stats.binom.pmf(k, len(others), fpr) * np.mean(betas)
+        assert reached == pytest.approx(probability, abs=1e-6) or limit == found.estimate
+
+
 def test_no_tpr_below_one_over_n() -> None:
     scores, is_member = drawn(99, 0, 0)
     with pytest.raises(ValueError, match="99 non-members; it takes 100"):

@@ -1,12 +1,12 @@
-"""A small audit with its evidence, made once per worker process."""
+"""A small audit with its evidence, made once per worker process; and what audits of other tests do without."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
+import cheap_audits
 import pytest
-from undrawn import undrawn as empty_charts
 
 from crushproof.audit.plan.plan import load_plan
 from crushproof.audit.run import run_audit
@@ -31,13 +31,18 @@ def small_audit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("small")
     (folder / "plan.yaml").write_text(PLAN)
     (folder / "limits.yaml").write_text(LIMITS)
-    with empty_charts():
+    with cheap_audits.undrawn():
         run_audit(load_plan(folder / "plan.yaml"), folder, folder / "out", workers=0)
     return folder
 
 
 @pytest.fixture(scope="module")
 def undrawn() -> Iterator[None]:
-    """In this module's reports the charts are empty pictures."""
-    with empty_charts():
+    with cheap_audits.undrawn():
+        yield
+
+
+@pytest.fixture(scope="module")
+def without_forests() -> Iterator[None]:
+    with cheap_audits.without_forests():
         yield

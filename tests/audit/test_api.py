@@ -27,7 +27,7 @@ from crushproof.targets.errors import InputError, NotApplicable
 from crushproof.targets.seeds import generator
 from crushproof.training.architecture import Architecture
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("undrawn", "without_forests")
 SCALE = 1.0
 MEMORY, MODEL = {"kind": "memory", "name": "x"}, {"architecture": "memory:model"}
 
@@ -122,7 +122,8 @@ print(model_digest(Net()), code_digest(functools.partial(train, s=object.__new__
     one, other = (line.split() for line in done.stdout.splitlines())
     again: list[list[str]] = []
     for text in texts:
-        exec(text, {"__name__": "__main__", "print": lambda *said: again.append(list(said))})
+        plain = compile(text, "<string>", "exec", dont_inherit=True)  # of this file's __future__
+        exec(plain, {"__name__": "__main__", "print": lambda *said: again.append(list(said))})
     assert [one, other] == again
     assert one[0] != other[0], "the code of forward"
     assert one[1:] == other[1:]

@@ -12,8 +12,8 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from cheap_audits import undrawn
 from typer.testing import CliRunner
-from undrawn import undrawn
 
 from crushproof.audit.cli import app
 from crushproof.audit.plan.plan import Plan

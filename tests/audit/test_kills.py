@@ -131,7 +131,7 @@ WHOLE: dict[str, Any] = {
         {"kind": "evasion", "epsilons": [0.1], "records": 30, "parts": [{"kind": "pgd", "steps": 3}, "transfer"]},
         "membership",
     ],
-    "shadows": {"training_free": 16, "trained": 2},
+    "shadows": {"training_free": 8, "trained": 2},
 }
 
 
@@ -141,6 +141,7 @@ def start(plan: Path, out: Path, *words: str, env: dict[str, str]) -> subprocess
     return subprocess.Popen(command, start_new_session=True, env=env, **pipes)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_kills_at_random_moments_lose_and_repeat_nothing(tmp_path: Path) -> None:
     """And two processes find what one does."""
     plan, out, undisturbed = tmp_path / "plan.yaml", tmp_path / "out", tmp_path / "undisturbed"

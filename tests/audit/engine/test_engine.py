@@ -118,9 +118,8 @@ def test_a_damaged_result_is_computed_anew_and_said_so(tmp_path: Path, undisturb
     assert evidence(tmp_path) == undisturbed
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_failed_cell_costs_only_what_needs_it(tmp_path: Path, workers: int) -> None:
-    outcome = run_toy(tmp_path, {"inject": {"chain-1/1": "error"}}, workers)
+def test_a_failed_cell_costs_only_what_needs_it(tmp_path: Path) -> None:
+    outcome = run_toy(tmp_path, {"inject": {"chain-1/1": "error"}})
     assert outcome.failed == {"chain-1/1": "RuntimeError: a planted error"}
     assert outcome.skipped == {"chain-1/2": "chain-1/1", "last": "chain-1/1"}
     assert len(outcome.computed) == 8
@@ -132,10 +131,24 @@ def test_a_failed_cell_costs_only_what_needs_it(tmp_path: Path, workers: int) ->
     assert len(mended.computed) == 3
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_not_applicable_is_a_result(tmp_path: Path, workers: int) -> None:
+def test_what_went_wrong_in_workers_is_told_the_same(tmp_path: Path) -> None:
+    import toy_work
+
+    settings = {"inject": {"chain-0/2": "not applicable", "chain-1/1": "error", "chain-2/1": "unavailable"}}
+    outcome = run_toy(tmp_path, settings, 2)
+    assert outcome.failed == {"chain-1/1": "RuntimeError: a planted error"}
+    assert outcome.skipped["chain-1/2"] == "chain-1/1"
+    assert {outcome.unavailable[name] for name in ("chain-2/1", "chain-2/2")} == {"a planted lack"}
+    assert len(outcome.computed) == 6
+    trace = (tmp_path / "evidence" / "failures" / "chain-1_1.txt").read_text()
+    assert "a planted error" in trace
+    keys = {cell.name: cell.key for cell in toy_work.toy(json.dumps(settings)).cells()}
+    assert Store(tmp_path).get(keys["chain-0/2"]).document == {"not_applicable": "a planted reason"}
+
+
+def test_not_applicable_is_a_result(tmp_path: Path) -> None:
     settings = {"inject": {"last": "not applicable"}}
-    outcome = run_toy(tmp_path, settings, workers)
+    outcome = run_toy(tmp_path, settings)
     assert "last" in outcome.computed
     import toy_work
 
@@ -144,9 +157,8 @@ def test_not_applicable_is_a_result(tmp_path: Path, workers: int) -> None:
     assert run_toy(tmp_path, settings).computed == []
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_what_this_machine_lacks_now_is_never_a_result(tmp_path: Path, workers: int) -> None:
-    outcome = run_toy(tmp_path, {"inject": {"chain-1/1": "unavailable"}}, workers)
+def test_what_this_machine_lacks_now_is_never_a_result(tmp_path: Path) -> None:
+    outcome = run_toy(tmp_path, {"inject": {"chain-1/1": "unavailable"}})
     assert outcome.unavailable == dict.fromkeys(("chain-1/1", "chain-1/2", "last"), "a planted lack")
     assert (outcome.failed, outcome.skipped, len(outcome.computed)) == ({}, {}, 8)
     later = run_toy(tmp_path, {})

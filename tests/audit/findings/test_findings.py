@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cheap_audits import without_forests
 
 import crushproof
 from crushproof.audit.plan.plan import Plan
@@ -33,7 +34,8 @@ PLAN: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def audit(tmp_path_factory: pytest.TempPathFactory) -> Audit:
-    return run_audit(Plan.model_validate(PLAN), Path(), tmp_path_factory.mktemp("few"), workers=0)
+    with without_forests():
+        return run_audit(Plan.model_validate(PLAN), Path(), tmp_path_factory.mktemp("few"), workers=0)
 
 
 def finding(audit: Audit, name: str) -> Any:
@@ -50,7 +52,8 @@ def test_a_candidate_under_few_shadows_is_compared_with_its_parent_under_as_few(
 
 def test_more_trained_shadows_than_training_free_ones_are_no_mistake(tmp_path: Path) -> None:
     plan = {**PLAN, "shadows": {"training_free": 2, "trained": 4}}
-    audit = run_audit(Plan.model_validate(plan), Path(), tmp_path, workers=0, only="prune80/membership")
+    with without_forests():
+        audit = run_audit(Plan.model_validate(plan), Path(), tmp_path, workers=0, only="prune80/membership")
     assert finding(audit, "prune80/membership").threat_model.budget == "4 shadow models"
 
 

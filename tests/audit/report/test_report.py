@@ -9,8 +9,8 @@ from pathlib import Path
 
 import judged_rows
 import pytest
+from cheap_audits import undrawn
 from synthetic_audit import HOSTILE, SCRIPT, synthetic_audit
-from undrawn import undrawn
 
 from crushproof.attacks.access import Flag
 from crushproof.attacks.membership.risk import AUC, TPR

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cheap_audits import undrawn
 from synthetic_audit import HOSTILE, SCRIPT, synthetic_audit
-from undrawn import undrawn
 
 from crushproof.attacks.measurement import Picture
 from crushproof.audit.report.html import render, to_html

@@ -39,7 +39,7 @@ from crushproof.targets.untrusted.model_file import CheckedOnnx, read_model_file
 from crushproof.training.loop import Training, train
 from crushproof.training.networks import Mlp
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("undrawn", "without_forests")
 ATTACKS = [
     {"kind": "evasion", "records": 30, "epsilons": [0.1], "parts": [{"kind": "pgd", "steps": 3}, "transfer"]},
     "membership",

@@ -336,6 +336,7 @@ def trained() -> nn.Module:
     return module
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_audit_of_a_wrapped_normed_float64_model_on_text_labels(trained: nn.Module) -> None:
     result = crushproof.audit_model(
         nn.DataParallel(trained.double()),

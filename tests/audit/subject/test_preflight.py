@@ -196,6 +196,7 @@ def wordy_training(module: nn.Module, x: Tensor, y: Tensor, seed: int) -> nn.Mod
     return module
 
 
+@pytest.mark.usefixtures("undrawn", "without_forests")
 def test_such_a_model_is_audited_with_its_own_training() -> None:
     train, test = records(80, 0), records(80, 1)
     model = wordy_training(Wordy(), train.x, train.y, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -38,9 +39,14 @@ from crushproof.targets.errors import CrushproofError, UnsafeInput
 Values = dict[str, Any]
 
 
+def link(source: str, target: str) -> None:
+    """Cells are links to the one audit's files: whoever forges one puts another file in its place."""
+    (os.link if "/cells/" in source else shutil.copy)(source, target)
+
+
 @pytest.fixture
 def forged(small_audit: Path, tmp_path: Path) -> Path:
-    shutil.copytree(small_audit, tmp_path / "audit")
+    shutil.copytree(small_audit, tmp_path / "audit", copy_function=link)
     return tmp_path / "audit" / "out"
 
 
@@ -170,7 +176,7 @@ OF_TIME = {
     "the time of the plan": lambda v: v["environment"]["record"].update(fixed="2020-01-01 00:00:00 UTC"),
     "the digest of the record": lambda v: v["environment"]["record"].update(digest="0" * 64),
 }
-JUDGED = ["a finding that is judged no more", "the verdict", "accuracy", "the release", *OF_TIME]
+JUDGED = ["a finding that is judged no more", "the verdict", *OF_TIME]
 
 
 @pytest.mark.parametrize("what", JUDGED)
@@ -372,6 +378,7 @@ def test_evidence_that_is_gone(forged: Path, made: Rebuilt, lost: str) -> None:
     if lost == "missing":
         shutil.rmtree(folder)
     else:
+        (folder / "document.json").unlink()
         (folder / "document.json").write_text("[]")
     assert lost in caught(forged)["evidence"]
 
