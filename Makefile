@@ -34,7 +34,8 @@ docs: $(VENV)/.test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 pytest: $(VENV)/.test
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -q  # in conftest's order, the longest files first
+	@# In conftest's order, the longest files first. What is compiled once serves the many processes that tests start.
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -q
 
 # All hostile inputs of the tests, then mutants with new seeds for MINUTES; one that fails is printed and kept in fuzz-failures.
 fuzz: $(VENV)/.test

@@ -6,7 +6,6 @@ own contract, where there is one. Imports run downwards only.
 
 from __future__ import annotations
 
-import ast
 import re
 import textwrap
 import tomllib
@@ -41,8 +40,8 @@ def sentence(module: str) -> str:
     """The first sentence of a module's docstring, or of a package's; nothing where there is no such module."""
     path = ROOT.joinpath(*module.split(".")[1:])
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    text = (ast.get_docstring(ast.parse(file.read_text())) or "") if file.is_file() else ""
-    return " ".join(text.partition("\n\n")[0].split())
+    found = re.match('"""(.*?)"""', file.read_text(), re.DOTALL) if file.is_file() else None
+    return " ".join(found[1].partition("\n\n")[0].split()) if found else ""
 
 
 def picture(pyproject: str) -> str:

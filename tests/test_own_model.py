@@ -18,12 +18,12 @@ EXAMPLE = Path(__file__).parent.parent / "examples" / "own_model"
 SMALLER = {
     "plan.yaml": (
         ("training_free: 16, trained: 16", "training_free: 4, trained: 4"),
-        ("epsilons: [0.02, 0.05], gate", "records: 40, epsilons: [0.02, 0.05], gate"),
+        ("epsilons: [0.02, 0.05], gate", "records: 20, parts: [pgd, transfer, square], epsilons: [0.02, 0.05], gate"),
         ("budgets: [20, 60]", "budgets: [20, 60], least_steps: 5, most_rounds: 1"),
     ),
     "audit_in_python.py": (
-        ('"training_free": 16, "trained": 16', '"training_free": 4, "trained": 4'),
-        ("epsilons=(0.02, 0.05), gate", "records=40, epsilons=(0.02, 0.05), gate"),
+        ('"training_free": 16, "trained": 16', '"training_free": 2, "trained": 2'),
+        ("epsilons=(0.02, 0.05), gate", 'records=15, parts=("pgd", "transfer"), epsilons=(0.02, 0.05), gate'),
         ("budgets=(20, 60)", "budgets=(20, 60), least_steps=5, most_rounds=1"),
     ),
 }
@@ -35,6 +35,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = tmp_path_factory.mktemp("example") / "own_model"
     shutil.copytree(EXAMPLE, copy, ignore=shutil.ignore_patterns("*.npz", "*.html", "__pycache__", "out"))
     runpy.run_path(str(copy / "make_data.py"), run_name="__main__")
+    model = copy / "my_model.py"
+    assert model.read_text().count("range(15)") == 1
+    model.write_text(model.read_text().replace("range(15)", "range(8)"))
     return copy
 
 

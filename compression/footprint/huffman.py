@@ -137,9 +137,8 @@ def code_lengths(counts: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.in
     for _ in range(LONGEST_CODE - 1):
         pairs = zip(merged[::2], merged[1::2], strict=False)
         merged = sorted([*coins, *((a + b, left + right) for (a, left), (b, right) in pairs)])
-    for _, symbols in merged[: 2 * len(used) - 2]:
-        np.add.at(lengths, list(symbols), 1)
-    return lengths
+    chosen = [symbol for _, symbols in merged[: 2 * len(used) - 2] for symbol in symbols]
+    return lengths + np.bincount(chosen, minlength=len(counts))
 
 
 def _canonical(lengths: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     import onnx
 
+FUSED = ("BiasGelu", "Gelu", "QuickGelu", "SkipLayerNormalization", "FusedMatMul", "FusedConv", "FusedGemm")
 # What a bias is added to: products, and the factor behind one of integers.
 PRODUCTS = ("MatMul", "FusedMatMul", "Gemm", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits", "Mul")
 
@@ -52,7 +53,8 @@ def _unfuse(graph: onnx.GraphProto, outer: onnx.GraphProto, ranks: dict[str, int
 def _parts(node: onnx.NodeProto, graph: onnx.GraphProto, ranks: dict[str, int]) -> list[onnx.NodeProto]:
     from onnx import helper, numpy_helper
 
-    made_by = {name: other.op_type for other in graph.node for name in other.output}
+    if node.op_type not in FUSED:
+        return []
     given, made = {item.name: helper.get_attribute_value(item) for item in node.attribute}, node.output[0]
     inputs = [*node.input, *[""] * 5]
 
@@ -94,6 +96,7 @@ def _parts(node: onnx.NodeProto, graph: onnx.GraphProto, ranks: dict[str, int]) 
         one, other = inputs[:2]
         if not inputs[4]:
             return [make("Add", [one, other], total), norm]
+        made_by = {name: maker.op_type for maker in graph.node for name in maker.output}
         if made_by.get(one) in PRODUCTS and made_by.get(other) not in PRODUCTS:  # whose bias it was
             one, other = other, one
         biased = make("Add", [other, inputs[4]], f"{made}/biased")

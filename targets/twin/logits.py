@@ -11,23 +11,31 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-Functions = tuple[Callable[..., Any], ...]
+Functions = frozenset[Callable[..., Any]]
 
-ALONG_CLASSES: Functions = (
-    *(torch.softmax, Tensor.softmax, F.softmax, torch.special.softmax),
-    *(torch.log_softmax, Tensor.log_softmax, F.log_softmax, torch.special.log_softmax),
+ALONG_CLASSES: Functions = frozenset(
+    (
+        *(torch.softmax, Tensor.softmax, F.softmax, torch.special.softmax),
+        *(torch.log_softmax, Tensor.log_softmax, F.log_softmax, torch.special.log_softmax),
+    )
 )
-EACH: Functions = (torch.sigmoid, Tensor.sigmoid, F.sigmoid, torch.special.expit, F.logsigmoid)
+EACH: Functions = frozenset((torch.sigmoid, Tensor.sigmoid, F.sigmoid, torch.special.expit, F.logsigmoid))
 # What may follow: it never puts two values of a record in another order, whatever numbers it is given ...
-RISING: Functions = (
-    *(torch.log, Tensor.log, torch.log1p, Tensor.log1p, torch.exp, Tensor.exp, torch.sqrt, Tensor.sqrt),
-    *(torch.clamp, Tensor.clamp, torch.clamp_min, Tensor.clamp_min, torch.clamp_max, Tensor.clamp_max, torch.clip),
-    *(torch.round, Tensor.round, torch.floor, Tensor.floor, torch.ceil, Tensor.ceil),
-    *(torch.flatten, Tensor.flatten, Tensor.view, Tensor.view_as, torch.reshape, Tensor.reshape, torch.squeeze),
-    *(Tensor.squeeze, Tensor.float, Tensor.double, Tensor.to, Tensor.contiguous, Tensor.clone, torch.clone),
+RISING: Functions = frozenset(
+    (
+        *(torch.log, Tensor.log, torch.log1p, Tensor.log1p, torch.exp, Tensor.exp, torch.sqrt, Tensor.sqrt),
+        *(torch.clamp, Tensor.clamp, torch.clamp_min, Tensor.clamp_min, torch.clamp_max, Tensor.clamp_max, torch.clip),
+        *(torch.round, Tensor.round, torch.floor, Tensor.floor, torch.ceil, Tensor.ceil),
+        *(torch.flatten, Tensor.flatten, Tensor.view, Tensor.view_as, torch.reshape, Tensor.reshape, torch.squeeze),
+        *(Tensor.squeeze, Tensor.float, Tensor.double, Tensor.to, Tensor.contiguous, Tensor.clone, torch.clone),
+    )
 )
-SHIFTS: Functions = (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, torch.sub, Tensor.sub, Tensor.__sub__)
-SCALES: Functions = (torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.div, Tensor.div, Tensor.__truediv__)
+SHIFTS: Functions = frozenset(
+    (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, torch.sub, Tensor.sub, Tensor.__sub__)
+)
+SCALES: Functions = frozenset(
+    (torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.div, Tensor.div, Tensor.__truediv__)
+)
 ROUNDED = 1 / 64  # a probability that is so near to another is that, rounded
 MOST_CLASSES = 100_000  # beyond it, it is no answer
 
@@ -58,8 +66,10 @@ class _Noting(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        named = dict(kwargs or {})
+        named = kwargs or {}
         result = func(*args, **named)
+        if self._result is None and func not in EACH and func not in ALONG_CLASSES:
+            return result  # nothing to follow yet: of nearly every call
         x: Any = args[0] if args else named.get("input")
         if func in EACH or (func in ALONG_CLASSES and _over_classes(x, args[1] if len(args) > 1 else named.get("dim"))):
             self._given, self._result = x, result

@@ -120,9 +120,10 @@ def test_replay_gives_the_same_bits(name: str, dense: nn.Module, members: Record
     assert recipe.trains == (name == "int4-adaptive-noise" or (name in TOUCHING and name not in without))
     before = copy.deepcopy(dense)
     state = torch.get_rng_state()
-    first = recipe.apply(dense, members, digits.bounds, seed=7)
+    few = members.take(torch.arange(300))
+    first = recipe.apply(dense, few, digits.bounds, seed=7)
     torch.manual_seed(123)  # whatever the process drew before must not matter
-    second = recipe.apply(dense, members, digits.bounds, seed=7)
+    second = recipe.apply(dense, few, digits.bounds, seed=7)
     torch.set_rng_state(state)
     assert same_state(first, second)
     assert same_state(dense, before)

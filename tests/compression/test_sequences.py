@@ -175,8 +175,8 @@ def test_recipes(name: str, plan: str, trained: dict[str, nn.Module], digits: Da
     shipped = OnnxTarget(to_onnx(candidate, SHAPE)).logits(x)
     assert float((shipped.argmax(1) == logits.argmax(1)).float().mean()) >= 0.995
     if "int8" in plan or plan == "chain":  # asked one at a time, as a dynamic file is: sums in the same order
-        alone = torch.cat([TorchTarget(candidate).logits(record) for record in x[:150].split(1)])
-        close = (shipped[:150] - alone).abs().amax(1) < 1e-3
+        alone = torch.cat([TorchTarget(candidate).logits(record) for record in x[:40].split(1)])
+        close = (shipped[:40] - alone).abs().amax(1) < 1e-3
         assert float(close.float().mean()) > 0.9  # in the others an activation on the edge of two codes took the other
     else:
         assert difference(shipped, logits) < 1e-4

@@ -17,7 +17,7 @@ from crushproof.targets.data.data import Data
 from crushproof.targets.model import TorchTarget
 
 WORDS, LENGTH = 50, 12
-N = 100
+N = 60
 RADII = (0.03, 0.05, 0.1, 0.15)
 
 

@@ -6,6 +6,7 @@ arguments; each line on standard output what came of it.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -13,7 +14,7 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,14 @@ def forked(root: Path) -> Iterator[Any]:
             yield run
         finally:
             process.stdin.close()
+
+
+@cache
+def shared(root: Path) -> Any:
+    """`forked`, by one process for as long as this one lives: the libraries that it loads take seconds."""
+    stack = contextlib.ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(forked(root))
 
 
 if __name__ == "__main__":

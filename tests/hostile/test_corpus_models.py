@@ -12,7 +12,7 @@ import hostile_signatures
 import hostile_weights
 import pytest
 from hostile_case import faults_of_all, thinned
-from hostile_child import forked
+from hostile_child import shared
 
 import crushproof
 from crushproof.audit.schema.read import read_audit
@@ -29,8 +29,8 @@ SURFACES = {  # how many of them are tried, and how many that is, at least
 @pytest.fixture(scope="module", autouse=True)
 def _quick_sandbox() -> Iterator[None]:
     """One process reads all models, a fork for each, in place of one that starts anew for each."""
-    with forked(Path(crushproof.__file__).parent) as run, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model_file, "run_limited", run)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model_file, "run_limited", shared(Path(crushproof.__file__).parent))
         yield
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hostile_child import forked
+from hostile_child import shared
 from hostile_mutants import SORTS, meet
 
 import crushproof
@@ -19,8 +19,8 @@ COUNTS = {"onnx": 60, "tflite": 60, "npz": 300, "safetensors": 300, "audit": 80,
 
 @pytest.fixture(scope="module", autouse=True)
 def _quick_sandbox() -> Iterator[None]:
-    with forked(Path(crushproof.__file__).parent) as run, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model_file, "run_limited", run)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model_file, "run_limited", shared(Path(crushproof.__file__).parent))
         yield
 
 

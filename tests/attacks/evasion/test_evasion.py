@@ -268,7 +268,7 @@ def test_a_record_does_not_depend_on_its_company(digits: Data, part: Perturber) 
 
 
 def test_same_seed_same_evidence_other_seed_another(digits: Data, dense: nn.Module) -> None:
-    attack = Evasion(epsilons=RADII, records=20, parts=(Pgd(steps=20), Apgd(steps=20), Square(queries=60)))
+    attack = Evasion(epsilons=RADII, records=12, parts=(Pgd(steps=8), Apgd(steps=8), Square(queries=30)))
     evidence, again = (attack.run(case_of(digits, dense), seed=0) for _ in range(2))
     assert again.arrays.keys() == evidence.arrays.keys()
     assert all((again.arrays[key] == evidence.arrays[key]).all() for key in evidence.arrays)
@@ -355,9 +355,9 @@ def test_hard_rounding_does_not_hide_adversarial_inputs(digits: Data, dense: nn.
     assert digits.members is not None
     hard = hard_round(dense, digits.members.x, straight_through=False)
     twin = hard_round(dense, digits.members.x, straight_through=True)
-    attack = Evasion(epsilons=(0.1, 0.15), records=60)
+    attack = Evasion(epsilons=(0.1,), records=50)
     of_dense = attack.run(case_of(digits, dense), seed=0)
-    crafted = craft(dense, digits.evaluation.take(torch.arange(60)), attack.epsilons, "linf", digits.bounds, seed=0)
+    crafted = craft(dense, digits.evaluation.take(torch.arange(50)), attack.epsilons, "linf", digits.bounds, seed=0)
     case = Case(
         deployed=TorchTarget(hard), twin=twin, native=hard, parent=dense, evaluation=digits.evaluation,
         ids=digits.evaluation_ids.numpy(), attacker=digits.attacker, bounds=digits.bounds, classes=10,
@@ -365,7 +365,7 @@ def test_hard_rounding_does_not_hide_adversarial_inputs(digits: Data, dense: nn.
     )  # fmt: skip
     of_hard = attack.run(case, seed=0)
     robust = {name: 1 - run.arrays["worst/0.1"].mean() for name, run in (("dense", of_dense), ("hard", of_hard))}
-    assert robust["hard"] <= robust["dense"] + 0.034  # two records
+    assert robust["hard"] <= robust["dense"] + 0.041  # two records
     assert of_dense.flags == {}
     assert of_dense.summary["union_flags"] == of_hard.summary["union_flags"] == []
     assert of_hard.summary["parts"] == ["pgd", "apgd-targeted", "diversified", "pgd-native", "transfer", "square"]
@@ -376,7 +376,7 @@ def test_hard_rounding_does_not_hide_adversarial_inputs(digits: Data, dense: nn.
     assert blind.summary["union_flags"] == ["no-gradient"]
     assert 1 - blind.arrays["worst/0.1"].mean() > 0.9
     walked = WALKS * (STEPS + 2)  # away from the first records
-    assert blind.ledger.forwards - walked <= 60 * 2 * FLAT_STARTS  # it spent no steps where none leads anywhere
+    assert blind.ledger.forwards - walked <= 50 * FLAT_STARTS  # it spent no steps where none leads anywhere
 
 
 def test_no_gradient_at_all(digits: Data, dense: nn.Module) -> None:

@@ -185,7 +185,7 @@ def test_no_point_beyond_the_linear_boundary_is_nearer(distance: Distance, seed:
     rivals = low + torch.rand(2000, 3, 5, generator=stream) * (high - low)
     rivals = torch.cat([rivals, torch.maximum(torch.minimum(center, high), low)[None]])
     better = ((slope * (rivals - x)).sum(2) >= gain) & (
-        torch.stack([norms(rival - center, distance) for rival in rivals]) < norms(found - center, distance) - 1e-3
+        norms((rivals - center).flatten(0, 1), distance).view(-1, 3) < norms(found - center, distance) - 1e-3
     )
     assert not better.any()
 

@@ -73,7 +73,7 @@ def invalid(x: Tensor, clean: Tensor, epsilon: float, norm: Norm, bounds: Bounds
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_every_part_stores_valid_records_only(norm: Norm) -> None:
     table = case(COLUMNS)
-    n = 60
+    n = 30
     records = table.evaluation.take(torch.arange(n))
     crafted = craft(table.twin or nn.Identity(), records, [0.15], norm, table.bounds, seed=0, steps=8)[0.15]
     assert invalid(crafted, records.x, 0.15, norm, table.bounds) == []
@@ -104,7 +104,7 @@ def test_held_features_alone_are_left_out_of_the_sum() -> None:
     assert robust[0] + 0.05 < robust[1]
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(st.integers(0, 2**31), st.integers(2, 4), st.floats(0.05, 1.3))
 def test_whole_numbers_are_rounded_to_the_nearest_inside(seed: int, d: int, epsilon: float) -> None:
     """Beside all points of the grid, counted out: never outside by anything, and at most the nearest but for one."""

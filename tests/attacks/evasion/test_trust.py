@@ -79,7 +79,7 @@ def test_honest_models_get_no_flag(digits: Data, dense: nn.Module, hardened: nn.
     grid = {"linf": (0.05, 0.1), "l2": (0.4, 0.8)}[norm]
     robust = {}
     for name, module in (("plain", dense), ("hardened", hardened)):
-        attack = Evasion.model_validate({"norm": norm, "epsilons": grid, "gate_epsilon": grid[1], "records": 80})
+        attack = Evasion.model_validate({"norm": norm, "epsilons": grid, "gate_epsilon": grid[1], "records": 50})
         evidence = attack.run(case_of(digits, module), seed=0)
         assert evidence.flags == {}
         assert evidence.summary["union_flags"] == []

@@ -282,7 +282,7 @@ def test_the_digits_model_is_extracted(digits: Data, dense: nn.Module) -> None:
     ids = digits.evaluation_ids.numpy()
     target = TorchTarget(dense)
     case = Case(target, dense, dense, dense, digits.evaluation, ids, digits.attacker, digits.bounds, digits.classes)
-    attack = Extraction(budgets=(150,), answers=("scores",), most_rounds=1, transfer_records=100)
+    attack = Extraction(budgets=(150,), answers=("scores",), most_rounds=1, transfer_records=50)
     evidence = attack.run(case, seed=0)  # more queries: benchmarks/extraction.py
     assert evidence.summary["fidelity"]["scores/150"] >= 0.93
     clean_errors = 1 - evidence.arrays["target_correct"].mean()

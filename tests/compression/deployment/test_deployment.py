@@ -27,6 +27,7 @@ from crushproof.targets.errors import InputError, NotApplicable, UnsafeInput
 from crushproof.targets.model import TorchTarget
 from crushproof.targets.runtimes.onnx import OnnxTarget, executed_operators
 from crushproof.targets.seeds import generator
+from crushproof.training.loop import Training, train
 from crushproof.training.networks import Mlp
 
 SHAPE = (1, 8, 8)
@@ -152,11 +153,24 @@ FORMATS = [
 
 
 @pytest.fixture(scope="module")
-def reformat(digits: Data, dense: nn.Module) -> Callable[[WeightFormat, str], nn.Module]:
-    """The digits CNN, every layer in one format; static activations calibrated on members."""
+def small(digits: Data) -> nn.Module:
+    """Of each sort of layer one: many formats are tried on it."""
+    assert digits.members is not None
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        *(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(16, 32, 3, padding=1, groups=2), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(128, 10)),
+    )
+    return train(module, digits.members, Training(epochs=6, learning_rate=5e-3), seed=0).eval()
+
+
+@pytest.fixture(scope="module")
+def reformat(digits: Data, small: nn.Module) -> Callable[[WeightFormat, str], nn.Module]:
+    """The small CNN, every layer in one format; static activations calibrated on members."""
     assert digits.members is not None
     x = digits.members.x[:256]
-    folded = fold_batch_norm(dense, x[:2])
+    folded = fold_batch_norm(small, x[:2])
     ranges: dict[str, tuple[float, float]] = {}
     paths = {layer: path for path, layer in folded.named_modules()}
     layers = called_layers(folded, x[:2])
@@ -205,7 +219,7 @@ def test_every_format_ships_and_agrees(
 
 @pytest.mark.parametrize("number", ["float16", "bfloat16"])
 def test_sixteen_bit_floats_ship_in_sixteen_bits(
-    digits: Data, dense: nn.Module, reformat: Callable[[WeightFormat, str], nn.Module], number: Any
+    digits: Data, small: nn.Module, reformat: Callable[[WeightFormat, str], nn.Module], number: Any
 ) -> None:
     module = reformat(WeightFormat(number), "float")
     certificate = certify(
@@ -214,7 +228,7 @@ def test_sixteen_bit_floats_ship_in_sixteen_bits(
     assert certificate.label_agreement == 1.0
     assert certificate.max_logit_difference < 1e-4
     layers = [layer for layer in module.modules() if isinstance(layer, QuantizedLayer)]
-    saved = len(to_onnx(fold_batch_norm(dense, noise(2, *SHAPE)), SHAPE)) - len(to_onnx(module, SHAPE))
+    saved = len(to_onnx(fold_batch_norm(small, noise(2, *SHAPE)), SHAPE)) - len(to_onnx(module, SHAPE))
     assert saved > 2 * sum(layer.codes.numel() for layer in layers) - 1500  # two bytes a weight, less the Casts
 
 

@@ -68,7 +68,7 @@ integers = st.sampled_from([(torch.int8, 8), (torch.int16, 16), (torch.int32, 32
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=70, deadline=None)
 @given(st.lists(st.one_of(few_values, sparse_values, any_values), max_size=3), st.lists(integers, max_size=3))
 def test_any_values_round_trip(floats: list[list[float]], whole: list[Tensor]) -> None:
     check_round_trip(Bag(*(torch.tensor(values, dtype=torch.float32) for values in floats), *whole))

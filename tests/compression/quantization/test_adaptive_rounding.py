@@ -25,7 +25,7 @@ def output_error(codes: Tensor, scale: Tensor, layer: nn.Module, group: int, x: 
     return float((output - wanted).square().mean())
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("bits", [2, 4])
 def test_adaptive_rounding_errs_less_on_inputs_it_has_not_seen(bits: Any, dense: nn.Module, members: Records) -> None:
     prepared, layers = prepare(dense, members, BOUNDS, 0)
     format = WeightFormat(bits=bits)
@@ -53,7 +53,7 @@ def test_adaptive_rounding_finds_the_best_of_all_roundings() -> None:
     """Correlated inputs, few enough weights to try every combination of up and down."""
     format = WeightFormat(bits=3)
     ranks: list[tuple[int, int]] = []
-    for seed in range(8):
+    for seed in range(5):
         layer = nn.Linear(6, 1, bias=False)
         layer.weight.data = random_like(seed + 100, 1, 6)
         x = random_like(seed + 200, 400, 1) + 0.3 * random_like(seed + 300, 400, 6)
@@ -88,7 +88,7 @@ def test_adaptive_rounding_saves_accuracy(
     fields: dict[str, Any], dense: nn.Module, members: Records, digits: Data
 ) -> None:
     def accuracy_with(rounding: str) -> float:
-        recipe = RECIPES.parse({"kind": "quantize", **fields, "rounding": rounding, "rounding_steps": 60})
+        recipe = RECIPES.parse({"kind": "quantize", **fields, "rounding": rounding, "rounding_steps": 40})
         return accuracy_of(recipe.apply(dense, members, digits.bounds, seed=0), digits)
 
     assert accuracy_with("adaptive") > accuracy_with("nearest") + 0.02

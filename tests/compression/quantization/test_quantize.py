@@ -193,12 +193,25 @@ def test_learned_scales_have_the_gradient_of_lsq() -> None:
 # -- sequences, and other layers --------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def brief(members: Records) -> dict[Callable[[], nn.Module], nn.Module]:
+    """Networks that read sequences, after two epochs."""
+    return {
+        network: train(Architecture("sequence", network).fresh(0), members, Training(epochs=2), seed=0)
+        for network in (digits_lstm, digits_transformer)
+    }
+
+
 @pytest.mark.parametrize("network", [digits_lstm, digits_transformer])
 @pytest.mark.parametrize("fields", [{}, {"weight_bits": 4, "rounding": "adaptive", "rounding_steps": 20}])
 def test_sequence_models_go_through(
-    network: Callable[[], nn.Module], fields: dict[str, Any], members: Records, digits: Data
+    network: Callable[[], nn.Module],
+    fields: dict[str, Any],
+    brief: dict[Callable[[], nn.Module], nn.Module],
+    members: Records,
+    digits: Data,
 ) -> None:
-    module = train(Architecture("sequence", network).fresh(0), members, Training(epochs=2), seed=0)
+    module = brief[network]
     recipe = RECIPES.parse({"kind": "quantize", "activations": "dynamic", "keep_ends_8bit": False, **fields})
     quantized = recipe.apply(module, members, digits.bounds, seed=0)
     if network is digits_lstm:

@@ -299,7 +299,7 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
 @pytest.mark.parametrize("name", FILES)
 def test_a_crafted_file_ends_with_one_paragraph(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(model_file, "SECONDS", 1)
+    monkeypatch.setattr(model_file, "SECONDS", 0 if name == "slow" else 1)  # and one for the process itself
     monkeypatch.setattr(model_file, "ROOM", 2**30)
     Path("secret").write_bytes(b"\x07" * 48)
     os.link("secret", "link")
