@@ -15,6 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
+from verdict_targets import adult as adult_arrays
+from verdict_targets import mnist as mnist_arrays
+from verdict_targets import tokens as token_arrays
 
 from crushproof.attacks.membership.case import ShadowSignals
 from crushproof.attacks.membership.population import PopulationPlan, masks
@@ -26,7 +30,7 @@ from crushproof.targets.model import TorchTarget, frozen_copy
 from crushproof.targets.seeds import derive
 from crushproof.training.architecture import Architecture
 from crushproof.training.loop import Training
-from crushproof.training.networks import Mlp
+from crushproof.training.networks import Mlp, TokenGru
 from crushproof.training.trainer import BuiltinTrainer
 
 SHADOWS, TARGETS = 64, 12
@@ -176,3 +180,26 @@ def digits(kept: Kept) -> World:
     records = Records(torch.cat([one.x for one in both]), torch.cat([one.y for one in both]))
     attacked, own = (records.take(torch.arange(*ends)) for ends in ((0, 1400), (1400, len(records))))
     return World("digits", attacked, own, Architecture("mlp", lambda: Mlp(64, 10)), Training(epochs=15), kept)
+
+
+def held_out(folder: Path, kept: Kept) -> list[World]:
+    """Worlds on which no constant of a score was chosen: a table, images and tokens, each trained far past its best."""
+
+    def world(name: str, arrays: Arrays, n: int, own: int, build: Callable[[], nn.Module], training: Training) -> World:
+        order = np.random.default_rng(1).permutation(len(arrays["y_train"]))[: n + own]
+        x = torch.from_numpy(arrays["x_train"][order]).float()
+        if x.dim() == 3:  # 28 x 28 as 14 x 14, so that models are trained side by side
+            x = F.avg_pool2d(x.unsqueeze(1), 2)
+        records = Records(x, torch.from_numpy(arrays["y_train"][order]).long())
+        attacked, rest = records.take(torch.arange(n)), records.take(torch.arange(n, n + own))
+        return World(name, attacked, rest, Architecture(name, build), training, kept)
+
+    table = adult_arrays(folder)
+    width = table["x_train"].shape[1]
+    long = Training(epochs=30, batch_size=64, learning_rate=5e-3, weight_decay=0.0)
+    words = Training(epochs=12, batch_size=32, learning_rate=5e-3, weight_decay=0.0)
+    return [
+        world("adult", table, 3000, 1000, lambda: Mlp(width, 2, (64,)), long),
+        world("mnist", mnist_arrays(folder), 3000, 1000, lambda: Mlp(196, 10, (64,)), long),
+        world("tokens", token_arrays(folder), 1600, 400, lambda: TokenGru(24, 4, 24), words),
+    ]

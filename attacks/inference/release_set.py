@@ -19,7 +19,7 @@ from ..membership import scores
 from ..membership.case import ShadowSignals
 from ..membership.population import PopulationPlan
 from ..membership.preparations import BlindScores, SignalsOfShadows, population_of, shadow_count, signals_of
-from ..membership.pseudo_targets import related
+from ..membership.shadow_sums import related
 from ..membership.signals import impossible, margin, margins_again
 from ..preparation import Audited, Basis, Inputs, Need, Preparation, Prepared, Ran, Results, Scope
 from ..risk import Metric

@@ -9,6 +9,7 @@ import numpy as np
 import scipy  # its parts load where they are first used: a worker needs few
 
 from .case import ShadowSignals
+from .shadow_sums import TINY, every, sums
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
@@ -19,7 +20,6 @@ WIDEST = 3.0  # standard deviations: beyond it a trend stays as it is, lest a fe
 BEYOND_CHANCE = 2.0
 MEDIAN_ERROR = 2.3  # root n times the standard error of the median of n squared normal numbers, as a share of it
 ALONE = 4.0  # degrees of freedom of a variance that no record shows, since it has one shadow of the sort
-TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Side:
     variance: Floats
 
 
-def bavaria(phi: Floats, signals: ShadowSignals, keep: Bools | None = None) -> Floats:
+def log_ratio(phi: Floats, signals: ShadowSignals, keep: Bools | None = None) -> Floats:
     """log p(phi | record inside) - log p(phi | outside), each a predictive Student t; float64 [t, n].
 
     BaVarIA (2026, arXiv:2603.11799) puts normal-inverse-gamma priors on a record's mean and variance, which makes LiRA
@@ -74,20 +74,6 @@ def bavaria(phi: Floats, signals: ShadowSignals, keep: Bools | None = None) -> F
         likelihoods.append(log_student(target, side.df, average + part * gap, scale2))
     result: Floats = np.where(known, likelihoods[0] - likelihoods[1], 0.0)
     return result
-
-
-def every(phi: Floats, signals: ShadowSignals) -> Bools:
-    """bool [t, k]: each target is compared with all shadows."""
-    return np.ones((len(phi), len(signals.phi)), dtype=bool)
-
-
-def sums(shadow: Floats, side: Bools, keep: Bools) -> tuple[Floats, Floats, Floats]:
-    """Of the shadows on one side: their number, mean and sum of squares around it, [t, n] each."""
-    weight, chosen = side.astype(float), keep.astype(float)
-    count = np.einsum("tk,kn->tn", chosen, weight)
-    mean = np.einsum("tk,kn->tn", chosen, weight * shadow) / np.maximum(count, 1)
-    squares = np.einsum("tk,kn->tn", chosen, weight * shadow**2) - count * mean**2
-    return count, mean, np.maximum(squares, TINY)
 
 
 def _fitted(sides: list[tuple[Floats, Floats, Floats]], centre: Floats, known: Bools) -> list[Side]:

@@ -9,6 +9,7 @@ import numpy as np
 from ..statistics.roc import placements, tpr_at_fpr
 from . import scores
 from .case import ShadowSignals
+from .shadow_sums import related
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
@@ -83,17 +84,6 @@ def score_all(
         chosen = keep[kind] if keep is not None else None
         found |= {f"{name}/{kind}": score(phi, signals, chosen) for name, score in scores.WITH_SHADOWS.items()}
     return found
-
-
-def related(targets: Bools, shadows: Bools) -> Bools:
-    """bool [t, k]: the shadow was trained on the target's own half of the records, or on exactly the other half.
-
-    The complement must go too: without it a record of the target's would be missing once more on the inside of the
-    shadows that are left, and their number alone would give its membership away.
-    """
-    agreement = (targets[:, None, :] == shadows[None, :, :]).sum(2)
-    result: Bools = (agreement == 0) | (agreement == targets.shape[1])
-    return result
 
 
 def tells_tpr(non_members: int) -> bool:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import scipy  # its parts load where they are first used: a worker needs few
 
-from .bavaria import bavaria, every, sums
+from .bavaria import log_ratio
 from .case import ShadowSignals
+from .shadow_sums import every, related, sums
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
@@ -22,6 +23,7 @@ Labels = np.ndarray[Any, np.dtype[np.int64]]
 Score = Callable[[Floats, ShadowSignals, Bools | None], Floats]
 
 PRIOR_RECORDS = 5  # how many records of a class the figures over all classes count for
+TRIED = 16  # shadows as pseudo-targets: for two weights the records of so many are plenty
 OWN_VARIANCE = 64  # shadows: from so many on LiRA takes each record's own variance, as its authors do
 
 
@@ -88,6 +90,55 @@ def rmia(phi: Floats, signals: ShadowSignals, keep: Bools | None = None) -> Floa
     reference = np.where(small, np.log(np.where(small, likely, 1.0)), np.log1p(-np.where(small, 0.0, unlikely)))
     mine: Floats = _log_probability(phi) - reference
     return mine
+
+
+def bavaria(phi: Floats, signals: ShadowSignals, keep: Bools | None = None) -> Floats:
+    """The log odds of membership by `log_ratio` and RMIA's ratio together, float64 [t, n]: a logistic regression on the
+    shadows' own memberships, each as a pseudo-target of the others, says how much either is worth.
+
+    Both are log likelihood ratios of one exponential family (Brännvall 2026, arXiv:2603.11799): `log_ratio` has a mean
+    and a variance for each record with and without it in training, the ratio one number for both, which is less, but
+    is known better. The first's odds are too sure of themselves where a record's gap is mostly noise (digits: 5.9 in
+    logarithm where 2.4 come true); weighed, they are what the shadows' memberships bear out.
+
+    Args:
+        phi: [t, n], the targets' margins.
+        keep: bool [t, k], the shadows each target may be compared with; None: all. A record without a shadow of either
+            sort among them scores 0.
+    """
+    keep = every(phi, signals) if keep is None else keep
+    chosen = keep.astype(float)
+    inside = chosen @ signals.inside
+    known = (inside >= 1) & (chosen.sum(1, keepdims=True) - inside >= 1)
+    parts = log_ratio(phi, signals, keep), rmia(phi, signals, keep)
+    start, *weights = _weights(signals)
+    weighed = sum((weight * part for weight, part in zip(weights, parts, strict=True)), np.full(phi.shape, start))
+    result: Floats = np.where(known, weighed, 0.0)
+    return result
+
+
+def _weights(signals: ShadowSignals) -> tuple[float, float, float]:
+    """A constant, and what `log_ratio` and RMIA's ratio are worth, of the log odds of the shadows' memberships.
+
+    (0, 1, 0) where leaving a pair out leaves no pair. No weight is below 0: either is evidence, if of anything.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    keep = ~related(signals.inside[:TRIED], signals.inside)
+    if (keep.sum(1) < 2).any():
+        return 0.0, 1.0, 0.0
+    phi, truth = signals.phi[:TRIED].astype(np.float64), signals.inside[:TRIED].ravel()
+    parts = np.stack([score(phi, signals, keep).ravel() for score in (log_ratio, rmia)], axis=1)
+    scale = np.maximum(np.sqrt((parts**2).mean(0)), 1e-12)
+    weights, used = np.zeros(2), [0, 1]
+    while used:  # a ridge of one record's worth: parts may be one another's multiples, or tell without an error
+        fitted = LogisticRegression(C=1.0, solver="newton-cholesky", tol=1e-8).fit(parts[:, used] / scale[used], truth)
+        weights[:] = 0.0
+        weights[used] = fitted.coef_[0] / scale[used]
+        if (weights >= 0).all():
+            return float(fitted.intercept_[0]), float(weights[0]), float(weights[1])
+        used = [one for one in used if weights[one] >= 0]
+    return 0.0, 1.0, 0.0
 
 
 def lira(phi: Floats, signals: ShadowSignals, keep: Bools | None = None) -> Floats:

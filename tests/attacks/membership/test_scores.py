@@ -11,12 +11,12 @@ from scipy import stats
 from scipy.optimize import brentq
 from scipy.special import digamma, polygamma
 
-from crushproof.attacks.membership.bavaria import bavaria, shrinkage, trigamma_inverse
+from crushproof.attacks.membership.bavaria import log_ratio, shrinkage, trigamma_inverse
 from crushproof.attacks.membership.case import ShadowSignals
 from crushproof.attacks.membership.population import masks
-from crushproof.attacks.membership.pseudo_targets import related
 from crushproof.attacks.membership.quantile import quantile
-from crushproof.attacks.membership.scores import WITH_SHADOWS, lira, loss, rmia
+from crushproof.attacks.membership.scores import WITH_SHADOWS, bavaria, lira, loss, rmia
+from crushproof.attacks.membership.shadow_sums import related
 from crushproof.attacks.statistics.ranking import auc
 from crushproof.targets.data.records import Records
 
@@ -53,7 +53,7 @@ def test_a_score_equals_a_loop_over_records(name: str) -> None:
         assert fast[j] == pytest.approx(expected[name], rel=1e-5, abs=1e-6)
 
 
-def test_bavaria_equals_a_loop_over_records() -> None:
+def test_the_log_ratio_equals_a_loop_over_records() -> None:
     """Record by record, with scipy's distributions; the priors by numpy's polynomials and a root finder."""
     phi, _, population = normal_signals(12, 60, 1.0, 0)
     found = {}
@@ -82,7 +82,7 @@ def test_bavaria_equals_a_loop_over_records() -> None:
     between = max(np.median((gap - expected) ** 2 / chance) / usual - 1 - 2 * 2.3 / math.sqrt(60), 0)
     share = (between / (1 + between)) ** 2
     posterior = expected + share * (gap - expected)
-    for j, score in enumerate(bavaria(phi, population)[0]):
+    for j, score in enumerate(log_ratio(phi, population)[0]):
         likelihood = {}
         for side, part in ((True, precise[False] / total), (False, -precise[True] / total)):
             scale2 = variance[side][j] + 1 / total[j] + part[j] ** 2 * share * chance[j]
@@ -120,6 +120,30 @@ def test_bavaria_finds_a_planted_leak_nearly_as_well_as_the_optimum_and_better_w
     assert abs(np.mean(null) - 0.5) < 0.02
     ours, *others = np.mean(few, axis=0)
     assert ours > max(others) + 0.01
+
+
+def test_bavarias_odds_are_what_the_shadows_bear_out() -> None:
+    """Margins with far tails, which make a normal model too sure of itself: how sure it may be is learnt on shadows."""
+    told: dict[str, list[np.ndarray]] = {"bavaria": [], "rmia": [], "alone": []}
+    for seed in range(6):
+        rng, inside, is_member = np.random.default_rng(seed), masks(600, 16, seed), np.arange(600) < 300
+        hard = rng.normal(2, 3, 600)
+        phi = (hard + 0.6 * inside + rng.standard_t(3, (16, 600))).astype(np.float32)
+        target = (hard + 0.6 * is_member + rng.standard_t(3, 600)).astype(np.float32)[None]
+        for name, score in (("bavaria", bavaria), ("rmia", rmia), ("alone", log_ratio)):
+            told[name].append(score(target, ShadowSignals(inside, phi))[0])
+        few = ShadowSignals(inside[:2], phi[:2])
+        assert np.array_equal(bavaria(target, few), log_ratio(target, few)), "two shadows leave no pseudo-target"
+    truth, found = np.tile(is_member, 6), {name: np.concatenate(some) for name, some in told.items()}
+
+    def slope(odds: np.ndarray) -> float:
+        """Of a logistic regression on log odds: 1 where they come true, below it where they are too sure."""
+        return float(brentq(lambda b: (odds * (truth - 1 / (1 + np.exp(-b * odds)))).sum(), 0.01, 10))
+
+    assert slope(found["alone"]) < 0.5
+    assert slope(found["bavaria"]) > 0.7
+    areas = {name: auc(some, truth).estimate for name, some in found.items()}
+    assert areas["bavaria"] > max(areas["rmia"], areas["alone"]) - 0.003
 
 
 def test_rmia_ranks_as_its_definition_and_keeps_its_digits() -> None:
