@@ -22,7 +22,7 @@ from ..membership import scores
 from ..membership.case import ShadowSignals
 from ..membership.population import PopulationPlan
 from ..membership.preparations import population_of
-from ..membership.pseudo_targets import related
+from ..membership.shadow_sums import related
 from ..membership.signals import SAME, impossible
 from ..preparation import Audited, Basis, Inputs, Ran, Results, Scope
 from ..risk import Metric

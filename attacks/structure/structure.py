@@ -24,7 +24,7 @@ from ..membership import scores
 from ..membership.case import ShadowSignals
 from ..membership.population import PopulationPlan
 from ..membership.preparations import BlindScores, population_of, shadow_count
-from ..membership.pseudo_targets import related
+from ..membership.shadow_sums import related
 from ..membership.signals import SAME
 from ..preparation import Audited, Basis, Deployed, Inputs, Need, Ran, Results, Scope, Weights
 from ..risk import Metric
