@@ -22,15 +22,18 @@ from crushproof.attacks.access import Ledger
 from crushproof.attacks.case import Case
 from crushproof.attacks.inference.attacked import Attacked
 from crushproof.attacks.inference.calibration import calibrated
+from crushproof.attacks.inference.choosing import over_shadows
 from crushproof.attacks.inference.exposure import log_odds, most_exposed
 from crushproof.attacks.inference.label_only import LabelOnly
+from crushproof.attacks.inference.probing import features
 from crushproof.attacks.inference.release_set import alone, chosen, together
+from crushproof.attacks.inference.sensitivity import scored
 from crushproof.attacks.inference.user_level import PersonCase, UserLevel, person_scores
 from crushproof.attacks.membership import scores
 from crushproof.attacks.membership.case import ShadowSignals
 from crushproof.attacks.membership.persons import masks_by_person
 from crushproof.attacks.membership.population import PopulationPlan, masks, plan_population
-from crushproof.attacks.membership.signals import margin, shadow_signals
+from crushproof.attacks.membership.signals import margin, replay, shadow_signals
 from crushproof.attacks.statistics.ranking import auc, tpr_at_fpr
 from crushproof.compression.recipe import RECIPES, work_of
 from crushproof.targets.data.data import Data
@@ -249,12 +252,50 @@ def mislabelled() -> list[Row]:
     ]
 
 
+def steadiness(seeds: int) -> list[Row]:
+    """Planted: shadows that answer more steadily on what they know; null; and pruned nets on digits."""
+    rows, n = [], 300
+    for what, gap in (("planted, steadier by a deviation", 1.0), ("null", 0.0)):
+        found: dict[str, list] = {}
+        for seed in range(seeds):
+            stream, inside = np.random.default_rng(seed), masks(n, K, seed)
+            truth = np.arange(n) < n // 2
+            both = np.vstack([inside, truth])
+            known = stream.normal(size=(K + 1, n, 6)).astype(np.float32)
+            known[:, :, 1] -= gap * both
+            for name, score in scored(known[-1], known[:-1], inside, seed)[0].items():
+                found.setdefault(name, []).append(auc(score, truth))
+        for name, ones in found.items():
+            if gap:
+                mean = float(np.mean([one.estimate for one in ones]))
+                rows.append(Row(f"steadiness, {name}", f"{what}, {seeds} seeds: AUC", mean, ""))
+            else:
+                share = 100 * float(np.mean([one.low <= 0.5 <= one.high for one in ones]))
+                rows.append(Row(f"steadiness, {name}", f"null, {seeds} seeds: AUC holds .5", share, "%"))
+    data = load_digits(0)
+    plan = plan_population(data, K, seed=0)
+    shadows = BuiltinTrainer(Training(epochs=40)).fit(
+        TrainingJob(MLP, plan.records, [plan.subset(at) for at in range(K)], plan.seeds, CPU)
+    )
+    pruned = {"kind": "prune", "sparsity": 0.8, "fine_tune": {"epochs": 10, "learning_rate": 4e-3}}
+    for what, modules in (
+        ("dense", shadows),
+        ("pruned", replay(plan, shadows, recipe=RECIPES.parse(pruned), bounds=data.bounds)),
+    ):
+        known = np.stack([features(TorchTarget(one), plan.targets, data, 8, seed=0) for one in modules])
+        for name, one in over_shadows(scored(known[0], known, plan.inside, 0)[1], plan.inside).items():
+            rows.append(
+                Row(f"steadiness, {name}", f"digits, {what}, mean of {K} shadows as targets: AUC", one.auc_mean, "")
+            )
+    return rows
+
+
 def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("--seeds", type=int, default=1000)
     given = options.parse_args()
     torch.set_num_threads(1)
-    publish([*levels(given.seeds), *mislabelled(), *end_to_end()], given.json)
+    publish([*levels(given.seeds), *mislabelled(), *steadiness(given.seeds // 10), *end_to_end()], given.json)
 
 
 if __name__ == "__main__":

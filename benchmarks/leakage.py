@@ -5,7 +5,7 @@
 Planted: three digits (8x8), and three MNIST images, exact, scaled to uint8, features permuted, both together, in each
 of the kinds of places below. Clean: 20 files of nets of various makes, trained on digits and compressed. Rebuilt: the
 weights of those that are held in integers, beside what their scales say that rounding does. Parents: which of ten
-models a file came from. Large: 100 MB of random
+models a file came from. Ranges: whose activation those of 20 static 8-bit files end at. Large: 100 MB of random
 float32 weights with five images planted, against the 60,000 of MNIST. CPU seconds, one thread.
 """
 
@@ -19,6 +19,7 @@ import resource
 import tempfile
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -28,6 +29,7 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save
 from torch import Tensor, nn
 
+from crushproof.attacks.reconstruction.calibration import Calibration, Known, told
 from crushproof.attacks.reconstruction.fingerprint import fingerprint
 from crushproof.attacks.reconstruction.rebuild import rebuild
 from crushproof.attacks.reconstruction.rows import Rows
@@ -38,8 +40,10 @@ from crushproof.compression.recipe import RECIPES
 from crushproof.targets.data.digits import load_digits
 from crushproof.targets.data.records import Records
 from crushproof.training.loop import Training, train
+from crushproof.training.networks import digits_mlp
 
 IDS = [3, 77, 500]
+SEEDS = 20  # of nets with ranges
 RECIPE_SET = (
     {"kind": "quantize", "weight_bits": 8},
     {"kind": "quantize", "weight_bits": 4, "keep_ends_8bit": False},
@@ -239,6 +243,40 @@ def large(x: Tensor) -> list[Row]:
     ]
 
 
+def ranges() -> list[Row]:
+    """Which member's activation a range ends at: nets calibrated on members, on others, on noise, and clipped."""
+    digits, rows = load_digits(), []
+    assert digits.members is not None
+    members, others = digits.members, digits.evaluation
+    ways: dict[str, tuple[Records, dict[str, object]]] = {
+        "min-max, members": (members, {}),
+        "min-max, records of others": (digits.attacker, {}),
+        "noise": (members, {"calibration_inputs": "noise"}),
+        "99th percentile, members": (members, {"calibration": "percentile", "percentile": 99.0}),
+    }
+    counts: dict[str, list[tuple[int, int, int]]] = {}
+    for seed in range(SEEDS):
+        module = train(digits_mlp(), members, Training(epochs=5), seed=seed)
+        dense = to_onnx(module, digits.shape)
+        for name, (own, settings) in ways.items():
+            recipe = RECIPES.parse({"kind": "quantize", "weight_bits": 8, **settings})
+            file = to_onnx(recipe.apply(module, own, digits.bounds, seed=seed), digits.shape)
+            case = SimpleNamespace(shipped=file, prepared=Known(dense, members.x, others.x))
+            found = Calibration().run(case, seed=0)
+            named = found.arrays["record"][told(found)]
+            used = recipe.calibration_set(module, members, digits.bounds, seed)
+            right = [bool((used == members.x[at]).flatten(1).all(1).any()) for at in named.tolist()]
+            counts.setdefault(name, []).append((len(named), sum(right), len(found.arrays["record"])))
+    for name, ones in counts.items():
+        named, right, looked = (sum(one) for one in zip(*ones, strict=True))
+        # a third are of the input, whose range follows from the bounds and which white pixels of many records reach
+        wanted = {"target": 0.95 * looked * 2 / 3, "better": "higher"} if name == "min-max, members" else {"target": 0}
+        rows.append(Row("ranges of one record", f"{name}: of {looked} in {SEEDS} nets", named, "named", **wanted))
+        if named:
+            rows.append(Row("of them calibrated on", name, right, "right", target=named, better="higher"))
+    return rows
+
+
 def main() -> None:
     options = parser(__doc__ or "").parse_args()
     warnings.filterwarnings("ignore")
@@ -257,7 +295,8 @@ def main() -> None:
         known = rows_of(few)
         assert known is not None
         results.append(planted("MNIST", few, known))
-    results += [planted("digits", digits.members.x, rows), *clean(digits.members, rows), *parents(digits.members)]
+    results += [planted("digits", digits.members.x, rows), *clean(digits.members, rows)]
+    results += [*parents(digits.members), *ranges()]
     publish(results, options.json)
 
 

@@ -4,7 +4,8 @@
 
 Digits, 32 MLPs, each trained on half of the 1,198 attacked records; every one is the target once, judged by the others
 but its complement. Planted: masks in which a unit is kept for each record that was trained on. Nulls: 1,000 masks that
-were drawn without looking at the records; the share of the AUC's 95 % intervals that hold .5.
+were drawn without looking at the records; the share of the AUC's 95 % intervals that hold .5; and 20 pruned nets that
+were trained on none of them.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from crushproof.attacks.membership import scores
 from crushproof.attacks.membership.case import ShadowSignals
 from crushproof.attacks.membership.infer import Population, train_shadows
 from crushproof.attacks.statistics import ranking
-from crushproof.attacks.structure.infer import Sees, book, by_book, signals
+from crushproof.attacks.structure.infer import Sees, book, by_book, infer_from_structure, signals
+from crushproof.compression.recipe import RECIPES
 from crushproof.targets.data.digits import load_digits
-from crushproof.training.loop import Training
+from crushproof.targets.data.records import Records
+from crushproof.training.loop import Training, train
 from crushproof.training.networks import digits_mlp
 
-SHADOWS = 32
+SHADOWS, NULLS = 32, 20
 CASES: tuple[tuple[str, Sees, dict[str, object] | None], ...] = (
     ("mask, 80 % pruned", "mask", {"kind": "prune", "sparsity": 0.8}),
     ("mask, 95 % pruned", "mask", {"kind": "prune", "sparsity": 0.95}),
@@ -74,6 +77,21 @@ def planted(inside: np.ndarray) -> Row:
     return Row("planted", "half a standard deviation", mean, "AUC", target=0.6, better="higher")
 
 
+def unrelated(population: Population, rest: Records) -> Row:
+    """Masks of nets that were trained on none of the records, members by a coin, through the whole attack."""
+    known, held = signals(population, "mask"), 0
+    recipe, n = RECIPES.parse(dict(CASES[0][2] or {})), known.inside.shape[1]
+    stream = np.random.default_rng(2)
+    for seed in range(NULLS):
+        own = rest.take(torch.from_numpy(stream.permutation(len(rest))[:500]))
+        module = train(digits_mlp(), own, Training(epochs=10), seed=seed)
+        pruned = recipe.apply(module, own, population.bounds, seed=seed)
+        score = infer_from_structure(pruned, population, "mask").scores
+        found = ranking.auc(score, stream.permutation(n) < n // 2)
+        held += found.low <= 0.5 <= found.high
+    return Row("mask alone", f"null, {NULLS} nets that saw none: AUC holds .5", held, "", target=17, better="higher")
+
+
 def main() -> None:
     options = parser(__doc__ or "").parse_args()
     torch.set_num_threads(1)
@@ -85,8 +103,12 @@ def main() -> None:
     population = train_shadows(digits_mlp(), x, y, shadows=SHADOWS, training=Training(epochs=40))
     inside = population.signals.inside
     rows = [measured("whole model", "not compressed", aucs(population.signals.phi, inside))]
+    rest = Records(
+        torch.cat([digits.members.x[n:], digits.attacker.x]), torch.cat([digits.members.y[n:], digits.attacker.y])
+    )
     for setting, sees, recipe in CASES:
         own = population if recipe is None else population.replay(recipe)
+        rows += [unrelated(own, rest)] if setting == CASES[0][0] else []
         found = by_books(own) if sees == "book" else aucs(signals(own, sees).phi, inside)
         rows.append(measured(f"{sees} alone", setting, found))
     publish([*rows, nulls(inside, len(x)), planted(inside)], options.json)

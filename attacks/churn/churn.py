@@ -19,7 +19,8 @@ from ..measurement import Measurement
 from ..preparation import Audited, Basis, Need, Ran, Results, Scope
 from ..risk import Metric, Risk
 from .measure import IDENTIFIED_RECORDS, LOW_MARGIN, NEGATIVE, WORST, compressed_from, measure_churn
-from .risk import CHURN, CHURN_RISK, IDENTIFIED, LOW_MARGIN_FLIPS, NEGATIVE_FLIPS, WORST_GROUP
+from .overflow import OVERFLOW, Overflow, overflow_run
+from .risk import CHURN, CHURN_RISK, IDENTIFIED, LOW_MARGIN_FLIPS, NEGATIVE_FLIPS, OVERFLOWN, WORST_GROUP
 
 
 @ATTACKS.register
@@ -38,16 +39,25 @@ class Churn(Attack):
 
     kind: Literal["churn"] = "churn"
     risk: ClassVar[Risk] = CHURN_RISK
-    metrics: ClassVar[tuple[Metric, ...]] = (CHURN, WORST_GROUP, NEGATIVE_FLIPS, LOW_MARGIN_FLIPS, IDENTIFIED)
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        CHURN,
+        WORST_GROUP,
+        NEGATIVE_FLIPS,
+        LOW_MARGIN_FLIPS,
+        IDENTIFIED,
+        OVERFLOWN,
+    )
 
     def runs(self, model: Audited, scope: Scope) -> tuple[Run, ...]:
-        return (Run(uses_parent=False, effort=Effort(answers=len(scope.data.evaluation_ids))),)
+        own = Run(uses_parent=False, effort=Effort(answers=len(scope.data.evaluation_ids)))
+        return (own, *overflow_run(model, scope))
 
     def details(self, model: Audited) -> tuple[str, ...]:
-        return ("", WORST, NEGATIVE, LOW_MARGIN, *((IDENTIFIED_RECORDS,) if model.is_dense else ()))
+        return ("", WORST, NEGATIVE, LOW_MARGIN, *((IDENTIFIED_RECORDS,) if model.is_dense else (OVERFLOW,)))
 
     def reads(self, model: Audited, scope: Scope) -> tuple[Need, ...]:
-        return (*super().reads(model, scope), *(Ran(name) for name in compressed_from(model, scope)))
+        others = [Ran(name) for name in compressed_from(model, scope)]
+        return (*super().reads(model, scope), *others, *(Ran(model.name, OVERFLOW) for _ in overflow_run(model, scope)))
 
     def form(self, model: Audited, scope: Scope) -> Form:
         n = len(scope.data.evaluation_ids)
@@ -74,7 +84,8 @@ class Churn(Attack):
         return Evidence(arrays, {}, ledger=Ledger(queries=len(predicted)))
 
     def measure(self, results: Results) -> list[Measurement]:
-        return measure_churn(results)
+        overflown = Overflow().measure(results) if overflow_run(results.model, results.scope) else []
+        return [*measure_churn(results), *overflown]
 
     def follows(self, evidence: Evidence, basis: Basis) -> list[str]:
         right = evidence.arrays["correct"]

@@ -47,6 +47,15 @@ IDENTIFIED = Metric(
     meaning="Share of records that most of the models compressed from this one decide otherwise than it does, whatever "
     "the method: rare and mislabelled ones, as a rule.",
 )
+OVERFLOWN = Metric(
+    name="overflown_decisions",
+    title="Decisions changed by overflow",
+    subject="the share of decisions that overflowing products change",
+    unit="percent",
+    better="lower",
+    meaning="Share of records on which the 8-bit file decides otherwise in ONNX Runtime's default kernels, on a "
+    "processor without VNNI, than its integers say: sums of two products overflow 16 bits there.",
+)
 
 CHURN_RISK = Risk(
     name="churn",

@@ -45,6 +45,7 @@ def figures_of(name: str, title: str, attacker: str, what: str = "records") -> F
 
 LABELS = figures_of("label_only", "Members exposed by labels alone", "by the answered labels alone")
 RELEASE = figures_of("release_set", "Members exposed by all versions", "by all released versions together")
+SENSITIVITY = figures_of("sensitivity", "Members exposed by steadiness", "by how answers move with their inputs")
 PERSONS = figures_of("user_level", "Persons exposed", "from all records of a person together", "persons")
 
 EXPOSED = Metric(

@@ -16,6 +16,7 @@ from ...compression.lineage.graphs import compare_structures
 from ...compression.lineage.limits import Limit
 from ...compression.lineage.matched import match
 from ...compression.lineage.ranges import feeds
+from ...targets.data.data import Data
 from ...targets.errors import NotApplicable, failing_as_not_applicable
 from ...targets.form import Array, Arrays, Document, Form, require
 from ...targets.interface.preprocessing import Preprocessing
@@ -110,6 +111,9 @@ class Calibration(Attack):
 
     def unfit(self, scope: Scope) -> str | None:
         return "no training records" if scope.data.members is None else None
+
+    def usual(self, data: Data) -> bool:
+        return data.members is not None
 
     def runs(self, model: Audited, scope: Scope) -> tuple[Run, ...]:
         if model.is_dense or model.parent is None or scope.data.members is None:

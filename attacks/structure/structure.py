@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -55,14 +55,15 @@ class StructureCase:
     """What the attack finds in `Case.prepared`: the records, what shadows' structures say, and what the file's does.
 
     Args:
-        inside: bool [k, n]; known: of shadows, by `told_by`, [k, ...]; own: of the file, [...].
+        inside: bool [k, n]; known: of shadows, by `told_by`, [k, ...].
+        read: gives the same of the file, [...]; whoever has no model to read it with does not call it.
     """
 
     sees: Kind
     population: PopulationPlan
     inside: Bools
     known: np.ndarray[Any, Any]
-    own: np.ndarray[Any, Any]
+    read: Callable[[], np.ndarray[Any, Any]]
 
 
 @ATTACKS.register
@@ -130,9 +131,11 @@ class Structure(OnMembers):
         given = case.prepared
         if not isinstance(given, StructureCase):
             raise NotApplicable(NEITHER)
-        if not (np.isfinite(given.own).all() and np.isfinite(given.known).all()):
+        with failing_as_not_applicable("the file's weights cannot be read beside the dense model's"):
+            own = given.read()
+        if not (np.isfinite(own).all() and np.isfinite(given.known).all()):
             raise NotApplicable("the structure of the model or of a shadow answers with numbers that are not finite")
-        return _evidence(given)
+        return _evidence(own, given)
 
     def measure(self, results: Results) -> list[Measurement]:
         model, scope = results.model, results.scope
@@ -162,14 +165,14 @@ class Structure(OnMembers):
 
     def asked_again(self, evidence: Evidence, case: Case) -> list[str]:
         given, seen = case.prepared, evidence.arrays["seen"]
-        same = isinstance(given, StructureCase) and np.allclose(given.own, seen, rtol=SAME, atol=SAME)
+        same = isinstance(given, StructureCase) and np.allclose(given.read(), seen, rtol=SAME, atol=SAME)
         return [] if same else ["the structure of the file is another"]
 
     def follows(self, evidence: Evidence, basis: Basis) -> list[str]:
         given = basis.prepared()
         if not isinstance(given, StructureCase):
             return []
-        again = _evidence(replace(given, own=evidence.arrays["seen"]))
+        again = _evidence(evidence.arrays["seen"], given)
         wrong = [
             f"{name} is not what follows from the structures"
             for name, one in again.arrays.items()
@@ -199,13 +202,15 @@ def _structures(model: Audited, scope: Scope) -> StructuresOfShadows | None:
 
 def _prepare(model: str, structures: StructuresOfShadows, inputs: Inputs) -> StructureCase:
     parent = structures.parent.name
-    shipped, dense = inputs.case(model).shipped, inputs.case(parent).shipped
+
+    def read() -> np.ndarray[Any, Any]:
+        module = inputs.weights(parent)
+        found = weights_in(inputs.case(model).shipped, inputs.case(parent).shipped, module)
+        return told_by(filled(module, found), structures.sees, population)
+
     population, first = population_of(inputs.scope), slice(enough_for_all(inputs.scope))
     arrays = inputs.prepared(structures).arrays
-    with failing_as_not_applicable("the file's weights cannot be read beside the dense model's"):
-        module = inputs.weights(parent)
-        own = told_by(filled(module, weights_in(shipped, dense, module)), structures.sees, population)
-    return StructureCase(structures.sees, population, arrays["inside"][first], arrays["seen"][first], own)
+    return StructureCase(structures.sees, population, arrays["inside"][first], arrays["seen"][first], read)
 
 
 def scored(
@@ -224,10 +229,10 @@ def scored(
     return {name: scores.WITH_SHADOWS[name](targets, signals, keep) for name in NAMES["mask"]}
 
 
-def _evidence(given: StructureCase) -> Evidence:
+def _evidence(own: np.ndarray[Any, Any], given: StructureCase) -> Evidence:
     """All that follows from what the structures say."""
     known, inside, sees = given.known, given.inside, given.sees
-    found = scored(given.own[None], known, inside, np.ones((1, len(known)), dtype=bool), sees)
+    found = scored(own[None], known, inside, np.ones((1, len(known)), dtype=bool), sees)
     keep, names = ~related(inside, inside), NAMES[sees]
     figures = over_shadows(scored(known, known, inside, keep, sees), inside)
     headline = best(figures, names)
@@ -236,7 +241,7 @@ def _evidence(given: StructureCase) -> Evidence:
         {
             "ids": given.population.ids,
             "is_member": given.population.is_member,
-            "seen": given.own,
+            "seen": own,
             **{f"score/{name}": one[0] for name, one in found.items()},
         },
         {

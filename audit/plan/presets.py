@@ -54,6 +54,7 @@ ATTACK_PRESETS: dict[str, list[dict[str, Any]]] = {
         {"kind": "release-set"},
         {"kind": "user-level"},
         {"kind": "structure"},
+        {"kind": "sensitivity"},
         {"kind": "extraction", "budgets": [50, 150, 500, 1500]},
         {"kind": "churn"},
         {"kind": "leakage"},

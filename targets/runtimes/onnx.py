@@ -49,6 +49,8 @@ class OnnxTarget:
         together: for timing alone. A file with dynamic quantisation measures ranges over all that are asked at once, so
             that an answer would depend on who else asks: such a file is asked one record at a time (a fixed batch is
             filled with copies of it), unless this is set.
+        exactly: products of bytes are exact on every processor (`exact_products`); else what its default kernels make
+            of them.
 
     Raises:
         InputError: there is no such file, or its input or output is not that of a classifier.
@@ -64,12 +66,13 @@ class OnnxTarget:
         *,
         output: str | None = None,
         together: bool = False,
+        exactly: bool = True,
     ) -> None:
         checked = check_onnx(_read(model) if isinstance(model, Path) else model)
         self._input, self._output = check_ports(checked.inputs, checked.outputs, output)
         self._alone = not together and checked.measures_ranges
         self._at_once = checked.facts.at_once
-        self._session = _session(checked, threads, provider=provider)
+        self._session = _session(checked, threads, provider=provider, exactly=exactly)
         self.queries = 0
 
     def logits(self, x: Tensor) -> Tensor:
@@ -122,7 +125,12 @@ def _read(path: Path) -> bytes:
 
 
 def _session(
-    checked: CheckedOnnx, threads: int, optimised: Path | None = None, provider: str = "CPUExecutionProvider"
+    checked: CheckedOnnx,
+    threads: int,
+    optimised: Path | None = None,
+    provider: str = "CPUExecutionProvider",
+    *,
+    exactly: bool = True,
 ) -> Any:
     import onnxruntime
 
@@ -135,6 +143,8 @@ def _session(
     if optimised is not None:
         options.optimized_model_filepath = str(optimised)
     try:
-        return onnxruntime.InferenceSession(exact(checked), options, providers=[provider])
+        return onnxruntime.InferenceSession(
+            exact(checked) if exactly else checked.usable, options, providers=[provider]
+        )
     except Exception as error:  # the runtime's exception types have no common base
         raise UnsafeInput(f"ONNX Runtime refuses the model: {reason(error)}") from None

@@ -48,7 +48,7 @@ class Known:
 
 def measured(data: Any, found: dict[str, Evidence], name: str, *baselines: str) -> dict[str, Measurement]:
     models = {one: SimpleNamespace(is_dense=one == "dense", baselines=("dense",) * (one != "dense")) for one in found}
-    model = SimpleNamespace(name=name, baselines=baselines, is_dense=name == "dense")
+    model = SimpleNamespace(name=name, baselines=baselines, is_dense=name == "dense", recipe=SimpleNamespace(bits=32))
     results: Any = Known(SimpleNamespace(data=data, models=models), model, found)
     return {one.detail: one for one in Churn().measure(results)}
 
