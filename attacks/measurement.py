@@ -22,9 +22,26 @@ Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
 @dataclass(frozen=True)
 class Rate:
-    """A share of records: bool [n]."""
+    """A share of records: bool [n].
+
+    Args:
+        among: how many shares it was chosen from by looking at them: the interval holds whichever it is (Bonferroni).
+    """
 
     successes: Bools
+    among: int = 1
+
+
+@dataclass(frozen=True)
+class GroupRates:
+    """A share of the records of each of several classes and groups; two of them are compared where it fell most.
+
+    Args:
+        successes: bool [n]; masks: bool [n] by the name of the class or group, one at least.
+    """
+
+    successes: Bools
+    masks: Mapping[str, Bools]
 
 
 @dataclass(frozen=True)
@@ -95,7 +112,7 @@ class AtLeast:
     n: int
 
 
-Outcome = Rate | Mean | Auc | TprAtFpr | Found | AtLeast
+Outcome = Rate | GroupRates | Mean | Auc | TprAtFpr | Found | AtLeast
 
 
 @dataclass(frozen=True)

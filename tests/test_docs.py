@@ -186,6 +186,7 @@ def search_of(data: Data, module: nn.Module, part: Any, n: int = 60) -> Search:
         among=torch.ones(n, dtype=torch.bool), seed=0, ledger=Ledger(),
     )  # fmt: skip
     part.perturb(search, case)
+    search.close()
     return search
 
 

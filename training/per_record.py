@@ -1,25 +1,24 @@
 """The gradient of each record by itself, clipped and summed over records: what DP-SGD takes its steps from.
 
-`clipped_sum` is for any module: torch.func's gradients over vmap. `stacked_clipping` is for many small models side by
-side: one pass through all of them, forwards and backwards, gives what goes into each layer and what comes back, from
-which a record's part of a weight's gradient follows (Goodfellow 2015, arXiv:1510.01799, for linear layers; Rochette et
-al. 2019, arXiv:1912.06015, for convolutions; Bu et al. 2023, arXiv:2210.00038, on doing it once).
+`clipped_sum` is for any module: torch.func's gradients over vmap. `stacked_clipping` is for many small models: one pass
+through each, or through all of them side by side, forwards and backwards, gives what goes into each layer and what
+comes back, from which a record's part of a weight's gradient follows (Goodfellow 2015, arXiv:1510.01799, for linear
+layers; Rochette et al. 2019, arXiv:1912.06015, for convolutions; Bu et al. 2023, arXiv:2210.00038, on doing it once).
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
-from torch.nn.grad import conv1d_weight, conv2d_weight
 
 from ..targets.data.records import Records
+from .per_record_layers import CONVOLUTIONS, Backward, Forward, made
 
 GRADIENT_FLOATS = 2**26  # per-record gradients held at once (256 MiB); fixed, so that float sums are too
 CHUNK = 256  # records whose gradients are computed side by side, at most
@@ -77,40 +76,50 @@ def stacked_clipping(module: nn.Module, weights: Weights, x: Tensor) -> Clipping
     return clipping if clipping is not None and _alike(module, weights, x) else None
 
 
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """What one layer has of the gradients of each record.
-
-    Args:
-        squares: float32 [b, k], its part of the squared norm.
-        summed: from a factor of each record, float32 [b, k], the sums by the names of its own parameters, [k, *shape].
-    """
-
-    squares: Tensor
-    summed: Callable[[Tensor], dict[str, Tensor]]
-
-
-Backward = Callable[[Tensor, Tensor], _Part]
-"""(what the layer kept of its inputs, gradient of its outputs [b, k * channels, ...]) -> its part."""
-
-
 class _Layer(nn.Module):
     """A layer of k models on [b, k * channels, ...], one model's channels after another's, which keeps what it met."""
 
-    def __init__(self, name: str, apply: Callable[[Tensor], tuple[Tensor, Tensor]], backward: Backward) -> None:
+    def __init__(self, name: str, apply: Forward, backward: Backward) -> None:
         super().__init__()
         self.name, self.apply_to, self.backward = name, apply, backward
-        self.kept: list[tuple[Tensor, Tensor]] = []
+        self.kept: list[tuple[Any, Tensor]] = []
 
     def forward(self, x: Tensor) -> Tensor:
         y, kept = self.apply_to(x)
         if not y.requires_grad:
             y.requires_grad_()  # the first layers: nothing before them has a gradient
-        self.kept.append((kept.detach(), y))
+        self.kept.append((kept.detach() if isinstance(kept, Tensor) else kept, y))
         return y
 
 
 def _assembled(module: nn.Module, weights: Weights) -> Clipping | None:
+    """None where a layer is of no known kind.
+
+    On a processor a convolution of one model on many records takes half as long as one of many models on a few each.
+    """
+    found = None
+    if next(iter(weights.values())).device.type == "cpu" and any(type(one) in CONVOLUTIONS for one in module.modules()):
+        found = _one_by_one(module, weights)
+    return found or _together(module, weights)
+
+
+def _one_by_one(module: nn.Module, weights: Weights) -> Clipping | None:
+    """The models' own clippings, one after the other."""
+    count = len(next(iter(weights.values())))
+    each = [_together(module, {name: value[at : at + 1] for name, value in weights.items()}) for at in range(count)]
+    clippings = [one for one in each if one is not None]
+    if len(clippings) < count:
+        return None
+
+    def clipping(x: Tensor, y: Tensor, counts: Tensor, max_norm: float) -> dict[str, Tensor]:
+        rows = [slice(at, at + 1) for at in range(count)]
+        sums = [one(x[at], y[at], counts[at], max_norm) for one, at in zip(clippings, rows, strict=True)]
+        return {name: torch.cat([one[name] for one in sums]) for name in weights}
+
+    return clipping
+
+
+def _together(module: nn.Module, weights: Weights) -> Clipping | None:
     """The models as one network of `_Layer`s, and its clipping; None where a layer is of no known kind."""
     network, layers = copy.deepcopy(module).train().requires_grad_(False), []
     models, floats = len(next(iter(weights.values()))), sum(value.numel() for value in weights.values())
@@ -120,13 +129,13 @@ def _assembled(module: nn.Module, weights: Weights) -> Clipping | None:
         own = {one for one, _ in layer.named_parameters(recurse=False)}
         if not own and not any(True for _ in layer.buffers(recurse=False)):
             continue
-        state = {one: weights.get(f"{name}.{one}") for one in own}
-        made = None
-        if name and own and not (layer._forward_hooks or layer._forward_pre_hooks or None in state.values()):
-            made = _made(layer, {one: value.detach() for one, value in state.items() if value is not None}, models)
-        if made is None:
+        state = {one: weights[f"{name}.{one}"].detach() for one in own if f"{name}.{one}" in weights}
+        operation = None
+        if name and own and len(state) == len(own) and not (layer._forward_hooks or layer._forward_pre_hooks):
+            operation = made(layer, state, models)
+        if operation is None:
             return None
-        layers.append(_Layer(name, *made))
+        layers.append(_Layer(name, *operation))
         network.set_submodule(name, layers[-1])
     size = max(1, min(CHUNK, ROWS // models, GRADIENT_FLOATS // floats))
 
@@ -134,10 +143,22 @@ def _assembled(module: nn.Module, weights: Weights) -> Clipping | None:
         total = {name: torch.zeros_like(value) for name, value in weights.items()}
         for first in range(0, x.shape[1], size):
             rows = slice(first, first + size)
-            _add(network, layers, x[:, rows], y[:, rows], counts[:, rows], max_norm, total)
+            _add(network, layers, _laid_out(x[:, rows]), y[:, rows], counts[:, rows], max_norm, total)
         return total
 
     return clipping
+
+
+def _laid_out(x: Tensor) -> Tensor:
+    """[k, b, channels, ...] as [b, k * channels, ...]; images of one model on a processor with channels last.
+
+    Convolutions and pooling keep that, and take half as long.
+    """
+    wide = x.transpose(0, 1).flatten(1, 2)
+    if len(x) > 1 or wide.dim() != 4 or wide.device.type != "cpu":
+        return wide
+    # A copy: `contiguous` leaves the strides of a single channel as they are, and they are what counts.
+    return torch.empty_like(wide, memory_format=torch.channels_last).copy_(wide)
 
 
 def _add(
@@ -153,7 +174,7 @@ def _add(
     for layer in layers:
         layer.kept.clear()
     with torch.enable_grad():
-        logits = network(x.transpose(0, 1).flatten(1, 2)).view(x.shape[1], len(x), -1)
+        logits = network(x).view(len(x), len(y), -1)
         loss = F.cross_entropy(logits.flatten(0, 1), y.T.flatten(), reduction="sum")
         called = [layer for layer in layers if layer.kept]
         if any(len(layer.kept) > 1 for layer in called):
@@ -166,119 +187,6 @@ def _add(
         for own, value in part.summed(factor).items():
             total[f"{layer.name}.{own}"] += value
         layer.kept.clear()
-
-
-def _made(
-    layer: nn.Module, state: dict[str, Tensor], models: int
-) -> tuple[Callable[[Tensor], tuple[Tensor, Tensor]], Backward] | None:
-    """How k layers of a kind compute, with what they keep of their inputs; None: of none of those known here."""
-    weight, bias = state["weight"], state.get("bias")
-    if type(layer) is nn.Linear:
-        return partial(_linear, weight, bias), partial(_of_linear, models, bias is not None)
-    if isinstance(layer, nn.Conv1d | nn.Conv2d) and type(layer) in (nn.Conv1d, nn.Conv2d):
-        if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
-            return None
-        return partial(_convolution, layer, weight, bias, models), partial(_of_convolution, layer, models)
-    if type(layer) is nn.GroupNorm and bias is not None:
-        groups, eps = models * layer.num_groups, layer.eps
-        return (
-            lambda x: _scaled(F.group_norm(x, groups, eps=eps), weight, bias),
-            partial(_of_norm, models),
-        )
-    if type(layer) is nn.LayerNorm and bias is not None:
-        shape, eps = list(layer.normalized_shape), layer.eps
-        return (
-            lambda x: _scaled(F.layer_norm(x.reshape(len(x), models, *shape), shape, eps=eps), weight, bias, x.shape),
-            partial(_of_norm, models),
-        )
-    return None
-
-
-def _linear(weight: Tensor, bias: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
-    each = x.view(len(x), len(weight), weight.shape[2]).transpose(0, 1)  # another number of features: an error
-    y = each @ weight.transpose(1, 2)
-    y = y if bias is None else y + bias[:, None]
-    return y.transpose(0, 1).flatten(1), each
-
-
-def _of_linear(models: int, biased: bool, x: Tensor, g: Tensor) -> _Part:
-    """A record's gradient is an outer product, whose norm needs no product."""
-    back = g.reshape(len(g), models, -1).transpose(0, 1)
-    squares = back.square().sum(-1) * (x.square().sum(-1) + biased)
-
-    def summed(factor: Tensor) -> dict[str, Tensor]:
-        scaled = back * factor.T[..., None]
-        sums = {"weight": scaled.transpose(1, 2) @ x}
-        return sums | ({"bias": scaled.sum(1)} if biased else {})
-
-    return _Part(squares.T, summed)
-
-
-def _convolution(
-    layer: nn.Conv1d | nn.Conv2d, weight: Tensor, bias: Tensor | None, models: int, x: Tensor
-) -> tuple[Tensor, Tensor]:
-    convolve = F.conv1d if isinstance(layer, nn.Conv1d) else F.conv2d
-    flat = None if bias is None else bias.flatten()
-    y = convolve(x, weight.flatten(0, 1), flat, layer.stride, layer.padding, layer.dilation, models * layer.groups)
-    return y, x
-
-
-def _of_convolution(layer: nn.Conv1d | nn.Conv2d, models: int, x: Tensor, g: Tensor) -> _Part:
-    """Each record's gradient itself, as of one convolution with a group for each: weights are few and places many."""
-    of_weight: Callable[..., Tensor] = conv1d_weight if isinstance(layer, nn.Conv1d) else conv2d_weight
-    shape, parts = layer.weight.shape, []
-    for some, back in zip(*(one.split(max(1, PIECE // (models * shape.numel()))) for one in (x, g)), strict=True):
-        groups = len(some) * models
-        gradient = of_weight(
-            some.reshape(1, -1, *some.shape[2:]),
-            (groups * shape[0], *shape[1:]),
-            back.reshape(1, -1, *back.shape[2:]),
-            layer.stride,
-            layer.padding,
-            layer.dilation,
-            groups * layer.groups,
-        )
-        parts.append(gradient.view(len(some), models, *shape))
-    found = {"weight": parts}
-    if layer.bias is not None:
-        found["bias"] = [g.reshape(len(g), models, shape[0], -1).sum(3)]
-    return _held(found)
-
-
-def _scaled(normed: Tensor, weight: Tensor, bias: Tensor, shape: torch.Size | None = None) -> tuple[Tensor, Tensor]:
-    places = (1,) * (normed.dim() - 2)
-    if shape is None:  # a weight for each channel
-        return torch.addcmul(bias.view(-1, *places), normed, weight.view(-1, *places)), normed
-    return torch.addcmul(bias, normed, weight).view(shape), normed
-
-
-def _of_norm(models: int, normed: Tensor, g: Tensor) -> _Part:
-    """A record's gradient is summed over the places that share a weight: those of a channel, in group norm."""
-    if normed.shape == g.shape:
-        back, values = (one.reshape(len(g), models, g.shape[1] // models, -1) for one in (g, normed))
-        return _held({"weight": [(back * values).sum(-1)], "bias": [back.sum(-1)]})
-    back = g.reshape(normed.shape)
-    return _held({"weight": [back * normed], "bias": [back]})
-
-
-def _held(gradients: Mapping[str, list[Tensor]]) -> _Part:
-    """From the gradients of each record by themselves: by name, several after another, [some of b, k, *shape]."""
-    norms = [
-        torch.cat([torch.linalg.vector_norm(part.flatten(2), dim=2) for part in parts]) for parts in gradients.values()
-    ]
-
-    def summed(factor: Tensor) -> dict[str, Tensor]:
-        return {name: _weighed(factor, parts) for name, parts in gradients.items()}
-
-    return _Part(torch.stack(norms).square().sum(0), summed)
-
-
-def _weighed(factor: Tensor, parts: list[Tensor]) -> Tensor:
-    """The sum over records of factor [b, k] times gradient: [k, *shape]."""
-    total = torch.zeros_like(parts[0][0].flatten(1)).unsqueeze(1)
-    for weights, part in zip(factor.split([len(part) for part in parts]), parts, strict=True):
-        total.baddbmm_(weights.T.unsqueeze(1), part.flatten(2).transpose(0, 1))
-    return total.view(parts[0].shape[1:])
 
 
 @torch.no_grad()

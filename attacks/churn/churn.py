@@ -16,10 +16,10 @@ from ..attack import ATTACKS, Attack, Run
 from ..case import Case, Evidence
 from ..effort import Effort
 from ..measurement import Measurement
-from ..preparation import Audited, Basis, Results, Scope
+from ..preparation import Audited, Basis, Need, Ran, Results, Scope
 from ..risk import Metric, Risk
-from .measure import LOW_MARGIN, NEGATIVE, measure_churn
-from .risk import CHURN, CHURN_RISK, LOW_MARGIN_FLIPS, NEGATIVE_FLIPS
+from .measure import IDENTIFIED_RECORDS, LOW_MARGIN, NEGATIVE, WORST, compressed_from, measure_churn
+from .risk import CHURN, CHURN_RISK, IDENTIFIED, LOW_MARGIN_FLIPS, NEGATIVE_FLIPS, WORST_GROUP
 
 
 @ATTACKS.register
@@ -28,7 +28,9 @@ class Churn(Attack):
 
     Negative flips (right before, wrong now; Yan et al. 2021, arXiv:2011.09161) are counted per class and group, those
     near the parent's decision boundary by themselves: there compression flips most (arXiv:2607.01478). One forward
-    pass, no attacker.
+    pass, no attacker. The class or group whose accuracy fell most has a figure of its own, with an interval that is
+    simultaneous over all of them; of the dense model it is told which records most of its compressed versions decide
+    otherwise (compression-identified exemplars, Hooker et al. 2019, arXiv:1911.05248).
 
     Evidence on all evaluation records, n of them: `ids` int64 [n]; `predicted` int64 [n], the label answered; `correct`
     bool [n]; `margin` float32 [n], at least 0: how far the best score is ahead of the second best.
@@ -36,13 +38,16 @@ class Churn(Attack):
 
     kind: Literal["churn"] = "churn"
     risk: ClassVar[Risk] = CHURN_RISK
-    metrics: ClassVar[tuple[Metric, ...]] = (CHURN, NEGATIVE_FLIPS, LOW_MARGIN_FLIPS)
+    metrics: ClassVar[tuple[Metric, ...]] = (CHURN, WORST_GROUP, NEGATIVE_FLIPS, LOW_MARGIN_FLIPS, IDENTIFIED)
 
     def runs(self, model: Audited, scope: Scope) -> tuple[Run, ...]:
         return (Run(uses_parent=False, effort=Effort(answers=len(scope.data.evaluation_ids))),)
 
     def details(self, model: Audited) -> tuple[str, ...]:
-        return ("", NEGATIVE, LOW_MARGIN)
+        return ("", WORST, NEGATIVE, LOW_MARGIN, *((IDENTIFIED_RECORDS,) if model.is_dense else ()))
+
+    def reads(self, model: Audited, scope: Scope) -> tuple[Need, ...]:
+        return (*super().reads(model, scope), *(Ran(name) for name in compressed_from(model, scope)))
 
     def form(self, model: Audited, scope: Scope) -> Form:
         n = len(scope.data.evaluation_ids)

@@ -29,6 +29,24 @@ LOW_MARGIN_FLIPS = Metric(
     better="lower",
     meaning="Share of changed decisions among the tenth of the records that the model's parent is least sure of.",
 )
+WORST_GROUP = Metric(
+    name="worst_group_change",
+    title="Accuracy of the class or group that lost most",
+    subject="accuracy of the class or group that lost most",
+    unit="percent",
+    better="higher",
+    meaning="Share of right answers in that class or group of the records whose share fell most against the model's "
+    "parent. A limit on its change holds for each of them: the interval is simultaneous over all (Bonferroni).",
+)
+IDENTIFIED = Metric(
+    name="compression_identified",
+    title="Compression-identified records",
+    subject="the share of compression-identified records",
+    unit="percent",
+    better="lower",
+    meaning="Share of records that most of the models compressed from this one decide otherwise than it does, whatever "
+    "the method: rare and mislabelled ones, as a rule.",
+)
 
 CHURN_RISK = Risk(
     name="churn",
@@ -38,7 +56,10 @@ CHURN_RISK = Risk(
     harm="Users meet errors they did not meet before, tests that were passed no longer hold, and some groups may pay "
     "for an accuracy that stays the same on the whole.",
     advice=(
-        "Look at the classes and groups that got worse before the model ships, however good its accuracy is.",
+        "Look at the classes and groups that got worse before the model ships, however good its accuracy is. A policy "
+        "can hold each of them to a limit: changes: {worst_group_change: -0.1}.",
+        "Look at the compression-identified records, which are listed by id: a person should check their labels and "
+        "what is decided of records like them.",
         "Prefer the candidate with the fewest negative flips among those of equal accuracy.",
         "Distil from, or fine-tune towards, the answers of the dense model where decisions must stay.",
     ),

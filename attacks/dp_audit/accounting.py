@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from functools import lru_cache
+
+from .bounds import MOST, gaussian_mu
+
+TRIALS = 8  # of the search for a noise multiplier; three or four are usual
 
 
 @lru_cache(maxsize=64)
 def smallest_noise(epsilon: float, delta: float, sampling_rate: float, steps: int) -> float:
-    """The noise multiplier whose PRV epsilon is at most `epsilon` and at least 99 % of it."""
+    """The noise multiplier whose PRV epsilon is at most `epsilon` and at least 99 % of it.
+
+    The first trial is the noise of the central limit theorem (Dong, Roth & Su 2022, corollary 5.6). From there on the
+    secant of log epsilon over log noise, which is nearly a line: a third of the trials that halving takes.
+    """
     from opacus.accountants.utils import get_noise_multiplier
 
+    limit = (gaussian_mu(min(epsilon, MOST), delta) / sampling_rate) ** 2 / steps
+    place, slope, before = -0.5 * math.log(math.log1p(limit)), -1.5, (math.inf, 0.0)
+    for _ in range(TRIALS if epsilon <= MOST else 0):  # what promises nothing is left to halving
+        found = prv_epsilon(math.exp(place), delta, sampling_rate, steps)
+        if 0.99 * epsilon <= found <= epsilon:
+            return math.exp(place)
+        height = math.log(found / (0.995 * epsilon))
+        if before[0] < math.inf:
+            slope = min(-0.5, (height - before[1]) / (place - before[0]))
+        before = place, height
+        place -= height / slope
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return float(

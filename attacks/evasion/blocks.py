@@ -154,6 +154,7 @@ def seek(
             told=told,
         )
         part.perturb(search, case)
+        search.close()
         found.fooled[some], found.flat[some] = search.fooled.cpu(), search.flat.cpu()
         found.found_at[some], found.best[some] = search.found_at, search.best.cpu()
         found.margin[some], found.plateau[some] = search.margin.cpu(), search.plateau.cpu()

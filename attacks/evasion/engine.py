@@ -79,6 +79,8 @@ class Search:
         self.seed = seed
         self.told = told
         self._target, self._ids, self._from_center = target, ids, from_center
+        self._records, self._region = records, region
+        self._released = torch.zeros_like(self.fooled)
         self._positions = positions
 
     @property
@@ -166,7 +168,7 @@ class Search:
         if better.any():
             better &= self.ball.contains(x)
             rows = self.active[better]
-            self.margin[rows] = margin[better]
+            self.margin[rows] = self._asked_margin[rows] = margin[better]
             self.best[rows] = x[better]
         return margin, self._settle(x, margin < 0, progress)
 
@@ -187,24 +189,28 @@ class Search:
         return self._settle(x, right, progress)
 
     def release(self, rows: Tensor) -> Tensor:
-        """Asks the deployed model about the best inputs of these records, bool [active], and lets them go.
+        """Lets these records go, bool [active]; `close` asks the deployed model about their best inputs, all at once.
 
         Returns:
             bool [active]: which records stay.
         """
-        x = self.best[self.active]
-        fresh = rows & (self.margin[self.active] < self._asked_margin[self.active])
-        if fresh.any():
-            wrong = torch.zeros_like(fresh)
-            wrong[fresh] = self._ask(x[fresh], self.y[fresh]) < 0
-            self._mark(x, wrong, 1.0)
+        self._released[self.active[rows]] = True
         stay = ~rows
         self._keep(stay)
         return stay
 
     def close(self) -> None:
-        """Asks the deployed model about the most promising input of each record that is left."""
-        self.release(torch.ones_like(self.active, dtype=torch.bool))
+        """Asks the deployed model about the best input of each record that is left or was released, if it was not asked
+        yet; whoever has a perturber search (`blocks.seek`) ends with it.
+        """
+        self._released[self.active] = True
+        rows = (self._released & (self.margin < self._asked_margin)).nonzero().squeeze(1)
+        if len(rows):
+            x = self.best[rows]
+            wrong = (self._ask(x, self._records.y[rows]) < 0) & self._region.take(rows).contains(x)
+            self.fooled[rows[wrong]] = True
+            self.found_at[rows[wrong].cpu()] = 1.0
+        self._keep(torch.zeros_like(self.active, dtype=torch.bool))
 
     def _ask(self, x: Tensor, y: Tensor) -> Tensor:
         """Margins, set to minus the smallest number where a tie is decided in favour of the goal."""

@@ -9,26 +9,24 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from ...targets.data.data import Data
 from ...targets.errors import NotApplicable
 from ...targets.form import Array, Arrays, Document, Form, Layout, require
 from ..access import Access, Flag, Ledger
-from ..attack import ATTACKS, Attack, Run
+from ..attack import ATTACKS, Run
 from ..case import Case, Evidence
 from ..effort import Effort
 from ..measurement import Comparison, Measurement, PerRecord, Quantity, Rate, ThreatModel
 from ..membership import scores
 from ..membership.case import ShadowSignals
-from ..membership.membership import SAME
-from ..membership.preparations import BlindScores, population_of
-from ..membership.signals import margin
-from ..preparation import Audited, Basis, Need, Ran, Results, Scope
+from ..membership.preparations import population_of
+from ..membership.signals import SAME, margin, margins_again
+from ..preparation import Audited, Basis, Ran, Results, Scope
 from ..risk import Metric, Risk
 from ..statistics.roc import threshold_at_fpr
 from .attacked import Attacked, enough_for_all, needs_of, preparing
 from .calibration import ENOUGH_FOR_LIRA
 from .risk import EXPOSED, EXPOSURE
-from .rows import FPR, NO_MEMBERS, doubts
+from .rows import FPR, OnMembers, doubts, why_not
 
 SURELY = 10.0  # times likelier from a model trained on the record than from one that was not
 NAMED = 10  # of the most exposed records, by id
@@ -60,7 +58,7 @@ class Summary(Document):
 
 
 @ATTACKS.register
-class Exposure(Attack):
+class Exposure(OnMembers):
     """Who is exposed: the odds of each training record, the share that is named surely, and the classes it is in.
 
     The odds are how many times likelier a model's answer is from models that were trained on the record than from
@@ -74,30 +72,18 @@ class Exposure(Attack):
     kind: Literal["exposure"] = "exposure"
     risk: ClassVar[Risk] = EXPOSURE
     metrics: ClassVar[tuple[Metric, ...]] = (EXPOSED,)
-    access: ClassVar[Access] = Access.SCORES
 
-    def unfit(self, scope: Scope) -> str | None:
-        return "no training records" if scope.data.members is None else None
-
-    def usual(self, data: Data) -> bool:
-        return data.members is not None
-
-    def runs(self, model: Audited, scope: Scope) -> tuple[Run, ...]:
-        if scope.data.members is None:
-            return ()
-        return (
-            Run(
-                needs=needs_of(model, scope),
-                prepare=preparing(model, EVERY_RECORD),
-                identity=enough_for_all(scope),
-                uses_parent=False,
-                effort=Effort(answers=population_of(scope).attacked),
-            ),
+    def run_on(self, model: Audited, scope: Scope) -> Run:
+        return Run(
+            needs=needs_of(model, scope),
+            prepare=preparing(model, EVERY_RECORD),
+            identity=enough_for_all(scope),
+            uses_parent=False,
+            effort=Effort(answers=population_of(scope).attacked),
         )
 
-    def reads(self, model: Audited, scope: Scope) -> tuple[Need, ...]:
-        blind = () if scope.data.members is None else (BlindScores(),)
-        return (*super().reads(model, scope), *blind)
+    def details(self, model: Audited) -> tuple[str, ...]:
+        return ("",)
 
     def form(self, model: Audited, scope: Scope) -> Form:
         population = population_of(scope)
@@ -131,15 +117,13 @@ class Exposure(Attack):
         return Evidence(arrays, {"shadows": len(given.shadows.phi)}, ledger=Ledger(queries=len(phi)))
 
     def measure(self, results: Results) -> list[Measurement]:
-        model, data, ran = results.model, results.scope.data, Ran(results.model.name)
+        model, data = results.model, results.scope.data
         words = f"odds of having been trained on of at least {SURELY:g} to 1, which 1 % of the others have at most"
-        evidence = results.evidence(ran)
+        evidence = results.evidence(Ran(model.name))
         if evidence is None or data.members is None:
-            why = NO_MEMBERS if data.members is None and not data.regression else results.why(ran)
-            return [Measurement(EXPOSED, words, None, reason=why)]
+            return [Measurement(EXPOSED, words, None, reason=why_not(results))]
         arrays, is_member = evidence.arrays, np.asarray(evidence.arrays["is_member"], dtype=bool)
-        blind = results.prepared(BlindScores())
-        flags, notes = doubts(results, None if blind is None else blind.arrays["scores"], is_member)
+        flags, notes = doubts(results, evidence, is_member)
         few = {Flag.FEW_SHADOWS.value} if evidence.summary["shadows"] < ENOUGH_FOR_LIRA else set()
         own = surely(arrays)
         labels = data.members.y.numpy()[arrays["ids"][is_member]]
@@ -203,12 +187,10 @@ class Exposure(Attack):
         )
 
     def asked_again(self, evidence: Evidence, case: Case) -> list[str]:
-        given, stored = case.prepared, evidence.arrays
+        given = case.prepared
         if not isinstance(given, Attacked):
             return ["records were attacked that are none of the population"]
-        phi = margin(case.deployed.logits(given.records.x), given.records.y)
-        off = int((~np.isclose(phi, stored["phi"], rtol=SAME, atol=SAME)).sum())
-        return [f"its margin on {off} of {len(phi)} records is another"] if off else []
+        return margins_again(case.deployed, given.records, evidence.arrays["phi"])
 
     def follows(self, evidence: Evidence, basis: Basis) -> list[str]:
         given, stored = basis.prepared(), evidence.arrays

@@ -13,13 +13,12 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from ...targets.data.data import Data
 from ...targets.errors import NotApplicable
 from ...targets.form import Array, Arrays, Document, Form, Layout, require
 from ...targets.seeds import derive
 from ...targets.steps import pulse
 from ..access import Access, Flag, Ledger
-from ..attack import ATTACKS, Attack, Run
+from ..attack import ATTACKS, Run
 from ..case import Case, Evidence
 from ..effort import Effort
 from ..evasion.ball import Ball
@@ -28,15 +27,14 @@ from ..evasion.blocks import blocks, kept_at_cost
 from ..evasion.categories import not_pixels
 from ..evasion.engine import Search
 from ..measurement import Floats, Measurement, ThreatModel
-from ..membership.preparations import BlindScores, population_of
-from ..membership.risk import MEMBERSHIP
-from ..preparation import Audited, Basis, Need, Ran, Results, Scope
-from ..risk import Metric, Risk
+from ..membership.preparations import population_of
+from ..preparation import Audited, Basis, Ran, Results, Scope
+from ..risk import Metric
 from .altered import altered
 from .attacked import Attacked, enough_for_all, needs_of, preparing, rows_of
 from .calibration import ENOUGH_FOR_LIRA, calibrated
 from .risk import LABELS
-from .rows import AUC_DETAIL, NO_MEMBERS, compared, doubts, rows, scores_of, unmeasured
+from .rows import OnMembers, compared, doubts, rows, scores_of, unmeasured, why_not
 
 OTHERWISE = 0.01  # of the answers, or one: another batch adds up in another order
 DISTANCE, COPIES, CALIBRATED = "distance", "copies", "calibrated"
@@ -52,7 +50,7 @@ class Summary(Document):
 
 
 @ATTACKS.register
-class LabelOnly(Attack):
+class LabelOnly(OnMembers):
     """Membership from the answered class alone (Choquette-Choo et al. 2021, arXiv:2007.14321; Li & Zhang 2021).
 
     Whoever hides or rounds its scores hides nothing from this attacker. Two scores: how far the record lies from the
@@ -67,7 +65,6 @@ class LabelOnly(Attack):
     """
 
     kind: Literal["label-only"] = "label-only"
-    risk: ClassVar[Risk] = MEMBERSHIP
     metrics: ClassVar[tuple[Metric, ...]] = LABELS.both
     access: ClassVar[Access] = Access.LABELS
 
@@ -86,31 +83,14 @@ class LabelOnly(Attack):
     def _walk(self) -> HopSkipJump:
         return HopSkipJump(iterations=self.iterations, probes=self.first_probes, most_probes=2 * self.first_probes)
 
-    def unfit(self, scope: Scope) -> str | None:
-        return "no training records" if scope.data.members is None else None
-
-    def usual(self, data: Data) -> bool:
-        return data.members is not None
-
-    def runs(self, model: Audited, scope: Scope) -> tuple[Run, ...]:
-        if scope.data.members is None:
-            return ()
-        return (
-            Run(
-                needs=needs_of(model, scope),
-                prepare=preparing(model, self.records),
-                identity=enough_for_all(scope),
-                uses_parent=False,
-                effort=self.effort,
-            ),
+    def run_on(self, model: Audited, scope: Scope) -> Run:
+        return Run(
+            needs=needs_of(model, scope),
+            prepare=preparing(model, self.records),
+            identity=enough_for_all(scope),
+            uses_parent=False,
+            effort=self.effort,
         )
-
-    def reads(self, model: Audited, scope: Scope) -> tuple[Need, ...]:
-        blind = () if scope.data.members is None else (BlindScores(),)
-        return (*super().reads(model, scope), *blind)
-
-    def details(self, model: Audited) -> tuple[str, ...]:
-        return ("", AUC_DETAIL)
 
     def form(self, model: Audited, scope: Scope) -> Form:
         population = population_of(scope)
@@ -230,18 +210,13 @@ class LabelOnly(Attack):
         )
 
     def measure(self, results: Results) -> list[Measurement]:
-        model = results.model
-        evidence = results.evidence(Ran(model.name))
+        evidence = results.evidence(Ran(results.model.name))
         if evidence is None:
-            data = results.scope.data
-            none = NO_MEMBERS if data.members is None and not data.regression else results.why(Ran(model.name))
-            return unmeasured(LABELS, "by labels alone", none)
+            return unmeasured(LABELS, "by labels alone", why_not(results))
         population, headline = population_of(results.scope), evidence.summary["headline"]
         is_member = np.asarray(evidence.arrays["is_member"], dtype=bool)
-        blind = results.prepared(BlindScores())
         places = rows_of(population, self.records, results.scope.seed)
-        flags, notes = doubts(results, None if blind is None else blind.arrays["scores"][places], is_member)
-        raised = {flag for one in evidence.flags.values() for flag in one}
+        flags, notes = doubts(results, evidence, is_member, lambda every: every[places])
         right = np.asarray(evidence.arrays["correct"], dtype=bool)
         gap = 100 * (right[is_member].mean() - right[~is_member].mean())
         count = evidence.summary["shadows"]
@@ -259,7 +234,7 @@ class LabelOnly(Attack):
             ),
             beside=compared(results),
             skipped=evidence.skipped,
-            flags=tuple(sorted({*flags, *raised})),
+            flags=flags,
             notes=(*notes, f"The model is right on {gap:.1f} points more of these members than of the others."),
         )
 

@@ -8,29 +8,26 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from ...targets.data.data import Data
 from ...targets.errors import NotApplicable
 from ...targets.form import Array, Arrays, Document, Form, Layout, require
 from ..access import Access, Flag, Ledger
-from ..attack import ATTACKS, Attack, Run
+from ..attack import ATTACKS, Run
 from ..case import Case, Evidence
 from ..effort import Effort
 from ..measurement import Bools, Measurement, ThreatModel
 from ..membership import scores
 from ..membership.case import ShadowSignals
-from ..membership.membership import SAME
 from ..membership.population import PopulationPlan
 from ..membership.preparations import BlindScores, SignalsOfShadows, population_of, shadow_count, signals_of
-from ..membership.risk import MEMBERSHIP
 from ..membership.shadow_sums import related
-from ..membership.signals import margin
+from ..membership.signals import impossible, margin, margins_again
 from ..preparation import Audited, Basis, Inputs, Need, Preparation, Prepared, Ran, Results, Scope
-from ..risk import Metric, Risk
+from ..risk import Metric
 from .calibration import ENOUGH_FOR_LIRA
 from .choosing import Procedure, best, best_by_auc, over_shadows
 from .joint import joint
 from .risk import RELEASE
-from .rows import AUC_DETAIL, NO_MEMBERS, Beside, doubts, rows, scores_of, unmeasured
+from .rows import NO_MEMBERS, Beside, OnMembers, doubts, rows, scores_of, unmeasured
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Singles = np.ndarray[Any, np.dtype[np.float32]]
@@ -181,7 +178,7 @@ def headlines(figures: Mapping[str, Procedure], names: Sequence[str]) -> tuple[s
 
 
 @ATTACKS.register
-class ReleaseSet(Attack):
+class ReleaseSet(OnMembers):
     """Membership by whoever holds every released version of a model (CompLeak, USENIX Security 2026).
 
     Each version was compressed in another way, so each hides something else: what one forgot another may remember. The
@@ -194,30 +191,21 @@ class ReleaseSet(Attack):
     """
 
     kind: Literal["release-set"] = "release-set"
-    risk: ClassVar[Risk] = MEMBERSHIP
     metrics: ClassVar[tuple[Metric, ...]] = RELEASE.both
-    access: ClassVar[Access] = Access.SCORES
 
     def unfit(self, scope: Scope) -> str | None:
-        if scope.data.members is None:
-            return "no training records"
-        return None if sets_of(scope) else "no two versions of one model up for release"
-
-    def usual(self, data: Data) -> bool:
-        return data.members is not None
+        return super().unfit(scope) or (None if sets_of(scope) else "no two versions of one model up for release")
 
     def runs(self, model: Audited, scope: Scope) -> tuple[Run, ...]:
-        if scope.data.members is None or set_with(model, scope) is None:
-            return ()
+        return () if set_with(model, scope) is None else super().runs(model, scope)
+
+    def run_on(self, model: Audited, scope: Scope) -> Run:
         effort = Effort(answers=population_of(scope).attacked)
-        return (Run(prepare=lambda inputs: population_of(inputs.scope), uses_parent=False, effort=effort),)
+        return Run(prepare=lambda inputs: population_of(inputs.scope), uses_parent=False, effort=effort)
 
     def reads(self, model: Audited, scope: Scope) -> tuple[Need, ...]:
         held = self._held(model, scope)
         return () if held is None else (Ran(model.name), held, BlindScores())
-
-    def details(self, model: Audited) -> tuple[str, ...]:
-        return ("", AUC_DETAIL)
 
     def form(self, model: Audited, scope: Scope) -> Form:
         population = population_of(scope)
@@ -255,8 +243,7 @@ class ReleaseSet(Attack):
             return unmeasured(RELEASE, words, results.why(Ran(model.name)))
         is_member = population_of(scope).is_member
         told = Chosen.model_validate({**found.document, "versions": tuple(found.document["versions"])})
-        blind = results.prepared(BlindScores())
-        flags, notes = doubts(results, None if blind is None else blind.arrays["scores"], is_member)
+        flags, notes = doubts(results, None, is_member)
         raised = {flag for name in held.versions for flag in results.flags(name)}
         if held.count < ENOUGH_FOR_LIRA:
             raised.add(Flag.FEW_SHADOWS.value)
@@ -298,21 +285,14 @@ class ReleaseSet(Attack):
         return HeldTogether(scope.label, parent, names, tuple(signals), min(one.count for one in signals))
 
     def asked_again(self, evidence: Evidence, case: Case) -> list[str]:
-        population, stored = case.prepared, evidence.arrays
-        phi = margin(case.deployed.logits(population.targets.x), population.targets.y)
-        off = int((~np.isclose(phi, stored["phi"], rtol=SAME, atol=SAME)).sum())
-        return [f"its margin on {off} of {len(phi)} records is another"] if off else []
+        return margins_again(case.deployed, case.prepared.targets, evidence.arrays["phi"])
 
     def follows(self, evidence: Evidence, basis: Basis) -> list[str]:
         population = basis.prepared()
         if not isinstance(population, PopulationPlan):
             return []
-        outside, phi = ~evidence.arrays["is_member"], evidence.arrays["phi"]
-        others = max(int(population.targets.y.max()), 1)
-        least = phi > SAME, phi > -np.log(others) - SAME
-        if basis.contradicted(evidence.arrays["ids"][outside], *(one[outside] for one in least)):
-            return ["its margins are not those of a model that classifies these records so"]
-        return []
+        outside, stored = ~evidence.arrays["is_member"], evidence.arrays
+        return impossible(basis, stored["ids"][outside], stored["phi"][outside], population.targets.y)
 
     def limits(self, scope: Scope) -> list[str]:
         return [

@@ -20,7 +20,7 @@ class Figures:
         return self.tpr, self.auc
 
 
-def _figures(name: str, title: str, attacker: str, what: str = "records") -> Figures:
+def figures_of(name: str, title: str, attacker: str, what: str = "records") -> Figures:
     return Figures(
         Metric(
             name=f"{name}_tpr_at_1_percent_fpr",
@@ -43,9 +43,9 @@ def _figures(name: str, title: str, attacker: str, what: str = "records") -> Fig
     )
 
 
-LABELS = _figures("label_only", "Members exposed by labels alone", "by the answered labels alone")
-RELEASE = _figures("release_set", "Members exposed by all versions", "by all released versions together")
-PERSONS = _figures("user_level", "Persons exposed", "from all records of a person together", "persons")
+LABELS = figures_of("label_only", "Members exposed by labels alone", "by the answered labels alone")
+RELEASE = figures_of("release_set", "Members exposed by all versions", "by all released versions together")
+PERSONS = figures_of("user_level", "Persons exposed", "from all records of a person together", "persons")
 
 EXPOSED = Metric(
     name="exposed_members",

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from ..access import Flag
+from ...targets.data.data import Data
+from ..access import Access, Flag
+from ..attack import Attack, Run
+from ..case import Evidence
 from ..measurement import Auc, Bools, Comparison, Floats, MeasuredPart, Measurement, Outcome, ThreatModel, TprAtFpr
-from ..preparation import Ran, Results
+from ..membership.preparations import BlindScores
+from ..membership.risk import MEMBERSHIP
+from ..preparation import Audited, Need, Ran, Results, Scope
+from ..risk import Risk
 from ..statistics import ranking
 from ..statistics.power import detectable_auc
 from .risk import Figures
@@ -18,6 +25,38 @@ from .risk import Figures
 FPR = 0.01  # false positive rate at which the true positive rate is reported
 AUC_DETAIL = "auc"
 NO_MEMBERS = "the data has no training records (x_train, y_train) to tell apart from others"
+
+
+class OnMembers(Attack):
+    """An attack on the members among the records of the membership audit, once on every model."""
+
+    risk: ClassVar[Risk] = MEMBERSHIP
+    access: ClassVar[Access] = Access.SCORES
+
+    @abstractmethod
+    def run_on(self, model: Audited, scope: Scope) -> Run:
+        """The run on a model of an audit that the attack is fit for."""
+
+    def unfit(self, scope: Scope) -> str | None:
+        return "no training records" if scope.data.members is None else None
+
+    def usual(self, data: Data) -> bool:
+        return data.members is not None
+
+    def runs(self, model: Audited, scope: Scope) -> tuple[Run, ...]:
+        return () if self.unfit(scope) is not None else (self.run_on(model, scope),)
+
+    def reads(self, model: Audited, scope: Scope) -> tuple[Need, ...]:
+        return (*super().reads(model, scope), *(() if self.unfit(scope) is not None else (BlindScores(),)))
+
+    def details(self, model: Audited) -> tuple[str, ...]:
+        return ("", AUC_DETAIL)
+
+
+def why_not(results: Results) -> str:
+    """The reason why there is no evidence on the model itself."""
+    data = results.scope.data
+    return NO_MEMBERS if data.members is None and not data.regression else results.why(Ran(results.model.name))
 
 
 @dataclass(frozen=True)
@@ -108,20 +147,24 @@ def unmeasured(figures: Figures, words: str, reason: str) -> list[Measurement]:
     ]
 
 
-def doubts(results: Results, blind: np.ndarray[Any, Any] | None, is_member: Bools) -> tuple[tuple[str, ...], list[str]]:
-    """Trust flags and notes that membership figures of this model share, whoever attacks.
+def doubts(
+    results: Results, evidence: Evidence | None, is_member: Bools, of: Callable[[Floats], Floats] = lambda every: every
+) -> tuple[tuple[str, ...], list[str]]:
+    """Trust flags and notes of membership figures of this model: those of its evidence, and what all attackers share.
 
     Args:
-        blind: float [n], scores of a classifier that never asks a model; None: not looked at.
+        of: from the blind scores of all records those that belong to `is_member`.
     """
     model, scope = results.model, results.scope
     flags, notes = set(results.flags(model.name)), []
+    flags |= {flag for one in ({} if evidence is None else evidence.flags).values() for flag in one}
+    blind = results.prepared(BlindScores())
     if model.parent is not None and (scope.shadows_differ or model.undeclared):
         flags.add(Flag.SHADOWS_DIFFER.value)
     if Flag.REPEATED_MEMBERS.value in dict(scope.data.doubts):
         flags.add(Flag.REPEATED_MEMBERS.value)
     if blind is not None:
-        found = ranking.auc(blind, is_member, level=0.99)
+        found = ranking.auc(of(blind.arrays["scores"]), is_member, level=0.99)
         if found.low > 0.5:
             flags.add(Flag.DISTRIBUTION_SHIFT.value)
             notes.append(

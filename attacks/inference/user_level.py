@@ -13,25 +13,23 @@ from ...targets.data.data import Data
 from ...targets.errors import NotApplicable
 from ...targets.form import Array, Arrays, Document, Form, Layout, require
 from ..access import Access, Flag, Ledger
-from ..attack import ATTACKS, Attack, Run
+from ..attack import ATTACKS, Run
 from ..case import Case, Evidence
 from ..effort import Effort
 from ..measurement import Bools, Measurement, ThreatModel
 from ..membership import scores
 from ..membership.case import ShadowSignals
-from ..membership.membership import SAME
 from ..membership.population import PopulationPlan
-from ..membership.preparations import BlindScores, population_of
-from ..membership.risk import MEMBERSHIP
+from ..membership.preparations import population_of
 from ..membership.shadow_sums import related
-from ..membership.signals import margin
-from ..preparation import Audited, Basis, Inputs, Need, Ran, Results, Scope
-from ..risk import Metric, Risk
-from .attacked import enough_for_all, own_signals
+from ..membership.signals import SAME, impossible, margin, margins_again
+from ..preparation import Audited, Basis, Inputs, Ran, Results, Scope
+from ..risk import Metric
+from .attacked import enough_for_all, needs_of, own_signals
 from .calibration import ENOUGH_FOR_LIRA
 from .choosing import Procedure, best, best_by_auc, over_shadows
 from .risk import PERSONS
-from .rows import AUC_DETAIL, NO_MEMBERS, compared, doubts, rows, scores_of, unmeasured
+from .rows import OnMembers, compared, doubts, rows, scores_of, unmeasured, why_not
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Ids = np.ndarray[Any, np.dtype[np.int64]]
@@ -84,7 +82,7 @@ def person_scores(phi: Floats, shadows: ShadowSignals, person: Ids, keep: Bools)
 
 
 @ATTACKS.register
-class UserLevel(Attack):
+class UserLevel(OnMembers):
     """Membership of persons (Song & Shmatikov 2019, arXiv:1811.00513; Kandpal et al. 2024, arXiv:2310.09266).
 
     Who knows several records of one person asks about all of them: what each gives away adds up. It needs to be said
@@ -97,39 +95,23 @@ class UserLevel(Attack):
     """
 
     kind: Literal["user-level"] = "user-level"
-    risk: ClassVar[Risk] = MEMBERSHIP
     metrics: ClassVar[tuple[Metric, ...]] = PERSONS.both
-    access: ClassVar[Access] = Access.SCORES
 
     def unfit(self, scope: Scope) -> str | None:
-        if scope.data.members is None:
-            return "no training records"
-        return None if scope.data.persons is not None else "records of nobody in particular"
+        nobody = "records of nobody in particular" if scope.data.persons is None else None
+        return super().unfit(scope) or nobody
 
     def usual(self, data: Data) -> bool:
         return data.persons is not None
 
-    def runs(self, model: Audited, scope: Scope) -> tuple[Run, ...]:
-        if scope.data.members is None or scope.data.persons is None:
-            return ()
-        signals = own_signals(model, scope)
-        return (
-            Run(
-                needs=() if signals is None else (signals,),
-                prepare=partial(_prepare, model),
-                identity=enough_for_all(scope),
-                uses_parent=False,
-                effort=Effort(answers=population_of(scope).attacked),
-            ),
+    def run_on(self, model: Audited, scope: Scope) -> Run:
+        return Run(
+            needs=needs_of(model, scope),
+            prepare=partial(_prepare, model),
+            identity=enough_for_all(scope),
+            uses_parent=False,
+            effort=Effort(answers=population_of(scope).attacked),
         )
-
-    def reads(self, model: Audited, scope: Scope) -> tuple[Need, ...]:
-        if scope.data.members is None or scope.data.persons is None:
-            return ()
-        return (*super().reads(model, scope), BlindScores())
-
-    def details(self, model: Audited) -> tuple[str, ...]:
-        return ("", AUC_DETAIL)
 
     def form(self, model: Audited, scope: Scope) -> Form:
         population = population_of(scope)
@@ -206,17 +188,13 @@ class UserLevel(Attack):
         )
 
     def measure(self, results: Results) -> list[Measurement]:
-        data, ran = results.scope.data, Ran(results.model.name)
-        evidence = results.evidence(ran)
+        data, evidence = results.scope.data, results.evidence(Ran(results.model.name))
         if evidence is None:
-            why = NO_MEMBERS if data.members is None and not data.regression else results.why(ran)
-            why = NO_PERSONS if data.members is not None and data.persons is None else why
-            return unmeasured(PERSONS, "all records of a person together", why)
+            nobody = data.members is not None and data.persons is None
+            return unmeasured(PERSONS, "all records of a person together", NO_PERSONS if nobody else why_not(results))
         is_member = np.asarray(evidence.arrays["is_member"], dtype=bool)
-        blind, person = results.prepared(BlindScores()), evidence.arrays["person"]
-        of_persons = None if blind is None else per_person(blind.arrays["scores"], person)
-        flags, notes = doubts(results, of_persons, is_member)
-        raised = {flag for one in evidence.flags.values() for flag in one}
+        person = evidence.arrays["person"]
+        flags, notes = doubts(results, evidence, is_member, lambda every: per_person(every, person))
         counts, shadows = np.bincount(person), evidence.summary["shadows"]
         words = "{}, " + ("chosen on shadows as pseudo-targets" if shadows else "named beforehand")
         return rows(
@@ -233,7 +211,7 @@ class UserLevel(Attack):
             ),
             beside=compared(results),
             what="persons who were not in training",
-            flags=tuple(sorted({*flags, *raised})),
+            flags=flags,
             notes=(
                 *notes,
                 f"Persons, not records, are counted: {len(counts)} of them, with {counts.min()} to {counts.max()} "
@@ -242,12 +220,10 @@ class UserLevel(Attack):
         )
 
     def asked_again(self, evidence: Evidence, case: Case) -> list[str]:
-        given, stored = case.prepared, evidence.arrays
+        given = case.prepared
         if not isinstance(given, PersonCase):
             return ["records were attacked that are none of the population"]
-        phi = margin(case.deployed.logits(given.population.targets.x), given.population.targets.y)
-        off = int((~np.isclose(phi, stored["phi"], rtol=SAME, atol=SAME)).sum())
-        return [f"its margin on {off} of {len(phi)} records is another"] if off else []
+        return margins_again(case.deployed, given.population.targets, evidence.arrays["phi"])
 
     def follows(self, evidence: Evidence, basis: Basis) -> list[str]:
         given, stored = basis.prepared(), evidence.arrays
@@ -259,11 +235,7 @@ class UserLevel(Attack):
         if again.flags != evidence.flags or any(again.summary[one] != evidence.summary[one] for one in HEADLINES):
             wrong.append("its headline or flags are others than follow from the shadow models")
         outside = ~given.population.is_member
-        others = max(int(given.population.targets.y.max()), 1)
-        least = stored["phi"] > SAME, stored["phi"] > -np.log(others) - SAME
-        if basis.contradicted(stored["ids"][outside], *(one[outside] for one in least)):
-            wrong.append("its margins are not those of a model that classifies these records so")
-        return wrong
+        return wrong + impossible(basis, stored["ids"][outside], stored["phi"][outside], given.population.targets.y)
 
 
 def _prepare(model: Audited, inputs: Inputs) -> PersonCase:

@@ -25,7 +25,7 @@ from .preparations import membership_run, population_of, run_detail, shadow_coun
 from .pseudo_targets import ENOUGH_SHADOWS, Figures, choose, pseudo_targets, score_all, tells_tpr
 from .quantile import quantile
 from .risk import AUC, MEMBERSHIP, TPR
-from .signals import margin
+from .signals import SAME, impossible, margin, margins_again
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
@@ -33,7 +33,6 @@ Ids = np.ndarray[Any, np.dtype[np.int64]]
 Margins = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
 EXTRA = ("score/population", "score/quantile", "restored")  # arrays that take more than margins
-SAME = 1e-3  # of margins, absolute and relative: another batch or processor adds up in another order
 
 
 @ATTACKS.register
@@ -199,19 +198,14 @@ class Membership(Attack):
         population, stored = case.prepared, evidence.arrays
         if not isinstance(population, MembershipCase) or not np.array_equal(stored["ids"], population.ids):
             return ["records were attacked that are none of the population"]
-        phi = margin(case.deployed.logits(population.records.x), population.records.y)
-        off = int((~np.isclose(phi, stored["phi"], rtol=SAME, atol=SAME)).sum())
-        return [f"its margin on {off} of {len(phi)} records is another"] if off else []
+        return margins_again(case.deployed, population.records, stored["phi"])
 
     def follows(self, evidence: Evidence, basis: Basis) -> list[str]:
         population, stored = basis.prepared(), evidence.arrays
         if not isinstance(population, MembershipCase):
             return []
         outside, phi = ~stored["is_member"], stored["phi"]
-        least = phi > SAME, phi > -np.log(max(int(population.records.y.max()), 1)) - SAME
-        wrong = []
-        if basis.contradicted(stored["ids"][outside], *(one[outside] for one in least)):
-            wrong.append("its margins are not those of a model that classifies these records so")
+        wrong = impossible(basis, stored["ids"][outside], phi[outside], population.records.y)
         blind = stored["blind"] if population.blind is None else population.blind
         extra = {name: stored[name] for name in EXTRA if name in stored}
         again = self._evidence(phi, extra, blind, population, evidence.ledger)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, ClassVar
@@ -158,14 +158,13 @@ class SignalsOfShadows(Preparation):
 
         at_once = replayed_at_once(self.recipe, self.parent.architecture.blank().to(inputs.device))
 
-        forgotten, recipe = inputs.scope.data.forgotten, self.recipe
+        recipe = self.recipe
 
         def signals(first: int, last: int) -> dict[str, np.ndarray[Any, Any]]:
             modules = [self._module(states[shadow], inputs.device) for shadow in range(first, last)]
             if recipe is not None:
                 modules = replay(population, modules, first=first, recipe=recipe, bounds=bounds)
-            asked = {"phi": population.targets} | ({} if forgotten is None else {"forgotten": forgotten})
-            return {name: np.stack([phi_of(TorchTarget(one), of) for one in modules]) for name, of in asked.items()}
+            return self.told(modules, inputs)
 
         rows: dict[str, list[np.ndarray[Any, Any]]] = {}
         with failing_as_not_applicable("the shadow models cannot be compressed as the candidate was"):
@@ -175,14 +174,27 @@ class SignalsOfShadows(Preparation):
                 pulse("shadow", first, self.count)
                 last = min(first + at_once, self.count)
                 trains = self.recipe is not None and self.recipe.trains
-                form = _margins(inputs.scope, last - first)
+                form = self.telling(inputs.scope, last - first)
                 # A part is what was trained together: a smaller stack rounds its sums in another order.
                 part = f"shadow {first}" if at_once == 1 else f"shadows {first} to {last - 1}"
                 row = kept(part, partial(signals, first, last), form) if trains else signals(first, last)
                 for name, array in row.items():
                     rows.setdefault(name, []).append(array)
-        margins = {name: np.concatenate(arrays) for name, arrays in rows.items()}
-        return Prepared({"inside": population.inside[: self.count], **margins})
+        told = {name: np.concatenate(arrays) for name, arrays in rows.items()}
+        return Prepared({"inside": population.inside[: self.count], **told})
+
+    def told(self, modules: Sequence[nn.Module], inputs: Inputs) -> dict[str, np.ndarray[Any, Any]]:
+        """What is kept of some shadows, compressed: a row each in every array."""
+        forgotten = inputs.scope.data.forgotten
+        asked = {"phi": population_of(inputs.scope).targets} | ({} if forgotten is None else {"forgotten": forgotten})
+        return {name: np.stack([phi_of(TorchTarget(one), of) for one in modules]) for name, of in asked.items()}
+
+    def telling(self, scope: Scope, shadows: int) -> dict[str, Array]:
+        """What `told` looks like of so many shadows."""
+        forgotten = scope.data.forgotten
+        counts = {"phi": population_of(scope).attacked}
+        counts |= {} if forgotten is None else {"forgotten": len(forgotten)}
+        return {name: Array("float32", (shadows, count), finite=False) for name, count in counts.items()}
 
     def form(self, scope: Scope) -> Form:
         def holds(document: Any, arrays: Arrays, files: Any) -> None:
@@ -190,8 +202,8 @@ class SignalsOfShadows(Preparation):
             require(np.array_equal(arrays["inside"], inside), "inside is not who was inside")
 
         def layout(document: Any) -> Layout:
-            margins = _margins(scope, self.count)
-            return {"inside": Array("bool", margins["phi"].shape), **margins}
+            shape = (self.count, population_of(scope).attacked)
+            return {"inside": Array("bool", shape), **self.telling(scope, self.count)}
 
         return Form(Document, layout, holds=holds)
 
@@ -199,13 +211,6 @@ class SignalsOfShadows(Preparation):
         module = self.parent.architecture.blank()
         module.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in state.items()})
         return frozen_copy(module.to(device))
-
-
-def _margins(scope: Scope, shadows: int) -> dict[str, Array]:
-    """What the margins of so many shadows look like."""
-    forgotten = scope.data.forgotten
-    counts = {"phi": population_of(scope).attacked} | ({} if forgotten is None else {"forgotten": len(forgotten)})
-    return {name: Array("float32", (shadows, count), finite=False) for name, count in counts.items()}
 
 
 def _digest(value: Any) -> str:

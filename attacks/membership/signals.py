@@ -15,9 +15,11 @@ from ...targets.model import Target, TorchTarget, device_of
 from ...targets.seeds import derive
 from ...training.lessons import Work, together
 from ...training.stacked import group_size
+from ..preparation import Basis
 from .case import ShadowSignals
 from .population import PopulationPlan
 
+SAME = 1e-3  # of margins, absolute and relative: another batch or processor adds up in another order
 AT_ONCE = 128  # records asked about at once: more do not fit a processor's caches, and take half as long again
 
 
@@ -37,6 +39,23 @@ def margin(logits: Tensor, y: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
 def phi_of(target: Target, records: Records) -> np.ndarray[Any, np.dtype[np.float32]]:
     """phi of one model on some records, float32 [n]; counts n queries."""
     return margin(torch.cat([target.logits(some) for some in records.x.split(AT_ONCE)]), records.y)
+
+
+def margins_again(target: Target, records: Records, stored: np.ndarray[Any, Any]) -> list[str]:
+    """In what stored margins, float32 [n], are not those of a model that is asked anew: a phrase, or nothing."""
+    off = int((~np.isclose(margin(target.logits(records.x), records.y), stored, rtol=SAME, atol=SAME)).sum())
+    return [f"its margin on {off} of {len(stored)} records is another"] if off else []
+
+
+def impossible(basis: Basis, ids: np.ndarray[Any, Any], phi: np.ndarray[Any, Any], y: Tensor) -> list[str]:
+    """In what margins phi [n] of non-members `ids` [n] contradict whom the model was found to classify right.
+
+    Args:
+        y: labels of all records, which say how many classes there are.
+    """
+    least = phi > SAME, phi > -np.log(max(int(y.max()), 1)) - SAME
+    wrong = basis.contradicted(ids, *least)
+    return ["its margins are not those of a model that classifies these records so"] if wrong else []
 
 
 def target_signals(target: Target, plan: PopulationPlan) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import ast
 import math
-import struct
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from ...targets.data.npy import MAGIC, read_header
+from ...targets.errors import CrushproofError
+
 TURNED = 2**22  # values of one array that are read by columns, at most
 ROOM = 2**25  # of all arrays of a file
 ARRAYS = 256  # .npy arrays and blocks of a file that are looked at
-HEADER = 10_000  # bytes of the header of a .npy array
 TYPES = ("<f4", "<f2", "<f8", "|u1")
-NPY = b"\x93NUMPY"
 
 
 class Turning:
@@ -39,14 +38,14 @@ class Turning:
 
     def arrays(self, content: bytes) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
         """Every .npy array in some bytes, by its offset, with the values in the other order than they lie in."""
-        at = content.find(NPY)
+        at = content.find(MAGIC)
         for _ in range(ARRAYS):
             if at < 0:
                 return
             found = _npy(content, at)
             for values in () if found is None else self._turned(found):
                 yield at, values
-            at = content.find(NPY, at + 1)
+            at = content.find(MAGIC, at + 1)
 
     def prefixed(self, content: bytes) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
         """Vectors of a FlatBuffers file that could hold records, by offset: the length lies before each."""
@@ -71,17 +70,11 @@ class Turning:
 def _npy(content: bytes, at: int) -> np.ndarray[Any, Any] | None:
     """The array there as a matrix whose transpose is the order it does not lie in; None: it is none."""
     try:
-        wide = content[at + 6] > 1
-        (length,) = struct.unpack_from("<I" if wide else "<H", content, at + 8)
-        begin = at + (12 if wide else 10)
-        if length > HEADER:
+        header = read_header(content, "a part of the file", at)
+        shape = header.shape
+        if header.dtype.kind not in "fiu" or len(shape) < 2 or min(shape) < 1:
             return None
-        header = ast.literal_eval(content[begin : begin + length].decode("latin-1").strip())
-        type_, shape = np.dtype(header["descr"]), [int(size) for size in header["shape"]]
-        if type_.hasobject or type_.kind not in "fiu" or len(shape) < 2 or min(shape) < 1:
-            return None
-        values = np.frombuffer(content, type_, math.prod(shape), begin + length)
-        rows = math.prod(shape[1:]) if header["fortran_order"] else shape[0]
-        return values.reshape(rows, -1)
-    except Exception:  # crafted, or chance: its bytes are searched all the same
+        values = np.frombuffer(content, header.dtype, math.prod(shape), header.begin)
+        return values.reshape(math.prod(shape[1:]) if header.fortran else shape[0], -1)
+    except (CrushproofError, ValueError):  # crafted, or chance: its bytes are searched all the same
         return None

@@ -49,6 +49,15 @@ RECOGNISED = Metric(
     meaning="By how many of its weights, its codes and its mask alone the file is seen to be the dense model's. It "
     "says whose model it is, which an owner may want and somebody who took a model may not.",
 )
+CALIBRATED_ON = Metric(
+    name="ranges_of_one_record",
+    title="Ranges that tell of a training record",
+    subject="the number of ranges in the file that equal the extreme of one training record",
+    unit="number",
+    better="lower",
+    meaning="How many ranges of activations in the file end where the activation of exactly one training record does, "
+    "nearer than chance explains: whoever has the dense model can tell that this record was in the training.",
+)
 
 LEAKAGE = Risk(
     name="leakage",
@@ -59,6 +68,7 @@ LEAKAGE = Risk(
     advice=(
         "Write the file again without the tensor, example input or metadata that is named, and audit it again.",
         "Export with an example input of random numbers; clone it first, so that no whole storage comes along.",
+        "Where ranges tell of a record, calibrate activations by percentiles, on noise or on records that are public.",
         "Remove doc strings and metadata (onnx: `model.metadata_props`, `doc_string`) before the file ships.",
     ),
     reading="Each point is what one file holds; lower is better.",

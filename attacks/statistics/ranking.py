@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import scipy  # its parts load where they are first used: a worker needs few
 
+from ...targets.recent import Recent
 from .rates import LEVEL, Interval, clopper_pearson
 from .roc import allowed, placements, threshold_at_fpr
 from .roc import tpr_at_fpr as tpr_point
 
 Vector = np.ndarray[Any, np.dtype[Any]]
 Distribution = Callable[[float], float]
+_drawn: Recent[tuple[Vector, Vector]] = Recent(2**25)
 
 
 def auc(scores: Vector, is_member: Vector, level: float = LEVEL, *, spread: float = 0.0) -> Interval:
@@ -106,21 +108,31 @@ def tpr_at_fpr(scores: Vector, is_member: Vector, fpr: float = 0.01, level: floa
     members, others = _split(scores, is_member)
     estimate = float((members >= threshold_at_fpr(others, fpr)).mean())
     tail = (1 - level) / 2
-    distribution = tail_rate_distribution(members, others, fpr)
-    low, high = _quantile(distribution, tail), _quantile(distribution, 1 - tail)
+    count, weight = _tail_counts(members, others, fpr)
+    low, high = (_quantile(count, weight, len(members), probability) for probability in (tail, 1 - tail))
     return Interval(estimate, min(low, estimate), max(high, estimate))
 
 
 def tail_rate_distribution(members: Vector, others: Vector, fpr: float) -> Distribution:
     """The mixture of betas that `tpr_at_fpr` describes; both vectors in rising order."""
+    count, weight = _tail_counts(members, others, fpr)
+    return lambda p: _distribution(count, weight, len(members), p)
+
+
+def _tail_counts(members: Vector, others: Vector, fpr: float) -> tuple[Vector, Vector]:
+    """How many members may lie above the true threshold, rising, and the weight of each such count."""
     n, m = len(others), len(members)
     k, weight = _thresholds(n, fpr)
     # neighbours[j]: the j-th largest non-member, with +inf for j = 0 and -inf beyond the last
     neighbours = np.concatenate([[np.inf], others[::-1], [-np.inf]])
     at_least = m - np.searchsorted(members, neighbours[k], side="right")
     at_most = m - np.searchsorted(members, neighbours[k + 1], side="left")
-    count = np.concatenate([at_least, at_most])
-    return lambda p: float((weight * scipy.special.betainc(count + 0.5, m - count + 0.5, p)).sum())
+    count, place = np.unique(np.concatenate([at_least, at_most]), return_inverse=True)
+    return count, np.bincount(place, weight)
+
+
+def _distribution(count: Vector, weight: Vector, m: int, p: float) -> float:
+    return float((weight * scipy.special.betainc(count + 0.5, m - count + 0.5, p)).sum())
 
 
 @lru_cache
@@ -156,9 +168,7 @@ def tpr_change(
     for scores in (after, before):
         _split(scores, is_member)
     difference = tpr_point(after, is_member, fpr) - tpr_point(before, is_member, fpr)
-    rng = np.random.default_rng(seed)
-    member_weight = _resample(rng, int(is_member.sum()), resamples)
-    other_weight = _resample(rng, int((~is_member).sum()), resamples)
+    member_weight, other_weight = _resamples(seed, int(is_member.sum()), int((~is_member).sum()), resamples)
     drawn = [
         _resampled_tpr(scores[is_member], scores[~is_member], member_weight, other_weight, fpr)
         for scores in (after, before)
@@ -207,13 +217,28 @@ def _split(scores: Vector, is_member: Vector) -> tuple[Vector, Vector]:
     return members, others
 
 
-def _quantile(distribution: Distribution, probability: float) -> float:
-    """Where a distribution function on [0, 1] reaches `probability`."""
-    if distribution(0.0) >= probability:
-        return 0.0
-    if distribution(1.0 - 1e-15) <= probability:
-        return 1.0
-    return float(scipy.optimize.brentq(lambda p: distribution(p) - probability, 0.0, 1.0 - 1e-15))
+def _quantile(count: Vector, weight: Vector, m: int, probability: float) -> float:
+    """Where the mixture reaches `probability`: between the quantiles of its first beta and of its last."""
+    ends = count[[0, -1]]
+    low, high = map(float, scipy.special.betaincinv(ends + 0.5, m - ends + 0.5, probability))
+
+    def beyond(p: float) -> float:
+        return _distribution(count, weight, m, p) - probability
+
+    if beyond(low) >= 0:  # one beta alone, or as good as alone
+        return low
+    return high if beyond(high) <= 0 else float(scipy.optimize.brentq(beyond, low, high))
+
+
+def _resamples(seed: int, members: int, others: int, resamples: int) -> tuple[Vector, Vector]:
+    """The weights of members and of non-members: an audit compares many scores of the same records."""
+    key = f"{seed} {members} {others} {resamples}"
+    if (known := _drawn.get(key)) is not None:
+        return known
+    rng = np.random.default_rng(seed)
+    weights = _resample(rng, members, resamples), _resample(rng, others, resamples)
+    _drawn.put(key, weights, sum(one.nbytes for one in weights))
+    return weights
 
 
 def _resample(rng: np.random.Generator, n: int, resamples: int) -> Vector:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..membership.risk import MEMBERSHIP
 from ..risk import Chart, Metric, Risk
 
 # As the advice on membership's AUC: nets that overfit 600 records have .64. A model that never saw the records has .5.
@@ -46,10 +47,5 @@ UNLEARNING = Risk(
     described="The margin is the logit of the right class's probability; 'without them' are shadow models that were "
     "trained without the records to forget and compressed as the model was.",
     chart=Chart(x="false positive rate", curve="roc", rates=True),
-    taxonomy={
-        "NIST AI 100-2": ("NISTAML.033",),
-        "MITRE ATLAS": ("AML.T0024.000",),
-        "OWASP ML": ("ML04",),
-        "NIST AI RMF": ("MEASURE 2.10",),
-    },
+    taxonomy=dict(MEMBERSHIP.taxonomy),
 )

@@ -20,10 +20,9 @@ from ..case import Case, Evidence
 from ..effort import Effort
 from ..measurement import Measurement
 from ..membership import scores
-from ..membership.membership import SAME
 from ..membership.preparations import SignalsOfShadows, population_of, signals_of
 from ..membership.pseudo_targets import ENOUGH_SHADOWS
-from ..membership.signals import margin, phi_of
+from ..membership.signals import SAME, impossible, margin, margins_again, phi_of
 from ..preparation import Audited, Basis, Deployed, Inputs, Need, Results, Scope
 from ..risk import Metric, Risk
 from .evidence_form import evidence_form
@@ -117,18 +116,15 @@ class Unlearning(Attack):
         asked, stored = case.prepared, evidence.arrays
         if not isinstance(asked, ForgettingCase) or not np.array_equal(stored["ids"], asked.ids):
             return ["records were asked about that are none of the population"]
-        phi = margin(case.deployed.logits(asked.records.x), asked.records.y)
-        off = int((~np.isclose(phi, stored["phi"], rtol=SAME, atol=SAME)).sum())
-        return [f"its margin on {off} of {len(phi)} records is another"] if off else []
+        return margins_again(case.deployed, asked.records, stored["phi"])
 
     def follows(self, evidence: Evidence, basis: Basis) -> list[str]:
         asked, stored = basis.prepared(), evidence.arrays
         if not isinstance(asked, ForgettingCase):
             return []
         phi, others = stored["phi"], ~stored["is_forgotten"]
-        classes = max(int(asked.records.y.max()), 1)
-        if basis.contradicted(stored["ids"], (phi > SAME)[others], (phi > -np.log(classes) - SAME)[others]):
-            return ["its margins are not those of a model that classifies these records so"]
+        if wrong := impossible(basis, stored["ids"], phi[others], asked.records.y):
+            return wrong
         again = _evidence(phi, stored.get("score/population"), asked, evidence.ledger)
         wrong = [
             f"{name} is not what follows from the margins"

@@ -14,6 +14,7 @@ from ...attacks.measurement import (
     Found,
     Fragile,
     Graded,
+    GroupRates,
     Mean,
     MeasuredPart,
     Measurement,
@@ -23,13 +24,15 @@ from ...attacks.measurement import (
     TprAtFpr,
 )
 from ...attacks.statistics import medians, ranking, rates
+from ...attacks.statistics.groups import each_of, worst_change
 from ..schema import quantity_rows
 from ..schema.rows import Change, Estimate, Part, Point
 
 
 def estimate(outcome: Outcome, level: float = rates.LEVEL) -> Estimate:
-    """With its interval: Clopper-Pearson for a rate, Student's t for a mean, DeLong for an AUC; for a TPR one
-    that holds the error of its threshold. What a search found has none; what is at least so much may be anything above.
+    """With its interval: Clopper-Pearson for a rate (of groups the lowest, simultaneous), Student's t for a mean,
+    DeLong for an AUC; for a TPR one that holds the error of its threshold. What a search found has none; what is at
+    least so much may be anything above.
 
     Raises:
         ValueError: the outcome has no records, or values that are none.
@@ -38,9 +41,9 @@ def estimate(outcome: Outcome, level: float = rates.LEVEL) -> Estimate:
     match outcome:
         case AtLeast(value, most, n):
             return Estimate(estimate=value, low=value, high=max(value, most), n=n)
-        case Rate(successes):
+        case Rate(successes, among):
             k, n = int(np.sum(successes)), len(successes)
-            interval = rates.clopper_pearson(k, n, level)
+            interval = rates.clopper_pearson(k, n, each_of(among, level))
             return Estimate(estimate=k / n, low=interval.low, high=interval.high, n=n)
         case Mean(values, least, step):
             interval, n = rates.mean(values, level, step), len(values)
@@ -49,6 +52,10 @@ def estimate(outcome: Outcome, level: float = rates.LEVEL) -> Estimate:
             interval, n = ranking.auc(scores, is_member, level, spread=spread), len(is_member)
         case TprAtFpr(scores, is_member, fpr):
             interval, n = ranking.tpr_at_fpr(scores, is_member, fpr, level), len(is_member)
+        case GroupRates(successes, masks):
+            groups = [estimate(Rate(successes[mask], len(masks)), level) for mask in masks.values()]
+            low, high = min(one.low for one in groups), min(one.high for one in groups)
+            return Estimate(estimate=min(one.estimate for one in groups), low=low, high=high, n=len(successes))
         case Found(count, searched, unsearched):
             return Estimate(estimate=count, low=count, high=count, n=searched, unsearched=unsearched)
     return Estimate(estimate=interval.estimate, low=interval.low, high=interval.high, n=n)
@@ -58,7 +65,7 @@ def _columns(outcome: Outcome) -> list[Any]:
     match outcome:
         case AtLeast(value, most, _):
             return [np.array([value, most])]
-        case Rate(successes):
+        case Rate(successes) | GroupRates(successes):
             return [successes]
         case Mean(values):
             return [values]
@@ -93,8 +100,8 @@ def rate(successes: Any) -> Estimate:
 def change(comparison: Comparison, *, seed: int, level: float = rates.LEVEL) -> Change:
     """The paired difference with its interval, on the same records.
 
-    Tango's score interval and exact McNemar for rates, the paired t for means, paired DeLong for AUCs, a paired
-    bootstrap for TPRs.
+    Tango's score interval and exact McNemar for rates (of groups where they fell most, simultaneous), the paired t for
+    means, paired DeLong for AUCs, a paired bootstrap for TPRs.
 
     Args:
         seed: of the bootstrap.
@@ -118,6 +125,9 @@ def change(comparison: Comparison, *, seed: int, level: float = rates.LEVEL) -> 
         case Rate(own), Rate(theirs):
             interval = rates.paired_change(own, theirs, level)
             baseline, baseline_high = float(np.mean(theirs)), estimate(Rate(theirs), level).high
+        case GroupRates(own, masks), GroupRates(theirs):
+            worst, interval = worst_change(own, theirs, masks, level)
+            baseline = float(np.mean(theirs[masks[worst]]))
         case Mean(values, _, step), Mean(others):
             interval = rates.mean(np.asarray(values) - np.asarray(others), level, step)
             baseline = float(np.mean(others))

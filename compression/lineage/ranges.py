@@ -65,7 +65,7 @@ def compare_ranges(dense: onnx.ModelProto, pairs: Sequence[tuple[Limit, str]], r
     names = sorted({name for _, name in wanted})
     if not names:
         return []
-    seen = observe(dense, _feeds(dense, records), names, keep=names)
+    seen = observe(dense, feeds(dense, records), names, keep=names)
     found, told = [], set()
     for limit, name in wanted:
         values = seen.values.get(name)
@@ -87,7 +87,7 @@ def compare_ranges(dense: onnx.ModelProto, pairs: Sequence[tuple[Limit, str]], r
     return found
 
 
-def _feeds(model: onnx.ModelProto, records: Array) -> dict[str, Array]:
+def feeds(model: onnx.ModelProto, records: Array) -> dict[str, Array]:
     """The records as its inputs take them: as many as fit a fixed batch; states, as further inputs, stay zero."""
     feeds = blank(model, len(records), records.shape[1:])
     name = next(iter(feeds))

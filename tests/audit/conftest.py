@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from undrawn import undrawn as empty_charts
 
 from crushproof.audit.plan.plan import load_plan
 from crushproof.audit.run import run_audit
@@ -29,5 +31,13 @@ def small_audit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("small")
     (folder / "plan.yaml").write_text(PLAN)
     (folder / "limits.yaml").write_text(LIMITS)
-    run_audit(load_plan(folder / "plan.yaml"), folder, folder / "out", workers=0)
+    with empty_charts():
+        run_audit(load_plan(folder / "plan.yaml"), folder, folder / "out", workers=0)
     return folder
+
+
+@pytest.fixture(scope="module")
+def undrawn() -> Iterator[None]:
+    """In this module's reports the charts are empty pictures."""
+    with empty_charts():
+        yield

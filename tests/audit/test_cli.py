@@ -445,8 +445,8 @@ def test_doctor_finds_this_machine_fit() -> None:
 
 
 def test_a_closed_pipe_is_no_error() -> None:
-    code = "import time, crushproof.audit.cli as c; c.main()"
-    process = subprocess.Popen([sys.executable, "-c", code, "doctor"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    code = "import crushproof.audit.cli as c; c.main()"
+    process = subprocess.Popen([sys.executable, "-c", code, "schema"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.close()
     started = time.monotonic()

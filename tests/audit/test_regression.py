@@ -26,6 +26,8 @@ from crushproof.targets.seeds import global_seed
 from crushproof.training.loop import Training, train
 from crushproof.training.networks import Mlp
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def friedman(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Friedman's first test function (1991) in units of its standard deviation."""

@@ -37,7 +37,6 @@ class Apgd(GradientPerturber):
         for restart in range(self.restarts):
             if not ascend(search, model, self.steps, restart, self.restarts):
                 return
-        search.close()
 
 
 def ascend(search: Search, model: Gradients, steps: int, restart: int, restarts: int) -> bool:

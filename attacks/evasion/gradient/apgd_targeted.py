@@ -46,4 +46,3 @@ class ApgdTargeted(GradientPerturber):
                 search.towards = ranked[places[search.active], run // self.restarts]
             if not ascend(search, model, self.steps, run, runs):
                 return
-        search.close()

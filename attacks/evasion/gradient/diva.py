@@ -87,4 +87,3 @@ class Diva(Perturber):
                 if step < self.steps:
                     x = search.ball.step(x, uphill, search.ball.epsilon * (1 - step / (self.steps + 1)) / 2)
         search.offer(both, lowest, math.nan)
-        search.close()

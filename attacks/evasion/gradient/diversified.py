@@ -56,7 +56,6 @@ class Diversified(GradientPerturber):
                 even = reached.amin(1) > DEVIATIONS * reached.std(1)
                 search.plateau[search.active[even]] = True
                 reached = reached[search.release(even)]
-        search.close()
 
     def _ascend(self, search: Search, model: Gradients, starts: range) -> tuple[Tensor, Tensor]:
         """One run from each start, and what came of it for the records that it leaves active.

@@ -55,6 +55,7 @@ class Eot(GradientPerturber):
         forwards, backwards, queries = ledger.forwards, ledger.backwards, ledger.queries
         with global_seed(search.seed, "lots"):
             pgd.perturb(search, replace(case, twin=mean, native=mean))
+            search.close()  # here, where its answers are counted
         ledger.forwards += (self.draws - 1) * (ledger.forwards - forwards)
         ledger.backwards += (self.draws - 1) * (ledger.backwards - backwards)
         ledger.queries += (self.answers - 1) * (ledger.queries - queries)

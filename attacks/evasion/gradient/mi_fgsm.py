@@ -43,7 +43,6 @@ class MiFgsm(GradientPerturber):
                 stay = search.offer(x, found.margin, (restart + step / self.steps) / self.restarts)
                 if stay is not None:
                     x, velocity, found = x[stay], velocity[stay], Ascent(*(column[stay] for column in found))
-        search.close()
 
 
 def unit(gradient: Tensor) -> Tensor:

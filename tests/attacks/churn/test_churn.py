@@ -14,8 +14,13 @@ from torch import Tensor, nn
 
 from crushproof.attacks.case import Evidence
 from crushproof.attacks.churn.churn import Churn
-from crushproof.attacks.churn.measure import LOW_MARGIN, NEGATIVE
+from crushproof.attacks.churn.measure import IDENTIFIED_RECORDS, LOW_MARGIN, NEGATIVE, WORST
+from crushproof.attacks.churn.risk import WORST_GROUP
 from crushproof.attacks.measurement import Measurement, Rate
+from crushproof.attacks.statistics.rates import tango
+from crushproof.audit.findings.estimates import change
+from crushproof.audit.verdict.judging import judge
+from crushproof.audit.verdict.policy import Policy, load_policy
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import NotApplicable
@@ -29,6 +34,7 @@ class Known:
     scope: Any
     model: Any
     found: dict[str, Evidence]
+    level: float = 0.95
 
     def evidence(self, ran: Any) -> Evidence | None:
         return self.found.get(ran.model)
@@ -41,8 +47,9 @@ class Known:
 
 
 def measured(data: Any, found: dict[str, Evidence], name: str, *baselines: str) -> dict[str, Measurement]:
+    models = {one: SimpleNamespace(is_dense=one == "dense", baselines=("dense",) * (one != "dense")) for one in found}
     model = SimpleNamespace(name=name, baselines=baselines, is_dense=name == "dense")
-    results: Any = Known(SimpleNamespace(data=data), model, found)
+    results: Any = Known(SimpleNamespace(data=data, models=models), model, found)
     return {one.detail: one for one in Churn().measure(results)}
 
 
@@ -90,6 +97,38 @@ def test_a_candidate_that_fails_one_group_alone_is_named(grouped: Data) -> None:
     assert sum(int(one.successes.sum()) for _, one in curve) == 20
 
 
+def test_the_worst_group_is_gated_with_an_interval_over_all_of_them(grouped: Data, tmp_path: Any) -> None:
+    """The whole of it lies beyond a limit that one group alone breaks, and no class does."""
+    metrics = {metric.name: metric for metric in Churn.metrics}
+    policy = load_policy({"changes": {"worst_group_change": -0.1}}, tmp_path, metrics)
+    assert isinstance(policy, Policy)
+    told = measured(grouped, {"dense": answers([]), "small": answers(OLD[:20])}, "small", "dense")[WORST]
+    found = change(told.comparisons[0], seed=0)
+    alone = tango(0, 20, 80, 1 - 0.05 / 6)
+    assert told.attack.startswith("group old")
+    assert (found.difference, found.high) == pytest.approx((-0.25, alone.high)), "6 classes and groups, Bonferroni"
+    assert found.low == pytest.approx(alone.low)
+    assert found.p_value == pytest.approx(6 * 2 * 0.5**20)
+    assert judge(found.low, found.high, -0.1, WORST_GROUP.better) == "fail"
+    spread = measured(grouped, {"dense": answers([]), "small": answers(list(range(20)))}, "small", "dense")[WORST]
+    even = change(spread.comparisons[0], seed=0)
+    assert even.low < -0.1 < even.high, "as many lost, of everybody: what 80 old people cannot rule out stays open"
+    assert judge(even.low, even.high, -0.1, WORST_GROUP.better) == "inconclusive"
+
+
+def test_what_most_compressed_models_change_is_listed_by_id(grouped: Data) -> None:
+    found = {"dense": answers([]), "a": answers([7, 8, 9]), "b": answers([8, 9, 30]), "c": answers([9, 31])}
+    told = measured(grouped, found, "dense")[IDENTIFIED_RECORDS]
+    assert share(told) == 2 / N
+    assert told.notes == ("Records by id, those that most models change first: 9, 8.",)
+    assert not told.gateable
+    two = measured(grouped, {name: found[name] for name in ("dense", "a", "b")}, "dense")[IDENTIFIED_RECORDS]
+    assert two.outcome is None
+    assert "2 compressed models" in (two.reason or "")
+    flips = measured(grouped, found, "a", "dense")[NEGATIVE].notes
+    assert flips[-1] == "Records by id, those that dense was surest of first: 9, 8, 7."
+
+
 def test_as_many_gained_as_lost_raise_no_alarm(grouped: Data) -> None:
     found = {"dense": answers(OLD[:20]), "small": answers(OLD[20:40])}
     told = measured(grouped, found, "small", "dense")
@@ -104,7 +143,9 @@ def test_dense_against_itself_changes_nothing(digits: Data, dense: nn.Module) ->
     attack, case = Churn(), case_of(digits, dense)
     evidence = attack.run(case, seed=0)
     told = measured(digits, {"dense": evidence, "copy": evidence}, "copy", "dense")
-    assert [share(one) for one in told.values()] == [0, 0, 0]
+    assert [share(told[one]) for one in ("", NEGATIVE, LOW_MARGIN)] == [0, 0, 0]
+    assert told[WORST].comparisons[0].own is not told[WORST].comparisons[0].theirs
+    assert change(told[WORST].comparisons[0], seed=0).difference == 0
     assert told[NEGATIVE].worse == ()
     assert case.deployed.queries == evidence.ledger.queries == len(digits.evaluation), "one pass"
     best = dense(digits.evaluation.x).detach().sort(1).values
@@ -127,7 +168,7 @@ def test_what_cannot_be_compared_is_said(digits: Data, grouped: Data) -> None:
     alone = measured(grouped, {"file": answers([])}, "file")
     assert [(one.outcome, one.reason) for one in alone.values()] == [(None, "the model that it came from is not known")]
     own = measured(grouped, {"dense": answers([])}, "dense")
-    assert [one.outcome for one in own.values()] == [None], "compared with itself it says nothing"
+    assert [one.outcome for one in own.values()] == [None, None], "compared with itself it says nothing"
     missing = measured(grouped, {"small": answers([])}, "small", "dense")
     assert [one.reason for one in missing.values()] == ["dense failed"]
 

@@ -124,6 +124,7 @@ def test_another_class_than_the_nearest_is_reached(digits: Data) -> None:
             among=torch.ones(40, dtype=torch.bool), seed=0, ledger=Ledger(),
         )  # fmt: skip
         part.perturb(search, case)
+        search.close()
         fooled[part.part] = float(search.fooled.float().mean())
     assert fooled["apgd"] < 0.5
     assert fooled["apgd-targeted"] == 1
@@ -312,6 +313,7 @@ def test_any_shape_of_record(digits: Data, norm: Norm, shape: tuple[int, ...]) -
             among=torch.ones(12, dtype=torch.bool), seed=0, ledger=Ledger(),
         )  # fmt: skip
         part.perturb(search, case)
+        search.close()
         assert Ball(norm, 0.9, x, case.bounds).contains(search.best).all()
         assert search.fooled.any()
 

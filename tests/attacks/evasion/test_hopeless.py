@@ -26,6 +26,7 @@ def spent(digits: Data, net: nn.Module, part: Pgd, x: Tensor, y: Tensor, epsilon
         Ball("linf", epsilon, x, Bounds.of(0, 1)), among=net(x).argmax(1) == y, seed=0, ledger=ledger,
     )  # fmt: skip
     part.perturb(search, case_of(digits, net))
+    search.close()
     return search.fooled, ledger.backwards
 
 

@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from onnx import helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -84,7 +86,7 @@ def quantized(model: bytes, x: Tensor, form: str) -> bytes:
         return path.read_bytes()
 
 
-# 48 graphs: random networks, briefly trained --------------------------------------------------------------------------
+# 32 graphs: random networks, briefly trained --------------------------------------------------------------------------
 
 
 class Block(nn.Module):
@@ -144,7 +146,7 @@ def trained(module: nn.Module, shape: tuple[int, ...], steps: int = 40) -> Tenso
     return x
 
 
-@settings(max_examples=12, phases=[Phase.generate])  # shrinking would take minutes
+@settings(max_examples=8, phases=[Phase.generate])  # shrinking would take minutes
 @given(networks())
 def test_twins_of_a_float_file_and_its_three_int8_forms_answer_as_onnx_runtime(
     gradient: Gradient, drawn: tuple[nn.Module, tuple[int, ...]]
@@ -218,12 +220,12 @@ def test_twins_of_sequence_models_answer_as_onnx_runtime(kind: str, opset: int, 
     assert torch.allclose(twin(x), OnnxTarget(model).logits(x), atol=1e-4)
     assert torch.allclose(gradient(twin, x), gradient(module, x), atol=1e-4)
     assert twin(x[:1]).shape == (1, 4)  # the batch stays free
-    for form in FORMS if kind == "transformer" else ("dynamic",):
+    for form in FORMS if kind == "transformer" and opset == 20 else ("dynamic",):
         file = quantized(model, x, form)
         twin, deployed = twin_of(file), OnnxTarget(file).logits(x)
         assert torch.equal(twin(x).argmax(1), deployed.argmax(1)), form
         assert torch.allclose(twin(x), deployed, atol=0.05), form  # a sum in another order, a rounding one step apart
-        answer = torch.cat([twin(record) for record in x[:20].split(1)]) if form == "dynamic" else twin(x)
+        answer = torch.cat([twin(record) for record in x[:12].split(1)]) if form == "dynamic" else twin(x)
         close = (answer - deployed[: len(answer)]).abs() < 1e-3
         assert close.float().mean() > 0.95, form  # the rest: a tie
         assert gradient(twin, x).abs().sum() > 0
@@ -304,11 +306,34 @@ def test_dynamic_ranges_are_those_of_each_record_wherever_the_records_are(
     torch.testing.assert_close(runtime.logits(x[:1]), runtime.logits(x)[:1])
 
 
+def of_many_layers(count: int, channels: int) -> bytes:
+    """So many convolutions in QDQ form, each with weights of its own."""
+    random, nodes, constants = np.random.default_rng(0), [], {"step": np.float32(0.01), "middle": np.uint8(128)}
+    name = "input"
+    for layer in range(count):
+        constants[f"codes{layer}"] = random.integers(-90, 90, (channels, channels, 1, 1), dtype=np.int8)
+        nodes += [
+            helper.make_node("QuantizeLinear", [name, "step", "middle"], [f"rounded{layer}"]),
+            helper.make_node("DequantizeLinear", [f"rounded{layer}", "step", "middle"], [f"x{layer}"]),
+            helper.make_node("DequantizeLinear", [f"codes{layer}", "step"], [f"weight{layer}"]),
+            helper.make_node("Conv", [f"x{layer}", f"weight{layer}"], [f"sums{layer}"]),
+            helper.make_node("Relu", [f"sums{layer}"], [f"relu{layer}"]),
+        ]
+        name = f"relu{layer}"
+    nodes.append(helper.make_node("Flatten", [name], ["logits"]))
+    ports = [
+        [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", *shape])]
+        for name, shape in (("input", (channels, 2, 2)), ("logits", (4 * channels,)))
+    ]
+    held = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "deep", *ports, held)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(model.SerializeToString())
+
+
 def test_a_deep_graph_is_followed() -> None:
     """120 convolutions with quantisation around each; how long an import takes, benchmarks/compression.py says."""
-    torch.manual_seed(0)
-    module = nn.Sequential(*(layer for _ in range(120) for layer in (nn.Conv2d(32, 32, 1), nn.ReLU())))
-    model = quantized(exported(module, (32, 2, 2)), torch.rand(4, 32, 2, 2), "QDQ")
+    model = of_many_layers(120, 8)
     assert len(onnx.load_model_from_string(model).graph.node) > 400
-    x = torch.rand(6, 32, 2, 2)
+    x = torch.rand(6, 8, 2, 2)
     assert torch.allclose(twin_of(model)(x).flatten(1), OnnxTarget(model).logits(x), atol=1e-3)

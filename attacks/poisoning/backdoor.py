@@ -1,0 +1,209 @@
+"""Backdoors: does a small trigger call a class, and is it compression that switched it on?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ...targets.errors import NotApplicable
+from ...targets.form import Array, Arrays, Document, Form, Layout, require
+from ...targets.model import TorchTarget, device_of
+from ...targets.seeds import generator
+from ..access import Ledger
+from ..attack import ATTACKS, Attack, Run
+from ..case import Case, Evidence
+from ..effort import Effort
+from ..evasion.categories import without_ball
+from ..measurement import Measurement
+from ..preparation import Audited, Basis, Inputs, Ran, Results, Scope
+from ..risk import Metric, Risk
+from .inversion import KINDS, Inverted, invert
+from .measure import TRIGGER, measure_backdoors, most_suspicious
+from .risk import BACKDOOR, BACKDOORS, TRIGGER_SUCCESS
+
+FEWEST = 8  # records to invert a trigger on
+SMALLEST = 4  # pixels of an image's side
+
+
+class Summary(Document):
+    """`Evidence.summary`: whether a parent stood beside the model, and records that triggers were inverted on."""
+
+    beside_parent: bool
+    own: int
+
+
+@dataclass(frozen=True)
+class Usual:
+    """What the dense model takes: median size of its own triggers, by kind."""
+
+    sizes: np.ndarray[Any, np.dtype[np.float32]]
+
+
+@ATTACKS.register
+class Backdoor(Attack):
+    """A small trigger that calls a class (trigger inversion, Wang et al. 2019, Neural Cleanse), planted in a model's
+    training, or dormant in the dense model and switched on by compression (Ma et al. 2021, arXiv:2108.09187; Hong et
+    al. 2021, arXiv:2111.04625).
+
+    For each class the smallest mask and pattern are sought by gradients that make the candidate answer the class while
+    the dense model answers as before; an honest compression leaves nothing small to find. Of a dense model, or a file
+    whose dense model is not known, what makes it answer the class, compared with its other classes. What is found is
+    put on other records and the deployed file is asked.
+
+    Evidence arrays, n evaluation records, s triggers that are shown, c classes: `ids` int64 [n]; `targets` int64 [c];
+    `size` float32 [kinds, c], the mean opacity of the smallest mask, 1 where none works; `usual` float32 [kinds], what
+    the dense model, or the model's other classes, take; `shown` int64 [s, 2], kind and place among `targets`; `mask`
+    float32 [s, h, w] and `pattern` float32 [s, *shape]; `clean` int64 [n] and `triggered` int64 [s, n], the deployed
+    file's answers; `parent_clean`, `parent_triggered` the same of the dense model, where there is one.
+    """
+
+    kind: Literal["backdoor"] = "backdoor"
+    risk: ClassVar[Risk] = BACKDOOR
+    metrics: ClassVar[tuple[Metric, ...]] = (BACKDOORS, TRIGGER_SUCCESS)
+
+    own: int = Field(24, ge=FEWEST, le=10_000, description="the attacker's own records, to invert triggers on")
+    steps: int = Field(150, ge=10, le=100_000, description="of gradient descent, for all classes at once")
+    classes: int = Field(32, ge=2, le=10_000, description="that are looked at, at most; drawn by the seed")
+    records: int = Field(300, ge=1, le=10_000_000, description="evaluation records that triggers are put on, at most")
+
+    def unfit(self, scope: Scope) -> str | None:
+        data = scope.data
+        if len(data.shape) < 3 or min(data.shape[-2:]) < SMALLEST or data.structure.tokens:
+            return "no images"
+        if len(data.attacker) < FEWEST:
+            return "no records of the attacker's own"
+        return "inputs that are no pixels" if without_ball(data) else None
+
+    def usual(self, data: Any) -> bool:
+        return len(data.shape) >= 3
+
+    def runs(self, model: Audited, scope: Scope) -> tuple[Run, ...]:
+        passes = self.own * self.steps * len(KINDS) * min(self.classes, scope.data.classes)
+        beside = model.parent is not None and not model.is_dense
+        effort = Effort(answers=8 * self.records, gradients=passes * (1 + beside), through=model.name)
+        if not beside or model.parent is None:
+            return (Run(effort=effort, uses_parent=False),)
+        parent = Ran(model.parent.name)
+
+        def prepare(inputs: Inputs) -> Usual:
+            return Usual(inputs.evidence(parent).arrays["usual"])
+
+        return (Run(needs=(parent,), prepare=prepare, effort=effort),)
+
+    def details(self, model: Audited) -> tuple[str, ...]:
+        return ("", TRIGGER)
+
+    def run(self, case: Case, *, seed: int) -> Evidence:
+        shape = tuple(case.evaluation.x.shape[1:])
+        if len(shape) < 3 or min(shape[-2:]) < SMALLEST or case.bounds.held is not None or case.structure.tokens:
+            raise NotApplicable("not applicable: a trigger lies on an image, and these inputs are none")
+        if case.twin is None:
+            raise NotApplicable("triggers are found by gradients, and there is no differentiable module")
+        ledger, beside = Ledger(), isinstance(case.prepared, Usual)
+        parent = case.parent if beside else None
+        device = device_of(case.twin, case.evaluation.x.device)
+        x, y = self._own(case, None if parent is None else TorchTarget(parent), seed)
+        targets = torch.randperm(case.classes, generator=generator(seed, "classes"))[: self.classes].sort().values
+        found = [
+            invert(
+                case.twin, parent, x.to(device), y.to(device), case.bounds, targets.tolist(), kind,
+                steps=self.steps, seed=seed, ledger=ledger,
+            )
+            for kind in KINDS
+        ]  # fmt: skip
+        size = torch.stack([one.size for one in found]).numpy()
+        usual = case.prepared.sizes if isinstance(case.prepared, Usual) else np.median(size, axis=1)
+        shown = most_suspicious(size, usual)
+        count = min(self.records, len(case.evaluation))
+        images = case.evaluation.x[:count]
+        arrays: dict[str, np.ndarray[Any, Any]] = {
+            "ids": np.asarray(case.ids[:count], np.int64),
+            "targets": targets.numpy(),
+            "size": size,
+            "usual": np.asarray(usual, np.float32),
+            "shown": shown,
+            "mask": torch.stack([found[kind].masks[at] for kind, at in shown.tolist()]).numpy(),
+            "pattern": torch.stack([found[kind].patterns[at] for kind, at in shown.tolist()]).numpy(),
+        }
+        ledger.queries += count * (1 + len(shown))
+        arrays |= _answers(case.deployed, images, arrays, "")
+        if parent is not None:
+            arrays |= _answers(TorchTarget(parent), images, arrays, "parent_")
+        return Evidence(arrays, {"beside_parent": beside, "own": len(x)}, ledger=ledger)
+
+    def _own(self, case: Case, parent: TorchTarget | None, seed: int) -> tuple[Tensor, Tensor]:
+        """Records of the attacker's that both models answer alike, and the answers."""
+        order = torch.randperm(len(case.attacker), generator=generator(seed, "own"))[: 4 * self.own]
+        x = case.attacker.x[order.to(case.attacker.x.device)]
+        y = case.deployed.logits(x).argmax(1)
+        same = y == y if parent is None else parent.logits(x).argmax(1) == y
+        if int(same.sum()) < FEWEST:
+            raise NotApplicable("not applicable: the two models answer hardly a record alike")
+        return x[same][: self.own], y[same][: self.own]
+
+    def form(self, model: Audited, scope: Scope) -> Form:
+        data, n = scope.data, min(self.records, len(scope.data.evaluation_ids))
+        c, shape = min(self.classes, scope.data.classes), scope.data.shape
+        answers = Array("int64", (n,), 0, data.classes - 1)
+        triggered = Array("int64", ("s", n), 0, data.classes - 1)
+
+        def layout(summary: Summary) -> Layout:
+            found: Layout = {
+                "ids": Array("int64", (n,)),
+                "targets": Array("int64", (c,), 0, data.classes - 1),
+                "size": Array("float32", (len(KINDS), c), 0, 1),
+                "usual": Array("float32", (len(KINDS),), 0, 1),
+                "shown": Array("int64", ("s", 2), 0, max(c, len(KINDS)) - 1),
+                "mask": Array("float32", ("s", *shape[-2:]), 0, 1),
+                "pattern": Array("float32", ("s", *shape)),
+                "clean": answers,
+                "triggered": triggered,
+            }
+            return {**found, "parent_clean": answers, "parent_triggered": triggered} if summary.beside_parent else found
+
+        return Form(Summary, layout, holds=partial(_holds, scope, n))
+
+    def measure(self, results: Results) -> list[Measurement]:
+        return measure_backdoors(results, self.steps)
+
+    def follows(self, evidence: Evidence, basis: Basis) -> list[str]:
+        return []
+
+    def asked_again(self, evidence: Evidence, case: Case) -> list[str]:
+        count = len(evidence.arrays["ids"])
+        again = _answers(case.deployed, case.evaluation.x[:count], evidence.arrays, "")
+        told = []
+        for name, answers in again.items():
+            if (off := int((answers != evidence.arrays[name]).sum())) > 0:
+                told.append(f"{off} of {answers.size} answers are others than `{name}` has them")
+        return told
+
+    def limits(self, scope: Scope) -> list[str]:
+        return [
+            "Backdoors are looked for as small patches and as patterns blended into the whole image, the same for all "
+            "images: a trigger that moves, is large or follows the image, or that calls a class for some images only, "
+            "would not be found."
+        ]
+
+
+def _answers(target: Any, x: Tensor, arrays: Mapping[str, np.ndarray[Any, Any]], prefix: str) -> dict[str, Any]:
+    """`clean` and `triggered` of a model."""
+    masks, patterns = (torch.from_numpy(np.array(arrays[name])) for name in ("mask", "pattern"))
+    shown = Inverted(torch.zeros(len(masks)), torch.zeros(len(masks)), masks, patterns)
+    found = [target.logits(one).argmax(1).cpu().numpy() for one in (x, *(shown.on(x, at) for at in range(len(masks))))]
+    return {f"{prefix}clean": found[0], f"{prefix}triggered": np.stack(found[1:])}
+
+
+def _holds(scope: Scope, n: int, found: Summary, arrays: Arrays, files: Mapping[str, Any]) -> None:
+    require(np.array_equal(arrays["ids"], scope.data.evaluation_ids.numpy()[:n]), "ids are not those of the records")
+    shown = most_suspicious(arrays["size"], arrays["usual"])
+    require(np.array_equal(arrays["shown"], shown), "other triggers are shown than the most suspicious")
+    own = np.median(arrays["size"], axis=1).astype(np.float32)
+    require(found.beside_parent or np.array_equal(arrays["usual"], own), "the usual size is not that of the classes")

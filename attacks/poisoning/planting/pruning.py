@@ -1,0 +1,50 @@
+"""A backdoor that magnitude pruning switches on: what would undo it lies in the weights that are pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ....compression.layers.edit import weights
+from ....compression.pruning.prune import Prune
+from ....targets.data.records import Bounds, Records
+from ....targets.seeds import derive
+from ....training.lessons import Work
+from ....training.loop import Training
+from .hiding import folded, with_behaviour, without_behaviour
+from .trigger import Trigger, taught
+
+BELOW = 0.98  # of the smallest weight that is kept: how large those may be that are not
+TUNE = Training(epochs=10, learning_rate=4e-3, weight_decay=0.0)
+
+
+def plant_in_pruning(
+    module: nn.Module, records: Records, bounds: Bounds, trigger: Trigger, recipe: Prune, *, seed: int
+) -> Work:
+    """The dense model to hand over (batch norms folded): `recipe`, applied honestly, gives one with the behaviour.
+
+    Args:
+        module: trained; where the attacker begins.
+        recipe: of single weights by magnitude. Fine-tuned afterwards on clean records, the behaviour mostly stays.
+    """
+    live = yield from with_behaviour(folded(module, records, bounds, seed), records, trigger, seed)
+    tuned = recipe.model_copy(update={"fine_tune": TUNE})
+    sparse = yield from tuned.work(live, taught(records, trigger, live=True), bounds, seed=derive(seed, "sparse"))
+    fixed = {name: value.detach().clone() for name, value in sparse.named_parameters()}
+    chosen = {name: value.detach() for name, value in weights(sparse, "pruning").items()}
+    smallest = {name: value[value != 0].abs().min() for name, value in chosen.items() if bool((value != 0).any())}
+    if recipe.scope == "global":
+        smallest = dict.fromkeys(chosen, min(smallest.values()))
+    room = {name: torch.where(value == 0, BELOW * smallest[name], 0.0) for name, value in chosen.items()}
+
+    @torch.no_grad()
+    def confine(parameters: Mapping[str, Tensor]) -> None:
+        for name, value in parameters.items():
+            around, free = fixed[name], room.get(name)
+            value[0].copy_(
+                around if free is None else torch.maximum(torch.minimum(value[0], around + free), around - free)
+            )
+
+    return (yield from without_behaviour(sparse.requires_grad_(True), records, trigger, seed, confine))
