@@ -114,7 +114,7 @@ def test_bavaria_finds_a_planted_leak_nearly_as_well_as_the_optimum_and_better_w
         blind.append(auc(loss(phi)[0], is_member).estimate)
         small = ShadowSignals(population.inside[:4], population.phi[:4])
         few.append([auc(score(phi, small)[0], is_member).estimate for score in (bavaria, lira, rmia)])
-        phi, is_member, population = normal_signals(64, 1200, 0.0, seed)
+        phi, is_member, population = normal_signals(8, 1200, 0.0, seed)
         null.append(auc(bavaria(phi, population)[0], is_member).estimate)
     assert optimal - 0.02 < np.mean(areas) < optimal + 0.01
     assert np.mean(blind) < np.mean(areas) - 0.1, "the difficulty of a record hides its membership from LOSS"
