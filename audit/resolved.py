@@ -81,7 +81,22 @@ def resolve_plan(suite: Suite, store: Store, *, workers: int, started: float, pr
     expected = forecast(suite, _stored(suite, store), workers)
     if expected.most:
         progress.note(f"forecast: {expected.sentence(workers)}.{_cheaper(suite, expected, workers)}")
+        for sentence in _unseen(suite, workers):
+            progress.note(f"at this size: {sentence}")
     return suite
+
+
+def _unseen(suite: Suite, workers: int) -> list[str]:
+    """What the audit could not see at its size, and what its models for the attackers' sake take: asked for before it
+    runs, since more of them cost time.
+    """
+    shared = suite.shared_trainings()
+    if not shared:
+        return []
+    scopes = [(attack, suite.scope(label)) for attack, label in suite.lineup.attacks if suite.task in attack.tasks]
+    told = dict.fromkeys(sentence for attack, scope in scopes for sentence in attack.power(scope))
+    took = duration(sum(suite.cell(name).weight for name in shared) / workers)
+    return [*told, f"Models trained for the attackers' sake take about {took} of the whole."]
 
 
 @contextlib.contextmanager

@@ -56,6 +56,7 @@ VERSIONS: dict[str, dict[str, Any] | None] = {
     "distilled": DISTILLED,
 }
 USED = 32  # shadows of the figures by version
+COUNTS = (2, 4, 8, 16, 64)
 FEW = ("dense", "prune 80 % + fine-tune", "distilled")
 
 
@@ -110,7 +111,7 @@ def few(world: World) -> list[Row]:
         if world.name == "tokens" and name == "distilled":  # a recurrent net has no narrow student
             continue
         phi, inside = world.signals(VERSIONS[name])[0]["phi"], world.plan.inside
-        for count in (2, 4, 8, 16, 64):
+        for count in COUNTS:
             found: dict[str, list[float]] = {score: [] for score in (*WITH_SHADOWS, "headline")}
             for first in list(range(0, SHADOWS, count))[:6]:
                 group = world.shadows(phi, first, first + count)

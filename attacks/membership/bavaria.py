@@ -19,7 +19,9 @@ WIDEST = 3.0  # standard deviations: beyond it a trend stays as it is, lest a fe
 # for a difference with few shadows is mostly noise, and a score built on it is noisier than one without.
 BEYOND_CHANCE = 2.0
 MEDIAN_ERROR = 2.3  # root n times the standard error of the median of n squared normal numbers, as a share of it
-ALONE = 4.0  # degrees of freedom of a variance that no record shows, since it has one shadow of the sort
+# Degrees of freedom of a variance common to all records: one or two shadows of a sort say next to nothing of a
+# record's own, and the records' differ.
+COMMON = 4.0
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,10 @@ def _fitted(sides: list[tuple[Floats, Floats, Floats]], centre: Floats, known: B
     for (count, _, squares), mean, other in zip(sides, means, means[::-1], strict=True):
         freedom = np.maximum(count - 1, 0)
         shown = known & (freedom >= 1)
-        if (shown.sum(1) < 4).any():  # half of the distance from the trend is the record's, half its one shadow's
-            apart = (mean - trend(other, mean, known)) ** 2
+        if ((known & (freedom >= 2)).sum(1) < known.sum(1) / 2).any():  # a common variance, as the means lie apart
+            apart = count * (mean - trend(other, mean, known)) ** 2  # half of it is the record's, half the trend's
             variance = np.maximum(_mean(apart, known) / 2, TINY) * np.ones_like(mean)
-            found.append(Side(np.maximum(count, 1), mean, np.full_like(mean, ALONE), variance))
+            found.append(Side(np.maximum(count, 1), mean, np.full_like(mean, COMMON), variance))
             continue
         prior_df, prior = shrinkage(squares, freedom, other, shown)
         df = freedom + prior_df

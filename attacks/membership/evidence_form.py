@@ -27,6 +27,7 @@ class Procedure(Document):
     untrained_auc_sd: Amount
     untrained_tpr: Share | None
     untrained_tpr_sd: Amount | None
+    tpr_half: Share | None
 
 
 class Summary(Document):

@@ -22,7 +22,7 @@ from ..preparation import Ran, Results, Scope
 from ..statistics import power as statistical_power
 from ..statistics import ranking
 from .preparations import run_detail, shadow_counts
-from .pseudo_targets import FPR
+from .pseudo_targets import FPR, more_shadows
 from .risk import AUC, TPR
 
 SMALL = 0.638  # AUC of two normal distributions half a standard deviation apart: more is no small difference
@@ -67,7 +67,11 @@ def measure_membership(results: Results) -> list[Measurement]:
                 "roc": Auc(evidence.arrays[f"score/{by_tpr}"], is_member),
                 "blind": Auc(evidence.arrays["blind"], is_member),
             },
-            notes=(*notes, *_procedure_note(evidence.summary, by_tpr, "tpr", "TPR at 1 % FPR")),
+            notes=(
+                *notes,
+                *_procedure_note(evidence.summary, by_tpr, "tpr", "TPR at 1 % FPR"),
+                *_growth(evidence.summary, by_tpr, is_member),
+            ),
             flags=flags,
         ),
         Measurement(
@@ -157,6 +161,22 @@ def _procedure_note(summary: dict[str, Any], attack: str, metric: str, words: st
     return [
         f"The training procedure, not this model (shadows as targets, never gated): {words} {figures}, "
         f"{own['targets']} targets."
+    ]
+
+
+def _growth(summary: dict[str, Any], attack: str, is_member: Bools) -> list[str]:
+    """What more shadow models would find, and which leak these show."""
+    own = summary["pseudo_targets"].get(attack)
+    if own is None or own["tpr_half"] is None or own["tpr_mean"] <= 2 * FPR:  # next to nothing is found, that may grow
+        return []
+    half, mean, count = own["tpr_half"], own["tpr_mean"], summary["shadows"]["own"]
+    twice, any_number = more_shadows(half, mean, count)
+    seen = statistical_power.detectable_tpr(int(is_member.sum()), int((~is_member).sum()), FPR) * any_number / mean
+    return [
+        f"More shadow models: of the shadows' members it finds {100 * half:.1f} % with {count // 2} of them and "
+        f"{100 * mean:.1f} % with {count - 2}; a line over 1 / number through both makes it about {100 * twice:.1f} % "
+        f"with {2 * count} and {100 * any_number:.1f} % with any number. So {count} show a leak of {100 * seen:.1f} % "
+        "or more, as any number would find it, with a probability of 80 %."
     ]
 
 

@@ -22,7 +22,7 @@ from .evidence_form import evidence_form
 from .likeness import masked, on_scale_of, restored, unlike
 from .measure import AUC_DETAIL, measure_membership, unseen_leaks
 from .preparations import membership_run, population_of, run_detail, shadow_count, shadow_counts
-from .pseudo_targets import ENOUGH_SHADOWS, Figures, choose, pseudo_targets, score_all, tells_tpr
+from .pseudo_targets import ENOUGH_SHADOWS, Figures, choose, pseudo_targets, score_all, tells_tpr, tpr_by_half
 from .quantile import quantile
 from .risk import AUC, MEMBERSHIP, TPR
 from .signals import SAME, impossible, margin, margins_again
@@ -53,8 +53,9 @@ class Membership(Attack):
     without itself and its complement ("leave pair out"). These measure the training procedure, not the audited model;
     a headline is the best of them, so the audited model has no say in it. `untrained_auc` and `untrained_tpr`, each
     with `_sd`: of the audited model's members against its non-members where the shadow was trained on neither; .5 and
-    .01 unless the two sorts of records differ in what the attack sees. TPR is None below 100 non-members; all are empty
-    below 4 own shadows.
+    .01 unless the two sorts of records differ in what the attack sees. `tpr_half`, of the headline alone: `tpr_mean`
+    where half of the shadows attack the other half. TPR is None below 100 non-members; all are empty below 4 own
+    shadows.
     """
 
     kind: Literal["membership"] = "membership"
@@ -166,6 +167,8 @@ class Membership(Attack):
             figures = pseudo_targets(kinds, population.is_member)
             few = len(population.own.phi) < ENOUGH_SHADOWS
             headline, headline_auc = choose(figures, "tpr_mean", few=few), choose(figures, "auc_mean", few=few)
+            if headline in figures and headline.endswith("/own"):
+                figures[headline]["tpr_half"] = tpr_by_half(population.own, headline)
             if few:
                 flags.append(Flag.FEW_SHADOWS.value)
             if unlike(phi, population.is_member, population.own):

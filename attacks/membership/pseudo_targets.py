@@ -48,7 +48,7 @@ def pseudo_targets(kinds: dict[str, ShadowSignals], is_member: Bools | None = No
     figures: dict[str, Figures] = {}
     for name, score in score_all(own.phi, kinds, keep).items():
         told = _told(list(zip(score, own.inside, strict=True)))
-        figures[name] = {"targets": len(score), **told}
+        figures[name] = {"targets": len(score), **told, "tpr_half": None}
         if is_member is not None:
             rest = [(row[~inside], is_member[~inside]) for row, inside in zip(score, own.inside, strict=True)]
             untrained = _told(rest)
@@ -59,6 +59,36 @@ def pseudo_targets(kinds: dict[str, ShadowSignals], is_member: Bools | None = No
                 "untrained_tpr_sd": untrained["tpr_sd"],
             }
     return figures
+
+
+def tpr_by_half(own: ShadowSignals, name: str) -> float | None:
+    """Mean TPR of one score over the shadows as targets, each half of them attacked by the other half alone.
+
+    Beside the figure with all but a pair it tells what more shadows would find (`more_shadows`). None where a half is
+    less than 4 shadows, or tells no TPR.
+    """
+    k, kind = len(own.phi), name.partition("/")[0]
+    if k % 4 or k < 8 or kind not in scores.WITH_SHADOWS:
+        return None
+    halves = [ShadowSignals(own.inside[some], own.phi[some]) for some in (slice(0, k // 2), slice(k // 2, k))]
+    found = []
+    for targets, shadows in (halves, halves[::-1]):
+        score = scores.WITH_SHADOWS[kind](targets.phi.astype(np.float64), shadows, None)
+        found += list(zip(score, targets.inside, strict=True))
+    return _told(found)["tpr_mean"]
+
+
+def more_shadows(half: float, all_but_a_pair: float, count: int) -> tuple[float, float]:
+    """What TPR twice as many shadows, and any number, would find on average: a line over 1 / number through two points.
+
+    Args:
+        half: of `tpr_by_half`, count / 2 shadows.
+        all_but_a_pair: with count - 2.
+    """
+    few, many = count / 2, count - 2
+    slope = max(all_but_a_pair - half, 0.0) / (1 / few - 1 / many)
+    twice, any_number = (min(all_but_a_pair + slope * (1 / many - rest), 1.0) for rest in (0.5 / count, 0.0))
+    return twice, any_number
 
 
 def _told(targets: list[tuple[Floats, Bools]]) -> Figures:

@@ -14,6 +14,7 @@ from scipy.special import digamma, polygamma
 from crushproof.attacks.membership.bavaria import log_ratio, shrinkage, trigamma_inverse
 from crushproof.attacks.membership.case import ShadowSignals
 from crushproof.attacks.membership.population import masks
+from crushproof.attacks.membership.pseudo_targets import more_shadows, pseudo_targets, tpr_by_half
 from crushproof.attacks.membership.quantile import quantile
 from crushproof.attacks.membership.scores import WITH_SHADOWS, bavaria, lira, loss, rmia
 from crushproof.attacks.membership.shadow_sums import related
@@ -107,13 +108,13 @@ def test_shrinkage_recovers_the_prior() -> None:
 
 def test_bavaria_finds_a_planted_leak_nearly_as_well_as_the_optimum_and_better_with_few_shadows() -> None:
     areas, optimal, blind, null, few = [], stats.norm.cdf(1.0 / math.sqrt(2)), [], [], []
-    for seed in range(6):
+    for seed in range(3):
         phi, is_member, population = normal_signals(64, 1200, 1.0, seed)
         areas.append(auc(bavaria(phi, population)[0], is_member).estimate)
         blind.append(auc(loss(phi)[0], is_member).estimate)
         small = ShadowSignals(population.inside[:4], population.phi[:4])
         few.append([auc(score(phi, small)[0], is_member).estimate for score in (bavaria, lira, rmia)])
-        phi, is_member, population = normal_signals(64, 1200, 0.0, seed)
+        phi, is_member, population = normal_signals(8, 1200, 0.0, seed)
         null.append(auc(bavaria(phi, population)[0], is_member).estimate)
     assert optimal - 0.02 < np.mean(areas) < optimal + 0.01
     assert np.mean(blind) < np.mean(areas) - 0.1, "the difficulty of a record hides its membership from LOSS"
@@ -160,6 +161,20 @@ def test_rmia_ranks_as_its_definition_and_keeps_its_digits() -> None:
     assert lead == pytest.approx(math.exp(-60) - math.exp(-80), rel=1e-9)
     hard = ShadowSignals(population.inside, np.full((8, 60), -300, np.float32))
     assert rmia(np.full((1, 60), -290, np.float32), hard) == pytest.approx(10)
+
+
+def test_what_more_shadows_find_is_forecast() -> None:
+    true = {count: 0.5 - 0.4 / count for count in (8, 14, 32)}  # a line over 1 / number is met exactly
+    assert more_shadows(true[8], true[14], 16) == pytest.approx((true[32], 0.5))
+    assert more_shadows(0.3, 0.2, 16) == (0.2, 0.2), "fewer shadows that found more, by chance, forecast no fall"
+    _, _, population = normal_signals(16, 400, 2.0, 0)
+    half = tpr_by_half(population, "bavaria/own")
+    assert half is not None
+    mean, untold = pseudo_targets({"own": population})["bavaria/own"]["tpr_mean"], population.inside[:6]
+    assert mean is not None
+    assert 0.05 < half < mean
+    assert more_shadows(half, mean, 16)[0] > mean
+    assert tpr_by_half(ShadowSignals(untold, population.phi[:6]), "bavaria/own") is None
 
 
 def test_leaving_the_complement_in_would_leak() -> None:
