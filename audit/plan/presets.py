@@ -60,6 +60,7 @@ ATTACK_PRESETS: dict[str, list[dict[str, Any]]] = {
         {"kind": "rebuilding"},
         {"kind": "attributes"},
         {"kind": "smoothing"},
+        {"kind": "poisoning-exposure"},
         {"kind": "dp-audit"},
     ],
 }
