@@ -47,8 +47,8 @@ NETS = 6
 def audited() -> tuple[list[Row], dict[str, Any]]:
     """The attack as a user runs it."""
     with tempfile.TemporaryDirectory() as folder:
-        plan = Path(folder, "plan.json")
-        plan.write_text(json.dumps(PLAN))
+        plan = Path(folder, "plan.yaml")
+        plan.write_text(json.dumps(PLAN))  # which is YAML
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         command = [sys.executable, "-m", "crushproof", "audit", str(plan), "--out", str(Path(folder, "out"))]
         subprocess.run(command, check=False, capture_output=True)

@@ -61,6 +61,7 @@ ATTACK_PRESETS: dict[str, list[dict[str, Any]]] = {
         {"kind": "attributes"},
         {"kind": "smoothing"},
         {"kind": "poisoning-exposure"},
+        {"kind": "sponge"},
         {"kind": "dp-audit"},
     ],
 }
