@@ -2,10 +2,10 @@
 
     python benchmarks/transfer_learning.py [--data DIR] [--json FILE] [--records N]
 
-Digits: a CNN that knows 0 to 4 becomes one for 5 to 9. With `DIR/mnist.npz`: one that knows MNIST (4,000 records, averaged
-to 8 x 8) becomes one for scikit-learn's digits. Each from the dense model, a copy of it (which must change nothing),
-int8, int4 and 80 % pruned; by a linear probe, and trained on as a whole where weights are floats. Rows give the figure
-with its 95 % interval, and the change against the dense model's.
+Digits: a CNN that knows 0 to 4 becomes one for 5 to 9. With `DIR/mnist.npz`: one that knows MNIST (4,000 records,
+averaged to 8 x 8) becomes one for scikit-learn's digits. Each from the dense model, a copy of it (which must change
+nothing), int8, int4 and 80 % pruned; by a linear probe, and trained on as a whole where weights are floats. Rows give
+the figure with its 95 % interval, and the change against the dense model's.
 """
 
 from __future__ import annotations
