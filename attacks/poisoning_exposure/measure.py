@@ -27,7 +27,7 @@ from .planting import PATCH, RANDOM, TARGETED, Poisoning
 from .risk import CALIBRATED_ACCURACY, PATCH_SUCCESS, RANDOM_ACCURACY, TARGETED_ERROR
 
 FLIPS, PATCHED, CALIBRATION = "random-flips", "patch", "calibration"  # details of findings
-BROKEN = 0.2  # of the accuracy, surely gone: what breaks a calibration
+BROKEN = 0.25  # of the accuracy, surely gone: what breaks a calibration
 JUDGED_RECORDS = 2  # poisoned calibration records that the figure is of
 CURVES = {TARGETED: "targeted error", RANDOM: "accuracy", PATCH: "patch success"}
 Outcomes = Callable[[Evidence, Sequence[int]], Bools]
@@ -180,7 +180,7 @@ def _calibration(results: Results, evidence: Evidence, counts: Sequence[int]) ->
 
 
 def records_to_break(correct: Bools, counts: Sequence[int]) -> int | None:
-    """The fewest poisoned calibration records after which a fifth of the accuracy is surely gone; None: more.
+    """The fewest poisoned calibration records after which a quarter of the accuracy is surely gone; None: more.
 
     Args:
         correct: bool [counts, n], the first of no poisoned record.
@@ -201,7 +201,7 @@ def _breaking(correct: Bools, methods: Sequence[str], counts: Sequence[int], siz
             most = counts[correct.shape[2] - 1]
             found.append(f"{method} {needed if needed is not None else f'more than {most}'}")
         told.append(f"{bits}-bit activations: {', '.join(found)}")
-    return f"Records of {size} that surely cost a fifth of the accuracy: {'; '.join(told)}. Weights stay as they are."
+    return f"Records of {size} that surely cost a quarter of the accuracy: {'; '.join(told)}. Weights stay as they are."
 
 
 def _flags(results: Results) -> tuple[str, ...]:

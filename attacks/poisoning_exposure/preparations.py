@@ -28,7 +28,7 @@ from ..effort import HARDENING, Effort, retraining
 from ..membership.signals import replayed_at_once
 from ..preparation import Deployed, Inputs, Need, Preparation, Prepared, Scope, Trained, Weights
 from .calibration import BITS, Method, calibrated_answers
-from .planting import Pair, Poisoning, can_be_patched, patched, pool_of
+from .planting import PATCH, Pair, Poisoning, can_be_patched, patched, pool_of
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -188,7 +188,7 @@ class PoisonedAnswers(Preparation):
     """What the poisoned parents, compressed by the recipe as the candidate was, answer.
 
     Arrays, for m models and n evaluation records: `predicted` int64 [m, n]; where images are patched, `triggered` int64
-    [m, n], the answers to them with the patch.
+    [m, n], the answers to them with the patch; of models that are neither clean nor poisoned with it, as `predicted`.
     """
 
     phase: ClassVar[str] = "poisoning"
@@ -244,7 +244,7 @@ class PoisonedAnswers(Preparation):
                     for at, (module, records) in enumerate(zip(modules, own, strict=True), first)
                 ]
                 modules = together(works)
-            return self._answers(modules, inputs.scope.data)
+            return self._answers(modules, first, inputs.scope.data)
 
         with failing_as_not_applicable("the poisoned models cannot be compressed as the candidate was"):
             if recipe is not None:
@@ -258,13 +258,18 @@ class PoisonedAnswers(Preparation):
                 found.append(kept(f"models from {first}", work) if trains else work())
         return Prepared({name: np.concatenate([one[name] for one in found]) for name in found[0]})
 
-    def _answers(self, modules: list[nn.Module], data: Data) -> Arrays:
-        x = data.evaluation.x[: self.records]
-        asked = {"predicted": x} | ({"triggered": patched(x, data.bounds)} if can_be_patched(data.shape) else {})
-        return {
-            name: np.stack([TorchTarget(one).logits(of).argmax(1).cpu().numpy() for one in modules])
-            for name, of in asked.items()
-        }
+    def _answers(self, modules: list[nn.Module], first: int, data: Data) -> Arrays:
+        x, kinds = data.evaluation.x[: self.records], self.poisoned.poisoning.models[first:]
+        found: dict[str, list[np.ndarray[Any, Any]]] = {"predicted": []}
+        for module, (_, sort, _) in zip(modules, kinds, strict=False):
+            target = TorchTarget(module)
+            found["predicted"].append(target.logits(x).argmax(1).cpu().numpy())
+            if can_be_patched(data.shape):
+                shown = patched(x, data.bounds)
+                asked = sort in ("", PATCH)
+                told = target.logits(shown).argmax(1).cpu().numpy() if asked else found["predicted"][-1]
+                found.setdefault("triggered", []).append(told)
+        return {name: np.stack(rows) for name, rows in found.items()}
 
     def _module(self, state: Arrays, device: torch.device) -> nn.Module:
         module = self.poisoned.parent.architecture.blank()
