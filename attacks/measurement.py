@@ -45,6 +45,13 @@ class GroupRates:
 
 
 @dataclass(frozen=True)
+class Crossed:
+    """A share of records over several models made alike, which stand for all that would be: bool [models, records]."""
+
+    successes: Bools
+
+
+@dataclass(frozen=True)
 class Mean:
     """A mean over records: float [n].
 
@@ -112,7 +119,7 @@ class AtLeast:
     n: int
 
 
-Outcome = Rate | GroupRates | Mean | Auc | TprAtFpr | Found | AtLeast
+Outcome = Rate | GroupRates | Crossed | Mean | Auc | TprAtFpr | Found | AtLeast
 
 
 @dataclass(frozen=True)

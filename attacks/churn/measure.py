@@ -92,8 +92,8 @@ def _worst(
         comparisons=(Comparison(parent, GroupRates(right, masks), GroupRates(before, masks), flags=tuple(flags)),),
         groups={one: Rate(right[rows]) for one, rows in masks.items()},
         notes=(
-            f"{name} changed by {change}, the least of {len(masks)}; the intervals are those of all of them together "
-            "(Bonferroni), so that the group may be chosen by looking.",
+            f"Of {len(masks)} classes and groups {name} lost most: {change}. The intervals are those of all of them "
+            "together (Bonferroni), so that it may be chosen by looking.",
         ),
     )
 

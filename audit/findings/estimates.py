@@ -11,6 +11,7 @@ from ...attacks.measurement import (
     AtLeast,
     Auc,
     Comparison,
+    Crossed,
     Found,
     Fragile,
     Graded,
@@ -24,6 +25,7 @@ from ...attacks.measurement import (
     TprAtFpr,
 )
 from ...attacks.statistics import medians, ranking, rates
+from ...attacks.statistics.crossed import crossed_change, crossed_rate
 from ...attacks.statistics.groups import each_of, worst_change
 from ..schema import quantity_rows
 from ..schema.rows import Change, Estimate, Part, Point
@@ -45,6 +47,8 @@ def estimate(outcome: Outcome, level: float = rates.LEVEL) -> Estimate:
             k, n = int(np.sum(successes)), len(successes)
             interval = rates.clopper_pearson(k, n, each_of(among, level))
             return Estimate(estimate=k / n, low=interval.low, high=interval.high, n=n)
+        case Crossed(successes):
+            interval, n = crossed_rate(successes, level), successes.shape[1]
         case Mean(values, least, step):
             interval, n = rates.mean(values, level, step), len(values)
             interval = replace(interval, low=max(interval.low, least))
@@ -67,6 +71,8 @@ def _columns(outcome: Outcome) -> list[Any]:
             return [np.array([value, most])]
         case Rate(successes) | GroupRates(successes):
             return [successes]
+        case Crossed(successes):
+            return list(successes)
         case Mean(values):
             return [values]
         case Auc(scores, is_member) | TprAtFpr(scores, is_member, _):
@@ -128,6 +134,8 @@ def change(comparison: Comparison, *, seed: int, level: float = rates.LEVEL) -> 
         case GroupRates(own, masks), GroupRates(theirs):
             worst, interval = worst_change(own, theirs, masks, level)
             baseline = float(np.mean(theirs[masks[worst]]))
+        case Crossed(own), Crossed(theirs):
+            interval, baseline = crossed_change(own, theirs, level), float(np.mean(theirs))
         case Mean(values, _, step), Mean(others):
             interval = rates.mean(np.asarray(values) - np.asarray(others), level, step)
             baseline = float(np.mean(others))

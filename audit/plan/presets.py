@@ -63,6 +63,8 @@ ATTACK_PRESETS: dict[str, list[dict[str, Any]]] = {
         {"kind": "calibration"},
         {"kind": "attributes"},
         {"kind": "smoothing"},
+        {"kind": "poisoning-exposure"},
+        {"kind": "sponge"},
         {"kind": "dp-audit"},
     ],
 }
