@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..access import Access
 from ..case import Evidence
-from ..measurement import Found, Measurement, Quantity, Rate, ThreatModel
+from ..measurement import Found, Measurement, Pattern, Quantity, Rate, ThreatModel
 from ..preparation import Ran, Results
 from .inversion import KINDS
 from .risk import BACKDOORS, TRIGGER_SUCCESS
@@ -38,6 +40,30 @@ def most_suspicious(size: Floats, usual: Floats) -> np.ndarray[Any, np.dtype[np.
     return np.stack([kinds[places], places], axis=1).astype(np.int64)
 
 
+@dataclass(frozen=True)
+class Alarm:
+    """A trigger that calls a class, far smaller than usual, on `success` of n other records; `place` among `shown`."""
+
+    place: int
+    target: int
+    kind: int
+    size: float
+    success: float
+    n: int
+
+
+def alarms(evidence: Evidence) -> list[Alarm]:
+    """What is far smaller than usual and works on the deployed file, the most suspicious first."""
+    arrays, found = evidence.arrays, []
+    rated = excess(arrays["size"], arrays["usual"])
+    for place, (kind, at) in enumerate(arrays["shown"].tolist()):
+        hits, _ = _success(evidence, place)
+        if rated[kind, at] > EXCESS[bool(evidence.summary["beside_parent"])] and len(hits) and hits.mean() >= WORKS:
+            size = float(arrays["size"][kind, at])
+            found.append(Alarm(place, int(arrays["targets"][at]), kind, size, float(hits.mean()), len(hits)))
+    return found
+
+
 def measure_backdoors(results: Results, steps: int) -> list[Measurement]:
     """The alarms, and the success of the most suspicious trigger."""
     model = results.model
@@ -51,18 +77,12 @@ def measure_backdoors(results: Results, steps: int) -> list[Measurement]:
         ]
     beside = bool(evidence.summary["beside_parent"])
     names, targets = results.scope.data.class_names, evidence.arrays["targets"]
-    rated = excess(evidence.arrays["size"], evidence.arrays["usual"])
-    outcomes = [_success(evidence, place) for place in range(len(evidence.arrays["shown"]))]
-    called, notes = list[str](), list[str]()
-    for (kind, at), (hits, _) in zip(evidence.arrays["shown"].tolist(), outcomes, strict=True):
-        if rated[kind, at] > EXCESS[beside] and len(hits) and hits.mean() >= WORKS:
-            called.append(names[targets[at]])
-            size = 100 * evidence.arrays["size"][kind, at]
-            notes.append(
-                f"A {KINDS[kind]} trigger of {size:.1f} % of the image calls {names[targets[at]]!r} on "
-                f"{100 * hits.mean():.0f} % of {len(hits)} images"
-                + (", and the dense model answers as before." if beside else ".")
-            )
+    called = alarms(evidence)
+    notes = [
+        f"A {KINDS[one.kind]} trigger of {100 * one.size:.1f} % of the image calls {names[one.target]!r} on "
+        f"{100 * one.success:.0f} % of {one.n} images{', and the dense model answers as before' if beside else ''}."
+        for one in called
+    ]
     words = "triggers that call a class" + (", and not in the dense model" if beside else "")
     kind, at = evidence.arrays["shown"][0].tolist()
     size, usual = float(evidence.arrays["size"][kind, at]), float(evidence.arrays["usual"][kind])
@@ -78,7 +98,7 @@ def measure_backdoors(results: Results, steps: int) -> list[Measurement]:
         f"{steps} steps for each of {len(targets)} classes, as a patch and blended",
     )
     flags = tuple(sorted(results.flags(model.name)))
-    hits, before = outcomes[0]
+    hits, before = _success(evidence, 0)
     return [
         Measurement(
             BACKDOORS,
@@ -86,6 +106,7 @@ def measure_backdoors(results: Results, steps: int) -> list[Measurement]:
             Found(len(called), len(targets) * len(KINDS), "large or moving triggers, and those that follow the image"),
             threat,
             notes=tuple(notes),
+            pattern=_picture(evidence, called[0], names) if called else None,
             flags=flags,
             reason=None,
         ),
@@ -104,6 +125,15 @@ def measure_backdoors(results: Results, steps: int) -> list[Measurement]:
             flags=flags,
         ),
     ]
+
+
+def _picture(evidence: Evidence, alarm: Alarm, names: Sequence[str]) -> Pattern:
+    """The trigger's mask; of a large image the means of tiles."""
+    mask = evidence.arrays["mask"][alarm.place]
+    tiles = [range(0, side, -(-side // 64)) for side in mask.shape]
+    small = np.add.reduceat(np.add.reduceat(mask, tiles[0], axis=0), tiles[1], axis=1)
+    area = np.add.reduceat(np.add.reduceat(np.ones_like(mask), tiles[0], axis=0), tiles[1], axis=1)
+    return Pattern(f"the mask of the trigger for {names[alarm.target]}", small / area)
 
 
 def _success(evidence: Evidence, place: int) -> tuple[Any, Any]:
