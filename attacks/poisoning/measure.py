@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from ..access import Access
+from ..access import Access, Flag
 from ..case import Evidence
 from ..measurement import Found, Measurement, Pattern, Quantity, Rate, ThreatModel
 from ..preparation import Ran, Results
-from .inversion import KINDS
+from .inversion import Kind
 from .risk import BACKDOORS, TRIGGER_SUCCESS
 
 TRIGGER = "trigger"  # detail of a finding
@@ -25,10 +25,16 @@ WORKS = 0.5  # of the records of other classes, or it is no alarm
 Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
 
+def usual_size(size: Floats) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """float32 [kinds]: the median of the triggers that work; 0, beside which nothing is small, where none does."""
+    rows = [row[row < 1] for row in size]
+    return np.array([np.median(row) if len(row) else 0.0 for row in rows], np.float32)
+
+
 def excess(size: Floats, usual: Floats) -> Floats:
     """float64 [kinds, c]: the logarithm of how many times smaller than usual each trigger is; -inf: there is none."""
     small = np.log(np.maximum(usual[:, None].astype(np.float64), 1e-6) / np.maximum(size, 1e-6))
-    return np.where(size < 1, small, -np.inf)
+    return np.where((size < 1) & (usual[:, None] > 0), small, -np.inf)
 
 
 def most_suspicious(size: Floats, usual: Floats) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -64,7 +70,7 @@ def alarms(evidence: Evidence) -> list[Alarm]:
     return found
 
 
-def measure_backdoors(results: Results, steps: int) -> list[Measurement]:
+def measure_backdoors(results: Results, steps: int, kinds: Sequence[Kind]) -> list[Measurement]:
     """The alarms, and the success of the most suspicious trigger."""
     model = results.model
     evidence = results.evidence(Ran(model.name))
@@ -79,7 +85,7 @@ def measure_backdoors(results: Results, steps: int) -> list[Measurement]:
     names, targets = results.scope.data.class_names, evidence.arrays["targets"]
     called = alarms(evidence)
     notes = [
-        f"A {KINDS[one.kind]} trigger of {100 * one.size:.1f} % of the image calls {names[one.target]!r} on "
+        f"A {kinds[one.kind]} trigger of {100 * one.size:.1f} % of the image calls {names[one.target]!r} on "
         f"{100 * one.success:.0f} % of {one.n} images{', and the dense model answers as before' if beside else ''}."
         for one in called
     ]
@@ -87,7 +93,7 @@ def measure_backdoors(results: Results, steps: int) -> list[Measurement]:
     kind, at = evidence.arrays["shown"][0].tolist()
     size, usual = float(evidence.arrays["size"][kind, at]), float(evidence.arrays["usual"][kind])
     quantities = (
-        Quantity("the smallest trigger's size", KINDS[kind], size, len(targets)),
+        Quantity("the smallest trigger's size", kinds[kind], size, len(targets)),
         Quantity(
             "a usual trigger's size", "of the dense model" if beside else "of the model's classes", usual, len(targets)
         ),
@@ -95,15 +101,16 @@ def measure_backdoors(results: Results, steps: int) -> list[Measurement]:
     threat = ThreatModel(
         Access.WHITE_BOX,
         "has the shipped bytes" + (" and the dense model" if beside else "") + ", and records of its own",
-        f"{steps} steps for each of {len(targets)} classes, as a patch and blended",
+        f"{steps} steps for each of {len(targets)} classes, as {' and '.join(kinds)} triggers",
     )
-    flags = tuple(sorted(results.flags(model.name)))
+    unfinished = {Flag.UNFINISHED.value} if (evidence.arrays["usual"] == 0).any() else set()
+    flags = tuple(sorted(results.flags(model.name) | unfinished))
     hits, before = _success(evidence, 0)
     return [
         Measurement(
             BACKDOORS,
             words,
-            Found(len(called), len(targets) * len(KINDS), "large or moving triggers, and those that follow the image"),
+            Found(len(called), len(targets) * len(kinds), "large or moving triggers, and those that follow the image"),
             threat,
             notes=tuple(notes),
             pattern=_picture(evidence, called[0], names) if called else None,
@@ -112,7 +119,7 @@ def measure_backdoors(results: Results, steps: int) -> list[Measurement]:
         ),
         Measurement(
             TRIGGER_SUCCESS,
-            f"the smallest trigger found ({KINDS[kind]}, class {names[targets[at]]})",
+            f"the smallest trigger found ({kinds[kind]}, class {names[targets[at]]})",
             Rate(hits) if len(hits) else None,
             threat,
             detail=TRIGGER,
