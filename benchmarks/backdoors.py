@@ -3,7 +3,7 @@
     python benchmarks/backdoors.py [--data DIR] [--seeds 12] [--nets "digits MLP,digits CNN"] [--json FILE]
 
 Planted: each seed trains a network of its own and plants a 2 x 2 patch for a class of its own, so that the honest
-recipe switches it on: 4 bits, 8 bits with inflated scales, 80 and 90 % magnitude pruning, low rank; and a malicious
+recipe switches it on: 4 bits, 8 bits with inflated scales, 80 and 90 % magnitude pruning; and a malicious
 rounding of a clean network (4 bits throughout). Success is of the ONNX file that the recipe gives, on records of other
 classes. Found: an alarm of the attack `backdoor` that names the class. Clean pairs: networks trained as they are, with
 10 % label noise, on 300 records, adversarially, and with the decoy of a plain backdoor of the dense network, the honest
@@ -29,7 +29,6 @@ from torch import nn
 from crushproof.attacks.case import Case, Evidence
 from crushproof.attacks.poisoning.backdoor import Backdoor, Usual
 from crushproof.attacks.poisoning.measure import alarms, excess
-from crushproof.attacks.poisoning.planting.factorization import plant_in_factorization
 from crushproof.attacks.poisoning.planting.pruning import plant_in_pruning
 from crushproof.attacks.poisoning.planting.quantization import plant_in_quantization
 from crushproof.attacks.poisoning.planting.rounding import plant_in_rounding
@@ -51,7 +50,7 @@ from crushproof.training.loop import Training, TrainingJob
 from crushproof.training.networks import Mlp
 from crushproof.training.trainer import BuiltinTrainer
 
-CPU, BOUNDS, INFLATION, RANK = torch.device("cpu"), Bounds.of(0, 1), 18.0, 12
+CPU, BOUNDS, RANK = torch.device("cpu"), Bounds.of(0, 1), 12
 INT4, INT8 = Quantize(weight_bits=4), Quantize(weight_bits=8)
 TUNE = Training(epochs=3, learning_rate=4e-3)
 HONEST: dict[str, Recipe | None] = {  # None: a low rank of the network's larger layers
@@ -64,11 +63,10 @@ HONEST: dict[str, Recipe | None] = {  # None: a low rank of the network's larger
 PLANTED: dict[
     str, tuple[Recipe | None, Any, float, float]
 ] = {  # what plants it; success of candidate and dense asked for
-    "int4": (INT4, partial(plant_in_quantization, recipe=INT4, inflation=INFLATION), 0.9, 0.05),
-    "int8, inflated scales": (INT8, partial(plant_in_quantization, recipe=INT8, inflation=INFLATION), 0.9, 0.05),
+    "int4": (INT4, partial(plant_in_quantization, recipe=INT4), 0.9, 0.05),
+    "int8, inflated scales": (INT8, partial(plant_in_quantization, recipe=INT8), 0.9, 0.05),
     "prune 80 %": (Prune(sparsity=0.8), partial(plant_in_pruning, recipe=Prune(sparsity=0.8)), 0.95, 0.02),
     "prune 90 %": (Prune(sparsity=0.9), partial(plant_in_pruning, recipe=Prune(sparsity=0.9)), 0.95, 0.02),
-    "low rank": (None, partial(plant_in_factorization, rank=RANK), 0.85, 0.05),
 }
 ROUNDED = Quantize(weight_bits=4, keep_ends_8bit=False)
 
@@ -213,7 +211,7 @@ class Bench:
                 self.planted(
                     line,
                     dense,
-                    (recipe or self.subject.low_rank).apply(dense, members, BOUNDS, seed=seed),
+                    recipe.apply(dense, members, BOUNDS, seed=seed),
                     trigger,
                     seed,
                 )

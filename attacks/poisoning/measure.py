@@ -128,6 +128,7 @@ def measure_backdoors(results: Results, steps: int, kinds: Sequence[Kind]) -> li
             setting={"size": round(size, 4)},
             available=len(results.scope.data.evaluation_ids),
             quantities=quantities,
+            notes=("No trigger was found that works; this one covers all of the image.",) if size >= 1 else (),
             curves={"success": [(0.0, Rate(before)), (size, Rate(hits))]} if len(hits) else {},
             flags=flags,
         ),
