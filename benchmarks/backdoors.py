@@ -60,9 +60,7 @@ HONEST: dict[str, Recipe | None] = {  # None: a low rank of the network's larger
     "prune 90 %": Prune(sparsity=0.9, fine_tune=TUNE),
     "low rank": None,
 }
-PLANTED: dict[
-    str, tuple[Recipe | None, Any, float, float]
-] = {  # what plants it; success of candidate and dense asked for
+PLANTED: dict[str, tuple[Recipe, Any, float, float]] = {  # what plants it; success of candidate and dense asked for
     "int4": (INT4, partial(plant_in_quantization, recipe=INT4), 0.9, 0.05),
     "int8, inflated scales": (INT8, partial(plant_in_quantization, recipe=INT8), 0.9, 0.05),
     "prune 80 %": (Prune(sparsity=0.8), partial(plant_in_pruning, recipe=Prune(sparsity=0.8)), 0.95, 0.02),

@@ -19,7 +19,7 @@ TRIGGER = "trigger"  # detail of a finding
 SHOWN = 4  # triggers that are put on other records, at most
 # How many times smaller than usual a trigger is, as a logarithm, from which on it is an alarm: measured on clean models
 # (benchmarks/backdoors.py).
-EXCESS = {True: 0.3, False: 0.7}  # by whether a dense model stood beside
+EXCESS = {True: 0.3, False: 0.45}  # by whether a dense model stood beside
 WORKS = 0.5  # of the records of other classes, or it is no alarm
 
 Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
