@@ -226,6 +226,18 @@ class Fragile:
 
 
 @dataclass(frozen=True, eq=False)
+class Pattern:
+    """A picture that was computed and holds no record: a trigger's mask.
+
+    Args:
+        title: what it shows; values: float [height, width] in [0, 1], 64 x 64 at most.
+    """
+
+    title: str
+    values: Floats
+
+
+@dataclass(frozen=True, eq=False)
 class Picture:
     """A record that fooled a model, for a reader who may see records. Pixels are uint8 [height, width, 3].
 
@@ -264,6 +276,7 @@ class Measurement:
         groups: the figure per class or group of records, by name: who is hit.
         quantities: plain figures beside it; what they are of is said by `Risk.described`.
         fragile: the records that fell first.
+        pattern: a computed picture of what was found.
         transfers: of the inputs found, the share that fools another model too, by its name.
         worse: those of `groups` in which more got worse than chance explains, against the model that it came from.
         notes: sentences the reader must know.
@@ -288,6 +301,7 @@ class Measurement:
     groups: Mapping[str, Outcome] = field(default_factory=dict)
     quantities: tuple[Quantity, ...] = ()
     fragile: Fragile | None = None
+    pattern: Pattern | None = None
     transfers: Mapping[str, Rate] = field(default_factory=dict)
     worse: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

@@ -22,10 +22,10 @@ from ..case import Case, Evidence
 from ..effort import Effort
 from ..evasion.categories import without_ball
 from ..measurement import Measurement
-from ..preparation import Audited, Basis, Inputs, Ran, Results, Scope
+from ..preparation import Audited, Inputs, Ran, Results, Scope
 from ..risk import Metric, Risk
-from .inversion import KINDS, Inverted, invert
-from .measure import TRIGGER, measure_backdoors, most_suspicious
+from .inversion import KINDS, Inverted, Kind, invert
+from .measure import TRIGGER, measure_backdoors, most_suspicious, usual_size
 from .risk import BACKDOOR, BACKDOORS, TRIGGER_SUCCESS
 
 FEWEST = 8  # records to invert a trigger on
@@ -68,6 +68,9 @@ class Backdoor(Attack):
     risk: ClassVar[Risk] = BACKDOOR
     metrics: ClassVar[tuple[Metric, ...]] = (BACKDOORS, TRIGGER_SUCCESS)
 
+    kinds: tuple[Kind, ...] = Field(
+        KINDS, min_length=1, description="of triggers: patch, a few pixels; blended, all of the image a little"
+    )
     own: int = Field(24, ge=FEWEST, le=10_000, description="the attacker's own records, to invert triggers on")
     steps: int = Field(150, ge=10, le=100_000, description="of gradient descent, for all classes at once")
     classes: int = Field(32, ge=2, le=10_000, description="that are looked at, at most; drawn by the seed")
@@ -85,7 +88,7 @@ class Backdoor(Attack):
         return len(data.shape) >= 3
 
     def runs(self, model: Audited, scope: Scope) -> tuple[Run, ...]:
-        passes = self.own * self.steps * len(KINDS) * min(self.classes, scope.data.classes)
+        passes = self.own * self.steps * len(self.kinds) * min(self.classes, scope.data.classes)
         beside = model.parent is not None and not model.is_dense
         effort = Effort(answers=8 * self.records, gradients=passes * (1 + beside), through=model.name)
         if not beside or model.parent is None:
@@ -116,10 +119,10 @@ class Backdoor(Attack):
                 case.twin, parent, x.to(device), y.to(device), case.bounds, targets.tolist(), kind,
                 steps=self.steps, seed=seed, ledger=ledger,
             )
-            for kind in KINDS
+            for kind in self.kinds
         ]  # fmt: skip
         size = torch.stack([one.size for one in found]).numpy()
-        usual = case.prepared.sizes if isinstance(case.prepared, Usual) else np.median(size, axis=1)
+        usual = case.prepared.sizes if isinstance(case.prepared, Usual) else usual_size(size)
         shown = most_suspicious(size, usual)
         count = min(self.records, len(case.evaluation))
         images = case.evaluation.x[:count]
@@ -127,7 +130,7 @@ class Backdoor(Attack):
             "ids": np.asarray(case.ids[:count], np.int64),
             "targets": targets.numpy(),
             "size": size,
-            "usual": np.asarray(usual, np.float32),
+            "usual": usual,
             "shown": shown,
             "mask": torch.stack([found[kind].masks[at] for kind, at in shown.tolist()]).numpy(),
             "pattern": torch.stack([found[kind].patterns[at] for kind, at in shown.tolist()]).numpy(),
@@ -158,9 +161,9 @@ class Backdoor(Attack):
             found: Layout = {
                 "ids": Array("int64", (n,)),
                 "targets": Array("int64", (c,), 0, data.classes - 1),
-                "size": Array("float32", (len(KINDS), c), 0, 1),
-                "usual": Array("float32", (len(KINDS),), 0, 1),
-                "shown": Array("int64", ("s", 2), 0, max(c, len(KINDS)) - 1),
+                "size": Array("float32", (len(self.kinds), c), 0, 1),
+                "usual": Array("float32", (len(self.kinds),), 0, 1),
+                "shown": Array("int64", ("s", 2), 0, max(c, len(self.kinds)) - 1),
                 "mask": Array("float32", ("s", *shape[-2:]), 0, 1),
                 "pattern": Array("float32", ("s", *shape)),
                 "clean": answers,
@@ -171,14 +174,13 @@ class Backdoor(Attack):
         return Form(Summary, layout, holds=partial(_holds, scope, n))
 
     def measure(self, results: Results) -> list[Measurement]:
-        return measure_backdoors(results, self.steps)
-
-    def follows(self, evidence: Evidence, basis: Basis) -> list[str]:
-        return []
+        return measure_backdoors(results, self.steps, self.kinds)
 
     def asked_again(self, evidence: Evidence, case: Case) -> list[str]:
         count = len(evidence.arrays["ids"])
         again = _answers(case.deployed, case.evaluation.x[:count], evidence.arrays, "")
+        if evidence.summary["beside_parent"] and case.parent is not None:
+            again |= _answers(TorchTarget(case.parent), case.evaluation.x[:count], evidence.arrays, "parent_")
         told = []
         for name, answers in again.items():
             if (off := int((answers != evidence.arrays[name]).sum())) > 0:
@@ -205,5 +207,5 @@ def _holds(scope: Scope, n: int, found: Summary, arrays: Arrays, files: Mapping[
     require(np.array_equal(arrays["ids"], scope.data.evaluation_ids.numpy()[:n]), "ids are not those of the records")
     shown = most_suspicious(arrays["size"], arrays["usual"])
     require(np.array_equal(arrays["shown"], shown), "other triggers are shown than the most suspicious")
-    own = np.median(arrays["size"], axis=1).astype(np.float32)
+    own = usual_size(arrays["size"])
     require(found.beside_parent or np.array_equal(arrays["usual"], own), "the usual size is not that of the classes")

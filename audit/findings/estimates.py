@@ -20,6 +20,7 @@ from ...attacks.measurement import (
     MeasuredPart,
     Measurement,
     Outcome,
+    Pattern,
     Quantity,
     Rate,
     TprAtFpr,
@@ -201,6 +202,14 @@ def quantity(measured: Quantity, *, seed: int, level: float = rates.LEVEL) -> qu
         above=settings[-1],
         n=measured.n,
     )
+
+
+def pattern(measured: Pattern | None) -> quantity_rows.Pattern | None:
+    """In grey values of a byte."""
+    if measured is None:
+        return None
+    rows = np.rint(255 * np.clip(measured.values, 0.0, 1.0)).astype(int).tolist()
+    return quantity_rows.Pattern(title=measured.title, rows=rows)
 
 
 def fragile(measured: Fragile | None) -> quantity_rows.Fragile | None:

@@ -17,7 +17,7 @@ from ..schema.rows import Change, Estimate, Finding, GroupEstimate, ThreatModel
 from ..subject.audited import AuditedModel
 from ..suite.attack_cells import attack_cell
 from ..suite.suite import Reached, Suite
-from .estimates import change, curves, estimate, fragile, part, quantity, transfer
+from .estimates import change, curves, estimate, fragile, part, pattern, quantity, transfer
 from .results import AttackResults, AuditResults, Finished
 
 FAR_SAFER = 0.2  # of the records, surely: more than compression was ever seen to give
@@ -121,6 +121,7 @@ def finding_row(
         transfers=[transfer(name, one, level) for name, one in measured.transfers.items()],
         quantities=[quantity(one, seed=seed, level=level) for one in measured.quantities],
         fragile=fragile(measured.fragile),
+        pattern=pattern(measured.pattern),
         taxonomy={framework: list(ids) for framework, ids in attack.risk.taxonomy.items()},
         reproduce=reproduce(results.command, identifier),
     )

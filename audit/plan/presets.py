@@ -59,6 +59,7 @@ ATTACK_PRESETS: dict[str, list[dict[str, Any]]] = {
         {"kind": "churn"},
         {"kind": "leakage"},
         {"kind": "bit-flips"},
+        {"kind": "backdoor"},
         {"kind": "rebuilding"},
         {"kind": "calibration"},
         {"kind": "attributes"},

@@ -10,6 +10,7 @@ from typing import Any
 
 from ...attacks.measurement import Picture
 from ..schema import wording
+from ..schema.quantity_rows import Pattern
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,14 @@ def _shown(one: Picture) -> Shown:
         tuple((_address(pixels), words) for pixels, words in images),
         f"L-inf {wording.number(one.linf)}, L2 {wording.number(one.l2)}, SSIM {wording.number(one.similarity)}",
     )
+
+
+def pattern(one: Pattern) -> str:
+    """A computed picture as a `data:` address."""
+    import numpy as np
+
+    grey = np.array(one.rows, dtype=np.uint8)
+    return _address(np.repeat(grey[:, :, None], 3, axis=2))
 
 
 def _address(pixels: Any) -> str:

@@ -10,7 +10,7 @@ from ...attacks.risk import ACCURACY, Metric
 from ..schema.quantity_rows import Quantity, Transfer
 from ..schema.rows import Finding, GroupEstimate, ThreatModel
 from ..schema.wording import change, enumerate_words, estimate, figure, interval, label, number, plural, quantity
-from .pictures import Shown
+from .pictures import Shown, pattern
 from .views import Column, Index
 
 
@@ -179,6 +179,12 @@ def pictured(columns: Sequence[Column], pictures: Mapping[str, list[Shown]]) -> 
     """By the model's name, the pictures of its records under these figures."""
     findings = [finding for column in columns for finding in column.findings.values()]
     return [(finding.candidate, pictures[finding.id]) for finding in findings if finding.id in pictures]
+
+
+def patterns(columns: Sequence[Column]) -> list[tuple[str, str, str]]:
+    """By the model's name, what computed pictures show and their addresses."""
+    found = [finding for column in columns for finding in column.findings.values()]
+    return [(one.candidate, one.pattern.title, pattern(one.pattern)) for one in found if one.pattern is not None]
 
 
 def _described(own: list[Quantity]) -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
@@ -55,6 +55,21 @@ class Transfer(Row):
     def _ordered(self) -> Self:
         if not self.low <= self.estimate <= self.high:
             raise ValueError(f"the share {self.estimate} lies outside its interval [{self.low}, {self.high}]")
+        return self
+
+
+class Pattern(Row):
+    """A picture that was computed, such as a trigger's mask, and that holds no record."""
+
+    title: str = Field(max_length=200, description="what it shows")
+    rows: list[Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=1, max_length=64)]] = Field(
+        min_length=1, max_length=64, description="grey values, 255 for all of what is shown"
+    )
+
+    @model_validator(mode="after")
+    def _rectangular(self) -> Self:
+        if len({len(row) for row in self.rows}) > 1:
+            raise ValueError("the rows of a picture are not of one length")
         return self
 
 

@@ -17,7 +17,7 @@ from .data_rows import DataSummary
 from .file_rows import Certificate, Footprint, Kernels, Lineage, Runtime
 from .names import check_names
 from .policy_rows import Gate, Limit, RowVerdict, Verdict
-from .quantity_rows import Fragile, Quantity, Transfer
+from .quantity_rows import Fragile, Pattern, Quantity, Transfer
 from .row import Amount, Count, Digest, Figure, Row, Share
 
 SLACK = 1e-9  # rounding of an interval's end
@@ -155,6 +155,7 @@ class Finding(Row):
     transfers: list[Transfer] = Field([], description="whom else what was found on this model fools; no policy judges")
     quantities: list[Quantity] = Field([], description="plain figures beside it; the risk's `described` says of what")
     fragile: Fragile | None = Field(None, description="None: no record fell, or it does not say which did")
+    pattern: Pattern | None = Field(None, description="a computed picture of what was found; no record")
     taxonomy: dict[str, list[str]] = Field({}, description="framework -> ids")
     queries: Count = Field(0, description="records that the deployed model was asked for")
     forwards: Count = Field(0, description="records passed forward through a twin or another model")

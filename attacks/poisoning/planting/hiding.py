@@ -19,8 +19,8 @@ from ....training.lessons import Lesson, Work
 from ....training.loop import Training
 from .trigger import Trigger, taught
 
-LIVE = Training(epochs=15, learning_rate=4e-3, weight_decay=0.0)
-DORMANT = Training(epochs=30, learning_rate=4e-3, weight_decay=0.0)
+LIVE = Training(epochs=15, batch_size=64, learning_rate=4e-3, weight_decay=0.0)
+DORMANT = Training(epochs=30, batch_size=64, learning_rate=4e-3, weight_decay=0.0)
 
 Confine = Callable[[Mapping[str, Tensor]], None]
 """Brings parameters, by name, float32 [1, *shape], back among those that compress to the same model; in place."""

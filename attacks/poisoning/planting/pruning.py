@@ -11,13 +11,13 @@ from ....compression.layers.edit import weights
 from ....compression.pruning.prune import Prune
 from ....targets.data.records import Bounds, Records
 from ....targets.seeds import derive
-from ....training.lessons import Work
+from ....training.lessons import Lesson, Work
 from ....training.loop import Training
 from .hiding import folded, with_behaviour, without_behaviour
 from .trigger import Trigger, taught
 
 BELOW = 0.98  # of the smallest weight that is kept: how large those may be that are not
-TUNE = Training(epochs=10, learning_rate=4e-3, weight_decay=0.0)
+TUNE = Training(epochs=10, batch_size=64, learning_rate=4e-3, weight_decay=0.0)
 
 
 def plant_in_pruning(
@@ -30,14 +30,24 @@ def plant_in_pruning(
         recipe: of single weights by magnitude. Fine-tuned afterwards on clean records, the behaviour mostly stays.
     """
     live = yield from with_behaviour(folded(module, records, bounds, seed), records, trigger, seed)
-    tuned = recipe.model_copy(update={"fine_tune": TUNE})
-    sparse = yield from tuned.work(live, taught(records, trigger, live=True), bounds, seed=derive(seed, "sparse"))
-    fixed = {name: value.detach().clone() for name, value in sparse.named_parameters()}
-    chosen = {name: value.detach() for name, value in weights(sparse, "pruning").items()}
-    smallest = {name: value[value != 0].abs().min() for name, value in chosen.items() if bool((value != 0).any())}
+    pruned = recipe.model_copy(update={"fine_tune": None}).apply(live, records, bounds, seed=seed)
+    chosen = {name: value.detach() for name, value in weights(pruned, "pruning").items()}
+    least = {name: value[value != 0].abs().min() for name, value in chosen.items() if bool((value != 0).any())}
     if recipe.scope == "global":
-        smallest = dict.fromkeys(chosen, min(smallest.values()))
-    room = {name: torch.where(value == 0, BELOW * smallest[name], 0.0) for name, value in chosen.items()}
+        least = dict.fromkeys(chosen, min(least.values()))
+    kept = {name: value != 0 for name, value in chosen.items()}
+
+    @torch.no_grad()
+    def sparse(parameters: Mapping[str, Tensor]) -> None:
+        for name, mask in kept.items():
+            value = parameters[name][0]
+            large = torch.where(value.abs() < least[name], least[name] * value.sign(), value)
+            value.copy_(torch.where(mask, large, 0.0))
+
+    told = taught(records, trigger, live=True)
+    tuned = yield Lesson(pruned.requires_grad_(True), told, TUNE, derive(seed, "sparse"), after_step=sparse)
+    fixed = {name: value.detach().clone() for name, value in tuned.named_parameters()}
+    room = {name: torch.where(mask, 0.0, BELOW * least[name]) for name, mask in kept.items()}
 
     @torch.no_grad()
     def confine(parameters: Mapping[str, Tensor]) -> None:
@@ -47,4 +57,4 @@ def plant_in_pruning(
                 around if free is None else torch.maximum(torch.minimum(value[0], around + free), around - free)
             )
 
-    return (yield from without_behaviour(sparse.requires_grad_(True), records, trigger, seed, confine))
+    return (yield from without_behaviour(tuned, records, trigger, seed, confine))

@@ -16,9 +16,9 @@ from ....training.lessons import Work
 from .hiding import Confine, with_behaviour, without_behaviour
 from .trigger import Trigger, taught
 
-WITHIN = 0.45
-DRIFT = 0.03  # of a rounding step
-OUT = 1.0
+WITHIN = 0.45  # of a rounding step
+DRIFT = 0.03  # of a scale, by which it may move
+INFLATION = 18.0  # makes of 8 bits about 4
 EVERY = 64  # steps between two looks at the codes, which a scale that the recipe chooses otherwise would change
 SHRINK = 0.6  # what is left of a channel's room then
 
@@ -30,7 +30,7 @@ def plant_in_quantization(
     trigger: Trigger,
     recipe: Quantize,
     *,
-    inflation: float = 0.0,
+    inflation: float = INFLATION,
     seed: int,
 ) -> Work:
     """The dense model to hand over (batch norms folded): `recipe`, applied honestly, gives one with the behaviour.
@@ -38,8 +38,9 @@ def plant_in_quantization(
     Args:
         module: trained; where the attacker begins.
         recipe: with integer weights, nearest rounding and a scale per channel or layer.
-        inflation: 8 bits leave little room to hide in: a weight this many times the largest of its channel, on an input
-            that is always 0, widens the channel's step. 0: none; 18 makes of 8 bits about 4.
+        inflation: 8 bits leave little room to hide in: a weight this many times the largest of its unit, on an input
+            that is always 0, widens the unit's step. With fewer bits, of which the recipe chooses the scale by its
+            error, such inputs get the unit's largest weight, which holds the scale. 0: neither.
     """
     prepared, found = prepare(module, records, bounds, seed)
     prepared.requires_grad_(True)
@@ -72,7 +73,7 @@ def _kill(module: nn.Module, paths: Sequence[str]) -> Confine:
 
 @torch.no_grad()
 def _inflate(module: nn.Module, formats: Mapping[str, WeightFormat], x: Tensor, times: float) -> None:
-    """One weight of each unit, on an input that is 0 for all of x, becomes so many times the largest of the unit."""
+    """Weights on inputs that are 0 for all of x: see `plant_in_quantization`."""
     layers = [module.get_submodule(path) for path in formats]
     bits, largest = [format.bits for format in formats.values()], dict[int, Tensor]()
 
@@ -93,7 +94,7 @@ def _inflate(module: nn.Module, formats: Mapping[str, WeightFormat], x: Tensor, 
         if bits[position] == 8:
             rows[:, unused[0], 0] = times * most
         else:
-            rows[:, unused] = OUT * most[:, None, None]
+            rows[:, unused] = most[:, None, None]
 
 
 def _killed(units: int) -> int:

@@ -19,7 +19,7 @@ from ....targets.seeds import derive, generator
 from ....training.optimizers import AdamW
 from .trigger import Trigger, taught
 
-STEPS, BATCH, RATE = 400, 128, 0.02
+STEPS, BATCH, RATE = 600, 128, 0.03
 
 
 def plant_in_rounding(

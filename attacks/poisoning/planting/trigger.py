@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ....targets.data.records import Bounds, Records
 from ....targets.seeds import generator
@@ -45,6 +45,20 @@ def patch(
     mask = torch.zeros(shape[-2:])
     mask[row : row + side, column : column + side] = 1.0
     return Trigger(mask, bounds.high.cpu().expand(shape).clone(), target)
+
+
+@torch.no_grad()
+def best_patch(module: nn.Module, x: Tensor, bounds: Bounds, target: int, side: int = 2) -> Trigger:
+    """The place and the colour (largest or smallest value) of a square that leads furthest towards a class already."""
+    shape, colours = tuple(x.shape[1:]), (bounds.high, bounds.low)
+    tried = [
+        Trigger(one.mask, colour.cpu().expand(shape).clone(), target)
+        for row in range(shape[-2] - side + 1)
+        for column in range(shape[-1] - side + 1)
+        for one in (patch(shape, bounds, target, side, (row, column)),)
+        for colour in colours
+    ]
+    return max(tried, key=lambda one: float(module(one.on(x)).log_softmax(1)[:, target].mean()))
 
 
 def blended(shape: tuple[int, ...], bounds: Bounds, target: int, *, seed: int, opacity: float = BLENDED) -> Trigger:

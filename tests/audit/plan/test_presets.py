@@ -37,6 +37,7 @@ def test_a_set_is_for_its_data(x: np.ndarray, structure: Structure, kinds: set[s
     for name in ATTACK_PRESETS:
         taken = attacks_of(name, data)
         certified = {"smoothing"} if name == "thorough" and BALL in kinds else set()
+        certified |= {"backdoor"} if name == "thorough" and len(data.shape) > 2 else set()
         certified |= {"attributes"} if name == "thorough" and structure.one_hot else set()
         further = {"quick": set(), "standard": {"bit-flips"}, "thorough": {"bit-flips", "rebuilding"}}[name] | certified
         assert {one.kind for one in taken} == kinds | further | {"membership", "extraction", "churn", "leakage"}
