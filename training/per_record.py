@@ -1,9 +1,9 @@
 """The gradient of each record by itself, clipped and summed over records: what DP-SGD takes its steps from.
 
 `clipped_sum` is for any module: torch.func's gradients over vmap. `stacked_clipping` is for many small models: one pass
-through each, or through all of them side by side, forwards and backwards, gives what goes into each layer and what comes back, from
-which a record's part of a weight's gradient follows (Goodfellow 2015, arXiv:1510.01799, for linear layers; Rochette et
-al. 2019, arXiv:1912.06015, for convolutions; Bu et al. 2023, arXiv:2210.00038, on doing it once).
+through each, or through all of them side by side, forwards and backwards, gives what goes into each layer and what
+comes back, from which a record's part of a weight's gradient follows (Goodfellow 2015, arXiv:1510.01799, for linear
+layers; Rochette et al. 2019, arXiv:1912.06015, for convolutions; Bu et al. 2023, arXiv:2210.00038, on doing it once).
 """
 
 from __future__ import annotations
