@@ -104,7 +104,7 @@ def train_stack(
     count = max(length, *(len(subset) for subset in subsets))
     batch = min(training.batch_size, count)
     per_epoch = max(1, count // batch)  # the rest of an epoch is dropped: batch norm dislikes a batch of one
-    stack = Stack(modules)
+    stack = Stack(modules, alike=alike)
     parameters = stack.parameters()
     optimizer: Optimizer = Sgd(parameters, training.weight_decay)
     if training.optimizer == "adamw":

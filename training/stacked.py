@@ -51,10 +51,13 @@ class Stack:
     """Modules of one structure as one: call it on x [k, b, *shape] for logits [k, b, classes].
 
     A single module is called directly (no vmap), so training one is an ordinary loop.
+
+    Args:
+        alike: sums of a model are added up in one order whichever others stand beside it.
     """
 
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self.modules = list(modules)
+    def __init__(self, modules: Sequence[nn.Module], *, alike: bool = False) -> None:
+        self.modules, self._alike = list(modules), alike
         for module in self.modules:
             module.train()
         self._alone = len(self.modules) == 1
@@ -72,7 +75,7 @@ class Stack:
         if not self._tried:
             self._tried, self._wide = True, wide(self._pattern, self._parameters, self._buffers, x)
         if self._wide is not None:
-            return answers(self._wide, x)
+            return answers(self._wide, x, alike=self._alike)
 
         def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], batch: Tensor) -> Tensor:
             output: Tensor = functional_call(self._pattern, (parameters, buffers), (batch,))

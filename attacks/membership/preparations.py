@@ -17,7 +17,7 @@ from ...compression.recipe import Recipe
 from ...targets.data.data import Data
 from ...targets.errors import failing_as_not_applicable
 from ...targets.form import Array, Arrays, Document, Form, Layout, require
-from ...targets.model import TorchTarget, frozen_copy
+from ...targets.model import TorchTarget
 from ...targets.seeds import derive
 from ...targets.steps import kept, pulse
 from ...targets.technique import Technique
@@ -210,7 +210,7 @@ class SignalsOfShadows(Preparation):
     def _module(self, state: Mapping[str, np.ndarray[Any, Any]], device: torch.device) -> nn.Module:
         module = self.parent.architecture.blank()
         module.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in state.items()})
-        return frozen_copy(module.to(device))
+        return module.to(device).eval().requires_grad_(False)
 
 
 def _digest(value: Any) -> str:

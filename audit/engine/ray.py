@@ -21,7 +21,7 @@ from .cells import Cell, DamagedError, Result, pack, unpack
 from .hearing import STARTED, Tell, nobody
 from .store import Store
 from .work import Attempt, Spawn, attempt_in_worker
-from .worker_process import ONE_THREAD
+from .worker_process import KEPT_MEMORY, ONE_THREAD
 
 Parts = dict[str, bytes]
 
@@ -54,7 +54,7 @@ class RayCluster:
         if self._ray.cluster_resources().get("GPU", 0) < self.gpus:
             self.__exit__()
             raise InputError("The plan's device is cuda, and no node of the Ray cluster has a GPU. Write device: cpu.")
-        variables = SWITCHES | ONE_THREAD | ({} if self.gpus else {"CUDA_VISIBLE_DEVICES": ""})
+        variables = SWITCHES | ONE_THREAD | KEPT_MEMORY | ({} if self.gpus else {"CUDA_VISIBLE_DEVICES": ""})
         self._compute: Any = ray.remote(_compute).options(
             num_cpus=1, num_gpus=self.gpus, num_returns=2, max_retries=0, runtime_env={"env_vars": variables}
         )

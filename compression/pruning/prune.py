@@ -143,17 +143,17 @@ class Prune(TrainingRecipe):
         return remove_channels(module, example, 1 - share, scores=scores, round_to=self.round_to, full=full)
 
     def _masked(self, module: nn.Module, scores: Mapping[str, Tensor], share: float) -> nn.Module:
-        masked = working_copy(module)
-        chosen = weights(masked, "pruning")
+        """The module, which is changed: `work`'s own copy, or what came back from its fine-tuning."""
+        chosen = weights(module, "pruning")
         # Weights that are zero already go first, whatever the importance: an earlier step's zeros are never traded.
         own = {name: scores[name].masked_fill(weight.detach().cpu() == 0, -1) for name, weight in chosen.items()}
         if self.structure == "n:m":
-            masks = n_of_m(masked, own, self.group_size, self._dropped(share))
+            masks = n_of_m(module, own, self.group_size, self._dropped(share))
         else:
             masks = (smallest if self.scope == "global" else smallest_per_layer)(own, share)
         for name, mask in masks.items():
             chosen[name].data.mul_(mask.to(chosen[name].device))
-        return masked
+        return module
 
     def _dropped(self, share: float) -> int:
         """n:m: how many of each group go."""

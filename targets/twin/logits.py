@@ -73,6 +73,8 @@ class _Noting(TorchFunctionMode):
         x: Any = args[0] if args else named.get("input")
         if func in EACH or (func in ALONG_CLASSES and _over_classes(x, args[1] if len(args) > 1 else named.get("dim"))):
             self._given, self._result = x, result
+        elif self._result is None:  # as in most of a network, which is asked thousands of times
+            pass
         elif func is Tensor.__getitem__ and self._is(x):
             self._given, self._result = self._given.reshape(x.shape)[args[1]], result
         elif (func in RISING or _by_number(func, args[1:])) and self._is(x):
