@@ -58,6 +58,7 @@ ATTACK_PRESETS: dict[str, list[dict[str, Any]]] = {
         {"kind": "leakage"},
         {"kind": "bit-flips"},
         {"kind": "rebuilding"},
+        {"kind": "ownership"},
         {"kind": "attributes"},
         {"kind": "smoothing"},
         {"kind": "dp-audit"},
