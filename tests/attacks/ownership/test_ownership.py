@@ -88,7 +88,7 @@ def test_watermarks_are_read_from_the_file_that_has_them(digits: Data, trained: 
     assert digits.members is not None
     module = copy.deepcopy(trained[0])
     key = new_key(module, "layers.1.weight", digits.shape, digits.bounds, seed=0)
-    embed(module, digits.members, key, Training(epochs=4, learning_rate=5e-3), seed=0)
+    embed(module, digits.members, key, Training(epochs=3, learning_rate=5e-3), seed=0)
     owner, values = to_onnx(module, digits.shape), module.get_parameter("layers.1.weight").detach().numpy()
     int8 = to_onnx(Quantize(weight_bits=8).apply(module, digits.members, digits.bounds, seed=0), digits.shape)
     plain = to_onnx(trained[0], digits.shape)
