@@ -8,11 +8,11 @@ own network and draws its own 128 records of the attacker. Flips count on the fi
 300 other records that is no better than always naming the commonest class. Searched: any bit of the parameters, and the
 weights' alone (codes, indices, or floats without their exponents). Naive: the search of Rakin et al. 2019 on the same
 bits: of each tensor the flip of the largest gradient times change is tried, the one with the largest cross-entropy is
-kept. Random: bits of the same ones; their number is doubled until the file is at chance, then bisected.
+kept; it ends after twice our flips. Random: bits of the same ones; their number is doubled until the file is at chance,
+then bisected.
 
-Oracle: ten networks of a handful of weights. Every single flip of every stored bit is tried on the twin, and the 50
-that do the most harm there are made in the file. The search is right where the flip it finds leaves no more on the
-right classes than the best of them, or .01 more.
+Oracle: ten networks of 114 weights, float32 and int8 in turns. Every single flip of every stored bit is made in the
+file and run. The search is right where its one flip leaves no more on the right classes than the best, or .01 more.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -35,8 +35,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from crushproof.attacks.access import Ledger
+from crushproof.attacks.tampering.files import Files, random_flips
+from crushproof.attacks.tampering.goal import Goal
 from crushproof.attacks.tampering.integrity import CHECKS, Checksums, noticed, signatures
-from crushproof.attacks.tampering.search import Allowed, Files, Goal, expected_harm, random_flips, search
+from crushproof.attacks.tampering.ranking import Allowed, expected_harm
+from crushproof.attacks.tampering.search import search
 from crushproof.attacks.tampering.stored import CODES, INDICES, WEIGHTS, Flip, Stored, parameters
 from crushproof.attacks.tampering.surrogate import Surrogate, cross_entropy
 from crushproof.compression.deployment.onnx_export import to_onnx
@@ -153,10 +156,11 @@ def attacked(data: bytes, subject: Subject, seed: int) -> Attacked:
     return Attacked(tensors, Surrogate(checked, tensors, None), Files(checked, tensors, None, measured), goal)
 
 
-def naive(one: Attacked, allowed: Allowed) -> int:
-    """Flips of the plain progressive bit search, at most `BUDGET` (then one more)."""
+def naive(one: Attacked, allowed: Allowed, budget: int) -> int:
+    """Flips of the plain progressive bit search, at most `budget` (then one more)."""
     x, y, chosen = one.goal.records.x, one.goal.records.y, list[Flip]()
-    for _ in range(BUDGET):
+    for _ in range(budget):
+        one.surrogate.keep(x)
         gradients = one.surrogate.gradients(x, cross_entropy(y, torch.ones(len(y))))
         tried: list[tuple[float, Flip]] = []
         for number, (stored, gradient) in enumerate(zip(one.tensors, gradients, strict=True)):
@@ -169,9 +173,7 @@ def naive(one: Attacked, allowed: Allowed) -> int:
                     harm[bits.index(flip.bit), flip.element] = 0
             bit, element = divmod(int(harm.argmax()), harm.shape[1])
             flip = Flip(number, element, bits[bit])
-            one.surrogate.flip(flip)
-            loss = float(F.cross_entropy(one.surrogate.logits(x), y).nan_to_num(torch.inf))
-            one.surrogate.flip(flip)
+            loss = float(F.cross_entropy(one.surrogate.with_flip(flip), y).nan_to_num(torch.inf))
             tried.append((loss, flip))
         _, flip = max(tried)
         chosen.append(flip)
@@ -181,7 +183,7 @@ def naive(one: Attacked, allowed: Allowed) -> int:
     done = one.useless(chosen)
     for flip in chosen:
         one.surrogate.flip(flip)
-    return len(chosen) if done else BUDGET + 1
+    return len(chosen) if done else budget + 1
 
 
 def at_random(one: Attacked, allowed: Allowed, seed: int) -> tuple[float, int]:
@@ -225,7 +227,7 @@ def flips_to_chance(name: str, subject: Subject, seeds: int) -> tuple[list[Row],
                 seconds = time.process_time() - before
                 flips = len(result.flips) if result.reached else BUDGET + 1
                 accuracy, random = at_random(one, allowed, seed)
-                found[which].append((flips, naive(one, allowed), random, accuracy, seconds))
+                found[which].append((flips, naive(one, allowed, 2 * flips + 2), random, accuracy, seconds))
                 if result.reached:
                     seen.append(noticed(one.tensors, result.flips, 64, seed).by)
         for which, values in found.items():
@@ -254,51 +256,39 @@ def against_brute_force(nets: int) -> Row:
     digits = load_digits()
     assert digits.members is not None
     small = digits.members.take(torch.nonzero(digits.members.y < 3)[:, 0])
-    pooled = Records(F.avg_pool2d(small.x, 4), small.y)
+    pooled = Records(F.avg_pool2d(small.x, 2), small.y)
     hits, tried = 0, 0
-    for seed in count():
-        if tried == nets:
-            break
-        net = train(Mlp(4, 3, (4,)), pooled, Training(epochs=30, learning_rate=2e-2), seed=seed)
-        if float((net(pooled.x).argmax(1) == pooled.y).float().mean()) < 0.7:
-            continue  # it has learnt nothing that could be lost
+    for seed in range(nets):
+        net = train(Mlp(16, 3, (6,)), pooled, Training(epochs=20, learning_rate=2e-2), seed=seed)
+        assert float((net(pooled.x).argmax(1) == pooled.y).float().mean()) > 0.7, "it has learnt what can be lost"
         form = RECIPES.parse({"kind": "quantize", "weight_bits": 8})
-        net = form.apply(net, pooled, Bounds.of(0, 1), seed=seed) if tried % 2 == 0 else net
-        tried += 1
-        checked = check_onnx(to_onnx(net, (1, 2, 2)))
+        net = form.apply(net, pooled, Bounds.of(0, 1), seed=seed) if seed % 2 == 0 else net
+        checked = check_onnx(to_onnx(net, (1, 4, 4)))
         tensors = parameters(checked)
         order = torch.randperm(len(pooled), generator=torch.Generator().manual_seed(seed))
-        own = pooled.take(order[:OWN])
-        files = Files(checked, tensors, None, pooled.take(order[OWN : OWN + 1]))
-        twin = Surrogate(checked, tensors, None)
+        own = pooled.take(order[:64])
+        files = Files(checked, tensors, None, pooled.take(order[64:65]))
         goal = Goal(own, torch.ones(len(own)), lambda right: False, -1.0)
-        on_twin = {}
+        values: dict[Flip, float] = {}
         for number, stored in enumerate(tensors):
-            for element in range(len(stored.raw)):
-                for bit in range(stored.width):
-                    flip = Flip(number, element, bit)
-                    twin.flip(flip)
-                    on_twin[flip] = goal.value(twin.logits(own.x))
-                    twin.flip(flip)
-
-        def in_file(flip: Flip, files: Files = files, goal: Goal = goal, own: Records = own) -> float:
-            told = files.answers([flip], own.x)
-            return float("inf") if told is None else goal.value(told[0])
-
+            for element, bit in product(range(len(stored.raw)), range(stored.width)):
+                flip = Flip(number, element, bit)
+                told = files.answers([flip], own.x)
+                values[flip] = float("inf") if told is None else goal.value(told[0])
         for which, allowed in WHICH.items():
-            found = search(twin, files, goal, 1, allowed, set(), Ledger())
-            some = [flip for flip in on_twin if allowed(tensors[flip.tensor], flip.bit)]
-            worst = sorted(some, key=lambda flip: on_twin[flip])[:50]
-            values = {flip: in_file(flip) for flip in worst}
-            best = min(values, key=lambda flip: values[flip])
-            ours = in_file(found.flips[0]) if found.flips else float("inf")
+            goal.intact = None
+            found = search(Surrogate(checked, tensors, None), files, goal, 1, allowed, set(), Ledger())
+            some = [flip for flip in values if allowed(tensors[flip.tensor], flip.bit)]
+            best = min(some, key=lambda flip: values[flip])
+            ours = values[found.flips[0]] if found.flips else float("inf")
             hits += ours <= values[best] + 0.01
+            tried += 1
             print(
                 f"net {seed}, {which}: {len(some)} flips, best {values[best]:.3f} ({tensors[best.tensor].name}, "
                 f"bit {best.bit}), found {ours:.3f}",
                 flush=True,
             )
-    return Row("the best single flip is found", f"{2 * nets} cases", hits / (2 * nets), "share", None, 0.9, "higher")
+    return Row("the best single flip is found", f"{tried} cases", hits / tried, "share", None, 0.9, "higher")
 
 
 def cost_of_checks() -> list[Row]:

@@ -26,10 +26,13 @@ from ..measurement import Measurement
 from ..preparation import Audited, Basis, Results, Scope
 from ..risk import Metric, Risk
 from .evidence_form import evidence_form, flips_of, reached
+from .files import Files, random_flips
+from .goal import Goal
 from .integrity import CHECKS, noticed, octets
 from .measure import CLASS, NOTICED, measure_flips
+from .ranking import Allowed
 from .risk import FLIPS_NOTICED, FLIPS_TO_CHANCE, FLIPS_TO_MISS, TAMPERING
-from .search import Allowed, Files, Found, Goal, random_flips, search
+from .search import Found, search
 from .stored import Stored, by_role, parameters
 from .surrogate import Surrogate, correct
 

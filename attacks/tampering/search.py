@@ -1,82 +1,43 @@
 """Progressive bit search on stored bits: the fewest flips that make a file useless, each verified on the file itself.
 
 After Rakin, He & Fan 2019 (Bit-Flip Attack, arXiv:1903.12269): bits are ranked by the gradient of what they stand for
-times what a flip changes it by, the first few are tried on a twin, and the best is kept. Three things are other. The
-gradient is that of the margin and not of the cross-entropy, which is as good as zero for records that the model is sure
-of. What is kept is what leaves the least probability on the right classes, so that one record's large loss counts
-little. And every flip is made in the file and run in ONNX Runtime before it is kept: what the runtime ignores (the
-scale of an int32 bias, say) is not searched again.
+times what a flip changes it by, the first few are tried on a twin, and the best is kept. Three things are other.
+Several aims are pursued and the shortest way counts: towards a class that all records should reach with few flips,
+since flips with one aim add up, and away from the right classes. What is kept is what lowers the margin that is missing
+to that class, or the probability of the right classes, so that one record's large loss counts little. And every flip is
+made in the file and run in ONNX Runtime before it is kept: what the runtime ignores (the scale of an int32 bias) is not
+searched again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
-from typing import Any
+from itertools import chain
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ...targets.data.records import Records
-from ...targets.errors import CrushproofError
-from ...targets.interface.assumptions import Assumptions
-from ...targets.interface.finished_model import Deployed
-from ...targets.model import Target
-from ...targets.runtimes.onnx import OnnxTarget
-from ...targets.seeds import generator
-from ...targets.untrusted.model_file import CheckedOnnx
 from ..access import Ledger
-from .stored import Flip, Floats, Stored, attacked_bits, flipped
-from .surrogate import Surrogate, correct, right_probability
+from .files import Files
+from .goal import BEYOND, Aim, Goal, Intact
+from .ranking import Allowed, fewest, ranked
+from .stored import Flip, attacked_bits
+from .surrogate import Surrogate, correct
 
-TRIALS = 10  # of a step, on the twin; where none of them helps, as many again, so often at most:
-ROUNDS = 4
+TRIALS = 6  # of a step, on the twin; where none of them helps, as many again, so often at most:
 SMALL = 2**18  # bits: a file of fewer has as many more trials, which cost as little
-OF_A_TENSOR = 3  # of ten trials, at most
-REFUSED = 6  # flips of a step that the file may not follow, before the search gives up
+MOST_TRIALS = 256
+REFUSED = (
+    6  # flips of a step that the file may not follow, or less than the twin, before the search goes on or gives up
+)
+WRAPPING = 3  # of which the file is asked first, see `_wrapping`
 LEAST_GAIN, LEAST = 0.1, 1e-4  # that the file must show: of what the twin promised, and at all
-WRONG_ALREADY = 0.1  # weight of a record that is wrong, in the gradient: it should stay so
-WILD = 1e6  # a change beyond it is none that a gradient tells of
-AT_ONCE = 2**22  # flips whose harm is estimated at a time
-HUGE = 1e30  # what a flip to NaN or infinity counts
-
-Allowed = Callable[[Stored, int], bool]  # whether this bit of a tensor's elements may be flipped
-
-
-@dataclass(eq=False)
-class Goal:
-    """What is to go wrong.
-
-    Args:
-        records: the attacker's own.
-        weights: float32 [n]; above 0: this record is to be wrong; below: it is to stay right.
-        reached: whether these answers on the evaluation records, bool [m] (right or not), are what is wanted.
-        enough: a `value` that is as good as any: no further flip is tried beside one that promises it.
-        intact: logits of the file and of its twin before any flip, and the gradients there, once they are known: all
-            searches for the goal begin alike.
-    """
-
-    records: Records
-    weights: Tensor
-    reached: Callable[[Tensor], bool]
-    enough: float
-    intact: tuple[Tensor, Tensor, list[Floats | None]] | None = None
-
-    def value(self, logits: Tensor) -> float:
-        """The probability of the right classes, as it is weighed: the lower the better for the attacker, at most 1."""
-        right = right_probability(logits, self.records.y)
-        return float((right * self.weights).sum() / self.weights.abs().sum())
-
-    def loss(self, logits: Tensor, rows: slice) -> Tensor:
-        """Whose gradient ranks the bits: margins towards another class, weighed."""
-        y, weights = self.records.y[rows], self.weights[rows]
-        own = logits.gather(1, y[:, None])[:, 0]
-        best = logits.scatter(1, y[:, None], -torch.inf).max(1).values
-        margin = (best - own).nan_to_num(0.0, 0.0, 0.0)
-        as_wanted = (margin > 0) == (weights > 0)
-        return (weights * torch.where(as_wanted, WRONG_ALREADY * margin, margin)).sum()
+SPARED = 0.03  # of the attacker's records that may be right again where a flip is spared, for the file to be asked
+CLASSES = 2  # towards which a search goes, at most
+BEHIND = 1.5  # times the flips that are allowed: who would need more of them at this pace gives up
+SUDDEN = 2  # flips away from the right classes, where a class was reached: a few do it at once, or many are needed
+COMPARED, BY, HELD = 12, 32, 2**24  # classes that are compared, by so many records; numbers of their gradients held
 
 
 @dataclass
@@ -87,37 +48,20 @@ class Found:
         flips: in the order in which they are made.
         after: bool [m] for each flip: which evaluation records the file gets right once it is made.
         reached: the last of them is what was wanted.
+        value: of the goal, once all are made.
+        spare: those of them without which, by the twin, as much is wrong.
     """
 
     flips: list[Flip]
     after: list[Tensor]
     reached: bool
+    value: float = float("inf")
+    spare: list[Flip] = field(default_factory=list)
 
-
-@dataclass
-class Files:
-    """Runs the file with bits flipped, on the attacker's own records and on those that are evaluated."""
-
-    checked: CheckedOnnx
-    tensors: list[Stored]
-    assumptions: Assumptions | None
-    evaluation: Records
-    ledger: Ledger = field(default_factory=Ledger)
-
-    def opened(self, flips: Sequence[Flip]) -> Target:
-        data = flipped(self.checked, self.tensors, flips)
-        output = None if self.assumptions is None else self.assumptions.output
-        target: Target = OnnxTarget(data, output=output)
-        return target if self.assumptions is None else Deployed(target, self.assumptions)
-
-    def answers(self, flips: Sequence[Flip], own: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Logits on `own`, and bool [m]: which evaluation records are right; None: it no longer loads, or fails."""
-        try:
-            logits = self.opened(flips).logits(torch.cat([own, self.evaluation.x]).cpu())
-        except CrushproofError:
-            return None
-        self.ledger.queries += len(logits)
-        return logits[: len(own)], correct(logits[len(own) :], self.evaluation.y.cpu())
+    @property
+    def order(self) -> tuple[bool, float]:
+        """The better, the less: the fewest flips, or what is nearest."""
+        return not self.reached, len(self.flips) if self.reached else self.value
 
 
 def search(
@@ -129,126 +73,157 @@ def search(
         allowed: which bits the attacker can flip.
         inert: numbers of tensors that the runtime was found to ignore, to which it adds.
     """
-    found, refused = Found([], [], False), set[Flip]()
-    trials = max(TRIALS, SMALL // max(1, attacked_bits(surrogate.tensors)))
-    logits, twins, gradients = _intact(surrogate, files, goal, ledger)
-    value, on_twin = goal.value(logits), goal.value(twins)
+    found = Found([], [], False)
+    for number, wanted in enumerate(_classes(surrogate, files, goal, allowed, ledger)):
+        most = len(found.flips) - 1 if found.reached else budget
+        if found.reached and wanted < 0:
+            most = min(most, SUDDEN)
+        if most < 1:
+            break
+        aim = goal.away() if wanted < 0 else goal.towards(wanted)
+        one = _pursued(surrogate, files, goal, (wanted, aim), most, allowed, inert, ledger, found.reached)
+        if number == 0 or one.order < found.order:
+            found = one
+    return _without_needless(found, files, goal) if found.reached else found
+
+
+def _classes(surrogate: Surrogate, files: Files, goal: Goal, allowed: Allowed, ledger: Ledger) -> list[int]:
+    """The aims in the order in which they are pursued: towards the classes that should take the fewest flips, and away
+    from the right classes (-1).
+    """
+    intact = _intact(surrogate, files, goal, ledger)
+    if bool((goal.weights < 0).any()):
+        return [-1]
+    behind = [goal.towards(one).value(intact.twins) + BEYOND for one in range(intact.twins.shape[1])]
+    held = max(1, HELD // max(1, sum(len(one.raw) for one in surrogate.tensors)))
+    near = sorted(range(len(behind)), key=lambda one: behind[one])[: min(COMPARED, held)]
+    x = goal.records.x[:BY]
+    expected = []
+    for wanted in near:
+        if wanted not in intact.gradients:
+            intact.gradients[wanted] = surrogate.gradients(x, goal.towards(wanted).loss)
+            ledger.forwards += len(x)
+            ledger.backwards += len(x)
+        needed = len(x) * behind[wanted]
+        expected.append((fewest(surrogate, intact.gradients[wanted], allowed, needed), wanted))
+    return [*(wanted for _, wanted in sorted(expected)[:CLASSES]), -1]
+
+
+def _pursued(
+    surrogate: Surrogate,
+    files: Files,
+    goal: Goal,
+    which: tuple[int, Aim],
+    budget: int,
+    allowed: Allowed,
+    inert: set[int],
+    ledger: Ledger,
+    hurried: bool,
+) -> Found:
+    """Flips with one aim; the surrogate is as before in the end.
+
+    Args:
+        hurried: it ends where it is far behind what reaches its end within the budget.
+    """
+    wanted, aim = which
+    intact, records = _intact(surrogate, files, goal, ledger), goal.records
+    found, refused, logits = Found([], [], False, goal.value(intact.logits)), set[Flip](), intact.logits
+    value, on_twin = aim.value(logits), aim.value(surrogate.keep(records.x))
+    start = value - aim.enough
+    trials = min(MOST_TRIALS, max(TRIALS, SMALL // max(1, attacked_bits(surrogate.tensors))))
     while len(found.flips) < budget and not found.reached:
-        if found.flips:
-            gradients = surrogate.gradients(goal.records.x, goal.loss)
-            ledger.forwards += len(goal.records)
-            ledger.backwards += len(goal.records)
-        ranked = _ranked(surrogate, gradients, allowed, refused | set(found.flips), inert, trials)
-        step = None
-        for promised, flip in _promising(surrogate, goal, ranked, trials, max(value, on_twin), ledger):
+        gradients = None if found.flips else intact.gradients.get(wanted)
+        if gradients is None:
+            gradients = surrogate.gradients(records.x, aim.loss)
+            ledger.forwards += len(records)
+            ledger.backwards += len(records)
+        if not found.flips:
+            intact.gradients[wanted] = gradients
+        flips = ranked(surrogate, gradients, allowed, refused | set(found.flips), inert, trials)
+        promising = _promising(surrogate, aim, flips, trials, max(value, on_twin), ledger)
+        wrapping = ((-torch.inf, flip) for flip in _wrapping(surrogate, flips) if not found.flips)
+        step, tries = None, 0
+        for promised, flip in chain(wrapping, promising):
+            if step is not None and (step[2] <= promised + LEAST_GAIN * (value - promised) or tries >= REFUSED):
+                break
             if len(refused) > REFUSED * (len(found.flips) + 1):
                 break
-            told = files.answers([*found.flips, flip], goal.records.x)
-            now = value if told is None else goal.value(told[0])
-            if told is not None and now <= value - LEAST_GAIN * max(value - promised, 0.0) - LEAST:
-                step = flip, told, now, promised
-                break
+            tries += 1
+            told = files.answers([*found.flips, flip], records.x)
+            now = value if told is None else aim.value(told[0])
+            if told is not None and now <= value - LEAST_GAIN * max(value - max(promised, aim.enough), 0.0) - LEAST:
+                step = (flip, told, now) if step is None or now < step[2] else step
+                continue
             refused.add(flip)
             if told is not None and torch.equal(told[0], logits):
                 inert.add(flip.tensor)
         if step is None:
             break
-        flip, (logits, right), value, on_twin = step
+        flip, (logits, right), value = step
         surrogate.flip(flip)
+        on_twin = aim.value(surrogate.keep(records.x))
+        ledger.forwards += len(records)
         found.flips.append(flip)
         found.after.append(right)
-        found.reached = goal.reached(right)
+        found.reached, found.value = goal.reached(right), goal.value(logits)
+        done = (start - (value - aim.enough)) / start if start > 0 else 1.0
+        if hurried and len(found.flips) > 1 and BEHIND * budget * done < len(found.flips):
+            break
+    found.spare = _spare(surrogate, found, goal) if found.reached else []
     for flip in found.flips:
         surrogate.flip(flip)
-    return _without_needless(found, files, goal) if found.reached else found
+    return found
 
 
-def _intact(
-    surrogate: Surrogate, files: Files, goal: Goal, ledger: Ledger
-) -> tuple[Tensor, Tensor, list[Floats | None]]:
-    """See `Goal.intact`."""
+def _spare(surrogate: Surrogate, found: Found, goal: Goal) -> list[Flip]:
+    """See `Found`; the surrogate holds all flips, and what it keeps is of them."""
+    y = goal.records.y
+    right = correct(surrogate.logits(goal.records.x), y)
+    most = float(right.double().mean()) + SPARED
+
+    def left(flip: Flip) -> float:
+        return float(correct(surrogate.with_flip(flip), y).double().mean())  # the flip undone
+
+    return [flip for flip in found.flips[:-1] if left(flip) <= most]
+
+
+def _intact(surrogate: Surrogate, files: Files, goal: Goal, ledger: Ledger) -> Intact:
+    """See `Intact`."""
     if goal.intact is None:
         before, twins = files.answers([], goal.records.x), surrogate.logits(goal.records.x)
-        gradients = surrogate.gradients(goal.records.x, goal.loss)
-        ledger.forwards += 2 * len(goal.records)
-        ledger.backwards += len(goal.records)
-        goal.intact = twins if before is None else before[0], twins, gradients
+        ledger.forwards += len(goal.records)
+        goal.intact = Intact(twins if before is None else before[0], twins)
     return goal.intact
 
 
-def _ranked(
-    surrogate: Surrogate,
-    gradients: Sequence[Floats | None],
-    allowed: Allowed,
-    without: set[Flip],
-    inert: set[int],
-    trials: int,
-) -> list[Flip]:
-    """The flips that should do the most harm, to first order: the worst of each role first, in turns, those that a
-    first order holds for apart from the others; else a scale's exponent would always seem worse than all else.
-    """
-    scored: dict[tuple[str, bool], list[tuple[float, Flip]]] = {}
-    for number, (stored, gradient) in enumerate(zip(surrogate.tensors, gradients, strict=True)):
-        bits = [bit for bit in stored.tried if allowed(stored, bit)]
-        if gradient is None or number in inert or not bits:
-            continue
-        together, share = max(1, AT_ONCE // len(gradient)), OF_A_TENSOR * trials // 10
-        best: dict[bool, list[tuple[float, Flip]]] = {True: [], False: []}
-        for start in range(0, len(bits), together):
-            some = bits[start : start + together]
-            harm, wild = expected_harm(gradient, surrogate.moved(number, some))
-            for flip in without:
-                if flip.tensor == number and flip.bit in some:
-                    harm[some.index(flip.bit), flip.element] = 0
-            for kind, found in best.items():
-                of_kind = np.where(wild == kind, harm, 0).ravel()
-                most = min(len(of_kind), share)
-                for place in np.argpartition(-of_kind, most - 1)[:most]:
-                    if of_kind[place] > 0:
-                        bit, element = divmod(int(place), len(gradient))
-                        found.append((float(of_kind[place]), Flip(number, element, some[bit])))
-        for kind, found in best.items():  # those to NaN and beyond first: one of them is often enough
-            scored.setdefault((stored.role, kind), []).extend(sorted(found, reverse=True)[:share])
-    ordered = [[flip for _, flip in sorted(one, reverse=True)] for one in scored.values()]
-    turns = [flip for turn in zip_longest(*ordered) for flip in turn if flip is not None]
-    return turns[: trials * ROUNDS]
-
-
-def expected_harm(gradient: Floats, moved: Floats) -> tuple[Floats, np.ndarray[Any, np.dtype[np.bool_]]]:
-    """Gradient [n] times change [bits, n]; and bool [bits, n], whether no first order holds: a change to NaN or
-    infinity, or by more than a million, harms whichever its direction, if anything depends on the number.
-    """
-    size = np.abs(moved)
-    wild = ~(size <= WILD)
-    with np.errstate(over="ignore", invalid="ignore"):
-        size = np.where(size <= HUGE, size, HUGE)
-        return np.where(wild, np.abs(gradient) * size, gradient * moved), wild
-
-
 def _promising(
-    surrogate: Surrogate, goal: Goal, flips: Sequence[Flip], trials: int, value: float, ledger: Ledger
+    surrogate: Surrogate, aim: Aim, flips: Sequence[Flip], trials: int, value: float, ledger: Ledger
 ) -> Iterator[tuple[float, Flip]]:
-    """What a flip leaves on the right classes, by the twin, where that is less than `value`, the least first; further
-    flips are tried only where those before were not enough.
+    """The value that a flip leaves by the twin, where that is less than `value`, the least first; further flips are
+    tried only where those before were not enough.
     """
     start = 0
     while start < len(flips):
         values: list[tuple[float, Flip]] = []
         for flip in flips[start : start + trials]:
-            surrogate.flip(flip)
-            values.append((goal.value(surrogate.logits(goal.records.x)), flip))
-            surrogate.flip(flip)
-            if values[-1][0] <= goal.enough:
+            values.append((aim.value(surrogate.with_flip(flip)), flip))
+            if values[-1][0] <= aim.enough:
                 break
-        ledger.forwards += len(goal.records) * len(values)
+        ledger.forwards += len(values) * len(surrogate.kept_records)
         start += len(values)
         yield from (one for one in sorted(values) if one[0] < value)
+
+
+def _wrapping(surrogate: Surrogate, flips: Sequence[Flip]) -> list[Flip]:
+    """The first few that flip the sign of an int32: sums to which it is added wrap around, which the twin's do not."""
+    found = [flip for flip in flips if flip.bit == 31 and surrogate.tensors[flip.tensor].kind == "int"]
+    return found[:WRAPPING]
 
 
 def _without_needless(found: Found, files: Files, goal: Goal) -> Found:
     """Drops flips without which the file is as useless, the first ones first."""
     kept = list(found.flips)
-    for flip in found.flips[:-1]:
+    for flip in found.spare:
         fewer = [one for one in kept if one != flip]
         told = files.answers(fewer, goal.records.x)
         if told is not None and goal.reached(told[1]):
@@ -262,20 +237,3 @@ def _without_needless(found: Found, files: Files, goal: Goal) -> Found:
         if goal.reached(after[-1]) and told is not None:
             return Found(kept[:count], after, True)
     return Found(kept, after, goal.reached(after[-1]))
-
-
-def random_flips(tensors: Sequence[Stored], count: int, seed: int) -> list[Flip]:
-    """So many different bits of all that the tensors store, each as likely."""
-    sizes = np.array([len(one.raw) * one.width for one in tensors])
-    total = int(sizes.sum())
-    drawn: dict[int, Any] = {}
-    stream = generator(seed, "random flips")
-    while len(drawn) < min(count, total):
-        drawn |= dict.fromkeys(torch.randint(total, (count,), generator=stream).tolist())
-    ends = np.cumsum(sizes)
-    flips = []
-    for place in list(drawn)[:count]:
-        number = int(np.searchsorted(ends, place, side="right"))
-        element, bit = divmod(place - int(ends[number] - sizes[number]), tensors[number].width)
-        flips.append(Flip(number, element, bit))
-    return flips

@@ -5,7 +5,7 @@ with some bits flipped.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +14,7 @@ import numpy as np
 from ...targets.errors import UnsafeInput
 from ...targets.onnx_graph.constants import Graph
 from ...targets.onnx_graph.weights import OTHER_PRODUCTS, SLOTS
-from ...targets.untrusted.model_file import CheckedOnnx
+from ...targets.untrusted.model_file import CheckedOnnx, check_onnx
 
 if TYPE_CHECKING:
     import onnx
@@ -127,8 +127,11 @@ def parameters(checked: CheckedOnnx) -> list[Stored]:
     return found
 
 
-def flipped(checked: CheckedOnnx, tensors: list[Stored], flips: Iterable[Flip]) -> bytes:
-    """The file with these bits flipped, each once: nothing else in it changes but how its tensors are written down."""
+def flipped(checked: CheckedOnnx, tensors: list[Stored], flips: Iterable[Flip]) -> CheckedOnnx:
+    """The file with these bits flipped, each once: nothing else in it changes but how its tensors are written down.
+
+    It is not checked again where it ran as it came: only what its parameters say is other.
+    """
     import onnx
 
     model = onnx.load_model_from_string(checked.data)
@@ -144,7 +147,9 @@ def flipped(checked: CheckedOnnx, tensors: list[Stored], flips: Iterable[Flip]) 
             tensor.ClearField(name)
         tensor.raw_data = bytes(content)
     written: bytes = model.SerializeToString(deterministic=True)
-    return written
+    if checked.usable is not checked.data:
+        return check_onnx(written)
+    return replace(checked, data=written, usable=written, model=model, source=model)
 
 
 def attacked_bits(tensors: Iterable[Stored]) -> int:

@@ -15,6 +15,7 @@ from ...targets.interface.assumptions import Assumptions
 from ...targets.interface.finished_model import Differentiable
 from ...targets.model import differentiable, records_at_once
 from ...targets.onnx_graph.constants import Graph, attribute
+from ...targets.twin.module import Kept
 from ...targets.twin.twin import opened_twin
 from ...targets.untrusted.model_file import CheckedOnnx
 from .stored import INDICES, Flip, Floats, Stored, decoded
@@ -32,7 +33,10 @@ class Surrogate:
     Attributes:
         tensors: as `stored.parameters` gives them; their bits are the file's own, whatever is flipped here.
         raw: uint64 [n] of each tensor, as flipped so far.
+        kept_records: see `keep`.
     """
+
+    kept_records: Tensor
 
     def __init__(self, checked: CheckedOnnx, tensors: list[Stored], assumptions: Assumptions | None) -> None:
         self.tensors = tensors
@@ -50,6 +54,7 @@ class Surrogate:
         for one, flat in zip(tensors, self._flat, strict=True):
             self._twin.opened[one.name] = flat.view(self._twin.opened[one.name].shape)
         self._at_once: int | None = None
+        self._kept: Kept | None = None
 
     def flip(self, flip: Flip) -> None:
         """Flips a bit; once more, and it is as before."""
@@ -63,6 +68,30 @@ class Surrogate:
     def logits(self, x: Tensor) -> Tensor:
         """float32 [n, classes]; NaN where the flips make it so."""
         return torch.cat([self._module(part).float() for part in x.split(self._batch(x))])
+
+    def keep(self, x: Tensor) -> Tensor:
+        """`logits(x)`; what `with_flip` says from now on is of these records and of the bits as they are now."""
+        at_once = len(x) <= self._batch(x)  # else what is kept would take any memory
+        self.kept_records, self._kept = x, Kept() if at_once else None
+        self._twin.kept = self._kept
+        try:
+            return self.logits(x)
+        finally:
+            self._twin.kept = None
+
+    def with_flip(self, flip: Flip) -> Tensor:
+        """float32 [n, classes]: logits on the kept records with one bit flipped, which is then put back; only what
+        depends on its tensor is computed.
+        """
+        self.flip(flip)
+        if self._kept is not None:
+            self._kept.again([self.tensors[flip.tensor].name])
+        self._twin.kept = self._kept
+        try:
+            return self.logits(self.kept_records)
+        finally:
+            self._twin.kept = None
+            self.flip(flip)
 
     def gradients(self, x: Tensor, loss: Callable[[Tensor, slice], Tensor]) -> list[Floats | None]:
         """How the loss changes with each stored number, float64 [n] for each tensor; 0 where that is not finite.

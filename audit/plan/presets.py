@@ -62,6 +62,7 @@ ATTACK_PRESETS: dict[str, list[dict[str, Any]]] = {
         {"kind": "backdoor"},
         {"kind": "rebuilding"},
         {"kind": "calibration"},
+        {"kind": "ownership"},
         {"kind": "attributes"},
         {"kind": "smoothing"},
         {"kind": "poisoning-exposure"},

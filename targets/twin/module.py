@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -29,6 +29,7 @@ class Source(Enum):
     HOST = 4  # arithmetic of shapes, computed on the CPU and moved to the input
 
 
+COMPUTED = (Source.VALUE, Source.SIZES, Source.HOST)  # by a step, or opened
 DYNAMIC = ("DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM")  # they measure ranges in each pass
 
 
@@ -42,6 +43,43 @@ class Step:
     done: list[int]  # values nobody needs any more
 
 
+class Kept:
+    """What passes over the same records have computed, so that only what depends on altered tensors is computed anew.
+
+    Give it to `Twin.kept`, pass the records once, and call `again` before each further pass over the same records in
+    the same parts. It holds what every step has computed.
+    """
+
+    def __init__(self) -> None:
+        self.passes: list[list[Any]] = []
+        self._altered: frozenset[str] | None = None
+        self._next = 0
+        self._following: dict[frozenset[str], list[Step]] = {}
+
+    def again(self, altered: Collection[str]) -> None:
+        """The next passes differ from those that are kept in these of `Twin.opened` alone."""
+        self._altered, self._next = frozenset(altered), 0
+
+    def known(self) -> list[Any] | None:
+        """The values of the pass that is to begin, if it was made before."""
+        if self._altered is None:
+            return None
+        self._next += 1
+        return list(self.passes[self._next - 1])
+
+    def following(self, twin: Twin) -> list[Step]:
+        """The steps that depend on what is altered."""
+        altered = self._altered or frozenset[str]()
+        if altered not in self._following:
+            reached, steps = {twin.places[name] for name in altered}, list[Step]()
+            for step in twin.steps:
+                if any(source in COMPUTED and what in reached for source, what in step.arguments):
+                    reached.update(number for number in step.outputs if number is not None)
+                    steps.append(step)
+            self._following[altered] = steps if twin.answer in reached else twin.steps
+        return self._following[altered]
+
+
 class Twin(nn.Module):
     """Takes x float32 [n, *shape] (shape: the record's, None where it is free), answers with the graph's first output.
 
@@ -49,6 +87,7 @@ class Twin(nn.Module):
         rounds: whether the file rounds anything, so that `native` differs.
         straight_through: settable; False gives rounding the zero gradients that it really has.
         opened: float32 tensors of the file by name, which every pass reads anew (`twin.opened_twin`); else none.
+        kept: settable; what passes keep for those that follow (`Kept`); None: nothing.
     """
 
     def __init__(self, shape: tuple[int | None, ...] | None, kind: int, grid: tuple[float, float] | None) -> None:
@@ -63,6 +102,7 @@ class Twin(nn.Module):
         self.count = 1  # the input is value 0
         self.opened: dict[str, Tensor] = {}
         self.places: dict[str, int] = {}  # of opened tensors among the values
+        self.kept: Kept | None = None  # settable
         self.answer = 0
 
     @property
@@ -107,11 +147,13 @@ class Twin(nn.Module):
             x = rounded(x, x.detach().round().clamp(*INTEGERS[self.kind]), self.straight_through)
         elif FLOATS.get(self.kind, torch.float32) is not torch.float32:
             x = x.to(FLOATS[self.kind]).float()
-        values: list[Any] = [None] * self.count
+        kept = self.kept
+        known = None if kept is None else kept.known()
+        values: list[Any] = [None] * self.count if known is None else known
         values[0] = x
         for name, tensor in self.opened.items():
             values[self.places[name]] = tensor
-        for step in self.steps:
+        for step in self.steps if kept is None or known is None else kept.following(self):
             arguments = []
             for source, what in step.arguments:
                 if source is Source.VALUE:
@@ -132,8 +174,10 @@ class Twin(nn.Module):
             for number, result in zip(step.outputs, results, strict=False):
                 if number is not None:
                     values[number] = result
-            for number in step.done:
+            for number in step.done if kept is None else ():
                 values[number] = None
+        if kept is not None and known is None:
+            kept.passes.append(values)
         output: Tensor = values[self.answer]
         return output if self.grid is None else (output - self.grid[1]) * self.grid[0]
 

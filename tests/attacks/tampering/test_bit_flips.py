@@ -18,8 +18,10 @@ from crushproof.attacks.case import Case, Evidence
 from crushproof.attacks.measurement import Mean, Measurement, Rate
 from crushproof.attacks.tampering.bit_flips import ANY, NO_EXPONENT, BitFlips
 from crushproof.attacks.tampering.evidence_form import flips_of
+from crushproof.attacks.tampering.files import Files
+from crushproof.attacks.tampering.goal import Goal
 from crushproof.attacks.tampering.measure import CLASS, NOTICED
-from crushproof.attacks.tampering.search import Files, Goal, search
+from crushproof.attacks.tampering.search import search
 from crushproof.attacks.tampering.stored import CODES, Flip, flipped, parameters
 from crushproof.attacks.tampering.surrogate import Surrogate
 from crushproof.compression.deployment.onnx_export import to_onnx

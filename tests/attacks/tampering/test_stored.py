@@ -8,8 +8,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from crushproof.attacks.tampering.files import random_flips
 from crushproof.attacks.tampering.integrity import CHECKS, Checksums, noticed, octets, signatures
-from crushproof.attacks.tampering.search import random_flips
 from crushproof.attacks.tampering.stored import Flip, Stored, attacked_bits, decoded, flipped, parameters
 from crushproof.attacks.tampering.surrogate import Surrogate
 from crushproof.targets.runtimes.onnx import OnnxTarget
@@ -96,13 +96,13 @@ def tensors(checked: CheckedOnnx) -> list[Stored]:
 def test_every_parameter_is_found_for_what_it_is(checked: CheckedOnnx, tensors: list[Stored]) -> None:
     assert {one.name: (one.role, one.width) for one in tensors} == ROLES
     assert attacked_bits(tensors) == sum(8 * len(one.raw_data) for one in checked.model.graph.initializer)
-    assert flipped(checked, tensors, []) == checked.data, "nothing flipped, nothing changed"
+    assert flipped(checked, tensors, []).data == checked.data, "nothing flipped, nothing changed"
 
 
 def test_a_flip_is_what_onnx_reads_of_the_file(checked: CheckedOnnx, tensors: list[Stored]) -> None:
     for flip in random_flips(tensors, 60, seed=1):
         stored = tensors[flip.tensor]
-        data = flipped(checked, tensors, [flip])
+        data = flipped(checked, tensors, [flip]).data
         assert len(data) == len(checked.data)
         assert sum((a ^ b).bit_count() for a, b in zip(data, checked.data, strict=True)) == 1
         held = {one.name: one for one in onnx.load_model_from_string(data).graph.initializer}
@@ -118,10 +118,12 @@ def test_a_flip_is_what_onnx_reads_of_the_file(checked: CheckedOnnx, tensors: li
 def test_the_twin_follows_each_flip_as_the_runtime_does(checked: CheckedOnnx, tensors: list[Stored]) -> None:
     surrogate = Surrogate(checked, tensors, None)
     x = torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(0))
-    intact = surrogate.logits(x)
+    intact = surrogate.keep(x)
     for number, stored in enumerate(tensors):
         flip = Flip(number, 3, 3 if stored.role == "indices" else stored.width - 1)  # within the book
+        alone = surrogate.with_flip(flip)
         surrogate.flip(flip)
+        assert torch.equal(surrogate.logits(x), alone), "what does not depend on it is as it was"
         theirs = OnnxTarget(flipped(checked, tensors, [flip])).logits(x)
         atol = 1e-3 * float(theirs.abs().max())
         np.testing.assert_allclose(surrogate.logits(x).numpy(), theirs.numpy(), rtol=1e-3, atol=atol)

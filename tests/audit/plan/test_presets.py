@@ -39,7 +39,8 @@ def test_a_set_is_for_its_data(x: np.ndarray, structure: Structure, kinds: set[s
         certified = {"smoothing"} if name == "thorough" and BALL in kinds else set()
         certified |= {"backdoor"} if name == "thorough" and len(data.shape) > 2 else set()
         certified |= {"attributes"} if name == "thorough" and structure.one_hot else set()
-        further = {"quick": set(), "standard": {"bit-flips"}, "thorough": {"bit-flips", "rebuilding"}}[name] | certified
+        thorough = {"bit-flips", "rebuilding", "ownership"}
+        further = {"quick": set(), "standard": {"bit-flips"}, "thorough": thorough}[name] | certified
         assert {one.kind for one in taken} == kinds | further | {"membership", "extraction", "churn", "leakage"}
         assert attacks_of(name, data_of(told, arrays)) == taken, "as whoever verifies an audit finds it"
     assert [one.kind for one in attacks_of([EXCHANGE, BALL], data)] == [EXCHANGE, BALL], "what is named is taken"

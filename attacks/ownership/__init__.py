@@ -1,0 +1,1 @@
+"""Whose model a compressed file is: by a fingerprint that needs no preparation, and by watermarks."""
