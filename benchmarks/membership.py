@@ -24,12 +24,11 @@ from membership_peers import privacy_meter_rmia
 from membership_world import SHADOWS, Kept, World, digits, held_out, location, phi_of
 from torch.nn import functional as F
 
-from crushproof.attacks.membership.case import ShadowSignals
+from crushproof.attacks.membership.case import ShadowSignals, related
 from crushproof.attacks.membership.likeness import masked, restored
 from crushproof.attacks.membership.pseudo_targets import ENOUGH_SHADOWS, choose, pseudo_targets, score_all
 from crushproof.attacks.membership.quantile import quantile
 from crushproof.attacks.membership.scores import WITH_SHADOWS, bavaria, loss, population, rmia
-from crushproof.attacks.membership.shadow_sums import related
 from crushproof.attacks.membership.signals import margin
 from crushproof.attacks.statistics import ranking
 from crushproof.attacks.statistics.roc import placements, tpr_at_fpr

@@ -206,7 +206,7 @@ class Search:
         self._released[self.active] = True
         rows = (self._released & (self.margin < self._asked_margin)).nonzero().squeeze(1)
         if len(rows):
-            x = self.best[rows]
+            x, self._asked_margin[rows] = self.best[rows], self.margin[rows]
             wrong = (self._ask(x, self._records.y[rows]) < 0) & self._region.take(rows).contains(x)
             self.fooled[rows[wrong]] = True
             self.found_at[rows[wrong].cpu()] = 1.0

@@ -16,10 +16,9 @@ from ..case import Case, Evidence
 from ..effort import Effort
 from ..measurement import Bools, Measurement, ThreatModel
 from ..membership import scores
-from ..membership.case import ShadowSignals
+from ..membership.case import ShadowSignals, related
 from ..membership.population import PopulationPlan
 from ..membership.preparations import BlindScores, SignalsOfShadows, population_of, shadow_count, signals_of
-from ..membership.shadow_sums import related
 from ..membership.signals import impossible, margin, margins_again
 from ..preparation import Audited, Basis, Inputs, Need, Preparation, Prepared, Ran, Results, Scope
 from ..risk import Metric

@@ -18,10 +18,9 @@ from ..case import Case, Evidence
 from ..effort import Effort
 from ..measurement import Bools, Measurement, ThreatModel
 from ..membership import scores
-from ..membership.case import ShadowSignals
+from ..membership.case import ShadowSignals, related
 from ..membership.population import PopulationPlan
 from ..membership.preparations import population_of
-from ..membership.shadow_sums import related
 from ..membership.signals import SAME, impossible, margin, margins_again
 from ..preparation import Audited, Basis, Inputs, Ran, Results, Scope
 from ..risk import Metric

@@ -8,8 +8,7 @@ import numpy as np
 
 from ..statistics.roc import placements, tpr_at_fpr
 from . import scores
-from .case import ShadowSignals
-from .shadow_sums import related
+from .case import ShadowSignals, related
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]

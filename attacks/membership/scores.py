@@ -13,8 +13,7 @@ import numpy as np
 import scipy  # its parts load where they are first used: a worker needs few
 
 from .bavaria import log_ratio
-from .case import ShadowSignals
-from .shadow_sums import every, related, sums
+from .case import ShadowSignals, every, related, sums
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]

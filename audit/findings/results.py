@@ -110,7 +110,10 @@ class AttackResults:
         return None if result is None else evidence_of(result)
 
     def why(self, ran: Ran) -> str:
-        return self.results.why(attack_cell(self.scope.label, ran.model, ran.detail))
+        cell = attack_cell(self.scope.label, ran.model, ran.detail)
+        if not self.results.suite.has(cell):  # an attack on another sort of models has one cell for all its runs
+            cell = attack_cell(self.scope.label, ran.model)
+        return self.results.why(cell)
 
     def prepared(self, preparation: Preparation) -> Prepared | None:
         result = self.results.get(preparation.name)

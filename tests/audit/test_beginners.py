@@ -248,7 +248,7 @@ PLANS = {
     "epsilon 8": planned("quick", "[{kind: evasion, epsilon: 8}]", "8/255"),
     "eps": planned("quick", "[{kind: evasion, eps: 0.1}]", "'epsilon'"),
     "no records": planned("quick", "[{kind: evasion, records: 0}]", "greater than 0"),
-    "an unknown attack": planned("quick", "[fgsm]", "label-only, leakage, membership, patch"),
+    "an unknown attack": planned("quick", "[fgsm]", "label-only, leakage, membership, ownership, patch"),
     "a speed": planned("quick", "fast", "quick, standard, thorough"),
     "one shadow": planned("attacks: quick", "attacks: quick\nshadows: {trained: 1}", "equal to 2"),
     "gpu": planned("attacks: quick", "attacks: quick\ndevice: gpu", "cuda:0"),

@@ -1,4 +1,11 @@
-"""A trigger, and training records poisoned with it or by wrong labels."""
+"""A trigger, and training records poisoned with it or by wrong labels.
+
+    trigger = patch((1, 8, 8), bounds, target=3)
+    dense = alone(plant_in_quantization(module, records, bounds, trigger, Quantize(weight_bits=4), seed=0))
+
+`dense` is what the attacker would hand over. Audited with the recipe `int4` and the attack `backdoor`, it must raise an
+alarm. `training.lessons.together` plants into several models side by side.
+"""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def test_a_lucky_answer_is_no_success(net: tuple[nn.Linear, Tensor, Tensor]) -> 
     there, module = exact(linear, x, y), Lots(linear, noise=0.5)
     torch.manual_seed(1)
     pgd, eot = tried(Pgd(steps=20), module, x, y), tried(Eot(steps=16, draws=50, answers=101), module, x, y)
-    assert (pgd & ~there).sum() > 8
+    assert (pgd & ~there).sum() > 5
     assert (eot & ~there).sum() <= 2, "those that are next to being fooled, where a majority is a matter of luck too"
     assert (there & ~eot).sum() <= 2
 

@@ -36,7 +36,7 @@ def test_a_set_is_for_its_data(x: np.ndarray, structure: Structure, kinds: set[s
     told, arrays = outline(data)
     for name in ATTACK_PRESETS:
         taken = attacks_of(name, data)
-        certified = {"smoothing"} if name == "thorough" and BALL in kinds else set()
+        certified = {"smoothing", "sponge"} if name == "thorough" and BALL in kinds else set()
         certified |= {"backdoor"} if name == "thorough" and len(data.shape) > 2 else set()
         certified |= {"attributes"} if name == "thorough" and structure.one_hot else set()
         thorough = {"bit-flips", "rebuilding", "ownership"}
