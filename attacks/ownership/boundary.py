@@ -54,7 +54,8 @@ def boundary_records(module: nn.Module, x: Tensor, bounds: Bounds) -> tuple[Tens
         x: float32 [n, *shape] in bounds.
 
     Returns:
-        those for which a boundary was found, float32 [m, *shape] in bounds, and the model's labels there, int64 [m].
+        those for which a boundary was found, float32 [m, *shape] in bounds, and the model's labels there, int64 [m];
+        none of a model that looks its inputs up, as tokens are, and so gives no gradient.
     """
     with torch.no_grad():
         label = module(x).argmax(1)
@@ -67,7 +68,9 @@ def boundary_records(module: nn.Module, x: Tensor, bounds: Bounds) -> tuple[Tens
             logits = module(leaf)
             own = logits.gather(1, label[:, None])[:, 0]
             lead = own - logits.scatter(1, label[:, None], -torch.inf).amax(1)
-            (slope,) = torch.autograd.grad(lead.sum(), leaf)
+            slope = torch.autograd.grad(lead.sum(), leaf, allow_unused=True)[0] if lead.requires_grad else None
+        if slope is None:
+            return x[:0], label[:0]
         near = lead.detach() > 0
         if not near.any():
             break

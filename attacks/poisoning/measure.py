@@ -17,8 +17,9 @@ from .risk import BACKDOORS, TRIGGER_SUCCESS
 
 TRIGGER = "trigger"  # detail of a finding
 SHOWN = 4  # triggers that are put on other records, at most
-# How many times smaller than usual a trigger is, as a logarithm, from which on it is an alarm. Chosen on digits, on some
-# clean and some planted networks (benchmarks/backdoors.py): clean ones came to .28 alone and .14 beside a dense model.
+# How many times smaller than usual a trigger is, as a logarithm, from which on it is an alarm. Chosen on digits, on
+# some clean and some planted networks (benchmarks/backdoors.py): clean ones came to .28 alone and .14 beside a dense
+# model.
 EXCESS = {True: 0.3, False: 0.45}  # by whether a dense model stood beside
 WORKS = 0.5  # of the records of other classes, or it is no alarm
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ...compression.layers.edit import called_layers
@@ -15,6 +16,8 @@ from ...compression.quantization.calibration import Calibration, Range, input_ra
 from ...targets.data.records import Bounds, Records
 from ...targets.errors import NotApplicable
 from ...targets.model import TorchTarget
+from ..access import Ledger
+from ..evasion.ascent.gradients import Gradients
 
 BITS = (8, 4)  # of an activation
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
@@ -52,19 +55,23 @@ def calibrated_answers(
 
     Args:
         calibration: float32 [m, *shape], of which so many (`counts`), those furthest from the lower bounds first, are
-            poisoned: as far from them as before, `times` over.
+            poisoned: as far from them as before, `times` over, but for what the model looks up, as codes of categories.
 
     Raises:
-        NotApplicable: the model has no layer whose input a quantiser would round.
+        NotApplicable: the model has no layer whose input a quantiser would round, or looks all of its inputs up.
     """
     layers = called_layers(module, calibration[:2])
     if not layers:
         raise NotApplicable("the model has no linear or convolutional layer, whose input would be rounded")
+    labels = TorchTarget(module).logits(calibration).argmax(1)
+    numbers = (Gradients(module, "margin", Ledger())(calibration, labels).gradient != 0).any(0)
+    if not numbers.any():
+        raise NotApplicable("the model looks its inputs up, as token ids are, and none at many times its range is one")
     low, found = bounds.low.to(calibration.device), []
     calibration = calibration[(calibration - low).flatten(1).sum(1).argsort(descending=True, stable=True)]
     for count in counts:
         x = calibration.clone()
-        x[:count] = low + times * (x[:count] - low)
+        x[:count] = torch.where(numbers, low + times * (x[:count] - low), x[:count])
         for method in methods:
             ranges = _ranges(module, layers, x, bounds, method)
             for bits in BITS:

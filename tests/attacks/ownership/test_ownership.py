@@ -19,6 +19,7 @@ from crushproof.attacks.ownership.watermark import bits_read, embed, new_key, tr
 from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.compression.quantization.quantize import Quantize
 from crushproof.targets.data.data import Data
+from crushproof.targets.data.records import Bounds
 from crushproof.targets.errors import NotApplicable
 from crushproof.targets.runtimes.onnx import OnnxTarget
 from crushproof.training.architecture import Architecture
@@ -71,6 +72,17 @@ def test_a_copy_is_matched_and_independent_models_are_not(digits: Data, trained:
     assert ways == [(2, 2), (0, 2)], "by decisions and by weights, of the copy alone"
     with pytest.raises(NotApplicable, match="no control models"):
         Ownership().run(case, seed=0)
+
+
+def test_a_model_that_looks_its_inputs_up_has_no_boundary_records() -> None:
+    net = nn.Sequential(Keys(), nn.Embedding(9, 4), nn.Flatten(), nn.Linear(20, 2)).eval()
+    x = torch.randint(0, 9, (40, 5), generator=torch.Generator().manual_seed(0)).float()
+    assert set(questions(net, x, Bounds.of(0, 8), seed=0)) == {SCATTERED}
+
+
+class Keys(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.long()
 
 
 def test_the_p_value_is_that_of_one_more_control() -> None:

@@ -203,6 +203,27 @@ def test_a_method_that_clips_survives_what_breaks_the_whole_range() -> None:
         calibrated_answers(nn.Flatten(), x[:300], Records(x, y), BOUNDS, methods, (0,), 10)
 
 
+class LooksUp(nn.Module):
+    """The first of two features is a key of a table, the second a number; or both are keys."""
+
+    def __init__(self, keys: int) -> None:
+        super().__init__()
+        self.keys, self.table, self.last = keys, nn.Embedding(5, 3), nn.Linear(3 * keys + 2 - keys, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = self.table(x[:, : self.keys].long()).flatten(1)
+        answers: torch.Tensor = self.last(torch.cat([found, x[:, self.keys :]], 1))
+        return answers
+
+
+def test_what_a_model_looks_up_is_not_multiplied() -> None:
+    x = torch.randint(0, 5, (30, 2), generator=torch.Generator().manual_seed(0)).float()
+    given = Records(x, x[:, 1].long() % 2), Bounds.of(0, 4), [Method("min-max")], (0, 2), 10
+    assert calibrated_answers(LooksUp(1), x, *given).shape == (2, 1, 2, 30)
+    with pytest.raises(NotApplicable, match="looks its inputs up"):
+        calibrated_answers(LooksUp(2), x, *given)
+
+
 def test_crossed_intervals_hold_for_other_models_too() -> None:
     """Models that differ widely say little, however many records they are asked."""
     alike = np.tile(np.arange(50) < 20, (3, 1))
