@@ -68,8 +68,6 @@ class _Noting(TorchFunctionMode):
     ) -> Any:
         named = kwargs or {}
         result = func(*args, **named)
-        if self._result is None and func not in EACH and func not in ALONG_CLASSES:
-            return result  # nothing to follow yet: of nearly every call
         x: Any = args[0] if args else named.get("input")
         if func in EACH or (func in ALONG_CLASSES and _over_classes(x, args[1] if len(args) > 1 else named.get("dim"))):
             self._given, self._result = x, result

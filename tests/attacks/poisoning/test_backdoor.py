@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from evasion_cases import case_of
+from known_results import Known
 from torch import nn
 
 from crushproof.attacks.case import Case, Evidence
@@ -33,24 +34,6 @@ from crushproof.training.networks import Mlp
 
 ATTACK, RECIPE = Backdoor(own=8, classes=4, steps=90, records=100), Prune(sparsity=0.8)
 TARGET = int(torch.randperm(10, generator=generator(0, "classes"))[0])  # one of the four
-
-
-@dataclass
-class Known:
-    """Stands for `preparation.Results`."""
-
-    scope: Any
-    model: Any
-    found: dict[str, Evidence]
-
-    def evidence(self, ran: Any) -> Evidence | None:
-        return self.found.get(ran.model)
-
-    def why(self, ran: Any) -> str:
-        return f"{ran.model} failed"
-
-    def flags(self, model: str) -> set[str]:
-        return set()
 
 
 @pytest.fixture(scope="module")

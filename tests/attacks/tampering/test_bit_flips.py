@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from evasion_cases import case_of
+from known_results import Known
 from torch import nn
 
 from crushproof.attacks.access import Ledger
@@ -57,24 +58,6 @@ def case(digits: Data, small: nn.Module) -> Case:
 @pytest.fixture(scope="module")
 def evidence(case: Case) -> Evidence:
     return ATTACK.run(case, seed=0)
-
-
-@dataclass
-class Known:
-    """Stands for `preparation.Results`."""
-
-    scope: Any
-    model: Any
-    found: dict[str, Evidence]
-
-    def evidence(self, ran: Any) -> Evidence | None:
-        return self.found.get(ran.model)
-
-    def why(self, ran: Any) -> str:
-        return f"{ran.model} failed"
-
-    def flags(self, model: str) -> set[str]:
-        return set()
 
 
 def measured(digits: Data, found: dict[str, Evidence], *baselines: str) -> dict[str, Measurement]:
