@@ -15,7 +15,7 @@ import typer
 from ..targets.errors import Incomplete, InputError
 from .console import run
 from .exit_codes import EXIT_CODES, INCOMPLETE, PASS, FailOn, code_of, exit_codes
-from .export.command import exposure, sign, verify
+from .export.command import encrypt, exposure, sign, verify
 from .paths import shown
 
 if TYPE_CHECKING:
@@ -283,7 +283,7 @@ def gate(
         raise typer.Exit(code_of(result.verdict, fail_on))
 
 
-for command in (sign, verify, exposure):
+for command in (sign, verify, encrypt, exposure):
     app.command()(command)
 
 
