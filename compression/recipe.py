@@ -123,7 +123,10 @@ def work_of(recipe: Recipe, module: nn.Module, records: Records, bounds: Bounds,
 
 def fine_tuned(fine_tune: Training | None) -> str:
     """How `phrase` ends when a recipe trains afterwards."""
-    return "" if fine_tune is None else f", fine-tuned for {fine_tune.epochs} epochs"
+    if fine_tune is None:
+        return ""
+    attacked = "" if fine_tune.adversarial is None else " on adversarial records"
+    return f", fine-tuned{attacked} for {fine_tune.epochs} epochs"
 
 
 RECIPES: Registry[Recipe] = Registry("recipe", "crushproof.compression", "crushproof.recipes", Recipe)

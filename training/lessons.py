@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..targets.data.records import Records
+from ..targets.data.records import Bounds, Records
+from .adversarial import objective_of
 from .loop import Objective, Training, train_stack
 from .stacked import Stack, group_size
 
@@ -29,8 +30,8 @@ class Lesson:
     Args:
         module: on its device; left as it is.
         taught: float32 [n, outputs], what a teacher says of the records; for `objective`.
-        objective: makes the objective of a stack from what its teachers say, row by row as the loop's records (None
-            where nobody teaches); None: the plain one. It is the same for equal `setting`s.
+        objective: makes the objective of a stack from what its teachers say, row by row as the loop's records (nothing,
+            [0], where nobody teaches); None: the plain one. It is the same for equal `setting`s.
         setting: what decides `objective`, a value that can be compared.
         after_step: called after each step with the module's parameters by name, each float32 [1, *shape]; views, to be
             changed in place.
@@ -47,6 +48,22 @@ class Lesson:
 
 
 Work = Generator[Lesson, nn.Module, nn.Module]
+
+
+def fine_tuning(
+    module: nn.Module,
+    records: Records,
+    training: Training,
+    bounds: Bounds,
+    seed: int,
+    after_step: Callable[[Mapping[str, Tensor]], None] | None = None,
+) -> Lesson:
+    """More of a training on the records themselves, which `training.adversarial` perturbs within `bounds`."""
+    objective = objective_of(training, bounds)
+    if objective is None:
+        return Lesson(module, records, training, seed, after_step=after_step)
+    setting = tuple(bounds.low.flatten().tolist()), tuple(bounds.high.flatten().tolist())
+    return Lesson(module, records, training, seed, None, lambda _: objective, setting, after_step)
 
 
 def alone(work: Work) -> nn.Module:
@@ -135,7 +152,7 @@ def _stacked(lessons: Sequence[Lesson]) -> list[nn.Module]:
         [torch.arange(position * count, (position + 1) * count) for position in range(len(lessons))],
         [lesson.seed for lesson in lessons],
         first.training,
-        objective=None if first.objective is None else first.objective(torch.cat(taught)),
+        objective=None if first.objective is None else first.objective(torch.cat(taught or [torch.zeros(0)])),
         after_step=None if first.after_step is None else _each_its_own(lessons),
     )
     return modules

@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...compression.answers import behind, limits_answers
 from ...compression.deployment.structure import load_module
 from ...compression.recipe import Recipe
 from ...defenses.defense import Defense, TrainingDefense
@@ -53,11 +54,13 @@ class Opened:
         checked: its ONNX model; None: it is another kind of file.
         twin: builds the differentiable stand-in of the deployed bytes, straight-through where it rounds; None: they
             have none.
+        naive: what stands in for them where nobody looks behind the layer that limits their answers; None: the twin.
     """
 
     target: Target
     checked: CheckedOnnx | None
     twin: Callable[[], nn.Module | None]
+    naive: Callable[[], nn.Module] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,22 +247,32 @@ def _exported(architecture: Architecture, stored: Stored, kind: Kind = "onnx") -
         arrays = {name: array for name, array in stored.arrays.items() if not name.startswith("evidence/")}
         return load_module(architecture.blank(), stored.document["description"], arrays)
 
-    return exported(stored.files[f"model.{kind}"], kind, module)
+    return exported(stored.files[f"model.{kind}"], kind, module, limits_answers(stored.document["description"]))
 
 
-def exported(content: bytes, kind: Kind, module: Callable[[], nn.Module]) -> Opened:
+def exported(content: bytes, kind: Kind, module: Callable[[], nn.Module], limited: bool = False) -> Opened:
     """A file that was made of a module, as it runs.
 
-    The attacker's twin comes from the bytes that ship; the module stands in where it cannot.
+    The attacker's twin comes from the bytes that ship; the module stands in where it cannot. It also does where a last
+    layer limits the answers, without that layer.
+
+    Args:
+        limited: the module is a `LimitedAnswers`.
     """
     if kind == "onnx":
         checked = check_onnx(content)
+        if limited:
+            naive = partial(_or_module, lambda: twin_of(checked), module)
+            return Opened(OnnxTarget(checked), checked, lambda: behind(module()), naive)
         return Opened(OnnxTarget(checked), checked, lambda: _or_module(lambda: twin_of(checked), module))
     digest = hashlib.sha256(content).hexdigest()
     if (file := _read.get(digest)) is None:  # with suspicion: what lies in an output folder may have been put there
         file = read_model(content, "model.tflite")
         _read.put(digest, file, len(content))
     data = file.data
+    if limited:
+        naive = partial(_or_module, lambda: twin_of_tflite(data), module)
+        return Opened(LiteRtTarget(data), None, lambda: behind(module()), naive)
     return Opened(LiteRtTarget(data), None, lambda: _or_module(lambda: twin_of_tflite(data), module))
 
 
