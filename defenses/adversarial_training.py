@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field
 from torch import nn
@@ -12,7 +13,7 @@ from ..targets.data.records import Bounds
 from ..targets.seeds import derive
 from ..training.adversarial import overfitted, perturbed
 from ..training.loop import Training, TrainingJob, train_many
-from ..training.perturbation import Perturbation
+from ..training.perturbation import Perturbation, answering
 from ..training.trainer import Trainer
 from .defense import DEFENSES, TrainingDefense
 from .objectives import ObjectiveTrainer, hyper_parameters
@@ -28,6 +29,17 @@ class AdversarialTraining(Perturbation, TrainingDefense):
 
     kind: Literal["adversarial-training"] = "adversarial-training"
     training: Training | None = Field(None, description="hyper-parameters in place of the plain training's")
+
+    def phrase(self, statement: Mapping[str, Any]) -> str:
+        return "adversarial training" + (" by TRADES" if self.method == "trades" else " (fast)" * (self.steps == 1))
+
+    @classmethod
+    def proposed(cls, metric: str, setting: Mapping[str, Any]) -> list[TrainingDefense]:
+        attack = answering(metric, setting)
+        if attack is None:
+            return []
+        own = {"norm": attack.norm, "epsilon": attack.epsilon}
+        return [cls.model_validate({**own, "method": method}) for method in ("pgd", "trades")]
 
     def trainer(self, plain: Trainer, bounds: Bounds) -> Trainer:
         return AdversarialTrainer(self, hyper_parameters(self.training, plain, "Adversarial training"), bounds)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
@@ -40,3 +41,18 @@ class Perturbation(Technique):
         """Of a step, in [0, 1] units."""
         longest = 1.25 if self.steps == 1 else 1.0
         return self.step_size or min(2.5 / self.steps, longest) * self.epsilon
+
+
+def answering(metric: str, setting: Mapping[str, Any]) -> Perturbation | None:
+    """How records are to be perturbed for a model that falls to an attack; None: no perturbation answers that figure.
+
+    Args:
+        metric: that was measured, e.g. robust_accuracy.
+        setting: of the attack, e.g. norm and epsilon.
+    """
+    if metric != "robust_accuracy":
+        return None
+    try:
+        return Perturbation.model_validate({name: setting[name] for name in ("norm", "epsilon")})
+    except (KeyError, ValueError):  # tokens and tables are perturbed otherwise
+        return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Generator, Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from ...training.lessons import Lesson, Work, fine_tuning
 from ...training.loop import Training
 from ...training.perturbation import Perturbation
 from ..layers.edit import noise, weights, working_copy
-from ..recipe import RECIPES, Promise, TrainingRecipe, fine_tuned
+from ..recipe import RECIPES, Promise, Recipe, TrainingRecipe, fine_tuned
 from .channels import remove_channels, remove_heads, unfolded
 from .importance import Importance, importances
 from .learnt_scores import Scored, lesson
@@ -154,6 +154,11 @@ class Prune(TrainingRecipe):
             if self.fine_tune is not None:
                 pruned = yield _nonzero(pruned, records, self.fine_tune, bounds, derive(seed, "fine-tune", step))
         return pruned
+
+    def hardened(self, metric: str, setting: Mapping[str, Any]) -> list[Recipe]:
+        ways = super().hardened(metric, setting)
+        scored = [way.model_copy(update={"importance": "adversarial-scores"}) for way in ways]
+        return ways + (scored if self.structure == "weights" else [])
 
     @property
     def attack(self) -> Perturbation:
