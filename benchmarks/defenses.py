@@ -184,14 +184,18 @@ def regularization(seeds: range) -> list[Row]:
     draws = tuple(derive(0, "regularization", model) for model in range(len(inside)))
     plan = PopulationPlan(records, n, np.zeros(n, dtype=bool), np.arange(n), inside, draws)
     plain, found = BuiltinTrainer(Training(epochs=60)), dict[str, dict[str, list[float]]]()
+    unaware: ShadowSignals | None = None
     for name, fields in REGULARIZED.items():
         trainer = Regularization.model_validate(fields).trainer(plain, BOUNDS) if fields else plain
         models = plan.fit(trainer, kind, first=0, last=len(inside), device=CPU)
         phi = np.stack([phi_of(TorchTarget(model), records) for model in models])
         shadows, own = ShadowSignals(inside[:SHADOWS], phi[:SHADOWS]), found.setdefault(name, {})
+        unaware = unaware or shadows
         for model, margins, truth in zip(models[SHADOWS:], phi[SHADOWS:], inside[SHADOWS:], strict=True):
-            scores = lira(margins.astype(np.float64), shadows)
+            scores = lira(margins[None].astype(np.float64), shadows)[0]
             own.setdefault("AUC", []).append(float(placements(scores, truth)[0].mean()))
+            naive = lira(margins[None].astype(np.float64), unaware)[0]
+            own.setdefault("AUC, plain shadows", []).append(float(placements(naive, truth)[0].mean()))
             own.setdefault("TPR at 1 %", []).append(tpr_at_fpr(scores, truth, 0.01))
             own.setdefault("accuracy", []).append(accuracy(TorchTarget(model), left.x, left.y))
         say(f"regularization, {name}: {own}")
