@@ -141,3 +141,8 @@ class LimitAnswers(ShownAnswers, TrainingRecipe):
         limited = LimitedAnswers(self.show, self.temperature, self.decimals, self.count)
         limited.inner = yield from work_of(self.recipe, module, records, bounds, seed=seed)
         return limited.eval()
+
+
+def compressed_by(recipe: Recipe) -> Recipe:
+    """The recipe that made what the file holds, without what it shows of its answers."""
+    return compressed_by(recipe.recipe) if isinstance(recipe, LimitAnswers) else recipe

@@ -20,6 +20,8 @@ def hyper_parameters(own: Training | None, plain: Trainer, what: str) -> Trainin
             sentence ("Adversarial training").
     """
     if own is not None:
+        if own.adversarial is not None:
+            raise NotApplicable(f"{what} has an objective of its own: leave `adversarial` out of its training.")
         return own
     if isinstance(plain, BuiltinTrainer):
         return plain.training

@@ -114,9 +114,9 @@ class Regularization(TrainingDefense):
         objective = cross_entropy(training)
         if self.relax_loss is not None:
             return relaxed(self.relax_loss)
-        if self.gradient_penalty is not None:
-            objective = penalized(objective, self.gradient_penalty, bounds)
-        return objective if self.mixup is None else mixed(objective, self.mixup)
+        if self.mixup is not None:
+            objective = mixed(objective, self.mixup)
+        return objective if self.gradient_penalty is None else penalized(objective, self.gradient_penalty, bounds)
 
     def adapted(self, attack: Attack) -> Attack:
         """The same attack: gradients are there, and membership attacks train their shadows with the defense."""

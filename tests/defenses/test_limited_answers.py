@@ -7,11 +7,13 @@ import torch
 from torch import nn
 
 from crushproof.attacks.evasion.gradient.pgd import craft
+from crushproof.attacks.extraction.extraction import Extraction
 from crushproof.audit.subject.audited import exported
 from crushproof.compression.answers import LimitAnswers, LimitedAnswers, behind, limits_answers
 from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.compression.deployment.structure import load_module, save_module
 from crushproof.compression.quantization.quantize import Quantize
+from crushproof.defenses.defense import DEFENSES
 from crushproof.defenses.limited_answers import LimitedAnswers as Defense
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records
@@ -74,6 +76,13 @@ def test_it_only_looks_like_a_win(limited: nn.Module, digits: Data, dense: nn.Mo
     naive, knowing, without = withstood(opened.naive()), withstood(opened.twin()), withstood(dense)
     assert naive >= 0.8
     assert knowing <= without + 0.05 <= naive - 0.3
+
+
+def test_thieves_and_all_others_face_what_is_shown() -> None:
+    """The defense changes no attack: what attackers are handed follows from the file."""
+    assert Defense().adapted(Extraction()) == Extraction()
+    assert type(DEFENSES.parse("limited-answers")) is Defense
+    assert Defense(show="top", count=3).phrase({}) == "limited answers: the 3 largest probabilities"
 
 
 def test_regressions_and_mistakes_are_refused() -> None:

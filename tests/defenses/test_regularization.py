@@ -81,7 +81,7 @@ def test_relax_loss_lets_no_batch_below_its_target_get_better() -> None:
     assert kinds == {"raised", "flattened"}
 
 
-@pytest.mark.parametrize("fields", [{"mixup": 0.4}, {"relax_loss": 0.9}, {"gradient_penalty": 0.1}])
+@pytest.mark.parametrize("fields", [{"mixup": 0.4, "gradient_penalty": 0.1}, {"relax_loss": 0.9}])
 def test_a_stack_learns_what_each_model_learns_alone(fields: dict[str, float]) -> None:
     kind = Architecture("mlp", lambda: Mlp(4, 3, (8,)))
     records = Records(X.flatten(0, 1), Y.flatten())

@@ -7,13 +7,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from crushproof.defenses import adversarial_training
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import NotApplicable
 from crushproof.targets.seeds import generator
 from crushproof.training.adversarial import against, objective_of, overfitted, perturbed
-from crushproof.training.loop import Training, cross_entropy
+from crushproof.training.architecture import Architecture
+from crushproof.training.loop import Training, TrainingJob, cross_entropy
 from crushproof.training.networks import Mlp
 from crushproof.training.perturbation import Perturbation
+from crushproof.training.trainer import BuiltinTrainer
 
 UNIT = Bounds.of(0, 1)
 
@@ -82,3 +85,18 @@ def test_perturbed_records_raise_the_loss_whatever_their_batches() -> None:
     before, after = (F.cross_entropy(module(x), records.y) for x in (records.x, found))
     assert after > before
     assert torch.equal(found, against(module, records, Perturbation(), UNIT, seed=0))
+
+
+def test_single_steps_that_overfitted_are_trained_again_with_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, kind = generator(0, "records"), Architecture("mlp", lambda: Mlp(4, 3, (8,)))
+    records = Records(torch.rand(24, 4, generator=stream), torch.randint(3, (24,), generator=stream))
+    job = TrainingJob.of_one(kind, records, 0, torch.device("cpu"))
+    plain = BuiltinTrainer(Training(epochs=1, batch_size=8))
+
+    def weights(steps: int, failed: bool) -> Tensor:
+        monkeypatch.setattr(adversarial_training, "overfitted", lambda *_, **__: failed)
+        trainer = adversarial_training.AdversarialTraining(steps=steps).trainer(plain, UNIT)
+        return torch.cat([value.detach().flatten() for value in trainer.fit(job)[0].parameters()])
+
+    assert torch.equal(weights(1, failed=True), weights(2, failed=False))
+    assert not torch.equal(weights(1, failed=False), weights(2, failed=False))
