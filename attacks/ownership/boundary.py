@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import scipy  # its parts load where they are first used: a worker needs few
 import torch
-from scipy import stats
 from torch import Tensor, nn
 
 from ...targets.data.records import Bounds
@@ -127,4 +127,4 @@ def held_against(agreement: float, controls: Sequence[float], records: int) -> M
     spread = torch.tensor(others, dtype=torch.float64)
     deviation = max(float(spread.std()), 0.5 / math.sqrt(records))
     t = (own - float(spread.mean())) / (deviation * math.sqrt(1 + 1 / len(others)))
-    return Match(agreement, float(stats.t.sf(t, len(others) - 1)), max(controls))
+    return Match(agreement, float(scipy.stats.t.sf(t, len(others) - 1)), max(controls))

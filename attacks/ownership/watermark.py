@@ -9,8 +9,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # its parts load where they are first used
 import torch
-from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -97,7 +97,7 @@ def triggers_known(target: Target, key: Key) -> tuple[int, float]:
     """
     classes = target.logits(key.triggers.x[:2]).shape[1]
     known = int((target.logits(key.triggers.x).argmax(1).cpu() == key.triggers.y).sum())
-    return known, float(stats.binom.sf(known - 1, len(key.triggers), 1 / classes))
+    return known, float(scipy.stats.binom.sf(known - 1, len(key.triggers), 1 / classes))
 
 
 def bits_read(
@@ -122,5 +122,5 @@ def bits_read(
         if np.corrcoef(theirs.ravel(), flat.ravel())[0, 1] > 0.999:
             products = _products(torch.from_numpy(ours).float(), key)
             right = int(((products > 0).float() == key.bits).sum())
-            return right, float(stats.binom.sf(right - 1, len(key.bits), 0.5))
+            return right, float(scipy.stats.binom.sf(right - 1, len(key.bits), 0.5))
     raise NotApplicable("no weight of the file is held against the one that the key names")

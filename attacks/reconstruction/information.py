@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.special import gammaln
+import scipy  # its parts load where they are first used
 
 from .moments import Floats
 
@@ -37,7 +37,7 @@ def agreement(window: Floats, alike: float, sample: Floats, *, ordered: bool) ->
     bits = float(each.sum() - each.max(initial=0.0)) + _often(counts)
     if ordered:
         steps = _distinct(np.diff(window), 2 * alike)[0]
-        arrangements = (gammaln(len(window) + 1) - gammaln(counts + 1.0).sum()) / np.log(2)
+        arrangements = (scipy.special.gammaln(len(window) + 1) - scipy.special.gammaln(counts + 1.0).sum()) / np.log(2)
         bits += min(float(arrangements), _runs(codes), _runs(steps))
     return bits
 
@@ -47,8 +47,10 @@ def _often(counts: Any) -> float:
     real numbers do, and zeros and ones say next to nothing.
     """
     n, distinct = counts.sum(), len(counts)
-    own = gammaln(counts + 1.0).sum() - gammaln(n + 1.0) - (counts * np.log(counts / n)).sum()
-    any_way = gammaln(n) - gammaln(distinct) - gammaln(n - distinct + 1.0)
+    own = (
+        scipy.special.gammaln(counts + 1.0).sum() - scipy.special.gammaln(n + 1.0) - (counts * np.log(counts / n)).sum()
+    )
+    any_way = scipy.special.gammaln(n) - scipy.special.gammaln(distinct) - scipy.special.gammaln(n - distinct + 1.0)
     return float(min(own, any_way) / np.log(2))
 
 
@@ -66,7 +68,7 @@ def _runs(codes: Any) -> float:
     """Bits that say where runs of equal codes begin and which code each is of."""
     runs = 1 + int((np.diff(codes) != 0).sum())
     n, distinct = len(codes), len(np.unique(codes))
-    where = gammaln(n) - gammaln(runs) - gammaln(n - runs + 1)
+    where = scipy.special.gammaln(n) - scipy.special.gammaln(runs) - scipy.special.gammaln(n - runs + 1)
     return float(where / np.log(2) + runs * np.log2(max(distinct, 1)))
 
 

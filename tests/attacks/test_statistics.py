@@ -208,7 +208,7 @@ def test_bootstrap_equals_a_loop_over_resamples(seed: int, rounded: bool, fpr: f
 def test_change_of_tpr_covers_the_truth(after: float, before: float) -> None:
     truth = float(np.diff([stats.norm.sf(stats.norm.isf(0.01) - shift) for shift in (before, after)])[0])
     covered = 0
-    for seed in range(200):
+    for seed in range(100):
         rng = np.random.default_rng(seed)
         is_member = np.arange(600) < 300
         common = rng.normal(size=600)
@@ -217,7 +217,7 @@ def test_change_of_tpr_covers_the_truth(after: float, before: float) -> None:
         )
         change = tpr_change(one, other, is_member, 0.01, seed=seed, resamples=500)
         covered += change.low <= truth <= change.high
-    assert covered >= 187
+    assert covered >= 93
 
 
 def test_change_of_tpr_follows_from_its_seed() -> None:

@@ -126,7 +126,8 @@ def test_arguments_are_complete(layer: nn.Module) -> None:
 # Every recipe, on both
 
 
-BRIEF = {"epochs": 2, "learning_rate": 1e-2}
+BRIEF = {"epochs": 1, "learning_rate": 1e-2}
+STUDENT = {"epochs": 10, "learning_rate": 3e-2, "batch_size": 64}
 PLANS: dict[str, tuple[dict[str, Any], float]] = {  # the recipe, and the accuracy that both models keep at least
     "prune": ({"kind": "prune", "sparsity": 0.3}, 0.85),
     "prune, trained": ({"kind": "prune", "sparsity": 0.7, "fine_tune": BRIEF}, 0.8),
@@ -140,7 +141,7 @@ PLANS: dict[str, tuple[dict[str, Any], float]] = {  # the recipe, and the accura
     "factorize": ({"kind": "factorize", "energy": 0.9}, 0.85),
     "share": ({"kind": "share", "clusters": 16}, 0.9),
     "share, trained": ({"kind": "share", "clusters": 8, "fine_tune": BRIEF}, 0.9),
-    "distill": ({"kind": "distill", "width": 0.5, "training": {"epochs": 10, "learning_rate": 2e-2}}, 0.8),
+    "distill": ({"kind": "distill", "width": 0.5, "training": STUDENT}, 0.8),
     "chain": (
         {
             "kind": "chain",
@@ -175,8 +176,8 @@ def test_recipes(name: str, plan: str, trained: dict[str, nn.Module], digits: Da
     shipped = OnnxTarget(to_onnx(candidate, SHAPE)).logits(x)
     assert float((shipped.argmax(1) == logits.argmax(1)).float().mean()) >= 0.995
     if "int8" in plan or plan == "chain":  # asked one at a time, as a dynamic file is: sums in the same order
-        alone = torch.cat([TorchTarget(candidate).logits(record) for record in x[:40].split(1)])
-        close = (shipped[:40] - alone).abs().amax(1) < 1e-3
+        alone = torch.cat([TorchTarget(candidate).logits(record) for record in x[:24].split(1)])
+        close = (shipped[:24] - alone).abs().amax(1) < 1e-3
         assert float(close.float().mean()) > 0.9  # in the others an activation on the edge of two codes took the other
     else:
         assert difference(shipped, logits) < 1e-4

@@ -99,12 +99,12 @@ def test_fewer_bits_go_into_the_payload(dense: nn.Module, digits: Data) -> None:
 def test_deep_compression(dense: nn.Module, digits: Data) -> None:
     """Prune, share, Huffman (arXiv:1510.00149): 9x at 1.5 points on a network this small, norms and all."""
     assert digits.members is not None
-    tuning = {"epochs": 4, "learning_rate": 4e-3}
+    tuning = {"epochs": 3, "learning_rate": 4e-3}
     chain = {
         "kind": "chain",
         "steps": [
             {"kind": "prune", "sparsity": 0.7, "fine_tune": tuning},
-            {"kind": "share", "clusters": 16, "fine_tune": {"epochs": 2, "learning_rate": 5e-4}},
+            {"kind": "share", "clusters": 16, "fine_tune": {"epochs": 1, "learning_rate": 5e-4}},
         ],
     }
     small = RECIPES.parse(chain).apply(dense, digits.members, digits.bounds, seed=0)

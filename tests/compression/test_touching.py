@@ -18,7 +18,7 @@ from crushproof.targets.errors import CrushproofError
 BRIEF = {"epochs": 1, "batch_size": 16}
 BASES: dict[str, list[dict[str, Any]]] = {  # what a kind needs, and settings under which others mean something
     "quantize": [
-        {},
+        {"rounding_steps": 2, "calibration_records": 16},
         {"calibration_inputs": "noise"},
         {"rounding": "adaptive", "rounding_steps": 2, "activations": "float"},
         {"rounding": "adaptive", "rounding_steps": 2, "calibration_inputs": "noise"},

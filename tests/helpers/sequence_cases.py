@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 SHAPE = (1, 8, 8)
 BUILD = {"lstm": digits_lstm, "transformer": digits_transformer}
 TRAINING = {
-    "lstm": Training(epochs=12, learning_rate=2e-2),
+    "lstm": Training(epochs=12, learning_rate=3e-2, batch_size=64),
     "transformer": Training(epochs=10, learning_rate=8e-3),
 }
 

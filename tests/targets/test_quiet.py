@@ -97,4 +97,6 @@ def test_libraries_that_keep_a_folder_at_home_are_imported_away_from_it() -> Non
                 if line.strip().startswith(("from art", "import art")) or line.strip() == "import matplotlib":
                     found += 1
                     assert "with away_from_home():" in lines[number - 1], f"{file}:{number + 1}"
+                whole = line.startswith(("from scipy", "import scipy."))  # half a second of every process
+                assert not whole, f"{file}:{number + 1} loads it before it is used: write `import scipy`"
     assert found == 3

@@ -268,7 +268,7 @@ def test_a_record_does_not_depend_on_its_company(digits: Data, part: Perturber) 
 
 
 def test_same_seed_same_evidence_other_seed_another(digits: Data, dense: nn.Module) -> None:
-    attack = Evasion(epsilons=RADII, records=12, parts=(Pgd(steps=8), Apgd(steps=8), Square(queries=30)))
+    attack = Evasion(epsilons=RADII, records=12, parts=(Pgd(steps=4), Apgd(steps=4), Square(queries=15)))
     evidence, again = (attack.run(case_of(digits, dense), seed=0) for _ in range(2))
     assert again.arrays.keys() == evidence.arrays.keys()
     assert all((again.arrays[key] == evidence.arrays[key]).all() for key in evidence.arrays)
@@ -288,12 +288,12 @@ def test_epsilon_counts_in_units_of_the_range(digits: Data, dense: nn.Module, no
             return dense(x / 256 + 1)
 
     wide = replace(digits.evaluation, x=digits.evaluation.x * 256 - 256)
-    attack = Evasion(norm=norm, epsilons=(0.1,), records=40, parts=(Pgd(steps=10), Apgd(steps=10), Square(queries=30)))
+    attack = Evasion(norm=norm, epsilons=(0.1,), records=30, parts=(Pgd(steps=6), Apgd(steps=6), Square(queries=15)))
     plain = attack.run(case_of(digits, dense), seed=0).arrays
     case = case_of(digits, Wide(), evaluation=wide, bounds=Bounds.of(-256, 0))
     scaled = attack.run(case, seed=0).arrays
     assert abs(int(plain["worst/0.1"].sum()) - int(scaled["worst/0.1"].sum())) <= 1
-    assert np.abs(scaled["adversarial"] - wide.x[:40].numpy()).max() <= 25.6 + 1e-4
+    assert np.abs(scaled["adversarial"] - wide.x[:30].numpy()).max() <= 25.6 + 1e-4
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -351,13 +351,16 @@ def test_transfer_says_why_it_did_not_run(digits: Data, dense: nn.Module) -> Non
 # --- hard rounding
 
 
+N_HARD = 30
+
+
 def test_hard_rounding_does_not_hide_adversarial_inputs(digits: Data, dense: nn.Module) -> None:
     assert digits.members is not None
     hard = hard_round(dense, digits.members.x, straight_through=False)
     twin = hard_round(dense, digits.members.x, straight_through=True)
-    attack = Evasion(epsilons=(0.1,), records=50)
+    attack = Evasion(epsilons=(0.1,), records=N_HARD)
     of_dense = attack.run(case_of(digits, dense), seed=0)
-    crafted = craft(dense, digits.evaluation.take(torch.arange(50)), attack.epsilons, "linf", digits.bounds, seed=0)
+    crafted = craft(dense, digits.evaluation.take(torch.arange(N_HARD)), attack.epsilons, "linf", digits.bounds, seed=0)
     case = Case(
         deployed=TorchTarget(hard), twin=twin, native=hard, parent=dense, evaluation=digits.evaluation,
         ids=digits.evaluation_ids.numpy(), attacker=digits.attacker, bounds=digits.bounds, classes=10,
@@ -365,7 +368,7 @@ def test_hard_rounding_does_not_hide_adversarial_inputs(digits: Data, dense: nn.
     )  # fmt: skip
     of_hard = attack.run(case, seed=0)
     robust = {name: 1 - run.arrays["worst/0.1"].mean() for name, run in (("dense", of_dense), ("hard", of_hard))}
-    assert robust["hard"] <= robust["dense"] + 0.041  # two records
+    assert robust["hard"] <= robust["dense"] + 2.01 / N_HARD  # two records
     assert of_dense.flags == {}
     assert of_dense.summary["union_flags"] == of_hard.summary["union_flags"] == []
     assert of_hard.summary["parts"] == ["pgd", "apgd-targeted", "diversified", "pgd-native", "transfer", "square"]
@@ -374,9 +377,9 @@ def test_hard_rounding_does_not_hide_adversarial_inputs(digits: Data, dense: nn.
     assert (native & of_hard.arrays["clean_correct"]).sum() <= 3  # at most what a random start happens to fool
     blind = attack.model_copy(update={"parts": (Pgd(gradients="native"),)}).run(case, seed=0)
     assert blind.summary["union_flags"] == ["no-gradient"]
-    assert 1 - blind.arrays["worst/0.1"].mean() > 0.9
+    assert 1 - blind.arrays["worst/0.1"].mean() > 0.85
     walked = WALKS * (STEPS + 2)  # away from the first records
-    assert blind.ledger.forwards - walked <= 50 * FLAT_STARTS  # it spent no steps where none leads anywhere
+    assert blind.ledger.forwards - walked <= N_HARD * FLAT_STARTS  # it spent no steps where none leads anywhere
 
 
 def test_no_gradient_at_all(digits: Data, dense: nn.Module) -> None:

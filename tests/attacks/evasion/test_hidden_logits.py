@@ -18,7 +18,7 @@ from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.targets.data.data import Data
 from crushproof.targets.interface.assumptions import Assumptions
 
-N = 40
+N = 24
 
 
 class Sign(nn.Module):

@@ -66,7 +66,7 @@ def test_the_nearest_is_at_the_margin_over_the_dual_norm(
 def test_as_parts_of_an_attack_they_find_what_is_near_enough(norm: Norm, kind: str) -> None:
     """Of a linear net of two classes, by the dual norm in units of each column's range; limits are kept to the bit."""
     torch.manual_seed(0)
-    net, n, mixed = nn.Linear(FEATURES, 2), 24, kind == "mixed"
+    net, n, mixed = nn.Linear(FEATURES, 2), 16, kind == "mixed"
     width = torch.ones(FEATURES)
     width[:4], width[4:6] = (255.0, 1000.0) if mixed else (1.0, 1.0)
     x = (0.3 + 0.4 * torch.rand(n, FEATURES)) * width
@@ -86,7 +86,7 @@ def test_as_parts_of_an_attack_they_find_what_is_near_enough(norm: Norm, kind: s
     case = Case(
         TorchTarget(module), module, module, None, Records(x, y), np.arange(n), Records(x[:0], y[:0]), bounds, 2
     )
-    parts: tuple[Perturber, ...] = (Fab(steps=20), Fmn(steps=50), CarliniWagner(steps=150))
+    parts: tuple[Perturber, ...] = (Fab(steps=20), Fmn(steps=50), CarliniWagner(steps=100))
     attack = Evasion(norm=norm, epsilon=epsilon, records=n, parts=parts if norm == "l2" else parts[:2])
     evidence = attack.run(case, seed=0)
     for part in evidence.summary["parts"]:

@@ -67,7 +67,7 @@ def test_quantised_models_agree(
     digits: Data, quantized: Callable[[int, bool], nn.Module], bits: int, activations: bool
 ) -> None:
     module = quantized(bits, activations)
-    inputs = torch.cat([digits.non_members.x, noise(600, *SHAPE)])
+    inputs = torch.cat([digits.non_members.x, noise(300, *SHAPE)])
     labels, difference = agreement(module, inputs)
     assert labels >= 0.995
     if not activations:
@@ -150,6 +150,7 @@ FORMATS = [
     ("binary", 8),
     ("ternary", 8),
 ]
+GRANULARITIES = ["tensor", "channel", "group"]
 
 
 @pytest.fixture(scope="module")
@@ -198,13 +199,14 @@ def reformat(digits: Data, small: nn.Module) -> Callable[[WeightFormat, str], nn
     return make
 
 
-@pytest.mark.parametrize("granularity", ["tensor", "channel", "group"])
+@pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize(("number", "bits"), FORMATS)
 def test_every_format_ships_and_agrees(
     digits: Data, reformat: Callable[[WeightFormat, str], nn.Module], number: Any, bits: Any, granularity: Any
 ) -> None:
     x = digits.non_members.x[:200]
-    for activations in ("static", "dynamic", "float"):
+    left_out = (FORMATS.index((number, bits)) + GRANULARITIES.index(granularity)) % 3  # every two go together twice
+    for activations in (one for place, one in enumerate(("static", "dynamic", "float")) if place != left_out):
         module = reformat(WeightFormat(number, bits, granularity, 20), activations)
         data = to_onnx(module, SHAPE)
         certificate = certify(OnnxTarget(data), TorchTarget(module), {"records": x}).overall

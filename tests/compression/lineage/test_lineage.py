@@ -61,10 +61,10 @@ def test_transformers_whose_attention_was_opened(encoder: nn.Module) -> None:
     for activations in ("dynamic", "static", "float"):
         recipe = Quantize.model_validate({"activations": activations})
         artifact = recipe.apply(encoder, records, Bounds.of(0.0, 1.0), seed=0)
-        confirmed(check_lineage(dense, to_onnx(artifact, (1, 8, 8))), count, 15)
-    encoder.encoder.layers[1].self_attn.in_proj_weight.data[40] += 0.3
+        confirmed(check_lineage(dense, to_onnx(artifact, (1, 8, 8))), count, 9)
+    encoder.encoder.layers[0].self_attn.in_proj_weight.data[40] += 0.3
     moved = check_lineage(dense, to_onnx(encoder, (1, 8, 8)))
-    encoder.encoder.layers[1].self_attn.in_proj_weight.data[40] -= 0.3
+    encoder.encoder.layers[0].self_attn.in_proj_weight.data[40] -= 0.3
     assert moved.verdict == "not a rounding of the dense model"
     assert [layer.beyond for layer in moved.layers if layer.beyond] == [32]
 
@@ -86,7 +86,7 @@ def test_blocks_of_four_bits_by_onnx_runtime(symmetric: bool) -> None:
     assert sum(layer.beyond for layer in check_lineage(dense, model.SerializeToString()).layers) == 1
 
 
-@settings(max_examples=25)
+@settings(max_examples=16)
 @given(st.sampled_from(["qdq", "qop", "dynamic", "unsigned"]), st.data())
 def test_a_garbled_graph_ends_in_a_verdict(folder: Path, name: str, data: st.DataObject) -> None:
     """Inputs exchanged, dropped or reshaped: whatever the checker of ONNX would let pass, and more."""
@@ -178,7 +178,7 @@ def test_what_cannot_be_compared_says_why() -> None:
     assert not_read("tflite").verdict == "not comparable"
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(
     st.integers(0, 2**31),
     st.sampled_from([2, 3, 4, 8]),

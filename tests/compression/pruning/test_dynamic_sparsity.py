@@ -80,7 +80,7 @@ def test_half_of_the_activations_cost_little(dense: nn.Module, digits: Data) -> 
     whole = accuracy(TorchTarget(dense), x, y)
     assert accuracy(TorchTarget(sparse(dense, digits, keep=0.5)), x, y) > whole - 0.03
     few = accuracy(TorchTarget(sparse(dense, digits, keep=0.1)), x, y)
-    tuned = sparse(dense, digits, keep=0.1, fine_tune={"epochs": 2, "learning_rate": 2e-3})
+    tuned = sparse(dense, digits, keep=0.1, fine_tune={"epochs": 1, "learning_rate": 2e-3})
     assert accuracy(TorchTarget(tuned), x, y) > few
 
 

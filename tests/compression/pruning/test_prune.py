@@ -37,7 +37,7 @@ OPTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
     "layer": (digits_cnn, {"sparsity": 0.6, "scope": "layer"}),
     "taylor": (digits_cnn, {"importance": "taylor"}),
     "random": (Recurrent, {"importance": "random"}),
-    "2:4": (digits_cnn, {"structure": "n:m"}),
+    "2:4": (Knotted, {"structure": "n:m"}),
     "1:8-random": (Encoder, {"structure": "n:m", "sparsity": 0.875, "group_size": 8, "importance": "random"}),
     "channels": (digits_cnn, {"structure": "channels", "round_to": 4}),
     "channels-taylor-knotted": (Knotted, {"structure": "channels", "importance": "taylor"}),

@@ -22,7 +22,7 @@ from crushproof.targets.data.records import Bounds, Records
 @pytest.mark.parametrize("calibration", ["min-max", "percentile", "entropy"])
 def test_the_input_range_follows_from_the_bounds(calibration: str, dense: nn.Module, members: Records) -> None:
     """An attacker's input is never clamped by the input quantiser, however outliers are treated behind it."""
-    dark = Records(members.x * 0.1, members.y)
+    dark = Records(members.x[:100] * 0.1, members.y[:100])
     quantized = Quantize(calibration=calibration).apply(dense, dark, Bounds.of(-1, 2), seed=0)
     first = quantized_layers(quantized)[0]
     assert first.input_scale is not None
@@ -75,7 +75,7 @@ def test_entropy_calibration_finds_what_onnx_runtime_finds() -> None:
 
     values = random_like(0, 100_000)
     values[:20] *= 3  # a few outliers
-    collector = HistogramCollector("entropy", False, BINS + 1, 256, None, "same")
+    collector = HistogramCollector("entropy", False, BINS // 2 + 1, 256, None, "same")  # by a loop over bins
     collector.collect({"x": [values.numpy()]})
     low, high, *_ = collector.compute_collection_result()["x"]
     layers = [Copy(), Copy()]
@@ -88,7 +88,7 @@ def test_entropy_calibration_finds_what_onnx_runtime_finds() -> None:
 
 @pytest.mark.parametrize("skew", [0.0, 3.0])
 def test_percentile_calibration_is_the_percentile(skew: float) -> None:
-    values = random_like(1, 200_000) + skew * random_like(2, 200_000).abs()
+    values = random_like(1, 100_000) + skew * random_like(2, 100_000).abs()
     layers = [Copy(), Copy()]
     module = nn.Sequential(*layers)
     (_, (low, high)) = input_ranges(module, layers, values[:, None], BOUNDS, "percentile", 99.0)
@@ -113,7 +113,7 @@ def test_a_percentile_range_drops_no_more_than_it_may(counts: list[int], percent
 
 def test_ranges_do_not_depend_on_the_batches(dense: nn.Module, members: Records) -> None:
     prepared, layers = prepare(dense, members, BOUNDS, 0)
-    x = members.x[:300]
+    x = members.x[:120]
     once = input_ranges(prepared, layers, x, BOUNDS, "entropy")
     assert once == input_ranges(prepared, layers, x.flip(0), BOUNDS, "entropy")
     wide = input_ranges(prepared, layers, x, BOUNDS)

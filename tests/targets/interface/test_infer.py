@@ -34,7 +34,7 @@ SHAPE = (1, 8, 8)
 @pytest.fixture(scope="session")
 def digits(digits: Data) -> Data:
     """Fewer of them: every reading of a file is tried on all."""
-    return replace(digits, non_members=digits.non_members.take(torch.arange(300)))
+    return replace(digits, non_members=digits.non_members.take(torch.arange(200)))
 
 
 class Around(nn.Module):
