@@ -10,8 +10,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -48,6 +50,47 @@ class Lesson:
 
 
 Work = Generator[Lesson, nn.Module, nn.Module]
+
+State = dict[str, np.ndarray[Any, Any]]
+"""A trained module's parameters and buffers by name."""
+
+
+def remembering(work: Work, left: list[State]) -> Work:
+    """The work, whose first trainings are known from what they `left`; others are asked for, and added to it.
+
+    So whoever keeps the list has the result again without any training, to the bit.
+
+    Raises:
+        ValueError: a state in the list is not of the module that was to be trained.
+    """
+    try:
+        lesson = next(work)
+        for number in count():
+            if number == len(left):
+                trained = yield lesson
+                left.append({name: one.detach().cpu().numpy().copy() for name, one in _values(trained).items()})
+            else:
+                trained = _with(lesson.module, left[number])
+            lesson = work.send(trained)
+    except StopIteration as ended:
+        result: nn.Module = ended.value
+    return result
+
+
+def _values(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+@torch.no_grad()
+def _with(module: nn.Module, state: State) -> nn.Module:
+    """A copy with these values, in evaluation mode."""
+    filled = copy.deepcopy(module).eval()
+    values = _values(filled)
+    if {name: tuple(one.shape) for name, one in values.items()} != {name: one.shape for name, one in state.items()}:
+        raise ValueError("what a training left is of another module")
+    for name, value in values.items():
+        value.copy_(torch.from_numpy(np.array(state[name])))
+    return filled
 
 
 def fine_tuning(

@@ -17,7 +17,7 @@ from ..attack import ATTACKS, Attack, Run
 from ..case import Case, Evidence
 from ..effort import Effort
 from ..measurement import Found, MeasuredPart, Measurement, Quantity, Rate, ThreatModel
-from ..membership.preparations import signals_of
+from ..membership.replayed import signals_of
 from ..preparation import Audited, Deployed, Inputs, Ran, Results, Scope
 from ..reconstruction.fingerprint import SURE as SURE_OF_WEIGHTS
 from ..reconstruction.fingerprint import Fingerprint, fingerprint
@@ -140,7 +140,7 @@ def _controls(model: Audited, scope: Scope) -> Controls | None:
     """None: it is dense, its dense model is not known, or shadows are none."""
     if model.is_dense or model.parent is None or scope.data.members is None:
         return None
-    chunks = signals_of(scope, model.parent, None).chunks
+    chunks = tuple(chunk for replay in signals_of(scope, model.parent, None).replays for chunk in replay.chunks)
     return Controls(model.parent, chunks) if chunks else None
 
 

@@ -295,15 +295,6 @@ class ClaimsPlan(Settings):
         return value
 
 
-class ShadowPlan(Settings):
-    """How many shadow models are trained for attacks that need them. More see smaller leaks and take longer."""
-
-    training_free: int = Field(
-        default=16, ge=2, le=4096, description="for the dense model and recipes that do not train"
-    )
-    trained: int = Field(default=16, ge=2, le=4096, description="for hardened parents and recipes that train")
-
-
 class LocalEngine(Settings):
     """Cells are computed on this machine."""
 

@@ -30,6 +30,7 @@ from ...targets.twin.twin import twin_of
 from ...targets.untrusted.model_file import CheckedOnnx, Kind, ModelFile, check_onnx, read_model
 from ...training.architecture import Architecture
 from ...training.privacy import PrivacyClaim
+from ...training.stacked import group_size
 from ...training.trainer import Trainer
 from ..plan.plan import DENSE
 from .finished_file import OpenedFile
@@ -74,7 +75,7 @@ class DenseModel:
         file: the ONNX file it was given as, which is what is deployed; None: it is exported.
         undefended: the architecture before a defense changed it; None: none did.
         claim: what a plan claims of its training; None: nothing.
-        together: the answer of `side_by_side` where the module is not at hand; None: the trainer is asked.
+        together: the answer of `stacks` where the module is not at hand; None: it is asked.
     """
 
     name: str
@@ -87,7 +88,7 @@ class DenseModel:
     file: OpenedFile | None = None
     undefended: Architecture | None = None
     claim: PrivacyClaim | None = None
-    together: int | None = None
+    together: tuple[int, int] | None = None
     recipe: None = None
     control: bool = False
     undeclared: bool = False
@@ -95,7 +96,11 @@ class DenseModel:
 
     def side_by_side(self, device: torch.device) -> int:
         """How many models like it are trained as one piece of work."""
-        return _side_by_side(self.trainer, self.architecture, device) if self.together is None else self.together
+        return self.stacks(device)[0]
+
+    def stacks(self, device: torch.device) -> tuple[int, int]:
+        """How many models like it are trained, and how many have the trainings of a recipe, as one piece of work."""
+        return _stacks(self.trainer, self.architecture, device) if self.together is None else self.together
 
     @property
     def promise(self) -> Any:
@@ -219,11 +224,11 @@ AuditedModel = DenseModel | Candidate | FinishedFile
 
 
 @lru_cache(maxsize=32)  # it builds the model
-def _side_by_side(trainer: Trainer, architecture: Architecture, device: torch.device) -> int:
+def _stacks(trainer: Trainer, architecture: Architecture, device: torch.device) -> tuple[int, int]:
     try:
-        return trainer.side_by_side(architecture, device)
+        return trainer.side_by_side(architecture, device), group_size(architecture.blank(), 1, device)
     except NotApplicable:  # there is no such model, which the piece of work says
-        return 1
+        return 1, 1
 
 
 def _baselines(parent: DenseModel) -> tuple[str, ...]:

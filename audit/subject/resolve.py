@@ -50,7 +50,7 @@ class Subject:
         identity: with the data's digest it decides cache keys: architecture, trainer, weights, the code of all three.
         notes: sentences the reader of the report must know.
         question: what decides the meaning of `files`, a JSON value; None: there are none.
-        together: by dense model, how many like it are trained side by side, where no module is at hand to tell.
+        together: by dense model, the answer of `stacks`, where no module is at hand to tell.
     """
 
     data: Data
@@ -59,7 +59,7 @@ class Subject:
     files: Mapping[str, OpenedFile] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     question: Any = None
-    together: Mapping[str, int] = field(default_factory=dict)
+    together: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 Recall = Callable[[Any], Mapping[str, Any] | None]  # from a question to the JSON of the readings that answer it
