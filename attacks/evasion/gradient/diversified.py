@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 import torch
@@ -16,6 +17,7 @@ from ..engine import PERTURBERS, Search
 from .pgd import CREDIBLE, GradientPerturber, default_step
 
 TOGETHER = 10  # starts of a record at a time: of a few records they cost hardly more than one
+PROBES = 2  # the first of them, which half of the records need no more than
 EARLY = 0.3  # of the last starts' steps, before a record is called out of their reach
 PROSPECT = 1.5  # see `Diversified.out_of_reach`
 DEVIATIONS = 10.0  # that the lowest margin of a record's starts lies above zero, where more of them would not help
@@ -48,11 +50,11 @@ class Diversified(GradientPerturber):
         model = self.model(search, case)
         search.flat[search.active] = True
         reached = search.margin.new_empty(len(search.active), 0)  # [active, starts], the margin each of them came to
-        for first in range(0, self.restarts if len(search.active) else 0, TOGETHER):
-            starts = range(first, min(first + TOGETHER, self.restarts))
-            lowest, kept = self._ascend(search, model, starts)
+        ends = {0, min(PROBES, self.restarts), *range(TOGETHER, self.restarts, TOGETHER), self.restarts}
+        for first, end in pairwise(sorted(ends)):
             if len(search.active) == 0:
                 return
+            lowest, kept = self._ascend(search, model, range(first, end))
             reached = torch.cat([reached[kept], lowest], dim=1)
             if reached.shape[1] >= TOGETHER:
                 even = reached.amin(1) > DEVIATIONS * reached.std(1)
