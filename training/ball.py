@@ -8,6 +8,7 @@ by channel. The L2 norm is measured in [0, 1] units too, so one epsilon means th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -58,13 +59,17 @@ class Ball:
         if self.bounds.held is not None:
             x = torch.where(self.bounds.held, self.center, x)
         if self.norm == "linf":
-            radius = self.epsilon * self.bounds.scale
-            x = torch.maximum(torch.minimum(x, self.center + radius), self.center - radius)
-        else:
-            change = (x - self.center) / self.bounds.scale
-            shrink = (self.epsilon / l2_norm(change).clamp_min(SMALLEST)).clamp_max(1)
-            x = self.center + change * shrink * self.bounds.scale
-        return self._rounded(self.bounds.clamp(x))
+            return self._rounded(torch.clamp(x, *self._ends))
+        change = (x - self.center) / self.bounds.scale
+        shrink = (self.epsilon / l2_norm(change).clamp_min(SMALLEST)).clamp_max(1)
+        return self._rounded(self.bounds.clamp(self.center + change * shrink * self.bounds.scale))
+
+    @cached_property
+    def _ends(self) -> tuple[Tensor, Tensor]:
+        """The smallest and the largest values inside an L-inf ball, like `center`."""
+        radius = self.epsilon * self.bounds.scale
+        least = torch.maximum(self.center - radius, self.bounds.low)
+        return least, torch.minimum(self.center + radius, self.bounds.high)
 
     def _rounded(self, x: Tensor) -> Tensor:
         """x [n, *shape], inside, with whole numbers where an input has them (the center has them there)."""
@@ -131,7 +136,7 @@ class Ball:
             inside &= ((x == x.round()) | ~self.bounds.whole).flatten(1).all(1)
         return inside
 
-    @property
+    @cached_property
     def tolerance(self) -> float:
         """`TOLERANCE`, and what rounding an input to float32 can add: more where the bounds lie far from zero."""
         largest_value = torch.maximum(self.bounds.low.abs(), self.bounds.high.abs())
