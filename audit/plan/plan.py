@@ -17,11 +17,11 @@ from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_valid
 
 from ...targets.errors import InputError
 from ...targets.technique import Registry, Technique, faults
-from ..paths import shown
 from .other_files import PLANS, refuse_other
 from .sections import CandidatePlan, ClaimsPlan, DataPlan, EnginePlan, LocalEngine, MemoryData, ModelPlan
 from .settings import Settings, did_you_mean, fault, seconds_of, technique_like, time_or_none
 from .shadow_plan import ShadowPlan
+from .shareable import without_folders
 from .yaml_text import SIZE_CAP, Source, Steps, load_yaml, read_text
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
@@ -207,17 +207,7 @@ class Plan(Settings):
     @property
     def shown(self) -> dict[str, Any]:
         """All that can change a result, as JSON; where it is computed, and where files lie on this machine, cannot."""
-        fields = self.model_dump(mode="json", exclude={"engine"})
-        models = [fields["model"] or {}, *fields["candidates"].values()]
-        named = [
-            *((fields["data"], key) for key in ("path", "train_path", "test_path", "forget")),
-            *((model, key) for model in models for key in ("file", "weights")),
-            (fields, "policy"),
-        ]
-        for section, key in named:
-            if isinstance(section.get(key), str):
-                section[key] = shown(section[key])
-        return fields
+        return without_folders(self.model_dump(mode="json", exclude={"engine"}))
 
     @property
     def digest(self) -> str:

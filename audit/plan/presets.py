@@ -66,6 +66,7 @@ ATTACK_PRESETS: dict[str, list[dict[str, Any]]] = {
         {"kind": "attributes"},
         {"kind": "smoothing"},
         {"kind": "poisoning-exposure"},
+        {"kind": "transfer-learning"},
         {"kind": "sponge"},
         {"kind": "dp-audit"},
     ],

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 from ...targets.data.declared import STRETCH, Declared
 from ...targets.technique import Technique
 from .settings import Settings, fault, technique_like
+from .transfer import TRANSFER, OtherTask
 
 Column = Annotated[int, Field(ge=0, lt=10**9)] | str  # a position or a name
 Value = Annotated[float, Field(ge=-1e15, le=1e15)]  # squares of it are numbers yet
@@ -21,6 +22,7 @@ class DigitsData(Settings):
     """scikit-learn's digits in seeded halves; needs no file."""
 
     kind: Literal["digits"]
+    transfer: OtherTask = Field(None, description=TRANSFER)
 
 
 class DeclaredData(Settings):
@@ -44,6 +46,7 @@ class DeclaredData(Settings):
         description="training records that the model was to forget: a list of positions from 0, or a file of positions "
         "or of a mask (.npy, or text with one position a line), seen from the plan's folder",
     )
+    transfer: OtherTask = Field(None, description=TRANSFER)
 
     @property
     def declared(self) -> Declared:
