@@ -32,7 +32,7 @@ from crushproof.training.lessons import alone
 from crushproof.training.loop import Training, train
 from crushproof.training.networks import Mlp
 
-ATTACK, RECIPE = Backdoor(own=8, classes=4, steps=90, records=100), Prune(sparsity=0.8)
+ATTACK, RECIPE = Backdoor(own=16, classes=4, steps=60, records=100), Prune(sparsity=0.8)
 TARGET = int(torch.randperm(10, generator=generator(0, "classes"))[0])  # one of the four
 
 
