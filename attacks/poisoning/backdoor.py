@@ -20,7 +20,7 @@ from ..effort import Effort
 from ..measurement import Measurement
 from ..preparation import Audited, Inputs, Ran, Results, Scope
 from ..risk import Metric, Risk
-from .measure import TRIGGER, measure_backdoors, most_suspicious, usual_size
+from .measure import PLAIN, TRIGGER, measure_backdoors, most_suspicious, usual_size
 from .risk import BACKDOOR, BACKDOORS, PLAIN_BACKDOORS, TRIGGER_SUCCESS
 from .trigger_search import TriggerSearch, answers
 
@@ -76,7 +76,8 @@ class Backdoor(TriggerSearch):
         return (Run(needs=(parent,), prepare=prepare, effort=effort),)
 
     def details(self, model: Audited) -> tuple[str, ...]:
-        return ("", TRIGGER)
+        beside = model.parent is not None and not model.is_dense
+        return ("", TRIGGER) if beside else ("", PLAIN, TRIGGER)
 
     def run(self, case: Case, *, seed: int) -> Evidence:
         targets = self.targets(case, seed)

@@ -24,7 +24,7 @@ from ..attack import ATTACKS, Run
 from ..case import Case, Evidence
 from ..effort import Effort
 from ..measurement import Measurement
-from ..preparation import Audited, Results, Scope
+from ..preparation import Audited, Ran, Results, Scope
 from ..risk import Metric, Risk
 from .ladder_measure import RUNG, rung_of
 from .ladder_measure import measure as measure_ladder
@@ -80,7 +80,10 @@ class BackdoorLadder(TriggerSearch):
         return (Run(effort=Effort(answers=answered, gradients=gradients, seconds=0.3 * len(RUNGS))),)
 
     def details(self, model: Audited) -> tuple[str, ...]:
-        return ("", RUNG)
+        return ("", RUNG) if model.is_dense else ("",)
+
+    def reads(self, model: Audited, scope: Scope) -> tuple[Ran, ...]:
+        return (Ran(model.name),) if model.is_dense else ()
 
     def run(self, case: Case, *, seed: int) -> Evidence:
         targets, dense = self.targets(case, seed), case.parent

@@ -15,7 +15,7 @@ from ..measurement import Found, Measurement, Quantity, Rate, ThreatModel
 from ..preparation import Ran, Results
 from ..statistics.rates import LEVEL, holm, percent
 from .inversion import Kind
-from .measure import Suspect, excess, hits_of, picture, suspects
+from .measure import STEADY, Suspect, alarms, excess, hits_of, picture
 from .risk import LADDER_BACKDOORS, TRIGGER_SUCCESS
 
 RUNG = "rung"  # detail of a finding
@@ -43,7 +43,7 @@ def found_on(evidence: Evidence) -> list[tuple[int, Suspect]]:
     found = []
     for position in range(len(evidence.summary["rungs"])):
         seen = Evidence(rung_of(evidence.arrays, position), {"beside_parent": True})
-        found += [(position, one) for one in suspects(seen) if one.works]
+        found += [(position, one) for one in alarms(seen)]
     return found
 
 
@@ -51,7 +51,8 @@ def one_way(arrays: Arrays) -> list[tuple[int, int, int, int, float]]:
     """Rung, class, changed decisions that go there, all that changed, and the p-value (Holm over rungs and classes).
 
     Honest compression turns decisions into the dense model's second choice where that is close. Of the records with the
-    smallest margins, twice as many as changed, the share whose second choice is the class is what chance gives it.
+    smallest margins, twice as many as changed, the share whose second choice is the class is what chance gives it. A
+    rung that is broken has no honest second choices, and is left out.
     """
     clean, second = arrays["clean"], arrays["second"]
     order = np.argsort(arrays["margin"], kind="stable")
@@ -59,6 +60,8 @@ def one_way(arrays: Arrays) -> list[tuple[int, int, int, int, float]]:
     for position, answered in enumerate(arrays["rung_clean"]):
         changed = answered != clean
         count = int(changed.sum())
+        if count > (1 - STEADY) * len(clean):
+            continue
         near = order[: max(1, AMONG * count)]
         for target in range(int(max(clean.max(), second.max(), answered.max())) + 1):
             into = int((answered[changed] == target).sum())
@@ -92,6 +95,9 @@ def measure(results: Results, steps: int, kinds: Sequence[Kind]) -> list[Measure
         f"second choices explain (Holm-corrected p {p:.2g}); a harsh compression does that honestly too."
         for position, target, into, count, p in one_way(arrays)
     ]
+    broken = [rungs[at] for at, one in enumerate(arrays["rung_clean"]) if (one == arrays["clean"]).mean() < STEADY]
+    if broken:
+        notes.append(f"Too harsh to say anything, with a third of the decisions changed or more: {', '.join(broken)}.")
     notes += [f"{name} was not tried: {why}" for name, why in evidence.skipped.items()]
     rated = np.array([excess(arrays["size"][at], arrays["usual"], True).max() for at in range(len(rungs))])
     top = int(rated.argmax())
