@@ -11,12 +11,12 @@ import scipy.stats
 from ...targets.form import Arrays
 from ..access import Access
 from ..case import Evidence
-from ..measurement import Found, Measurement, Quantity, Rate, ThreatModel
+from ..measurement import Found, Measurement, Quantity, ThreatModel
 from ..preparation import Ran, Results
 from ..statistics.rates import LEVEL, holm, percent
 from .inversion import Kind
-from .measure import STEADY, Suspect, alarms, excess, hits_of, picture
-from .risk import LADDER_BACKDOORS, TRIGGER_SUCCESS
+from .measure import STEADY, Suspect, alarms, excess, hits_of, picture, success_row
+from .risk import LADDER_BACKDOORS
 
 RUNG = "rung"  # detail of a finding
 AMONG = 2  # times as many records of small margin as changed decisions tell where these would go
@@ -110,6 +110,10 @@ def measure(results: Results, steps: int, kinds: Sequence[Kind]) -> list[Measure
         "has the dense model, compresses it honestly and has records of its own",
         f"{steps} steps for each of {len(arrays['targets'])} classes on {len(rungs)} rungs",
     )
+    quantities = (
+        Quantity("the smallest trigger's size", kinds[kind], size, len(arrays["targets"])),
+        Quantity("a usual trigger's size", "of the dense model", float(arrays["usual"][kind]), len(arrays["targets"])),
+    )
     flags, searched = tuple(sorted(results.flags(model.name))), arrays["size"].size
     return [
         Measurement(
@@ -122,21 +126,8 @@ def measure(results: Results, steps: int, kinds: Sequence[Kind]) -> list[Measure
             pattern=picture(arrays["mask"][called[0][0]], names[called[0][1].target]) if called else None,
             flags=flags,
         ),
-        Measurement(
-            TRIGGER_SUCCESS,
-            f"the most suspicious trigger ({rungs[top]}, {kinds[kind]}, class {names[target]})",
-            Rate(hits) if len(hits) else None,
-            threat,
-            detail=RUNG,
-            reason="not gated: a large trigger works on every model" if len(hits) else "no record of another class",
-            gateable=False,
-            setting={"size": round(size, 4)},
-            available=len(results.scope.data.evaluation_ids),
-            quantities=(
-                Quantity("the smallest trigger's size", kinds[kind], size, len(arrays["targets"])),
-                Quantity("a usual trigger's size", "of the dense model", float(arrays["usual"][kind]), len(names)),
-            ),
-            curves={"success": [(0.0, Rate(np.zeros(len(hits), bool))), (size, Rate(hits))]} if len(hits) else {},
-            flags=flags,
+        success_row(
+            f"the most suspicious trigger ({rungs[top]}, {kinds[kind]}, class {names[target]})", hits, size, threat,
+            detail=RUNG, available=len(results.scope.data.evaluation_ids), quantities=quantities, flags=flags,
         ),
-    ]
+    ]  # fmt: skip

@@ -152,7 +152,6 @@ def measure_backdoors(results: Results, steps: int, kinds: Sequence[Kind]) -> li
     unfinished = {Flag.UNFINISHED.value} if (evidence.arrays["usual"] == 0).any() else set()
     flags = tuple(sorted(results.flags(model.name) | unfinished))
     hits = hits_of(evidence, 0)
-    before = np.zeros(len(hits), bool)
     counted = Measurement(
         BACKDOORS if beside else PLAIN_BACKDOORS,
         words,
@@ -167,22 +166,28 @@ def measure_backdoors(results: Results, steps: int, kinds: Sequence[Kind]) -> li
     return [
         *([] if beside else [Measurement(BACKDOORS, words, None, reason=DENSE if model.is_dense else UNKNOWN)]),
         counted,
-        Measurement(
-            TRIGGER_SUCCESS,
-            f"the smallest trigger found ({kinds[kind]}, class {names[targets[at]]})",
-            Rate(hits) if len(hits) else None,
-            threat,
-            detail=TRIGGER,
-            reason="not gated: a large trigger works on every model" if len(hits) else "no record of another class",
-            gateable=False,
-            setting={"size": round(size, 4)},
-            available=len(results.scope.data.evaluation_ids),
-            quantities=quantities,
-            notes=("No trigger was found that works; this one covers all of the image.",) if size >= 1 else (),
-            curves={"success": [(0.0, Rate(before)), (size, Rate(hits))]} if len(hits) else {},
-            flags=flags,
+        success_row(
+            f"the smallest trigger found ({kinds[kind]}, class {names[targets[at]]})", hits, size, threat,
+            detail=TRIGGER, available=len(results.scope.data.evaluation_ids), quantities=quantities, flags=flags,
         ),
-    ]
+    ]  # fmt: skip
+
+
+def success_row(attack: str, hits: Bools, size: float, threat: ThreatModel, **told: Any) -> Measurement:
+    """How often the most suspicious trigger, of that mean opacity, works: bool [n]."""
+    none = np.zeros(len(hits), bool)
+    return Measurement(
+        TRIGGER_SUCCESS,
+        attack,
+        Rate(hits) if len(hits) else None,
+        threat,
+        reason="not gated: a large trigger works on every model" if len(hits) else "no record of another class",
+        gateable=False,
+        setting={"size": round(size, 4)},
+        notes=("No trigger was found that works; this one covers all of the image.",) if size >= 1 else (),
+        curves={"success": [(0.0, Rate(none)), (size, Rate(hits))]} if len(hits) else {},
+        **told,
+    )
 
 
 def picture(mask: Floats, name: str) -> Pattern:
