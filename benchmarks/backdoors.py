@@ -155,7 +155,7 @@ def subjects(folder: Path | None) -> dict[str, Subject]:
         Subject("digits CNN", *both, small_cnn, long, ("3",), dict.fromkeys(every, 1)),
         Subject(
             "digits residual CNN", *both, digits_cnn, short, ("block1.conv1", "block2.conv1", "block2.conv2"),
-            {"as it is": 3, "10 % label noise": 1, "300 records": 1},
+            {"as it is": 2, "300 records": 1},
         ),
     ]  # fmt: skip
     if folder is not None:

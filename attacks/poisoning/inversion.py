@@ -148,8 +148,10 @@ def _inverted(
         losses = [F.cross_entropy(*pair, reduction="none") for pair in zip(logits, wishes, strict=False)]
         loss = share(torch.stack(losses).sum(0), rows) + weight[going] * chosen[0].sigmoid().flatten(1).mean(1)
         ledger.backwards += len(logits) * len(logits[0])
-        for variable, gradient in zip(variables, torch.autograd.grad(loss.sum(), chosen), strict=True):
+        gradients = torch.autograd.grad(loss.sum(), chosen, allow_unused=True)
+        for variable, gradient in zip(variables, gradients, strict=True):
             variable.grad = torch.zeros_like(variable)
-            variable.grad[going] = gradient.nan_to_num(0.0)
+            if gradient is not None:  # a model that rounds without a straight-through gradient has none
+                variable.grad[going] = gradient.nan_to_num(0.0)
         optimizer.step(RATE)
     return Inverted(targets, best, masks, patterns)

@@ -92,7 +92,7 @@ def measure(results: Results, steps: int, kinds: Sequence[Kind]) -> list[Measure
         notes.append(f"It is on this rung alone, of {len(rungs)}: a sign of a plant that is made for it.")
     notes += [
         f"{rungs[position]}: {into} of {count} changed decisions go to {names[target]!r}, more than the dense model's "
-        f"second choices explain (Holm-corrected p {p:.2g}); a harsh compression does that honestly too."
+        f"second choices explain (Holm-corrected p {p:.2g}); honest ones do so too, when a logit moves."
         for position, target, into, count, p in one_way(arrays)
     ]
     broken = [rungs[at] for at, one in enumerate(arrays["rung_clean"]) if (one == arrays["clean"]).mean() < STEADY]
