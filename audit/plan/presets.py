@@ -60,6 +60,7 @@ ATTACK_PRESETS: dict[str, list[dict[str, Any]]] = {
         {"kind": "leakage"},
         {"kind": "bit-flips"},
         {"kind": "backdoor"},
+        {"kind": "backdoor-ladder"},
         {"kind": "rebuilding"},
         {"kind": "calibration"},
         {"kind": "ownership"},
