@@ -64,6 +64,7 @@ ATTACK_PRESETS: dict[str, list[dict[str, Any]]] = {
         {"kind": "calibration"},
         {"kind": "ownership"},
         {"kind": "attributes"},
+        {"kind": "inversion"},
         {"kind": "smoothing"},
         {"kind": "poisoning-exposure"},
         {"kind": "sponge"},
