@@ -65,6 +65,7 @@ ATTACK_PRESETS: dict[str, list[dict[str, Any]]] = {
         {"kind": "ownership"},
         {"kind": "attributes"},
         {"kind": "inversion"},
+        {"kind": "property-inference"},
         {"kind": "smoothing"},
         {"kind": "poisoning-exposure"},
         {"kind": "sponge"},
