@@ -71,8 +71,9 @@ def measure_property(results: Results, why: str | None) -> list[Measurement]:
             ),
             notes=(
                 f"Of this model itself {100 * own:.0f} % is read, [{100 * low:.0f}, {100 * high:.0f}] by {n} models "
-                f"that were held out; it is {100 * sampled['truth']:.1f} %. They were trained on "
-                f"{sampled['size']} records each, it on {sampled['of']}, for which the interval does not count.",
+                f"that were held out; it is {100 * sampled['truth']:.1f} %. They saw "
+                f"{sampled['size']} different records each, as often as it saw its {sampled['of']}: what more records "
+                "do to a model, the interval does not count.",
                 *(scope.shadow_notes if model.parent is not None else ()),
             ),
             flags=tuple(sorted(flags)),

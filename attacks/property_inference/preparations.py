@@ -26,11 +26,10 @@ from ..structure.shipped import weights_of
 from .shares import Question, asked_of
 from .telling import of_weights
 
-SMALLER = 0.5  # of a training: samples are about half as large as the training records
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 
-class Sampled(Document):
+class About(Document):
     """Args:
     words: of the property; size: records of each sample; of: of the audited model's training.
     shares: that were asked about; truth: the property's share among the training records.
@@ -68,7 +67,7 @@ class ModelsAtShares(Preparation):
 
     @property
     def effort(self) -> Effort:
-        each = SMALLER * (1.0 if self.parent.hardened is None else HARDENING)
+        each = 1.0 if self.parent.hardened is None else HARDENING
         return Effort(trainings=each * (self.last - self.first))
 
     @property
@@ -108,7 +107,7 @@ class ToldAtShares(Preparation):
     """What the models, compressed by the recipe as the candidate was, tell.
 
     Arrays, for k models: `phi` float32 [k, a], margins on the attacker's records; `weights` float64 [k, f], see
-    `telling.of_weights`. Document: `Sampled`.
+    `telling.of_weights`. Document: `About`.
     """
 
     phase: ClassVar[str] = "property"
@@ -132,7 +131,7 @@ class ToldAtShares(Preparation):
 
     @property
     def effort(self) -> Effort:
-        trainings = SMALLER * retraining(self.recipe, self.chunks[0].parent.trainer)
+        trainings = retraining(self.recipe, self.chunks[0].parent.trainer)
         return Effort(seconds=0.2 * self.question.count, trainings=trainings * self.question.count)
 
     @property
@@ -166,7 +165,7 @@ class ToldAtShares(Preparation):
                 trains = recipe is not None and recipe.trains
                 found.append(kept(f"models from {chunk.first}", work) if trains else work())
         assert data.members is not None, "declared only where there are training records"
-        about = Sampled(
+        about = About(
             words=shares.having.words,
             size=int(plan.inside[0].sum()),
             of=len(data.members),
@@ -179,7 +178,7 @@ class ToldAtShares(Preparation):
     def form(self, scope: Scope) -> Form:
         k = self.question.count
         told = Array("float32", (k, asked_of(scope.data)), finite=False)
-        return Form(Sampled, {"phi": told, "weights": Array("float64", (k, None), finite=False)})
+        return Form(About, {"phi": told, "weights": Array("float64", (k, None), finite=False)})
 
 
 def told_by_shares(scope: Scope, parent: Trained, recipe: Recipe | None, question: Question) -> ToldAtShares:

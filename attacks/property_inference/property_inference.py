@@ -26,7 +26,7 @@ from ..preparation import Audited, Basis, Deployed, Inputs, Need, Results, Scope
 from ..risk import Metric, Risk
 from ..structure.shipped import weights_in
 from .measure import measure_property
-from .preparations import Sampled, ToldAtShares, told_by_shares
+from .preparations import About, ToldAtShares, told_by_shares
 from .risk import PROPERTY, TOLD
 from .shares import Question, asked_of
 from .telling import Floats, of_margins, of_weights, reader
@@ -37,10 +37,10 @@ Portion = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Summary(Document):
-    """`Evidence.summary`: `Sampled`, what is read by ("scores", "weights"), the better one on the attacker's models
+    """`Evidence.summary`: `About`, what is read by ("scores", "weights"), the better one on the attacker's models
     first, and by name their error there as a share of the variance."""
 
-    sampled: Sampled
+    sampled: About
     parts: tuple[Literal["scores", "weights"], ...]
     errors: dict[str, Amount]
 
@@ -55,7 +55,7 @@ class PropertyCase:
     """
 
     question: Question
-    sampled: Sampled
+    sampled: About
     phi: np.ndarray[Any, Any]
     weights: np.ndarray[Any, Any]
     asked: Callable[[], Records]
@@ -76,6 +76,7 @@ class PropertyInference(Attack):
     the share from margins on the attacker's records ("scores") and from statistics of the weights that do not depend on
     the order of units ("weights", read off the shipped file); which of the two is reported is chosen on those models.
     It is judged on other models, trained on samples of the audited model's own training records: n counts models.
+    Samples are smaller than those, and repeated, so that as many steps are taken.
 
     Evidence, for h models that were held out: `phi` float32 [a], margins of the deployed model; where its weights can
     be read, `weights` float64 [f]; for each part `read/<part>` float64 [h] and `own/<part>` float64 [1], the shares
@@ -239,7 +240,7 @@ def _prepared(told: ToldAtShares, parent: str, inputs: Inputs) -> PropertyCase:
 
     return PropertyCase(
         told.question,
-        Sampled.model_validate({**prepared.document, "shares": tuple(prepared.document["shares"])}),
+        About.model_validate({**prepared.document, "shares": tuple(prepared.document["shares"])}),
         prepared.arrays["phi"],
         prepared.arrays["weights"],
         lambda: data.attacker.take(torch.arange(asked_of(data))),

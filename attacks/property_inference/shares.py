@@ -119,7 +119,7 @@ class Shares:
         """Of each model, [count]."""
         return np.tile(np.array(self.shares), self.question.repetitions)
 
-    def plan(self, data: Data, seed: int) -> PopulationPlan:
+    def plan(self, data: Data, seed: int) -> Sampled:
         """Who is trained on what: the attacker's models on records that the audited model never saw, the others on its
         training records, of either sort `PORTION` at most, so that no two samples are alike.
 
@@ -134,8 +134,24 @@ def asked_of(data: Data) -> int:
     return min(ASKED, (len(data.attacker) + 1) // 2)
 
 
+@dataclass(frozen=True, eq=False)
+class Sampled(PopulationPlan):
+    """Samples that are repeated to the length of the audited model's training: as many steps are taken as there.
+
+    Args:
+        length: records of a training.
+    """
+
+    length: int = 0
+
+    def subset(self, shadow: int) -> Tensor:
+        own = torch.from_numpy(np.flatnonzero(self.inside[shadow]))
+        own = own[torch.randperm(len(own), generator=generator(self.seeds[shadow], "repeated sample"))]
+        return own.repeat(-(-self.length // len(own)))[: self.length]
+
+
 @lru_cache(maxsize=1)  # it copies all records that they are trained on
-def _plan(shares: Shares, data: Data, seed: int) -> PopulationPlan:
+def _plan(shares: Shares, data: Data, seed: int) -> Sampled:
     assert data.members is not None, "who calls this has looked"
     own = data.attacker.take(torch.arange(asked_of(data), len(data.attacker)))
     outside = Records(torch.cat([own.x, data.evaluation.x]), torch.cat([own.y, data.evaluation.y]))
@@ -154,7 +170,8 @@ def _plan(shares: Shares, data: Data, seed: int) -> PopulationPlan:
             rows = (of == side).nonzero().flatten()
             order = torch.randperm(len(rows), generator=generator(seed, "property sample", model, int(side)))
             inside[model, first + rows[order[:count]].numpy()] = True
-    return PopulationPlan(
+    return Sampled(
+        length=len(data.members),
         records=Records(*(torch.cat([getattr(one, part) for one in pools]) for part in ("x", "y"))),
         attacked=inside.shape[1],
         is_member=np.arange(inside.shape[1]) >= len(outside),

@@ -99,6 +99,6 @@ def estimated(own: float, read: Floats, share: Floats, level: float = 0.95) -> t
     reach = reach * np.sqrt(1 + 1 / len(read) + (GRID - share.mean()) ** 2 / apart)
     off = np.abs(own - start - slope * GRID)
     nearest, possible = float(GRID[off.argmin()]), GRID[off <= reach]
-    if not len(possible):
-        return nearest, nearest, nearest
+    if not len(possible) or own < (start + slope * GRID - reach).min() or own > (start + slope * GRID + reach).max():
+        return nearest, 0.0, 1.0  # it is like none of them
     return nearest, float(possible.min()), float(possible.max())
