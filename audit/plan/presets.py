@@ -65,6 +65,8 @@ ATTACK_PRESETS: dict[str, list[dict[str, Any]]] = {
         {"kind": "calibration"},
         {"kind": "ownership"},
         {"kind": "attributes"},
+        {"kind": "inversion"},
+        {"kind": "property-inference"},
         {"kind": "smoothing"},
         {"kind": "poisoning-exposure"},
         {"kind": "transfer-learning"},
