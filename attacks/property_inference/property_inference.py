@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, FiniteFloat, model_validator
+from pydantic import Field, model_validator
 
 from ...targets.data.data import Data
 from ...targets.data.records import Records
@@ -88,11 +88,16 @@ class PropertyInference(Attack):
     metrics: ClassVar[tuple[Metric, ...]] = (TOLD,)
     access: ClassVar[Access] = Access.WHITE_BOX
 
-    column: int | str | None = Field(None, description="of a table, by position or name: the property is a value in it")
-    above: FiniteFloat | None = Field(
-        None, description="the property is more than this in the column; default: the upper of two values, else more "
-        "than the median of the attacker's records",
-    )  # fmt: skip
+    column: Annotated[int, Field(ge=0, le=1_000_000)] | str | None = Field(
+        None, description="of a table, by position or name: the property is a value in it"
+    )
+    above: float | None = Field(
+        None,
+        ge=-1e30,
+        le=1e30,
+        description="the property is more than this in the column; default: the upper of two values, else more than the "
+        "median of the attacker's records",
+    )
     label: str | None = Field(None, min_length=1, description="name of a class: the property is to be of it")
     shares: tuple[Portion, ...] | None = Field(
         None, min_length=2, max_length=10,
