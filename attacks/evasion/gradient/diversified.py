@@ -51,10 +51,10 @@ class Diversified(GradientPerturber):
         search.flat[search.active] = True
         reached = search.margin.new_empty(len(search.active), 0)  # [active, starts], the margin each of them came to
         ends = {0, min(PROBES, self.restarts), *range(TOGETHER, self.restarts, TOGETHER), self.restarts}
-        for first, end in pairwise(sorted(ends)):
+        for first, end in pairwise(sorted(ends) if len(search.active) else ()):
+            lowest, kept = self._ascend(search, model, range(first, end))
             if len(search.active) == 0:
                 return
-            lowest, kept = self._ascend(search, model, range(first, end))
             reached = torch.cat([reached[kept], lowest], dim=1)
             if reached.shape[1] >= TOGETHER:
                 even = reached.amin(1) > DEVIATIONS * reached.std(1)
