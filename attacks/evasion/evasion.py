@@ -19,6 +19,7 @@ from ..case import Case, Evidence
 from ..elsewhere import elsewhere
 from ..measurement import Measurement, Picture
 from ..preparation import Audited, Basis, Inputs, Need, Preparation, Prepared, Ran, Results, Scope
+from ..statistics.sequential import FIRST
 from .ball import Ball, whole_range
 from .black_box.transfer import Transfer
 from .case import EvasionInputs, prepared_for
@@ -79,19 +80,15 @@ class Evasion(EvasionParameters):
 
         The last is the attacker who does not know which draw ships and averages over the others.
         """
-        radii = self.radii(scope)
-        crafted = None
-        if model.parent is not None and not model.is_dense:
-            crafted = CraftedOnParent(model.parent.name, radii, self.count)
-        needs = (*radii.needs, *([] if crafted is None else [crafted]))
-        effort = replace(self.effort, through=model.name)
-        prepare = partial(_inputs, radii, crafted)
-        whole = Run(needs=needs, prepare=prepare, effort=effort, uses_parent=not model.is_dense)
+        whole = self._whole(model, scope)
         if not model.draws:
             return (whole,)
+        # No policy judges these rows, so no further record is attacked to decide one.
+        few = self.model_copy(update={"records": min(self.count, FIRST)})
         parts = [part for part in self.parts if isinstance(part, GradientPerturber)]
         parts = [part for part in parts if part.at == "all"] or parts  # the dear ones say little about many draws
-        gradients = self.model_copy(update={"parts": tuple(part.model_copy(update={"at": "gate"}) for part in parts)})
+        gradients = few.model_copy(update={"parts": tuple(part.model_copy(update={"at": "gate"}) for part in parts)})
+        radii = self.radii(scope)
         draws = [
             Run(
                 f"draw-{draw}",
@@ -103,7 +100,18 @@ class Evasion(EvasionParameters):
             )
             for draw in range(len(model.draws) + 1)
         ]
-        return (whole, *draws, replace(whole, detail=WITHOUT_DRAW, without_draw=True))
+        without = replace(few._whole(model, scope), detail=WITHOUT_DRAW, attack=few, without_draw=True)
+        return (whole, *draws, without)
+
+    def _whole(self, model: Audited, scope: Scope) -> Run:
+        radii = self.radii(scope)
+        crafted = None
+        if model.parent is not None and not model.is_dense:
+            crafted = CraftedOnParent(model.parent.name, radii, self.count)
+        needs = (*radii.needs, *([] if crafted is None else [crafted]))
+        prepare = partial(_inputs, radii, crafted)
+        effort = replace(self.effort, through=model.name)
+        return Run(needs=needs, prepare=prepare, effort=effort, uses_parent=not model.is_dense)
 
     def probes(self, scope: Scope) -> tuple[Preparation, ...]:
         return self.radii(scope).needs

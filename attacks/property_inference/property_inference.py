@@ -95,8 +95,8 @@ class PropertyInference(Attack):
         None,
         ge=-1e30,
         le=1e30,
-        description="the property is more than this in the column; default: the upper of two values, else more than the "
-        "median of the attacker's records",
+        description="the property is more than this in the column; default: the upper of two values, else more than "
+        "the median of the attacker's records",
     )
     label: str | None = Field(None, min_length=1, description="name of a class: the property is to be of it")
     shares: tuple[Portion, ...] | None = Field(
