@@ -14,12 +14,12 @@ from torch import nn
 
 from ...compression.recipe import Recipe
 from ...targets.errors import failing_as_not_applicable
-from ...targets.form import Array, Count, Document, Form, Layout, Share
+from ...targets.form import Array, Count, Document, Form, Share
 from ...targets.model import TorchTarget, frozen_copy
 from ...targets.steps import kept, pulse
 from ...targets.technique import Technique
-from ...training.architecture import weights_layout
-from ..effort import HARDENING, Effort, retraining
+from ..effort import Effort, retraining
+from ..membership.preparations import ShadowModels
 from ..membership.signals import phi_of, replay, settled
 from ..preparation import Inputs, Need, Preparation, Prepared, Scope, Trained
 from ..structure.shipped import weights_of
@@ -43,14 +43,11 @@ class About(Document):
 
 
 @dataclass(frozen=True)
-class ModelsAtShares(Preparation):
+class ModelsAtShares(ShadowModels):
     """Models [first, last), trained as the dense model was. Arrays: `<model>/<parameter>`."""
 
     phase: ClassVar[str] = "property"
-    parent: Trained
     question: Question
-    first: int
-    last: int
 
     @property
     def name(self) -> str:
@@ -62,42 +59,24 @@ class ModelsAtShares(Preparation):
 
     @property
     def identity(self) -> Any:
-        parent = self.parent
-        return [asdict(self.question), parent.architecture.name, parent.trainer.identity, self.first, self.last]
-
-    @property
-    def effort(self) -> Effort:
-        each = 1.0 if self.parent.hardened is None else HARDENING
-        return Effort(trainings=each * (self.last - self.first))
-
-    @property
-    def techniques(self) -> tuple[Technique, ...]:
-        return () if self.parent.hardened is None else (self.parent.hardened,)
+        return [asdict(self.question), *super().identity]
 
     def compute(self, inputs: Inputs) -> Prepared:
         data, parent = inputs.scope.data, self.parent
         plan = self.question.settled(data).plan(data, inputs.scope.seed)
         models = plan.fit(parent.trainer, parent.architecture, first=self.first, last=self.last, device=inputs.device)
-        arrays: Arrays = {}
-        for position, module in enumerate(models, self.first):
-            state = module.state_dict().items()
-            arrays |= {f"{position}/{name}": value.detach().cpu().numpy() for name, value in state}
-        return Prepared(arrays)
+        states = {position: module.state_dict() for position, module in enumerate(models, self.first)}
+        return Prepared(
+            {f"{at}/{name}": one.detach().cpu().numpy() for at, state in states.items() for name, one in state.items()}
+        )
 
-    def form(self, scope: Scope) -> Form:
-        def layout(document: Any) -> Layout:
-            own = weights_layout(self.parent.architecture)
-            return {f"{one}/{name}": form for one in range(self.first, self.last) for name, form in own.items()}
-
-        return Form(Document, layout)
-
-    def modules(self, inputs: Inputs) -> list[nn.Module]:
-        """The models, trained."""
+    def trained(self, inputs: Inputs) -> list[nn.Module]:
+        """The models; `inputs` has what was prepared."""
         arrays, found = inputs.prepared(self).arrays, list[nn.Module]()
         for position in range(self.first, self.last):
-            module, prefix = self.parent.architecture.blank(), f"{position}/"
-            own = {name.removeprefix(prefix): one for name, one in arrays.items() if name.startswith(prefix)}
-            module.load_state_dict({name: torch.from_numpy(np.array(one)) for name, one in own.items()})
+            module = self.parent.architecture.blank()
+            names = module.state_dict()
+            module.load_state_dict({name: torch.from_numpy(np.array(arrays[f"{position}/{name}"])) for name in names})
             found.append(frozen_copy(module.to(inputs.device)))
         return found
 
@@ -149,7 +128,7 @@ class ToldAtShares(Preparation):
         asked = data.attacker.take(torch.arange(asked_of(data)))
 
         def told(chunk: ModelsAtShares, recipe: Recipe | None) -> Arrays:
-            modules = chunk.modules(inputs)
+            modules = chunk.trained(inputs)
             if recipe is not None:
                 modules = replay(plan, modules, first=chunk.first, recipe=recipe, bounds=bounds)
             phi = np.stack([phi_of(TorchTarget(one), asked) for one in modules])
@@ -158,7 +137,7 @@ class ToldAtShares(Preparation):
         found = list[Arrays]()
         with failing_as_not_applicable("the models trained at shares cannot be compressed as the candidate was"):
             if recipe is not None:
-                recipe = settled(plan, self.chunks[0].modules(inputs)[0], recipe, bounds)
+                recipe = settled(plan, self.chunks[0].trained(inputs)[0], recipe, bounds)
             for chunk in self.chunks:
                 pulse("model", chunk.first, self.question.count)
                 work = partial(told, chunk, recipe)
@@ -184,7 +163,7 @@ class ToldAtShares(Preparation):
 def told_by_shares(scope: Scope, parent: Trained, recipe: Recipe | None, question: Question) -> ToldAtShares:
     """What models like a parent's tell, trained in pieces of work as large as are trained side by side."""
     size, count = parent.side_by_side(torch.device(scope.device)), question.count
-    chunks = (ModelsAtShares(parent, question, at, min(at + size, count)) for at in range(0, count, size))
+    chunks = (ModelsAtShares(parent, at, min(at + size, count), question) for at in range(0, count, size))
     return ToldAtShares(question, recipe, tuple(chunks))
 
 

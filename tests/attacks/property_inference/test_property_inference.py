@@ -138,7 +138,7 @@ def test_the_whole_way(data: Data) -> None:
     given = run.prepare(inputs)
     chunk = told.needs[0]  # type: ignore[union-attr]  # a preparation
     assert isinstance(chunk, ModelsAtShares)
-    case = case_of(data, chunk.modules(inputs)[0], prepared=given, shipped=shipped)
+    case = case_of(data, chunk.trained(inputs)[0], prepared=given, shipped=shipped)
     evidence = ATTACK.run(case, seed=0)
     form = ATTACK.form(model, scope)
     form.check(json.dumps(evidence.summary).encode(), evidence.summary, evidence.arrays, {})
