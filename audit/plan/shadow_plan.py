@@ -23,7 +23,7 @@ class ShadowPlan(Settings):
         None,
         gt=0.01,
         le=1,
-        description="in place of the numbers: the smallest leak of who was in training that is to be seen, as the true "
+        description="in place of the numbers: the smallest leak of who was in training to be seen, as the true "
         "positive rate at 1 % false positives that any number of shadow models would find, such as 0.08",
     )
     within: str | None = Field(
