@@ -101,7 +101,7 @@ def folder(digits: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plan(folder: Path, name: str, **fields: Any) -> Path:
-    raw = {"attacks": ATTACKS, "shadows": {"training_free": 4, "trained": 2}, **fields}
+    raw = {"attacks": ATTACKS, "shadows": {"training_free": 2, "trained": 2}, **fields}
     path = folder / f"{name}.yaml"
     path.write_text(json.dumps(raw))
     return path
