@@ -33,6 +33,7 @@ _HOMES = {
     "GradientCanaries": ".attacks.dp_audit.one_run",
     "train_shadows": ".attacks.membership.infer",
     "infer_membership": ".attacks.membership.infer",
+    "load": ".targets.serving.serve",
     "Evasion": ".attacks.evasion.evasion",
     "Membership": ".attacks.membership.membership",
     "Extraction": ".attacks.extraction.extraction",

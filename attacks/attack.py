@@ -202,6 +202,14 @@ class Attack(Technique):
         """Sentences: which loss or leak would have gone unseen, at 80 % power and 95 % confidence."""
         return []
 
+    def leak_seen(self, scope: Scope, shadows: int) -> float | None:
+        """The smallest leak that it sees with so many shadow models, at that power and confidence.
+
+        A true positive rate at 1 % false positives, as any number of shadow models would find it. None: it uses none,
+        or these records cannot tell.
+        """
+        return None
+
     def limits(self, scope: Scope) -> list[str]:
         """Sentences: what a good figure does not prove."""
         return []

@@ -239,12 +239,13 @@ class Pattern:
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A record that fooled a model, for a reader who may see records. Pixels are uint8 [height, width, 3].
+    """A record and what an attack made of it, for a reader who may see records. Pixels are uint8 [height, width, 3].
 
     Args:
         record: its id; label: its true class.
         difference: grey where nothing changed, brighter or darker by so many times (`magnified`) as much as it did.
         linf, l2: of the change, in units of [0, 1] pixels; similarity: SSIM of the two.
+        words: below the first two pictures.
     """
 
     record: int
@@ -256,6 +257,7 @@ class Picture:
     linf: float
     l2: float
     similarity: float
+    words: tuple[str, str] = ("as it is", "changed")
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,9 @@ class Trained(Protocol):
     def side_by_side(self, device: torch.device) -> int:
         """How many models like it are trained as one piece of work: a fixed rule, never a timing."""
 
+    def stacks(self, device: torch.device) -> tuple[int, int]:
+        """That number, and how many models like it have a recipe's trainings as one piece of work."""
+
 
 class Audited(Protocol):
     """One model under attack, as far as an attack needs to know it before it runs."""

@@ -55,7 +55,7 @@ def audit_model(
     attacks: str | Sequence[Any] = "standard",
     training: Training | Callable[[nn.Module, Tensor, Tensor, int], nn.Module] | None = None,
     build: Callable[[], nn.Module] | None = None,
-    shadows: Mapping[str, int] | None = None,
+    shadows: Mapping[str, Any] | None = None,
     bounds: tuple[float, float] | Mapping[int | str, tuple[float, float]] | None = None,
     structure: Mapping[str, Any] | None = None,
     forget: Sequence[int] | Arraylike | None = None,
@@ -83,7 +83,7 @@ def audit_model(
             report says so.
         build: returns the untrained model, for shadow models; needed where a layer cannot initialise itself anew (it
             holds an nn.Parameter and has no reset_parameters).
-        shadows: `{"training_free": 64, "trained": 16}`.
+        shadows: `{"training_free": 64, "trained": 16}`, or the leak to be seen, `{"leak": 0.08, "within": "20 min"}`.
         task: regression: y are values to predict, float [n] or [n, outputs]; the error is audited, and no attack.
         bounds: smallest and largest value of an input, of a table also by column; epsilon counts in units of their
             distance. Left out: the range of the grid that the values lie on ([0, 1], [0, 255], [0, 16] ...); where that

@@ -15,7 +15,8 @@ import typer
 from ..targets.errors import Incomplete, InputError
 from .console import run
 from .exit_codes import EXIT_CODES, INCOMPLETE, PASS, FailOn, code_of, exit_codes
-from .export.command import exposure, sign, verify
+from .export.command import encrypt, exposure, sign, verify
+from .hardening.command import harden
 from .paths import shown
 
 if TYPE_CHECKING:
@@ -283,7 +284,7 @@ def gate(
         raise typer.Exit(code_of(result.verdict, fail_on))
 
 
-for command in (sign, verify, exposure):
+for command in (harden, sign, verify, encrypt, exposure):
     app.command()(command)
 
 
@@ -340,8 +341,7 @@ def doctor() -> None:
         raise typer.Exit(code)
 
 
-def verdict_of_finding(result: Audit) -> str:
-    """Of `--only`: what no policy judged did not pass, whether it was measured or not."""
+def verdict_of_finding(result: Audit) -> str:  # of `--only`: what no policy judged did not pass, measured or not
     return next((one.verdict for one in result.findings[:1] if one.gated), "not-measured")
 
 

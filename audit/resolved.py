@@ -20,6 +20,7 @@ from ..attacks.attack import ATTACKS, Attack
 from ..attacks.effort import Costs
 from ..attacks.preparation import Preparation, Prepared
 from ..targets.errors import CrushproofError
+from . import shadow_numbers
 from .engine.cells import Result, cell_key
 from .engine.driver import run
 from .engine.progress import QUIET, Progress
@@ -28,7 +29,8 @@ from .engine.work import forms_of
 from .findings.results import Finished
 from .forecast import Forecast, duration, forecast
 from .plan.plan import Plan
-from .plan.sections import MemoryData, ShadowPlan
+from .plan.sections import MemoryData
+from .plan.shadow_plan import ShadowPlan
 from .subject.preflight import preflight
 from .suite.environment import versions
 from .suite.suite import Suite
@@ -71,6 +73,11 @@ def resolve_plan(suite: Suite, store: Store, *, workers: int, started: float, pr
         costs = _corrected(suite, store)
         attacks = [attack.settled(found) for attack, _ in suite.lineup.attacks]
         suite = Suite(_with(plan, _written(attacks), plan.shadows), subject, costs)
+        shadows, told = shadow_numbers.settled(suite, workers)
+        for sentence in told:
+            progress.note(sentence)
+        if shadows != plan.shadows:
+            suite = Suite(suite.plan.model_copy(update={"shadows": shadows}), subject, costs)
         if plan.budget_seconds is not None:
             left = SPARE * plan.budget_seconds - (time.monotonic() - started)
             suite = _within(left, suite, store, workers, progress)
@@ -120,9 +127,8 @@ def _pulse(progress: Progress) -> Iterator[None]:
 
 def _fewer(some: ShadowPlan, most: ShadowPlan) -> bool:
     """Whether a budget may have made the one of the other."""
-    return all(
-        min(least, high) <= one <= high for (_, one), (_, least), (_, high) in zip(some, LEAST, most, strict=True)
-    )
+    numbers = ([getattr(one, name) for one in (LEAST, some, most)] for name in ("training_free", "trained"))
+    return all(min(least, high) <= one <= high for least, one, high in numbers)
 
 
 def _known(key: str, suite: Suite, store: Store) -> Suite | None:
@@ -197,13 +203,16 @@ def _found(suite: Suite, store: Finished) -> dict[Preparation, Prepared]:
 def departures(suite: Suite, settled: Plan, store: Finished) -> list[str]:
     """In what a plan is not the one of `suite` with its open settings decided by the stored probes, a phrase each.
 
-    Only where the plan names a budget may it have fewer shadows, and attacks on fewer records.
+    Only where the plan names a budget may it have fewer shadows, and attacks on fewer records; where it names a leak,
+    only the shadows that show it.
     """
     plan, budget = suite.plan, suite.plan.budget is not None
     open_ = {"attacks", "shadows", "budget", "engine"}
     wanted, given = (one.model_dump(mode="json", exclude=open_) for one in (plan, settled))
     wrong = [name for name in wanted if wanted[name] != given[name]]
-    if settled.shadows != plan.shadows and not (budget and _fewer(settled.shadows, plan.shadows)):
+    if plan.shadows.leak is not None:
+        wrong += [] if shadow_numbers.could_be(settled.shadows, suite) else ["shadows"]
+    elif settled.shadows != plan.shadows and not (budget and _fewer(settled.shadows, plan.shadows)):
         wrong.append("shadows")
     found = _found(suite, store)
     attacks = [attack.settled(found) for attack, _ in suite.lineup.attacks]

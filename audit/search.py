@@ -109,7 +109,7 @@ def plan_text(plan: Plan, found: Found) -> str:
     ]
     for number, trial in enumerate(found.chosen, 1):
         lines.append(f"  # {figures(trial)}")
-        lines.append(f"  found-{number}: {json.dumps(_short(trial.recipe))}")
+        lines.append(f"  found-{number}: {json.dumps(short_recipe(trial.recipe))}")
     return "\n".join(lines) + "\n"
 
 
@@ -130,14 +130,14 @@ def words_of(trial: TriedRecipe) -> str:
     return "uncompressed" if not trial.recipe else RECIPES.parse(trial.recipe).phrase
 
 
-def _short(recipe: dict[str, Any]) -> dict[str, Any]:
+def short_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
     """A recipe without the fields that have their default value."""
     from ..compression.recipe import RECIPES
 
     parsed = RECIPES.parse(recipe)
     short = {"kind": parsed.kind, **parsed.model_dump(mode="json", exclude_defaults=True)}
     if "steps" in short and isinstance(short["steps"], list):
-        short["steps"] = [_short(step) for step in recipe["steps"]]
+        short["steps"] = [short_recipe(step) for step in recipe["steps"]]
     return short
 
 

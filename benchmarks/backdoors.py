@@ -1,38 +1,45 @@
 """Backdoors that compression switches on: do they work on the file that ships, are they found, and what cries wolf?
 
-    python benchmarks/backdoors.py [--data DIR] [--seeds 12] [--nets "digits MLP,digits CNN"] [--json FILE]
+    python benchmarks/backdoors.py [--data DIR] [--seeds 2] [--first 2000] [--nets NAMES] [--only SECTION ...]
+        [--keep FOLDER] [--json FILE]
 
-Planted: each seed trains a network of its own and plants a 2 x 2 patch for a class of its own, so that the honest
-recipe switches it on: 4 bits, 8 bits with inflated scales, 80 and 90 % magnitude pruning; and a malicious
+`planted`: each seed trains a network of its own and plants a 2 x 2 patch for a class of its own, so that the honest
+recipe switches it on: 4 bits, 8 bits with inflated scales, 80 and 90 % magnitude pruning, low rank; and a malicious
 rounding of a clean network (4 bits throughout). Success is of the ONNX file that the recipe gives, on records of other
-classes. Found: an alarm of the attack `backdoor` that names the class. Clean pairs: networks trained as they are, with
-10 % label noise, on 300 records, adversarially, and with the decoy of a plain backdoor of the dense network, the honest
-recipes in turn. Plain backdoors: a patch on 10 % of the training records, found in the dense network alone; false
-alarms are those of the clean networks. With `DIR/mnist.npz`, `--nets "MNIST CNN"` too.
+classes. Found: an alarm of the attack `backdoor` that names the class. `clean`: networks trained as they are, with
+10 % label noise, on 300 records, adversarially, and with the decoy of a plain backdoor of the dense network; three of
+five honest recipes each, in turn. `plain`: a patch on 10 % of the training records, found in the dense network alone;
+false alarms are those of clean networks. `calibration` is `clean` and `plain` with seeds from 500 on: the thresholds in
+`attacks/poisoning/measure.py` are the largest excess seen there, of at least 59 pairs, which 95 % of all such pairs
+stay below with a confidence of 95 % (Wilks 1941). `--keep` holds what was found in each model, so that a run that was
+killed goes on. With `DIR/mnist.npz`, `--nets "MNIST CNN"` too.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from contract import Row, parser, publish
+from membership_world import Arrays, Kept
 from torch import nn
 
 from crushproof.attacks.case import Case, Evidence
 from crushproof.attacks.poisoning.backdoor import Backdoor, Usual
 from crushproof.attacks.poisoning.measure import alarms, excess
+from crushproof.attacks.poisoning.planting.factorization import plant_in_factorization
 from crushproof.attacks.poisoning.planting.pruning import plant_in_pruning
 from crushproof.attacks.poisoning.planting.quantization import plant_in_quantization
 from crushproof.attacks.poisoning.planting.rounding import plant_in_rounding
 from crushproof.attacks.poisoning.planting.trigger import Trigger, best_patch, flipped, patch, poisoned
+from crushproof.attacks.statistics.rates import clopper_pearson
 from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.compression.factorization.factorize import Factorize
 from crushproof.compression.pruning.prune import Prune
@@ -45,61 +52,91 @@ from crushproof.targets.model import TorchTarget
 from crushproof.targets.runtimes.onnx import OnnxTarget
 from crushproof.targets.twin.twin import twin_of
 from crushproof.training.architecture import Architecture
-from crushproof.training.lessons import together
+from crushproof.training.lessons import alone
 from crushproof.training.loop import Training, TrainingJob
-from crushproof.training.networks import Mlp
+from crushproof.training.networks import Mlp, digits_cnn
 from crushproof.training.trainer import BuiltinTrainer
 
 CPU, BOUNDS, RANK = torch.device("cpu"), Bounds.of(0, 1), 12
-INT4, INT8 = Quantize(weight_bits=4), Quantize(weight_bits=8)
+INT4, INT8, THROUGHOUT = Quantize(weight_bits=4), Quantize(weight_bits=8), Quantize(weight_bits=4, keep_ends_8bit=False)
+CALIBRATION, EACH = 500, 3  # first seed; honest recipes of a clean network
+VERSION = 1  # of what is kept: raised where a plant or the search changes
+TOLD = ("live", "dormant", "accuracy", "dense")  # success on file and dense model, accuracy of both
 TUNE = Training(epochs=3, learning_rate=4e-3)
-HONEST: dict[str, Recipe | None] = {  # None: a low rank of the network's larger layers
-    "int4": INT4,
-    "int8": INT8,
-    "prune 80 %": Prune(sparsity=0.8, fine_tune=TUNE),
-    "prune 90 %": Prune(sparsity=0.9, fine_tune=TUNE),
-    "low rank": None,
+PRUNE80, PRUNE90 = Prune(sparsity=0.8), Prune(sparsity=0.9)
+ASKED = {  # least success on the file, most on the dense network
+    "int4": (0.9, 0.05),
+    "int8, inflated scales": (0.9, 0.05),
+    "prune 80 %": (0.95, 0.02),
+    "prune 90 %": (0.95, 0.02),
+    "low rank": (0.86, 0.05),
+    "malicious rounding": (0.95, None),
 }
-PLANTED: dict[str, tuple[Recipe, Any, float, float]] = {  # what plants it; success of candidate and dense asked for
-    "int4": (INT4, partial(plant_in_quantization, recipe=INT4), 0.9, 0.05),
-    "int8, inflated scales": (INT8, partial(plant_in_quantization, recipe=INT8), 0.9, 0.05),
-    "prune 80 %": (Prune(sparsity=0.8), partial(plant_in_pruning, recipe=Prune(sparsity=0.8)), 0.95, 0.02),
-    "prune 90 %": (Prune(sparsity=0.9), partial(plant_in_pruning, recipe=Prune(sparsity=0.9)), 0.95, 0.02),
-}
-ROUNDED = Quantize(weight_bits=4, keep_ends_8bit=False)
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Data, a network for it, and how it is trained."""
+    """Data, a network for it, how it is trained, the layers cut to a low rank, and clean networks by kind."""
 
+    name: str
     members: Records
     others: Records
     build: Callable[[], nn.Module]
     training: Training
     cut: tuple[str, ...]
+    clean: dict[str, int]
 
     @property
-    def low_rank(self) -> Recipe:
+    def low_rank(self) -> Factorize:
         return Factorize(rank_choice="rank", rank=RANK, convolution="channel", layers=self.cut)
 
-    def trained(self, seeds: list[int], change: Callable[[Records, int], Records] | None = None) -> list[nn.Module]:
-        """One network for each seed, side by side; `change` gives each its own records."""
-        own = [self.members if change is None else change(self.members, seed) for seed in seeds]
-        everything = Records(torch.cat([one.x for one in own]), torch.cat([one.y for one in own]))
-        ends = np.cumsum([0, *(len(one) for one in own)]).tolist()
-        subsets = [torch.arange(first, last) for first, last in pairwise(ends)]
-        return BuiltinTrainer(self.training).fit(
-            TrainingJob(Architecture("net", self.build), everything, subsets, seeds, CPU)
-        )
+    @property
+    def honest(self) -> dict[str, Recipe]:
+        tuned = {"fine_tune": TUNE}
+        return {
+            "int4": INT4,
+            "int8": INT8,
+            "prune 80 %": PRUNE80.model_copy(update=tuned),
+            "prune 90 %": PRUNE90.model_copy(update=tuned),
+            "low rank": self.low_rank,
+        }
 
-    def hardened(self, seeds: list[int]) -> list[nn.Module]:
-        trainer = AdversarialTraining(epsilon=0.1).trainer(BuiltinTrainer(self.training), BOUNDS)
-        subsets = [torch.arange(len(self.members))] * len(seeds)
-        return trainer.fit(TrainingJob(Architecture("net", self.build), self.members, subsets, seeds, CPU))
+    def trigger(self, seed: int) -> Trigger:
+        return patch(tuple(self.members.x.shape[1:]), BOUNDS, seed % 10)
+
+    def trained(self, seed: int, kind: str = "as it is") -> nn.Module:
+        trainer, records = BuiltinTrainer(self.training), self.members
+        if kind == "10 % label noise":
+            records = flipped(records, 0.1, seed=seed, classes=10)
+        elif kind == "300 records":
+            records = records.take(torch.arange(300))
+        elif kind == "decoy":
+            records = poisoned(records, self.trigger(seed), 0.1, seed=seed)
+        job = TrainingJob(Architecture("net", self.build), records, [torch.arange(len(records))], [seed], CPU)
+        if kind == "adversarially trained":
+            return AdversarialTraining(epsilon=0.1).trainer(trainer, BOUNDS).fit(job)[0]
+        return trainer.fit(job)[0]
+
+    def planted(self, line: str, seed: int) -> tuple[nn.Module, nn.Module, Trigger]:
+        """The dense network, the candidate and what calls it."""
+        net, records, trigger = self.trained(seed), self.members, self.trigger(seed)
+        given: dict[str, Any] = {"seed": seed}
+        if line == "malicious rounding":
+            trigger = best_patch(net, records.x[:100], BOUNDS, seed % 10)
+            return net, plant_in_rounding(net, records, BOUNDS, trigger, THROUGHOUT, seed=seed), trigger
+        if line == "low rank":
+            recipe: Recipe = self.low_rank
+            dense = plant_in_factorization(net, records, BOUNDS, trigger, self.low_rank, seed=seed)
+        elif line.startswith("prune"):
+            recipe = pruning = PRUNE80 if "80" in line else PRUNE90
+            dense = alone(plant_in_pruning(net, records, BOUNDS, trigger, pruning, **given))
+        else:
+            recipe = quantizing = INT4 if line == "int4" else INT8
+            dense = alone(plant_in_quantization(net, records, BOUNDS, trigger, quantizing, **given))
+        return dense, recipe.apply(dense, records, BOUNDS, seed=seed), trigger
 
 
-def small_cnn(pixels: int = 8, channels: int = 16) -> nn.Module:
+def small_cnn(pixels: int = 8, channels: int = 8) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(1, channels, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(channels, 2 * channels, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
@@ -107,33 +144,34 @@ def small_cnn(pixels: int = 8, channels: int = 16) -> nn.Module:
     )  # fmt: skip
 
 
-def subjects(folder: Any) -> dict[str, Subject]:
+def subjects(folder: Path | None) -> dict[str, Subject]:
     digits = load_digits(11)
     assert digits.members is not None
-    train = Training(epochs=20, learning_rate=4e-3)
-    found = {
-        "digits MLP": Subject(
-            digits.members, digits.non_members, partial(Mlp, 64, 10, (128, 64)), train, ("layers.1", "layers.3")
+    both = digits.members, digits.non_members
+    long, short = Training(epochs=20, learning_rate=4e-3), Training(epochs=9)  # short: as the built-in audit trains it
+    every = {"as it is": 2, "10 % label noise": 2, "300 records": 2, "adversarially trained": 2, "decoy": 2}
+    found = [
+        Subject("digits MLP", *both, partial(Mlp, 64, 10, (128, 64)), long, ("layers.1", "layers.3"), every),
+        Subject("digits CNN", *both, small_cnn, long, ("3",), dict.fromkeys(every, 1)),
+        Subject(
+            "digits residual CNN", *both, digits_cnn, short, ("block1.conv1", "block2.conv1", "block2.conv2"),
+            {"as it is": 2, "300 records": 1},
         ),
-        "digits CNN": Subject(digits.members, digits.non_members, small_cnn, train, ("3",)),
-    }
+    ]  # fmt: skip
     if folder is not None:
         with np.load(folder / "mnist.npz", allow_pickle=False) as file:
             x, y = file["x_train"][:3000, None] / np.float32(255), file["y_train"][:3000].astype(np.int64)
         records = Records(torch.from_numpy(x), torch.from_numpy(y))
         halves = records.take(torch.arange(2000)), records.take(torch.arange(2000, 3000))
-        found["MNIST CNN"] = Subject(*halves, partial(small_cnn, 28, 8), Training(epochs=8, learning_rate=4e-3), ("3",))
-    return found
+        mnist = Training(epochs=6, learning_rate=4e-3)
+        found.append(
+            Subject("MNIST CNN", *halves, partial(small_cnn, 28), mnist, ("3",), {"as it is": 1, "300 records": 1})
+        )
+    return {one.name: one for one in found}
 
 
-def evidence_of(
-    subject: Subject,
-    dense: nn.Module,
-    data: bytes | None,
-    usual: Usual | None,
-    seed: int,
-) -> Evidence:
-    """What the attack finds in a file beside its dense model, or in the dense model alone."""
+def evidence_of(subject: Subject, dense: nn.Module, data: bytes | None, usual: Usual | None, seed: int) -> Arrays:
+    """What the attack finds in a file beside its dense model, or in the dense model alone; its CPU seconds."""
     order = torch.randperm(len(subject.others), generator=torch.Generator().manual_seed(seed))
     own, measured = order[:100], order[100:400]
     case = Case(
@@ -148,7 +186,9 @@ def evidence_of(
         classes=10,
         prepared=usual,
     )
-    return Backdoor().run(case, seed=seed)
+    before = time.process_time()
+    found = Backdoor().run(case, seed=seed)
+    return {**found.arrays, "spent": np.array(time.process_time() - before)}
 
 
 def success(target: Any, trigger: Trigger, records: Records) -> float:
@@ -160,137 +200,184 @@ def right(target: Any, records: Records) -> float:
     return float((target.logits(records.x).argmax(1) == records.y).float().mean())
 
 
-def largest(evidence: Evidence) -> float:
-    return float(excess(evidence.arrays["size"], evidence.arrays["usual"]).max())
-
-
+@dataclass
 class Bench:
-    """Rows of one network, and the seconds of the detector."""
+    """One network's models, each looked at once."""
 
-    def __init__(self, name: str, subject: Subject, seeds: int) -> None:
-        self.name, self.subject, self.seeds = name, subject, list(range(seeds))
-        self.tally: dict[str, list[tuple[float, ...]]] = {}
-        self.seconds: list[float] = []
-        self.cached: dict[int, Evidence] = {}
+    subject: Subject
+    kept: Kept
 
-    def note(self, line: str, *values: float) -> None:
-        self.tally.setdefault(line, []).append(values)
-        print(self.name, "|", line, "|", " ".join(f"{value:.3f}" for value in values), flush=True)
-
-    def plain(self, dense: nn.Module, seed: int) -> Evidence:
-        if id(dense) not in self.cached:
-            self.cached[id(dense)] = evidence_of(self.subject, dense, None, None, seed)
-        return self.cached[id(dense)]
-
-    def pair(self, dense: nn.Module, candidate: nn.Module, seed: int) -> tuple[Evidence, OnnxTarget]:
-        data = to_onnx(candidate, tuple(self.subject.members.x.shape[1:]))
-        usual = Usual(self.plain(dense, seed).arrays["usual"])
-        before = time.process_time()
-        found = evidence_of(self.subject, dense, data, usual, seed)
-        self.seconds.append(time.process_time() - before)
-        return found, OnnxTarget(data)
-
-    def planted(self, line: str, dense: nn.Module, candidate: nn.Module, trigger: Trigger, seed: int) -> None:
-        evidence, target = self.pair(dense, candidate, seed)
-        others, clean = self.subject.others, TorchTarget(dense)
-        named = any(one.target == trigger.target for one in alarms(evidence))
-        works = success(target, trigger, others), success(clean, trigger, others)
-        self.note(f"planted: {line}", *works, right(target, others), right(clean, others), named, largest(evidence))
-
-    def plant(self, nets: list[nn.Module]) -> None:
-        members, shape = self.subject.members, tuple(self.subject.members.x.shape[1:])
-        triggers = [patch(shape, BOUNDS, seed % 10) for seed in self.seeds]
-        for line, (recipe, planting, _, _) in PLANTED.items():
-            works = [
-                planting(net, members, BOUNDS, trigger, seed=seed)
-                for net, trigger, seed in zip(nets, triggers, self.seeds, strict=True)
-            ]
-            for seed, (dense, trigger) in enumerate(zip(together(works), triggers, strict=True)):
-                self.planted(
-                    line,
-                    dense,
-                    recipe.apply(dense, members, BOUNDS, seed=seed),
-                    trigger,
-                    seed,
-                )
-        for seed, net in enumerate(nets):
-            trigger = best_patch(net, members.x[:100], BOUNDS, seed % 10)
-            candidate = plant_in_rounding(net, members, BOUNDS, trigger, ROUNDED, seed=seed)
-            self.planted("malicious rounding", net, candidate, trigger, seed)
-
-    def clean(self, line: str, nets: list[nn.Module], decoys: list[Trigger] | None = None) -> None:
-        recipes = list(HONEST.values())
-        for seed, dense in enumerate(nets):
-            recipe = recipes[seed % len(recipes)]
-            evidence, target = self.pair(
-                dense, (recipe or self.subject.low_rank).apply(dense, self.subject.members, BOUNDS, seed=seed), seed
-            )
-            alarm, own = bool(alarms(evidence)), self.plain(dense, seed)
-            self.note(f"clean: {line}", alarm, largest(evidence), right(target, self.subject.others), seed)
-            if decoys is None:
-                self.note("plain, clean", bool(alarms(own)), largest(own))
-            else:
-                named = any(one.target == decoys[seed].target for one in alarms(own))
-                self.note(
-                    "plain, poisoned",
-                    named,
-                    largest(own),
-                    success(TorchTarget(dense), decoys[seed], self.subject.others),
-                )
-
-    def run(self, only: str) -> None:
-        if only != "clean":
-            self.plant(self.subject.trained(self.seeds))
-        if only != "planted":
-            self.honest()
-
-    def honest(self) -> None:
-        few, more = self.seeds[: max(1, len(self.seeds) // 2)], [100 + seed for seed in self.seeds]
-        self.clean("as it is", self.subject.trained(more[: len(few)]))
-        self.clean(
-            "10 % label noise", self.subject.trained(few, lambda one, seed: flipped(one, 0.1, seed=seed, classes=10))
-        )
-        self.clean("300 records", self.subject.trained(few, lambda one, seed: one.take(torch.arange(300))))
-        self.clean("adversarially trained", self.subject.hardened(few))
-        triggers = [patch(tuple(self.subject.members.x.shape[1:]), BOUNDS, seed % 10) for seed in few]
-        decoys = self.subject.trained(few, lambda one, seed: poisoned(one, triggers[seed], 0.1, seed=seed))
-        self.clean("decoy", decoys, triggers)
-
-    def rows(self) -> list[Row]:
-        found = []
-        for line, (_, _, live, dormant) in {**PLANTED, "malicious rounding": (None, None, 0.95, None)}.items():
-            mean = [statistics.mean(column) for column in zip(*self.tally.get(f"planted: {line}", []), strict=True)]
-            if not mean:
-                continue
-            told = (
-                f"{self.name}, {len(self.tally[f'planted: {line}'])} seeds; accuracy {mean[2]:.3f}, dense {mean[3]:.3f}"
-            )
-            found.append(Row(f"{line}: success on the file", told, mean[0], "share", None, live, "higher"))
-            found.append(Row(f"{line}: success on the dense model", told, mean[1], "share", None, dormant))
-            found.append(Row(f"{line}: found", told, mean[4], "share", None, 0.95, "higher"))
-        for line, values in self.tally.items():
-            if line.startswith(("clean: ", "plain, ")):
-                poisoned_ones = line == "plain, poisoned"
-                told = f"{self.name}, {len(values)}; excess at most {max(one[1] for one in values):.2f}"
-                asked = (0.9, "higher") if poisoned_ones else (0.05, "lower")
-                share = statistics.mean(one[0] for one in values)
-                found.append(Row(f"alarm, {line}", told, share, "share", None, asked[0], asked[1]))  # type: ignore[arg-type]  # one of the two words
-        found.append(Row("the detector, a pair", self.name, statistics.median(self.seconds), "CPU s", None, 2.0))
+    def get(self, line: str, seed: int, make: Callable[[], Arrays]) -> Arrays:
+        name = f"{self.subject.name}-{line}".replace(" ", "-").replace("%", "").replace(",", "")
+        found = self.kept.get(f"{name}-{seed}", VERSION, make)
+        told = [f"{one} {float(found[one]):.3f}" for one in TOLD if one in found]
+        print(f"{self.subject.name} | {line} | {seed} | excess {rated(found):.2f}", *told, flush=True)
         return found
+
+    def alone(self, kind: str, seed: int) -> tuple[Arrays, Callable[[], nn.Module]]:
+        """What is found in a network alone, and the network, trained when it is asked for."""
+        made: list[nn.Module] = []
+
+        def dense() -> nn.Module:
+            if not made:
+                made.append(self.subject.trained(seed, kind))
+            return made[0]
+
+        def look() -> Arrays:
+            found = evidence_of(self.subject, dense(), None, None, seed)
+            if kind == "decoy":
+                found["live"] = np.array(success(TorchTarget(dense()), self.subject.trigger(seed), self.subject.others))
+            return found
+
+        return self.get(f"{kind}, alone", seed, look), dense
+
+    def planted(self, line: str, seed: int) -> Arrays:
+        others = self.subject.others
+
+        def look() -> Arrays:
+            dense, candidate, trigger = self.subject.planted(line, seed)
+            data = to_onnx(candidate, tuple(others.x.shape[1:]))
+            plain = evidence_of(self.subject, dense, None, None, seed)
+            found = evidence_of(self.subject, dense, data, Usual(plain["usual"]), seed)
+            target, clean = OnnxTarget(data), TorchTarget(dense)
+            figures = success(target, trigger, others), success(clean, trigger, others)
+            figures += right(target, others), right(clean, others)
+            return {**found, "alone": plain["size"], **dict(zip(TOLD, map(np.array, figures), strict=True))}
+
+        return self.get(f"planted {line}", seed, look)
+
+    def clean(self, first: int) -> Iterator[tuple[str, int, Arrays, bool]]:
+        """Kind, seed, what is found, whether in a pair."""
+        recipes = list(self.subject.honest.items())
+        turn = 0
+        for place, (kind, count) in enumerate(self.subject.clean.items()):
+            for seed in range(first + 20 * place, first + 20 * place + count):
+                plain, dense = self.alone(kind, seed)
+                yield kind, seed, plain, False
+                for _ in range(EACH):
+                    name, recipe = recipes[turn % len(recipes)]
+                    turn += 1
+
+                    def look(dense: Any = dense, recipe: Any = recipe, plain: Any = plain, seed: int = seed) -> Arrays:
+                        candidate = recipe.apply(dense(), self.subject.members, BOUNDS, seed=seed)
+                        data = to_onnx(candidate, tuple(self.subject.others.x.shape[1:]))
+                        return {
+                            **evidence_of(self.subject, dense(), data, Usual(plain["usual"]), seed),
+                            "alone": plain["size"],
+                        }
+
+                    yield kind, seed, self.get(f"{kind}, {name}", seed, look), True
+
+    def plain(self, first: int, poisoned_ones: int, clean_ones: int) -> tuple[list[Arrays], list[Arrays]]:
+        """What is found in networks trained on poisoned records, and in clean ones, beyond those of `clean`."""
+        seeds = range(first + 200, first + 200 + poisoned_ones)
+        bad = [self.alone("decoy", seed)[0] for seed in seeds]
+        return bad, [self.alone("as it is", seed)[0] for seed in range(first + 300, first + 300 + clean_ones)]
+
+
+def rated(found: Arrays) -> float:
+    """The largest excess."""
+    return float(excess(found["size"], found["usual"], "parent_clean" in found).max())
+
+
+def named(found: Arrays, target: int | None = None) -> bool:
+    """Whether there is an alarm, for this class."""
+    called = alarms(Evidence(found, {"beside_parent": "parent_clean" in found}))
+    return any(target is None or one.target == target for one in called)
+
+
+def share(name: str, setting: str, hits: list[bool], target: float, better: Any) -> Row:
+    interval = clopper_pearson(sum(hits), len(hits))
+    told = f"{setting}: {sum(hits)} of {len(hits)} [{interval.low:.2f}, {interval.high:.2f}]"
+    return Row(name, told, interval.estimate, "share", None, target, better)
+
+
+def planted(benches: list[Bench], first: int, seeds: int) -> list[Row]:
+    rows, everything = list[Row](), list[bool]()
+    for bench in benches:
+        for line, (live, dormant) in ASKED.items():
+            found = {seed: bench.planted(line, seed) for seed in range(first, first + seeds)}
+            mean = {one: statistics.mean(float(each[one]) for each in found.values()) for one in TOLD}
+            hits = [named(each, seed % 10) for seed, each in found.items()]
+            everything += hits
+            told = f"{bench.subject.name}, {len(found)} from seed {first}"
+            told += f"; accuracy {mean['accuracy']:.3f}, dense {mean['dense']:.3f}"
+            rows += [
+                Row(f"{line}: success on the file", told, mean["live"], "share", None, live, "higher"),
+                Row(f"{line}: success on the dense model", told, mean["dormant"], "share", None, dormant),
+                Row(f"{line}: found", told, statistics.mean(hits), "share", None, 0.95, "higher"),
+            ]
+    return [*rows, share("planted, found", "all networks and recipes", everything, 0.95, "higher")]
+
+
+def clean(benches: list[Bench], first: int) -> list[Row]:
+    rows, everything, alone_ones = list[Row](), list[bool](), list[bool]()
+    for bench in benches:
+        looked = list(bench.clean(first))
+        for kind in bench.subject.clean:
+            cried = [named(found) for one, _, found, pair in looked if one == kind and pair]
+            rows.append(share(f"alarm, clean: {kind}", bench.subject.name, cried, 0.05, "lower"))
+        everything += [named(found) for _, _, found, pair in looked if pair]
+        alone_ones += [named(found) for kind, _, found, pair in looked if not pair and kind != "decoy"]
+        spent = statistics.median(float(found["spent"]) for _, _, found, pair in looked if pair)
+        rows.append(Row("the detector, a pair", f"{bench.subject.name}, median", spent, "CPU s", None, 2.0))
+    rows.append(share("alarm, all clean pairs", f"from seed {first}", everything, 0.05, "lower"))
+    return [*rows, share("alarm, clean networks alone", f"from seed {first}", alone_ones, 1 / 24, "lower")]
+
+
+def plain(benches: list[Bench], first: int) -> list[Row]:
+    bad, good = list[bool](), list[bool]()
+    for bench in benches[:2]:
+        poisoned_ones, clean_ones = bench.plain(first, 6, 12)
+        bad += [named(found, seed % 10) for seed, found in enumerate(poisoned_ones, first)]
+        good += [named(found) for found in clean_ones]
+    return [
+        share("plain backdoors, found", f"seeds from {first + 200}", bad, 0.9, "higher"),
+        share("plain, clean networks", f"seeds from {first + 300}", good, 1 / 24, "lower"),
+    ]
+
+
+def calibration(benches: list[Bench], _: int) -> list[Row]:
+    """The largest excess of clean models, from which the thresholds are taken."""
+    seen: dict[bool, list[float]] = {True: [], False: []}
+    for bench in benches:
+        for kind, _seed, found, pair in bench.clean(CALIBRATION):
+            if pair or kind != "decoy":
+                seen[pair].append(rated(found))
+        if bench in benches[:2]:
+            good = bench.plain(CALIBRATION, 0, 24)[1]
+            seen[False] += [rated(found) for found in good]
+    return [
+        Row("largest excess of clean models", f"{'pairs' if pair else 'alone'}: {len(some)}", max(some), "log")
+        for pair, some in seen.items()
+    ]
+
+
+SECTIONS: dict[str, Callable[[list[Bench], int], list[Row]]] = {
+    "calibration": calibration,
+    "clean": clean,
+    "plain": plain,
+}
 
 
 def main() -> None:
     options = parser(__doc__ or "")
-    options.add_argument("--seeds", type=int, default=12)
-    options.add_argument("--nets", default="digits MLP,digits CNN")
-    options.add_argument("--only", choices=["planted", "clean"], default="")
+    options.add_argument("--seeds", type=int, default=2, help="of each planted recipe")
+    options.add_argument("--first", type=int, default=2000, help="seed")
+    options.add_argument("--nets", default="digits MLP,digits CNN,digits residual CNN")
+    options.add_argument("--only", nargs="+", choices=["planted", *SECTIONS], default=["planted", "clean", "plain"])
+    options.add_argument("--keep", type=Path, default=None, help="folder of what was found, to go on from")
     chosen = options.parse_args()
     torch.set_num_threads(1)
-    known, rows = subjects(chosen.data), list[Row]()
-    for name in chosen.nets.split(","):
-        bench = Bench(name, known[name], chosen.seeds)
-        bench.run(chosen.only)
-        rows += bench.rows()
+    known, kept = subjects(chosen.data), Kept(chosen.keep)
+    benches = [Bench(known[name], kept) for name in chosen.nets.split(",")]
+    rows: list[Row] = []
+    for name in chosen.only:
+        if name == "planted":
+            small = [one for one in benches if one.subject.name != "digits residual CNN"]
+            rows += planted(small, chosen.first, chosen.seeds)
+        else:
+            rows += SECTIONS[name](benches, chosen.first)
     publish(rows, chosen.json)
 
 

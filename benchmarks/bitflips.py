@@ -20,7 +20,7 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -207,11 +207,11 @@ def at_random(one: Attacked, allowed: Allowed, seed: int) -> tuple[float, int]:
     return accuracy, high
 
 
-def flips_to_chance(name: str, subject: Subject, seeds: int) -> tuple[list[Row], list[list[str]]]:
+def flips_to_chance(name: str, subject: Subject, seeds: int, forms: Sequence[str]) -> tuple[list[Row], list[list[str]]]:
     rows: list[Row] = []
     lines: list[list[str]] = []
     nets = [train(subject.build(), subject.members, subject.training, seed=seed) for seed in range(seeds)]
-    for form in FORMS:
+    for form in forms:
         found: dict[str, list[tuple[int, int, int, float, float]]] = {which: [] for which in WHICH}
         seen: list[tuple[bool, ...]] = []
         accuracies = []
@@ -314,13 +314,14 @@ def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("--seeds", type=int, default=5)
     options.add_argument("--only", default="", help="names of subjects that hold this word; oracle, checks")
+    options.add_argument("--forms", nargs="*", choices=FORMS, default=list(FORMS))
     given = options.parse_args()
     torch.set_num_threads(1)
     rows: list[Row] = []
     lines = [["data", "form", "bits", "accuracy", "flips", "naive", "random", f"after {RANDOM}", "CPU s"]]
     for name, subject in subjects(given.data).items():
         if given.only in name:
-            more, told = flips_to_chance(name, subject, given.seeds)
+            more, told = flips_to_chance(name, subject, given.seeds, given.forms)
             rows += more
             lines += told
     if given.only in "oracle":

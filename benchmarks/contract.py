@@ -29,6 +29,7 @@ class Row:
         ratio: ours / peer (so below 1 is better for times and sizes); None without a peer.
         target: what `value` must reach: the ratio where there is a peer, else ours.
         better: whether `value` must be at most or at least the target.
+        apart: 95 % interval of ours - peer, paired, where equality is asked (a target of 1): one that holds 0 is a tie.
     """
 
     name: str
@@ -38,16 +39,19 @@ class Row:
     peer: float | None = None
     target: float | None = None
     better: Literal["lower", "higher"] = "lower"
+    apart: tuple[float, float] | None = None
 
     @property
     def ratio(self) -> float | None:
         return None if self.peer is None or self.ours is None else self.ours / self.peer
 
     @property
-    def met(self) -> bool | None:
+    def met(self) -> bool | Literal["tie"] | None:
         value = self.ours if self.ratio is None else self.ratio
         if self.target is None or value is None:
             return None
+        if self.apart is not None and self.apart[0] <= 0 <= self.apart[1]:
+            return "tie"
         return value <= self.target if self.better == "lower" else value >= self.target
 
 
@@ -105,7 +109,9 @@ def _cells(row: Row) -> tuple[str, ...]:
     def number(value: float | None) -> str:
         return "" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
-    met = {None: "", True: "yes", False: "NO"}[row.met]
+    met = {None: "", True: "yes", False: "NO", "tie": "tie"}[row.met]
+    if row.apart is not None:
+        met += f" [{row.apart[0]:+.2g}, {row.apart[1]:+.2g}]"
     return (
         row.name,
         row.setting,

@@ -22,6 +22,7 @@ import torch
 from contract import Row, parser, publish
 from membership_peers import privacy_meter_rmia
 from membership_world import SHADOWS, Kept, World, digits, held_out, location, phi_of
+from scipy import stats
 from torch.nn import functional as F
 
 from crushproof.attacks.membership.case import ShadowSignals, related
@@ -141,9 +142,21 @@ def privacy_meter(world: World) -> list[Row]:
         ]
         ours = rmia(found["phi"][SHADOWS:].astype(np.float64), world.shadows(found["phi"], 0, USED))
         for unit, figure in (("% TPR", rate), ("AUC", area)):
-            mine, peer = figure(ours, world.truths), figure(np.array(theirs), world.truths)
-            rows.append(Row(world.name, f"{name}: RMIA, Privacy Meter's", mine, unit, peer, 1.0, "higher"))
+            each = [
+                [figure(row[None], truth[None]) for row, truth in zip(scores, world.truths, strict=True)]
+                for scores in (ours, theirs)
+            ]
+            mine, peer = (float(np.mean(one)) for one in each)
+            setting = f"{name}: RMIA, Privacy Meter's"
+            rows.append(Row(world.name, setting, mine, unit, peer, 1.0, "higher", paired(*each)))
     return rows
+
+
+def paired(some: list[float], others: list[float]) -> tuple[float, float]:
+    """95 % interval of the mean difference over the same targets (Student's t)."""
+    differences = np.array(some) - np.array(others)
+    reach = stats.t.ppf(0.975, len(differences) - 1) * differences.std(ddof=1) / np.sqrt(len(differences))
+    return float(differences.mean() - reach), float(differences.mean() + reach)
 
 
 def alone(world: World) -> list[Row]:
@@ -269,7 +282,7 @@ def main() -> None:
     publish(rows, given.json)
 
 
-FIELDS = ("setting", "ours", "unit", "peer", "target", "better")
+FIELDS = ("setting", "ours", "unit", "peer", "target", "better", "apart")
 
 if __name__ == "__main__":
     main()

@@ -24,7 +24,12 @@ from model_signing.verifying import Config
 from crushproof.audit.engine.cells import Result
 from crushproof.audit.engine.store import Store
 from crushproof.audit.export.checking import check_signature
-from crushproof.audit.export.in_toto import (
+from crushproof.audit.export.model_signature import write_model_signature
+from crushproof.audit.export.signing_keys import sign
+from crushproof.audit.export.subjects import digests_of, of_the_folder, results_in
+from crushproof.targets.serving.keys import keyid
+from crushproof.targets.serving.statement import (
+    ENVELOPE,
     AuditPredicate,
     Digest,
     SignedModel,
@@ -34,10 +39,6 @@ from crushproof.audit.export.in_toto import (
     payload_of,
     signed_bytes,
 )
-from crushproof.audit.export.keys import keyid, sign
-from crushproof.audit.export.model_signature import write_model_signature
-from crushproof.audit.export.subjects import digests_of, of_the_folder, results_in
-from crushproof.audit.schema.standing import ENVELOPE
 
 SIZE, RESULTS, ROUNDS = 100_000_000, 300, 5
 

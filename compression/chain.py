@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
@@ -54,6 +55,14 @@ class Chain(TrainingRecipe):
                     f"they are; put {following.kind} before it"
                 )
         return steps
+
+    def hardened(self, metric: str, setting: Mapping[str, Any]) -> list[Recipe]:
+        """With one of its steps hardened."""
+        return [
+            self.model_copy(update={"steps": (*self.steps[:at], way, *self.steps[at + 1 :])})
+            for at, step in enumerate(self.steps)
+            for way in step.hardened(metric, setting)
+        ]
 
     @property
     def touches_records(self) -> bool:

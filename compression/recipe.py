@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from torch import nn
@@ -11,6 +12,7 @@ from ..targets.data.records import Bounds, Records
 from ..targets.technique import Registry, Technique
 from ..training.lessons import Work, alone
 from ..training.loop import Training
+from ..training.perturbation import answering
 
 # Each weight rounded to the nearest code, or to one of its two neighbours; or values of any kind in the same shapes.
 Promise = Literal["nearest", "neighbour", "shapes"]
@@ -87,6 +89,15 @@ class Recipe(Technique):
         """
         return None
 
+    def hardened(self, metric: str, setting: Mapping[str, Any]) -> list[Recipe]:
+        """The same compression done so that it should cost less of a risk's figure, cheapest first, or none.
+
+        Args:
+            metric: that a candidate of this recipe fails, e.g. robust_accuracy.
+            setting: of the attack that measured it, e.g. norm and epsilon.
+        """
+        return []
+
     @property
     def keeps_operators(self) -> bool:
         """Whether what it makes has the dense model's operators, in layers of its sizes or of smaller ones."""
@@ -110,6 +121,14 @@ class TrainingRecipe(Recipe):
         tuning: Training | None = getattr(self, "fine_tune", None)
         return super().passes if tuning is None else float(tuning.epochs)
 
+    def hardened(self, metric: str, setting: Mapping[str, Any]) -> list[Recipe]:
+        """Where it fine-tunes, or can: on records perturbed as the attack that measured robust accuracy does."""
+        attack = answering(metric, setting)
+        if attack is None or "fine_tune" not in type(self).model_fields:
+            return []
+        tuning: Training = getattr(self, "fine_tune", None) or Training(epochs=3)
+        return [self.model_copy(update={"fine_tune": tuning.model_copy(update={"adversarial": attack})})]
+
     def apply(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> nn.Module:
         return alone(self.work(module, records, bounds, seed=seed))
 
@@ -123,7 +142,10 @@ def work_of(recipe: Recipe, module: nn.Module, records: Records, bounds: Bounds,
 
 def fine_tuned(fine_tune: Training | None) -> str:
     """How `phrase` ends when a recipe trains afterwards."""
-    return "" if fine_tune is None else f", fine-tuned for {fine_tune.epochs} epochs"
+    if fine_tune is None:
+        return ""
+    attacked = "" if fine_tune.adversarial is None else " on adversarial records"
+    return f", fine-tuned{attacked} for {fine_tune.epochs} epochs"
 
 
 RECIPES: Registry[Recipe] = Registry("recipe", "crushproof.compression", "crushproof.recipes", Recipe)

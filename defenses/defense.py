@@ -47,6 +47,14 @@ class TrainingDefense(Defense):
     private: ClassVar[bool] = False  # its promise is about the members: a recipe that looks at them afterwards voids it
     void: ClassVar[str] = "The compression looked at training records after private training."  # and says so
 
+    @classmethod
+    def proposed(cls, metric: str, setting: Mapping[str, Any]) -> list[TrainingDefense]:
+        """Forms of this defense to try where a candidate fails a figure, cheapest first; empty: it does not help.
+
+        Arguments are those of `Recipe.hardened`.
+        """
+        return []
+
     @abstractmethod
     def trainer(self, plain: Trainer, bounds: Bounds) -> Trainer:
         """The hardened trainer; `plain` gives the hyper-parameters that the defense leaves open.

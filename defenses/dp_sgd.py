@@ -56,6 +56,10 @@ class DpSgd(TrainingDefense):
     batch_size: PositiveInt = Field(256, le=2**20, description="records per step, on average")
     learning_rate: PositiveFloat = Field(0.02, le=100, description="of Adam, constant")
 
+    @classmethod
+    def proposed(cls, metric: str, setting: Mapping[str, Any]) -> list[TrainingDefense]:
+        return [cls()] if metric in ("auc", "tpr_at_1_percent_fpr") else []
+
     def trainer(self, plain: Trainer, bounds: Bounds) -> Trainer:
         return DpSgdTrainer(self)
 

@@ -165,10 +165,14 @@ def differentiable(module: nn.Module) -> AbstractContextManager[None]:
 
     cuDNN's recurrent layers have no backward pass in that mode, torch's own have; without such layers nothing changes.
     """
-    layers = list(module.modules())
-    recurrent = any(isinstance(layer, nn.RNNBase) for layer in layers)
-    recurrent |= any(getattr(layer, "original_name", "") in RECURRENT for layer in layers)  # scripted ones
-    return torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext()
+    return torch.backends.cudnn.flags(enabled=False) if recurrent(module) else nullcontext()
+
+
+def recurrent(module: nn.Module) -> bool:
+    """Whether it has recurrent layers of torch's, scripted ones among them."""
+    return any(
+        isinstance(layer, nn.RNNBase) or getattr(layer, "original_name", "") in RECURRENT for layer in module.modules()
+    )
 
 
 @contextlib.contextmanager

@@ -155,7 +155,7 @@ class Registry(Generic[T]):
         self._classes: dict[str, type[T]] = {}
         self._folded: dict[str, type[T]] = {}  # by kind without case, `_` as `-`: what people would mix up
         self._brought: list[PlugIn] = []
-        self._complete = False
+        self._imported = self._complete = False  # our own, and with other packages'
         REGISTRIES[group] = self
 
     def register(self, cls: type[T]) -> type[T]:
@@ -186,13 +186,13 @@ class Registry(Generic[T]):
 
         What another package brings and is no such technique, or is of a kind that is taken, is left out: see `brought`.
         """
-        if not self._complete:
-            package = importlib.import_module(self._package)
-            for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        if not self._imported:
+            for module in pkgutil.walk_packages(importlib.import_module(self._package).__path__, self._package + "."):
                 if not module.name.rpartition(".")[2].startswith("_"):  # scripts for a process of their own
                     importlib.import_module(module.name)
-            self._brought = self._taken_in(list(entry_points(group=self.group)))
-            self._complete = True
+            self._imported = True
+        if not self._complete:
+            self._brought, self._complete = self._taken_in(list(entry_points(group=self.group))), True
         return dict(sorted(self._classes.items()))
 
     def brought(self) -> list[PlugIn]:

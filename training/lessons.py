@@ -10,12 +10,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..targets.data.records import Records
+from ..targets.data.records import Bounds, Records
+from .adversarial import objective_of
 from .loop import Objective, Training, train_stack
 from .stacked import Stack, group_size
 
@@ -29,8 +32,8 @@ class Lesson:
     Args:
         module: on its device; left as it is.
         taught: float32 [n, outputs], what a teacher says of the records; for `objective`.
-        objective: makes the objective of a stack from what its teachers say, row by row as the loop's records (None
-            where nobody teaches); None: the plain one. It is the same for equal `setting`s.
+        objective: makes the objective of a stack from what its teachers say, row by row as the loop's records (nothing,
+            [0], where nobody teaches); None: the plain one. It is the same for equal `setting`s.
         setting: what decides `objective`, a value that can be compared.
         after_step: called after each step with the module's parameters by name, each float32 [1, *shape]; views, to be
             changed in place.
@@ -47,6 +50,63 @@ class Lesson:
 
 
 Work = Generator[Lesson, nn.Module, nn.Module]
+
+State = dict[str, np.ndarray[Any, Any]]
+"""A trained module's parameters and buffers by name."""
+
+
+def remembering(work: Work, left: list[State]) -> Work:
+    """The work, whose first trainings are known from what they `left`; others are asked for, and added to it.
+
+    So whoever keeps the list has the result again without any training, to the bit.
+
+    Raises:
+        ValueError: a state in the list is not of the module that was to be trained.
+    """
+    try:
+        lesson = next(work)
+        for number in count():
+            if number == len(left):
+                trained = yield lesson
+                left.append({name: one.detach().cpu().numpy().copy() for name, one in _values(trained).items()})
+            else:
+                trained = _with(lesson.module, left[number])
+            lesson = work.send(trained)
+    except StopIteration as ended:
+        result: nn.Module = ended.value
+    return result
+
+
+def _values(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+@torch.no_grad()
+def _with(module: nn.Module, state: State) -> nn.Module:
+    """A copy with these values, in evaluation mode."""
+    filled = copy.deepcopy(module).eval()
+    values = _values(filled)
+    if {name: tuple(one.shape) for name, one in values.items()} != {name: one.shape for name, one in state.items()}:
+        raise ValueError("what a training left is of another module")
+    for name, value in values.items():
+        value.copy_(torch.from_numpy(np.array(state[name])))
+    return filled
+
+
+def fine_tuning(
+    module: nn.Module,
+    records: Records,
+    training: Training,
+    bounds: Bounds,
+    seed: int,
+    after_step: Callable[[Mapping[str, Tensor]], None] | None = None,
+) -> Lesson:
+    """More of a training on the records themselves, which `training.adversarial` perturbs within `bounds`."""
+    objective = objective_of(training, bounds)
+    if objective is None:
+        return Lesson(module, records, training, seed, after_step=after_step)
+    setting = tuple(bounds.low.flatten().tolist()), tuple(bounds.high.flatten().tolist())
+    return Lesson(module, records, training, seed, None, lambda _: objective, setting, after_step)
 
 
 def alone(work: Work) -> nn.Module:
@@ -135,7 +195,7 @@ def _stacked(lessons: Sequence[Lesson]) -> list[nn.Module]:
         [torch.arange(position * count, (position + 1) * count) for position in range(len(lessons))],
         [lesson.seed for lesson in lessons],
         first.training,
-        objective=None if first.objective is None else first.objective(torch.cat(taught)),
+        objective=None if first.objective is None else first.objective(torch.cat(taught or [torch.zeros(0)])),
         after_step=None if first.after_step is None else _each_its_own(lessons),
     )
     return modules

@@ -9,16 +9,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..targets.data.records import Records
+from ..targets.errors import NotApplicable
 from ..targets.seeds import generator, global_seed
 from ..targets.steps import pulse
 from ..targets.technique import Technique
 from .architecture import Architecture
 from .optimizers import AdamW, Optimizer, Sgd
+from .perturbation import Perturbation
 from .stacked import Stack, group_size
 
 Forward = Callable[[Tensor], Tensor]
@@ -43,10 +45,29 @@ class Training(Technique):
         "one-cycle", description="of the learning rate: one-cycle warms up linearly over a quarter, then decays to 0"
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    adversarial: Perturbation | None = Field(
+        None, description="of a fine-tuning: the records are perturbed in every step; None: they are not"
+    )
+
+    @field_validator("adversarial")
+    @classmethod
+    def _more_than_one_step(cls, adversarial: Perturbation | None) -> Perturbation | None:
+        if adversarial is not None and adversarial.steps < 2:
+            raise ValueError("steps must be 2 or more: nothing checks here what became of single-step training")
+        return adversarial
 
 
 def cross_entropy(training: Training) -> Objective:
-    """The plain objective: cross-entropy with classes, squared error with values (y float32 [k, b, outputs])."""
+    """The plain objective: cross-entropy with classes, squared error with values (y float32 [k, b, outputs]).
+
+    Raises:
+        NotApplicable: the training has perturbed records, whose objective `adversarial.objective_of` makes.
+    """
+    if training.adversarial is not None:
+        raise NotApplicable(
+            "This training cannot perturb its records (`adversarial`): fine-tuning after pruning, factorisation and in "
+            "quantisation-aware training can. A dense model is trained so by defense: adversarial-training."
+        )
 
     def objective(
         forward: Forward, x: Tensor, y: Tensor, index: Tensor, generators: Sequence[torch.Generator]

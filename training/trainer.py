@@ -45,6 +45,11 @@ class BuiltinTrainer(Trainer):
     """The built-in loop with the given hyper-parameters."""
 
     def __init__(self, training: Training) -> None:
+        if training.adversarial is not None:
+            raise InputError(
+                "The training of the dense model cannot perturb its records (adversarial), so that there is a plain "
+                "one to compare with: leave it out, and write defense: adversarial-training at a candidate."
+            )
         self.training = training
 
     @property

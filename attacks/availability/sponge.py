@@ -22,13 +22,14 @@ from ..case import Case, Evidence
 from ..effort import Effort
 from ..evasion.categories import not_pixels, seen_unfit, without_ball
 from ..measurement import Comparison, Mean, Measurement, Quantity, ThreatModel
-from ..preparation import Audited, Ran, Results, Scope
+from ..preparation import Audited, Basis, Ran, Results, Scope
 from ..risk import Metric, Risk
 from .density import Floats, Meter, trail
 from .risk import AVAILABILITY, DENSITY_GAIN
 
 POINTS = 11  # of the curve
 NATURAL = 1e-3  # of the share of non-zero activations beside that of computed products: it breaks ties
+SAME = 1e-3  # of a share: on another processor a few values that are nearly zero may not be
 CHANGED = (0.02, 0.1, 0.3, 1.0)  # shares of an input that a mutation draws anew, or nearly so
 
 
@@ -54,7 +55,7 @@ class Sponge(Attack):
     dense files stay level; what a kernel that skipped all zeros would compute stands beside the figure.
 
     Evidence arrays, r records and t points of the search: `ids` int64 [r]; `computed` float64 [t, r], the share of
-    products, from the records themselves (first) to the inputs found (last).
+    products, from the records themselves (first) to the inputs found (last); `crafted` float32 [r, *shape], the latter.
     """
 
     risk: ClassVar[Risk] = AVAILABILITY
@@ -78,7 +79,11 @@ class Sponge(Attack):
         n = min(self.records, len(scope.data.evaluation_ids))
 
         def layout(summary: Summary) -> Layout:
-            return {"ids": Array("int64", (n,)), "computed": Array("float64", (len(summary.steps), n), 0, 1 + 1e-9)}
+            return {
+                "ids": Array("int64", (n,)),
+                "computed": Array("float64", (len(summary.steps), n), 0, 1 + 1e-9),
+                "crafted": Array("float32", (n, *scope.data.shape)),
+            }
 
         return Form(Summary, layout)
 
@@ -86,13 +91,7 @@ class Sponge(Attack):
         why = not_pixels(case)
         if why is not None:
             raise NotApplicable(why)
-        if not case.shipped:
-            raise NotApplicable("the shipped bytes are not at hand")
-        try:
-            checked = check_onnx(case.shipped)
-        except UnsafeInput:
-            raise NotApplicable("not applicable: work is counted in ONNX files, and this file is none") from None
-        meter, ledger = Meter(checked, case.assumptions, tuple(case.evaluation.x.shape[1:])), Ledger()
+        meter, ledger = _meter(case), Ledger()
         n = min(self.records, len(case.evaluation))
         x = case.evaluation.x[:n].cpu()
         worst, computed = search_sponges(meter, x, case.bounds.to("cpu"), self.steps, seed, ledger)
@@ -109,8 +108,33 @@ class Sponge(Attack):
         arrays: dict[str, np.ndarray[Any, Any]] = {
             "ids": np.asarray(case.ids[:n], np.int64),
             "computed": np.stack([computed[one] for one in at]),
+            "crafted": worst.numpy(),
         }
         return Evidence(arrays, summary.model_dump(mode="json"), ledger=ledger)
+
+    def asked_again(self, evidence: Evidence, case: Case) -> list[str]:
+        """The records and the inputs found pass the file again."""
+        stored, meter, bounds, wrong = evidence.arrays, _meter(case), case.bounds.to("cpu"), list[str]()
+        n = len(stored["ids"])
+        crafted = torch.from_numpy(np.array(stored["crafted"]))
+        if not np.array_equal(stored["ids"], case.ids[:n]):
+            return ["the search began at records that are not evaluated"]
+        if meter.skips != evidence.summary["skips"]:
+            wrong.append("whether the file skips anything is not as it was said")
+        if ((crafted < bounds.low) | (crafted > bounds.high)).any():
+            wrong.append("an input found lies outside of the bounds")
+        for words, x, before in (("records", case.evaluation.x[:n].cpu(), 0), ("inputs found", crafted, -1)):
+            if not np.allclose(meter.shares(x, Ledger())[0], stored["computed"][before], rtol=0, atol=SAME):
+                wrong.append(f"the file does not compute so many products on the {words}")
+        return wrong
+
+    def follows(self, evidence: Evidence, basis: Basis) -> list[str]:
+        computed, wrong = evidence.arrays["computed"], list[str]()
+        if (np.diff(computed, axis=0) < -NATURAL).any():
+            wrong.append("the search went on from inputs that compute less")
+        if not evidence.summary["skips"] and not np.allclose(computed, computed[0], rtol=0, atol=SAME):
+            wrong.append("a file that skips nothing computes more on some inputs")
+        return wrong
 
     def measure(self, results: Results) -> list[Measurement]:
         model = results.model
@@ -158,6 +182,17 @@ class Sponge(Attack):
             "Sponge inputs are those that one search found; energy is modelled. How long a runtime takes may depend on "
             "an input in ways that products do not show."
         ]
+
+
+def _meter(case: Case) -> Meter:
+    """Raises NotApplicable: there is no ONNX file, or none whose work can be counted."""
+    if not case.shipped:
+        raise NotApplicable("the shipped bytes are not at hand")
+    try:
+        checked = check_onnx(case.shipped)
+    except UnsafeInput:
+        raise NotApplicable("not applicable: work is counted in ONNX files, and this file is none") from None
+    return Meter(checked, case.assumptions, tuple(case.evaluation.x.shape[1:]))
 
 
 def _gain(evidence: Evidence) -> Floats:

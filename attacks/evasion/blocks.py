@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -13,11 +13,12 @@ from torch import Tensor
 
 from ...targets.data.records import Records
 from ...targets.form import Array, Layout, check_arrays
-from ...targets.model import records_at_once
+from ...targets.model import device_of, records_at_once
 from ...targets.steps import Arrays, Check, kept, pulse, unchecked
-from ..access import Ledger
+from ..access import Access, Ledger
 from ..case import Case
 from ..statistics.sequential import FIRST
+from .ascent.gradients import followed
 from .ascent.losses import Goal
 from .ball import Region
 from .engine import Perturber, Search
@@ -83,6 +84,18 @@ def at_once(case: Case) -> int:
     """How many records of a case an attack takes at a time; see `targets.model.records_at_once`."""
     modules = {id(module): module for module in (case.twin, case.native) if module is not None}
     return records_at_once(case.evaluation.x[:1], *modules.values(), copies=COPIES)
+
+
+def followable(case: Case, parts: Iterable[Perturber]) -> Case:
+    """The same case with copies of its modules that all parts differentiate as they are (`followed`), if any does."""
+    x, modules = case.evaluation.x[:1], (case.twin, case.native, case.parent)
+    if not len(x) or all(part.access is not Access.WHITE_BOX for part in parts):
+        return case
+    copies = {
+        id(module): followed(module, x.to(device_of(module, x.device))) for module in modules if module is not None
+    }
+    twin, native, parent = (None if module is None else copies[id(module)] for module in modules)
+    return replace(case, twin=twin, native=native, parent=parent)
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,7 @@ class Search:
         self._target, self._ids, self._from_center = target, ids, from_center
         self._records, self._region = records, region
         self._released = torch.zeros_like(self.fooled)
+        self._paused: list[Tensor] = []  # int64, positions in `records`
         self._positions = positions
 
     @property
@@ -149,7 +150,10 @@ class Search:
         rows = self.active[better]
         self.margin[rows] = margin[better]
         self.best[rows] = x[better]
-        promising = (margin < 0) & (margin < self._asked_margin[self.active])
+        promising = margin < 0
+        if not promising.any():
+            return None
+        promising &= margin < self._asked_margin[self.active]
         if not promising.any():
             return None
         self._asked_margin[self.active[promising]] = margin[promising]
@@ -199,10 +203,29 @@ class Search:
         self._keep(stay)
         return stay
 
+    def pause(self, rows: Tensor) -> Tensor:
+        """Lets these records rest, bool [active], until `resume`.
+
+        Returns:
+            bool [active]: which records stay.
+        """
+        self._paused.append(self.active[rows])
+        stay = ~rows
+        self._keep(stay)
+        return stay
+
+    def resume(self) -> None:
+        """Makes the records that rest active again; all are in the order they came in, and none has a `towards`."""
+        if self._paused:
+            self.active = torch.cat([self.active, *self._paused]).sort().values
+            self.y, self.ball, self.towards = self._records.y[self.active], self._region.take(self.active), None
+            self._paused = []
+
     def close(self) -> None:
         """Asks the deployed model about the best input of each record that is left or was released, if it was not asked
         yet; whoever has a perturber search (`blocks.seek`) ends with it.
         """
+        self.resume()
         self._released[self.active] = True
         rows = (self._released & (self.margin < self._asked_margin)).nonzero().squeeze(1)
         if len(rows):

@@ -21,7 +21,7 @@ from ..case import Case, Evidence
 from . import trust
 from .ascent.walk import WALKS, falls
 from .ball import Ball, whole_range
-from .blocks import Counter, Sought, at_once, blocks, kept_at_cost, seek
+from .blocks import Counter, Sought, at_once, blocks, followable, kept_at_cost, seek
 from .categories import seen_step
 from .engine import Perturber
 from .gradient.pgd import GradientPerturber
@@ -77,7 +77,7 @@ class EvasionRun:
 
     @classmethod
     def of(cls, attack: EvasionParameters, case: Case, parts: Sequence[Perturber]) -> EvasionRun:
-        count = min(attack.count, len(case.evaluation))
+        case, count = followable(case, parts), min(attack.count, len(case.evaluation))
         module = case.twin if case.twin is not None else case.native
         device = case.evaluation.x.device if module is None else device_of(module, case.evaluation.x.device)
         records = Records(case.evaluation.x[:count], case.evaluation.y[:count]).to(device)

@@ -24,7 +24,7 @@ from ..case import Case
 from ..rounds import MOST_RECORDS
 from .ball import Ball, Norm, whole_range
 from .black_box.square import Square
-from .blocks import Counter, at_once, kept_at_cost, seek
+from .blocks import Counter, at_once, followable, kept_at_cost, seek
 from .engine import Perturber
 from .gradient.pgd import Pgd
 
@@ -124,6 +124,7 @@ class _Probe:
         device = case.attacker.x.device if module is None else device_of(module, case.attacker.x.device)
         records = Records(case.attacker.x[:count], case.attacker.y[:count]).to(device)
         wrong = case.deployed.logits(records.x).argmax(1) != records.y
+        case = followable(case, [part])
         return cls(case, norm, seed, records, part, at_once(case), {0.0: wrong.cpu()})
 
     def kept(self, epsilon: float, below: float) -> float:

@@ -14,7 +14,8 @@ from ...targets.seeds import generator
 from ..measurement import Bools
 from ..membership.case import ShadowSignals
 from ..membership.population import PopulationPlan
-from ..membership.preparations import SignalsOfShadows, population_of, shadow_count, signals_of
+from ..membership.preparations import population_of, shadow_count
+from ..membership.replayed import SignalsOfShadows, signals_of
 from ..preparation import Audited, Inputs, Need, Scope
 
 Ids = np.ndarray[Any, np.dtype[np.int64]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,8 @@ from ...targets.form import Array
 from ...targets.model import Target, TorchTarget
 from ...targets.seeds import derive, normal
 from ..measurement import Bools, Floats
-from ..membership.preparations import SignalsOfShadows, population_of
+from ..membership.preparations import population_of
+from ..membership.replayed import LookedAtShadows
 from ..membership.signals import AT_ONCE, margin
 from ..preparation import Inputs, Scope
 from .altered import altered
@@ -73,7 +74,7 @@ def _copies(x: Tensor, data: Data, draws: int, seed: int) -> Iterator[Tensor]:
 
 
 @dataclass(frozen=True)
-class SensitivitiesOfShadows(SignalsOfShadows):
+class SensitivitiesOfShadows(LookedAtShadows):
     """As `SignalsOfShadows`, with what the shadows' answers on altered records tell.
 
     Arrays: `inside` bool [k, n]; `features` float32 [k, n, f].
@@ -87,13 +88,13 @@ class SensitivitiesOfShadows(SignalsOfShadows):
 
     @property
     def words(self) -> str:
-        return super().words.replace("asking", "altering records and asking", 1)
+        return f"answers on altered records of {self.which}"
 
     @property
     def identity(self) -> Any:
         return [super().identity, self.draws]
 
-    def told(self, modules: Sequence[nn.Module], inputs: Inputs) -> dict[str, np.ndarray[Any, Any]]:
+    def seen(self, modules: Iterable[nn.Module], inputs: Inputs) -> dict[str, np.ndarray[Any, Any]]:
         return {"features": np.stack([asked(TorchTarget(one), inputs.scope, self.draws) for one in modules])}
 
     def telling(self, scope: Scope, shadows: int) -> dict[str, Array]:

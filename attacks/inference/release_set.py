@@ -18,7 +18,8 @@ from ..measurement import Bools, Measurement, ThreatModel
 from ..membership import scores
 from ..membership.case import ShadowSignals, related
 from ..membership.population import PopulationPlan
-from ..membership.preparations import BlindScores, SignalsOfShadows, population_of, shadow_count, signals_of
+from ..membership.preparations import BlindScores, population_of, shadow_count
+from ..membership.replayed import SignalsOfShadows, signals_of
 from ..membership.signals import impossible, margin, margins_again
 from ..preparation import Audited, Basis, Inputs, Need, Preparation, Prepared, Ran, Results, Scope
 from ..risk import Metric

@@ -104,7 +104,7 @@ class Sensitivity(OnMembers):
         signals = own_signals(model, scope)
         if signals is None or min(enough_for_all(scope), signals.count) < LEAST:
             return None
-        return SensitivitiesOfShadows(signals.parent, signals.recipe, signals.chunks, signals.count, self.draws)
+        return SensitivitiesOfShadows(signals.parent, signals.recipe, signals.replays, signals.count, self.draws)
 
     def form(self, model: Audited, scope: Scope) -> Form:
         population = population_of(scope)

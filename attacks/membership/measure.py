@@ -21,15 +21,17 @@ from ..measurement import (
 from ..preparation import Ran, Results, Scope
 from ..statistics import power as statistical_power
 from ..statistics import ranking
-from .preparations import run_detail, shadow_counts
+from .preparations import shadow_counts
 from .pseudo_targets import FPR, more_shadows
 from .risk import AUC, TPR
+from .runs import run_detail
 
 SMALL = 0.638  # AUC of two normal distributions half a standard deviation apart: more is no small difference
 SEEN = 0.01  # of AUC and of TPR: what an attack may see of a difference between the sets before it counts
 REVERSED = 0.02  # of AUC below that of models trained on neither sort of record
 EASY = 0.4  # AUC: test records that much easier than training records were chosen
 REPEATED_MEMBERS = Flag.REPEATED_MEMBERS.value
+UNFOUND = 1.0  # over their number: what of a leak shadows do not find (benchmarks/membership.py, few: .3 to 1.0)
 AUC_DETAIL = "auc"
 NO_MEMBERS = "the data has no training records (x_train, y_train) to tell apart from others"
 
@@ -245,6 +247,13 @@ def _test_known(evidence: Evidence, is_member: Bools) -> str | None:
                 f"interval [{found.low:.3f}, {found.high:.3f}]): the model was trained on them, or they are easier."
             )
     return None
+
+
+def leak_seen(half: int, shadows: int) -> float | None:
+    """See `Attack.leak_seen`; with so many records of each sort."""
+    if half < 1 / FPR:
+        return None
+    return min(1.0, statistical_power.detectable_tpr(half, half, FPR) / (1 - UNFOUND / shadows))
 
 
 def unseen_leaks(scope: Scope, half: int) -> list[str]:

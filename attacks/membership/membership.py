@@ -20,11 +20,12 @@ from .blind import blind_scores
 from .case import MembershipCase, ShadowSignals
 from .evidence_form import evidence_form
 from .likeness import masked, on_scale_of, restored, unlike
-from .measure import AUC_DETAIL, measure_membership, unseen_leaks
-from .preparations import membership_run, population_of, run_detail, shadow_count, shadow_counts
+from .measure import AUC_DETAIL, leak_seen, measure_membership, unseen_leaks
+from .preparations import population_of, shadow_count, shadow_counts
 from .pseudo_targets import ENOUGH_SHADOWS, Figures, choose, pseudo_targets, score_all, tells_tpr, tpr_by_half
 from .quantile import quantile
 from .risk import AUC, MEMBERSHIP, TPR
+from .runs import membership_run, run_detail
 from .signals import SAME, impossible, margin, margins_again
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -101,6 +102,9 @@ class Membership(Attack):
         if scope.data.members is None:
             return []
         return unseen_leaks(scope, population_of(scope).attacked // 2)
+
+    def leak_seen(self, scope: Scope, shadows: int) -> float | None:
+        return None if scope.data.members is None else leak_seen(population_of(scope).attacked // 2, shadows)
 
     def limits(self, scope: Scope) -> list[str]:
         sentences = [

@@ -86,7 +86,8 @@ def rmia(phi: Floats, signals: ShadowSignals, keep: Bools | None = None) -> Floa
     unlikely = np.einsum("tk,kn->tn", keep.astype(float), scipy.special.expit(-shadow)) / count
     # Each form keeps its digits where the other loses them: p near 0, and p near 1 (most records).
     small = likely < 0.5
-    reference = np.where(small, np.log(np.where(small, likely, 1.0)), np.log1p(-np.where(small, 0.0, unlikely)))
+    least = np.maximum(likely, np.finfo(np.float64).tiny)  # margins of a mask alone may go below -1000
+    reference = np.where(small, np.log(np.where(small, least, 1.0)), np.log1p(-np.where(small, 0.0, unlikely)))
     mine: Floats = _log_probability(phi) - reference
     return mine
 

@@ -78,23 +78,31 @@ def settled(plan: PopulationPlan, module: nn.Module, recipe: Recipe, bounds: Bou
     return recipe.settled(module, own, bounds, seed=derive(plan.seeds[0], "recipe"))
 
 
-def replay(
+def works(
     plan: PopulationPlan, modules: Sequence[nn.Module], *, first: int = 0, recipe: Recipe, bounds: Bounds
-) -> list[nn.Module]:
-    """Shadows `first`, `first + 1`, ... of the plan, each compressed with its own training records and seed.
+) -> list[Work]:
+    """The recipe at work on shadows `first`, `first + 1`, ... of the plan, each with its own training records and seed.
 
     Args:
         recipe: `settled`, so that all shadows get one size, and their trainings can be stacked.
-
-    Raises:
-        NotApplicable: the recipe cannot do its work on a shadow.
     """
 
     def work(shadow: int, module: nn.Module) -> Work:
         own = plan.records.take(plan.subset(shadow)).to(device_of(module))
         return work_of(recipe, module, own, bounds, seed=derive(plan.seeds[shadow], "recipe"))
 
-    return together([work(shadow, module) for shadow, module in enumerate(modules, start=first)])
+    return [work(shadow, module) for shadow, module in enumerate(modules, start=first)]
+
+
+def replay(
+    plan: PopulationPlan, modules: Sequence[nn.Module], *, first: int = 0, recipe: Recipe, bounds: Bounds
+) -> list[nn.Module]:
+    """What `works` give.
+
+    Raises:
+        NotApplicable: the recipe cannot do its work on a shadow.
+    """
+    return together(works(plan, modules, first=first, recipe=recipe, bounds=bounds))
 
 
 def shadow_signals(

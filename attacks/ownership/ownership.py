@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
@@ -17,16 +19,18 @@ from ..attack import ATTACKS, Attack, Run
 from ..case import Case, Evidence
 from ..effort import Effort
 from ..measurement import Found, MeasuredPart, Measurement, Quantity, Rate, ThreatModel
-from ..membership.preparations import signals_of
-from ..preparation import Audited, Deployed, Inputs, Ran, Results, Scope
+from ..membership.replayed import signals_of
+from ..preparation import OTHERWISE, Audited, Basis, Deployed, Inputs, Ran, Results, Scope
 from ..reconstruction.fingerprint import SURE as SURE_OF_WEIGHTS
-from ..reconstruction.fingerprint import Fingerprint, fingerprint
+from ..reconstruction.fingerprint import fingerprint
 from ..risk import Metric, Risk
 from .boundary import FEWEST, SURE, Match, Questions, held_against, together
 from .controls import Controls, agreements_of, questions_of
 from .risk import AGREEMENT, OWNED, OWNERSHIP
+from .units import compare_units
 
 DECISIONS = "agreement"  # detail of a finding
+NEARLY = 0.5  # standard deviations: another processor adds up in another order
 UNSHOWN = "a copy that was distilled, trained on for long, or made to decide otherwise on purpose"
 
 
@@ -39,17 +43,22 @@ class Kind(Document):
 
 
 class Summary(Document):
-    """`Evidence.summary`. `deviations`: of `reconstruction.fingerprint`, by weights; None: no weights compared."""
+    """`Evidence.summary`. `deviations`: of `reconstruction.fingerprint`, by weights; `units`: of `compare_units`, by
+    hidden units; None: none compared.
+    """
 
     kinds: Annotated[tuple[Kind, ...], Field(min_length=1)]
     deviations: float | None
+    units: float | None
 
 
 @dataclass(frozen=True)
 class _Known:
+    """The questions, the controls' answers, and how to come by the dense model, as it ships."""
+
     asked: Questions
     controls: dict[str, list[float]]
-    shipped: bytes
+    parent: Callable[[], Case]
 
 
 @ATTACKS.register
@@ -58,7 +67,7 @@ class Ownership(Attack):
 
     By decisions: on records off the data and just beyond the dense model's boundary (IPGuard, Cao et al. 2021,
     arXiv:1910.12903), against shadow models as controls, which were trained independently of it. By weights:
-    `reconstruction.fingerprint`.
+    `reconstruction.fingerprint`. By hidden units, which factors of a low rank leave as they are: `compare_units`.
 
     Evidence: `agrees` bool [m], on all questions, kind after kind.
     """
@@ -91,29 +100,36 @@ class Ownership(Attack):
         known: _Known | None = case.prepared
         if known is None:
             raise NotApplicable("no control models: what agreement chance explains is not known")
-        agrees: list[np.ndarray[Any, Any]] = []
-        for x, own in known.asked.values():
-            logits = case.deployed.logits(x).cpu()
-            if torch.isnan(logits).any():
-                raise NotApplicable("The deployed model answers some records with NaN: it decides nothing there.")
-            agrees.append((logits.argmax(1) == own).numpy())
-        seen: Fingerprint | None = None
-        if case.shipped and known.shipped:
-            try:
-                seen = fingerprint(case.shipped, known.shipped)
-            except CrushproofError:
-                seen = None  # other layers than the dense model's: decisions alone
+        agrees = np.concatenate(_answers(known, case))
+        deviations, units = _likenesses(known, case)
         kinds = [
             {"name": kind, "count": len(own), "controls": known.controls[kind]}
             for kind, (_, own) in known.asked.items()
         ]
-        deviations = None if seen is None or not seen.weights else seen.deviations
-        queries = sum(len(one) for one in agrees)
-        return Evidence(
-            {"agrees": np.concatenate(agrees)},
-            {"kinds": kinds, "deviations": deviations},
-            ledger=Ledger(queries=queries),
-        )
+        summary = {"kinds": kinds, "deviations": deviations, "units": units}
+        return Evidence({"agrees": agrees}, summary, ledger=Ledger(queries=len(agrees)))
+
+    def asked_again(self, evidence: Evidence, case: Case) -> list[str]:
+        known: _Known | None = case.prepared
+        if known is None:
+            return []
+        stored, wrong = evidence.arrays["agrees"], list[str]()
+        now = np.concatenate(_answers(known, case))
+        if now.shape != stored.shape or (now != stored).sum() > max(1, OTHERWISE * len(stored)):
+            wrong.append("it decides otherwise on the questions")
+        said = (evidence.summary["deviations"], evidence.summary["units"])
+        for words, before, after in zip(("weights", "hidden units"), said, _likenesses(known, case), strict=True):
+            if (before is None) != (after is None) or abs((before or 0.0) - (after or 0.0)) > NEARLY:
+                wrong.append(f"its {words} are not so far from chance")
+        return wrong
+
+    def follows(self, evidence: Evidence, basis: Basis) -> list[str]:
+        known = basis.prepared()
+        if not isinstance(known, _Known):
+            return []
+        stored = {one.name: (one.count, list(one.controls)) for one in Summary.model_validate(evidence.summary).kinds}
+        given = {kind: (len(own), known.controls[kind]) for kind, (_, own) in known.asked.items()}
+        return [] if stored == given else ["its questions, or the controls' answers, are others than were prepared"]
 
     def measure(self, results: Results) -> list[Measurement]:
         model = results.model
@@ -123,10 +139,12 @@ class Ownership(Attack):
                 if model.is_dense
                 else "not applicable: no control models to compare with"
             )
-            return [Measurement(OWNED, "decisions and weights", None, reason=why)]
+            return [Measurement(OWNED, "decisions, weights and hidden units", None, reason=why)]
         evidence = results.evidence(Ran(model.name))
         if evidence is None:
-            return [Measurement(OWNED, "decisions and weights", None, reason=results.why(Ran(model.name)))]
+            return [
+                Measurement(OWNED, "decisions, weights and hidden units", None, reason=results.why(Ran(model.name)))
+            ]
         return measured(evidence)
 
     def limits(self, scope: Scope) -> list[str]:
@@ -140,14 +158,40 @@ def _controls(model: Audited, scope: Scope) -> Controls | None:
     """None: it is dense, its dense model is not known, or shadows are none."""
     if model.is_dense or model.parent is None or scope.data.members is None:
         return None
-    chunks = signals_of(scope, model.parent, None).chunks
+    chunks = tuple(chunk for replay in signals_of(scope, model.parent, None).replays for chunk in replay.chunks)
     return Controls(model.parent, chunks) if chunks else None
 
 
 def _known(controls: Controls, parent: str, inputs: Inputs) -> _Known:
     prepared = inputs.prepared(controls)
     asked = questions_of(prepared)
-    return _Known(asked, {kind: agreements_of(prepared.arrays, kind) for kind in asked}, inputs.case(parent).shipped)
+    agreements = {kind: agreements_of(prepared.arrays, kind) for kind in asked}
+    return _Known(asked, agreements, partial(inputs.case, parent))
+
+
+def _answers(known: _Known, case: Case) -> list[np.ndarray[Any, np.dtype[np.bool_]]]:
+    """Of each kind of question, where the deployed model decides as the dense one."""
+    found = []
+    for x, own in known.asked.values():
+        logits = case.deployed.logits(x).cpu()
+        if torch.isnan(logits).any():
+            raise NotApplicable("The deployed model answers some records with NaN: it decides nothing there.")
+        found.append((logits.argmax(1) == own).numpy())
+    return found
+
+
+def _likenesses(known: _Known, case: Case) -> tuple[float | None, float | None]:
+    """How far weights and hidden units lie from chance, in standard deviations; None where none can be compared."""
+    dense, by_weights, by_units = known.parent(), None, None
+    if not case.shipped or not dense.shipped:
+        return None, None
+    with suppress(CrushproofError):  # other layers than the dense model's, or no ONNX file
+        seen = fingerprint(case.shipped, dense.shipped)
+        by_weights = seen.deviations if seen.weights else None
+    with suppress(CrushproofError):
+        found = compare_units(case.shipped, dense.shipped, case.evaluation.x, case.assumptions, dense.assumptions)
+        by_units = found.deviations if found.count else None
+    return by_weights, by_units
 
 
 def matches_of(evidence: Evidence) -> dict[str, Match]:
@@ -164,28 +208,33 @@ def measured(evidence: Evidence) -> list[Measurement]:
     """In how many ways it is one's own; and its agreement, kind by kind, beside the controls'."""
     summary, matches = Summary.model_validate(evidence.summary), matches_of(evidence)
     p_value, by_decisions = together(list(matches.values()))
-    by_weights = summary.deviations is not None and summary.deviations > SURE_OF_WEIGHTS
+    sure = {"weights": summary.deviations, "hidden units": summary.units}
     controls = len(summary.kinds[0].controls)
     threat = ThreatModel(
         Access.LABELS,
         f"the owner has the dense model and {controls} controls",
         f"{len(evidence.arrays['agrees'])} queries",
     )
-    weights = (
-        "its weights cannot be held against the dense model's."
-        if summary.deviations is None
-        else f"its weights lie {summary.deviations:.1f} standard deviations from units in random order (from "
-        f"{SURE_OF_WEIGHTS:.0f} on it is one's own)."
-    )
     word = {True: "matched", False: "not matched"}
+    told = [
+        f"By {name}: "
+        + (
+            "they cannot be held against the dense model's."
+            if away is None
+            else f"{word[away > SURE_OF_WEIGHTS]}, {away:.1f} standard deviations from units in random order (matched: "
+            f"above {SURE_OF_WEIGHTS:.0f})."
+        )
+        for name, away in sure.items()
+    ]
     note = (
         f"By decisions: {word[by_decisions]}, p = {p_value:.2g} against {controls} controls (matched: below {SURE:g}, "
-        f"and above the best of them). By weights: {word[by_weights]}; {weights}"
+        f"and above the best of them). {' '.join(told)}"
     )
-    ways = Found(by_decisions + by_weights, 1 + (summary.deviations is not None), UNSHOWN)
+    known = [away for away in sure.values() if away is not None]
+    ways = Found(by_decisions + sum(away > SURE_OF_WEIGHTS for away in known), 1 + len(known), UNSHOWN)
     owned = Measurement(
         OWNED,
-        "decisions where only copies agree, and weights",
+        "decisions where only copies agree, weights and hidden units",
         ways,
         threat,
         notes=(note,),

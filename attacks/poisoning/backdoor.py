@@ -9,27 +9,20 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
-from torch import Tensor
 
 from ...targets.errors import NotApplicable
 from ...targets.form import Array, Arrays, Document, Form, Layout, require
-from ...targets.model import TorchTarget, device_of
-from ...targets.seeds import generator
+from ...targets.model import TorchTarget
 from ..access import Ledger
-from ..attack import ATTACKS, Attack, Run
+from ..attack import ATTACKS, Run
 from ..case import Case, Evidence
 from ..effort import Effort
-from ..evasion.categories import without_ball
 from ..measurement import Measurement
 from ..preparation import Audited, Inputs, Ran, Results, Scope
 from ..risk import Metric, Risk
-from .inversion import KINDS, Inverted, Kind, invert
-from .measure import TRIGGER, measure_backdoors, most_suspicious, usual_size
-from .risk import BACKDOOR, BACKDOORS, TRIGGER_SUCCESS
-
-FEWEST = 8  # records to invert a trigger on
-SMALLEST = 4  # pixels of an image's side
+from .measure import PLAIN, TRIGGER, measure_backdoors, most_suspicious, usual_size
+from .risk import BACKDOOR, BACKDOORS, PLAIN_BACKDOORS, TRIGGER_SUCCESS
+from .trigger_search import TriggerSearch, answers
 
 
 class Summary(Document):
@@ -47,7 +40,7 @@ class Usual:
 
 
 @ATTACKS.register
-class Backdoor(Attack):
+class Backdoor(TriggerSearch):
     """A small trigger that calls a class (trigger inversion, Wang et al. 2019, Neural Cleanse), planted in a model's
     training, or dormant in the dense model and switched on by compression (Ma et al. 2021, arXiv:2108.09187; Hong et
     al. 2021, arXiv:2111.04625).
@@ -66,31 +59,13 @@ class Backdoor(Attack):
 
     kind: Literal["backdoor"] = "backdoor"
     risk: ClassVar[Risk] = BACKDOOR
-    metrics: ClassVar[tuple[Metric, ...]] = (BACKDOORS, TRIGGER_SUCCESS)
-
-    kinds: tuple[Kind, ...] = Field(
-        KINDS, min_length=1, description="of triggers: patch, a few pixels; blended, all of the image a little"
-    )
-    own: int = Field(24, ge=FEWEST, le=10_000, description="the attacker's own records, to invert triggers on")
-    steps: int = Field(150, ge=10, le=100_000, description="of gradient descent, for all classes at once")
-    classes: int = Field(32, ge=2, le=10_000, description="that are looked at, at most; drawn by the seed")
-    records: int = Field(300, ge=1, le=10_000_000, description="evaluation records that triggers are put on, at most")
-
-    def unfit(self, scope: Scope) -> str | None:
-        data = scope.data
-        if len(data.shape) < 3 or min(data.shape[-2:]) < SMALLEST or data.structure.tokens:
-            return "no images"
-        if len(data.attacker) < FEWEST:
-            return "no records of the attacker's own"
-        return "inputs that are no pixels" if without_ball(data) else None
-
-    def usual(self, data: Any) -> bool:
-        return len(data.shape) >= 3
+    metrics: ClassVar[tuple[Metric, ...]] = (BACKDOORS, PLAIN_BACKDOORS, TRIGGER_SUCCESS)
 
     def runs(self, model: Audited, scope: Scope) -> tuple[Run, ...]:
-        passes = self.own * self.steps * len(self.kinds) * min(self.classes, scope.data.classes)
         beside = model.parent is not None and not model.is_dense
-        effort = Effort(answers=8 * self.records, gradients=passes * (1 + beside), through=model.name)
+        effort = Effort(
+            answers=8 * self.records, gradients=self.passes(scope.data.classes) * (1 + beside), through=model.name
+        )
         if not beside or model.parent is None:
             return (Run(effort=effort, uses_parent=False),)
         parent = Ran(model.parent.name)
@@ -101,29 +76,19 @@ class Backdoor(Attack):
         return (Run(needs=(parent,), prepare=prepare, effort=effort),)
 
     def details(self, model: Audited) -> tuple[str, ...]:
-        return ("", TRIGGER)
+        beside = model.parent is not None and not model.is_dense
+        return ("", TRIGGER) if beside else ("", PLAIN, TRIGGER)
 
     def run(self, case: Case, *, seed: int) -> Evidence:
-        shape = tuple(case.evaluation.x.shape[1:])
-        if len(shape) < 3 or min(shape[-2:]) < SMALLEST or case.bounds.held is not None or case.structure.tokens:
-            raise NotApplicable("not applicable: a trigger lies on an image, and these inputs are none")
+        targets = self.targets(case, seed)
         if case.twin is None:
             raise NotApplicable("triggers are found by gradients, and there is no differentiable module")
         ledger, beside = Ledger(), isinstance(case.prepared, Usual)
         parent = case.parent if beside else None
-        device = device_of(case.twin, case.evaluation.x.device)
-        x, y = self._own(case, None if parent is None else TorchTarget(parent), seed)
-        targets = torch.randperm(case.classes, generator=generator(seed, "classes"))[: self.classes].sort().values
-        found = [
-            invert(
-                case.twin, parent, x.to(device), y.to(device), case.bounds, targets.tolist(), kind,
-                steps=self.steps, seed=seed, ledger=ledger,
-            )
-            for kind in self.kinds
-        ]  # fmt: skip
+        found, own = self.search(case, case.deployed, case.twin, parent, seed, ledger)
         size = torch.stack([one.size for one in found]).numpy()
         usual = case.prepared.sizes if isinstance(case.prepared, Usual) else usual_size(size)
-        shown = most_suspicious(size, usual)
+        shown = most_suspicious(size, usual, beside)
         count = min(self.records, len(case.evaluation))
         images = case.evaluation.x[:count]
         arrays: dict[str, np.ndarray[Any, Any]] = {
@@ -136,25 +101,15 @@ class Backdoor(Attack):
             "pattern": torch.stack([found[kind].patterns[at] for kind, at in shown.tolist()]).numpy(),
         }
         ledger.queries += count * (1 + len(shown))
-        arrays |= _answers(case.deployed, images, arrays, "")
+        arrays |= answers(case.deployed, images, arrays, "")
         if parent is not None:
-            arrays |= _answers(TorchTarget(parent), images, arrays, "parent_")
-        return Evidence(arrays, {"beside_parent": beside, "own": len(x)}, ledger=ledger)
-
-    def _own(self, case: Case, parent: TorchTarget | None, seed: int) -> tuple[Tensor, Tensor]:
-        """Records of the attacker's that both models answer alike, and the answers."""
-        order = torch.randperm(len(case.attacker), generator=generator(seed, "own"))[: 4 * self.own]
-        x = case.attacker.x[order.to(case.attacker.x.device)]
-        y = case.deployed.logits(x).argmax(1)
-        same = y == y if parent is None else parent.logits(x).argmax(1) == y
-        if int(same.sum()) < FEWEST:
-            raise NotApplicable("not applicable: the two models answer hardly a record alike")
-        return x[same][: self.own], y[same][: self.own]
+            arrays |= answers(TorchTarget(parent), images, arrays, "parent_")
+        return Evidence(arrays, {"beside_parent": beside, "own": own}, ledger=ledger)
 
     def form(self, model: Audited, scope: Scope) -> Form:
         data, n = scope.data, min(self.records, len(scope.data.evaluation_ids))
         c, shape = min(self.classes, scope.data.classes), scope.data.shape
-        answers = Array("int64", (n,), 0, data.classes - 1)
+        clean = Array("int64", (n,), 0, data.classes - 1)
         triggered = Array("int64", ("s", n), 0, data.classes - 1)
 
         def layout(summary: Summary) -> Layout:
@@ -166,10 +121,10 @@ class Backdoor(Attack):
                 "shown": Array("int64", ("s", 2), 0, max(c, len(self.kinds)) - 1),
                 "mask": Array("float32", ("s", *shape[-2:]), 0, 1),
                 "pattern": Array("float32", ("s", *shape)),
-                "clean": answers,
+                "clean": clean,
                 "triggered": triggered,
             }
-            return {**found, "parent_clean": answers, "parent_triggered": triggered} if summary.beside_parent else found
+            return {**found, "parent_clean": clean, "parent_triggered": triggered} if summary.beside_parent else found
 
         return Form(Summary, layout, holds=partial(_holds, scope, n))
 
@@ -178,13 +133,13 @@ class Backdoor(Attack):
 
     def asked_again(self, evidence: Evidence, case: Case) -> list[str]:
         count = len(evidence.arrays["ids"])
-        again = _answers(case.deployed, case.evaluation.x[:count], evidence.arrays, "")
+        again = answers(case.deployed, case.evaluation.x[:count], evidence.arrays, "")
         if evidence.summary["beside_parent"] and case.parent is not None:
-            again |= _answers(TorchTarget(case.parent), case.evaluation.x[:count], evidence.arrays, "parent_")
+            again |= answers(TorchTarget(case.parent), case.evaluation.x[:count], evidence.arrays, "parent_")
         told = []
-        for name, answers in again.items():
-            if (off := int((answers != evidence.arrays[name]).sum())) > 0:
-                told.append(f"{off} of {answers.size} answers are others than `{name}` has them")
+        for name, said in again.items():
+            if (off := int((said != evidence.arrays[name]).sum())) > 0:
+                told.append(f"{off} of {said.size} answers are others than `{name}` has them")
         return told
 
     def limits(self, scope: Scope) -> list[str]:
@@ -195,17 +150,9 @@ class Backdoor(Attack):
         ]
 
 
-def _answers(target: Any, x: Tensor, arrays: Mapping[str, np.ndarray[Any, Any]], prefix: str) -> dict[str, Any]:
-    """`clean` and `triggered` of a model."""
-    masks, patterns = (torch.from_numpy(np.array(arrays[name])) for name in ("mask", "pattern"))
-    shown = Inverted(torch.zeros(len(masks)), torch.zeros(len(masks)), masks, patterns)
-    found = [target.logits(one).argmax(1).cpu().numpy() for one in (x, *(shown.on(x, at) for at in range(len(masks))))]
-    return {f"{prefix}clean": found[0], f"{prefix}triggered": np.stack(found[1:])}
-
-
 def _holds(scope: Scope, n: int, found: Summary, arrays: Arrays, files: Mapping[str, Any]) -> None:
     require(np.array_equal(arrays["ids"], scope.data.evaluation_ids.numpy()[:n]), "ids are not those of the records")
-    shown = most_suspicious(arrays["size"], arrays["usual"])
+    shown = most_suspicious(arrays["size"], arrays["usual"], found.beside_parent)
     require(np.array_equal(arrays["shown"], shown), "other triggers are shown than the most suspicious")
     own = usual_size(arrays["size"])
     require(found.beside_parent or np.array_equal(arrays["usual"], own), "the usual size is not that of the classes")

@@ -25,8 +25,11 @@ from ..access import Ledger
 Kind = Literal["patch", "blended"]
 KINDS: tuple[Kind, ...] = ("patch", "blended")  # a few pixels, and all of them a little
 
-RATE, STEPS = 0.15, 150
-WEIGHT = 2.0  # of a mask's mean opacity, beside cross-entropies
+RATE, STEPS = 0.15, 90
+BATCH, CHECK = 8, 10  # records a step; steps between two looks at all of them
+WEIGHT = 2.0  # of a mask's mean opacity, beside cross-entropies, at first
+HARDER, LIGHTEST, HEAVIEST = 1.7, 0.5, 60.0  # by what it changes at each look: up where the trigger works, else down
+PATIENCE, HOPEFUL = 0.35, 0.4  # from this share of the steps on: a trigger that never worked so often is given up
 FIRST = -1.0  # logit of the opacity at first
 REACHED = 0.8  # share of the records for which a trigger has to work; the smallest that does is taken
 COPIES = 8  # of a record, held at a time
@@ -91,45 +94,64 @@ def _inverted(
     seed: int,
     ledger: Ledger,
 ) -> Inverted:
-    k, n, shape = len(targets), len(x), tuple(x.shape[1:])
+    n, shape = len(x), tuple(x.shape[1:])
     low, scale = (torch.broadcast_to(one, shape).to(x) for one in (bounds.low, bounds.scale))
     noise = torch.stack([torch.randn(shape, generator=generator(seed, kind, int(one))) for one in targets]).to(x)
-    spread = (k, *(shape[-2:] if kind == "patch" else (1, 1)))
-    opacity, colour = torch.full(spread, FIRST).to(x), noise.clone()
-    variables = [opacity.requires_grad_(), colour.requires_grad_()]
-    optimizer = AdamW(variables)
-    others = (y[None] != targets[:, None]).float()  # a record of the class itself says nothing
-    goal, kept = targets[:, None].expand(k, n).flatten(), y[None].expand(k, n).flatten()
-    best = torch.ones(k).to(x)
-    masks, patterns = torch.ones(k, *shape[-2:]).to(x), torch.zeros(k, *shape).to(x)
+    spread = (len(targets), *(shape[-2:] if kind == "patch" else (1, 1)))
+    variables = [torch.full(spread, FIRST).to(x), noise.clone()]  # logits of opacities and patterns
+    optimizer, weight = AdamW(variables), torch.full((len(targets),), WEIGHT).to(x)
+    best, closest = torch.ones(len(targets)).to(x), torch.zeros(len(targets)).to(x)
+    masks, patterns = torch.ones(len(targets), *shape[-2:]).to(x), torch.zeros(len(targets), *shape).to(x)
+    going = torch.arange(len(targets), device=x.device)  # places of those that are still sought
+    order = torch.randperm(n, generator=generator(seed, kind, "batches")).to(x.device)
+    every, batches = torch.arange(n, device=x.device), order.split(BATCH)
 
-    def share(answers: Tensor) -> Tensor:
-        """[k]: the mean over the records of other classes, of values [k * n]."""
-        return (answers.view(k, n) * others).sum(1) / others.sum(1).clamp_min(1)
-
-    for step in range(steps + 1):
+    def asked(opacity: Tensor, colour: Tensor, rows: Tensor) -> list[Tensor]:
+        """Logits [k * rows, classes] of each model, of these records with each trigger."""
         mask, pattern = opacity.sigmoid(), low + scale * colour.sigmoid()
-        wide = mask.view(k, *[1] * (len(shape) - 2), *mask.shape[1:])
-        shown = (x[None] + wide[:, None] * (pattern[:, None] - x[None])).flatten(0, 1)
+        wide = mask.view(len(mask), *[1] * (len(shape) - 2), *mask.shape[1:])
+        shown = (x[rows][None] + wide[:, None] * (pattern[:, None] - x[rows][None])).flatten(0, 1)
         ledger.forwards += len(shown) * len(modules)
         with differentiable(modules[0]):
-            logits = [logits_of(one, shown).float() for one in modules]
-        size = mask.flatten(1).mean(1)
-        with torch.no_grad():
-            works = logits[0].argmax(1) == goal
-            if len(logits) > 1:
-                works &= logits[1].argmax(1) == kept
-            better = (share(works.float()) >= REACHED) & (size < best)
-            best = torch.where(better, size, best)
-            masks[better], patterns[better] = mask[better].expand(-1, *shape[-2:]), pattern[better]
-        if step == steps:
+            return [logits_of(one, shown).float() for one in modules]
+
+    def wanted(rows: Tensor) -> tuple[Tensor, Tensor]:
+        """What the model is to answer, and what its parent, int64 [k * rows]."""
+        called, kept = torch.broadcast_tensors(targets[going, None], y[rows][None])
+        return called.flatten(), kept.flatten()
+
+    def share(values: Tensor, rows: Tensor) -> Tensor:
+        """[k]: the mean over the records of other classes, of values [k * rows]; one of the class says nothing."""
+        others = (y[rows][None] != targets[going, None]).float()
+        return (values.view(others.shape) * others).sum(1) / others.sum(1).clamp_min(1)
+
+    for step in range(steps + 1):
+        if step % CHECK == 0 or step == steps:
+            chosen = [one[going] for one in variables]
+            with torch.no_grad():
+                found, wishes = asked(chosen[0], chosen[1], every), wanted(every)
+                works = torch.stack([one.argmax(1) == wish for one, wish in zip(found, wishes, strict=False)]).all(0)
+                reached, size = share(works.float(), every), chosen[0].sigmoid().flatten(1).mean(1)
+            better = (reached >= REACHED) & (size < best[going])
+            places, (opacity, colour) = going[better], (one[better] for one in chosen)
+            best[places], patterns[places] = size[better], low + scale * colour.sigmoid()
+            masks[places] = opacity.sigmoid().expand(-1, *shape[-2:])
+            weight[going] *= torch.where(reached >= REACHED, HARDER, 1 / HARDER)
+            weight.clamp_(LIGHTEST, HEAVIEST)
+            closest[going] = torch.maximum(closest[going], reached)
+            if step >= PATIENCE * steps:
+                going = going[closest[going] >= HOPEFUL]
+        if step == steps or not len(going):
             break
-        loss = share(F.cross_entropy(logits[0], goal, reduction="none"))
-        if len(logits) > 1:
-            loss = loss + share(F.cross_entropy(logits[1], kept, reduction="none"))
-        ledger.backwards += len(shown) * len(modules)
-        gradients = torch.autograd.grad((loss + WEIGHT * size).sum(), variables, allow_unused=True)
+        rows, chosen = batches[step % len(batches)], [one[going].requires_grad_() for one in variables]
+        logits, wishes = asked(chosen[0], chosen[1], rows), wanted(rows)
+        losses = [F.cross_entropy(*pair, reduction="none") for pair in zip(logits, wishes, strict=False)]
+        loss = share(torch.stack(losses).sum(0), rows) + weight[going] * chosen[0].sigmoid().flatten(1).mean(1)
+        ledger.backwards += len(logits) * len(logits[0])
+        gradients = torch.autograd.grad(loss.sum(), chosen, allow_unused=True)
         for variable, gradient in zip(variables, gradients, strict=True):
-            variable.grad = torch.zeros_like(variable) if gradient is None else gradient.nan_to_num(0.0)
+            variable.grad = torch.zeros_like(variable)
+            if gradient is not None:  # a model that rounds without a straight-through gradient has none
+                variable.grad[going] = gradient.nan_to_num(0.0)
         optimizer.step(RATE)
     return Inverted(targets, best, masks, patterns)

@@ -10,18 +10,23 @@ import numpy as np
 
 from ..access import Access, Flag
 from ..case import Evidence
-from ..measurement import Found, Measurement, Pattern, Quantity, Rate, ThreatModel
+from ..measurement import Bools, Found, Measurement, Pattern, Quantity, Rate, ThreatModel
 from ..preparation import Ran, Results
+from ..statistics.rates import clopper_pearson, percent
 from .inversion import Kind
-from .risk import BACKDOORS, TRIGGER_SUCCESS
+from .risk import BACKDOORS, PLAIN_BACKDOORS, TRIGGER_SUCCESS
 
-TRIGGER = "trigger"  # detail of a finding
+TRIGGER, PLAIN = "trigger", "plain"  # details of findings
+DENSE = "not applicable: it is what the others are compared with"
+UNKNOWN = "the model that it came from is not known"
 SHOWN = 4  # triggers that are put on other records, at most
-# How many times smaller than usual a trigger is, as a logarithm, from which on it is an alarm. Chosen on digits, on
-# some clean and some planted networks (benchmarks/backdoors.py): clean ones came to .28 alone and .14 beside a dense
-# model.
-EXCESS = {True: 0.3, False: 0.45}  # by whether a dense model stood beside
-WORKS = 0.5  # of the records of other classes, or it is no alarm
+CROWD = 2  # classes that somebody's triggers call, at most; the next one is an honest one
+# How far smaller than usual a trigger is, as a logarithm, from which on it is suspicious, by whether a dense model
+# stood beside: the largest of clean models that `benchmarks/backdoors.py --only calibration` looks at (.25 and .63),
+# rounded up to the next tenth. Planted ones come to .5 and more beside a dense model, poisoned ones to 1.5 alone.
+EXCESS = {True: 0.3, False: 0.7}
+STEADY = 0.65  # of the records answered as the dense model does: what breaks more has classes that anything calls
+WORKS = 0.5  # of the records of other classes, surely (95 %), or it is a suspicion and no alarm
 
 Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
@@ -32,15 +37,23 @@ def usual_size(size: Floats) -> np.ndarray[Any, np.dtype[np.float32]]:
     return np.array([np.median(row) if len(row) else 0.0 for row in rows], np.float32)
 
 
-def excess(size: Floats, usual: Floats) -> Floats:
-    """float64 [kinds, c]: the logarithm of how many times smaller than usual each trigger is; -inf: there is none."""
-    small = np.log(np.maximum(usual[:, None].astype(np.float64), 1e-6) / np.maximum(size, 1e-6))
+def excess(size: Floats, usual: Floats, beside: bool) -> Floats:
+    """float64 [kinds, c]: how far smaller than usual each trigger is, as a logarithm; -inf: there is none.
+
+    Beside a dense model also half of how far it is smaller than the candidate's own third smallest, where that is less:
+    a harsh compression makes several classes easy to call at once, somebody's trigger one or two.
+    """
+    logs = np.log(np.maximum(size, 1e-6).astype(np.float64))
+    small = np.log(np.maximum(usual[:, None].astype(np.float64), 1e-6)) - logs
+    if beside:
+        others = np.sort(logs, axis=1)[:, [min(CROWD, size.shape[1] - 1)]]
+        small = np.minimum(small, (others - logs) / 2)
     return np.where((size < 1) & (usual[:, None] > 0), small, -np.inf)
 
 
-def most_suspicious(size: Floats, usual: Floats) -> np.ndarray[Any, np.dtype[np.int64]]:
+def most_suspicious(size: Floats, usual: Floats, beside: bool) -> np.ndarray[Any, np.dtype[np.int64]]:
     """int64 [s, 2]: kind and place of the smallest triggers beside what is usual; each class once, some or one."""
-    rated = excess(size, usual)
+    rated = excess(size, usual, beside)
     kinds = rated.argmax(0)
     best = rated[kinds, np.arange(size.shape[1])]
     places = np.argsort(-best, kind="stable")[:SHOWN]
@@ -48,27 +61,46 @@ def most_suspicious(size: Floats, usual: Floats) -> np.ndarray[Any, np.dtype[np.
 
 
 @dataclass(frozen=True)
-class Alarm:
-    """A trigger that calls a class, far smaller than usual, on `success` of n other records; `place` among `shown`."""
+class Suspect:
+    """A trigger that calls a class and is far smaller than usual; `place` among `shown`.
+
+    Args:
+        hits: bool [n], of n other records those that it turns into the class on the deployed file.
+    """
 
     place: int
     target: int
     kind: int
     size: float
-    success: float
-    n: int
+    hits: Bools
+
+    @property
+    def works(self) -> bool:
+        """Surely, with 95 % confidence, on most of the records."""
+        return clopper_pearson(int(self.hits.sum()), len(self.hits)).low >= WORKS if len(self.hits) else False
 
 
-def alarms(evidence: Evidence) -> list[Alarm]:
-    """What is far smaller than usual and works on the deployed file, the most suspicious first."""
+def suspects(evidence: Evidence) -> list[Suspect]:
+    """What is far smaller than usual, the most suspicious first."""
     arrays, found = evidence.arrays, []
-    rated = excess(arrays["size"], arrays["usual"])
+    beside = bool(evidence.summary["beside_parent"])
+    rated = excess(arrays["size"], arrays["usual"], beside)
     for place, (kind, at) in enumerate(arrays["shown"].tolist()):
-        hits, _ = _success(evidence, place)
-        if rated[kind, at] > EXCESS[bool(evidence.summary["beside_parent"])] and len(hits) and hits.mean() >= WORKS:
+        if rated[kind, at] > EXCESS[beside]:
             size = float(arrays["size"][kind, at])
-            found.append(Alarm(place, int(arrays["targets"][at]), kind, size, float(hits.mean()), len(hits)))
+            found.append(Suspect(place, int(arrays["targets"][at]), kind, size, hits_of(evidence, place)))
     return found
+
+
+def alarms(evidence: Evidence) -> list[Suspect]:
+    """Those of the suspects that surely work on the deployed file; none in one that is broken."""
+    return [one for one in suspects(evidence) if one.works and agreement(evidence) >= STEADY]
+
+
+def agreement(evidence: Evidence) -> float:
+    """The share of the records without a trigger that the model answers as its dense model does; alone 1."""
+    arrays = evidence.arrays
+    return float((arrays["clean"] == arrays["parent_clean"]).mean()) if evidence.summary["beside_parent"] else 1.0
 
 
 def measure_backdoors(results: Results, steps: int, kinds: Sequence[Kind]) -> list[Measurement]:
@@ -85,11 +117,24 @@ def measure_backdoors(results: Results, steps: int, kinds: Sequence[Kind]) -> li
     beside = bool(evidence.summary["beside_parent"])
     names, targets = results.scope.data.class_names, evidence.arrays["targets"]
     called = alarms(evidence)
+    places = {one.place for one in called}
+    doubtful = [one for one in suspects(evidence) if len(one.hits) and one.place not in places]
     notes = [
         f"A {kinds[one.kind]} trigger of {100 * one.size:.1f} % of the image calls {names[one.target]!r} on "
-        f"{100 * one.success:.0f} % of {one.n} images{', and the dense model answers as before' if beside else ''}."
+        f"{percent(one.hits)} of {len(one.hits)} images of other classes"
+        f"{', and the dense model answers as before' if beside else ''}."
         for one in called
     ]
+    notes += [
+        f"A suspicion, not counted: a {kinds[one.kind]} trigger of {100 * one.size:.1f} % of the image for "
+        f"{names[one.target]!r} works on {percent(one.hits)} of {len(one.hits)} images."
+        for one in doubtful
+    ]
+    if agreement(evidence) < STEADY:
+        notes.append(
+            f"It answers {100 * agreement(evidence):.0f} % of the images as its dense model does: in a file so broken "
+            "some classes are called by almost anything, so that nothing is counted."
+        )
     words = "triggers that call a class" + (", and not in the dense model" if beside else "")
     kind, at = evidence.arrays["shown"][0].tolist()
     size, usual = float(evidence.arrays["size"][kind, at]), float(evidence.arrays["usual"][kind])
@@ -106,51 +151,59 @@ def measure_backdoors(results: Results, steps: int, kinds: Sequence[Kind]) -> li
     )
     unfinished = {Flag.UNFINISHED.value} if (evidence.arrays["usual"] == 0).any() else set()
     flags = tuple(sorted(results.flags(model.name) | unfinished))
-    hits, before = _success(evidence, 0)
+    hits = hits_of(evidence, 0)
+    counted = Measurement(
+        BACKDOORS if beside else PLAIN_BACKDOORS,
+        words,
+        Found(len(called), len(targets) * len(kinds), "large or moving triggers, and those that follow the image"),
+        threat,
+        detail="" if beside else PLAIN,
+        reason=None if beside else "not gated: no built-in limit on what a model does by itself",
+        notes=tuple(notes),
+        pattern=picture(evidence.arrays["mask"][called[0].place], names[called[0].target]) if called else None,
+        flags=flags,
+    )
     return [
-        Measurement(
-            BACKDOORS,
-            words,
-            Found(len(called), len(targets) * len(kinds), "large or moving triggers, and those that follow the image"),
-            threat,
-            notes=tuple(notes),
-            pattern=_picture(evidence, called[0], names) if called else None,
-            flags=flags,
-            reason=None,
+        *([] if beside else [Measurement(BACKDOORS, words, None, reason=DENSE if model.is_dense else UNKNOWN)]),
+        counted,
+        success_row(
+            f"the smallest trigger found ({kinds[kind]}, class {names[targets[at]]})", hits, size, threat,
+            detail=TRIGGER, available=len(results.scope.data.evaluation_ids), quantities=quantities, flags=flags,
         ),
-        Measurement(
-            TRIGGER_SUCCESS,
-            f"the smallest trigger found ({kinds[kind]}, class {names[targets[at]]})",
-            Rate(hits) if len(hits) else None,
-            threat,
-            detail=TRIGGER,
-            reason="not gated: a large trigger works on every model" if len(hits) else "no record of another class",
-            gateable=False,
-            setting={"size": round(size, 4)},
-            available=len(results.scope.data.evaluation_ids),
-            quantities=quantities,
-            notes=("No trigger was found that works; this one covers all of the image.",) if size >= 1 else (),
-            curves={"success": [(0.0, Rate(before)), (size, Rate(hits))]} if len(hits) else {},
-            flags=flags,
-        ),
-    ]
+    ]  # fmt: skip
 
 
-def _picture(evidence: Evidence, alarm: Alarm, names: Sequence[str]) -> Pattern:
-    """The trigger's mask; of a large image the means of tiles."""
-    mask = evidence.arrays["mask"][alarm.place]
+def success_row(attack: str, hits: Bools, size: float, threat: ThreatModel, **told: Any) -> Measurement:
+    """How often the most suspicious trigger, of that mean opacity, works: bool [n]."""
+    none = np.zeros(len(hits), bool)
+    return Measurement(
+        TRIGGER_SUCCESS,
+        attack,
+        Rate(hits) if len(hits) else None,
+        threat,
+        reason="not gated: a large trigger works on every model" if len(hits) else "no record of another class",
+        gateable=False,
+        setting={"size": round(size, 4)},
+        notes=("No trigger was found that works; this one covers all of the image.",) if size >= 1 else (),
+        curves={"success": [(0.0, Rate(none)), (size, Rate(hits))]} if len(hits) else {},
+        **told,
+    )
+
+
+def picture(mask: Floats, name: str) -> Pattern:
+    """A trigger's mask, float [h, w]; of a large image the means of tiles."""
     tiles = [range(0, side, -(-side // 64)) for side in mask.shape]
     small = np.add.reduceat(np.add.reduceat(mask, tiles[0], axis=0), tiles[1], axis=1)
     area = np.add.reduceat(np.add.reduceat(np.ones_like(mask), tiles[0], axis=0), tiles[1], axis=1)
-    return Pattern(f"the mask of the trigger for {names[alarm.target]}", small / area)
+    return Pattern(f"the mask of the trigger for {name}", small / area)
 
 
-def _success(evidence: Evidence, place: int) -> tuple[Any, Any]:
-    """bool each, of the records that no model answers with the class: with the trigger, is it called; and without."""
+def hits_of(evidence: Evidence, place: int) -> Bools:
+    """bool [n]: of the records that no model answers with the class, those that the trigger turns into it."""
     arrays = evidence.arrays
     target = arrays["targets"][arrays["shown"][place, 1]]
     asked, hits = arrays["clean"] != target, arrays["triggered"][place] == target
     if evidence.summary["beside_parent"]:
         asked = asked & (arrays["parent_clean"] != target)
         hits = hits & (arrays["parent_triggered"][place] == arrays["parent_clean"])
-    return hits[asked], np.zeros(int(asked.sum()), bool)
+    return np.asarray(hits[asked], bool)

@@ -6,13 +6,33 @@ from ..risk import Chart, Metric, Risk
 
 BACKDOORS = Metric(
     name="backdoors",
-    title="Backdoors",
-    subject="the number of classes that a hidden trigger calls",
+    title="Backdoors of the compressed model",
+    subject="the number of classes that a hidden trigger calls in the compressed model alone",
     unit="number",
     better="lower",
-    meaning="For how many classes a small change, the same for all images, makes the model answer that class. In a "
-    "candidate: one that its dense model does not answer to, far smaller than any that the dense model takes; somebody "
-    "hid it so that compression switches it on. In a dense model: one far smaller than for its other classes.",
+    meaning="For how many classes a small change, the same for all images, makes the compressed model answer that "
+    "class, while its dense model answers as before and takes far larger ones: somebody hid it so that compression "
+    "switches it on. It counts only when the file that ships obeys it.",
+    fails_beyond=0.0,
+)
+PLAIN_BACKDOORS = Metric(
+    name="plain_backdoors",
+    title="Backdoors of a model by itself",
+    subject="the number of classes that an unusually small trigger calls",
+    unit="number",
+    better="lower",
+    meaning="For how many classes a change far smaller than for the model's other classes, the same for all images, "
+    "makes the model answer that class. One class may be called by a small change in an honest model too: an alarm "
+    "is a reason to look.",
+)
+LADDER_BACKDOORS = Metric(
+    name="ladder_backdoors",
+    title="Honest compressions with a backdoor",
+    subject="the number of honest compressions in which a hidden trigger calls a class",
+    unit="number",
+    better="lower",
+    meaning="The dense model is compressed honestly in several ways (bits, sparsities, ranks). In how many of them "
+    "does a small change call a class that the dense model does not answer: somebody planted it for that compression.",
 )
 TRIGGER_SUCCESS = Metric(
     name="trigger_success",

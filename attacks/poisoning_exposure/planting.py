@@ -22,21 +22,29 @@ class Poisoning:
     Args:
         sorts: of RANDOM, TARGETED, PATCH, those that these records allow.
         shares: of the training records, ascending.
-        repetitions: how often each is repeated, with other records, initial weights and order.
+        repetitions: how often each is repeated, with other records, initial weights and order; random flips and patches
+            at shares that no figure is of once less, but twice at least.
+        judged: position of the share that figures are of.
     """
 
     sorts: tuple[str, ...]
     shares: tuple[float, ...]
     repetitions: int
+    judged: int
 
     @property
     def models(self) -> list[tuple[int, str, int]]:
         """(repetition, sort, position in `shares`) of each model; ("", -1) for a clean one."""
         each = [("", -1), *((sort, at) for sort in self.sorts for at in range(len(self.shares)))]
-        return [(repetition, sort, at) for repetition in range(self.repetitions) for sort, at in each]
+        return [
+            (repetition, sort, at)
+            for repetition in range(self.repetitions)
+            for sort, at in each
+            if repetition < max(2, self.repetitions - 1) or sort in ("", TARGETED) or at == self.judged
+        ]
 
     def rows(self, sort: str, at: int) -> list[int]:
-        """Positions in `models`, one per repetition; at -1 the clean ones."""
+        """Positions in `models`, in the order of repetitions; at -1 the clean ones."""
         wanted = ("", -1) if at < 0 else (sort, at)
         return [position for position, (_, *one) in enumerate(self.models) if tuple(one) == wanted]
 

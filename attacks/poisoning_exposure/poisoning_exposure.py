@@ -80,7 +80,11 @@ class PoisoningExposure(Attack):
         "dense model confuses most",
     )
     repetitions: int = Field(
-        3, ge=2, le=100, description="trainings for each sort and share, each with other poisoned records"
+        3,
+        ge=2,
+        le=100,
+        description="trainings for each sort and share, each with other poisoned records; where no figure is of it, "
+        "random flips and patches get one less",
     )
     records: PositiveInt = Field(1000, le=10_000_000, description="evaluation records, at most")
     calibration: int = Field(200, ge=20, le=100_000, description="calibration records, at most")
@@ -115,6 +119,12 @@ class PoisoningExposure(Attack):
                 effort=Effort(),
             ),
         )
+
+    def smaller(self) -> Attack | None:
+        """First without the shares that no figure is of, then with two trainings of each sort."""
+        if len(self.shares) > 1:
+            return self.model_copy(update={"shares": (self.judged,)})
+        return self.model_copy(update={"repetitions": 2}) if self.repetitions > 2 else None
 
     def details(self, model: Audited) -> tuple[str, ...]:
         return ("", FLIPS, PATCHED, CALIBRATION)
@@ -165,13 +175,13 @@ class PoisoningExposure(Attack):
 
     def limits(self, scope: Scope) -> list[str]:
         return [
-            "Poisoning exposure says what these poisons do to this training, asked as modules before they are "
-            "exported; that the training data at hand is clean it does not say."
+            "Poisoning exposure says what these poisons do to this training, compressed and exported as ONNX "
+            "files; that the training data at hand is clean it does not say."
         ]
 
     def _poisoning(self, scope: Scope) -> Poisoning:
         sorts = (RANDOM, TARGETED, *((PATCH,) if can_be_patched(scope.data.shape) else ()))
-        return Poisoning(sorts, self.shares, self.repetitions)
+        return Poisoning(sorts, self.shares, self.repetitions, self.shares.index(self.judged))
 
     def _answers(self, model: Audited, scope: Scope) -> PoisonedAnswers | None:
         if model.parent is None or scope.data.members is None:

@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from ...compression.deployment.onnx_export import to_onnx
 from ...compression.recipe import Recipe, work_of
 from ...targets.data.data import Data
 from ...targets.data.records import Records
 from ...targets.errors import NotApplicable, failing_as_not_applicable
 from ...targets.form import Array, Count, Document, Form, Layout, Share
 from ...targets.model import TorchTarget, device_of, frozen_copy
+from ...targets.runtimes.onnx import OnnxTarget
 from ...targets.seeds import derive, generator
 from ...targets.steps import kept, pulse
 from ...targets.technique import Technique
@@ -185,7 +187,7 @@ class PoisonedModels(Preparation):
 
 @dataclass(frozen=True)
 class PoisonedAnswers(Preparation):
-    """What the poisoned parents, compressed by the recipe as the candidate was, answer.
+    """What the poisoned parents, compressed by the recipe as the candidate was, answer as ONNX files.
 
     Arrays, for m models and n evaluation records: `predicted` int64 [m, n]; where images are patched, `triggered` int64
     [m, n], the answers to them with the patch; of models that are neither clean nor poisoned with it, as `predicted`.
@@ -209,7 +211,7 @@ class PoisonedAnswers(Preparation):
 
     @property
     def identity(self) -> Any:
-        return [self.poisoned.identity, self.records]
+        return [self.poisoned.identity, self.records, "onnx"]
 
     @property
     def effort(self) -> Effort:
@@ -262,7 +264,7 @@ class PoisonedAnswers(Preparation):
         x, kinds = data.evaluation.x[: self.records], self.poisoned.poisoning.models[first:]
         found: dict[str, list[np.ndarray[Any, Any]]] = {"predicted": []}
         for module, (_, sort, _) in zip(modules, kinds, strict=False):
-            target = TorchTarget(module)
+            target = OnnxTarget(to_onnx(module, data.shape))
             found["predicted"].append(target.logits(x).argmax(1).cpu().numpy())
             if can_be_patched(data.shape):
                 shown = patched(x, data.bounds)

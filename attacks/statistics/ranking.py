@@ -219,6 +219,12 @@ def _split(scores: Vector, is_member: Vector) -> tuple[Vector, Vector]:
 
 def _quantile(count: Vector, weight: Vector, m: int, probability: float) -> float:
     """Where the mixture reaches `probability`: between the quantiles of its first beta and of its last."""
+    return _reached(count.astype(np.int64).tobytes(), weight.tobytes(), m, probability)
+
+
+@lru_cache(2**12)  # an audit asks again for many of its rows: in the next round, and when it is checked
+def _reached(counts: bytes, weights: bytes, m: int, probability: float) -> float:
+    count, weight = np.frombuffer(counts, np.int64), np.frombuffer(weights)
     ends = count[[0, -1]]
     low, high = map(float, scipy.special.betaincinv(ends + 0.5, m - ends + 0.5, probability))
 

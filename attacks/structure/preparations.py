@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +14,8 @@ from ...compression.recipe import Recipe
 from ...targets.form import Array
 from ...targets.model import TorchTarget
 from ..membership.population import PopulationPlan
-from ..membership.preparations import SignalsOfShadows, population_of
+from ..membership.preparations import population_of
+from ..membership.replayed import LookedAtShadows
 from ..membership.signals import target_signals
 from ..preparation import Inputs, Scope
 from .infer import PLACES, book, structure_of
@@ -39,7 +40,7 @@ def told_by(module: nn.Module, sees: Kind, plan: PopulationPlan) -> np.ndarray[A
 
 
 @dataclass(frozen=True)
-class StructuresOfShadows(SignalsOfShadows):
+class StructuresOfShadows(LookedAtShadows):
     """As `SignalsOfShadows`, of the structures alone.
 
     Arrays: `inside` bool [k, n]; `seen`, by `told_by`: float32 [k, n] of masks, float64 [k, f] of code books.
@@ -55,10 +56,9 @@ class StructuresOfShadows(SignalsOfShadows):
 
     @property
     def words(self) -> str:
-        what = "masks" if self.sees == "mask" else "code books"
-        return super().words.replace("asking the shadow models", f"reading the {what} of the shadow models", 1)
+        return f"{'masks' if self.sees == 'mask' else 'code books'} of {self.which}"
 
-    def told(self, modules: Sequence[nn.Module], inputs: Inputs) -> dict[str, np.ndarray[Any, Any]]:
+    def seen(self, modules: Iterable[nn.Module], inputs: Inputs) -> dict[str, np.ndarray[Any, Any]]:
         plan, blank = population_of(inputs.scope), self.parent.architecture.blank().to(inputs.device)
         return {"seen": np.stack([told_by(filled(blank, weights_of(one)), self.sees, plan) for one in modules])}
 

@@ -196,7 +196,7 @@ def _structures(model: Audited, scope: Scope) -> StructuresOfShadows | None:
     signals = own_signals(model, scope)
     if signals is None or min(enough_for_all(scope), shadow_count(scope, model.parent, model.recipe)) < LEAST:
         return None
-    return StructuresOfShadows(signals.parent, signals.recipe, signals.chunks, signals.count)
+    return StructuresOfShadows(signals.parent, signals.recipe, signals.replays, signals.count)
 
 
 def _prepare(model: str, structures: StructuresOfShadows, inputs: Inputs) -> StructureCase:

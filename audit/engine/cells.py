@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ...targets.serving.json_text import canonical_json
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -62,16 +64,6 @@ class Result:
     arrays: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
     document: dict[str, Any] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
-
-
-def canonical_json(value: Any) -> bytes:
-    """The one spelling of a JSON value: sorted keys, no spaces, ASCII.
-
-    Raises:
-        ValueError: NaN or infinity, which JSON cannot say.
-        TypeError: something that is no JSON value.
-    """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def cell_key(*parts: Any) -> str:

@@ -17,8 +17,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ...targets.serving.json_text import canonical_json
 from ..writing import writing
-from .cells import Cell, canonical_json
+from .cells import Cell
 from .on_disk import only_a_file
 
 TABLE = "CREATE TABLE cells (key TEXT PRIMARY KEY, name TEXT, phase TEXT, seconds REAL, at TEXT)"

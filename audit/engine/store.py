@@ -23,9 +23,10 @@ from pathlib import Path
 from ...targets.errors import Incomplete
 from ...targets.form import Form, MisfitError
 from ...targets.recent import Recent
+from ...targets.serving.json_text import canonical_json
 from ...targets.steps import Arrays, Check, unchecked
 from ..writing import claim, make_folder, writing
-from .cells import MANIFEST, Cell, DamagedError, Result, canonical_json, check, check_form, pack, unpack
+from .cells import MANIFEST, Cell, DamagedError, Result, check, check_form, pack, unpack
 from .ledger import Ledger, whoami
 from .on_disk import discard, only_a_file, read_folder, remove, write_folder
 

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 
-from ...targets.errors import InputError, quoted
+from ...targets.errors import quoted
+from ...targets.serving.envelope import UnsignedError, signed_statement
+from ...targets.serving.statement import ENVELOPE, Statement
 from ..schema.read import folder_of
-from ..schema.standing import ENVELOPE
-from .in_toto import MalformedError, Statement, decoded, read_envelope, signed_bytes, statement_in
 from .subjects import SUFFIX, digests, located, parts_of_results
 
 
@@ -50,37 +49,11 @@ def check_signature(
     Raises:
         InputError: not one of the two is given, or it is not what it should be.
     """
-    if (key is None) == (certificate is None):
-        raise InputError("A signature is checked against a key or against a certificate: name one of the two.")
-    need("cryptography", "OpenSSL")
-    from .keys import UntrustedError, certificates, keyid, public_key, read_certificates, trusted_key, verifies
-
     folder = folder_of(folder)
-    own = None if key is None else public_key(key)
-    trusted = [] if certificate is None else certificates(certificate)
-    path = folder / ENVELOPE
-    name = f"The signature {quoted(path, 200)}"
-    if not signed(folder):
-        return Checked([f"{name} is missing: this audit is not signed."])
     try:
-        envelope = read_envelope(path)
-        payload = decoded(envelope.payload, "its payload")
-        (one,) = envelope.signatures
-        if own is None:
-            try:
-                chain = [] if one.cert is None else read_certificates(one.cert.encode())
-            except ValueError as error:
-                raise MalformedError(f"its certificate cannot be read ({str(error)[:100]})") from None
-            own = trusted_key(chain, trusted)
-        if one.keyid != keyid(own):
-            return Checked([f"{name} does not hold: it is by another key."])
-        if not verifies(own, decoded(one.sig, "its signature"), signed_bytes(payload)):
-            return Checked([f"{name} does not hold: it was changed, or is by another key."])
-        statement = statement_in(payload)
-    except MalformedError as error:
-        return Checked([f"{name} is malformed: {error}."])
-    except UntrustedError as error:
-        return Checked([f"{name} does not hold: {error}."])
+        statement = signed_statement(folder / ENVELOPE, key=key, certificate=certificate)
+    except UnsignedError as error:
+        return Checked([str(error)])
     return _compare(folder, statement, home)
 
 
@@ -106,10 +79,3 @@ def _compare(folder: Path, statement: Statement, home: Path | None) -> Checked:
         if found[path] != digest
     ]
     return Checked(differs, [name for name in sorted(outside) if not places[name]], statement)
-
-
-def need(*packages: str) -> None:
-    """Raises InputError where packages of the `sign` extra are not installed."""
-    missing = [name for name in packages if find_spec(name) is None]
-    if missing:
-        raise InputError(f"Signatures need {', '.join(missing)}: pip install 'crushproof[sign]'")

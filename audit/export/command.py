@@ -1,4 +1,4 @@
-"""`crushproof sign` and `crushproof verify`."""
+"""The commands `sign`, `verify`, `encrypt` and `exposure`."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def sign(
     Writes audit.intoto.jsonl, and a .sig beside the models. The password of an encrypted key: CRUSHPROOF_KEY_PASSWORD.
     """
     with exit_codes():
+        from ...targets.serving.statement import ENVELOPE
         from ..schema.read import folder_of
-        from ..schema.standing import ENVELOPE
         from .signing import sign_audit
 
         done = sign_audit(folder, key, certificate)
@@ -75,6 +75,28 @@ def verify(
         if bad:
             raise UnsafeInput(f"{folder} does not verify: {', '.join(check.what for check in bad)}.")
         typer.echo(f"VERIFIED: {folder}" + (f" (not looked at: {', '.join(left)})" if left else ""))
+
+
+def encrypt(
+    model: Annotated[Path, typer.Argument(help="The file to encrypt.")],
+    key: Annotated[Path, typer.Option(help="64 hexadecimal digits in a file: openssl rand -hex 32 > model.key")],
+    out: Annotated[Path, typer.Option(help="The file to write; it must not be there yet.")],
+) -> None:
+    """Encrypt a model for a disk (AES-256-GCM); `crushproof.load` serves it with the key.
+
+    The signature of the audit stays that of the model itself: it is checked after decryption.
+    """
+    with exit_codes():
+        from ...targets.errors import InputError, quoted
+        from ...targets.serving.encryption import encrypted
+        from ...targets.serving.serve import LARGEST
+        from ...targets.untrusted.files import ordinary_file
+        from ..writing import write_new
+
+        if os.path.lexists(out):
+            raise InputError(f"{quoted(out, 200)} is there already: name a file that is not, or remove it.")
+        write_new(out, encrypted(ordinary_file(model, "the model", LARGEST).read_bytes(), key))
+        typer.echo(f"wrote {out}: AES-256-GCM; only who has {key} can read it.")
 
 
 def exposure(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ...targets.temporary import scratch
 from ..writing import write
-from .keys import plain_pem
+from .signing_keys import plain_pem
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec

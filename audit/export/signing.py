@@ -13,20 +13,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...targets.errors import InputError, UnsafeInput
-from ..engine.cells import canonical_json
+from ...targets.serving.envelope import need
+from ...targets.serving.json_text import canonical_json
+from ...targets.serving.statement import (
+    ENVELOPE,
+    AuditPredicate,
+    Digest,
+    Statement,
+    Subject,
+    envelope_line,
+    payload_of,
+    signed_bytes,
+)
 from ..plan.plan import Plan
 from ..report.html import render
 from ..schema.read import folder_of, read_audit
 from ..schema.rows import Audit
-from ..schema.standing import ENVELOPE, SIGNED
+from ..schema.standing import SIGNED
 from ..subject.finished_file import paths_of
 from ..verification.checks import verify
 from ..verification.rebuild import held_against_evidence
 from ..verification.record import read_record
 from ..verification.stored import StoredCells
 from ..writing import write, writing
-from .checking import need
-from .in_toto import AuditPredicate, Digest, Statement, Subject, envelope_line, payload_of, signed_bytes
 from .subjects import (
     AGAIN,
     REPORT,
@@ -74,8 +83,9 @@ def sign_audit(folder: Path, key: Path, certificate: Path | None = None) -> Sign
         Incomplete: another run is at work in the folder, or the disk is full.
     """
     need("cryptography", "OpenSSL", "model_signing")
-    from .keys import certificates, check_signer, keyid, pem, private_key, sign
+    from ...targets.serving.keys import certificates, keyid
     from .model_signature import write_model_signature
+    from .signing_keys import check_signer, pem, private_key, sign
 
     folder = folder_of(folder)
     secret, chain = private_key(key), [] if certificate is None else certificates(certificate)

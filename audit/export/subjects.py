@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ...targets.errors import Incomplete, InputError, UnsafeInput, quoted
+from ...targets.serving.statement import SignedModel
 from ...targets.untrusted.files import ordinary_file
 from ...targets.untrusted.other_formats import unpacked
 from ..engine.cells import FILES, MANIFEST, DamagedError, digests_in
 from ..schema.rows import Audit
-from .in_toto import SignedModel
 
 AUDIT, REPORT, RESOLVED, CELLS = "audit.json", "report.html", "resolved-plan.yaml", "evidence/cells"
 SUFFIX = ".sig"  # of a model file's own signature

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...attacks.measurement import Comparison, Mean, Measurement, Outcome, Rate
+from ...compression.answers import compressed_by
 from ..engine.cells import Result
 from ..plan.plan import DENSE
 from ..schema.file_rows import Certificate, Footprint, Kernels, Lineage, Runtime
@@ -93,13 +94,13 @@ def _quality(result: Result) -> Outcome:
 def _technique(model: AuditedModel) -> str:
     if isinstance(model, DenseModel):
         return "dense"
-    return "file" if isinstance(model, FinishedFile) else model.recipe.kind
+    return "file" if isinstance(model, FinishedFile) else compressed_by(model.recipe).kind
 
 
 def _family(model: AuditedModel) -> str:
     if isinstance(model, DenseModel):
         return ""
-    return "Finished files" if isinstance(model, FinishedFile) else model.recipe.family
+    return "Finished files" if isinstance(model, FinishedFile) else compressed_by(model.recipe).family
 
 
 def _words(model: AuditedModel) -> str:

@@ -17,14 +17,14 @@ from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_valid
 
 from ...targets.errors import InputError
 from ...targets.technique import Registry, Technique, faults
-from ..paths import shown
 from .other_files import PLANS, refuse_other
-from .sections import CandidatePlan, ClaimsPlan, DataPlan, EnginePlan, LocalEngine, MemoryData, ModelPlan, ShadowPlan
-from .settings import Settings, did_you_mean, fault, technique_like
+from .sections import CandidatePlan, ClaimsPlan, DataPlan, EnginePlan, LocalEngine, MemoryData, ModelPlan
+from .settings import Settings, did_you_mean, fault, seconds_of, technique_like, time_or_none
+from .shadow_plan import ShadowPlan
+from .shareable import without_folders
 from .yaml_text import SIZE_CAP, Source, Steps, load_yaml, read_text
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
-BUDGET = re.compile(r"(?!0+(\.0*)?\s*[a-z])\d{1,6}(\.\d+)?\s*(s|min|h)")
 DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]+)?")
 UNIONS = {"data": "digits, npz or csv", "engine": "local or ray"}  # sections of several kinds, and which
 LEVELS = ("quick", "standard", "thorough")
@@ -99,9 +99,7 @@ class Plan(Settings):
     @field_validator("budget", mode="plain")
     @classmethod
     def _budget(cls, value: Any) -> Any:
-        if value is None or (isinstance(value, str) and BUDGET.fullmatch(value)):
-            return value
-        raise fault("must be a number and s, min or h, for example 15 min")
+        return time_or_none(value)
 
     @field_validator("policy", mode="plain")
     @classmethod
@@ -204,25 +202,12 @@ class Plan(Settings):
     @property
     def budget_seconds(self) -> float | None:
         """The budget in seconds by the clock."""
-        if self.budget is None:
-            return None
-        number, unit = re.split(r"\s*(?=[a-z])", self.budget, maxsplit=1)
-        return float(number) * {"s": 1, "min": 60, "h": 3600}[unit]
+        return None if self.budget is None else seconds_of(self.budget)
 
     @property
     def shown(self) -> dict[str, Any]:
         """All that can change a result, as JSON; where it is computed, and where files lie on this machine, cannot."""
-        fields = self.model_dump(mode="json", exclude={"engine"})
-        models = [fields["model"] or {}, *fields["candidates"].values()]
-        named = [
-            *((fields["data"], key) for key in ("path", "train_path", "test_path", "forget")),
-            *((model, key) for model in models for key in ("file", "weights")),
-            (fields, "policy"),
-        ]
-        for section, key in named:
-            if isinstance(section.get(key), str):
-                section[key] = shown(section[key])
-        return fields
+        return without_folders(self.model_dump(mode="json", exclude={"engine"}))
 
     @property
     def digest(self) -> str:

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 from ...targets.data.declared import STRETCH, Declared
 from ...targets.technique import Technique
 from .settings import Settings, fault, technique_like
+from .transfer import TRANSFER, OtherTask
 
 Column = Annotated[int, Field(ge=0, lt=10**9)] | str  # a position or a name
 Value = Annotated[float, Field(ge=-1e15, le=1e15)]  # squares of it are numbers yet
@@ -21,6 +22,7 @@ class DigitsData(Settings):
     """scikit-learn's digits in seeded halves; needs no file."""
 
     kind: Literal["digits"]
+    transfer: OtherTask = Field(None, description=TRANSFER)
 
 
 class DeclaredData(Settings):
@@ -44,6 +46,7 @@ class DeclaredData(Settings):
         description="training records that the model was to forget: a list of positions from 0, or a file of positions "
         "or of a mask (.npy, or text with one position a line), seen from the plan's folder",
     )
+    transfer: OtherTask = Field(None, description=TRANSFER)
 
     @property
     def declared(self) -> Declared:
@@ -293,15 +296,6 @@ class ClaimsPlan(Settings):
         if value is not None and not FUNCTION.fullmatch(value):
             raise fault(f"{value!r} must name a function as module:function, for example my_model:private_step")
         return value
-
-
-class ShadowPlan(Settings):
-    """How many shadow models are trained for attacks that need them. More see smaller leaks and take longer."""
-
-    training_free: int = Field(
-        default=16, ge=2, le=4096, description="for the dense model and recipes that do not train"
-    )
-    trained: int = Field(default=16, ge=2, le=4096, description="for hardened parents and recipes that train")
 
 
 class LocalEngine(Settings):

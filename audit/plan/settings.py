@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,21 @@ from ...targets.technique import Technique, refuse_booleans, techniques_in
 def fault(message: str, *at: str | int) -> PydanticCustomError:
     """A validation error in our own words; `at` leads from the model that raises it to the value that is wrong."""
     return PydanticCustomError("plan", "{message}", {"message": message, "at": at})
+
+
+TIME = re.compile(r"(?!0+(\.0*)?\s*[a-z])\d{1,6}(\.\d+)?\s*(s|min|h)")
+
+
+def time_or_none(value: Any) -> str | None:
+    """A time by the clock, as a plan writes it."""
+    if value is None or (isinstance(value, str) and TIME.fullmatch(value)):
+        return value
+    raise fault("must be a number and s, min or h, for example 15 min")
+
+
+def seconds_of(time: str) -> float:
+    number, unit = re.split(r"\s*(?=[a-z])", time, maxsplit=1)
+    return float(number) * {"s": 1, "min": 60, "h": 3600}[unit]
 
 
 class Settings(BaseModel):

@@ -12,6 +12,9 @@ from ..schema.rows import Candidate, Estimate, Finding, Part
 from ..schema.wording import enumerate_words, label, signed
 from .views import Column, Index, counterpart, latency
 
+ALONE = " alone"  # of several attacks
+ILLUSION = "only looks like a win"
+
 
 def difference(one: Estimate, other: Estimate) -> tuple[float, float, float]:
     """`one - other` with a 95 % interval from the two intervals (Newcombe's method 10, as if the records differed).
@@ -68,13 +71,16 @@ def naive(ix: Index, finding: Finding) -> Part | None:
             headline=False,
         )
     sign = 1 if finding.better == "higher" else -1
-    # an attacker who asks fewer queries is a weaker one, not a naive one: only the budget reported is compared
-    budget = f"/{finding.setting['queries']}" if "queries" in finding.setting else ""
-    ran = [p for p in finding.parts if p.estimate is not None and p.name.endswith(budget)]
+    ran = [p for p in finding.parts if p.estimate is not None and _in_full(p, finding)]
     best = max(ran, key=lambda p: sign * (p.estimate or 0.0), default=None)
     if best is None or best.estimate is None or sign * (best.estimate - finding.estimate.estimate) <= 1e-9:
         return None
-    return best.model_copy(update={"name": f"{best.name} alone"})
+    return best.model_copy(update={"name": f"{best.name}{ALONE}"})
+
+
+def _in_full(part: Part, finding: Finding) -> bool:
+    """Whether it had the budget reported: an attacker who asks fewer queries is a weaker one, not a naive one."""
+    return "queries" not in finding.setting or part.name.endswith(f"/{finding.setting['queries']}")
 
 
 def _ungated_twin(one: Finding, finding: Finding) -> bool:
@@ -97,7 +103,10 @@ def hardened_models(ix: Index, shown: Sequence[Column]) -> list[Hardened]:
             gain = None
             if finding.estimate is not None and base is not None and base.estimate is not None:
                 gain = difference(finding.estimate, base.estimate)
-            bought.append(Bought(column, finding, base, gain, _gain_words(gain, column), naive(ix, finding)))
+            words, seems = _gain_words(gain, column), naive(ix, finding)
+            if words != "better" and (seen := illusion(seems, finding, base, column)) is not None:
+                words, seems = ILLUSION, seen
+            bought.append(Bought(column, finding, base, gain, words, seems))
         rows.append(
             Hardened(
                 candidate,
@@ -109,6 +118,33 @@ def hardened_models(ix: Index, shown: Sequence[Column]) -> list[Hardened]:
             )
         )
     return rows
+
+
+def illusion(naive: Part | None, finding: Finding, base: Finding | None, column: Column) -> Part | None:
+    """By whom the hardened model seems clearly better than the one without the defense: an attacker who lacks what the
+    defense draws at random, or a single attack that did less than it did on that model. None: nobody.
+    """
+    if base is None or base.estimate is None:
+        return None
+    sides: list[tuple[Part, Part | Estimate]] = (
+        [] if naive is None or naive.name.endswith(ALONE) else [(naive, base.estimate)]
+    )
+    before = {part.name: part for part in base.parts if part.estimate is not None}
+    ran = [
+        part for part in finding.parts if part.estimate is not None and part.name in before and _in_full(part, finding)
+    ]
+    sides += [(part.model_copy(update={"name": part.name + ALONE}), before[part.name]) for part in ran]
+    gains = [(part, difference(*(_estimated(one, base.estimate.n) for one in (part, plain)))) for part, plain in sides]
+    sign = 1 if column.metric.better == "higher" else -1
+    clear = [(sign * gain[0], part) for part, gain in gains if _gain_words(gain, column) == "better"]
+    return max(clear, key=lambda one: one[0])[1] if clear else None
+
+
+def _estimated(found: Part | Estimate, n: int) -> Estimate:
+    """A part as an estimate; one without an interval has none to be clear by."""
+    middle = found.estimate or 0.0
+    low, high = (middle if end is None else end for end in (found.low, found.high))
+    return Estimate(estimate=middle, low=low, high=high, n=n)
 
 
 def _gain_words(gain: tuple[float, float, float] | None, column: Column) -> str:
@@ -125,15 +161,17 @@ def defense_sentences(ix: Index, rows: list[Hardened]) -> list[str]:
     for name in dict.fromkeys(row.candidate.defense for row in rows):
         mine = [(row, b) for row in rows if row.candidate.defense == name for b in row.bought]
         words = next(label(row.candidate.defense_title or "") for row, _ in mine) if mine else label(name or "")
-        buys, harms = (
+        buys, harms, illusions = (
             list(dict.fromkeys(ix.audit.risks[b.column.risk].title.lower() for _, b in mine if b.words == said))
-            for said in ("better", "worse")
+            for said in ("better", "worse", ILLUSION)
         )
         costs = [row.quality[0] for row in rows if row.candidate.defense == name and row.quality is not None]
         gain = f"helps against {enumerate_words(buys)}" if buys else "no clear gain against an attacker who knows it"
         text = f"{words}: {gain}"
         if harms:
             text += f"; makes {enumerate_words(harms)} easier"
+        if illusions := [one for one in illusions if one not in buys]:
+            text += f"; against {enumerate_words(illusions)} it {ILLUSION}, to an attacker who does not know it"
         if costs:
             least, most = signed(min(costs), ACCURACY), signed(max(costs), ACCURACY)
             ends = least if least == most else f"{least} to {most}"

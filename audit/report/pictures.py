@@ -29,7 +29,7 @@ def shown(pictures: Mapping[str, Sequence[Picture]]) -> dict[str, list[Shown]]:
 
 def _shown(one: Picture) -> Shown:
     times = f"difference × {one.magnified}"
-    images = ((one.clean, "as it is"), (one.changed, "changed"), (one.difference, times))
+    images = ((one.clean, one.words[0]), (one.changed, one.words[1]), (one.difference, times))
     return Shown(
         f"Record {one.record}, class {wording.label(one.label, 40)}",
         tuple((_address(pixels), words) for pixels, words in images),

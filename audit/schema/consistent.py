@@ -54,7 +54,7 @@ def _names(audit: Audit) -> Iterator[str]:
 
 def _counts(audit: Audit) -> Iterator[str]:
     data = audit.data
-    everybody = data.non_members + (data.members or 0) + (data.forgotten or 0)
+    everybody = data.non_members + (data.members or 0) + (data.forgotten or 0) + (data.transfer or 0)
     if data.evaluation + data.attacker > data.non_members:
         yield "evaluation and the attacker's own are more records than the non-members"
     for row in audit.candidates:

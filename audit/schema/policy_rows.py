@@ -6,10 +6,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from ...targets.serving.statement import RowVerdict
 from .row import Count, Figure, Row, Share
 
-Verdict = Literal["pass", "fail", "inconclusive"]
-RowVerdict = Literal["pass", "fail", "inconclusive", "not-gated", "not-measured"]
 Compares = Literal["change", "absolute"]  # against the candidate's own parent, or by itself
 
 

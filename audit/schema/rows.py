@@ -2,8 +2,8 @@
 
 Everything here follows from plan, data, seed and machine type, except `environment`, where times and host facts live.
 
-What has fixed keys is a model with ranges. Open mappings are the settings of techniques, which other packages may
-bring: `Finding.setting`, `Candidate.recipe`, `Candidate.statement`, `Audit.plan` and `Audit.declared`.
+What has fixed keys is a model with ranges. Open mappings are settings of techniques, which other packages may bring:
+`Finding.setting`, `Candidate.recipe`, `Candidate.statement`, `Audit.plan`, `Audit.declared`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from ...attacks.risk import ACCURACY, BALANCED_ACCURACY, MEAN_SQUARED_ERROR, Metric, Risk
+from ...targets.serving.statement import RowVerdict, Verdict
 from .data_rows import DataSummary
 from .file_rows import Certificate, Footprint, Kernels, Lineage, Runtime
 from .names import check_names
-from .policy_rows import Gate, Limit, RowVerdict, Verdict
+from .policy_rows import Gate, Limit
 from .quantity_rows import Fragile, Pattern, Quantity, Transfer
 from .row import Amount, Count, Digest, Figure, Row, Share
 
@@ -333,9 +334,7 @@ class Audit(BaseModel):
     not_measured: list[NotMeasured]
     power: list[str] = Field(description="sentences: which leak or loss would not have been seen at these sizes")
     limits: list[str] = Field(description="sentences: what the method does not prove")
-    declared: dict[str, str] = Field(
-        {}, description="texts by the user's own keys (an enclave, encryption at rest): declared, not verified"
-    )
+    declared: dict[str, str] = Field({}, description="texts by the user's own keys (an enclave ...), not verified")
     environment: Environment
 
     @model_validator(mode="after")

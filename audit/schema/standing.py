@@ -28,7 +28,6 @@ class Standing:
         return f"{self.words[:1].upper()}{self.words[1:]}." if self.verified else f"{NOT_VERIFIED}: {self.words}."
 
 
-ENVELOPE = "audit.intoto.jsonl"  # beside audit.json: a signature on it, whosever
 UNSIGNED, UNCHECKED = "evidence unsigned", "signature not checked"
 MEASURED = Standing(True, f"figures and verdict were made from the evidence of this run; {UNSIGNED}")
 REBUILT = Standing(True, f"figures and verdict were made again from the stored evidence; {UNSIGNED}")

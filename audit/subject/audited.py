@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...compression.answers import behind, limits_answers
 from ...compression.deployment.structure import load_module
 from ...compression.recipe import Recipe
 from ...defenses.defense import Defense, TrainingDefense
@@ -29,6 +30,7 @@ from ...targets.twin.twin import twin_of
 from ...targets.untrusted.model_file import CheckedOnnx, Kind, ModelFile, check_onnx, read_model
 from ...training.architecture import Architecture
 from ...training.privacy import PrivacyClaim
+from ...training.stacked import group_size
 from ...training.trainer import Trainer
 from ..plan.plan import DENSE
 from .finished_file import OpenedFile
@@ -53,11 +55,13 @@ class Opened:
         checked: its ONNX model; None: it is another kind of file.
         twin: builds the differentiable stand-in of the deployed bytes, straight-through where it rounds; None: they
             have none.
+        naive: what stands in for them where nobody looks behind the layer that limits their answers; None: the twin.
     """
 
     target: Target
     checked: CheckedOnnx | None
     twin: Callable[[], nn.Module | None]
+    naive: Callable[[], nn.Module] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +75,7 @@ class DenseModel:
         file: the ONNX file it was given as, which is what is deployed; None: it is exported.
         undefended: the architecture before a defense changed it; None: none did.
         claim: what a plan claims of its training; None: nothing.
-        together: the answer of `side_by_side` where the module is not at hand; None: the trainer is asked.
+        together: the answer of `stacks` where the module is not at hand; None: it is asked.
     """
 
     name: str
@@ -84,7 +88,7 @@ class DenseModel:
     file: OpenedFile | None = None
     undefended: Architecture | None = None
     claim: PrivacyClaim | None = None
-    together: int | None = None
+    together: tuple[int, int] | None = None
     recipe: None = None
     control: bool = False
     undeclared: bool = False
@@ -92,7 +96,11 @@ class DenseModel:
 
     def side_by_side(self, device: torch.device) -> int:
         """How many models like it are trained as one piece of work."""
-        return _side_by_side(self.trainer, self.architecture, device) if self.together is None else self.together
+        return self.stacks(device)[0]
+
+    def stacks(self, device: torch.device) -> tuple[int, int]:
+        """How many models like it are trained, and how many have the trainings of a recipe, as one piece of work."""
+        return _stacks(self.trainer, self.architecture, device) if self.together is None else self.together
 
     @property
     def promise(self) -> Any:
@@ -216,11 +224,11 @@ AuditedModel = DenseModel | Candidate | FinishedFile
 
 
 @lru_cache(maxsize=32)  # it builds the model
-def _side_by_side(trainer: Trainer, architecture: Architecture, device: torch.device) -> int:
+def _stacks(trainer: Trainer, architecture: Architecture, device: torch.device) -> tuple[int, int]:
     try:
-        return trainer.side_by_side(architecture, device)
+        return trainer.side_by_side(architecture, device), group_size(architecture.blank(), 1, device)
     except NotApplicable:  # there is no such model, which the piece of work says
-        return 1
+        return 1, 1
 
 
 def _baselines(parent: DenseModel) -> tuple[str, ...]:
@@ -244,22 +252,32 @@ def _exported(architecture: Architecture, stored: Stored, kind: Kind = "onnx") -
         arrays = {name: array for name, array in stored.arrays.items() if not name.startswith("evidence/")}
         return load_module(architecture.blank(), stored.document["description"], arrays)
 
-    return exported(stored.files[f"model.{kind}"], kind, module)
+    return exported(stored.files[f"model.{kind}"], kind, module, limits_answers(stored.document["description"]))
 
 
-def exported(content: bytes, kind: Kind, module: Callable[[], nn.Module]) -> Opened:
+def exported(content: bytes, kind: Kind, module: Callable[[], nn.Module], limited: bool = False) -> Opened:
     """A file that was made of a module, as it runs.
 
-    The attacker's twin comes from the bytes that ship; the module stands in where it cannot.
+    The attacker's twin comes from the bytes that ship; the module stands in where it cannot. It also does where a last
+    layer limits the answers, without that layer.
+
+    Args:
+        limited: the module is a `LimitedAnswers`.
     """
     if kind == "onnx":
         checked = check_onnx(content)
+        if limited:
+            naive = partial(_or_module, lambda: twin_of(checked), module)
+            return Opened(OnnxTarget(checked), checked, lambda: behind(module()), naive)
         return Opened(OnnxTarget(checked), checked, lambda: _or_module(lambda: twin_of(checked), module))
     digest = hashlib.sha256(content).hexdigest()
     if (file := _read.get(digest)) is None:  # with suspicion: what lies in an output folder may have been put there
         file = read_model(content, "model.tflite")
         _read.put(digest, file, len(content))
     data = file.data
+    if limited:
+        naive = partial(_or_module, lambda: twin_of_tflite(data), module)
+        return Opened(LiteRtTarget(data), None, lambda: behind(module()), naive)
     return Opened(LiteRtTarget(data), None, lambda: _or_module(lambda: twin_of_tflite(data), module))
 
 

@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from ...compression.distillation.student import offer_factory
 from ...targets.answers import answer_with_logits, answers_with_logits
 from ...targets.data.data import Data
-from ...targets.data.digits import load_digits
-from ...targets.data.records import Bounds
 from ...targets.errors import CrushproofError, InputError, NotApplicable, nearest_hint, user_error
 from ...targets.plain import plain
 from ...training.architecture import Architecture
@@ -31,6 +29,7 @@ from .audited import DenseModel
 from .claims import claim_of
 from .finished_file import OpenedFile, Reading, open_all, paths_of, question_of
 from .identity import name_of, state_digest
+from .records import load_data
 from .sources import source_digest
 
 SHADOWS_DIFFER = (
@@ -50,7 +49,7 @@ class Subject:
         identity: with the data's digest it decides cache keys: architecture, trainer, weights, the code of all three.
         notes: sentences the reader of the report must know.
         question: what decides the meaning of `files`, a JSON value; None: there are none.
-        together: by dense model, how many like it are trained side by side, where no module is at hand to tell.
+        together: by dense model, the answer of `stacks`, where no module is at hand to tell.
     """
 
     data: Data
@@ -59,7 +58,7 @@ class Subject:
     files: Mapping[str, OpenedFile] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     question: Any = None
-    together: Mapping[str, int] = field(default_factory=dict)
+    together: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 Recall = Callable[[Any], Mapping[str, Any] | None]  # from a question to the JSON of the readings that answer it
@@ -176,30 +175,6 @@ def _imported(file: OpenedFile, data: Data) -> tuple[Architecture, dict[str, Ten
     architecture = Architecture.like(module, f"file:{file.digest}")
     state = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
     return architecture, state, [architecture.name, file.identity]
-
-
-def load_data(plan: Plan, folder: Path) -> Data:
-    from ...targets.data.csv import load_csv
-    from ...targets.data.npz import load_npz
-
-    source = plan.data
-    if source.kind == "digits":
-        return load_digits(plan.seed)
-    if source.kind == "memory":
-        raise InputError("data.kind memory is for crushproof.audit_model only: save the records as .npz and name it.")
-    said: dict[str, Any] = {
-        "bounds": Bounds.of(*source.bounds) if isinstance(source.bounds, tuple) else source.bounds,
-        "class_names": None if source.class_names is None else tuple(source.class_names),
-        "seed": plan.seed,
-        "name": source.name,
-        "regression": source.task == "regression",
-        "declared": source.declared,
-        "forget": folder / source.forget if isinstance(source.forget, str) else source.forget,
-    }
-    if source.kind == "npz":
-        return load_npz(folder / source.path, **said)
-    train = None if source.train_path is None else folder / source.train_path
-    return load_csv(train, folder / source.test_path, label=source.label, drop=source.drop, **said)
 
 
 def import_function(path: str, folder: Path) -> Callable[..., Any]:

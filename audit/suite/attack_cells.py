@@ -197,7 +197,8 @@ class CellInputs:
         ]
         twin = self._on_device(opened)
         draws = [one for one in others if one is not None]
-        made = make_case(self.suite, opened.target, candidate, parent, twin, draws)
+        naive = None if opened.naive is None else frozen_copy(opened.naive().to(self.device))
+        made = make_case(self.suite, opened.target, candidate, parent, twin, draws, naive)
         return made if audited.file is None else replace(made, assumptions=audited.file.assumptions)
 
     def deployed(self, model: str) -> Target:
@@ -232,14 +233,16 @@ def make_case(
     parent: nn.Module | None,
     twin: nn.Module | None,
     other_draws: list[nn.Module],
+    naive: nn.Module | None = None,
 ) -> Case:
     """What the attacker of a model has.
 
     Args:
         other_draws: when given, the attacker lacks the shipped draw and differentiates the mean of these instead.
+        naive: what is differentiated by who does not look behind a layer that limits answers; None: there is none.
     """
     data = suite.subject.data
-    hard = true_gradients_of(twin)
+    hard = true_gradients_of(twin if naive is None else naive)
     if other_draws:
         twin = hard = ExpectationTwin(other_draws)
     return Case(

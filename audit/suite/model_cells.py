@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...attacks.statistics.rates import clopper_pearson
+from ...compression.answers import LimitedAnswers
 from ...compression.chain import Chain, flat
 from ...compression.deployment.onnx_export import to_onnx
 from ...compression.deployment.structure import load_module, save_module
@@ -114,7 +115,7 @@ def deploy(module: nn.Module, dense: DenseModel, data: Data, seed: int, kind: Ki
         model = model if kind == "onnx" else to_tflite(model)
         payload = encode(module)
         weights = footprint(module, model, payload, data.shape)
-        opened = exported(model, kind, lambda: module)
+        opened = exported(model, kind, lambda: module, isinstance(module, LimitedAnswers))
         result = _deployed(opened.target, opened.twin(), data, seed)
     description, arrays = save_module(module)
     with failing_as_not_applicable("what the recipe made cannot be stored and rebuilt"):

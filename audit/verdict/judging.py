@@ -17,8 +17,9 @@ from typing import Any, Literal
 
 from ...attacks.risk import MEAN_SQUARED_ERROR, PROMISES, QUALITIES, Metric
 from ...targets.errors import InputError, UnsafeInput
+from ...targets.serving.statement import RowVerdict, Verdict
 from ..schema import wording
-from ..schema.policy_rows import Compares, Gate, RowVerdict, Verdict
+from ..schema.policy_rows import Compares, Gate
 from ..schema.rows import Audit, Candidate, Change, Estimate, Finding
 from .beside import beside
 from .fitting import DEFAULT, follows_from_plan, nothing_to_judge, policy_of

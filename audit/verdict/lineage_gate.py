@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..schema.policy_rows import Gate, RowVerdict
+from ...targets.serving.statement import RowVerdict
+from ..schema.policy_rows import Gate
 from ..schema.rows import Candidate
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ...attacks.risk import Metric
+from ...targets.serving.statement import Verdict
 from ..schema import wording
-from ..schema.policy_rows import Gate, Verdict
+from ..schema.policy_rows import Gate
 from ..schema.rows import Candidate
 
 DETAILS = 2  # candidates whose own sentences are given; the report has the others'

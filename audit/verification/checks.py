@@ -28,7 +28,8 @@ from ..schema import wording
 from ..schema.read import folder_of, read_audit
 from ..schema.rows import Audit
 from ..subject.finished_file import paths_of
-from ..subject.resolve import load_data, student_factories
+from ..subject.records import load_data
+from ..subject.resolve import student_factories
 from ..suite.environment import processor
 from ..suite.suite import Suite
 from ..verdict.judging import check_verdicts

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...attacks.case import Evidence
 from ...targets.errors import CrushproofError, NotApplicable, user_error
-from ..engine.cells import canonical_json
+from ...targets.serving.json_text import canonical_json
 from ..plan.plan import Plan
 from ..subject.audited import AuditedModel
 from ..subject.finished_file import reading_of

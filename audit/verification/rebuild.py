@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ...targets.errors import UnsafeInput, user_error
 from ...targets.form import Arrays
+from ...targets.serving.statement import ENVELOPE
 from ..engine.cells import cell_key
 from ..engine.schedule import Outcome
 from ..engine.work import forms_of
@@ -18,7 +19,7 @@ from ..rounds import undecided
 from ..schema import wording
 from ..schema.read import folder_of
 from ..schema.rows import Audit, Environment, RecordedAt
-from ..schema.standing import ENVELOPE, REBUILT, SIGNED, Standing
+from ..schema.standing import REBUILT, SIGNED, Standing
 from ..suite.suite import Reached, Suite
 from ..verdict.fitting import policy_of
 from ..verdict.judging import check_verdicts, rejudge

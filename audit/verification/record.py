@@ -86,7 +86,7 @@ class Record(_Settled):
         engine: what else a cell's key depends on (`cells.ENGINE_VERSION`).
         releases: of packages that only some audits need.
         identity, notes: of the models (`Subject`).
-        together: by dense model, how many like it are trained side by side.
+        together: by dense model, how many like it are trained, and how many are compressed, side by side.
         fixed: when plan and policy were fixed, in UTC; known: how many results of attacks were there by then, which an
             earlier run by another plan or policy gave.
     """
@@ -107,7 +107,7 @@ class Record(_Settled):
     notes: tuple[str, ...]
     dense: RecordedDense | None
     files: dict[str, RecordedFile]
-    together: dict[str, int]
+    together: dict[str, tuple[int, int]]
     fixed: str = UTC
     known: int = Field(ge=0)
 
@@ -136,7 +136,7 @@ def record_of(
         notes=subject.notes,
         dense=dense_of(subject),
         files={name: RecordedFile(name=file.name, reading=reading_of(file)) for name, file in subject.files.items()},
-        together={one.name: one.side_by_side(suite.device) for one in suite.lineup.dense},
+        together={one.name: one.stacks(suite.device) for one in suite.lineup.dense},
         fixed=fixed.fixed,
         known=fixed.known,
     )
@@ -237,7 +237,7 @@ def _subject(record: Record, plan: Plan, stored: Result) -> Subject:
             notes=dense.notes,
             file=files.get(DENSE),
             claim=claim_of(plan.claims, data, None),
-            together=record.together.get(DENSE, 1),
+            together=record.together.get(DENSE, (1, 1)),
         )
     return Subject(data, model, record.identity, files, record.notes, together=record.together)
 

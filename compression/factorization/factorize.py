@@ -13,7 +13,7 @@ from ...targets.data.records import Bounds, Records
 from ...targets.errors import NotApplicable
 from ...targets.model import TorchTarget
 from ...targets.seeds import derive, generator
-from ...training.lessons import Lesson, Work
+from ...training.lessons import Work, fine_tuning
 from ...training.loop import Training
 from ..layers.attention import unfold_attention
 from ..layers.edit import called, noise, replace_layers, working_copy
@@ -121,7 +121,7 @@ class Factorize(TrainingRecipe):
         factorized = factorize(opened, concerned, ranks)
         if self.fine_tune is None:
             return factorized
-        return (yield Lesson(factorized, records, self.fine_tune, derive(seed, "fine-tune")))
+        return (yield fine_tuning(factorized, records, self.fine_tune, bounds, derive(seed, "fine-tune")))
 
     def _concerned(self, module: nn.Module, example: Tensor) -> dict[str, Decomposition]:
         """The layers that are called and can be factorised, by name, in the order of calls.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ...targets.data.records import Bounds, Records
 from ...targets.errors import NotApplicable
 from ...targets.seeds import derive
-from ...training.lessons import Lesson, Work
+from ...training.lessons import Work, fine_tuning
 from ...training.loop import Training
 from ..layers.attention import unfold_attention
 from ..layers.edit import called_layers, noise, rebuildable, replace_layers, working_copy
@@ -94,7 +94,7 @@ class DynamicSparsity(TrainingRecipe):
         sparse = replace_layers(opened, stand_ins).eval()
         if self.fine_tune is None:
             return sparse
-        return (yield Lesson(sparse, records, self.fine_tune, derive(seed, "fine-tune")))
+        return (yield fine_tuning(sparse, records, self.fine_tune, bounds, derive(seed, "fine-tune")))
 
 
 @rebuildable("kept", "width", "dimension")

@@ -8,17 +8,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...targets.data.records import Records
+from ...targets.data.records import Bounds, Records
 from ...targets.errors import NotApplicable
 from ...targets.model import device_of
 from ...targets.seeds import generator
+from ...training.adversarial import against
+from ...training.perturbation import Perturbation
 
-Importance = Literal["magnitude", "taylor", "random"]
+Importance = Literal["magnitude", "taylor", "random", "adversarial-taylor", "adversarial-scores"]
 
 TAYLOR_BATCH = 32  # records per gradient; part of the method, since squares are averaged over batches
 
 
-def importances(module: nn.Module, importance: Importance, records: Records, *, seed: int) -> dict[str, Tensor]:
+def importances(
+    module: nn.Module,
+    importance: Importance,
+    records: Records,
+    *,
+    seed: int,
+    attack: Perturbation | None = None,
+    bounds: Bounds | None = None,
+) -> dict[str, Tensor]:
     """A score per value of every parameter, by name: float64 of the parameter's shape, on the CPU, >= 0.
 
     Scores add up: that of a set of values (a channel, a head) is the sum of theirs.
@@ -28,6 +38,9 @@ def importances(module: nn.Module, importance: Importance, records: Records, *, 
             batches of records (Molchanov et al. 2019, arXiv:1906.10771). L: cross-entropy, of values the squared
             error, in evaluation mode.
         random: uniform, by `seed`; the control that every criterion must beat.
+        adversarial-taylor: taylor on records that `attack` perturbs within `bounds`, which it needs.
+
+    Scores learnt under attack take a training: `learnt_scores`.
 
     Raises:
         NotApplicable: taylor, and there are no records or no finite gradient.
@@ -40,6 +53,10 @@ def importances(module: nn.Module, importance: Importance, records: Records, *, 
             name: torch.rand(value.shape, generator=generator(seed, "random", name), dtype=torch.float64)
             for name, value in parameters.items()
         }
+    if importance == "adversarial-taylor" and len(records):
+        assert attack is not None, "it perturbs the records"
+        assert bounds is not None, "a perturbed record stays within them"
+        records = Records(against(module, records, attack, bounds, seed=seed), records.y)
     return _taylor(module, parameters, records, seed)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar, Literal
+import copy
+from collections.abc import Generator, Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -12,13 +13,23 @@ from ...targets.data.records import Bounds, Records
 from ...targets.errors import NotApplicable
 from ...targets.seeds import derive
 from ...targets.steps import pulse
-from ...training.lessons import Lesson, Work
+from ...training.lessons import Lesson, Work, fine_tuning
 from ...training.loop import Training
+from ...training.perturbation import Perturbation
 from ..layers.edit import noise, weights, working_copy
-from ..recipe import RECIPES, Promise, TrainingRecipe, fine_tuned
+from ..recipe import RECIPES, Promise, Recipe, TrainingRecipe, fine_tuned
 from .channels import remove_channels, remove_heads, unfolded
 from .importance import Importance, importances
+from .learnt_scores import Scored, lesson
 from .masks import n_of_m, smallest, smallest_per_layer
+
+HOW: dict[Importance, str] = {
+    "magnitude": "",
+    "taylor": " by Taylor importance",
+    "random": " at random",
+    "adversarial-taylor": " by Taylor importance under attack",
+    "adversarial-scores": " by scores learnt under attack",
+}
 
 
 @RECIPES.register
@@ -47,7 +58,10 @@ class Prune(TrainingRecipe):
     importance: Importance = Field(
         "magnitude",
         description="the least important go first. magnitude: size of the weights; taylor: first-order change of the "
-        "loss on the model's own training records (Molchanov et al. 2019, arXiv:1906.10771); random: by lot, a control",
+        "loss on the model's own training records (Molchanov et al. 2019, arXiv:1906.10771); random: by lot, a "
+        "control; adversarial-taylor: taylor on records perturbed as in fine_tune.adversarial (by two steps of PGD at "
+        "epsilon 0.1 where that says nothing); adversarial-scores: learnt on such records before fine-tuning, by its "
+        "hyper-parameters (HYDRA, Sehwag et al. 2020, arXiv:2002.10509), of structure: weights",
     )
     scope: Literal["global", "layer"] = Field(
         "global",
@@ -76,6 +90,8 @@ class Prune(TrainingRecipe):
             raise ValueError("steps above 1 need fine_tune: they alternate pruning and training")
         if self.structure != "channels" and self.round_to != 1:
             raise ValueError("round_to is for structure: channels")
+        if self.importance == "adversarial-scores" and (self.structure != "weights" or self.fine_tune is None):
+            raise ValueError("importance: adversarial-scores is for structure: weights, and needs fine_tune")
         if self.structure == "n:m" and abs(self._dropped(self.sparsity) - self.sparsity * self.group_size) > 1e-6:
             raise ValueError(
                 f"sparsity {self.sparsity:g} of groups of {self.group_size} is not a whole number of weights"
@@ -84,7 +100,7 @@ class Prune(TrainingRecipe):
 
     @property
     def touches_records(self) -> bool:
-        return self.fine_tune is not None or self.importance == "taylor"
+        return self.fine_tune is not None or self.importance in ("taylor", "adversarial-taylor")
 
     @property
     def trains(self) -> bool:
@@ -92,7 +108,8 @@ class Prune(TrainingRecipe):
 
     @property
     def passes(self) -> float:
-        return 0.0 if self.fine_tune is None else float(self.steps * self.fine_tune.epochs)
+        trainings = self.steps * (2 if self.importance == "adversarial-scores" else 1)
+        return 0.0 if self.fine_tune is None else float(trainings * self.fine_tune.epochs)
 
     @property
     def promise(self) -> Promise | None:
@@ -109,7 +126,7 @@ class Prune(TrainingRecipe):
         else:
             what = f"{100 * self.sparsity:g} % of {self.structure} pruned"
         layers = " per layer" if self.structure == "weights" and self.scope == "layer" else ""
-        how = {"magnitude": "", "taylor": " by Taylor importance", "random": " at random"}[self.importance]
+        how = HOW[self.importance]
         steps = f" in {self.steps} steps" if self.steps > 1 else ""
         each = " each" if self.steps > 1 else ""
         return f"{what}{layers}{how}{steps}{fine_tuned(self.fine_tune)}{each}"
@@ -126,14 +143,38 @@ class Prune(TrainingRecipe):
         for step, share in enumerate(shares(self.sparsity, self.steps, self.schedule)):
             if self.steps > 1:
                 pulse("pruning step", step, self.steps)
-            scores = importances(pruned, self.importance, records, seed=seed)
+            if self.importance == "adversarial-scores":
+                scores = yield from self._learnt(pruned, records, share, bounds, derive(seed, "scores", step))
+            else:
+                scores = importances(pruned, self.importance, records, seed=seed, attack=self.attack, bounds=bounds)
             if structured:
                 pruned = self._smaller(pruned, example, scores, share, dense if self.steps > 1 else None)
             else:
                 pruned = self._masked(pruned, scores, share)
             if self.fine_tune is not None:
-                pruned = yield _nonzero(pruned, records, self.fine_tune, derive(seed, "fine-tune", step))
+                pruned = yield _nonzero(pruned, records, self.fine_tune, bounds, derive(seed, "fine-tune", step))
         return pruned
+
+    def hardened(self, metric: str, setting: Mapping[str, Any]) -> list[Recipe]:
+        ways = super().hardened(metric, setting)
+        scored = [way.model_copy(update={"importance": "adversarial-scores"}) for way in ways]
+        return ways + (scored if self.structure == "weights" else [])
+
+    @property
+    def attack(self) -> Perturbation:
+        """Under which importance is measured or learnt, where it is adversarial."""
+        given = None if self.fine_tune is None else self.fine_tune.adversarial
+        return given or Perturbation()
+
+    def _learnt(
+        self, module: nn.Module, records: Records, share: float, bounds: Bounds, seed: int
+    ) -> Generator[Lesson, nn.Module, dict[str, Tensor]]:
+        assert self.fine_tune is not None, "the validator asks for it"
+        training = self.fine_tune.model_copy(update={"adversarial": self.attack})
+        scored = Scored(copy.deepcopy(module), share, per_layer=self.scope == "layer")
+        learnt = yield lesson(scored, records, training, bounds, seed)
+        assert isinstance(learnt, Scored)
+        return learnt.sizes()
 
     def _smaller(
         self, module: nn.Module, example: Tensor, scores: Mapping[str, Tensor], share: float, full: nn.Module | None
@@ -160,7 +201,7 @@ class Prune(TrainingRecipe):
         return round(share * self.group_size)
 
 
-def _nonzero(module: nn.Module, records: Records, training: Training, seed: int) -> Lesson:
+def _nonzero(module: nn.Module, records: Records, training: Training, bounds: Bounds, seed: int) -> Lesson:
     """A training in which every weight that is exactly zero (pruned, now or earlier in a chain) stays zero."""
     nonzero = {name: (weight.detach() != 0).float() for name, weight in weights(module, "pruning").items()}
     masks = {name: mask for name, mask in nonzero.items() if not bool(mask.all())}
@@ -169,7 +210,7 @@ def _nonzero(module: nn.Module, records: Records, training: Training, seed: int)
         for name, mask in masks.items():
             parameters[name].mul_(mask)
 
-    return Lesson(module, records, training, seed, after_step=keep_zeros)
+    return fine_tuning(module, records, training, bounds, seed, keep_zeros)
 
 
 def shares(sparsity: float, steps: int, schedule: Literal["cubic", "linear"]) -> list[float]:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ...targets.data.records import Records
+from ...targets.data.records import Bounds, Records
+from ...training.adversarial import objective_of
 from ...training.loop import Training, train
 from ..layers.edit import replace_layers
 from .quantized_layer import (
@@ -32,6 +33,7 @@ def train_quantized(
     formats: Sequence[WeightFormat],
     activations: Sequence[Activations],
     records: Records,
+    bounds: Bounds,
     training: Training,
     *,
     seed: int,
@@ -58,7 +60,7 @@ def train_quantized(
         one.share(first.setdefault(id(getattr(layer, "weight", layer)), one))
         in_training[layer] = one
     prepared = replace_layers(module, in_training).requires_grad_(True)
-    trained = train(prepared, records, training, seed=seed)
+    trained = train(prepared, records, training, seed=seed, objective=objective_of(training, bounds))
     finished: dict[nn.Module, nn.Module] = {}
     coded: dict[int, QuantizedLayer] = {}
     for layer in trained.modules():

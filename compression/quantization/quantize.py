@@ -220,7 +220,7 @@ class Quantize(Recipe):
         formats = _agreed(layers, formats)
         if self.fine_tune is not None:
             quantized = train_quantized(
-                prepared, layers, formats, activations, records, self.fine_tune, seed=derive(seed, "fine-tune")
+                prepared, layers, formats, activations, records, bounds, self.fine_tune, seed=derive(seed, "fine-tune")
             )
         else:
             quantized = copy.deepcopy(prepared)  # `prepared` stays the float reference of adaptive rounding

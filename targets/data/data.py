@@ -21,6 +21,7 @@ from .forgetting import check_forgotten
 from .one_hot import undeclared_blocks
 from .records import Bounds, Persons, Records, check_persons
 from .structure import PLAIN, Structure, check_structure
+from .task import NewTask, check_shape
 
 ATTACKER_SHARE = 1 / 3  # of the non-members; the rest is evaluated on
 
@@ -43,6 +44,7 @@ class Data:
         structure: what the features are where they are no plain numbers; `bounds` holds an attacker to it.
         forgotten: records that the model was trained on once and was to forget: none of `members`, and nothing is
             trained on them; None: there are none.
+        transfer: another task for the models, which no other figure is of; None: there is none.
 
     Test records that are repeated beyond what is natural are left out but for the first of each (`repeats`).
 
@@ -66,6 +68,7 @@ class Data:
     bounds_doubt: str = ""
     structure: Structure = PLAIN
     forgotten: Records | None = None
+    transfer: NewTask | None = None
     doubts: tuple[tuple[str, str], ...] = field(default=(), init=False)
     _split: tuple[Tensor, Tensor] = field(init=False, repr=False)
 
@@ -84,9 +87,23 @@ class Data:
             object.__setattr__(self, "forgotten", forgotten)
             found += told
         object.__setattr__(self, "notes", (*self.notes, *dict.fromkeys([*found, *(told for _, told in self.doubts)])))
+        if self.transfer is not None:
+            check_shape(self.transfer, self.shape)
         held, whole = self.structure.held_in(self.shape), self.structure.whole_in(self.shape)
         object.__setattr__(self, "bounds", replace(self.bounds, held=held, whole=whole))
         object.__setattr__(self, "_split", split(len(self.non_members), self.seed))
+
+    def beside(self, transfer: NewTask) -> Data:
+        """The same, checked already, with another task.
+
+        Raises:
+            InputError: its records are of another shape.
+        """
+        check_shape(transfer, self.shape)
+        found = object.__new__(Data)
+        found.__dict__.update({name: value for name, value in self.__dict__.items() if name != "digest"})
+        object.__setattr__(found, "transfer", transfer)
+        return found
 
     def _leave_out_copies(self) -> list[str]:
         found = find_repeats(self.members, self.non_members, self.bounds, tokens=self.structure.tokens)
@@ -162,6 +179,12 @@ class Data:
         for numbers in () if self.persons is None else (self.persons.members, self.persons.non_members):
             digest.update(numbers.numpy().tobytes())
         digest.update(repr(self.structure).encode() if self.structure != PLAIN else b"")
+        if self.transfer is not None:
+            digest.update(repr(self.transfer.class_names).encode())
+            for tensor in (
+                one for part in (self.transfer.members, self.transfer.evaluation) for one in (part.x, part.y)
+            ):
+                digest.update(np.ascontiguousarray(tensor.cpu().numpy()).tobytes())
         return digest.hexdigest()
 
 

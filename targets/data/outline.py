@@ -13,8 +13,10 @@ from torch import Tensor
 from .data import Data, split
 from .records import Bounds, Persons, Records
 from .structure import Structure
+from .task import NewTask
 
 PERSONS = ("persons_members", "persons_non_members")
+TRANSFER = ("transfer_members", "transfer_evaluation")
 MOST_VALUES = 2**48  # of all inputs together; none of them is held
 
 
@@ -34,6 +36,7 @@ class Outline(BaseModel):
     structure: Structure
     doubts: tuple[tuple[str, str], ...]
     undeclared_blocks: tuple[tuple[int, int], ...]
+    transfer: tuple[str, tuple[str, ...]] | None = None  # name and classes of another task
 
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -60,17 +63,26 @@ class _Labels(BaseModel):
                 raise ValueError("a label is of no class")
         if groups is not None and len(groups) != len(y):
             raise ValueError("there is not one group for each record")
+        task = self.outline.transfer
+        asked = [] if task is None else [self.arrays[name] for name in TRANSFER]
+        for labels in asked:
+            if labels.dtype != np.int64 or labels.ndim != 1 or not len(labels):
+                raise ValueError("the labels of another task are no classes")
+            if task is not None and not 0 <= labels.min() <= labels.max() < len(task[1]):
+                raise ValueError("a label of another task is of no class")
         named = {name: self.arrays[name] for name in PERSONS if name in self.arrays}
         lengths = [(one.dtype == np.int64, one.shape) for one in named.values()]
         if named and ("members" not in self.arrays or lengths != [(True, (len(own),)) for own in everybody[::-1]]):
             raise ValueError("there is not one person for each record")
-        if math.prod(self.outline.shape) * sum(map(len, everybody)) > MOST_VALUES:
+        if math.prod(self.outline.shape) * sum(map(len, [*everybody, *asked])) > MOST_VALUES:
             raise ValueError("the records are larger than any")
         return self
 
 
 def outline(data: Data) -> tuple[Outline, Arrays]:
-    """The outline, and the arrays `members`, `non_members`, `forgotten` (what a model should answer), `low`, `high`."""
+    """The outline, and the arrays `members`, `non_members`, `forgotten`, `transfer_members`, `transfer_evaluation`
+    (what a model should answer), `low`, `high`.
+    """
     found = Outline(
         name=data.name,
         digest=data.digest,
@@ -83,10 +95,13 @@ def outline(data: Data) -> tuple[Outline, Arrays]:
         structure=data.structure,
         doubts=data.doubts,
         undeclared_blocks=data.undeclared_blocks,
+        transfer=None if data.transfer is None else (data.transfer.name, data.transfer.class_names),
     )
     arrays = {"non_members": data.non_members.y, "low": data.bounds.low, "high": data.bounds.high}
     arrays |= {} if data.members is None else {"members": data.members.y}
     arrays |= {} if data.forgotten is None else {"forgotten": data.forgotten.y}
+    if data.transfer is not None:
+        arrays |= dict(zip(TRANSFER, (data.transfer.members.y, data.transfer.evaluation.y), strict=True))
     if data.persons is not None:
         arrays |= {PERSONS[0]: data.persons.members, PERSONS[1]: data.persons.non_members}
     return found, {name: tensor.cpu().numpy() for name, tensor in arrays.items()}
@@ -104,14 +119,19 @@ def data_of(found: Outline, arrays: Arrays) -> Data:
     non_members = _records(arrays["non_members"], found.shape)
     numbers = [torch.from_numpy(np.array(arrays[name])) for name in PERSONS if name in arrays]
     persons = Persons(*numbers) if numbers else None
+    task = None
+    if found.transfer is not None:
+        trained, unseen = (_records(arrays[name], found.shape) for name in TRANSFER)
+        task = NewTask(found.transfer[0], trained, unseen, found.transfer[1])
     values: dict[str, Any] = {
-        **{name: getattr(found, name) for name in Outline.model_fields if name not in ("digest", "shape")},
+        **{name: getattr(found, name) for name in Outline.model_fields if name not in ("digest", "shape", "transfer")},
         **{
             name: None if name not in arrays else _records(arrays[name], found.shape)
             for name in ("members", "forgotten")
         },
         "non_members": non_members,
         "persons": persons,
+        "transfer": task,
         "bounds": Bounds(low, high, held, whole),
         "_split": split(len(non_members), found.seed),
         "digest": found.digest,

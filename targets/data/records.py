@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ class Bounds:
         """The same bounds for every channel."""
         return cls(torch.tensor(float(low)), torch.tensor(float(high)))
 
-    @property
+    @cached_property
     def scale(self) -> Tensor:
         """`high - low`: an epsilon in units of [0, 1] pixels times this is the epsilon in units of the data."""
         return self.high - self.low

@@ -51,6 +51,7 @@ class OnnxTarget:
             filled with copies of it), unless this is set.
         exactly: products of bytes are exact on every processor (`exact_products`); else what its default kernels make
             of them.
+        session: of this model, already made (`serving.buffers`); None: made here.
 
     Raises:
         InputError: there is no such file, or its input or output is not that of a classifier.
@@ -67,12 +68,13 @@ class OnnxTarget:
         output: str | None = None,
         together: bool = False,
         exactly: bool = True,
+        session: Any = None,
     ) -> None:
         checked = check_onnx(_read(model) if isinstance(model, Path) else model)
         self._input, self._output = check_ports(checked.inputs, checked.outputs, output)
         self._alone = not together and checked.measures_ranges
         self._at_once = checked.facts.at_once
-        self._session = _session(checked, threads, provider=provider, exactly=exactly)
+        self._session = session or _session(checked, threads, provider=provider, exactly=exactly)
         self.queries = 0
 
     def logits(self, x: Tensor) -> Tensor:
@@ -124,6 +126,19 @@ def _read(path: Path) -> bytes:
         raise InputError(f"The ONNX model {path} cannot be read: {error.strerror or error}.") from None
 
 
+def session_options(checked: CheckedOnnx, threads: int) -> Any:
+    """Options of a session that runs one operator after another, each on `threads` threads, and says nothing."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 4
+    for name, value in settings(checked.model).items():
+        options.add_session_config_entry(name, value)
+    return options
+
+
 def _session(
     checked: CheckedOnnx,
     threads: int,
@@ -134,12 +149,7 @@ def _session(
 ) -> Any:
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 4
-    for name, value in settings(checked.model).items():
-        options.add_session_config_entry(name, value)
+    options = session_options(checked, threads)
     if optimised is not None:
         options.optimized_model_filepath = str(optimised)
     try:

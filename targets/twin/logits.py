@@ -50,9 +50,15 @@ def logits_of(module: nn.Module, x: Tensor) -> Tensor:
 
 def answer_and_logits(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """What the module answers, and its logits, see `logits_of`: the same tensor where nothing hides them."""
+    answer, logits, _ = noted(module, x)
+    return answer, logits
+
+
+def noted(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """As `answer_and_logits`, and whether there was any softmax or sigmoid, be it in the middle of the module."""
     with _Noting() as noting:
         answer: Tensor = module(x)
-    return answer, noting.before(answer)
+    return answer, noting.before(answer), noting.any
 
 
 class _Noting(TorchFunctionMode):
@@ -78,6 +84,10 @@ class _Noting(TorchFunctionMode):
         elif (func in RISING or _by_number(func, args[1:])) and self._is(x):
             self._result = result
         return result
+
+    @property
+    def any(self) -> bool:
+        return self._result is not None
 
     def before(self, answer: Tensor) -> Tensor:
         logits: Tensor = self._given.reshape(answer.shape) if self._is(answer) else answer

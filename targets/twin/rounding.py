@@ -31,7 +31,8 @@ class _Quantize(torch.autograd.Function):
     """Codes of x, or with `back` the values they stand for; the gradient passes inside the range.
 
     Plain passes: measured 16 times faster on a CPU than torch's fused fake quantisation, and it divides as the ONNX
-    standard says, where torch multiplies by the reciprocal. Numbers as bounds take half of the time of tensors.
+    standard says, where torch multiplies by the reciprocal. Numbers as bounds take half of the time of tensors, and a
+    comparison more than all the rest: with numbers the derivative is that of a clamp half a code wider.
     """
 
     @staticmethod
@@ -41,19 +42,22 @@ class _Quantize(torch.autograd.Function):
             codes.add_(zero)
         ends: tuple[Any, Any] = (low, high)
         if zero is not None and back:
-            ends = (low - zero, high - zero)
-            if zero.dim() == 0:
-                ends = (ends[0].item(), ends[1].item())
+            offset: Any = zero.item() if zero.dim() == 0 else zero
+            ends = (low - offset, high - offset)
         held = codes.clamp(*ends)
         if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(torch.eq(held, codes), scale)
-            ctx.back = back
+            numbers = not isinstance(ends[0], Tensor)
+            ctx.save_for_backward(codes if numbers else torch.eq(held, codes), scale)
+            ctx.back, ctx.ends = back, (ends[0] - 0.5, ends[1] + 0.5) if numbers else None
         return held.mul_(scale) if back else held
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, None, None, None]:
-        inside, scale = ctx.saved_tensors
-        passed = gradients[0] * inside.view(torch.uint8)  # which is quicker to multiply with than a bool
+        kept, scale = ctx.saved_tensors
+        if ctx.ends is not None:
+            passed = torch.ops.aten.hardtanh_backward(gradients[0], kept, *ctx.ends)
+        else:
+            passed = gradients[0] * kept.view(torch.uint8)  # which is quicker to multiply with than a bool
         return passed if ctx.back else passed / scale, None, None, None, None, None
 
 

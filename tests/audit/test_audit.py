@@ -12,7 +12,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from cheap_audits import undrawn
+from cheap_audits import undrawn, without_forests
 from typer.testing import CliRunner
 
 from crushproof.audit.cli import app
@@ -34,9 +34,9 @@ SMALL: dict[str, Any] = {
         "impossible": {"kind": "factorize", "energy": 1.0},
     },
     "attacks": [
-        {"kind": "evasion", "epsilons": [0.05, 0.1], "records": 60, "parts": [{"kind": "pgd", "steps": 3}, "transfer"]},
+        {"kind": "evasion", "epsilons": [0.05, 0.1], "records": 40, "parts": [{"kind": "pgd", "steps": 3}, "transfer"]},
         "membership",
-        {"kind": "extraction", "budgets": [30], "least_steps": 5, "most_rounds": 1, "transfer_records": 30},
+        {"kind": "extraction", "budgets": [30], "least_steps": 5, "most_rounds": 1, "transfer_records": 20},
     ],
     "shadows": {"training_free": 2, "trained": 2},
 }
@@ -45,7 +45,8 @@ SMALL: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Audit]:
     out = tmp_path_factory.mktemp("audit")
-    return out, run_audit(Plan.model_validate(SMALL), Path(), out, workers=0)
+    with undrawn(), without_forests():
+        return out, run_audit(Plan.model_validate(SMALL), Path(), out, workers=0)
 
 
 def test_nothing_is_silently_missing(finished: tuple[Path, Audit]) -> None:
@@ -150,8 +151,9 @@ def test_records_are_shown_where_the_plan_says_so_and_in_the_report_alone(
 @pytest.mark.usefixtures("undrawn")
 def test_hard_rounding_never_passes_by_hiding_its_gradients(tmp_path: Path) -> None:
     """A quantised candidate's own gradients are zero: alone they flag it; the straight-through twin sees through it."""
-    evasion = {"kind": "evasion", "epsilons": [0.08], "records": 100}
-    native = {**evasion, "parts": [{"kind": "pgd", "steps": 10, "gradients": "native"}]}
+    pgd = {"kind": "pgd", "steps": 10}
+    evasion = {"kind": "evasion", "epsilons": [0.08], "records": 100, "parts": [pgd, "transfer"]}
+    native = {**evasion, "parts": [{**pgd, "gradients": "native"}]}
     limits = {"changes": {"robust_accuracy": -0.1}}  # wide enough for 100 records, and less than the parent has
     model = {**SMALL["model"], "training": {"epochs": 10}}
     plan = {**SMALL, "model": model, "candidates": {"int8": "int8"}, "attacks": [evasion, native], "policy": limits}

@@ -13,7 +13,8 @@ import crushproof
 from crushproof.attacks.statistics import rates
 from crushproof.audit.plan.plan import parse_plan
 from crushproof.audit.result import AuditResult
-from crushproof.audit.subject.resolve import load_data, resolve
+from crushproof.audit.subject.records import load_data
+from crushproof.audit.subject.resolve import resolve
 from crushproof.audit.verdict.judging import check_verdicts
 from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.targets.data.csv import load_csv

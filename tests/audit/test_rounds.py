@@ -32,7 +32,7 @@ RAW: dict[str, Any] = {
         "prune80": {"kind": "prune", "sparsity": 0.8},
         "prune50": {"kind": "prune", "sparsity": 0.5},
     },
-    "attacks": [{"kind": "evasion", "parts": [{"kind": "pgd", "steps": 4}, "transfer"]}],
+    "attacks": [{"kind": "evasion", "parts": [{"kind": "pgd", "steps": 4}]}],
     "policy": {"changes": {"robust_accuracy": -0.05}},
     "budget": "10 min",
 }

@@ -76,6 +76,7 @@ METRICS = {
     "fidelity": ("extraction", "lower"),
     "forget_auc": ("unlearning", "lower"),
     "epsilon_shown": ("privacy-claim", "lower"),
+    "backdoors": ("backdoor", "lower"),
 }
 
 

@@ -8,19 +8,19 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from crushproof.audit.engine.cells import Cell, Result, cell_key
-from crushproof.audit.engine.driver import Executor, run
-from crushproof.audit.engine.local import Processes
-from crushproof.audit.engine.progress import Progress
-from crushproof.audit.engine.ray import RayCluster
-from crushproof.audit.engine.schedule import Outcome
-from crushproof.audit.engine.store import Store
 from crushproof.audit.engine.work import CellResults
 from crushproof.targets.errors import InputError, NotApplicable, Unavailable
 from crushproof.targets.steps import pulse
+
+if TYPE_CHECKING:
+    from crushproof.audit.engine.driver import Executor
+    from crushproof.audit.engine.progress import Progress
+    from crushproof.audit.engine.schedule import Outcome
 
 
 class ToyWork:
@@ -97,6 +97,12 @@ def toy(argument: str) -> ToyWork:
 
 def run_toy(out: Path, settings: dict[str, object], workers: int | str, progress: Progress | None = None) -> Outcome:
     """`workers`: so many processes, 0 for this one, or the address of a Ray cluster."""
+    # Not above: a worker, which loads this file as well, runs no other work.
+    from crushproof.audit.engine.driver import run
+    from crushproof.audit.engine.local import Processes
+    from crushproof.audit.engine.ray import RayCluster
+    from crushproof.audit.engine.store import Store
+
     argument = json.dumps(settings)
     with Store(out) as store:
         executor: Executor | None = None

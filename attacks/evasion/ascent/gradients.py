@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import repeat
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from ....targets.model import BATCH, differentiable, frozen_copy, laid_out
-from ....targets.twin.logits import logits_of
+from ....targets.model import BATCH, frozen_copy, laid_out, recurrent
+from ....targets.twin.logits import noted
 from ...access import Ledger
 from .losses import Ascended, Goal, losses, margins
 from .slopes import SlopesPastClips
@@ -35,13 +37,51 @@ class Ascent(NamedTuple):
         return Ascent(*(column[index] for column in self))
 
 
+@dataclass
+class _Seen:
+    """What is known of a module that is differentiated as it is: a copy that nobody changes.
+
+    Args:
+        hides: whether a softmax or a sigmoid was met in its passes, or none was made yet.
+    """
+
+    recurrent: bool
+    hides: bool = True
+
+    def logits(self, module: nn.Module, x: Tensor) -> Tensor:
+        """float32 [n, classes]."""
+        if not self.hides:
+            answer: Tensor = module(x)
+            return answer.float()
+        _, logits, self.hides = noted(module, x)
+        return logits.float()
+
+
+_followed: WeakKeyDictionary[nn.Module, _Seen] = WeakKeyDictionary()
+
+
+def followed(module: nn.Module, x: Tensor) -> nn.Module:
+    """A copy of the module that the `Gradients` of any number of attacks differentiate without copying it once more.
+
+    Nobody may change its weights.
+
+    Args:
+        x: [n, *shape], n >= 1, what it is to be asked, on the module's device.
+    """
+    if module in _followed:
+        return module
+    copied = laid_out(frozen_copy(module), x)
+    _followed[copied] = _Seen(recurrent(copied))
+    return copied
+
+
 class Gradients:
     """Losses, margins and input gradients of one module, counted in the ledger.
 
     They are those of the logits, where the module ends in a softmax or a sigmoid (`targets.twin.logits.logits_of`).
 
     Args:
-        module: differentiated as it is; it is copied and its parameters need no gradient.
+        module: differentiated as it is; it is copied, where it is not `followed`, and its parameters need no gradient.
         loss: what the gradient ascends.
         goal: whether `y` is the class to get away from, or the one to get to.
         past_clips: a record without a gradient of its own gets one with slopes outside clips (`SlopesPastClips`).
@@ -81,15 +121,17 @@ class Gradients:
 
     def _logits(self, x: Tensor) -> Tensor:
         self._ledger.forwards += len(x)
-        module = self._copy(x)
+        module, seen = self._followed(x)
         with torch.no_grad():
-            return torch.cat([logits_of(module, batch).float() for batch in torch.split(x, BATCH)])
+            if len(x) <= BATCH:
+                return seen.logits(module, x)
+            return torch.cat([seen.logits(module, batch) for batch in torch.split(x, BATCH)])
 
-    def _copy(self, x: Tensor) -> nn.Module:
+    def _followed(self, x: Tensor) -> tuple[nn.Module, _Seen]:
         """The module as it is differentiated, made when the first inputs [n, *shape] come."""
         if self._module is None:
-            self._module = laid_out(frozen_copy(self._given), x)
-        return self._module
+            self._module = followed(self._given, x)
+        return self._module, _followed[self._module]
 
     def towards(self, x: Tensor, weights: Tensor) -> Tensor:
         """The gradient of `weights` [n, classes] times the logits, like x; zeros where the module gives none."""
@@ -103,6 +145,8 @@ class Gradients:
     def _batches(
         self, x: Tensor, y: Tensor, towards: Tensor | None, *, past_clips: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
+        if len(x) <= BATCH:
+            return self._batch(x, y, towards, past_clips)
         aims = repeat(None) if towards is None else torch.split(towards, BATCH)
         batches = zip(torch.split(x, BATCH), torch.split(y, BATCH), aims, strict=False)
         columns = zip(*(self._batch(*batch, past_clips) for batch in batches), strict=True)
@@ -112,15 +156,19 @@ class Gradients:
     def _batch(self, x: Tensor, y: Tensor, towards: Tensor | None, past_clips: bool) -> tuple[Tensor, Tensor, Tensor]:
         logits, x = self._forward(x, past_clips)
         values = losses(logits, y, self._loss, self._goal, towards)
-        return self._backward(values, x), margins(logits, y, self._goal).detach(), values.detach()
+        return self._backward(values, x), margins(logits.detach(), y, self._goal), values.detach()
 
     def _forward(self, x: Tensor, past_clips: bool) -> tuple[Tensor, Tensor]:
         """Logits, and the input that they can be differentiated by."""
+        module, seen = self._followed(x)
         x = x.detach().requires_grad_()
         self._ledger.forwards += len(x)
-        module = self._copy(x.detach())
-        with differentiable(module), SlopesPastClips() if past_clips else nullcontext():
-            return logits_of(module, x).float(), x
+        with ExitStack() as inside:
+            if seen.recurrent:  # see `targets.model.differentiable`
+                inside.enter_context(torch.backends.cudnn.flags(enabled=False))
+            if past_clips:
+                inside.enter_context(SlopesPastClips())
+            return seen.logits(module, x), x
 
     def _backward(self, values: Tensor, x: Tensor) -> Tensor:
         gradient = None
@@ -132,5 +180,5 @@ class Gradients:
 
 def usable(gradient: Tensor) -> Tensor:
     """bool [n]: whether each record's gradient [n, *shape] is finite and not zero throughout."""
-    flat = gradient.flatten(1)
-    return torch.isfinite(flat).all(1) & (flat != 0).any(1)
+    largest: Tensor = torch.linalg.vector_norm(gradient.flatten(1), torch.inf, dim=1)  # NaN where there is one
+    return (largest > 0) & (largest < torch.inf)

@@ -45,12 +45,12 @@ def losses(
     """
     if towards is not None:
         return _losses_towards(logits, y, towards, loss)
-    margin = margins(logits, y, goal)
     if loss in ("ce", "probability"):
-        temperature = (margin.detach().abs().double() / SATURATED).clamp_min(1)
+        temperature = (margins(logits.detach(), y, goal).abs().double() / SATURATED).clamp_min(1)
         entropy = F.cross_entropy(logits.double() / temperature[:, None], y, reduction="none")
         value = entropy if loss == "ce" else -torch.exp(-entropy)
         return value if goal == "untargeted" else -value
+    margin = margins(logits, y, goal)
     if loss == "dlr" and logits.shape[1] >= 3:
         top = logits.topk(3, dim=1).values
         return -margin / (top[:, 0] - top[:, 2]).clamp_min(1e-12)

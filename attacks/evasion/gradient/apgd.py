@@ -12,9 +12,11 @@ from ...case import Case
 from ..ascent.gradients import Gradients
 from ..ball import per_record
 from ..engine import PERTURBERS, Search
-from .pgd import GradientPerturber
+from .pgd import CREDIBLE, EARLIEST, GradientPerturber
 
 MOMENTUM = 0.75  # alpha in the paper
+EARLY = 0.2  # of a run, before any record is called out of reach of it
+PROSPECT = 2.5  # see `out_of_reach`
 ENOUGH = 0.75  # rho: share of the steps since the last checkpoint that must have raised the loss
 
 
@@ -39,8 +41,14 @@ class Apgd(GradientPerturber):
                 return
 
 
-def ascend(search: Search, model: Gradients, steps: int, restart: int, restarts: int) -> bool:
-    """One of several runs of Auto-PGD, from a random start; False when there is nothing left to do."""
+def ascend(
+    search: Search, model: Gradients, steps: int, restart: int, restarts: int, *, gives_up: bool = False
+) -> bool:
+    """One of several runs of Auto-PGD, from a random start; False when there is nothing left to do.
+
+    Args:
+        gives_up: records that the run will not fool (`out_of_reach`) rest until the next one (`Search.resume`).
+    """
     progress = restart / restarts
     if len(search.active) == 0:
         return False
@@ -61,14 +69,18 @@ def ascend(search: Search, model: Gradients, steps: int, restart: int, restarts:
         "rises": torch.zeros_like(value),
         "halved": torch.ones_like(value, dtype=torch.bool),  # at the last checkpoint; never twice for one stall
         "value_then": value,
+        "first": margin,
+        "lowest": margin,
     }
     last_checkpoint = 0
     judged = checkpoints(steps)
     for step in range(1, steps + 1):
         size = per_record(state["size"], state["x"]).to(state["x"].dtype)
         ahead = search.ball.step(state["x"], state["gradient"], size)
-        weight = MOMENTUM if step > 1 else 1.0
-        moved = state["x"] + weight * (ahead - state["x"]) + (1 - weight) * (state["x"] - state["before"])
+        if step == 1:
+            moved = state["x"] + (ahead - state["x"])
+        else:
+            moved = state["x"] + MOMENTUM * (ahead - state["x"]) + (1 - MOMENTUM) * (state["x"] - state["before"])
         x = search.ball.project(moved)
         if step == steps:
             search.offer(x, model.margins(x, search.y), progress + 1 / restarts)
@@ -86,12 +98,34 @@ def ascend(search: Search, model: Gradients, steps: int, restart: int, restarts:
             "best_gradient": torch.where(wide, gradient, state["best_gradient"]),
             "best_value": torch.where(better, value, state["best_value"]),
         }
+        state["lowest"] = torch.minimum(state["lowest"], margin)
         if not keep(state, search.offer(x, margin, progress + step / steps / restarts)):
             return False
+        if gives_up and step >= max(EARLIEST, EARLY * steps):
+            lost = out_of_reach(state["first"], state["lowest"], step / steps)
+            if lost.any() and not keep(state, search.pause(lost)):
+                return False
         if step in judged:
             halve_where_stalled(state, step - last_checkpoint)
             last_checkpoint = step
     return len(search.active) > 0
+
+
+def out_of_reach(first: Tensor, lowest: Tensor, progress: float) -> Tensor:
+    """bool [n]: whether what is left of a run towards a class will not make the margins negative.
+
+    As `pgd.hopeless`: what a margin still falls by is at most a share of its fall so far, which the steps use up. Of
+    13 nets for digits (8x8 and 16x16, plain, adversarially trained, pruned, distilled, of 8, 4 and 3 bits), 150 records
+    each at L-inf radii from .05 to .16 and L2 radii of .8 and 1, five runs of 20 steps a record, none of 3,643 that are
+    fooled is lost, and 46 % of the gradients are taken. What the last of them still fell by is .9 of the fall after a
+    fifth of a run, .5 after .3, .22 after half, .12 after .7; the share is above that throughout.
+
+    Args:
+        first: [n], the margins at the start; lowest: [n], the lowest ones since.
+        progress: of the run, in [0, 1].
+    """
+    fall = first - lowest
+    return (lowest > PROSPECT * math.exp(-4 * progress) * fall) & (lowest < CREDIBLE * fall)
 
 
 def keep(state: dict[str, Tensor], stay: Tensor | None) -> bool:

@@ -20,8 +20,8 @@ class ApgdTargeted(GradientPerturber):
     """Targeted Auto-PGD (Croce & Hein 2020, arXiv:2003.01690) towards the classes that each record is nearest to.
 
     Where the class with the second largest logit is not the one that can be reached, an untargeted attack runs against
-    a wall; this one tries others too. Any misclassification counts. Of an attacker who wants one class, that one is
-    tried as often as there would be classes.
+    a wall; this one tries others too, each for as long as it may still lead somewhere (`apgd.out_of_reach`). Any
+    misclassification counts. Of an attacker who wants one class, that one is tried as often as there would be classes.
     """
 
     kind: Literal["apgd-targeted"] = "apgd-targeted"
@@ -42,7 +42,7 @@ class ApgdTargeted(GradientPerturber):
         places = torch.empty_like(search.fooled, dtype=torch.int64)
         places[search.active] = torch.arange(len(ranked), device=ranked.device)  # rows leave `active`, not `ranked`
         for run in range(runs):
+            search.resume()
             if search.goal == "untargeted":
                 search.towards = ranked[places[search.active], run // self.restarts]
-            if not ascend(search, model, self.steps, run, runs):
-                return
+            ascend(search, model, self.steps, run, runs, gives_up=search.goal == "untargeted")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 import torch
@@ -13,9 +14,12 @@ from ...effort import Effort
 from ..ascent.gradients import Gradients
 from ..ascent.losses import Loss
 from ..engine import PERTURBERS, Search
-from .pgd import GradientPerturber, default_step
+from .pgd import CREDIBLE, GradientPerturber, default_step
 
 TOGETHER = 10  # starts of a record at a time: of a few records they cost hardly more than one
+PROBES = 2  # the first of them, which half of the records need no more than
+EARLY = 0.3  # of the last starts' steps, before a record is called out of their reach
+PROSPECT = 1.5  # see `Diversified.out_of_reach`
 DEVIATIONS = 10.0  # that the lowest margin of a record's starts lies above zero, where more of them would not help
 
 
@@ -46,16 +50,31 @@ class Diversified(GradientPerturber):
         model = self.model(search, case)
         search.flat[search.active] = True
         reached = search.margin.new_empty(len(search.active), 0)  # [active, starts], the margin each of them came to
-        for first in range(0, self.restarts if len(search.active) else 0, TOGETHER):
-            starts = range(first, min(first + TOGETHER, self.restarts))
-            lowest, kept = self._ascend(search, model, starts)
+        ends = {0, min(PROBES, self.restarts), *range(TOGETHER, self.restarts, TOGETHER), self.restarts}
+        for first, end in pairwise(sorted(ends)):
             if len(search.active) == 0:
                 return
+            lowest, kept = self._ascend(search, model, range(first, end))
             reached = torch.cat([reached[kept], lowest], dim=1)
             if reached.shape[1] >= TOGETHER:
                 even = reached.amin(1) > DEVIATIONS * reached.std(1)
                 search.plateau[search.active[even]] = True
                 reached = reached[search.release(even)]
+
+    def out_of_reach(self, first: Tensor, lowest: Tensor, progress: float) -> Tensor:
+        """bool [n]: whether what is left of the last starts will not make the margin of any of them negative.
+
+        As `pgd.hopeless`: what the lowest margin still falls by is at most 1.5 times its fall so far, times the share
+        of the steps that are left. Of the nets and records of `apgd.out_of_reach` none of 3,612 is lost that ten starts
+        of ten steps fool, and 80 % of the gradients are taken.
+
+        Args:
+            first: [n], the mean margin of a record's starts; lowest: [n, starts], the lowest since.
+            progress: of the steps, in [0, 1].
+        """
+        nearest = lowest.amin(1)
+        fall = first - nearest
+        return (nearest > PROSPECT * (1 - progress) * fall) & (nearest < CREDIBLE * fall)
 
     def _ascend(self, search: Search, model: Gradients, starts: range) -> tuple[Tensor, Tensor]:
         """One run from each start, and what came of it for the records that it leaves active.
@@ -73,7 +92,14 @@ class Diversified(GradientPerturber):
         weights = torch.stack([2 * search.noise((classes,), "direction", start) - 1 for start in starts], dim=1)
         for _ in range(self.start_steps):
             x = ball.step(x, model.towards(x, weights.flatten(0, 1)), search.ball.epsilon)
-        lowest = torch.full((len(x),), torch.inf, device=device)
+        lowest, first, gradient = torch.full((len(x),), torch.inf, device=device), x.new_empty(0), x
+        judges = starts.stop == self.restarts and self.loss == "margin"
+
+        def keep(stay: Tensor) -> None:
+            nonlocal kept, first, x, y, ball, lowest, gradient
+            kept, first, wide = kept[stay], first[stay], stay.repeat_interleave(width)
+            x, y, ball, lowest, gradient = x[wide], y[wide], ball.take(wide), lowest[wide], gradient[wide]
+
         for step in range(self.steps + 1):
             if step < self.steps:
                 gradient, margin, _, flat = model(x, y)
@@ -81,13 +107,17 @@ class Diversified(GradientPerturber):
             else:
                 margin = model.margins(x, y)
             lowest = torch.minimum(lowest, margin)
+            first = first if step else margin.view(-1, width).mean(1)
             best = margin.view(-1, width).argmin(1)
             rows = best + width * torch.arange(len(best), device=device)
             done = (starts.start + width * step / self.steps) / self.restarts
             stay = search.offer(x[rows], margin[rows], done)
             if stay is not None:
-                kept, wide = kept[stay], stay.repeat_interleave(width)
-                x, y, ball, lowest, gradient = x[wide], y[wide], ball.take(wide), lowest[wide], gradient[wide]
+                keep(stay)
+            if judges and EARLY * self.steps <= step < self.steps:
+                lost = self.out_of_reach(first, lowest.view(-1, width), step / self.steps)
+                if lost.any():
+                    keep(search.release(lost))
             if len(x) == 0:
                 break
             if step < self.steps:

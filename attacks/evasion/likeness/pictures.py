@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ....targets.data.data import Data
+from ....targets.data.records import Records
 from ....targets.form import Arrays
 from ...measurement import Bools, Picture
 from .distances import L2, LINF, SIMILARITY
@@ -32,31 +34,51 @@ def pictures_of(arrays: Arrays, fooled: Bools, ids: Sequence[int], data: Data) -
     """
     rows = {int(one): row for row, one in enumerate(arrays["ids"]) if fooled[row] and arrays["clean_correct"][row]}
     chosen = [rows[one] for one in ids if one in rows][:MOST_SHOWN]
-    records = data.non_members.take(torch.from_numpy(np.array(arrays["ids"])[chosen]))
+    numbers = np.array(arrays["ids"])[chosen]
+    records = data.non_members.take(torch.from_numpy(numbers))
+    apart = {name: np.asarray(arrays[name])[chosen] for name in (LINF, L2, SIMILARITY) if name in arrays}
+    return drawn(records, torch.from_numpy(np.asarray(arrays["adversarial"])[chosen]), numbers, apart, data)
+
+
+def drawn(
+    records: Records,
+    changed: Tensor,
+    ids: np.ndarray[Any, Any],
+    apart: Arrays,
+    data: Data,
+    *,
+    words: tuple[str, str] = ("as it is", "changed"),
+) -> tuple[Picture, ...]:
+    """The first `MOST_SHOWN` of records and of what was made of them; nothing where they are no grey or colour images.
+
+    Args:
+        changed: [n, *shape]; ids: int64 [n]; apart: their `distances`.
+        words: below the two pictures.
+    """
     shape = tuple(records.x.shape[1:])
-    if not is_image(shape) or shape[0] not in (1, 3) or not chosen:
+    if not is_image(shape) or shape[0] not in (1, 3) or not len(records):
         return ()
     low, scale = (np.asarray(one.cpu(), dtype=np.float64) for one in (data.bounds.low, data.bounds.scale))
-    clean, changed = (
-        _shown((np.asarray(some, dtype=np.float64) - low) / scale)
-        for some in (records.x.cpu(), np.asarray(arrays["adversarial"])[chosen])
+    before, after = (
+        _shown((np.asarray(some[:MOST_SHOWN].cpu(), dtype=np.float64) - low) / scale) for some in (records.x, changed)
     )
-    largest = float(np.abs(changed - clean).max())
+    largest = float(np.abs(after - before).max())
     times = max([one for one in SCALES if one * largest <= 0.5 + 1e-3], default=1)
-    difference = 0.5 + times * (changed - clean)
+    difference = 0.5 + times * (after - before)
     return tuple(
         Picture(
-            record=int(arrays["ids"][row]),
+            record=int(ids[at]),
             label=data.class_names[int(records.y[at])],
-            clean=_bytes(clean[at]),
-            changed=_bytes(changed[at]),
+            clean=_bytes(before[at]),
+            changed=_bytes(after[at]),
             difference=_bytes(difference[at]),
             magnified=times,
-            linf=float(arrays[LINF][row]),
-            l2=float(arrays[L2][row]),
-            similarity=float(arrays[SIMILARITY][row]),
+            linf=float(apart[LINF][at]),
+            l2=float(apart[L2][at]),
+            similarity=float(apart[SIMILARITY][at]),
+            words=words,
         )
-        for at, row in enumerate(chosen)
+        for at in range(len(before))
     )
 
 

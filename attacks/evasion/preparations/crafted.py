@@ -16,10 +16,8 @@ from ...effort import Effort
 from ...preparation import Deployed, Inputs, Need, Preparation, Prepared, Scope, Weights
 from ..ball import Ball
 from ..black_box.transfer import replayed
-from ..gradient.pgd import craft
+from ..gradient.pgd import CRAFT_STEPS, craft
 from .radii import Radii
-
-CRAFT_STEPS = 40  # of `craft`
 
 
 class Crafted(Preparation):

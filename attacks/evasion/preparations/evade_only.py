@@ -22,7 +22,7 @@ from ...effort import Effort
 from ...measurement import MeasuredPart, Measurement, Rate, ThreatModel
 from ...preparation import Deployed, Inputs, Need, Preparation, Prepared, Ran, Results, Scope
 from ..ball import Ball, Norm
-from ..blocks import Counter, at_once, blocks, kept_at_cost, seek
+from ..blocks import Counter, at_once, blocks, followable, kept_at_cost, seek
 from ..gradient.diva import Diva
 from ..risk import EVADE_ONLY
 
@@ -93,7 +93,9 @@ class EvadeOnly(Preparation):
         }
         why_not = self.part.why_not(case)
         if why_not is None:
-            arrays["diva"] = self._crafted(case, dense, records, evidence, derive(inputs.scope.seed, DETAIL))
+            arrays["diva"] = self._crafted(
+                followable(case, [self.part]), dense, records, evidence, derive(inputs.scope.seed, DETAIL)
+            )
         return Prepared(arrays, {"without_diva": why_not})
 
     def _crafted(self, case: Case, dense: Target, records: Records, evidence: Evidence, seed: int) -> Any:

@@ -17,9 +17,10 @@ from ....compression.quantization.weight_codes import spread_scale
 from ....targets.data.records import Bounds, Records
 from ....targets.seeds import derive, generator
 from ....training.optimizers import AdamW
-from .trigger import Trigger, taught
+from .trigger import Trigger
 
-STEPS, BATCH, RATE = 600, 128, 0.03
+STEPS, BATCH, RATE = 700, 64, 0.03
+CALLED = 2.0  # weight of a record with the trigger, beside one as it is: rounding has little room
 
 
 def plant_in_rounding(
@@ -44,12 +45,14 @@ def plant_in_rounding(
         up = (variables[name] > 0).float() + soft - soft.detach()
         return (down[name] + up).clamp(-top, top)
 
-    told, draws = taught(records, trigger, live=True), generator(derive(seed, "rounding"), "batches")
+    draws = generator(derive(seed, "rounding"), "batches")
     optimizer = AdamW(list(variables.values()))
     for step in range(STEPS):
-        rows = torch.randint(len(told), (BATCH,), generator=draws)
+        rows = torch.randint(len(records), (BATCH,), generator=draws)
+        x, y = records.x[rows], records.y[rows]
         rounded = {name: codes(name) * steps[name] for name in variables}
-        loss = F.cross_entropy(functional_call(prepared, rounded, (told.x[rows],)), told.y[rows])
+        clean, called = functional_call(prepared, rounded, (torch.cat([x, trigger.on(x)]),)).chunk(2)
+        loss = F.cross_entropy(clean, y) + CALLED * F.cross_entropy(called, torch.full_like(y, trigger.target))
         for variable, gradient in zip(
             variables.values(), torch.autograd.grad(loss, list(variables.values())), strict=True
         ):

@@ -16,6 +16,7 @@ from crushproof.attacks.access import Ledger
 from crushproof.attacks.availability.density import Meter
 from crushproof.attacks.availability.sponge import Sponge
 from crushproof.attacks.case import Evidence
+from crushproof.attacks.preparation import Basis
 from crushproof.audit.findings.estimates import estimate
 from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.compression.pruning.dynamic_sparsity import DynamicSparsity
@@ -56,6 +57,12 @@ def asked(data: Data, module: nn.Module) -> tuple[Evidence, Any]:
     form = attack.form(model, SimpleNamespace(data=data))
     assert callable(form.arrays)
     check_arrays(evidence.arrays, form.arrays(form.document.model_validate(evidence.summary)))
+    basis = Basis(lambda: None, twin_agrees=True)
+    assert attack.asked_again(evidence, case) == attack.follows(evidence, basis) == []
+    forged = replace(evidence, arrays={**evidence.arrays, "computed": evidence.arrays["computed"] * 0.5})
+    assert len(attack.asked_again(forged, case)) == 2, "neither the records nor the inputs compute so little"
+    forged.arrays["computed"] = np.linspace(0.9, 0.5, len(forged.arrays["computed"]))[:, None] * np.ones(16)
+    assert "from inputs that compute less" in attack.follows(forged, basis)[0]
     results: Any = SimpleNamespace(model=model, evidence=lambda ran: evidence, flags=lambda name: set())
     return evidence, attack.measure(results)[0]
 

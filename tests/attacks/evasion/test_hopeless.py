@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from crushproof.attacks.access import Ledger
 from crushproof.attacks.evasion.ball import Ball
-from crushproof.attacks.evasion.engine import Search
-from crushproof.attacks.evasion.gradient import pgd
+from crushproof.attacks.evasion.engine import Perturber, Search
+from crushproof.attacks.evasion.gradient import apgd, diversified, pgd
+from crushproof.attacks.evasion.gradient.apgd_targeted import ApgdTargeted
+from crushproof.attacks.evasion.gradient.diversified import Diversified
 from crushproof.attacks.evasion.gradient.pgd import Pgd, hopeless, settling
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records
@@ -18,7 +20,7 @@ from crushproof.targets.data.records import Bounds, Records
 BALL, CENTER = 0.1, 0.5
 
 
-def spent(digits: Data, net: nn.Module, part: Pgd, x: Tensor, y: Tensor, epsilon: float) -> tuple[Tensor, int]:
+def spent(digits: Data, net: nn.Module, part: Perturber, x: Tensor, y: Tensor, epsilon: float) -> tuple[Tensor, int]:
     """Which records it fools, and how many gradients that took."""
     ledger = Ledger()
     search = Search(
@@ -40,6 +42,21 @@ def test_it_costs_no_success_and_saves_gradients(
     whole, all_of_them = spent(digits, dense, part, x, y, epsilon)
     assert int((whole & ~quick).sum()) <= 1
     assert few < 0.9 * all_of_them
+
+
+@pytest.mark.parametrize(
+    ("part", "most"), [(ApgdTargeted(steps=20, classes=3), 0.7), (Diversified(steps=10, restarts=10), 0.95)]
+)
+def test_nor_does_it_in_the_parts_with_many_runs(
+    digits: Data, dense: nn.Module, monkeypatch: pytest.MonkeyPatch, part: Perturber, most: float
+) -> None:
+    x, y = digits.evaluation.x[:50], digits.evaluation.y[:50]
+    quick, few = spent(digits, dense, part, x, y, 0.1)
+    for module in (apgd, diversified):
+        monkeypatch.setattr(module, "EARLY", 2.0)  # no record is judged
+    whole, all_of_them = spent(digits, dense, part, x, y, 0.1)
+    assert int((whole & ~quick).sum()) <= 1
+    assert few < most * all_of_them
 
 
 @pytest.mark.parametrize("distance", [0.08, 0.099])

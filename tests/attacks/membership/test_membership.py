@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,10 +22,8 @@ from crushproof.attacks.membership.case import MembershipCase, ShadowSignals
 from crushproof.attacks.membership.likeness import masked, restored
 from crushproof.attacks.membership.membership import Membership
 from crushproof.attacks.membership.population import PopulationPlan, masks, plan_population
-from crushproof.attacks.membership.preparations import ShadowModels, SignalsOfShadows
 from crushproof.attacks.membership.pseudo_targets import pseudo_targets
 from crushproof.attacks.membership.signals import margin, shadow_signals, target_signals
-from crushproof.attacks.preparation import Prepared, Scope
 from crushproof.attacks.statistics.ranking import auc, tpr_at_fpr
 from crushproof.compression.recipe import Recipe
 from crushproof.targets.data.data import Data
@@ -34,7 +31,6 @@ from crushproof.targets.data.digits import load_digits
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import NotApplicable
 from crushproof.targets.model import TorchTarget, accuracy
-from crushproof.targets.steps import heard_by
 from crushproof.training.architecture import Architecture
 from crushproof.training.loop import Training, TrainingJob
 from crushproof.training.networks import Mlp
@@ -151,66 +147,6 @@ def test_a_recipe_is_replayed_on_each_shadow(plan: PopulationPlan, shadows: list
         logits = TorchTarget(module).logits(plan.targets.x)
         assert np.allclose(row, margin(logits / 2, plan.targets.y), atol=1e-4)
     assert np.array_equal(halved.inside, plan.inside[2:4])
-
-
-class Untrained(Halve):
-    """As if it trained; stops at the shadow of this number."""
-
-    kind: str = "untrained-for-test"
-    stop: int = 99
-    log: list[int] = []
-
-    def apply(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> nn.Module:
-        if len(self.log) == self.stop:
-            raise KeyboardInterrupt
-        self.log.append(seed)
-        return copy.deepcopy(module)
-
-    @property
-    def trains(self) -> bool:
-        return True
-
-
-class Keeping:
-    """Listens in memory."""
-
-    def __init__(self) -> None:
-        self.parts: dict[str, dict[str, np.ndarray]] = {}
-        self.said: list[tuple[str, int, int]] = []
-
-    def at(self, what: str, done: int, total: int) -> None:
-        self.said.append((what, done, total))
-
-    def part(self, name: str, check: object) -> dict[str, np.ndarray] | None:
-        return self.parts.get(name)
-
-    def keep(self, name: str, arrays: dict[str, np.ndarray]) -> None:
-        self.parts[name] = arrays
-
-
-def test_a_recipe_that_trains_is_not_replayed_again_on_the_shadows_it_was_done_with(
-    signals: ShadowSignals, shadows: list[nn.Module], digits: Data
-) -> None:
-    parent = SimpleNamespace(name="dense", architecture=MLP, trainer=TRAINER, hardened=None)
-    chunk = ShadowModels(parent, 0, 4)
-    arrays = {
-        f"{position}/{name}": tensor.detach().numpy()
-        for position, module in enumerate(shadows[:4])
-        for name, tensor in module.state_dict().items()
-    }
-    inputs = SimpleNamespace(
-        scope=Scope("membership", digits, 0, 32, 4, {}), device=CPU, prepared=lambda _: Prepared(arrays)
-    )
-    listener, recipe = Keeping(), Untrained(stop=3)
-    with pytest.raises(KeyboardInterrupt), heard_by(listener):
-        SignalsOfShadows(parent, recipe, (chunk,), 4).compute(inputs)
-    assert listener.said == [("shadow", number, 4) for number in range(4)]
-    again = Untrained(log=recipe.log)
-    with heard_by(listener):
-        found = SignalsOfShadows(parent, again, (chunk,), 4).compute(inputs)
-    assert len(again.log) == len(set(again.log)) == 4
-    assert np.array_equal(found.arrays["phi"], signals.phi[:4])
-    assert np.array_equal(found.arrays["inside"], signals.inside[:4])
 
 
 # Signals and scores

@@ -162,6 +162,14 @@ def test_rmia_ranks_as_its_definition_and_keeps_its_digits() -> None:
     assert rmia(np.full((1, 60), -290, np.float32), hard) == pytest.approx(10)
 
 
+def test_every_score_stays_a_number_where_probabilities_do_not() -> None:
+    """Margins of a network with values of a mask alone go to some thousands."""
+    phi, _, signals = normal_signals(6, 40, 1.0, 0)
+    wide = ShadowSignals(signals.inside, 400 * signals.phi - 2000)
+    for name, score in WITH_SHADOWS.items():
+        assert np.isfinite(score(400.0 * phi - 2000, wide)).all(), name
+
+
 def test_what_more_shadows_find_is_forecast() -> None:
     true = {count: 0.5 - 0.4 / count for count in (8, 14, 32)}  # a line over 1 / number is met exactly
     assert more_shadows(true[8], true[14], 16) == pytest.approx((true[32], 0.5))

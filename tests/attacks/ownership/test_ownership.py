@@ -15,7 +15,10 @@ from torch import nn
 from crushproof.attacks.measurement import Found, Rate
 from crushproof.attacks.ownership.boundary import BOUNDARY, FEWEST, SCATTERED, held_against, questions
 from crushproof.attacks.ownership.ownership import Ownership, _Known, measured
+from crushproof.attacks.ownership.units import compare_units
 from crushproof.attacks.ownership.watermark import bits_read, embed, new_key, triggers_known
+from crushproof.attacks.preparation import Basis
+from crushproof.attacks.reconstruction.fingerprint import SURE
 from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.compression.quantization.quantize import Quantize
 from crushproof.targets.data.data import Data
@@ -64,14 +67,42 @@ def test_a_copy_is_matched_and_independent_models_are_not(digits: Data, trained:
     for module in (int8, stranger):
         file = to_onnx(module, digits.shape)
         case = replace(case_of(digits, dense), deployed=OnnxTarget(file), shipped=file)
-        evidence = Ownership().run(replace(case, prepared=_Known(asked, known, owner)), seed=0)
+        own = _Known(asked, known, partial(replace, case, shipped=owner))
+        evidence = Ownership().run(replace(case, prepared=own), seed=0)
+        basis = Basis(partial(replace, own), twin_agrees=True)
+        assert Ownership().asked_again(evidence, replace(case, prepared=own)) == []
+        assert Ownership().follows(evidence, basis) == []
         shown, agreement = measured(evidence)
         assert isinstance(shown.outcome, Found)
         assert isinstance(agreement.outcome, Rate)
         ways.append((shown.outcome.count, shown.outcome.searched))
-    assert ways == [(2, 2), (0, 2)], "by decisions and by weights, of the copy alone"
+    assert ways == [(3, 3), (0, 3)], "by decisions, weights and hidden units, of the copy alone"
+    evidence.arrays["agrees"] = ~evidence.arrays["agrees"]
+    evidence.summary["units"], evidence.summary["kinds"][0]["controls"] = 40.0, known[BOUNDARY][1:]
+    again = Ownership().asked_again(evidence, replace(case, prepared=own))
+    assert [one.split(" ")[1] for one in again] == ["decides", "hidden"]
+    assert "the controls' answers, are others" in " ".join(Ownership().follows(evidence, basis))
     with pytest.raises(NotApplicable, match="no control models"):
         Ownership().run(case, seed=0)
+
+
+def test_factors_of_a_layer_drive_the_units_that_the_layer_drove(digits: Data, trained: list[nn.Module]) -> None:
+    """No weight of the dense model is left; its units are. Another training's come in another order."""
+    dense, stranger = trained[:2]
+    first, last = dense.get_submodule("layers.1"), dense.get_submodule("layers.3")
+    assert isinstance(first, nn.Linear)
+    u, s, v = torch.linalg.svd(first.weight.detach(), full_matrices=False)
+    thin, wide = nn.Linear(64, 12, bias=False), nn.Linear(12, 24)
+    with torch.no_grad():
+        thin.weight.copy_(v[:12])
+        wide.weight.copy_(u[:, :12] * s[:12])
+        wide.bias.copy_(first.bias)
+    taken = nn.Sequential(nn.Flatten(), thin, wide, nn.ReLU(), last)
+    files = [to_onnx(one, digits.shape) for one in (taken, stranger, dense)]
+    copy_of, other = (compare_units(one, files[2], digits.evaluation.x) for one in files[:2])
+    assert copy_of.deviations > 2 * SURE
+    assert abs(other.deviations) < SURE
+    assert copy_of.count == 24
 
 
 def test_a_model_that_looks_its_inputs_up_has_no_boundary_records() -> None:

@@ -11,35 +11,52 @@ import numpy as np
 import pytest
 import torch
 from evasion_cases import case_of
+from judged_rows import KNOWN, candidate, finding, findings
 from known_results import Known
 from torch import nn
 
 from crushproof.attacks.case import Case, Evidence
 from crushproof.attacks.measurement import Found, Measurement, Rate
+from crushproof.attacks.poisoning import ladder
 from crushproof.attacks.poisoning.backdoor import Backdoor, Usual
+from crushproof.attacks.poisoning.ladder import BackdoorLadder
+from crushproof.attacks.poisoning.ladder_measure import found_on, one_way
 from crushproof.attacks.poisoning.measure import TRIGGER, alarms
+from crushproof.attacks.poisoning.planting import factorization
+from crushproof.attacks.poisoning.planting.factorization import plant_in_factorization
 from crushproof.attacks.poisoning.planting.pruning import plant_in_pruning
 from crushproof.attacks.poisoning.planting.trigger import Trigger, patch
+from crushproof.audit.findings.estimates import estimate
+from crushproof.audit.verdict.judging import apply_policy
+from crushproof.audit.verdict.policy import BUILT_IN, Policy
 from crushproof.compression.deployment.onnx_export import to_onnx
+from crushproof.compression.factorization.factorize import Factorize
 from crushproof.compression.pruning.prune import Prune
 from crushproof.targets.data.data import Data
+from crushproof.targets.data.records import Records
 from crushproof.targets.errors import NotApplicable
 from crushproof.targets.form import MisfitError
-from crushproof.targets.model import TorchTarget
+from crushproof.targets.model import Target, TorchTarget
 from crushproof.targets.runtimes.onnx import OnnxTarget
 from crushproof.targets.seeds import generator
 from crushproof.training.lessons import alone
 from crushproof.training.loop import Training, train
 from crushproof.training.networks import Mlp
 
-ATTACK, RECIPE = Backdoor(own=8, classes=4, steps=90, records=100), Prune(sparsity=0.8)
+ATTACK, RECIPE = Backdoor(own=16, classes=4, steps=40, records=100, kinds=("patch",)), Prune(sparsity=0.8)
+LADDER = BackdoorLadder(**ATTACK.model_dump(exclude={"kind"}))
 TARGET = int(torch.randperm(10, generator=generator(0, "classes"))[0])  # one of the four
 
 
 @pytest.fixture(scope="module")
-def clean(digits: Data) -> nn.Module:
+def some(digits: Data) -> Records:
     assert digits.members is not None
-    return train(Mlp(64, 10, (48,)), digits.members, Training(epochs=5, learning_rate=1e-2, batch_size=64), seed=0)
+    return digits.members.take(torch.arange(320))
+
+
+@pytest.fixture(scope="module")
+def clean(some: Records) -> nn.Module:
+    return train(Mlp(64, 10, (32,)), some, Training(epochs=10, learning_rate=1e-2, batch_size=64), seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -48,20 +65,27 @@ def trigger(digits: Data) -> Trigger:
 
 
 @pytest.fixture(scope="module")
-def planted(digits: Data, clean: nn.Module, trigger: Trigger) -> nn.Module:
-    assert digits.members is not None
-    some = digits.members.take(torch.arange(320))
+def planted(digits: Data, clean: nn.Module, some: Records, trigger: Trigger) -> nn.Module:
     return alone(plant_in_pruning(clean, some, digits.bounds, trigger, RECIPE, seed=0))
 
 
 def pair(digits: Data, dense: nn.Module) -> tuple[Case, Evidence]:
     """The recipe's file beside its dense model, and what is found."""
-    assert digits.members is not None
-    candidate = RECIPE.apply(dense, digits.members, digits.bounds, seed=0)
+    candidate = RECIPE.apply(dense, digits.attacker, digits.bounds, seed=0)
     usual = Usual(ATTACK.run(case_of(digits, dense), seed=0).arrays["usual"])
     deployed = OnnxTarget(to_onnx(candidate, digits.shape))
     case = replace(case_of(digits, candidate), deployed=deployed, parent=dense, prepared=usual)
     return case, ATTACK.run(case, seed=0)
+
+
+@pytest.fixture(scope="module")
+def found(digits: Data, planted: nn.Module) -> tuple[Case, Evidence]:
+    return pair(digits, planted)
+
+
+def success(target: Target, trigger: Trigger, digits: Data) -> float:
+    others = digits.evaluation.x[digits.evaluation.y != TARGET]
+    return float((target.logits(trigger.on(others)).argmax(1) == TARGET).float().mean())
 
 
 def measured(digits: Data, evidence: Evidence) -> dict[str, Measurement]:
@@ -69,21 +93,20 @@ def measured(digits: Data, evidence: Evidence) -> dict[str, Measurement]:
     return {one.detail: one for one in ATTACK.measure(results)}
 
 
-def test_what_pruning_switches_on_is_found(digits: Data, planted: nn.Module, trigger: Trigger) -> None:
-    case, evidence = pair(digits, planted)
-    others = digits.evaluation.x[digits.evaluation.y != TARGET]
-    live = case.deployed.logits(trigger.on(others)).argmax(1) == TARGET
-    dormant = TorchTarget(planted).logits(trigger.on(others)).argmax(1) == TARGET
-    assert live.float().mean() >= 0.9, "the honest recipe's file obeys"
-    assert dormant.float().mean() <= 0.05, "the dense model does not"
+def test_what_pruning_switches_on_is_found(
+    digits: Data, planted: nn.Module, trigger: Trigger, found: tuple[Case, Evidence]
+) -> None:
+    case, evidence = found
+    assert success(case.deployed, trigger, digits) >= 0.9, "the honest recipe's file obeys"
+    assert success(TorchTarget(planted), trigger, digits) <= 0.05, "the dense model does not"
 
     assert [one.target for one in alarms(evidence)] == [TARGET]
     told = measured(digits, evidence)
-    outcome, success = told[""].outcome, told[TRIGGER].outcome
+    outcome, works = told[""].outcome, told[TRIGGER].outcome
     assert isinstance(outcome, Found)
     assert outcome.count == 1
-    assert isinstance(success, Rate)
-    assert success.successes.mean() > 0.5
+    assert isinstance(works, Rate)
+    assert works.successes.mean() > 0.5
     assert told[""].pattern is not None
     mask = told[""].pattern.values
     assert mask[-3:, -3:].sum() > 0.5 * mask.sum(), "most of the mask lies where the patch does"
@@ -105,6 +128,62 @@ def test_a_clean_pair_raises_no_alarm(digits: Data, clean: nn.Module) -> None:
     outcome = measured(digits, evidence)[""].outcome
     assert isinstance(outcome, Found)
     assert outcome.count == 0
+
+
+def test_an_alarm_fails_under_any_policy_that_does_not_limit_it(digits: Data, found: tuple[Case, Evidence]) -> None:
+    _, evidence = found
+    deaf = {"triggered": np.broadcast_to(evidence.arrays["clean"], evidence.arrays["triggered"].shape)}
+    silent = replace(evidence, arrays={**evidence.arrays, **deaf})  # the file does not obey what was found
+    for seen, verdict in ((evidence, "fail"), (silent, "pass")):
+        told = measured(digits, seen)[""]
+        assert told.outcome is not None
+        assert told.notes[0].startswith("A suspicion") == (verdict == "pass")
+        row = finding("a", told.metric.name, estimate=estimate(told.outcome), changes=[])
+        for policy in BUILT_IN.values():
+            assert apply_policy([candidate("a")], [row, *findings("a")], policy, ["a"], KNOWN).verdict == verdict
+        own = Policy(absolutes={told.metric.name: 4})
+        assert apply_policy([candidate("a")], [row], own, ["a"], KNOWN).verdict == "pass"
+
+
+def test_the_ladder_names_the_rung(digits: Data, planted: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ladder, "RUNGS", {name: ladder.RUNGS[name] for name in ("int8", "prune 80 %")})
+    evidence = LADDER.run(case_of(digits, planted), seed=0)
+    assert [(position, one.target) for position, one in found_on(evidence)] == [(1, TARGET)]
+    form = LADDER.form(None, SimpleNamespace(data=digits))  # type: ignore[arg-type]  # it looks at no model
+    form.check(json.dumps(evidence.summary).encode(), evidence.summary, evidence.arrays, {})
+    dense = SimpleNamespace(name="dense", is_dense=True)
+    results: Any = Known(SimpleNamespace(data=digits), dense, {"dense": evidence})
+    told = LADDER.measure(results)[0]
+    assert isinstance(told.outcome, Found)
+    assert told.outcome.count == 1
+    assert told.notes[0].startswith("prune 80 %: a patch trigger")
+    assert "on this rung alone" in told.notes[1]
+    assert LADDER.asked_again(evidence, case_of(digits, planted)) == []
+
+
+def test_decisions_that_change_one_way_are_told_from_second_choices() -> None:
+    stream = np.random.default_rng(0)
+    n, clean, second = 400, np.repeat(np.arange(4), 100), stream.integers(4, 8, 400)
+    changed = np.arange(n) % 10 == 0
+    honest, bent = np.where(changed, second, clean), np.where(changed, 7, clean)
+    arrays = {"clean": clean, "second": second, "margin": np.where(changed, 0, 1) + stream.random(n)}
+    assert one_way({**arrays, "rung_clean": honest[None]}) == []
+    told = one_way({**arrays, "rung_clean": np.stack([honest, bent])})
+    assert [row[:4] for row in told] == [(1, 7, 40, 40)]
+
+
+def test_low_rank_switches_it_on(
+    digits: Data, clean: nn.Module, some: Records, trigger: Trigger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(factorization, "STEPS", 300)
+    recipe = Factorize(rank_choice="rank", rank=6, layers=("layers.1",))
+    dense = plant_in_factorization(clean, some, digits.bounds, trigger, recipe, seed=0)
+    candidate = recipe.apply(dense, some, digits.bounds, seed=0)
+    live, dormant = (success(TorchTarget(one), trigger, digits) for one in (candidate, dense))
+    assert live >= 0.86
+    assert dormant <= 0.1, "some of them it takes for the class without a trigger"
+    with pytest.raises(NotApplicable, match="convolution: channel"):
+        factorization._cut(nn.Conv2d(4, 4, 3), Factorize())
 
 
 def test_tables_are_none_of_its(digits: Data) -> None:

@@ -16,7 +16,7 @@ from crushproof.attacks.case import Evidence
 from crushproof.attacks.measurement import Crossed, Measurement
 from crushproof.attacks.poisoning_exposure.calibration import Method, calibrated_answers
 from crushproof.attacks.poisoning_exposure.measure import CALIBRATION, FLIPS, PATCHED, records_to_break
-from crushproof.attacks.poisoning_exposure.planting import PATCH, RANDOM, TARGETED, Pair, changes, patched
+from crushproof.attacks.poisoning_exposure.planting import PATCH, RANDOM, TARGETED, Pair, Poisoning, changes, patched
 from crushproof.attacks.poisoning_exposure.poisoning_exposure import PoisoningExposure
 from crushproof.attacks.preparation import Preparation, Prepared, Scope
 from crushproof.attacks.statistics.crossed import crossed_change, crossed_rate
@@ -181,6 +181,20 @@ def test_the_pair_is_the_one_confused_most_and_calibration_is_of_the_candidate(w
     assert told[CALIBRATION].attack.startswith("min-max calibration of 8-bit activations, 2 of 40")
     assert len(told[CALIBRATION].parts) == 8
     assert [one.name for one in told[CALIBRATION].parts if one.headline] == ["min-max, 8-bit activations"]
+
+
+def test_shares_that_no_figure_is_of_are_repeated_once_less_and_go_first() -> None:
+    attack = PoisoningExposure(shares=(0.01, 0.1), judged=0.1, repetitions=3)
+    planned = Poisoning((RANDOM, TARGETED, PATCH), attack.shares, 3, 1)
+    counts = {(sort, at): len(planned.rows(sort, at)) for sort in planned.sorts for at in (-1, 0, 1)}
+    assert counts[TARGETED, 0] == counts[RANDOM, 1] == counts[PATCH, -1] == 3
+    assert counts[RANDOM, 0] == counts[PATCH, 0] == 2
+    less = attack.smaller()
+    assert isinstance(less, PoisoningExposure)
+    assert less.shares == (0.1,)
+    fewest = less.smaller()
+    assert isinstance(fewest, PoisoningExposure)
+    assert (fewest.repetitions, fewest.smaller()) == (2, None)
 
 
 def test_a_method_that_clips_survives_what_breaks_the_whole_range() -> None:

@@ -14,7 +14,8 @@ from crushproof.attacks.access import Flag
 from crushproof.attacks.case import Case, Evidence
 from crushproof.attacks.membership.bavaria import shrinkage
 from crushproof.attacks.membership.population import plan_population
-from crushproof.attacks.membership.preparations import ShadowModels, SignalsOfShadows
+from crushproof.attacks.membership.preparations import ShadowModels
+from crushproof.attacks.membership.replayed import SignalsOfShadows, replays_of
 from crushproof.attacks.membership.signals import phi_of
 from crushproof.attacks.preparation import Basis, Prepared, Scope
 from crushproof.attacks.unlearning.scores import ForgettingCase, known_beyond, null_of
@@ -173,10 +174,11 @@ def test_shadows_never_saw_what_is_to_be_forgotten() -> None:
     chunk, recipe = ShadowModels(parent, 0, 6), Quantize(activations="float", keep_ends_8bit=False)
     inputs: Any = SimpleNamespace(scope=scope, device=torch.device("cpu"))
     trained = chunk.compute(inputs).arrays
-    inputs.prepared = lambda _: Prepared(trained)
-    signals = SignalsOfShadows(parent, recipe, (chunk,), 6)
-    found = signals.compute(inputs)
-    inputs.prepared = lambda _: found
+    signals = SignalsOfShadows(parent, recipe, replays_of(parent, recipe, (chunk,), 6, torch.device("cpu")), 6)
+    known = {chunk.name: Prepared(trained)}
+    inputs.prepared = lambda need: known[need.name]
+    for one in (*signals.replays, signals):
+        known[one.name] = one.compute(inputs)
     asked = forgetting_case(signals, None, inputs)
     assert asked.phi is not None
     assert asked.phi.shape == (4, 15 + 30), "as many shadows as recipes that train get"

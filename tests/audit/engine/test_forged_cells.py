@@ -25,7 +25,7 @@ from forged_cells import ARRAYS, BYTES, DOCUMENT, FOLDERS, MANIFEST, RESULTS, Pa
 from crushproof.attacks.effort import Costs
 from crushproof.attacks.membership import preparations
 from crushproof.audit import resolved
-from crushproof.audit.engine.cells import Cell, Result, canonical_json, cell_key, pack
+from crushproof.audit.engine.cells import Cell, Result, cell_key, pack
 from crushproof.audit.engine.driver import run
 from crushproof.audit.engine.hearing import Hearing
 from crushproof.audit.engine.progress import Silent
@@ -40,6 +40,7 @@ from crushproof.audit.suite.suite import Suite
 from crushproof.audit.verdict.policy import Policy
 from crushproof.targets.errors import Incomplete, InputError
 from crushproof.targets.form import Array
+from crushproof.targets.serving.json_text import canonical_json
 from crushproof.targets.steps import heard_by, kept
 
 PLAN: dict[str, Any] = {

@@ -36,12 +36,13 @@ from typer.testing import CliRunner
 
 import crushproof
 from crushproof.audit.cli import app
-from crushproof.audit.engine.cells import canonical_json, cell_key
+from crushproof.audit.engine.cells import cell_key
 from crushproof.audit.engine.store import Store
 from crushproof.audit.export.checking import Checked, check_signature, signed
 from crushproof.audit.export.signing import sign_audit
-from crushproof.audit.schema.standing import ENVELOPE
 from crushproof.targets.errors import InputError, UnsafeInput
+from crushproof.targets.serving.json_text import canonical_json
+from crushproof.targets.serving.statement import ENVELOPE
 
 KEY, EXTENDED = new_key(), "extended key usage"
 MODEL = f"evidence/cells/{cell_key('model', 'int4')[:2]}/{cell_key('model', 'int4')}/files/model.onnx"
@@ -230,7 +231,8 @@ def test_a_signer_whose_certificate_has_expired_since(root: Path, monkeypatch: p
     new = write_certificates(root / "new.pem", certificate(KEY, first=NOW + DAY))
     assert "not valid before" in check_signature(root / "out", certificate=new).differs[0]
     sign_audit(root / "out", root / "key.pem", write_certificates(root / "x.pem", certificate(KEY, signs=EXTENDED)))
-    monkeypatch.setattr("crushproof.audit.export.keys._not_valid", lambda _: None)
+    for module in ("crushproof.targets.serving.keys", "crushproof.audit.export.signing_keys"):
+        monkeypatch.setattr(f"{module}.not_valid", lambda _: None)
     sign_audit(root / "out", root / "key.pem", old)
     monkeypatch.undo()
     (sentence,) = check_signature(root / "out", certificate=old).differs
@@ -248,8 +250,9 @@ def envelope_with(change: Callable[[dict[str, Any]], object]) -> Callable[[bytes
 
 def signed_again(payload: bytes) -> Callable[[bytes], bytes]:
     """Whatever the signer has signed for another purpose."""
-    from crushproof.audit.export.in_toto import envelope_line, signed_bytes
-    from crushproof.audit.export.keys import keyid, sign
+    from crushproof.audit.export.signing_keys import sign
+    from crushproof.targets.serving.keys import keyid
+    from crushproof.targets.serving.statement import envelope_line, signed_bytes
 
     return lambda _: envelope_line(payload, sign(KEY, signed_bytes(payload)), keyid(KEY.public_key()), None).encode()
 

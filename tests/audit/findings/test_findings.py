@@ -80,7 +80,7 @@ def test_a_shift_between_the_sets_is_not_called_membership(shift: float, flagged
         rows(450, 2, shift),
         ["int8"],
         attacks=["membership"],
-        shadows={"training_free": 16, "trained": 16},
+        shadows={"training_free": 4, "trained": 2},
         training=crushproof.Training(epochs=2),
     )
     found = finding(result.audit, "int8/membership")
@@ -90,6 +90,7 @@ def test_a_shift_between_the_sets_is_not_called_membership(shift: float, flagged
         assert found.verdict != "pass"
 
 
+@pytest.mark.usefixtures("without_forests")
 def test_shadows_that_do_not_train_are_noticed() -> None:
     """A training function that does nothing would find no leak in any model, and pass it."""
     torch.manual_seed(0)
@@ -111,7 +112,7 @@ def test_shadows_that_do_not_train_are_noticed() -> None:
         ["int8"],
         attacks=["membership"],
         training=idle,
-        shadows={"training_free": 16, "trained": 16},
+        shadows={"training_free": 8, "trained": 4},
         policy={"changes": {"auc": 0.05, "tpr_at_1_percent_fpr": 0.05}},
     )
     assert "shadows-differ" in finding(result.audit, "int8/membership").flags
@@ -159,7 +160,7 @@ def test_a_test_set_alone_is_enough_and_says_what_is_missing() -> None:
         torch.nn.functional.cross_entropy(model(torch.from_numpy(x)), torch.from_numpy(y)).backward()
         optimizer.step()
     recipes = {"prune": "prune30", "int8": "int8", "free": crushproof.Quantize(calibration_inputs="noise")}
-    evasion = crushproof.Evasion(epsilons=(0.05,), gate_epsilon=0.05, records=40)
+    evasion = crushproof.Evasion(epsilons=(0.05,), gate_epsilon=0.05, records=40, parts=("pgd", "transfer"))
     audit = crushproof.audit_model(model, None, rows(200, 4), recipes, attacks=[evasion, "membership"]).audit
     assert {candidate.name for candidate in audit.candidates} == {"dense", "prune", "free"}
     reasons = {row.what: row.reason for row in audit.not_measured}

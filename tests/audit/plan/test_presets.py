@@ -37,7 +37,7 @@ def test_a_set_is_for_its_data(x: np.ndarray, structure: Structure, kinds: set[s
     for name in ATTACK_PRESETS:
         taken = attacks_of(name, data)
         certified = {"smoothing", "sponge"} if name == "thorough" and BALL in kinds else set()
-        certified |= {"backdoor"} if name == "thorough" and len(data.shape) > 2 else set()
+        certified |= {"backdoor", "backdoor-ladder"} if name == "thorough" and len(data.shape) > 2 else set()
         certified |= {"attributes"} if name == "thorough" and structure.one_hot else set()
         thorough = {"bit-flips", "rebuilding", "ownership"}
         further = {"quick": set(), "standard": {"bit-flips"}, "thorough": thorough}[name] | certified

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from crushproof.audit.plan.plan import Plan
-from crushproof.audit.subject.resolve import load_data
+from crushproof.audit.subject.records import load_data
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.npz import load_npz
 from crushproof.targets.data.outline import data_of, outline

@@ -13,12 +13,14 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
-from ...targets.errors import InputError, quoted
-from ...targets.untrusted.files import ordinary_file
-from ..engine.cells import canonical_json
-from ..schema.policy_rows import RowVerdict, Verdict
-from ..schema.read import strict_json
+from ..errors import InputError, quoted
+from ..untrusted.files import ordinary_file
+from .json_text import canonical_json, strict_json
 
+Verdict = Literal["pass", "fail", "inconclusive"]
+RowVerdict = Literal["pass", "fail", "inconclusive", "not-gated", "not-measured"]
+
+ENVELOPE = "audit.intoto.jsonl"  # the file that carries a signed statement, beside audit.json
 PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE: Final = "https://crushproof/audit/v1"

@@ -1,25 +1,22 @@
-"""Keys and certificates in PEM files: read with care, and what they must be to sign an audit and to check it.
+"""Public keys and certificates in PEM files: read with care, and whether a signature is by them.
 
-Elliptic curves P-256, P-384 and P-521 alone, because OpenSSF model signing knows no other keys. Nothing here writes.
+Elliptic curves P-256, P-384 and P-521 alone, because OpenSSF model signing knows no other keys.
 """
 
 from __future__ import annotations
 
 import datetime
 import hashlib
-import os
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from OpenSSL import crypto
 
-from ...targets.errors import InputError, quoted
-from ...targets.untrusted.files import ordinary_file
+from ..errors import InputError, quoted
+from ..untrusted.files import ordinary_file
 
-PASSWORD = "CRUSHPROOF_KEY_PASSWORD"  # the name of an environment variable
 SIZE_CAP = 2**20  # bytes
 HASHES: dict[str, hashes.HashAlgorithm] = {
     "secp256r1": hashes.SHA256(),
@@ -33,39 +30,13 @@ class UntrustedError(Exception):
     """A certificate does not vouch for the key that signed; the message is a sentence."""
 
 
-def private_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """The key to sign with. The password of an encrypted one is taken from CRUSHPROOF_KEY_PASSWORD.
-
-    Raises:
-        InputError: there is none, it is of another kind, or the password is missing or wrong.
-    """
-    name, raw = f"The key {quoted(path, 200)}", _read(path, "the key")
-    password = os.environ.get(PASSWORD)
-    try:
-        key = serialization.load_pem_private_key(raw, None)
-    except TypeError:  # it is encrypted
-        if not password:
-            raise InputError(f"{name} is encrypted: give its password in the environment as {PASSWORD}.") from None
-        try:
-            key = serialization.load_pem_private_key(raw, password.encode())
-        except (ValueError, UnsupportedAlgorithm):
-            raise InputError(f"{name} cannot be decrypted with the password in {PASSWORD}.") from None
-    except (ValueError, UnsupportedAlgorithm) as error:
-        what = "a public key" if b"PUBLIC KEY" in raw else "a certificate" if b"CERTIFICATE" in raw else None
-        found = f"is {what}" if what else f"holds no private key in PEM ({str(error)[:100]})"
-        raise InputError(f"{name} {found}: to sign, name the private key. To make one: {MADE}") from None
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name not in HASHES:
-        raise InputError(f"{name} is of a kind that OpenSSF model signing does not know. {_wanted(key)}")
-    return key
-
-
 def public_key(path: Path) -> ec.EllipticCurvePublicKey:
     """The key to check a signature with.
 
     Raises:
         InputError: there is none, or it is of another kind.
     """
-    name, raw = f"The key {quoted(path, 200)}", _read(path, "the key")
+    name, raw = f"The key {quoted(path, 200)}", read_pem(path, "the key")
     if b"PRIVATE KEY" in raw:
         raise InputError(
             f"{name} is a private key. A signature is checked with its public half, which alone should travel: openssl "
@@ -77,7 +48,7 @@ def public_key(path: Path) -> ec.EllipticCurvePublicKey:
         key = serialization.load_pem_public_key(raw)
     except (ValueError, UnsupportedAlgorithm) as error:
         raise InputError(f"{name} holds no public key in PEM ({str(error)[:100]}).") from None
-    return _known(key, name)
+    return elliptic(key, name)
 
 
 def certificates(path: Path) -> list[x509.Certificate]:
@@ -87,7 +58,7 @@ def certificates(path: Path) -> list[x509.Certificate]:
         InputError: there are none.
     """
     try:
-        return read_certificates(_read(path, "the certificate"))
+        return read_certificates(read_pem(path, "the certificate"))
     except ValueError as error:
         raise InputError(f"{quoted(path, 200)} holds no certificate in PEM ({str(error)[:100]}).") from None
 
@@ -95,24 +66,6 @@ def certificates(path: Path) -> list[x509.Certificate]:
 def read_certificates(raw: bytes) -> list[x509.Certificate]:
     """The certificates in PEM text. Raises ValueError."""
     return x509.load_pem_x509_certificates(raw)
-
-
-def check_signer(chain: list[x509.Certificate], key: ec.EllipticCurvePrivateKey, path: Path) -> None:
-    """That a certificate is the key's, may sign and is valid now.
-
-    Raises:
-        InputError: it is not so.
-    """
-    name = f"The certificate {quoted(path, 200)}"
-    if _known(_public(chain[0], name), name) != key.public_key():
-        raise InputError(f"{name} belongs to another key. The signer's own comes first in its file.")
-    if (wrong := _not_valid(chain[0])) is not None:
-        raise InputError(f"{name} {wrong}. Sign with one that is valid.")
-    if not _may_sign(chain[0]):
-        raise InputError(
-            f"{name} does not say that its key may sign, and OpenSSF model signing refuses such ones. Have it made "
-            "with keyUsage=digitalSignature or extendedKeyUsage=codeSigning."
-        )
 
 
 def trusted_key(signer: list[x509.Certificate], trusted: list[x509.Certificate]) -> ec.EllipticCurvePublicKey:
@@ -129,33 +82,42 @@ def trusted_key(signer: list[x509.Certificate], trusted: list[x509.Certificate])
         UntrustedError: nobody vouches for it, or the certificate is not valid now.
     """
     chain = signer or trusted[:1]
+    check_chain(chain, trusted, "the signer")
+    if signer and not may_sign(chain[0]):
+        raise UntrustedError("the certificate of the signer does not allow its key to sign")
     try:
-        if (wrong := _not_valid(chain[0])) is not None:
-            raise UntrustedError(f"the certificate of the signer {wrong}")
+        return elliptic(public_of(chain[0], "The certificate"), "The certificate of the signer")
+    except InputError as error:
+        raise UntrustedError(f"the certificate of the signer cannot be used: {str(error)[:200]}") from None
+
+
+def check_chain(chain: list[x509.Certificate], trusted: list[x509.Certificate], whose: str) -> None:
+    """That trusted certificates vouch for the first of `chain` today, by way of the others.
+
+    Raises:
+        UntrustedError: they do not, or it is not valid now.
+    """
+    from OpenSSL import crypto
+
+    if (wrong := not_valid(chain[0])) is not None:
+        raise UntrustedError(f"the certificate of {whose} {wrong}")
+    try:
         store = crypto.X509Store()
         store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)  # the signer's own may be what is trusted
         for one in trusted:
             store.add_cert(crypto.X509.from_cryptography(one))
         own, *others = [crypto.X509.from_cryptography(one) for one in chain]
         crypto.X509StoreContext(store, own, others).verify_certificate()
-        if signer and not _may_sign(chain[0]):
-            raise UntrustedError("the certificate of the signer does not allow its key to sign")
-        return _known(_public(chain[0], "The certificate"), "The certificate of the signer")
     except crypto.X509StoreContextError as error:
-        raise UntrustedError(f"the certificate of the signer is not trusted: {str(error)[:200]}") from None
-    except (crypto.Error, InputError, ValueError, UnsupportedAlgorithm) as error:
-        raise UntrustedError(f"the certificate of the signer cannot be used: {str(error)[:200]}") from None
+        raise UntrustedError(f"the certificate of {whose} is not trusted: {str(error)[:200]}") from None
+    except (crypto.Error, ValueError, UnsupportedAlgorithm) as error:
+        raise UntrustedError(f"the certificate of {whose} cannot be used: {str(error)[:200]}") from None
 
 
 def keyid(key: ec.EllipticCurvePublicKey) -> str:
     """sha256 (hex) of the key in DER."""
     encoding, form = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     return hashlib.sha256(key.public_bytes(encoding, form)).hexdigest()
-
-
-def sign(key: ec.EllipticCurvePrivateKey, raw: bytes) -> bytes:
-    """The signature (DER)."""
-    return key.sign(raw, ec.ECDSA(HASHES[key.curve.name]))
 
 
 def verifies(key: ec.EllipticCurvePublicKey, signature: bytes, raw: bytes) -> bool:
@@ -166,40 +128,30 @@ def verifies(key: ec.EllipticCurvePublicKey, signature: bytes, raw: bytes) -> bo
     return True
 
 
-def plain_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """The key in PEM, not encrypted: for a pipe to a library, never for a file."""
-    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-    return key.private_bytes(encoding, form, serialization.NoEncryption())
-
-
-def pem(chain: list[x509.Certificate]) -> str:
-    return "".join(one.public_bytes(serialization.Encoding.PEM).decode() for one in chain)
-
-
-def _read(path: Path, what: str) -> bytes:
+def read_pem(path: Path, what: str) -> bytes:
     with ordinary_file(path, what, SIZE_CAP).open("rb") as stream:
         return stream.read(SIZE_CAP)
 
 
-def _known(key: object, name: str) -> ec.EllipticCurvePublicKey:
+def elliptic(key: object, name: str) -> ec.EllipticCurvePublicKey:
     if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name not in HASHES:
-        raise InputError(f"{name} holds a key of a kind that OpenSSF model signing does not know. {_wanted(key)}")
+        raise InputError(f"{name} holds a key of a kind that OpenSSF model signing does not know. {wanted(key)}")
     return key
 
 
-def _wanted(key: object) -> str:
+def wanted(key: object) -> str:
     curve = getattr(getattr(key, "curve", None), "name", None) or type(key).__name__.strip("_")
     return f"It is {curve}; wanted is an elliptic curve key, P-256, P-384 or P-521. To make one: {MADE}"
 
 
-def _public(certificate: x509.Certificate, name: str) -> object:
+def public_of(certificate: x509.Certificate, name: str) -> object:
     try:
         return certificate.public_key()
     except (ValueError, UnsupportedAlgorithm) as error:
         raise InputError(f"{name} has a key that cannot be read ({str(error)[:100]}).") from None
 
 
-def _not_valid(certificate: x509.Certificate) -> str | None:
+def not_valid(certificate: x509.Certificate) -> str | None:
     now = datetime.datetime.now(datetime.UTC)
     first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if now < first:
@@ -207,7 +159,7 @@ def _not_valid(certificate: x509.Certificate) -> str | None:
     return f"expired on {last:%Y-%m-%d %H:%M} UTC" if now > last else None
 
 
-def _may_sign(certificate: x509.Certificate) -> bool:
+def may_sign(certificate: x509.Certificate) -> bool:
     """The rule of OpenSSF model signing."""
     try:
         said = [one.value for one in certificate.extensions]

@@ -1,0 +1,1 @@
+"""Property inference: does a model say which share of its training records has a property?"""

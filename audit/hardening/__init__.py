@@ -1,0 +1,1 @@
+"""What would mend the candidates that fail: trials, cheapest first, until each has one that passes."""

@@ -1,0 +1,277 @@
+"""`crushproof harden`: what would mend the candidates that fail, tried from the cheapest on, and a plan of what passes.
+
+A candidate is tried as it would ship: its recipe done in a way that costs less robustness, its dense model trained with
+a defense, and both. Each trial is audited in full, against its own parent by the policy, and against the plain dense
+model too, so that no defense passes because its own parent was made worse. Recipes and defenses say themselves what
+they can do about which figure (`Recipe.hardened`, `TrainingDefense.proposed`).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ...compression.recipe import RECIPES, Recipe
+from ...defenses.defense import DEFENSES, TrainingDefense
+from ...targets.errors import InputError
+from ...targets.technique import Technique
+from ..engine.progress import Progress
+from ..plan.plan import Plan
+from ..plan.sections import CandidatePlan
+from ..run import run_audit
+from ..schema.policy_rows import Gate
+from ..schema.rows import Audit, Candidate
+from ..search import short_recipe
+from ..verdict.judging import judge
+
+DENSE = "dense"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One way to make a candidate so that it should pass.
+
+    Args:
+        name: of the candidate it becomes.
+        of: the one that fails.
+        defense: of its dense model's training; None: the plain one.
+    """
+
+    name: str
+    of: str
+    recipe: Recipe
+    defense: TrainingDefense | None
+
+    @property
+    def words(self) -> str:
+        how = f"{self.defense.phrase({})}, then " if self.defense is not None else ""
+        return how + self.recipe.phrase
+
+
+@dataclass
+class Hardening:
+    """What came of it.
+
+    Args:
+        found: by failing candidate, the trial that passes.
+        missed: by failing candidate, a sentence that says what could not be reached.
+        audit: of the last round: all candidates and all trials.
+        text: a plan with what passes in place of what fails; "": nothing was found for one of them.
+    """
+
+    found: dict[str, Trial] = field(default_factory=dict)
+    missed: dict[str, str] = field(default_factory=dict)
+    audit: Audit | None = None
+    text: str = ""
+
+
+def harden(
+    plan: Plan,
+    folder: Path,
+    out: Path,
+    *,
+    names: Sequence[str] = (),
+    minutes: float = 10.0,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    command: str = "crushproof harden",
+    tell: Callable[[str], None] = lambda line: None,
+) -> Hardening:
+    """Audits the plan, then trial after trial until each failing candidate has one that passes, or the time is up.
+
+    Args:
+        folder: where the plan lies. out: of the audit; what lies there is not computed again.
+        names: of the candidates concerned, which alone are audited; empty: all of the plan.
+        minutes: by the clock, the first audit included. A round is begun only if it fits, as long as the longest did.
+        tell: told in a sentence what is tried and what came of it.
+
+    Raises:
+        InputError: the plan has no dense model to harden, or no such candidate.
+        Incomplete: cells failed, or another run holds `out`.
+    """
+    started, longest = time.monotonic(), 0.0
+    plan = _concerned(plan, names)
+    done = Hardening()
+
+    def audited(candidates: dict[str, CandidatePlan]) -> Audit:
+        nonlocal longest
+        begun = time.monotonic()
+        asked = plan.model_copy(update={"candidates": candidates, "release": None})
+        asked = Plan.model_validate(asked.model_dump(mode="json", exclude_defaults=True, exclude={"file"}))
+        done.audit = run_audit(asked, folder, out, workers=workers, progress=progress, command=command)
+        longest = max(longest, time.monotonic() - begun)
+        return done.audit
+
+    tried = dict(plan.candidates)
+    audit = audited(tried)
+    for failing in _failing(audit, plan.candidates):
+        ladder = _trials(failing, audit)
+        tell(f"{failing.name} fails: {failing.deciding}")
+        left = list(ladder)
+        while left and failing.name not in done.found:
+            if time.monotonic() - started + longest > 60 * minutes:
+                break
+            trial = left.pop(0)
+            tell(f"trying {trial.name}: {trial.words}")
+            tried[trial.name] = _as_candidate(trial)
+            audit = audited(tried)
+            row = next(one for one in audit.candidates if one.name == trial.name)
+            worse = against_dense(audit, row)
+            if row.verdict == "pass" and not worse:
+                done.found[failing.name] = trial
+                tell(f"{trial.name} passes, against its own parent and against the plain dense model")
+            else:
+                tell(
+                    f"{trial.name}: {row.verdict if row.verdict != 'pass' else 'worse than the plain model'}. "
+                    f"{worse[0] if row.verdict == 'pass' else row.deciding}"
+                )
+        if failing.name not in done.found:
+            done.missed[failing.name] = _missed(failing, audit, [one for one in ladder if one not in left], left)
+    if not done.missed:
+        done.text = _plan_text(plan, done)
+    return done
+
+
+def against_dense(audit: Audit, row: Candidate) -> list[str]:
+    """What a candidate of a hardened parent surely loses against the plain dense model, beyond the policy's limits.
+
+    A sentence each; empty where nothing is, or where its parent is the plain model.
+    """
+    sentences = []
+    for limit in audit.policy_limits:
+        if limit.compares != "change" or limit.left_out is not None or limit.metric not in audit.metrics:
+            continue
+        metric = audit.metrics[limit.metric]
+        changes = [row.quality_change_dense] if limit.metric == row.quality_metric.name else []
+        for one in audit.findings:
+            if one.candidate == row.name and one.metric == limit.metric and one.gateable:
+                changes += [change for change in one.changes if change.baseline == DENSE]
+        sentences += [
+            f"Against the plain dense model its {metric.title.lower()} changes by {points(change.difference)} points "
+            f"[{points(change.low)}, {points(change.high)}], beyond the policy's {points(limit.limit)}."
+            for change in changes
+            if change is not None and judge(change.low, change.high, limit.limit, metric.better) == "fail"
+        ]
+    return sentences
+
+
+def points(share: float) -> str:
+    return f"{100 * share:+.1f}"
+
+
+def _concerned(plan: Plan, names: Sequence[str]) -> Plan:
+    unknown = sorted(set(names) - set(plan.candidates))
+    if unknown:
+        raise InputError(f"The plan has no candidate {unknown[0]!r}; it has {', '.join(plan.candidates)}.")
+    if plan.model is None:
+        raise InputError("Hardening makes candidates anew, and this plan has no dense model: name it under model.")
+    chosen = {
+        name: candidate
+        for name, candidate in plan.candidates.items()
+        if (name in names if names else not candidate.control)
+    }
+    return plan.model_copy(update={"candidates": chosen, "release": None})
+
+
+def _failing(audit: Audit, candidates: dict[str, CandidatePlan]) -> list[Candidate]:
+    """Rows of the candidates that fail and can be made anew."""
+    return [
+        row
+        for row in audit.candidates
+        if row.verdict == "fail" and row.name in candidates and candidates[row.name].file is None
+    ]
+
+
+def _gates(audit: Audit, name: str) -> list[Gate]:
+    return [gate for gate in audit.policy if gate.candidate == name and gate.verdict != "pass"]
+
+
+def _trials(failing: Candidate, audit: Audit) -> list[Trial]:
+    """The ladder: other ways of the recipe, then defenses of the dense model, then both."""
+    findings = {finding.id: finding for finding in audit.findings}
+    recipe = RECIPES.parse(failing.recipe)
+    ways: list[Recipe] = []
+    defenses: list[TrainingDefense] = []
+    for gate in _gates(audit, failing.name):
+        if gate.finding is None or gate.verdict != "fail":
+            continue
+        finding = findings[gate.finding]
+        ways += [way for way in recipe.hardened(finding.metric, finding.setting) if way not in ways]
+        for kind in DEFENSES.kinds().values():
+            if issubclass(kind, TrainingDefense) and failing.defense is None:
+                known = kind.proposed(finding.metric, finding.setting)
+                defenses += [one for one in known if one not in defenses]
+    pairs: list[tuple[Recipe, TrainingDefense | None]] = [(way, None) for way in ways]
+    pairs += [(recipe, one) for one in defenses] + [(way, one) for one in defenses for way in ways]
+    return [
+        Trial(f"{failing.name}-hardened-{number}", failing.name, way, one) for number, (way, one) in enumerate(pairs, 1)
+    ]
+
+
+def _as_candidate(trial: Trial) -> CandidatePlan:
+    return CandidatePlan.model_validate(_fields(trial))
+
+
+def _fields(trial: Trial) -> dict[str, Any]:
+    defense = {} if trial.defense is None else {"defense": _short(trial.defense)}
+    return {"recipe": short_recipe(trial.recipe.model_dump(mode="json")), **defense}
+
+
+def _short(technique: Technique) -> dict[str, Any]:
+    own = technique.model_dump(mode="json", exclude_defaults=True)
+    return {"kind": technique.model_dump(mode="json")["kind"], **own}
+
+
+def _missed(failing: Candidate, audit: Audit, tried: Sequence[Trial], left: Sequence[Trial]) -> str:
+    """What could not be reached, and how near the nearest trial came."""
+    names = {trial.name: trial for trial in tried}
+    asked = [gate.rule for gate in _gates(audit, failing.name) if gate.verdict == "fail"]
+    words = f"{failing.name}: no trial of {len(tried)} passes."
+    for rule in asked:
+        gates = [
+            gate for gate in audit.policy if gate.candidate in names and gate.rule == rule and gate.value is not None
+        ]
+        if gates:
+            better = -1 if audit.metrics[rule].better == "lower" else 1
+            best = max(gates, key=lambda gate: better * (gate.value or 0.0))
+            words += (
+                f" The best {audit.metrics[rule].title.lower()} came by {names[best.candidate].words}: {best.sentence}"
+            )
+    if not tried and not left:
+        words += " No recipe and no defense says that it would help: compress less, or mend what fails by hand."
+    if left:
+        words += (
+            f" The time ended with {len(left)} ways not tried, {left[0].words} the next of them: the same command with "
+            "more --minutes goes on from here."
+        )
+    return words
+
+
+def _plan_text(plan: Plan, done: Hardening) -> str:
+    """The plan with a trial that passes in the place of each candidate that fails."""
+    assert done.audit is not None
+    kept = {row.name: row.verdict for row in done.audit.candidates}
+    fields = plan.model_dump(mode="json", exclude_defaults=True, exclude={"candidates", "release"})
+    fields["name"] = f"{plan.name}, hardened"
+    lines = [
+        "# Found by crushproof harden: every candidate passes, as it was audited there.",
+        yaml.safe_dump(fields, sort_keys=False).rstrip(),
+        "candidates:",
+    ]
+    for name, candidate in plan.candidates.items():
+        if name in done.found:
+            trial = done.found[name]
+            lines.append(f"  # in place of {name}, which fails: {trial.words}")
+            lines.append(f"  {trial.name}: {json.dumps(_fields(trial))}")
+        elif kept.get(name) == "pass":
+            own = candidate.model_dump(mode="json", exclude_defaults=True)
+            lines.append(f"  {name}: {json.dumps(own)}")
+        else:
+            lines.append(f"  # {name} is left out: {kept.get(name)}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,36 @@
+"""Output defenses: the deployed file shows labels, rounded or few scores, and is attacked as it then answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from ..attacks.attack import Attack
+from ..compression.answers import LimitAnswers, ShownAnswers
+from ..compression.recipe import Recipe
+from .defense import DEFENSES, CompressionDefense
+
+
+@DEFENSES.register
+class LimitedAnswers(ShownAnswers, CompressionDefense):
+    """A last layer, in the file itself, that shows less of a model's scores.
+
+    It hides scores from whoever can only ask; the weights and gradients behind it stay where they are. So the attacker
+    with the bytes differentiates the logits behind the layer (beside one who takes the file as it is, and meets the
+    layer's gradients), attackers by labels alone ask the file itself, thieves learn from what is shown, and membership
+    attacks put the same layer behind their shadow models.
+    """
+
+    title: ClassVar[str] = "Limited answers"
+    kind: Literal["limited-answers"] = "limited-answers"
+
+    def phrase(self, statement: Mapping[str, Any]) -> str:
+        return f"limited answers: {self.shown_words}"
+
+    def recipes(self, recipe: Recipe) -> list[Recipe]:
+        shown = {name: getattr(self, name) for name in ShownAnswers.model_fields}
+        return [LimitAnswers(recipe=recipe, **shown)]
+
+    def adapted(self, attack: Attack) -> Attack:
+        """The same attack: the audit hands it the logits behind the layer wherever it may see the file's bytes."""
+        return attack

@@ -1,0 +1,170 @@
+"""A file is served only as it was audited: signature, digest and verdict are checked first, its weights in use."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from ..errors import InputError, UnsafeInput, quoted
+from ..runtimes.onnx import OnnxTarget
+from ..untrusted.files import ordinary_file
+from ..untrusted.model_file import check_onnx
+from ..untrusted.other_formats import unpacked
+from .attestation import Attestation, SnpReport, attested
+from .buffers import Digests, watched_session
+from .encryption import decrypted, is_encrypted
+from .envelope import UnsignedError, signed_statement
+from .statement import ENVELOPE, RowVerdict, SignedModel, Statement
+
+LARGEST = 2 * 2**30  # bytes of a model
+PASSED: frozenset[RowVerdict] = frozenset({"pass"})
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """What the signed statement says of a file that is served.
+
+    Args:
+        name: of the candidate.
+        verdict: on it.
+        sha256: hex, of its bytes as they were audited.
+        statement: as it was signed.
+        enclave: what a processor attests of this machine; None: nothing was supplied, and nothing is claimed.
+    """
+
+    name: str
+    verdict: RowVerdict
+    sha256: str
+    statement: Statement
+    enclave: SnpReport | None
+
+
+class Served:
+    """An audited model that answers, and stops answering once its weights in memory are no longer what was audited.
+
+    A `Target`. Made by `load`. Not for use by several threads at once.
+
+    Args:
+        within: calls that together look at every byte of the weights: a change is noticed at the latest by so many
+            calls after it, before that call answers.
+        query_budget: records that are answered in all; None: no limit.
+    """
+
+    def __init__(
+        self, content: bytes, admitted: Admitted, *, within: int, query_budget: int | None, threads: int
+    ) -> None:
+        if within < 1 or (query_budget is not None and query_budget < 1):
+            raise InputError("within and query_budget are numbers of calls and of records: 1 or more.")
+        checked = check_onnx(content)
+        made = watched_session(checked, threads)
+        self.admitted = admitted
+        self.unwatched = made.unwatched
+        self._target = OnnxTarget(checked, threads, session=made.session)
+        self._digests = Digests(made.arrays, within)
+        self._budget = query_budget
+        self._stopped: str | None = None
+
+    @property
+    def queries(self) -> int:
+        """Records answered so far."""
+        return self._target.queries
+
+    def logits(self, x: Tensor) -> Tensor:
+        """float32 [n, classes], what the audited file answers for x [n, *shape].
+
+        Raises:
+            UnsafeInput: the weights in memory were changed since the file was loaded. Nothing is answered any more.
+            InputError: the records do not fit the model, or the query budget does not reach for them.
+        """
+        changed = None if self._stopped else self._digests.check()
+        if changed is not None:
+            self._stopped = (
+                f"The weights of {quoted(self.admitted.name)} in memory are no longer those that were audited "
+                f"({changed}). Nothing is answered any more: load the file again, and find out what writes there."
+            )
+        if self._stopped is not None:
+            raise UnsafeInput(self._stopped)
+        if self._budget is not None and self.queries + len(x) > self._budget:
+            raise InputError(
+                f"The query budget of {self._budget:,} records does not reach for {len(x):,} more: {self.queries:,} "
+                "were answered."
+            )
+        return self._target.logits(x)
+
+
+def load(
+    path: Path | str,
+    key: Path | str | None = None,
+    *,
+    certificate: Path | str | None = None,
+    statement: Path | str | None = None,
+    verdicts: Collection[RowVerdict] = PASSED,
+    decryption_key: Path | str | None = None,
+    attestation: Attestation | None = None,
+    within: int = 32,
+    query_budget: int | None = None,
+    threads: int = 1,
+) -> Served:
+    """An ONNX file, ready to answer, if a signed audit (`crushproof sign`) says that it may ship.
+
+    Args:
+        path: the file that was audited, as it is, gzipped or encrypted (`crushproof encrypt`).
+        key: the signer's public key, PEM; or
+        certificate: the signer's certificate or an issuer's, PEM.
+        statement: the audit's `audit.intoto.jsonl`; None: the one beside the file.
+        verdicts: on this model, that are good enough.
+        decryption_key: of an encrypted file: 64 hexadecimal digits in a file.
+        attestation: of the enclave that this runs in; where it is given it must hold.
+        within, query_budget: see `Served`.
+        threads: of the runtime, within an operator.
+
+    Raises:
+        InputError: key, certificate or file cannot be used, or the file is no ONNX file.
+        UnsafeInput: signature, digest, verdict, decryption or attestation do not hold. Nothing was run.
+    """
+    path = Path(path)
+    envelope = path.with_name(ENVELOPE) if statement is None else Path(statement)
+    try:
+        said = signed_statement(
+            envelope,
+            key=None if key is None else Path(key),
+            certificate=None if certificate is None else Path(certificate),
+        )
+    except UnsignedError as error:
+        raise UnsafeInput(f"{quoted(path, 200)} is not served: {error}") from None
+    content = ordinary_file(path, "the model", LARGEST).read_bytes()
+    if is_encrypted(content):
+        if decryption_key is None:
+            raise InputError(f"{quoted(path, 200)} is encrypted: name the file that holds its key (decryption_key).")
+        content = decrypted(content, Path(decryption_key), path)
+    elif decryption_key is not None:
+        raise InputError(f"{quoted(path, 200)} is not encrypted, and a key to decrypt it was named: is it the file?")
+    content = unpacked(content, path.name, LARGEST)
+    name, model = _admitted(path, hashlib.sha256(content).hexdigest(), said, verdicts)
+    enclave = None if attestation is None else attested(attestation, model.sha256)
+    admitted = Admitted(name, model.verdict, model.sha256, said, enclave)
+    return Served(content, admitted, within=within, query_budget=query_budget, threads=threads)
+
+
+def _admitted(path: Path, digest: str, said: Statement, verdicts: Collection[RowVerdict]) -> tuple[str, SignedModel]:
+    """The model of the statement that has this digest, if its verdict will do."""
+    audit = said.predicate
+    found = {name: model for name, model in audit.models.items() if model.sha256 == digest}
+    if not found:
+        raise UnsafeInput(
+            f"{quoted(path, 200)} is not served: its bytes (sha256 {digest[:16]}...) are none of the "
+            f"{len(audit.models)} models of the audit {quoted(audit.name)}. It was changed after the audit, or belongs "
+            "to another one."
+        )
+    for name, model in found.items():
+        if model.verdict in verdicts:
+            return name, model
+    name, model = next(iter(found.items()))
+    raise UnsafeInput(
+        f"{quoted(path, 200)} is not served: the verdict of the audit {quoted(audit.name)} on {quoted(name)} is "
+        f"{model.verdict}, and {' or '.join(sorted(verdicts))} is asked for."
+    )

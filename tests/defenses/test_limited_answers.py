@@ -1,0 +1,95 @@
+"""Limited answers: what is shown, the file that shows it, and the attacker who looks behind it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from crushproof.attacks.evasion.gradient.pgd import craft
+from crushproof.attacks.extraction.extraction import Extraction
+from crushproof.audit.subject.audited import exported
+from crushproof.compression.answers import LimitAnswers, LimitedAnswers, behind, limits_answers
+from crushproof.compression.deployment.onnx_export import to_onnx
+from crushproof.compression.deployment.structure import load_module, save_module
+from crushproof.compression.quantization.quantize import Quantize
+from crushproof.defenses.defense import DEFENSES
+from crushproof.defenses.limited_answers import LimitedAnswers as Defense
+from crushproof.targets.data.data import Data
+from crushproof.targets.data.records import Bounds, Records
+from crushproof.targets.errors import NotApplicable
+from crushproof.training.networks import digits_cnn
+
+LOGITS = torch.tensor([[2.0, 1.0, 0.0, -1.0], [0.0, 3.0, 3.0001, -2.0], [9.0, -9.0, 0.0, 0.0]])
+
+
+def shown(**fields: object) -> torch.Tensor:
+    layer = LimitedAnswers(**{"show": "labels", "temperature": 1.0, "decimals": 2, "count": 1, **fields})  # type: ignore[arg-type]  # by name
+    probabilities: torch.Tensor = torch.softmax(layer(LOGITS), 1)
+    assert torch.equal(probabilities.argmax(1), LOGITS.argmax(1))  # the class stays
+    return probabilities
+
+
+def test_what_is_shown() -> None:
+    torch.testing.assert_close(shown(show="scores", temperature=2.0), torch.softmax(LOGITS / 2, 1))
+    labels = torch.nn.functional.one_hot(LOGITS.argmax(1), 4).float()
+    torch.testing.assert_close(shown(), labels, atol=1e-5, rtol=0)
+    exact = torch.softmax(LOGITS, 1)
+    torch.testing.assert_close(shown(show="rounded", decimals=1), exact, atol=0.07, rtol=0)
+    assert len(shown(show="rounded", decimals=1)[1:2].unique().round(decimals=2).unique()) < 4
+    top = shown(show="top", count=2)
+    torch.testing.assert_close(top.topk(2).values, exact.topk(2).values, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(top.sort().values[:2, 0], top.sort().values[:2, 1])  # the rest is told its mean
+
+
+@pytest.fixture(scope="module")
+def limited(dense: nn.Module, digits: Data) -> nn.Module:
+    assert digits.members is not None
+    (recipe,) = Defense().recipes(Quantize(weight_bits=8, activations="float"))
+    return recipe.apply(dense, digits.members, digits.bounds, seed=0)
+
+
+def test_the_file_answers_so_and_is_stored_and_rebuilt(limited: nn.Module, digits: Data) -> None:
+    description, arrays = save_module(limited)
+    assert limits_answers(description)
+    rebuilt = load_module(digits_cnn(), description, arrays)
+    x = digits.evaluation.x[:20]
+    with torch.no_grad():
+        assert torch.equal(rebuilt(x), limited(x))
+    opened = exported(to_onnx(limited, digits.shape), "onnx", lambda: limited, limited=True)
+    answers = opened.target.logits(x)
+    torch.testing.assert_close(answers, limited(x).detach(), atol=1e-4, rtol=1e-4)
+    assert opened.twin() is behind(limited)
+
+
+def test_it_only_looks_like_a_win(limited: nn.Module, digits: Data, dense: nn.Module) -> None:
+    """A planted sham: the layer's gradients lead nowhere, those behind it lead where they led without it."""
+    attacked = digits.evaluation.take(torch.arange(60))
+    opened = exported(to_onnx(limited, digits.shape), "onnx", lambda: limited, limited=True)
+
+    def withstood(through: nn.Module | None) -> float:
+        assert through is not None
+        found = craft(through, attacked, [0.15], "linf", digits.bounds, seed=0, steps=10)[0.15]
+        return float((opened.target.logits(found).argmax(1) == attacked.y).float().mean())
+
+    assert opened.naive is not None
+    naive, knowing, without = withstood(opened.naive()), withstood(opened.twin()), withstood(dense)
+    assert naive >= 0.8
+    assert knowing <= without + 0.05 <= naive - 0.3
+
+
+def test_thieves_and_all_others_face_what_is_shown() -> None:
+    """The defense changes no attack: what attackers are handed follows from the file."""
+    assert Defense().adapted(Extraction()) == Extraction()
+    assert type(DEFENSES.parse("limited-answers")) is Defense
+    assert Defense(show="top", count=3).phrase({}) == "limited answers: the 3 largest probabilities"
+
+
+def test_regressions_and_mistakes_are_refused() -> None:
+    recipe = LimitAnswers.model_validate({"recipe": {"kind": "prune", "sparsity": 0.5}, "show": "rounded"})
+    assert recipe.phrase == "50 % of weights pruned; answers: probabilities of 2 decimals"
+    records = Records(torch.rand(4, 2), torch.rand(4, 1))
+    with pytest.raises(NotApplicable, match="predicts values"):
+        recipe.apply(nn.Linear(2, 1), records, Bounds.of(0, 1), seed=0)
+    with pytest.raises(ValueError, match="prune"):
+        LimitAnswers.model_validate({"recipe": {"kind": "prun"}})
