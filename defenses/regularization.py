@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import scipy  # its parts load where they are first used
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
-from scipy.special import betaincinv
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -132,7 +132,7 @@ def mixed(plain: Objective, alpha: float) -> Objective:
         shares, orders = [], []
         for stream in generators:
             uniform = float(torch.rand((), generator=stream, device=stream.device, dtype=torch.float64))
-            shares.append(float(betaincinv(alpha, alpha, uniform)))
+            shares.append(float(scipy.special.betaincinv(alpha, alpha, uniform)))
             orders.append(torch.randperm(x.shape[1], generator=stream, device=stream.device).to(x.device))
         share = x.new_tensor(shares)
         other = torch.stack(orders)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import scipy.stats
+import scipy  # its parts load where they are first used
 
 from ...targets.form import Arrays
 from ..access import Access

@@ -73,7 +73,7 @@ def invalid(x: Tensor, clean: Tensor, epsilon: float, norm: Norm, bounds: Bounds
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_every_part_stores_valid_records_only(norm: Norm) -> None:
     table = case(COLUMNS)
-    n = 30
+    n = 24
     records = table.evaluation.take(torch.arange(n))
     crafted = craft(table.twin or nn.Identity(), records, [0.15], norm, table.bounds, seed=0, steps=8)[0.15]
     assert invalid(crafted, records.x, 0.15, norm, table.bounds) == []

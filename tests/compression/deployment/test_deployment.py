@@ -342,7 +342,7 @@ def test_what_cannot_be_exported() -> None:
 def test_batches_threads_and_queries(digits: Data, dense: nn.Module) -> None:
     model = to_onnx(dense, SHAPE)
     target = OnnxTarget(model)
-    x = digits.non_members.x.repeat(2, 1, 1, 1)[:1100]
+    x = digits.non_members.x.repeat(3, 1, 1, 1)[:1100]
     together = target.logits(x)
     assert together.dtype == torch.float32
     assert together.shape == (1100, 10)
