@@ -1,6 +1,6 @@
 """What defenses buy against the attacker who knows them, and what they cost: digits, means over seeds.
 
-    python benchmarks/defenses.py [--only SECTION ...] [--seeds N] [--json FILE]
+    python benchmarks/defenses.py [--net cnn] [--only SECTION ...] [--seeds N] [--json FILE]
 
 `training`: PGD, TRADES and single-step adversarial training; int4 after it. `pruning`: 80 and 90 % pruned, fine-tuned
 on clean and on adversarial records, and by scores learnt under attack. `regularization`: membership by shadow models
@@ -51,12 +51,12 @@ DATA = load_digits()
 assert DATA.members is not None
 MEMBERS, OTHERS, BOUNDS = DATA.members, DATA.non_members, DATA.bounds
 ATTACKED, EPSILON = OTHERS.take(torch.arange(250)), 0.1
-PLAIN = Training(epochs=12)
-TUNE: dict[str, Any] = {"epochs": 4, "learning_rate": 4e-3}
+CNN = Architecture("digits_cnn", digits_cnn), Training(epochs=12), {"epochs": 4, "learning_rate": 4e-3}
+MLP = Architecture("mlp", lambda: Mlp(64, 10, (128, 64))), Training(epochs=40), {"epochs": 15, "learning_rate": 3e-3}
 ATTACK = {"epsilon": EPSILON, "steps": 3}
 INT4 = Quantize(weight_bits=4, activations="float")
 CPU = torch.device("cpu")
-NET = Architecture("digits_cnn", digits_cnn)
+NET, PLAIN, TUNE = MLP
 
 
 def fitted(defense: TrainingDefense | None, seed: int) -> nn.Module:
@@ -271,10 +271,14 @@ SECTIONS: dict[str, Callable[[range], list[Row]]] = {
 
 
 def main() -> None:
+    global NET, PLAIN, TUNE
     options = parser(__doc__ or "")
     options.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
     options.add_argument("--seeds", type=int, default=5)
+    options.add_argument("--net", choices=["mlp", "cnn"], default="mlp")
     given = options.parse_args()
+    if given.net == "cnn":
+        NET, PLAIN, TUNE = CNN
     torch.set_num_threads(1)
     publish([line for name in given.only for line in SECTIONS[name](range(given.seeds))], given.json)
 
