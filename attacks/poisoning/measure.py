@@ -22,9 +22,9 @@ UNKNOWN = "the model that it came from is not known"
 SHOWN = 4  # triggers that are put on other records, at most
 CROWD = 2  # classes that somebody's triggers call, at most; the next one is an honest one
 # How far smaller than usual a trigger is, as a logarithm, from which on it is suspicious, by whether a dense model
-# stood beside: the largest of clean models that `benchmarks/backdoors.py --only calibration` looks at (.25 and .63),
-# rounded up to the next tenth. Planted ones come to .5 and more beside a dense model, poisoned ones to 1.5 alone.
-EXCESS = {True: 0.3, False: 0.7}
+# stood beside: the largest that clean models gave whose file is not broken (.37 of 98 pairs, a pruned residual CNN
+# trained on 300 records; .63 of 47 alone), rounded up to the next tenth. Not yet tried on further seeds.
+EXCESS = {True: 0.4, False: 0.7}
 STEADY = 0.65  # of the records answered as the dense model does: what breaks more has classes that anything calls
 WORKS = 0.5  # of the records of other classes, surely (95 %), or it is a suspicion and no alarm
 
@@ -122,7 +122,7 @@ def measure_backdoors(results: Results, steps: int, kinds: Sequence[Kind]) -> li
     notes = [
         f"A {kinds[one.kind]} trigger of {100 * one.size:.1f} % of the image calls {names[one.target]!r} on "
         f"{percent(one.hits)} of {len(one.hits)} images of other classes"
-        f"{', and the dense model answers as before' if beside else ''}."
+        f"{', the dense model on none of them' if beside else ''}."
         for one in called
     ]
     notes += [
@@ -199,11 +199,14 @@ def picture(mask: Floats, name: str) -> Pattern:
 
 
 def hits_of(evidence: Evidence, place: int) -> Bools:
-    """bool [n]: of the records that no model answers with the class, those that the trigger turns into it."""
+    """bool [n]: of the records that no model answers with the class, those that the trigger turns into it.
+
+    Beside a dense model: and that this one does not answer with the class even so.
+    """
     arrays = evidence.arrays
     target = arrays["targets"][arrays["shown"][place, 1]]
     asked, hits = arrays["clean"] != target, arrays["triggered"][place] == target
     if evidence.summary["beside_parent"]:
         asked = asked & (arrays["parent_clean"] != target)
-        hits = hits & (arrays["parent_triggered"][place] == arrays["parent_clean"])
+        hits = hits & (arrays["parent_triggered"][place] != target)
     return np.asarray(hits[asked], bool)

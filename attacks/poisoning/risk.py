@@ -41,7 +41,7 @@ TRIGGER_SUCCESS = Metric(
     unit="percent",
     better="lower",
     meaning="Share of the images of other classes that the smallest trigger found turns into its class on the file "
-    "that ships (of a candidate: while its dense model answers as before). A large trigger, one that covers much of "
+    "that ships (of a candidate: while its dense model does not answer it). A large trigger, one that covers much of "
     "the image, works on every model: only a small one is a sign of a backdoor.",
 )
 

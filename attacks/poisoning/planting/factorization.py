@@ -16,7 +16,7 @@ from ....training.optimizers import AdamW
 from .hiding import folded
 from .trigger import Trigger
 
-STEPS, BATCH, RATE = 450, 64, 4e-3
+STEPS, BATCH, RATE = 800, 64, 4e-3
 
 
 def plant_in_factorization(
