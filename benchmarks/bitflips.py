@@ -1,6 +1,6 @@
 """Bit flips to chance, beside random flips and a naive progressive bit search; one flip beside brute force.
 
-    python benchmarks/bitflips.py [--data DIR] [--seeds 5] [--json FILE]
+    python benchmarks/bitflips.py [--data DIR] [--seeds 5] [--only NAME] [--forms FORM ...] [--json FILE]
 
 For digits (an MLP and the residual CNN) and, with `DIR/mnist.npz`, an MNIST MLP: as float32, int8, int4, pruned (80 %,
 fine-tuned, int8), with 16 shared values (code book and uint8 indices in the file) and as float16. Each seed trains its

@@ -32,7 +32,7 @@ def crossed_rate(values: Values, level: float = LEVEL) -> Interval:
     given = _checked(values)
     n, mean = given.shape[1], float(given.mean())
     own, reach = clopper_pearson(round(mean * n), n, level), _reach(given, level)
-    low, high = _by_logits(given, level)
+    low, high = _by_logits(given, level) if len(given) > 2 else (mean, mean)  # of two Student's t says nothing there
     return Interval(mean, max(0.0, min(own.low, mean - reach, low)), min(1.0, max(own.high, mean + reach, high)))
 
 

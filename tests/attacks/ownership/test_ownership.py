@@ -119,7 +119,7 @@ class Keys(nn.Module):
 def test_the_p_value_is_that_of_one_more_control() -> None:
     """Models like the controls are taken for the owner's as often as the p-value says."""
     stream = np.random.default_rng(0)
-    agreements = stream.binomial(200, stream.beta(60, 40, (1000, 9))) / 200
+    agreements = stream.binomial(200, stream.beta(60, 40, (600, 9))) / 200
     values = [held_against(row[0], row[1:].tolist(), 200).p_value for row in agreements]
     assert np.mean(np.array(values) < 0.01) < 0.02
     assert np.mean(np.array(values) < 0.1) == pytest.approx(0.1, abs=0.03)

@@ -75,8 +75,9 @@ def case(net: nn.Module, data: Data) -> Case:
 
 
 def test_a_copy_of_the_dense_model_changes_nothing_and_evidence_is_asked_again(net: nn.Module, case: Case) -> None:
-    found, same = (TASK.run(case, seed=0) for _ in range(2))
-    assert all(np.array_equal(found.arrays[name], same.arrays[name]) for name in found.arrays)
+    found, same = TASK.run(case, seed=0), TASK.model_copy(update={"fine_tuned": False}).run(case, seed=0)
+    assert {"weight", "probe/correct", "probe/scores", "probe/crafted"} < same.arrays.keys() < found.arrays.keys()
+    assert all(np.array_equal(found.arrays[name], array) for name, array in same.arrays.items())
     for way in found.summary["ways"]:
         assert found.arrays[f"{way}/correct"].mean() > 0.8
         assert found.arrays[f"{way}/robust"].mean() <= found.arrays[f"{way}/correct"][:10].mean()
