@@ -15,7 +15,7 @@ from ..compression.recipe import RECIPES, Recipe
 from ..targets.answers import answer_with_logits, answers_with_logits
 from ..targets.data.data import Data
 from ..targets.data.declared import Declared
-from ..targets.data.forgetting import set_aside
+from ..targets.data.further.forgetting import set_aside
 from ..targets.data.labels import class_numbers, predicted_values, sorted_labels
 from ..targets.data.npz import read_structure
 from ..targets.data.records import Bounds, Records

@@ -26,7 +26,7 @@ from crushproof.attacks.evasion.gradient.pgd import craft
 from crushproof.attacks.extraction.extract import extract
 from crushproof.attacks.membership.case import ShadowSignals
 from crushproof.attacks.membership.population import PopulationPlan, masks
-from crushproof.attacks.membership.scores import lira
+from crushproof.attacks.membership.scoring.scores import lira
 from crushproof.attacks.membership.signals import phi_of
 from crushproof.attacks.statistics.roc import placements, tpr_at_fpr
 from crushproof.compression.answers import behind

@@ -27,9 +27,9 @@ from torch.nn import functional as F
 
 from crushproof.attacks.membership.case import ShadowSignals, related
 from crushproof.attacks.membership.likeness import masked, restored
-from crushproof.attacks.membership.pseudo_targets import ENOUGH_SHADOWS, choose, pseudo_targets, score_all
-from crushproof.attacks.membership.quantile import quantile
-from crushproof.attacks.membership.scores import WITH_SHADOWS, bavaria, loss, population, rmia
+from crushproof.attacks.membership.scoring.pseudo_targets import ENOUGH_SHADOWS, choose, pseudo_targets, score_all
+from crushproof.attacks.membership.scoring.quantile import quantile
+from crushproof.attacks.membership.scoring.scores import WITH_SHADOWS, bavaria, loss, population, rmia
 from crushproof.attacks.membership.signals import margin
 from crushproof.attacks.statistics import ranking
 from crushproof.attacks.statistics.roc import placements, tpr_at_fpr

@@ -16,9 +16,9 @@ from crushproof.attacks.membership.case import ShadowSignals
 from crushproof.attacks.membership.likeness import on_scale_of
 from crushproof.attacks.membership.membership import Membership
 from crushproof.attacks.membership.population import PopulationPlan, masks, plan_population
-from crushproof.attacks.membership.pseudo_targets import score_all
-from crushproof.attacks.membership.quantile import quantile
-from crushproof.attacks.membership.scores import population
+from crushproof.attacks.membership.scoring.pseudo_targets import score_all
+from crushproof.attacks.membership.scoring.quantile import quantile
+from crushproof.attacks.membership.scoring.scores import population
 from crushproof.attacks.statistics import ranking
 from crushproof.targets.data.digits import load_digits
 from crushproof.targets.data.records import Bounds, Records

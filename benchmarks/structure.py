@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from contract import Row, parser, publish
 
-from crushproof.attacks.membership import scores
+from crushproof.attacks.membership.scoring import scores
 from crushproof.attacks.membership.case import ShadowSignals
 from crushproof.attacks.membership.infer import Population, train_shadows
 from crushproof.attacks.statistics import ranking

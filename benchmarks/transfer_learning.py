@@ -29,8 +29,8 @@ from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.compression.pruning.prune import Prune
 from crushproof.compression.quantization.quantize import Quantize
 from crushproof.targets.data.digits import load_digits
+from crushproof.targets.data.further.task import NewTask
 from crushproof.targets.data.records import Bounds, Records
-from crushproof.targets.data.task import NewTask
 from crushproof.training.architecture import Architecture
 from crushproof.training.loop import Training, TrainingJob, train_many
 from crushproof.training.networks import digits_cnn

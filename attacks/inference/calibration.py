@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..measurement import Floats
-from ..membership import scores
 from ..membership.case import ShadowSignals
+from ..membership.scoring import scores
 
 ENOUGH_FOR_LIRA = 16  # shadows; with fewer the RMIA ratio tells more
 

@@ -16,9 +16,9 @@ from ..attack import ATTACKS, Run
 from ..case import Case, Evidence
 from ..effort import Effort
 from ..measurement import Comparison, Measurement, PerRecord, Quantity, Rate, ThreatModel
-from ..membership import scores
 from ..membership.case import ShadowSignals
 from ..membership.preparations import population_of
+from ..membership.scoring import scores
 from ..membership.signals import SAME, margin, margins_again
 from ..preparation import Audited, Basis, Ran, Results, Scope
 from ..risk import Metric, Risk

@@ -8,7 +8,7 @@ import numpy as np
 import scipy  # its parts load where they are first used: a worker needs few
 
 from ..measurement import Bools
-from ..membership.bavaria import shrinkage
+from ..membership.scoring.bavaria import shrinkage
 
 RIDGE = 0.3  # of the correlation, towards none: versions that hardly differ would else be told apart by noise
 

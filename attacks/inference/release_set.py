@@ -15,11 +15,11 @@ from ..attack import ATTACKS, Run
 from ..case import Case, Evidence
 from ..effort import Effort
 from ..measurement import Bools, Measurement, ThreatModel
-from ..membership import scores
 from ..membership.case import ShadowSignals, related
 from ..membership.population import PopulationPlan
 from ..membership.preparations import BlindScores, population_of, shadow_count
 from ..membership.replayed import SignalsOfShadows, signals_of
+from ..membership.scoring import scores
 from ..membership.signals import impossible, margin, margins_again
 from ..preparation import Audited, Basis, Inputs, Need, Preparation, Prepared, Ran, Results, Scope
 from ..risk import Metric

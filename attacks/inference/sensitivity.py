@@ -18,10 +18,10 @@ from ..attack import ATTACKS, Run
 from ..case import Case, Evidence
 from ..effort import Effort
 from ..measurement import Bools, Floats, Measurement, ThreatModel
-from ..membership import scores
 from ..membership.case import ShadowSignals, related
 from ..membership.population import PopulationPlan
 from ..membership.preparations import population_of
+from ..membership.scoring import scores
 from ..membership.signals import SAME, impossible
 from ..preparation import Audited, Basis, Inputs, Ran, Results, Scope
 from ..risk import Metric

@@ -17,10 +17,10 @@ from ..attack import ATTACKS, Run
 from ..case import Case, Evidence
 from ..effort import Effort
 from ..measurement import Bools, Measurement, ThreatModel
-from ..membership import scores
 from ..membership.case import ShadowSignals, related
 from ..membership.population import PopulationPlan
 from ..membership.preparations import population_of
+from ..membership.scoring import scores
 from ..membership.signals import SAME, impossible, margin, margins_again
 from ..preparation import Audited, Basis, Inputs, Ran, Results, Scope
 from ..risk import Metric

@@ -12,7 +12,7 @@ from pydantic import PositiveInt
 from ...targets.form import Amount, Array, Arrays, Document, Form, Layout, Share, require
 from ..preparation import Audited, Scope
 from .preparations import population_of
-from .scores import WITH_SHADOWS
+from .scoring.scores import WITH_SHADOWS
 
 
 class Procedure(Document):

@@ -26,7 +26,7 @@ from ..statistics import ranking
 from .case import ShadowSignals
 from .likeness import masked, restored
 from .population import PopulationPlan, masks
-from .pseudo_targets import ENOUGH_SHADOWS, choose, pseudo_targets, score_all
+from .scoring.pseudo_targets import ENOUGH_SHADOWS, choose, pseudo_targets, score_all
 from .signals import margin, replay, settled, target_signals
 
 Bools = np.ndarray[Any, np.dtype[np.bool_]]

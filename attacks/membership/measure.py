@@ -22,9 +22,9 @@ from ..preparation import Ran, Results, Scope
 from ..statistics import power as statistical_power
 from ..statistics import ranking
 from .preparations import shadow_counts
-from .pseudo_targets import FPR, more_shadows
 from .risk import AUC, TPR
 from .runs import run_detail
+from .scoring.pseudo_targets import FPR, more_shadows
 
 SMALL = 0.638  # AUC of two normal distributions half a standard deviation apart: more is no small difference
 SEEN = 0.01  # of AUC and of TPR: what an attack may see of a difference between the sets before it counts

@@ -15,17 +15,17 @@ from ..case import Case, Evidence
 from ..measurement import Measurement
 from ..preparation import Audited, Basis, Need, Ran, Results, Scope
 from ..risk import Metric, Risk
-from . import scores
 from .blind import blind_scores
 from .case import MembershipCase, ShadowSignals
 from .evidence_form import evidence_form
 from .likeness import masked, on_scale_of, restored, unlike
 from .measure import AUC_DETAIL, leak_seen, measure_membership, unseen_leaks
 from .preparations import population_of, shadow_count, shadow_counts
-from .pseudo_targets import ENOUGH_SHADOWS, Figures, choose, pseudo_targets, score_all, tells_tpr, tpr_by_half
-from .quantile import quantile
 from .risk import AUC, MEMBERSHIP, TPR
 from .runs import membership_run, run_detail
+from .scoring import scores
+from .scoring.pseudo_targets import ENOUGH_SHADOWS, Figures, choose, pseudo_targets, score_all, tells_tpr, tpr_by_half
+from .scoring.quantile import quantile
 from .signals import SAME, impossible, margin, margins_again
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]

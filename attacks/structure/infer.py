@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ...targets.errors import InputError
 from ...targets.model import TorchTarget
-from ..membership import scores
 from ..membership.case import ShadowSignals
 from ..membership.infer import Inferred, Population
+from ..membership.scoring import scores
 from ..membership.signals import target_signals
 
 Sees = Literal["mask", "signs", "book"]

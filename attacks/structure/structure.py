@@ -20,10 +20,10 @@ from ..inference.calibration import ENOUGH_FOR_LIRA
 from ..inference.choosing import Procedure, best, best_by_auc, over_shadows
 from ..inference.rows import OnMembers, doubts, rows, scores_of, unmeasured, why_not
 from ..measurement import Bools, Floats, Measurement, ThreatModel
-from ..membership import scores
 from ..membership.case import ShadowSignals, related
 from ..membership.population import PopulationPlan
 from ..membership.preparations import BlindScores, population_of, shadow_count
+from ..membership.scoring import scores
 from ..membership.signals import SAME
 from ..preparation import Audited, Basis, Deployed, Inputs, Need, Ran, Results, Scope, Weights
 from ..risk import Metric

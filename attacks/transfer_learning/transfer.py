@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ...compression.deployment.onnx_export import to_onnx
+from ...targets.data.further.task import NewTask
 from ...targets.data.records import Bounds, Records
-from ...targets.data.task import NewTask
 from ...targets.errors import NotApplicable, failing_as_not_applicable
 from ...targets.interface.assumptions import Assumptions
 from ...targets.interface.finished_model import Deployed, Differentiable
@@ -30,7 +30,7 @@ from ..evasion.call.attackable import Attackable
 from ..evasion.evade import evade
 from ..membership.case import ShadowSignals
 from ..membership.infer import train_shadows
-from ..membership.pseudo_targets import score_all
+from ..membership.scoring.pseudo_targets import score_all
 from ..membership.signals import phi_of
 from .head_file import with_features, with_head
 

@@ -9,8 +9,8 @@ import torch
 from pydantic import Field
 
 from ...targets.data.data import Data
+from ...targets.data.further.task import NewTask
 from ...targets.data.records import Records
-from ...targets.data.task import NewTask
 from ...targets.errors import NotApplicable
 from ...targets.form import Array, Document, Form, Layout, require
 from ..access import Flag, Ledger
@@ -20,7 +20,7 @@ from ..effort import Effort
 from ..evasion.categories import not_pixels
 from ..measurement import Measurement
 from ..membership.case import ShadowSignals
-from ..membership.pseudo_targets import ENOUGH_SHADOWS
+from ..membership.scoring.pseudo_targets import ENOUGH_SHADOWS
 from ..membership.signals import SAME, margins_again
 from ..preparation import OTHERWISE, Audited, Basis, Inputs, Results, Scope
 from ..risk import Metric, Risk

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...targets.data.records import Records
-from ..membership.bavaria import shrinkage
+from ..membership.scoring.bavaria import shrinkage
 from ..statistics.roc import placements
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]

@@ -19,10 +19,10 @@ from ..attack import ATTACKS, Attack, Run
 from ..case import Case, Evidence
 from ..effort import Effort
 from ..measurement import Measurement
-from ..membership import scores
 from ..membership.preparations import population_of
-from ..membership.pseudo_targets import ENOUGH_SHADOWS
 from ..membership.replayed import SignalsOfShadows, signals_of
+from ..membership.scoring import scores
+from ..membership.scoring.pseudo_targets import ENOUGH_SHADOWS
 from ..membership.signals import SAME, impossible, margin, margins_again, phi_of
 from ..preparation import Audited, Basis, Deployed, Inputs, Need, Results, Scope
 from ..risk import Metric, Risk

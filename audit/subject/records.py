@@ -19,7 +19,7 @@ def load_data(plan: Plan, folder: Path) -> Data:
     Raises:
         InputError, UnsafeInput: as the loaders do.
     """
-    from ...targets.data.new_task import load_new_task
+    from ...targets.data.further.new_task import load_new_task
 
     data, source = _records(plan, folder), plan.data
     if isinstance(source, MemoryData) or source.transfer is None:

@@ -13,7 +13,7 @@ from ..errors import InputError, quoted
 from .data import Data
 from .declared import Column, Declared
 from .encoding import columns_of_text, encoded_columns
-from .forgetting import set_aside
+from .further.forgetting import set_aside
 from .labels import sorted_labels
 from .records import Bounds, Records
 from .structure import Structure, resolved

@@ -17,11 +17,11 @@ from torch import Tensor
 from ..seeds import generator
 from .checks import check_data, check_enough
 from .copies.repeats import find_repeats
-from .forgetting import check_forgotten
+from .further.forgetting import check_forgotten
+from .further.task import NewTask, check_shape
 from .one_hot import undeclared_blocks
 from .records import Bounds, Persons, Records, check_persons
 from .structure import PLAIN, Structure, check_structure
-from .task import NewTask, check_shape
 
 ATTACKER_SHARE = 1 / 3  # of the non-members; the rest is evaluated on
 

@@ -18,7 +18,7 @@ from ..errors import InputError, UnsafeInput, nearest_hint, quoted
 from ..untrusted.files import RATIO, SMALL, is_pickle, open_archive, ordinary_file, read_entry
 from .data import Data
 from .declared import Column, Declared
-from .forgetting import set_aside
+from .further.forgetting import set_aside
 from .labels import class_numbers, predicted_values
 from .npy import parse_npy
 from .records import Bounds, Persons, Records

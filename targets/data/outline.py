@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from .data import Data, split
+from .further.task import NewTask
 from .records import Bounds, Persons, Records
 from .structure import Structure
-from .task import NewTask
 
 PERSONS = ("persons_members", "persons_non_members")
 TRANSFER = ("transfer_members", "transfer_evaluation")

@@ -11,8 +11,8 @@ from scipy import special, stats
 
 from crushproof.attacks.inference.joint import joint
 from crushproof.attacks.inference.release_set import TOGETHER, alone, chosen, sets_of, singles, together
-from crushproof.attacks.membership.bavaria import shrinkage
 from crushproof.attacks.membership.population import masks
+from crushproof.attacks.membership.scoring.bavaria import shrinkage
 from crushproof.attacks.preparation import Scope
 from crushproof.attacks.statistics.ranking import auc
 from crushproof.targets.data.data import Data

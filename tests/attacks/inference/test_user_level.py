@@ -15,7 +15,7 @@ from crushproof.attacks.inference.user_level import PersonCase, UserLevel, per_p
 from crushproof.attacks.membership.case import ShadowSignals
 from crushproof.attacks.membership.persons import masks_by_person, pairs_of
 from crushproof.attacks.membership.population import PopulationPlan, plan_population
-from crushproof.attacks.membership.scores import lira
+from crushproof.attacks.membership.scoring.scores import lira
 from crushproof.attacks.statistics.ranking import auc
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.npz import load_npz

@@ -13,7 +13,7 @@ from torch import nn
 import crushproof.attacks.membership.infer as module_of_calls
 from crushproof import InputError, NotApplicable, Training, infer_membership, train_shadows
 from crushproof.attacks.membership.infer import Population
-from crushproof.attacks.membership.scores import bavaria
+from crushproof.attacks.membership.scoring.scores import bavaria
 from crushproof.training.networks import Mlp
 
 QUICK = Training(epochs=1, batch_size=16)

@@ -22,7 +22,7 @@ from crushproof.attacks.membership.case import MembershipCase, ShadowSignals
 from crushproof.attacks.membership.likeness import masked, restored
 from crushproof.attacks.membership.membership import Membership
 from crushproof.attacks.membership.population import PopulationPlan, masks, plan_population
-from crushproof.attacks.membership.pseudo_targets import pseudo_targets
+from crushproof.attacks.membership.scoring.pseudo_targets import pseudo_targets
 from crushproof.attacks.membership.signals import margin, shadow_signals, target_signals
 from crushproof.attacks.statistics.ranking import auc, tpr_at_fpr
 from crushproof.compression.recipe import Recipe

@@ -11,12 +11,12 @@ from scipy import stats
 from scipy.optimize import brentq
 from scipy.special import digamma, polygamma
 
-from crushproof.attacks.membership.bavaria import log_ratio, shrinkage, trigamma_inverse
 from crushproof.attacks.membership.case import ShadowSignals, related
 from crushproof.attacks.membership.population import masks
-from crushproof.attacks.membership.pseudo_targets import more_shadows, pseudo_targets, tpr_by_half
-from crushproof.attacks.membership.quantile import quantile
-from crushproof.attacks.membership.scores import WITH_SHADOWS, bavaria, lira, loss, rmia
+from crushproof.attacks.membership.scoring.bavaria import log_ratio, shrinkage, trigamma_inverse
+from crushproof.attacks.membership.scoring.pseudo_targets import more_shadows, pseudo_targets, tpr_by_half
+from crushproof.attacks.membership.scoring.quantile import quantile
+from crushproof.attacks.membership.scoring.scores import WITH_SHADOWS, bavaria, lira, loss, rmia
 from crushproof.attacks.statistics.ranking import auc
 from crushproof.targets.data.records import Records
 

@@ -22,9 +22,9 @@ from crushproof.audit.subject.records import load_data
 from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.compression.quantization.quantize import Quantize
 from crushproof.targets.data.data import Data
+from crushproof.targets.data.further.task import NewTask
 from crushproof.targets.data.outline import data_of, outline
 from crushproof.targets.data.records import Bounds, Records
-from crushproof.targets.data.task import NewTask
 from crushproof.targets.errors import InputError, NotApplicable
 from crushproof.targets.runtimes.onnx import OnnxTarget
 from crushproof.targets.twin.twin import twin_of

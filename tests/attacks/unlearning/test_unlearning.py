@@ -12,10 +12,10 @@ from torch import nn
 
 from crushproof.attacks.access import Flag
 from crushproof.attacks.case import Case, Evidence
-from crushproof.attacks.membership.bavaria import shrinkage
 from crushproof.attacks.membership.population import plan_population
 from crushproof.attacks.membership.preparations import ShadowModels
 from crushproof.attacks.membership.replayed import SignalsOfShadows, replays_of
+from crushproof.attacks.membership.scoring.bavaria import shrinkage
 from crushproof.attacks.membership.signals import phi_of
 from crushproof.attacks.preparation import Basis, Prepared, Scope
 from crushproof.attacks.unlearning.scores import ForgettingCase, known_beyond, null_of

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import InputError
-from .records import Records
+from ...errors import InputError
+from ..records import Records
 
 
 @dataclass(frozen=True, eq=False)

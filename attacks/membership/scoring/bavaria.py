@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import scipy  # its parts load where they are first used: a worker needs few
 
-from .case import TINY, ShadowSignals, every, sums
+from ..case import TINY, ShadowSignals, every, sums
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]

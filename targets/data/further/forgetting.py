@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import InputError, quoted
-from ..untrusted.files import ordinary_file
-from .checks import FEWEST, check_enough
-from .copies.repeats import codes
-from .npy import parse_npy
-from .records import Records
+from ...errors import InputError, quoted
+from ...untrusted.files import ordinary_file
+from ..checks import FEWEST, check_enough
+from ..copies.repeats import codes
+from ..npy import parse_npy
+from ..records import Records
 
 Positions = NDArray[np.int64]
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import InputError, UnsafeInput, quoted
-from .checks import shown_range
-from .data import Data
-from .declared import Declared
-from .npz import load_npz
-from .records import Bounds, Records
+from ...errors import InputError, UnsafeInput, quoted
+from ..checks import shown_range
+from ..data import Data
+from ..declared import Declared
+from ..npz import load_npz
+from ..records import Bounds, Records
 from .task import NewTask, check_shape
 
 

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..statistics.roc import placements, tpr_at_fpr
+from ...statistics.roc import placements, tpr_at_fpr
+from ..case import ShadowSignals, related
 from . import scores
-from .case import ShadowSignals, related
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]

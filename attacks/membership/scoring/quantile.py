@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ...targets.data.records import Records
-from ...targets.seeds import derive
+from ....targets.data.records import Records
+from ....targets.seeds import derive
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Margins = np.ndarray[Any, np.dtype[np.floating[Any]]]

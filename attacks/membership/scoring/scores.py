@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import scipy  # its parts load where they are first used: a worker needs few
 
+from ..case import ShadowSignals, every, related, sums
 from .bavaria import log_ratio
-from .case import ShadowSignals, every, related, sums
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
