@@ -41,7 +41,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crushproof.attacks.access import Ledger
-from crushproof.attacks.evasion.ball import TOLERANCE, Ball
 from crushproof.attacks.evasion.black_box.hop_skip_jump import HopSkipJump
 from crushproof.attacks.evasion.black_box.square import Square
 from crushproof.attacks.evasion.blocks import at_once, seek
@@ -54,6 +53,7 @@ from crushproof.defenses.adversarial_training import AdversarialTraining
 from crushproof.targets.data.digits import load_digits
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.training.architecture import Architecture
+from crushproof.training.ball import TOLERANCE, Ball
 from crushproof.training.loop import Training, TrainingJob
 from crushproof.training.trainer import BuiltinTrainer
 

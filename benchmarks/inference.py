@@ -29,10 +29,10 @@ from crushproof.attacks.inference.probing import features
 from crushproof.attacks.inference.release_set import alone, chosen, together
 from crushproof.attacks.inference.sensitivity import scored
 from crushproof.attacks.inference.user_level import PersonCase, UserLevel, person_scores
-from crushproof.attacks.membership.scoring import scores
 from crushproof.attacks.membership.case import ShadowSignals
 from crushproof.attacks.membership.persons import masks_by_person
 from crushproof.attacks.membership.population import PopulationPlan, masks, plan_population
+from crushproof.attacks.membership.scoring import scores
 from crushproof.attacks.membership.signals import margin, replay, shadow_signals
 from crushproof.attacks.statistics.ranking import auc, tpr_at_fpr
 from crushproof.compression.recipe import RECIPES, work_of

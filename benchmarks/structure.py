@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from contract import Row, parser, publish
 
-from crushproof.attacks.membership.scoring import scores
 from crushproof.attacks.membership.case import ShadowSignals
 from crushproof.attacks.membership.infer import Population, train_shadows
+from crushproof.attacks.membership.scoring import scores
 from crushproof.attacks.statistics import ranking
 from crushproof.attacks.structure.infer import Sees, book, by_book, infer_from_structure, signals
 from crushproof.compression.recipe import RECIPES

@@ -18,7 +18,6 @@ from torch import nn
 import crushproof
 from crushproof.attacks.access import Ledger
 from crushproof.attacks.attack import ATTACKS
-from crushproof.attacks.evasion.ball import Ball
 from crushproof.attacks.evasion.engine import PERTURBERS, Search
 from crushproof.attacks.evasion.gradient.pgd import Pgd
 from crushproof.audit.catalogue import PLUG_IN, catalogue
@@ -33,6 +32,7 @@ from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.runtimes.runtime import RUNTIMES
 from crushproof.targets.technique import Registry
+from crushproof.training.ball import Ball
 
 ROOT = Path(crushproof.__file__).parent
 EXAMPLES = ROOT / "docs" / "examples"

@@ -21,9 +21,9 @@ from ...targets.errors import NotApplicable, nearest_hint
 from ...targets.model import frozen_copy
 from ...targets.quiet import away_from_home
 from ...targets.seeds import derive, global_seed
+from ...training.ball import Ball
 from ..access import Access, Ledger
 from ..case import Case
-from .ball import Ball
 from .engine import PERTURBERS, Perturber, Search
 
 # Which of ART's classes work on answers alone. The rest get gradients: several of them use some without declaring it.

@@ -8,21 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...training.ball import EXACT, SMALLEST, TOLERANCE, Ball, Norm, l2_norm, largest, per_record
-
-__all__ = [
-    "EXACT",
-    "SMALLEST",
-    "TOLERANCE",
-    "Ball",
-    "Box",
-    "Norm",
-    "Region",
-    "l2_norm",
-    "largest",
-    "per_record",
-    "whole_range",
-]
+from ...training.ball import Ball, Norm
 
 
 @dataclass(frozen=True, eq=False)

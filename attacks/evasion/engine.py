@@ -20,12 +20,13 @@ from ...targets.data.records import Records
 from ...targets.model import Target
 from ...targets.seeds import derive, uniform
 from ...targets.technique import Registry, Technique
+from ...training.ball import per_record
 from ..access import Access, Ledger
 from ..case import Case
 from ..effort import Effort
 from .ascent.gradients import Ascent, Gradients, usable
 from .ascent.losses import Goal, margins, reached
-from .ball import Region, per_record
+from .ball import Region
 
 FLAT_STARTS = 3  # random starts at which a record may give no gradient before a gradient attack lets it go
 

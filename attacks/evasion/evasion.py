@@ -14,13 +14,14 @@ from ...targets.data.data import Data
 from ...targets.errors import InputError, NotApplicable
 from ...targets.form import Form
 from ...targets.seeds import derive
+from ...training.ball import Ball
 from ..attack import ATTACKS, Run
 from ..case import Case, Evidence
 from ..elsewhere import elsewhere
 from ..measurement import Measurement, Picture
 from ..preparation import Audited, Basis, Inputs, Need, Preparation, Prepared, Ran, Results, Scope
 from ..statistics.sequential import FIRST
-from .ball import Ball, whole_range
+from .ball import whole_range
 from .black_box.transfer import Transfer
 from .case import EvasionInputs, prepared_for
 from .categories import not_pixels, nothing_to_change, seen_unfit, without_ball

@@ -16,11 +16,12 @@ from ...targets.form import Array, Layout, require
 from ...targets.model import device_of
 from ...targets.seeds import derive
 from ...targets.steps import Arrays
+from ...training.ball import Ball
 from ..access import Access, Flag, Ledger
 from ..case import Case, Evidence
 from . import trust
 from .ascent.walk import WALKS, falls
-from .ball import Ball, whole_range
+from .ball import whole_range
 from .blocks import Counter, Sought, at_once, blocks, followable, kept_at_cost, seek
 from .categories import seen_step
 from .engine import Perturber

@@ -15,6 +15,7 @@ from pydantic import Field, JsonValue, PositiveFloat, PositiveInt
 
 from ...targets.data.data import Data
 from ...targets.form import Array, Arrays, Document, Form, Layout, require
+from ...training.ball import Ball, Norm
 from ..access import Access, Flag
 from ..elsewhere import parts_elsewhere
 from ..measurement import (
@@ -31,7 +32,6 @@ from ..measurement import (
 )
 from ..preparation import Ran, Results, Scope
 from .ascent.walk import WALKS
-from .ball import Ball, Norm
 from .black_box.transfer import Transfer
 from .compare import (
     BOTH_WAYS,

@@ -10,12 +10,12 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, TypeAdapter, field_
 
 from ...targets.errors import InputError
 from ...targets.technique import Registry
+from ...training.ball import Norm
 from ..case import Case
 from ..effort import Effort
 from ..preparation import Audited, Scope
 from ..risk import Metric, Risk
 from ..rounds import InRounds
-from .ball import Norm
 from .black_box.square import Square
 from .black_box.transfer import Transfer
 from .engine import PERTURBERS, Perturber

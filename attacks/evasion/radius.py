@@ -19,10 +19,11 @@ from ...targets.form import Array
 from ...targets.model import device_of
 from ...targets.seeds import derive
 from ...targets.steps import Arrays
+from ...training.ball import Ball, Norm
 from ..access import Ledger
 from ..case import Case
 from ..rounds import MOST_RECORDS
-from .ball import Ball, Norm, whole_range
+from .ball import whole_range
 from .black_box.square import Square
 from .blocks import Counter, at_once, followable, kept_at_cost, seek
 from .engine import Perturber

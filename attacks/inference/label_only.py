@@ -17,11 +17,11 @@ from ...targets.errors import NotApplicable
 from ...targets.form import Array, Arrays, Document, Form, Layout, require
 from ...targets.seeds import derive
 from ...targets.steps import pulse
+from ...training.ball import Ball
 from ..access import Access, Flag, Ledger
 from ..attack import ATTACKS, Run
 from ..case import Case, Evidence
 from ..effort import Effort
-from ..evasion.ball import Ball
 from ..evasion.black_box.hop_skip_jump import HopSkipJump
 from ..evasion.blocks import blocks, kept_at_cost
 from ..evasion.categories import not_pixels

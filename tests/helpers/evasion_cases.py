@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crushproof.attacks.case import Case
-from crushproof.attacks.evasion.ball import Norm
 from crushproof.attacks.evasion.engine import Perturber
 from crushproof.attacks.evasion.evasion import Evasion
 from crushproof.targets.data.data import Data
 from crushproof.targets.model import TorchTarget
+from crushproof.training.ball import Norm
 
 WORDS, LENGTH = 50, 12
 N = 60

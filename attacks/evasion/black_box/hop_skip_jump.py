@@ -9,10 +9,11 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
+from ....training.ball import SMALLEST, Ball, l2_norm, per_record
 from ...access import Access
 from ...case import Case
 from ...effort import Effort
-from ..ball import SMALLEST, Ball, Region, l2_norm, per_record
+from ..ball import Region
 from ..engine import PERTURBERS, Perturber, Search
 from .square import image_shape
 

@@ -9,10 +9,11 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
+from ....training.ball import l2_norm, per_record
 from ...access import Access
 from ...case import Case
 from ...effort import Effort
-from ..ball import Region, l2_norm, per_record
+from ..ball import Region
 from ..engine import PERTURBERS, Perturber, Search
 
 HALVINGS = (10, 50, 200, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries: when the windows' area is halved

@@ -10,9 +10,9 @@ from torch import Tensor
 from ....targets.data.records import Records
 from ....targets.errors import NotApplicable
 from ....targets.model import Target
+from ....training.ball import Ball
 from ...access import Access
 from ...case import Case
-from ..ball import Ball
 from ..case import prepared_for
 from ..engine import PERTURBERS, Perturber, Search
 

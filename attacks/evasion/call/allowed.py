@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ....targets.data.records import Bounds
 from ....targets.errors import InputError
-from ..ball import Ball, Box, Region
+from ....training.ball import Ball
+from ..ball import Box, Region
 from ..nearest.found import Distance
 from .grid import Grid
 

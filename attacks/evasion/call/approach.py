@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ....training.ball import per_record
 from ...access import Ledger
 from ...case import Case
 from ..ascent.gradients import Gradients
 from ..ascent.losses import Goal, reached
-from ..ball import Box, per_record
+from ..ball import Box
 from ..nearest.ddn import ddn
 from ..nearest.fewer import fewer
 from ..nearest.fmn import fmn

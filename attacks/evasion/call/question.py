@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ....targets.model import Target, device_of
+from ....training.ball import EXACT
 from ..ascent.losses import Goal
-from ..ball import EXACT, Region
+from ..ball import Region
 from ..nearest.found import Distance, norms
 from .allowed import checked_records, limits_of, region_of
 from .attackable import Attackable, attackable

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ....targets.model import Target
+from ....training.ball import SMALLEST
 from ...access import Ledger
 from ..ascent.losses import margins
-from ..ball import SMALLEST
 from .features import AT_ONCE, Features
 from .guidance import Guide
 from .search import Sought

@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ....training.ball import per_record
 from ...case import Case
 from ..ascent.gradients import Gradients
-from ..ball import per_record
 from ..engine import PERTURBERS, Search
 from .pgd import CREDIBLE, EARLIEST, GradientPerturber
 

@@ -8,11 +8,11 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from ....training.ball import per_record
 from ...access import Access
 from ...case import Case
 from ...effort import Effort
 from ..ascent.gradients import Gradients
-from ..ball import per_record
 from ..engine import PERTURBERS, Perturber, Search
 
 PULL, MOST = 1.5, 1e6  # by which a weight grows or falls in a step, and how far

@@ -8,9 +8,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ....training.ball import SMALLEST, per_record
 from ...case import Case
 from ..ascent.gradients import Ascent
-from ..ball import SMALLEST, per_record
 from ..engine import PERTURBERS, Search
 from .pgd import GradientPerturber, default_step
 

@@ -12,11 +12,12 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from ....targets.errors import NotApplicable
+from ....training.ball import Ball
 from ...access import Ledger
 from ...case import Case
 from ..ascent.gradients import Ascent, Gradients
 from ..ascent.losses import Goal, Loss
-from ..ball import Ball, Region
+from ..ball import Region
 from ..engine import PERTURBERS, Search
 from ..nearest.carlini_wagner import carlini_wagner
 from ..nearest.fmn import fmn

@@ -17,12 +17,12 @@ from ....targets.form import Array
 from ....targets.model import device_of, records_at_once
 from ....targets.seeds import derive, uniform
 from ....targets.steps import Arrays
+from ....training.ball import Ball, Norm, per_record
 from ...access import Access, Ledger
 from ...case import Case
 from ...effort import Effort
 from ..ascent.gradients import Gradients
 from ..ascent.losses import Loss
-from ..ball import Ball, Norm, per_record
 from ..blocks import COPIES, Counter, blocks, kept_at_cost
 from ..engine import PERTURBERS, Perturber, Search
 

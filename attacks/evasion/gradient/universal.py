@@ -16,11 +16,11 @@ from ....targets.form import Array
 from ....targets.model import device_of
 from ....targets.seeds import derive, uniform
 from ....targets.steps import Arrays
+from ....training.ball import SMALLEST, Ball, Norm, l2_norm, per_record
 from ...access import Access, Ledger
 from ...case import Case
 from ...effort import Effort
 from ..ascent.gradients import Gradients
-from ..ball import SMALLEST, Ball, Norm, l2_norm, per_record
 from ..blocks import at_once, kept_at_cost
 from ..engine import PERTURBERS, Perturber, Search
 

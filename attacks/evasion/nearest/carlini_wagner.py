@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ....training.ball import per_record
 from ..ascent.gradients import Gradients
-from ..ball import per_record
 from .found import Nearest
 
 INSIDE = 0.99  # of the limits: further out the change of variables has next to no slope, as on the background of images

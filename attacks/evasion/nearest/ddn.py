@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ....training.ball import SMALLEST, per_record
 from ..ascent.gradients import Gradients
-from ..ball import SMALLEST, per_record
 from .fmn import cosine
 from .found import Nearest, norms
 

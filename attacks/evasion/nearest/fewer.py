@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ....training.ball import largest
 from ..ascent.gradients import Gradients
-from ..ball import largest
 from .found import Nearest
 from .greedy import gains, towards
 

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from ....training.ball import SMALLEST, per_record
 from ..ascent.gradients import Gradients
-from ..ball import SMALLEST, per_record
 from .found import Distance, Nearest, norms
 
 DUAL: dict[Distance, Distance] = {"linf": "l1", "l2": "l2", "l1": "linf"}

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..ball import per_record
+from ....training.ball import per_record
 
 Distance = Literal["linf", "l2", "l1", "l0"]
 HALVINGS = 12  # of the way from a record to its adversarial input

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ....training.ball import SMALLEST, per_record
 from ..ascent.gradients import Gradients, usable
-from ..ball import SMALLEST, per_record
 from .fmn import DUAL, cosine
 from .found import Distance, Nearest, norms
 

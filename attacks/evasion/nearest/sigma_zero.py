@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from ....training.ball import SMALLEST, largest, per_record
 from ..ascent.gradients import Gradients
-from ..ball import SMALLEST, largest, per_record
 from .found import Nearest
 
 SMOOTH = 1e-3  # sigma: change^2 / (change^2 + sigma) stands for "is not 0"

@@ -12,9 +12,9 @@ from torch import nn
 from ....targets.errors import NotApplicable
 from ....targets.form import Array, Document, Form
 from ....targets.seeds import derive
+from ....training.ball import Ball
 from ...effort import Effort
 from ...preparation import Deployed, Inputs, Need, Preparation, Prepared, Scope, Weights
-from ..ball import Ball
 from ..black_box.transfer import replayed
 from ..gradient.pgd import CRAFT_STEPS, craft
 from .radii import Radii

@@ -16,12 +16,12 @@ from ....targets.model import Target, device_of
 from ....targets.seeds import derive
 from ....targets.steps import Arrays
 from ....targets.technique import Technique
+from ....training.ball import Ball, Norm
 from ...access import Access, Ledger
 from ...case import Case, Evidence
 from ...effort import Effort
 from ...measurement import MeasuredPart, Measurement, Rate, ThreatModel
 from ...preparation import Deployed, Inputs, Need, Preparation, Prepared, Ran, Results, Scope
-from ..ball import Ball, Norm
 from ..blocks import Counter, at_once, blocks, followable, kept_at_cost, seek
 from ..gradient.diva import Diva
 from ..risk import EVADE_ONLY

@@ -10,10 +10,11 @@ from pydantic import PositiveFloat, PositiveInt
 from ....targets.errors import NotApplicable
 from ....targets.form import Arrays, Document, Form, Share, require
 from ....targets.seeds import derive
+from ....training.ball import Norm
 from ...case import Case
 from ...effort import Effort
 from ...preparation import Deployed, Inputs, Need, Preparation, Prepared, Ran, Scope
-from ..ball import Norm, whole_range
+from ..ball import whole_range
 from ..categories import not_pixels
 from ..radius import LADDERS, LEAST, MOST, RECORDS, choose, curve
 

@@ -13,7 +13,6 @@ from torch import nn
 from crushproof.attacks.access import Access
 from crushproof.attacks.attack import ATTACKS
 from crushproof.attacks.evasion.art_catalogue import Art
-from crushproof.attacks.evasion.ball import Norm
 from crushproof.attacks.evasion.black_box.square import Square
 from crushproof.attacks.evasion.engine import Perturber
 from crushproof.attacks.evasion.evasion import Evasion
@@ -21,6 +20,7 @@ from crushproof.attacks.evasion.gradient.apgd import Apgd
 from crushproof.attacks.evasion.gradient.pgd import Pgd
 from crushproof.targets.data.data import Data
 from crushproof.targets.errors import InputError
+from crushproof.training.ball import Norm
 
 
 def test_as_strong_as_art(digits: Data, dense: nn.Module) -> None:

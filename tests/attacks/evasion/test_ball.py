@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from crushproof.attacks.evasion.ball import Ball, Norm
 from crushproof.targets.data.records import Bounds
+from crushproof.training.ball import Ball, Norm
 
 
 @st.composite

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from crushproof.attacks.access import Ledger
 from crushproof.attacks.case import Case
 from crushproof.attacks.evasion.ascent.losses import Goal, losses
-from crushproof.attacks.evasion.ball import Ball
 from crushproof.attacks.evasion.black_box.square import Square
 from crushproof.attacks.evasion.blocks import Sought, seek
 from crushproof.attacks.evasion.call import attackable as call
@@ -32,6 +31,7 @@ from crushproof.attacks.preparation import Prepared
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import NotApplicable
+from crushproof.training.ball import Ball
 
 N, FEATURES, EPSILON = 60, 12, 0.12
 

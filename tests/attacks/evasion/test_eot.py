@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from crushproof.attacks.access import Ledger
-from crushproof.attacks.evasion.ball import Ball
 from crushproof.attacks.evasion.blocks import Sought, seek
 from crushproof.attacks.evasion.call import attackable as call
 from crushproof.attacks.evasion.engine import Perturber
 from crushproof.attacks.evasion.gradient.eot import Eot, Majority
 from crushproof.attacks.evasion.gradient.pgd import Pgd
 from crushproof.targets.data.records import Bounds, Records
+from crushproof.training.ball import Ball
 
 N, FEATURES, EPSILON = 60, 12, 0.1
 

@@ -17,7 +17,6 @@ from crushproof.attacks.case import Case, Evidence
 from crushproof.attacks.evasion.ascent.gradients import Gradients
 from crushproof.attacks.evasion.ascent.losses import losses, margins
 from crushproof.attacks.evasion.ascent.walk import STEPS, WALKS
-from crushproof.attacks.evasion.ball import Ball, Norm
 from crushproof.attacks.evasion.black_box.hop_skip_jump import HopSkipJump
 from crushproof.attacks.evasion.black_box.square import Square
 from crushproof.attacks.evasion.black_box.transfer import Transfer
@@ -31,6 +30,7 @@ from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds
 from crushproof.targets.errors import NotApplicable
 from crushproof.targets.model import TorchTarget, laid_out
+from crushproof.training.ball import Ball, Norm
 from crushproof.training.networks import Mlp
 
 

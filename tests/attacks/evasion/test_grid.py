@@ -10,7 +10,6 @@ import torch
 from evasion_cases import case_of
 from torch import Tensor, nn
 
-from crushproof.attacks.evasion.ball import Norm
 from crushproof.attacks.evasion.black_box.square import Square
 from crushproof.attacks.evasion.call.attackable import attackable
 from crushproof.attacks.evasion.call.grid import Grid
@@ -25,6 +24,7 @@ from crushproof.targets.data.declared import Declared
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.data.structure import Structure, resolved
 from crushproof.targets.errors import InputError
+from crushproof.training.ball import Norm
 
 N, FEATURES, STEP = 30, 12, 1 / 15
 QUICK: dict[str, Any] = {"budget": "quick", "grid": STEP}

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from crushproof.attacks.access import Access, Ledger
 from crushproof.attacks.case import Case
-from crushproof.attacks.evasion.ball import Ball, Norm
 from crushproof.attacks.evasion.black_box import hop_skip_jump
 from crushproof.attacks.evasion.black_box.hop_skip_jump import HopSkipJump
 from crushproof.attacks.evasion.black_box.square import Square
@@ -24,6 +23,7 @@ from crushproof.attacks.evasion.gradient.pgd import Pgd
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.model import TorchTarget
+from crushproof.training.ball import Ball, Norm
 
 N, FEATURES = 30, 16
 

@@ -8,7 +8,6 @@ from evasion_cases import case_of
 from torch import Tensor, nn
 
 from crushproof.attacks.access import Ledger
-from crushproof.attacks.evasion.ball import Ball
 from crushproof.attacks.evasion.engine import Perturber, Search
 from crushproof.attacks.evasion.gradient import apgd, diversified, pgd
 from crushproof.attacks.evasion.gradient.apgd_targeted import ApgdTargeted
@@ -16,6 +15,7 @@ from crushproof.attacks.evasion.gradient.diversified import Diversified
 from crushproof.attacks.evasion.gradient.pgd import Pgd, hopeless, settling
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records
+from crushproof.training.ball import Ball
 
 BALL, CENTER = 0.1, 0.5
 

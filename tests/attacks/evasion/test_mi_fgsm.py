@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from crushproof.attacks.access import Ledger
 from crushproof.attacks.case import Case
-from crushproof.attacks.evasion.ball import Ball
 from crushproof.attacks.evasion.blocks import Sought, seek
 from crushproof.attacks.evasion.call import attackable as call
 from crushproof.attacks.evasion.engine import Perturber, Search
 from crushproof.attacks.evasion.gradient.mi_fgsm import MiFgsm
 from crushproof.attacks.evasion.gradient.pgd import Pgd
 from crushproof.targets.data.records import Records
+from crushproof.training.ball import Ball
 from crushproof.training.networks import Mlp
 
 N, STEPS = 20, 5

@@ -13,7 +13,6 @@ from crushproof.attacks.access import Ledger
 from crushproof.attacks.case import Case
 from crushproof.attacks.evasion import evade as module_of_evade
 from crushproof.attacks.evasion.ascent.gradients import Gradients
-from crushproof.attacks.evasion.ball import Norm
 from crushproof.attacks.evasion.call.attackable import attackable
 from crushproof.attacks.evasion.engine import Perturber
 from crushproof.attacks.evasion.evade import evade
@@ -27,6 +26,7 @@ from crushproof.attacks.evasion.nearest.linear import beyond
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import NotApplicable
 from crushproof.targets.model import TorchTarget
+from crushproof.training.ball import Norm
 
 N, FEATURES = 30, 12
 

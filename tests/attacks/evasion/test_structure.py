@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from crushproof.attacks.case import Case
 from crushproof.attacks.evasion.art_catalogue import Art
-from crushproof.attacks.evasion.ball import Ball, Norm
 from crushproof.attacks.evasion.black_box.square import Square
 from crushproof.attacks.evasion.black_box.transfer import Transfer
 from crushproof.attacks.evasion.case import EvasionInputs
@@ -27,6 +26,7 @@ from crushproof.attacks.extraction.asking.queries import choose_queries
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.data.structure import Structure
+from crushproof.training.ball import Ball, Norm
 
 COLUMNS = Structure(immutable=(0,), one_hot=((3, 4, 5, 6),), codes=(7,), integer=(2,))
 HELD = [0, 3, 4, 5, 6, 7]

@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from crushproof.attacks.access import Access
 from crushproof.attacks.case import Case
 from crushproof.attacks.evasion import trust
-from crushproof.attacks.evasion.ball import Ball
 from crushproof.attacks.evasion.black_box.square import Square
 from crushproof.attacks.evasion.evasion import Evasion
 from crushproof.attacks.evasion.gradient.apgd import Apgd
@@ -30,6 +29,7 @@ from crushproof.audit.suite.attack_cells import twin_agrees
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.model import TorchTarget
+from crushproof.training.ball import Ball
 from crushproof.training.loop import Forward, Training, train
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from crushproof.attacks.access import Ledger
 from crushproof.attacks.case import Case
-from crushproof.attacks.evasion.ball import Ball, Box, Norm, Region
+from crushproof.attacks.evasion.ball import Box, Region
 from crushproof.attacks.evasion.black_box.square import Square
 from crushproof.attacks.evasion.blocks import Sought, seek
 from crushproof.attacks.evasion.call import attackable as call
@@ -20,6 +20,7 @@ from crushproof.attacks.evasion.gradient.universal import Universal
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import NotApplicable
+from crushproof.training.ball import Ball, Norm
 
 N, FEATURES, EPSILON = 40, 12, 0.1
 
