@@ -35,11 +35,10 @@ UNBOUNDED_RECORDS = 100  # attacked without a limit on epsilon, to see whether a
 
 @dataclass
 class PartResult:
-    """What one part found.
+    """What one part found: `fooled` by epsilon, bool [n].
 
     Args:
         inputs: float32 [n, *shape], at the gate's epsilon: what fooled the deployed model or came closest.
-        fooled: by epsilon, bool [n].
         flags: why its figures may be too optimistic.
         without_gradient: how many records withstood it at the gate's epsilon without ever giving a gradient.
     """

@@ -123,10 +123,7 @@ WHOLE: dict[str, Any] = {
     "name": "killed",
     "data": {"kind": "digits"},
     "model": {"architecture": "least_squares:build", "training_function": "least_squares:train"},
-    "candidates": {
-        "int8": "int8",
-        "int4-stochastic": {"recipe": "int4", "defense": {"kind": "stochastic-rounding", "draws": 2}},
-    },
+    "candidates": {"int8": "int8"},
     "attacks": [
         {"kind": "evasion", "epsilons": [0.1], "records": 30, "parts": [{"kind": "pgd", "steps": 3}, "transfer"]},
         "membership",

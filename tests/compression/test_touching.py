@@ -27,6 +27,7 @@ BASES: dict[str, list[dict[str, Any]]] = {  # what a kind needs, and settings un
     "prune": [{"sparsity": 0.5}, {"sparsity": 0.5, "structure": "channels"}],
     "factorize": [{"energy": 0.8}, {"convolution": "spatial", "energy": 0.8}, {"rank_choice": "cross-validation"}],
     "share": [{"clusters": 4}],
+    "limit-answers": [{"recipe": {"kind": "prune", "sparsity": 0.5}}, {"recipe": "quantize"}],
     "distill": [{"training": BRIEF}, {"training": BRIEF, "width": 0.5}],
     "dynamic-sparsity": [{"keep": 0.5}],
     "chain": [

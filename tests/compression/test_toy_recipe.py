@@ -98,6 +98,7 @@ def test_a_kind_gives_the_family_where_a_recipe_names_none(installed: Any) -> No
         "distill": "Distillation",
         "dynamic-sparsity": "Dynamic sparsity",
         "factorize": "Factorization",
+        "limit-answers": "Limit answers",
         "mixed-precision": "Mixed precision",
         "prune": "Pruning",
         "quantize": "Quantization",
