@@ -6,7 +6,7 @@ Digits MLPs and CNNs, each trained on the same members from other initial weight
 they differ from the owner's model by chance alone. Each of the first eight is an owner: non-members are scattered, and
 moved just beyond its boundary, and the other models are asked, each held against all the others as controls. That gives
 the false matches; the owner's own candidates, by recipe, are held against all of them, students apart. A match by
-decisions: p < .001 over both kinds and more agreement than any control. By weights: `reconstruction.fingerprint`; by
+decisions: p < .0001 over both kinds and more agreement than any control. By weights: `reconstruction.fingerprint`; by
 hidden units: `compare_units`; both of the files, the same pairs, above six standard deviations.
 
 Watermarks are put into models of their own: 30 trigger records, 64 bits in the largest layer. They survive where the

@@ -119,6 +119,10 @@ def bits_read(
         if theirs.size != flat.size or ours.size != flat.size:
             continue
         theirs, ours = theirs.reshape(len(flat), -1), ours.reshape(len(flat), -1)
+        # An exported weight has its batch norm folded in, which multiplied each unit by a number of its own.
+        factors = (theirs * flat).sum(1, keepdims=True) / np.maximum((flat * flat).sum(1, keepdims=True), 1e-30)
+        factors[factors == 0] = 1.0
+        theirs, ours = theirs / factors, ours / factors
         if np.corrcoef(theirs.ravel(), flat.ravel())[0, 1] > 0.999:
             products = _products(torch.from_numpy(ours).float(), key)
             right = int(((products > 0).float() == key.bits).sum())
