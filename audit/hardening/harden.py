@@ -193,7 +193,7 @@ def _gates(audit: Audit, name: str) -> list[Gate]:
 
 
 def _trials(failing: Candidate, audit: Audit) -> list[Trial]:
-    """The ladder: other ways of the recipe, then defenses of the dense model, then both."""
+    """The ladder: other ways of the recipe, then each defense of the dense model, by itself and with those ways."""
     findings = {finding.id: finding for finding in audit.findings}
     recipe = RECIPES.parse(failing.recipe)
     ways: list[Recipe] = []
@@ -208,7 +208,8 @@ def _trials(failing: Candidate, audit: Audit) -> list[Trial]:
                 known = kind.proposed(finding.metric, finding.setting)
                 defenses += [one for one in known if one not in defenses]
     pairs: list[tuple[Recipe, TrainingDefense | None]] = [(way, None) for way in ways]
-    pairs += [(recipe, one) for one in defenses] + [(way, one) for one in defenses for way in ways]
+    for one in defenses:  # all that comes of one dense model before another is trained
+        pairs += [(recipe, one), *((way, one) for way in ways)]
     return [
         Trial(f"{failing.name}-hardened-{number}", failing.name, way, one) for number, (way, one) in enumerate(pairs, 1)
     ]
