@@ -238,12 +238,14 @@ def _missed(failing: Candidate, audit: Audit, tried: Sequence[Trial], left: Sequ
         gates = [
             gate for gate in audit.policy if gate.candidate in names and gate.rule == rule and gate.value is not None
         ]
-        if gates:
+        if gates and rule in audit.metrics:
             better = -1 if audit.metrics[rule].better == "lower" else 1
             best = max(gates, key=lambda gate: better * (gate.value or 0.0))
-            words += (
-                f" The best {audit.metrics[rule].title.lower()} came by {names[best.candidate].words}: {best.sentence}"
-            )
+            how = names[best.candidate].words
+            words += f" The best {audit.metrics[rule].title.lower()} came by {how}: {best.sentence}"
+            row = next(one for one in audit.candidates if one.name == best.candidate)
+            if row.deciding and row.deciding != best.sentence:
+                words += f" It is {row.verdict} all the same. {row.deciding}"
     if not tried and not left:
         words += " No recipe and no defense says that it would help: compress less, or mend what fails by hand."
     if left:

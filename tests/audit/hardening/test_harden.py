@@ -129,7 +129,7 @@ def test_techniques_answer_what_they_can_answer() -> None:
         assert isinstance(way, Prune)
         assert way.fine_tune is not None
         assert way.fine_tune.adversarial is not None
-        assert (way.fine_tune.epochs, way.fine_tune.adversarial.epsilon) == (2, 0.1)
+        assert (way.fine_tune.epochs, way.fine_tune.adversarial.epsilon) == (6, 0.1)
         assert type(way).model_validate(way.model_dump(mode="json")) == way, "a form that a plan could have"
     nothing: list[tuple[Recipe, str, dict[str, object]]] = [
         (tuned, "auc", LINF),
