@@ -56,12 +56,7 @@ def run_search(
     Raises:
         InputError, UnsafeInput: the plan or what it names is refused, or `out` is no place for the new plan.
     """
-    if out.absolute().parent.resolve() != folder.absolute().resolve():
-        raise InputError(
-            f"{out}: the plan that is found names files as seen from {folder}, so it must be written there."
-        )
-    if os.path.lexists(out) and _name_of(out) != f"{plan.name}, found":
-        raise InputError(f"{out} exists and is no earlier result of this search: name another file with --out.")
+    check_new_plan(out, folder, f"{plan.name}, found")
     subject = resolve(plan, folder)
     if subject.model is None:
         raise InputError("A search compresses a dense model, and this plan has none: name it under model.")
@@ -94,6 +89,18 @@ def run_search(
     if found.chosen:
         write(out, plan_text(plan, found))
     return found
+
+
+def check_new_plan(path: Path, folder: Path, name: str) -> None:
+    """That a plan made of another, which lies in `folder`, can be written to a path, under the name it will have.
+
+    Raises:
+        InputError: it would lie elsewhere, or something else is there.
+    """
+    if path.absolute().parent.resolve() != folder.absolute().resolve():
+        raise InputError(f"{path}: the new plan names files as seen from {folder}, so it must be written there.")
+    if os.path.lexists(path) and _name_of(path) != name:
+        raise InputError(f"{path} exists and is no earlier result of this command: name another file.")
 
 
 def plan_text(plan: Plan, found: Found) -> str:

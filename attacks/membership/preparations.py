@@ -82,8 +82,12 @@ class ShadowModels(Preparation):
     def techniques(self) -> tuple[Technique, ...]:
         return () if self.parent.hardened is None else (self.parent.hardened,)
 
+    def population(self, scope: Scope) -> PopulationPlan:
+        """Who is trained on what."""
+        return population_of(scope)
+
     def compute(self, inputs: Inputs) -> Prepared:
-        models = population_of(inputs.scope).fit(
+        models = self.population(inputs.scope).fit(
             self.parent.trainer, self.parent.architecture, first=self.first, last=self.last, device=inputs.device
         )
         arrays: dict[str, np.ndarray[Any, Any]] = {}

@@ -15,10 +15,11 @@ from torch import nn
 from ...compression.recipe import Recipe
 from ...targets.errors import failing_as_not_applicable
 from ...targets.form import Array, Count, Document, Form, Share
-from ...targets.model import TorchTarget, frozen_copy
+from ...targets.model import TorchTarget
 from ...targets.steps import kept, pulse
 from ...targets.technique import Technique
 from ..effort import Effort, retraining
+from ..membership.population import PopulationPlan
 from ..membership.preparations import ShadowModels
 from ..membership.signals import phi_of, replay, settled
 from ..preparation import Inputs, Need, Preparation, Prepared, Scope, Trained
@@ -61,24 +62,12 @@ class ModelsAtShares(ShadowModels):
     def identity(self) -> Any:
         return [asdict(self.question), *super().identity]
 
-    def compute(self, inputs: Inputs) -> Prepared:
-        data, parent = inputs.scope.data, self.parent
-        plan = self.question.settled(data).plan(data, inputs.scope.seed)
-        models = plan.fit(parent.trainer, parent.architecture, first=self.first, last=self.last, device=inputs.device)
-        states = {position: module.state_dict() for position, module in enumerate(models, self.first)}
-        return Prepared(
-            {f"{at}/{name}": one.detach().cpu().numpy() for at, state in states.items() for name, one in state.items()}
-        )
+    def population(self, scope: Scope) -> PopulationPlan:
+        return self.question.settled(scope.data).plan(scope.data, scope.seed)
 
     def trained(self, inputs: Inputs) -> list[nn.Module]:
         """The models; `inputs` has what was prepared."""
-        arrays, found = inputs.prepared(self).arrays, list[nn.Module]()
-        for position in range(self.first, self.last):
-            module = self.parent.architecture.blank()
-            names = module.state_dict()
-            module.load_state_dict({name: torch.from_numpy(np.array(arrays[f"{position}/{name}"])) for name in names})
-            found.append(frozen_copy(module.to(inputs.device)))
-        return found
+        return list(self.modules(inputs, range(self.first, self.last)).values())
 
 
 @dataclass(frozen=True)

@@ -39,10 +39,13 @@ def harden(
             loaded, folder = load_plan(plan), plan.parent
         check_techniques(loaded)
         from ..engine.progress import progress_on
+        from ..search import check_new_plan
         from ..writing import write
         from .harden import harden as hardened
+        from .harden import new_name
 
         target = folder / "hardened.yaml" if write_to is None else write_to
+        check_new_plan(target, folder, new_name(loaded))
         words = ["crushproof", "harden", *([shown(plan)] if plan else [])]
         with contextlib.redirect_stdout(sys.stderr):
             done = hardened(

@@ -39,12 +39,12 @@ class Trial:
 
     Args:
         name: of the candidate it becomes.
-        of: the one that fails.
-        defense: of its dense model's training; None: the plain one.
+        of: the one that fails, whose other settings it keeps.
+        defense: of its dense model's training; None: as `of` has it.
     """
 
     name: str
-    of: str
+    of: CandidatePlan
     recipe: Recipe
     defense: TrainingDefense | None
 
@@ -111,7 +111,7 @@ def harden(
     tried = dict(plan.candidates)
     audit = audited(tried)
     for failing in _failing(audit, plan.candidates):
-        ladder = _trials(failing, audit)
+        ladder = _trials(failing, plan.candidates[failing.name], audit)
         tell(f"{failing.name} fails: {failing.deciding}")
         left = list(ladder)
         while left and failing.name not in done.found:
@@ -119,7 +119,7 @@ def harden(
                 break
             trial = left.pop(0)
             tell(f"trying {trial.name}: {trial.words}")
-            tried[trial.name] = _as_candidate(trial)
+            tried[trial.name] = CandidatePlan.model_validate(_fields(trial))
             audit = audited(tried)
             row = next(one for one in audit.candidates if one.name == trial.name)
             worse = against_dense(audit, row)
@@ -171,10 +171,11 @@ def _concerned(plan: Plan, names: Sequence[str]) -> Plan:
         raise InputError(f"The plan has no candidate {unknown[0]!r}; it has {', '.join(plan.candidates)}.")
     if plan.model is None:
         raise InputError("Hardening makes candidates anew, and this plan has no dense model: name it under model.")
+    wanted = names or plan.release or ()
     chosen = {
         name: candidate
         for name, candidate in plan.candidates.items()
-        if (name in names if names else not candidate.control)
+        if (name in wanted if wanted else not candidate.control)
     }
     return plan.model_copy(update={"candidates": chosen, "release": None})
 
@@ -192,7 +193,7 @@ def _gates(audit: Audit, name: str) -> list[Gate]:
     return [gate for gate in audit.policy if gate.candidate == name and gate.verdict != "pass"]
 
 
-def _trials(failing: Candidate, audit: Audit) -> list[Trial]:
+def _trials(failing: Candidate, of: CandidatePlan, audit: Audit) -> list[Trial]:
     """The ladder: other ways of the recipe, then each defense of the dense model, by itself and with those ways."""
     findings = {finding.id: finding for finding in audit.findings}
     recipe = RECIPES.parse(failing.recipe)
@@ -210,18 +211,13 @@ def _trials(failing: Candidate, audit: Audit) -> list[Trial]:
     pairs: list[tuple[Recipe, TrainingDefense | None]] = [(way, None) for way in ways]
     for one in defenses:  # all that comes of one dense model before another is trained
         pairs += [(recipe, one), *((way, one) for way in ways)]
-    return [
-        Trial(f"{failing.name}-hardened-{number}", failing.name, way, one) for number, (way, one) in enumerate(pairs, 1)
-    ]
-
-
-def _as_candidate(trial: Trial) -> CandidatePlan:
-    return CandidatePlan.model_validate(_fields(trial))
+    return [Trial(f"{failing.name}-hardened-{number}", of, way, one) for number, (way, one) in enumerate(pairs, 1)]
 
 
 def _fields(trial: Trial) -> dict[str, Any]:
     defense = {} if trial.defense is None else {"defense": _short(trial.defense)}
-    return {"recipe": short_recipe(trial.recipe.model_dump(mode="json")), **defense}
+    kept = trial.of.model_dump(mode="json", exclude_defaults=True, exclude={"recipe"})
+    return {"recipe": short_recipe(trial.recipe.model_dump(mode="json")), **kept, **defense}
 
 
 def _short(technique: Technique) -> dict[str, Any]:
@@ -256,12 +252,17 @@ def _missed(failing: Candidate, audit: Audit, tried: Sequence[Trial], left: Sequ
     return words
 
 
+def new_name(plan: Plan) -> str:
+    """Of the plan that is written."""
+    return f"{plan.name}, hardened"
+
+
 def _plan_text(plan: Plan, done: Hardening) -> str:
     """The plan with a trial that passes in the place of each candidate that fails."""
     assert done.audit is not None
     kept = {row.name: row.verdict for row in done.audit.candidates}
     fields = plan.model_dump(mode="json", exclude_defaults=True, exclude={"candidates", "release"})
-    fields["name"] = f"{plan.name}, hardened"
+    fields["name"] = new_name(plan)
     lines = [
         "# Found by crushproof harden: every candidate passes, as it was audited there.",
         yaml.safe_dump(fields, sort_keys=False).rstrip(),

@@ -128,7 +128,7 @@ WHOLE: dict[str, Any] = {
         {"kind": "evasion", "epsilons": [0.1], "records": 30, "parts": [{"kind": "pgd", "steps": 3}, "transfer"]},
         "membership",
     ],
-    "shadows": {"training_free": 4, "trained": 2},
+    "shadows": {"training_free": 8, "trained": 2},
 }
 
 
@@ -139,27 +139,32 @@ def start(plan: Path, out: Path, *words: str, env: dict[str, str]) -> subprocess
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_an_audit_that_is_stopped_loses_and_repeats_nothing(tmp_path: Path) -> None:
-    """And two processes find what one does. What SIGKILL does to workers is looked at with toys (test_engine.py)."""
+def test_kills_at_random_moments_lose_and_repeat_nothing(tmp_path: Path) -> None:
+    """And two processes find what one does."""
     plan, out, undisturbed = tmp_path / "plan.yaml", tmp_path / "out", tmp_path / "undisturbed"
     plan.write_text(yaml.safe_dump(WHOLE, sort_keys=False))
     (tmp_path / "least_squares.py").write_text(LEAST_SQUARES)
     run_audit(load_plan(plan), tmp_path, undisturbed, workers=0)
     watched = Watched(tmp_path / "watched", out)
-    process = start(plan, out, "--workers", "2", env={**watched.env, "A_TRAINING": "0.2"})
-    # Until each of its workers, which are other processes, has finished a cell.
-    while process.poll() is None and len({line["pid"] for line in ended(out)} - {process.pid}) < 2:
-        time.sleep(0.03)
-    time.sleep(random.Random(0).uniform(0.0, 0.5))
-    assert process.poll() is None, process.communicate()[0]
-    os.kill(process.pid, signal.SIGTERM)
-    assert "error: terminated. Run the same command again" in process.communicate(timeout=60)[0]
-    assert process.returncode == 143
-    assert gone_soon(process.pid), "workers outlived their parent"
+    moments = random.Random(0)
+    for workers, signum, code in ((1, signal.SIGKILL, -signal.SIGKILL), (2, signal.SIGTERM, 143)):
+        before = len(journal(out))
+        process = start(plan, out, "--workers", str(workers), env={**watched.env, "A_TRAINING": "0.2"})
+        # Until each of its workers, which are other processes, has finished a cell.
+        while process.poll() is None and len({line["pid"] for line in ended(out, before)} - {process.pid}) < workers:
+            time.sleep(0.03)
+        time.sleep(moments.uniform(0.0, 0.5))
+        assert process.poll() is None, process.communicate()[0]
+        os.kill(process.pid, signum)
+        said = process.communicate(timeout=60)[0]
+        if signum == signal.SIGTERM:
+            assert "error: terminated. Run the same command again" in said
+        assert process.returncode == code
+        assert gone_soon(process.pid), "workers outlived their parent"
     watched.assert_silent()
-    by_workers = len(ended(out))
+    by_workers = len(ended(out, 0))
     run_audit(load_plan(plan), tmp_path, out, workers=0)
-    finished_cells = Counter(line["key"] for line in ended(out))
+    finished_cells = Counter(line["key"] for line in ended(out, 0))
     assert by_workers < len(finished_cells)
     assert max(finished_cells.values()) == 1
     assert findings(out) == findings(undisturbed)
@@ -173,9 +178,9 @@ def journal(out: Path) -> list[str]:
     return whole.splitlines()
 
 
-def ended(out: Path) -> list[dict[str, Any]]:
-    """The journal's lines of finished cells."""
-    return [line for line in map(json.loads, journal(out)) if line["event"] == "finished"]
+def ended(out: Path, before: int) -> list[dict[str, Any]]:
+    """The journal's lines of finished cells, but for the first `before` lines."""
+    return [line for line in map(json.loads, journal(out)[before:]) if line["event"] == "finished"]
 
 
 def gone_soon(session: int) -> bool:

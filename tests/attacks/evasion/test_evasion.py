@@ -351,7 +351,7 @@ def test_transfer_says_why_it_did_not_run(digits: Data, dense: nn.Module) -> Non
 # --- hard rounding
 
 
-N_HARD = 30
+N_HARD = 50
 
 
 def test_hard_rounding_does_not_hide_adversarial_inputs(digits: Data, dense: nn.Module) -> None:
@@ -377,7 +377,7 @@ def test_hard_rounding_does_not_hide_adversarial_inputs(digits: Data, dense: nn.
     assert (native & of_hard.arrays["clean_correct"]).sum() <= 3  # at most what a random start happens to fool
     blind = attack.model_copy(update={"parts": (Pgd(gradients="native"),)}).run(case, seed=0)
     assert blind.summary["union_flags"] == ["no-gradient"]
-    assert 1 - blind.arrays["worst/0.1"].mean() > 0.85
+    assert 1 - blind.arrays["worst/0.1"].mean() > 0.9
     walked = WALKS * (STEPS + 2)  # away from the first records
     assert blind.ledger.forwards - walked <= N_HARD * FLAT_STARTS  # it spent no steps where none leads anywhere
 

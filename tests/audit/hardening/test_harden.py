@@ -29,7 +29,7 @@ PLAN = Plan.model_validate(
         "data": {"kind": "digits"},
         "model": {"architecture": "crushproof.training.networks:digits_mlp"},
         "candidates": {
-            "prune80": {"kind": "prune", "sparsity": 0.8, "fine_tune": {"epochs": 3}},
+            "prune80": {"recipe": {"kind": "prune", "sparsity": 0.8, "fine_tune": {"epochs": 3}}, "deploy": "tflite"},
             "int8": "quantize",
             "int2": {"recipe": "quantize", "control": True},
         },
@@ -88,6 +88,7 @@ def test_the_first_way_that_passes_ends_it_and_becomes_the_plan(monkeypatch: pyt
     assert "then" not in tried[0], "the dense model is trained anew only when its recipe alone does not do"
     plan = parse_plan(done.text, "hardened.yaml")
     assert list(plan.candidates) == [trial.name, "int8"]
+    assert plan.candidates[trial.name].deploy == "tflite", "what is no part of the cure stays as it was"
     assert (RECIPES.parse(plan.candidates[trial.name].recipe), DEFENSES.parse(plan.candidates[trial.name].defense)) == (
         trial.recipe,
         trial.defense,
