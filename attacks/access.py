@@ -151,6 +151,11 @@ class Flag(StrEnum):
         "the shadow models, which are made alike: scores were changed behind the model. The attack puts them back on "
         "the shadow models' scale by their order; an attacker who knows how they were changed may find more.",
     )
+    ANSWERS_LIMITED = (
+        "answers-limited",
+        "The file shows less than its scores, by a layer of its own. The attacker here reads what is shown; whoever "
+        "holds the file reads the scores behind that layer, as of the same model without it.",
+    )
     BEYOND_PARENT = (
         "beyond-its-parent",
         "The file does far better than the model it is said to come from. Compression does not do that: it was trained "

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ...compression.answers import LimitAnswers
 from ..access import Access, Flag
 from ..case import Evidence
 from ..measurement import (
@@ -222,6 +223,8 @@ def _caveats(results: Results, evidence: Evidence) -> tuple[tuple[str, ...], lis
         else:
             flags.add(Flag.DISTRIBUTION_SHIFT.value)
             notes.append(f"Not attributable to membership: {told}")
+    if isinstance(model.recipe, LimitAnswers):
+        flags.add(Flag.ANSWERS_LIMITED.value)
     if REPEATED_MEMBERS in dict(scope.data.doubts):
         flags.add(REPEATED_MEMBERS)
     if (known := _test_known(evidence, is_member)) is not None:

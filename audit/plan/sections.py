@@ -252,7 +252,7 @@ class CandidatePlan(Settings):
     def _bare_recipe(cls, raw: Any) -> Any:
         if isinstance(raw, Mapping) and raw and not raw.keys() & {"kind", *cls.model_fields}:
             raise fault("is a recipe without its kind: write, for example, {kind: prune, sparsity: 0.5}")
-        bare = isinstance(raw, str | Technique) or (isinstance(raw, Mapping) and "kind" in raw and "recipe" not in raw)
+        bare = isinstance(raw, str | Technique) or (isinstance(raw, Mapping) and "kind" in raw)
         return {"recipe": raw} if bare else raw
 
     @field_validator("recipe", "defense")

@@ -109,13 +109,17 @@ def test_shadows_that_do_not_train_are_noticed() -> None:
         model,
         train,
         rows(450, 2),
-        ["int8"],
+        {"int8": "int8", "labels": {"kind": "limit-answers", "recipe": "quantize"}},
         attacks=["membership"],
         training=idle,
         shadows={"training_free": 8, "trained": 4},
         policy={"changes": {"auc": 0.05, "tpr_at_1_percent_fpr": 0.05}},
     )
     assert "shadows-differ" in finding(result.audit, "int8/membership").flags
+    limited = {
+        name for name in ("int8", "labels") if "answers-limited" in finding(result.audit, f"{name}/membership").flags
+    }
+    assert limited == {"labels"}, "whoever holds that file reads the scores behind its layer"
     assert not result.passed
 
 
