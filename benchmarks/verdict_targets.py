@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,7 +54,8 @@ def write(target: Target, public: Path, folder: Path, changes: dict[str, Any]) -
     }
     save_weights(folder, arrays, parameters)
     path = folder / "plan.yaml"
-    path.write_text(yaml.safe_dump({**plan, "attacks": "standard", **changes}, sort_keys=False))
+    whole = json.loads(json.dumps({**plan, "attacks": "standard", **changes}))  # written out: plans take no YAML aliases
+    path.write_text(yaml.safe_dump(whole, sort_keys=False))
     return path
 
 
