@@ -54,7 +54,7 @@ def write(target: Target, public: Path, folder: Path, changes: dict[str, Any]) -
     }
     save_weights(folder, arrays, parameters)
     path = folder / "plan.yaml"
-    whole = json.loads(json.dumps({**plan, "attacks": "standard", **changes}))  # written out: plans take no YAML aliases
+    whole = json.loads(json.dumps({**plan, "attacks": "standard", **changes}))  # plans take no YAML aliases
     path.write_text(yaml.safe_dump(whole, sort_keys=False))
     return path
 
