@@ -13,7 +13,9 @@ from ...targets.errors import NotApplicable
 from ...targets.model import device_of
 from ...targets.seeds import generator
 from ...training.adversarial import against
+from ...training.per_record import clipped_sum
 from ...training.perturbation import Perturbation
+from ...training.private_steps import noisy_mean, refuse_mixing
 
 Importance = Literal["magnitude", "taylor", "random", "adversarial-taylor", "adversarial-scores"]
 
@@ -58,6 +60,38 @@ def importances(
         assert bounds is not None, "a perturbed record stays within them"
         records = Records(against(module, records, attack, bounds, seed=seed), records.y)
     return _taylor(module, parameters, records, seed)
+
+
+def private_taylor(module: nn.Module, records: Records, noise_multiplier: float, *, seed: int) -> dict[str, Tensor]:
+    """A first-order score that is differentially private: one release, of the sum over records under Gaussian noise.
+
+    A record's part is |w * dL/dw| over all parameters, scaled to L2 norm 1, which bounds it without a norm to choose
+    (as Bu et al. 2023, arXiv:2206.07136, scale gradients). Signs are left out, so that parts add up above the noise.
+
+    Args:
+        noise_multiplier: standard deviation of the noise on every value of the sum.
+
+    Returns:
+        As `importances`, up to one constant that makes them >= 0.
+
+    Raises:
+        NotApplicable: there are no records, they have values, or the module mixes records.
+    """
+    if not len(records) or records.y.is_floating_point():
+        raise NotApplicable("Noised importance is measured on training records with classes, and there are none.")
+    refuse_mixing(module)
+    device, draws = device_of(module), generator(seed, "noised scores")
+    weights = {name: value.detach() for name, value in module.named_parameters()}
+
+    def parts(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+        found = {name: (value * weights[name]).abs().nan_to_num(0, 0) for name, value in gradients.items()}
+        norms = torch.stack([part.flatten(1).square().sum(1) for part in found.values()]).sum(0).sqrt().clamp_min(1e-12)
+        return {name: part / norms.view(-1, *[1] * (part.dim() - 1)) for name, part in found.items()}
+
+    totals = clipped_sum(module, records.to(device), 1.0, parts)
+    noised = {name: noisy_mean(total.cpu(), 1.0, noise_multiplier, draws).double() for name, total in totals.items()}
+    least = min(float(value.min()) for value in noised.values())
+    return {name: value - least for name, value in noised.items()}
 
 
 def _taylor(module: nn.Module, parameters: dict[str, Tensor], records: Records, seed: int) -> dict[str, Tensor]:
