@@ -47,12 +47,13 @@ def clipped_sum(
 
     Args:
         made: of records' gradients by name, [b, *shape], row by row, what is clipped and summed instead.
+            Its sums have names and shapes of their own, and there are none of no records.
 
     Returns:
         By parameter name, float32 like the parameter; zeros for no records.
     """
     parameters = {name: parameter.detach() for name, parameter in module.named_parameters()}
-    total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()} if made is None else {}
 
     def loss(parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         logits: Tensor = functional_call(module, parameters, (x[None],))
@@ -68,7 +69,7 @@ def clipped_sum(
         squares = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients.values()]).sum(0)
         factor = (max_norm / squares.sqrt().clamp_min(1e-12)).clamp_max(1)
         for name, gradient in gradients.items():
-            total[name] += torch.tensordot(factor, gradient, 1)
+            total[name] = total.get(name, 0) + torch.tensordot(factor, gradient, 1)
     return total
 
 

@@ -63,16 +63,19 @@ def importances(
 
 
 def private_taylor(module: nn.Module, records: Records, noise_multiplier: float, *, seed: int) -> dict[str, Tensor]:
-    """A first-order score that is differentially private: one release, of the sum over records under Gaussian noise.
+    """A first-order score that is differentially private: one release, of a sum over records under Gaussian noise.
 
-    A record's part is |w * dL/dw| over all parameters, scaled to L2 norm 1, which bounds it without a norm to choose
-    (as Bu et al. 2023, arXiv:2206.07136, scale gradients). Signs are left out, so that parts add up above the noise.
+    A record's part has a value for each row of a weight (of an output channel or feature): the L2 norm of w * dL/dw
+    over the row. All of them are scaled to norm 1, which bounds the part without a norm to choose (as Bu et al. 2023,
+    arXiv:2206.07136, scale gradients). Within a row the noised sum is spread by the weights' sizes, at which no record
+    is looked: a score per weight would drown, as noise grows with the number of values (DP-SGD digits CNN, prune80,
+    noise 4: accurate .22 and .29 by weights, .66 and .62 by rows, .49 and .40 by size alone).
 
     Args:
         noise_multiplier: standard deviation of the noise on every value of the sum.
 
     Returns:
-        As `importances`, up to one constant that makes them >= 0.
+        As `importances`; 0 for parameters that are no weights: biases and norms.
 
     Raises:
         NotApplicable: there are no records, they have values, or the module mixes records.
@@ -81,17 +84,22 @@ def private_taylor(module: nn.Module, records: Records, noise_multiplier: float,
         raise NotApplicable("Noised importance is measured on training records with classes, and there are none.")
     refuse_mixing(module)
     device, draws = device_of(module), generator(seed, "noised scores")
-    weights = {name: value.detach() for name, value in module.named_parameters()}
+    matrices = {name: value.detach() for name, value in module.named_parameters() if value.dim() > 1}
 
     def parts(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-        found = {name: (value * weights[name]).abs().nan_to_num(0, 0) for name, value in gradients.items()}
-        norms = torch.stack([part.flatten(1).square().sum(1) for part in found.values()]).sum(0).sqrt().clamp_min(1e-12)
-        return {name: part / norms.view(-1, *[1] * (part.dim() - 1)) for name, part in found.items()}
+        changes = {name: gradients[name] * weight for name, weight in matrices.items()}
+        rows = {name: change.flatten(2).norm(dim=2).nan_to_num(0, 0) for name, change in changes.items()}
+        norms = torch.cat(list(rows.values()), 1).norm(dim=1, keepdim=True).clamp_min(1e-12)
+        return {name: row / norms for name, row in rows.items()}
 
     totals = clipped_sum(module, records.to(device), 1.0, parts)
-    noised = {name: noisy_mean(total.cpu(), 1.0, noise_multiplier, draws).double() for name, total in totals.items()}
-    least = min(float(value.min()) for value in noised.values())
-    return {name: value - least for name, value in noised.items()}
+    scores = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in module.named_parameters()}
+    for name, weight in matrices.items():
+        noised = noisy_mean(totals[name].cpu().double(), 1.0, noise_multiplier, draws).clamp_min(0)
+        sizes = weight.cpu().double().abs().flatten(1)
+        spread = sizes / sizes.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        scores[name] = (noised[:, None] * spread).view_as(scores[name])
+    return scores
 
 
 def _taylor(module: nn.Module, parameters: dict[str, Tensor], records: Records, seed: int) -> dict[str, Tensor]:

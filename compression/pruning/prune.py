@@ -68,9 +68,10 @@ class Prune(TrainingRecipe):
     score_noise: PositiveFloat | None = Field(
         None,
         le=1e6,
-        description="of importance: taylor, which is then the sum over training records of |weight * gradient|, each "
-        "record's scaled to norm 1, under Gaussian noise of this standard deviation: counted in the epsilon that the "
-        "dense model's training promises. None: no noise, and taylor voids it",
+        description="of importance: taylor, which is then measured per output row of a weight, each record's values "
+        "scaled to norm 1, summed under Gaussian noise of this standard deviation, and spread over the row by the "
+        "weights' sizes: counted in the epsilon that the dense model's training promises. None: no noise, and taylor "
+        "voids it",
     )
     scope: Literal["global", "layer"] = Field(
         "global",

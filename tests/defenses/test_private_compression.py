@@ -199,22 +199,27 @@ def test_private_steps_refuse_what_lets_records_see_each_other() -> None:
             RECIPES.parse(raw).apply(mixing, records(), UNIT, seed=0)
 
 
+def rows(scores: dict[str, Tensor]) -> Tensor:
+    """What was released: the norm of each row of scores."""
+    return torch.cat([value.norm(dim=1) for value in scores.values() if value.dim() > 1])
+
+
 def test_noised_scores_are_sums_of_unit_parts_under_the_stated_noise() -> None:
     module, own = net(), records(40)
+    layers = [layer for layer in module if isinstance(layer, nn.Linear)]
     parts = []
     for x, y in zip(own.x, own.y, strict=True):
-        loss = F.cross_entropy(module(x[None]), y[None])
-        gradients = torch.autograd.grad(loss, list(module.parameters()))
-        flat = [(g * w.detach()).abs().flatten() for g, w in zip(gradients, module.parameters(), strict=True)]
-        parts.append(F.normalize(torch.cat(flat), dim=0))
-
-    def released(noise: float, seed: int = 0) -> Tensor:
-        return torch.cat([one.flatten() for one in private_taylor(module, own, noise, seed=seed).values()])
-
-    exact, total = released(1e-9), torch.stack(parts).sum(0).double()
-    torch.testing.assert_close(exact, total - total.min(), rtol=1e-4, atol=1e-4)
-    apart = released(3.0, 1) - released(3.0, 2)
-    assert float(apart.std()) == pytest.approx(3 * 2**0.5, rel=0.15)
+        gradients = torch.autograd.grad(F.cross_entropy(module(x[None]), y[None]), [layer.weight for layer in layers])
+        changes = [(g * layer.weight.detach()).norm(dim=1) for g, layer in zip(gradients, layers, strict=True)]
+        parts.append(F.normalize(torch.cat(changes), dim=0))
+    total = torch.stack(parts).sum(0).double()
+    exact = private_taylor(module, own, 1e-9, seed=0)
+    torch.testing.assert_close(rows(exact), total, rtol=1e-4, atol=1e-4)
+    first, size = exact["0.weight"], layers[0].weight.detach().double().abs()
+    torch.testing.assert_close(first, first.norm(dim=1, keepdim=True) * F.normalize(size))
+    draws = torch.stack([rows(private_taylor(module, own, 0.5, seed=seed)) for seed in range(30)])
+    well = total > 2  # four standard deviations: none was cut at zero
+    assert float((draws - total)[:, well].std()) == pytest.approx(0.5, rel=0.15)
 
 
 def test_no_record_moves_the_scores_by_more_than_one() -> None:
@@ -222,9 +227,8 @@ def test_no_record_moves_the_scores_by_more_than_one() -> None:
     module, own = net(), records(20)
     for wild in (torch.full((1, 6), 1e6), torch.full((1, 6), float("inf"))):
         more = Records(torch.cat([own.x, wild]), torch.cat([own.y, torch.tensor([0])]))
-        before, after = (private_taylor(module, one, 1e-9, seed=0) for one in (own, more))
-        apart = torch.cat([(after[name] - before[name]).flatten() for name in before])
-        assert float((apart - apart.min()).norm()) <= 1 + 1e-3
+        before, after = (rows(private_taylor(module, one, 1e-9, seed=0)) for one in (own, more))
+        assert float((after - before).norm()) <= 1 + 1e-3
 
 
 def test_private_ranges_cover_nearly_all_records_and_follow_no_single_one() -> None:
