@@ -13,6 +13,7 @@ from ..targets.data.records import Bounds, Records
 from ..targets.errors import InputError, NotApplicable
 from ..targets.technique import Technique
 from ..training.lessons import Work
+from ..training.privacy import Noised
 from .layers.edit import rebuildable
 from .recipe import RECIPES, Promise, Recipe, TrainingRecipe, work_of
 
@@ -107,6 +108,9 @@ class LimitAnswers(ShownAnswers, TrainingRecipe):
     @property
     def touches_records(self) -> bool:
         return self.recipe.touches_records
+
+    def spends(self, records: int) -> tuple[Noised, ...] | None:
+        return self.recipe.spends(records)
 
     @property
     def trains(self) -> bool:

@@ -208,6 +208,12 @@ def promise_words(promise: dict[str, Any]) -> str:
         f"gives {promise['epsilon_pld_check']:.2f}. It follows from a sampling rate of {promise['sampling_rate']:.3f}, "
         f"{promise['steps']} steps, noise multiplier {promise['noise_multiplier']:.2f} and gradients clipped at norm "
         f"{promise['max_gradient_norm']:g}. Condition: {promise['condition']}."
+        + (
+            f" It counts training ({promise['training_epsilon']:.2f} alone, which the figures before are of) and what "
+            f"the compression looked at: {promise['compression']}."
+            if {"training_epsilon", "compression"} <= promise.keys()
+            else ""
+        )
         + (f" The architecture changed: {promise['architecture']}." if "architecture" in promise else "")
     )
 

@@ -237,8 +237,9 @@ def _baselines(parent: DenseModel) -> tuple[str, ...]:
 
 
 def _void(parent: DenseModel, recipe: Recipe) -> str | None:
-    """Compression that looks at members voids what a private training promised."""
-    if not recipe.touches_records:
+    """Compression that looks at members voids what a private training promised, unless their noise can be counted."""
+    spent = recipe.spends(1)
+    if spent == () or (spent is not None and (parent.hardened is None or parent.hardened.counts)):
         return None
     if parent.hardened is not None:
         return parent.hardened.void if parent.hardened.private else None
