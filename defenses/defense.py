@@ -10,6 +10,7 @@ from torch import nn
 
 from ..attacks.attack import Attack, Task
 from ..compression.recipe import Recipe
+from ..targets.data.data import Data
 from ..targets.data.records import Bounds
 from ..targets.technique import Registry, Technique
 from ..training.privacy import Noised, PrivacyClaim
@@ -63,6 +64,14 @@ class TrainingDefense(Defense):
         Raises:
             NotApplicable: this defense cannot harden that training.
         """
+
+    def trained_on(self, data: Data, plain: Trainer) -> Trainer:
+        """`trainer` for these data; a defense says here what more than their bounds it needs of them.
+
+        Raises:
+            NotApplicable: the data lack it; or as `trainer`.
+        """
+        return self.trainer(plain, data.bounds)
 
     def adapt(self, module: nn.Module) -> nn.Module:
         """The architecture this defense needs (GroupNorm for DP-SGD); the module itself when it needs no change."""

@@ -127,7 +127,7 @@ def _hardened(
     architecture = Architecture(
         f"{plain.architecture.name}|{defense.kind}", lambda: defense.adapt(plain.architecture.build())
     )
-    trainer = defense.trainer(plain.trainer, subject.data.bounds)
+    trainer = defense.trained_on(subject.data, plain.trainer)
     dense[name] = replace(
         plain,
         name=name,
