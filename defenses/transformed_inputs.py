@@ -17,7 +17,8 @@ class TransformedInputs(InputTransformation, CompressionDefense):
 
     Rounding has zero gradients, so whoever follows the file's own finds nothing, which looks like robustness. The
     attacker who knows passes straight through it (BPDA); both are among the parts of evasion. A smoothing filter has
-    gradients and hides nothing.
+    gradients and hides nothing. Digits at eps .1, robust .37 without: 8 levels seem .94 and are .20; 4 levels seem .93
+    and are .70, and at eps .17, beyond half their step, .00 (benchmarks/wrappers.py).
     """
 
     title: ClassVar[str] = "Transformed inputs"
