@@ -125,9 +125,9 @@ def world(name: str, folder: Path | None, keep: Path | None) -> World:
         if folder is None:
             raise SystemExit("--net mnist needs --data FOLDER, with mnist.npz in it")
         members, others, bounds = mnist(folder)
-        net, plain = Architecture("small_cnn", small_cnn), Training(epochs=8, batch_size=64, learning_rate=1e-2)
+        net, plain = Architecture("small_cnn", small_cnn), Training(epochs=6, batch_size=64, learning_rate=1e-2)
         tune = {"epochs": 3, "learning_rate": 3e-3, "batch_size": 64}
-        return World(name, subset(members, 5000), subset(others, 2000), bounds, MNIST_EPSILON, net, plain, tune, keep)
+        return World(name, subset(members, 4000), subset(others, 2000), bounds, MNIST_EPSILON, net, plain, tune, keep)
     data = load_digits()
     assert data.members is not None
     net, plain, tune = {
