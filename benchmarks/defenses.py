@@ -32,9 +32,9 @@ from crushproof.attacks.membership.population import PopulationPlan, masks
 from crushproof.attacks.membership.scoring.scores import lira
 from crushproof.attacks.membership.signals import phi_of
 from crushproof.attacks.statistics.roc import placements, tpr_at_fpr
-from crushproof.compression.answers import behind
 from crushproof.compression.quantization.quantize import Quantize
 from crushproof.compression.recipe import RECIPES, work_of
+from crushproof.compression.wrapping import behind
 from crushproof.defenses.adversarial_training import AdversarialTraining
 from crushproof.defenses.dp_sgd import DpSgd, DpSgdTrainer
 from crushproof.defenses.limited_answers import LimitedAnswers

@@ -28,13 +28,14 @@ from torch import Tensor, nn
 from crushproof.attacks.membership.population import PopulationPlan, plan_population
 from crushproof.attacks.membership.signals import settled, shadow_signals
 from crushproof.compression.recipe import RECIPES
-from crushproof.defenses.dp_sgd import DpSgd, train_privately
+from crushproof.defenses.dp_sgd import DpSgd
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.digits import load_digits
 from crushproof.targets.data.records import Records
 from crushproof.training.architecture import Architecture
 from crushproof.training.loop import Forward, Training, TrainingJob, cross_entropy, train_many, train_stack
 from crushproof.training.networks import Mlp, ResidualCnn, digits_cnn, digits_mlp
+from crushproof.training.private_steps import train_privately
 
 CPU = torch.device("cpu")
 EPOCHS = 5

@@ -13,6 +13,7 @@ from ..targets.data.records import Bounds, Records
 from ..targets.errors import InputError, NotApplicable
 from ..targets.seeds import derive
 from ..training.lessons import Work
+from ..training.privacy import Noised
 from .recipe import RECIPES, Promise, Recipe, TrainingRecipe, work_of
 
 
@@ -67,6 +68,10 @@ class Chain(TrainingRecipe):
     @property
     def touches_records(self) -> bool:
         return any(step.touches_records for step in self.steps)
+
+    def spends(self, records: int) -> tuple[Noised, ...] | None:
+        every = [step.spends(records) for step in self.steps]
+        return None if None in every else tuple(one for step in every for one in step or ())
 
     @property
     def trains(self) -> bool:

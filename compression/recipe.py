@@ -13,6 +13,7 @@ from ..targets.technique import Registry, Technique
 from ..training.lessons import Work, alone
 from ..training.loop import Training
 from ..training.perturbation import answering
+from ..training.privacy import Noised
 
 # Each weight rounded to the nearest code, or to one of its two neighbours; or values of any kind in the same shapes.
 Promise = Literal["nearest", "neighbour", "shapes"]
@@ -22,7 +23,8 @@ class Recipe(Technique):
     """How a candidate is made from a dense module.
 
     `touches_records` and `trains` are what an audit must know before it runs the recipe: whether the members leave a
-    trace in the candidate (calibration, fine-tuning: then DP-SGD's epsilon is void), and whether it is costly enough
+    trace in the candidate (calibration, fine-tuning: then DP-SGD's epsilon is void, unless `spends` states the noise
+    they are seen through), and whether it is costly enough
     for fewer shadow replays. What a chain must know, and a class says where it is so: `is_last`, nothing can follow
     it (no recipe works on integers); `counts_activations`, what follows must leave the activations of every layer as
     they are; `keeps_activations`, it does that.
@@ -65,6 +67,10 @@ class Recipe(Technique):
     @abstractmethod
     def touches_records(self) -> bool:
         """Whether any value of the result depends on `records`."""
+
+    def spends(self, records: int) -> tuple[Noised, ...] | None:
+        """What its looks at so many records cost of differential privacy; None: it looks without stated noise."""
+        return None if self.touches_records else ()
 
     @property
     @abstractmethod
@@ -121,6 +127,14 @@ class TrainingRecipe(Recipe):
         tuning: Training | None = getattr(self, "fine_tune", None)
         return super().passes if tuning is None else float(tuning.epochs)
 
+    def spends(self, records: int) -> tuple[Noised, ...] | None:
+        tuning: Training | None = getattr(self, "fine_tune", None)
+        noised = None if tuning is None else tuning.noised(records)
+        if noised is None:
+            return super().spends(records)
+        before = self.model_copy(update={"fine_tune": None}).spends(records)
+        return None if before is None else (*before, noised)
+
     def hardened(self, metric: str, setting: Mapping[str, Any]) -> list[Recipe]:
         """Where it fine-tunes, or can: on records perturbed as the attack that measured robust accuracy does.
 
@@ -131,6 +145,8 @@ class TrainingRecipe(Recipe):
         if attack is None or "fine_tune" not in type(self).model_fields:
             return []
         tuning: Training = getattr(self, "fine_tune", None) or Training(epochs=3)
+        if tuning.private is not None:
+            return []
         longer = {"adversarial": attack, "epochs": 3 * tuning.epochs}
         return [self.model_copy(update={"fine_tune": tuning.model_copy(update=longer)})]
 
@@ -150,6 +166,8 @@ def fine_tuned(fine_tune: Training | None) -> str:
     if fine_tune is None:
         return ""
     attacked = "" if fine_tune.adversarial is None else " on adversarial records"
+    if fine_tune.private is not None:
+        attacked = f" by DP-SGD (noise {fine_tune.private.noise_multiplier:g})"
     return f", fine-tuned{attacked} for {fine_tune.epochs} epochs"
 
 

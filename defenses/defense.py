@@ -13,7 +13,7 @@ from ..compression.recipe import Recipe
 from ..targets.data.data import Data
 from ..targets.data.records import Bounds
 from ..targets.technique import Registry, Technique
-from ..training.privacy import PrivacyClaim
+from ..training.privacy import Noised, PrivacyClaim
 from ..training.trainer import Trainer
 
 
@@ -46,6 +46,7 @@ class TrainingDefense(Defense):
     """Hardens how the dense model (and each of its shadows) is trained."""
 
     private: ClassVar[bool] = False  # its promise is about the members: a recipe that looks at them afterwards voids it
+    counts: ClassVar[bool] = False  # whether `composed` counts what compression looks at through stated noise
     void: ClassVar[str] = "The compression looked at training records after private training."  # and says so
 
     @classmethod
@@ -83,6 +84,12 @@ class TrainingDefense(Defense):
     def privacy(self, training_records: int) -> PrivacyClaim | None:
         """The same of differential privacy, as an audit puts it to the test; None: it promises none."""
         return None
+
+    def composed(self, statement: Mapping[str, Any], spent: tuple[Noised, ...]) -> dict[str, Any]:
+        """The same statement of the file that ships, after compression that looked at the records through this noise;
+        only asked of one that `counts`.
+        """
+        raise NotImplementedError(f"{self.kind} does not count what compression spends")
 
     def voided(self, statement: Mapping[str, Any]) -> dict[str, Any]:
         """The same statement once compression has voided it; only asked of a `private` defense."""

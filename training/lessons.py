@@ -18,8 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from ..targets.data.records import Bounds, Records
+from ..targets.errors import NotApplicable
+from ..targets.model import device_of
 from .adversarial import objective_of
-from .loop import Objective, Training, train_stack
+from .loop import Objective, Training, rate, rule, train_stack
+from .private_steps import refuse_mixing, train_privately
 from .stacked import Stack, group_size
 
 RECORD_BYTES = 2**28  # what the records of a stack may take together: each lesson brings its own
@@ -173,12 +176,43 @@ def _is_constant(name: str, value: object) -> bool:
 
 def _trained(lessons: Sequence[Lesson]) -> list[nn.Module]:
     """Trained copies, in evaluation mode."""
+    if lessons[0].training.private is not None:
+        return [_privately(lesson) for lesson in lessons]
     try:
         return _stacked(lessons)
     except RuntimeError as error:
         if len(lessons) == 1 or "vmap" not in str(error):
             raise
         return [_stacked([lesson])[0] for lesson in lessons]  # a forward that looks at values cannot be batched
+
+
+def _privately(lesson: Lesson) -> nn.Module:
+    """By DP-SGD, with the training's own rule and rates.
+
+    Raises:
+        NotApplicable: the module mixes records, or the lesson has an objective of its own.
+    """
+    training, module = lesson.training, copy.deepcopy(lesson.module)
+    assert training.private is not None
+    if lesson.objective is not None:
+        raise NotApplicable("This training has an objective of its own, which cannot be private here.")
+    refuse_mixing(module)
+    cost = training.noised(len(lesson.records))
+    assert cost is not None
+    train_privately(
+        [module],
+        lesson.records.to(device_of(module)),
+        [torch.arange(len(lesson.records))],
+        [lesson.seed],
+        sampling_rate=cost.sampling_rate,
+        steps=cost.steps,
+        noise_multiplier=cost.noise_multiplier,
+        max_gradient_norm=training.private.max_gradient_norm,
+        learning_rate=lambda step: rate(training, step, cost.steps),
+        optimizer=lambda parameters: rule(training, parameters),
+        after_step=lesson.after_step,
+    )
+    return module.eval()
 
 
 def _stacked(lessons: Sequence[Lesson]) -> list[nn.Module]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,6 +21,7 @@ from ..targets.technique import Technique
 from .architecture import Architecture
 from .optimizers import AdamW, Optimizer, Sgd
 from .perturbation import Perturbation
+from .privacy import Noised, PrivateTraining, schedule
 from .stacked import Stack, group_size
 
 Forward = Callable[[Tensor], Tensor]
@@ -49,6 +50,12 @@ class Training(Technique):
         None, description="of a fine-tuning: the records are perturbed in every step; None: they are not"
     )
 
+    private: PrivateTraining | None = Field(
+        None,
+        description="of a fine-tuning: DP-SGD, which is counted in the epsilon that the dense model's training "
+        "promises; batch_size and epochs are then averages (Poisson sampling)",
+    )
+
     @field_validator("adversarial")
     @classmethod
     def _more_than_one_step(cls, adversarial: Perturbation | None) -> Perturbation | None:
@@ -56,17 +63,35 @@ class Training(Technique):
             raise ValueError("steps must be 2 or more: nothing checks here what became of single-step training")
         return adversarial
 
+    @model_validator(mode="after")
+    def _one_kind_of_step(self) -> Training:
+        if self.private is not None and (self.adversarial is not None or self.label_smoothing):
+            raise ValueError("private training has neither perturbed records (adversarial) nor label_smoothing")
+        return self
+
+    def noised(self, records: int) -> Noised | None:
+        """What the training costs of differential privacy on so many records; None: it looks at them without noise."""
+        if self.private is None:
+            return None
+        return Noised("fine-tuning", self.private.noise_multiplier, *schedule(self.epochs, self.batch_size, records))
+
 
 def cross_entropy(training: Training) -> Objective:
     """The plain objective: cross-entropy with classes, squared error with values (y float32 [k, b, outputs]).
 
     Raises:
-        NotApplicable: the training has perturbed records, whose objective `adversarial.objective_of` makes.
+        NotApplicable: the training has perturbed records, whose objective `adversarial.objective_of` makes, or is
+            private, whose steps are `private_steps`.
     """
     if training.adversarial is not None:
         raise NotApplicable(
             "This training cannot perturb its records (`adversarial`): fine-tuning after pruning, factorisation and in "
             "quantisation-aware training can. A dense model is trained so by defense: adversarial-training."
+        )
+    if training.private is not None:
+        raise NotApplicable(
+            "This training cannot be private: fine-tuning after pruning, factorisation and weight sharing can. A dense "
+            "model is trained so by defense: dp-sgd."
         )
 
     def objective(
@@ -81,6 +106,13 @@ def cross_entropy(training: Training) -> Objective:
         return losses.view_as(y)
 
     return objective
+
+
+def rule(training: Training, parameters: Sequence[Tensor], *, whole: bool = False) -> Optimizer:
+    """The training's optimiser; `whole` as `AdamW` has it."""
+    if training.optimizer == "adamw":
+        return AdamW(parameters, training.weight_decay, whole=whole)
+    return Sgd(parameters, training.weight_decay)
 
 
 def rate(training: Training, step: int, steps: int) -> float:
@@ -127,9 +159,7 @@ def train_stack(
     per_epoch = max(1, count // batch)  # the rest of an epoch is dropped: batch norm dislikes a batch of one
     stack = Stack(modules, alike=alike)
     parameters = stack.parameters()
-    optimizer: Optimizer = Sgd(parameters, training.weight_decay)
-    if training.optimizer == "adamw":
-        optimizer = AdamW(parameters, training.weight_decay, whole=alike)
+    optimizer = rule(training, parameters, whole=alike)
     step = 0
     with global_seed(seeds[0], "dropout"):
         for _ in range(training.epochs):

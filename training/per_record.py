@@ -18,7 +18,8 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from ..targets.data.records import Records
-from .per_record_layers import CONVOLUTIONS, Backward, Forward, made
+from .per_record_layers import CONVOLUTIONS, Backward, Forward
+from .per_record_layers import made as operation_of
 
 GRADIENT_FLOATS = 2**26  # per-record gradients held at once (256 MiB); fixed, so that float sums are too
 CHUNK = 256  # records whose gradients are computed side by side, at most
@@ -36,14 +37,23 @@ Rows where `counts` is False are there to fill the batch and count for nothing.
 """
 
 
-def clipped_sum(module: nn.Module, records: Records, max_norm: float) -> dict[str, Tensor]:
+def clipped_sum(
+    module: nn.Module,
+    records: Records,
+    max_norm: float,
+    made: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
+) -> dict[str, Tensor]:
     """The sum over records of each one's cross-entropy gradient, clipped to L2 norm `max_norm` over all parameters.
+
+    Args:
+        made: of records' gradients by name, [b, *shape], row by row, what is clipped and summed instead.
+            Its sums have names and shapes of their own, and there are none of no records.
 
     Returns:
         By parameter name, float32 like the parameter; zeros for no records.
     """
     parameters = {name: parameter.detach() for name, parameter in module.named_parameters()}
-    total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()} if made is None else {}
 
     def loss(parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         logits: Tensor = functional_call(module, parameters, (x[None],))
@@ -55,10 +65,11 @@ def clipped_sum(module: nn.Module, records: Records, max_norm: float) -> dict[st
         if len(y) == 0:
             continue
         gradients = each(parameters, x, y)
+        gradients = gradients if made is None else made(gradients)
         squares = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients.values()]).sum(0)
         factor = (max_norm / squares.sqrt().clamp_min(1e-12)).clamp_max(1)
         for name, gradient in gradients.items():
-            total[name] += torch.tensordot(factor, gradient, 1)
+            total[name] = total.get(name, 0) + torch.tensordot(factor, gradient, 1)
     return total
 
 
@@ -132,7 +143,7 @@ def _together(module: nn.Module, weights: Weights) -> Clipping | None:
         state = {one: weights[f"{name}.{one}"].detach() for one in own if f"{name}.{one}" in weights}
         operation = None
         if name and own and len(state) == len(own) and not (layer._forward_hooks or layer._forward_pre_hooks):
-            operation = made(layer, state, models)
+            operation = operation_of(layer, state, models)
         if operation is None:
             return None
         layers.append(_Layer(name, *operation))

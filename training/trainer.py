@@ -50,6 +50,11 @@ class BuiltinTrainer(Trainer):
                 "The training of the dense model cannot perturb its records (adversarial), so that there is a plain "
                 "one to compare with: leave it out, and write defense: adversarial-training at a candidate."
             )
+        if training.private is not None:
+            raise InputError(
+                "The training of the dense model is not made private by `private`: leave it out, and write "
+                "defense: dp-sgd at a candidate."
+            )
         self.training = training
 
     @property

@@ -6,6 +6,7 @@ import math
 import warnings
 from functools import lru_cache
 
+from ...training.privacy import Noised
 from .bounds import MOST, gaussian_mu
 
 TRIALS = 8  # of the search for a noise multiplier; three or four are usual
@@ -47,19 +48,39 @@ def smallest_noise(epsilon: float, delta: float, sampling_rate: float, steps: in
 
 def prv_epsilon(noise_multiplier: float, delta: float, sampling_rate: float, steps: int) -> float:
     """Upper bound on epsilon by opacus's PRV accountant."""
+    return prv_composed((Noised("", noise_multiplier, sampling_rate, steps),), delta)
+
+
+def pld_epsilon(noise_multiplier: float, delta: float, sampling_rate: float, steps: int) -> float:
+    """Upper bound on epsilon by dp-accounting's privacy loss distributions."""
+    return pld_composed((Noised("", noise_multiplier, sampling_rate, steps),), delta)
+
+
+@lru_cache(maxsize=64)
+def prv_composed(parts: tuple[Noised, ...], delta: float) -> float:
+    """Upper bound on the one epsilon of everything that looked at the records, by opacus's PRV accountant."""
     from opacus.accountants import PRVAccountant
 
     accountant = PRVAccountant()
-    accountant.history = [(noise_multiplier, sampling_rate, steps)]
+    accountant.history = [(one.noise_multiplier, one.sampling_rate, one.steps) for one in parts]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return float(accountant.get_epsilon(delta=delta))
 
 
-def pld_epsilon(noise_multiplier: float, delta: float, sampling_rate: float, steps: int) -> float:
-    """Upper bound on epsilon by dp-accounting's privacy loss distributions."""
+@lru_cache(maxsize=64)
+def pld_composed(parts: tuple[Noised, ...], delta: float) -> float:
+    """The same by dp-accounting's privacy loss distributions."""
     from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
     from dp_accounting.pld import PLDAccountant
 
-    event = PoissonSampledDpEvent(sampling_rate, GaussianDpEvent(noise_multiplier))
-    return float(PLDAccountant().compose(event, steps).get_epsilon(delta))
+    accountant = PLDAccountant()
+    for one in parts:
+        event = PoissonSampledDpEvent(one.sampling_rate, GaussianDpEvent(one.noise_multiplier))
+        accountant.compose(event, one.steps)
+    return float(accountant.get_epsilon(delta))
+
+
+def counted(parts: tuple[Noised, ...], delta: float) -> dict[str, float]:
+    """One epsilon at `delta` of all the parts, by PRV, and by PLD as a check."""
+    return {"epsilon": prv_composed(parts, delta), "epsilon_pld_check": pld_composed(parts, delta)}

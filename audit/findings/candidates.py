@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...attacks.dp_audit.accounting import prv_composed
 from ...attacks.measurement import Comparison, Mean, Measurement, Outcome, Rate
-from ...compression.answers import compressed_by
+from ...compression.wrapping import compressed_by
 from ..engine.cells import Result
 from ..plan.plan import DENSE
 from ..schema.file_rows import Certificate, Footprint, Kernels, Lineage, Runtime
@@ -41,7 +42,7 @@ def candidate_row(results: AuditResults, model: AuditedModel, made: Result, draw
     own = weights["payload_bytes"]
     ratio = own if plain is None else plain.document["footprint"]["payload_bytes"]
     parent = None if model.parent is None or model.is_dense else model.parent.name
-    statement = _statement(results, model)
+    statement = statement_of(results, model)
     quality = "mean_squared_error" if isinstance(_quality(made), Mean) else "accuracy"
     return Candidate(
         name=model.name,
@@ -131,22 +132,37 @@ def _lineage(results: AuditResults, model: str) -> Lineage | None:
     return None if found is None else Lineage.model_validate(found.document)
 
 
-def _statement(results: AuditResults, model: AuditedModel) -> dict[str, Any]:
-    """What the parent's training defense promises, as far as the compression left it standing."""
+def statement_of(results: AuditResults, model: AuditedModel) -> dict[str, Any]:
+    """What the parent's training defense promises (or the plan claims) of the file that ships.
+
+    Compression that looked at records through stated noise is counted in; through none, it voids the promise.
+    """
     parent = model.parent
     result = None if parent is None else results.get(results.suite.training_cell(parent.name))
     statement = {} if result is None else dict(result.document["statement"])
     if parent is None or (parent.hardened is None and parent.claim is None):
         return statement
+    spent = () if model.is_dense or model.recipe is None else model.recipe.spends(_members(results))
     if parent.hardened is not None:
-        return statement if model.void is None else parent.hardened.voided(statement)
+        if model.void is not None:
+            return parent.hardened.voided(statement)
+        return parent.hardened.composed(statement, spent) if spent and statement else statement
     assert parent.claim is not None, "else there is no statement"
     claimed = {"epsilon": parent.claim.epsilon, "delta": parent.claim.delta, "source": "the plan's claim"}
     if model.undeclared:
         return {**claimed, "epsilon": "void", "why": "how the file was compressed is not declared"}
     if model.void is not None:
         return {**claimed, "epsilon": "void", "why": "the compression looked at training records after the training"}
+    if spent:  # basic composition, which holds however the claimed training kept its promise
+        epsilon = parent.claim.epsilon + prv_composed(spent, parent.claim.delta)
+        words = "; ".join(one.phrase for one in spent)
+        return {"epsilon": epsilon, "delta": 2 * parent.claim.delta, "source": f"the plan's claim, and {words}"}
     return claimed
+
+
+def _members(results: AuditResults) -> int:
+    members = results.suite.subject.data.members
+    return 0 if members is None else len(members)
 
 
 def _certificate(results: AuditResults, model: str, made: Result) -> Certificate | None:

@@ -144,7 +144,7 @@ _OF_THE_DEFENSE = {"rounding", "rounding_seed", "calibration_inputs", "calibrati
 def _without_defense_fields(recipe: Any) -> Any:
     """A recipe without what a hardened form of it differs in."""
     if isinstance(recipe, dict):
-        if recipe.get("kind") == "limit-answers":
+        if recipe.get("kind") in ("limit-answers", "transform-inputs", "noise-inputs"):
             return _without_defense_fields(recipe["recipe"])
         return {key: _without_defense_fields(value) for key, value in recipe.items() if key not in _OF_THE_DEFENSE}
     return [_without_defense_fields(item) for item in recipe] if isinstance(recipe, list | tuple) else recipe

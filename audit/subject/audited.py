@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...compression.answers import behind, limits_answers
+from ...compression.answers import limits_answers
 from ...compression.deployment.structure import load_module
 from ...compression.recipe import Recipe
+from ...compression.wrapping import behind
 from ...defenses.defense import Defense, TrainingDefense
 from ...targets.data.data import Data
 from ...targets.errors import NotApplicable
@@ -237,8 +238,9 @@ def _baselines(parent: DenseModel) -> tuple[str, ...]:
 
 
 def _void(parent: DenseModel, recipe: Recipe) -> str | None:
-    """Compression that looks at members voids what a private training promised."""
-    if not recipe.touches_records:
+    """Compression that looks at members voids what a private training promised, unless their noise can be counted."""
+    spent = recipe.spends(1)
+    if spent == () or (spent is not None and (parent.hardened is None or parent.hardened.counts)):
         return None
     if parent.hardened is not None:
         return parent.hardened.void if parent.hardened.private else None

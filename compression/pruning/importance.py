@@ -13,7 +13,9 @@ from ...targets.errors import NotApplicable
 from ...targets.model import device_of
 from ...targets.seeds import generator
 from ...training.adversarial import against
+from ...training.per_record import clipped_sum
 from ...training.perturbation import Perturbation
+from ...training.private_steps import noisy_mean, refuse_mixing
 
 Importance = Literal["magnitude", "taylor", "random", "adversarial-taylor", "adversarial-scores"]
 
@@ -58,6 +60,46 @@ def importances(
         assert bounds is not None, "a perturbed record stays within them"
         records = Records(against(module, records, attack, bounds, seed=seed), records.y)
     return _taylor(module, parameters, records, seed)
+
+
+def private_taylor(module: nn.Module, records: Records, noise_multiplier: float, *, seed: int) -> dict[str, Tensor]:
+    """A first-order score that is differentially private: one release, of a sum over records under Gaussian noise.
+
+    A record's part has a value for each row of a weight (of an output channel or feature): the L2 norm of w * dL/dw
+    over the row. All of them are scaled to norm 1, which bounds the part without a norm to choose (as Bu et al. 2023,
+    arXiv:2206.07136, scale gradients). Within a row the noised sum is spread by the weights' sizes, at which no record
+    is looked: a score per weight would drown, as noise grows with the number of values (DP-SGD digits CNN, prune80,
+    noise 4: accurate .22 and .29 by weights, .66 and .62 by rows, .49 and .40 by size alone).
+
+    Args:
+        noise_multiplier: standard deviation of the noise on every value of the sum.
+
+    Returns:
+        As `importances`; 0 for parameters that are no weights: biases and norms.
+
+    Raises:
+        NotApplicable: there are no records, they have values, or the module mixes records.
+    """
+    if not len(records) or records.y.is_floating_point():
+        raise NotApplicable("Noised importance is measured on training records with classes, and there are none.")
+    refuse_mixing(module)
+    device, draws = device_of(module), generator(seed, "noised scores")
+    matrices = {name: value.detach() for name, value in module.named_parameters() if value.dim() > 1}
+
+    def parts(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+        changes = {name: gradients[name] * weight for name, weight in matrices.items()}
+        rows = {name: change.flatten(2).norm(dim=2).nan_to_num(0, 0) for name, change in changes.items()}
+        norms = torch.cat(list(rows.values()), 1).norm(dim=1, keepdim=True).clamp_min(1e-12)
+        return {name: row / norms for name, row in rows.items()}
+
+    totals = clipped_sum(module, records.to(device), 1.0, parts)
+    scores = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in module.named_parameters()}
+    for name, weight in matrices.items():
+        noised = noisy_mean(totals[name].cpu().double(), 1.0, noise_multiplier, draws).clamp_min(0)
+        sizes = weight.cpu().double().abs().flatten(1)
+        spread = sizes / sizes.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        scores[name] = (noised[:, None] * spread).view_as(scores[name])
+    return scores
 
 
 def _taylor(module: nn.Module, parameters: dict[str, Tensor], records: Records, seed: int) -> dict[str, Tensor]:

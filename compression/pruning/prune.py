@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Generator, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor, nn
 
 from ...targets.data.records import Bounds, Records
@@ -16,10 +17,11 @@ from ...targets.steps import pulse
 from ...training.lessons import Lesson, Work, fine_tuning
 from ...training.loop import Training
 from ...training.perturbation import Perturbation
+from ...training.privacy import Noised
 from ..layers.edit import noise, weights, working_copy
 from ..recipe import RECIPES, Promise, Recipe, TrainingRecipe, fine_tuned
 from .channels import remove_channels, remove_heads, unfolded
-from .importance import Importance, importances
+from .importance import Importance, importances, private_taylor
 from .learnt_scores import Scored, lesson
 from .masks import n_of_m, smallest, smallest_per_layer
 
@@ -63,6 +65,14 @@ class Prune(TrainingRecipe):
         "epsilon 0.1 where that says nothing); adversarial-scores: learnt on such records before fine-tuning, by its "
         "hyper-parameters (HYDRA, Sehwag et al. 2020, arXiv:2002.10509), of structure: weights",
     )
+    score_noise: PositiveFloat | None = Field(
+        None,
+        le=1e6,
+        description="of importance: taylor, which is then measured per output row of a weight, each record's values "
+        "scaled to norm 1, summed under Gaussian noise of this standard deviation, and spread over the row by the "
+        "weights' sizes: counted in the epsilon that the dense model's training promises. None: no noise, and taylor "
+        "voids it",
+    )
     scope: Literal["global", "layer"] = Field(
         "global",
         description="weights: ranked over the whole model, or within each layer; everything else is ranked per layer",
@@ -92,6 +102,14 @@ class Prune(TrainingRecipe):
             raise ValueError("round_to is for structure: channels")
         if self.importance == "adversarial-scores" and (self.structure != "weights" or self.fine_tune is None):
             raise ValueError("importance: adversarial-scores is for structure: weights, and needs fine_tune")
+        if self.score_noise is not None and self.importance != "taylor":
+            raise ValueError("score_noise is for importance: taylor; magnitude and random look at no record")
+        if (
+            self.importance == "adversarial-scores"
+            and self.fine_tune is not None
+            and self.fine_tune.private is not None
+        ):
+            raise ValueError("importance: adversarial-scores is learnt without noise: leave out fine_tune.private")
         if self.structure == "n:m" and abs(self._dropped(self.sparsity) - self.sparsity * self.group_size) > 1e-6:
             raise ValueError(
                 f"sparsity {self.sparsity:g} of groups of {self.group_size} is not a whole number of weights"
@@ -101,6 +119,16 @@ class Prune(TrainingRecipe):
     @property
     def touches_records(self) -> bool:
         return self.fine_tune is not None or self.importance in ("taylor", "adversarial-taylor")
+
+    def spends(self, records: int) -> tuple[Noised, ...] | None:
+        if not self.touches_records:
+            return ()
+        noised = None if self.fine_tune is None else self.fine_tune.noised(records)
+        scored = None if self.score_noise is None else Noised("importance scores", self.score_noise, 1.0, 1)
+        tuned, ranked = self.fine_tune is None or noised, self.importance in ("magnitude", "random") or scored
+        if not (tuned and ranked):
+            return None
+        return tuple(replace(one, steps=self.steps * one.steps) for one in (scored, noised) if one is not None)
 
     @property
     def trains(self) -> bool:
@@ -126,7 +154,7 @@ class Prune(TrainingRecipe):
         else:
             what = f"{100 * self.sparsity:g} % of {self.structure} pruned"
         layers = " per layer" if self.structure == "weights" and self.scope == "layer" else ""
-        how = HOW[self.importance]
+        how = HOW[self.importance] + ("" if self.score_noise is None else f" under noise ({self.score_noise:g})")
         steps = f" in {self.steps} steps" if self.steps > 1 else ""
         each = " each" if self.steps > 1 else ""
         return f"{what}{layers}{how}{steps}{fine_tuned(self.fine_tune)}{each}"
@@ -145,6 +173,8 @@ class Prune(TrainingRecipe):
                 pulse("pruning step", step, self.steps)
             if self.importance == "adversarial-scores":
                 scores = yield from self._learnt(pruned, records, share, bounds, derive(seed, "scores", step))
+            elif self.score_noise is not None:
+                scores = private_taylor(pruned, records, self.score_noise, seed=derive(seed, "scores", step))
             else:
                 scores = importances(pruned, self.importance, records, seed=seed, attack=self.attack, bounds=bounds)
             if structured:

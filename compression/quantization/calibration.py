@@ -53,20 +53,8 @@ def input_ranges(
         least, most = torch.aminmax(entering)
         lows[position], highs[position] = min(lows[position], float(least)), max(highs[position], float(most))
 
-    inside = bounds.to(x.device)
-    extremes = torch.stack([inside.low.expand(x.shape[1:]), inside.high.expand(x.shape[1:])])
-    entered: list[Tensor] = []  # what the first layer reads; it stays alive, so that no other tensor takes its place
-    first: set[int] = set()  # positions of the layers that read it
-
-    def widen_first(position: int, entering: Tensor) -> None:
-        if position == 0 and not entered:
-            entered.append(entering)
-        if entered and entering.untyped_storage().data_ptr() == entered[0].untyped_storage().data_ptr():
-            first.add(position)
-            widen(position, entering)
-
     watch(module, layers, x, widen)
-    watch(module, layers, extremes, widen_first)
+    first = watch_first(module, layers, x, bounds, widen)
     ranges = [(float(low), float(high)) for low, high in zip(lows, highs, strict=True)]
     if calibration == "min-max":
         return ranges
@@ -92,6 +80,30 @@ def input_ranges(
             threshold = max(-low, high) * entropy_threshold(counts, 2 * LEVELS // sides)
             clipped.append((max(low, -threshold), min(high, threshold)))
     return clipped
+
+
+def watch_first(
+    module: nn.Module, layers: Sequence[nn.Module], x: Tensor, bounds: Bounds, see: Callable[[int, Tensor], None]
+) -> set[int]:
+    """Positions of the layers that read what the first reads; `see` is called for them on inputs all low and all high.
+
+    Args:
+        x: of which the shape and the device are taken.
+    """
+    inside = bounds.to(x.device)
+    extremes = torch.stack([inside.low.expand(x.shape[1:]), inside.high.expand(x.shape[1:])])
+    entered: list[Tensor] = []  # what the first layer reads; it stays alive, so that no other tensor takes its place
+    first: set[int] = set()
+
+    def widen_first(position: int, entering: Tensor) -> None:
+        if position == 0 and not entered:
+            entered.append(entering)
+        if entered and entering.untyped_storage().data_ptr() == entered[0].untyped_storage().data_ptr():
+            first.add(position)
+            see(position, entering)
+
+    watch(module, layers, extremes, widen_first)
+    return first
 
 
 def watch(module: nn.Module, layers: Sequence[nn.Module], x: Tensor, see: Callable[[int, Tensor], None]) -> None:

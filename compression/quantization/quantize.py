@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor, nn
 
 from ...targets.data.records import Bounds, Records
@@ -16,6 +16,7 @@ from ...targets.model import device_of
 from ...targets.seeds import derive, generator
 from ...targets.steps import pulse
 from ...training.loop import Training
+from ...training.privacy import Noised
 from ..layers.attention import unfold_attention
 from ..layers.edit import PLAIN_LAYERS, called, noise, replace_layers
 from ..layers.fold_batch_norm import fold_batch_norm
@@ -23,10 +24,11 @@ from ..recipe import RECIPES, Promise, Recipe
 from .activation_grids import quantize_additions
 from .adaptive_rounding import adaptive_codes, layer_calls
 from .calibration import Calibration, input_ranges, watch
+from .private_ranges import private_ranges
 from .quantization_aware import train_quantized
 from .quantized_layer import Activations, QuantizedLayer, can_quantize, quantize_layer, share_codes
 from .quantized_recurrent import QuantizedRecurrent, quantize_recurrent
-from .weight_codes import SIXTEEN_BITS, Bits, Granularity, Number, Rounding, WeightFormat
+from .weight_codes import SIXTEEN_BITS, Bits, Granularity, Number, Rounding, WeightFormat, agreed
 
 RECURRENT = (nn.LSTM, nn.GRU)
 FEW = 5  # records of noise that show how a model works
@@ -87,6 +89,12 @@ class Quantize(Recipe):
     calibration_records: int = Field(
         256, ge=1, le=10_000_000, description="records (or noise inputs) that are measured on"
     )
+    calibration_noise: PositiveFloat | None = Field(
+        None,
+        le=1e6,
+        description="noise multiplier of static ranges that are differentially private: counted in the epsilon that "
+        "the dense model's training promises (more calibration_records bear more noise). None: none, and they void it",
+    )
     keep_ends_8bit: bool = Field(
         True, description="first and last layer keep 8-bit weights when the others have fewer, as is standard practice"
     )
@@ -113,7 +121,11 @@ class Quantize(Recipe):
             return f"groups share a scale, and {self.number} has none of its own: set granularity: channel"
         if self.fine_tune is not None and self.rounding != "nearest":
             return f"training decides the weights itself and rounds to nearest: leave out {self.rounding} rounding"
-        return None
+        private = self.fine_tune is not None and self.fine_tune.private is not None
+        plain = self.activations == "static" and self.calibration == "min-max" and self.rounding != "adaptive"
+        if self.calibration_noise is not None and not (plain and self.calibration_inputs == "records"):
+            return "calibration_noise is for static activations, min-max, on records, without adaptive rounding"
+        return "quantisation-aware training cannot be private: leave out fine_tune.private" if private else None
 
     @property
     def measures(self) -> bool:
@@ -123,6 +135,12 @@ class Quantize(Recipe):
     @property
     def touches_records(self) -> bool:
         return (self.measures and self.calibration_inputs == "records") or self.fine_tune is not None
+
+    def spends(self, records: int) -> tuple[Noised, ...] | None:
+        if self.calibration_noise is None or self.fine_tune is not None:
+            return super().spends(records)
+        rate = min(1.0, self.calibration_records / max(1, records))
+        return (Noised("calibration ranges", self.calibration_noise, rate, 1),)
 
     @property
     def trains(self) -> bool:
@@ -168,6 +186,8 @@ class Quantize(Recipe):
             words.append({"dynamic": "8-bit activations (dynamic)", "float": "float activations"}[self.activations])
         if self.measures and self.calibration_inputs == "noise":
             words.append("calibrated on noise")
+        if self.calibration_noise is not None:
+            words.append(f"ranges under noise ({self.calibration_noise:g})")
         if self.fine_tune is not None:
             words.append(f"trained quantised for {self.fine_tune.epochs} epochs")
         return words
@@ -215,9 +235,9 @@ class Quantize(Recipe):
             )
         x = self.calibration_set(prepared, records, bounds, seed) if self.measures else None
         example = noise(prepared, records, bounds, FEW, seed)
-        activations = self._activations(prepared, layers, x, example, bounds)
+        activations = self._activations(prepared, layers, x, example, bounds, records, seed)
         paths = {layer: path for path, layer in prepared.named_modules()}
-        formats = _agreed(layers, formats)
+        formats = agreed(layers, formats)
         if self.fine_tune is not None:
             quantized = train_quantized(
                 prepared, layers, formats, activations, records, bounds, self.fine_tune, seed=derive(seed, "fine-tune")
@@ -253,7 +273,14 @@ class Quantize(Recipe):
         return quantized.eval()
 
     def _activations(
-        self, prepared: nn.Module, layers: Sequence[nn.Module], x: Tensor | None, example: Tensor, bounds: Bounds
+        self,
+        prepared: nn.Module,
+        layers: Sequence[nn.Module],
+        x: Tensor | None,
+        example: Tensor,
+        bounds: Bounds,
+        records: Records,
+        seed: int,
     ) -> list[Activations]:
         """What each layer does with its input; embeddings and recurrent layers leave it as it is.
 
@@ -263,7 +290,11 @@ class Quantize(Recipe):
         choices: dict[nn.Module, Activations] = {}
         if self.activations == "static":
             assert x is not None
-            ranges = input_ranges(prepared, rounding, x, bounds, self.calibration, self.percentile)
+            if self.calibration_noise is None:
+                ranges = input_ranges(prepared, rounding, x, bounds, self.calibration, self.percentile)
+            else:
+                (cost,) = self.spends(len(records)) or ()
+                ranges = private_ranges(prepared, rounding, records.x, x, bounds, cost, derive(seed, "private ranges"))
             choices = dict(zip(rounding, ranges, strict=True))
         elif self.activations == "dynamic":
             apart = dict.fromkeys(range(len(rounding)), True)
@@ -276,20 +307,11 @@ class Quantize(Recipe):
         return [choices.get(layer) for layer in layers]
 
     def calibration_set(self, module: nn.Module, records: Records, bounds: Bounds, seed: int) -> Tensor:
-        """float32 [at most calibration_records, *shape] on the module's device."""
-        if self.calibration_inputs == "noise":
+        """float32 [at most calibration_records, *shape] on the module's device; no records under calibration_noise."""
+        if self.calibration_inputs == "noise" or self.calibration_noise is not None:
             return noise(module, records, bounds, self.calibration_records, derive(seed, "calibration"))
         order = torch.randperm(len(records), generator=generator(seed, "calibration"))
         return records.x[order[: self.calibration_records].to(records.x.device)].to(device_of(module))
-
-
-def _agreed(layers: Sequence[nn.Module], formats: Sequence[WeightFormat]) -> list[WeightFormat]:
-    """`formats`, one per layer, with the widest for all layers that share a weight."""
-    widest: dict[int, WeightFormat] = {}
-    keys = [id(getattr(layer, "weight", layer)) for layer in layers]
-    for key, format in zip(keys, formats, strict=True):
-        widest[key] = max(widest.get(key, format), format, key=lambda one: one.width)
-    return [widest[key] for key in keys]
 
 
 def prepare(module: nn.Module, records: Records, bounds: Bounds, seed: int) -> tuple[nn.Module, list[nn.Module]]:

@@ -18,7 +18,7 @@ from crushproof.compression.pruning.prune import Prune
 from crushproof.compression.quantization.quantize import Quantize
 from crushproof.defenses.adversarial_training import AdversarialTraining, perturbed
 from crushproof.defenses.defense import DEFENSES
-from crushproof.defenses.dp_sgd import DpSgd, train_privately
+from crushproof.defenses.dp_sgd import DpSgd
 from crushproof.defenses.stochastic_rounding import ExpectationTwin, StochasticRounding
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records
@@ -28,6 +28,7 @@ from crushproof.targets.seeds import generator
 from crushproof.training.architecture import Architecture
 from crushproof.training.loop import Training, TrainingJob
 from crushproof.training.networks import Mlp, ResidualCnn, digits_cnn
+from crushproof.training.private_steps import train_privately
 from crushproof.training.trainer import BuiltinTrainer, UserTrainer
 
 CPU = torch.device("cpu")

@@ -79,7 +79,7 @@ def test_what_cannot_be_tested_is_said() -> None:
 
 
 def test_dp_sgd_brings_its_own_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(DpSgd, "noise_multiplier", lambda *_: 2.0)  # an accountant takes seconds
+    monkeypatch.setattr(DpSgd, "noise", lambda *_: 2.0)  # an accountant takes seconds
     claim = DpSgd(epsilon=8, epochs=2, batch_size=50).privacy(100)
     assert claim.step is not None
     assert (claim.sampling_rate, claim.steps, claim.epsilon) == (0.5, 4, 8)

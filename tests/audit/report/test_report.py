@@ -261,6 +261,21 @@ def test_what_a_defense_only_seems_to_buy(audit: Audit) -> None:
     assert found.estimate == min(p.estimate or 1 for p in ix.findings["int8-dpsgd/membership"].parts)
 
 
+def test_zero_gradients_that_only_the_hardened_model_has_look_like_a_win(audit: Audit) -> None:
+    """Planted: a part that the model without the defense gave no cause for is held against all that it faced."""
+    ix = views.index(audit)
+    column = next(one for one in views.columns(audit) if "int8/evasion" in {f.id for f in one.findings.values()})
+    base = ix.findings["int8/evasion"]
+    part = {"name": "own", "estimate": 1.0, "low": 0.97, "high": 1.0, "skipped": None, "headline": False}
+    masked = base.model_copy(update={"parts": [*base.parts, defense_views.Part.model_validate(part)]})
+    found = defense_views.illusion(None, masked, base, column)
+    assert found is not None
+    assert found.name == "own alone"
+    absent = base.parts[0].model_copy(update={"name": "own", "estimate": None, "skipped": "too slow"})
+    without = base.model_copy(update={"parts": [*base.parts, absent]})
+    assert defense_views.illusion(None, masked, without, column) is None
+
+
 def test_difference_interval_is_newcombes() -> None:
     """Newcombe (1998), table II, method 10: 56/70 - 48/80 with Wilson intervals gives .2 [.0524, .3339]."""
     one = Estimate(estimate=56 / 70, low=0.6916, high=0.8771, n=70)
