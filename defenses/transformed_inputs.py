@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from ..attacks.attack import Attack
 from ..compression.inputs import InputTransformation, TransformInputs
 from ..compression.recipe import Recipe
-from .defense import DEFENSES, CompressionDefense
+from .defense import DEFENSES, CompressionDefense, Stage
 
 
 @DEFENSES.register
@@ -22,6 +22,7 @@ class TransformedInputs(InputTransformation, CompressionDefense):
     """
 
     title: ClassVar[str] = "Transformed inputs"
+    stage: ClassVar[Stage] = "inference"
     kind: Literal["transformed-inputs"] = "transformed-inputs"
 
     def phrase(self, statement: Mapping[str, Any]) -> str:
