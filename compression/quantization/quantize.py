@@ -26,7 +26,7 @@ from .calibration import Calibration, input_ranges, watch
 from .quantization_aware import train_quantized
 from .quantized_layer import Activations, QuantizedLayer, can_quantize, quantize_layer, share_codes
 from .quantized_recurrent import QuantizedRecurrent, quantize_recurrent
-from .weight_codes import SIXTEEN_BITS, Bits, Granularity, Number, Rounding, WeightFormat
+from .weight_codes import SIXTEEN_BITS, Bits, Granularity, Number, Rounding, WeightFormat, agreed, clip_weights
 
 RECURRENT = (nn.LSTM, nn.GRU)
 FEW = 5  # records of noise that show how a model works
@@ -59,10 +59,12 @@ class Quantize(Recipe):
         description="each layer's input: static, 8 bits over a calibrated range; dynamic, 8 bits over the range "
         "of each record, which needs no calibration; float, as they are (weights only)",
     )
-    rounding: Literal["nearest", "stochastic", "adaptive"] = Field(
+    rounding: Literal["nearest", "stochastic", "adaptive", "flipped"] = Field(
         "nearest",
         description="of weights; stochastic: right on average and random per draw; adaptive: up or down as keeps each "
-        "layer's output on the calibration inputs best (AdaRound)",
+        "layer's output on the calibration inputs best (AdaRound); flipped: the same, but away from the nearest code "
+        "where rounding errs most, which undoes what was hidden in nearest rounding (EFRAP, Li et al. 2024, "
+        "arXiv:2405.12725)",
     )
     rounding_seed: int | None = Field(
         None,
@@ -70,7 +72,15 @@ class Quantize(Recipe):
         lt=2**63,
         description="fixes the draw of stochastic rounding; None: it follows from the seed of the recipe",
     )
-    rounding_steps: int = Field(300, ge=1, le=100_000, description="of adaptive rounding, per layer")
+    rounding_steps: int = Field(300, ge=1, le=100_000, description="of adaptive and flipped rounding, per layer")
+    weight_clip: float | None = Field(
+        None,
+        gt=0,
+        le=100,
+        description="each layer's weights are first clipped at this multiple of the standard deviation of those that "
+        "are not 0: scales get smaller, so that a flipped bit moves a weight less (Stutz et al. 2021, "
+        "arXiv:2006.13977). None: they are not",
+    )
     calibration: Calibration = Field(
         "min-max",
         description="of static activations: all of the range that is seen; without `percentile`'s tails; or clipped "
@@ -81,8 +91,8 @@ class Quantize(Recipe):
     )
     calibration_inputs: Literal["records", "noise"] = Field(
         "records",
-        description="what activation ranges and adaptive rounding are measured on: training records, or noise within "
-        "the bounds, which no record decided (keeps a differentially private model's epsilon)",
+        description="what activation ranges, adaptive and flipped rounding are measured on: training records, or noise "
+        "within the bounds, which no record decided (keeps a differentially private model's epsilon)",
     )
     calibration_records: int = Field(
         256, ge=1, le=10_000_000, description="records (or noise inputs) that are measured on"
@@ -111,6 +121,8 @@ class Quantize(Recipe):
             return f"{self.rounding} rounding chooses between two neighbours on a grid, which {self.number} is not"
         if self.granularity == "group" and self.number not in ("integer", "binary", "ternary"):
             return f"groups share a scale, and {self.number} has none of its own: set granularity: channel"
+        if self.number not in ("integer", "fixed-point") and self.weight_clip is not None:
+            return f"weight_clip makes the scale of a grid smaller, and {self.number} weights have no such grid"
         if self.fine_tune is not None and self.rounding != "nearest":
             return f"training decides the weights itself and rounds to nearest: leave out {self.rounding} rounding"
         return None
@@ -118,7 +130,7 @@ class Quantize(Recipe):
     @property
     def measures(self) -> bool:
         """Whether calibration inputs are run through the model."""
-        return self.activations == "static" or self.rounding == "adaptive"
+        return self.activations == "static" or self.learns_rounding
 
     @property
     def touches_records(self) -> bool:
@@ -126,7 +138,12 @@ class Quantize(Recipe):
 
     @property
     def trains(self) -> bool:
-        return self.fine_tune is not None or self.rounding == "adaptive"
+        return self.fine_tune is not None or self.learns_rounding
+
+    @property
+    def learns_rounding(self) -> bool:
+        """Whether up or down is decided on what the layers compute from calibration inputs."""
+        return self.rounding in ("adaptive", "flipped")
 
     @property
     def phrase(self) -> str:
@@ -134,7 +151,7 @@ class Quantize(Recipe):
 
     @property
     def promise(self) -> Promise:
-        if self.fine_tune is not None:
+        if self.fine_tune is not None or self.weight_clip is not None:
             return "shapes"
         return "nearest" if self.rounding == "nearest" else "neighbour"
 
@@ -157,6 +174,8 @@ class Quantize(Recipe):
     def other_phrases(self) -> list[str]:
         """Everything in `phrase` but the weights' format."""
         words = [] if self.rounding == "nearest" else [f"{self.rounding} rounding"]
+        if self.weight_clip is not None:
+            words.append(f"clipped at {self.weight_clip:g} standard deviations")
         if self.activations == "static":
             methods = {
                 "min-max": "",
@@ -213,11 +232,13 @@ class Quantize(Recipe):
                 "Quantization here calibrates or trains on records, and there are none: set calibration_inputs: noise, "
                 "or activations: dynamic or float, and no fine_tune."
             )
+        if self.weight_clip is not None:
+            clip_weights(layers, self.weight_clip)
         x = self.calibration_set(prepared, records, bounds, seed) if self.measures else None
         example = noise(prepared, records, bounds, FEW, seed)
         activations = self._activations(prepared, layers, x, example, bounds)
         paths = {layer: path for path, layer in prepared.named_modules()}
-        formats = _agreed(layers, formats)
+        formats = agreed(layers, formats)
         if self.fine_tune is not None:
             quantized = train_quantized(
                 prepared, layers, formats, activations, records, bounds, self.fine_tune, seed=derive(seed, "fine-tune")
@@ -233,13 +254,14 @@ class Quantize(Recipe):
             draw = generator(drawn, "rounding", position)
             known = None if isinstance(layer, RECURRENT) else first.get(id(original.weight))
             codes = None if known is None or known.weight_scale is None else (known.codes, known.weight_scale)
-            if codes is None and self.rounding == "adaptive" and isinstance(layer, PLAIN_LAYERS):
+            if codes is None and self.learns_rounding and isinstance(layer, PLAIN_LAYERS):
                 pulse("layer", position, len(layers))
                 assert x is not None
                 wanted = [original(entering).detach() for entering in layer_calls(prepared, original, x)]
                 entering = layer_calls(quantized, layer, x)  # of the model quantised so far
+                steps, flipped = self.rounding_steps, self.rounding == "flipped"
                 codes = adaptive_codes(
-                    layer, format, activation, entering, wanted, steps=self.rounding_steps, generator=draw
+                    layer, format, activation, entering, wanted, steps=steps, generator=draw, flipped=flipped
                 )
             rounded = stand_in(
                 layer, format, "stochastic" if self.rounding == "stochastic" else "nearest", draw, activation, codes
@@ -281,15 +303,6 @@ class Quantize(Recipe):
             return noise(module, records, bounds, self.calibration_records, derive(seed, "calibration"))
         order = torch.randperm(len(records), generator=generator(seed, "calibration"))
         return records.x[order[: self.calibration_records].to(records.x.device)].to(device_of(module))
-
-
-def _agreed(layers: Sequence[nn.Module], formats: Sequence[WeightFormat]) -> list[WeightFormat]:
-    """`formats`, one per layer, with the widest for all layers that share a weight."""
-    widest: dict[int, WeightFormat] = {}
-    keys = [id(getattr(layer, "weight", layer)) for layer in layers]
-    for key, format in zip(keys, formats, strict=True):
-        widest[key] = max(widest.get(key, format), format, key=lambda one: one.width)
-    return [widest[key] for key in keys]
 
 
 def prepare(module: nn.Module, records: Records, bounds: Bounds, seed: int) -> tuple[nn.Module, list[nn.Module]]:
