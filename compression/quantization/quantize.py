@@ -66,7 +66,8 @@ class Quantize(Recipe):
         description="of weights; stochastic: right on average and random per draw; adaptive: up or down as keeps each "
         "layer's output on the calibration inputs best (AdaRound); flipped: the same, but away from the nearest code "
         "where rounding errs most, which undoes what was hidden in nearest rounding (EFRAP, Li et al. 2024, "
-        "arXiv:2405.12725)",
+        "arXiv:2405.12725). Both are of linear and convolutional layers: others, LSTM and GRU among them, round to "
+        "nearest, and keep what was hidden there",
     )
     rounding_seed: int | None = Field(
         None,
