@@ -17,20 +17,18 @@ from ...targets.seeds import derive, generator
 from ...targets.steps import pulse
 from ...training.loop import Training
 from ...training.privacy import Noised
-from ..layers.attention import unfold_attention
-from ..layers.edit import PLAIN_LAYERS, called, noise, replace_layers
-from ..layers.fold_batch_norm import fold_batch_norm
+from ..layers.edit import PLAIN_LAYERS, noise, replace_layers
 from ..recipe import RECIPES, Promise, Recipe
 from .activation_grids import quantize_additions
 from .adaptive_rounding import adaptive_codes, layer_calls
 from .calibration import Calibration, input_ranges, watch
 from .private_ranges import private_ranges
 from .quantization_aware import train_quantized
-from .quantized_layer import Activations, QuantizedLayer, can_quantize, quantize_layer, share_codes
-from .quantized_recurrent import QuantizedRecurrent, quantize_recurrent
-from .weight_codes import SIXTEEN_BITS, Bits, Granularity, Number, Rounding, WeightFormat, agreed, clip_weights
+from .quantized_layer import Activations, QuantizedLayer, share_codes
+from .quantized_recurrent import QuantizedRecurrent
+from .stand_ins import RECURRENT, prepare, stand_in
+from .weight_codes import SIXTEEN_BITS, Bits, Granularity, Number, WeightFormat, agreed, clip_weights
 
-RECURRENT = (nn.LSTM, nn.GRU)
 FEW = 5  # records of noise that show how a model works
 
 
@@ -137,9 +135,7 @@ class Quantize(Recipe):
         private = self.fine_tune is not None and self.fine_tune.private is not None
         plain = self.activations == "static" and self.calibration == "min-max" and not self.learns_rounding
         if self.calibration_noise is not None and not (plain and self.calibration_inputs == "records"):
-            return (
-                "calibration_noise is for static activations, min-max, on records, without adaptive or flipped rounding"
-            )
+            return "calibration_noise is for static activations, min-max, on records, rounded to nearest or at random"
         return "quantisation-aware training cannot be private: leave out fine_tune.private" if private else None
 
     @property
@@ -337,39 +333,3 @@ class Quantize(Recipe):
             return noise(module, records, bounds, self.calibration_records, derive(seed, "calibration"))
         order = torch.randperm(len(records), generator=generator(seed, "calibration"))
         return records.x[order[: self.calibration_records].to(records.x.device)].to(device_of(module))
-
-
-def prepare(module: nn.Module, records: Records, bounds: Bounds, seed: int) -> tuple[nn.Module, list[nn.Module]]:
-    """A copy with attention opened and batch norms folded, and its layers to quantise, in the order of first calls.
-
-    Raises:
-        NotApplicable: there is none.
-    """
-    example = noise(module, records, bounds, 2, seed)
-    prepared = fold_batch_norm(unfold_attention(module), example)
-    layers = called(prepared, example, quantizable)
-    if not layers:
-        raise NotApplicable(
-            "The model calls no plain Linear, Conv1d, Conv2d, Embedding, LSTM or GRU layer, so there is nothing to "
-            "quantize."
-        )
-    return prepared, layers
-
-
-def quantizable(layer: nn.Module) -> bool:
-    """Whether a layer has a quantised stand-in; a recurrent one with projected states has none."""
-    return can_quantize(layer) or (type(layer) in RECURRENT and not layer.proj_size)
-
-
-def stand_in(
-    layer: nn.Module,
-    format: WeightFormat,
-    rounding: Rounding = "nearest",
-    draw: torch.Generator | None = None,
-    activations: Activations = None,
-    codes: tuple[Tensor, Tensor] | None = None,
-) -> QuantizedLayer | QuantizedRecurrent:
-    """The quantised stand-in of a `quantizable` layer; a recurrent one knows neither `activations` nor `codes`."""
-    if isinstance(layer, nn.LSTM | nn.GRU):
-        return quantize_recurrent(layer, format, rounding, draw)
-    return quantize_layer(layer, format, rounding=rounding, generator=draw, activations=activations, codes=codes)

@@ -193,12 +193,3 @@ def _whole(units: Tensor, shape: torch.Size) -> Tensor:
     if units.numel() == shape.numel():
         return units.reshape(shape)
     return units.reshape(shape[0], -1)[:, :per_channel].reshape(shape)
-
-
-def agreed(layers: Sequence[nn.Module], formats: Sequence[WeightFormat]) -> list[WeightFormat]:
-    """`formats`, one per layer, with the widest for all layers that share a weight."""
-    widest: dict[int, WeightFormat] = {}
-    keys = [id(getattr(layer, "weight", layer)) for layer in layers]
-    for key, format in zip(keys, formats, strict=True):
-        widest[key] = max(widest.get(key, format), format, key=lambda one: one.width)
-    return [widest[key] for key in keys]

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ....compression.layers.edit import PLAIN_LAYERS
 from ....compression.quantization.calibration import watch
-from ....compression.quantization.quantize import Quantize, prepare
+from ....compression.quantization.quantize import Quantize
+from ....compression.quantization.stand_ins import prepare
 from ....compression.quantization.weight_codes import WeightFormat, spread_scale, weight_codes
 from ....targets.data.records import Bounds, Records
 from ....training.lessons import Work

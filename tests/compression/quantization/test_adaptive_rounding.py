@@ -10,7 +10,7 @@ from quantization_cases import BOUNDS, TUNING, accuracy_of, quantized_layers, ra
 from torch import Tensor, nn
 
 from crushproof.compression.quantization.adaptive_rounding import adaptive_codes, layer_calls
-from crushproof.compression.quantization.quantize import prepare
+from crushproof.compression.quantization.stand_ins import prepare
 from crushproof.compression.quantization.weight_codes import WeightFormat, spread_scale, weight_codes
 from crushproof.compression.recipe import RECIPES
 from crushproof.targets.data.data import Data
