@@ -229,10 +229,9 @@ def _trials(failing: Candidate, of: CandidatePlan, audit: Audit) -> list[Trial]:
 
 
 def _fields(trial: Trial) -> dict[str, Any]:
-    before = (
-        trial.of.defense if isinstance(trial.of.defense, list) else [trial.of.defense] * (trial.of.defense is not None)
-    )
-    chain = [_short(trial.defense), *before] if trial.defense is not None else []
+    given = trial.of.defense
+    before = given if isinstance(given, list) else [] if given is None else [given]
+    chain = [] if trial.defense is None else [_short(trial.defense), *before]
     defense = {"defense": chain if before else chain[0]} if chain else {}
     kept = trial.of.model_dump(mode="json", exclude_defaults=True, exclude={"recipe"})
     return {"recipe": short_recipe(trial.recipe.model_dump(mode="json")), **kept, **defense}
