@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from ..attacks.attack import Attack
 from ..compression.answers import LimitAnswers, ShownAnswers
 from ..compression.recipe import Recipe
-from .defense import DEFENSES, CompressionDefense
+from .defense import DEFENSES, CompressionDefense, Stage
 
 
 @DEFENSES.register
@@ -22,6 +22,7 @@ class LimitedAnswers(ShownAnswers, CompressionDefense):
     """
 
     title: ClassVar[str] = "Limited answers"
+    stage: ClassVar[Stage] = "inference"
     kind: Literal["limited-answers"] = "limited-answers"
 
     def phrase(self, statement: Mapping[str, Any]) -> str:
