@@ -122,7 +122,7 @@ def harden(
                 break
             trial = left.pop(0)
             tell(f"trying {trial.name}: {trial.words}")
-            tried[trial.name] = CandidatePlan.model_validate(_fields(trial))
+            tried[trial.name] = CandidatePlan.model_validate(fields(trial))
             audit = audited(tried)
             row = next(one for one in audit.candidates if one.name == trial.name)
             worse = against_dense(audit, row)
@@ -228,7 +228,8 @@ def _trials(failing: Candidate, of: CandidatePlan, audit: Audit) -> list[Trial]:
     return [Trial(f"{failing.name}-hardened-{number}", of, way, one) for number, (way, one) in enumerate(pairs, 1)]
 
 
-def _fields(trial: Trial) -> dict[str, Any]:
+def fields(trial: Trial) -> dict[str, Any]:
+    """Of the candidate as a plan has it: its defense stands before those that the failing one has."""
     given = trial.of.defense
     before = given if isinstance(given, list) else [] if given is None else [given]
     chain = [] if trial.defense is None else [_short(trial.defense), *before]
@@ -278,18 +279,18 @@ def _plan_text(plan: Plan, done: Hardening) -> str:
     """The plan with a trial that passes in the place of each candidate that fails."""
     assert done.audit is not None
     kept = {row.name: row.verdict for row in done.audit.candidates}
-    fields = plan.model_dump(mode="json", exclude_defaults=True, exclude={"candidates", "release"})
-    fields["name"] = new_name(plan)
+    head = plan.model_dump(mode="json", exclude_defaults=True, exclude={"candidates", "release"})
+    head["name"] = new_name(plan)
     lines = [
         "# Found by crushproof harden: every candidate passes, as it was audited there.",
-        yaml.safe_dump(fields, sort_keys=False).rstrip(),
+        yaml.safe_dump(head, sort_keys=False).rstrip(),
         "candidates:",
     ]
     for name, candidate in plan.candidates.items():
         if name in done.found:
             trial = done.found[name]
             lines.append(f"  # in place of {name}, which fails: {trial.words}")
-            lines.append(f"  {trial.name}: {json.dumps(_fields(trial))}")
+            lines.append(f"  {trial.name}: {json.dumps(fields(trial))}")
         elif kept.get(name) == "pass":
             own = candidate.model_dump(mode="json", exclude_defaults=True)
             lines.append(f"  {name}: {json.dumps(own)}")

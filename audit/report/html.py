@@ -267,6 +267,8 @@ def _defense_charts(rows: list[defense_views.Hardened], columns: Sequence[views.
                     plain = _ends(b.plain.estimate) if b.plain is not None and b.plain.estimate is not None else None
                     naive = b.naive.estimate if b.naive is not None else None
                     pairs.append(dot_charts.Pair(row.candidate.name, plain, _ends(b.hardened.estimate), naive))
+        if len({end for pair in pairs for ends in (pair.plain, pair.hardened) for end in ends or ()}) < 2:
+            continue  # all alike and without a spread: nothing to draw
         percent = column.metric.unit == "percent"
         made.append(dot_charts.pairs(column.metric.title, pairs, percent=percent))
     return [chart for chart in made if chart is not None]

@@ -144,9 +144,11 @@ def _percent(own: float, other: float) -> float:
 
 
 def price_words(ends: Ends | None) -> str:
-    """`−0.034 [−0.061, −0.008]`, as many decimals as tell it from 0."""
+    """`−0.034 [−0.061, −0.008]`, as many decimals as its size asks for."""
     if ends is None:
         return "\u2013"
+    if not any(ends):
+        return "0"
     most = max(map(abs, ends))
     decimals = 0 if most >= 100 else 1 if most >= 10 else 2 if most >= 1 else 3
     middle, low, high = (_number(end, decimals) for end in ends)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from synthetic_audit import synthetic_audit
 
-from crushproof.audit.hardening.harden import Hardening, against_dense, harden
+from crushproof.audit.hardening.harden import Hardening, Trial, against_dense, fields, harden
 from crushproof.audit.plan.plan import Plan, parse_plan
 from crushproof.audit.plan.sections import CandidatePlan
 from crushproof.audit.schema.rows import Audit, Change
@@ -17,6 +17,7 @@ from crushproof.compression.pruning.prune import Prune
 from crushproof.compression.quantization.quantize import Quantize
 from crushproof.compression.recipe import RECIPES, Recipe
 from crushproof.defenses.adversarial_training import AdversarialTraining
+from crushproof.defenses.chain import parse_defenses, steps_of
 from crushproof.defenses.defense import DEFENSES, TrainingDefense
 from crushproof.defenses.dp_sgd import DpSgd
 from crushproof.targets.errors import InputError
@@ -119,7 +120,18 @@ def test_no_defense_passes_by_making_its_own_parent_worse() -> None:
     (sentence,) = against_dense(audit, row.model_copy(update={"quality_change_dense": lost}))
     assert "accuracy changes by -6.0 points [-8.0, -4.0], beyond the policy's -2.0" in sentence
     perhaps = lost.model_copy(update={"high": -0.01})
-    assert against_dense(audit, row.model_copy(update={"quality_change_dense": perhaps})) == []
+    hardened_row = row.model_copy(update={"quality_change_dense": perhaps})
+    assert against_dense(audit, hardened_row) == []
+    (sentence,) = against_dense(audit, hardened_row, "inconclusive")
+    assert "which may be beyond the policy's -2.0" in sentence, "and is said"
+
+
+def test_a_defense_of_its_answers_stays_behind_the_trained_one() -> None:
+    of = CandidatePlan.model_validate({"recipe": "quantize", "defense": "limited-answers", "deploy": "tflite"})
+    trial = Trial("mended", of, Quantize(), AdversarialTraining())
+    again = CandidatePlan.model_validate(fields(trial))
+    assert [one.kind for one in steps_of(parse_defenses(again.defense))] == ["adversarial-training", "limited-answers"]
+    assert (RECIPES.parse(again.recipe), again.deploy) == (Quantize(), "tflite")
 
 
 def test_techniques_answer_what_they_can_answer() -> None:
