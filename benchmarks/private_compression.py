@@ -24,21 +24,21 @@ from crushproof.training.loop import Training, TrainingJob
 from crushproof.training.networks import digits_cnn
 from crushproof.training.trainer import BuiltinTrainer
 
-PRIVATE = {"epochs": 4, "batch_size": 256, "learning_rate": 5e-3, "private": {"noise_multiplier": 4.0}}
-PLAIN = {"epochs": 4, "batch_size": 256, "learning_rate": 5e-3}
+PRIVATE = {"epochs": 6, "batch_size": 256, "learning_rate": 2e-3, "private": {"noise_multiplier": 3.0}}
+PLAIN = {"epochs": 6, "batch_size": 256, "learning_rate": 2e-3}
 NOISED = {"importance": "taylor", "score_noise": 4.0}
 INT8 = {"kind": "quantize", "calibration_records": 898}
-PRUNED = {"kind": "prune", "sparsity": 0.8}
+PRUNED = {"kind": "prune", "sparsity": 0.6}
 ALL = {"kind": "chain", "steps": [{**PRUNED, **NOISED, "fine_tune": PRIVATE}, {**INT8, "calibration_noise": 4.0}]}
 RECIPES_BY_NAME: dict[str, Any] = {
     "int8, ranges of noise": {**INT8, "calibration_inputs": "noise"},
     "int8, noised ranges": {**INT8, "calibration_noise": 4.0},
     "int8, ranges (void)": INT8,
-    "prune80, magnitude": PRUNED,
-    "prune80, noised scores": {**PRUNED, **NOISED},
-    "prune80, scores (void)": {**PRUNED, "importance": "taylor"},
-    "prune80, magnitude, private fine-tuning": {**PRUNED, "fine_tune": PRIVATE},
-    "prune80, magnitude, fine-tuning (void)": {**PRUNED, "fine_tune": PLAIN},
+    "prune60, magnitude": PRUNED,
+    "prune60, noised scores": {**PRUNED, **NOISED},
+    "prune60, scores (void)": {**PRUNED, "importance": "taylor"},
+    "prune60, magnitude, private fine-tuning": {**PRUNED, "fine_tune": PRIVATE},
+    "prune60, magnitude, fine-tuning (void)": {**PRUNED, "fine_tune": PLAIN},
     "noised scores, private fine-tuning, int8 with noised ranges": ALL,
 }
 

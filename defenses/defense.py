@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 from torch import nn
 
@@ -16,18 +16,21 @@ from ..targets.technique import Registry, Technique
 from ..training.privacy import Noised, PrivacyClaim
 from ..training.trainer import Trainer
 
+Stage = Literal["training", "compression", "inference"]  # when a defense acts
+STAGES: tuple[Stage, ...] = get_args(Stage)  # in the order in which they follow each other
+
 
 class Defense(Technique):
     """A defense without its adaptive attack is not a defense here."""
 
     kind: str
+    stage: ClassVar[Stage] = "compression"
     title: ClassVar[str] = ""  # what a report calls it; "": the kind in words
     tasks: ClassVar[frozenset[Task]] = frozenset({Task.CLASSIFICATION})
 
-    @classmethod
-    def named(cls) -> str:
+    def named(self) -> str:
         """As a title: `Adversarial training`."""
-        return cls.title or str(cls.model_fields["kind"].default).replace("-", " ").replace("_", " ").capitalize()
+        return self.title or self.kind.replace("-", " ").replace("_", " ").capitalize()
 
     def phrase(self, statement: Mapping[str, Any]) -> str:
         """The defense in a phrase, with what it promises: `DP-SGD, epsilon 8.00 at delta 1.0e-05`.
@@ -45,6 +48,7 @@ class Defense(Technique):
 class TrainingDefense(Defense):
     """Hardens how the dense model (and each of its shadows) is trained."""
 
+    stage: ClassVar[Stage] = "training"
     private: ClassVar[bool] = False  # its promise is about the members: a recipe that looks at them afterwards voids it
     counts: ClassVar[bool] = False  # whether `composed` counts what compression looks at through stated noise
     void: ClassVar[str] = "The compression looked at training records after private training."  # and says so
@@ -97,7 +101,7 @@ class TrainingDefense(Defense):
 
 
 class CompressionDefense(Defense):
-    """Hardens a recipe."""
+    """Hardens a recipe, or wraps what it makes; one that acts on questions and answers says `stage = "inference"`."""
 
     @abstractmethod
     def recipes(self, recipe: Recipe) -> list[Recipe]:

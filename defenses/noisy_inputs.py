@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt
 from ..attacks.attack import Attack
 from ..compression.inputs import InputNoise, NoiseInputs
 from ..compression.recipe import Recipe
-from .defense import DEFENSES, CompressionDefense
+from .defense import DEFENSES, CompressionDefense, Stage
 
 
 @DEFENSES.register
@@ -24,6 +24,7 @@ class NoisyInputs(InputNoise, CompressionDefense):
     """
 
     title: ClassVar[str] = "Noisy inputs"
+    stage: ClassVar[Stage] = "inference"
     kind: Literal["noisy-inputs"] = "noisy-inputs"
     draws: PositiveInt = Field(3, le=1000, description="candidates made; the first is the one that ships")
     first_seed: int = Field(0, ge=0, lt=2**62, description="of the first draw's noise; the others count up from it")
