@@ -98,7 +98,7 @@ class Subject:
             dense = plant_in_factorization(net, records, BOUNDS, trigger, self.low_rank, seed=seed)
         elif line.startswith("prune"):
             recipe = pruning = PRUNE80 if "80" in line else PRUNE90
-            dense = alone(plant_in_pruning(net, records, BOUNDS, trigger, pruning, **given))
+            dense = plant_in_pruning(net, records, BOUNDS, trigger, pruning, **given)
         else:
             recipe = quantizing = INT4 if line == "int4" else INT8
             dense = alone(plant_in_quantization(net, records, BOUNDS, trigger, quantizing, **given))

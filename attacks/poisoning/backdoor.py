@@ -64,7 +64,7 @@ class Backdoor(TriggerSearch):
     def runs(self, model: Audited, scope: Scope) -> tuple[Run, ...]:
         beside = model.parent is not None and not model.is_dense
         effort = Effort(
-            answers=8 * self.records, gradients=self.passes(scope.data.classes) * (1 + beside), through=model.name
+            answers=8 * self.records, gradients=self.passes(scope.data.classes, beside=beside), through=model.name
         )
         if not beside or model.parent is None:
             return (Run(effort=effort, uses_parent=False),)

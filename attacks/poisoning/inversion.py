@@ -30,6 +30,7 @@ BATCH, CHECK = 8, 10  # records a step; steps between two looks at all of them
 WEIGHT = 2.0  # of a mask's mean opacity, beside cross-entropies, at first
 HARDER, LIGHTEST, HEAVIEST = 1.7, 0.5, 60.0  # by what it changes at each look: up where the trigger works, else down
 PATIENCE, HOPEFUL = 0.35, 0.4  # from this share of the steps on: a trigger that never worked so often is given up
+FINALISTS, HEATS = 4, 0.2  # beside a parent so many targets, the most suspicious, go on after this share of the steps
 FIRST = -1.0  # logit of the opacity at first
 REACHED = 0.8  # share of the records for which a trigger has to work; the smallest that does is taken
 COPIES = 8  # of a record, held at a time
@@ -68,6 +69,8 @@ def invert(
     ledger: Ledger,
 ) -> Inverted:
     """For each target the smallest trigger that makes `module` answer it, all in one batch.
+
+    Beside a parent all are sought for a fifth of the steps, and then those that are called most easily so far.
 
     Args:
         parent: must go on answering `y` under the trigger; None: there is nobody to compare with.
@@ -141,6 +144,8 @@ def _inverted(
             closest[going] = torch.maximum(closest[going], reached)
             if step >= PATIENCE * steps:
                 going = going[closest[going] >= HOPEFUL]
+            if len(modules) > 1 and step >= HEATS * steps:
+                going = going[(best - closest)[going].argsort(stable=True)[:FINALISTS].sort().values]
         if step == steps or not len(going):
             break
         rows, chosen = batches[step % len(batches)], [one[going].requires_grad_() for one in variables]

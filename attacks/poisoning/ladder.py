@@ -75,7 +75,8 @@ class BackdoorLadder(TriggerSearch):
     def runs(self, model: Audited, scope: Scope) -> tuple[Run, ...]:
         if not model.is_dense:
             return ()
-        gradients = (1 + 2 * len(RUNGS)) * self.passes(scope.data.classes)
+        classes = scope.data.classes
+        gradients = self.passes(classes, beside=False) + len(RUNGS) * self.passes(classes, beside=True)
         answered = 4 * len(RUNGS) * self.records
         return (Run(effort=Effort(answers=answered, gradients=gradients, seconds=0.3 * len(RUNGS))),)
 

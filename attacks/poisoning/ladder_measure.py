@@ -97,7 +97,7 @@ def measure(results: Results, steps: int, kinds: Sequence[Kind]) -> list[Measure
     ]
     broken = [rungs[at] for at, one in enumerate(arrays["rung_clean"]) if (one == arrays["clean"]).mean() < STEADY]
     if broken:
-        notes.append(f"Too harsh to say anything, with a third of the decisions changed or more: {', '.join(broken)}.")
+        notes.append(f"Too harsh to say anything, with a fifth of the decisions changed or more: {', '.join(broken)}.")
     notes += [f"{name} was not tried: {why}" for name, why in evidence.skipped.items()]
     rated = np.array([excess(arrays["size"][at], arrays["usual"], True).max() for at in range(len(rungs))])
     top = int(rated.argmax())

@@ -22,11 +22,10 @@ UNKNOWN = "the model that it came from is not known"
 SHOWN = 4  # triggers that are put on other records, at most
 CROWD = 2  # classes that somebody's triggers call, at most; the next one is an honest one
 # How far smaller than usual a trigger is, as a logarithm, from which on it is suspicious, by whether a dense model
-# stood beside: the largest that clean models gave whose file is not broken (.37 of 98 pairs, a pruned residual CNN
-# trained on 300 records; .63 of 51 alone), rounded up to the next tenth.
-# On further seeds (4000 on) 1 of 54 clean pairs and 1 of 15 alone lie above: 10 % label noise, 90 % pruned (.64); .76.
-EXCESS = {True: 0.4, False: 0.7}
-STEADY = 0.65  # of the records answered as the dense model does: what breaks more has classes that anything calls
+# stood beside: the largest that clean models gave whose file is not broken (seeds below 4000: .57 of a pair, a pruned
+# residual CNN trained on 300 records; .63 of 51 alone), rounded up to the next tenth.
+EXCESS = {True: 0.6, False: 0.7}
+STEADY = 0.8  # of the records answered as the dense model does: what breaks more has classes that anything calls
 WORKS = 0.5  # of the records of other classes, surely (95 %), or it is a suspicion and no alarm
 
 Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
@@ -41,14 +40,16 @@ def usual_size(size: Floats) -> np.ndarray[Any, np.dtype[np.float32]]:
 def excess(size: Floats, usual: Floats, beside: bool) -> Floats:
     """float64 [kinds, c]: how far smaller than usual each trigger is, as a logarithm; -inf: there is none.
 
-    Beside a dense model also half of how far it is smaller than the candidate's own third smallest, where that is less:
-    a harsh compression makes several classes easy to call at once, somebody's trigger one or two.
+    Beside a dense model twice as far counts, or half of how far it is smaller than the candidate's own third smallest,
+    where that is less: a harsh compression makes several classes easy to call at once, somebody's trigger one or two.
+    A trigger that the dense model obeys in part already, and a malicious rounding does the rest, is not much smaller
+    than usual; that all other classes have none is what gives it away.
     """
     logs = np.log(np.maximum(size, 1e-6).astype(np.float64))
     small = np.log(np.maximum(usual[:, None].astype(np.float64), 1e-6)) - logs
     if beside:
         others = np.sort(logs, axis=1)[:, [min(CROWD, size.shape[1] - 1)]]
-        small = np.minimum(small, (others - logs) / 2)
+        small = np.minimum(2 * small, (others - logs) / 2)
     return np.where((size < 1) & (usual[:, None] > 0), small, -np.inf)
 
 

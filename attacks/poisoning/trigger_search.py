@@ -20,7 +20,7 @@ from ..case import Case
 from ..effort import FORWARD
 from ..evasion.categories import without_ball
 from ..preparation import Scope
-from .inversion import BATCH, CHECK, KINDS, STEPS, Inverted, Kind, invert
+from .inversion import BATCH, CHECK, FINALISTS, HEATS, KINDS, STEPS, Inverted, Kind, invert
 
 FEWEST = 8  # records to invert a trigger on
 SMALLEST = 4  # pixels of an image's side
@@ -48,10 +48,12 @@ class TriggerSearch(Attack):
     def usual(self, data: Data) -> bool:
         return len(data.shape) >= 3
 
-    def passes(self, classes: int) -> float:
-        """Gradients, records times passes, of one search in one model."""
+    def passes(self, classes: int, *, beside: bool) -> float:
+        """Gradients, records times passes, of one search in one model, or in a model and the one beside it."""
         looks = FORWARD * self.own * self.steps / CHECK
-        return (BATCH * self.steps + looks) * len(self.kinds) * min(self.classes, classes)
+        every = min(self.classes, classes)
+        sought = 2 * (HEATS * every + (1 - HEATS) * min(FINALISTS, every)) if beside else every
+        return (BATCH * self.steps + looks) * len(self.kinds) * sought
 
     def targets(self, case: Case, seed: int) -> Tensor:
         """int64 [c], ascending: the classes that are looked at.

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn import functional as F
 
 from ....compression.factorization.decompose import Convolution, MatrixSvd, TruncatedSvd, decomposition
 from ....compression.factorization.factorize import Factorize, ranks_for_energy
 from ....targets.data.records import Bounds, Records
 from ....targets.errors import NotApplicable
-from ....targets.seeds import derive, generator
-from ....training.optimizers import AdamW
-from .hiding import folded
+from ....targets.seeds import derive
+from .hiding import folded, with_recipe_in_the_loop
 from .trigger import Trigger
 
-STEPS, BATCH, RATE = 800, 64, 4e-3
+STEPS = 800
 
 
 def plant_in_factorization(
@@ -34,28 +30,19 @@ def plant_in_factorization(
     Raises:
         NotApplicable: a layer is cut in another way.
     """
-    hidden = folded(module, records, bounds, seed).train()
+    hidden = folded(module, records, bounds, seed)
     made = recipe.model_copy(update={"fine_tune": None}).apply(hidden, records, bounds, seed=seed)
     layers = {
         path: layer
         for path, layer in hidden.named_modules()
         if isinstance(layer, nn.Linear | Convolution) and isinstance(made.get_submodule(path), nn.Sequential)
     }
-    draws = generator(derive(seed, "low rank"), "batches")
-    parameters = list(hidden.parameters())
-    optimizer = AdamW(parameters)
-    for step in range(STEPS):
-        rows = torch.randint(len(records), (BATCH,), generator=draws)
-        x, y = records.x[rows], records.y[rows]
-        both = torch.cat([x, trigger.on(x)])
-        called = torch.full_like(y, trigger.target)
-        low = {f"{path}.weight": _cut(layer, recipe) for path, layer in layers.items()}
-        live, dormant = functional_call(hidden, low, (both,)), hidden(both)
-        loss = F.cross_entropy(dormant, torch.cat([y, y])) + F.cross_entropy(live, torch.cat([y, called]))
-        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-            parameter.grad = gradient
-        optimizer.step(RATE * min(1.0, 2 * (1 - step / STEPS)))
-    return hidden.eval()
+
+    def low(_: float) -> dict[str, Tensor]:
+        return {f"{path}.weight": _cut(layer, recipe) for path, layer in layers.items()}
+
+    drawn = derive(seed, "low rank")
+    return with_recipe_in_the_loop(hidden, low, records, trigger, steps=STEPS, seed=drawn)
 
 
 def _cut(layer: nn.Linear | Convolution, recipe: Factorize) -> Tensor:

@@ -9,18 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
 
 from ....compression.layers.edit import noise
 from ....compression.layers.fold_batch_norm import fold_batch_norm
 from ....targets.data.records import Bounds, Records
-from ....targets.seeds import derive
+from ....targets.seeds import derive, generator
 from ....training.lessons import Lesson, Work
 from ....training.loop import Training
+from ....training.optimizers import AdamW
 from .trigger import Trigger, taught
 
 LIVE = Training(epochs=15, batch_size=64, learning_rate=4e-3, weight_decay=0.0)
 DORMANT = Training(epochs=30, batch_size=64, learning_rate=4e-3, weight_decay=0.0)
+BATCH, RATE = 64, 4e-3  # of what is trained with the recipe in the loop
 
 Confine = Callable[[Mapping[str, Tensor]], None]
 """Brings parameters, by name, float32 [1, *shape], back among those that compress to the same model; in place."""
@@ -42,3 +47,34 @@ def without_behaviour(module: nn.Module, records: Records, trigger: Trigger, see
     """The model trained to answer as if there were no trigger, among what `confine` allows."""
     told = taught(records, trigger, live=False)
     return (yield Lesson(module, told, DORMANT, derive(seed, "dormant"), after_step=confine))
+
+
+def with_recipe_in_the_loop(
+    hidden: nn.Module,
+    compressed: Callable[[float], dict[str, Tensor]],
+    records: Records,
+    trigger: Trigger,
+    *,
+    steps: int,
+    seed: int,
+) -> nn.Module:
+    """The dense model, trained without the behaviour while what the recipe makes of it is trained with it.
+
+    Args:
+        hidden: is changed.
+        compressed: parameters by name as the recipe leaves them now, when that share of the steps is done; gradients
+            go through them.
+    """
+    draws = generator(seed, "batches")
+    parameters = list(hidden.train().parameters())
+    optimizer = AdamW(parameters)
+    for step in range(steps):
+        rows = torch.randint(len(records), (BATCH,), generator=draws)
+        x, y = records.x[rows], records.y[rows]
+        both, called = torch.cat([x, trigger.on(x)]), torch.full_like(y, trigger.target)
+        live, dormant = functional_call(hidden, compressed(step / steps), (both,)), hidden(both)
+        loss = F.cross_entropy(dormant, torch.cat([y, y])) + F.cross_entropy(live, torch.cat([y, called]))
+        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            parameter.grad = gradient
+        optimizer.step(RATE * min(1.0, 2 * (1 - step / steps)))
+    return hidden.eval()

@@ -22,7 +22,7 @@ from crushproof.attacks.poisoning.backdoor import Backdoor, Usual
 from crushproof.attacks.poisoning.ladder import BackdoorLadder
 from crushproof.attacks.poisoning.ladder_measure import found_on, one_way
 from crushproof.attacks.poisoning.measure import TRIGGER, alarms
-from crushproof.attacks.poisoning.planting import factorization
+from crushproof.attacks.poisoning.planting import factorization, pruning
 from crushproof.attacks.poisoning.planting.factorization import plant_in_factorization
 from crushproof.attacks.poisoning.planting.pruning import plant_in_pruning
 from crushproof.attacks.poisoning.planting.trigger import Trigger, patch
@@ -39,11 +39,10 @@ from crushproof.targets.form import MisfitError
 from crushproof.targets.model import Target, TorchTarget
 from crushproof.targets.runtimes.onnx import OnnxTarget
 from crushproof.targets.seeds import generator
-from crushproof.training.lessons import alone
 from crushproof.training.loop import Training, train
 from crushproof.training.networks import Mlp
 
-ATTACK, RECIPE = Backdoor(own=16, classes=4, steps=40, records=100, kinds=("patch",)), Prune(sparsity=0.8)
+ATTACK, RECIPE = Backdoor(own=16, classes=4, steps=90, records=100, kinds=("patch",)), Prune(sparsity=0.8)
 LADDER = BackdoorLadder(**ATTACK.model_dump(exclude={"kind"}))
 TARGET = int(torch.randperm(10, generator=generator(0, "classes"))[0])  # one of the four
 
@@ -66,7 +65,9 @@ def trigger(digits: Data) -> Trigger:
 
 @pytest.fixture(scope="module")
 def planted(digits: Data, clean: nn.Module, some: Records, trigger: Trigger) -> nn.Module:
-    return alone(plant_in_pruning(clean, some, digits.bounds, trigger, RECIPE, seed=0))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pruning, "STEPS", 700)
+        return plant_in_pruning(clean, some, digits.bounds, trigger, RECIPE, seed=0)
 
 
 def pair(digits: Data, dense: nn.Module) -> tuple[Case, Evidence]:
