@@ -155,7 +155,11 @@ def check_folder(out: Path, plan: Plan) -> None:
 
 def environment_of(suite: Suite, store: Store, outcome: Outcome, started: float, measured: Environment) -> Environment:
     """What was `measured` of machine and models, with the date and what this run took."""
-    making = {name: store.seconds([suite.cell(suite.model_cell(name)).key]) for name in suite.models}
+    making = {}
+    for name, model in suite.models.items():
+        trained = [] if model.parent is None else [suite.training_cell(model.parent.name)]
+        cells = [one for one in (*trained, suite.model_cell(name)) if suite.has(one)]
+        making[name] = store.seconds([suite.cell(one).key for one in cells])
     return measured.model_copy(
         update={
             "date": today(),

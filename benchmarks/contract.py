@@ -10,6 +10,7 @@ of at least three.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import platform
 import statistics
@@ -83,6 +84,19 @@ def alternate(*works: Callable[[], object], rounds: int = 3) -> list[float]:
         for position, work in enumerate(works):
             measured[position].append(cpu_seconds(work))
     return [statistics.median(times) for times in measured]
+
+
+def resident(pid: int) -> list[int]:
+    """Bytes that a process and each of its descendants hold in memory; what several of them share is divided."""
+    import psutil
+
+    found = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family = psutil.Process(pid)
+        for process in (family, *family.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found.append(process.memory_full_info().pss)
+    return found
 
 
 def print_table(lines: Sequence[Sequence[str]]) -> None:

@@ -8,7 +8,6 @@ family of processes: each page that they share counts once.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -20,9 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import psutil
 import torch
-from contract import Row, arguments, publish
+from contract import Row, arguments, publish, resident
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from verdict import FORECAST
@@ -170,17 +168,6 @@ def run(folder: Path, name: str, *, kill_after: str | None = None) -> Ended:
     seconds = time.monotonic() - started
     computed = log.read_text().splitlines()
     return Ended(child.returncode, seconds, largest / GIGABYTES, family / GIGABYTES, computed, output.read_text())
-
-
-def resident(pid: int) -> list[int]:
-    """Bytes that a process and each of its descendants hold in memory; what several of them share is divided."""
-    found = []
-    with contextlib.suppress(psutil.NoSuchProcess):
-        family = psutil.Process(pid)
-        for process in (family, *family.children(recursive=True)):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                found.append(process.memory_full_info().pss)
-    return found
 
 
 def main() -> None:

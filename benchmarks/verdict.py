@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import yaml
-from contract import Row, parser, publish
+from contract import Row, parser, publish, resident
 from verdict_targets import TARGETS, Target, write
 
 FORECAST = re.compile(r"\bforecast:.*?about (\d+(?:\.\d+)?) (s|min|h)\b")
@@ -50,6 +50,7 @@ class Told:
     wall: float
     cpu: float
     largest_process: int  # bytes
+    family: int  # bytes of all its processes together, as seen every second; what several share counts once
 
 
 def run(plan: Path, out: Path) -> Told:
@@ -75,8 +76,10 @@ def run(plan: Path, out: Path) -> Told:
     ]
     for reader in readers:
         reader.start()
-    for reader in readers:
-        reader.join()
+    family = 0
+    while any(reader.is_alive() for reader in readers):
+        family = max(family, sum(resident(process.pid)))
+        readers[0].join(1.0)
     _, status, used = os.wait4(process.pid, 0)  # of the child and of its own children
     process.returncode = os.waitstatus_to_exitcode(status)
     return Told(
@@ -86,6 +89,7 @@ def run(plan: Path, out: Path) -> Told:
         time.monotonic() - started,
         used.ru_utime + used.ru_stime,
         used.ru_maxrss * 1024,
+        family,
     )
 
 
@@ -112,6 +116,7 @@ def judge(told: Told, audit: dict[str, Any] | None) -> dict[str, Any]:
         "wall": told.wall,
         "cpu": told.cpu,
         "largest_process": told.largest_process,
+        "family": told.family,
         "lines": [asdict(line) for line in told.errors],
         "output": told.output,
     }
@@ -143,6 +148,7 @@ def rows_of(target: Target, found: dict[str, Any], budget: float) -> list[Row]:
         row("to the verdict", found["wall"], "s", budget),
         row("CPU, all processes", found["cpu"], "s"),
         row("peak memory, largest process", found["largest_process"] / 1e9, "GB"),
+        row("peak memory, all processes", found["family"] / 1e9, "GB", 4.0),
     ]
     if "open" in found:
         undecided = [gate for gate in found["open"] if found["candidates"].get(gate["candidate"]) not in DECIDED]
@@ -183,13 +189,14 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name) if options.keep is None else options.keep / target.name
             folder.mkdir(parents=True, exist_ok=True)
-            plan = write(target, options.data, folder, changes)
+            own = changes if target.limit is None else {key: changes[key] for key in changes if key != "budget"}
+            plan = write(target, options.data, folder, own)
             told = run(plan, folder / "out")
             written = folder / "out" / "audit.json"
             audit = json.loads(written.read_text()) if written.exists() else None
             found = judge(told, audit)
         tables[target.name] = found
-        rows += rows_of(target, found, float(number) * SECONDS[unit])
+        rows += rows_of(target, found, target.limit or float(number) * SECONDS[unit])
         print(f"{target.name}: {found.get('verdict', 'no verdict')} (exit code {told.exit_code}, {told.wall:.0f} s)")
         for sentence in found.get("deciding", [line.text for line in told.errors[-3:]]):
             print(f"  {sentence}")

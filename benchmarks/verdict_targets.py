@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,19 +26,23 @@ class Target:
     Args:
         arrays: of data.npz, from the folder with the public data sets.
         plan: of the plan's sections those that are the target's own; `data` without its path, `model` without weights.
+        model: its file in verdict_models/; "": named as the target is.
+        limit: seconds by the clock it may take; its plan names no budget then.
     """
 
     name: str
     setting: str
     arrays: Callable[[Path], Arrays]
     plan: Callable[[Arrays], dict[str, Any]]
+    model: str = ""
+    limit: float | None = None
 
 
 def write(target: Target, public: Path, folder: Path, changes: dict[str, Any]) -> Path:
     """Writes the target into the folder, its weights trained here by its own function; the plan's path."""
     arrays = target.arrays(public)
     np.savez(folder / "data.npz", **{name: array for name, array in arrays.items() if not name.startswith("_")})
-    shutil.copy(MODELS / f"{target.name}.py", folder / "my_model.py")
+    shutil.copy(MODELS / f"{target.model or target.name}.py", folder / "my_model.py")
     plan = {"name": target.name, "seed": 0, **target.plan(arrays)}
     plan["data"] = {"kind": "npz", "path": "data.npz", **plan["data"]}
     parameters = plan.get("model", {}).get("parameters", {})
@@ -49,7 +54,8 @@ def write(target: Target, public: Path, folder: Path, changes: dict[str, Any]) -
     }
     save_weights(folder, arrays, parameters)
     path = folder / "plan.yaml"
-    path.write_text(yaml.safe_dump({**plan, "attacks": "standard", **changes}, sort_keys=False))
+    whole = json.loads(json.dumps({**plan, "attacks": "standard", **changes}))  # plans take no YAML aliases
+    path.write_text(yaml.safe_dump(whole, sort_keys=False))
     return path
 
 
@@ -146,6 +152,24 @@ def _images(arrays: Arrays) -> dict[str, Any]:
     return {"data": {"bounds": [0, 1]}, "candidates": candidates("int8", "int4", "prune80", "share16")}
 
 
+def _shadows(arrays: Arrays) -> dict[str, Any]:
+    """Eight candidates, four of which train, each with 16 shadow models of its own kind."""
+    further = {
+        "svd": {"kind": "factorize", "energy": 0.9},
+        "channels50": {"kind": "prune", "structure": "channels", "sparsity": 0.5, "fine_tune": FINE_TUNE},
+        "student": {"kind": "distill", "width": 0.5, "training": {"epochs": 3}},
+        "prune-int4": {
+            "kind": "chain",
+            "steps": [
+                {"kind": "prune", "sparsity": 0.7, "fine_tune": FINE_TUNE},
+                {"kind": "quantize", "weight_bits": 4},
+            ],
+        },
+    }
+    plan = _images(arrays)
+    return {**plan, "candidates": plan["candidates"] | further, "shadows": {"training_free": 16, "trained": 16}}
+
+
 def _table(arrays: Arrays) -> dict[str, Any]:
     """What an attacker may change: everything but sex and race, and a category only to another one."""
     blocks = {name: f"{first}-{last}" for name, (first, last) in zip(arrays["_names"], arrays["_blocks"], strict=True)}
@@ -167,6 +191,7 @@ def _sequences(arrays: Arrays) -> dict[str, Any]:
 
 TARGETS = (
     Target("mnist", "CNN of 188k parameters, 20,000 members, own training", mnist, _images),
+    Target("mnist-16", "the same, 8 candidates, 16 shadow models", mnist, _shadows, model="mnist", limit=3600.0),
     Target("adult", "MLP on 113 one-hot columns, 32,561 members, own training", adult, _table),
     Target("tokens", "GRU on 4,000 generated sequences of token ids, own training", tokens, _sequences),
     Target("cifar", "CNN on 380 of 761 CIFAR-10 records, own training", cifar, _images),

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt, SerializeAsAny, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from ..targets.data.records import Bounds, Records
-from ..targets.errors import InputError, NotApplicable
+from ..targets.errors import NotApplicable
+from ..targets.seeds import generator
 from ..targets.technique import Technique
-from ..training.lessons import Work
-from ..training.privacy import Noised
 from .layers.edit import rebuildable
-from .recipe import RECIPES, Promise, Recipe, TrainingRecipe, work_of
+from .recipe import RECIPES
+from .wrapping import Wrapper, WrappingRecipe
 
-Shown = Literal["scores", "rounded", "top", "labels"]
+Shown = Literal["scores", "rounded", "top", "labels", "noisy"]
 
+PRIME = 65_519  # of the hash of an input: its cubes are a permutation, its products fit 64 bits
+CODES = 1000  # per unit of an input, which the hash tells apart
 LEAST = 1e-6  # the probability that is told in place of 0, of which there is no logarithm
 
 
@@ -28,11 +30,14 @@ class ShownAnswers(Technique):
     show: Shown = Field(
         "labels",
         description="scores: all, at `temperature`; rounded: probabilities to so many `decimals`; top: the `count` "
-        "largest probabilities; labels: the class alone",
+        "largest probabilities; labels: the class alone; noisy: logits with `noise`, the class kept, the same for the "
+        "same input (after MemGuard, Jia et al. 2019, arXiv:1909.10594)",
     )
     temperature: PositiveFloat = Field(1.0, le=1e6, description="logits are divided by it before anything else")
     decimals: int = Field(2, ge=1, le=6, description="rounded: of a probability")
     count: PositiveInt = Field(1, le=10**6, description="top: probabilities shown; the others are told their mean")
+    noise: PositiveFloat = Field(1.0, le=1e6, description="noisy: its standard deviation, in logits at `temperature`")
+    noise_seed: int = Field(0, ge=0, lt=2**62, description="noisy: fixes it; a secret towards who can only ask")
 
     @property
     def shown_words(self) -> str:
@@ -42,24 +47,31 @@ class ShownAnswers(Technique):
             "rounded": f"probabilities of {self.decimals} decimals{warm}",
             "top": f"the {self.count} largest probabilities{warm}" if self.count > 1 else f"the top probability{warm}",
             "labels": "labels only",
+            "noisy": f"scores with noise of {self.noise:g}{warm}",
         }[self.show]
 
 
-@rebuildable("show", "temperature", "decimals", "count")
-class LimitedAnswers(nn.Module):
+@rebuildable("show", "temperature", "decimals", "count", "noise", "mixing")
+class LimitedAnswers(Wrapper):
     """A classifier that answers with logarithms of the probabilities it shows, float32 [n, classes].
 
     Softmax of an answer is what is shown, so that all who read logits read it. The class stays the class, also where
-    rounding makes two probabilities alike; one shown as 0 is told as a quarter of the last decimal.
+    rounding makes two probabilities alike; one shown as 0 is told as a quarter of the last decimal. Who holds the
+    file's bytes finds the logits of the model behind what is shown.
 
-    Attributes:
-        inner: the model, whose logits an attacker with the file's bytes finds behind what is shown.
+    Args:
+        mixing: values of a record where answers are noisy, else 0: so many factors has the hash that draws the noise.
     """
 
-    def __init__(self, show: Shown, temperature: float, decimals: int, count: int) -> None:
+    last: ClassVar[bool] = True
+
+    factors: Tensor
+
+    def __init__(self, show: Shown, temperature: float, decimals: int, count: int, noise: float, mixing: int) -> None:
         super().__init__()
         self.show, self.temperature, self.decimals, self.count = show, temperature, decimals, count
-        self.inner: nn.Module = nn.Identity()
+        self.noise, self.mixing = noise, mixing
+        self.register_buffer("factors", torch.zeros(mixing, dtype=torch.int32))
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.inner(x) / self.temperature
@@ -68,6 +80,9 @@ class LimitedAnswers(nn.Module):
         first = logits >= logits.amax(1, keepdim=True)
         if self.show == "labels":
             return torch.where(first, 1.0, LEAST).log()
+        if self.show == "noisy":
+            noisy = logits + self.noise * self._uniform(x, logits.shape[1])
+            return torch.where(first, torch.maximum(noisy, noisy.amax(1, keepdim=True) + LEAST), noisy)
         probabilities = torch.softmax(logits, 1)
         if self.show == "rounded":
             step = 10.0**-self.decimals
@@ -79,10 +94,17 @@ class LimitedAnswers(nn.Module):
         rest = ((1 - largest.sum(1, keepdim=True)) / (classes - kept)).clamp_min(LEAST)
         return torch.where(probabilities >= largest[:, -1:], probabilities, rest).log()
 
+    def _uniform(self, x: Tensor, classes: int) -> Tensor:
+        """Noise of mean 0 and variance 1 that follows from the input: float32 [n, classes].
 
-def behind(module: nn.Module) -> nn.Module:
-    """The model whose answers are limited; the module itself where none are."""
-    return module.inner if isinstance(module, LimitedAnswers) else module
+        In whole numbers, so that every runtime draws the same.
+        """
+        codes = (x.flatten(1) * CODES).round().long() % PRIME
+        hashed = (codes * self.factors).sum(1, keepdim=True)
+        for turn in range(3):
+            hashed = (hashed + (torch.arange(classes, device=x.device) * 7919 if turn == 1 else 1)) % PRIME
+            hashed = (hashed * hashed % PRIME) * hashed % PRIME
+        return (hashed.float() / PRIME * 2 - 1) * 3**0.5
 
 
 def limits_answers(description: Sequence[Mapping[str, Any]]) -> bool:
@@ -91,62 +113,25 @@ def limits_answers(description: Sequence[Mapping[str, Any]]) -> bool:
 
 
 @RECIPES.register
-class LimitAnswers(ShownAnswers, TrainingRecipe):
+class LimitAnswers(ShownAnswers, WrappingRecipe):
     """Another recipe, and behind it, in the same file, a layer that shows less of its scores."""
 
     kind: Literal["limit-answers"] = "limit-answers"
-    recipe: SerializeAsAny[Recipe] = Field(description="makes the model whose answers are limited")
-
-    @field_validator("recipe", mode="before")
-    @classmethod
-    def _parse(cls, recipe: Any) -> Any:
-        try:
-            return RECIPES.parse(recipe)
-        except InputError as error:
-            raise ValueError(str(error)) from None
 
     @property
-    def touches_records(self) -> bool:
-        return self.recipe.touches_records
+    def wrapped_words(self) -> str:
+        return f"answers: {self.shown_words}"
 
-    def spends(self, records: int) -> tuple[Noised, ...] | None:
-        return self.recipe.spends(records)
-
-    @property
-    def trains(self) -> bool:
-        return self.recipe.trains
-
-    @property
-    def passes(self) -> float | None:
-        return self.recipe.passes
-
-    @property
-    def promise(self) -> Promise | None:
-        return self.recipe.promise
-
-    @property
-    def keeps_operators(self) -> bool:
-        return False
-
-    @property
-    def bits(self) -> int | None:
-        return self.recipe.bits
-
-    @property
-    def phrase(self) -> str:
-        return f"{self.recipe.phrase}; answers: {self.shown_words}"
-
-    def settled(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> Recipe:
-        return self.model_copy(update={"recipe": self.recipe.settled(module, records, bounds, seed=seed)})
-
-    def work(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> Work:
+    def wrapper(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> Wrapper:
         if records.y.is_floating_point():
             raise NotApplicable("The model predicts values: there are no scores of classes to show less of.")
-        limited = LimitedAnswers(self.show, self.temperature, self.decimals, self.count)
-        limited.inner = yield from work_of(self.recipe, module, records, bounds, seed=seed)
-        return limited.eval()
+        length = records.x[0].numel() if self.show == "noisy" else 0
+        made = LimitedAnswers(self.show, self.temperature, self.decimals, self.count, self.noise, length)
+        draw = generator(self.noise_seed, "noise on answers")
+        made.factors.copy_(torch.randint(1, PRIME, (length,), generator=draw))
+        return made
 
 
-def compressed_by(recipe: Recipe) -> Recipe:
-    """The recipe that made what the file holds, without what it shows of its answers."""
-    return compressed_by(recipe.recipe) if isinstance(recipe, LimitAnswers) else recipe
+def answers_limited(recipe: object) -> bool:
+    """Whether the recipe limits what its model shows, whatever else it wraps."""
+    return isinstance(recipe, WrappingRecipe) and (isinstance(recipe, LimitAnswers) or answers_limited(recipe.recipe))

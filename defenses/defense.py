@@ -4,29 +4,33 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 from torch import nn
 
 from ..attacks.attack import Attack, Task
 from ..compression.recipe import Recipe
+from ..targets.data.data import Data
 from ..targets.data.records import Bounds
 from ..targets.technique import Registry, Technique
 from ..training.privacy import Noised, PrivacyClaim
 from ..training.trainer import Trainer
+
+Stage = Literal["training", "compression", "inference"]  # when a defense acts
+STAGES: tuple[Stage, ...] = get_args(Stage)  # in the order in which they follow each other
 
 
 class Defense(Technique):
     """A defense without its adaptive attack is not a defense here."""
 
     kind: str
+    stage: ClassVar[Stage] = "compression"
     title: ClassVar[str] = ""  # what a report calls it; "": the kind in words
     tasks: ClassVar[frozenset[Task]] = frozenset({Task.CLASSIFICATION})
 
-    @classmethod
-    def named(cls) -> str:
+    def named(self) -> str:
         """As a title: `Adversarial training`."""
-        return cls.title or str(cls.model_fields["kind"].default).replace("-", " ").replace("_", " ").capitalize()
+        return self.title or self.kind.replace("-", " ").replace("_", " ").capitalize()
 
     def phrase(self, statement: Mapping[str, Any]) -> str:
         """The defense in a phrase, with what it promises: `DP-SGD, epsilon 8.00 at delta 1.0e-05`.
@@ -44,6 +48,7 @@ class Defense(Technique):
 class TrainingDefense(Defense):
     """Hardens how the dense model (and each of its shadows) is trained."""
 
+    stage: ClassVar[Stage] = "training"
     private: ClassVar[bool] = False  # its promise is about the members: a recipe that looks at them afterwards voids it
     counts: ClassVar[bool] = False  # whether `composed` counts what compression looks at through stated noise
     void: ClassVar[str] = "The compression looked at training records after private training."  # and says so
@@ -63,6 +68,14 @@ class TrainingDefense(Defense):
         Raises:
             NotApplicable: this defense cannot harden that training.
         """
+
+    def trained_on(self, data: Data, plain: Trainer) -> Trainer:
+        """`trainer` for these data; a defense says here what more than their bounds it needs of them.
+
+        Raises:
+            NotApplicable: the data lack it; or as `trainer`.
+        """
+        return self.trainer(plain, data.bounds)
 
     def adapt(self, module: nn.Module) -> nn.Module:
         """The architecture this defense needs (GroupNorm for DP-SGD); the module itself when it needs no change."""
@@ -88,7 +101,7 @@ class TrainingDefense(Defense):
 
 
 class CompressionDefense(Defense):
-    """Hardens a recipe."""
+    """Hardens a recipe, or wraps what it makes; one that acts on questions and answers says `stage = "inference"`."""
 
     @abstractmethod
     def recipes(self, recipe: Recipe) -> list[Recipe]:

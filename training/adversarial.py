@@ -31,8 +31,12 @@ def objective_of(training: Training, bounds: Bounds) -> Objective | None:
     return perturbed(training.model_copy(update={"adversarial": None}), training.adversarial, bounds)
 
 
-def perturbed(training: Training, perturbation: Perturbation, bounds: Bounds) -> Objective:
+def perturbed(
+    training: Training, perturbation: Perturbation, bounds: Bounds, plain: Objective | None = None
+) -> Objective:
     """The plain objective on perturbed records, or that of TRADES, for every model of a stack at once.
+
+    `plain` is what is learnt, by default the labels; a teacher's soft labels, say, stay those of the clean records.
 
     The models stay in training mode while their inputs are perturbed (Rice et al. 2020, arXiv:2002.11569), so batch
     norm normalises as in the step that follows; its running statistics see the perturbed batches too, which on digits
@@ -41,7 +45,7 @@ def perturbed(training: Training, perturbation: Perturbation, bounds: Bounds) ->
     Raises (when called):
         NotApplicable: the loss has no gradient with respect to the inputs; or TRADES, and the model predicts values.
     """
-    plain = cross_entropy(training)
+    learnt = plain or cross_entropy(training)
     places: dict[torch.device, Bounds] = {}
 
     def objective(
@@ -55,7 +59,7 @@ def perturbed(training: Training, perturbation: Perturbation, bounds: Bounds) ->
         if perturbation.method == "pgd":
 
             def loss(near: Tensor) -> Tensor:
-                return plain(forward, near.view_as(x), y, index, generators)
+                return learnt(forward, near.view_as(x), y, index, generators)
 
             return loss(ascend(ball, noise.flatten(0, 1), loss, perturbation))
         if y.is_floating_point():
@@ -69,7 +73,7 @@ def perturbed(training: Training, perturbation: Perturbation, bounds: Bounds) ->
 
         fixed = wanted.detach()
         adversarial = ascend(ball, noise.flatten(0, 1), lambda near: divergence(near, fixed), perturbation)
-        right = plain(lambda _: clean, x, y, index, generators)
+        right = learnt(lambda _: clean, x, y, index, generators)
         return right + perturbation.beta * divergence(adversarial, wanted)
 
     return objective

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from ...targets.form import Array, Arrays, Count, Document, Form, Layout, Share, require
-from .detectability import NONE, WATCHED
+from ...targets.serving.query_streams import NONE, WATCHED
 
 
 class Summary(Document):

@@ -16,6 +16,7 @@ from ...targets.data.structure import PLAIN, Structure
 from ...targets.errors import CrushproofError, InputError, NotApplicable, user_error
 from ...targets.model import Target, TorchTarget, device_of
 from ...targets.seeds import derive
+from ...targets.serving.query_streams import DELTA, noticed_after, shortest_distances, threshold
 from ...training.architecture import Architecture
 from ...training.loop import Training
 from ..access import Ledger
@@ -24,7 +25,6 @@ from ..evasion.gradient.pgd import craft
 from .answers import DECIMALS, SEEN, Seen, as_logits, told
 from .asking.strategies import STRATEGIES, Strategy, ask
 from .copying import Lesson, Pupil, Tutor
-from .detectability import DELTA, noticed_after, shortest_distances, threshold
 from .surrogate import surrogate_architecture
 
 TRAINING = Training(epochs=8, batch_size=16, learning_rate=1e-2)

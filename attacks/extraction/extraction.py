@@ -51,7 +51,7 @@ class Extraction(Attack):
         0 .. m - 1, or the record itself (clean errors count, as in robust accuracy); not for token ids. `distances/A`
         float32 [k], of the queries of the largest budget in their order, and `distances/honest`, of the evaluation
         records, the first 2,000: each one's distance to the nearest earlier one of its class
-        (`detectability.shortest_distances`).
+        (`query_streams.shortest_distances`).
     Summary: `copies` (every C in order), `kept` (the one that the attacker keeps), `budgets`, `queries` (spent on each
     copy), `fidelity` and `copy accuracy` by copy, `fidelity without queries`, `transfer` by copy, `architecture known`,
     `architecture guessed` (in words, where it is not and there is a choice), `built-in architecture` (the copies for

@@ -11,10 +11,10 @@ from torch import nn
 
 from ...targets.model import TorchTarget
 from ...targets.seeds import derive
+from ...targets.serving.query_streams import shortest_distances
 from ..access import Ledger
 from ..case import Case
 from ..evasion.gradient.pgd import craft
-from .detectability import shortest_distances
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 

@@ -10,13 +10,13 @@ from itertools import pairwise
 
 import numpy as np
 
+from ...targets.serving.query_streams import DELTA, noticed_after, threshold
 from ..case import Evidence
 from ..measurement import Auc, Bools, Comparison, MeasuredPart, Measurement, Rate, ThreatModel
 from ..preparation import Ran, Results
 from ..statistics.rates import paired_change, percent
 from .answers import ACCESS, SEEN
 from .asking.strategies import USUAL, Strategy
-from .detectability import DELTA, noticed_after, threshold
 from .risk import FIDELITY, TRANSFER
 from .teaching import UNQUERIED
 

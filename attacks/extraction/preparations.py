@@ -15,11 +15,11 @@ from ...targets.data.data import Data
 from ...targets.errors import NotApplicable, failing_as_not_applicable
 from ...targets.form import Array, Arrays, Count, Document, Form, Layout, require
 from ...targets.seeds import derive
+from ...targets.serving.query_streams import NONE
 from ...training.architecture import Architecture, weights_layout
 from ..access import Ledger
 from ..effort import Effort
 from ..preparation import Audited, Deployed, Inputs, Need, Preparation, Prepared, Scope, Trained
-from .detectability import NONE
 from .surrogate import surrogate_architecture
 from .teaching import Answered, Attacker, Taught, question, teach
 from .weights import with_state

@@ -16,6 +16,7 @@ from ...targets.data.records import Records
 from ...targets.errors import NotApplicable
 from ...targets.model import device_of
 from ...targets.seeds import derive
+from ...targets.serving.query_streams import shortest_distances
 from ...targets.steps import Arrays, pulse
 from ...training.architecture import Architecture
 from ...training.loop import Training
@@ -27,7 +28,6 @@ from .answers import SEEN, Seen, as_logits, told
 from .asking.queries import choose_labels, choose_queries
 from .asking.strategies import ROUNDS, Asked, Strategy, ask, rounds_of
 from .copying import Copy, Lesson, Pupil, Tutor
-from .detectability import shortest_distances
 from .surrogate import families, guess, surrogate_architecture
 from .weights import WEIGHTS, check_copy, weights, with_state
 
@@ -96,7 +96,7 @@ class Answered:
     Args:
         pupils: by the copy's name, in order.
         rivals: of the built-in architecture where the pupil's is the model's own, for the copies that may have one.
-        distances: of the queries, by the sort of answers (`detectability.shortest_distances`).
+        distances: of the queries, by the sort of answers (`query_streams.shortest_distances`).
         known: the architecture of the pupils is the model's own.
         guessed: what it was taken for where it is not known, in words; empty: it is, or there was no choice.
         ledger: passes of copies that were trained on the way, and queries.

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ...compression.answers import LimitAnswers
+from ...compression.answers import answers_limited
 from ..access import Access, Flag
 from ..case import Evidence
 from ..measurement import (
@@ -223,7 +223,7 @@ def _caveats(results: Results, evidence: Evidence) -> tuple[tuple[str, ...], lis
         else:
             flags.add(Flag.DISTRIBUTION_SHIFT.value)
             notes.append(f"Not attributable to membership: {told}")
-    if isinstance(model.recipe, LimitAnswers):
+    if answers_limited(model.recipe):
         flags.add(Flag.ANSWERS_LIMITED.value)
     if REPEATED_MEMBERS in dict(scope.data.doubts):
         flags.add(REPEATED_MEMBERS)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...attacks.dp_audit.accounting import prv_composed
 from ...attacks.measurement import Comparison, Mean, Measurement, Outcome, Rate
-from ...compression.answers import compressed_by
+from ...compression.wrapping import compressed_by
 from ..engine.cells import Result
 from ..plan.plan import DENSE
 from ..schema.file_rows import Certificate, Footprint, Kernels, Lineage, Runtime

@@ -29,6 +29,7 @@ def data_summary(data: Data) -> DataSummary:
         evaluation=len(data.evaluation_ids),
         attacker=len(data.non_members) - len(data.evaluation_ids),
         forgotten=None if data.forgotten is None else len(data.forgotten),
+        public=None if data.public is None else len(data.public),
         transfer=None if data.transfer is None else len(data.transfer.members) + len(data.transfer.evaluation),
         structure=_structure(data),
     )

@@ -18,11 +18,14 @@ from typing import Any
 import yaml
 
 from ...compression.recipe import RECIPES, Recipe
+from ...defenses.chain import parse_defenses, steps_of
 from ...defenses.defense import DEFENSES, TrainingDefense
 from ...targets.errors import InputError
+from ...targets.serving.statement import RowVerdict
 from ...targets.technique import Technique
 from ..engine.progress import Progress
 from ..plan.plan import Plan
+from ..plan.presets import RECIPE_WORDS
 from ..plan.sections import CandidatePlan
 from ..run import run_audit
 from ..schema.policy_rows import Gate
@@ -125,7 +128,11 @@ def harden(
             worse = against_dense(audit, row)
             if row.verdict == "pass" and not worse:
                 done.found[failing.name] = trial
-                tell(f"{trial.name} passes, against its own parent and against the plain dense model")
+                perhaps = against_dense(audit, row, "inconclusive")
+                tell(
+                    f"{trial.name} passes against its own parent, and against the plain dense model "
+                    + (f"it is inconclusive: {perhaps[0]}" if perhaps else "too")
+                )
             else:
                 tell(
                     f"{trial.name}: {row.verdict if row.verdict != 'pass' else 'worse than the plain model'}. "
@@ -138,11 +145,15 @@ def harden(
     return done
 
 
-def against_dense(audit: Audit, row: Candidate) -> list[str]:
+def against_dense(audit: Audit, row: Candidate, verdict: RowVerdict = "fail") -> list[str]:
     """What a candidate of a hardened parent surely loses against the plain dense model, beyond the policy's limits.
 
     A sentence each; empty where nothing is, or where its parent is the plain model.
+
+    Args:
+        verdict: "inconclusive": what it loses perhaps.
     """
+    beyond = "beyond" if verdict == "fail" else "which may be beyond"
     sentences = []
     for limit in audit.policy_limits:
         if limit.compares != "change" or limit.left_out is not None or limit.metric not in audit.metrics:
@@ -154,9 +165,9 @@ def against_dense(audit: Audit, row: Candidate) -> list[str]:
                 changes += [change for change in one.changes if change.baseline == DENSE]
         sentences += [
             f"Against the plain dense model its {metric.title.lower()} changes by {points(change.difference)} points "
-            f"[{points(change.low)}, {points(change.high)}], beyond the policy's {points(limit.limit)}."
+            f"[{points(change.low)}, {points(change.high)}], {beyond} the policy's {points(limit.limit)}."
             for change in changes
-            if change is not None and judge(change.low, change.high, limit.limit, metric.better) == "fail"
+            if change is not None and judge(change.low, change.high, limit.limit, metric.better) == verdict
         ]
     return sentences
 
@@ -196,7 +207,10 @@ def _gates(audit: Audit, name: str) -> list[Gate]:
 def _trials(failing: Candidate, of: CandidatePlan, audit: Audit) -> list[Trial]:
     """The ladder: other ways of the recipe, then each defense of the dense model, by itself and with those ways."""
     findings = {finding.id: finding for finding in audit.findings}
-    recipe = RECIPES.parse(failing.recipe)
+    word = of.recipe  # as it was before a defense hardened it
+    recipe = RECIPES.parse(RECIPE_WORDS.get(word, word) if isinstance(word, str) else word)
+    known = () if of.defense is None else steps_of(parse_defenses(of.defense))
+    trained = any(one.stage == "training" for one in known)
     ways: list[Recipe] = []
     defenses: list[TrainingDefense] = []
     for gate in _gates(audit, failing.name):
@@ -205,9 +219,9 @@ def _trials(failing: Candidate, of: CandidatePlan, audit: Audit) -> list[Trial]:
         finding = findings[gate.finding]
         ways += [way for way in recipe.hardened(finding.metric, finding.setting) if way not in ways]
         for kind in DEFENSES.kinds().values():
-            if issubclass(kind, TrainingDefense) and failing.defense is None:
-                known = kind.proposed(finding.metric, finding.setting)
-                defenses += [one for one in known if one not in defenses]
+            if issubclass(kind, TrainingDefense) and not trained:
+                proposed = kind.proposed(finding.metric, finding.setting)
+                defenses += [one for one in proposed if one not in defenses]
     pairs: list[tuple[Recipe, TrainingDefense | None]] = [(way, None) for way in ways]
     for one in defenses:  # all that comes of one dense model before another is trained
         pairs += [(recipe, one), *((way, one) for way in ways)]
@@ -215,7 +229,10 @@ def _trials(failing: Candidate, of: CandidatePlan, audit: Audit) -> list[Trial]:
 
 
 def _fields(trial: Trial) -> dict[str, Any]:
-    defense = {} if trial.defense is None else {"defense": _short(trial.defense)}
+    given = trial.of.defense
+    before = given if isinstance(given, list) else [] if given is None else [given]
+    chain = [] if trial.defense is None else [_short(trial.defense), *before]
+    defense = {"defense": chain if before else chain[0]} if chain else {}
     kept = trial.of.model_dump(mode="json", exclude_defaults=True, exclude={"recipe"})
     return {"recipe": short_recipe(trial.recipe.model_dump(mode="json")), **kept, **defense}
 

@@ -287,7 +287,6 @@ def check_techniques(plan: Plan) -> None:
     """
     from ...attacks.attack import ATTACKS
     from ...compression.recipe import RECIPES
-    from ...defenses.defense import DEFENSES
     from ...targets.runtimes.runtime import RUNTIMES
     from ...training.loop import Training
     from .presets import RECIPE_WORDS
@@ -309,7 +308,7 @@ def check_techniques(plan: Plan) -> None:
         recipe = RECIPE_WORDS.get(recipe, recipe) if isinstance(recipe, str) else recipe
         parsed(RECIPES, recipe, plan, "candidates", name, "recipe")
         if candidate.defense is not None:
-            parsed(DEFENSES, candidate.defense, plan, "candidates", name, "defense")
+            _check_defenses(plan, name, candidate.defense)
     if not isinstance(plan.attacks, str):
         for position, attack in enumerate(plan.attacks):
             parsed(ATTACKS, attack, plan, "attacks", position)
@@ -323,6 +322,20 @@ def check_techniques(plan: Plan) -> None:
         known = ", ".join(Training.model_fields)
         said = with_lines(error, plan._source, ("model", "training"), Training)
         raise InputError(f"{said} Known: {known}.") from None
+
+
+def _check_defenses(plan: Plan, name: str, raw: Any) -> None:
+    from ...defenses.chain import chained
+    from ...defenses.defense import DEFENSES
+
+    if not isinstance(raw, list):
+        parsed(DEFENSES, raw, plan, "candidates", name, "defense")
+        return
+    found = [parsed(DEFENSES, one, plan, "candidates", name, "defense", at) for at, one in enumerate(raw)]
+    try:
+        chained(found)
+    except InputError as error:
+        raise InputError(f"{plan.where('candidates', name, 'defense')}: {error}") from None
 
 
 def parsed(registry: Registry[T], raw: Any, plan: Plan, *at: str | int) -> T:

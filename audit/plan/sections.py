@@ -244,7 +244,11 @@ class CandidatePlan(Settings):
         description="the file that is made of it, attacked and weighed: onnx, run in ONNX Runtime; or tflite, run in "
         "LiteRT, of networks of convolutions, dense layers, pools and sums",
     )
-    defense: Any = Field(None, description="a kind, or a mapping with kind and its fields")
+    defense: Any = Field(
+        None,
+        description="a kind, or a mapping with kind and its fields; or a list of such, one each of training, "
+        "compression and inference time",
+    )
     control: bool = Field(False, description="a model that is there to be compared with: never up for release")
 
     @model_validator(mode="before")
@@ -257,7 +261,9 @@ class CandidatePlan(Settings):
 
     @field_validator("recipe", "defense")
     @classmethod
-    def _technique(cls, value: Any) -> Any:
+    def _technique(cls, value: Any, info: ValidationInfo) -> Any:
+        if info.field_name == "defense" and isinstance(value, list | tuple):
+            return [technique_like(one, at) for at, one in enumerate(value)]
         return None if value is None else technique_like(value)
 
     @model_validator(mode="after")

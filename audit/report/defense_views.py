@@ -122,7 +122,8 @@ def hardened_models(ix: Index, shown: Sequence[Column]) -> list[Hardened]:
 
 def illusion(naive: Part | None, finding: Finding, base: Finding | None, column: Column) -> Part | None:
     """By whom the hardened model seems clearly better than the one without the defense: an attacker who lacks what the
-    defense draws at random, or a single attack that did less than it did on that model. None: nobody.
+    defense draws at random, or a single attack that did less than it did on that model (where it had nothing to do
+    there, as the file's own gradients where nothing rounds: than all did). None: nobody.
     """
     if base is None or base.estimate is None:
         return None
@@ -130,10 +131,15 @@ def illusion(naive: Part | None, finding: Finding, base: Finding | None, column:
         [] if naive is None or naive.name.endswith(ALONE) else [(naive, base.estimate)]
     )
     before = {part.name: part for part in base.parts if part.estimate is not None}
+    skipped = {part.name for part in base.parts if part.estimate is None}
     ran = [
-        part for part in finding.parts if part.estimate is not None and part.name in before and _in_full(part, finding)
+        part
+        for part in finding.parts
+        if part.estimate is not None and _in_full(part, finding) and (part.name in before or part.name not in skipped)
     ]
-    sides += [(part.model_copy(update={"name": part.name + ALONE}), before[part.name]) for part in ran]
+    sides += [
+        (part.model_copy(update={"name": part.name + ALONE}), before.get(part.name, base.estimate)) for part in ran
+    ]
     gains = [(part, difference(*(_estimated(one, base.estimate.n) for one in (part, plain)))) for part, plain in sides]
     sign = 1 if column.metric.better == "higher" else -1
     clear = [(sign * gain[0], part) for part, gain in gains if _gain_words(gain, column) == "better"]

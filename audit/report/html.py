@@ -26,7 +26,7 @@ from ..schema import wording
 from ..schema.rows import Audit, Candidate, Finding, Point, ThreatModel
 from ..schema.standing import MEASURED, NOT_VERIFIED, Standing, told
 from ..writing import check_ours, write
-from . import charts, data_views, defense_views, dot_charts, footprint_views, risk_views, views
+from . import charts, data_views, defense_views, dot_charts, footprint_views, price_views, risk_views, views
 from .pictures import shown
 
 # Charts hold this many models beside the grey reference; more would be hard to tell apart.
@@ -83,6 +83,8 @@ def to_html(
             footprint_views=footprint_views,
             risk_views=risk_views,
             defense_views=defense_views,
+            price_views=price_views,
+            prices=price_views.prices(ix, matrix),
             words=wording,
             pictures=shown(pictures or {}),
             ACCURACY=ACCURACY,

@@ -13,6 +13,8 @@ from ..schema.wording import change, enumerate_words, estimate, figure, interval
 from .pictures import Shown, pattern
 from .views import Column, Index
 
+BUDGETS = 3  # of attackers alike but for them, that are named
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -99,7 +101,13 @@ def threats(findings: Iterable[Finding]) -> list[ThreatModel]:
         known = budgets.setdefault((finding.threat_model.access, finding.threat_model.knowledge), [])
         if finding.threat_model.budget not in known:
             known.append(finding.threat_model.budget)
-    return [ThreatModel(access=a, knowledge=k, budget=" or ".join(b)) for (a, k), b in budgets.items()]
+    return [ThreatModel(access=a, knowledge=k, budget=_budgets(b)) for (a, k), b in budgets.items()]
+
+
+def _budgets(told: Sequence[str]) -> str:
+    """Some of them; that there are more is said."""
+    some = " or ".join(told[:BUDGETS])
+    return some if len(told) <= BUDGETS else f"{some}, and {len(told) - BUDGETS} more"
 
 
 @dataclass(frozen=True)

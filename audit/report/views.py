@@ -18,7 +18,6 @@ from ..schema.wording import (
     enumerate_words,
     estimate,
     figure,
-    in_text,
     interval,
     label,
     milliseconds,
@@ -144,73 +143,49 @@ _OF_THE_DEFENSE = {"rounding", "rounding_seed", "calibration_inputs", "calibrati
 def _without_defense_fields(recipe: Any) -> Any:
     """A recipe without what a hardened form of it differs in."""
     if isinstance(recipe, dict):
-        if recipe.get("kind") == "limit-answers":
+        if recipe.get("kind") in ("limit-answers", "transform-inputs", "noise-inputs"):
             return _without_defense_fields(recipe["recipe"])
         return {key: _without_defense_fields(value) for key, value in recipe.items() if key not in _OF_THE_DEFENSE}
     return [_without_defense_fields(item) for item in recipe] if isinstance(recipe, list | tuple) else recipe
+
+
+def made_robust(recipe: Any) -> bool:
+    """Whether a recipe learns under attack."""
+    if isinstance(recipe, dict):
+        own = recipe.get("adversarial") is not None or str(recipe.get("importance", "")).startswith("adversarial")
+        return own or any(map(made_robust, recipe.values()))
+    return isinstance(recipe, list | tuple) and any(map(made_robust, recipe))
+
+
+def _without_lessons(recipe: Any) -> Any:
+    """A recipe without what tells one that learns under attack from one that does not, the longer lessons included."""
+    if isinstance(recipe, dict):
+        lesson = {"adversarial", "epochs"} if "adversarial" in recipe else {"importance"}
+        return {key: _without_lessons(value) for key, value in recipe.items() if key not in lesson}
+    return [_without_lessons(item) for item in recipe] if isinstance(recipe, list | tuple) else recipe
+
+
+def same_recipe(hardened: Candidate, plain: Candidate) -> bool:
+    """Whether it is the same recipe but for the defense."""
+    own, other = (_without_defense_fields(one.recipe) for one in (hardened, plain))
+    if own == other:
+        return True
+    return made_robust(own) and not made_robust(other) and bool(_without_lessons(own) == _without_lessons(other))
 
 
 def counterpart(ix: Index, hardened: Candidate) -> Candidate | None:
     """The same model without the defense: the same recipe on the plain dense model; None when it was not audited."""
     if hardened.role == "dense":
         return ix.plain
-    plain = [c for c in ix.audit.candidates if c.role != "dense" and c.defense is None]
-    same = [
-        c
-        for c in plain
-        if c.recipe is not None and _without_defense_fields(c.recipe) == _without_defense_fields(hardened.recipe)
-    ]
-    return same[0] if same else None
-
-
-def cheapest_fix(ix: Index, candidate: Candidate) -> str:
-    """The cheapest measured defense under which the same recipe passes what this candidate fails, in a sentence.
-
-    Where the same recipe was not audited with a defense that helps, the same technique is looked at.
-    """
-    failed = [g for g in ix.audit.policy if g.candidate == candidate.name and g.verdict == "fail"]
-    if any(g.rule == "lineage" for g in failed):
-        return "Have it compressed again from the dense model, by someone you trust, and compare the two files."
-    risks = [ix.findings[g.finding] for g in failed if g.finding in ix.findings]
-    if not risks:
-        lost = "accuracy" if candidate.accuracy is not None else "a lower error"
-        return f"No defense gives {lost} back: compress less, or fine-tune." if failed else ""
-    rest = " Its accuracy needs less compression." if len(risks) < len(failed) else ""
-    names = enumerate_words([in_text(ix.metric(f.metric)) for f in risks])
-    fixes = []
-    for other in ix.audit.candidates:
-        if other.defense is None or other.role != "candidate" or other.technique != candidate.technique:
-            continue
-        theirs = [ix.findings.get(f"{other.name}/{suffix(f)}") for f in risks]
-        if all(t is not None and t.verdict == "pass" and _safer(t, f) for t, f in zip(theirs, risks, strict=True)):
-            fixes.append(other)
-    if not fixes:
-        return f"None of the measured defenses fixes its {names}.{rest}"
-
-    def other_recipe(c: Candidate) -> bool:
-        return bool(_without_defense_fields(c.recipe) != _without_defense_fields(candidate.recipe))
-
-    best = min(fixes, key=lambda c: (other_recipe(c), c.verdict != "pass", -c.merit))
-    cost = signed(best.quality.estimate - candidate.quality.estimate, candidate.quality_metric)
-    also = "" if best.verdict == "pass" else f", itself {best.verdict} on another count"
-    how = (
-        f"What fixes {names}: {label(best.defense_words or best.defense or '')}, measured as {label(best.name)}{also} "
-        f"({candidate.quality_metric.title.lower()} {cost} points)."
-    )
-    aside = " That is another recipe of the same kind; this one was not measured with it." if other_recipe(best) else ""
-    return f"{how}{aside}{rest}"
+    plain = [c for c in ix.audit.candidates if c.role != "dense" and c.defense is None and not made_robust(c.recipe)]
+    same = [c for c in plain if c.recipe is not None and c is not hardened and same_recipe(hardened, c)]
+    exact = [c for c in same if _without_defense_fields(c.recipe) == _without_defense_fields(hardened.recipe)]
+    return next(iter(exact or same), None)
 
 
 def without_name(text: str | None, name: str) -> str:
     """A deciding sentence without the candidate's name in front, for use beside that name."""
     return sentence((text or "").removeprefix(f"{name}: "))
-
-
-def _safer(one: Finding, other: Finding) -> bool:
-    if one.estimate is None or other.estimate is None:
-        return False
-    difference = one.estimate.estimate - other.estimate.estimate
-    return difference > 0 if one.better == "higher" else difference < 0
 
 
 # --- trust and evidence ----------------------------------------------------------------------------------------------

@@ -39,5 +39,6 @@ class DataSummary(Row):
     evaluation: Count
     attacker: Count
     forgotten: Count | None = Field(None, description="that the model was to forget, none of the members; None: none")
+    public: Count | None = Field(None, description="that defenses may train on instead of the members; None: none")
     transfer: Count | None = Field(None, description="records of another task, for which each model is tried")
     structure: DataStructure | None = Field(None, description="None: plain numbers, as far as was declared")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field
 
+from ...attacks.risk import Metric
 from ...targets.serving.statement import RowVerdict
 from .row import Count, Figure, Row, Share
 
@@ -39,3 +41,10 @@ class Gate(Row):
     p_value: Share | None = Field(None, description="of a fail; Holm-corrected over the report")
     needs_records: Count | None = Field(None, description="about how many would decide it; None: no number would")
     sentence: str
+
+
+def margin(gate: Gate, metrics: Mapping[str, Metric]) -> float:
+    """How far the unfavourable end of the interval keeps within the limit; negative beyond it."""
+    if gate.low is None or gate.high is None or gate.limit is None:
+        return 0.0
+    return gate.low - gate.limit if metrics[gate.rule].better == "higher" else gate.limit - gate.high

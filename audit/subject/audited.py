@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...compression.answers import behind, limits_answers
+from ...compression.answers import limits_answers
 from ...compression.deployment.structure import load_module
 from ...compression.recipe import Recipe
+from ...compression.wrapping import behind
 from ...defenses.defense import Defense, TrainingDefense
 from ...targets.data.data import Data
 from ...targets.errors import NotApplicable

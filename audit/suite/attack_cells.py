@@ -15,6 +15,7 @@ from ...attacks.case import Case, Evidence
 from ...attacks.effort import Effort
 from ...attacks.preparation import Basis, Deployed, Elsewhere, Need, Preparation, Prepared, Ran, Scope, Weights
 from ...compression.quantization.quantized_layer import true_gradients
+from ...defenses.chain import DefenseChain, steps_of
 from ...defenses.stochastic_rounding import ExpectationTwin
 from ...targets.certificate import AGREEMENT, certify
 from ...targets.errors import InputError, NotApplicable
@@ -66,16 +67,11 @@ def add_attack(suite: ModelSuite, attack: Attack, label: str) -> None:
 
 def adapted(attack: Attack, model: AuditedModel) -> Attack:
     """The attack that knows the defenses in a model's making."""
+    steps = steps_of(model.defense)
     hardened = model.parent.hardened if model.parent is not None else None
-    for defense in {id(one): one for one in (hardened, model.defense) if one}.values():
-        knowing = defense.adapted(attack)
-        if not isinstance(knowing, Attack):
-            raise InputError(
-                f"The defense {defense.kind} gives no attack that knows it: {type(defense).__name__}.adapted returns "
-                f"{type(knowing).__name__}."
-            )
-        attack = knowing
-    return attack
+    if hardened is not None and hardened not in steps:
+        steps = (hardened, *steps)
+    return DefenseChain(kind="chain", steps=steps).adapted(attack)
 
 
 def _another_task(task: Task) -> NoReturn:

@@ -9,7 +9,8 @@ from typing import TypeVar
 
 from ...attacks.attack import Attack, Task
 from ...compression.recipe import RECIPES
-from ...defenses.defense import DEFENSES, CompressionDefense, TrainingDefense
+from ...defenses.chain import parse_defenses, steps_of
+from ...defenses.defense import CompressionDefense, TrainingDefense
 from ...targets.errors import InputError, NotApplicable, user_error
 from ...targets.runtimes.runtime import RUNTIMES, Runtime
 from ...training.architecture import Architecture
@@ -72,22 +73,21 @@ def _candidate(
 ) -> Candidate | FinishedFile:
     """One candidate; `dense` gains the hardened model it comes from."""
     recipe = None if entry.recipe is None else RECIPES.parse(_expand(entry.recipe))
-    defense = None if entry.defense is None else DEFENSES.parse(entry.defense)
+    defense = None if entry.defense is None else parse_defenses(entry.defense)
     parent = subject.model
     if name in subject.files:
         return FinishedFile(name, subject.files[name], parent, recipe, entry.control)
     if recipe is None:
         raise InputError(f"defense {entry.defense!r} hardens a recipe, and there is none.")
     assert parent is not None, "the plan's validator asks for a dense model"
-    if defense is None:
-        return Candidate(name, parent, recipe, None, entry.control, kind=entry.deploy)
-    if _task(subject) not in defense.tasks:
-        raise InputError(f"the defense {defense.kind} is one of classifiers: leave it out.")
     draws = [recipe]
-    if isinstance(defense, TrainingDefense):
-        parent = _hardened(defense, parent, subject, dense)
-    elif isinstance(defense, CompressionDefense):
-        draws = defense.recipes(recipe)
+    for step in steps_of(defense):
+        if _task(subject) not in step.tasks:
+            raise InputError(f"the defense {step.kind} is one of classifiers: leave it out.")
+        if isinstance(step, TrainingDefense):
+            parent = _hardened(step, parent, subject, dense)
+        elif isinstance(step, CompressionDefense):
+            draws = [made for draw in draws for made in step.recipes(draw)]
     return Candidate(name, parent, draws[0], defense, entry.control, tuple(draws[1:]), entry.deploy)
 
 
@@ -127,7 +127,7 @@ def _hardened(
     architecture = Architecture(
         f"{plain.architecture.name}|{defense.kind}", lambda: defense.adapt(plain.architecture.build())
     )
-    trainer = defense.trainer(plain.trainer, subject.data.bounds)
+    trainer = defense.trained_on(subject.data, plain.trainer)
     dense[name] = replace(
         plain,
         name=name,

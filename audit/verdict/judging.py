@@ -19,13 +19,13 @@ from ...attacks.risk import MEAN_SQUARED_ERROR, PROMISES, QUALITIES, Metric
 from ...targets.errors import InputError, UnsafeInput
 from ...targets.serving.statement import RowVerdict, Verdict
 from ..schema import wording
-from ..schema.policy_rows import Compares, Gate
+from ..schema.policy_rows import Compares, Gate, margin
 from ..schema.rows import Audit, Candidate, Change, Estimate, Finding
 from .beside import beside
 from .fitting import DEFAULT, follows_from_plan, nothing_to_judge, policy_of
 from .gate_sentences import HOPELESS, cannot_fail, doubt, gate_sentence, records_needed, setting, what_settles
 from .lineage_gate import lineage_gate
-from .overall import deciding_gate, margin, overall
+from .overall import deciding_gate, overall
 from .policy import EXACT, Policy
 from .promise_gate import promise_gate
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from ...attacks.risk import Metric
 from ...targets.serving.statement import Verdict
 from ..schema import wording
-from ..schema.policy_rows import Gate
+from ..schema.policy_rows import Gate, margin
 from ..schema.rows import Candidate
 
 DETAILS = 2  # candidates whose own sentences are given; the report has the others'
@@ -97,10 +97,3 @@ def deciding_gate(gates: Sequence[Gate], metrics: Mapping[str, Metric]) -> Gate:
     """The gate that decides: fail before inconclusive before not measured before pass, then the least margin."""
     order = ["fail", "inconclusive", "not-measured", "pass"]
     return min(gates, key=lambda gate: (order.index(gate.verdict), margin(gate, metrics)))
-
-
-def margin(gate: Gate, metrics: Mapping[str, Metric]) -> float:
-    """How far the unfavourable end of the interval keeps within the limit; negative beyond it."""
-    if gate.low is None or gate.high is None or gate.limit is None:
-        return 0.0
-    return gate.low - gate.limit if metrics[gate.rule].better == "higher" else gate.limit - gate.high

@@ -70,7 +70,9 @@ def to_onnx(module: nn.Module, shape: tuple[int, ...]) -> bytes:
         warnings.filterwarnings("ignore", "Exporting a model to ONNX with a batch_size other than 1", UserWarning)
         # torch's own recurrent and attention layers compare sizes; remarks on a user's code are let through.
         warnings.filterwarnings("ignore", "Converting a tensor to a Python boolean", module=r"torch\.nn")
-        warnings.filterwarnings("ignore", "Converting a tensor to a Python boolean", module=r"crushproof\.targets")
+        warnings.filterwarnings(
+            "ignore", "Converting a tensor to a Python boolean", module=r"crushproof\.(compression|targets)"
+        )
         log = torch._C._jit_onnx_log
         try:
             torch._C._jit_onnx_log = lambda *_: None  # else a failure prints its graph

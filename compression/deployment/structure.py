@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from ...targets.errors import InputError, NotApplicable
-from ..answers import LimitedAnswers
 from ..layers.attention import forgo_nested_tensors
 from ..layers.edit import REBUILDABLE
 from ..quantization.activation_grids import RoundedActivations
 from ..recipe import RECIPES
+from ..wrapping import Wrapper
 
 Description = list[dict[str, Any]]
 """One entry per layer: `path` (dotted), `type`, and `arguments` of its constructor (None: cannot be rebuilt)."""
@@ -115,7 +115,7 @@ def rebuild(architecture_module: nn.Module, description: Description) -> nn.Modu
             layer: nn.Module = _sequence(present, arguments)
         elif kind in types and isinstance(arguments, dict):
             layer = _build(path, types[kind], arguments)
-            if isinstance(layer, RoundedActivations | LimitedAnswers) and present is not None:
+            if isinstance(layer, RoundedActivations | Wrapper) and present is not None:
                 layer.inner = present  # whose changed layers follow, as parts of it
         else:
             raise NotApplicable(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,12 +14,14 @@ from ...targets.data.records import Bounds, Records
 from ...targets.errors import NotApplicable
 from ...targets.model import TorchTarget, device_of
 from ...targets.seeds import derive
+from ...training.adversarial import perturbed
 from ...training.architecture import Architecture
 from ...training.lessons import Lesson, Work
 from ...training.loop import Forward, Objective, Training, train
+from ...training.perturbation import answering
 from ..layers.edit import noise, working_copy
 from ..pruning.channels import remove_channels
-from ..recipe import RECIPES, TrainingRecipe
+from ..recipe import RECIPES, Recipe, TrainingRecipe
 from .hints import hinted
 from .narrow import narrower
 from .student import offer_factory, own_student, shallow
@@ -76,7 +78,11 @@ class Distill(TrainingRecipe):
         description="dotted names of layers whose outputs are hints, teacher=student where the names differ; empty: "
         "the input of the layer that gives the logits",
     )
-    training: Training = Field(Training(), description="of the student, on the dense model's training records")
+    training: Training = Field(
+        Training(),
+        description="of the student, on the dense model's training records; where these are perturbed (adversarial), "
+        "so as to lead the student away from what the teacher says of the clean ones (robust soft labels)",
+    )
 
     @field_validator("student", mode="before")
     @classmethod
@@ -86,6 +92,12 @@ class Distill(TrainingRecipe):
         path = f"{student.__module__}:{student.__qualname__}"
         offer_factory(path, student)
         return path
+
+    @model_validator(mode="after")
+    def _no_hints_under_attack(self) -> Distill:
+        if self.hint_weight and self.training.adversarial is not None:
+            raise ValueError("hints are features of clean records: leave out hint_weight, or adversarial in training")
+        return self
 
     @property
     def touches_records(self) -> bool:
@@ -106,21 +118,37 @@ class Distill(TrainingRecipe):
         smaller = " and ".join(f"{100 * share:g} % of the {what}" for share, what in shares if share < 1)
         who = f"student {self.student}" if self.student else f"student with {smaller or 'the same architecture'}"
         hints = ", feature hints" if self.hint_weight else ""
-        return f"{who}, temperature {self.temperature:g}{hints}"
+        attacked = "" if self.training.adversarial is None else ", on adversarial records"
+        return f"{who}, temperature {self.temperature:g}{hints}{attacked}"
+
+    def hardened(self, metric: str, setting: Mapping[str, Any]) -> list[Recipe]:
+        """Adversarial distillation against the attack that measured robust accuracy, three times as long."""
+        attack = answering(metric, setting)
+        if attack is None or self.hint_weight:
+            return []
+        longer = {"adversarial": attack, "epochs": 3 * self.training.epochs}
+        return [self.model_copy(update={"training": self.training.model_copy(update=longer)})]
 
     def work(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> Work:
         teacher = working_copy(module).requires_grad_(False)
         device = device_of(module)
         student = self._fresh(module, noise(module, records, bounds, 2, seed), seed).to(device)
         outputs = TorchTarget(teacher).logits(records.x.to(device))
-        of_outputs = self._values if records.y.dtype.is_floating_point else self._labels
+        plain = self._values if records.y.dtype.is_floating_point else self._labels
         training_seed = derive(seed, "training")
         if not self.hint_weight:
-            return (yield Lesson(student, records, self.training, training_seed, outputs, of_outputs, self))
+
+            def objective_of(taught: Tensor) -> Objective:
+                """Robust soft labels (RSLAD, Zi et al. 2021, arXiv:2108.07969) where the training has an attack."""
+                attack, of_teacher = self.training.adversarial, plain(taught)
+                return of_teacher if attack is None else perturbed(self.training, attack, bounds, of_teacher)
+
+            setting = self, tuple(bounds.low.flatten().tolist()), tuple(bounds.high.flatten().tolist())
+            return (yield Lesson(student, records, self.training, training_seed, outputs, objective_of, setting))
         example = records.x[:HINT_RECORDS].to(device)
         wrapped, features = hinted(student, teacher, self.hint_layers, example, derive(seed, "hints"))
         spread = float(features(example).var(0, correction=0).mean())
-        objective = with_hints(of_outputs(outputs), features, outputs.shape[1], self.hint_weight / max(spread, 1e-12))
+        objective = with_hints(plain(outputs), features, outputs.shape[1], self.hint_weight / max(spread, 1e-12))
         trained = train(wrapped, records, self.training, seed=training_seed, objective=objective)
         return trained.get_submodule("student")
 

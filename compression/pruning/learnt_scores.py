@@ -10,11 +10,8 @@ from ...targets.data.records import Bounds, Records
 from ...training.lessons import Lesson, fine_tuning
 from ...training.loop import Training
 from ..layers.edit import weights
-from .masks import smallest, smallest_per_layer
 
-SLOWER = (
-    0.3  # than weights: at their rate scores forget what magnitudes said (an MLP on digits, 90 %: .69, .74, at .1 .70)
-)
+SLOWER = 0.3  # than weights: at their rate scores forget what magnitudes said
 
 
 class Scored(nn.Module):
@@ -37,14 +34,29 @@ class Scored(nn.Module):
             self.scores.append(nn.Parameter(weight / weight.abs().max().clamp_min(1e-12)))
 
     def forward(self, x: Tensor) -> Tensor:
-        sizes = {name: score.detach().abs().cpu() for name, score in zip(self.names, self.scores, strict=True)}
-        masks = (smallest_per_layer if self.per_layer else smallest)(sizes, self.share)
+        masks = self.masks()
         chosen = {}
         for name, score in zip(self.names, self.scores, strict=True):
-            mask = masks[name].to(score) + score - score.detach()
-            chosen[name] = self.module.get_parameter(name) * mask
+            size = score.abs()  # what ranks: a negative weight's score gains by falling
+            chosen[name] = self.module.get_parameter(name) * (masks[name] + size - size.detach())
         answers: Tensor = functional_call(self.module, chosen, (x,))
         return answers
+
+    @torch.no_grad()
+    def masks(self) -> dict[str, Tensor]:
+        """1 for weights that take part, 0 for others, by name; scores that tie with the last one left out are out too.
+
+        A selection and no sorting, since each of a training step's passes asks for it.
+        """
+        sizes = {name: score.abs() for name, score in zip(self.names, self.scores, strict=True)}
+        groups = [[name] for name in sizes] if self.per_layer else [list(sizes)]
+        masks: dict[str, Tensor] = {}
+        for group in groups:
+            together = torch.cat([sizes[name].flatten() for name in group])
+            out = round(self.share * len(together))
+            last = together.kthvalue(out).values if out else together.new_tensor(-1.0)
+            masks |= {name: (sizes[name] > last).to(together.dtype) for name in group}
+        return masks
 
     @torch.no_grad()
     def sizes(self) -> dict[str, Tensor]:

@@ -1,4 +1,7 @@
-"""Adaptive rounding: each weight up or down, as keeps what the layer computes rather than the weight itself."""
+"""Adaptive rounding: each weight up or down, as keeps what the layer computes rather than the weight itself.
+
+And the same against what an attacker hid in nearest rounding: away from the nearest code where that costs least.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ REGULARISATION = 1.0  # of undecided weights, against an error in units of that 
 WARM_UP = 0.2  # share of the steps without regularisation
 BETA = (20.0, 2.0)  # the regulariser's exponent, from first to last step
 RECORDS = 32  # per step
+FLIPPING = 1.0  # of weights left at their nearest code, against an error in units of that of nearest rounding
 
 
 def layer_calls(module: nn.Module, layer: nn.Module, x: Tensor) -> list[Tensor]:
@@ -43,6 +47,7 @@ def adaptive_codes(
     *,
     steps: int,
     generator: torch.Generator,
+    flipped: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """AdaRound (Nagel et al. 2020, arXiv:2004.10568): codes that each are floor or ceil of weight / scale.
 
@@ -57,6 +62,9 @@ def adaptive_codes(
         entering: the layer's inputs in the model quantised so far, [n, *shape] each (see `layer_calls`).
         wanted: what the float layer computes from its inputs in the float model, for each of `entering`.
         steps: of 32 records each, drawn by `generator` (a CPU generator).
+        flipped: error-guided flipped rounding (EFRAP, Li et al. 2024, arXiv:2405.12725): it starts from the code on the
+            other side of each weight, and staying at the nearest one costs the more the larger its rounding error is.
+            Nearest rounding is never kept as a whole.
 
     Returns:
         codes int8 and scale float32, as `weight_codes` does.
@@ -85,7 +93,9 @@ def adaptive_codes(
 
     of_nearest = total(nearest.float())
     unit = max(of_nearest / sum(y.numel() for y in wanted), 1e-30)
-    share = ((fraction - GAMMA) / (ZETA - GAMMA)).clamp(1e-4, 1 - 1e-4)
+    start = 1 - fraction if flipped else fraction
+    share = ((start - GAMMA) / (ZETA - GAMMA)).clamp(1e-4, 1 - 1e-4)
+    nearest_up, off = fraction >= 0.5, 2 * torch.minimum(fraction, 1 - fraction)  # off: 0 .. 1
     variable = torch.logit(share).requires_grad_()
     optimizer = AdamW([variable])
     for step in range(steps):
@@ -98,9 +108,11 @@ def adaptive_codes(
         if progress > 0:
             beta = BETA[1] + (BETA[0] - BETA[1]) * (1 + torch.cos(torch.tensor(torch.pi * progress))) / 2
             loss = loss + REGULARISATION * (1 - (2 * up - 1).abs().pow(beta)).mean()
+        if flipped:
+            loss = loss + FLIPPING * (off * torch.where(nearest_up, up, 1 - up) * between).mean()
         (variable.grad,) = torch.autograd.grad(loss, variable)
         optimizer.step(LEARNING_RATE)
     learned = (down + ((variable.detach() >= 0) & between)).clamp(-format.top, format.top)
-    if total(learned) >= of_nearest:
+    if not flipped and total(learned) >= of_nearest:
         return nearest, scale
     return learned.to(torch.int8), scale

@@ -16,7 +16,8 @@ from ...targets.model import records_at_once
 from ...targets.steps import pulse
 from ..layers.edit import replace_layers
 from ..recipe import RECIPES, Promise, Recipe
-from .quantize import Quantize, prepare, stand_in
+from .quantize import Quantize
+from .stand_ins import prepare, stand_in
 from .weight_codes import Bits, WeightFormat
 
 WIDTHS: tuple[Bits, ...] = (8, 4, 3, 2)

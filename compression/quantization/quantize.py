@@ -17,20 +17,18 @@ from ...targets.seeds import derive, generator
 from ...targets.steps import pulse
 from ...training.loop import Training
 from ...training.privacy import Noised
-from ..layers.attention import unfold_attention
-from ..layers.edit import PLAIN_LAYERS, called, noise, replace_layers
-from ..layers.fold_batch_norm import fold_batch_norm
+from ..layers.edit import PLAIN_LAYERS, noise, replace_layers
 from ..recipe import RECIPES, Promise, Recipe
 from .activation_grids import quantize_additions
 from .adaptive_rounding import adaptive_codes, layer_calls
 from .calibration import Calibration, input_ranges, watch
 from .private_ranges import private_ranges
 from .quantization_aware import train_quantized
-from .quantized_layer import Activations, QuantizedLayer, can_quantize, quantize_layer, share_codes
-from .quantized_recurrent import QuantizedRecurrent, quantize_recurrent
-from .weight_codes import SIXTEEN_BITS, Bits, Granularity, Number, Rounding, WeightFormat, agreed
+from .quantized_layer import Activations, QuantizedLayer, share_codes
+from .quantized_recurrent import QuantizedRecurrent
+from .stand_ins import RECURRENT, prepare, stand_in
+from .weight_codes import SIXTEEN_BITS, Bits, Granularity, Number, WeightFormat, agreed, clip_weights
 
-RECURRENT = (nn.LSTM, nn.GRU)
 FEW = 5  # records of noise that show how a model works
 
 
@@ -61,10 +59,13 @@ class Quantize(Recipe):
         description="each layer's input: static, 8 bits over a calibrated range; dynamic, 8 bits over the range "
         "of each record, which needs no calibration; float, as they are (weights only)",
     )
-    rounding: Literal["nearest", "stochastic", "adaptive"] = Field(
+    rounding: Literal["nearest", "stochastic", "adaptive", "flipped"] = Field(
         "nearest",
         description="of weights; stochastic: right on average and random per draw; adaptive: up or down as keeps each "
-        "layer's output on the calibration inputs best (AdaRound)",
+        "layer's output on the calibration inputs best (AdaRound); flipped: the same, but away from the nearest code "
+        "where rounding errs most, which undoes what was hidden in nearest rounding (EFRAP, Li et al. 2024, "
+        "arXiv:2405.12725). Both are of linear and convolutional layers: others, LSTM and GRU among them, round to "
+        "nearest, and keep what was hidden there",
     )
     rounding_seed: int | None = Field(
         None,
@@ -72,7 +73,15 @@ class Quantize(Recipe):
         lt=2**63,
         description="fixes the draw of stochastic rounding; None: it follows from the seed of the recipe",
     )
-    rounding_steps: int = Field(300, ge=1, le=100_000, description="of adaptive rounding, per layer")
+    rounding_steps: int = Field(300, ge=1, le=100_000, description="of adaptive and flipped rounding, per layer")
+    weight_clip: float | None = Field(
+        None,
+        gt=0,
+        le=100,
+        description="each layer's weights are first clipped at this multiple of the standard deviation of those that "
+        "are not 0: scales get smaller, so that a flipped bit moves a weight less (Stutz et al. 2021, "
+        "arXiv:2006.13977). None: they are not",
+    )
     calibration: Calibration = Field(
         "min-max",
         description="of static activations: all of the range that is seen; without `percentile`'s tails; or clipped "
@@ -83,8 +92,8 @@ class Quantize(Recipe):
     )
     calibration_inputs: Literal["records", "noise"] = Field(
         "records",
-        description="what activation ranges and adaptive rounding are measured on: training records, or noise within "
-        "the bounds, which no record decided (keeps a differentially private model's epsilon)",
+        description="what activation ranges, adaptive and flipped rounding are measured on: training records, or noise "
+        "within the bounds, which no record decided (keeps a differentially private model's epsilon)",
     )
     calibration_records: int = Field(
         256, ge=1, le=10_000_000, description="records (or noise inputs) that are measured on"
@@ -119,18 +128,20 @@ class Quantize(Recipe):
             return f"{self.rounding} rounding chooses between two neighbours on a grid, which {self.number} is not"
         if self.granularity == "group" and self.number not in ("integer", "binary", "ternary"):
             return f"groups share a scale, and {self.number} has none of its own: set granularity: channel"
+        if self.number not in ("integer", "fixed-point") and self.weight_clip is not None:
+            return f"weight_clip makes the scale of a grid smaller, and {self.number} weights have no such grid"
         if self.fine_tune is not None and self.rounding != "nearest":
             return f"training decides the weights itself and rounds to nearest: leave out {self.rounding} rounding"
         private = self.fine_tune is not None and self.fine_tune.private is not None
-        plain = self.activations == "static" and self.calibration == "min-max" and self.rounding != "adaptive"
+        plain = self.activations == "static" and self.calibration == "min-max" and not self.learns_rounding
         if self.calibration_noise is not None and not (plain and self.calibration_inputs == "records"):
-            return "calibration_noise is for static activations, min-max, on records, without adaptive rounding"
+            return "calibration_noise is for static activations, min-max, on records, rounded to nearest or at random"
         return "quantisation-aware training cannot be private: leave out fine_tune.private" if private else None
 
     @property
     def measures(self) -> bool:
         """Whether calibration inputs are run through the model."""
-        return self.activations == "static" or self.rounding == "adaptive"
+        return self.activations == "static" or self.learns_rounding
 
     @property
     def touches_records(self) -> bool:
@@ -144,7 +155,12 @@ class Quantize(Recipe):
 
     @property
     def trains(self) -> bool:
-        return self.fine_tune is not None or self.rounding == "adaptive"
+        return self.fine_tune is not None or self.learns_rounding
+
+    @property
+    def learns_rounding(self) -> bool:
+        """Whether up or down is decided on what the layers compute from calibration inputs."""
+        return self.rounding in ("adaptive", "flipped")
 
     @property
     def phrase(self) -> str:
@@ -152,7 +168,7 @@ class Quantize(Recipe):
 
     @property
     def promise(self) -> Promise:
-        if self.fine_tune is not None:
+        if self.fine_tune is not None or self.weight_clip is not None:
             return "shapes"
         return "nearest" if self.rounding == "nearest" else "neighbour"
 
@@ -175,6 +191,8 @@ class Quantize(Recipe):
     def other_phrases(self) -> list[str]:
         """Everything in `phrase` but the weights' format."""
         words = [] if self.rounding == "nearest" else [f"{self.rounding} rounding"]
+        if self.weight_clip is not None:
+            words.append(f"clipped at {self.weight_clip:g} standard deviations")
         if self.activations == "static":
             methods = {
                 "min-max": "",
@@ -233,6 +251,8 @@ class Quantize(Recipe):
                 "Quantization here calibrates or trains on records, and there are none: set calibration_inputs: noise, "
                 "or activations: dynamic or float, and no fine_tune."
             )
+        if self.weight_clip is not None:
+            clip_weights(layers, self.weight_clip)
         x = self.calibration_set(prepared, records, bounds, seed) if self.measures else None
         example = noise(prepared, records, bounds, FEW, seed)
         activations = self._activations(prepared, layers, x, example, bounds, records, seed)
@@ -253,13 +273,14 @@ class Quantize(Recipe):
             draw = generator(drawn, "rounding", position)
             known = None if isinstance(layer, RECURRENT) else first.get(id(original.weight))
             codes = None if known is None or known.weight_scale is None else (known.codes, known.weight_scale)
-            if codes is None and self.rounding == "adaptive" and isinstance(layer, PLAIN_LAYERS):
+            if codes is None and self.learns_rounding and isinstance(layer, PLAIN_LAYERS):
                 pulse("layer", position, len(layers))
                 assert x is not None
                 wanted = [original(entering).detach() for entering in layer_calls(prepared, original, x)]
                 entering = layer_calls(quantized, layer, x)  # of the model quantised so far
+                steps, flipped = self.rounding_steps, self.rounding == "flipped"
                 codes = adaptive_codes(
-                    layer, format, activation, entering, wanted, steps=self.rounding_steps, generator=draw
+                    layer, format, activation, entering, wanted, steps=steps, generator=draw, flipped=flipped
                 )
             rounded = stand_in(
                 layer, format, "stochastic" if self.rounding == "stochastic" else "nearest", draw, activation, codes
@@ -312,39 +333,3 @@ class Quantize(Recipe):
             return noise(module, records, bounds, self.calibration_records, derive(seed, "calibration"))
         order = torch.randperm(len(records), generator=generator(seed, "calibration"))
         return records.x[order[: self.calibration_records].to(records.x.device)].to(device_of(module))
-
-
-def prepare(module: nn.Module, records: Records, bounds: Bounds, seed: int) -> tuple[nn.Module, list[nn.Module]]:
-    """A copy with attention opened and batch norms folded, and its layers to quantise, in the order of first calls.
-
-    Raises:
-        NotApplicable: there is none.
-    """
-    example = noise(module, records, bounds, 2, seed)
-    prepared = fold_batch_norm(unfold_attention(module), example)
-    layers = called(prepared, example, quantizable)
-    if not layers:
-        raise NotApplicable(
-            "The model calls no plain Linear, Conv1d, Conv2d, Embedding, LSTM or GRU layer, so there is nothing to "
-            "quantize."
-        )
-    return prepared, layers
-
-
-def quantizable(layer: nn.Module) -> bool:
-    """Whether a layer has a quantised stand-in; a recurrent one with projected states has none."""
-    return can_quantize(layer) or (type(layer) in RECURRENT and not layer.proj_size)
-
-
-def stand_in(
-    layer: nn.Module,
-    format: WeightFormat,
-    rounding: Rounding = "nearest",
-    draw: torch.Generator | None = None,
-    activations: Activations = None,
-    codes: tuple[Tensor, Tensor] | None = None,
-) -> QuantizedLayer | QuantizedRecurrent:
-    """The quantised stand-in of a `quantizable` layer; a recurrent one knows neither `activations` nor `codes`."""
-    if isinstance(layer, nn.LSTM | nn.GRU):
-        return quantize_recurrent(layer, format, rounding, draw)
-    return quantize_layer(layer, format, rounding=rounding, generator=draw, activations=activations, codes=codes)

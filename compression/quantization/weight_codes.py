@@ -131,6 +131,26 @@ def half_bits(weight: Tensor, number: Number) -> Tensor:
     return torch.where(values == 0, torch.zeros_like(values), values).view(torch.int16)
 
 
+def agreed(layers: Sequence[nn.Module], formats: Sequence[WeightFormat]) -> list[WeightFormat]:
+    """`formats`, one per layer, with the widest for all layers that share a weight."""
+    widest: dict[int, WeightFormat] = {}
+    keys = [id(getattr(layer, "weight", layer)) for layer in layers]
+    for key, format in zip(keys, formats, strict=True):
+        widest[key] = max(widest.get(key, format), format, key=lambda one: one.width)
+    return [widest[key] for key in keys]
+
+
+@torch.no_grad()
+def clip_weights(layers: Sequence[nn.Module], deviations: float) -> None:
+    """Brings every weight of the layers within so many standard deviations of its own values other than 0; in place."""
+    named = (one for layer in layers for one in layer.named_parameters() if one[0].startswith("weight"))
+    for weight in {id(value): value for _, value in named}.values():
+        alive = weight[weight != 0]
+        if len(alive) > 1:
+            limit = deviations * float(alive.std())
+            weight.clamp_(-limit, limit)
+
+
 def _best_scale(units: Tensor, largest: Tensor, format: WeightFormat, rounding: Rounding) -> Tensor:
     """[units]: the scale of each row of `units` whose rounding errs least; where a row is zero, any."""
     tiny = torch.finfo(torch.float32).tiny
@@ -173,12 +193,3 @@ def _whole(units: Tensor, shape: torch.Size) -> Tensor:
     if units.numel() == shape.numel():
         return units.reshape(shape)
     return units.reshape(shape[0], -1)[:, :per_channel].reshape(shape)
-
-
-def agreed(layers: Sequence[nn.Module], formats: Sequence[WeightFormat]) -> list[WeightFormat]:
-    """`formats`, one per layer, with the widest for all layers that share a weight."""
-    widest: dict[int, WeightFormat] = {}
-    keys = [id(getattr(layer, "weight", layer)) for layer in layers]
-    for key, format in zip(keys, formats, strict=True):
-        widest[key] = max(widest.get(key, format), format, key=lambda one: one.width)
-    return [widest[key] for key in keys]

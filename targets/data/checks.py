@@ -24,12 +24,14 @@ def check_data(
     groups: tuple[str, ...] | None,
     *,
     forgotten: Records | None = None,
+    public: Tensor | None = None,
 ) -> list[str]:
     """Notes for the reader of the report: sentences about what is allowed but worth knowing.
 
     Args:
         class_names: none where values are predicted.
         groups: one per non-member.
+        public: float32 [n, *shape]; nothing is asked about what a model should answer.
 
     Raises:
         InputError: wrong types or shapes, too few records, a split of a single class, labels out of range, NaN, values
@@ -60,6 +62,13 @@ def check_data(
             f"{non_members.y.shape[1]}. Give the same values for both."
         )
     _check_bounds_shape(bounds, non_members.x.shape[1:])
+    if public is not None:
+        if public.dtype != torch.float32 or public.shape[1:] != non_members.x.shape[1:]:
+            raise InputError(
+                f"The public records (x_population) are {_word(public)} of shape {list(public.shape)}, and a test "
+                f"record (x_test) has shape {list(non_members.x.shape[1:])}. Prepare both in the same way, as float32."
+            )
+        _check_values(public, "public records", bounds)
     for split, records in splits.items():
         if regression:
             _check_targets(records.y, split)
@@ -243,7 +252,9 @@ def _named(split: str, array: str = "") -> str:
     """The records as the user knows them: `test records (x_test)`."""
     if "forget" in split:
         return split
-    part = split.split()[0].replace("training", "train")
+    part = split.split()[0].replace("training", "train").replace("public", "population")
+    if part == "population":
+        return f"{split} (x_population)"
     return f"{split} ({array}_{part})" if array else f"{split} (x_{part}, y_{part})"
 
 

@@ -18,6 +18,7 @@ from ..seeds import generator
 from .checks import check_data, check_enough
 from .copies.repeats import find_repeats
 from .further.forgetting import check_forgotten
+from .further.public import check_public, unlabelled
 from .further.task import NewTask, check_shape
 from .one_hot import undeclared_blocks
 from .records import Bounds, Persons, Records, check_persons
@@ -44,6 +45,8 @@ class Data:
         structure: what the features are where they are no plain numbers; `bounds` holds an attacker to it.
         forgotten: records that the model was trained on once and was to forget: none of `members`, and nothing is
             trained on them; None: there are none.
+        public: float32 [n, *shape], inputs of nobody whose membership is asked, for defenses that train on them; those
+            that are members or non-members too are left out. None: there are none.
         transfer: another task for the models, which no other figure is of; None: there is none.
 
     Test records that are repeated beyond what is natural are left out but for the first of each (`repeats`).
@@ -68,16 +71,24 @@ class Data:
     bounds_doubt: str = ""
     structure: Structure = PLAIN
     forgotten: Records | None = None
+    public: Tensor | None = None
     transfer: NewTask | None = None
     doubts: tuple[tuple[str, str], ...] = field(default=(), init=False)
     _split: tuple[Tensor, Tensor] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         found = check_data(
-            self.members, self.non_members, self.bounds, self.class_names, self.groups, forgotten=self.forgotten
+            self.members,
+            self.non_members,
+            self.bounds,
+            self.class_names,
+            self.groups,
+            forgotten=self.forgotten,
+            public=self.public,
         )
         splits = {"non-members": self.non_members.x} | ({} if self.members is None else {"members": self.members.x})
         splits |= {} if self.forgotten is None else {"records to forget": self.forgotten.x}
+        splits |= {} if self.public is None else {"public records": self.public}
         if self.persons is not None:
             check_persons(self.persons, None if self.members is None else len(self.members), len(self.non_members))
         found += check_structure(self.structure, splits)
@@ -85,6 +96,12 @@ class Data:
         if self.forgotten is not None:
             forgotten, told = check_forgotten(self.forgotten, self.members, self.non_members)
             object.__setattr__(self, "forgotten", forgotten)
+            found += told
+        if self.public is not None:
+            others = {"training records": self.members, "test records": self.non_members}
+            others["records to forget"] = self.forgotten
+            public, told = check_public(self.public, {split: own for split, own in others.items() if own is not None})
+            object.__setattr__(self, "public", public)
             found += told
         object.__setattr__(self, "notes", (*self.notes, *dict.fromkeys([*found, *(told for _, told in self.doubts)])))
         if self.transfer is not None:
@@ -168,7 +185,8 @@ class Data:
     def digest(self) -> str:
         """sha256 (hex) of everything that decides a result: values, labels, order, bounds, names, structure, split."""
         digest = hashlib.sha256()
-        for records in (self.members, self.non_members, self.forgotten):
+        public = None if self.public is None else unlabelled(self.public)
+        for records in (self.members, self.non_members, self.forgotten, public):
             for tensor in (records.x, records.y) if records is not None else ():
                 digest.update(str((tuple(tensor.shape), str(tensor.dtype))).encode())
                 digest.update(np.ascontiguousarray(tensor.cpu().numpy()).tobytes())

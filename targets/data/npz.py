@@ -33,7 +33,7 @@ CHANNELS = (1, 3, 4)
 REQUIRED = ["x_test", "y_test"]
 PERSONS = ("persons_train", "persons_test")
 KEYS = ["x_train", "y_train", *REQUIRED, "groups_test", *PERSONS, "class_names", "feature_names", "forget"]
-LATER = ["x_population", "y_population"]
+PUBLIC = "x_population"
 
 
 def load_npz(
@@ -47,8 +47,8 @@ def load_npz(
     declared: Declared | None = None,
     forget: object = None,
 ) -> Data:
-    """Data from an `.npz` with `x_test, y_test`; optionally `x_train, y_train, groups_test, class_names, forget`, both
-    of `persons_train, persons_test` and, of a table, `feature_names`.
+    """Data from an `.npz` with `x_test, y_test`; optionally `x_train, y_train, groups_test, class_names, forget`,
+    `x_population` (public records), both of `persons_train, persons_test` and, of a table, `feature_names`.
 
     The training records are the members, the test records the non-members. Values keep the file's units: the model must
     take them as they are. `[n, h, w]` becomes `[n, 1, h, w]`; `[n, h, w, c]` with c in 1, 3, 4 becomes `[n, c, h, w]`
@@ -79,6 +79,8 @@ def load_npz(
     inputs = {part: arrays[f"x_{part}"] for part in parts}
     read = predicted_values if regression else class_numbers
     labels = {part: read(arrays[f"y_{part}"], f"y_{part} in {where}") for part in parts}
+    if PUBLIC in arrays:
+        inputs["population"] = arrays[PUBLIC]
     for part, x in inputs.items():
         if x.dtype.kind not in "fiub":
             raise InputError(
@@ -126,6 +128,7 @@ def load_npz(
         bounds_doubt=doubt,
         structure=structure,
         forgotten=forgotten,
+        public=_tensor(inputs["population"], channels_last) if PUBLIC in arrays else None,
     )
 
 
@@ -174,15 +177,15 @@ def _check_room(array: Array, packed: int, where: str) -> None:
 
 def _check_keys(keys: list[str], where: str) -> None:
     for key in keys:
-        if key in LATER:
+        if key == "y_population":
             raise InputError(
-                f"{key} in {where}: a population of the attacker's own is not read yet. Leave it out; the attacker's "
-                "records are then a third of the test records."
+                f"y_population in {where}: public records are used without labels, which a teacher gives them. Leave "
+                "y_population out, and keep x_population."
             )
-        if key not in KEYS:
+        if key not in (*KEYS, PUBLIC):
             raise InputError(
-                f"{where} holds an array {quoted(key)} that is not a known key.{nearest_hint(key, KEYS)} Known: "
-                f"{', '.join(KEYS)}. Leave out or rename the array."
+                f"{where} holds an array {quoted(key)} that is not a known key.{nearest_hint(key, [*KEYS, PUBLIC])} "
+                f"Known: {', '.join([*KEYS, PUBLIC])}. Leave out or rename the array."
             )
     missing = [key for key in REQUIRED if key not in keys]
     if ("x_train" in keys) != ("y_train" in keys):

@@ -36,6 +36,7 @@ class Outline(BaseModel):
     structure: Structure
     doubts: tuple[tuple[str, str], ...]
     undeclared_blocks: tuple[tuple[int, int], ...]
+    public: int | None = Field(None, ge=1)  # how many public records there are
     transfer: tuple[str, tuple[str, ...]] | None = None  # name and classes of another task
 
 
@@ -74,7 +75,10 @@ class _Labels(BaseModel):
         lengths = [(one.dtype == np.int64, one.shape) for one in named.values()]
         if named and ("members" not in self.arrays or lengths != [(True, (len(own),)) for own in everybody[::-1]]):
             raise ValueError("there is not one person for each record")
-        if math.prod(self.outline.shape) * sum(map(len, [*everybody, *asked])) > MOST_VALUES:
+        if (
+            math.prod(self.outline.shape) * (sum(map(len, [*everybody, *asked])) + (self.outline.public or 0))
+            > MOST_VALUES
+        ):
             raise ValueError("the records are larger than any")
         return self
 
@@ -95,6 +99,7 @@ def outline(data: Data) -> tuple[Outline, Arrays]:
         structure=data.structure,
         doubts=data.doubts,
         undeclared_blocks=data.undeclared_blocks,
+        public=None if data.public is None else len(data.public),
         transfer=None if data.transfer is None else (data.transfer.name, data.transfer.class_names),
     )
     arrays = {"non_members": data.non_members.y, "low": data.bounds.low, "high": data.bounds.high}
@@ -130,6 +135,7 @@ def data_of(found: Outline, arrays: Arrays) -> Data:
             for name in ("members", "forgotten")
         },
         "non_members": non_members,
+        "public": None if found.public is None else torch.zeros(()).expand(found.public, *found.shape),
         "persons": persons,
         "transfer": task,
         "bounds": Bounds(low, high, held, whole),

@@ -18,6 +18,7 @@ from .attestation import Attestation, SnpReport, attested
 from .buffers import Digests, watched_session
 from .encryption import decrypted, is_encrypted
 from .envelope import UnsignedError, signed_statement
+from .query_streams import Watcher
 from .statement import ENVELOPE, RowVerdict, SignedModel, Statement
 
 LARGEST = 2 * 2**30  # bytes of a model
@@ -52,10 +53,19 @@ class Served:
         within: calls that together look at every byte of the weights: a change is noticed at the latest by so many
             calls after it, before that call answers.
         query_budget: records that are answered in all; None: no limit.
+        honest: float32 [n, *shape], n at least 200, queries as one honest client asks them. A client whose own look
+            otherwise gets no more answers (`query_streams.Watcher`). They count in `queries`. None: nobody watches.
     """
 
     def __init__(
-        self, content: bytes, admitted: Admitted, *, within: int, query_budget: int | None, threads: int
+        self,
+        content: bytes,
+        admitted: Admitted,
+        *,
+        within: int,
+        query_budget: int | None,
+        threads: int,
+        honest: Tensor | None = None,
     ) -> None:
         if within < 1 or (query_budget is not None and query_budget < 1):
             raise InputError("within and query_budget are numbers of calls and of records: 1 or more.")
@@ -67,18 +77,25 @@ class Served:
         self._digests = Digests(made.arrays, within)
         self._budget = query_budget
         self._stopped: str | None = None
+        self._watcher: Watcher | None = None
+        if honest is not None:
+            self._watcher = Watcher.calibrated(honest, self._target.logits(honest).argmax(1))
 
     @property
     def queries(self) -> int:
         """Records answered so far."""
         return self._target.queries
 
-    def logits(self, x: Tensor) -> Tensor:
+    def logits(self, x: Tensor, client: str = "") -> Tensor:
         """float32 [n, classes], what the audited file answers for x [n, *shape].
+
+        Args:
+            client: who asks, where queries are watched: a name that it cannot choose itself.
 
         Raises:
             UnsafeInput: the weights in memory were changed since the file was loaded. Nothing is answered any more.
-            InputError: the records do not fit the model, or the query budget does not reach for them.
+            InputError: the records do not fit the model, the query budget does not reach for them, or the client's
+                queries look like an extraction: then neither these nor later ones are answered.
         """
         changed = None if self._stopped else self._digests.check()
         if changed is not None:
@@ -93,7 +110,17 @@ class Served:
                 f"The query budget of {self._budget:,} records does not reach for {len(x):,} more: {self.queries:,} "
                 "were answered."
             )
-        return self._target.logits(x)
+        if self._watcher is None:
+            return self._target.logits(x)
+        if self._watcher.noticed(client) is None:
+            answers = self._target.logits(x)
+            self._watcher.see(client, x, answers.argmax(1))
+        if (after := self._watcher.noticed(client)) is not None:
+            raise InputError(
+                f"After {after:,} queries those of client {quoted(client)} look like an extraction of the model: their "
+                "distances to earlier ones are not spread as an honest client's are. It gets no more answers."
+            )
+        return answers
 
 
 def load(
@@ -107,6 +134,7 @@ def load(
     attestation: Attestation | None = None,
     within: int = 32,
     query_budget: int | None = None,
+    honest: Tensor | None = None,
     threads: int = 1,
 ) -> Served:
     """An ONNX file, ready to answer, if a signed audit (`crushproof sign`) says that it may ship.
@@ -119,7 +147,7 @@ def load(
         verdicts: on this model, that are good enough.
         decryption_key: of an encrypted file: 64 hexadecimal digits in a file.
         attestation: of the enclave that this runs in; where it is given it must hold.
-        within, query_budget: see `Served`.
+        within, query_budget, honest: see `Served`.
         threads: of the runtime, within an operator.
 
     Raises:
@@ -147,7 +175,7 @@ def load(
     name, model = _admitted(path, hashlib.sha256(content).hexdigest(), said, verdicts)
     enclave = None if attestation is None else attested(attestation, model.sha256)
     admitted = Admitted(name, model.verdict, model.sha256, said, enclave)
-    return Served(content, admitted, within=within, query_budget=query_budget, threads=threads)
+    return Served(content, admitted, within=within, query_budget=query_budget, threads=threads, honest=honest)
 
 
 def _admitted(path: Path, digest: str, said: Statement, verdicts: Collection[RowVerdict]) -> tuple[str, SignedModel]:

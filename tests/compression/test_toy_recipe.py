@@ -100,9 +100,11 @@ def test_a_kind_gives_the_family_where_a_recipe_names_none(installed: Any) -> No
         "factorize": "Factorization",
         "limit-answers": "Limit answers",
         "mixed-precision": "Mixed precision",
+        "noise-inputs": "Noise inputs",
         "prune": "Pruning",
         "quantize": "Quantization",
         "share": "Weight sharing",
         "three-values": "Three values",
+        "transform-inputs": "Transform inputs",
     }
     assert type("Finer", (RECIPES.kinds()["quantize"],), {}).family == "Quantization", "as its parent says"

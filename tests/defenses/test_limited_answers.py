@@ -9,22 +9,26 @@ from torch import nn
 from crushproof.attacks.evasion.gradient.pgd import craft
 from crushproof.attacks.extraction.extraction import Extraction
 from crushproof.audit.subject.audited import exported
-from crushproof.compression.answers import LimitAnswers, LimitedAnswers, behind, limits_answers
+from crushproof.compression.answers import LimitAnswers, LimitedAnswers, limits_answers
 from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.compression.deployment.structure import load_module, save_module
+from crushproof.compression.pruning.prune import Prune
 from crushproof.compression.quantization.quantize import Quantize
+from crushproof.compression.wrapping import behind
 from crushproof.defenses.defense import DEFENSES
 from crushproof.defenses.limited_answers import LimitedAnswers as Defense
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import NotApplicable
-from crushproof.training.networks import digits_cnn
+from crushproof.training.networks import Mlp, digits_cnn
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.0, -1.0], [0.0, 3.0, 3.0001, -2.0], [9.0, -9.0, 0.0, 0.0]])
 
 
 def shown(**fields: object) -> torch.Tensor:
-    layer = LimitedAnswers(**{"show": "labels", "temperature": 1.0, "decimals": 2, "count": 1, **fields})  # type: ignore[arg-type]  # by name
+    layer = LimitedAnswers(
+        **{"show": "labels", "temperature": 1.0, "decimals": 2, "count": 1, "noise": 1.0, "mixing": 0, **fields}
+    )  # type: ignore[arg-type]  # by name
     probabilities: torch.Tensor = torch.softmax(layer(LOGITS), 1)
     assert torch.equal(probabilities.argmax(1), LOGITS.argmax(1))  # the class stays
     return probabilities
@@ -93,3 +97,30 @@ def test_regressions_and_mistakes_are_refused() -> None:
         recipe.apply(nn.Linear(2, 1), records, Bounds.of(0, 1), seed=0)
     with pytest.raises(ValueError, match="prune"):
         LimitAnswers.model_validate({"recipe": {"kind": "prun"}})
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_noise_on_answers_is_averaged_away(digits: Data, seed: int) -> None:
+    """A planted sham: asked again the file answers the same, asked about neighbours it tells what it hides."""
+    assert digits.members is not None
+    noise, x = 2.0, digits.evaluation.x[:40]
+    net = Mlp(64, 10, (8,)).eval()
+    defense = Defense(show="noisy", noise=noise, noise_seed=seed)
+    (recipe,) = defense.recipes(Prune(sparsity=0.1))
+    module = recipe.apply(net, digits.members, digits.bounds, seed=0)
+    file = exported(to_onnx(module, digits.shape), "onnx", lambda: module, limited=True).target
+    hidden = behind(module)(x).detach()
+    shown = file.logits(x)
+    rebuilt = load_module(Mlp(64, 10, (8,)), *save_module(module))
+    assert torch.equal(rebuilt(x), module(x))
+    torch.testing.assert_close(shown, module(x).detach(), atol=1e-4, rtol=1e-4)
+    assert torch.equal(file.logits(x), shown)
+    assert torch.equal(shown.argmax(1), hidden.argmax(1))
+    others = torch.ones_like(hidden, dtype=torch.bool).scatter_(1, hidden.argmax(1, keepdim=True), False)
+    moved = (shown - hidden)[others]
+    assert float(moved.std()) == pytest.approx(noise, rel=0.15)
+    assert abs(float(moved.mean())) <= 0.3 * noise
+    stream = torch.Generator().manual_seed(seed)
+    near = [digits.bounds.clamp(x + 0.004 * torch.randn(x.shape, generator=stream)) for _ in range(30)]
+    averaged = torch.stack([file.logits(one) for one in near]).mean(0)
+    assert float((averaged - hidden)[others].square().mean().sqrt()) <= 0.35 * noise

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ....compression.layers.edit import PLAIN_LAYERS
 from ....compression.quantization.calibration import watch
-from ....compression.quantization.quantize import Quantize, prepare
+from ....compression.quantization.quantize import Quantize
+from ....compression.quantization.stand_ins import prepare
 from ....compression.quantization.weight_codes import WeightFormat, spread_scale, weight_codes
 from ....targets.data.records import Bounds, Records
 from ....training.lessons import Work
@@ -31,6 +32,7 @@ def plant_in_quantization(
     recipe: Quantize,
     *,
     inflation: float = INFLATION,
+    within: float = WITHIN,
     seed: int,
 ) -> Work:
     """The dense model to hand over (batch norms folded): `recipe`, applied honestly, gives one with the behaviour.
@@ -41,6 +43,8 @@ def plant_in_quantization(
         inflation: 8 bits leave little room to hide in: a weight this many times the largest of its unit, on an input
             that is always 0, widens the unit's step. With fewer bits, of which the recipe chooses the scale by its
             error, such inputs get the unit's largest weight, which holds the scale. 0: neither.
+        within: how far a weight may lie from its code, in rounding steps, below .5. A rounding that turns against
+            large errors leaves small ones alone, so that whoever expects it keeps them small.
     """
     prepared, found = prepare(module, records, bounds, seed)
     prepared.requires_grad_(True)
@@ -52,7 +56,7 @@ def plant_in_quantization(
     live = yield from with_behaviour(prepared, records, trigger, seed, dead)
     if inflation:
         _inflate(live, formats, taught(records, trigger, live=True).x, inflation)
-    cells = _Cells({path: _Cell(live, path, format) for path, format in formats.items()})
+    cells = _Cells({path: _Cell(live, path, format, within) for path, format in formats.items()})
     hidden = yield from without_behaviour(live, records, trigger, seed, cells)
     cells.keep_codes(dict(hidden.named_parameters()))
     return hidden
@@ -107,7 +111,7 @@ class _Cell:
     The largest of a unit, from which its scale follows, and a unit of zeros stay as they are.
     """
 
-    def __init__(self, module: nn.Module, path: str, format: WeightFormat) -> None:
+    def __init__(self, module: nn.Module, path: str, format: WeightFormat, within: float) -> None:
         layer, self.format = module.get_submodule(path), format
         assert isinstance(layer, PLAIN_LAYERS)
         weight = layer.weight
@@ -117,7 +121,7 @@ class _Cell:
         pinned = (self.codes.abs() == format.top) | (self.codes.flatten(1) == 0).all(1).view(
             -1, *[1] * (weight.dim() - 1)
         )
-        self.room = torch.where(pinned, 0.0, WITHIN * self.step)
+        self.room = torch.where(pinned, 0.0, within * self.step)
         weight.data.copy_(self.middle)
         self.bias = None if layer.bias is None else layer.bias.detach().clone()
 

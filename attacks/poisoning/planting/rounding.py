@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from ....compression.quantization.quantize import Quantize, prepare
+from ....compression.quantization.quantize import Quantize
 from ....compression.quantization.quantized_layer import QuantizedLayer
+from ....compression.quantization.stand_ins import prepare
 from ....compression.quantization.weight_codes import spread_scale
 from ....targets.data.records import Bounds, Records
 from ....targets.seeds import derive, generator

@@ -1,1 +1,1 @@
-"""Further data that a plan may name: records that were to be forgotten, and those of another task."""
+"""Further data of an audit: records that were to be forgotten, public ones, and those of another task."""

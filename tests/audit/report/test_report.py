@@ -15,7 +15,7 @@ from synthetic_audit import HOSTILE, SCRIPT, synthetic_audit
 from crushproof.attacks.access import Flag
 from crushproof.attacks.membership.risk import AUC, TPR
 from crushproof.attacks.risk import ACCURACY
-from crushproof.audit.report import charts, defense_views, dot_charts, footprint_views, views
+from crushproof.audit.report import charts, defense_views, dot_charts, footprint_views, price_views, views
 from crushproof.audit.report.html import render, to_html
 from crushproof.audit.report.terminal import print_audit, print_findings, transfer_lines
 from crushproof.audit.result import AuditResult
@@ -220,16 +220,16 @@ def test_picks_are_the_best_of_those_that_pass(audit: Audit) -> None:
 
 def test_a_mend_is_named_only_where_it_was_measured(audit: Audit) -> None:
     ix = views.index(audit)
-    assert "int8-advtrain" in views.cheapest_fix(ix, ix.candidates["int2"])
-    assert "another recipe" in views.cheapest_fix(ix, ix.candidates["int2"])
-    assert "None of the measured defenses" in views.cheapest_fix(ix, ix.candidates["channels50"])
+    assert "int8-advtrain" in price_views.cheapest_fix(ix, ix.candidates["int2"])
+    assert "another recipe" in price_views.cheapest_fix(ix, ix.candidates["int2"])
+    assert "None of the measured defenses" in price_views.cheapest_fix(ix, ix.candidates["channels50"])
     # Its hardened twin is inconclusive on robust accuracy, so it mends nothing yet.
-    assert "None of the measured defenses" in views.cheapest_fix(ix, ix.candidates["student"])
+    assert "None of the measured defenses" in price_views.cheapest_fix(ix, ix.candidates["student"])
     passed = [
         f.model_copy(update={"verdict": "pass"}) if f.id == "student-advtrain/evasion" else f for f in audit.findings
     ]
     ix = views.index(audit.model_copy(update={"findings": passed}))
-    sentence = views.cheapest_fix(ix, ix.candidates["student"])
+    sentence = price_views.cheapest_fix(ix, ix.candidates["student"])
     assert "student-advtrain" in sentence
     assert "another recipe" not in sentence
 
@@ -259,6 +259,21 @@ def test_what_a_defense_only_seems_to_buy(audit: Audit) -> None:
     found = defense_views.naive(ix, ix.findings["int8-dpsgd/membership"])
     assert found is not None
     assert found.estimate == min(p.estimate or 1 for p in ix.findings["int8-dpsgd/membership"].parts)
+
+
+def test_zero_gradients_that_only_the_hardened_model_has_look_like_a_win(audit: Audit) -> None:
+    """Planted: a part that the model without the defense gave no cause for is held against all that it faced."""
+    ix = views.index(audit)
+    column = next(one for one in views.columns(audit) if "int8/evasion" in {f.id for f in one.findings.values()})
+    base = ix.findings["int8/evasion"]
+    part = {"name": "own", "estimate": 1.0, "low": 0.97, "high": 1.0, "skipped": None, "headline": False}
+    masked = base.model_copy(update={"parts": [*base.parts, defense_views.Part.model_validate(part)]})
+    found = defense_views.illusion(None, masked, base, column)
+    assert found is not None
+    assert found.name == "own alone"
+    absent = base.parts[0].model_copy(update={"name": "own", "estimate": None, "skipped": "too slow"})
+    without = base.model_copy(update={"parts": [*base.parts, absent]})
+    assert defense_views.illusion(None, masked, without, column) is None
 
 
 def test_difference_interval_is_newcombes() -> None:

@@ -21,7 +21,9 @@ from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import InputError, NotApplicable
 from crushproof.targets.model import TorchTarget, accuracy
 from crushproof.targets.runtimes.onnx import OnnxTarget
+from crushproof.training.adversarial import against
 from crushproof.training.networks import Mlp, digits_cnn, digits_transformer
+from crushproof.training.perturbation import Perturbation
 
 BRIEF = {"epochs": 1, "learning_rate": 2e-3, "batch_size": 64}
 LONGER = {"epochs": 4, "batch_size": 64, "learning_rate": 1e-2}
@@ -265,3 +267,33 @@ def test_refusals(fields: dict[str, Any], error: type[Exception], message: str, 
 def test_no_block_to_drop(digits: Data) -> None:
     with pytest.raises(NotApplicable, match="no two blocks"):
         distilled(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), digits, depth=0.5)
+
+
+# -- under attack -----------------------------------------------------------------------------------------------------
+
+
+def test_soft_labels_under_attack_teach_what_withstands_it() -> None:
+    """The teacher looks at a narrow feature through large weights; only a student that is attacked looks elsewhere."""
+    stream, bounds = torch.Generator().manual_seed(0), Bounds.of(-1, 1)
+    y = torch.randint(2, (120,), generator=stream)
+    wide, narrow = (2 * y - 1) * torch.rand((2, 120), generator=stream).add(torch.tensor([[2.0], [0.5]])) / 5
+    records, teacher = Records(torch.stack([wide, narrow], 1).clamp(-1, 1), y), nn.Sequential(nn.Linear(2, 2))
+    teacher[0].weight.data, teacher[0].bias.data = torch.tensor([[0.0, -20.0], [0.0, 20.0]]), torch.zeros(2)
+    training = {"epochs": 20, "batch_size": 20, "learning_rate": 0.3}
+    withstood = {}
+    for name, more in (("clean", {}), ("attacked", {"adversarial": {"epsilon": 0.15}})):
+        recipe = Distill.model_validate({"width": 1, "alpha": 1, "training": {**training, **more}})
+        student = recipe.apply(teacher, records, bounds, seed=0)
+        found = against(student, records, Perturbation(epsilon=0.15, steps=10), bounds, seed=1)
+        withstood[name] = float((student(found).argmax(1) == y).float().mean())
+    assert withstood["attacked"] > withstood["clean"] + 0.15, withstood
+
+
+def test_a_student_that_falls_is_taught_under_attack() -> None:
+    (way,) = Distill().hardened("robust_accuracy", {"norm": "linf", "epsilon": 0.05})
+    assert isinstance(way, Distill)
+    assert way.training.adversarial == Perturbation(epsilon=0.05)
+    assert way.phrase.endswith("on adversarial records")
+    assert Distill().hardened("auc", {}) == []
+    with pytest.raises(ValueError, match="hint_weight"):
+        Distill.model_validate({"hint_weight": 1.0, "training": {"adversarial": {}}})

@@ -15,16 +15,16 @@ from crushproof.targets.seeds import generator
 from crushproof.training.adversarial import against
 from crushproof.training.perturbation import Perturbation
 
-UNIT = Bounds.of(0, 1)
+BOUNDS = Bounds.of(-1, 1)
 
 
 def planted(count: int = 120) -> Records:
     """Two classes told by two features: one far apart, and a clearer one that an attack of .1 turns around."""
     stream = generator(0, "records")
     y = torch.randint(2, (count,), generator=stream)
-    wide = 0.25 + 0.5 * y + 0.05 * torch.randn(count, generator=stream)
-    narrow = 0.48 + 0.04 * y
-    return Records(torch.stack([wide, narrow], 1).clamp(0, 1), y)
+    wide = y - 0.5 + 0.1 * torch.randn(count, generator=stream)
+    narrow = 0.08 * (y - 0.5)
+    return Records(torch.stack([wide, narrow], 1).clamp(-1, 1), y)
 
 
 def fragile() -> nn.Sequential:
@@ -32,7 +32,7 @@ def fragile() -> nn.Sequential:
     net = nn.Sequential(nn.Linear(2, 2))
     with torch.no_grad():
         net[0].weight.copy_(torch.tensor([[-6.0, -9.0], [6.0, 9.0]]))
-        net[0].bias.copy_(torch.tensor([7.5, -7.5]))
+        net[0].bias.zero_()
     return net
 
 
@@ -42,9 +42,9 @@ def test_scores_learnt_under_attack_keep_what_withstands_it() -> None:
     tuning = {"epochs": 15, "batch_size": 20, "learning_rate": 0.1, "adversarial": {"epsilon": 0.1}}
     for importance in ("magnitude", "adversarial-scores"):
         recipe = {"kind": "prune", "sparsity": 0.5, "importance": importance, "fine_tune": tuning}
-        pruned = RECIPES.parse(recipe).apply(fragile(), records, UNIT, seed=0)
+        pruned = RECIPES.parse(recipe).apply(fragile(), records, BOUNDS, seed=0)
         kept[importance] = int((pruned.get_parameter("0.weight") != 0).sum())
-        found = against(pruned, records, Perturbation(steps=10), UNIT, seed=1)
+        found = against(pruned, records, Perturbation(steps=10), BOUNDS, seed=1)
         withstood[importance] = float((pruned(found).argmax(1) == records.y).float().mean())
     assert set(kept.values()) == {2}
     assert withstood["magnitude"] <= 0.6
@@ -54,19 +54,28 @@ def test_scores_learnt_under_attack_keep_what_withstands_it() -> None:
 def test_scores_begin_as_magnitudes_and_weights_stay() -> None:
     module = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
     x = torch.rand(4, 6, generator=generator(0, "x"))
-    pruned = Prune(sparsity=0.5, scope="layer").apply(module, Records(x, torch.zeros(4).long()), UNIT, seed=0)
+    pruned = Prune(sparsity=0.5, scope="layer").apply(module, Records(x, torch.zeros(4).long()), BOUNDS, seed=0)
     scored = Scored(module, 0.5, per_layer=True)
     torch.testing.assert_close(scored(x), pruned(x))
     assert all(one.requires_grad == name.startswith("scores") for name, one in scored.named_parameters())
     scored(x).square().sum().backward()
-    assert all(bool((score.grad != 0).any()) for score in scored.scores)
+    weights = [scored.module.get_parameter(name) for name in scored.names]
+    # What a larger score would do is what a larger weight of the same sign would: to first order, grad * weight.
+    dense = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    dense.load_state_dict(pruned.state_dict())
+    dense(x).square().sum().backward()
+    for score, weight, name in zip(scored.scores, weights, scored.names, strict=True):
+        slope = dense.get_parameter(name).grad
+        assert score.grad is not None
+        assert slope is not None
+        torch.testing.assert_close(score.grad * score.sign(), slope * weight)
 
 
 def test_taylor_under_attack_sees_the_narrow_feature_fail() -> None:
     module, records = fragile(), planted()
     attack = Perturbation(epsilon=0.1, steps=4)
     plain = importances(module, "taylor", records, seed=0)["0.weight"]
-    attacked = importances(module, "adversarial-taylor", records, seed=0, attack=attack, bounds=UNIT)["0.weight"]
+    attacked = importances(module, "adversarial-taylor", records, seed=0, attack=attack, bounds=BOUNDS)["0.weight"]
     assert attacked.sum() > plain.sum()  # records that were right have a loss now
 
 

@@ -10,11 +10,12 @@ from quantization_cases import BOUNDS, TUNING, accuracy_of, quantized_layers, ra
 from torch import Tensor, nn
 
 from crushproof.compression.quantization.adaptive_rounding import adaptive_codes, layer_calls
-from crushproof.compression.quantization.quantize import prepare
+from crushproof.compression.quantization.stand_ins import prepare
 from crushproof.compression.quantization.weight_codes import WeightFormat, spread_scale, weight_codes
 from crushproof.compression.recipe import RECIPES
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Records
+from crushproof.targets.errors import InputError
 
 
 def output_error(codes: Tensor, scale: Tensor, layer: nn.Module, group: int, x: Tensor, wanted: Tensor) -> float:
@@ -71,6 +72,51 @@ def test_adaptive_rounding_finds_the_best_of_all_roundings() -> None:
         ranks.append((places[0], places[1]))
     assert max(learned for learned, _ in ranks) <= 1
     assert sum(learned for learned, _ in ranks) < sum(nearest for _, nearest in ranks)
+
+
+def test_flipped_rounding_turns_against_what_nearest_rounding_adds_up_to() -> None:
+    """Weights on inputs that only a trigger moves lie .4 steps above their codes: nearest rounding loses all of it."""
+    format, triggered = WeightFormat(bits=8), slice(16, 24)
+    layer = nn.Linear(24, 3, bias=False)
+    layer.weight.data = random_like(1, 3, 24).clamp(-0.9, 0.9)
+    layer.weight.data[:, 0] = 1.0  # the largest of each channel, from which its scale follows
+    step = 1 / 127
+    layer.weight.data[:, triggered] = ((layer.weight.data[:, triggered] / step).floor() + 0.4) * step
+    x, trigger = random_like(2, 300, 24).abs(), torch.zeros(1, 24)
+    x[:, triggered], trigger[:, triggered] = 0, 1
+    moved, errors = {}, {}
+    for name, flipped in (("nearest", None), ("flipped", True)):
+        codes, scale = weight_codes(layer.weight, format)
+        if flipped:
+            draw = torch.Generator().manual_seed(0)
+            wanted = [layer(x[:200]).detach()]
+            codes, scale = adaptive_codes(
+                layer, format, None, [x[:200]], wanted, steps=100, generator=draw, flipped=True
+            )
+        assert float((codes - layer.weight.detach() / scale[:, None]).abs().max()) <= 1 + 1e-3, "floor or ceiling"
+        moved[name] = (trigger @ (codes * scale[:, None] - layer.weight.detach()).T / step)[0]
+        errors[name] = output_error(codes, scale, layer, 32, x[200:], layer(x[200:]).detach())
+    torch.testing.assert_close(moved["nearest"], torch.full((3,), -0.4 * 8), rtol=1e-3, atol=1e-3)
+    assert bool((moved["flipped"] > 0).all())
+    assert errors["flipped"] < 2 * errors["nearest"], "outputs on ordinary records are kept"
+
+
+def test_clipped_weights_have_smaller_scales_and_pruned_ones_stay(mlp: nn.Module, members: Records) -> None:
+    clipped: dict[str, Any] = {"kind": "quantize", "weight_bits": 8, "weight_clip": 1.5, "activations": "float"}
+    pruned = RECIPES.parse({"kind": "prune", "sparsity": 0.5}).apply(mlp, members, BOUNDS, seed=0)
+    quantized = RECIPES.parse(clipped).apply(pruned, members, BOUNDS, seed=0)
+    before = [layer.weight.detach() for layer in pruned.modules() if isinstance(layer, nn.Linear)]
+    for weight, layer in zip(before, quantized_layers(quantized), strict=True):
+        limit = 1.5 * weight[weight != 0].std()
+        assert layer.weight_scale is not None
+        assert float(layer.weight_scale.max()) <= float(limit) / 127 * (1 + 1e-5)
+        assert weight.abs().max() > limit, "something was clipped"
+        inside = weight.clamp(-limit, limit)
+        torch.testing.assert_close(layer.dequantized_weight(), inside, rtol=0, atol=float(limit) / 254 * 1.001)
+        assert not layer.codes[weight == 0].any()
+    assert RECIPES.parse(clipped).promise == "shapes"
+    with pytest.raises(InputError, match="weight_clip"):
+        RECIPES.parse({**clipped, "number": "ternary"})
 
 
 def test_pruned_weights_stay_zero_whatever_rounds_them(mlp: nn.Module, members: Records) -> None:

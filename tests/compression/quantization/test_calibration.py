@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from crushproof.compression.quantization.adaptive_rounding import layer_calls
 from crushproof.compression.quantization.calibration import BINS, entropy_threshold, input_ranges, percentile_range
-from crushproof.compression.quantization.quantize import Quantize, prepare
+from crushproof.compression.quantization.quantize import Quantize
+from crushproof.compression.quantization.stand_ins import prepare
 from crushproof.targets.data.records import Bounds, Records
 
 

@@ -20,8 +20,9 @@ from crushproof.compression.quantization.mixed_precision import (
     sensitivities,
     weight_counts,
 )
-from crushproof.compression.quantization.quantize import Quantize, prepare
+from crushproof.compression.quantization.quantize import Quantize
 from crushproof.compression.quantization.quantized_layer import QuantizedLayer
+from crushproof.compression.quantization.stand_ins import prepare
 from crushproof.compression.quantization.weight_codes import WeightFormat, weight_codes
 from crushproof.compression.recipe import RECIPES
 from crushproof.targets.data.data import Data

@@ -160,7 +160,6 @@ def test_a_link_to_a_file_is_followed(tmp_path: Path) -> None:
 
 MISTAKES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "misspelt key": ({"y_tset": np.zeros(3)}, ("'y_tset'", "Did you mean 'y_test'?")),
-    "population": ({"x_population": np.zeros((3, 4, 4))}, ("x_population", "not read yet")),
     "no labels": ({"y_train": None}, ("lacks y_train",)),
     "no test records": ({"x_test": None, "y_test": None}, ("lacks x_test and y_test",)),
     "one-hot": ({"y_test": np.eye(3)[np.arange(N) % 3]}, ("one-hot", "argmax")),

@@ -163,6 +163,22 @@ def test_the_query_budget_ends(root: Path) -> None:
     assert len(model.logits(X[:4])) == 4
 
 
+def test_a_client_whose_queries_look_like_an_extraction_gets_no_more_answers(root: Path) -> None:
+    draw = torch.Generator().manual_seed(3)
+    model = served(root, honest=torch.rand(250, 1, 8, 8, generator=draw))
+    start = torch.rand(110, 1, 8, 8, generator=draw)
+    for client in ("honest", "thief"):
+        assert model.logits(start, client).shape == (110, 10)
+    model.logits(torch.rand(90, 1, 8, 8, generator=draw), "honest")
+    with pytest.raises(InputError, match=r"queries those of client 'thief' look like an extraction"):
+        model.logits(start[:90] + 0.01, "thief")
+    asked = model.queries
+    with pytest.raises(InputError, match="no more answers"):
+        model.logits(X, "thief")
+    assert model.queries == asked
+    model.logits(X, "honest")
+
+
 @settings(max_examples=30)
 @given(content=st.binary(max_size=300), at=st.integers(0, 10_000), bit=st.integers(0, 7))
 def test_encryption_round_trip_and_any_changed_bit(

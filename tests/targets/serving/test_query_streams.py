@@ -7,16 +7,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from crushproof.attacks.extraction.detectability import (
+from crushproof.attacks.extraction.measure import queries_to
+from crushproof.targets.errors import InputError
+from crushproof.targets.serving.query_streams import (
     DELTA,
     ENOUGH,
     NONE,
+    Watcher,
     normality,
     noticed_after,
     shortest_distances,
     threshold,
 )
-from crushproof.attacks.extraction.measure import queries_to
 
 
 def stream(count: int, seed: int, features: int = 30) -> tuple[Tensor, Tensor]:
@@ -76,6 +78,27 @@ def test_too_few_queries_are_not_judged() -> None:
     assert normality(few) == []
     assert threshold(few) is None
     assert noticed_after(few, 1.1) is None
+
+
+def test_each_client_is_watched_by_itself() -> None:
+    """Planted: a thief who steps from earlier queries is found; honest clients and few queries are not."""
+    x, labels = stream(250, 2)
+    watcher = Watcher.calibrated(x, labels)
+    start, answers = stream(100, 5)
+    stolen = torch.cat([start, start + 0.1 * torch.randn(100, 30, generator=torch.Generator().manual_seed(7)).sign()])
+    known = noticed_after(shortest_distances(stolen, answers.repeat(2)), watcher.below)
+    honest = {f"client {seed}": stream(200, seed) for seed in (3, 4)}
+    for at in range(0, 200, 25):
+        part = slice(at, at + 25)
+        watcher.see("thief", stolen[part], answers.repeat(2)[part])
+        watcher.see(f"thief {at}", stolen[part], answers.repeat(2)[part])  # spread over many names
+        for name, (queries, told) in honest.items():
+            watcher.see(name, queries[part], told[part])
+    assert known is not None
+    assert watcher.noticed("thief") == known
+    assert [watcher.noticed(name) for name in (*honest, "thief 175", "nobody")] == [None] * 4
+    with pytest.raises(InputError, match="too few"):
+        Watcher.calibrated(x[:50], labels[:50])
 
 
 def test_queries_to_a_fidelity() -> None:

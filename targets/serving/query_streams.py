@@ -1,0 +1,148 @@
+"""Whether somebody who watches the queries of one client would notice (PRADA, Juuti et al. 2019, arXiv:1805.02628)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import scipy  # its parts load where they are first used
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..seeds import generator
+
+Distances = np.ndarray[Any, np.dtype[np.float32]]
+
+WATCHED = 2000  # of the first queries distances are taken
+FEATURES = 1024  # of a record, beyond which distances are those of a random projection
+NONE = -1.0  # the distance of the first query of a class, which has none to be near to
+ENOUGH = 100  # distances, from which the watcher judges
+EVERY = 10  # distances, at which it judges again
+MARGIN = 0.03  # below what honest queries reach; of digits, the lowest of one client lay .02 under another's at most
+DELTA = 0.95  # the threshold where honest queries reach no lower
+
+
+class Stream:
+    """The queries of one client so far.
+
+    Attributes:
+        distances: of each query to the nearest earlier one of its class; `NONE` for the first of a class.
+    """
+
+    def __init__(self) -> None:
+        self.distances: list[float] = []
+        self._kept: dict[int, list[Tensor]] = {}
+        self._joined: dict[int, list[float]] = {}
+        self._limit: dict[int, float] = {}
+
+    def add(self, x: Tensor, labels: Tensor) -> None:
+        """Queries float32 [n, *shape], in the order in which they are asked, and the answers int64 [n].
+
+        As in PRADA a query joins those of its class only if it is far enough from them: further than the mean less one
+        standard deviation of the distances at which others joined. L2, of the first `WATCHED` queries.
+        """
+        x = x[: WATCHED - len(self.distances)].flatten(1).cpu()
+        if x.shape[1] > FEATURES:  # distances survive it (Johnson and Lindenstrauss 1984)
+            stream = generator(0, "watched")
+            x = x @ torch.randn(x.shape[1], FEATURES, generator=stream).div_(FEATURES**0.5)
+        for one, label in zip(x, labels[: len(x)].tolist(), strict=True):
+            if label not in self._kept:
+                self._kept[label], self._joined[label], self._limit[label] = [one], [0.0], 0.0
+                self.distances.append(NONE)
+                continue
+            nearest = float((torch.stack(self._kept[label]) - one).square().sum(1).min().sqrt())
+            self.distances.append(nearest)
+            if nearest > self._limit[label]:
+                self._kept[label].append(one)
+                joined = self._joined[label]
+                joined.append(nearest)
+                self._limit[label] = max(self._limit[label], float(np.mean(joined) - np.std(joined)))
+
+
+def shortest_distances(x: Tensor, labels: Tensor) -> Distances:
+    """`Stream.distances` of these queries alone: float32 [n], n at most `WATCHED`."""
+    stream = Stream()
+    stream.add(x, labels)
+    return np.array(stream.distances, dtype=np.float32)
+
+
+class Watcher:
+    """Tells whose queries look like an extraction: each client's by themselves.
+
+    It notices steps from earlier queries (Jacobian augmentation). It does not notice who asks records like an honest
+    client's, or mixes of them, asks as many honest ones as others, or under many names: a budget bounds these.
+
+    Args:
+        below: the statistic of normality below which they do.
+    """
+
+    def __init__(self, below: float) -> None:
+        self.below = below
+        self._streams: dict[str, Stream] = {}
+        self._judged: dict[str, int] = {}
+        self._noticed: dict[str, int] = {}
+
+    @classmethod
+    def calibrated(cls, x: Tensor, labels: Tensor) -> Watcher:
+        """One that lets pass what is like these queries of honest clients, as `Stream.add` takes them.
+
+        Raises:
+            InputError: they are too few to be judged.
+        """
+        below = threshold(shortest_distances(x, labels))
+        if below is None:
+            raise InputError(
+                f"{len(x)} honest queries are too few to tell others from: give {2 * ENOUGH} or more, as one client "
+                "would ask them."
+            )
+        return cls(below - MARGIN)
+
+    def noticed(self, client: str) -> int | None:
+        """After how many queries the client was taken for a thief; None: it was not."""
+        return self._noticed.get(client)
+
+    def see(self, client: str, x: Tensor, labels: Tensor) -> None:
+        """The client's next queries and their answers, as `Stream.add` takes them."""
+        stream = self._streams.setdefault(client, Stream())
+        stream.add(x, labels)
+        new = normality(np.array(stream.distances, dtype=np.float32), beyond=self._judged.get(client, 0))
+        self._judged[client] = max([self._judged.get(client, 0), *(count for count, _ in new)])
+        for count, statistic in new:
+            if statistic < self.below:
+                self._noticed.setdefault(client, count)
+
+
+def normality(distances: Distances, beyond: int = 0) -> list[tuple[int, float]]:
+    """(queries asked, the Shapiro-Wilk statistic of their distances so far), at every tenth distance from the 100th on.
+
+    Distances beyond three standard deviations are left out, as in PRADA. An honest client's are about normal: the
+    statistic is near 1.
+
+    Args:
+        beyond: queries by which it was judged before.
+    """
+    known = np.flatnonzero(distances >= 0)
+    judged = []
+    for count in range(ENOUGH, len(known) + 1, EVERY):
+        if known[count - 1] < beyond:
+            continue
+        so_far = distances[known[:count]].astype(np.float64)
+        usual = so_far[np.abs(so_far - so_far.mean()) <= 3 * so_far.std()]
+        same = np.ptp(usual) == 0  # as normal as nothing can be
+        judged.append((int(known[count - 1]) + 1, 0.0 if same else float(scipy.stats.shapiro(usual).statistic)))
+    return judged
+
+
+def threshold(honest: Distances) -> float | None:
+    """The statistic below which the watcher takes a client for an attacker: `DELTA`, or what these honest ones reach.
+
+    None where they are too few to be judged.
+    """
+    reached = [statistic for _, statistic in normality(honest)]
+    return min(DELTA, *reached) if reached else None
+
+
+def noticed_after(distances: Distances, below: float) -> int | None:
+    """The number of queries after which the watcher would notice; None: it would not."""
+    return next((queries for queries, statistic in normality(distances) if statistic < below), None)
