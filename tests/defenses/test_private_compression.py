@@ -30,6 +30,7 @@ from crushproof.compression.quantization.calibration import input_ranges
 from crushproof.compression.quantization.private_ranges import private_ranges
 from crushproof.compression.quantization.quantize import Quantize
 from crushproof.compression.recipe import RECIPES
+from crushproof.defenses.adversarial_training import AdversarialTraining
 from crushproof.defenses.dp_sgd import DpSgd
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import InputError, NotApplicable
@@ -134,6 +135,8 @@ def test_a_limit_on_epsilon_judges_the_file_that_ships(claimed: bool) -> None:
         assert gate is not None
         return statement["epsilon"], gate.verdict
 
+    plain = DenseModel("dense", parent.architecture, parent.trainer, AdversarialTraining())
+    assert statement_of(results, Candidate("a", plain, RECIPES.parse(NOISED))) == trained.document["statement"]
     assert said(None) == ("void", "fail")
     epsilon, verdict = said(20.0)
     assert verdict == "pass"
