@@ -146,8 +146,8 @@ def statement_of(results: AuditResults, model: AuditedModel) -> dict[str, Any]:
     if parent.hardened is not None:
         if model.void is not None:
             return parent.hardened.voided(statement)
-        counts = parent.hardened.counts and spent and statement
-        return parent.hardened.composed(statement, spent) if counts else statement
+        counts = parent.hardened.counts and statement
+        return parent.hardened.composed(statement, spent) if spent and counts else statement
     assert parent.claim is not None, "else there is no statement"
     claimed = {"epsilon": parent.claim.epsilon, "delta": parent.claim.delta, "source": "the plan's claim"}
     if model.undeclared:
