@@ -146,7 +146,8 @@ def statement_of(results: AuditResults, model: AuditedModel) -> dict[str, Any]:
     if parent.hardened is not None:
         if model.void is not None:
             return parent.hardened.voided(statement)
-        return parent.hardened.composed(statement, spent) if spent and statement else statement
+        counts = parent.hardened.counts and statement
+        return parent.hardened.composed(statement, spent) if spent and counts else statement
     assert parent.claim is not None, "else there is no statement"
     claimed = {"epsilon": parent.claim.epsilon, "delta": parent.claim.delta, "source": "the plan's claim"}
     if model.undeclared:

@@ -30,6 +30,7 @@ from crushproof.compression.quantization.calibration import input_ranges
 from crushproof.compression.quantization.private_ranges import private_ranges
 from crushproof.compression.quantization.quantize import Quantize
 from crushproof.compression.recipe import RECIPES
+from crushproof.defenses.adversarial_training import AdversarialTraining
 from crushproof.defenses.dp_sgd import DpSgd
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import InputError, NotApplicable
@@ -134,12 +135,15 @@ def test_a_limit_on_epsilon_judges_the_file_that_ships(claimed: bool) -> None:
         assert gate is not None
         return statement["epsilon"], gate.verdict
 
+    plain = DenseModel("dense", parent.architecture, parent.trainer, AdversarialTraining())
+    assert statement_of(results, Candidate("a", plain, RECIPES.parse(NOISED))) == trained.document["statement"]
     assert said(None) == ("void", "fail")
     epsilon, verdict = said(20.0)
     assert verdict == "pass"
     assert epsilon == pytest.approx(1 + gaussian_epsilon(1 / 20, 1e-5), abs=0.02) if claimed else 0 < epsilon < 1.5
-    assert said(2.0)[1] == "fail"
-    if not claimed:
+    if claimed:
+        assert said(2.0)[1] == "fail"
+    else:
         told = DEFENSE.composed(own, (Noised("importance scores", 20.0, 1.0, 1),))
         assert told["training_epsilon"] == 1.0
         assert told["compression"] == "importance scores (noise 20.00, sampling rate 1.000, 1 step)"
@@ -263,9 +267,8 @@ def test_private_calibration_costs_little_accuracy() -> None:
 
 
 def test_a_noise_multiplier_gives_its_epsilon_or_is_refused() -> None:
-    said = DEFENSE.statement(500)
-    assert said["noise_multiplier"] == 2.0
-    assert said["epsilon"] == pytest.approx(said["epsilon_pld_check"], rel=0.01)
-    assert DEFENSE.privacy(500).epsilon == said["epsilon"] < 8
+    epsilon = prv_composed((Noised("training", 2.0, 0.2, 5),), 1e-5)
+    assert DEFENSE.noise(500) == 2.0
+    assert DEFENSE.privacy(500).epsilon == epsilon < 8
     with pytest.raises(NotApplicable, match="raise epsilon or the noise"):
-        DEFENSE.model_copy(update={"noise_multiplier": 0.4}).statement(500)
+        DEFENSE.model_copy(update={"epsilon": 0.9 * epsilon}).noise(500)
