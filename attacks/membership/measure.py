@@ -174,12 +174,20 @@ def _growth(summary: dict[str, Any], attack: str, is_member: Bools) -> list[str]
         return []
     half, mean, count = own["tpr_half"], own["tpr_mean"], summary["shadows"]["own"]
     twice, any_number = more_shadows(half, mean, count)
-    seen = statistical_power.detectable_tpr(int(is_member.sum()), int((~is_member).sum()), FPR) * any_number / mean
-    return [
+    grows = (
         f"More shadow models: of the shadows' members it finds {100 * half:.1f} % with {count // 2} of them and "
         f"{100 * mean:.1f} % with {count - 2}; a line over 1 / number through both makes it about {100 * twice:.1f} % "
-        f"with {2 * count} and {100 * any_number:.1f} % with any number. So {count} show a leak of {100 * seen:.1f} % "
-        "or more, as any number would find it, with a probability of 80 %."
+        f"with {2 * count} and {100 * any_number:.1f} % with any number."
+    )
+    try:
+        seen = statistical_power.detectable_tpr(int(is_member.sum()), int((~is_member).sum()), FPR) * any_number / mean
+    except ValueError:
+        seen = 1.0
+    if seen >= 1:
+        return [f"{grows} With so few records none of them surely shows a leak: what it takes is more records."]
+    return [
+        f"{grows} So {count} show a leak of {100 * seen:.1f} % or more, as any number would find it, with a "
+        "probability of 80 %."
     ]
 
 
@@ -254,18 +262,21 @@ def _test_known(evidence: Evidence, is_member: Bools) -> str | None:
 
 def leak_seen(half: int, shadows: int) -> float | None:
     """See `Attack.leak_seen`; with so many records of each sort."""
-    if half < 1 / FPR:
+    try:
+        return min(1.0, statistical_power.detectable_tpr(half, half, FPR) / (1 - UNFOUND / shadows))
+    except ValueError:  # too few records for any
         return None
-    return min(1.0, statistical_power.detectable_tpr(half, half, FPR) / (1 - UNFOUND / shadows))
 
 
 def unseen_leaks(scope: Scope, half: int) -> list[str]:
     """Which leak would have gone unseen with so many records of each sort."""
     auc = statistical_power.detectable_auc(half, half)
     sentence = f"Membership: with {half} members and {half} non-members an AUC below {auc:.3f}"
-    if half >= 1 / FPR:
+    try:
         tpr = statistical_power.detectable_tpr(half, half, FPR)
         sentence += f", or a true positive rate at 1 % false positives below {100 * tpr:.1f} %,"
+    except ValueError:
+        sentence += ", or any true positive rate at 1 % false positives,"
     return [
         sentence + " would not be told from no leak.",
         f"Shadow models: {scope.training_free} for the dense model and recipes that do not train, {scope.trained} for "

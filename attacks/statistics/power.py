@@ -48,7 +48,7 @@ def detectable_tpr(
     Found by simulation with a fixed seed, for normal scores whose members are shifted (AUC and TPR rise together).
 
     Raises:
-        ValueError: `fpr` is below 1 / non_members.
+        ValueError: `fpr` is below 1 / non_members, or with so few records no TPR is told from it.
     """
     allowed(fpr, non_members)
     rng = np.random.default_rng(0)
@@ -58,6 +58,8 @@ def detectable_tpr(
         return float(np.mean([tail_rate_distribution(m + shift, o, fpr)(fpr) < (1 - level) / 2 for m, o in draws]))
 
     low, high = 0.0, 8.0
+    if seen(high) < power:
+        raise ValueError(f"with {members} members and {non_members} others no rate is told from {fpr}")
     while high - low > 0.02:
         middle = (low + high) / 2
         low, high = (low, middle) if seen(middle) >= power else (middle, high)

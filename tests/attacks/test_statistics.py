@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 from sklearn.metrics import roc_auc_score
 
+from crushproof.attacks.membership.measure import leak_seen
 from crushproof.attacks.statistics import ranking, rates
 from crushproof.attacks.statistics.medians import graded_median
 from crushproof.attacks.statistics.power import detectable_auc, detectable_drop, detectable_tpr
-from crushproof.attacks.statistics.ranking import auc, auc_change, roc, tpr_at_fpr, tpr_change
+from crushproof.attacks.statistics.ranking import auc, auc_change, roc, tail_rate_distribution, tpr_at_fpr, tpr_change
 from crushproof.attacks.statistics.rates import clopper_pearson, holm, mcnemar, paired_change, tango
 
 counts = st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
@@ -244,6 +245,15 @@ def test_power_is_what_it_says() -> None:
         seen_tpr += tpr_at_fpr(scores, is_member).low > 0.01
     assert 0.7 < seen_auc / 200 < 0.9
     assert 0.65 < seen_tpr / 200 < 0.95
+
+
+def test_with_few_records_no_tpr_is_told_from_chance() -> None:
+    """Of 200 others, even scores that tell members without an error leave 1 % within the interval."""
+    perfect = tail_rate_distribution(np.full(200, 9.0), np.linspace(0, 1, 200), 0.01)
+    assert perfect(0.01) > 0.025
+    with pytest.raises(ValueError, match="no rate is told from"):
+        detectable_tpr(200, 200)
+    assert leak_seen(200, 16) is None
 
 
 def test_graded_median_equals_a_loop_over_resamples_and_covers() -> None:
