@@ -42,6 +42,7 @@ class World:
     Args:
         tune: of fine-tuning after pruning.
         keep: folder of what was measured before; None: nothing is kept.
+        judged: of the other records so many are attacked.
         parents: by defense and seed, trained when they are first asked for.
     """
 
@@ -54,11 +55,12 @@ class World:
     plain: Training
     tune: Mapping[str, float]
     keep: Path | None
+    judged: int = 250
     parents: dict[tuple[str, int], nn.Module] = field(default_factory=dict)
 
     @property
     def attacked(self) -> Records:
-        return self.others.take(torch.arange(250))
+        return self.others.take(torch.arange(min(self.judged, len(self.others))))
 
     @property
     def defenses(self) -> dict[str, AdversarialTraining | None]:

@@ -12,27 +12,28 @@ under attack, beside magnitude with as many epochs of fine-tuning and with twice
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import backdoor_subjects as backdoors
 import bitflips
 import torch
 from contract import Row, parser, publish
+from defense_worlds import world
 
-import defenses
 from crushproof.attacks.access import Ledger
 from crushproof.attacks.poisoning.planting.quantization import WITHIN, plant_in_quantization
 from crushproof.attacks.tampering.search import search
 from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.compression.recipe import RECIPES
-from crushproof.defenses.adversarial_training import AdversarialTraining
 from crushproof.targets.model import TorchTarget
 from crushproof.training.lessons import alone
-from defenses import ATTACK, BOUNDS, EPSILON, MEMBERS, MLP, fitted, minus, right, robust, row, say
+from defenses import minus, row
 
-NET, PLAIN, TUNE = MLP
-defenses.ATTACKED = defenses.OTHERS  # all of them: here a point or two decides
+OWN = replace(world("mlp", None, None), judged=10_000)  # all of them: here a point or two decides
+ATTACK = {"epsilon": OWN.epsilon, "steps": 3}
 CLOSE = 0.2  # of a rounding step: what is left of a planter's room who expects the flips
 Found = dict[str, list[float]]
 
@@ -48,17 +49,19 @@ def rounding(seeds: range) -> list[Row]:
         net, trigger = subject.trained(3000 + seed), subject.trigger(seed)
         for bits, recipe in (("int4", backdoors.INT4), ("int8", backdoors.INT8)):
             for planter, within in (("naive", WITHIN), ("adaptive", CLOSE)):
-                work = plant_in_quantization(net, subject.members, BOUNDS, trigger, recipe, within=within, seed=seed)
+                work = plant_in_quantization(
+                    net, subject.members, OWN.bounds, trigger, recipe, within=within, seed=seed
+                )
                 dense = alone(work)
                 name = f"{bits}, {planter} planter"
                 note(found, f"{name}, dense: success", backdoors.success(TorchTarget(dense), trigger, subject.others))
                 note(found, f"{name}, dense: accuracy", backdoors.right(TorchTarget(dense), subject.others))
                 for kind in ("nearest", "adaptive", "flipped"):
                     own = recipe.model_copy(update={"rounding": kind})
-                    target = TorchTarget(own.apply(dense, subject.members, BOUNDS, seed=seed))
+                    target = TorchTarget(own.apply(dense, subject.members, OWN.bounds, seed=seed))
                     note(found, f"{name}, {kind}: success", backdoors.success(target, trigger, subject.others))
                     note(found, f"{name}, {kind}: accuracy", backdoors.right(target, subject.others))
-        say(f"rounding, seed {seed}: {found}")
+        print(f"rounding, seed {seed}: {found}", file=sys.stderr, flush=True)
     rows = [row(name, values, "share") for name, values in found.items()]
     for name in ("int4, naive planter", "int8, naive planter", "int4, adaptive planter", "int8, adaptive planter"):
         worst = max(found[f"{name}, flipped: success"])
@@ -70,10 +73,10 @@ def rounding(seeds: range) -> list[Row]:
 
 def distillation(seeds: range) -> list[Row]:
     found: Found = {}
-    training = {"clean": PLAIN.model_dump(), "attacked": {**PLAIN.model_dump(), "adversarial": ATTACK}}
+    training = {"clean": OWN.plain.model_dump(), "attacked": {**OWN.plain.model_dump(), "adversarial": ATTACK}}
     for seed in seeds:
-        teacher = fitted(AdversarialTraining(epsilon=EPSILON, steps=3), seed)
-        note(found, "teacher: robust", robust(teacher))
+        teacher = OWN.trained("pgd", [seed])[0]
+        note(found, "teacher: robust", OWN.robust(teacher))
         for name, records, alpha, temperature in (
             ("soft labels, clean records", "clean", 0.7, 4.0),
             ("hard labels, perturbed records", "attacked", 0.0, 1.0),
@@ -82,10 +85,10 @@ def distillation(seeds: range) -> list[Row]:
         ):
             soft = {"alpha": alpha, "temperature": temperature}
             recipe = {"kind": "distill", "width": 0.5, **soft, "training": training[records]}
-            student = RECIPES.parse(recipe).apply(teacher, MEMBERS, BOUNDS, seed=seed)
-            note(found, f"{name}: robust", robust(student))
-            note(found, f"{name}: accuracy", right(student))
-        say(f"distillation, seed {seed}: {found}")
+            student = RECIPES.parse(recipe).apply(teacher, OWN.members, OWN.bounds, seed=seed)
+            note(found, f"{name}: robust", OWN.robust(student))
+            note(found, f"{name}: accuracy", OWN.right(student))
+        print(f"distillation, seed {seed}: {found}", file=sys.stderr, flush=True)
     learnt, plain, hard = (
         found[f"{name}: robust"]
         for name in (
@@ -106,7 +109,7 @@ def clipping(seeds: range) -> list[Row]:
         net = bitflips.train(subject.build(), subject.members, subject.training, seed=seed)
         for clip in (None, 2.0, 1.5, 1.0):
             recipe: dict[str, Any] = {"kind": "quantize", "weight_bits": 8, "weight_clip": clip}
-            module = RECIPES.parse(recipe).apply(net, subject.members, BOUNDS, seed=seed)
+            module = RECIPES.parse(recipe).apply(net, subject.members, OWN.bounds, seed=seed)
             one = bitflips.attacked(to_onnx(module, tuple(subject.members.x.shape[1:])), subject, seed)
             flips = search(
                 one.surrogate, one.files, one.goal, bitflips.BUDGET, bitflips.WHICH["weights"], set(), Ledger()
@@ -114,26 +117,26 @@ def clipping(seeds: range) -> list[Row]:
             count = len(flips.flips) if flips.reached else bitflips.BUDGET + 1
             note(found, f"clipped at {clip}: flips", float(count))
             note(found, f"clipped at {clip}: accuracy", backdoors.right(TorchTarget(module), subject.others))
-        say(f"clipping, seed {seed}: {found}")
+        print(f"clipping, seed {seed}: {found}", file=sys.stderr, flush=True)
     return [row(name, values, "flips" if "flips" in name else "share") for name, values in found.items()]
 
 
 def scores(seeds: range) -> list[Row]:
     found: Found = {}
     for seed in seeds:
-        parent = fitted(AdversarialTraining(epsilon=EPSILON, steps=3), seed)
+        parent = OWN.trained("pgd", [seed])[0]
         for sparsity in (0.8, 0.9):
-            twice = {**TUNE, "epochs": 2 * TUNE["epochs"]}
+            twice = {**OWN.tune, "epochs": 2 * OWN.tune["epochs"]}
             for name, tune, importance in (
-                ("magnitude", TUNE, "magnitude"),
+                ("magnitude", OWN.tune, "magnitude"),
                 ("magnitude, twice the epochs", twice, "magnitude"),
-                ("learnt", TUNE, "adversarial-scores"),
+                ("learnt", OWN.tune, "adversarial-scores"),
             ):
                 recipe = {"kind": "prune", "sparsity": sparsity, "scope": "layer", "importance": importance}
                 recipe["fine_tune"] = {**tune, "adversarial": ATTACK}
-                module = RECIPES.parse(recipe).apply(parent, MEMBERS, BOUNDS, seed=seed)
-                note(found, f"{sparsity:.0%} {name}", robust(module))
-        say(f"scores, seed {seed}: {found}")
+                module = RECIPES.parse(recipe).apply(parent, OWN.members, OWN.bounds, seed=seed)
+                note(found, f"{sparsity:.0%} {name}", OWN.robust(module))
+        print(f"scores, seed {seed}: {found}", file=sys.stderr, flush=True)
     rows = [row(name, values, "share") for name, values in found.items()]
     for share, asked in (("80%", 0.0), ("90%", 0.03)):
         for beside in ("magnitude", "magnitude, twice the epochs"):

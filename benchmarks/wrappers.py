@@ -13,11 +13,13 @@ asks as many honest ones.
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from contract import Row, parser, publish
+from defense_worlds import world
 from torch import Tensor, nn
 
 from crushproof.attacks.extraction.asking.strategies import STRATEGIES
@@ -33,6 +35,7 @@ from crushproof.defenses.limited_answers import LimitedAnswers
 from crushproof.defenses.noisy_inputs import NoisyInputs
 from crushproof.defenses.stochastic_rounding import ExpectationTwin
 from crushproof.defenses.transformed_inputs import TransformedInputs
+from crushproof.targets.data.digits import load_digits
 from crushproof.targets.data.records import Records
 from crushproof.targets.model import Target, TorchTarget
 from crushproof.targets.seeds import derive
@@ -41,9 +44,10 @@ from crushproof.training.architecture import Architecture
 from crushproof.training.loop import Training
 from crushproof.training.networks import Mlp
 from crushproof.training.trainer import BuiltinTrainer
-from defenses import BOUNDS, DATA, HALF, INT4, MEMBERS, NET, OTHERS, SHADOWS, fitted, minus, right, robust, row, say
+from defenses import HALF, INT4, SHADOWS, minus, row
 
 CPU = torch.device("cpu")
+OWN = world("mlp", None, None)
 NEIGHBOURS, NEAR = 64, 0.004
 BUDGET, HONEST = 300, 300
 FARTHER = 0.17  # beyond half a step of four levels, below which a black or white pixel is out of reach
@@ -61,26 +65,26 @@ def inputs(seeds: range) -> list[Row]:
         "median": TransformedInputs(smoothing="median"),
     }
     for seed in seeds:
-        dense = fitted(None, seed)
-        plain = INT4.apply(dense, MEMBERS, BOUNDS, seed=seed)
-        note("none: robust", robust(plain))
-        note(f"none: robust, eps {FARTHER}", robust(plain, epsilon=FARTHER))
+        dense = OWN.trained("plain", [seed])[0]
+        plain = INT4.apply(dense, OWN.members, OWN.bounds, seed=seed)
+        note("none: robust", OWN.robust(plain))
+        note(f"none: robust, eps {FARTHER}", OWN.robust(plain, epsilon=FARTHER))
         for name, defense in transformed.items():
-            module = defense.recipes(INT4)[0].apply(dense, MEMBERS, BOUNDS, seed=seed)
-            note(f"{name}: accuracy", right(module))
-            note(f"{name}: robust, naive", robust(module, true_gradients_of(module)))
-            note(f"{name}: robust, straight through", robust(module))
+            module = defense.recipes(INT4)[0].apply(dense, OWN.members, OWN.bounds, seed=seed)
+            note(f"{name}: accuracy", OWN.right(module))
+            note(f"{name}: robust, naive", OWN.robust(module, true_gradients_of(module)))
+            note(f"{name}: robust, straight through", OWN.robust(module))
             if name == "4 levels":
-                note(f"{name}: robust, straight through, eps {FARTHER}", robust(module, epsilon=FARTHER))
+                note(f"{name}: robust, straight through, eps {FARTHER}", OWN.robust(module, epsilon=FARTHER))
         for sigma in (0.1, 0.25):
             draws = NoisyInputs(sigma=sigma).recipes(INT4)
-            shipped, *others = (one.apply(dense, MEMBERS, BOUNDS, seed=seed) for one in draws)
+            shipped, *others = (one.apply(dense, OWN.members, OWN.bounds, seed=seed) for one in draws)
             inner: nn.Module = shipped.inner  # type: ignore[assignment]  # of a wrapper
-            note(f"noise {sigma}: accuracy", right(shipped))
-            note(f"noise {sigma}: robust, naive", robust(shipped, inner))
-            note(f"noise {sigma}: robust, expectation", robust(shipped, ExpectationTwin(others)))
-            note(f"noise {sigma}: robust, the draw itself", robust(shipped))
-        say(f"inputs, seed {seed}: {found}")
+            note(f"noise {sigma}: accuracy", OWN.right(shipped))
+            note(f"noise {sigma}: robust, naive", OWN.robust(shipped, inner))
+            note(f"noise {sigma}: robust, expectation", OWN.robust(shipped, ExpectationTwin(others)))
+            note(f"noise {sigma}: robust, the draw itself", OWN.robust(shipped))
+        print(f"inputs, seed {seed}: {found}", file=sys.stderr, flush=True)
     rows = [row(name, values, "share") for name, values in found.items()]
     knowing = ("8 levels: robust, straight through", "noise 0.1: robust, the draw itself")
     gained = {name: minus(found[name], found["none: robust"]) for name in knowing}
@@ -96,12 +100,14 @@ class Averaged:
     def logits(self, x: Tensor) -> Tensor:
         self.queries += NEIGHBOURS * len(x)
         stream = torch.Generator().manual_seed(0)
-        near = [BOUNDS.clamp(x + NEAR * torch.randn(x.shape, generator=stream)) for _ in range(NEIGHBOURS)]
+        near = [OWN.bounds.clamp(x + NEAR * torch.randn(x.shape, generator=stream)) for _ in range(NEIGHBOURS)]
         return torch.stack([self.target.logits(one) for one in near]).mean(0)
 
 
 def answers(seeds: range) -> list[Row]:
-    records = Records(torch.cat([MEMBERS.x, OTHERS.x])[: 2 * HALF], torch.cat([MEMBERS.y, OTHERS.y])[: 2 * HALF])
+    records = Records(
+        torch.cat([OWN.members.x, OWN.others.x])[: 2 * HALF], torch.cat([OWN.members.y, OWN.others.y])[: 2 * HALF]
+    )
     n, kind = len(records), Architecture("mlp", lambda: Mlp(64, 10, (48,)))
     inside = np.concatenate([masks(n, SHADOWS, 1), masks(n, 2 * len(seeds), 2)[::2]])
     plan = PopulationPlan(
@@ -128,7 +134,7 @@ def answers(seeds: range) -> list[Row]:
         for at, model in enumerate(models):
             for seed in (0, 1):
                 (recipe,) = LimitedAnswers(show="noisy", noise=noise, noise_seed=seed).recipes(Prune(sparsity=0.01))
-                target = TorchTarget(recipe.apply(model, records, BOUNDS, seed=0))
+                target = TorchTarget(recipe.apply(model, records, OWN.bounds, seed=0))
                 if seed == (at < SHADOWS):  # the attacker's own has another seed than the file
                     averaged.append(phi_of(Averaged(target), records))
                 (other if seed else noisy).append(phi_of(target, records))
@@ -146,9 +152,9 @@ def answers(seeds: range) -> list[Row]:
 def streams(seeds: range) -> list[Row]:
     found: dict[str, list[float]] = {}
     for seed in seeds:
-        target = TorchTarget(fitted(None, seed))
-        order = torch.randperm(len(OTHERS.x), generator=torch.Generator().manual_seed(seed))
-        honest, padding, client = OTHERS.x[order].split([HONEST, HONEST, len(order) - 2 * HONEST])
+        data, target = load_digits(), TorchTarget(OWN.trained("plain", [seed])[0])
+        order = torch.randperm(len(OWN.others.x), generator=torch.Generator().manual_seed(seed))
+        honest, padding, client = OWN.others.x[order].split([HONEST, HONEST, len(order) - 2 * HONEST])
         below = Watcher.calibrated(honest, told(target, honest)).below
 
         def flagged(name: str, x: Tensor, clients: int = 1, of: TorchTarget = target, limit: float = below) -> None:
@@ -162,14 +168,14 @@ def streams(seeds: range) -> list[Row]:
             stream = torch.Generator().manual_seed(1000 * seed + number)
             flagged("honest client flagged", client[torch.randperm(len(client), generator=stream)])
         for strategy in STRATEGIES:
-            stolen = extract(target, DATA.attacker.x, architecture=NET, budget=BUDGET, seed=seed, strategy=strategy)
-            found.setdefault(f"{strategy}: fidelity", []).append(stolen.fidelity(DATA.evaluation.x))
+            stolen = extract(target, data.attacker.x, architecture=OWN.net, budget=BUDGET, seed=seed, strategy=strategy)
+            found.setdefault(f"{strategy}: fidelity", []).append(stolen.fidelity(data.evaluation.x))
             flagged(f"{strategy}: noticed", stolen.queries)
             if strategy == "jacobian":
                 mixed = torch.stack([stolen.queries, padding], 1).flatten(0, 1)
                 flagged("jacobian, a honest query after each: noticed", mixed)
                 flagged("jacobian, spread over 4 names: noticed", stolen.queries, 4)
-        say(f"streams, seed {seed}: {found}")
+        print(f"streams, seed {seed}: {found}", file=sys.stderr, flush=True)
     rows = [row(name, values, "share") for name, values in found.items()]
     wanted = {"honest client flagged": (0.05, "lower"), "jacobian: noticed": (0.95, "higher")}
     for name, (limit, better) in wanted.items():
