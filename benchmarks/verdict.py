@@ -50,7 +50,7 @@ class Told:
     wall: float
     cpu: float
     largest_process: int  # bytes
-    family: int  # bytes of all its processes together, as seen every second; what several share counts once
+    family: int  # bytes of all its processes together, as seen every five seconds; what several share counts once
 
 
 def run(plan: Path, out: Path) -> Told:
@@ -79,7 +79,7 @@ def run(plan: Path, out: Path) -> Told:
     family = 0
     while any(reader.is_alive() for reader in readers):
         family = max(family, sum(resident(process.pid)))
-        readers[0].join(1.0)
+        readers[0].join(5.0)
     _, status, used = os.wait4(process.pid, 0)  # of the child and of its own children
     process.returncode = os.waitstatus_to_exitcode(status)
     return Told(
