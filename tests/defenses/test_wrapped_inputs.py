@@ -205,4 +205,3 @@ def test_what_cannot_be_wrapped_is_refused() -> None:
     for kind in ("noisy-inputs", {"kind": "transformed-inputs", "levels": 4}):
         defense = DEFENSES.parse(kind)
         assert defense.adapted(Extraction()) == Extraction()
-        assert defense.phrase({})
