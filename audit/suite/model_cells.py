@@ -77,7 +77,7 @@ def train_dense(dense: DenseModel, data: Data, seed: int, device: torch.device) 
     else:
         records = members(data)
         job = TrainingJob.of_one(dense.architecture, records, derive(seed, dense.name), device)
-        module = dense.trainer.fit(job)[0]
+        module = dense.trainer.of_shipped.fit(job)[0]
         if dense.hardened is not None:
             check_finite(module, f"the defense {dense.hardened.kind}")
             statement = dense.hardened.statement(len(records))
