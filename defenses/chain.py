@@ -58,7 +58,7 @@ def chained(defenses: Sequence[Defense]) -> Defense:
     for one, other in itertools.pairwise(steps):
         if one.stage == other.stage:
             raise InputError(
-                f"The defenses {one.kind} and {other.kind} both act on {one.stage}, and a chain takes one of each stage "
+                f"The defenses {one.kind} and {other.kind} both act on {one.stage}, and a chain takes one of each "
                 f"({', '.join(STAGES)}): leave one of them out."
             )
     return steps[0] if len(steps) == 1 else DefenseChain(kind=" + ".join(one.kind for one in steps), steps=tuple(steps))
