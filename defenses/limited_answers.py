@@ -24,7 +24,7 @@ class LimitedAnswers(ShownAnswers, CompressionDefense):
     """
 
     title: ClassVar[str] = "Limited answers"
-    stage: ClassVar[Stage] = "inference"
+    stage: ClassVar[Stage] = "answers"
     kind: Literal["limited-answers"] = "limited-answers"
 
     def phrase(self, statement: Mapping[str, Any]) -> str:

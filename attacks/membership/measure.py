@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ...compression.answers import answers_limited
+from ...compression.smoothed import voted_under_noise
 from ..access import Access, Flag
 from ..case import Evidence
 from ..measurement import (
@@ -231,7 +232,7 @@ def _caveats(results: Results, evidence: Evidence) -> tuple[tuple[str, ...], lis
         else:
             flags.add(Flag.DISTRIBUTION_SHIFT.value)
             notes.append(f"Not attributable to membership: {told}")
-    if answers_limited(model.recipe):
+    if answers_limited(model.recipe) or voted_under_noise(model.recipe):
         flags.add(Flag.ANSWERS_LIMITED.value)
     if REPEATED_MEMBERS in dict(scope.data.doubts):
         flags.add(REPEATED_MEMBERS)
