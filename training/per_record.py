@@ -18,6 +18,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from ..targets.data.records import Records
+from ..targets.model import channels_last
 from .per_record_layers import CONVOLUTIONS, Backward, Forward
 from .per_record_layers import made as operation_of
 
@@ -176,8 +177,7 @@ def _laid_out(x: Tensor) -> Tensor:
     wide = x.transpose(0, 1).flatten(1, 2)
     if len(x) > 1 or wide.dim() != 4 or wide.device.type != "cpu":
         return wide
-    # A copy: `contiguous` leaves the strides of a single channel as they are, and they are what counts.
-    return torch.empty_like(wide, memory_format=torch.channels_last).copy_(wide)
+    return channels_last(wide)
 
 
 def _add(
