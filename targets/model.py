@@ -149,15 +149,41 @@ def laid_out(module: nn.Module, x: Tensor) -> nn.Module:
         copied = copy.deepcopy(module)
         for tensor in (*copied.parameters(), *copied.buffers()):
             if tensor.dim() == 4:
-                # A copy: `contiguous` leaves the strides of a single channel as they are, and they are what counts.
-                tensor.data = torch.empty_like(tensor, memory_format=torch.channels_last).copy_(tensor.data)
+                tensor.data = channels_last(tensor.data)
         with torch.no_grad():
-            expected, answers = module(two), copied(two)
-        return (
-            copied if torch.allclose(answers, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())) else module
-        )
+            return copied if _alike(copied(two), module(two)) else module
     except (RuntimeError, TypeError):
         return module
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """The same values [n, channels, height, width], each place's channels side by side in memory.
+
+    A copy: `contiguous` leaves the strides of a single channel as they are, and they are what counts.
+    """
+    return torch.empty_like(x, memory_format=torch.channels_last).copy_(x)
+
+
+@torch.no_grad()
+def takes_channels_last(module: nn.Module, x: Tensor) -> bool:
+    """Whether a module is asked faster with `channels_last` inputs: it convolves images, and answers two of them alike.
+
+    Args:
+        module: in evaluation mode.
+        x: float32 [n, *shape], n >= 1.
+    """
+    convolves = x.dim() == 4 and any(isinstance(layer, nn.Conv2d) for layer in module.modules())
+    if not convolves or x.device.type != "cpu" or device_of(module).type != "cpu":
+        return False
+    two = x[:1].expand(2, *x.shape[1:]).clone()
+    try:
+        return _alike(module(channels_last(two)), module(two))
+    except (RuntimeError, TypeError):
+        return False
+
+
+def _alike(answers: Tensor, expected: Tensor) -> bool:
+    return torch.allclose(answers, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
 def differentiable(module: nn.Module) -> AbstractContextManager[None]:

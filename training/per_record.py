@@ -18,13 +18,13 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from ..targets.data.records import Records
+from ..targets.model import channels_last
 from .per_record_layers import CONVOLUTIONS, Backward, Forward
 from .per_record_layers import made as operation_of
 
 GRADIENT_FLOATS = 2**26  # per-record gradients held at once (256 MiB); fixed, so that float sums are too
 CHUNK = 256  # records whose gradients are computed side by side, at most
 ROWS = 1024  # records of all models of a stack in one pass: more are slower, as no cache holds what they leave
-PIECE = 2**17  # floats of a convolution's gradients that one call gives: larger ones take up to three times as long
 APART = 1e-3  # of the largest value: what another order of adding up makes of it, with room
 
 Weights = Mapping[str, Tensor]
@@ -138,8 +138,10 @@ def _one_by_one(module: nn.Module, weights: Weights, losses: RecordLosses) -> Cl
         return None
 
     def clipping(x: Tensor, y: Tensor, counts: Tensor, max_norm: float) -> dict[str, Tensor]:
-        rows = [slice(at, at + 1) for at in range(count)]
-        sums = [one(x[at], y[at], counts[at], max_norm) for one, at in zip(clippings, rows, strict=True)]
+        sums = []
+        for at, one in enumerate(clippings):
+            own = counts[at].nonzero().squeeze(1)  # alone, a model need not go through what fills the batch
+            sums.append(one(x[at, own][None], y[at, own][None], counts[at, own][None], max_norm))
         return {name: torch.cat([one[name] for one in sums]) for name in weights}
 
     return clipping
@@ -167,12 +169,19 @@ def _together(module: nn.Module, weights: Weights, losses: RecordLosses) -> Clip
 
     def clipping(x: Tensor, y: Tensor, counts: Tensor, max_norm: float) -> dict[str, Tensor]:
         total = {name: torch.zeros_like(value) for name, value in weights.items()}
-        for first in range(0, x.shape[1], size):
-            rows = slice(first, first + size)
+        for rows in _pieces(x.shape[1], size):
             _add(network, layers, _laid_out(x[:, rows]), y[:, rows], counts[:, rows], max_norm, total, losses)
         return total
 
     return clipping
+
+
+def _pieces(count: int, size: int) -> list[slice]:
+    """Equal parts of about `size`, at most half as many again: a pass through a few records that are left over takes
+    nearly as long as one through all.
+    """
+    parts = min(count, max(1, round(count / size)))
+    return [slice(count * at // parts, count * (at + 1) // parts) for at in range(parts)]
 
 
 def _laid_out(x: Tensor) -> Tensor:
@@ -183,8 +192,7 @@ def _laid_out(x: Tensor) -> Tensor:
     wide = x.transpose(0, 1).flatten(1, 2)
     if len(x) > 1 or wide.dim() != 4 or wide.device.type != "cpu":
         return wide
-    # A copy: `contiguous` leaves the strides of a single channel as they are, and they are what counts.
-    return torch.empty_like(wide, memory_format=torch.channels_last).copy_(wide)
+    return channels_last(wide)
 
 
 def _add(

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from ..targets.model import channels_last
+
 CONVOLUTIONS = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d}
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 APART = 1e-3  # of the largest value: what another order of adding up makes of it, with room
@@ -61,8 +63,7 @@ def answers(module: nn.Module, x: Tensor, *, alike: bool = False) -> Tensor:
     """
     together = x.transpose(0, 1).flatten(1, 2)
     if together.dim() == 4 and not alike:
-        # A copy: `contiguous` leaves the strides of a single channel as they are, and they are what counts.
-        together = torch.empty_like(together, memory_format=torch.channels_last).copy_(together)
+        together = channels_last(together)
     logits: Tensor = module(together)
     return logits.view(x.shape[1], len(x), -1).transpose(0, 1)
 

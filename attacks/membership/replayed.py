@@ -17,7 +17,6 @@ from torch import nn
 from ...compression.recipe import Recipe, TrainingRecipe
 from ...targets.errors import failing_as_not_applicable
 from ...targets.form import Array, Arrays, Document, Form, Layout, require
-from ...targets.model import TorchTarget
 from ...targets.steps import kept, pulse
 from ...targets.technique import Technique
 from ...training.lessons import State, remembering, together
@@ -25,7 +24,7 @@ from ...training.stacked import GROUP
 from ..effort import Effort, retraining
 from ..preparation import Inputs, Need, Preparation, Prepared, Scope, Trained
 from .preparations import ShadowModels, population_of, shadow_count
-from .signals import phi_of, replay, settled, works
+from .signals import phi_of_shadow, replay, settled, works
 
 KEPT = 2**28  # bytes a shadow: what is stored at most of the trainings that a recipe took on it
 
@@ -90,7 +89,7 @@ class ReplayedShadows(Preparation):
         with failing_as_not_applicable(UNFIT):
             for module in self._compressed(inputs, left):
                 for name, records in asked.items():
-                    rows[name].append(phi_of(TorchTarget(module), records))
+                    rows[name].append(phi_of_shadow(module, records))
         states = {
             f"left/{shadow}/{training:04}/{name}": array
             for shadow, own in left.items()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...compression.recipe import Recipe, TrainingRecipe, work_of
 from ...targets.data.records import Bounds, Records
-from ...targets.model import Target, TorchTarget, device_of
+from ...targets.model import Target, TorchTarget, channels_last, device_of, takes_channels_last
 from ...targets.seeds import derive
 from ...training.lessons import Work, together
 from ...training.stacked import group_size
@@ -39,6 +39,13 @@ def margin(logits: Tensor, y: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
 def phi_of(target: Target, records: Records) -> np.ndarray[Any, np.dtype[np.float32]]:
     """phi of one model on some records, float32 [n]; counts n queries."""
     return margin(torch.cat([target.logits(some) for some in records.x.split(AT_ONCE)]), records.y)
+
+
+def phi_of_shadow(module: nn.Module, records: Records) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """phi of a shadow model, in evaluation mode, on some records on the CPU, float32 [n]."""
+    if takes_channels_last(module, records.x):
+        records = Records(channels_last(records.x), records.y)
+    return phi_of(TorchTarget(module), records)
 
 
 def margins_again(target: Target, records: Records, stored: np.ndarray[Any, Any]) -> list[str]:
@@ -119,5 +126,5 @@ def shadow_signals(
     """
     if recipe is not None:
         modules = replay(plan, modules, first=first, recipe=recipe, bounds=bounds)
-    rows = [target_signals(TorchTarget(module), plan) for module in modules]
+    rows = [phi_of_shadow(module, plan.targets) for module in modules]
     return ShadowSignals(inside=plan.inside[first : first + len(modules)], phi=np.stack(rows))
