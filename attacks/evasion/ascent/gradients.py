@@ -129,13 +129,7 @@ class Gradients:
 
     def ranked(self, x: Tensor, y: Tensor) -> Tensor:
         """int64 [n, classes - 1], all classes but `y`, the likeliest first."""
-        return self.leads(x, y)[0]
-
-    def leads(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """As `ranked`, and by how much the logit of `y` is above each of theirs, float32 [n, classes - 1]."""
-        logits = self._logits(x)
-        order = logits.scatter(1, y[:, None], -torch.inf).argsort(dim=1, descending=True)[:, :-1]
-        return order, logits.gather(1, y[:, None]) - logits.gather(1, order)
+        return self._logits(x).scatter(1, y[:, None], -torch.inf).argsort(dim=1, descending=True)[:, :-1]
 
     def classes(self, x: Tensor) -> int:
         """How many logits there are, by one record of x."""

@@ -6,16 +6,13 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveInt
-from torch import Tensor
 
 from ...case import Case
 from ...effort import Effort
 from ..ascent.losses import Loss
 from ..engine import PERTURBERS, Search
 from .apgd import ascend
-from .pgd import CREDIBLE, GradientPerturber
-
-AHEAD = 1.5  # see `too_far`
+from .pgd import GradientPerturber
 
 
 @PERTURBERS.register
@@ -41,29 +38,12 @@ class ApgdTargeted(GradientPerturber):
         if len(search.active) == 0:
             return
         model = self.model(search, case)
-        ranked, leads = model.leads(search.ball.center, search.y)
+        ranked = model.ranked(search.ball.center, search.y)
         runs = self.restarts * min(self.classes, ranked.shape[1])
         places = torch.empty_like(search.fooled, dtype=torch.int64)
         places[search.active] = torch.arange(len(ranked), device=ranked.device)  # rows leave `active`, not `ranked`
         for run in range(runs):
             search.resume()
             if search.goal == "untargeted":
-                lowest = torch.minimum(search.before, search.margin[search.active])
-                lead = leads[places[search.active]]
-                search.pause(too_far(lead[:, run // self.restarts], lead[:, 0], lowest))
                 search.towards = ranked[places[search.active], run // self.restarts]
             ascend(search, model, self.steps, run, runs, gives_up=search.goal == "untargeted")
-
-
-def too_far(lead: Tensor, margin: Tensor, lowest: Tensor) -> Tensor:
-    """bool [n]: whether a class is so far off that no run in this ball will reach it, by what earlier ones came to.
-
-    It is where the class lies behind by more than 2.5 times as much as any margin fell by: the runs before tell what
-    the ball is worth. Where it hardly fell, gradients predict nothing, and nothing is judged.
-
-    Args:
-        lead: [n], by how much the record's own logit is above that of the class.
-        margin: [n], of the record; lowest: [n], the lowest margins since, of any run, infinite before the first.
-    """
-    fall = margin - lowest
-    return (lead > (1 + AHEAD) * fall) & (lowest < CREDIBLE * fall)
