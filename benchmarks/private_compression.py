@@ -40,7 +40,7 @@ RECIPES_BY_NAME: dict[str, Any] = {
     "prune60, scores (void)": {**PRUNED, "importance": "taylor"},
     "prune60, magnitude, private fine-tuning": {**PRUNED, "fine_tune": PRIVATE},
     "prune60, magnitude, fine-tuning (void)": {**PRUNED, "fine_tune": PLAIN},
-    "distilled to half width (void)": {"kind": "distill", "training": {**PLAIN, "epochs": 24}},
+    "distilled to half width (void)": {"kind": "distill", "training": {**DISTILLED, "batch_size": 64, "private": None}},
     "distilled to half width by DP-SGD": {"kind": "distill", "temperature": 1, "training": DISTILLED},
     "the same without a teacher": {"kind": "distill", "alpha": 0, "training": DISTILLED},
     "noised scores, private fine-tuning, int8 with noised ranges": ALL,
