@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from ..attacks.attack import Attack
+from ..attacks.membership.averaging import NEIGHBOURS
+from ..attacks.membership.membership import Membership
 from ..compression.answers import LimitAnswers, ShownAnswers
 from ..compression.recipe import Recipe
 from .defense import DEFENSES, CompressionDefense, Stage
@@ -35,5 +37,11 @@ class LimitedAnswers(ShownAnswers, CompressionDefense):
         return [LimitAnswers(recipe=recipe, **shown)]
 
     def adapted(self, attack: Attack) -> Attack:
-        """The same attack: the audit hands it the logits behind the layer wherever it may see the file's bytes."""
+        """The same attack: the audit hands it the logits behind the layer wherever it may see the file's bytes.
+
+        Against noise membership inference averages over neighbours. Thieves do not: with as many queries in all, fewer
+        records with less noise make worse copies (benchmarks/wrappers.py).
+        """
+        if self.show == "noisy" and isinstance(attack, Membership):
+            return attack.model_copy(update={"neighbours": NEIGHBOURS})
         return attack
