@@ -21,8 +21,8 @@ class LimitedAnswers(ShownAnswers, CompressionDefense):
     with the bytes differentiates the logits behind the layer (beside one who takes the file as it is, and meets the
     layer's gradients), attackers by labels alone ask the file itself, thieves learn from what is shown, and membership
     attacks put the same layer behind their shadow models. Noise is the same for the same input, so asking again tells
-    nothing; asking about neighbours averages it out. Digits, AUC of membership .63 without: noise of one logit seems
-    .56, and is .62 to who averages 64 answers (benchmarks/wrappers.py).
+    nothing; asking about neighbours averages it out. Digits, AUC of membership .62 without: noise of one logit seems
+    .57, and is .61 to who averages 64 answers (benchmarks/wrappers.py).
     """
 
     title: ClassVar[str] = "Limited answers"
