@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...compression.recipe import Recipe, TrainingRecipe, work_of
 from ...targets.data.records import Bounds, Records
-from ...targets.model import Target, TorchTarget, channels_last, device_of, takes_channels_last
+from ...targets.model import Target, TorchTarget, device_of, laid_out
 from ...targets.seeds import derive
 from ...training.lessons import Work, together
 from ...training.stacked import group_size
@@ -20,7 +20,9 @@ from .case import ShadowSignals
 from .population import PopulationPlan
 
 SAME = 1e-3  # of margins, absolute and relative: another batch or processor adds up in another order
-AT_ONCE = 128  # records asked about at once: more do not fit a processor's caches, and take half as long again
+AT_ONCE = (
+    256  # records asked about at once: fewer leave calls that take longer than what they compute, more fit no cache
+)
 
 
 def margin(logits: Tensor, y: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -43,9 +45,7 @@ def phi_of(target: Target, records: Records) -> np.ndarray[Any, np.dtype[np.floa
 
 def phi_of_shadow(module: nn.Module, records: Records) -> np.ndarray[Any, np.dtype[np.float32]]:
     """phi of a shadow model, in evaluation mode, on some records on the CPU, float32 [n]."""
-    if takes_channels_last(module, records.x):
-        records = Records(channels_last(records.x), records.y)
-    return phi_of(TorchTarget(module), records)
+    return phi_of(TorchTarget(laid_out(module, records.x)), records)
 
 
 def margins_again(target: Target, records: Records, stored: np.ndarray[Any, Any]) -> list[str]:
