@@ -63,8 +63,8 @@ class Diva(Perturber):
     def perturb(self, search: Search, case: Case) -> None:
         """A record also leaves when the compressed model is out of reach (`apgd.out_of_reach`).
 
-        Of 12 pairs of nets for digits at one L-inf radius each, 300 records, none of 1,440 is lost that is found, and
-        73 % of the passes are made.
+        Fitted on 12 pairs of nets for digits at 8x8: none of 1,440 records is lost, and 73 % of the passes are made.
+        Of 8 others (convolutions with batch norm at 16x16, a table, an MLP) none of 792, and 81 %.
         """
         assert case.twin is not None  # why_not came first
         assert case.parent is not None

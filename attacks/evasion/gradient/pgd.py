@@ -17,7 +17,7 @@ from ....targets.form import Array
 from ....targets.model import device_of, records_at_once
 from ....targets.seeds import derive, uniform
 from ....targets.steps import Arrays
-from ....training.ball import Ball, Norm
+from ....training.ball import Ball, Norm, per_record
 from ...access import Access, Ledger
 from ...case import Case
 from ...effort import Effort
@@ -174,10 +174,8 @@ def craft(
     """Adversarial inputs crafted on one model to be replayed on others: what `transfer` needs of the parent.
 
     PGD on the cross-entropy that goes on after success: of all inputs seen, a record keeps the one with the lowest
-    margin, because a confident one transfers best; one whose margin is out of reach (`hopeless`) goes on no further.
-    (Of 300 digits, from eight nets to a ninth and back, 1,089 inputs travel so, and 1,088 without.)
-
-    Each block of records at each epsilon is kept (`steps.kept`), of large ones each batch: its passes take minutes.
+    margin, because a confident one transfers best. Each block of records at each epsilon is kept (`steps.kept`), of
+    large ones each batch: its passes take minutes.
 
     Args:
         module: on the device it is to run on.
@@ -229,22 +227,16 @@ def _crafted(
     places = np.arange(first, first + len(records))
     x = ball.random_start(uniform(seed, places, tuple(x0.shape[1:])).to(device))
     best, lowest = x0.clone(), torch.full((len(records),), torch.inf, device=device)
-    rows, first_margin = torch.arange(len(records), device=device), lowest
     for step in range(steps + 1):
         if step < steps:
-            gradient, margin, _, _ = model(x, y[rows])
+            gradient, margin, _, _ = model(x, y)
         else:
-            margin = model.margins(x, y[rows])
-        first_margin = first_margin if step else margin
-        better = margin < lowest[rows]
-        lowest[rows[better]], best[rows[better]] = margin[better], x[better]
+            margin = model.margins(x, y)
+        better = margin < lowest
+        lowest = torch.where(better, margin, lowest)
+        best = torch.where(per_record(better, x), x, best)
         if step < steps:
             x = ball.step(x, gradient, epsilon * settling((step + 0.5) / steps))
-        if step < steps and judged(step, steps):
-            stay = ~hopeless(first_margin[rows], lowest[rows], step / steps)
-            x, rows, ball = x[stay], rows[stay], ball.take(stay)
-        if len(rows) == 0:
-            break
         counter.now(len(records) * step / steps)
     counter.add(len(records))
     return {"x": best.cpu().numpy()}
