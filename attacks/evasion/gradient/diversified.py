@@ -136,8 +136,9 @@ def far_from_all(margin: Tensor, before: Tensor, reached: Tensor) -> Tensor:
 
     Where it hardly fell, or no other part searched, nothing is judged. Fitted on 11 nets of one small architecture for
     digits at 8x8, where further starts fool 9 of the 2,211 records that PGD and targeted Auto-PGD leave at one radius
-    or several: none is lost. Nor is one of 7 among 2,845 on 25 other nets (convolutions with batch norm at 16x16 and
-    28x28, some adversarially trained, quantised or pruned; tables; planted false robustness).
+    or several: none is lost. Nor is one of 7 among 2,845 on 25 other nets, in whose sight the thresholds were chosen
+    (convolutions with batch norm at 16x16 and 28x28, some adversarially trained, quantised or pruned; tables; planted
+    false robustness).
 
     Args:
         margin: [n], of the record; before: [n], the lowest that other parts came to, infinite: none searched; reached:

@@ -27,7 +27,6 @@ from ..blocks import COPIES, Counter, blocks, kept_at_cost
 from ..engine import PERTURBERS, Perturber, Search
 
 EARLIEST = 4  # steps of a search before any record is called hopeless
-HOPE = 0.6  # of a margin's fall so far: so much more it may still fall, at first (see `hopeless`)
 CRAFT_STEPS = 20  # of `craft`; of 400 digits on four nets, as many travel as with 40
 AGAIN = 0.15  # of it, at least, while another start follows: nearly all that a second start fools came so near before
 CREDIBLE = 10.0  # a margin so many times its fall hardly fell; the largest of the nets in `hopeless` is 6
@@ -138,10 +137,11 @@ def hopeless(first: Tensor, lowest: Tensor, progress: float, *, last: bool = Tru
     What a margin still falls by is at most a share of what it fell by so far, and that goes down with the steps: the
     more they settle, the less is left to gain. Where it hardly fell, gradients predict nothing, and nothing is judged.
 
-    The share follows the furthest that margins fell on 16 nets for digits at 16x16 (two kinds of CNN and an MLP, plain
-    and adversarially trained), 190 records each, one start of 20 and of 40 steps at L-inf radii from .05 to .2 and, for
-    four of them, at L2 radii from .3 to 1.3: of 28,191 searches that succeed 6 are lost, and 54 to 67 % of the
-    gradients are taken.
+    The share is what `settling` leaves of the steps: of 5,479 searches that succeed on 52 pairs of a net and a radius
+    (CNNs with batch norm, plain, adversarially trained, quantised and pruned, on digits and MNIST; nets without;
+    tables; planted false robustness; L-inf and L2, one start of 20 steps) 3 are lost, and 68 % of the gradients are
+    taken. It was chosen on these. With about a third of that share, which loses next to none on nets without batch
+    norm, a CNN with it loses 22 of 74 on MNIST.
 
     Args:
         first: [n], the margins at the start; lowest: [n], the lowest ones since.
@@ -149,8 +149,7 @@ def hopeless(first: Tensor, lowest: Tensor, progress: float, *, last: bool = Tru
         last: whether no other start follows, which may end elsewhere.
     """
     fall = first - lowest
-    share = HOPE * math.pow(settling(progress) / 2, 1.25)
-    share = share if last else max(share, AGAIN)
+    share = settling(progress) if last else max(settling(progress), AGAIN)
     return (lowest > share * fall) & (lowest < CREDIBLE * fall)
 
 
