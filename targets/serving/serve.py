@@ -97,6 +97,10 @@ class Served:
             InputError: the records do not fit the model, the query budget does not reach for them, or the client's
                 queries look like an extraction: then neither these nor later ones are answered.
         """
+        if not isinstance(x, Tensor):
+            raise InputError(
+                f"The records are {type(x).__name__}. Give a tensor: torch.from_numpy(x) makes one of an array."
+            )
         changed = None if self._stopped else self._digests.check()
         if changed is not None:
             self._stopped = (
