@@ -95,7 +95,8 @@ def hypotheses(
         scale, zero_point = port.grid or (1.0, 0.0 if port.type == "uint8" else -128.0)
         grid = Grid.model_validate({"type": port.type, "scale": scale, "zero_point": zero_point})
     low, high = _values(data.bounds.low), _values(data.bounds.high)
-    smallest = SMALLEST if output.grid is None else max(SMALLEST, output.grid[0] / 2)
+    steps = output.grid or (output.steps if output.operator.upper() in SURE else None)
+    smallest = SMALLEST if steps is None else max(SMALLEST, steps[0] / 2)
     scalings = _scalings(data, overrides, floats=grid is None)
     coloured = len(data.shape) == 3 and data.shape[0] == 3
     if overrides.channels is not None and not coloured:

@@ -103,7 +103,7 @@ class Served:
             InputError: the records do not fit the model, the query budget does not reach for them, or the client's
                 queries look like an extraction: then neither these nor later ones are answered.
         """
-        self._check(len(x))
+        self._check(x)
         if self._watcher is None:
             return self._target.logits(x)
         if self._watcher.noticed(client) is None:
@@ -129,11 +129,15 @@ class Served:
                 f"{quoted(self.admitted.name)} is not served by vote under noise, so it has no certified radius: audit "
                 "a candidate with `defense: randomized-smoothing`."
             )
-        self._check(len(x))
+        self._check(x)
         return self._target.certified(x, alpha=alpha)
 
-    def _check(self, count: int) -> None:
-        """Whether so many more records may be answered."""
+    def _check(self, x: Tensor) -> None:
+        """Whether these records may be answered."""
+        if not isinstance(x, Tensor):
+            raise InputError(
+                f"The records are {type(x).__name__}. Give a tensor: torch.from_numpy(x) makes one of an array."
+            )
         changed = None if self._stopped else self._digests.check()
         if changed is not None:
             self._stopped = (
@@ -142,9 +146,9 @@ class Served:
             )
         if self._stopped is not None:
             raise UnsafeInput(self._stopped)
-        if self._budget is not None and self.queries + count > self._budget:
+        if self._budget is not None and self.queries + len(x) > self._budget:
             raise InputError(
-                f"The query budget of {self._budget:,} records does not reach for {count:,} more: {self.queries:,} "
+                f"The query budget of {self._budget:,} records does not reach for {len(x):,} more: {self.queries:,} "
                 "were answered."
             )
 

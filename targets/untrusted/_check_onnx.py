@@ -264,17 +264,17 @@ def facts(model: onnx.ModelProto, zeroed: Iterable[str] = ()) -> dict[str, Any]:
             port["grid"] = _grid(readers[0], constants)
         port["covers"] = _covered(port, used, constants)
     for port in outputs:
-        if port["name"] in made and made[port["name"]].op_type == "QuantizeLinear":
-            port["grid"] = _grid(made[port["name"]], constants)
+        last = made.get(port["name"], onnx.NodeProto())
+        if key := {"QuantizeLinear": "grid", "DequantizeLinear": "steps"}.get(last.op_type):
+            port[key] = _grid(last, constants)
         port["operator"] = _maker(port["name"], made)
-    standard = [opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")]
     return {
         "inputs": inputs,
         "outputs": outputs,
         "operators": dict(sorted(operators.items())),
         "last_operator": outputs[0]["operator"] if outputs else "",
         "quantisation": _quantisation(operators),
-        "opset": max(standard, default=None),
+        "opset": max((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), default=None),
         "producer": f"{model.producer_name} {model.producer_version}".strip()[:100],
         "zeroed": list(zeroed),
     }

@@ -46,7 +46,8 @@ Kind = Literal["onnx", "tflite"]
 class Port(BaseModel):
     """An input or output of a model: a free size is its name or "?"; `grid` is scale and zero point of integers;
     `operator` is what makes an output, before reshapes and quantisers ("Softmax" hints at probabilities); `covers` is
-    the range of values that the file's own quantiser of an input can tell apart.
+    the range of values that the file's own quantiser of an input can tell apart; `steps` is scale and zero point of the
+    integers that an output of floats is made from.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -57,6 +58,7 @@ class Port(BaseModel):
     grid: tuple[float, float] | None
     operator: str = ""
     covers: tuple[float, float] | None = None
+    steps: tuple[float, float] | None = None
 
 
 class Facts(BaseModel):

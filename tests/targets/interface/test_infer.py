@@ -222,6 +222,21 @@ def test_outputs_become_logits(digits: Data, dense: nn.Module, clean: float) -> 
         assert float((answered - plain)[near].abs().max()) < 1e-2
 
 
+def test_a_softmax_in_eight_bits_gives_probabilities(digits: Data, dense: nn.Module) -> None:
+    """As onnxruntime quantises it: rows sum to 1 but for its steps, and a 0 is a probability below half a step."""
+    model = onnx.load_model_from_string(export(dense, same, after=lambda z: z.softmax(1)))
+    graph = model.graph
+    last = graph.output[0].name
+    next(node for node in graph.node if last in node.output).output[0] = "chances"
+    for name, value in (("eighth", np.float32(1 / 256)), ("least", np.int8(-128))):
+        graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+    graph.node.append(helper.make_node("QuantizeLinear", ["chances", "eighth", "least"], ["codes"]))
+    graph.node.append(helper.make_node("DequantizeLinear", ["codes", "eighth", "least"], [last]))
+    file = exported(model.SerializeToString())
+    assumptions, _ = assume(file, digits, Overrides())
+    assert (assumptions.outputs, assumptions.smallest) == ("probabilities", 1 / 512)
+
+
 def test_the_order_of_classes(digits: Data, dense: nn.Module, clean: float) -> None:
     background = export(dense, same, after=lambda z: torch.cat([z[:, :1] * 0, z], dim=1))
     sentences = check(background, digits, {"labels": tuple(range(1, 11))}, clean)

@@ -182,6 +182,8 @@ def test_the_query_budget_ends(root: Path) -> None:
     with pytest.raises(InputError, match="budget of 20 records does not reach for 8 more: 16 were answered"):
         model.logits(X)
     assert len(model.logits(X[:4])) == 4
+    with pytest.raises(InputError, match="records are ndarray"):
+        model.logits(X.numpy())  # type: ignore[arg-type]  # the mistake
 
 
 def test_a_client_whose_queries_look_like_an_extraction_gets_no_more_answers(root: Path) -> None:
