@@ -36,18 +36,29 @@ Clipping = Callable[[Tensor, Tensor, Tensor, float], dict[str, Tensor]]
 Rows where `counts` is False are there to fill the batch and count for nothing.
 """
 
+RecordLosses = Callable[[Tensor, Tensor], Tensor]
+"""(logits [b, classes], y int64 [b]) -> losses [b], each of its own row alone."""
+
+
+def label_losses(logits: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy."""
+    return F.cross_entropy(logits, y, reduction="none")
+
 
 def clipped_sum(
     module: nn.Module,
     records: Records,
     max_norm: float,
     made: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
+    losses: RecordLosses = label_losses,
+    copies: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The sum over records of each one's cross-entropy gradient, clipped to L2 norm `max_norm` over all parameters.
+    """The sum over records of the gradient of each one's loss, clipped to L2 norm `max_norm` over all parameters.
 
     Args:
         made: of records' gradients by name, [b, *shape], row by row, what is clipped and summed instead.
             Its sums have names and shapes of their own, and there are none of no records.
+        copies: float32 [n, copies, *shape], over which a record's loss is the mean; None: of the record itself.
 
     Returns:
         By parameter name, float32 like the parameter; zeros for no records.
@@ -56,12 +67,13 @@ def clipped_sum(
     total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()} if made is None else {}
 
     def loss(parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        logits: Tensor = functional_call(module, parameters, (x[None],))
-        return F.cross_entropy(logits, y[None])
+        logits: Tensor = functional_call(module, parameters, (x,))
+        return losses(logits, y.expand(len(x))).mean()
 
     each = vmap(grad(loss), in_dims=(None, 0, 0), randomness="different")
-    size = max(1, min(CHUNK, GRADIENT_FLOATS // sum(parameter.numel() for parameter in parameters.values())))
-    for x, y in zip(records.x.split(size), records.y.split(size), strict=True):
+    inputs = records.x[:, None] if copies is None else copies
+    size = min(CHUNK // inputs.shape[1], GRADIENT_FLOATS // sum(parameter.numel() for parameter in parameters.values()))
+    for x, y in zip(inputs.split(max(1, size)), records.y.split(max(1, size)), strict=True):
         if len(y) == 0:
             continue
         gradients = each(parameters, x, y)
@@ -73,7 +85,9 @@ def clipped_sum(
     return total
 
 
-def stacked_clipping(module: nn.Module, weights: Weights, x: Tensor) -> Clipping | None:
+def stacked_clipping(
+    module: nn.Module, weights: Weights, x: Tensor, losses: RecordLosses = label_losses
+) -> Clipping | None:
     """`clipped_sum` of k models of one structure at once; it reads the very tensors of `weights`.
 
     None where a layer with weights is of a kind not known here or is called more than once, or where a trial on two
@@ -83,7 +97,7 @@ def stacked_clipping(module: nn.Module, weights: Weights, x: Tensor) -> Clipping
         module: one of the models, of whose weights only the names are looked at.
         x: float32 [n, *shape], n >= 1: what records look like.
     """
-    clipping = _assembled(module, weights)
+    clipping = _assembled(module, weights, losses)
     return clipping if clipping is not None and _alike(module, weights, x) else None
 
 
@@ -103,21 +117,22 @@ class _Layer(nn.Module):
         return y
 
 
-def _assembled(module: nn.Module, weights: Weights) -> Clipping | None:
+def _assembled(module: nn.Module, weights: Weights, losses: RecordLosses = label_losses) -> Clipping | None:
     """None where a layer is of no known kind.
 
     On a processor a convolution of one model on many records takes half as long as one of many models on a few each.
     """
     found = None
     if next(iter(weights.values())).device.type == "cpu" and any(type(one) in CONVOLUTIONS for one in module.modules()):
-        found = _one_by_one(module, weights)
-    return found or _together(module, weights)
+        found = _one_by_one(module, weights, losses)
+    return found or _together(module, weights, losses)
 
 
-def _one_by_one(module: nn.Module, weights: Weights) -> Clipping | None:
+def _one_by_one(module: nn.Module, weights: Weights, losses: RecordLosses) -> Clipping | None:
     """The models' own clippings, one after the other."""
     count = len(next(iter(weights.values())))
-    each = [_together(module, {name: value[at : at + 1] for name, value in weights.items()}) for at in range(count)]
+    own = [{name: value[at : at + 1] for name, value in weights.items()} for at in range(count)]
+    each = [_together(module, one, losses) for one in own]
     clippings = [one for one in each if one is not None]
     if len(clippings) < count:
         return None
@@ -132,7 +147,7 @@ def _one_by_one(module: nn.Module, weights: Weights) -> Clipping | None:
     return clipping
 
 
-def _together(module: nn.Module, weights: Weights) -> Clipping | None:
+def _together(module: nn.Module, weights: Weights, losses: RecordLosses) -> Clipping | None:
     """The models as one network of `_Layer`s, and its clipping; None where a layer is of no known kind."""
     network, layers = copy.deepcopy(module).train().requires_grad_(False), []
     models, floats = len(next(iter(weights.values()))), sum(value.numel() for value in weights.values())
@@ -155,7 +170,7 @@ def _together(module: nn.Module, weights: Weights) -> Clipping | None:
     def clipping(x: Tensor, y: Tensor, counts: Tensor, max_norm: float) -> dict[str, Tensor]:
         total = {name: torch.zeros_like(value) for name, value in weights.items()}
         for rows in _pieces(x.shape[1], size):
-            _add(network, layers, _laid_out(x[:, rows]), y[:, rows], counts[:, rows], max_norm, total)
+            _add(network, layers, _laid_out(x[:, rows]), y[:, rows], counts[:, rows], max_norm, total, losses)
         return total
 
     return clipping
@@ -188,13 +203,14 @@ def _add(
     counts: Tensor,
     max_norm: float,
     total: dict[str, Tensor],
+    losses: RecordLosses,
 ) -> None:
     """Adds the clipped sums over these records."""
     for layer in layers:
         layer.kept.clear()
     with torch.enable_grad():
         logits = network(x).view(len(x), len(y), -1)
-        loss = F.cross_entropy(logits.flatten(0, 1), y.T.flatten(), reduction="sum")
+        loss = losses(logits.flatten(0, 1), y.T.flatten()).sum()
         called = [layer for layer in layers if layer.kept]
         if any(len(layer.kept) > 1 for layer in called):
             raise ValueError("a layer is called more than once")
