@@ -153,8 +153,8 @@ class Flag(StrEnum):
     )
     ANSWERS_LIMITED = (
         "answers-limited",
-        "The file shows less than its scores, by a layer of its own. The attacker here reads what is shown; whoever "
-        "holds the file reads the scores behind that layer, as of the same model without it.",
+        "A layer of the file, or the vote it is served by, shows less than its scores. The attacker here reads what is "
+        "shown; whoever holds the file reads the scores behind that, as of the same model without it.",
     )
     BEYOND_PARENT = (
         "beyond-its-parent",

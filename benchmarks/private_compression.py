@@ -26,6 +26,7 @@ from crushproof.training.trainer import BuiltinTrainer
 
 PRIVATE = {"epochs": 6, "batch_size": 256, "learning_rate": 2e-3, "private": {"noise_multiplier": 3.0}}
 PLAIN = {"epochs": 6, "batch_size": 256, "learning_rate": 2e-3}
+DISTILLED = {"epochs": 24, "batch_size": 256, "learning_rate": 0.02, "private": {"noise_multiplier": 2.0}}
 NOISED = {"importance": "taylor", "score_noise": 4.0}
 INT8 = {"kind": "quantize", "calibration_records": 898}
 PRUNED = {"kind": "prune", "sparsity": 0.6}
@@ -39,6 +40,9 @@ RECIPES_BY_NAME: dict[str, Any] = {
     "prune60, scores (void)": {**PRUNED, "importance": "taylor"},
     "prune60, magnitude, private fine-tuning": {**PRUNED, "fine_tune": PRIVATE},
     "prune60, magnitude, fine-tuning (void)": {**PRUNED, "fine_tune": PLAIN},
+    "distilled to half width (void)": {"kind": "distill", "training": {**DISTILLED, "batch_size": 64, "private": None}},
+    "distilled to half width by DP-SGD": {"kind": "distill", "temperature": 1, "training": DISTILLED},
+    "the same without a teacher": {"kind": "distill", "alpha": 0, "training": DISTILLED},
     "noised scores, private fine-tuning, int8 with noised ranges": ALL,
 }
 

@@ -5,9 +5,11 @@
 `inputs`: rounded and smoothed inputs, by their own gradients and straight through; noisy inputs, by who takes the model
 without its noise, who averages over own draws, and who holds the file. Robust accuracy as in defenses.py. `answers`:
 noise on answers against membership, by shadow models without noise, with noise of another seed, with the file's own,
-and by the mean of 64 answers to neighbours of a record (of the shadows too). `streams`: whether a watcher calibrated on
-one honest client notices other honest clients, and a thief by strategy, who spreads his queries over four names, or
-asks as many honest ones.
+and by the mean of 64 answers to neighbours of a record (of the shadows too). `votes`: majority vote under noise, by who
+takes the model without it and who averages over noise that is new at every step, and what is certified of the same
+records. `thieves`: copies from noisy answers, by as many queries of as many records, and of fewer whose neighbours'
+answers are averaged. `streams`: whether a watcher calibrated on one honest client notices other honest clients, and a
+thief by strategy, who spreads his queries over four names, or asks as many honest ones.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from torch import Tensor, nn
 
 from crushproof.attacks.extraction.asking.strategies import STRATEGIES
 from crushproof.attacks.extraction.extract import extract
+from crushproof.attacks.membership.averaging import NEIGHBOURS, Averaged
 from crushproof.attacks.membership.case import ShadowSignals
 from crushproof.attacks.membership.population import PopulationPlan, masks
 from crushproof.attacks.membership.scoring.scores import lira
@@ -31,8 +34,10 @@ from crushproof.attacks.membership.signals import phi_of
 from crushproof.attacks.statistics.roc import placements
 from crushproof.audit.suite.attack_cells import true_gradients_of
 from crushproof.compression.pruning.prune import Prune
+from crushproof.compression.smoothed import SmoothedAnswers, softened
 from crushproof.defenses.limited_answers import LimitedAnswers
 from crushproof.defenses.noisy_inputs import NoisyInputs
+from crushproof.defenses.randomized_smoothing import RandomizedSmoothing
 from crushproof.defenses.stochastic_rounding import ExpectationTwin
 from crushproof.defenses.transformed_inputs import TransformedInputs
 from crushproof.targets.data.digits import load_digits
@@ -40,6 +45,7 @@ from crushproof.targets.data.records import Records
 from crushproof.targets.model import Target, TorchTarget
 from crushproof.targets.seeds import derive
 from crushproof.targets.serving.query_streams import Watcher
+from crushproof.targets.serving.smoothed import Voted
 from crushproof.training.architecture import Architecture
 from crushproof.training.loop import Training
 from crushproof.training.networks import Mlp
@@ -48,7 +54,7 @@ from defenses import HALF, INT4, SHADOWS, minus, row
 
 CPU = torch.device("cpu")
 OWN = world("mlp", None, None)
-NEIGHBOURS, NEAR = 64, 0.004
+STOLEN, CERTIFIED, FAR = 288, 0.2, 0.5  # queries; L2 radii, that are certified and attacked
 BUDGET, HONEST = 300, 300
 FARTHER = 0.17  # beyond half a step of four levels, below which a black or white pixel is out of reach
 
@@ -91,19 +97,6 @@ def inputs(seeds: range) -> list[Row]:
     return [*rows, *(row(f"{name}: gained", gain, "share", 0.05, "lower") for name, gain in gained.items())]
 
 
-class Averaged:
-    """A target whose answer to a record is the mean over neighbours of it."""
-
-    def __init__(self, target: Target) -> None:
-        self.target, self.queries = target, 0
-
-    def logits(self, x: Tensor) -> Tensor:
-        self.queries += NEIGHBOURS * len(x)
-        stream = torch.Generator().manual_seed(0)
-        near = [OWN.bounds.clamp(x + NEAR * torch.randn(x.shape, generator=stream)) for _ in range(NEIGHBOURS)]
-        return torch.stack([self.target.logits(one) for one in near]).mean(0)
-
-
 def answers(seeds: range) -> list[Row]:
     records = Records(
         torch.cat([OWN.members.x, OWN.others.x])[: 2 * HALF], torch.cat([OWN.members.y, OWN.others.y])[: 2 * HALF]
@@ -136,7 +129,7 @@ def answers(seeds: range) -> list[Row]:
                 (recipe,) = LimitedAnswers(show="noisy", noise=noise, noise_seed=seed).recipes(Prune(sparsity=0.01))
                 target = TorchTarget(recipe.apply(model, records, OWN.bounds, seed=0))
                 if seed == (at < SHADOWS):  # the attacker's own has another seed than the file
-                    averaged.append(phi_of(Averaged(target), records))
+                    averaged.append(phi_of(Averaged(target, OWN.bounds, NEIGHBOURS, seed=0), records))
                 (other if seed else noisy).append(phi_of(target, records))
         own = np.stack(noisy)
         note(f"noise {noise:g}: AUC, shadows without it", own[SHADOWS:], plain[:SHADOWS])
@@ -147,6 +140,50 @@ def answers(seeds: range) -> list[Row]:
     rows = [row(name, values, "share") for name, values in found.items()]
     lost = minus(found["none: AUC"], found["noise 1: AUC, averaged over neighbours"])
     return [*rows, row("noise 1: AUC taken from who averages", lost, "share", 0.02, "lower")]
+
+
+def votes(seeds: range) -> list[Row]:
+    found: dict[str, list[float]] = {}
+
+    def note(name: str, value: float) -> None:
+        found.setdefault(name, []).append(value)
+
+    for seed in seeds:
+        dense = OWN.trained("plain", [seed])[0]
+        plain = INT4.apply(dense, OWN.members, OWN.bounds, seed=seed)
+        note("none: robust, L2", OWN.robust(plain, norm="l2", epsilon=FAR))
+        for sigma in (0.1, 0.25):
+            (recipe,) = RandomizedSmoothing(sigma=sigma, samples=16).recipes(INT4)
+            module = recipe.apply(dense, OWN.members, OWN.bounds, seed=seed)
+            assert isinstance(module, SmoothedAnswers)
+            voted = Voted(TorchTarget(module.inner), module.vote)
+            labels, radii = voted.certified(OWN.attacked.x, samples=500)
+            right = labels == OWN.attacked.y.numpy()
+            note(f"vote {sigma}: accuracy", OWN.right(module))
+            note(f"vote {sigma}: certified at L2 {CERTIFIED}", float((right & (radii >= CERTIFIED)).mean()))
+            note(f"vote {sigma}: abstained on", float((labels < 0).mean()))
+            note(f"vote {sigma}: robust, L2, naive", OWN.robust(module, module.inner, norm="l2", epsilon=FAR))
+            knowing = softened(module.vote, module.inner)
+            note(f"vote {sigma}: robust, L2, knowing", OWN.robust(module, knowing, norm="l2", epsilon=FAR))
+        print(f"votes, seed {seed}: {found}", file=sys.stderr, flush=True)
+    return [row(name, values, "share") for name, values in found.items()]
+
+
+def thieves(seeds: range) -> list[Row]:
+    found: dict[str, list[float]] = {}
+    x = load_digits().attacker.x
+    for seed in seeds:
+        dense = OWN.trained("plain", [seed])[0]
+        for noise in (1.0, 4.0):
+            (recipe,) = LimitedAnswers(show="noisy", noise=noise).recipes(INT4)
+            target = TorchTarget(recipe.apply(dense, OWN.members, OWN.bounds, seed=seed))
+            for each in (1, 4):
+                asked: Target = target if each == 1 else Averaged(target, OWN.bounds, each, seed=seed)
+                stolen = extract(asked, x, architecture=OWN.net, budget=STOLEN // each, seed=seed)
+                name = f"noise {noise:g}: fidelity, {STOLEN // each} records, {each} answers each"
+                agree = told(TorchTarget(stolen.module), OWN.others.x) == told(target, OWN.others.x)
+                found.setdefault(name, []).append(float(agree.float().mean()))
+    return [row(name, values, "share") for name, values in found.items()]
 
 
 def streams(seeds: range) -> list[Row]:
@@ -187,7 +224,13 @@ def told(target: Target, x: Tensor) -> Tensor:
     return target.logits(x).argmax(1)
 
 
-SECTIONS: dict[str, Callable[[range], list[Row]]] = {"inputs": inputs, "answers": answers, "streams": streams}
+SECTIONS: dict[str, Callable[[range], list[Row]]] = {
+    "inputs": inputs,
+    "answers": answers,
+    "votes": votes,
+    "thieves": thieves,
+    "streams": streams,
+}
 
 
 def main() -> None:

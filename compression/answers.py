@@ -14,7 +14,7 @@ from ..targets.errors import NotApplicable
 from ..targets.seeds import generator
 from ..targets.technique import Technique
 from .layers.edit import rebuildable
-from .recipe import RECIPES
+from .recipe import RECIPES, Recipe
 from .wrapping import Wrapper, WrappingRecipe
 
 Shown = Literal["scores", "rounded", "top", "labels", "noisy"]
@@ -130,6 +130,21 @@ class LimitAnswers(ShownAnswers, WrappingRecipe):
         draw = generator(self.noise_seed, "noise on answers")
         made.factors.copy_(torch.randint(1, PRIME, (length,), generator=draw))
         return made
+
+
+def answers_noisy(recipe: object) -> bool:
+    """Whether the recipe puts noise on what its model answers, whatever else it wraps."""
+    return isinstance(recipe, WrappingRecipe) and (
+        (isinstance(recipe, LimitAnswers) and recipe.show == "noisy") or answers_noisy(recipe.recipe)
+    )
+
+
+def without_noise(recipe: Recipe | None) -> Recipe | None:
+    """The same recipe with all scores in place of noisy ones."""
+    if not isinstance(recipe, WrappingRecipe):
+        return recipe
+    quiet = {"show": "scores"} if isinstance(recipe, LimitAnswers) and recipe.show == "noisy" else {}
+    return recipe.model_copy(update={"recipe": without_noise(recipe.recipe), **quiet})
 
 
 def answers_limited(recipe: object) -> bool:

@@ -101,7 +101,7 @@ class TransformInputs(InputTransformation, WrappingRecipe):
         return f"inputs: {self.transformed_words}"
 
     def wrapper(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> Wrapper:
-        _check_values(module, "rounded or smoothed")
+        check_values(module, "rounded or smoothed")
         if self.smoothing != "none" and (records.x.dim() != 4 or min(records.x.shape[2:]) < 2):
             raise NotApplicable(
                 f"Smoothing is for images [channels, height, width]; a record here is {list(records.x.shape[1:])}."
@@ -165,7 +165,7 @@ class NoiseInputs(InputNoise, WrappingRecipe):
         return f"inputs: {self.noisy_words}"
 
     def wrapper(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> Wrapper:
-        _check_values(module, "given noise")
+        check_values(module, "given noise")
         if records.y.is_floating_point():
             raise NotApplicable("The model predicts values: there are no probabilities of classes to average.")
         made = NoisyInputs(self.samples, tuple(records.x.shape[1:]))
@@ -182,7 +182,7 @@ class NoiseInputs(InputNoise, WrappingRecipe):
         return made
 
 
-def _check_values(module: nn.Module, done: str) -> None:
+def check_values(module: nn.Module, done: str) -> None:
     """Raises NotApplicable where inputs are numbers of tokens."""
     if any(isinstance(layer, nn.Embedding | nn.EmbeddingBag) for layer in module.modules()):
         raise NotApplicable(f"The model looks its inputs up by number (an embedding): they cannot be {done}.")

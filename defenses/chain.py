@@ -1,4 +1,4 @@
-"""Several defenses of one candidate, each at a stage of its own: training, then compression, then answers."""
+"""Several defenses of one candidate, each at a stage of its own: training, compression, its inputs, its answers."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def chained(defenses: Sequence[Defense]) -> Defense:
     for one, other in itertools.pairwise(steps):
         if one.stage == other.stage:
             raise InputError(
-                f"The defenses {one.kind} and {other.kind} both act at {one.stage} time, and a chain takes one of each "
-                f"stage ({', '.join(STAGES)}): leave one of them out."
+                f"The defenses {one.kind} and {other.kind} both act on {one.stage}, and a chain takes one of each "
+                f"({', '.join(STAGES)}): leave one of them out."
             )
     return steps[0] if len(steps) == 1 else DefenseChain(kind=" + ".join(one.kind for one in steps), steps=tuple(steps))
 

@@ -16,7 +16,7 @@ from ..targets.technique import Registry, Technique
 from ..training.privacy import Noised, PrivacyClaim
 from ..training.trainer import Trainer
 
-Stage = Literal["training", "compression", "inference"]  # when a defense acts
+Stage = Literal["training", "compression", "inputs", "answers"]  # when, or on what, a defense acts
 STAGES: tuple[Stage, ...] = get_args(Stage)  # in the order in which they follow each other
 
 
@@ -101,7 +101,7 @@ class TrainingDefense(Defense):
 
 
 class CompressionDefense(Defense):
-    """Hardens a recipe, or wraps what it makes; one that acts on questions and answers says `stage = "inference"`."""
+    """Hardens a recipe, or wraps what it makes: its stage is then `inputs` or `answers`, on which the wrapper acts."""
 
     @abstractmethod
     def recipes(self, recipe: Recipe) -> list[Recipe]:

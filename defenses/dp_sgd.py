@@ -17,12 +17,19 @@ from ..targets.data.records import Bounds, Records
 from ..targets.errors import NotApplicable
 from ..targets.steps import pulse
 from ..training.architecture import Architecture
+from ..training.augmentation import Augmentation
 from ..training.loop import TrainingJob
 from ..training.privacy import Noised, PrivacyClaim, schedule
 from ..training.private_steps import BATCH_NORMS, private_gradient, refuse_mixing, train_privately
 from ..training.stacked import group_size
 from ..training.trainer import Trainer
 from .defense import DEFENSES, TrainingDefense
+
+SEEDED = (
+    "the seed of the noise stays secret; this audit prints its own, so train the model that ships with secret_noise"
+)
+SECRET = "sampling and noise were the operating system's and are kept nowhere, so ship the weights that were audited"
+COMPRESSED = "the compression's noise follows from the seed that this audit prints, which would have to stay secret"
 
 
 @DEFENSES.register
@@ -34,8 +41,9 @@ class DpSgd(TrainingDefense):
     accountant (Gopi et al. 2021, arXiv:2106.02848) for adding or removing one record. Batch norm mixes records and
     becomes group norm. It replaces the plain training, a user's own function included, and needs no tuning by it.
 
-    The promise assumes that the noise is secret: it follows from the audit's seed, so whoever knows the seed can
-    subtract it. Nor does it cover hyper-parameters that were tuned on the members.
+    The promise assumes that the noise is secret. Unless `secret_noise` says otherwise it follows from the audit's seed,
+    so whoever knows the seed, or tries the 2^32 that torch's generator tells apart, can subtract it. Nor does the
+    promise cover hyper-parameters that were tuned on the members.
     """
 
     title: ClassVar[str] = "DP-SGD"
@@ -58,6 +66,17 @@ class DpSgd(TrainingDefense):
     epochs: PositiveInt = Field(12, le=10_000, description="passes over the records, on average")
     batch_size: PositiveInt = Field(256, le=2**20, description="records per step, on average")
     learning_rate: PositiveFloat = Field(0.02, le=100, description="of Adam, constant")
+    augmentation: Augmentation | None = Field(
+        None,
+        description="of images: a record's gradient is the mean over that many altered copies before it is clipped, at "
+        "the same epsilon and that many times the cost",
+    )
+    secret_noise: bool = Field(
+        False,
+        description="sampling and noise of the model that ships come from the operating system, and are kept nowhere. "
+        "An audit that goes on takes the weights it stored; one begun anew trains another model, with other findings, "
+        "so the file that was audited is the one to ship. Shadow models follow from the audit's seed as ever",
+    )
 
     @classmethod
     def proposed(cls, metric: str, setting: Mapping[str, Any]) -> list[TrainingDefense]:
@@ -101,6 +120,7 @@ class DpSgd(TrainingDefense):
         return {**statement, **counted((Noised("training", *own), *spent), statement["delta"])} | {
             "training_epsilon": statement["epsilon"],
             "compression": "; ".join(one.phrase for one in spent),
+            **({"condition": f"{SECRET}; {COMPRESSED}"} if self.secret_noise and spent else {}),
         }
 
     def voided(self, statement: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,8 +169,7 @@ class DpSgd(TrainingDefense):
             "max_gradient_norm": self.max_gradient_norm,
             "accountant": "prv",
             "neighbours": "one record added or removed",
-            "condition": "the seed of the noise stays secret; this audit prints its own, so train the model that ships "
-            "with another one",
+            "condition": SECRET if self.secret_noise else SEEDED,
         }
 
     def privacy(self, training_records: int) -> PrivacyClaim:
@@ -166,10 +185,18 @@ class DpSgd(TrainingDefense):
 
 
 class DpSgdTrainer(Trainer):
-    """Trains small models side by side, each with a generator of its own for its sampling and its noise."""
+    """Trains small models side by side, each with a generator of its own for its sampling and its noise.
 
-    def __init__(self, defense: DpSgd) -> None:
-        self.defense = defense
+    Args:
+        secret: without such generators, as `DpSgd.secret_noise` has it.
+    """
+
+    def __init__(self, defense: DpSgd, secret: bool = False) -> None:
+        self.defense, self.secret = defense, secret
+
+    @property
+    def of_shipped(self) -> Trainer:
+        return DpSgdTrainer(self.defense, self.defense.secret_noise)
 
     @property
     def identity(self) -> str:
@@ -204,6 +231,8 @@ class DpSgdTrainer(Trainer):
                 noise_multiplier=defense.noise(len(job.subsets[first])),
                 max_gradient_norm=defense.max_gradient_norm,
                 learning_rate=defense.learning_rate,
+                augmentation=defense.augmentation,
+                secret=self.secret,
             )
         return [module.eval() for module in modules]
 

@@ -24,7 +24,7 @@ class NoisyInputs(InputNoise, CompressionDefense):
     """
 
     title: ClassVar[str] = "Noisy inputs"
-    stage: ClassVar[Stage] = "inference"
+    stage: ClassVar[Stage] = "inputs"
     kind: Literal["noisy-inputs"] = "noisy-inputs"
     draws: PositiveInt = Field(3, le=1000, description="candidates made; the first is the one that ships")
     first_seed: int = Field(0, ge=0, lt=2**62, description="of the first draw's noise; the others count up from it")

@@ -22,6 +22,8 @@ def hyper_parameters(own: Training | None, plain: Trainer, what: str) -> Trainin
     if own is not None:
         if own.adversarial is not None:
             raise NotApplicable(f"{what} has an objective of its own: leave `adversarial` out of its training.")
+        if own.private is not None:
+            raise NotApplicable(f"{what} adds no noise: leave `private` out of its training, or use defense: dp-sgd.")
         return own
     if isinstance(plain, BuiltinTrainer):
         return plain.training

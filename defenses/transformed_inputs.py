@@ -22,7 +22,7 @@ class TransformedInputs(InputTransformation, CompressionDefense):
     """
 
     title: ClassVar[str] = "Transformed inputs"
-    stage: ClassVar[Stage] = "inference"
+    stage: ClassVar[Stage] = "inputs"
     kind: Literal["transformed-inputs"] = "transformed-inputs"
 
     def phrase(self, statement: Mapping[str, Any]) -> str:

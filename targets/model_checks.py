@@ -91,7 +91,10 @@ def _wrong_shape(answers: Tensor, outputs: int, labels: Tensor) -> str:
             + (" (y - 1)." if int(taken[0]) == 1 and int(taken[-1]) == len(taken) else ".")
         )
     elif classes == 2 and answers.shape[1:] in ((), (1,)):
-        hint = " Give a two-class model two outputs."
+        hint = (
+            " Give a two-class model two outputs: of its logit z of class 1, return "
+            "torch.cat([torch.zeros_like(z), z], dim=1), which decides alike."
+        )
     elif answers.dim() > 2:
         hint = " It answers for every step or pixel of a record: let it answer once for each record."
     return (

@@ -22,6 +22,7 @@ from ..targets.errors import NotApplicable
 from ..targets.model import device_of
 from .adversarial import objective_of
 from .loop import Objective, Training, rate, rule, train_stack
+from .per_record import RecordLosses, label_losses
 from .private_steps import refuse_mixing, train_privately
 from .stacked import Stack, group_size
 
@@ -38,6 +39,7 @@ class Lesson:
         objective: makes the objective of a stack from what its teachers say, row by row as the loop's records (nothing,
             [0], where nobody teaches); None: the plain one. It is the same for equal `setting`s.
         setting: what decides `objective`, a value that can be compared.
+        by_record: the objective asks each record alone, as it is, what the model answers: it can be private.
         after_step: called after each step with the module's parameters by name, each float32 [1, *shape]; views, to be
             changed in place.
     """
@@ -50,6 +52,7 @@ class Lesson:
     objective: Callable[[Tensor], Objective] | None = None
     setting: Any = None
     after_step: Callable[[Mapping[str, Tensor]], None] | None = None
+    by_record: bool = False
 
 
 Work = Generator[Lesson, nn.Module, nn.Module]
@@ -194,15 +197,19 @@ def _privately(lesson: Lesson) -> nn.Module:
     """
     training, module = lesson.training, copy.deepcopy(lesson.module)
     assert training.private is not None
+    records = lesson.records.to(device_of(module))
+    losses: RecordLosses = label_losses
     if lesson.objective is not None:
-        raise NotApplicable("This training has an objective of its own, which cannot be private here.")
+        if not lesson.by_record or lesson.taught is None:
+            raise NotApplicable("This training has an objective of its own, which cannot be private here.")
+        records, losses = _told_apart(records, lesson.objective(lesson.taught))
     refuse_mixing(module)
     cost = training.noised(len(lesson.records))
     assert cost is not None
     train_privately(
         [module],
-        lesson.records.to(device_of(module)),
-        [torch.arange(len(lesson.records))],
+        records,
+        [torch.arange(len(records))],
         [lesson.seed],
         sampling_rate=cost.sampling_rate,
         steps=cost.steps,
@@ -211,8 +218,18 @@ def _privately(lesson: Lesson) -> nn.Module:
         learning_rate=lambda step: rate(training, step, cost.steps),
         optimizer=lambda parameters: rule(training, parameters),
         after_step=lesson.after_step,
+        losses=losses,
     )
     return module.eval()
+
+
+def _told_apart(records: Records, objective: Objective) -> tuple[Records, RecordLosses]:
+    """The records with their positions for labels, and the objective's losses by those."""
+
+    def losses(logits: Tensor, index: Tensor) -> Tensor:
+        return objective(lambda x: x, logits[None], records.y[index][None], index[None], ())[0]
+
+    return Records(records.x, torch.arange(len(records), device=records.y.device)), losses
 
 
 def _stacked(lessons: Sequence[Lesson]) -> list[nn.Module]:

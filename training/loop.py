@@ -52,8 +52,8 @@ class Training(Technique):
 
     private: PrivateTraining | None = Field(
         None,
-        description="of a fine-tuning: DP-SGD, which is counted in the epsilon that the dense model's training "
-        "promises; batch_size and epochs are then averages (Poisson sampling)",
+        description="of a fine-tuning or distillation: DP-SGD, which is counted in the epsilon that the dense model's "
+        "training promises; batch_size and epochs are then averages (Poisson sampling)",
     )
 
     @field_validator("adversarial")
@@ -90,8 +90,8 @@ def cross_entropy(training: Training) -> Objective:
         )
     if training.private is not None:
         raise NotApplicable(
-            "This training cannot be private: fine-tuning after pruning, factorisation and weight sharing can. A dense "
-            "model is trained so by defense: dp-sgd."
+            "This training cannot be private: distillation and fine-tuning after pruning, factorisation and weight "
+            "sharing can. A dense model is trained so by defense: dp-sgd."
         )
 
     def objective(

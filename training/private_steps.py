@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -11,8 +14,9 @@ from ..targets.data.records import Records
 from ..targets.errors import NotApplicable
 from ..targets.seeds import generator, global_seed
 from ..targets.steps import pulse
+from .augmentation import Augmentation
 from .optimizers import AdamW, Optimizer
-from .per_record import clipped_sum, stacked_clipping
+from .per_record import RecordLosses, clipped_sum, label_losses, stacked_clipping
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -46,6 +50,9 @@ def train_privately(
     learning_rate: float | Callable[[int], float],
     optimizer: Callable[[Sequence[Tensor]], Optimizer] = AdamW,
     after_step: Callable[[Mapping[str, Tensor]], None] | None = None,
+    losses: RecordLosses = label_losses,
+    augmentation: Augmentation | None = None,
+    secret: bool = False,
 ) -> None:
     """Trains `modules` (one structure) in place on their device, by DP-SGD with Poisson sampling.
 
@@ -60,22 +67,28 @@ def train_privately(
         learning_rate: constant, or by the number of the step.
         optimizer: of the weights; what it makes of noised gradients is post-processing.
         after_step: called after each step with the weights by name, float32 [models, *shape], to be changed in place.
+        losses: of records, from a model's logits and their `y`.
+        augmentation: of the records drawn in each step; None: they are learnt as they are.
+        secret: sampling and noise are the operating system's, and follow from no seed.
 
     Raises:
-        NotApplicable: records of values, which have no loss here.
+        NotApplicable: records of values, which have no loss here; or an augmentation, and they are no images.
     """
     if records.y.is_floating_point():
         raise NotApplicable("Private training is for classes here, and the records have values.")
     device = records.y.device
-    samplings = [generator(seed, "poisson sampling") for seed in seeds]
-    noises = [generator(seed, "gaussian noise", device=device) for seed in seeds]
+    samplings, noises = (
+        [None if secret else generator(seed, name, device=place) for seed in seeds]
+        for name, place in (("poisson sampling", "cpu"), ("gaussian noise", device))
+    )
+    alterations = [generator(seed, "augmentation") for seed in seeds]
     weights = {
         name: torch.stack([module.get_parameter(name).detach() for module in modules])
         for name, _ in modules[0].named_parameters()
     }
     for module in modules:
         module.train()
-    clipping = stacked_clipping(modules[0], weights, records.x)
+    clipping = stacked_clipping(modules[0], weights, records.x, losses) if augmentation is None else None
     rule = optimizer(list(weights.values()))
     count = len(subsets[0])
     with global_seed(seeds[0], "dropout"):
@@ -86,10 +99,11 @@ def train_privately(
                 for subset, sampling in zip(subsets, samplings, strict=True)
             ]
             if clipping is None:
-                totals = [
-                    clipped_sum(module, records.take(own), max_gradient_norm)
-                    for module, own in zip(modules, drawn, strict=True)
-                ]
+                totals = []
+                for module, own, draws in zip(modules, drawn, alterations, strict=True):
+                    some = records.take(own)
+                    copies = None if augmentation is None else augmentation.copied(some.x, draws)
+                    totals.append(clipped_sum(module, some, max_gradient_norm, losses=losses, copies=copies))
                 sums = {name: torch.stack([total[name] for total in totals]) for name in weights}
             else:
                 index, counts = _filled(drawn)
@@ -122,14 +136,32 @@ def _write_back(weights: dict[str, Tensor], modules: Sequence[nn.Module]) -> Non
             module.get_parameter(name).copy_(own)
 
 
-def poisson_sample(count: int, sampling_rate: float, draws: torch.Generator) -> Tensor:
-    """bool [count] on the CPU: each record by itself with the same probability."""
-    return torch.rand(count, generator=draws) < sampling_rate
+def poisson_sample(count: int, sampling_rate: float, draws: torch.Generator | None) -> Tensor:
+    """bool [count] on the CPU: each record by itself with the same probability; None: by the operating system."""
+    uniform = _secret_uniform((count,)) if draws is None else torch.rand(count, generator=draws)
+    drawn: Tensor = uniform < sampling_rate
+    return drawn
 
 
-def noisy_mean(total: Tensor, expected: float, deviation: float, noise: torch.Generator) -> Tensor:
-    """`total` and Gaussian noise of this standard deviation, over the expected size of a sample, which is public."""
-    return (total + deviation * torch.randn(total.shape, generator=noise, device=total.device)) / expected
+def noisy_mean(total: Tensor, expected: float, deviation: float, noise: torch.Generator | None) -> Tensor:
+    """`total` and Gaussian noise of this standard deviation, over the expected size of a sample, which is public.
+
+    Args:
+        noise: None: the operating system's, each value the sum of four, whose last digits tell no more of the total
+            than a Gaussian's would (Holohan and Braghin 2021, arXiv:2107.10138).
+    """
+    if noise is None:
+        drawn: Tensor = torch.special.ndtri(_secret_uniform((4, *total.shape))).sum(0).div(2).to(total)
+    else:
+        drawn = torch.randn(total.shape, generator=noise, device=total.device)
+    return (total + deviation * drawn) / expected
+
+
+def _secret_uniform(shape: tuple[int, ...]) -> Tensor:
+    """float64 in (0, 1) on the CPU. A generator of torch's would not do: it keeps 32 bits of its seed."""
+    whole = np.frombuffer(secrets.token_bytes(8 * math.prod(shape)), np.uint64) >> np.uint64(11)
+    uniform: Tensor = torch.from_numpy((whole.astype(np.float64) + 0.5) * 2.0**-53)
+    return uniform.view(shape)
 
 
 def private_gradient(

@@ -32,6 +32,11 @@ class Trainer(ABC):
         """The job's models, trained, in evaluation mode on its device."""
 
     @property
+    def of_shipped(self) -> Trainer:
+        """Who trains the model that ships, where that differs from how its shadows are trained."""
+        return self
+
+    @property
     def passes(self) -> float | None:
         """Over the records, that a plain training takes; None: it does not say, or does more than to pass over them."""
         return None

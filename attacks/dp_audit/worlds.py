@@ -139,7 +139,9 @@ def _projections(step: Step, others: float, worlds: int, steps: int, stacked: bo
 
 def _checked(private: Tensor, shape: tuple[int, ...]) -> Tensor:
     if not isinstance(private, Tensor) or tuple(private.shape) != shape or not bool(private.isfinite().all()):
-        what = tuple(private.shape) if isinstance(private, Tensor) else type(private).__name__
+        what = f"a tensor of shape {tuple(private.shape)}" if isinstance(private, Tensor) else type(private).__name__
+        if isinstance(private, Tensor) and not bool(private.isfinite().all()):
+            what += " with NaN or infinity in it"
         raise InputError(
             f"audit_dp: the step must give a finite tensor of shape {shape}, the private gradient of the gradients it "
             f"was given; it gave {what}. A step of batches needs a function around it that takes gradients."

@@ -124,12 +124,13 @@ def seek(
     goal: Goal = "untargeted",
     first: int = 0,
     from_center: bool = False,
+    before: Tensor | None = None,
     counter: Counter | None = None,
 ) -> Sought:
     """One part at one epsilon, on batches of the records it has not fooled yet. Arguments as those of `Search`, and:
 
     Args:
-        among: bool [n], on the CPU.
+        among: bool [n], on the CPU; before: float32 [n], there too.
         batch: inputs at a time (`at_once`).
         first: where the records begin among those of the case.
         counter: goes on by n.
@@ -164,6 +165,7 @@ def seek(
             goal=goal,
             from_center=from_center,
             positions=first + taken,
+            before=None if before is None else before[some].to(device),
             told=told,
         )
         part.perturb(search, case)

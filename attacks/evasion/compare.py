@@ -7,22 +7,25 @@ of the two and asked of the other. What one side alone faced is in its own figur
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ...targets.certificate import AGREEMENT
 from ...targets.data.data import Data
 from ..access import Access, Flag
-from ..case import Evidence
+from ..case import Case, Evidence
 from ..elsewhere import wrong_elsewhere
 from ..measurement import Bools, Comparison, Rate, masks_by_group
 from ..preparation import Ran, Results
 from ..statistics.groups import got_worse
 from ..statistics.rates import percent
 from . import trust
+from .likeness.distances import distances, others
 from .parameters import EvasionParameters
 from .preparations.crafted import ReplayedBothWays
 from .preparations.radii import RadiusProbe, RoomToFall, radii_of
@@ -278,3 +281,35 @@ def kept_words(radius: Mapping[str, Any]) -> str:
         f"{kept} of its accuracy (a quick probe of {radius['records']} of the attacker's records, white-box where "
         "there is a twin)"
     )
+
+
+def contradictions(
+    evidence: Evidence, case: Case, worst: str, allowed: Callable[[Tensor, Tensor], Tensor]
+) -> list[str]:
+    """In what the deployed model's answers differ from the evidence of a run, a phrase each.
+
+    A record counts as fooled at the gate exactly if it is misclassified as it is, or as it was stored to be attacked,
+    and that is allowed.
+
+    Args:
+        worst: the array that says who is fooled at the gate.
+        allowed: bool [n], of stored inputs and their records, float32 [n, *shape] each.
+    """
+    arrays = evidence.arrays
+    place = {int(one): row for row, one in enumerate(case.ids)}
+    rows = [place.get(int(one)) for one in arrays["ids"]]
+    if None in rows:
+        return ["records were attacked that are none to be evaluated"]
+    records = case.evaluation.take(torch.tensor(rows, dtype=torch.int64, device=case.evaluation.x.device))
+    found = []
+    correct = (case.deployed.logits(records.x).argmax(1) == records.y).cpu().numpy()
+    if (off := int((correct != arrays["clean_correct"]).sum())) > 0:
+        found.append(f"{off} of {len(correct)} records are classified otherwise")
+    adversarial = torch.from_numpy(np.array(arrays["adversarial"])).to(records.x.device)
+    wrong = (case.deployed.logits(adversarial).argmax(1) != records.y) & allowed(adversarial, records.x)
+    fooled = ~correct | wrong.cpu().numpy()
+    if (off := int((fooled != arrays[worst]).sum())) > 0:
+        found.append(f"{off} of {len(correct)} stored adversarial inputs do not fool it as the evidence has it")
+    again = distances(records.x, adversarial, case.bounds, tokens=case.structure.tokens)
+    found += [f"{name} is not that of the stored adversarial inputs" for name in others(arrays, again)]
+    return found

@@ -46,6 +46,7 @@ class Search:
         seed: of this perturber at this epsilon.
         from_center: start from the clean record instead of at random (the unbounded check).
         positions: int64 [n], where the records stand among the case's; None: at its beginning.
+        before: float32 [n], the lowest margins that other parts came to on the same gradients; None: none did.
         told: is called with `progress` (see `offer`) each time something is tried.
     """
 
@@ -62,6 +63,7 @@ class Search:
         goal: Goal = "untargeted",
         from_center: bool = False,
         positions: Tensor | None = None,
+        before: Tensor | None = None,
         told: Callable[[float], None] = lambda progress: None,
     ) -> None:
         self.ledger = ledger
@@ -77,6 +79,7 @@ class Search:
         self.plateau = torch.zeros_like(self.fooled)  # a perturber says so: further starts would end as those before
         self.margin = torch.full((len(records),), torch.inf, device=records.x.device)  # of `best`
         self._asked_margin = torch.full((len(records),), torch.inf, device=records.x.device)
+        self._before = torch.full_like(self.margin, torch.inf) if before is None else before
         self.seed = seed
         self.told = told
         self._target, self._ids, self._from_center = target, ids, from_center
@@ -89,6 +92,11 @@ class Search:
     def positions(self) -> Tensor:
         """int64 [active], where the active records stand among all of the case."""
         return self.active if self._positions is None else self._positions[self.active]
+
+    @property
+    def before(self) -> Tensor:
+        """float32 [active], the lowest margins that other parts came to on the same gradients; infinite: none did."""
+        return self._before[self.active]
 
     def noise(self, size: tuple[int, ...], *labels: str | int, rows: Tensor | None = None) -> Tensor:
         """Uniform in [0, 1), float32 [active, *size]; a record's own, for the use that the labels name.
@@ -284,6 +292,11 @@ class Perturber(Technique):
     @abstractmethod
     def access(self) -> Access:
         """What this perturber needs to see of the deployed model."""
+
+    @property
+    def follows(self) -> str | None:
+        """Which gradients the margins it comes to are of, where parts after it may go by them; None: they may not."""
+        return None
 
     @property
     def effort(self) -> Effort:

@@ -25,8 +25,8 @@ from .ball import whole_range
 from .black_box.transfer import Transfer
 from .case import EvasionInputs, prepared_for
 from .categories import not_pixels, nothing_to_change, seen_unfit, without_ball
-from .compare import found_on, robust_at
-from .evasion_run import EvasionRun, attack_by, contradictions
+from .compare import contradictions, found_on, robust_at
+from .evasion_run import EvasionRun, attack_by
 from .gradient.pgd import GradientPerturber
 from .likeness.pictures import pictures_of
 from .measure import WITHOUT_DRAW, described, evidence_form, measure_evasion

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -26,7 +26,7 @@ from .blocks import Counter, Sought, at_once, blocks, followable, kept_at_cost, 
 from .categories import seen_step
 from .engine import Perturber
 from .gradient.pgd import GradientPerturber
-from .likeness.distances import distances, others
+from .likeness.distances import distances
 from .parameters import EvasionParameters
 from .trust import Outcomes
 
@@ -61,6 +61,7 @@ class EvasionRun:
         adversarial: float32 [n, *shape], at the gate's epsilon: the input of the first part that fooled the deployed
             model; of the first part where none did.
         falls: see `ascent.walk.falls`, where some part is white-box; None: nobody walked.
+        lowest: by gradients (`Perturber.follows`) and epsilon, float32 [n], the lowest margins that parts came to.
     """
 
     case: Case
@@ -74,6 +75,7 @@ class EvasionRun:
     results: dict[str, PartResult] = field(default_factory=dict)
     adversarial: Tensor | None = None
     falls: np.ndarray[Any, np.dtype[np.float32]] | None = None
+    lowest: dict[tuple[str, float], Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, attack: EvasionParameters, case: Case, parts: Sequence[Perturber]) -> EvasionRun:
@@ -194,6 +196,7 @@ def attack_by(part: Perturber, run: EvasionRun, *, seed: int) -> PartResult:
     flat = np.zeros(count, dtype=bool)
     found_at = {epsilon: np.full(count, np.nan, dtype=np.float32) for epsilon in epsilons_of(part, run.attack)}
     outcomes = {epsilon: np.zeros(count, dtype=bool) for epsilon in found_at}
+    margins = {epsilon: torch.full((count,), torch.inf) for epsilon in found_at}
     for first, end in blocks(count):
         fooled = ~run.correct[first:end]
         for epsilon in found_at:
@@ -203,7 +206,7 @@ def attack_by(part: Perturber, run: EvasionRun, *, seed: int) -> PartResult:
                     f"{part.part}/{epsilon!r}/{first}-{end}",
                     run.ledger,
                     partial(_piece, part, run, epsilon, first, fooled, derive(seed, repr(epsilon))),
-                    _form_of_piece(run, epsilon, end - first),
+                    _form_of_piece(run, part, epsilon, end - first),
                     partial(_check_piece, fooled, epsilon == gate),
                 )
                 run.counter.done = done
@@ -214,9 +217,15 @@ def attack_by(part: Perturber, run: EvasionRun, *, seed: int) -> PartResult:
                 if epsilon == gate:
                     flat[first:end] = piece["flat"] & ~piece["fooled"]
                 fooled, found_at[epsilon][first:end] = piece["fooled"], piece["found_at"]
+                if part.follows is not None:
+                    margins[epsilon][first:end] = torch.from_numpy(np.array(piece["margin"]))
             run.counter.add(end - first)
             outcomes[epsilon][first:end] = fooled
     result.fooled = outcomes
+    if part.follows is not None:
+        for epsilon, margin in margins.items():
+            earlier = run.lowest.get((part.follows, epsilon), margin)
+            run.lowest[part.follows, epsilon] = torch.minimum(earlier, margin)
     result.without_gradient = int(flat.sum())
     _flag(result, run, found_at, seed)
     return result
@@ -234,15 +243,24 @@ def _piece(
     found = _seek(part, run, epsilon, first, ~fooled, seed, spent, run.counter)
     after = fooled | found.fooled.numpy()
     arrays = {"fooled": after, "flat": found.flat.numpy(), "found_at": found.found_at.numpy()}
+    if part.follows is not None:
+        arrays["margin"] = found.margin.numpy()
     if epsilon <= run.attack.gate:
         arrays["inputs"] = found.best.numpy()[_shown(fooled, after, epsilon == run.attack.gate)]
     return arrays
 
 
-def _form_of_piece(run: EvasionRun, epsilon: float, count: int) -> Layout:
+def _form_of_piece(run: EvasionRun, part: Perturber, epsilon: float, count: int) -> Layout:
     inputs = {"inputs": Array("float32", (None, *run.records.x.shape[1:]))} if epsilon <= run.attack.gate else {}
     found_at = Array("float32", (count,), finite=False)
-    return {"fooled": Array("bool", (count,)), "flat": Array("bool", (count,)), "found_at": found_at, **inputs}
+    margin = {"margin": found_at} if part.follows is not None else {}
+    return {
+        "fooled": Array("bool", (count,)),
+        "flat": Array("bool", (count,)),
+        "found_at": found_at,
+        **margin,
+        **inputs,
+    }
 
 
 def _check_piece(before: Outcomes, at_gate: bool, piece: Arrays) -> None:
@@ -265,6 +283,7 @@ def _seek(
     from_center: bool = False,
 ) -> Sought:
     end = first + len(among)
+    before = None if part.follows is None else run.lowest.get((part.follows, epsilon))
     return seek(
         part,
         run.case,
@@ -277,6 +296,7 @@ def _seek(
         batch=run.batch,
         first=first,
         from_center=from_center,
+        before=None if before is None else before[first:end],
         counter=counter,
     )
 
@@ -316,35 +336,3 @@ def _unbounded_fails(result: PartResult, run: EvasionRun, seed: int) -> bool:
     form = {"fooled": Array("bool", (len(labels),))}
     more = kept_at_cost(f"{result.part.part}/unbounded/0-{len(labels)}", run.ledger, unbounded, form)
     return trust.unbounded_fails(fooled | more["fooled"], labels)
-
-
-def contradictions(
-    evidence: Evidence, case: Case, worst: str, allowed: Callable[[Tensor, Tensor], Tensor]
-) -> list[str]:
-    """In what the deployed model's answers differ from the evidence of a run, a phrase each.
-
-    A record counts as fooled at the gate exactly if it is misclassified as it is, or as it was stored to be attacked,
-    and that is allowed.
-
-    Args:
-        worst: the array that says who is fooled at the gate.
-        allowed: bool [n], of stored inputs and their records, float32 [n, *shape] each.
-    """
-    arrays = evidence.arrays
-    place = {int(one): row for row, one in enumerate(case.ids)}
-    rows = [place.get(int(one)) for one in arrays["ids"]]
-    if None in rows:
-        return ["records were attacked that are none to be evaluated"]
-    records = case.evaluation.take(torch.tensor(rows, dtype=torch.int64, device=case.evaluation.x.device))
-    found = []
-    correct = (case.deployed.logits(records.x).argmax(1) == records.y).cpu().numpy()
-    if (off := int((correct != arrays["clean_correct"]).sum())) > 0:
-        found.append(f"{off} of {len(correct)} records are classified otherwise")
-    adversarial = torch.from_numpy(np.array(arrays["adversarial"])).to(records.x.device)
-    wrong = (case.deployed.logits(adversarial).argmax(1) != records.y) & allowed(adversarial, records.x)
-    fooled = ~correct | wrong.cpu().numpy()
-    if (off := int((fooled != arrays[worst]).sum())) > 0:
-        found.append(f"{off} of {len(correct)} stored adversarial inputs do not fool it as the evidence has it")
-    again = distances(records.x, adversarial, case.bounds, tokens=case.structure.tokens)
-    found += [f"{name} is not that of the stored adversarial inputs" for name in others(arrays, again)]
-    return found

@@ -20,7 +20,7 @@ from ...targets.seeds import derive
 from ...training.architecture import Architecture
 from ...training.loop import Training
 from ...training.stacked import GROUP
-from ...training.trainer import BuiltinTrainer
+from ...training.trainer import BuiltinTrainer, Trainer, UserTrainer
 from ..evasion.call.attackable import Attackable, attackable
 from ..statistics import ranking
 from .case import ShadowSignals
@@ -48,7 +48,7 @@ class Population:
         bounds: what an input may be.
     """
 
-    modules: tuple[nn.Module, ...]
+    modules: tuple[nn.Module, ...] = field(repr=False)
     signals: ShadowSignals
     plan: PopulationPlan = field(repr=False)
     bounds: Bounds = field(repr=False)
@@ -85,10 +85,10 @@ class Inferred:
             put back on it by their order.
     """
 
-    scores: Floats
+    scores: Floats = field(repr=False)
     headline: str
-    odds: Floats
-    parts: dict[str, Floats]
+    odds: Floats = field(repr=False)
+    parts: dict[str, Floats] = field(repr=False)
     masked: bool
 
     def roc(self, is_member: Bools) -> tuple[Floats, Floats]:
@@ -127,7 +127,7 @@ def train_shadows(
     y: Tensor,
     *,
     shadows: int = 16,
-    training: Training = TRAINING,
+    training: Training | Callable[[nn.Module, Tensor, Tensor, int], nn.Module] = TRAINING,
     known: tuple[Tensor, Tensor] | None = None,
     lower: float = 0.0,
     upper: float = 1.0,
@@ -155,7 +155,8 @@ def train_shadows(
         x: float32 [n, *shape], the records whose membership is asked: the target was trained on some of them.
         y: int64 [n], their classes.
         shadows: 2 or more; an even number puts each record in exactly half of them.
-        training: as the target was trained.
+        training: as the target was trained: hyper-parameters of the built-in loop, or your own
+            `function(module, x, y, seed) -> module`.
         known: (x, y) of further records that the target is known to be trained on; every shadow is.
         lower, upper: what an input may be, from which a recipe takes the input's quantisation range.
 
@@ -195,7 +196,7 @@ def train_shadows(
         inside=masks(count, shadows, seed),
         seeds=tuple(derive(seed, "shadow", shadow) for shadow in range(shadows)),
     )
-    modules = plan.fit(BuiltinTrainer(training), kind, first=0, last=shadows, device=every.x.device)
+    modules = plan.fit(_trainer(training), kind, first=0, last=shadows, device=every.x.device)
     return _population(modules, plan, Bounds.of(lower, upper))
 
 
@@ -235,6 +236,17 @@ def infer_membership(
     headline = choose(figures, "tpr_mean", few=len(population) < ENOUGH_SHADOWS).partition("/")[0]
     odds = np.exp(np.clip(parts["bavaria"], -math.log(1e12), math.log(1e12)))
     return Inferred(parts[headline], headline, odds, parts, hidden)
+
+
+def _trainer(training: Training | Callable[[nn.Module, Tensor, Tensor, int], nn.Module]) -> Trainer:
+    if isinstance(training, Training):
+        return BuiltinTrainer(training)
+    if not callable(training):
+        raise InputError(
+            f"training is {type(training).__name__}. Give a crushproof.Training, or your own function(module, x, y, "
+            "seed) that returns the trained module."
+        )
+    return UserTrainer(training, getattr(training, "__name__", type(training).__name__))
 
 
 def _population(modules: Sequence[nn.Module], plan: PopulationPlan, bounds: Bounds) -> Population:

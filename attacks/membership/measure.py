@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ...compression.answers import answers_limited
+from ...compression.answers import answers_limited, answers_noisy
+from ...compression.smoothed import voted_under_noise
 from ..access import Access, Flag
 from ..case import Evidence
 from ..measurement import (
@@ -22,6 +23,7 @@ from ..measurement import (
 from ..preparation import Ran, Results, Scope
 from ..statistics import power as statistical_power
 from ..statistics import ranking
+from .averaging import NEIGHBOURS
 from .preparations import shadow_counts
 from .risk import AUC, TPR
 from .runs import run_detail
@@ -231,7 +233,12 @@ def _caveats(results: Results, evidence: Evidence) -> tuple[tuple[str, ...], lis
         else:
             flags.add(Flag.DISTRIBUTION_SHIFT.value)
             notes.append(f"Not attributable to membership: {told}")
-    if answers_limited(model.recipe):
+    if answers_noisy(model.recipe):
+        notes.append(
+            "Noise on its answers is the same for the same record, so asking again tells nothing. The attacker "
+            f"averages over {NEIGHBOURS} neighbours of each record, and compares with shadow models without noise."
+        )
+    if answers_limited(model.recipe) or voted_under_noise(model.recipe):
         flags.add(Flag.ANSWERS_LIMITED.value)
     if REPEATED_MEMBERS in dict(scope.data.doubts):
         flags.add(REPEATED_MEMBERS)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
 from ...targets.errors import NotApplicable
 from ...targets.form import Form
+from ...targets.model import Target
 from ...targets.seeds import derive
 from ..access import Access, Flag, Ledger
 from ..attack import ATTACKS, Attack, Run
@@ -15,6 +17,7 @@ from ..case import Case, Evidence
 from ..measurement import Measurement
 from ..preparation import Audited, Basis, Need, Ran, Results, Scope
 from ..risk import Metric, Risk
+from .averaging import Averaged
 from .blind import blind_scores
 from .case import MembershipCase, ShadowSignals
 from .evidence_form import evidence_form
@@ -60,6 +63,9 @@ class Membership(Attack):
     """
 
     kind: Literal["membership"] = "membership"
+    neighbours: int = Field(
+        1, ge=1, le=1000, description="of a record, whose answers are averaged where answers are noisy; 1: it alone"
+    )
     risk: ClassVar[Risk] = MEMBERSHIP
     metrics: ClassVar[tuple[Metric, ...]] = (TPR, AUC)
     access: ClassVar[Access] = Access.SCORES
@@ -74,7 +80,7 @@ class Membership(Attack):
         """
         if scope.data.members is None:
             return ()
-        runs = [membership_run(model, scope)]
+        runs = [membership_run(model, scope, averaged=self.neighbours > 1)]
         for name in model.baselines:
             baseline = scope.models[name]
             full = shadow_count(scope, baseline.parent, None)
@@ -127,15 +133,15 @@ class Membership(Attack):
             raise NotApplicable("no training records: membership can only be audited against the training's records")
         if population.own is not None and len(population.own.phi) < 2:
             raise NotApplicable("fewer than two shadow models: there is nothing to compare the model's scores with")
-        logits = case.deployed.logits(population.records.x)
+        logits = self._asked(case).logits(population.records.x)
         phi = margin(logits, population.records.y)
         if not all(np.isfinite(one).all() for one in (phi, *(one.phi for one in kinds_of(population).values()))):
             raise NotApplicable("the model or one of its shadows answers with numbers that are not finite")
-        ledger = Ledger(queries=len(phi))
+        ledger = Ledger(queries=len(phi) * self.neighbours)
         extra: dict[str, np.ndarray[Any, Any]] = {}
         if population.own is None:
-            known = margin(case.deployed.logits(case.attacker.x), case.attacker.y)
-            ledger.queries += len(known)
+            known = margin(self._asked(case).logits(case.attacker.x), case.attacker.y)
+            ledger.queries += len(known) * self.neighbours
             labels = population.records.y.cpu().numpy()
             extra["score/population"] = scores.population(phi, labels, known, case.attacker.y.cpu().numpy())
             extra["score/quantile"] = quantile(
@@ -147,6 +153,11 @@ class Membership(Attack):
         if blind is None:
             blind = blind_scores(population.records, population.is_member, seed=derive(seed, "blind"))
         return self._evidence(phi, extra, blind, population, ledger)
+
+    def _asked(self, case: Case) -> Target:
+        if self.neighbours == 1:
+            return case.deployed
+        return Averaged(case.deployed, case.bounds, self.neighbours, seed=0)
 
     def _evidence(
         self,
@@ -205,14 +216,15 @@ class Membership(Attack):
         population, stored = case.prepared, evidence.arrays
         if not isinstance(population, MembershipCase) or not np.array_equal(stored["ids"], population.ids):
             return ["records were attacked that are none of the population"]
-        return margins_again(case.deployed, population.records, stored["phi"])
+        return margins_again(self._asked(case), population.records, stored["phi"])
 
     def follows(self, evidence: Evidence, basis: Basis) -> list[str]:
         population, stored = basis.prepared(), evidence.arrays
         if not isinstance(population, MembershipCase):
             return []
         outside, phi = ~stored["is_member"], stored["phi"]
-        wrong = impossible(basis, stored["ids"][outside], phi[outside], population.records.y)
+        one = self.neighbours == 1  # a mean over neighbours may have another sign
+        wrong = [] if not one else impossible(basis, stored["ids"][outside], phi[outside], population.records.y)
         blind = stored["blind"] if population.blind is None else population.blind
         extra = {name: stored[name] for name in EXTRA if name in stored}
         again = self._evidence(phi, extra, blind, population, evidence.ledger)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from ...compression.answers import without_noise
 from ..attack import Run
 from ..preparation import Audited, Inputs, Scope
 from .case import MembershipCase, ShadowSignals
@@ -11,10 +12,14 @@ from .preparations import BlindScores, population_of, shadow_count
 from .replayed import SignalsOfShadows, signals_of
 
 
-def membership_run(model: Audited, scope: Scope, *, shadows: int | None = None) -> Run:
-    """A run against one model, with every shadow there is or with the first so many."""
-    parent = model.parent
-    own = None if parent is None else signals_of(scope, parent, model.recipe)
+def membership_run(model: Audited, scope: Scope, *, shadows: int | None = None, averaged: bool = False) -> Run:
+    """A run against one model, with every shadow there is or with the first so many.
+
+    Args:
+        averaged: its answers are averaged until no noise is left: shadow models answer without noise.
+    """
+    parent, recipe = model.parent, without_noise(model.recipe) if averaged else model.recipe
+    own = None if parent is None else signals_of(scope, parent, recipe)
     uncompressed = None if parent is None or model.recipe is None else signals_of(scope, parent, None)
     blind = BlindScores()
     return Run(

@@ -10,8 +10,9 @@ OWNED = Metric(
     subject="the number of ways in which the file is shown to come from the dense model",
     unit="number",
     better="higher",
-    meaning="By how many of two ways the file is shown to come from the dense model: its decisions, against control "
-    "models that were trained independently of it, and its weights, against the same with units in random order.",
+    meaning="By how many of three ways the file is shown to come from the dense model: its decisions, against control "
+    "models that were trained independently of it; its weights; and what drives its hidden units, both against the "
+    "same with units in random order. Weights that cannot be held against the dense model's leave fewer ways.",
 )
 AGREEMENT = Metric(
     name="own_agreement",

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from ...targets.errors import UnsafeInput
 from ...targets.untrusted.files import is_pickle, open_archive, read_entry
 from ...targets.untrusted.other_formats import unpacked
 from .blocks import Turning
@@ -134,6 +135,11 @@ def _inside(
 ) -> Iterator[Part]:
     """What is packed in some bytes; `spans`: of the file itself, which entries of an archive are added to."""
     if depth >= DEPTH:
+        if content.startswith((b"PK\x03\x04", b"\x1f\x8b")):
+            raise UnsafeInput(
+                f"{where or 'the file'} is an archive within {DEPTH} others, and no deeper one is searched: nothing "
+                "can be said of what it holds. Unpack it and search what comes out."
+            )
         return
     if content.startswith(b"PK\x03\x04"):
         with open_archive(io.BytesIO(content), where or "the file", limit=room[0]) as archive:

@@ -111,7 +111,7 @@ def numbers(content: Any, type_: str, phase: int) -> np.ndarray[Any, Any]:
     """The bytes read as numbers, from this offset on: [m]; bfloat16 as uint16."""
     dtype = np.dtype("<u2" if type_ == "bfloat16" else type_).newbyteorder("<")
     count = max(0, (len(content) - phase) // dtype.itemsize)
-    return np.frombuffer(content, dtype, count, phase)
+    return np.frombuffer(content, dtype, count, phase) if count else np.empty(0, dtype)  # past the end of an empty part
 
 
 def as_floats(values: np.ndarray[Any, Any], type_: str) -> tuple[Floats, np.ndarray[Any, np.dtype[np.bool_]] | None]:

@@ -62,13 +62,14 @@ def search_file(content: bytes, records: Tensor | Rows | None = None) -> Searche
     The file is taken apart but never loaded: ONNX, safetensors, zip archives (`.pt`, `.pt2`, `.npz`), gzip, pickles,
     base64, hexadecimal, numbers written as text, and any other file as bytes. A record is found exact, scaled, rounded
     to 8 bits or more, standardised by feature or channel, with its features in any order, in the types of `rows.TYPES`,
-    at any offset. It is not found encrypted, compressed with loss, with noise, cropped, or negated.
+    at any offset. It is not found encrypted, packed otherwise than by zip and gzip (bzip2, xz), in big-endian numbers,
+    compressed with loss, with noise, cropped, or negated.
 
     Args:
         records: float32 [n, *shape], or what `rows_of` made of them once for several files; None: words alone.
 
     Raises:
-        UnsafeInput: an archive that is damaged or crafted.
+        UnsafeInput: an archive that is damaged or crafted, or lies more than 4 deep in others.
     """
     rows = rows_of(records) if isinstance(records, torch.Tensor) else records
     contents = take_apart(content, 0 if rows is None else rows.values.shape[1])

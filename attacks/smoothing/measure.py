@@ -8,16 +8,22 @@ from typing import Any
 
 import numpy as np
 
+from ...compression.smoothed import voted_under_noise
 from ...targets.form import Array, Arrays, Count, Document, Form, Layout, require
 from ...targets.seeds import derive
+from ...targets.serving.smoothed import Floats, least_share, radii
 from ..access import Access
 from ..case import Evidence
 from ..measurement import Auc, Bools, Comparison, Measurement, Rate, ThreatModel
 from ..preparation import Ran, Results, Scope
-from .bounds import Floats, carried_share, least_share, radii
+from .bounds import carried_share
 from .risk import CERTIFIED_ACCURACY, SMOOTHING
 
 NAME = "majority under noise"
+SERVED = (
+    "Of this candidate as it is served: noise is added, and the majority answers. In L2, against any attacker; the "
+    "bare file has no such bound."
+)
 NEVER = "Of the model behind a wrapper that adds noise and takes the majority, in L2: never a bound for the bare file."
 
 
@@ -26,31 +32,35 @@ def measure_smoothing(
 ) -> list[Measurement]:
     """One row: how many records are certified at the headline's radius, with the change against its baselines."""
     model, labels = results.model, results.scope.data.non_members.y.numpy()
-    sigma, n, m = settings["sigma"], int(settings["samples"]), int(settings["compared"])
-    setting: dict[str, str | float | int] = {"norm": "l2", "sigma": sigma, "radius": headline}
+    n, m = int(settings["samples"]), int(settings["compared"])
     evidence = results.evidence(Ran(model.name))
+    sigma = settings["sigma"] if evidence is None else evidence.summary["sigma"]
+    setting: dict[str, str | float | int] = {"norm": "l2", "sigma": sigma, "radius": headline}
     if evidence is None:
         why = results.why(Ran(model.name))
         return [Measurement(CERTIFIED_ACCURACY, NAME, None, reason=why, gateable=False, setting=setting)]
 
     def reach(of: Evidence) -> Floats:
         """The certified radius of each record, -1 where the answer is wrong or there is none."""
-        found = radii(least_share(of.arrays["hits"], n, alpha), sigma)
+        found = radii(least_share(of.arrays["hits"], n, alpha), of.summary["sigma"])
         return np.where(of.arrays["top"] == labels[of.arrays["ids"]], found, -1.0)
 
     own = reach(evidence)
     sure = radii(least_share(evidence.arrays["hits"], n, alpha), sigma) >= 0
     asked, clean = int(settings["chosen_by"]) + n, evidence.arrays["clean_correct"]
+    served = voted_under_noise(model.recipe)
+    right_by = "As it is served" if served else "Without noise"
     notes = [
-        NEVER,
+        SERVED if served else NEVER,
         f"Each record's radius holds with confidence {100 * (1 - alpha):g} %, from {n:,} answers under noise after "
         f"{int(settings['chosen_by']):,} that chose the answer. {int((~sure).sum())} of {len(sure)} records were "
-        f"abstained on, which counts as a failure. Without noise {100 * clean.mean():.1f} % of them are right.",
+        f"abstained on, which counts as a failure. {right_by} {100 * clean.mean():.1f} % of them are right.",
     ]
     curves: dict[str, list[tuple[float, Rate]] | Auc] = {"certified": _line(own, curve)}
     parent = None if model.parent is None or model.parent.name == model.name else model.parent.name
     dense = None if parent is None else results.evidence(Ran(parent))
-    if dense is not None and np.array_equal(dense.arrays["ids"], evidence.arrays["ids"]):
+    alike = dense is not None and dense.summary["sigma"] == sigma
+    if dense is not None and alike and np.array_equal(dense.arrays["ids"], evidence.arrays["ids"]):
         others = (dense.arrays["first"] != evidence.arrays["first"]).sum(axis=1)
         share = carried_share(dense.arrays["hits"], n, others, m, alpha)
         right = dense.arrays["top"] == labels[dense.arrays["ids"]]

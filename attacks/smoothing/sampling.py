@@ -11,7 +11,9 @@ from torch import Tensor
 
 from ...targets.errors import NotApplicable
 from ...targets.form import Array
+from ...targets.model import Target
 from ...targets.seeds import derive, normal
+from ...targets.serving.smoothed import Voted
 from ...targets.steps import Arrays
 from ..access import Ledger
 from ..case import Case
@@ -59,7 +61,7 @@ def contradictions(arrays: Arrays, case: Case, sigma: float, seed: int) -> list[
         return ["records were asked about that are none to be evaluated"]
     found, m = [], arrays["first"].shape[1]
     records = case.evaluation.take(torch.arange(len(ids)))
-    right = _labels(case, records.x) == records.y.cpu().numpy()
+    right = _labels(case.deployed, records.x) == records.y.cpu().numpy()
     if off := int((right != arrays["clean_correct"]).sum()):
         found.append(f"{off} of {len(ids)} records are classified otherwise")
     few, counting = min(AGAIN, len(ids)), derive(seed, "count")
@@ -83,7 +85,7 @@ def _block(
 ) -> Arrays:
     spent.queries += end - first
     records = case.evaluation.take(torch.arange(first, end))
-    clean = _labels(case, records.x) == records.y.cpu().numpy()
+    clean = _labels(case.deployed, records.x) == records.y.cpu().numpy()
     top, hits, kept = np.zeros(end - first, np.int64), np.zeros(end - first, np.int64), []
     for at in range(first, end):
         asked = partial(_under_noise, case, at, sigma, spent=spent)
@@ -98,24 +100,26 @@ def _block(
 def _under_noise(case: Case, at: int, sigma: float, draws: int, seed: int, *, spent: Ledger) -> Labels:
     """Labels int64 [draws] of one record under noise that follows from the seed, its id and the draw alone.
 
-    What an attacker cannot change (`Bounds.held`) gets no noise. Inputs may leave the bounds, as the theorem needs.
+    Of a model that is served by votes under noise: of the model inside, whose votes these are. What an attacker cannot
+    change (`Bounds.held`) gets no noise. Inputs may leave the bounds, as the theorem needs.
     """
     x, bounds = case.evaluation.x[at], case.bounds.to(case.evaluation.x.device)
     scale = (sigma * bounds.scale).expand(x.shape)
     if bounds.held is not None:
         scale = scale.masked_fill(bounds.held, 0.0)
     spent.queries += draws
+    asked = case.deployed.base if isinstance(case.deployed, Voted) else case.deployed
     labels = []
     for number in range(0, draws, TOGETHER):
         size = min(TOGETHER, draws - number)
         identity = case.ids[at : at + 1].astype(np.int64)
         noise = normal(derive(seed, number), identity, (TOGETHER, *x.shape))[0, :size]
-        labels.append(_labels(case, x + scale * noise.to(x.device)))
+        labels.append(_labels(asked, x + scale * noise.to(x.device)))
     return np.concatenate(labels)
 
 
-def _labels(case: Case, x: Tensor) -> Labels:
-    logits = case.deployed.logits(x)
+def _labels(target: Target, x: Tensor) -> Labels:
+    logits = target.logits(x)
     if bool(logits.isnan().any()):
         raise NotApplicable("The deployed model answers some inputs under noise with NaN: there is no label to count.")
     labels: Labels = logits.argmax(1).cpu().numpy()

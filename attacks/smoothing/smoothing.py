@@ -111,7 +111,7 @@ class Smoothing(Attack):
         return measure_smoothing(results, self.curve, self.headline, self.alpha, self._settings())
 
     def asked_again(self, evidence: Evidence, case: Case) -> list[str]:
-        return contradictions(evidence.arrays, case, self.sigma, evidence.summary["seed"])
+        return contradictions(evidence.arrays, case, evidence.summary["sigma"], evidence.summary["seed"])
 
     def follows(self, evidence: Evidence, basis: Basis) -> list[str]:
         right = evidence.arrays["clean_correct"]
@@ -122,5 +122,6 @@ class Smoothing(Attack):
     def limits(self, scope: Scope) -> list[str]:
         return [
             "Certified accuracy under smoothing is of a wrapper that asks the model many times under noise and takes "
-            "the majority: it is no bound for the file asked once."
+            "the majority: it is no bound for the file asked once. Only a candidate of `randomized-smoothing` is "
+            "served so."
         ]

@@ -46,7 +46,7 @@ def mcnemar(b: int, c: int) -> float:
 
     The probability, if each change were a coin flip, of a split at least as uneven (Fay 2010).
     """
-    return min(1.0, 2 * float(scipy.stats.binom.cdf(min(b, c), b + c, 0.5))) if b + c else 1.0
+    return min(1.0, 2 * float(scipy.special.bdtr(min(b, c), b + c, 0.5))) if b + c else 1.0
 
 
 def tango(b: int, c: int, n: int, level: float = LEVEL) -> Interval:

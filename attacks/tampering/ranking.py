@@ -70,17 +70,31 @@ def expected_harm(gradient: Floats, moved: Floats) -> tuple[Floats, np.ndarray[A
         return np.where(wild, np.abs(gradient) * size, gradient * moved), wild
 
 
-def fewest(surrogate: Surrogate, gradients: Sequence[Floats | None], allowed: Allowed, needed: float) -> float:
-    """How many flips should do so much harm together, if each did what it does to first order; infinity: none do."""
-    largest: list[Floats] = []
-    for number, (stored, gradient) in enumerate(zip(surrogate.tensors, gradients, strict=True)):
-        if gradient is None:
+def fewest(
+    surrogate: Surrogate, aims: Sequence[Sequence[Floats | None]], allowed: Allowed, needed: Sequence[float]
+) -> list[float]:
+    """How many flips should do so much harm together, if each did what it does to first order; infinity: none do.
+
+    Args:
+        aims: the gradients of each, for each tensor; needed: of each.
+    """
+    largest: list[list[Floats]] = [[] for _ in aims]
+    for number, stored in enumerate(surrogate.tensors):
+        some = {place: one for place, gradients in enumerate(aims) if (one := gradients[number]) is not None}
+        bits = [bit for bit in stored.tried if allowed(stored, bit)]
+        if not some or not bits:
             continue
-        for bit in (bit for bit in stored.tried if allowed(stored, bit)):
-            harm, wild = expected_harm(gradient, surrogate.moved(number, [bit]))
-            flat = np.where(wild, 0, harm).ravel()
-            most = min(len(flat), COUNTED)
-            largest.append(np.partition(flat, len(flat) - most)[-most:])
+        together = np.stack(list(some.values()))
+        most = min(together.shape[1], COUNTED)
+        for bit in bits:
+            moved = surrogate.moved(number, [bit])[0]
+            harm = together * np.where(np.abs(moved) <= WILD, moved, 0)  # of a wild change no first order holds
+            for place, row in zip(some, np.partition(harm, harm.shape[1] - most)[:, -most:], strict=True):
+                largest[place].append(row)
+    return [_flips_for(found, enough) for found, enough in zip(largest, needed, strict=True)]
+
+
+def _flips_for(largest: list[Floats], needed: float) -> float:
     together = np.cumsum(-np.sort(-np.concatenate(largest))) if largest else np.zeros(0)
     if not len(together) or together[-1] <= 0:
         return float("inf")

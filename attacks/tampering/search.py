@@ -98,15 +98,14 @@ def _classes(surrogate: Surrogate, files: Files, goal: Goal, allowed: Allowed, l
     held = max(1, HELD // max(1, sum(len(one.raw) for one in surrogate.tensors)))
     near = sorted(range(len(behind)), key=lambda one: behind[one])[: min(COMPARED, held)]
     x = goal.records.x[:BY]
-    expected = []
     for wanted in near:
         if wanted not in intact.gradients:
             intact.gradients[wanted] = surrogate.gradients(x, goal.towards(wanted).loss)
             ledger.forwards += len(x)
             ledger.backwards += len(x)
-        needed = len(x) * behind[wanted]
-        expected.append((fewest(surrogate, intact.gradients[wanted], allowed, needed), wanted))
-    return [*(wanted for _, wanted in sorted(expected)[:CLASSES]), -1]
+    needed = [len(x) * behind[wanted] for wanted in near]
+    expected = fewest(surrogate, [intact.gradients[wanted] for wanted in near], allowed, needed)
+    return [*(wanted for _, wanted in sorted(zip(expected, near, strict=True))[:CLASSES]), -1]
 
 
 def _pursued(

@@ -23,15 +23,17 @@ from ...defenses.defense import DEFENSES, TrainingDefense
 from ...targets.errors import InputError
 from ...targets.serving.statement import RowVerdict
 from ...targets.technique import Technique
+from ..engine.driver import workers_of
 from ..engine.progress import Progress
 from ..plan.plan import Plan
 from ..plan.presets import RECIPE_WORDS
-from ..plan.sections import CandidatePlan
+from ..plan.sections import CandidatePlan, LocalEngine
 from ..run import run_audit
 from ..schema.policy_rows import Gate
 from ..schema.rows import Audit, Candidate
 from ..search import short_recipe
 from ..verdict.judging import judge
+from .time_limit import TimeUp, Until
 
 DENSE = "dense"
 
@@ -91,23 +93,26 @@ def harden(
     Args:
         folder: where the plan lies. out: of the audit; what lies there is not computed again.
         names: of the candidates concerned, which alone are audited; empty: all of the plan.
-        minutes: by the clock, the first audit included. A round is begun only if it fits, as long as the longest did.
+        minutes: by the clock, the first audit included. A round is begun only if it fits, by its forecast and as long
+            as the longest did, and is given up when the time is up.
         tell: told in a sentence what is tried and what came of it.
 
     Raises:
         InputError: the plan has no dense model to harden, or no such candidate.
-        Incomplete: cells failed, or another run holds `out`.
+        Incomplete: cells failed, another run holds `out`, or the first audit does not fit into the time (`TimeUp`).
     """
     started, longest = time.monotonic(), 0.0
     plan = _concerned(plan, names)
     done = Hardening()
+    engine = plan.engine if workers is None else LocalEngine(workers=workers)
+    until = Until(minutes, workers_of(engine), progress)
 
     def audited(candidates: dict[str, CandidatePlan]) -> Audit:
         nonlocal longest
         begun = time.monotonic()
         asked = plan.model_copy(update={"candidates": candidates, "release": None})
         asked = Plan.model_validate(asked.model_dump(mode="json", exclude_defaults=True, exclude={"file"}))
-        done.audit = run_audit(asked, folder, out, workers=workers, progress=progress, command=command)
+        done.audit = run_audit(asked, folder, out, workers=workers, progress=until, command=command)
         longest = max(longest, time.monotonic() - begun)
         return done.audit
 
@@ -123,7 +128,13 @@ def harden(
             trial = left.pop(0)
             tell(f"trying {trial.name}: {trial.words}")
             tried[trial.name] = CandidatePlan.model_validate(fields(trial))
-            audit = audited(tried)
+            try:
+                audit = audited(tried)
+            except TimeUp as error:
+                tell(f"{trial.name} is not audited to its end. {error}")
+                tried.pop(trial.name)
+                left.insert(0, trial)
+                break
             row = next(one for one in audit.candidates if one.name == trial.name)
             worse = against_dense(audit, row)
             if row.verdict == "pass" and not worse:

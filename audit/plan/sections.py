@@ -247,7 +247,7 @@ class CandidatePlan(Settings):
     defense: Any = Field(
         None,
         description="a kind, or a mapping with kind and its fields; or a list of such, one each of training, "
-        "compression and inference time",
+        "compression, inputs and answers",
     )
     control: bool = Field(False, description="a model that is there to be compared with: never up for release")
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ...compression.answers import limits_answers
 from ...compression.deployment.structure import load_module
 from ...compression.recipe import Recipe
+from ...compression.smoothed import softened
 from ...compression.wrapping import behind
 from ...defenses.defense import Defense, TrainingDefense
 from ...targets.data.data import Data
@@ -26,6 +27,7 @@ from ...targets.model import Target
 from ...targets.recent import Recent
 from ...targets.runtimes.litert import LiteRtTarget
 from ...targets.runtimes.onnx import OnnxTarget
+from ...targets.serving.smoothed import Voted, vote_of
 from ...targets.twin.tflite.twin import twin_of_tflite
 from ...targets.twin.twin import twin_of
 from ...targets.untrusted.model_file import CheckedOnnx, Kind, ModelFile, check_onnx, read_model
@@ -56,13 +58,16 @@ class Opened:
         checked: its ONNX model; None: it is another kind of file.
         twin: builds the differentiable stand-in of the deployed bytes, straight-through where it rounds; None: they
             have none.
-        naive: what stands in for them where nobody looks behind the layer that limits their answers; None: the twin.
+        naive: what stands in for them where nobody looks behind the layer that limits their answers, or knows of the
+            vote they are served by; None: the twin.
+        around: what the file is served by, around whatever runs it.
     """
 
     target: Target
     checked: CheckedOnnx | None
     twin: Callable[[], nn.Module | None]
     naive: Callable[[], nn.Module] | None = None
+    around: Callable[[Target], Target] = lambda target: target
 
 
 @dataclass(frozen=True, eq=False)
@@ -268,6 +273,10 @@ def exported(content: bytes, kind: Kind, module: Callable[[], nn.Module], limite
     """
     if kind == "onnx":
         checked = check_onnx(content)
+        if (vote := vote_of(checked.model)) is not None:
+            base = partial(_or_module, lambda: twin_of(checked), lambda: behind(module()))
+            around = partial(Voted, vote=vote)
+            return Opened(around(OnnxTarget(checked)), checked, lambda: softened(vote, base()), base, around)
         if limited:
             naive = partial(_or_module, lambda: twin_of(checked), module)
             return Opened(OnnxTarget(checked), checked, lambda: behind(module()), naive)

@@ -25,6 +25,7 @@ from ...compression.footprint.payload import encode
 from ...compression.footprint.timing import peak_resident_bytes
 from ...compression.lineage.lineage import UNDECLARED, Declared, check_lineage, not_read
 from ...compression.recipe import Recipe
+from ...compression.smoothed import SmoothedAnswers
 from ...targets.certificate import certify
 from ...targets.data.data import Data
 from ...targets.data.records import Bounds, Records
@@ -77,7 +78,7 @@ def train_dense(dense: DenseModel, data: Data, seed: int, device: torch.device) 
     else:
         records = members(data)
         job = TrainingJob.of_one(dense.architecture, records, derive(seed, dense.name), device)
-        module = dense.trainer.fit(job)[0]
+        module = dense.trainer.of_shipped.fit(job)[0]
         if dense.hardened is not None:
             check_finite(module, f"the defense {dense.hardened.kind}")
             statement = dense.hardened.statement(len(records))
@@ -111,6 +112,8 @@ def deploy(module: nn.Module, dense: DenseModel, data: Data, seed: int, kind: Ki
         kind: of the file.
     """
     with failing_as_not_applicable("it cannot be deployed"):
+        if kind != "onnx" and isinstance(module, SmoothedAnswers):
+            raise NotApplicable("that it is served by vote under noise is written in ONNX files alone")
         model = to_onnx(module, data.shape)
         model = model if kind == "onnx" else to_tflite(model)
         payload = encode(module)
@@ -218,7 +221,7 @@ def opened_in(model: AuditedModel, runtime: Runtime, opened: Opened) -> Target:
     runtime.check()
     with failing_as_not_applicable(f"{runtime.phrase} cannot run it"):
         other = runtime.open(opened.checked, output=None if model.file is None else model.file.assumptions.output)
-    return other if model.file is None else Deployed(other, model.file.assumptions)
+    return opened.around(other) if model.file is None else Deployed(other, model.file.assumptions)
 
 
 def lineage(dense: DenseModel, opened: Opened, model: AuditedModel, file: Opened, data: Data) -> Result:

@@ -17,6 +17,7 @@ from ...attacks.attack import Run, Task
 from ...attacks.effort import FORWARD, HARDENING, Costs, Effort, retraining
 from ...attacks.preparation import Scope
 from ...compression.footprint.timing import Timed, interleaved_latency
+from ...compression.smoothed import voted_under_noise
 from ...targets.data.data import Data
 from ...targets.errors import InputError, NotApplicable
 from ...targets.form import DECLINED, Form
@@ -330,7 +331,8 @@ class ModelSuite:
 def _timed(model: AuditedModel, stored: Result, data: Data) -> Timed:
     if model.file is not None:
         return model.file.deployed
-    return stored.files["model.onnx"] if model.kind == "onnx" else lambda: model.opened(stored, data).target
+    bare = model.kind == "onnx" and not voted_under_noise(model.recipe)
+    return stored.files["model.onnx"] if bare else lambda: model.opened(stored, data).target
 
 
 def training_effort(dense: DenseModel, data: Data) -> Effort:

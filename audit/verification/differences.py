@@ -22,7 +22,8 @@ def differences(read: Audit, made: Audit) -> list[str]:
     for where, says, should in _differing(theirs, ours, ""):
         if len(found) == SHOWN:
             return [*found, "more"]
-        found.append(f"{where} ({_short(says)} instead of {_short(should)})")
+        at = _apart(says, should)
+        found.append(f"{where} ({_short(says, at)} instead of {_short(should, at)})")
     return found
 
 
@@ -53,7 +54,18 @@ def _same(says: Any, should: Any) -> bool:
     return type(says) is type(should) and bool(says == should)
 
 
-def _short(value: Any) -> str:
+def _apart(says: Any, should: Any) -> int:
+    """Where two texts that begin alike for long are cut, so that their difference is among what is shown."""
+    if not (isinstance(says, str) and isinstance(should, str)):
+        return 0
+    alike = next(
+        (at for at, (one, other) in enumerate(zip(says, should, strict=False)) if one != other),
+        min(len(says), len(should)),
+    )
+    return alike - 20 if alike > 40 else 0
+
+
+def _short(value: Any, at: int = 0) -> str:
     if value is MISSING:
         return "nothing"
-    return wording.label(value if isinstance(value, str) else repr(value), 60)
+    return wording.label(("…" if at else "") + value[at:] if isinstance(value, str) else repr(value), 60)

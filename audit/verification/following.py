@@ -70,12 +70,13 @@ def stored_runs(suite: Suite, reached: Reached, cells: StoredCells) -> Iterator[
             position = reached.get((label, model.name), 0)
             own, variant = suite.round_label(label, position), suite.rounds[label][position].attack
             scope = suite.scope(own)
-            for run in adapted(variant, model).runs(model, scope):
+            knowing = adapted(variant, model)
+            for run in knowing.runs(model, scope):
                 target = suite.models[run.model or model.name]
                 name = attack_cell(own, target.name, run.detail)
                 if name not in seen and made(suite, cells, name):
                     seen.add(name)
-                    yield StoredRun(name, run.attack or variant, run, target, scope)
+                    yield StoredRun(name, run.attack or knowing, run, target, scope)
 
 
 def unfounded(suite: Suite, reached: Reached, cells: StoredCells) -> list[str]:

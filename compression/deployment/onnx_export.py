@@ -19,10 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from ...targets.errors import NotApplicable
+from ...targets.serving.smoothed import PROPERTY, NoisyVote
 from ..layers.edit import replace_layers
 from ..quantization.onnx_weight import SHIPPINGS, Shipping, element_type, int8_codes, weight_operator
 from ..quantization.quantized_layer import QuantizedLayer
 from ..quantization.weight_codes import SIXTEEN_BITS, WeightFormat
+from ..smoothed import SmoothedAnswers
 
 if TYPE_CHECKING:
     import onnx
@@ -49,6 +51,8 @@ def to_onnx(module: nn.Module, shape: tuple[int, ...]) -> bytes:
     Raises:
         NotApplicable: the model does something the exporter cannot express; the message carries its reason.
     """
+    if any(isinstance(layer, SmoothedAnswers) and layer is not module for layer in module.modules()):
+        raise NotApplicable("A file is served by vote under noise as a whole: nothing goes around it in the same file.")
     example = torch.zeros(2, *shape)
     shipped = copy.deepcopy(module).cpu().eval()
     for parameter in shipped.parameters():  # not the module's requires_grad_, which TorchScript does not have
@@ -94,7 +98,7 @@ def to_onnx(module: nn.Module, shape: tuple[int, ...]) -> bytes:
             torch._C._jit_onnx_log = log
             torch.backends.mha.set_fastpath_enabled(fused)
             SHIPPINGS.reset(token)
-    return _tidy(file.getvalue(), opset, shippings)
+    return _tidy(file.getvalue(), opset, shippings, module.vote if isinstance(module, SmoothedAnswers) else None)
 
 
 def _opset(format: WeightFormat) -> int:
@@ -217,7 +221,7 @@ def _geometry(layer: QuantizedLayer) -> dict[str, Any]:
     }
 
 
-def _tidy(data: bytes, opset: int, shippings: dict[str, Shipping]) -> bytes:
+def _tidy(data: bytes, opset: int, shippings: dict[str, Shipping], vote: NoisyVote | None) -> bytes:
     """The exported file with every constant in its own type and without what does not run or runs twice.
 
     That is: doc strings, aliases of equal constants, and a second rounding of one tensor to one grid (a runtime fuses
@@ -226,6 +230,8 @@ def _tidy(data: bytes, opset: int, shippings: dict[str, Shipping]) -> bytes:
     import onnx
 
     model = onnx.load_model_from_string(data)
+    if vote is not None:
+        model.metadata_props.add(key=PROPERTY, value=vote.written())
     graph = model.graph
     constants = {initializer.name: initializer for initializer in graph.initializer}
     scalars: dict[tuple[int, bytes], str] = {}

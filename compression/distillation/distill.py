@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -19,6 +20,7 @@ from ...training.architecture import Architecture
 from ...training.lessons import Lesson, Work
 from ...training.loop import Forward, Objective, Training, train
 from ...training.perturbation import answering
+from ...training.privacy import Noised
 from ..layers.edit import noise, working_copy
 from ..pruning.channels import remove_channels
 from ..recipe import RECIPES, Recipe, TrainingRecipe
@@ -81,7 +83,9 @@ class Distill(TrainingRecipe):
     training: Training = Field(
         Training(),
         description="of the student, on the dense model's training records; where these are perturbed (adversarial), "
-        "so as to lead the student away from what the teacher says of the clean ones (robust soft labels)",
+        "so as to lead the student away from what the teacher says of the clean ones (robust soft labels); where it "
+        "is private (DP-SGD), each record's loss by the teacher and its label is clipped as one, and counted in the "
+        "epsilon that the teacher's training promises",
     )
 
     @field_validator("student", mode="before")
@@ -97,11 +101,17 @@ class Distill(TrainingRecipe):
     def _no_hints_under_attack(self) -> Distill:
         if self.hint_weight and self.training.adversarial is not None:
             raise ValueError("hints are features of clean records: leave out hint_weight, or adversarial in training")
+        if self.hint_weight and self.training.private is not None:
+            raise ValueError("hints are measured and learnt without noise: leave out hint_weight, or training.private")
         return self
 
     @property
     def touches_records(self) -> bool:
         return True
+
+    def spends(self, records: int) -> tuple[Noised, ...] | None:
+        noised = self.training.noised(records)
+        return None if noised is None else (replace(noised, what="distillation"),)
 
     @property
     def trains(self) -> bool:
@@ -119,12 +129,14 @@ class Distill(TrainingRecipe):
         who = f"student {self.student}" if self.student else f"student with {smaller or 'the same architecture'}"
         hints = ", feature hints" if self.hint_weight else ""
         attacked = "" if self.training.adversarial is None else ", on adversarial records"
+        if self.training.private is not None:
+            attacked = f", by DP-SGD (noise {self.training.private.noise_multiplier:g})"
         return f"{who}, temperature {self.temperature:g}{hints}{attacked}"
 
     def hardened(self, metric: str, setting: Mapping[str, Any]) -> list[Recipe]:
         """Adversarial distillation against the attack that measured robust accuracy, three times as long."""
         attack = answering(metric, setting)
-        if attack is None or self.hint_weight:
+        if attack is None or self.hint_weight or self.training.private is not None:
             return []
         longer = {"adversarial": attack, "epochs": 3 * self.training.epochs}
         return [self.model_copy(update={"training": self.training.model_copy(update=longer)})]
@@ -144,7 +156,9 @@ class Distill(TrainingRecipe):
                 return of_teacher if attack is None else perturbed(self.training, attack, bounds, of_teacher)
 
             setting = self, tuple(bounds.low.flatten().tolist()), tuple(bounds.high.flatten().tolist())
-            return (yield Lesson(student, records, self.training, training_seed, outputs, objective_of, setting))
+            by_record = self.training.adversarial is None
+            lesson = Lesson(student, records, self.training, training_seed, outputs, objective_of, setting)
+            return (yield replace(lesson, by_record=by_record))
         example = records.x[:HINT_RECORDS].to(device)
         wrapped, features = hinted(student, teacher, self.hint_layers, example, derive(seed, "hints"))
         spread = float(features(example).var(0, correction=0).mean())

@@ -1,8 +1,8 @@
 """Narrower networks of the same architecture, by scaling the sizes of layers; their weights start anew.
 
 Removing channels from a trained network (`channels.remove_channels`) needs the graph of what depends on what, and
-recurrent layers and attention are opaque to it. A student that learns from scratch keeps no weights: every size but
-those of a record and of the logits can simply shrink in proportion.
+recurrent layers, attention and norms of groups of channels are opaque to it. A student that learns from scratch keeps
+no weights: every size but those of a record and of the logits can simply shrink in proportion.
 """
 
 from __future__ import annotations
@@ -23,17 +23,20 @@ from ..layers.edit import replace_layers, working_copy
 
 LAST_NORMS = (nn.LayerNorm, nn.RMSNorm)  # over the last dimension
 CHANNEL_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm1d, nn.InstanceNorm2d)
-FOLLOWING = (*LAST_NORMS, *CHANNEL_NORMS, nn.PReLU)  # as wide as what comes before
+FOLLOWING = (*LAST_NORMS, *CHANNEL_NORMS, nn.GroupNorm, nn.PReLU)  # as wide as what comes before
 SCALED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.LSTM, nn.GRU, nn.RNN, nn.Embedding, Attention, *FOLLOWING)
+
+OPAQUE = (nn.RNNBase, nn.MultiheadAttention, Attention, nn.GroupNorm)  # to `channels.remove_channels`
 
 Scale = Callable[[int], int]
 
 
 def narrower(module: nn.Module, example: Tensor, width: float) -> nn.Module | None:
-    """A module like a recurrent or attention network with the share `width` of its features throughout.
+    """A module like a network with recurrent layers, attention or group norm with the share `width` of its features.
 
     Hidden sizes, embeddings, feed-forward layers and the features of each head shrink; the number of layers and heads
-    stays, and so do the sizes of a record (of what no weight has touched yet) and of the logits.
+    stays, and so do the sizes of a record (of what no weight has touched yet) and of the logits. Groups of channels
+    become fewer where they no longer divide them.
 
     Args:
         example: float32 [n, *shape], on the module's device.
@@ -41,12 +44,12 @@ def narrower(module: nn.Module, example: Tensor, width: float) -> nn.Module | No
             (a concatenation), it becomes a multiple of the same fraction of their greatest common divisor.
 
     Returns:
-        The module in evaluation mode, its weights untrained; None if it has neither recurrent layers nor attention.
+        The module in evaluation mode, its weights untrained; None if it has none of those layers.
 
     Raises:
         NotApplicable: the smaller layers do not fit together, or none is smaller.
     """
-    if not any(isinstance(layer, nn.RNNBase | nn.MultiheadAttention | Attention) for layer in module.modules()):
+    if not any(isinstance(layer, OPAQUE) for layer in module.modules()):
         return None
     opened = unfold_attention(working_copy(module))
     sizes, shape = scalable_sizes(opened, example)
@@ -105,6 +108,8 @@ def _sizes(layer: nn.Module, raw: bool, last: bool) -> dict[str, int]:
         return {} if raw or len(layer.normalized_shape) > 1 else {"normalized_shape": layer.normalized_shape[0]}
     if isinstance(layer, CHANNEL_NORMS):
         return {} if raw else {"num_features": layer.num_features}
+    if isinstance(layer, nn.GroupNorm):
+        return {} if raw else {"num_channels": layer.num_channels}
     if isinstance(layer, nn.PReLU):
         return {} if raw or layer.num_parameters == 1 else {"num_parameters": layer.num_parameters}
     names = ("input_size", "hidden_size") if isinstance(layer, nn.RNNBase) else ("in_features", "out_features")
@@ -112,11 +117,20 @@ def _sizes(layer: nn.Module, raw: bool, last: bool) -> dict[str, int]:
     return {name: getattr(layer, name) for name, stays in zip(names, (raw, last), strict=True) if not stays}
 
 
+def _fitting(layer: nn.Module, sizes: dict[str, int]) -> dict[str, int]:
+    """With as many groups of channels as divide them."""
+    if not isinstance(layer, nn.GroupNorm):
+        return sizes
+    return {**sizes, "num_groups": math.gcd(layer.num_groups, sizes["num_channels"])}
+
+
 def _resized(module: nn.Module, sizes: dict[str, dict[str, int]]) -> nn.Module:
     smaller = working_copy(module)
     with global_seed(0, "narrower"):  # values mean nothing, but must not move anybody's generator
         layers: dict[nn.Module, nn.Module] = {
-            layer: resized(layer, **sizes[name]) for name, layer in smaller.named_modules() if name in sizes
+            layer: resized(layer, **_fitting(layer, sizes[name]))
+            for name, layer in smaller.named_modules()
+            if name in sizes
         }
     resized_module = replace_layers(smaller, layers).to(device_of(module)).eval()
     tie(resized_module, module)

@@ -27,6 +27,7 @@ PRODUCTS: dict[str, tuple[tuple[int, int, int | None], ...]] = {
     "DynamicQuantizeLSTM": ((1, 9, 8), (2, 11, 10)),
     "QAttention": ((1, 7, 4),),
 }
+ACTIVATIONS = {"QLinearConv": 2, "QLinearMatMul": 2, "QGemm": 2}  # where the zero point of what is multiplied stands
 FLOATS = ("Conv", "Gemm", "MatMul")  # of which the runtime makes such an operator, between dequantised inputs
 
 
@@ -95,6 +96,9 @@ def unsigned_weights(model: onnx.ModelProto) -> bool:
 
     for node in graph.node:
         if node.op_type in PRODUCTS:
+            at = ACTIVATIONS.get(node.op_type)
+            if at is not None and signed(node.input[at]):
+                continue  # signed by signed: exact everywhere, and by unsigned ones the runtime cannot multiply them
             for codes, zero, scale in PRODUCTS[node.op_type]:
                 if len(node.input) > codes and signed(node.input[codes]):
                     change(node, codes, zero, None if scale is None else node.input[scale])

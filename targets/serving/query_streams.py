@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ NONE = -1.0  # the distance of the first query of a class, which has none to be 
 ENOUGH = 100  # distances, from which the watcher judges
 EVERY = 10  # distances, at which it judges again
 MARGIN = 0.03  # below what honest queries reach; of digits, the lowest of one client lay .02 under another's at most
+CLIENTS = 1000  # whose queries a watcher keeps, up to `WATCHED` of each: 8 MB a client of the largest records
 DELTA = 0.95  # the threshold where honest queries reach no lower
 
 
@@ -75,11 +77,13 @@ class Watcher:
 
     Args:
         below: the statistic of normality below which they do.
+        clients: whose queries are kept. Of more, those of whoever has not asked for longest are forgotten, and it
+            begins anew; who was noticed stays so.
     """
 
-    def __init__(self, below: float) -> None:
-        self.below = below
-        self._streams: dict[str, Stream] = {}
+    def __init__(self, below: float, clients: int = CLIENTS) -> None:
+        self.below, self.clients = below, clients
+        self._streams: OrderedDict[str, Stream] = OrderedDict()
         self._judged: dict[str, int] = {}
         self._noticed: dict[str, int] = {}
 
@@ -105,12 +109,21 @@ class Watcher:
     def see(self, client: str, x: Tensor, labels: Tensor) -> None:
         """The client's next queries and their answers, as `Stream.add` takes them."""
         stream = self._streams.setdefault(client, Stream())
+        self._streams.move_to_end(client)
+        if len(self._streams) > self.clients:
+            self._forget(next(iter(self._streams)))
         stream.add(x, labels)
         new = normality(np.array(stream.distances, dtype=np.float32), beyond=self._judged.get(client, 0))
         self._judged[client] = max([self._judged.get(client, 0), *(count for count, _ in new)])
         for count, statistic in new:
             if statistic < self.below:
                 self._noticed.setdefault(client, count)
+        if client in self._noticed:
+            self._forget(client)  # it is not asked about again
+
+    def _forget(self, client: str) -> None:
+        self._streams.pop(client, None)
+        self._judged.pop(client, None)
 
 
 def normality(distances: Distances, beyond: int = 0) -> list[tuple[int, float]]:

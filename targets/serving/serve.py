@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..errors import InputError, UnsafeInput, quoted
+from ..model import Target
 from ..runtimes.onnx import OnnxTarget
 from ..untrusted.files import ordinary_file
 from ..untrusted.model_file import check_onnx
@@ -19,6 +21,7 @@ from .buffers import Digests, watched_session
 from .encryption import decrypted, is_encrypted
 from .envelope import UnsignedError, signed_statement
 from .query_streams import Watcher
+from .smoothed import Counts, Floats, Voted, vote_of
 from .statement import ENVELOPE, RowVerdict, SignedModel, Statement
 
 LARGEST = 2 * 2**30  # bytes of a model
@@ -47,7 +50,8 @@ class Admitted:
 class Served:
     """An audited model that answers, and stops answering once its weights in memory are no longer what was audited.
 
-    A `Target`. Made by `load`. Not for use by several threads at once.
+    A `Target`. Made by `load`. Not for use by several threads at once. A file that says so is served by majority vote
+    under noise, as it was audited; the key of the noise is drawn here and told nobody.
 
     Args:
         within: calls that together look at every byte of the weights: a change is noticed at the latest by so many
@@ -73,7 +77,9 @@ class Served:
         made = watched_session(checked, threads)
         self.admitted = admitted
         self.unwatched = made.unwatched
-        self._target = OnnxTarget(checked, threads, session=made.session)
+        self._target: Target = OnnxTarget(checked, threads, session=made.session)
+        if (vote := vote_of(checked.model)) is not None:
+            self._target = Voted(self._target, vote, secrets.randbits(62))
         self._digests = Digests(made.arrays, within)
         self._budget = query_budget
         self._stopped: str | None = None
@@ -97,19 +103,7 @@ class Served:
             InputError: the records do not fit the model, the query budget does not reach for them, or the client's
                 queries look like an extraction: then neither these nor later ones are answered.
         """
-        changed = None if self._stopped else self._digests.check()
-        if changed is not None:
-            self._stopped = (
-                f"The weights of {quoted(self.admitted.name)} in memory are no longer those that were audited "
-                f"({changed}). Nothing is answered any more: load the file again, and find out what writes there."
-            )
-        if self._stopped is not None:
-            raise UnsafeInput(self._stopped)
-        if self._budget is not None and self.queries + len(x) > self._budget:
-            raise InputError(
-                f"The query budget of {self._budget:,} records does not reach for {len(x):,} more: {self.queries:,} "
-                "were answered."
-            )
+        self._check(len(x))
         if self._watcher is None:
             return self._target.logits(x)
         if self._watcher.noticed(client) is None:
@@ -121,6 +115,38 @@ class Served:
                 "distances to earlier ones are not spread as an honest client's are. It gets no more answers."
             )
         return answers
+
+    def certified(self, x: Tensor, *, alpha: float = 0.001) -> tuple[Counts, Floats]:
+        """Labels int64 [n] and the L2 radii float64 [n], in [0, 1] units, within which the majority stays with
+        confidence 1 - alpha; -1 and -1 where it abstains. Nobody watches these queries: they are for the owner's use.
+
+        Raises:
+            InputError: the file is not served by vote under noise; or as `logits`.
+            UnsafeInput: as `logits`.
+        """
+        if not isinstance(self._target, Voted):
+            raise InputError(
+                f"{quoted(self.admitted.name)} is not served by vote under noise, so it has no certified radius: audit "
+                "a candidate with `defense: randomized-smoothing`."
+            )
+        self._check(len(x))
+        return self._target.certified(x, alpha=alpha)
+
+    def _check(self, count: int) -> None:
+        """Whether so many more records may be answered."""
+        changed = None if self._stopped else self._digests.check()
+        if changed is not None:
+            self._stopped = (
+                f"The weights of {quoted(self.admitted.name)} in memory are no longer those that were audited "
+                f"({changed}). Nothing is answered any more: load the file again, and find out what writes there."
+            )
+        if self._stopped is not None:
+            raise UnsafeInput(self._stopped)
+        if self._budget is not None and self.queries + count > self._budget:
+            raise InputError(
+                f"The query budget of {self._budget:,} records does not reach for {count:,} more: {self.queries:,} "
+                "were answered."
+            )
 
 
 def load(

@@ -82,6 +82,11 @@ def test_narrower_halves_every_size() -> None:
     for student in (lstm, transformer, mixed):
         assert student(x).shape == (2, 10)
     assert narrower(digits_cnn(), x, 0.5) is None
+    grouped = narrower(nn.Sequential(nn.Conv2d(1, 6, 3), nn.GroupNorm(3, 6), nn.Flatten(), nn.Linear(216, 10)), x, 0.67)
+    assert grouped is not None
+    norm = grouped.get_submodule("1")
+    assert isinstance(norm, nn.GroupNorm)
+    assert (norm.num_channels, norm.num_groups) == (4, 1)  # three groups would not divide four channels
 
 
 def test_narrower_refuses() -> None:

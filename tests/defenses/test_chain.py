@@ -55,7 +55,8 @@ def test_a_plan_may_chain_one_of_each_stage(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("defenses", "message"),
     [
-        ("[adversarial-training, dp-sgd]", r"line 9.*adversarial-training and dp-sgd both act at training time"),
+        ("[adversarial-training, dp-sgd]", r"line 9.*adversarial-training and dp-sgd both act on training"),
+        ("[noisy-inputs, {kind: transformed-inputs, levels: 4}]", r"line 9.*both act on inputs, and a chain takes one"),
         ("[]", "line 9.*list of defenses is empty"),
         ("[adversarial-training, limited-answer]", r"line 9.*limited-answers"),
         ("[adversarial-training, 3]", r"line 9.*word or a mapping"),

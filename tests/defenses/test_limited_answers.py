@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from crushproof.attacks.attack import Attack
+from crushproof.attacks.case import Case
 from crushproof.attacks.evasion.gradient.pgd import craft
 from crushproof.attacks.extraction.extraction import Extraction
+from crushproof.attacks.membership.case import MembershipCase, ShadowSignals
+from crushproof.attacks.membership.membership import Membership
+from crushproof.attacks.statistics.roc import placements
 from crushproof.audit.subject.audited import exported
-from crushproof.compression.answers import LimitAnswers, LimitedAnswers, limits_answers
+from crushproof.compression.answers import LimitAnswers, LimitedAnswers, limits_answers, without_noise
 from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.compression.deployment.structure import load_module, save_module
 from crushproof.compression.pruning.prune import Prune
@@ -20,6 +26,7 @@ from crushproof.defenses.limited_answers import LimitedAnswers as Defense
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import NotApplicable
+from crushproof.targets.model import TorchTarget
 from crushproof.training.networks import Mlp, digits_cnn
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.0, -1.0], [0.0, 3.0, 3.0001, -2.0], [9.0, -9.0, 0.0, 0.0]])
@@ -124,3 +131,47 @@ def test_noise_on_answers_is_averaged_away(digits: Data, seed: int) -> None:
     near = [digits.bounds.clamp(x + 0.004 * torch.randn(x.shape, generator=stream)) for _ in range(30)]
     averaged = torch.stack([file.logits(one) for one in near]).mean(0)
     assert float((averaged - hidden)[others].square().mean().sqrt()) <= 0.35 * noise
+
+
+class Spread(nn.Module):
+    """Two classes, whose margin is four times the first value of a record."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([2 * x[:, 0], -2 * x[:, 0]], 1)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_noise_on_answers_is_averaged_over_neighbours(seed: int) -> None:
+    """A planted leak that noise hides from who asks once, and not from who asks about neighbours."""
+    draw = torch.Generator().manual_seed(seed)
+    bounds, inside = Bounds.of(-9, 9), np.random.default_rng(seed).random((9, 160)) < 0.5
+    inside[0] = np.arange(160) < 80
+    values = torch.randn(160, 3, generator=draw)
+    margins = 4 * (values[:, 0] + 0.5 * torch.from_numpy(inside)) + 0.3 * torch.randn(9, 160, generator=draw)
+    values[:, 0] = margins[0] / 4  # what the model is asked about: it is surer of its members
+    records = Records(values, torch.zeros(160, dtype=torch.long))
+    defense = Defense(show="noisy", noise=3.0)
+    (recipe,) = defense.recipes(Prune(sparsity=0.1))
+    assert isinstance(recipe, LimitAnswers)
+    assert without_noise(recipe) == LimitAnswers(recipe=Prune(sparsity=0.1), show="scores", noise=3.0)
+    layer = recipe.wrapper(Spread(), records, bounds, seed=0)
+    layer.inner = Spread()
+    target = TorchTarget(layer)
+    hidden = 3 * (torch.rand(2, 9, 160, generator=draw) * 2 - 1) * 3**0.5
+    noisy = (margins + hidden[0] - hidden[1]).numpy()
+
+    def found(attack: Attack, shadows: np.ndarray) -> float:
+        own = ShadowSignals(inside[1:], shadows[1:].astype(np.float32))
+        known = MembershipCase(records, inside[0], np.arange(160), own, None, np.zeros(160))
+        case = Case(target, None, None, None, records, np.arange(160), records, bounds, 2, prepared=known)
+        scores = attack.run(case, seed=0).arrays["score/lira/own"]
+        return float(placements(scores, inside[0])[0].mean())
+
+    knowing = defense.adapted(Membership())
+    naive, averaging = found(Membership(), noisy), found(knowing, margins.numpy())
+    assert averaging >= naive - 0.02
+    assert averaging >= 0.8
+    again = [target.logits(values) for _ in range(2)]
+    assert torch.equal(*again), "asking the same again tells nothing"
+    assert defense.adapted(Extraction()) == Extraction()
+    assert Defense(show="rounded").adapted(Membership()) == Membership()

@@ -32,9 +32,10 @@ from crushproof.compression.quantization.quantize import Quantize
 from crushproof.compression.recipe import RECIPES
 from crushproof.defenses.adversarial_training import AdversarialTraining
 from crushproof.defenses.dp_sgd import DpSgd
+from crushproof.defenses.objectives import hyper_parameters
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import InputError, NotApplicable
-from crushproof.targets.seeds import generator
+from crushproof.targets.seeds import derive, generator
 from crushproof.training.architecture import Architecture
 from crushproof.training.lessons import together
 from crushproof.training.loop import Training
@@ -54,6 +55,16 @@ CHAIN = {
 }
 PLAIN = {"kind": "prune", "sparsity": 0.5, "fine_tune": {"epochs": 2}}
 TIED = {"kind": "share", "clusters": 4, "fine_tune": PRIVATE}
+LESSON = {
+    "epochs": 2,
+    "batch_size": 10,
+    "learning_rate": 0.05,
+    "optimizer": "sgd",
+    "weight_decay": 0,
+    "schedule": "constant",
+    "private": {"noise_multiplier": 0.5, "max_gradient_norm": 0.4},
+}
+ATTACK = {"norm": "linf", "epsilon": 0.1}
 DEFENSE = DpSgd(noise_multiplier=2.0, batch_size=100, epochs=1)
 
 
@@ -96,6 +107,9 @@ def test_one_epsilon_of_training_and_compression_is_that_of_dp_accounting() -> N
         ({"kind": "limit-answers", "recipe": CHAIN}, True),
         ({"kind": "factorize", "energy": 0.8, "fine_tune": PRIVATE}, True),
         (TIED, True),
+        ({"kind": "distill", "training": PRIVATE}, True),
+        ({"kind": "chain", "steps": [{"kind": "distill", "training": PRIVATE}, NOISED]}, True),
+        ({"kind": "distill", "hint_weight": 1.0}, False),
         (PLAIN, False),
         ({**PLAIN, "importance": "taylor", "score_noise": 4.0}, False),
         ({"kind": "prune", "sparsity": 0.5, "importance": "taylor", "fine_tune": PRIVATE}, False),
@@ -168,12 +182,45 @@ def test_noise_that_would_not_be_added_is_refused(recipe: Any) -> None:
 
 
 def test_a_training_that_knows_no_private_steps_says_so() -> None:
-    distilled = RECIPES.parse({"kind": "distill", "training": PRIVATE})
-    assert distilled.spends(200) is None
-    with pytest.raises(NotApplicable, match="private"):
-        distilled.apply(net(), records(), UNIT, seed=0)
+    quantized = RECIPES.parse({"kind": "mixed-precision", "quantize": {"calibration_noise": 5.0}})
+    assert quantized.spends(200) is None
     with pytest.raises(InputError, match="dp-sgd"):
         BuiltinTrainer(Training.model_validate(PRIVATE))
+    with pytest.raises(NotApplicable, match="Regularisation adds no noise"):
+        hyper_parameters(Training.model_validate(PRIVATE), BuiltinTrainer(Training()), "Regularisation")
+
+
+@pytest.mark.parametrize("alpha", [0.7, 1.0])
+def test_private_distillation_is_that_of_one_record_after_another(alpha: float) -> None:
+    own, teacher = records(30), net()
+    recipe = RECIPES.parse({"kind": "distill", "width": 1, "alpha": alpha, "temperature": 3, "training": LESSON})
+    assert recipe.spends(30) == (Noised("distillation", 0.5, 10 / 30, 6),)
+    student = recipe.apply(teacher, own, UNIT, seed=4)
+    naive = Architecture.like(teacher, "student").fresh(derive(4, "student"))
+    seed = derive(4, "training")
+    sampling, noise = generator(seed, "poisson sampling"), generator(seed, "gaussian noise")
+    optimizer = torch.optim.SGD(naive.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=0)
+    for _ in range(6):
+        total = [torch.zeros_like(parameter) for parameter in naive.parameters()]
+        drawn = torch.rand(30, generator=sampling) < 10 / 30
+        for x, y in zip(own.x[drawn], own.y[drawn], strict=True):
+            asked, soft = naive(x[None]), (teacher(x[None]) / 3).softmax(1)
+            loss = 9 * F.kl_div(F.log_softmax(asked / 3, 1), soft, reduction="sum")
+            loss = alpha * loss + (1 - alpha) * F.cross_entropy(asked, y[None])
+            gradients = torch.autograd.grad(loss, list(naive.parameters()))
+            length = torch.cat([one.flatten() for one in gradients]).norm()
+            total = [a + b * min(1.0, 0.4 / float(length)) for a, b in zip(total, gradients, strict=True)]
+        for parameter, one in zip(naive.parameters(), total, strict=True):
+            parameter.grad = (one + 0.2 * torch.randn(one.shape, generator=noise)) / 10
+        optimizer.step()
+    for a, b in zip(student.parameters(), naive.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_of_private_distillation_what_would_need_more_noise_is_refused() -> None:
+    with pytest.raises(InputError, match="without noise"):
+        RECIPES.parse({"kind": "distill", "hint_weight": 1.0, "training": PRIVATE})
+    assert RECIPES.parse({"kind": "distill", "training": PRIVATE}).hardened("robust_accuracy", ATTACK) == []
 
 
 @pytest.mark.parametrize("recipe", [CHAIN, TIED], ids=["chain", "tied"])

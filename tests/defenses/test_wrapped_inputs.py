@@ -18,6 +18,7 @@ from crushproof.compression.deployment.structure import load_module, save_module
 from crushproof.compression.inputs import NoiseInputs, TransformedInputs, TransformInputs
 from crushproof.compression.recipe import RECIPES
 from crushproof.compression.wrapping import Wrapper, behind, compressed_by
+from crushproof.defenses.chain import parse_defenses, steps_of
 from crushproof.defenses.defense import DEFENSES, CompressionDefense
 from crushproof.defenses.stochastic_rounding import ExpectationTwin
 from crushproof.targets.data.data import Data
@@ -93,6 +94,31 @@ def test_noise_on_inputs_is_averaged_over(nets: list[nn.Module], digits: Data, s
         knowing.float().mean()
         >= fooled(opened(shipped.inner, digits), shipped.inner, digits, seed).float().mean() - 0.1
     )
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_inputs_and_answers_chained_are_attacked_behind_both(nets: list[nn.Module], digits: Data, seed: int) -> None:
+    """Rounded inputs and labels only: the file's gradients are zero twice over, who knows both finds those of neither.
+
+    Planted sham: what the chain seems to gain over no defense is gone under who knows it.
+    """
+    assert digits.members is not None
+    chain = parse_defenses(["limited-answers", {"kind": "transformed-inputs", "levels": 8}])
+    recipe = RECIPES.parse(PRUNED)
+    for step in steps_of(chain):
+        assert isinstance(step, CompressionDefense)
+        (recipe,) = step.recipes(recipe)
+    module = recipe.apply(nets[seed], digits.members, digits.bounds, seed=0)
+    assert isinstance(behind(module), TransformedInputs)
+    file = exported(to_onnx(module, digits.shape), "onnx", lambda: module, limited=True)
+    assert file.naive is not None
+    assert file.target.logits(digits.evaluation.x[:9]).exp().amax(1).allclose(torch.ones(9)), "it shows labels"
+    plain = made(PRUNED, nets[seed], digits.members, digits.bounds)
+    without = fooled(opened(plain, digits), plain, digits, seed)
+    naive, knowing = (fooled(file, one, digits, seed) for one in (true_gradients_of(file.naive()), file.twin()))
+    assert without.float().mean() - naive.float().mean() >= 0.25
+    assert knowing.float().mean() >= without.float().mean() - 0.05
+    assert no_weaker(knowing, naive)
 
 
 class Detector(nn.Module):

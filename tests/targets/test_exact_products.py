@@ -65,3 +65,26 @@ def test_what_multiplies_no_unsigned_bytes_is_left() -> None:
     made = model("points")
     made.graph.initializer[3].CopyFrom(numpy_helper.from_array(np.int8(3), "zero"))
     assert not unsigned_weights(made)
+
+
+def test_signed_by_signed_codes_are_left_and_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As onnxruntime's `quantize_static` writes them by default: no kernel multiplies signed by unsigned codes."""
+    monkeypatch.setattr("crushproof.targets.runtimes.exact_products.overflows", lambda: True)
+    scale, zero = np.float32(1 / 127), np.int8(0)
+    tensors = {"x_scale": scale, "x_zero": zero, "codes": CODES, "scale": np.float32(0.01), "zero": zero}
+    tensors |= {"y_scale": np.float32(0.5), "y_zero": zero}
+    product = ["q", "x_scale", "x_zero", "codes", "scale", "zero", "y_scale", "y_zero"]
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "x_scale", "x_zero"], ["q"]),
+        helper.make_node("QLinearMatMul", product, ["sums"]),
+        helper.make_node("DequantizeLinear", ["sums", "y_scale", "y_zero"], ["y"]),
+    ]
+    made = model("points")
+    del made.graph.node[:], made.graph.initializer[:]
+    made.graph.node.extend(nodes)
+    made.graph.initializer.extend(numpy_helper.from_array(np.asarray(one), name) for name, one in tensors.items())
+    x = np.random.default_rng(1).uniform(0.7, 1, (20, 64)).astype(np.float32)
+    (expected,) = ReferenceEvaluator(made).run(None, {"x": x})
+    assert not unsigned_weights(made)
+    answered = OnnxTarget(made.SerializeToString()).logits(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(answered, expected, atol=0.51)  # a step of the output where a sum lies between two

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crushproof.defenses import adversarial_training
+from crushproof.targets.data.digits import load_digits
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import NotApplicable
 from crushproof.targets.seeds import generator
@@ -100,3 +103,22 @@ def test_single_steps_that_overfitted_are_trained_again_with_two(monkeypatch: py
 
     assert torch.equal(weights(1, failed=True), weights(2, failed=False))
     assert not torch.equal(weights(1, failed=False), weights(2, failed=False))
+
+
+def test_a_training_that_really_overfitted_is_seen_and_mended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Single steps of twice the radius, which the net learns to withstand and nothing smaller."""
+    data, kind = load_digits(), Architecture("mlp", lambda: Mlp(64, 10, (128,)))
+    assert data.members is not None
+    records, training = data.members.take(torch.arange(300)), Training(epochs=20, learning_rate=1e-2)
+    defense = adversarial_training.AdversarialTraining(steps=1, epsilon=0.3, step_size=0.6, training=training)
+    seen = []
+
+    def noted(*given: Any, seed: int) -> bool:
+        seen.append(overfitted(*given, seed=seed))
+        return seen[-1]
+
+    monkeypatch.setattr(adversarial_training, "overfitted", noted)
+    job = TrainingJob.of_one(kind, records, 0, torch.device("cpu"))
+    (mended,) = defense.trainer(BuiltinTrainer(Training()), data.bounds).fit(job)
+    assert seen == [True]
+    assert not overfitted(mended, records, defense, data.bounds, seed=1)

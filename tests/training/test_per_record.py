@@ -90,7 +90,7 @@ def test_a_stack_clips_each_model_on_its_own_records(build, at_once: bool, monke
     torch.manual_seed(0)
     modules, records = [build() for _ in range(3)], records_of(9)
     if at_once:  # as on a GPU, where convolutions too are those of all models
-        monkeypatch.setattr(per_record, "_one_by_one", lambda module, weights: None)
+        monkeypatch.setattr(per_record, "_one_by_one", lambda *_: None)
     clipping = stacked_clipping(modules[0], stacked(modules), records.x)
     assert (clipping is None) == (build is Mixing and at_once)
     if clipping is None:

@@ -43,18 +43,33 @@ class _Seen:
 
     Args:
         hides: whether a softmax or a sigmoid was met in its passes, or none was made yet.
+        convolves: on a CPU, where a pass of a new size costs several times as much as one of a size that was met.
     """
 
     recurrent: bool
+    convolves: bool
     hides: bool = True
 
     def logits(self, module: nn.Module, x: Tensor) -> Tensor:
         """float32 [n, classes]."""
-        if not self.hides:
-            answer: Tensor = module(x)
-            return answer.float()
-        _, logits, self.hides = noted(module, x)
-        return logits.float()
+        n = len(x)
+        if self.convolves and (more := round_size(n) - n):
+            x = torch.cat([x, x[:1].expand(more, *x.shape[1:])])
+        if self.hides:
+            _, logits, self.hides = noted(module, x)
+        else:
+            logits = module(x)
+        return logits[:n].float()
+
+
+def round_size(n: int) -> int:
+    """The next of few sizes, of which there are four from a power of two to the next, and none between multiples of 8.
+
+    oneDNN prepares each convolution anew for each number of records, which takes as long as a small net's whole pass,
+    and an attack's records become fewer with nearly every step.
+    """
+    step: int = max(8, 2 ** max(0, n.bit_length() - 3))
+    return -(-n // step) * step
 
 
 _followed: WeakKeyDictionary[nn.Module, _Seen] = WeakKeyDictionary()
@@ -71,7 +86,8 @@ def followed(module: nn.Module, x: Tensor) -> nn.Module:
     if module in _followed:
         return module
     copied = laid_out(frozen_copy(module), x)
-    _followed[copied] = _Seen(recurrent(copied))
+    convolves = any(weight.dim() > 2 and weight.device.type == "cpu" for weight in copied.parameters())
+    _followed[copied] = _Seen(recurrent(copied), convolves)
     return copied
 
 

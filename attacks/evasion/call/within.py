@@ -64,6 +64,7 @@ def search_within(
         batch: inputs at a time.
     """
     hope, wanted = Hope(len(course.success)), case.evaluation.y
+    lowest: dict[str, Tensor] = {}  # margins, by `Perturber.follows`
 
     def margin(inputs: Tensor, rows: Tensor) -> Tensor:
         ledger.queries += len(rows)
@@ -85,10 +86,13 @@ def search_within(
                 ledger=ledger,
                 batch=batch,
                 goal=goal,
+                before=None if part.follows is None else lowest.get(part.follows),
             )
         except NotApplicable as error:
             course.skipped.append(f"{part.part}: {error}")
             continue
+        if part.follows is not None:
+            lowest[part.follows] = torch.minimum(lowest.get(part.follows, found.margin), found.margin)
         closest = found.fooled if course.parts else ~course.success
         course.best[closest] = found.best[closest]
         course.success = course.success | found.fooled

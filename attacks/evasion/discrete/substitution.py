@@ -17,7 +17,7 @@ from ...elsewhere import elsewhere
 from ...measurement import Measurement
 from ...preparation import Audited, Basis, Inputs, Need, Preparation, Prepared, Results, Scope
 from ..categories import by_categories
-from ..evasion_run import contradictions
+from ..compare import contradictions
 from .choosing import ReachProbe, choose
 from .exchanged import both_ways
 from .measure import evidence_form, measure_substitution

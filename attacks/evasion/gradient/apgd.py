@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ class Apgd(GradientPerturber):
     """Auto-PGD (Croce & Hein 2020, arXiv:2003.01690) with random starts."""
 
     kind: Literal["apgd"] = "apgd"
+    informs: ClassVar[bool] = True
 
     def perturb(self, search: Search, case: Case) -> None:
         model = self.model(search, case)
@@ -111,7 +112,7 @@ def ascend(
     return len(search.active) > 0
 
 
-def out_of_reach(first: Tensor, lowest: Tensor, progress: float) -> Tensor:
+def out_of_reach(first: Tensor, lowest: Tensor, progress: float, prospect: float = PROSPECT) -> Tensor:
     """bool [n]: whether what is left of a run towards a class will not make the margins negative.
 
     As `pgd.hopeless`: what a margin still falls by is at most a share of its fall so far, which the steps use up. Of
@@ -122,10 +123,10 @@ def out_of_reach(first: Tensor, lowest: Tensor, progress: float) -> Tensor:
 
     Args:
         first: [n], the margins at the start; lowest: [n], the lowest ones since.
-        progress: of the run, in [0, 1].
+        progress: of the run, in [0, 1]; prospect: the share, at its beginning.
     """
     fall = first - lowest
-    return (lowest > PROSPECT * math.exp(-4 * progress) * fall) & (lowest < CREDIBLE * fall)
+    return (lowest > prospect * math.exp(-4 * progress) * fall) & (lowest < CREDIBLE * fall)
 
 
 def keep(state: dict[str, Tensor], stay: Tensor | None) -> bool:

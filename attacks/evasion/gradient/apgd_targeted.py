@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveInt
@@ -25,6 +25,7 @@ class ApgdTargeted(GradientPerturber):
     """
 
     kind: Literal["apgd-targeted"] = "apgd-targeted"
+    informs: ClassVar[bool] = True
     loss: Loss = Field("dlr", description="what is ascended: cross-entropy, minus the logit margin, or DLR")
     steps: PositiveInt = Field(20, le=100_000, description="gradient steps per class and restart")
     classes: PositiveInt = Field(5, le=100_000, description="tried one by one, those with the largest logits first")

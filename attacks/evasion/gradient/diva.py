@@ -14,8 +14,11 @@ from ...case import Case
 from ...effort import Effort
 from ..ascent.gradients import Gradients
 from ..engine import PERTURBERS, Perturber, Search
+from .apgd import out_of_reach
+from .pgd import judged
 
 PULL, MOST = 1.5, 1e6  # by which a weight grows or falls in a step, and how far
+PROSPECT = 4.5  # see `Diva.perturb`: more than of an attack that fools one model alone
 
 
 @PERTURBERS.register
@@ -58,6 +61,11 @@ class Diva(Perturber):
         return None
 
     def perturb(self, search: Search, case: Case) -> None:
+        """A record also leaves when the compressed model is out of reach (`apgd.out_of_reach`).
+
+        Fitted on 12 pairs of nets for digits at 8x8: none of 1,440 records is lost, and 73 % of the passes are made.
+        Of 8 others (convolutions with batch norm at 16x16, a table, an MLP) none of 792, and 81 %.
+        """
         assert case.twin is not None  # why_not came first
         assert case.parent is not None
         own, dense = (
@@ -68,11 +76,13 @@ class Diva(Perturber):
         lowest = torch.full_like(search.margin[search.active], torch.inf)
         for restart in range(self.restarts):
             x, weight = search.start(restart), torch.full_like(lowest, self.weight)
+            first = nearest = torch.full_like(lowest, torch.inf)  # margins of the compressed model
             for step in range(self.steps + 1):
                 if len(x) == 0:
                     return
                 mine, theirs = own(x, search.y), dense(x, search.y)
                 search.flat[search.active] &= mine.flat
+                first, nearest = first if step else mine.margin, torch.minimum(nearest, mine.margin)
                 alone = theirs.margin > 0
                 better = ~alone & (mine.margin < lowest)
                 lowest = torch.where(better, mine.margin, lowest)
@@ -84,6 +94,13 @@ class Diva(Perturber):
                 stay = search.offer(x, torch.where(alone, mine.margin, mine.margin.clamp_min(0)), progress)
                 if stay is not None:
                     x, uphill, weight, both, lowest = (rows[stay] for rows in (x, uphill, weight, both, lowest))
+                    first, nearest = first[stay], nearest[stay]
+                if restart + 1 == self.restarts and step < self.steps and judged(step, self.steps):
+                    lost = out_of_reach(first, nearest, step / self.steps, PROSPECT)
+                    if lost.any():
+                        stay = search.release(lost)
+                        x, uphill, weight, both, lowest = (rows[stay] for rows in (x, uphill, weight, both, lowest))
+                        first, nearest = first[stay], nearest[stay]
                 if step < self.steps:
                     x = search.ball.step(x, uphill, search.ball.epsilon * (1 - step / (self.steps + 1)) / 2)
         search.offer(both, lowest, math.nan)

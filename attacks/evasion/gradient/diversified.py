@@ -20,6 +20,7 @@ TOGETHER = 10  # starts of a record at a time: of a few records they cost hardly
 PROBES = 2  # the first of them, which half of the records need no more than
 EARLY = 0.3  # of the last starts' steps, before a record is called out of their reach
 PROSPECT = 1.5  # see `Diversified.out_of_reach`
+NEAR, AGREE = 0.25, 2.0  # see `far_from_all`
 DEVIATIONS = 10.0  # that the lowest margin of a record's starts lies above zero, where more of them would not help
 
 
@@ -36,6 +37,7 @@ class Diversified(GradientPerturber):
 
     kind: Literal["diversified"] = "diversified"
     together: ClassVar[int] = TOGETHER
+    informs: ClassVar[bool] = True
     loss: Loss = Field("margin", description="what is ascended: cross-entropy, minus the logit margin, or DLR")
     steps: PositiveInt = Field(20, le=100_000, description="gradient steps per restart")
     restarts: PositiveInt = Field(10, le=100_000, description="starts; a fooled record takes no further one")
@@ -56,6 +58,9 @@ class Diversified(GradientPerturber):
             if len(search.active) == 0:
                 return
             reached = torch.cat([reached[kept], lowest], dim=1)
+            if end == PROBES and self.restarts <= TOGETHER:
+                lost = far_from_all(model.margins(search.ball.center, search.y), search.before, reached)
+                reached = reached[search.release(lost)]
             if reached.shape[1] >= TOGETHER:
                 even = reached.amin(1) > DEVIATIONS * reached.std(1)
                 search.plateau[search.active[even]] = True
@@ -123,3 +128,23 @@ class Diversified(GradientPerturber):
             if step < self.steps:
                 x = ball.step(x, gradient, size)
         return lowest.view(-1, width), kept
+
+
+def far_from_all(margin: Tensor, before: Tensor, reached: Tensor) -> Tensor:
+    """bool [n]: whether further starts would not help: other parts and the first starts came to about the same margin,
+    more than a quarter of its fall above zero, and more than twice as far above as they differ.
+
+    Where it hardly fell, or no other part searched, nothing is judged. Fitted on 11 nets of one small architecture for
+    digits at 8x8, where further starts fool 9 of the 2,211 records that PGD and targeted Auto-PGD leave at one radius
+    or several: none is lost. Nor is one of 7 among 2,845 on 25 other nets (convolutions with batch norm at 16x16 and
+    28x28, some adversarially trained, quantised or pruned; tables; planted false robustness).
+
+    Args:
+        margin: [n], of the record; before: [n], the lowest that other parts came to, infinite: none searched; reached:
+            [n, starts], the lowest of each start.
+    """
+    all_ends = torch.cat([before[:, None], reached], dim=1)
+    nearest = all_ends.amin(1)
+    fall = margin - nearest
+    agree = nearest > AGREE * (all_ends.amax(1) - nearest)  # never where one is infinite
+    return agree & (nearest > NEAR * fall) & (nearest < CREDIBLE * fall)

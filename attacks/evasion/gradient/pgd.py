@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -43,6 +43,8 @@ class GradientPerturber(Perturber):
         "straight-through", description="of the differentiable twin, or the candidate's own (zero where it rounds)"
     )
 
+    informs: ClassVar[bool] = False  # the margins it comes to are those of `gradients`, in its own ball
+
     @property
     def part(self) -> str:
         return self.label or self.kind + ("-native" if self.gradients == "native" else "")
@@ -50,6 +52,10 @@ class GradientPerturber(Perturber):
     @property
     def access(self) -> Access:
         return Access.WHITE_BOX
+
+    @property
+    def follows(self) -> str | None:
+        return self.gradients if self.informs else None
 
     @property
     def effort(self) -> Effort:
@@ -76,6 +82,7 @@ class Pgd(GradientPerturber):
     """Projected gradient descent (Madry et al. 2018, arXiv:1706.06083) with random starts."""
 
     kind: Literal["pgd"] = "pgd"
+    informs: ClassVar[bool] = True
     step_size: PositiveFloat | None = Field(
         None, le=1000, description="in [0, 1] units; default: twice epsilon at first, next to nothing at the end"
     )

@@ -43,7 +43,7 @@ def load_new_task(path: Path, data: Data, *, name: str | None = None) -> NewTask
     except UnsafeInput as error:
         raise UnsafeInput(f"{where}: {error}") from None
     except InputError as error:
-        raise InputError(f"{where}, in the units of the audit's own data: {error}") from None
+        raise InputError(f"{where} must be an npz in the units of the audit's own data. {error}") from None
     if found.members is None:
         raise InputError(
             f"{where} has no training records, on which a new model could be trained. Add x_train and y_train."

@@ -8,6 +8,8 @@ from evasion_cases import case_of
 from torch import Tensor, nn
 
 from crushproof.attacks.access import Ledger
+from crushproof.attacks.evasion.ascent.gradients import Gradients, followed, round_size
+from crushproof.attacks.evasion.ascent.losses import losses, margins
 from crushproof.attacks.evasion.engine import Perturber, Search
 from crushproof.attacks.evasion.gradient import apgd, diversified, pgd
 from crushproof.attacks.evasion.gradient.apgd_targeted import ApgdTargeted
@@ -20,16 +22,24 @@ from crushproof.training.ball import Ball
 BALL, CENTER = 0.1, 0.5
 
 
-def spent(digits: Data, net: nn.Module, part: Perturber, x: Tensor, y: Tensor, epsilon: float) -> tuple[Tensor, int]:
+def spent(
+    digits: Data, net: nn.Module, part: Perturber, x: Tensor, y: Tensor, epsilon: float, before: Tensor | None = None
+) -> tuple[Tensor, int]:
     """Which records it fools, and how many gradients that took."""
-    ledger = Ledger()
+    search = searched(digits, net, part, x, y, epsilon, before)
+    return search.fooled, search.ledger.backwards
+
+
+def searched(
+    digits: Data, net: nn.Module, part: Perturber, x: Tensor, y: Tensor, epsilon: float, before: Tensor | None = None
+) -> Search:
     search = Search(
         case_of(digits, net).deployed, Records(x, y), torch.arange(len(x)).numpy(),
-        Ball("linf", epsilon, x, Bounds.of(0, 1)), among=net(x).argmax(1) == y, seed=0, ledger=ledger,
+        Ball("linf", epsilon, x, Bounds.of(0, 1)), among=net(x).argmax(1) == y, seed=0, ledger=Ledger(), before=before,
     )  # fmt: skip
     part.perturb(search, case_of(digits, net))
     search.close()
-    return search.fooled, ledger.backwards
+    return search
 
 
 @pytest.mark.parametrize(("epsilon", "restarts"), [(0.05, 1), (0.1, 2)])
@@ -57,6 +67,49 @@ def test_nor_does_it_in_the_parts_with_many_runs(
     whole, all_of_them = spent(digits, dense, part, x, y, 0.1)
     assert int((whole & ~quick).sum()) <= 1
     assert few < most * all_of_them
+
+
+def test_further_starts_are_left_out_where_other_parts_and_the_first_agree(
+    digits: Data, dense: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part, x, y = Diversified(steps=10, restarts=10), digits.evaluation.x[:50], digits.evaluation.y[:50]
+    before = searched(digits, dense, Pgd(steps=20), x, y, 0.1).margin
+    quick, few = spent(digits, dense, part, x, y, 0.1, before)
+    alone, most = spent(digits, dense, part, x, y, 0.1)
+    monkeypatch.setattr(diversified, "far_from_all", lambda margin, before, reached: margin > torch.inf)
+    whole, all_of_them = spent(digits, dense, part, x, y, 0.1, before)
+    assert int((whole & ~quick).sum()) == 0
+    assert few < 0.9 * all_of_them
+    assert torch.equal(alone, whole)
+    assert most == all_of_them, "without any other part nothing is judged"
+
+
+def test_what_counts_as_far_from_all() -> None:
+    """Agreement; not where they differ, come near, hardly fell, or no other part searched."""
+    before = torch.tensor([2.0, 2.0, 0.3, 3.9, torch.inf])
+    reached = torch.tensor([[2.1, 2.2], [3.5, 2.0], [0.31, 0.32], [3.9, 3.9], [2.0, 2.0]])
+    found = diversified.far_from_all(torch.full((5,), 4.0), before, reached)
+    assert found.tolist() == [True, False, False, False, False]
+
+
+def test_passes_come_in_few_sizes_and_answer_as_they_would() -> None:
+    """With convolutions, which are prepared anew for each size."""
+    sizes = [round_size(n) for n in range(1, 513)]
+    assert all(n <= size < n + max(8, n / 4) for n, size in enumerate(sizes, 1))
+    assert len(set(sizes)) <= 24
+    torch.manual_seed(0)
+    net, met = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)), []
+    x, y = torch.rand(13, 1, 8, 8), torch.arange(13) % 3
+    copied, ledger = followed(net, x), Ledger()
+    model = Gradients(copied, "margin", ledger)
+    model(x[:2], y[:2])
+    copied.register_forward_hook(lambda module, inputs, output: met.append(len(inputs[0])))
+    found = model(x, y)
+    assert (met, ledger.backwards) == ([16], 15)
+    inputs = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(losses(net(inputs), y, "margin").sum(), inputs)
+    assert torch.allclose(found.gradient, gradient, atol=1e-6)
+    assert torch.allclose(found.margin, margins(net(x), y), atol=1e-5)
 
 
 @pytest.mark.parametrize("distance", [0.08, 0.099])

@@ -109,3 +109,18 @@ def test_targets_and_truths_that_do_not_fit(population: Population) -> None:
         found.auc(np.ones(N, dtype=bool))
     with pytest.raises(InputError, match="false positive rate"):
         found.tpr(np.arange(N) < 60, 0.001)
+
+
+def test_shadows_are_trained_by_a_function_of_ones_own() -> None:
+    asked: list[int] = []
+
+    def train(module: nn.Module, x: torch.Tensor, y: torch.Tensor, seed: int) -> nn.Module:
+        asked.append(len(y))
+        nn.init.constant_(list(module.parameters())[-1], 7.0)
+        return module
+
+    population = train_shadows(build, *records(40), shadows=2, training=train)
+    assert asked == [20, 20]
+    assert "shadows" not in repr(infer_membership(build(), population))
+    with pytest.raises(InputError, match="or your own function"):
+        train_shadows(build, *records(40), shadows=2, training={"epochs": 1})

@@ -295,6 +295,21 @@ def test_nothing_in_a_file_is_run_or_believed(rows: Rows) -> None:
     assert search_file(len(header).to_bytes(8, "little") + header + bytes(100), rows).records == ()
     assert rows_of(torch.rand(5, 3)) is None, "three values are met by chance"
     assert rows_of(torch.ones(5, 30)) is None
+    for short in (b"", bytes(1), bytes(7)):
+        assert search_file(short, rows).records == ()
+
+
+def test_what_lies_too_deep_to_be_searched_is_not_said_to_be_clean(rows: Rows) -> None:
+    packed = rows.values[7].astype("<f4").tobytes()
+    for depth in range(1, 6):
+        content = io.BytesIO()
+        with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("inner", packed)
+        packed = content.getvalue()
+        if depth <= 4:
+            assert search_file(packed, rows).ids == [7]
+    with pytest.raises(UnsafeInput, match="within 4 others"):
+        search_file(packed, rows)
 
 
 class Stored:

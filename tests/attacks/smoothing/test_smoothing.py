@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from crushproof.attacks.case import Case, Evidence
-from crushproof.attacks.smoothing.bounds import carried_share, least_share, most_share, radii
+from crushproof.attacks.smoothing.bounds import carried_share, most_share
 from crushproof.attacks.smoothing.smoothing import Smoothing
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import NotApplicable
 from crushproof.targets.model import TorchTarget
 from crushproof.targets.seeds import generator, normal
+from crushproof.targets.serving.smoothed import least_share, radii
 
 FEATURES, SIGMA = 6, 0.3
 WEIGHT = torch.tensor([1.0, -2.0, 0.5, 1.5, -1.0, 0.7])
@@ -64,6 +65,7 @@ class Outcome:
         self.scope: Any = type("Scope", (), {"data": data})()
         named = None if parent is None else type("Dense", (), {"name": parent})()
         self.model: Any = type("Model", (), {"name": next(iter(found)), "parent": named, "baselines": ("dense",)})()
+        self.model.recipe = None
         self.found = found
 
     def evidence(self, ran: Any) -> Evidence | None:

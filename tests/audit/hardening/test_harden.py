@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from synthetic_audit import synthetic_audit
 
+from crushproof.audit.engine.cells import Cell
+from crushproof.audit.engine.progress import Progress
 from crushproof.audit.hardening.harden import Hardening, Trial, against_dense, fields, harden
+from crushproof.audit.hardening.time_limit import TimeUp, Until
 from crushproof.audit.plan.plan import Plan, parse_plan
 from crushproof.audit.plan.sections import CandidatePlan
 from crushproof.audit.schema.rows import Audit, Change
@@ -102,6 +106,40 @@ def test_what_cannot_be_reached_is_said(monkeypatch: pytest.MonkeyPatch) -> None
     assert "prune80: no trial of 8 passes. The best robust accuracy came by " in done.missed["prune80"]
     done, _ = hardened(monkeypatch, lambda candidate: False, minutes=0.0, names=("prune80",))
     assert "The time ended with 8 ways not tried" in done.missed["prune80"]
+
+
+def test_the_first_audit_is_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not begun where it cannot fit, given up where it takes longer than was forecast; with the time it takes named."""
+    left = [Cell("training", "a", weight=400.0), Cell("attack", "b", ("training",), weight=320.0)]
+
+    def run_audit(*_: object, progress: Progress, **named: object) -> Audit:
+        progress.start(left, 0)
+        raise AssertionError("it was begun")
+
+    monkeypatch.setattr("crushproof.audit.hardening.harden.run_audit", run_audit)
+    wanted = r"takes about 12 min more on 2 cores, and of --minutes 3 about 3 min are left: allow --minutes 13 or more"
+    with pytest.raises(TimeUp, match=wanted):
+        harden(PLAN, Path(), Path("out"), minutes=3, workers=2)
+    until = Until(14, 2)
+    until.start(left, 0)
+    until.begin(left[0])
+    until.ends = 0.0
+    with pytest.raises(TimeUp, match="did not end within --minutes 14, longer than was forecast"):
+        until.begin(left[1])
+
+
+def test_a_trial_that_the_time_cuts_short_counts_as_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    audits = stand_in(lambda candidate: False)
+
+    def run_audit(plan: Plan, *rest: Any, **named: Any) -> Audit:
+        if "prune80-hardened-2" in plan.candidates:
+            raise TimeUp("The time is up.")
+        return audits(plan, *rest, **named)
+
+    monkeypatch.setattr("crushproof.audit.hardening.harden.run_audit", run_audit)
+    done = harden(PLAN, Path(), Path("out"), names=("prune80",))
+    assert "no trial of 1 passes" in done.missed["prune80"]
+    assert "The time ended with 7 ways not tried" in done.missed["prune80"]
 
 
 def test_nothing_to_do_and_nothing_to_do_it_with(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,6 +146,13 @@ def test_audit_json_that_was_edited(small_audit: Path, made: Rebuilt, tmp_path: 
     assert differences(read_audit(tmp_path), made.audit)
 
 
+def test_a_difference_late_in_a_text_is_shown(made: Rebuilt, small_audit: Path, tmp_path: Path) -> None:
+    shutil.copy(small_audit / "out" / "audit.json", tmp_path)
+    rewrite(tmp_path, lambda v: v["metrics"]["auc"].update(meaning=v["metrics"]["auc"]["meaning"] + " Not so."))
+    (said,) = differences(read_audit(tmp_path), made.audit)
+    assert "Not so." in said
+
+
 def test_audit_json_that_was_not_edited(small_audit: Path, made: Rebuilt) -> None:
     assert not differences(read_audit(small_audit / "out"), made.audit)
 

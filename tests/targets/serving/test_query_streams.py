@@ -101,6 +101,23 @@ def test_each_client_is_watched_by_itself() -> None:
         Watcher.calibrated(x[:50], labels[:50])
 
 
+def test_a_watcher_keeps_the_queries_of_so_many_clients() -> None:
+    """Whoever asked last is watched on; of the others the longest silent begins anew; a thief is not forgotten."""
+    x, labels = stream(120, 3)
+    watcher = Watcher(2.0, clients=2)  # whoever is judged is noticed
+    watcher.see("thief", x, labels)
+    for at in range(0, 90, 30):
+        part = slice(at, at + 30)
+        for name in ("steady", f"passing {at}"):
+            watcher.see(name, x[part], labels[part])
+    assert list(watcher._streams) == ["steady", "passing 60"]
+    watcher.see("steady", x[90:], labels[90:])
+    watcher.see("passing 0", x[30:], labels[30:])
+    assert watcher.noticed("thief") == watcher.noticed("steady")
+    assert watcher.noticed("passing 0") is None, "its first 30 queries are forgotten"
+    assert set(watcher._judged) <= set(watcher._streams)
+
+
 def test_queries_to_a_fidelity() -> None:
     assert queries_to([(100, 0.8), (400, 1.0)]) == pytest.approx(200)
     assert queries_to([(50, 0.95), (100, 0.8)]) == 50

@@ -25,6 +25,7 @@ from crushproof.audit.cli import app
 from crushproof.audit.export.signing import sign_audit
 from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.compression.quantization.quantize import Quantize
+from crushproof.compression.recipe import RECIPES
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.errors import InputError, UnsafeInput
 from crushproof.targets.runtimes.onnx import OnnxTarget
@@ -98,6 +99,26 @@ def test_other_bytes_and_other_signers_are_refused(root: Path) -> None:
     (root / ENVELOPE).unlink()
     with pytest.raises(UnsafeInput, match="is missing"):
         served(root, "int4")
+
+
+def test_a_file_that_says_so_is_served_by_vote(root: Path) -> None:
+    """By noise that no other process draws; a file that does not say so has no certified radius."""
+    bare = served(root)
+    with pytest.raises(InputError, match="not served by vote under noise"):
+        bare.certified(X)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+    known = Records(X, torch.zeros(8, dtype=torch.long))
+    recipe = RECIPES.parse({"kind": "vote-under-noise", "samples": 8, "recipe": {"kind": "prune", "sparsity": 0.3}})
+    content = to_onnx(recipe.apply(net, known, Bounds.of(0, 1), seed=0), (1, 8, 8))
+    one, other = (Served(content, bare.admitted, within=4, query_budget=16, threads=1) for _ in range(2))
+    answers = one.logits(X)
+    assert ((answers.exp() * 8).round() / 8).clamp_min(1e-6).allclose(answers.exp()), "shares of eight votes"
+    assert torch.equal(one.logits(X), answers), "asking again tells nothing"
+    assert not torch.equal(other.logits(X), answers)
+    labels, radii = other.certified(X)
+    assert ((labels >= 0) == (radii >= 0)).all()
+    with pytest.raises(InputError, match="query budget of 16"):
+        one.certified(X)
 
 
 def test_a_verdict_that_will_not_do(root: Path, template: Path) -> None:
