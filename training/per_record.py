@@ -25,6 +25,7 @@ from .per_record_layers import made as operation_of
 GRADIENT_FLOATS = 2**26  # per-record gradients held at once (256 MiB); fixed, so that float sums are too
 CHUNK = 256  # records whose gradients are computed side by side, at most
 ROWS = 1024  # records of all models of a stack in one pass: more are slower, as no cache holds what they leave
+ROUND = 32  # of records: torch makes a convolution's kernels anew for each number of them
 APART = 1e-3  # of the largest value: what another order of adding up makes of it, with room
 
 Weights = Mapping[str, Tensor]
@@ -140,8 +141,10 @@ def _one_by_one(module: nn.Module, weights: Weights, losses: RecordLosses) -> Cl
     def clipping(x: Tensor, y: Tensor, counts: Tensor, max_norm: float) -> dict[str, Tensor]:
         sums = []
         for at, one in enumerate(clippings):
-            own = counts[at].nonzero().squeeze(1)  # alone, a model need not go through what fills the batch
-            sums.append(one(x[at, own][None], y[at, own][None], counts[at, own][None], max_norm))
+            own = counts[at].nonzero().squeeze(1)  # alone, a model need not go through all that fills the batch
+            rows = F.pad(own, (0, -len(own) % ROUND))
+            there = torch.arange(len(rows), device=rows.device) < len(own)
+            sums.append(one(x[at, rows][None], y[at, rows][None], there[None], max_norm))
         return {name: torch.cat([one[name] for one in sums]) for name in weights}
 
     return clipping
