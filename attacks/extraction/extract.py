@@ -25,7 +25,7 @@ from ..evasion.gradient.pgd import craft
 from .answers import DECIMALS, SEEN, Seen, as_logits, told
 from .asking.strategies import STRATEGIES, Strategy, ask
 from .copying import Lesson, Pupil, Tutor
-from .surrogate import surrogate_architecture
+from .surrogate import same_layers, surrogate_architecture
 
 TRAINING = Training(epochs=8, batch_size=16, learning_rate=1e-2)
 LEAST_STEPS = 200
@@ -161,7 +161,8 @@ def extract(
         first, known = surrogate_architecture(parent, owned, classes, tokens=structure.tokens)
         if architecture is not None:
             return _architecture(architecture), None
-        return first, surrogate_architecture(None, owned, classes, tokens=structure.tokens)[0] if known else None
+        builtin, _ = surrogate_architecture(None, owned, classes, tokens=structure.tokens)
+        return first, builtin if known and not same_layers(first.blank(), builtin.blank()) else None
 
     def fresh(kind: Architecture, x: Tensor, classes: int, *labels: str | int) -> nn.Module:
         module = kind.fresh(derive(seed, "initial weights", *labels)).to(device).requires_grad_(True)

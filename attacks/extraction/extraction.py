@@ -37,12 +37,12 @@ class Extraction(Attack):
     What it asks follows from the strategy (`strategies.ask`): records it owns and, beyond them, mixes of two of them
     (`mixing.mixed`), or what it makes of them. It knows the architecture of the uncompressed model when that is at
     hand. Otherwise it trains a built-in one: of images that which fits the file's size and of which a short copy gives
-    most held-out answers (`surrogate.guess`). So it does where a built-in one learns better (`Tutor.better`).
-    Copies are trained side by side (`Tutor.groups`), in an audit those of several models (`Copies`). A copy is judged
-    by its fidelity (it gives the deployed model's label), its accuracy, and by whether adversarial examples crafted on
-    it fool the deployed model. A copy trained on the attacker's own labels, without a query, shows what the queries
-    bought; the attacker keeps it where it gives more of the answers that both held out. Each copy is stored as it is
-    finished (`targets.steps.kept`).
+    most held-out answers (`surrogate.guess`). So it does where a built-in one of other layers learns better
+    (`Tutor.better`). Copies are trained side by side (`Tutor.groups`), in an audit those of several models (`Copies`).
+    A copy is judged by its fidelity (it gives the deployed model's label), its accuracy, and by whether adversarial
+    examples crafted on it fool the deployed model. A copy trained on the attacker's own labels, without a query, shows
+    what the queries bought; the attacker keeps it where it gives more of the answers that both held out. Each copy is
+    stored as it is finished (`targets.steps.kept`).
 
     Evidence on all evaluation records, n of them; C is `<answers>/<budget>` or `without-queries`, A a sort of answers:
         `ids` int64 [n]; `target_correct` bool [n]; `agrees/C` and `copy_correct/C` bool [n], the copy's label against

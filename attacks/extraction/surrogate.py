@@ -37,6 +37,12 @@ def surrogate_architecture(
     return Architecture("mlp", lambda: Mlp(math.prod(shape), classes)), False
 
 
+def same_layers(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two modules are built of the same classes and settings, under the same names, weights apart."""
+    shapes = [[(name, value.shape) for name, value in module.state_dict().items()] for module in (one, other)]
+    return type(one) is type(other) and repr(one) == repr(other) and shapes[0] == shapes[1]
+
+
 def families(records: Records, classes: int, size: int) -> list[Architecture]:
     """What an unknown classifier of images may be built like: of each family those nearest to the size of its file,
     with weights of 32 bits and of 8.

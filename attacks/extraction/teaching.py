@@ -28,7 +28,7 @@ from .answers import SEEN, Seen, as_logits, told
 from .asking.queries import choose_labels, choose_queries
 from .asking.strategies import ROUNDS, Asked, Strategy, ask, rounds_of
 from .copying import Copy, Lesson, Pupil, Tutor
-from .surrogate import families, guess, surrogate_architecture
+from .surrogate import families, guess, same_layers, surrogate_architecture
 from .weights import WEIGHTS, check_copy, weights, with_state
 
 UNQUERIED = "without-queries"  # the copy that shows what the queries bought
@@ -149,6 +149,7 @@ def question(attacker: Attacker, case: Case, *, seed: int) -> Answered:
     structure = known_structure(case)
     architecture, known = surrogate_architecture(case.parent, case.evaluation, case.classes, tokens=structure.tokens)
     builtin, _ = surrogate_architecture(None, case.evaluation, case.classes, tokens=structure.tokens)
+    other = known and not same_layers(architecture.blank(), builtin.blank())  # else a rival is but another draw
 
     def fresh(kind: Architecture, *labels: str | int) -> nn.Module:
         return kind.fresh(derive(seed, *labels)).to(device).requires_grad_(True)
@@ -178,7 +179,7 @@ def question(attacker: Attacker, case: Case, *, seed: int) -> Answered:
             rounds, seeds = attacker.most_rounds if whole else 1, derive(seed, "train", name)
             lesson = attacker.lesson(answers, *asked[answers].within(budget), device)
             pupils[name] = Pupil(fresh(architecture, name), lesson, seeds, rounds)
-            if known and whole:
+            if other and whole:
                 rivals[name] = replace(pupils[name], start=fresh(builtin, name, "built-in"))
         x, logits = asked[answers].within(budgets[-1])
         distances[answers] = shortest_distances(x, logits.argmax(1))

@@ -8,11 +8,11 @@ from torch import nn
 
 from crushproof.attacks.access import Ledger
 from crushproof.attacks.extraction.copying import Lesson, Tutor
-from crushproof.attacks.extraction.surrogate import families, guess
+from crushproof.attacks.extraction.surrogate import families, guess, same_layers
 from crushproof.targets.data.records import Records
 from crushproof.training.architecture import Architecture
 from crushproof.training.loop import Training
-from crushproof.training.networks import Mlp
+from crushproof.training.networks import Mlp, ResidualCnn
 
 
 def images(count: int, *shape: int) -> Records:
@@ -55,3 +55,10 @@ def test_held_out_answers_decide() -> None:
     assert ledger.backwards > 0
     few = Lesson(records.take(torch.arange(5)), lesson.answers[:5])
     assert guess(kinds, few, tutor, ledger, seed=0)[0] is kinds[0], "nothing was held out"
+
+
+def test_layers_are_the_same_whatever_their_weights_and_others_of_another_size_kind_or_class() -> None:
+    assert same_layers(ResidualCnn(10), ResidualCnn(10))
+    assert not same_layers(ResidualCnn(10), ResidualCnn(10, 8))
+    assert not same_layers(Mlp(64, 10), nn.Sequential(nn.Linear(64, 10)))
+    assert not same_layers(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), nn.Sequential(nn.Linear(4, 4), nn.Tanh()))
