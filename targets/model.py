@@ -164,26 +164,6 @@ def channels_last(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.channels_last).copy_(x)
 
 
-@torch.no_grad()
-def takes_channels_last(module: nn.Module, x: Tensor) -> bool:
-    """Whether a module may be given `channels_last` images: it has weights of that shape, and answers two alike.
-
-    It is faster then, as `laid_out` is, and needs no copy.
-
-    Args:
-        module: in evaluation mode.
-        x: float32 [n, *shape], n >= 1.
-    """
-    convolves = any(tensor.dim() == 4 for tensor in (*module.parameters(), *module.buffers()))
-    if x.dim() != 4 or not convolves or x.device.type != "cpu" or device_of(module).type != "cpu":
-        return False
-    two = x[:1].expand(2, *x.shape[1:]).clone()
-    try:
-        return _alike(module(channels_last(two)), module(two))
-    except (RuntimeError, TypeError):
-        return False
-
-
 def _alike(answers: Tensor, expected: Tensor) -> bool:
     return torch.allclose(answers, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 

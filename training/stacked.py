@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
-from ..targets.model import channels_last, takes_channels_last
 from ..targets.plain import tie
 from .wide import answers, wide
 
@@ -51,8 +50,7 @@ def own_state(layer: nn.Module) -> bool:
 class Stack:
     """Modules of one structure as one: call it on x [k, b, *shape] for logits [k, b, classes].
 
-    A single module is called directly (no vmap), so training one is an ordinary loop; where it convolves images they
-    are given with channels last in memory, if it takes them so.
+    A single module is called directly (no vmap), so training one is an ordinary loop.
 
     Args:
         alike: sums of a model are added up in one order whichever others stand beside it.
@@ -63,19 +61,16 @@ class Stack:
         for module in self.modules:
             module.train()
         self._alone = len(self.modules) == 1
-        self._tried = self._last = False
         if not self._alone:
             self._parameters, self._buffers = stack_module_state(self.modules)
             self._pattern = copy.deepcopy(self.modules[0]).to("meta").train()
             tie(self._pattern, self.modules[0])  # moving to "meta" makes new parameters
             self._wide: nn.Module | None = None
+            self._tried = False
 
     def __call__(self, x: Tensor) -> Tensor:
         if self._alone:
-            if not self._tried:
-                trial = copy.deepcopy(self.modules[0]).eval()
-                self._tried, self._last = True, not self._alike and takes_channels_last(trial, x[0].detach())
-            logits: Tensor = self.modules[0](channels_last(x[0]) if self._last else x[0])
+            logits: Tensor = self.modules[0](x[0])
             return logits.unsqueeze(0)
         if not self._tried:
             self._tried, self._wide = True, wide(self._pattern, self._parameters, self._buffers, x)

@@ -20,9 +20,7 @@ from .case import ShadowSignals
 from .population import PopulationPlan
 
 SAME = 1e-3  # of margins, absolute and relative: another batch or processor adds up in another order
-AT_ONCE = (
-    256  # records asked about at once: fewer leave calls that take longer than what they compute, more fit no cache
-)
+AT_ONCE = 256  # records asked about at once: calls of fewer take longer than what they compute, more fit no cache
 
 
 def margin(logits: Tensor, y: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from functools import partial
 from itertools import cycle
 
@@ -11,7 +10,6 @@ import torch
 from torch import nn
 
 from crushproof.targets.data.records import Records
-from crushproof.targets.model import takes_channels_last
 from crushproof.targets.seeds import generator, global_seed
 from crushproof.training.architecture import Architecture
 from crushproof.training.loop import Training, TrainingJob, rate, train_many, train_stack
@@ -177,29 +175,3 @@ def test_tied_weights_train_in_a_stack_as_alone() -> None:
         assert one[2].weight is one[0].weight
         assert torch.allclose(one(x), other(x), atol=1e-5)
         assert not torch.allclose(one(x), tied()(x), atol=1e-3)
-
-
-class Views(ResidualCnn):
-    """Flattens by `view`, which needs channels first in memory."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.spread(torch.relu(self.norm(self.stem(x))))
-        logits: torch.Tensor = self.head(x.view(len(x), -1))
-        return logits
-
-
-def test_alone_a_network_is_trained_with_channels_last_where_it_takes_them() -> None:
-    """In float64 the weights are those of a loop in torch's own layout."""
-    records = some_records(32)
-    exact = Records(records.x.double(), records.y)
-    training = Training(epochs=1, batch_size=16)
-    for build, taken in ((partial(ResidualCnn, channels=4), True), (partial(Views, channels=4), False)):
-        with global_seed(0, "net"):
-            net = build().double()
-        assert takes_channels_last(copy.deepcopy(net).eval(), exact.x) == taken
-        other = copy.deepcopy(net)
-        train_stack([net], exact, [torch.arange(32)], [1], training)
-        train_stack([other], exact, [torch.arange(32)], [1], training, alike=True)  # channels first
-        for value, expected in zip(net.parameters(), other.parameters(), strict=True):
-            assert value.is_contiguous()
-            assert torch.allclose(value, expected, atol=1e-9)
