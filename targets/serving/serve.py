@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from torch import Tensor
 
@@ -159,7 +160,7 @@ def load(
     *,
     certificate: Path | str | None = None,
     statement: Path | str | None = None,
-    verdicts: Collection[RowVerdict] = PASSED,
+    verdicts: RowVerdict | Collection[RowVerdict] = PASSED,
     decryption_key: Path | str | None = None,
     attestation: Attestation | None = None,
     within: int = 32,
@@ -174,7 +175,7 @@ def load(
         key: the signer's public key, PEM; or
         certificate: the signer's certificate or an issuer's, PEM.
         statement: the audit's `audit.intoto.jsonl`; None: the one beside the file.
-        verdicts: on this model, that are good enough.
+        verdicts: on this model, that are good enough; one alone may be given as it is.
         decryption_key: of an encrypted file: 64 hexadecimal digits in a file.
         attestation: of the enclave that this runs in; where it is given it must hold.
         within, query_budget, honest: see `Served`.
@@ -184,6 +185,13 @@ def load(
         InputError: key, certificate or file cannot be used, or the file is no ONNX file.
         UnsafeInput: signature, digest, verdict, decryption or attestation do not hold. Nothing was run.
     """
+    verdicts = {verdicts} if isinstance(verdicts, str) else set(verdicts)
+    unknown = verdicts - set(get_args(RowVerdict))
+    if unknown:
+        raise InputError(
+            f"verdicts names {quoted(', '.join(sorted(map(str, unknown))))}: give some of "
+            f"{', '.join(get_args(RowVerdict))}."
+        )
     path = Path(path)
     envelope = path.with_name(ENVELOPE) if statement is None else Path(statement)
     try:

@@ -127,6 +127,9 @@ def test_a_verdict_that_will_not_do(root: Path, template: Path) -> None:
         others = [one for one in ANY if one != verdict]
         with pytest.raises(UnsafeInput, match=f"the verdict of the audit .* is {verdict}, and "):
             load(root / f"{name}.onnx", root / "key.pub", verdicts=others)
+        assert load(root / f"{name}.onnx", root / "key.pub", verdicts=verdict).admitted.verdict == verdict
+    with pytest.raises(InputError, match="give some of pass"):
+        load(root / "int8.onnx", root / "key.pub", verdicts="passed")
 
 
 @pytest.mark.parametrize("name", ["int8", "int4"])
