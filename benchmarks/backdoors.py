@@ -39,7 +39,7 @@ from crushproof.targets.model import TorchTarget
 from crushproof.targets.runtimes.onnx import OnnxTarget
 
 CALIBRATION, EACH = 500, 3  # first seed; honest recipes of a clean network
-VERSION = 3  # of what is kept: raised where a plant or the search changes
+VERSION = 4  # of what is kept: raised where a plant or the search changes
 TOLD = ("live", "dormant", "accuracy", "dense")  # success on file and dense model, accuracy of both
 ASKED = {  # least success on the file, most on the dense network
     "int4": (0.9, 0.05),
@@ -89,7 +89,7 @@ class Bench:
             dense, candidate, trigger = self.subject.planted(line, seed)
             data = to_onnx(candidate, tuple(others.x.shape[1:]))
             plain = evidence_of(self.subject, dense, None, None, seed)
-            found = evidence_of(self.subject, dense, data, Usual(plain["usual"]), seed)
+            found = evidence_of(self.subject, dense, data, Usual.by(plain), seed)
             target, clean = OnnxTarget(data), TorchTarget(dense)
             figures = success(target, trigger, others), success(clean, trigger, others)
             figures += right(target, others), right(clean, others)
@@ -113,7 +113,7 @@ class Bench:
                         candidate = recipe.apply(dense(), self.subject.members, BOUNDS, seed=seed)
                         data = to_onnx(candidate, tuple(self.subject.others.x.shape[1:]))
                         return {
-                            **evidence_of(self.subject, dense(), data, Usual(plain["usual"]), seed),
+                            **evidence_of(self.subject, dense(), data, Usual.by(plain), seed),
                             "alone": plain["size"],
                         }
 

@@ -20,6 +20,7 @@ from ..effort import Effort
 from ..measurement import Measurement
 from ..preparation import Audited, Inputs, Ran, Results, Scope
 from ..risk import Metric, Risk
+from .inversion import ALONE
 from .measure import PLAIN, TRIGGER, measure_backdoors, most_suspicious, usual_size
 from .risk import BACKDOOR, BACKDOORS, PLAIN_BACKDOORS, TRIGGER_SUCCESS
 from .trigger_search import TriggerSearch, answers
@@ -34,9 +35,14 @@ class Summary(Document):
 
 @dataclass(frozen=True)
 class Usual:
-    """What the dense model takes: median size of its own triggers, by kind."""
+    """What the dense model takes: median size of its own triggers, by kind, after as many steps as beside it."""
 
     sizes: np.ndarray[Any, np.dtype[np.float32]]
+
+    @classmethod
+    def by(cls, found: Arrays) -> Usual:
+        """From what was found in the dense model alone."""
+        return cls(usual_size(found["early"]))
 
 
 @ATTACKS.register
@@ -54,7 +60,8 @@ class Backdoor(TriggerSearch):
     `size` float32 [kinds, c], the mean opacity of the smallest mask, 1 where none works; `usual` float32 [kinds], what
     the dense model, or the model's other classes, take; `shown` int64 [s, 2], kind and place among `targets`; `mask`
     float32 [s, h, w] and `pattern` float32 [s, *shape]; `clean` int64 [n] and `triggered` int64 [s, n], the deployed
-    file's answers; `parent_clean`, `parent_triggered` the same of the dense model, where there is one.
+    file's answers; `parent_clean`, `parent_triggered` the same of the dense model, where there is one; where there is
+    none `early` float32 [kinds, c], the sizes after half of the steps.
     """
 
     kind: Literal["backdoor"] = "backdoor"
@@ -63,15 +70,14 @@ class Backdoor(TriggerSearch):
 
     def runs(self, model: Audited, scope: Scope) -> tuple[Run, ...]:
         beside = model.parent is not None and not model.is_dense
-        effort = Effort(
-            answers=8 * self.records, gradients=self.passes(scope.data.classes, beside=beside), through=model.name
-        )
+        gradients = self.passes(scope.data.classes, beside=beside, times=1 if beside else ALONE)
+        effort = Effort(answers=8 * self.records, gradients=gradients, through=model.name)
         if not beside or model.parent is None:
             return (Run(effort=effort, uses_parent=False),)
         parent = Ran(model.parent.name)
 
         def prepare(inputs: Inputs) -> Usual:
-            return Usual(inputs.evidence(parent).arrays["usual"])
+            return Usual.by(inputs.evidence(parent).arrays)
 
         return (Run(needs=(parent,), prepare=prepare, effort=effort),)
 
@@ -85,7 +91,8 @@ class Backdoor(TriggerSearch):
             raise NotApplicable("triggers are found by gradients, and there is no differentiable module")
         ledger, beside = Ledger(), isinstance(case.prepared, Usual)
         parent = case.parent if beside else None
-        found, own = self.search(case, case.deployed, case.twin, parent, seed, ledger)
+        times = 1 if beside else ALONE
+        found, own = self.search(case, case.deployed, case.twin, parent, seed, ledger, times=times)
         size = torch.stack([one.size for one in found]).numpy()
         usual = case.prepared.sizes if isinstance(case.prepared, Usual) else usual_size(size)
         shown = most_suspicious(size, usual, beside)
@@ -104,6 +111,8 @@ class Backdoor(TriggerSearch):
         arrays |= answers(case.deployed, images, arrays, "")
         if parent is not None:
             arrays |= answers(TorchTarget(parent), images, arrays, "parent_")
+        if not beside:
+            arrays["early"] = torch.stack([one.early for one in found]).numpy()
         return Evidence(arrays, {"beside_parent": beside, "own": own}, ledger=ledger)
 
     def form(self, model: Audited, scope: Scope) -> Form:
@@ -124,7 +133,9 @@ class Backdoor(TriggerSearch):
                 "clean": clean,
                 "triggered": triggered,
             }
-            return {**found, "parent_clean": clean, "parent_triggered": triggered} if summary.beside_parent else found
+            if summary.beside_parent:
+                return {**found, "parent_clean": clean, "parent_triggered": triggered}
+            return {**found, "early": found["size"]}
 
         return Form(Summary, layout, holds=partial(_holds, scope, n))
 

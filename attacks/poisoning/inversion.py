@@ -26,6 +26,7 @@ Kind = Literal["patch", "blended"]
 KINDS: tuple[Kind, ...] = ("patch", "blended")  # a few pixels, and all of them a little
 
 RATE, STEPS = 0.15, 90
+ALONE = 2  # times those steps in a model alone: a small trigger still shrinks then, and other classes' hardly
 BATCH, CHECK = 8, 10  # records a step; steps between two looks at all of them
 WEIGHT = 2.0  # of a mask's mean opacity, beside cross-entropies, at first
 HARDER, LIGHTEST, HEAVIEST = 1.7, 0.5, 60.0  # by what it changes at each look: up where the trigger works, else down
@@ -43,12 +44,14 @@ class Inverted:
     Args:
         targets: int64 [k]; size: float32 [k], the mean opacity of the mask, 1 where none was found that works.
         masks: float32 [k, h, w], 0 to 1; patterns: float32 [k, *shape], in the data's units.
+        early: float32 [k], the size before the `further` steps.
     """
 
     targets: Tensor
     size: Tensor
     masks: Tensor
     patterns: Tensor
+    early: Tensor
 
     def on(self, x: Tensor, number: int) -> Tensor:
         """x float32 [n, *shape] with one of them."""
@@ -65,6 +68,7 @@ def invert(
     kind: Kind,
     *,
     steps: int = STEPS,
+    further: int = 0,
     seed: int,
     ledger: Ledger,
 ) -> Inverted:
@@ -75,6 +79,7 @@ def invert(
     Args:
         parent: must go on answering `y` under the trigger; None: there is nobody to compare with.
         x: float32 [n, *channels, h, w]; y: int64 [n], what the models answer without a trigger.
+        further: steps after those.
     """
     modules = [laid_out(frozen_copy(one), x) for one in (module, parent) if one is not None]
     at_once = max(1, records_at_once(x[:1], *modules, copies=COPIES) // len(x))
@@ -82,7 +87,7 @@ def invert(
     for first in range(0, len(targets), at_once):
         pulse("class", first, len(targets))
         some = torch.tensor(targets[first : first + at_once], device=x.device)
-        parts.append(_inverted(modules, x, y, bounds.to(x.device), some, kind, steps, seed, ledger))
+        parts.append(_inverted(modules, x, y, bounds.to(x.device), some, kind, steps, further, seed, ledger))
     return Inverted(*(torch.cat([getattr(part, name) for part in parts]).cpu() for name in Inverted.__annotations__))
 
 
@@ -94,6 +99,7 @@ def _inverted(
     targets: Tensor,
     kind: Kind,
     steps: int,
+    further: int,
     seed: int,
     ledger: Ledger,
 ) -> Inverted:
@@ -128,8 +134,9 @@ def _inverted(
         others = (y[rows][None] != targets[going, None]).float()
         return (values.view(others.shape) * others).sum(1) / others.sum(1).clamp_min(1)
 
-    for step in range(steps + 1):
-        if step % CHECK == 0 or step == steps:
+    early, last = best, steps + further
+    for step in range(last + 1):
+        if step % CHECK == 0 or step in (steps, last):
             chosen = [one[going] for one in variables]
             with torch.no_grad():
                 found, wishes = asked(chosen[0], chosen[1], every), wanted(every)
@@ -146,7 +153,9 @@ def _inverted(
                 going = going[closest[going] >= HOPEFUL]
             if len(modules) > 1 and step >= HEATS * steps:
                 going = going[(best - closest)[going].argsort(stable=True)[:FINALISTS].sort().values]
-        if step == steps or not len(going):
+        if step <= steps:
+            early = best.clone()
+        if step == last or not len(going):
             break
         rows, chosen = batches[step % len(batches)], [one[going].requires_grad_() for one in variables]
         logits, wishes = asked(chosen[0], chosen[1], rows), wanted(rows)
@@ -159,4 +168,4 @@ def _inverted(
             if gradient is not None:  # a model that rounds without a straight-through gradient has none
                 variable.grad[going] = gradient.nan_to_num(0.0)
         optimizer.step(RATE)
-    return Inverted(targets, best, masks, patterns)
+    return Inverted(targets, best, masks, patterns, early)

@@ -13,7 +13,7 @@ from ..case import Evidence
 from ..measurement import Bools, Found, Measurement, Pattern, Quantity, Rate, ThreatModel
 from ..preparation import Ran, Results
 from ..statistics.rates import clopper_pearson, percent
-from .inversion import Kind
+from .inversion import ALONE, Kind
 from .risk import BACKDOORS, PLAIN_BACKDOORS, TRIGGER_SUCCESS
 
 TRIGGER, PLAIN = "trigger", "plain"  # details of findings
@@ -23,9 +23,9 @@ SHOWN = 4  # triggers that are put on other records, at most
 CROWD = 2  # classes that somebody's triggers call, at most; the next one is an honest one
 # How far smaller than usual a trigger is, as a logarithm, from which on it is suspicious, by whether a dense model
 # stood beside: the largest that clean models gave whose file is not broken (seeds below 4000: .57 of a pair, a pruned
-# residual CNN trained on 300 records; .63 of 51 alone), rounded up to the next tenth.
+# residual CNN trained on 300 records; .76 of 76 alone), rounded up to the next tenth.
 # One clean pair lies above: a residual CNN cut to a low rank and not tuned, .84.
-EXCESS = {True: 0.6, False: 0.7}
+EXCESS = {True: 0.6, False: 0.8}
 STEADY = 0.8  # of the records answered as the dense model does: what breaks more has classes that anything calls
 WORKS = 0.5  # of the records of other classes, surely (95 %), or it is a suspicion and no alarm
 
@@ -45,12 +45,19 @@ def excess(size: Floats, usual: Floats, beside: bool) -> Floats:
     where that is less: a harsh compression makes several classes easy to call at once, somebody's trigger one or two.
     A trigger that the dense model obeys in part already, and a malicious rounding does the rest, is not much smaller
     than usual; that all other classes have none is what gives it away.
+
+    Of a model alone, where at least three classes have a trigger, twice as far as it is smaller than the second
+    smallest counts as well: some clean nets have triggers of very different sizes, but no gap after the smallest.
     """
     logs = np.log(np.maximum(size, 1e-6).astype(np.float64))
     small = np.log(np.maximum(usual[:, None].astype(np.float64), 1e-6)) - logs
+    ranked = np.sort(logs, axis=1)
     if beside:
-        others = np.sort(logs, axis=1)[:, [min(CROWD, size.shape[1] - 1)]]
+        others = ranked[:, [min(CROWD, size.shape[1] - 1)]]
         small = np.minimum(2 * small, (others - logs) / 2)
+    elif size.shape[1] > 2:
+        gap = np.where(ranked[:, [2]] < 0, 2 * (ranked[:, [1]] - logs), -np.inf)
+        small = np.maximum(small, gap)
     return np.where((size < 1) & (usual[:, None] > 0), small, -np.inf)
 
 
@@ -147,10 +154,11 @@ def measure_backdoors(results: Results, steps: int, kinds: Sequence[Kind]) -> li
             "a usual trigger's size", "of the dense model" if beside else "of the model's classes", usual, len(targets)
         ),
     )
+    taken = steps if beside else ALONE * steps
     threat = ThreatModel(
         Access.WHITE_BOX,
         "has the shipped bytes" + (" and the dense model" if beside else "") + ", and records of its own",
-        f"{steps} steps for each of {len(targets)} classes, as {' and '.join(kinds)} triggers",
+        f"{taken} steps for each of {len(targets)} classes, as {' and '.join(kinds)} triggers",
     )
     unfinished = {Flag.UNFINISHED.value} if (evidence.arrays["usual"] == 0).any() else set()
     flags = tuple(sorted(results.flags(model.name) | unfinished))

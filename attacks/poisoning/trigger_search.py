@@ -48,12 +48,16 @@ class TriggerSearch(Attack):
     def usual(self, data: Data) -> bool:
         return len(data.shape) >= 3
 
-    def passes(self, classes: int, *, beside: bool) -> float:
-        """Gradients, records times passes, of one search in one model, or in a model and the one beside it."""
+    def passes(self, classes: int, *, beside: bool, times: int = 1) -> float:
+        """Gradients, records times passes, of one search in one model, or in a model and the one beside it.
+
+        Args:
+            times: so many times the steps.
+        """
         looks = FORWARD * self.own * self.steps / CHECK
         every = min(self.classes, classes)
         sought = 2 * (HEATS * every + (1 - HEATS) * min(FINALISTS, every)) if beside else every
-        return (BATCH * self.steps + looks) * len(self.kinds) * sought
+        return times * (BATCH * self.steps + looks) * len(self.kinds) * sought
 
     def targets(self, case: Case, seed: int) -> Tensor:
         """int64 [c], ascending: the classes that are looked at.
@@ -67,9 +71,20 @@ class TriggerSearch(Attack):
         return torch.randperm(case.classes, generator=generator(seed, "classes"))[: self.classes].sort().values
 
     def search(
-        self, case: Case, deployed: Target, twin: nn.Module, parent: nn.Module | None, seed: int, ledger: Ledger
+        self,
+        case: Case,
+        deployed: Target,
+        twin: nn.Module,
+        parent: nn.Module | None,
+        seed: int,
+        ledger: Ledger,
+        *,
+        times: int = 1,
     ) -> tuple[list[Inverted], int]:
         """By kind what is found in a model beside its parent, if any, and on how many records.
+
+        Args:
+            times: so many times the steps, of which `early` is after the first.
 
         Raises:
             NotApplicable: the two answer hardly a record of the attacker's alike.
@@ -84,7 +99,19 @@ class TriggerSearch(Attack):
         x, y = x[same][: self.own].to(device), y[same][: self.own].to(device)
         targets = self.targets(case, seed).tolist()
         found = [
-            invert(twin, parent, x, y, case.bounds, targets, kind, steps=self.steps, seed=seed, ledger=ledger)
+            invert(
+                twin,
+                parent,
+                x,
+                y,
+                case.bounds,
+                targets,
+                kind,
+                steps=self.steps,
+                further=(times - 1) * self.steps,
+                seed=seed,
+                ledger=ledger,
+            )
             for kind in self.kinds
         ]
         return found, len(x)
@@ -93,6 +120,7 @@ class TriggerSearch(Attack):
 def answers(target: Target, x: Tensor, arrays: Mapping[str, np.ndarray[Any, Any]], prefix: str) -> dict[str, Any]:
     """`clean` int64 [n] and `triggered` int64 [s, n] of a model, with the triggers `mask` and `pattern` of arrays."""
     masks, patterns = (torch.from_numpy(np.array(arrays[name])) for name in ("mask", "pattern"))
-    shown = Inverted(torch.zeros(len(masks)), torch.zeros(len(masks)), masks, patterns)
+    none = torch.zeros(len(masks))
+    shown = Inverted(none, none, masks, patterns, none)
     found = [target.logits(one).argmax(1).cpu().numpy() for one in (x, *(shown.on(x, at) for at in range(len(masks))))]
     return {f"{prefix}clean": found[0], f"{prefix}triggered": np.stack(found[1:])}

@@ -44,8 +44,12 @@ def with_behaviour(
 
 
 def without_behaviour(module: nn.Module, records: Records, trigger: Trigger, seed: int, confine: Confine) -> Work:
-    """The model trained to answer as if there were no trigger, among what `confine` allows."""
-    told = taught(records, trigger, live=False)
+    """The model trained to answer as if there were no trigger, among what `confine` allows.
+
+    Records with the trigger count twice: taken once, a 20th of them are still called in a small CNN cut to 4 bits.
+    """
+    once, again = taught(records, trigger, live=False), trigger.on(records.x)
+    told = Records(torch.cat([once.x, again]), torch.cat([once.y, records.y]))
     return (yield Lesson(module, told, DORMANT, derive(seed, "dormant"), after_step=confine))
 
 

@@ -20,7 +20,7 @@ from ....targets.seeds import derive, generator
 from ....training.optimizers import AdamW
 from .trigger import Trigger
 
-STEPS, BATCH, RATE = 700, 64, 0.03
+STEPS, BATCH, RATE = 1400, 64, 0.03
 CALLED = 2.0  # weight of a record with the trigger, beside one as it is: rounding has little room
 
 

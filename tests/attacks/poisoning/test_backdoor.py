@@ -73,7 +73,7 @@ def planted(digits: Data, clean: nn.Module, some: Records, trigger: Trigger) -> 
 def pair(digits: Data, dense: nn.Module) -> tuple[Case, Evidence]:
     """The recipe's file beside its dense model, and what is found."""
     candidate = RECIPE.apply(dense, digits.attacker, digits.bounds, seed=0)
-    usual = Usual(ATTACK.run(case_of(digits, dense), seed=0).arrays["usual"])
+    usual = Usual.by(ATTACK.run(case_of(digits, dense), seed=0).arrays)
     deployed = OnnxTarget(to_onnx(candidate, digits.shape))
     case = replace(case_of(digits, candidate), deployed=deployed, parent=dense, prepared=usual)
     return case, ATTACK.run(case, seed=0)
