@@ -30,6 +30,7 @@ BASES: dict[str, list[dict[str, Any]]] = {  # what a kind needs, and settings un
     "limit-answers": [{"recipe": {"kind": "prune", "sparsity": 0.5}}, {"recipe": "quantize"}],
     "transform-inputs": [{"recipe": {"kind": "prune", "sparsity": 0.5}, "levels": 4}],
     "noise-inputs": [{"recipe": {"kind": "prune", "sparsity": 0.5}, "samples": 2}],
+    "vote-under-noise": [{"recipe": {"kind": "prune", "sparsity": 0.5}, "samples": 2}],
     "distill": [{"training": BRIEF}, {"training": BRIEF, "width": 0.5}],
     "dynamic-sparsity": [{"keep": 0.5}],
     "chain": [

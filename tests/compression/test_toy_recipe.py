@@ -106,5 +106,6 @@ def test_a_kind_gives_the_family_where_a_recipe_names_none(installed: Any) -> No
         "share": "Weight sharing",
         "three-values": "Three values",
         "transform-inputs": "Transform inputs",
+        "vote-under-noise": "Vote under noise",
     }
     assert type("Finer", (RECIPES.kinds()["quantize"],), {}).family == "Quantization", "as its parent says"

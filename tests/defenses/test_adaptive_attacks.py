@@ -25,6 +25,7 @@ from crushproof.attacks.membership.signals import phi_of
 from crushproof.attacks.statistics.roc import placements
 from crushproof.audit.suite.attack_cells import true_gradients_of
 from crushproof.compression.recipe import RECIPES
+from crushproof.compression.smoothed import SmoothedAnswers, softened
 from crushproof.compression.wrapping import Wrapper, behind
 from crushproof.defenses import dp_sgd
 from crushproof.defenses.defense import DEFENSES, CompressionDefense, TrainingDefense
@@ -146,6 +147,19 @@ def inner(module: nn.Module) -> nn.Module:
     return module.inner
 
 
+def voted() -> Fooled:
+    """The model as it is without noise, and the mean over noise."""
+    defense = DEFENSES.parse({"kind": "randomized-smoothing", "sigma": 0.1, "samples": 8})
+    assert isinstance(defense, CompressionDefense)
+    recipe = defense.recipes(RECIPES.parse(PRUNED))[0]
+
+    def mean(made: nn.Module) -> nn.Module:
+        assert isinstance(made, SmoothedAnswers)
+        return softened(made.vote, made.inner)
+
+    return against(lambda seed: compressed(recipe, seed), lambda made, _: inner(made), lambda made, _: mean(made))
+
+
 # Membership, of tiny networks on a table in which each record has a column of its own
 
 N, SHADOWS = 40, 8
@@ -242,6 +256,7 @@ FIGURES: dict[tuple[str, str], Callable[[], Fooled | Told]] = {
     ("limited-answers", ""): partial(wrapped, "limited-answers", lambda made: made),
     ("noisy-inputs", ""): partial(wrapped, {"kind": "noisy-inputs", "samples": 4}, inner),
     ("public-distillation", ""): partial(shadowed, {"kind": "public-distillation", "training": STUDENTS}),
+    ("randomized-smoothing", ""): voted,
     ("regularization", "penalty"): partial(hardened, {"kind": "regularization", "gradient_penalty": 1.0}),
     ("regularization", "relax loss"): partial(shadowed, {"kind": "regularization", "relax_loss": 1.0}),
     ("regularization", "smooth labels"): partial(shadowed, {"kind": "regularization", "label_smoothing": 0.3}),

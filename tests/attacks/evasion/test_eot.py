@@ -18,6 +18,7 @@ from crushproof.targets.data.records import Bounds, Records
 from crushproof.training.ball import Ball
 
 N, FEATURES, EPSILON = 60, 12, 0.1
+LUCK = 0.2  # a margin under noise of 0.5 from which on fewer than one majority of 101 answers in 1,000 is wrong
 
 
 class Lots(nn.Module):
@@ -63,11 +64,16 @@ def tried(part: Perturber, module: nn.Module, x: Tensor, y: Tensor, ledger: Ledg
     return found.fooled
 
 
-def exact(net: nn.Linear, x: Tensor, y: Tensor) -> Tensor:
-    """Whether any input near each record is answered otherwise on average: a linear margin is least in a corner."""
+def least_margin(net: nn.Linear, x: Tensor, y: Tensor) -> Tensor:
+    """Of any input near each record, on average: a linear margin is least in a corner."""
     ahead = net.weight[y] - net.weight[1 - y]
     corner = torch.where(ahead > 0, (x - EPSILON).clamp_min(0), (x + EPSILON).clamp_max(1))
-    return (ahead * corner).sum(1) + net.bias[y] - net.bias[1 - y] < 0
+    return (ahead * corner).sum(1) + net.bias[y] - net.bias[1 - y]
+
+
+def exact(net: nn.Linear, x: Tensor, y: Tensor) -> Tensor:
+    """Whether any input near each record is answered otherwise on average."""
+    return least_margin(net, x, y) < 0
 
 
 def test_gradients_that_are_mostly_noise(net: tuple[nn.Linear, Tensor, Tensor]) -> None:
@@ -83,11 +89,13 @@ def test_gradients_that_are_mostly_noise(net: tuple[nn.Linear, Tensor, Tensor]) 
 
 def test_a_lucky_answer_is_no_success(net: tuple[nn.Linear, Tensor, Tensor]) -> None:
     linear, x, y = net
-    there, module = exact(linear, x, y), Lots(linear, noise=0.5)
+    least, module = least_margin(linear, x, y), Lots(linear, noise=0.5)
+    there = least < 0
     torch.manual_seed(1)
-    pgd, eot = tried(Pgd(steps=20), module, x, y), tried(Eot(steps=16, draws=50, answers=101), module, x, y)
+    eot, pgd = tried(Eot(steps=16, draws=50, answers=101), module, x, y), tried(Pgd(steps=20), module, x, y)
     assert (pgd & ~there).sum() > 5
-    assert (eot & ~there).sum() <= 2, "those that are next to being fooled, where a majority is a matter of luck too"
+    assert (pgd & (least > LUCK)).any()
+    assert not (eot & (least > LUCK)).any(), "further off, no majority is a matter of luck"
     assert (there & ~eot).sum() <= 2
 
 
