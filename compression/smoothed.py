@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..targets.data.records import Bounds, Records
 from ..targets.errors import NotApplicable
-from ..targets.serving.smoothed import AUDITED, LEAST, NoisyVote, copies, shares
+from ..targets.serving.smoothed import AUDITED, LEAST, MOST, NoisyVote, copies, shares
 from ..targets.technique import Technique
 from .answers import answers_limited
 from .inputs import check_values
@@ -24,7 +24,7 @@ class Smoothing(Technique):
     """How inputs are smoothed over: fields of the recipe and of the defense."""
 
     sigma: PositiveFloat = Field(0.25, le=10, description="standard deviation of the noise, in [0, 1] units")
-    samples: int = Field(32, ge=1, le=1000, description="noisy copies of an input, each of which has a vote")
+    samples: int = Field(32, ge=1, le=MOST, description="noisy copies of an input, each of which has a vote")
 
     @property
     def smoothed_words(self) -> str:

@@ -24,10 +24,10 @@ Counts = np.ndarray[Any, np.dtype[np.int64]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 PROPERTY = "crushproof.served-by-vote"  # of a file's metadata
-MOST = 10_000  # copies of an input
+MOST = 1000  # copies of an input
 AUDITED = 0  # the key of the noise in an audit, so that it finds the same again
 LEAST = 1e-6  # the share that is told in place of 0, of which there is no logarithm
-TOGETHER = 2**22  # values of noise that are made at a time: fixed, so that no answer depends on it
+TOGETHER = 2**22  # values of noise that are made at a time, or those of one record; fixed: no answer depends on it
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,13 +65,16 @@ def vote_of(model: Any) -> NoisyVote | None:
         (text,) = found
         said = json.loads(text)
         sigma, samples = float(said["sigma"]), int(said["samples"])
-        scale = torch.tensor(said["scale"], dtype=torch.float32).reshape([int(side) for side in said["shape"]])
+        shape = [int(side) for side in said["shape"]]
+        if shape and shape != [side.dim_value for side in model.graph.input[0].type.tensor_type.shape.dim[1:]]:
+            raise ValueError
+        scale = torch.tensor(said["scale"], dtype=torch.float32).reshape(shape)
         if not (0 < sigma < math.inf and 1 <= samples <= MOST and bool((scale >= 0).all() & scale.isfinite().all())):
             raise ValueError
-    except (ValueError, TypeError, KeyError, RuntimeError, OverflowError, RecursionError):
+    except (ValueError, TypeError, LookupError, RuntimeError, OverflowError, RecursionError):
         raise InputError(
             f"The file's metadata {PROPERTY} does not say how to serve it: it must hold sigma, samples (1 to "
-            f"{MOST:,}), and shape and scale of the noise. Export the model again."
+            f"{MOST:,}), and shape (a record's, or none) and scale of the noise. Export the model again."
         ) from None
     return NoisyVote(sigma, samples, scale)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from statistics import NormalDist
 
 import numpy as np
@@ -153,6 +155,31 @@ def test_what_cannot_be_smoothed_is_refused(digits: Data) -> None:
         to_onnx(inside, (2,))
     model = onnx.ModelProto()
     assert vote_of(model) is None
-    model.metadata_props.add(key=PROPERTY, value='{"sigma": 1e999, "samples": 5, "scale": [1], "shape": []}')
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sigma": math.inf},
+        {"sigma": math.nan},
+        {"sigma": -0.1},
+        {"samples": 0},
+        {"samples": 10**400},
+        {"samples": 10_000},
+        {"scale": [-1.0]},
+        {"scale": [math.nan]},
+        {"scale": ["\ud800"]},
+        {"scale": [0.1] * 9, "shape": [3, 3]},
+        {"scale": [0.1] * 2000, "shape": [2000, 1]},
+        {"shape": None},
+        None,
+    ],
+)
+def test_metadata_that_nobody_could_serve_by_is_refused(change: dict[str, object] | None) -> None:
+    said = {"sigma": 0.1, "samples": 5, "scale": [0.1] * 6, "shape": [6]}
+    model = onnx.load_model_from_string(to_onnx(linear(), (6,)))
+    entry = model.metadata_props.add(key=PROPERTY, value=json.dumps(said))
+    assert vote_of(model) is not None
+    entry.value = "[" * 100_000 if change is None else json.dumps(said | change)
     with pytest.raises(InputError, match="does not say how to serve it"):
         vote_of(model)
