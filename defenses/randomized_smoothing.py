@@ -19,10 +19,10 @@ class RandomizedSmoothing(Smoothing, CompressionDefense):
     The noise of a record follows from its values and a key that the server keeps, so averaging answers to the same
     record buys nothing; neighbours have noise of their own. Whoever knows differentiates the mean over noise that is
     new at every step, beside one who takes the model without it. What attacks find is no proof; the attack `smoothing`
-    certifies this very vote, by the model inside, with abstentions (Cohen et al. 2019, arXiv:1902.02918). A model that
-    never saw noise gains nothing, and each answer costs `samples` of the model's. Digits, L2 .5, robust .44 without:
-    votes under noise of .1 seem .42 and are .31, of .25 seem .37 and are .16; certified at L2 .2 are .75 and .65
-    (benchmarks/wrappers.py).
+    certifies the majority over all noise, with abstentions (Cohen et al. 2019, arXiv:1902.02918), which the votes of a
+    few copies can miss where it is narrow. A model that never saw noise gains nothing, and each answer costs `samples`
+    of the model's. Digits, L2 .5, robust .44 without: votes under noise of .1 seem .42 and are .31, of .25 seem .37 and
+    are .16; certified at L2 .2 are .75 and .65 (benchmarks/wrappers.py).
     """
 
     title: ClassVar[str] = "Randomised smoothing"

@@ -21,8 +21,9 @@ from .risk import CERTIFIED_ACCURACY, SMOOTHING
 
 NAME = "majority under noise"
 SERVED = (
-    "Of this candidate as it is served: noise is added, and the majority answers. In L2, against any attacker; the "
-    "bare file has no such bound."
+    "Of the majority over all noise, which this candidate's vote estimates by few copies: in L2, against any attacker. "
+    "Where that majority is narrow, luck can turn the vote itself, and who asks often finds where; the served model's "
+    "`certified`, of many copies, keeps the label or abstains. The bare file has no such bound."
 )
 NEVER = "Of the model behind a wrapper that adds noise and takes the majority, in L2: never a bound for the bare file."
 

@@ -116,8 +116,9 @@ class Voted:
     def certified(
         self, x: Tensor, *, chosen_by: int = 100, samples: int = 1000, alpha: float = 0.001
     ) -> tuple[Counts, Floats]:
-        """The paper's CERTIFY: labels int64 [n] and L2 radii float64 [n] within which they stay; -1 and -1: it
-        abstains. Each holds with confidence 1 - alpha.
+        """The paper's CERTIFY: labels int64 [n] and L2 radii float64 [n] within which the majority over all noise
+        keeps them; -1 and -1: it abstains. Each holds with confidence 1 - alpha, of changes to values that are given
+        noise. The few votes of `logits` may miss a narrow majority, within the radius too.
 
         Args:
             chosen_by: copies that choose a label; samples: others that count how often it comes.

@@ -61,6 +61,13 @@ def test_a_vote_is_that_of_the_definition_and_a_radius_never_too_far() -> None:
     assert np.array_equal(sure, found >= 0)
     assert np.array_equal(labels[sure], (margin > 0)[sure])
     assert found[sure].mean() > 0.4 * np.abs(margin)[sure].mean()
+    few = Voted(TorchTarget(module), NoisyVote(SIGMA, 32, torch.tensor(SIGMA)), key=5)
+    first = int(np.flatnonzero(sure)[found[sure].argmin()])
+    way = float(np.sign(margin[first])) * torch.linspace(0.5, 0.99, 200)[:, None] * float(found[first])
+    near = x[first] - way * WEIGHT / WEIGHT.norm()
+    assert bool((few.logits(near).argmax(1) != labels[first]).any()), "few votes can miss it within the radius"
+    again, _ = voted.certified(near, samples=200)
+    assert set(again.tolist()) <= {labels[first], -1}, "which many do not: they keep the label or abstain"
     noise = copies(x, torch.tensor(SIGMA), 400, 5) - x
     assert noise.std() == pytest.approx(SIGMA, rel=0.02)
     assert abs(float((noise[:, 0] * noise[:, 1]).mean())) < 0.02, "of two records independent"
