@@ -47,6 +47,9 @@ def test_secret_noise_is_gaussian_of_the_stated_size_and_secret_samples_have_the
     assert drawn.dtype == torch.float32
     assert kstest(drawn.flatten().numpy(), "norm").pvalue > 1e-6
     assert kstest(drawn[:30].flatten().numpy(), drawn[30:].flatten().numpy()).pvalue > 1e-6
+    with torch.random.fork_rng():
+        once, again = ((torch.manual_seed(0), poisson_sample(99, 0.5, None))[1] for _ in range(2))
+    assert not torch.equal(once, again), "no generator of torch's decides"
     assert poisson_sample(20_000, 0.3, None).float().mean() == pytest.approx(0.3, abs=0.02)  # six deviations
 
 

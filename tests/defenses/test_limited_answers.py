@@ -17,6 +17,7 @@ from crushproof.attacks.extraction.extraction import Extraction
 from crushproof.attacks.membership.averaging import Averaged, neighbourhood
 from crushproof.attacks.membership.case import MembershipCase, ShadowSignals
 from crushproof.attacks.membership.membership import Membership
+from crushproof.attacks.membership.replayed import signals_of
 from crushproof.attacks.statistics.roc import placements
 from crushproof.audit.plan.plan import Plan
 from crushproof.audit.subject.audited import exported
@@ -227,3 +228,8 @@ def test_a_baseline_is_attacked_alike_whatever_hides_the_answers_of_the_model_be
     plan = Plan.model_validate(raw)
     suite = Suite(plan, resolve(plan, Path()))
     assert suite.has("attack/membership/dense/2-shadows")
+    noisy = suite.models["noisy"].recipe
+    assert isinstance(noisy, LimitAnswers)
+    assert suite.models["noisy"].parent is not None
+    shadows = signals_of(suite.scope("membership"), suite.models["noisy"].parent, without_noise(noisy))
+    assert shadows.name in suite.cell("attack/membership/noisy").needs, "shadow models have no noise"

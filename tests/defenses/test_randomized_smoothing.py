@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 from statistics import NormalDist
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,6 +19,8 @@ from crushproof.attacks.evasion.gradient.pgd import craft
 from crushproof.attacks.extraction.extraction import Extraction
 from crushproof.attacks.smoothing.smoothing import Smoothing
 from crushproof.audit.subject.audited import Opened, exported
+from crushproof.audit.suite.model_cells import opened_in
+from crushproof.audit.suite.model_suite import _timed
 from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.compression.deployment.structure import load_module, save_module
 from crushproof.compression.recipe import RECIPES
@@ -145,6 +149,17 @@ def test_it_is_deployed_stored_and_certified_as_such(nets: list[nn.Module], digi
     served = file.target.logits(digits.evaluation.x[:5]).argmax(1) == digits.evaluation.y[:5]
     assert np.array_equal(of_vote["clean_correct"], served.numpy())
     assert (radii(np.array([0.5, 0.4]), 1.0) == -1).all()
+
+
+def test_other_runtimes_and_timings_are_of_the_vote_too(nets: list[nn.Module], digits: Data) -> None:
+    _, file = smoothed(nets[0], digits, samples=4)
+    recipe = RECIPES.parse({"kind": "vote-under-noise", "recipe": PRUNED})
+    model: Any = SimpleNamespace(file=None, kind="onnx", recipe=recipe, opened=lambda *_: file)
+    runtime: Any = SimpleNamespace(check=lambda: None, phrase="another", open=lambda file, output: OnnxTarget(file))
+    assert isinstance(opened_in(model, runtime, file), Voted)
+    made: Any = SimpleNamespace(files={"model.onnx": b""})
+    timed: Any = _timed(model, made, digits)
+    assert timed() is file.target
 
 
 def test_what_cannot_be_smoothed_is_refused(digits: Data) -> None:
