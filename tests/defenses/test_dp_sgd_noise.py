@@ -72,6 +72,7 @@ def test_only_the_model_that_ships_has_noise_of_no_seed() -> None:
         one, other = (train_dense(dense, data, 0, CPU) for _ in range(2))
         same = all((one.arrays[name] == value).all() for name, value in other.arrays.items())
         assert same is not secret
+        assert trainer.of_shipped.repeatable is same
         assert one.document == other.document
         shadows = [trainer.fit(TrainingJob.of_one(NET, members, 5, CPU))[0] for _ in range(2)]
         assert torch.equal(*(weights(shadow) for shadow in shadows))
