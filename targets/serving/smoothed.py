@@ -109,7 +109,11 @@ class Voted:
         self.base, self.vote, self.key, self.queries = base, vote, key, 0
 
     def logits(self, x: Tensor) -> Tensor:
-        """float32 [n, classes] of x [n, *shape]; counts n queries, however many copies are asked about."""
+        """float32 [n, classes] of x [n, *shape]; counts n queries, however many copies are asked about.
+
+        Raises:
+            InputError: records of another shape.
+        """
         self.queries += len(x)
         return self._counted(x, self.vote.samples, self.key).clamp_min(LEAST).log()
 
@@ -131,6 +135,11 @@ class Voted:
         return labels, found
 
     def _counted(self, x: Tensor, samples: int, key: int) -> Tensor:
+        if self.vote.scale.dim() and x.shape[1:] != self.vote.scale.shape:
+            raise InputError(
+                f"The model is served by vote under noise on records of shape {list(self.vote.scale.shape)}, and one "
+                f"here has the shape {list(x.shape[1:])}."
+            )
         rows = max(1, TOGETHER // max(1, samples * x[:1].numel()))
         parts = [
             shares(self.base.logits(copies(part, self.vote.scale, samples, key).flatten(0, 1)), samples)

@@ -72,6 +72,8 @@ def test_a_vote_is_that_of_the_definition_and_a_radius_never_too_far() -> None:
     assert bool((few.logits(near).argmax(1) != labels[first]).any()), "few votes can miss it within the radius"
     again, _ = voted.certified(near, samples=200)
     assert set(again.tolist()) <= {labels[first], -1}, "which many do not: they keep the label or abstain"
+    with pytest.raises(InputError, match=r"records of shape \[6\], and one here has the shape \[5\]"):
+        Voted(TorchTarget(module), NoisyVote(SIGMA, 4, torch.full((6,), SIGMA))).logits(x[:, :5])
     noise = copies(x, torch.tensor(SIGMA), 400, 5) - x
     assert noise.std() == pytest.approx(SIGMA, rel=0.02)
     assert abs(float((noise[:, 0] * noise[:, 1]).mean())) < 0.02, "of two records independent"
