@@ -57,6 +57,12 @@ def measure_smoothing(
         f"{int(settings['chosen_by']):,} that chose the answer. {int((~sure).sum())} of {len(sure)} records were "
         f"abstained on, which counts as a failure. {right_by} {100 * clean.mean():.1f} % of them are right.",
     ]
+    furthest = float(radii(least_share(np.array([n]), n, alpha), sigma)[0])
+    if headline > furthest:
+        notes.append(
+            f"{n:,} answers under noise of {sigma:g} certify no radius beyond {furthest:.2g}, whatever the model: the "
+            "figure at this one says nothing of it. See the curve, or set the attack's `radius`."
+        )
     curves: dict[str, list[tuple[float, Rate]] | Auc] = {"certified": _line(own, curve)}
     parent = None if model.parent is None or model.parent.name == model.name else model.parent.name
     dense = None if parent is None else results.evidence(Ran(parent))
