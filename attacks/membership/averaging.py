@@ -7,9 +7,10 @@ from torch import Tensor
 
 from ...targets.data.records import Bounds
 from ...targets.model import Target
-from ...targets.serving.smoothed import copies
+from ...targets.serving.smoothed import Voted, copies
 
 NEIGHBOURS = 64  # of a record, asked by who knows of noise on answers
+VOTES = 8  # the same of a vote under noise: its answers are means already, and each shadow model's cost as much
 STEP = 0.004  # standard deviation of what they differ by, in [0, 1] units
 LEAST_STEP = 0.002  # the largest of them, in the input's own units: of less it is the same record to who draws noise
 FURTHER = 10  # times as far, at most, to reach that
@@ -33,7 +34,7 @@ def neighbourhood(bounds: Bounds, shape: tuple[int, ...]) -> Tensor | None:
 
 
 class Averaged:
-    """A `Target` whose logits of a record are the mean of another's over neighbours of it.
+    """A `Target` whose logits of a record are the mean of another's over neighbours of it; of votes the mean share.
 
     Each answer counts as a query.
 
@@ -51,5 +52,6 @@ class Averaged:
         for some in x.split(AT_ONCE):
             near = bounds.clamp(copies(some, self.step, self.neighbours, self.seed).flatten(0, 1))
             near = near if bounds.whole is None else torch.where(bounds.whole, near.round(), near)
-            means.append(self.target.logits(near).view(self.neighbours, len(some), -1).mean(0))
+            answers = self.target.logits(near).view(self.neighbours, len(some), -1)
+            means.append(answers.exp().mean(0).log() if isinstance(self.target, Voted) else answers.mean(0))
         return torch.cat(means)

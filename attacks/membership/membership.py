@@ -65,7 +65,7 @@ class Membership(Attack):
 
     kind: Literal["membership"] = "membership"
     neighbours: int = Field(
-        1, ge=1, le=1000, description="of a record, whose answers are averaged where answers are noisy; 1: it alone"
+        1, ge=1, le=1000, description="of a record, whose answers are averaged where noise decides them; 1: it alone"
     )
     risk: ClassVar[Risk] = MEMBERSHIP
     metrics: ClassVar[tuple[Metric, ...]] = (TPR, AUC)
@@ -81,8 +81,8 @@ class Membership(Attack):
         """
         if scope.data.members is None:
             return ()
-        averaged = self.neighbours > 1 and neighbourhood(scope.data.bounds, scope.data.shape) is not None
-        runs = [membership_run(model, scope, averaged=averaged)]
+        alone = neighbourhood(scope.data.bounds, scope.data.shape) is None
+        runs = [membership_run(model, scope, neighbours=1 if alone else self.neighbours)]
         plain = self.model_copy(update={"neighbours": 1})
         for name in model.baselines:
             baseline = scope.models[name]

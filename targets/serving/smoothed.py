@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +99,12 @@ def shares(logits: Tensor, samples: int) -> Tensor:
     return won.masked_fill(undefined[:, None], math.nan)
 
 
+def counted(ask: Callable[[Tensor], Tensor], x: Tensor, scale: Tensor, samples: int, key: int) -> Tensor:
+    """`shares` of what `ask` answers about copies of x float32 [n, *shape], of few records at a time."""
+    rows = max(1, TOGETHER // max(1, samples * x[:1].numel()))
+    return torch.cat([shares(ask(copies(part, scale, samples, key).flatten(0, 1)), samples) for part in x.split(rows)])
+
+
 class Voted:
     """A `Target` that answers by the votes of another on noisy copies: logarithms of the shares of votes.
 
@@ -140,12 +147,7 @@ class Voted:
                 f"The model is served by vote under noise on records of shape {list(self.vote.scale.shape)}, and one "
                 f"here has the shape {list(x.shape[1:])}."
             )
-        rows = max(1, TOGETHER // max(1, samples * x[:1].numel()))
-        parts = [
-            shares(self.base.logits(copies(part, self.vote.scale, samples, key).flatten(0, 1)), samples)
-            for part in x.split(rows)
-        ]
-        return torch.cat(parts)
+        return counted(self.base.logits, x, self.vote.scale, samples, key)
 
 
 def least_share(hits: Counts, n: int, alpha: float) -> Floats:

@@ -14,7 +14,7 @@ from crushproof.attacks.attack import Attack
 from crushproof.attacks.case import Case
 from crushproof.attacks.evasion.gradient.pgd import craft
 from crushproof.attacks.extraction.extraction import Extraction
-from crushproof.attacks.membership.averaging import Averaged, neighbourhood
+from crushproof.attacks.membership.averaging import VOTES, Averaged, neighbourhood
 from crushproof.attacks.membership.case import MembershipCase, ShadowSignals
 from crushproof.attacks.membership.membership import Membership
 from crushproof.attacks.membership.replayed import signals_of
@@ -28,6 +28,7 @@ from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.compression.deployment.structure import load_module, save_module
 from crushproof.compression.pruning.prune import Prune
 from crushproof.compression.quantization.quantize import Quantize
+from crushproof.compression.smoothed import VoteUnderNoise, asked_often
 from crushproof.compression.wrapping import behind
 from crushproof.defenses.defense import DEFENSES
 from crushproof.defenses.limited_answers import LimitedAnswers as Defense
@@ -221,6 +222,7 @@ def test_a_baseline_is_attacked_alike_whatever_hides_the_answers_of_the_model_be
         "candidates": {
             "open": student,
             "noisy": {"recipe": student, "defense": {"kind": "limited-answers", "show": "noisy"}},
+            "voted": {"recipe": student, "defense": {"kind": "randomized-smoothing", "samples": 10}},
         },
         "attacks": ["membership"],
         "shadows": {"training_free": 4, "trained": 2},
@@ -233,3 +235,8 @@ def test_a_baseline_is_attacked_alike_whatever_hides_the_answers_of_the_model_be
     assert suite.models["noisy"].parent is not None
     shadows = signals_of(suite.scope("membership"), suite.models["noisy"].parent, without_noise(noisy))
     assert shadows.name in suite.cell("attack/membership/noisy").needs, "shadow models have no noise"
+    votes = asked_often(suite.models["voted"].recipe, VOTES)
+    assert isinstance(votes, VoteUnderNoise)
+    assert votes.samples == 10 * VOTES
+    shadows = signals_of(suite.scope("membership"), suite.models["noisy"].parent, votes)
+    assert shadows.name in suite.cell("attack/membership/voted").needs, "or as many votes as the attacker adds up"

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from crushproof.attacks.case import Case
 from crushproof.attacks.evasion.gradient.pgd import craft
 from crushproof.attacks.extraction.extraction import Extraction
+from crushproof.attacks.membership.averaging import VOTES, Averaged, neighbourhood
+from crushproof.attacks.membership.membership import Membership
 from crushproof.attacks.smoothing.smoothing import Smoothing
 from crushproof.audit.subject.audited import Opened, exported
 from crushproof.audit.suite.model_cells import opened_in
@@ -65,6 +67,12 @@ def test_a_vote_is_that_of_the_definition_and_a_radius_never_too_far() -> None:
     assert np.array_equal(sure, found >= 0)
     assert np.array_equal(labels[sure], (margin > 0)[sure])
     assert found[sure].mean() > 0.4 * np.abs(margin)[sure].mean()
+    step = neighbourhood(Bounds.of(0, 1), (6,))
+    assert step is not None
+    short = Voted(TorchTarget(module), NoisyVote(SIGMA, 20, torch.tensor(SIGMA)), key=5)
+    summed = Averaged(short, Bounds.of(0, 1), step, 16, seed=0).logits(x).exp()[:, 1].numpy() - expected
+    alone = short.logits(x).exp()[:, 1].numpy() - expected
+    assert np.square(summed).mean() < 0.25 * np.square(alone).mean(), "neighbours have votes of their own"
     few = Voted(TorchTarget(module), NoisyVote(SIGMA, 32, torch.tensor(SIGMA)), key=5)
     first = int(np.flatnonzero(sure)[found[sure].argmin()])
     way = float(np.sign(margin[first])) * torch.linspace(0.5, 0.99, 200)[:, None] * float(found[first])
@@ -141,6 +149,7 @@ def test_it_is_deployed_stored_and_certified_as_such(nets: list[nn.Module], digi
     assert isinstance(defense, CompressionDefense)
     knowing = DEFENSES.parse({"kind": "randomized-smoothing", "sigma": 0.1}).adapted(attack)
     assert isinstance(knowing, Smoothing)
+    assert defense.adapted(Membership()) == Membership(neighbours=VOTES)
     assert knowing.sigma == 0.1, "a certificate is of the noise that is served"
     assert defense.adapted(Extraction()) == Extraction()
     ids = digits.evaluation_ids.numpy()
