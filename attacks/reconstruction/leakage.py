@@ -201,7 +201,7 @@ def evidence_of(found: Searched, size: int, searched: int, none: str) -> Evidenc
 
 def measured(evidence: Evidence, found: Summary) -> list[Measurement]:
     """What was counted, with sentences on what was found where."""
-    threat = ThreatModel(Access.WHITE_BOX, "has the file and asks the model nothing", f"{found.size:,} bytes searched")
+    threat = ThreatModel(Access.WHITE_BOX, "has the file and asks the model nothing", "every byte of the file")
     about = "training records in the shipped bytes"
     ids = np.unique(evidence.arrays["record"])
     if found.searched:

@@ -274,7 +274,7 @@ def test_policies_from_files_and_plans(tmp_path: Path) -> None:
         ("changes: {acuracy: -0.02}", "line 1: changes.acuracy: is not a metric; did you mean 'accuracy'"),
         ("name: x\nchanges: {accuracy: 0.02}", "line 2.*write -0.02"),
         ("changes: {auc: -0.05}", "write 0.05"),
-        ("changes: {accuracy: -2}", "2 points are written 0.02"),
+        ("changes: {accuracy: -2}", "as a share it is -0.02"),
         ("absolutes: {auc: -0.1}", "under `changes`"),
         ("limits: {}", "limits: is not a key"),
         ("name: x", "limits nothing"),
