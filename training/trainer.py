@@ -106,7 +106,6 @@ class UserTrainer(Trainer):
                 trained, _ = plain(self._call(as_written(fresh).to(job.device).train(), own, seed))
                 answer_with_logits(trained, logits_only)
                 self._check_same(wanted, _shapes(trained))
-                self._check_finite(trained)
                 models.append(trained.to(job.device).eval())
         return models
 
@@ -116,13 +115,6 @@ class UserTrainer(Trainer):
             raise InputError(
                 f"The training function {self._identity.partition('@')[0]} returns another model than it is given: "
                 f"they differ in {', '.join(odd[:5])}. It must return the module it trained."
-            )
-
-    def _check_finite(self, trained: nn.Module) -> None:
-        if not all(bool(value.isfinite().all()) for value in trained.state_dict().values()):
-            raise InputError(
-                f"The training function {self._identity.partition('@')[0]} returns weights that are not finite: its "
-                "training diverged. Lower its learning rate, or clip its gradients."
             )
 
     def _call(self, fresh: nn.Module, records: Records, seed: int) -> nn.Module:
