@@ -177,7 +177,10 @@ def open_file(
             f"{PROPERTY} out of its metadata."
         )
     overrides = Overrides.model_validate(interface.model_dump(exclude={"hours"}))
-    assumptions, notes = assume(file, data, overrides, like)
+    try:
+        assumptions, notes = assume(file, data, overrides, like)
+    except InputError as error:  # which of the plan's files it is
+        raise InputError(f"{quoted(path)}: {error}") from None
     declared = [
         f"{name} {', '.join(f'{one:g}' for one in value) if isinstance(value, tuple) else value}"
         for name, value in interface
