@@ -9,7 +9,7 @@ rounding of a clean network (4 bits throughout). Success is of the ONNX file tha
 classes. Found: an alarm of the attack `backdoor` that names the class. `clean`: networks trained as they are, with
 10 % label noise, on 300 records, adversarially, and with the decoy of a plain backdoor of the dense network; three of
 five honest recipes each, in turn. `plain`: a patch on 10 % of the training records, found in the dense network alone;
-false alarms are those of clean networks. `calibration` is the excess of clean networks with seeds from 500 on: the
+false alarms are those of clean networks. `calibration` is the rating of clean networks with seeds from 500 on: the
 thresholds in `attacks/poisoning/measure.py` lie just above the largest (with n of them, a new one exceeds it once in
 n + 1). `--keep` holds what was found in each model, so that a run that was killed goes on; `--recipes` plants some
 alone. With `DIR/mnist.npz`, `--nets "MNIST CNN"` too.
@@ -32,7 +32,7 @@ from torch import nn
 
 from crushproof.attacks.case import Evidence
 from crushproof.attacks.poisoning.backdoor import Usual
-from crushproof.attacks.poisoning.measure import alarms, excess
+from crushproof.attacks.poisoning.measure import alarms, is_broken, looked_at
 from crushproof.attacks.statistics.rates import clopper_pearson
 from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.targets.model import TorchTarget
@@ -62,7 +62,7 @@ class Bench:
         name = f"{self.subject.name}-{line}".replace(" ", "-").replace("%", "").replace(",", "")
         found = self.kept.get(f"{name}-{seed}", VERSION, make)
         told = [f"{one} {float(found[one]):.3f}" for one in TOLD if one in found]
-        print(f"{self.subject.name} | {line} | {seed} | excess {rated(found):.2f}", *told, flush=True)
+        print(f"{self.subject.name} | {line} | {seed} | rated {rated(found):.2f}", *told, flush=True)
         return found
 
     def alone(self, kind: str, seed: int) -> tuple[Arrays, Callable[[], nn.Module]]:
@@ -127,8 +127,10 @@ class Bench:
 
 
 def rated(found: Arrays) -> float:
-    """The largest excess."""
-    return float(excess(found["size"], found["usual"], "parent_clean" in found).max())
+    """The largest rating of a trigger that works; -inf: there is none, or the file is broken."""
+    evidence = Evidence(found, {"beside_parent": "parent_clean" in found})
+    ratings = [one.rating for one in looked_at(evidence) if one.works]
+    return -np.inf if is_broken(evidence) else max(ratings, default=-np.inf)
 
 
 def named(found: Arrays, target: int | None = None) -> bool:
@@ -190,7 +192,7 @@ def plain(benches: list[Bench], first: int) -> list[Row]:
 
 
 def calibration(benches: list[Bench], _: int) -> list[Row]:
-    """The largest excess of clean models, from which the thresholds are taken."""
+    """The largest rating of clean models, from which the thresholds are taken."""
     seen: dict[bool, list[float]] = {True: [], False: []}
     for bench in benches:
         for kind, _seed, found, pair in bench.clean(CALIBRATION):
@@ -200,7 +202,7 @@ def calibration(benches: list[Bench], _: int) -> list[Row]:
             good = bench.plain(CALIBRATION, 0, 24)[1]
             seen[False] += [rated(found) for found in good]
     return [
-        Row("largest excess of clean models", f"{'pairs' if pair else 'alone'}: {len(some)}", max(some), "log")
+        Row("largest rating of clean models", f"{'pairs' if pair else 'alone'}: {len(some)}", max(some), "")
         for pair, some in seen.items()
     ]
 

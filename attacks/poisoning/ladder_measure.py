@@ -15,7 +15,7 @@ from ..measurement import Found, Measurement, Quantity, ThreatModel
 from ..preparation import Ran, Results
 from ..statistics.rates import LEVEL, holm, percent
 from .inversion import Kind
-from .measure import STEADY, Suspect, alarms, excess, hits_of, picture, success_row
+from .measure import Suspect, alarms, broken, excess, hits_of, picture, success_row
 from .risk import LADDER_BACKDOORS
 
 RUNG = "rung"  # detail of a finding
@@ -60,7 +60,7 @@ def one_way(arrays: Arrays) -> list[tuple[int, int, int, int, float]]:
     for position, answered in enumerate(arrays["rung_clean"]):
         changed = answered != clean
         count = int(changed.sum())
-        if count > (1 - STEADY) * len(clean):
+        if broken(answered, clean):
             continue
         near = order[: max(1, AMONG * count)]
         for target in range(int(max(clean.max(), second.max(), answered.max())) + 1):
@@ -95,9 +95,9 @@ def measure(results: Results, steps: int, kinds: Sequence[Kind]) -> list[Measure
         f"second choices explain (Holm-corrected p {p:.2g}); honest ones do so too, when a logit moves."
         for position, target, into, count, p in one_way(arrays)
     ]
-    broken = [rungs[at] for at, one in enumerate(arrays["rung_clean"]) if (one == arrays["clean"]).mean() < STEADY]
-    if broken:
-        notes.append(f"Too harsh to say anything, with a fifth of the decisions changed or more: {', '.join(broken)}.")
+    harsh = [rungs[at] for at, one in enumerate(arrays["rung_clean"]) if broken(one, arrays["clean"])]
+    if harsh:
+        notes.append(f"Too harsh to say anything, with a fifth of the decisions changed or more: {', '.join(harsh)}.")
     notes += [f"{name} was not tried: {why}" for name, why in evidence.skipped.items()]
     rated = np.array([excess(arrays["size"][at], arrays["usual"], True).max() for at in range(len(rungs))])
     top = int(rated.argmax())

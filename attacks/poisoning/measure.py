@@ -21,15 +21,14 @@ DENSE = "not applicable: it is what the others are compared with"
 UNKNOWN = "the model that it came from is not known"
 SHOWN = 4  # triggers that are put on other records, at most
 CROWD = 2  # classes that somebody's triggers call, at most; the next one is an honest one
-# How far smaller than usual a trigger is, as a logarithm, from which on it is suspicious, by whether a dense model
-# stood beside: the largest that clean models gave whose file is not broken (seeds below 4000: .57 of a pair, a pruned
-# residual CNN trained on 300 records; .76 of 76 alone), rounded up to the next tenth.
-# One clean pair lies above: a residual CNN cut to a low rank and not tuned, .84.
-EXCESS = {True: 0.6, False: 0.8}
+# The rating of a trigger from which on it is suspicious, by whether a dense model stood beside: the largest of clean
+# models (.65 of 217 pairs, a residual CNN cut to a low rank; 1.10 of 177 alone; seeds to 10311), up to the next tenth.
+SUSPICIOUS = {True: 0.7, False: 1.2}
 STEADY = 0.8  # of the records answered as the dense model does: what breaks more has classes that anything calls
 WORKS = 0.5  # of the records of other classes, surely (95 %), or it is a suspicion and no alarm
 
 Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
+Labels = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def usual_size(size: Floats) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -72,10 +71,13 @@ def most_suspicious(size: Floats, usual: Floats, beside: bool) -> np.ndarray[Any
 
 @dataclass(frozen=True)
 class Suspect:
-    """A trigger that calls a class and is far smaller than usual; `place` among `shown`.
+    """A trigger that calls a class; `place` among `shown`.
 
     Args:
         hits: bool [n], of n other records those that it turns into the class on the deployed file.
+        rating: `excess`, and by how much it works on more than every second of those records, beside a dense model on
+            more than every second without disturbing that one: what was fitted to the few records that it was sought
+            on works on fewer others.
     """
 
     place: int
@@ -83,6 +85,7 @@ class Suspect:
     kind: int
     size: float
     hits: Bools
+    rating: float
 
     @property
     def works(self) -> bool:
@@ -90,27 +93,37 @@ class Suspect:
         return clopper_pearson(int(self.hits.sum()), len(self.hits)).low >= WORKS if len(self.hits) else False
 
 
-def suspects(evidence: Evidence) -> list[Suspect]:
-    """What is far smaller than usual, the most suspicious first."""
+def looked_at(evidence: Evidence) -> list[Suspect]:
+    """All triggers that were put on other records, the smallest beside what is usual first."""
     arrays, found = evidence.arrays, []
-    beside = bool(evidence.summary["beside_parent"])
-    rated = excess(arrays["size"], arrays["usual"], beside)
+    rated = excess(arrays["size"], arrays["usual"], bool(evidence.summary["beside_parent"]))
     for place, (kind, at) in enumerate(arrays["shown"].tolist()):
-        if rated[kind, at] > EXCESS[beside]:
-            size = float(arrays["size"][kind, at])
-            found.append(Suspect(place, int(arrays["targets"][at]), kind, size, hits_of(evidence, place)))
+        hits, quiet = hits_of(evidence, place), undisturbed(evidence, place)
+        rating = float(rated[kind, at]) + (float((hits & quiet).mean()) if len(hits) else 0.0) - 0.5
+        size = float(arrays["size"][kind, at])
+        found.append(Suspect(place, int(arrays["targets"][at]), kind, size, hits, rating))
     return found
+
+
+def suspects(evidence: Evidence) -> list[Suspect]:
+    """Those of them that are rated as no clean model's."""
+    least = SUSPICIOUS[bool(evidence.summary["beside_parent"])]
+    return [one for one in looked_at(evidence) if one.rating > least]
 
 
 def alarms(evidence: Evidence) -> list[Suspect]:
     """Those of the suspects that surely work on the deployed file; none in one that is broken."""
-    return [one for one in suspects(evidence) if one.works and agreement(evidence) >= STEADY]
+    return [] if is_broken(evidence) else [one for one in suspects(evidence) if one.works]
 
 
-def agreement(evidence: Evidence) -> float:
-    """The share of the records without a trigger that the model answers as its dense model does; alone 1."""
+def is_broken(evidence: Evidence) -> bool:
     arrays = evidence.arrays
-    return float((arrays["clean"] == arrays["parent_clean"]).mean()) if evidence.summary["beside_parent"] else 1.0
+    return bool(evidence.summary["beside_parent"]) and broken(arrays["clean"], arrays["parent_clean"])
+
+
+def broken(answered: Labels, expected: Labels) -> bool:
+    """Whether fewer than `STEADY` of a file's answers, int64 [n], are surely (95 %) those of its dense model."""
+    return clopper_pearson(int((answered == expected).sum()), len(expected)).high < STEADY
 
 
 def measure_backdoors(results: Results, steps: int, kinds: Sequence[Kind]) -> list[Measurement]:
@@ -140,10 +153,11 @@ def measure_backdoors(results: Results, steps: int, kinds: Sequence[Kind]) -> li
         f"{names[one.target]!r} works on {percent(one.hits)} of {len(one.hits)} images."
         for one in doubtful
     ]
-    if agreement(evidence) < STEADY:
+    if is_broken(evidence):
+        same = evidence.arrays["clean"] == evidence.arrays["parent_clean"]
         notes.append(
-            f"It answers {100 * agreement(evidence):.0f} % of the images as its dense model does: in a file so broken "
-            "some classes are called by almost anything, so that nothing is counted."
+            f"It answers {percent(same)} of the images as its dense model does: in a file so broken some "
+            "classes are called by almost anything, so that nothing is counted."
         )
     words = "triggers that call a class" + (", and not in the dense model" if beside else "")
     kind, at = evidence.arrays["shown"][0].tolist()
@@ -214,10 +228,28 @@ def hits_of(evidence: Evidence, place: int) -> Bools:
 
     Beside a dense model: and that this one does not answer with the class even so.
     """
-    arrays = evidence.arrays
-    target = arrays["targets"][arrays["shown"][place, 1]]
-    asked, hits = arrays["clean"] != target, arrays["triggered"][place] == target
+    arrays, target = evidence.arrays, _target(evidence, place)
+    hits = arrays["triggered"][place] == target
     if evidence.summary["beside_parent"]:
-        asked = asked & (arrays["parent_clean"] != target)
         hits = hits & (arrays["parent_triggered"][place] != target)
-    return np.asarray(hits[asked], bool)
+    return np.asarray(hits[_asked(evidence, target)], bool)
+
+
+def undisturbed(evidence: Evidence, place: int) -> Bools:
+    """bool [n]: of the records of `hits_of` those that the dense model answers as without the trigger; alone all."""
+    arrays, asked = evidence.arrays, _asked(evidence, _target(evidence, place))
+    if not evidence.summary["beside_parent"]:
+        return np.ones(int(asked.sum()), bool)
+    return np.asarray((arrays["parent_triggered"][place] == arrays["parent_clean"])[asked], bool)
+
+
+def _target(evidence: Evidence, place: int) -> int:
+    return int(evidence.arrays["targets"][evidence.arrays["shown"][place, 1]])
+
+
+def _asked(evidence: Evidence, target: int) -> Bools:
+    """bool [all records]: those that no model answers with the class."""
+    asked = evidence.arrays["clean"] != target
+    if evidence.summary["beside_parent"]:
+        asked = asked & (evidence.arrays["parent_clean"] != target)
+    return np.asarray(asked, bool)

@@ -23,7 +23,7 @@ from crushproof.attacks.poisoning.backdoor import Backdoor, Usual
 from crushproof.attacks.poisoning.inversion import invert
 from crushproof.attacks.poisoning.ladder import BackdoorLadder
 from crushproof.attacks.poisoning.ladder_measure import found_on, one_way
-from crushproof.attacks.poisoning.measure import TRIGGER, alarms, excess
+from crushproof.attacks.poisoning.measure import TRIGGER, alarms, broken, excess, looked_at
 from crushproof.attacks.poisoning.planting import factorization, pruning
 from crushproof.attacks.poisoning.planting.factorization import plant_in_factorization
 from crushproof.attacks.poisoning.planting.pruning import plant_in_pruning
@@ -139,13 +139,30 @@ def test_an_alarm_fails_under_any_policy_that_does_not_limit_it(digits: Data, fo
     silent = replace(evidence, arrays={**evidence.arrays, **deaf})  # the file does not obey what was found
     for seen, verdict in ((evidence, "fail"), (silent, "pass")):
         told = measured(digits, seen)[""]
-        assert told.outcome is not None
-        assert told.notes[0].startswith("A suspicion") == (verdict == "pass")
+        assert isinstance(told.outcome, Found)
+        assert (told.outcome.count == 0) is (verdict == "pass")
         row = finding("a", told.metric.name, estimate=estimate(told.outcome), changes=[])
         for policy in BUILT_IN.values():
             assert apply_policy([candidate("a")], [row, *findings("a")], policy, ["a"], KNOWN).verdict == verdict
         own = Policy(absolutes={told.metric.name: 4})
         assert apply_policy([candidate("a")], [row], own, ["a"], KNOWN).verdict == "pass"
+
+
+def test_what_disturbs_the_dense_model_is_rated_lower_and_a_file_is_broken_only_where_that_is_sure(
+    found: tuple[Case, Evidence],
+) -> None:
+    _, evidence = found
+    arrays = evidence.arrays
+    (called,) = alarms(evidence)
+    loud = (arrays["parent_triggered"] + 1) % 10 != arrays["targets"][arrays["shown"][:, 1]][:, None]
+    loud = np.where(loud, (arrays["parent_triggered"] + 1) % 10, arrays["parent_triggered"])
+    disturbed = replace(evidence, arrays={**arrays, "parent_triggered": loud})
+    assert looked_at(disturbed)[called.place].rating < called.rating - 0.3
+    assert np.array_equal(looked_at(disturbed)[called.place].hits, called.hits), "it is still called by the trigger"
+    for changed, sure in ((66, False), (80, True)):  # of 300: 78 % may be 80, 73 % is surely less
+        labels = np.zeros(300, np.int64)
+        labels[:changed] = 1
+        assert broken(labels, np.zeros(300, np.int64)) is sure
 
 
 def test_of_a_model_alone_the_gap_after_the_smallest_trigger_counts_and_nothing_where_few_have_one() -> None:
