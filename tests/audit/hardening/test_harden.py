@@ -150,6 +150,26 @@ def test_nothing_to_do_and_nothing_to_do_it_with(monkeypatch: pytest.MonkeyPatch
         hardened(monkeypatch, robust, names=("prune",))
 
 
+def test_what_neither_fails_nor_passes_is_named_and_no_plan_is_written_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So of a finished file that fails, and of a candidate that could not be made."""
+    audits = stand_in(lambda candidate: candidate.recipe == "quantize")
+
+    def run_audit(plan: Plan, *rest: Any, **named: Any) -> Audit:
+        audit = audits(plan, *rest, **named)
+        rows = [row.model_copy(update={"verdict": "inconclusive"}) for row in audit.candidates if row.name == "int8"]
+        return audit.model_copy(update={"candidates": rows, "deciding": ["prune80: The net has no such layer."]})
+
+    monkeypatch.setattr("crushproof.audit.hardening.harden.run_audit", run_audit)
+    done = harden(PLAN, Path(), Path("out"))
+    assert (done.missed, done.text) == ({}, "")
+    assert done.open["prune80"] == "prune80: The net has no such layer."
+    assert done.open["int8"].startswith("int8: inconclusive, neither failing nor passing.")
+    monkeypatch.setattr("crushproof.audit.hardening.harden.run_audit", stand_in(lambda candidate: False))
+    finished = CandidatePlan.model_validate({"file": "finished.onnx", "recipe": "quantize"})
+    given = PLAN.model_copy(update={"candidates": {"int8": finished}})
+    assert "int8: it is a finished file, which is not made anew." in harden(given, Path(), Path("out")).missed["int8"]
+
+
 def test_no_defense_passes_by_making_its_own_parent_worse() -> None:
     audit = synthetic_audit()
     row = next(one for one in audit.candidates if one.name == "int8-advtrain")
