@@ -155,14 +155,15 @@ def harden(
             done.missed[failing.name] = _missed(failing, audit, [one for one in ladder if one not in left], left)
     rows = {row.name: row for row in audit.candidates}
     for name, candidate in plan.candidates.items():
-        row = rows.get(name)
-        if row is None:
+        if name not in rows:
             why = [one for one in audit.deciding if one.startswith(f"{name}: ")]
             done.open[name] = why[0] if why else f"{name}: it could not be made."
-        elif row.verdict == "fail" and candidate.file is not None:
-            done.missed[name] = f"{name}: it is a finished file, which is not made anew. {row.deciding or ''}".rstrip()
-        elif row.verdict not in ("pass", "fail"):
-            done.open[name] = f"{name}: {row.verdict}, neither failing nor passing. {row.deciding or ''}".rstrip()
+            continue
+        verdict, told = rows[name].verdict, rows[name].deciding or ""
+        if verdict == "fail" and candidate.file is not None:
+            done.missed[name] = f"{name}: it is a finished file, which is not made anew. {told}".rstrip()
+        elif verdict not in ("pass", "fail"):
+            done.open[name] = f"{name}: {verdict}, neither failing nor passing. {told}".rstrip()
     if not done.missed and len(done.open) < len(plan.candidates):
         done.text = _plan_text(plan, done)
     return done
