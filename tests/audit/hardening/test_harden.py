@@ -16,6 +16,7 @@ from crushproof.audit.hardening.time_limit import TimeUp, Until
 from crushproof.audit.plan.plan import Plan, parse_plan
 from crushproof.audit.plan.sections import CandidatePlan
 from crushproof.audit.schema.rows import Audit, Change
+from crushproof.compression.answers import LimitAnswers
 from crushproof.compression.chain import Chain
 from crushproof.compression.pruning.prune import Prune
 from crushproof.compression.quantization.quantize import Quantize
@@ -211,6 +212,8 @@ def test_techniques_answer_what_they_can_answer() -> None:
         assert recipe.hardened(metric, setting) == []
     chain = Chain(steps=(tuned, Quantize()))
     assert [len(way.steps) for way in chain.hardened("robust_accuracy", LINF) if isinstance(way, Chain)] == [2, 2]
+    shown = LimitAnswers(recipe=tuned)
+    assert [way.recipe for way in shown.hardened("robust_accuracy", LINF) if isinstance(way, LimitAnswers)] == ways
     kinds: list[type[TrainingDefense]] = [AdversarialTraining, DpSgd]
     assert [len(kind.proposed("robust_accuracy", LINF)) for kind in kinds] == [2, 0]
     assert [len(kind.proposed("auc", {})) for kind in kinds] == [0, 1]
