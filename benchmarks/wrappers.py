@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from crushproof.attacks.extraction.asking.strategies import STRATEGIES
 from crushproof.attacks.extraction.extract import extract
-from crushproof.attacks.membership.averaging import NEIGHBOURS, Averaged
+from crushproof.attacks.membership.averaging import NEIGHBOURS, Averaged, neighbourhood
 from crushproof.attacks.membership.case import ShadowSignals
 from crushproof.attacks.membership.population import PopulationPlan, masks
 from crushproof.attacks.membership.scoring.scores import lira
@@ -97,6 +97,12 @@ def inputs(seeds: range) -> list[Row]:
     return [*rows, *(row(f"{name}: gained", gain, "share", 0.05, "lower") for name, gain in gained.items())]
 
 
+def averaging(target: Target, neighbours: int, *, seed: int) -> Averaged:
+    step = neighbourhood(OWN.bounds, tuple(OWN.members.x.shape[1:]))
+    assert step is not None
+    return Averaged(target, OWN.bounds, step, neighbours, seed=seed)
+
+
 def answers(seeds: range) -> list[Row]:
     records = Records(
         torch.cat([OWN.members.x, OWN.others.x])[: 2 * HALF], torch.cat([OWN.members.y, OWN.others.y])[: 2 * HALF]
@@ -129,7 +135,7 @@ def answers(seeds: range) -> list[Row]:
                 (recipe,) = LimitedAnswers(show="noisy", noise=noise, noise_seed=seed).recipes(Prune(sparsity=0.01))
                 target = TorchTarget(recipe.apply(model, records, OWN.bounds, seed=0))
                 if seed == (at < SHADOWS):  # the attacker's own has another seed than the file
-                    averaged.append(phi_of(Averaged(target, OWN.bounds, NEIGHBOURS, seed=0), records))
+                    averaged.append(phi_of(averaging(target, NEIGHBOURS, seed=0), records))
                 (other if seed else noisy).append(phi_of(target, records))
         own = np.stack(noisy)
         note(f"noise {noise:g}: AUC, shadows without it", own[SHADOWS:], plain[:SHADOWS])
@@ -178,7 +184,7 @@ def thieves(seeds: range) -> list[Row]:
             (recipe,) = LimitedAnswers(show="noisy", noise=noise).recipes(INT4)
             target = TorchTarget(recipe.apply(dense, OWN.members, OWN.bounds, seed=seed))
             for each in (1, 4):
-                asked: Target = target if each == 1 else Averaged(target, OWN.bounds, each, seed=seed)
+                asked: Target = target if each == 1 else averaging(target, each, seed=seed)
                 stolen = extract(asked, x, architecture=OWN.net, budget=STOLEN // each, seed=seed)
                 name = f"noise {noise:g}: fidelity, {STOLEN // each} records, {each} answers each"
                 agree = told(TorchTarget(stolen.module), OWN.others.x) == told(target, OWN.others.x)

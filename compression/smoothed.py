@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from ..targets.data.records import Bounds, Records
 from ..targets.errors import NotApplicable
-from ..targets.serving.smoothed import AUDITED, LEAST, NoisyVote, copies, shares
+from ..targets.serving.smoothed import AUDITED, LEAST, MOST, NoisyVote, copies, counted, shares
 from ..targets.technique import Technique
 from .answers import answers_limited
 from .inputs import check_values
 from .layers.edit import rebuildable
-from .recipe import RECIPES
+from .recipe import RECIPES, Recipe
 from .wrapping import Wrapper, WrappingRecipe
 
 
@@ -24,7 +24,7 @@ class Smoothing(Technique):
     """How inputs are smoothed over: fields of the recipe and of the defense."""
 
     sigma: PositiveFloat = Field(0.25, le=10, description="standard deviation of the noise, in [0, 1] units")
-    samples: int = Field(32, ge=1, le=1000, description="noisy copies of an input, each of which has a vote")
+    samples: int = Field(32, ge=1, le=MOST, description="noisy copies of an input, each of which has a vote")
 
     @property
     def smoothed_words(self) -> str:
@@ -52,10 +52,10 @@ class SmoothedAnswers(Wrapper):
         self.register_buffer("scale", torch.zeros(shape))
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.soft:
+            return counted(self.inner, x, self.scale, self.samples, AUDITED).clamp_min(LEAST).log()
         logits: Tensor = self.inner(copies(x, self.scale, self.samples, AUDITED).flatten(0, 1))
         votes = shares(logits.detach(), self.samples)
-        if not self.soft:
-            return votes.clamp_min(LEAST).log()
         every = torch.log_softmax(logits, 1).view(self.samples, -1, logits.shape[1])
         mean = torch.logsumexp(every, 0) - math.log(self.samples)
         first = torch.zeros_like(votes).scatter(1, votes.argmax(1, keepdim=True), 1.0) > 0
@@ -120,3 +120,11 @@ def voted_under_noise(recipe: object) -> bool:
     return isinstance(recipe, VoteUnderNoise) or (
         isinstance(recipe, WrappingRecipe) and voted_under_noise(recipe.recipe)
     )
+
+
+def asked_often(recipe: Recipe | None, times: int) -> Recipe | None:
+    """The same recipe with so many times the votes, `MOST` at most."""
+    if not isinstance(recipe, WrappingRecipe):
+        return recipe
+    more = {"samples": min(MOST, times * recipe.samples)} if isinstance(recipe, VoteUnderNoise) else {}
+    return recipe.model_copy(update={"recipe": asked_often(recipe.recipe, times), **more})

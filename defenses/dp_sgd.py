@@ -78,8 +78,9 @@ class DpSgd(TrainingDefense):
     secret_noise: bool = Field(
         False,
         description="sampling and noise of the model that ships come from the operating system, and are kept nowhere. "
-        "An audit that goes on takes the weights it stored; one begun anew trains another model, with other findings, "
-        "so the file that was audited is the one to ship. Shadow models follow from the audit's seed as ever",
+        "An audit that goes on takes the weights it stored, and not without them; one begun anew trains another model, "
+        "with other findings, so the file that was audited is the one to ship. Shadow models follow from the audit's "
+        "seed as ever",
     )
 
     @classmethod
@@ -196,7 +197,7 @@ class DpSgdTrainer(Trainer):
     """
 
     def __init__(self, defense: DpSgd, secret: bool = False) -> None:
-        self.defense, self.secret = defense, secret
+        self.defense, self.secret, self.repeatable = defense, secret, not secret
 
     @property
     def of_shipped(self) -> Trainer:

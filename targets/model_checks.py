@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import scipy  # scipy.special alone: scipy.stats takes half a second of every process that imports it
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .data.checks import shown_range
 from .data.records import Bounds, Records
@@ -17,6 +18,8 @@ from .model import Target, TorchTarget, device_of
 
 CHANCE_P = 0.01  # a model whose agreement with the labels is this likely by luck is at chance
 PROBED = 2_000  # records a model is checked on
+BATCHES = 50  # after which running averages have forgotten where they started
+OFF, SEEN = 1.5, 64  # of `off_statistics`, on so many records: honest ones lie below .7, pixels times 255 beyond 9
 
 
 def check_model(target: Target, records: Records, bounds: Bounds, outputs: int) -> list[str]:
@@ -42,8 +45,14 @@ def check_model(target: Target, records: Records, bounds: Bounds, outputs: int) 
     if y.is_floating_point():
         return _check_predictions(y, answers)
     notes = []
+    net = target.module if isinstance(target, TorchTarget) else None
+    if net is not None and (off_statistics(net, x[:SEEN].to(device_of(net)), BATCHES) or 0) > OFF:
+        notes = [
+            "What reaches the model's first batch normalisation is far from what it saw in training: check that the "
+            f"inputs are in the same units and normalised alike (the data's bounds are {shown_range(bounds)})."
+        ]
     if bool((answers >= 0).all() and (answers <= 1).all()):
-        notes = ["All outputs lie in [0, 1]; if they come from a sigmoid, return the values before it."]
+        notes += ["All outputs lie in [0, 1]; if they come from a sigmoid, return the values before it."]
     return notes + _check_accuracy(target, x, y, answers, bounds, outputs)
 
 
@@ -75,6 +84,30 @@ def check_answers(answers: Tensor, outputs: int, labels: Tensor) -> None:
         )
 
 
+def off_statistics(module: nn.Module, x: Tensor, batches: int = 0) -> float | None:
+    """How far the input of the first batch normalisation is from what it was trained on: shift in standard deviations
+    plus logarithm of the ratio of variances, of the middle channel each; None where there is none that counted so many
+    batches.
+    """
+    norm = next((one for one in module.modules() if isinstance(one, _BatchNorm)), None)
+    if norm is None or norm.running_mean is None or norm.running_var is None:
+        return None
+    if batches and (norm.num_batches_tracked is None or int(norm.num_batches_tracked) < batches):
+        return None
+    seen: list[Tensor] = []
+    hook = norm.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
+    with torch.no_grad():
+        module(x)
+    hook.remove()
+    if not seen:
+        return None
+    values = seen[0].movedim(1, 0).flatten(1).double()
+    mean, variance = norm.running_mean.double(), norm.running_var.double() + norm.eps
+    shift = (values.mean(1) - mean).abs() / variance.sqrt()
+    ratio = ((values.var(1) + norm.eps) / variance).log().abs()
+    return float(shift.median() + ratio.median())
+
+
 def _wrong_shape(answers: Tensor, outputs: int, labels: Tensor) -> str:
     shape = f"{['n', *answers.shape[1:]]}".replace("'n'", "n") if answers.dim() else "[] (a single number)"
     if labels.is_floating_point():
@@ -84,7 +117,12 @@ def _wrong_shape(answers: Tensor, outputs: int, labels: Tensor) -> str:
         )
     classes, hint = outputs, ""
     taken = torch.unique(labels)
-    if answers.dim() == 2 and len(taken) == answers.shape[1]:
+    if answers.dim() == 2 and int(taken[-1]) < answers.shape[1] < classes:
+        hint = (
+            f" The test labels (y_test) run from {int(taken[0])} to {int(taken[-1])}, which fits it: either more class "
+            "names are given than the model has outputs, or training labels go further."
+        )
+    elif answers.dim() == 2 and len(taken) == answers.shape[1]:
         hint = (
             f" The labels (y_test) take {len(taken)} values, from {int(taken[0])} to {int(taken[-1])}: number them 0 "
             f"to {len(taken) - 1}, in the order of the model's outputs"

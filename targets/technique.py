@@ -346,5 +346,5 @@ def _percent(item: Mapping[str, Any]) -> str:
 
 def explain(error: ValidationError, where: str, model: type[BaseModel] | None = None) -> str:
     """One paragraph for a pydantic error: the field, what is wrong with it and, for an unknown key, the nearest one."""
-    parts = [": ".join(filter(None, [".".join(map(str, steps)), message])) for steps, message in faults(error, model)]
-    return f"In {where}: " + "; ".join(parts) + "."
+    parts = [": ".join(filter(None, (".".join(map(str, steps)), message))) for steps, message in faults(error, model)]
+    return f"In {where}: {'; '.join(parts)}.".replace("?.", "?")

@@ -20,7 +20,11 @@ from .stacked import group_size
 
 
 class Trainer(ABC):
-    """Fits models from scratch. `identity` decides the cache key: same identity and inputs, same weights."""
+    """Fits models from scratch. `identity` decides the cache key: same identity and inputs, same weights, if it is
+    `repeatable`.
+    """
+
+    repeatable: bool = True
 
     @property
     @abstractmethod

@@ -23,7 +23,7 @@ from ..measurement import (
 from ..preparation import Ran, Results, Scope
 from ..statistics import power as statistical_power
 from ..statistics import ranking
-from .averaging import NEIGHBOURS
+from .averaging import NEIGHBOURS, VOTES, neighbourhood
 from .preparations import shadow_counts
 from .risk import AUC, TPR
 from .runs import run_detail
@@ -233,7 +233,13 @@ def _caveats(results: Results, evidence: Evidence) -> tuple[tuple[str, ...], lis
         else:
             flags.add(Flag.DISTRIBUTION_SHIFT.value)
             notes.append(f"Not attributable to membership: {told}")
-    if answers_noisy(model.recipe):
+    near = neighbourhood(scope.data.bounds, scope.data.shape) is not None
+    if voted_under_noise(model.recipe) and near:
+        notes.append(
+            f"It answers by votes under noise. The attacker adds up those about {VOTES} neighbours of each record, and "
+            "compares with shadow models of as many votes."
+        )
+    if answers_noisy(model.recipe) and near:
         notes.append(
             "Noise on its answers is the same for the same record, so asking again tells nothing. The attacker "
             f"averages over {NEIGHBOURS} neighbours of each record, and compares with shadow models without noise."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -17,7 +18,7 @@ from ..case import Case, Evidence
 from ..measurement import Measurement
 from ..preparation import Audited, Basis, Need, Ran, Results, Scope
 from ..risk import Metric, Risk
-from .averaging import Averaged
+from .averaging import Averaged, neighbourhood
 from .blind import blind_scores
 from .case import MembershipCase, ShadowSignals
 from .evidence_form import evidence_form
@@ -64,7 +65,7 @@ class Membership(Attack):
 
     kind: Literal["membership"] = "membership"
     neighbours: int = Field(
-        1, ge=1, le=1000, description="of a record, whose answers are averaged where answers are noisy; 1: it alone"
+        1, ge=1, le=1000, description="of a record, whose answers are averaged where noise decides them; 1: it alone"
     )
     risk: ClassVar[Risk] = MEMBERSHIP
     metrics: ClassVar[tuple[Metric, ...]] = (TPR, AUC)
@@ -80,12 +81,14 @@ class Membership(Attack):
         """
         if scope.data.members is None:
             return ()
-        runs = [membership_run(model, scope, averaged=self.neighbours > 1)]
+        alone = neighbourhood(scope.data.bounds, scope.data.shape) is None
+        runs = [membership_run(model, scope, neighbours=1 if alone else self.neighbours)]
+        plain = self.model_copy(update={"neighbours": 1})
         for name in model.baselines:
             baseline = scope.models[name]
             full = shadow_count(scope, baseline.parent, None)
             fewer = {count for count in shadow_counts(model, scope) if count < full}
-            runs += [membership_run(baseline, scope, shadows=count) for count in sorted(fewer)]
+            runs += [replace(membership_run(baseline, scope, shadows=count), attack=plain) for count in sorted(fewer)]
         return tuple(runs)
 
     def reads(self, model: Audited, scope: Scope) -> tuple[Need, ...]:
@@ -133,15 +136,17 @@ class Membership(Attack):
             raise NotApplicable("no training records: membership can only be audited against the training's records")
         if population.own is not None and len(population.own.phi) < 2:
             raise NotApplicable("fewer than two shadow models: there is nothing to compare the model's scores with")
-        logits = self._asked(case).logits(population.records.x)
+        asked = self._asked(case)
+        each = self.neighbours if isinstance(asked, Averaged) else 1
+        logits = asked.logits(population.records.x)
         phi = margin(logits, population.records.y)
         if not all(np.isfinite(one).all() for one in (phi, *(one.phi for one in kinds_of(population).values()))):
             raise NotApplicable("the model or one of its shadows answers with numbers that are not finite")
-        ledger = Ledger(queries=len(phi) * self.neighbours)
+        ledger = Ledger(queries=len(phi) * each)
         extra: dict[str, np.ndarray[Any, Any]] = {}
         if population.own is None:
-            known = margin(self._asked(case).logits(case.attacker.x), case.attacker.y)
-            ledger.queries += len(known) * self.neighbours
+            known = margin(asked.logits(case.attacker.x), case.attacker.y)
+            ledger.queries += len(known) * each
             labels = population.records.y.cpu().numpy()
             extra["score/population"] = scores.population(phi, labels, known, case.attacker.y.cpu().numpy())
             extra["score/quantile"] = quantile(
@@ -155,9 +160,8 @@ class Membership(Attack):
         return self._evidence(phi, extra, blind, population, ledger)
 
     def _asked(self, case: Case) -> Target:
-        if self.neighbours == 1:
-            return case.deployed
-        return Averaged(case.deployed, case.bounds, self.neighbours, seed=0)
+        step = None if self.neighbours == 1 else neighbourhood(case.bounds, tuple(case.evaluation.x.shape[1:]))
+        return case.deployed if step is None else Averaged(case.deployed, case.bounds, step, self.neighbours, seed=0)
 
     def _evidence(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -99,9 +100,11 @@ class ShadowModels(Preparation):
     def modules(self, inputs: Inputs, wanted: Iterable[int]) -> dict[int, nn.Module]:
         """Those of the wanted shadows that are among these, by number; to be asked, not to be trained."""
         found, here = dict[int, nn.Module](), sorted({*wanted} & {*range(self.first, self.last)})
-        arrays = inputs.prepared(self).arrays if here else {}
+        if not here:
+            return found
+        arrays, blank = inputs.prepared(self).arrays, self.parent.architecture.blank()
         for shadow in here:
-            module = self.parent.architecture.blank()
+            module = copy.deepcopy(blank)
             names = module.state_dict()
             module.load_state_dict({name: torch.from_numpy(np.array(arrays[f"{shadow}/{name}"])) for name in names})
             found[shadow] = module.to(inputs.device).eval().requires_grad_(False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from ...compression.answers import without_noise
+from ...compression.smoothed import asked_often
 from ..attack import Run
 from ..preparation import Audited, Inputs, Scope
 from .case import MembershipCase, ShadowSignals
@@ -12,13 +13,15 @@ from .preparations import BlindScores, population_of, shadow_count
 from .replayed import SignalsOfShadows, signals_of
 
 
-def membership_run(model: Audited, scope: Scope, *, shadows: int | None = None, averaged: bool = False) -> Run:
+def membership_run(model: Audited, scope: Scope, *, shadows: int | None = None, neighbours: int = 1) -> Run:
     """A run against one model, with every shadow there is or with the first so many.
 
     Args:
-        averaged: its answers are averaged until no noise is left: shadow models answer without noise.
+        neighbours: over so many its answers are averaged: shadow models answer without noise, and by more votes.
     """
-    parent, recipe = model.parent, without_noise(model.recipe) if averaged else model.recipe
+    parent, recipe = model.parent, model.recipe
+    if neighbours > 1:
+        recipe = asked_often(without_noise(recipe), neighbours)
     own = None if parent is None else signals_of(scope, parent, recipe)
     uncompressed = None if parent is None or model.recipe is None else signals_of(scope, parent, None)
     blind = BlindScores()

@@ -201,7 +201,7 @@ def evidence_of(found: Searched, size: int, searched: int, none: str) -> Evidenc
 
 def measured(evidence: Evidence, found: Summary) -> list[Measurement]:
     """What was counted, with sentences on what was found where."""
-    threat = ThreatModel(Access.WHITE_BOX, "has the file and asks the model nothing", f"{found.size:,} bytes searched")
+    threat = ThreatModel(Access.WHITE_BOX, "has the file and asks the model nothing", "every byte of the file")
     about = "training records in the shipped bytes"
     ids = np.unique(evidence.arrays["record"])
     if found.searched:
@@ -209,7 +209,9 @@ def measured(evidence: Evidence, found: Summary) -> list[Measurement]:
         rows = Measurement(TRAINING_ROWS, about, count, threat, available=found.searched, notes=_notes(evidence, found))
     else:
         rows = Measurement(TRAINING_ROWS, about, None, threat, reason=found.none)
-    private = [word for word in found.words if word.private]
+    private = sorted(  # secrets first: a file may hold paths by the dozen
+        (word for word in found.words if word.private), key=lambda word: (*SORTS, word.kind).index(word.kind)
+    )
     told = [f"{_a(word.kind)} in {word.place}, at byte {word.offset:,}: {word.shown}" for word in private[:NAMED]]
     plain = sorted({f"{word.kind} in {word.place}" for word in found.words if not word.private})
     notes = [f"Found: {'; '.join(told)}{_more(len(private))}."] if told else []

@@ -21,8 +21,9 @@ from .risk import CERTIFIED_ACCURACY, SMOOTHING
 
 NAME = "majority under noise"
 SERVED = (
-    "Of this candidate as it is served: noise is added, and the majority answers. In L2, against any attacker; the "
-    "bare file has no such bound."
+    "Of the majority over all noise, which this candidate's vote estimates by few copies: in L2, against any attacker. "
+    "Where that majority is narrow, luck can turn the vote itself, and who asks often finds where; the served model's "
+    "`certified`, of many copies, keeps the label or abstains. The bare file has no such bound."
 )
 NEVER = "Of the model behind a wrapper that adds noise and takes the majority, in L2: never a bound for the bare file."
 
@@ -56,6 +57,12 @@ def measure_smoothing(
         f"{int(settings['chosen_by']):,} that chose the answer. {int((~sure).sum())} of {len(sure)} records were "
         f"abstained on, which counts as a failure. {right_by} {100 * clean.mean():.1f} % of them are right.",
     ]
+    furthest = float(radii(least_share(np.array([n]), n, alpha), sigma)[0])
+    if headline > furthest:
+        notes.append(
+            f"{n:,} answers under noise of {sigma:g} certify no radius beyond {furthest:.2g}, whatever the model: the "
+            "figure at this one says nothing of it. See the curve, or set the attack's `radius`."
+        )
     curves: dict[str, list[tuple[float, Rate]] | Auc] = {"certified": _line(own, curve)}
     parent = None if model.parent is None or model.parent.name == model.name else model.parent.name
     dense = None if parent is None else results.evidence(Ran(parent))

@@ -39,6 +39,7 @@ class Cell:
         alone: it measures times or memory of this machine: computed by the process that runs the audit, last, while
             nothing else is. No other cell needs it.
         form: what its result must look like; one that is stored and does not is damaged.
+        once: computed again it would give another result than the one that those of other cells rest on.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Cell:
     parts: str = ""
     words: str = ""
     alone: bool = False
+    once: bool = False
     form: Form | None = field(default=None, compare=False, repr=False)
 
     @property

@@ -179,7 +179,7 @@ class Lines(_Shown):
     def start(self, todo: list[Cell], stored: int) -> None:
         super().start(todo, stored)
         kept = f", {stored} kept from before" if stored else ""
-        self._print(f"{len(todo)} steps to compute{kept}; times are wall-clock")
+        self._print(f"{len(todo)} step{'s'[: len(todo) != 1]} to compute{kept}; times are wall-clock")
         self._told = self.clock() - (QUIET - FIRST)
 
     def end(self, cell: Cell, seconds: float) -> None:

@@ -66,6 +66,8 @@ class Schedule:
             why = store.damaged.pop(key)
             progress.note(f"the stored result of {self.by_key[key].name} was damaged ({why}); it is computed anew")
         self.todo = [key for key in self.by_key if key not in set(self.stored)]
+        if once := [key for key in self.todo if self.by_key[key].once]:
+            self._check_first(once)
         self.failed: dict[str, str] = {}
         self.skipped: dict[str, str] = {}
         self.unavailable: dict[str, str] = {}
@@ -82,6 +84,17 @@ class Schedule:
         self._alone: list[tuple[float, int, str]] = []  # ready too, and computed when nothing else is
         for key in self.todo:
             self._offer(key)
+
+    def _check_first(self, keys: list[str]) -> None:
+        """Raises Incomplete: one of these was computed here before, and is lost."""
+        for line in self.store.journal():
+            if line.get("event") == "finished" and line.get("key") in keys:
+                cell = self.by_key[line["key"]]
+                raise Incomplete(
+                    f"The stored result of {cell.name} is gone or was damaged, and computed again it would be another: "
+                    "its noise is kept nowhere. What else is stored rests on the one that is lost. Put back a copy of "
+                    f"{self.store.path(cell.key)}, or begin anew in a folder of its own with --out."
+                )
 
     def _chains(self) -> dict[str, float]:
         """By key, the effort of the longest chain of work that starts with it."""

@@ -41,6 +41,8 @@ class Settings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _known_keys(cls, raw: Any) -> Any:
+        if isinstance(raw, str | int | float | list):
+            raise fault(f"must be a mapping of keys and values; known: {', '.join(cls.model_fields)}")
         if isinstance(raw, Mapping):
             for key in raw:
                 if key not in cls.model_fields:

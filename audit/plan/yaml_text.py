@@ -29,6 +29,12 @@ FRACTION = re.compile(r"([-+]?[0-9]+(?:\.[0-9]*)?)\s*/\s*([0-9]+(?:\.[0-9]*)?)")
 NON_FINITE = re.compile(r"[-+]?\.?(inf|infinity|nan)", re.IGNORECASE)
 FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")  # tab, LF and CR stay
 
+HINTS = {  # for what a YAML parser says in its own terms, and of the line after the one to mend
+    "\\t": " Indent with spaces, never with tabs.",
+    "mapping values": " In this line or the one above: keys of a block begin in one column, each as `key: value`.",
+    "expected ':'": " In this line or the one above: a key ends in a colon and a blank, `key: value`.",
+}
+
 Steps = tuple[str | int, ...]  # keys and list positions that lead to a value: ("candidates", "int8", "recipe")
 
 
@@ -86,7 +92,7 @@ def load_yaml(text: str, name: str) -> tuple[Any, Source]:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark is not None else 1
         problem = error.problem or error.context or "cannot be read"
-        hint = " Indent with spaces, never with tabs." if "\\t" in problem else ""
+        hint = next((hint for words, hint in HINTS.items() if words in problem), "")
         raise InputError(f"{name}, line {line}: not valid YAML: {problem}.{hint}") from None
     except (ValueError, OverflowError):  # an escape such as "\U00110000"
         raise InputError(f"{name}: not valid YAML: an escape in it is no character of Unicode.") from None

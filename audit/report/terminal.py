@@ -126,7 +126,7 @@ def print_audit(audit: Audit, standing: Standing = MEASURED) -> None:
 
 def legend(audit: Audit) -> list[str]:
     """What the table's headings and signs mean, a line each."""
-    lines = ["[low, high]: the true figure lies in between, with 95 % confidence"]
+    lines = ["[low, high]: the true figure lies in between, with 95 % confidence; n and access are in the report"]
     if audit.release:
         lines.insert(0, "* up for release: the verdict is about these")
     if any(finding.flags for finding in audit.findings):
@@ -151,7 +151,7 @@ def transfer_lines(audit: Audit) -> list[str]:
             ),
         ]
         told = [
-            f"{words} in {wording.figure(min(shares), ACCURACY)} to {wording.figure(max(shares), ACCURACY)}"
+            f"{words} in {' to '.join(dict.fromkeys(wording.figure(one(shares), ACCURACY) for one in (min, max)))}"
             for words, shares in ways
             if shares
         ]

@@ -21,6 +21,7 @@ from ...targets.interface.infer import assume
 from ...targets.interface.readings import ALIKE
 from ...targets.interface.trials import DOUBT
 from ...targets.model import Target
+from ...targets.serving.smoothed import PROPERTY, vote_of
 from ...targets.untrusted.files import ordinary_file
 from ...targets.untrusted.model_file import FILE_BYTES, Facts, Kind, ModelFile, read_again, read_model_file
 from ..plan.plan import DENSE, Plan
@@ -162,14 +163,24 @@ def open_file(
         file: what is in it, where it was read before.
 
     Raises:
-        InputError: there is no such file, or under no assumption it is better than guessing.
+        InputError: there is no such file, under no assumption it is better than guessing, or it says that it is served
+            otherwise than it is audited.
         UnsafeInput: it may be crafted, or takes more than its share of processor time.
     """
     if file is None:
         file = read_model_file(folder / path, data.shape)
         _check_time(path, file, interface.hours, answers)
+    if file.kind == "onnx" and vote_of(file.checked.model) is not None:
+        raise InputError(
+            f"{quoted(path)} says in its metadata it is served by vote under noise, and a finished file is audited "
+            "as it answers by itself. Audit the recipe that made it, with `defense: randomized-smoothing`, or take "
+            f"{PROPERTY} out of its metadata."
+        )
     overrides = Overrides.model_validate(interface.model_dump(exclude={"hours"}))
-    assumptions, notes = assume(file, data, overrides, like)
+    try:
+        assumptions, notes = assume(file, data, overrides, like)
+    except InputError as error:  # which of the plan's files it is
+        raise InputError(f"{quoted(path)}: {error}") from None
     declared = [
         f"{name} {', '.join(f'{one:g}' for one in value) if isinstance(value, tuple) else value}"
         for name, value in interface

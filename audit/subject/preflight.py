@@ -113,10 +113,10 @@ def _tried(plan: Plan, subject: Subject, dense: DenseModel, device: torch.device
     module.to(device).eval()
     _check_forward(module, data, trained=dense.state is not None)
     gradient = differentiating(module, data)
-    if dense.state is not None and gradient * min(PROBED, len(data.evaluation)) < CHECKED_FOR:
-        check_model(TorchTarget(module), data.evaluation, data.bounds, data.outputs)
-    few = few_of(data, max(8, min(FEW, int(PASS / gradient))))
     notes, costs = list[str](), Costs(gradient=gradient)
+    if dense.state is not None and gradient * min(PROBED, len(data.evaluation)) < CHECKED_FOR:
+        notes += check_model(TorchTarget(module), data.evaluation, data.bounds, data.outputs)
+    few = few_of(data, max(8, min(FEW, int(PASS / gradient))))
     if data.members is not None:
         try:
             costs = replace(costs, training=training_of(dense, data.members, few, plan.seed, device))

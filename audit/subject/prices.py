@@ -136,7 +136,13 @@ def _trial(dense: DenseModel, members: Records, few: Records, seed: int, device:
 
 
 def _fit(dense: DenseModel, records: Records, seed: int, device: torch.device) -> None:
-    dense.trainer.fit(TrainingJob.of_one(dense.architecture, records, derive(seed, dense.name), device))
+    (trained,) = dense.trainer.fit(TrainingJob.of_one(dense.architecture, records, derive(seed, dense.name), device))
+    if not all(bool(value.isfinite().all()) for value in trained.state_dict().values()):
+        name = dense.trainer.identity.removeprefix("user:").partition("@")[0]
+        raise InputError(
+            f"The training function {name} returns weights that are not finite: its training diverged. Lower its "
+            "learning rate, or clip its gradients."
+        )
 
 
 def _spread(n: int, count: int) -> Tensor:

@@ -150,6 +150,7 @@ class ModelSuite:
         sharing: Any = None,
         words: str = "",
         alone: bool = False,
+        once: bool = False,
         form: Form,
     ) -> None:
         """Adds a cell, once.
@@ -159,7 +160,7 @@ class ModelSuite:
             effort: about what it costs; default: what its phase usually does.
             sharing: the spec of all cells whose finished parts it takes over; None: its own.
             words: what it is for, for people.
-            form: what its result looks like.
+            form: what its result looks like; alone, once: see `Cell`.
 
         Raises:
             InputError: other work has this name already.
@@ -182,7 +183,7 @@ class ModelSuite:
         if parts:  # what an earlier cell has done of the same work is taken over
             done, self._shared[parts] = self._shared.get(parts, 0.0), weight
             weight = max(weight - done, 1e-3)
-        cell = Cell(name, key, tuple(needs), phase, weight, parts, words, alone, form)
+        cell = Cell(name, key, tuple(needs), phase, weight, parts, words, alone, once, form)
         self._jobs[name] = Job(cell, compute, effort)
 
     def _train(self, dense: DenseModel) -> None:
@@ -194,6 +195,7 @@ class ModelSuite:
             lambda get: model_cells.train_dense(dense, self.subject.data, self.plan.seed, self.device),
             effort=training_effort(dense, self.subject.data),
             words=f"training {dense.name}" if dense.state is None else f"taking the weights of {dense.name}",
+            once=dense.state is None and not dense.trainer.of_shipped.repeatable,
             form=forms.trained(dense),
         )
 

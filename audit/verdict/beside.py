@@ -197,7 +197,7 @@ def _milder(
     if limited & qualities:
         open_ = [name for name in open_ if name not in qualities]
     unmeasured = [name for name in USUAL.changes if name in metrics and name not in measured | limited | qualities]
-    for unlimited, words in ((open_, "measured all the same"), (unmeasured, "which was not measured")):
+    for unlimited, words in ((open_, "measured all the same"), (unmeasured, "which nothing here measures")):
         if unlimited:
             subjects = wording.enumerate_words([_heading(metrics[name]) for name in unlimited])
             told.append(f"The policy {wording.label(policy.name)} does not limit {subjects}, {words}.")

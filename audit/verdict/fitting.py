@@ -23,7 +23,7 @@ from .policy import BUILT_IN, FittedPolicy, Policy, load_policy
 
 DEFAULT = BUILT_IN["release"]
 NO_DENSE = "no dense model"
-NOT_OF = "no attack of the plan measures it"
+NOT_OF = "no attack of the plan measures that"
 QUALITY_NAMES = {metric.name for metric in QUALITIES}
 PROMISE_NAMES = {metric.name for metric in PROMISES}
 

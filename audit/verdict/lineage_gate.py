@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ...targets.serving.statement import RowVerdict
+from ..schema import wording
 from ..schema.policy_rows import Gate
 from ..schema.rows import Candidate
 
@@ -48,6 +49,8 @@ def lineage_gate(candidate: Candidate) -> Gate | None:
         )
         return _gate(candidate, "inconclusive", told)
     sentences = " ".join(found.sentences)
+    if found.foreign and not other:  # said first, of what may be as many sentences as there are layers
+        sentences = f"it is no compressed copy of the {candidate.parent} model. {sentences}"
     verdict: RowVerdict = "pass"
     if found.verdict in ("other structure", "not as declared"):
         verdict = "inconclusive"
@@ -70,7 +73,7 @@ def _gate(candidate: Candidate, verdict: RowVerdict, told: str) -> Gate:
         compares="absolute",
         verdict=verdict,
         p_value=None,
-        sentence=f"{candidate.name}: {told[:900]}",
+        sentence=f"{candidate.name}: {wording.label(told, 600)}",
     )
 
 

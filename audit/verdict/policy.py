@@ -41,7 +41,7 @@ class Policy(Settings):
         for name, limit in value.items():
             metric = _metric(name, info)
             if metric is not None and metric.unit != "number" and abs(limit) > 1:
-                raise fault(f"{limit:g} is no fraction; 2 points are written 0.02", name)
+                raise fault(f"{limit:g} is no fraction: as a share it is {limit / 100:g}", name)
         return value
 
     @field_validator("changes")

@@ -86,7 +86,8 @@ class Data:
             forgotten=self.forgotten,
             public=self.public,
         )
-        splits = {"non-members": self.non_members.x} | ({} if self.members is None else {"members": self.members.x})
+        splits = {"test records": self.non_members.x}
+        splits |= {} if self.members is None else {"training records": self.members.x}
         splits |= {} if self.forgotten is None else {"records to forget": self.forgotten.x}
         splits |= {} if self.public is None else {"public records": self.public}
         if self.persons is not None:

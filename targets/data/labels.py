@@ -31,6 +31,11 @@ def class_numbers(y: Array, where: str) -> NDArray[np.int64]:
         raise InputError(f"{where} has shape {list(y.shape)}: {_rows(y)}")
     if y.ndim == 1 and y.dtype.kind == "f":
         _refuse_fractions(y.astype(np.float64), where)
+    if y.ndim == 1 and y.dtype.kind == "U" and not all(str(label).isdecimal() for label in y[:CLASSES]):
+        raise InputError(
+            f"{where} holds texts. Save class numbers, and the texts as class_names in the order of the model's "
+            "outputs; if that is sorted: class_names, y = numpy.unique(y, return_inverse=True)."
+        )
     if y.ndim != 1 or y.dtype.kind not in "iub":
         raise InputError(
             f"{where} has type {y.dtype} and shape {list(y.shape)}. Save whole class numbers from 0, one per record: "

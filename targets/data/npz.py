@@ -89,7 +89,7 @@ def load_npz(
     names = _texts(arrays["feature_names"], f"feature_names in {where}") if "feature_names" in arrays else []
     structure, bounds, said, doubt = read_structure(list(inputs.values()), declared or Declared(), bounds, names, where)
     notes += said
-    channels_last = _channels_last(inputs["test"].shape)
+    channels_last = all(_channels_last(x.shape) for x in inputs.values())  # else they differ, which is told as they are
     if channels_last:
         notes.append("The images were stored channels-last [n, h, w, c] and are audited as [n, c, h, w].")
     records = {part: Records(_tensor(inputs[part], channels_last), torch.from_numpy(labels[part])) for part in parts}

@@ -13,11 +13,10 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..data.records import Bounds
 from ..model import Target
-from ..model_checks import as_uneven, exact_interval
+from ..model_checks import as_uneven, exact_interval, off_statistics
 from ..seeds import generator
 from ..untrusted.model_file import Port
 from .assumptions import Assumptions, alike
@@ -164,25 +163,9 @@ def _fills(values: tuple[float, float], covered: tuple[float, float]) -> float:
 
 
 def _off_statistics(assumptions: Assumptions, asked: Asked) -> float | None:
-    """How far the first batch normalisation's input is from what it was trained on: shift in standard deviations plus
-    logarithm of the ratio of variances, of the middle channel each; None where there is none.
-    """
+    """Of the module behind these assumptions, as `off_statistics`."""
     module = asked.module(assumptions)
-    norm = None if module is None else next((one for one in module.modules() if isinstance(one, _BatchNorm)), None)
-    if module is None or norm is None or norm.running_mean is None or norm.running_var is None:
-        return None
-    seen: list[Tensor] = []
-    hook = norm.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
-    with torch.no_grad():
-        module(asked.x[: _few(asked)])
-    hook.remove()
-    if not seen:
-        return None
-    values = seen[0].movedim(1, 0).flatten(1).double()
-    mean, variance = norm.running_mean.double(), norm.running_var.double() + norm.eps
-    shift = (values.mean(1) - mean).abs() / variance.sqrt()
-    ratio = ((values.var(1) + norm.eps) / variance).log().abs()
-    return float(shift.median() + ratio.median())
+    return None if module is None else off_statistics(module, asked.x[: _few(asked)])
 
 
 # Noise, and a quick attack --------------------------------------------------------------------------------------------

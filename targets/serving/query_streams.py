@@ -34,9 +34,7 @@ class Stream:
 
     def __init__(self) -> None:
         self.distances: list[float] = []
-        self._kept: dict[int, list[Tensor]] = {}
-        self._joined: dict[int, list[float]] = {}
-        self._limit: dict[int, float] = {}
+        self._classes: dict[int, _Joined] = {}
 
     def add(self, x: Tensor, labels: Tensor) -> None:
         """Queries float32 [n, *shape], in the order in which they are asked, and the answers int64 [n].
@@ -48,18 +46,33 @@ class Stream:
         if x.shape[1] > FEATURES:  # distances survive it (Johnson and Lindenstrauss 1984)
             stream = generator(0, "watched")
             x = x @ torch.randn(x.shape[1], FEATURES, generator=stream).div_(FEATURES**0.5)
-        for one, label in zip(x, labels[: len(x)].tolist(), strict=True):
-            if label not in self._kept:
-                self._kept[label], self._joined[label], self._limit[label] = [one], [0.0], 0.0
+        for one, label in zip(x.numpy(), labels[: len(x)].tolist(), strict=True):
+            joined = self._classes.get(label)
+            if joined is None:
+                self._classes[label] = _Joined(one)
                 self.distances.append(NONE)
-                continue
-            nearest = float((torch.stack(self._kept[label]) - one).square().sum(1).min().sqrt())
-            self.distances.append(nearest)
-            if nearest > self._limit[label]:
-                self._kept[label].append(one)
-                joined = self._joined[label]
-                joined.append(nearest)
-                self._limit[label] = max(self._limit[label], float(np.mean(joined) - np.std(joined)))
+            else:
+                self.distances.append(joined.offer(one))
+
+
+class _Joined:
+    """The queries of one class that joined, in arrays with room for more, and from which distance on others do."""
+
+    def __init__(self, first: Distances) -> None:
+        self._rows, self._at = first[None].copy(), np.zeros(1)
+        self._count, self._limit = 1, 0.0
+
+    def offer(self, row: Distances) -> float:
+        """The distance of a query to the nearest of them; it joins if that is far enough."""
+        nearest = float(np.sqrt(np.square(self._rows[: self._count] - row).sum(1).min()))
+        if nearest > self._limit:
+            if self._count == len(self._at):
+                self._rows, self._at = (np.concatenate([one, np.empty_like(one)]) for one in (self._rows, self._at))
+            self._rows[self._count], self._at[self._count] = row, nearest
+            self._count += 1
+            distances = self._at[: self._count]
+            self._limit = max(self._limit, float(distances.mean() - distances.std()))
+        return nearest
 
 
 def shortest_distances(x: Tensor, labels: Tensor) -> Distances:

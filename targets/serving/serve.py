@@ -134,8 +134,8 @@ class Served:
         return answers
 
     def certified(self, x: Tensor, *, alpha: float = 0.001) -> tuple[Counts, Floats]:
-        """Labels int64 [n] and the L2 radii float64 [n], in [0, 1] units, within which the majority stays with
-        confidence 1 - alpha; -1 and -1 where it abstains. Nobody watches these queries: they are for the owner's use.
+        """Labels int64 [n] and the L2 radii float64 [n], in [0, 1] units, as `Voted.certified`. Nobody watches these
+        queries: they are for the owner's use.
 
         Raises:
             InputError: the file is not served by vote under noise; or as `logits`.

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +25,10 @@ Counts = np.ndarray[Any, np.dtype[np.int64]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 PROPERTY = "crushproof.served-by-vote"  # of a file's metadata
-MOST = 10_000  # copies of an input
+MOST = 1000  # copies of an input
 AUDITED = 0  # the key of the noise in an audit, so that it finds the same again
 LEAST = 1e-6  # the share that is told in place of 0, of which there is no logarithm
-TOGETHER = 2**22  # values of noise that are made at a time: fixed, so that no answer depends on it
+TOGETHER = 2**22  # values of noise that are made at a time, or those of one record; fixed: no answer depends on it
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,13 +66,16 @@ def vote_of(model: Any) -> NoisyVote | None:
         (text,) = found
         said = json.loads(text)
         sigma, samples = float(said["sigma"]), int(said["samples"])
-        scale = torch.tensor(said["scale"], dtype=torch.float32).reshape([int(side) for side in said["shape"]])
+        shape = [int(side) for side in said["shape"]]
+        if shape and shape != [side.dim_value for side in model.graph.input[0].type.tensor_type.shape.dim[1:]]:
+            raise ValueError
+        scale = torch.tensor(said["scale"], dtype=torch.float32).reshape(shape)
         if not (0 < sigma < math.inf and 1 <= samples <= MOST and bool((scale >= 0).all() & scale.isfinite().all())):
             raise ValueError
-    except (ValueError, TypeError, KeyError, RuntimeError, OverflowError, RecursionError):
+    except (ValueError, TypeError, LookupError, RuntimeError, OverflowError, RecursionError):
         raise InputError(
             f"The file's metadata {PROPERTY} does not say how to serve it: it must hold sigma, samples (1 to "
-            f"{MOST:,}), and shape and scale of the noise. Export the model again."
+            f"{MOST:,}), and shape (a record's, or none) and scale of the noise. Export the model again."
         ) from None
     return NoisyVote(sigma, samples, scale)
 
@@ -95,6 +99,12 @@ def shares(logits: Tensor, samples: int) -> Tensor:
     return won.masked_fill(undefined[:, None], math.nan)
 
 
+def counted(ask: Callable[[Tensor], Tensor], x: Tensor, scale: Tensor, samples: int, key: int) -> Tensor:
+    """`shares` of what `ask` answers about copies of x float32 [n, *shape], of few records at a time."""
+    rows = max(1, TOGETHER // max(1, samples * x[:1].numel()))
+    return torch.cat([shares(ask(copies(part, scale, samples, key).flatten(0, 1)), samples) for part in x.split(rows)])
+
+
 class Voted:
     """A `Target` that answers by the votes of another on noisy copies: logarithms of the shares of votes.
 
@@ -106,15 +116,20 @@ class Voted:
         self.base, self.vote, self.key, self.queries = base, vote, key, 0
 
     def logits(self, x: Tensor) -> Tensor:
-        """float32 [n, classes] of x [n, *shape]; counts n queries, however many copies are asked about."""
+        """float32 [n, classes] of x [n, *shape]; counts n queries, however many copies are asked about.
+
+        Raises:
+            InputError: records of another shape.
+        """
         self.queries += len(x)
         return self._counted(x, self.vote.samples, self.key).clamp_min(LEAST).log()
 
     def certified(
         self, x: Tensor, *, chosen_by: int = 100, samples: int = 1000, alpha: float = 0.001
     ) -> tuple[Counts, Floats]:
-        """The paper's CERTIFY: labels int64 [n] and L2 radii float64 [n] within which they stay; -1 and -1: it
-        abstains. Each holds with confidence 1 - alpha.
+        """The paper's CERTIFY: labels int64 [n] and L2 radii float64 [n] within which the majority over all noise
+        keeps them; -1 and -1: it abstains. Each holds with confidence 1 - alpha, of changes to values that are given
+        noise. The few votes of `logits` may miss a narrow majority, within the radius too.
 
         Args:
             chosen_by: copies that choose a label; samples: others that count how often it comes.
@@ -127,12 +142,12 @@ class Voted:
         return labels, found
 
     def _counted(self, x: Tensor, samples: int, key: int) -> Tensor:
-        rows = max(1, TOGETHER // max(1, samples * x[:1].numel()))
-        parts = [
-            shares(self.base.logits(copies(part, self.vote.scale, samples, key).flatten(0, 1)), samples)
-            for part in x.split(rows)
-        ]
-        return torch.cat(parts)
+        if self.vote.scale.dim() and x.shape[1:] != self.vote.scale.shape:
+            raise InputError(
+                f"The model is served by vote under noise on records of shape {list(self.vote.scale.shape)}, and one "
+                f"here has the shape {list(x.shape[1:])}."
+            )
+        return counted(self.base.logits, x, self.vote.scale, samples, key)
 
 
 def least_share(hits: Counts, n: int, alpha: float) -> Floats:

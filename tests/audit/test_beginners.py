@@ -186,6 +186,7 @@ MODELS = {
     "another model returned": trains("4.bias", "must return the module", model=("return module", "return build(5)")),
     "training exits": trains("sys.exit() out", model=("return module", "raise SystemExit(0)")),
     "training asks": trains("take input() out", model=("return module", "raise EOFError('EOF when reading a line')")),
+    "training diverges": trains("not finite: its training diverged", model=("lr=1e-2", "lr=1e30")),
     "training in float64": trains("float32", model=("module(x[index])", "module(x[index].double())")),
     "frozen for training": trains(
         "does not require grad", model=("    optimizer =", "    module.requires_grad_(False)\n    optimizer =")
@@ -197,6 +198,14 @@ DATA = {
     "one-hot labels": Mistake(("y.argmax(axis=1)",), data=both("y", lambda y: np.eye(4)[y])),
     "labels as fractions": Mistake(("task: regression",), data=both("y", lambda y: y + 0.5)),
     "labels as text": Mistake(("y_train", "astype('int64')"), data=both("y", lambda y: y.astype(str))),
+    "labels as names": Mistake(("numpy.unique(y, ", "class_names"), data=both("y", lambda y: np.array([*"abcd"])[y])),
+    "tests channels last": Mistake(
+        ("[3, 8, 6]", "[8, 6, 3]"),
+        data=lambda a: a.update(x_train=np.zeros((80, 3, 8, 6)), x_test=np.zeros((80, 8, 6, 3))),
+    ),
+    "a name too many": Mistake(
+        ("run from 0 to 3, which fits", "more class names"), data=lambda a: a.update(class_names=np.array([*"abcde"]))
+    ),
     "NaN in the records": Mistake(
         ("test records (x_test)", "64 NaN"), data=lambda a: a["x_test"].__setitem__(0, np.nan)
     ),

@@ -47,6 +47,9 @@ def test_secret_noise_is_gaussian_of_the_stated_size_and_secret_samples_have_the
     assert drawn.dtype == torch.float32
     assert kstest(drawn.flatten().numpy(), "norm").pvalue > 1e-6
     assert kstest(drawn[:30].flatten().numpy(), drawn[30:].flatten().numpy()).pvalue > 1e-6
+    with torch.random.fork_rng():
+        once, again = ((torch.manual_seed(0), poisson_sample(99, 0.5, None))[1] for _ in range(2))
+    assert not torch.equal(once, again), "no generator of torch's decides"
     assert poisson_sample(20_000, 0.3, None).float().mean() == pytest.approx(0.3, abs=0.02)  # six deviations
 
 
@@ -69,6 +72,7 @@ def test_only_the_model_that_ships_has_noise_of_no_seed() -> None:
         one, other = (train_dense(dense, data, 0, CPU) for _ in range(2))
         same = all((one.arrays[name] == value).all() for name, value in other.arrays.items())
         assert same is not secret
+        assert trainer.of_shipped.repeatable is same
         assert one.document == other.document
         shadows = [trainer.fit(TrainingJob.of_one(NET, members, 5, CPU))[0] for _ in range(2)]
         assert torch.equal(*(weights(shadow) for shadow in shadows))

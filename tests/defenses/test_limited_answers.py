@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,15 +14,21 @@ from crushproof.attacks.attack import Attack
 from crushproof.attacks.case import Case
 from crushproof.attacks.evasion.gradient.pgd import craft
 from crushproof.attacks.extraction.extraction import Extraction
+from crushproof.attacks.membership.averaging import VOTES, Averaged, neighbourhood
 from crushproof.attacks.membership.case import MembershipCase, ShadowSignals
 from crushproof.attacks.membership.membership import Membership
+from crushproof.attacks.membership.replayed import signals_of
 from crushproof.attacks.statistics.roc import placements
+from crushproof.audit.plan.plan import Plan
 from crushproof.audit.subject.audited import exported
+from crushproof.audit.subject.resolve import resolve
+from crushproof.audit.suite.suite import Suite
 from crushproof.compression.answers import LimitAnswers, LimitedAnswers, limits_answers, without_noise
 from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.compression.deployment.structure import load_module, save_module
 from crushproof.compression.pruning.prune import Prune
 from crushproof.compression.quantization.quantize import Quantize
+from crushproof.compression.smoothed import VoteUnderNoise, asked_often
 from crushproof.compression.wrapping import behind
 from crushproof.defenses.defense import DEFENSES
 from crushproof.defenses.limited_answers import LimitedAnswers as Defense
@@ -182,3 +191,59 @@ def test_noise_on_answers_is_averaged_over_neighbours(seed: int) -> None:
     assert torch.equal(*again), "asking the same again tells nothing"
     assert defense.adapted(Extraction()) == Extraction()
     assert Defense(show="rounded").adapted(Membership()) == Membership()
+
+
+class Noted(TorchTarget):
+    """Keeps what it was asked last."""
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        self.asked = x
+        return super().logits(x)
+
+
+def test_neighbours_of_eight_bit_pixels_are_such_too_and_where_there_are_none_nobody_averages() -> None:
+    everywhere = torch.ones(3, dtype=torch.bool)
+    pixels, target = replace(Bounds.of(0, 255), whole=everywhere), Noted(Spread())
+    step = neighbourhood(pixels, (3,))
+    assert step is not None
+    x = torch.tensor([[0.0, 7.0, 255.0], [100.0, 200.0, 50.0]])
+    Averaged(target, pixels, step, 64, seed=0).logits(x)
+    near = target.asked.view(64, 2, 3)
+    assert torch.equal(near, pixels.clamp(near.round()))
+    assert min(len(near[:, row].unique(dim=0)) for row in (0, 1)) > 8
+    assert float((near - x).abs().max()) < 6
+    mixed = neighbourhood(Bounds(torch.zeros(2), torch.tensor([0.1, 1e-4])), (2,))
+    assert mixed is not None
+    assert mixed.tolist() == pytest.approx([0.002, 2e-6]), "no feature is moved across its range"
+    for bounds in (replace(pixels, held=everywhere), replace(Bounds.of(0, 5), whole=everywhere), Bounds.of(0, 1e-4)):
+        assert neighbourhood(bounds, (3,)) is None
+
+
+def test_a_baseline_is_attacked_alike_whatever_hides_the_answers_of_the_model_beside_it() -> None:
+    """Else two candidates of few shadows, one of them noisy, ask for two different runs of one name."""
+    student = {"kind": "distill", "width": 0.5, "training": {"epochs": 1}}
+    raw = {
+        "name": "students",
+        "data": {"kind": "digits"},
+        "model": {"architecture": "crushproof.training.networks:digits_mlp"},
+        "candidates": {
+            "open": student,
+            "noisy": {"recipe": student, "defense": {"kind": "limited-answers", "show": "noisy"}},
+            "voted": {"recipe": student, "defense": {"kind": "randomized-smoothing", "samples": 10}},
+        },
+        "attacks": ["membership"],
+        "shadows": {"training_free": 4, "trained": 2},
+    }
+    plan = Plan.model_validate(raw)
+    suite = Suite(plan, resolve(plan, Path()))
+    assert suite.has("attack/membership/dense/2-shadows")
+    noisy = suite.models["noisy"].recipe
+    assert isinstance(noisy, LimitAnswers)
+    assert suite.models["noisy"].parent is not None
+    shadows = signals_of(suite.scope("membership"), suite.models["noisy"].parent, without_noise(noisy))
+    assert shadows.name in suite.cell("attack/membership/noisy").needs, "shadow models have no noise"
+    votes = asked_often(suite.models["voted"].recipe, VOTES)
+    assert isinstance(votes, VoteUnderNoise)
+    assert votes.samples == 10 * VOTES
+    shadows = signals_of(suite.scope("membership"), suite.models["noisy"].parent, votes)
+    assert shadows.name in suite.cell("attack/membership/voted").needs, "or as many votes as the attacker adds up"

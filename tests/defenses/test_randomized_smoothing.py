@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
 from statistics import NormalDist
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,8 +17,12 @@ from torch import Tensor, nn
 from crushproof.attacks.case import Case
 from crushproof.attacks.evasion.gradient.pgd import craft
 from crushproof.attacks.extraction.extraction import Extraction
+from crushproof.attacks.membership.averaging import VOTES, Averaged, neighbourhood
+from crushproof.attacks.membership.membership import Membership
 from crushproof.attacks.smoothing.smoothing import Smoothing
 from crushproof.audit.subject.audited import Opened, exported
+from crushproof.audit.suite.model_cells import opened_in
+from crushproof.audit.suite.model_suite import _timed
 from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.compression.deployment.structure import load_module, save_module
 from crushproof.compression.recipe import RECIPES
@@ -59,6 +67,21 @@ def test_a_vote_is_that_of_the_definition_and_a_radius_never_too_far() -> None:
     assert np.array_equal(sure, found >= 0)
     assert np.array_equal(labels[sure], (margin > 0)[sure])
     assert found[sure].mean() > 0.4 * np.abs(margin)[sure].mean()
+    step = neighbourhood(Bounds.of(0, 1), (6,))
+    assert step is not None
+    short = Voted(TorchTarget(module), NoisyVote(SIGMA, 20, torch.tensor(SIGMA)), key=5)
+    summed = Averaged(short, Bounds.of(0, 1), step, 16, seed=0).logits(x).exp()[:, 1].numpy() - expected
+    alone = short.logits(x).exp()[:, 1].numpy() - expected
+    assert np.square(summed).mean() < 0.25 * np.square(alone).mean(), "neighbours have votes of their own"
+    few = Voted(TorchTarget(module), NoisyVote(SIGMA, 32, torch.tensor(SIGMA)), key=5)
+    first = int(np.flatnonzero(sure)[found[sure].argmin()])
+    way = float(np.sign(margin[first])) * torch.linspace(0.5, 0.99, 200)[:, None] * float(found[first])
+    near = x[first] - way * WEIGHT / WEIGHT.norm()
+    assert bool((few.logits(near).argmax(1) != labels[first]).any()), "few votes can miss it within the radius"
+    again, _ = voted.certified(near, samples=200)
+    assert set(again.tolist()) <= {labels[first], -1}, "which many do not: they keep the label or abstain"
+    with pytest.raises(InputError, match=r"records of shape \[6\], and one here has the shape \[5\]"):
+        Voted(TorchTarget(module), NoisyVote(SIGMA, 4, torch.full((6,), SIGMA))).logits(x[:, :5])
     noise = copies(x, torch.tensor(SIGMA), 400, 5) - x
     assert noise.std() == pytest.approx(SIGMA, rel=0.02)
     assert abs(float((noise[:, 0] * noise[:, 1]).mean())) < 0.02, "of two records independent"
@@ -126,6 +149,7 @@ def test_it_is_deployed_stored_and_certified_as_such(nets: list[nn.Module], digi
     assert isinstance(defense, CompressionDefense)
     knowing = DEFENSES.parse({"kind": "randomized-smoothing", "sigma": 0.1}).adapted(attack)
     assert isinstance(knowing, Smoothing)
+    assert defense.adapted(Membership()) == Membership(neighbours=VOTES)
     assert knowing.sigma == 0.1, "a certificate is of the noise that is served"
     assert defense.adapted(Extraction()) == Extraction()
     ids = digits.evaluation_ids.numpy()
@@ -136,6 +160,17 @@ def test_it_is_deployed_stored_and_certified_as_such(nets: list[nn.Module], digi
     served = file.target.logits(digits.evaluation.x[:5]).argmax(1) == digits.evaluation.y[:5]
     assert np.array_equal(of_vote["clean_correct"], served.numpy())
     assert (radii(np.array([0.5, 0.4]), 1.0) == -1).all()
+
+
+def test_other_runtimes_and_timings_are_of_the_vote_too(nets: list[nn.Module], digits: Data) -> None:
+    _, file = smoothed(nets[0], digits, samples=4)
+    recipe = RECIPES.parse({"kind": "vote-under-noise", "recipe": PRUNED})
+    model: Any = SimpleNamespace(file=None, kind="onnx", recipe=recipe, opened=lambda *_: file)
+    runtime: Any = SimpleNamespace(check=lambda: None, phrase="another", open=lambda file, output: OnnxTarget(file))
+    assert isinstance(opened_in(model, runtime, file), Voted)
+    made: Any = SimpleNamespace(files={"model.onnx": b""})
+    timed: Any = _timed(model, made, digits)
+    assert timed() is file.target
 
 
 def test_what_cannot_be_smoothed_is_refused(digits: Data) -> None:
@@ -153,6 +188,31 @@ def test_what_cannot_be_smoothed_is_refused(digits: Data) -> None:
         to_onnx(inside, (2,))
     model = onnx.ModelProto()
     assert vote_of(model) is None
-    model.metadata_props.add(key=PROPERTY, value='{"sigma": 1e999, "samples": 5, "scale": [1], "shape": []}')
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sigma": math.inf},
+        {"sigma": math.nan},
+        {"sigma": -0.1},
+        {"samples": 0},
+        {"samples": 10**400},
+        {"samples": 10_000},
+        {"scale": [-1.0]},
+        {"scale": [math.nan]},
+        {"scale": ["\ud800"]},
+        {"scale": [0.1] * 9, "shape": [3, 3]},
+        {"scale": [0.1] * 2000, "shape": [2000, 1]},
+        {"shape": None},
+        None,
+    ],
+)
+def test_metadata_that_nobody_could_serve_by_is_refused(change: dict[str, object] | None) -> None:
+    said = {"sigma": 0.1, "samples": 5, "scale": [0.1] * 6, "shape": [6]}
+    model = onnx.load_model_from_string(to_onnx(linear(), (6,)))
+    entry = model.metadata_props.add(key=PROPERTY, value=json.dumps(said))
+    assert vote_of(model) is not None
+    entry.value = "[" * 100_000 if change is None else json.dumps(said | change)
     with pytest.raises(InputError, match="does not say how to serve it"):
         vote_of(model)

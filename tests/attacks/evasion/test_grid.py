@@ -214,7 +214,7 @@ def test_below_half_a_step_of_8_bits_nothing_is_measured() -> None:
     assert declared.whole
     assert declared.whole_in((1, 4, 4)) is not None
     assert resolved(Declared(integer=True), (3,), (), "x.npz").integer == (0, 1, 2)
-    with pytest.raises(InputError, match=r"true says that the values are whole numbers, and the non-members hold 0"):
+    with pytest.raises(InputError, match=r"true says that the values are whole numbers, and the test records hold 0"):
         Data("x", None, Records(x / 255, torch.arange(40) % 2), Bounds.of(0, 1), ("a", "b"), structure=declared)
     half = Data("x", None, Records(x, torch.arange(40) % 2), Bounds.of(0, 255), ("a", "b"), structure=declared)
     assert "no value can change" in str(nothing_to_change(0.003, case_of(half, Fractions())))

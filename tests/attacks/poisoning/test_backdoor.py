@@ -15,13 +15,15 @@ from judged_rows import KNOWN, candidate, finding, findings
 from known_results import Known
 from torch import nn
 
+from crushproof.attacks.access import Ledger
 from crushproof.attacks.case import Case, Evidence
 from crushproof.attacks.measurement import Found, Measurement, Rate
 from crushproof.attacks.poisoning import ladder
 from crushproof.attacks.poisoning.backdoor import Backdoor, Usual
+from crushproof.attacks.poisoning.inversion import invert
 from crushproof.attacks.poisoning.ladder import BackdoorLadder
 from crushproof.attacks.poisoning.ladder_measure import found_on, one_way
-from crushproof.attacks.poisoning.measure import TRIGGER, alarms
+from crushproof.attacks.poisoning.measure import TRIGGER, alarms, excess
 from crushproof.attacks.poisoning.planting import factorization, pruning
 from crushproof.attacks.poisoning.planting.factorization import plant_in_factorization
 from crushproof.attacks.poisoning.planting.pruning import plant_in_pruning
@@ -144,6 +146,25 @@ def test_an_alarm_fails_under_any_policy_that_does_not_limit_it(digits: Data, fo
             assert apply_policy([candidate("a")], [row, *findings("a")], policy, ["a"], KNOWN).verdict == verdict
         own = Policy(absolutes={told.metric.name: 4})
         assert apply_policy([candidate("a")], [row], own, ["a"], KNOWN).verdict == "pass"
+
+
+def test_of_a_model_alone_the_gap_after_the_smallest_trigger_counts_and_nothing_where_few_have_one() -> None:
+    usual = np.array([0.1], np.float32)
+    apart, even = np.array([[0.05, 0.1, 0.1, 0.2]]), np.array([[0.05, 0.051, 0.1, 0.2]])
+    assert excess(apart, usual, False)[0, 0] == pytest.approx(2 * np.log(2))
+    assert excess(even, usual, False)[0, 0] == pytest.approx(np.log(2))
+    assert excess(np.array([[0.05, 0.1, 1.0, 1.0]]), usual, False)[0, 0] == pytest.approx(np.log(2))
+
+
+def test_what_is_found_early_is_what_half_of_the_steps_find(digits: Data, clean: nn.Module) -> None:
+    x = digits.attacker.x[:16]
+    y = clean(x).argmax(1)
+    half, whole = (
+        invert(clean, None, x, y, digits.bounds, [0, TARGET], "patch", steps=30, further=more, seed=0, ledger=Ledger())
+        for more in (0, 30)
+    )
+    assert torch.equal(whole.early, half.size)
+    assert bool((whole.size < half.size).any())
 
 
 def test_the_ladder_names_the_rung(digits: Data, planted: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -353,6 +353,11 @@ def test_the_attack_counts_what_its_file_holds(digits: Data, dense: nn.Module, m
     assert (told.outcome.count, told.outcome.searched) == (3, len(members))
     assert "3 training records (id 3, 77, 500), as float32, as they are" in " ".join(told.notes)
     assert isinstance(words.outcome, Found)
+    seen = [
+        {"kind": kind, "private": True, "place": "a", "offset": 1, "shown": "x"} for kind in ["path"] * 9 + ["secret"]
+    ]
+    crowded: Any = Stored(replace(evidence, summary={**evidence.summary, "words": seen}))
+    assert attack.measure(crowded)[1].notes[0].startswith("Found: a secret in a, at byte 1")
     thinned = replace(
         case,
         prepared=Known(

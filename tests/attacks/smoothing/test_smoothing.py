@@ -162,6 +162,13 @@ def test_a_candidate_takes_over_what_the_dense_model_is_certain_of_less_their_di
     others = (found["dense"].arrays["first"] != found["int8"].arrays["first"]).sum(1)
     share = carried_share(found["dense"].arrays["hits"], 1000, others, 200, 1e-4)
     assert (radii(share, SIGMA) <= distances(nearly, evaluation.x)).all()
+    found["int8"].summary["sigma"] = 2 * SIGMA
+    (row,) = attack.measure(Outcome(evaluation, found, "dense"))
+    assert row.curves.keys() == {"certified"}, "nothing is carried over from answers under other noise"
+    assert not any("whatever the model" in note for note in row.notes)
+    found["int8"].summary["sigma"] = 0.1 * SIGMA
+    (row,) = attack.measure(Outcome(evaluation, found, "dense"))
+    assert any("certify no radius beyond 0.071, whatever the model" in note for note in row.notes)
 
 
 def test_a_candidate_that_answers_otherwise_takes_over_nothing() -> None:

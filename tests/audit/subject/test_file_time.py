@@ -12,7 +12,7 @@ from crushproof.audit.plan.sections import InterfacePlan
 from crushproof.audit.subject import finished_file
 from crushproof.audit.subject.finished_file import HOURS, answers_planned, open_file
 from crushproof.targets.data.data import Data
-from crushproof.targets.errors import UnsafeInput
+from crushproof.targets.errors import InputError, UnsafeInput
 from crushproof.targets.untrusted.model_file import Facts, ModelFile
 
 FACTS = Facts(inputs=(), outputs=(), operators={}, last_operator="", quantisation=(), opset=17, producer="")
@@ -53,6 +53,16 @@ def test_more_than_a_files_share_is_refused(
         opened(seconds, digits, monkeypatch, **known)
     if words:
         assert str(caught.value).isprintable()
+
+
+def test_of_several_files_the_one_that_does_not_fit_is_named(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    def assume(*_: object) -> None:
+        raise InputError("It takes [15].")
+
+    monkeypatch.setattr(finished_file, "read_model_file", lambda *_: ModelFile("onnx", bytes(4000), FACTS, seconds=0.0))
+    monkeypatch.setattr(finished_file, "assume", assume)
+    with pytest.raises(InputError, match=r"^'shipped\.onnx': It takes \[15\]\.$"):
+        open_file("shipped.onnx", Path(), InterfacePlan(), digits)
 
 
 def test_the_plan_decides_how_often_a_file_is_asked(digits: Data) -> None:

@@ -33,6 +33,7 @@ from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.recent import Recent
 from crushproof.targets.runtimes.openvino import OpenVino, OpenVinoTarget
+from crushproof.targets.serving.smoothed import PROPERTY
 from crushproof.targets.untrusted import _check_onnx, model_file
 from crushproof.targets.untrusted.model_file import CheckedOnnx, read_model_file
 from crushproof.training.loop import Training, train
@@ -304,6 +305,11 @@ def test_mistakes_end_in_a_sentence(folder: Path, tmp_path: Path) -> None:
     crafted = tmp_path / "crafted.onnx"
     torch.save({"a": torch.zeros(3)}, crafted)
     assert refused("--artifact", crafted, "--data", data)[0] == 5
+    voted = onnx.load(folder / "model.onnx")
+    voted.metadata_props.add(key=PROPERTY, value='{"sigma": 2, "samples": 4, "shape": [], "scale": [2]}')
+    onnx.save(voted, tmp_path / "voted.onnx")
+    code, said = refused("--artifact", tmp_path / "voted.onnx", "--data", data)
+    assert (code, "audited as it answers by itself" in said) == (2, True), "it would be served otherwise"
     code, said = refused("--artifact", file, "--data", data, folder / "both.yaml")
     assert (code, "Give either a plan" in said) == (2, True)
 

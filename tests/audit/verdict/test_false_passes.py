@@ -389,7 +389,7 @@ def test_what_was_not_attacked_and_is_not_limited_is_named() -> None:
     rows = [candidate("dense", role="dense"), candidate("a")]
     verdict = apply_policy(rows, findings("a")[:1], policy, ["a"], KNOWN)
     assert verdict.beside[-1] == (
-        "The policy short does not limit members exposed and membership AUC, which was not measured."
+        "The policy short does not limit members exposed and membership AUC, which nothing here measures."
     )
 
 

@@ -203,6 +203,18 @@ def test_what_a_declared_recipe_promises_of_a_file(recipe: dict[str, Any] | None
     assert not any(gate.rule == "lineage" for gate in apply_policy([made_here], [], RELEASE, ["a"], KNOWN).gates)
 
 
+def test_a_file_of_another_model_is_called_so_before_its_layers_are_listed() -> None:
+    lines = [f"Layer {at}: 99.4 % of 324 codes are neither neighbour of the dense weight." for at in range(30)]
+    lineage = Lineage(verdict="not a rounding of the dense model", sentences=lines, layers=[], found=0.0)
+    row = candidate("a").model_copy(
+        update={"lineage": lineage, "file": "a.onnx", "promise": "nearest", "recipe": QUANTIZE, "parent": "dense"}
+    )
+    judged = apply_policy([row], findings("a"), RELEASE, ["a"], KNOWN)
+    assert judged.verdict == "fail"
+    assert judged.deciding[0].startswith("a may not ship: it is no compressed copy of the dense model. Layer 0: 99")
+    assert len(judged.deciding[0]) < 700
+
+
 def test_a_confirmed_lineage_stands_beside_what_a_policy_limits() -> None:
     lineage = Lineage(verdict="confirmed", sentences=["All codes are the nearest rounding."], layers=[])
     row = candidate("a").model_copy(update={"lineage": lineage, "file": "a.onnx", "promise": "nearest"})
@@ -274,7 +286,7 @@ def test_policies_from_files_and_plans(tmp_path: Path) -> None:
         ("changes: {acuracy: -0.02}", "line 1: changes.acuracy: is not a metric; did you mean 'accuracy'"),
         ("name: x\nchanges: {accuracy: 0.02}", "line 2.*write -0.02"),
         ("changes: {auc: -0.05}", "write 0.05"),
-        ("changes: {accuracy: -2}", "2 points are written 0.02"),
+        ("changes: {accuracy: -2}", "as a share it is -0.02"),
         ("absolutes: {auc: -0.1}", "under `changes`"),
         ("limits: {}", "limits: is not a key"),
         ("name: x", "limits nothing"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -288,6 +289,27 @@ def test_a_majority_guess_is_chance_even_at_high_accuracy() -> None:
     refused(lambda: check_model(constant, imbalanced, Bounds.of(0, 1), 2), "270 of 300", "chance (90%)")
 
 
+def test_inputs_that_a_batch_normalisation_never_saw_are_noticed() -> None:
+    x = torch.rand(400, 3, 6, 6, generator=generator(3, "batch norm"))
+    y = (x[:, 0].mean((1, 2)) > x[:, 1].mean((1, 2))).long()
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 2))
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    for index in torch.arange(300).repeat(10).split(50):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x[index]), y[index]).backward()
+        optimizer.step()
+    net.eval()
+
+    def noticed(change: Callable[[torch.Tensor], torch.Tensor]) -> bool:
+        before = Shifted(change, net)
+        notes = check_model(TorchTarget(before), Records(x[300:], y[300:]), Bounds.of(0, 1), 2)
+        return any("first batch normalisation" in note for note in notes)
+
+    assert not noticed(lambda x: x)
+    assert noticed(lambda x: (x - 0.5) / 0.25)
+
+
 def test_one_class_of_98_percent_is_no_other_class_order() -> None:
     y = (torch.arange(300) % 50 == 0).long()
     imbalanced = Records(separable().x, y)
@@ -299,6 +321,18 @@ def test_one_class_of_98_percent_is_no_other_class_order() -> None:
     assert "gives class number 1 to every record" in answers(torch.ones_like(y))
     assert "order of the classes" not in answers((torch.arange(300) % 7 > 0).long())
     assert "order of the classes is the likely cause" in answers(1 - y)
+
+
+class Shifted(nn.Module):
+    """A net that scales its inputs otherwise than in training."""
+
+    def __init__(self, change: Callable[[torch.Tensor], torch.Tensor], net: nn.Module) -> None:
+        super().__init__()
+        self.change, self.net = change, net
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        answer: torch.Tensor = self.net(self.change(x))
+        return answer
 
 
 class Fixed(nn.Module):

@@ -171,7 +171,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "fractions": ({"y_test": np.arange(N) % 3 + 0.5}, ("first 0.5 in record 0", "regression")),
     "a NaN label": ({"y_test": np.where(np.arange(N) == 7, np.nan, 1.0)}, ("1 NaN", "record 7")),
     "labels as floats": ({"y_test": np.arange(N) % 3 / 1.0}, ("float64", "astype('int64')")),
-    "labels as text": ({"y_test": np.array(["a"] * N)}, ("y_test", "<U1")),
+    "labels as text": ({"y_test": np.array(["a"] * N)}, ("y_test", "holds texts")),
     "a label of 2^63": ({"y_test": np.full(N, 2**63, np.uint64)}, ("9223372036854775808",)),
     "negative label": ({"y_test": np.arange(N) % 3 - 1}, ("-1",)),
     "single class": ({"y_test": np.zeros(N, int)}, ("single-class",)),

@@ -151,7 +151,7 @@ def test_a_block_with_two_ones_names_the_record(refused: Refused) -> None:
     refused(
         lambda: Data("d", None, Records(data[0], y), Bounds.of(0, 1), ("a", "b"), structure=block),
         InputError,
-        "2 ones in record 7 of the non-members (1 such records)",
+        "2 ones in record 7 of the test records (1 such records)",
     )
     dropped = data[1].clone()
     dropped[7, :3] = 0
