@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from ..targets.data.records import Bounds, Records
@@ -21,6 +21,7 @@ Shown = Literal["scores", "rounded", "top", "labels", "noisy"]
 
 PRIME = 65_519  # of the hash of an input: its cubes are a permutation, its products fit 64 bits
 CODES = 1000  # per unit of an input, which the hash tells apart
+ONLY = {"decimals": "rounded", "count": "top", "noise": "noisy", "noise_seed": "noisy"}  # fields of one way to show
 LEAST = 1e-6  # the probability that is told in place of 0, of which there is no logarithm
 
 
@@ -38,6 +39,13 @@ class ShownAnswers(Technique):
     count: PositiveInt = Field(1, le=10**6, description="top: probabilities shown; the others are told their mean")
     noise: PositiveFloat = Field(1.0, le=1e6, description="noisy: its standard deviation, in logits at `temperature`")
     noise_seed: int = Field(0, ge=0, lt=2**62, description="noisy: fixes it; a secret towards who can only ask")
+
+    @model_validator(mode="after")
+    def _nothing_in_vain(self) -> ShownAnswers:
+        for name, show in ONLY.items():
+            if self.show != show and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} says how answers are {show}, and show is {self.show}: write show: {show}")
+        return self
 
     @property
     def shown_words(self) -> str:
@@ -143,7 +151,8 @@ def without_noise(recipe: Recipe | None) -> Recipe | None:
     """The same recipe with all scores in place of noisy ones."""
     if not isinstance(recipe, WrappingRecipe):
         return recipe
-    quiet = {"show": "scores"} if isinstance(recipe, LimitAnswers) and recipe.show == "noisy" else {}
+    loud = isinstance(recipe, LimitAnswers) and recipe.show == "noisy"
+    quiet = {"show": "scores", "noise": 1.0, "noise_seed": 0} if loud else {}
     return recipe.model_copy(update={"recipe": without_noise(recipe.recipe), **quiet})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from pydantic import Field, SerializeAsAny, field_validator
@@ -92,6 +93,9 @@ class WrappingRecipe(TrainingRecipe):
     @property
     def phrase(self) -> str:
         return f"{self.recipe.phrase}; {self.wrapped_words}"
+
+    def hardened(self, metric: str, setting: Mapping[str, Any]) -> list[Recipe]:
+        return [self.model_copy(update={"recipe": one}) for one in self.recipe.hardened(metric, setting)]
 
     def settled(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> Recipe:
         return self.model_copy(update={"recipe": self.recipe.settled(module, records, bounds, seed=seed)})

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..attacks.attack import Attack
 from ..attacks.dp_audit.accounting import counted, prv_epsilon, smallest_noise
+from ..attacks.dp_audit.bounds import MOST
 from ..compression.layers.edit import replace_layers, working_copy
 from ..targets.data.records import Bounds, Records
 from ..targets.errors import NotApplicable
@@ -52,9 +53,12 @@ class DpSgd(TrainingDefense):
     void: ClassVar[str] = "Epsilon: void. The compression looked at training records after DP-SGD."
 
     kind: Literal["dp-sgd"] = "dp-sgd"
-    epsilon: PositiveFloat = Field(8.0, le=1e6, description="the largest that the training may spend")
-    noise_multiplier: PositiveFloat | None = Field(
+    epsilon: float = Field(
+        8.0, ge=0.01, le=MOST, description="the largest that the training may spend; more would promise nothing"
+    )
+    noise_multiplier: float | None = Field(
         None,
+        ge=1e-3,
         le=1e6,
         description="standard deviation of the noise over max_gradient_norm; epsilon then follows, and what spends "
         "more than `epsilon` is refused. None: as little noise as keeps `epsilon`",

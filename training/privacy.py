@@ -65,7 +65,7 @@ class PrivateTraining(Technique):
     """DP-SGD in a training (Abadi et al. 2016, arXiv:1607.00133): `defenses.dp_sgd` has more of it."""
 
     noise_multiplier: float = Field(
-        gt=0, le=1e6, description="standard deviation of the noise over max_gradient_norm; epsilon follows from it"
+        ge=1e-3, le=1e6, description="standard deviation of the noise over max_gradient_norm; epsilon follows from it"
     )
     max_gradient_norm: PositiveFloat = Field(
         1.0, le=1e6, description="L2 norm to which each record's gradient is clipped"

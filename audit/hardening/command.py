@@ -26,7 +26,8 @@ def harden(
 ) -> None:
     """Try what would mend the candidates that fail, cheapest first.
 
-    Ends in a plan whose candidates pass, or in a sentence that says what could not be reached (exit 1).
+    Ends in a plan whose candidates pass, or in a sentence that says what could not be reached (exit 1). What neither
+    fails nor passes is named and left out (exit 3).
     """
     with exit_codes():
         from ..plan.plan import check_techniques, load_plan
@@ -61,10 +62,10 @@ def harden(
             )
         for name, trial in done.found.items():
             typer.echo(f"{name}: mended by {trial.name}, {trial.words}")
-        for sentence in done.missed.values():
+        for sentence in (*done.missed.values(), *done.open.values()):
             typer.echo(sentence)
         if done.text:
             write(target, done.text)
             typer.echo(f"wrote {target}: {'every candidate in it passes' if done.found else 'nothing failed'}")
         typer.echo(f"report: {out / 'report.html'}")
-        raise typer.Exit(1 if done.missed else 0)
+        raise typer.Exit(1 if done.missed else 3 if done.open else 0)

@@ -66,12 +66,14 @@ class Hardening:
     Args:
         found: by failing candidate, the trial that passes.
         missed: by failing candidate, a sentence that says what could not be reached.
+        open: by candidate that neither fails nor passes, a sentence: there is nothing to mend, and it may not ship.
         audit: of the last round: all candidates and all trials.
-        text: a plan with what passes in place of what fails; "": nothing was found for one of them.
+        text: a plan with what passes in place of what fails; "": nothing was found for one of them, or nothing passes.
     """
 
     found: dict[str, Trial] = field(default_factory=dict)
     missed: dict[str, str] = field(default_factory=dict)
+    open: dict[str, str] = field(default_factory=dict)
     audit: Audit | None = None
     text: str = ""
 
@@ -151,7 +153,18 @@ def harden(
                 )
         if failing.name not in done.found:
             done.missed[failing.name] = _missed(failing, audit, [one for one in ladder if one not in left], left)
-    if not done.missed:
+    rows = {row.name: row for row in audit.candidates}
+    for name, candidate in plan.candidates.items():
+        if name not in rows:
+            why = [one for one in audit.deciding if one.startswith(f"{name}: ")]
+            done.open[name] = why[0] if why else f"{name}: it could not be made."
+            continue
+        verdict, told = rows[name].verdict, rows[name].deciding or ""
+        if verdict == "fail" and candidate.file is not None:
+            done.missed[name] = f"{name}: it is a finished file, which is not made anew. {told}".rstrip()
+        elif verdict not in ("pass", "fail"):
+            done.open[name] = f"{name}: {verdict}, neither failing nor passing. {told}".rstrip()
+    if not done.missed and len(done.open) < len(plan.candidates):
         done.text = _plan_text(plan, done)
     return done
 
@@ -288,8 +301,6 @@ def new_name(plan: Plan) -> str:
 
 def _plan_text(plan: Plan, done: Hardening) -> str:
     """The plan with a trial that passes in the place of each candidate that fails."""
-    assert done.audit is not None
-    kept = {row.name: row.verdict for row in done.audit.candidates}
     head = plan.model_dump(mode="json", exclude_defaults=True, exclude={"candidates", "release"})
     head["name"] = new_name(plan)
     lines = [
@@ -302,9 +313,9 @@ def _plan_text(plan: Plan, done: Hardening) -> str:
             trial = done.found[name]
             lines.append(f"  # in place of {name}, which fails: {trial.words}")
             lines.append(f"  {trial.name}: {json.dumps(fields(trial))}")
-        elif kept.get(name) == "pass":
+        elif name in done.open:
+            lines.append(f"  # {name} is left out: it does not pass")
+        else:
             own = candidate.model_dump(mode="json", exclude_defaults=True)
             lines.append(f"  {name}: {json.dumps(own)}")
-        else:
-            lines.append(f"  # {name} is left out: {kept.get(name)}")
     return "\n".join(lines) + "\n"

@@ -19,6 +19,7 @@ from .views import Column, Index, counterpart, latency, made_robust, same_recipe
 
 Ends = tuple[float, float, float]  # estimate, and the two ends of its 95 % interval
 POINT = 0.01  # of a share, and of a score such as an AUC
+SURELY = 1e-9  # of a gain: what its interval's end is above 0 at least, since a computed 0 need not be one
 
 
 def ratio(cost: Ends, gain: Ends) -> Ends:
@@ -29,7 +30,7 @@ def ratio(cost: Ends, gain: Ends) -> Ends:
         ValueError: the gain's interval is not above 0, so that the ratio may be anything.
     """
     (top, top_low, top_high), (bottom, bottom_low, bottom_high) = cost, gain
-    if bottom_low <= 0:
+    if bottom_low <= SURELY * bottom:
         raise ValueError("a ratio to what may be 0 has no interval")
 
     def end(error: float, spread: float, side: int, outward: bool) -> float:
@@ -103,7 +104,7 @@ def _price(ix: Index, column: Column, candidate: Candidate, other: Candidate) ->
     own = _change(finding.changes, other.name)
     sign = 1 if column.metric.better == "higher" else -1
     gain = _turned(own or difference(finding.estimate, base.estimate), sign / POINT)
-    if gain[1] <= 0:
+    if gain[1] <= SURELY * gain[0]:
         return None
     changes = [one for one in (candidate.quality_change, candidate.quality_change_dense) if one is not None]
     better = 1 if candidate.quality_metric.better == "higher" else -1

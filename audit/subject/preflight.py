@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +19,8 @@ from ...compression.deployment.onnx_export import to_onnx
 from ...compression.deployment.structure import load_module, save_module
 from ...compression.deployment.tflite_export import to_tflite
 from ...compression.recipe import RECIPES, Recipe
+from ...defenses.chain import parse_defenses, steps_of
+from ...defenses.defense import TrainingDefense
 from ...targets.data.data import Data
 from ...targets.data.records import Records
 from ...targets.errors import InputError, NotApplicable, failing_as_not_applicable
@@ -187,9 +190,14 @@ def _recipes(
             _check_litert(f"{plan.where('candidates', name, 'deploy')}: candidates.{name}.deploy")
         raw = candidate.recipe
         recipe = RECIPES.parse(RECIPE_WORDS.get(raw, raw) if isinstance(raw, str) else raw)
-        key = json.dumps([candidate.deploy, recipe.model_dump(mode="json")], sort_keys=True)
+        hardened = () if candidate.defense is None else steps_of(parse_defenses(candidate.defense))
+        other = [
+            one for one in hardened if isinstance(one, TrainingDefense) and type(one).adapt is not TrainingDefense.adapt
+        ]
+        words = [one.model_dump(mode="json") for one in (recipe, *other)]
+        key = json.dumps([candidate.deploy, *words], sort_keys=True)
         if key not in tried and time.monotonic() - started < RECIPES_FOR:
-            tried[key] = _try(recipe, candidate.deploy, subject.data, dense, module, few, plan.seed)
+            tried[key] = _try(recipe, other, candidate.deploy, subject.data, dense, module, few, plan.seed)
         if key in tried:
             found.append((name, tried[key]))
     if found and {name for name, one in found if one.why_not} == plan.candidates.keys():
@@ -206,9 +214,20 @@ def _check_litert(where: str) -> None:
 
 
 def _try(
-    recipe: Recipe, kind: Kind, data: Data, dense: DenseModel, module: nn.Module, few: Records, seed: int
+    recipe: Recipe,
+    hardened: Sequence[TrainingDefense],
+    kind: Kind,
+    data: Data,
+    dense: DenseModel,
+    module: nn.Module,
+    few: Records,
+    seed: int,
 ) -> Tried:
+    """Args: hardened: the defenses that compress another architecture than the dense model's."""
     try:
+        blank = dense.architecture.blank()
+        for one in hardened:
+            module, blank = one.adapt(frozen_copy(module)), one.adapt(blank)
         with failing_as_not_applicable(f"the recipe {recipe.kind} cannot be applied to this model"):
             records = few if len(seen_by(recipe, data)) else few.take(torch.arange(0))
             made = shortened(recipe).apply(module, records, data.bounds, seed=derive(seed, "preflight"))
@@ -217,7 +236,7 @@ def _try(
             if kind == "tflite":
                 to_tflite(model)
             description, arrays = save_module(made)
-            load_module(dense.architecture.blank(), description, arrays)
+            load_module(blank, description, arrays)
     except NotApplicable as error:
         return Tried(why_not=str(error))
     return Tried(gradient=differentiating(made.eval(), data))

@@ -7,7 +7,7 @@ from collections.abc import Generator, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ...targets.data.records import Bounds, Records
@@ -65,8 +65,9 @@ class Prune(TrainingRecipe):
         "epsilon 0.1 where that says nothing); adversarial-scores: learnt on such records before fine-tuning, by its "
         "hyper-parameters (HYDRA, Sehwag et al. 2020, arXiv:2002.10509), of structure: weights",
     )
-    score_noise: PositiveFloat | None = Field(
+    score_noise: float | None = Field(
         None,
+        ge=1e-3,
         le=1e6,
         description="of importance: taylor, which is then measured per output row of a weight, each record's values "
         "scaled to norm 1, summed under Gaussian noise of this standard deviation, and spread over the row by the "

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ...targets.data.records import Bounds, Records
@@ -98,8 +98,9 @@ class Quantize(Recipe):
     calibration_records: int = Field(
         256, ge=1, le=10_000_000, description="records (or noise inputs) that are measured on"
     )
-    calibration_noise: PositiveFloat | None = Field(
+    calibration_noise: float | None = Field(
         None,
+        ge=1e-3,
         le=1e6,
         description="noise multiplier of static ranges that are differentially private: counted in the epsilon that "
         "the dense model's training promises (more calibration_records bear more noise). None: none, and they void it",

@@ -62,7 +62,7 @@ def watched_session(checked: CheckedOnnx, threads: int) -> Watched:
     arrays: dict[str, Octets] = {}
     values, kept = [], []
     for tensor in model.graph.initializer:
-        array = np.ascontiguousarray(onnx.numpy_helper.to_array(tensor)).copy()
+        array = onnx.numpy_helper.to_array(tensor).copy(order="C")  # of no dimensions where it is a number
         try:
             value = onnxruntime.OrtValue.ortvalue_from_numpy(array)
             options.add_initializer(tensor.name, value)

@@ -105,7 +105,7 @@ class Watcher:
         """One that lets pass what is like these queries of honest clients, as `Stream.add` takes them.
 
         Raises:
-            InputError: they are too few to be judged.
+            InputError: they are too few to be judged, or all alike.
         """
         below = threshold(shortest_distances(x, labels))
         if below is None:
@@ -113,6 +113,8 @@ class Watcher:
                 f"{len(x)} honest queries are too few to tell others from: give {2 * ENOUGH} or more, as one client "
                 "would ask them."
             )
+        if below <= MARGIN:
+            raise InputError("The honest queries are as far from each other as copies: give what a client would ask.")
         return cls(below - MARGIN)
 
     def noticed(self, client: str) -> int | None:

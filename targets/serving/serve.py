@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import secrets
+import threading
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+import torch
 from torch import Tensor
 
 from ..errors import InputError, UnsafeInput, quoted
@@ -26,6 +29,7 @@ from .smoothed import Counts, Floats, Voted, vote_of
 from .statement import ENVELOPE, RowVerdict, SignedModel, Statement
 
 LARGEST = 2 * 2**30  # bytes of a model
+WITHIN = 100_000  # calls that look at every byte of the weights, at most
 PASSED: frozenset[RowVerdict] = frozenset({"pass"})
 
 
@@ -51,8 +55,8 @@ class Admitted:
 class Served:
     """An audited model that answers, and stops answering once its weights in memory are no longer what was audited.
 
-    A `Target`. Made by `load`. Not for use by several threads at once. A file that says so is served by majority vote
-    under noise, as it was audited; the key of the noise is drawn here and told nobody.
+    A `Target`. Made by `load`. Calls of several threads are answered one after another. A file that says so is served
+    by majority vote under noise, as it was audited; the key of the noise is drawn here and told nobody.
 
     Args:
         within: calls that together look at every byte of the weights: a change is noticed at the latest by so many
@@ -72,8 +76,14 @@ class Served:
         threads: int,
         honest: Tensor | None = None,
     ) -> None:
-        if within < 1 or (query_budget is not None and query_budget < 1):
-            raise InputError("within and query_budget are numbers of calls and of records: 1 or more.")
+        for name, value in (
+            ("within", within),
+            ("query_budget", 1 if query_budget is None else query_budget),
+            ("threads", threads),
+        ):
+            if not isinstance(value, int) or value < 1 or (name == "within" and value > WITHIN):
+                most = f"to {WITHIN:,}" if name == "within" else "on"
+                raise InputError(f"{name} is {quoted(str(value))}: give a whole number, from 1 {most}.")
         checked = check_onnx(content)
         made = watched_session(checked, threads)
         self.admitted = admitted
@@ -81,11 +91,14 @@ class Served:
         self._target: Target = OnnxTarget(checked, threads, session=made.session)
         if (vote := vote_of(checked.model)) is not None:
             self._target = Voted(self._target, vote, secrets.randbits(62))
+        self._record = checked.inputs[0].shape[1:]
+        self._lock = threading.Lock()
         self._digests = Digests(made.arrays, within)
         self._budget = query_budget
         self._stopped: str | None = None
         self._watcher: Watcher | None = None
         if honest is not None:
+            self._check_records(honest)
             self._watcher = Watcher.calibrated(honest, self._target.logits(honest).argmax(1))
 
     @property
@@ -101,16 +114,19 @@ class Served:
 
         Raises:
             UnsafeInput: the weights in memory were changed since the file was loaded. Nothing is answered any more.
-            InputError: the records do not fit the model, the query budget does not reach for them, or the client's
-                queries look like an extraction: then neither these nor later ones are answered.
+            InputError: the records do not fit the model, or hold what is no finite number; the query budget does not
+                reach for them; or the client's queries look like an extraction: then neither these nor later ones are
+                answered.
         """
-        self._check(x)
-        if self._watcher is None:
-            return self._target.logits(x)
-        if self._watcher.noticed(client) is None:
-            answers = self._target.logits(x)
-            self._watcher.see(client, x, answers.argmax(1))
-        if (after := self._watcher.noticed(client)) is not None:
+        with self._lock:
+            self._check(x)
+            if self._watcher is None:
+                return self._target.logits(x)
+            if self._watcher.noticed(client) is None:
+                answers = self._target.logits(x)
+                self._watcher.see(client, x, answers.argmax(1))
+            after = self._watcher.noticed(client)
+        if after is not None:
             raise InputError(
                 f"After {after:,} queries those of client {quoted(client)} look like an extraction of the model: their "
                 "distances to earlier ones are not spread as an honest client's are. It gets no more answers."
@@ -130,15 +146,36 @@ class Served:
                 f"{quoted(self.admitted.name)} is not served by vote under noise, so it has no certified radius: audit "
                 "a candidate with `defense: randomized-smoothing`."
             )
-        self._check(x)
-        return self._target.certified(x, alpha=alpha)
+        with self._lock:
+            self._check(x)
+            return self._target.certified(x, alpha=alpha)
 
-    def _check(self, x: Tensor) -> None:
-        """Whether these records may be answered."""
+    def _check_records(self, x: Tensor) -> None:
+        """Whether the model can answer them, and the audit speaks of such."""
         if not isinstance(x, Tensor):
             raise InputError(
                 f"The records are {type(x).__name__}. Give a tensor: torch.from_numpy(x) makes one of an array."
             )
+        plain = x.layout == torch.strided and not (x.is_quantized or x.is_complex() or x.is_meta)
+        fits = x.dim() == 1 + len(self._record) and all(
+            not isinstance(own, int) or size == own for size, own in zip(x.shape[1:], self._record, strict=False)
+        )
+        if not plain or not fits:
+            wanted = ", ".join(map(str, ("n", *self._record)))
+            raise InputError(f"The records are {x.dtype} {list(x.shape)}: the model takes [{wanted}] of plain numbers.")
+        if math.isfinite(float(x.sum())):  # quicker than a look at each value; of finite ones it may overflow
+            return
+        sound = x.isfinite().flatten(1).all(1)
+        if not bool(sound.all()):
+            first = int((~sound).nonzero()[0])
+            raise InputError(
+                f"Record {first} holds NaN or infinity. The audit says nothing about such inputs, so none of these "
+                f"{len(x):,} is answered."
+            )
+
+    def _check(self, x: Tensor) -> None:
+        """Whether these records may be answered."""
+        self._check_records(x)
         changed = None if self._stopped else self._digests.check()
         if changed is not None:
             self._stopped = (
@@ -187,9 +224,9 @@ def load(
     """
     verdicts = {verdicts} if isinstance(verdicts, str) else set(verdicts)
     unknown = verdicts - set(get_args(RowVerdict))
-    if unknown:
+    if unknown or not verdicts:
         raise InputError(
-            f"verdicts names {quoted(', '.join(sorted(map(str, unknown))))}: give some of "
+            f"verdicts names {quoted(', '.join(sorted(map(str, unknown)))) if unknown else 'none'}: give some of "
             f"{', '.join(get_args(RowVerdict))}."
         )
     path = Path(path)

@@ -34,7 +34,7 @@ from crushproof.defenses.defense import DEFENSES
 from crushproof.defenses.limited_answers import LimitedAnswers as Defense
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records
-from crushproof.targets.errors import NotApplicable
+from crushproof.targets.errors import InputError, NotApplicable
 from crushproof.targets.model import TorchTarget
 from crushproof.training.networks import Mlp, digits_cnn
 
@@ -115,6 +115,13 @@ def test_regressions_and_mistakes_are_refused() -> None:
         LimitAnswers.model_validate({"recipe": {"kind": "prun"}})
 
 
+def test_a_number_that_would_do_nothing_is_refused() -> None:
+    with pytest.raises(
+        InputError, match="decimals says how answers are rounded, and show is labels: write show: round"
+    ):
+        DEFENSES.parse({"kind": "limited-answers", "decimals": 1})
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_noise_on_answers_is_averaged_away(digits: Data, seed: int) -> None:
     """A planted sham: asked again the file answers the same, asked about neighbours it tells what it hides."""
@@ -162,7 +169,7 @@ def test_noise_on_answers_is_averaged_over_neighbours(seed: int) -> None:
     defense = Defense(show="noisy", noise=3.0)
     (recipe,) = defense.recipes(Prune(sparsity=0.1))
     assert isinstance(recipe, LimitAnswers)
-    assert without_noise(recipe) == LimitAnswers(recipe=Prune(sparsity=0.1), show="scores", noise=3.0)
+    assert without_noise(recipe) == LimitAnswers(recipe=Prune(sparsity=0.1), show="scores")
     layer = recipe.wrapper(Spread(), records, bounds, seed=0)
     layer.inner = Spread()
     target = TorchTarget(layer)

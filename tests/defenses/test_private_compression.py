@@ -31,6 +31,7 @@ from crushproof.compression.quantization.private_ranges import private_ranges
 from crushproof.compression.quantization.quantize import Quantize
 from crushproof.compression.recipe import RECIPES
 from crushproof.defenses.adversarial_training import AdversarialTraining
+from crushproof.defenses.defense import DEFENSES
 from crushproof.defenses.dp_sgd import DpSgd
 from crushproof.defenses.objectives import hyper_parameters
 from crushproof.targets.data.records import Bounds, Records
@@ -95,6 +96,16 @@ def test_one_epsilon_of_training_and_compression_is_that_of_dp_accounting() -> N
     assert whole == pytest.approx(oracle.get_epsilon(1e-5), rel=0.01)
     gaussians = (Noised("a", 3.0, 1.0, 1), Noised("b", 4.0, 1.0, 1))  # compose to one of 1 / sqrt(1 / 9 + 1 / 16)
     assert prv_composed(gaussians, 1e-5) == pytest.approx(prv_composed((Noised("c", 2.4, 1.0, 1),), 1e-5), rel=1e-3)
+
+
+def test_little_that_is_spent_is_counted_as_closely_and_what_promises_nothing_at_once() -> None:
+    """Gaussian releases of all records have a closed form (Balle and Wang 2018); tiny noise took gigabytes to count."""
+    small = (Noised("scores", 20.0, 1.0, 1), Noised("ranges", 15.0, 1.0, 1))
+    assert prv_composed(small, 1e-5) == pytest.approx(gaussian_epsilon(1 / 12, 1e-5), rel=0.01)
+    with pytest.raises(NotApplicable, match=r"spends epsilon \d{6}\.\d\d, and may spend 8"):
+        DpSgd(noise_multiplier=0.01).noise(150)
+    with pytest.raises(InputError, match=r"epsilon: Input should be greater than or equal to 0\.01"):
+        DEFENSES.parse({"kind": "dp-sgd", "epsilon": 1e-9})
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from crushproof.audit.hardening.time_limit import TimeUp, Until
 from crushproof.audit.plan.plan import Plan, parse_plan
 from crushproof.audit.plan.sections import CandidatePlan
 from crushproof.audit.schema.rows import Audit, Change
+from crushproof.compression.answers import LimitAnswers
 from crushproof.compression.chain import Chain
 from crushproof.compression.pruning.prune import Prune
 from crushproof.compression.quantization.quantize import Quantize
@@ -150,6 +151,26 @@ def test_nothing_to_do_and_nothing_to_do_it_with(monkeypatch: pytest.MonkeyPatch
         hardened(monkeypatch, robust, names=("prune",))
 
 
+def test_what_neither_fails_nor_passes_is_named_and_no_plan_is_written_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So of a finished file that fails, and of a candidate that could not be made."""
+    audits = stand_in(lambda candidate: candidate.recipe == "quantize")
+
+    def run_audit(plan: Plan, *rest: Any, **named: Any) -> Audit:
+        audit = audits(plan, *rest, **named)
+        rows = [row.model_copy(update={"verdict": "inconclusive"}) for row in audit.candidates if row.name == "int8"]
+        return audit.model_copy(update={"candidates": rows, "deciding": ["prune80: The net has no such layer."]})
+
+    monkeypatch.setattr("crushproof.audit.hardening.harden.run_audit", run_audit)
+    done = harden(PLAN, Path(), Path("out"))
+    assert (done.missed, done.text) == ({}, "")
+    assert done.open["prune80"] == "prune80: The net has no such layer."
+    assert done.open["int8"].startswith("int8: inconclusive, neither failing nor passing.")
+    monkeypatch.setattr("crushproof.audit.hardening.harden.run_audit", stand_in(lambda candidate: False))
+    finished = CandidatePlan.model_validate({"file": "finished.onnx", "recipe": "quantize"})
+    given = PLAN.model_copy(update={"candidates": {"int8": finished}})
+    assert "int8: it is a finished file, which is not made anew." in harden(given, Path(), Path("out")).missed["int8"]
+
+
 def test_no_defense_passes_by_making_its_own_parent_worse() -> None:
     audit = synthetic_audit()
     row = next(one for one in audit.candidates if one.name == "int8-advtrain")
@@ -191,6 +212,8 @@ def test_techniques_answer_what_they_can_answer() -> None:
         assert recipe.hardened(metric, setting) == []
     chain = Chain(steps=(tuned, Quantize()))
     assert [len(way.steps) for way in chain.hardened("robust_accuracy", LINF) if isinstance(way, Chain)] == [2, 2]
+    shown = LimitAnswers(recipe=tuned)
+    assert [way.recipe for way in shown.hardened("robust_accuracy", LINF) if isinstance(way, LimitAnswers)] == ways
     kinds: list[type[TrainingDefense]] = [AdversarialTraining, DpSgd]
     assert [len(kind.proposed("robust_accuracy", LINF)) for kind in kinds] == [2, 0]
     assert [len(kind.proposed("auc", {})) for kind in kinds] == [0, 1]

@@ -125,6 +125,20 @@ def test_a_recipe_that_cannot_is_told_and_the_others_go_on() -> None:
         tried(BuiltinTrainer(Training(epochs=1)), {"heads": heads})
 
 
+def test_a_recipe_is_tried_on_what_the_defense_makes_of_the_model() -> None:
+    """DP-SGD puts group norm for batch norm, so that private fine-tuning works on what it trained."""
+    private = {"epochs": 1, "private": {"noise_multiplier": 3.0}}
+    tuned = {"kind": "prune", "sparsity": 0.5, "fine_tune": private}
+    candidates = {name: {"recipe": tuned, "defense": name} for name in ("dp-sgd", "adversarial-training")}
+
+    def normed() -> nn.Module:
+        return nn.Sequential(nn.Linear(16, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4))
+
+    (note,) = tried(BuiltinTrainer(Training(epochs=1)), candidates, normed).notes
+    assert note.startswith("adversarial-training cannot be made")
+    assert "BatchNorm1d" in note
+
+
 def test_preflight_leaves_no_trace() -> None:
     state, threads = torch.get_rng_state(), torch.get_num_threads()
     tried(BuiltinTrainer(Training(epochs=1)))

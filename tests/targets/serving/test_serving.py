@@ -189,6 +189,49 @@ def test_the_query_budget_ends(root: Path) -> None:
         model.logits(X.numpy())  # type: ignore[arg-type]  # the mistake
 
 
+def test_what_the_audit_does_not_speak_of_is_not_answered_and_costs_nothing(root: Path) -> None:
+    """int8 kernels would make a class of NaN like of any value."""
+    model = served(root, query_budget=9)
+    for x, words in (
+        (torch.where(X.flatten()[-1] < X, X, torch.nan), "Record 0 holds NaN or infinity"),
+        (torch.full_like(X, -torch.inf), "none of these 8 is answered"),
+        (X[0], r"\[1, 8, 8\]: the model takes \[n, 1, 8, 8\] of plain numbers"),
+        (X[:, :, 1:], "the model takes"),
+        (torch.tensor(1.0), "the model takes"),
+        (X.to(torch.complex64), "of plain numbers"),
+        (X.to_sparse(), "of plain numbers"),
+    ):
+        with pytest.raises(InputError, match=words):
+            model.logits(x)
+    assert model.queries == 0
+    assert len(model.logits(X)) == 8
+    for options in ({"within": 0}, {"within": 10**9}, {"query_budget": "5"}, {"threads": 0}):
+        with pytest.raises(InputError, match="give a whole number, from 1 "):
+            served(root, **options)
+    with pytest.raises(InputError, match="as far from each other as copies"):
+        served(root, honest=X[:1].expand(250, 1, 8, 8))
+
+
+def test_a_weight_of_no_dimensions_stays_one() -> None:
+    """The place that a sequence is read at, in a file of token ids."""
+
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.recurrent, self.out = nn.Embedding(9, 4), nn.GRU(4, 4, batch_first=True), nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.out(self.recurrent(self.embed(x.long()))[0][:, -1])
+            return logits
+
+    checked = check_onnx(to_onnx(Last().eval(), (5,)))
+    made = watched_session(checked, 1)
+    tokens = torch.randint(9, (6, 5), generator=torch.Generator().manual_seed(0)).float()
+    torch.testing.assert_close(
+        OnnxTarget(checked, session=made.session).logits(tokens), OnnxTarget(checked).logits(tokens)
+    )
+
+
 def test_a_client_whose_queries_look_like_an_extraction_gets_no_more_answers(root: Path) -> None:
     draw = torch.Generator().manual_seed(3)
     model = served(root, honest=torch.rand(250, 1, 8, 8, generator=draw))
