@@ -34,6 +34,8 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 TRAINING = Training()
 MEMORY = 4 * 10**9  # bytes
+BUILDS = "Give a torch.nn.Module, or a function without arguments that builds one: lambda: nn.Linear(4, 2)."
+ONE = "A single score is no answer for two classes here: let the model give two, (0, z) where it gives the logit z."
 COPIES = 4  # of a model in training: its weights, their gradients and Adam's two means
 
 
@@ -60,10 +62,16 @@ class Population:
             recipe: itself, or as a plan writes it: `{"kind": "prune", "sparsity": 0.8}`.
 
         Raises:
-            InputError: it is no recipe.
+            InputError: it is no recipe, or records lie outside of what `train_shadows` was told an input may be.
             NotApplicable: it cannot do its work on such a model.
         """
-        chosen = settled(self.plan, self.modules[0], RECIPES.parse(recipe), self.bounds)
+        parsed, (low, high) = RECIPES.parse(recipe), self.plan.records.x.aminmax()
+        if (self.bounds.low > low).any() or (self.bounds.high < high).any():
+            raise InputError(
+                f"The records run from {float(low):g} to {float(high):g}, beyond what an input may be, from which a "
+                "recipe takes its ranges: give train_shadows lower= and upper=."
+            )
+        chosen = settled(self.plan, self.modules[0], parsed, self.bounds)
         return _population(replay(self.plan, self.modules, recipe=chosen, bounds=self.bounds), self.plan, self.bounds)
 
     def __len__(self) -> int:
@@ -107,6 +115,8 @@ class Inferred:
             InputError: that few non-members cannot tell such a rate.
         """
         truth = self._truth(is_member)
+        if not isinstance(fpr, int | float):
+            raise InputError(f"fpr is {fpr!r}. It is a number between 0 and 1: a false positive rate of 1 % is 0.01.")
         if not 0 < fpr < 1 or fpr * int((~truth).sum()) < 1:
             raise InputError(f"{int((~truth).sum())} non-members tell no false positive rate of {fpr:g}.")
         found = ranking.tpr_at_fpr(self.scores, truth, fpr)
@@ -164,6 +174,13 @@ def train_shadows(
         InputError: shapes or settings do not fit, or the memory would not do.
         NotApplicable: a layer of the module cannot be initialised anew; give a function that builds it.
     """
+    if type(shadows) is not int or not all(isinstance(one, int | float) for one in (lower, upper, memory)):
+        raise InputError(
+            f"shadows is {shadows!r}, lower {lower!r}, upper {upper!r} and memory {memory!r}. shadows is a whole "
+            "number, the others are numbers; memory is in bytes."
+        )
+    if known is not None and not (isinstance(known, tuple | list) and len(known) == 2):
+        raise InputError(f"known is {type(known).__name__}. Give a pair (x, y) of tensors like x and y.")
     records = _records(x, y, "x, y")
     every = records if known is None else _joined(records, _records(*known, "known"))
     if shadows < 2 or len(records) < 4 or not lower < upper:
@@ -172,7 +189,14 @@ def train_shadows(
             "records and lower below upper are needed."
         )
     kind = Architecture.of(architecture)
-    blank = kind.blank()
+    try:
+        blank = kind.blank()
+    except CrushproofError:
+        raise
+    except Exception as error:
+        raise InputError(f"architecture gives no module: {user_error(error)}. {BUILDS}") from None
+    if not isinstance(blank, nn.Module):
+        raise InputError(f"architecture gives {type(blank).__name__}. {BUILDS}")
     weights = sum(one.numel() for one in blank.parameters())
     needed = 4 * weights * (shadows + COPIES * min(shadows, GROUP)) + 2 * every.x.numel() * 4
     needed += 32 * shadows * len(records)
@@ -186,7 +210,8 @@ def train_shadows(
     except Exception as error:
         raise InputError(f"The architecture is none for records {list(x.shape[1:])}: {user_error(error)}") from None
     if len(shape) != 2 or shape[1] <= int(every.y.max()):
-        raise InputError(f"The architecture answers two records with {shape}; y goes up to {int(every.y.max())}.")
+        cure = f" {ONE}" if shape in ([2], [2, 1]) else ""
+        raise InputError(f"The architecture answers two records with {shape}; y goes up to {int(every.y.max())}.{cure}")
     count = len(records)
     plan = PopulationPlan(
         records=every,
@@ -215,19 +240,25 @@ def infer_membership(
         InputError: the target cannot be asked about these records.
         NotApplicable: it answers with other classes or values that are not finite.
     """
+    if not isinstance(population, Population):
+        raise InputError(f"population is {type(population).__name__}. Give what train_shadows or .replay() returned.")
     asked = population.plan.targets
     opened = attackable(target, tuple(asked.x.shape[1:])).deployed
+    classes = TorchTarget(population.modules[0]).logits(asked.x[:1]).shape[1]
     try:
         logits = opened.logits(asked.x)
     except CrushproofError:
         raise
     except Exception as error:
         raise InputError(f"The target cannot be asked about {list(asked.x.shape)}: {user_error(error)}") from None
-    if logits.dim() != 2 or logits.shape[1] <= int(asked.y.max()) or not torch.isfinite(logits).all():
+    if list(logits.shape) != [len(asked), classes]:
+        cure = f" {ONE}" if logits.numel() == len(asked) else ""
         raise NotApplicable(
-            f"The target answers {len(asked)} records with {list(logits.shape)}, or with values that are not finite; "
-            f"classes go up to {int(asked.y.max())}."
+            f"The target answers {len(asked)} records with {list(logits.shape)}, where its shadows give {classes} "
+            f"values for each: they are no models like it.{cure}"
         )
+    if not torch.isfinite(logits).all():
+        raise NotApplicable("The target answers with values that are not finite: nothing can be told of them.")
     phi, signals = margin(logits, asked.y), population.signals
     hidden = masked(phi, signals.phi, asked.y.cpu().numpy())
     phi = (restored(logits, asked.y, signals.phi) if hidden else phi)[None].astype(np.float64)

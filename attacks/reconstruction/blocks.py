@@ -31,10 +31,13 @@ class Turning:
     def block(self, content: Any) -> Iterator[np.ndarray[Any, Any]]:
         """Bytes that are one array, as [width, n] of each type that fits: float64 [n * width], record by record."""
         for type_ in TYPES:
-            size = np.dtype(type_).itemsize * self.width
-            if not size or len(content) % size or len(content) < 2 * size:
-                continue
-            yield from self._turned(np.frombuffer(content, type_).reshape(self.width, -1))
+            if self.width and len(content) % (np.dtype(type_).itemsize * self.width) == 0:
+                yield from self.columns(np.frombuffer(content, type_))
+
+    def columns(self, values: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:
+        """Numbers that are one array, as [width, n]: float64 [n * width], record by record."""
+        if self.width and len(values) % self.width == 0:
+            yield from self._turned(values.reshape(self.width, -1))
 
     def arrays(self, content: bytes) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
         """Every .npy array in some bytes, by its offset, with the values in the other order than they lie in."""

@@ -24,7 +24,8 @@ from ...targets.errors import UnsafeInput
 from ...targets.untrusted.files import is_pickle, open_archive, read_entry
 from ...targets.untrusted.other_formats import unpacked
 from .blocks import Turning
-from .protobuf import Span, onnx_spans
+from .protobuf import BFLOAT, Span, onnx_spans
+from .streams import streams
 
 UNPACKED = 2**31  # bytes, of everything that is unpacked, as large a file as is read at all
 DEPTH = 4  # of what is packed in what is packed
@@ -44,10 +45,13 @@ _ENCODED = (
     (_BASE64_LINES, "base64"),
     (_HEXADECIMAL_LINES, "hexadecimal"),
 )
-_NUMBER = rb"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?"
-_TEXT = re.compile(rb"%s(?:[\s,;\[\]()\"']{1,8}%s){%d,}" % (_NUMBER, _NUMBER, FEW - 1))
-_SINGLE = re.compile(_NUMBER)
-TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I8": "<i1", "U8": "<u1"}
+_NUMBER = rb"[-+]?(?:\d{1,40}+(?:\.\d{0,40}+)?|\.\d{1,40}+)(?:[eE][-+]?\d{1,3})?"  # no way back: digits are many
+_BETWEEN = rb"[\s,;\[\](){}\"']"
+_TEXT = re.compile(rb"%s(?:%s{1,32}+%s){%d,}" % (_NUMBER, _BETWEEN, _NUMBER, FEW - 1))
+_VALUE = rb"[:=]\s?(%s)" % _NUMBER  # as JSON has a record: "age": 0.5
+_TEXT_NAMED = re.compile(rb"%s(?:%s{1,32}+[\w.-]{1,64}+[\"']?\s?%s){%d,}" % (_VALUE, _BETWEEN, _VALUE, FEW - 1))
+_TEXTS = ((_TEXT, re.compile(_NUMBER)), (_TEXT_NAMED, re.compile(_VALUE)))
+TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": BFLOAT, "I64": "<i8", "I32": "<i4", "I8": "<i1", "U8": "<u1"}
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,7 @@ def _inside(
                 "can be said of what it holds. Unpack it and search what comes out."
             )
         return
+    unpacked_here = list[tuple[int, int]]()
     if content.startswith(b"PK\x03\x04"):
         with open_archive(io.BytesIO(content), where or "the file", limit=room[0]) as archive:
             for entry in archive.infolist():
@@ -155,11 +160,13 @@ def _inside(
                     yield Part(inner or "deflated", begin if spans is not None else offset, data)
                 place = begin if spans is not None else offset
                 if not stored or is_pickle(data[:2]) or data[:4] == b"PK\x03\x04":
+                    unpacked_here.append((begin, begin + 30 + len(entry.orig_filename) + entry.compress_size))
                     yield from _inside(data, inner, place, depth + 1, room, None, turning)
                 else:
                     yield from (Part(_then(inner, "columns"), place, numbers=one) for one in turning.block(data))
                 yield from _by_columns(data, inner, place)
     elif content.startswith(b"\x1f\x8b"):
+        unpacked_here.append((0, len(content)))
         data = unpacked(content, where or "the file", max(room[0], 1))
         room[0] -= len(data)
         yield Part(_then(where, "unpacked"), offset, data)
@@ -169,6 +176,11 @@ def _inside(
         yield from _pickled(content, where, offset, turning)
     for at, values in turning.arrays(content):
         yield Part(_then(where, "columns"), at if spans is not None else offset, numbers=values)
+    for at, word, data in streams(content, room, unpacked_here):
+        place, inner = at if spans is not None else offset, _then(where, word)
+        yield Part(inner, place, data)
+        yield from _inside(data, inner, place, depth + 1, room, None, turning)
+        yield from _by_columns(data, inner, place)
     yield from _written(content, where, offset, depth, room, turning, top=spans is not None)
 
 
@@ -187,9 +199,11 @@ def _written(
     content: bytes, where: str, offset: int, depth: int, room: list[int], turning: Turning, *, top: bool
 ) -> Iterator[Part]:
     """What is written as text: base64, hexadecimal, numbers."""
-    for match in _TEXT.finditer(content):
-        values = np.array([float(one) for one in _SINGLE.findall(match.group())])
-        yield Part(_then(where, "numbers as text"), match.start() if top else offset, numbers=values)
+    for look, single in _TEXTS:
+        for match in look.finditer(content):
+            values, place = np.array([float(one) for one in single.findall(match.group())]), match.start()
+            for order in (values, *turning.columns(values)):
+                yield Part(_then(where, "numbers as text"), place if top else offset, numbers=order)
     for pattern, word in _ENCODED:
         for match in pattern.finditer(content):
             text = match.group() if pattern in (_BASE64, _HEXADECIMAL) else _BREAKS.sub(b"", match.group())

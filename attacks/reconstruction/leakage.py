@@ -31,9 +31,10 @@ NAMED = 5  # places and ids that a sentence names
 PLACES = 1000  # places that evidence names
 
 UNFOUND = (
-    "records encrypted, packed otherwise than by zip or gzip, in big-endian numbers, compressed with loss, noisy, "
-    "cropped or negated, coarser than 8 bits, interleaved with other values, or by columns in a container that says no "
-    "shape; and what weights remember"
+    "records encrypted, packed otherwise than by zip, gzip, zlib, bzip2 or xz, in big-endian numbers or integers of 16 "
+    "bits, compressed with loss, noisy, cropped, negated, of other units by feature (unless standardised), coarser "
+    "than 8 bits, interleaved with other values, or by columns in a container that says no shape; and what weights "
+    "remember"
 )
 UNREAD = "words that look like no path, name, address or secret, are not ASCII, or are encrypted"
 
@@ -141,9 +142,9 @@ class Leakage(Attack):
 
     def limits(self, scope: Scope) -> list[str]:
         return [
-            "A file in which no training record was found may hold them encrypted, packed otherwise "
-            "than by zip or gzip, in big-endian numbers, compressed with loss, with noise, cropped or negated; and "
-            "what the model remembers of them in its weights is a matter of membership."
+            "A file in which no training record was found may hold them encrypted, packed otherwise than by zip, gzip, "
+            "zlib, bzip2 or xz, in big-endian numbers, compressed with loss, with noise, cropped, negated or in other "
+            "units; and what the model remembers of them in its weights is a matter of membership."
         ]
 
 

@@ -1,6 +1,7 @@
 """Signatures of rows of numbers that neither scale, offset nor order change, of all windows of a stream at once.
 
 A window's skewness and kurtosis stay what they are when its values are scaled, shifted or exchanged with each other.
+Of rows of two values (one-hot columns, answers of yes and no) they tell next to nothing, and their order tells all.
 Sums over windows are put together from sums over powers of two, so that a huge value spoils those windows alone that
 hold it.
 """
@@ -9,9 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+
+from ...targets.seeds import derive
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
@@ -72,6 +76,18 @@ def axes(skewness: Floats, kurtosis: Floats) -> tuple[Floats, Floats]:
     return 0.5 + 0.5 * first, np.clip(np.nan_to_num(second, nan=0.0, posinf=0.0, neginf=0.0), 0, 1 - 1e-9)
 
 
+def order_axes(z: Floats) -> tuple[Floats, Floats]:
+    """Two numbers in [0, 1] of each row of z-scores [k, d] that its order decides: random projections."""
+    first, second = (z @ _directions(z.shape[1])).T
+    return 0.5 + 0.5 * first / (1 + np.abs(first)), 0.5 + 0.5 * second / (1 + np.abs(second))
+
+
+@lru_cache(maxsize=1)
+def _directions(length: int) -> Floats:
+    found: Floats = np.random.default_rng(derive(0, "order of a row")).standard_normal((length, 2)) / np.sqrt(length)
+    return found
+
+
 @dataclass(frozen=True)
 class Signatures:
     """Of n rows, on a grid.
@@ -106,21 +122,22 @@ class Signatures:
         return np.repeat(at, counts), self.rows[np.repeat(begin, counts) + offsets]
 
 
-def signatures(count: int, length: int, rows_at: Callable[[Ints], Floats], span: float) -> Signatures:
+def signatures(
+    count: int, length: int, rows_at: Callable[[Ints], Floats], span: float, sought: Any, *, by_order: bool = False
+) -> Signatures:
     """Of `count` rows of `length` values.
 
     Args:
         rows_at: gives the rows of some numbers: float64 [k, length].
         span: how far apart the values of the data lie at most, which rounding to `STEPS` steps is measured by.
+        sought: bool [count], which of them are looked for by this signature.
+        by_order: by `order_axes`, else by `axes`.
     """
-    parts = [_described(rows_at(some), span) for some in _chunks(count, length)]
-    mean, deviation, lowest, highest, slack, skewness, kurtosis, wide, high = (
+    parts = [_described(rows_at(some), span, by_order) for some in _chunks(count, length)]
+    mean, deviation, lowest, highest, slack, first, second, wide, high = (
         np.concatenate([part[at] for part in parts]) for at in range(9)
     )
-    first, second = axes(skewness, kurtosis)
-    wide = wide / (1 + np.abs(skewness)) ** 2 / 2 + 1e-6
-    share = (1 + skewness**2) / np.maximum(kurtosis, 1)
-    high = share / np.maximum(kurtosis, 1) * high + 4 * np.abs(skewness) * wide * share + 1e-6
+    deviation = np.where(sought, deviation, 0.0)
     spread = np.flatnonzero(deviation > 0)
     size = GRID
     while True:
@@ -151,16 +168,23 @@ def _chunks(count: int, length: int) -> Iterator[Ints]:
         yield np.arange(begin, min(begin + step, count))
 
 
-def _described(rows: Floats, span: float) -> tuple[Floats, ...]:
+def _described(rows: Floats, span: float, by_order: bool) -> tuple[Floats, ...]:
     length = rows.shape[1]
     mean, deviation = rows.mean(1), rows.std(1)
     deviation[deviation <= 1e-6 * (np.abs(mean) + span)] = 0.0
     unit = np.where(deviation > 0, deviation, 1.0)
     z = (rows - mean[:, None]) / unit[:, None]
+    slack = 2 * span / STEPS / unit + 1e-5
+    if by_order:
+        near = np.full(len(rows), 1e-5)
+        return mean, deviation, z.min(1), z.max(1), slack, *order_axes(z), near, near
     square = z * z
     powers = [np.einsum("ij,ij->i", square, one) / length for one in (z, square, square * square)]
     noise = span / STEPS / np.sqrt(12) / unit  # of one value, rounded
     wide = SLACK * 3 * noise * np.sqrt(powers[1] / length) + 3 * np.abs(powers[0]) * noise**2
     high = SLACK * 4 * noise * np.sqrt(powers[2] / length) + 6 * powers[1] * noise**2
-    slack = 2 * span / STEPS / unit + 1e-5
-    return mean, deviation, z.min(1), z.max(1), slack, powers[0], powers[1], wide, high
+    skewness, kurtosis = powers[:2]
+    wide = wide / (1 + np.abs(skewness)) ** 2 / 2 + 1e-6
+    share = (1 + skewness**2) / np.maximum(kurtosis, 1)
+    high = share / np.maximum(kurtosis, 1) * high + 4 * np.abs(skewness) * wide * share + 1e-6
+    return mean, deviation, z.min(1), z.max(1), slack, *axes(skewness, kurtosis), wide, high

@@ -27,7 +27,8 @@ _INNER: dict[str, dict[int, str]] = {
 _NAME = {"tensor": 8, "attribute": 1, "node": 3, "entry": 1}
 _DOCUMENTED = {"model": 6, "graph": 10, "node": 6, "attribute": 13, "tensor": 12, "function": 8}
 _RAW, _PACKED = (4, 9, 10), (5, 7, 11)  # of a tensor: values as they lie, and as numbers of varying length
-_TYPES = {1: "<f4", 2: "<u1", 3: "<i1", 6: "<i4", 7: "<i8", 10: "<f2", 11: "<f8"}  # TensorProto.DataType
+BFLOAT = "bfloat16"
+_TYPES = {16: BFLOAT, 1: "<f4", 2: "<u1", 3: "<i1", 6: "<i4", 7: "<i8", 10: "<f2", 11: "<f8"}  # TensorProto.DataType
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,19 @@ class Span:
         count = math.prod(sizes)
         if dtype is None or len(sizes) < 2 or sizes[0] < 2 or count > TURNED or min(sizes) < 1:
             return self
-        if count * np.dtype(dtype).itemsize != self.end - self.begin or self.end > len(content):
+        plain = "<u2" if dtype == BFLOAT else dtype
+        if count * np.dtype(plain).itemsize != self.end - self.begin or self.end > len(content):
             return self
-        values = np.frombuffer(content, dtype, count, self.begin).reshape(sizes[0], -1).T
+        values = np.frombuffer(content, plain, count, self.begin).reshape(sizes[0], -1).T
+        if dtype == BFLOAT:
+            values = widened(values)
         with np.errstate(invalid="ignore"):  # signalling NaN
             return replace(self, numbers=values.astype(np.float64).ravel())
+
+
+def widened(halves: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """bfloat16, as whole numbers, as float32."""
+    return np.ascontiguousarray(halves.astype(np.uint32) << 16).view(np.float32)
 
 
 def onnx_spans(content: bytes) -> list[Span]:
@@ -140,6 +149,8 @@ def _tensor(content: bytes, fields: list[tuple[int, int, int]], name: str, found
             values = _varints(content[low:high])
             if dtype == "<f2":
                 values = (values & 0xFFFF).astype("<u2").view("<f2")
+            elif dtype == BFLOAT:
+                values = widened(values & 0xFFFF)
             found.append(Span(low, high, name, values.astype(np.float64)))
 
 

@@ -15,7 +15,20 @@ from typing import Any, Literal
 import numpy as np
 
 from .information import ALARM, SAMPLE, WORTH, agreement, by_chance
-from .moments import CHUNK, STEPS, Floats, Ints, Signatures, axes, over_windows, signatures, window_moments
+from .moments import (
+    CHUNK,
+    GRID,
+    STEPS,
+    Floats,
+    Ints,
+    Signatures,
+    axes,
+    order_axes,
+    over_windows,
+    signatures,
+    window_moments,
+)
+from .protobuf import widened
 
 Order = Literal["as stored", "other order"]
 
@@ -24,9 +37,11 @@ BLOCK = 2**15  # windows that are looked at together: they stay in a processor's
 PAIRS = 2_000_000  # of a window and a record, compared value by value in one file at most
 READINGS = 16  # types, offsets and forms that a window is read in, for the bound on chance
 TYPES = ("uint8", "int8", "float16", "bfloat16", "float32", "float64", "int32", "int64")
-LARGEST = 65_000.0  # what is larger is no number of a record, however it was scaled
+LARGEST = 65_000.0  # what is larger, and larger than twice any value, is no number of a record
 SMALLEST = 1e-9
 WHOLE = ("uint8", "int8", "int32", "int64")
+SCALED, TWO = "scaled", "two values, scaled"  # forms; that of records of two values, which their order alone tells
+FLAT = 1 / GRID  # what the second axis of a window of two values lies below: it is 0
 
 
 @dataclass(frozen=True)
@@ -45,6 +60,10 @@ class Rows:
     span: float
     forms: tuple[tuple[str, Floats, Floats], ...]
     tables: tuple[Signatures, ...]
+
+    def plain(self, form: int) -> bool:
+        """Whether all features alike are scaled."""
+        return self.forms[form][0] in (SCALED, TWO)
 
     def written(self, form: int, ids: Ints) -> Floats:
         _, mean, deviation = self.forms[form]
@@ -85,10 +104,12 @@ def prepare(values: np.ndarray[Any, Any], channels: int = 0) -> Rows | None:
     span = float(values.max()) - float(values.min())
     if not span > 0:
         return None
-    forms = [("scaled", np.zeros(length), np.ones(length))]
-    mean, square = np.zeros(length), np.zeros(length)
+    forms = [(SCALED, np.zeros(length), np.ones(length))]
+    mean, square, two = np.zeros(length), np.zeros(length), np.zeros(n, dtype=bool)
     for begin in range(0, n, max(1, CHUNK // length)):
         part = values[begin : begin + max(1, CHUNK // length)].astype(np.float64)
+        ends = part.min(1, keepdims=True), part.max(1, keepdims=True)
+        two[begin : begin + len(part)] = ((part == ends[0]) | (part == ends[1])).all(1)
         mean += part.sum(0)
         square += (part * part).sum(0)
     mean /= n
@@ -100,11 +121,15 @@ def prepare(values: np.ndarray[Any, Any], channels: int = 0) -> Rows | None:
         whole = np.sqrt(np.maximum((square / n).reshape(channels, -1).mean(1) - parts.mean(1) ** 2, 1e-12))
         by = [np.repeat(one, length // channels) for one in (parts.mean(1), whole)]
         forms.append(("standardised by channel", by[0], by[1]))
-    rows = Rows(values, span, tuple(forms), ())
-    # Standardised values were not rounded before: what they are stored in is fine enough.
-    spans = [span, *([float(STEPS) * 2e-3] * (len(forms) - 1))]
-    tables = tuple(signatures(n, length, partial(rows.written, form), spans[form]) for form in range(len(forms)))
-    return Rows(values, span, tuple(forms), tables)
+    if two.any():
+        forms.append((TWO, *forms[0][1:]))
+    rows, tables = Rows(values, span, tuple(forms), ()), []
+    for at, (name, _, _) in enumerate(forms):
+        sought = {SCALED: ~two, TWO: two}.get(name, np.ones(n, dtype=bool))
+        # Standardised values were not rounded before: what they are stored in is fine enough.
+        wide = span if rows.plain(at) else float(STEPS) * 2e-3
+        tables.append(signatures(n, length, partial(rows.written, at), wide, sought, by_order=name == TWO))
+    return replace(rows, tables=tuple(tables))
 
 
 def numbers(content: Any, type_: str, phase: int) -> np.ndarray[Any, Any]:
@@ -114,15 +139,17 @@ def numbers(content: Any, type_: str, phase: int) -> np.ndarray[Any, Any]:
     return np.frombuffer(content, dtype, count, phase) if count else np.empty(0, dtype)  # past the end of an empty part
 
 
-def as_floats(values: np.ndarray[Any, Any], type_: str) -> tuple[Floats, np.ndarray[Any, np.dtype[np.bool_]] | None]:
+def as_floats(
+    values: np.ndarray[Any, Any], type_: str, largest: float = LARGEST
+) -> tuple[Floats, np.ndarray[Any, np.dtype[np.bool_]] | None]:
     """float64, and which may be numbers of a record; None: all."""
     if type_ == "bfloat16":
-        values = (values.astype(np.uint32) << 16).view(np.float32)
+        values = widened(values)
     if type_ in ("uint8", "int8"):
         return values.astype(np.float64), None
     with np.errstate(invalid="ignore", over="ignore"):
         size = np.abs(values)
-        fine = size < LARGEST
+        fine = size < largest
         if type_ in ("float32", "float64", "bfloat16"):
             fine &= (size > SMALLEST) | (values == 0)
         return values.astype(np.float64), fine
@@ -143,6 +170,7 @@ class Search:
         self.cut = False
         self._pairs = 0
         self._length = rows.values.shape[1]
+        self._largest = max(LARGEST, 2 * float(np.abs(rows.values).max()))
 
     def content(self, part: int, content: Any) -> None:
         """Searches bytes, read as all types at all offsets."""
@@ -158,7 +186,7 @@ class Search:
         sample: Floats | None = None
         block = max(BLOCK, 2 * length)
         for begin in range(0, len(values) - length + 1, block):
-            some, fine = as_floats(values[begin : begin + block + length - 1], type_)
+            some, fine = as_floats(values[begin : begin + block + length - 1], type_, self._largest)
             whole: Any = True
             if fine is not None and not fine.all():
                 sums = np.concatenate([[0], np.cumsum(~fine, dtype=np.int32)])
@@ -166,12 +194,14 @@ class Search:
                 if not np.any(whole):
                     continue
                 some[~fine] = 0.0
-            for form in range(len(self.rows.tables) if type_ not in WHOLE else 1):
+            for form in range(len(self.rows.tables)):
+                if type_ in WHOLE and not self.rows.plain(form):
+                    continue
                 pairs = self._pairs_in(some, whole, form)
                 if pairs is None or not len(pairs[0]):
                     continue
                 if sample is None:
-                    sample = _sample(values, type_)
+                    sample = _sample(values, type_, self._largest)
                 self._compare(part, some, *pairs, form, type_, phase, begin, sample)
 
     def _pairs_in(self, some: Floats, whole: Any, form: int) -> tuple[Ints, Ints] | None:
@@ -181,9 +211,12 @@ class Search:
             first, second = axes(skewness, kurtosis)
             self._last = mean, deviation, first, second, (deviation > 0) & whole
         mean, deviation, first, second, usable = self._last
-        at, rows = table.candidates(first, second)
-        fit = usable[at]
-        at, rows = at[fit], rows[fit]
+        if self.rows.forms[form][0] == TWO:
+            at, rows = self._by_order(table, some, np.flatnonzero(usable & (second < FLAT)), mean, deviation)
+        else:
+            at, rows = table.candidates(first, second)
+            fit = usable[at]
+            at, rows = at[fit], rows[fit]
         if not len(at):
             return None
         unit = deviation[at]
@@ -192,6 +225,18 @@ class Search:
             near = np.abs(edge - known[rows]) <= table.slack[rows]
             at, rows, unit = at[near], rows[near], unit[near]
         return at, rows
+
+    def _by_order(
+        self, table: Signatures, some: Floats, places: Ints, mean: Floats, deviation: Floats
+    ) -> tuple[Ints, Ints]:
+        """Windows of two values, at `places`, and the rows that each may be."""
+        views, found = np.lib.stride_tricks.sliding_window_view(some, self._length), [(places[:0], places[:0])]
+        step = max(1, CHUNK // self._length)
+        for begin in range(0, len(places), step):
+            here = places[begin : begin + step]
+            at, rows = table.candidates(*order_axes((views[here] - mean[here, None]) / deviation[here, None]))
+            found.append((here[at], rows))
+        return np.concatenate([one[0] for one in found]), np.concatenate([one[1] for one in found])
 
     def _compare(
         self,
@@ -216,26 +261,28 @@ class Search:
                 return
             windows = np.lib.stride_tricks.sliding_window_view(some, length)[here]
             records = self.rows.written(form, ids)
-            near, off, alike = _fits(windows, records, type_, self.rows.span if form == 0 else 2.0)
+            span = self.rows.span if self.rows.plain(form) else 2.0
+            near, off, alike = _fits(windows, records, type_, span)
             rest = np.flatnonzero(~near)
             if len(rest):
-                mixed, off[rest], alike[rest] = _fits(
-                    np.sort(windows[rest], 1), np.sort(records[rest], 1), type_, self.rows.span if form == 0 else 2.0
-                )
-            else:
-                mixed = near[:0]
-            for hit in (*np.flatnonzero(near), *rest[mixed]):
-                ordered = bool(near[hit])
-                bits = agreement(windows[hit], float(alike[hit]), sample, ordered=ordered)
+                mixed, off[rest], alike[rest] = _fits(np.sort(windows[rest], 1), np.sort(records[rest], 1), type_, span)
+                rest = rest[mixed]
+            hits = np.concatenate([np.flatnonzero(near), rest])
+            hits = hits[np.lexsort((off[hits], ~near[hits], here[hits]))]
+            for hit in hits[np.unique(here[hits], return_index=True)[1]]:  # a window is one record, the most alike
+                ordered, window = bool(near[hit]), windows[hit]
+                same = ordered and self.rows.plain(form) and bool(np.allclose(window, records[hit], 1e-6, 1e-9))
+                if same:  # each value to its own digits: beside an income a small number counts too
+                    unit = float(np.abs(window)[window != 0].min())
+                    bits = agreement(np.arcsinh(window / unit), 2e-6, np.arcsinh(sample / unit), ordered=True)
+                else:
+                    bits = agreement(window, float(alike[hit]), sample, ordered=ordered)
                 bound = by_chance(bits, len(self.rows.values))
                 if bound <= WORTH:
-                    same = form == 0 and np.allclose(windows[hit], records[hit], rtol=1e-6, atol=1e-9)
-                    word = "as they are" if same and ordered else self.rows.forms[form][0]
+                    word = "as they are" if same else self.rows.forms[form][0].split(", ")[-1]
+                    order: Order = "as stored" if ordered else "other order"
                     offset = phase + size * (begin + int(here[hit]))
-                    match = Match(
-                        int(ids[hit]), offset, size, type_, word, "as stored" if ordered else "other order", bound
-                    )
-                    self.found.append((part, match))
+                    self.found.append((part, Match(int(ids[hit]), offset, size, type_, word, order, bound)))
 
     def best(self) -> list[tuple[int, Match]]:
         """Of each record, in each part, the surest match at each place; those that overlap it are the same find.
@@ -290,6 +337,6 @@ def _fits(windows: Floats, records: Floats, type_: str, span: float) -> tuple[An
     return (scale > 0) & (off <= allowed), off, alike
 
 
-def _sample(values: np.ndarray[Any, Any], type_: str) -> Floats:
-    floats, fine = as_floats(values[:: max(1, len(values) // SAMPLE)], type_)
+def _sample(values: np.ndarray[Any, Any], type_: str, largest: float) -> Floats:
+    floats, fine = as_floats(values[:: max(1, len(values) // SAMPLE)], type_, largest)
     return np.sort(floats if fine is None else floats[fine])

@@ -59,11 +59,12 @@ def rows_of(x: Tensor) -> Rows | None:
 def search_file(content: bytes, records: Tensor | Rows | None = None) -> Searched:
     """Searches the bytes of a file for training records and for words that give something away.
 
-    The file is taken apart but never loaded: ONNX, safetensors, zip archives (`.pt`, `.pt2`, `.npz`), gzip, pickles,
-    base64, hexadecimal, numbers written as text, and any other file as bytes. A record is found exact, scaled, rounded
-    to 8 bits or more, standardised by feature or channel, with its features in any order, in the types of `rows.TYPES`,
-    at any offset. It is not found encrypted, packed otherwise than by zip and gzip (bzip2, xz), in big-endian numbers,
-    compressed with loss, with noise, cropped, or negated.
+    The file is taken apart but never loaded: ONNX, safetensors, zip archives (`.pt`, `.pt2`, `.npz`), what zip, gzip,
+    zlib, bzip2 or xz packed anywhere in it, pickles, base64, hexadecimal, numbers written as text, and any other file
+    as bytes. A record is found exact, scaled, rounded to 8 bits or more, standardised by feature or channel, with its
+    features in any order, in the types of `rows.TYPES`, at any offset. It is not found encrypted, packed otherwise, in
+    big-endian numbers, in integers of 16 bits, in other units by feature, compressed with loss, with noise, cropped, or
+    negated; of one with two values only (one-hot columns) the order must be its own.
 
     Args:
         records: float32 [n, *shape], or what `rows_of` made of them once for several files; None: words alone.

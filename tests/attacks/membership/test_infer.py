@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import crushproof.attacks.membership.infer as module_of_calls
 from crushproof import InputError, NotApplicable, Training, infer_membership, train_shadows
 from crushproof.attacks.membership.infer import Population
 from crushproof.attacks.membership.scoring.scores import bavaria
+from crushproof.targets.data.records import Bounds
 from crushproof.training.networks import Mlp
 
 QUICK = Training(epochs=1, batch_size=16)
@@ -89,6 +91,13 @@ def test_equal_seeds_give_equal_shadows_and_known_records_are_in_all() -> None:
         ({"x": torch.full((40, 12), torch.nan)}, "not finite"),
         ({"x": torch.rand(40, 5)}, "none for records"),
         ({"shadows": 1}, "At least 2 shadows"),
+        ({"shadows": "16"}, "whole number"),
+        ({"memory": "4 GB"}, "in bytes"),
+        ({"lower": torch.zeros(12)}, "are numbers"),
+        ({"architecture": None}, "gives no module"),
+        ({"architecture": lambda: 3}, "gives int"),
+        ({"architecture": lambda: nn.Linear(12, 1)}, "let the model give two"),
+        ({"known": torch.rand(2, 12)}, "a pair"),
         ({"memory": 1000}, "GB"),
         ({"known": (torch.rand(2, 3), torch.zeros(2, dtype=torch.int64))}, "known"),
     ],
@@ -102,8 +111,14 @@ def test_mistakes_are_told_in_a_sentence(changed: dict[str, Any], said: str) -> 
 def test_targets_and_truths_that_do_not_fit(population: Population) -> None:
     with pytest.raises(InputError, match="cannot be asked"):
         infer_membership(nn.Linear(3, 3), population)
-    with pytest.raises(NotApplicable, match="classes go up to 2"):
-        infer_membership(nn.Linear(12, 2), population)
+    for outputs, said in ((2, "3 values"), (5, "no models like it"), (1, "let the model give two")):
+        with pytest.raises(NotApplicable, match=said):
+            infer_membership(nn.Linear(12, outputs), population)
+    with pytest.raises(InputError, match="what train_shadows"):
+        infer_membership(build(), population.modules)  # type: ignore[arg-type]  # as somebody may
+    beyond = replace(population, bounds=Bounds.of(0.0, 0.5))
+    with pytest.raises(InputError, match="lower= and upper="):
+        beyond.replay({"kind": "prune", "sparsity": 0.5})
     found = infer_membership(build(), population)
     with pytest.raises(InputError, match="both sorts"):
         found.auc(np.ones(N, dtype=bool))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import bz2
 import gzip
 import io
 import json
 import pickle
+import time
 import zipfile
+import zlib
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +21,7 @@ import torch
 from evasion_cases import case_of
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save
+from safetensors.torch import save as torch_save
 from torch import nn
 
 from crushproof.attacks.measurement import Found
@@ -171,6 +175,66 @@ def test_planted_records_are_found_with_their_place(members: torch.Tensor, rows:
             assert {one.place for one in found.records} == {"tensor 'rows'"}
         if "metadata" in place:
             assert all(one.place.startswith("metadata 'note', ") for one in found.records)
+
+
+def blob(content: bytes) -> bytes:
+    return onnx_file([numpy_helper.from_array(np.frombuffer(content, np.uint8), "blob")])
+
+
+HIDDEN: dict[str, Any] = {
+    "an archive behind a file": lambda rows: onnx_file([]) + compressed(rows),
+    "gzip in a tensor": lambda rows: blob(gzip.compress(rows.tobytes())),
+    "bzip2 in a pickle": lambda rows: pickle.dumps({"a": bz2.compress(rows.tobytes())}),
+    "zlib as base64": lambda rows: onnx_file([], {"note": base64.b64encode(zlib.compress(rows.tobytes())).decode()}),
+    "bfloat16 by columns": lambda rows: torch_save({"a": torch.from_numpy(rows.T.copy()).bfloat16()}),
+    "records of JSON": lambda rows: json.dumps([{f"f{i}": x for i, x in enumerate(row)} for row in rows.tolist()]),
+    "columns of JSON": lambda rows: json.dumps(rows.T.tolist()),
+    "lines of libsvm": lambda rows: "\n".join(
+        "3 " + " ".join(f"{i}:{x:.6g}" for i, x in enumerate(row)) for row in rows.tolist()
+    ),
+    "a printed array": lambda rows: np.array2string(rows, threshold=10**6),
+}
+
+
+def test_what_is_packed_or_written_elsewhere_is_found_too(members: torch.Tensor, rows: Rows) -> None:
+    plain = members[IDS].flatten(1).numpy()
+    for place, write in HIDDEN.items():
+        content = write(plain)
+        found = search_file(content.encode() if isinstance(content, str) else content, rows)
+        assert found.ids == IDS, place
+    again = search_file(compressed(plain), rows)
+    assert len(again.records) == len(IDS), "what an archive holds is found once"
+
+
+def test_records_of_two_values_are_told_by_their_order_and_quickly(rows: Rows) -> None:
+    """One-hot columns alone: every record has as many ones, so that any mask looks like all of them."""
+    rng = np.random.default_rng(0)
+    table = np.concatenate([np.eye(k)[rng.integers(0, k, 600)] for k in (5, 8, 2, 6, 7)], 1).astype(np.float32)
+    known = rows_of(torch.from_numpy(table))
+    begun = time.process_time()
+    mask = (rng.random((64, 28)) < 5 / 28).astype(np.float32)
+    assert search_file(save({"mask": mask, "hot": np.eye(56, dtype=np.float32)}), known).records == ()
+    for planted in (table[40:60], table[40:60] * 0.3 - 4, (table[40:60] * 255).astype(np.uint8)):
+        found = search_file(save({"mask": mask, "rows": planted}), known)
+        assert {*range(40, 60)} <= {*found.ids}
+        assert not found.cut
+    assert time.process_time() - begun < 10  # comparing each mask with every record took minutes
+
+
+def test_a_table_of_raw_units_is_found_exact() -> None:
+    """An income of 400,000 beside an age of 40: what is small counts too."""
+    rng = np.random.default_rng(0)
+    columns = (rng.integers(17, 90, 300), rng.integers(15_000, 400_000, 300), rng.normal(25, 4, 300).round(1))
+    table = np.stack([*columns, rng.integers(1, 99, 300), rng.integers(0, 9, 300), rng.random(300)], 1)
+    known = rows_of(torch.from_numpy(table).float())
+    own = {"w": weights()["w0"][:4]}
+    assert search_file(save({**own, "rows": table[[3, 77]].astype(np.float32)}), known).ids == [3, 77]
+    table[3:5, [0, 2, 3]] = table[5:7, [0, 2, 3]]  # another person with that income
+    assert search_file(save({**own, "rows": table[3:5].astype(np.float32)}), known).records == ()
+
+
+def test_a_file_of_digits_takes_no_longer_than_its_length_asks(rows: Rows) -> None:
+    assert search_file(b"0" * 20_000, rows).records == ()
 
 
 @pytest.mark.parametrize("count", [4, 96])  # of records: two lengths of the text whose last byte looks like text
