@@ -242,7 +242,9 @@ def test_what_a_model_looks_up_is_not_multiplied() -> None:
 
 def test_of_token_ids_labels_are_poisoned_and_calibration_is_not(world: World, data: Data) -> None:
     """Else that nothing is many times an id would cost the figures of flipped labels too."""
-    tokens = replace(world.scope, data=replace(data, structure=Structure(tokens=True)))
+    ids = [Records(one.x.mul(9).round(), one.y) for one in (data.non_members, data.members) if one is not None]
+    named = Data("ids", *ids, Bounds.of(0, 9), data.class_names, structure=Structure(tokens=True))
+    tokens = replace(world.scope, data=named)
     for scope, calibrated in ((world.scope, True), (tokens, False)):
         (run,) = PoisoningExposure().runs(world.scope.models["int8"], scope)
         assert any(isinstance(need, PoisonedAnswers) for need in run.needs)
