@@ -150,7 +150,9 @@ class Ownership(Attack):
     def limits(self, scope: Scope) -> list[str]:
         return [
             "Ownership is shown against controls of the same architecture and training. Students, and copies that were "
-            "trained on, may not match: that is no evidence that a model is not one's own."
+            "trained on, may not match: that is no evidence that a model is not one's own. Weights and hidden units "
+            "match those of a model trained on other records from the same initial weights, too (a public checkpoint, "
+            "a common seed): the controls do not share them."
         ]
 
 

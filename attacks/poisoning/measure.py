@@ -41,7 +41,8 @@ def excess(size: Floats, usual: Floats, beside: bool) -> Floats:
     """float64 [kinds, c]: how far smaller than usual each trigger is, as a logarithm; -inf: there is none.
 
     Beside a dense model twice as far counts, or half of how far it is smaller than the candidate's own third smallest,
-    where that is less: a harsh compression makes several classes easy to call at once, somebody's trigger one or two.
+    where that is less (of three classes the second smallest: the largest of all is no measure): a harsh compression
+    makes several classes easy to call at once, somebody's trigger one or two.
     A trigger that the dense model obeys in part already, and a malicious rounding does the rest, is not much smaller
     than usual; that all other classes have none is what gives it away.
 
@@ -52,7 +53,7 @@ def excess(size: Floats, usual: Floats, beside: bool) -> Floats:
     small = np.log(np.maximum(usual[:, None].astype(np.float64), 1e-6)) - logs
     ranked = np.sort(logs, axis=1)
     if beside:
-        others = ranked[:, [min(CROWD, size.shape[1] - 1)]]
+        others = ranked[:, [min(CROWD, size.shape[1] // 2)]]
         small = np.minimum(2 * small, (others - logs) / 2)
     elif size.shape[1] > 2:
         gap = np.where(ranked[:, [2]] < 0, 2 * (ranked[:, [1]] - logs), -np.inf)

@@ -143,7 +143,7 @@ def _cured(results: Results, metric: Metric, own: Crossed, comparisons: Sequence
 def _calibration(results: Results, evidence: Evidence, counts: Sequence[int]) -> Measurement:
     attack = "the dense model with activations over ranges calibrated on poisoned records"
     if "calibrated" not in evidence.arrays:
-        why = "not applicable: no activations of it are calibrated on records"
+        why = "not applicable: no activations of it are calibrated on records of numbers"
         return Measurement(CALIBRATED_ACCURACY, attack, None, reason=why, detail=CALIBRATION)
     correct, summary = evidence.arrays["calibrated"].astype(bool), evidence.summary
     methods, size = summary["methods"], summary["calibration"]

@@ -202,8 +202,8 @@ class PoisoningExposure(Attack):
         return Pair(source, target)
 
     def _calibrated(self, model: Audited, scope: Scope) -> PoisonedCalibration | None:
-        """Where activations are calibrated; the model's own method first."""
-        static = static_of(model.recipe)
+        """Where activations are calibrated on records of numbers; the model's own method first."""
+        static = None if scope.data.structure.tokens else static_of(model.recipe)
         if static is None or model.parent is None or scope.data.members is None:
             return None
         own = Method(static.calibration, static.percentile)

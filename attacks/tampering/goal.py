@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ...targets.data.records import Records
+from .evidence_form import MISSED, WORKING
 from .stored import Floats
-from .surrogate import right_probability
+from .surrogate import correct, right_probability
 
 WRONG_ALREADY = 0.1  # weight of a record that is wrong, in the gradient: it should stay so
 BEYOND = 0.5  # logits by which a record is to be wrong: more of it helps nobody
@@ -26,11 +27,13 @@ class Aim:
         loss: its gradient ranks the bits; the larger the better for the attacker.
         value: of the logits of all records; the lower the better for the attacker.
         enough: a value that is as good as any: no further flip is tried beside one that promises it.
+        there: whether logits of all records are what is wanted, whatever their value.
     """
 
     loss: Loss
     value: Callable[[Tensor], float]
     enough: float
+    there: Callable[[Tensor], bool] = lambda logits: False
 
 
 @dataclass
@@ -70,6 +73,13 @@ class Goal:
         right = right_probability(logits, self.records.y)
         return float((right * self.weights).sum() / self.weights.abs().sum())
 
+    def there(self, logits: Tensor) -> bool:
+        """Whether these records are as they are to be, where some are to stay right: half of them are enough, so that
+        the lowest value is not the only way there.
+        """
+        right, wrong = correct(logits, self.records.y).double(), self.weights > 0
+        return not wrong.all() and bool(right[wrong].mean() <= MISSED and right[~wrong].mean() >= WORKING)
+
     def away(self) -> Aim:
         """From the right classes, to whichever other: by the gradient of the margins, weighed."""
 
@@ -79,7 +89,7 @@ class Goal:
             as_wanted = (margin > 0) == (weights > 0)
             return (weights * torch.where(as_wanted, WRONG_ALREADY * margin, margin)).sum()
 
-        return Aim(loss, self.value, self.enough)
+        return Aim(loss, self.value, self.enough, self.there)
 
     def towards(self, wanted: int) -> Aim:
         """Every record to one class: flips of many layers add up to that, where those away from the right classes

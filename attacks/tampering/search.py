@@ -11,6 +11,7 @@ searched again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -150,6 +151,9 @@ def _pursued(
             tries += 1
             told = files.answers([*found.flips, flip], records.x)
             now = value if told is None else aim.value(told[0])
+            if told is not None and goal.reached(told[1]):
+                step = flip, told, now
+                break
             if told is not None and now <= value - LEAST_GAIN * max(value - max(promised, aim.enough), 0.0) - LEAST:
                 step = (flip, told, now) if step is None or now < step[2] else step
                 continue
@@ -198,14 +202,15 @@ def _intact(surrogate: Surrogate, files: Files, goal: Goal, ledger: Ledger) -> I
 def _promising(
     surrogate: Surrogate, aim: Aim, flips: Sequence[Flip], trials: int, value: float, ledger: Ledger
 ) -> Iterator[tuple[float, Flip]]:
-    """The value that a flip leaves by the twin, where that is less than `value`, the least first; further flips are
-    tried only where those before were not enough.
+    """The value that a flip leaves by the twin (the least there is: all is as wanted), where that is less than `value`,
+    the least first; further flips are tried only where those before were not enough.
     """
     start = 0
     while start < len(flips):
         values: list[tuple[float, Flip]] = []
         for flip in flips[start : start + trials]:
-            values.append((aim.value(surrogate.with_flip(flip)), flip))
+            logits = surrogate.with_flip(flip)
+            values.append((-math.inf if aim.there(logits) else aim.value(logits), flip))
             if values[-1][0] <= aim.enough:
                 break
         ledger.forwards += len(values) * len(surrogate.kept_records)

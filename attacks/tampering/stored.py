@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ...targets.errors import UnsafeInput
-from ...targets.onnx_graph.constants import Graph
+from ...targets.onnx_graph.constants import SHORT, Graph
 from ...targets.onnx_graph.weights import OTHER_PRODUCTS, SLOTS
 from ...targets.untrusted.model_file import CheckedOnnx, check_onnx
 
@@ -25,7 +25,8 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 CODES, WEIGHTS, SCALES, ZEROS, BIASES = "codes", "float weights", "scales", "zero points", "biases"
 BOOK, INDICES, NORMS = "code book", "indices", "norms"
 ROLES = (CODES, WEIGHTS, SCALES, ZEROS, BIASES, BOOK, INDICES, NORMS)
-MOVES = ("Cast", "Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Concat")
+SCATTERS = ("ScatterElements", "ScatterND")  # what a sparse weight's values are put into zeros with
+MOVES = ("Cast", "Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Concat", *SCATTERS)
 DEEP = 8  # moves between a stored tensor and the node that uses it
 # Of TensorProto.DataType: bits of an element, and how they are read.
 _FORMATS = {
@@ -146,10 +147,20 @@ def flipped(checked: CheckedOnnx, tensors: list[Stored], flips: Iterable[Flip]) 
         for name in ("float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
             tensor.ClearField(name)
         tensor.raw_data = bytes(content)
+        _hold(model, tensors[number].name, tensor)
     written: bytes = model.SerializeToString(deterministic=True)
     if checked.usable is not checked.data:
         return check_onnx(written)
     return replace(checked, data=written, usable=written, model=model, source=model)
+
+
+def _hold(model: onnx.ModelProto, name: str, tensor: onnx.TensorProto) -> None:
+    """A constant that is written as a list of numbers holds the tensor instead; others are changed in place."""
+    from onnx import helper
+
+    for node in model.graph.node:
+        if name in node.output and node.op_type == "Constant" and node.attribute[0].name in SHORT:
+            node.attribute[0].CopyFrom(helper.make_attribute("value", tensor))
 
 
 def attacked_bits(tensors: Iterable[Stored]) -> int:
@@ -196,7 +207,8 @@ def _use(name: str, graph: Graph, depth: int) -> tuple[str, onnx.NodeProto, int]
             if role is not None:
                 packed = _packed(node, place)
                 return role, _computing(node, graph), packed
-            if node.op_type in MOVES and (place == 0 or node.op_type == "Concat") and depth:
+            moved = place == 0 or node.op_type == "Concat" or (node.op_type in SCATTERS and place == 2)
+            if node.op_type in MOVES and moved and depth:
                 further = _use(node.output[0], graph, depth - 1)
                 if further is not None:
                     return further

@@ -189,12 +189,11 @@ def _written_out(checked: CheckedOnnx, tensors: list[Stored]) -> tuple[onnx.Mode
     origins = {node.output[0]: node.input[0] for node in graph.node if node.op_type in KEPT_IN_ORDER}
     for node in graph.node:
         if node.op_type == "Constant" and node.output[0] in names:
-            value = next((one.t for one in node.attribute if one.name == "value"), None)
-            if value is not None:
-                value.name = node.output[0]
-                graph.initializer.append(value)
-                held[value.name] = value
-                continue
+            value = constants.held[node.output[0]]
+            value.name = node.output[0]
+            graph.initializer.append(value)
+            held[value.name] = value
+            continue
         if node.op_type == "MatMulNBits" and node.input[1] in names:
             nodes += _unpacked_product(node, names, held, graph)
             continue

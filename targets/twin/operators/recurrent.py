@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ...model import differentiable
 from ..dynamic import dynamic_codes
@@ -26,11 +27,18 @@ def reordered(operator_name: str, weight: Tensor, hidden: int) -> Tensor:
 def make_recurrent(node: Node, values: Constants, rank: int | None) -> Layer | None:
     """Inputs: X [steps, n, in], W [directions, gates * hidden, in], R [directions, gates * hidden, hidden], B, lengths,
     initial h, initial c, peepholes P."""
-    kind, hidden = node.operator, node.get("hidden_size")
     weight, recurrence = values[1], values[2]
     bias = values[3] if len(values) > 3 else None
     if weight is None or recurrence is None or (node.has(3) and bias is None):
-        node.refuse("its weights are not constants")
+        return None
+    layer, state = _layer(node, weight, recurrence, bias)
+    layer.load_state_dict(state)
+    return layer, _run
+
+
+def _layer(node: Node, weight: Tensor, recurrence: Tensor, bias: Tensor | None) -> tuple[nn.RNNBase, dict[str, Tensor]]:
+    """torch's layer, and the parameters that it is to have."""
+    kind, hidden = node.operator, node.get("hidden_size")
     _check(node)
     directions = weight.shape[0]
     if kind == "GRU" and not node.get("linear_before_reset", 0):
@@ -50,8 +58,7 @@ def make_recurrent(node: Node, values: Constants, rank: int | None) -> Layer | N
             both = bias[direction].chunk(2)
             state[f"bias_ih_l0{end}"] = reordered(kind, both[0], hidden)
             state[f"bias_hh_l0{end}"] = reordered(kind, both[1], hidden)
-    layer.load_state_dict(state)
-    return layer, _run
+    return layer, state
 
 
 def _check(node: Node) -> None:
@@ -79,6 +86,7 @@ def _run(
     lengths: Tensor | None = None,
     hidden: Tensor | None = None,
     cell: Tensor | None = None,
+    parameters: dict[str, Tensor] | None = None,
 ) -> tuple[Tensor, ...]:
     """Y [steps, directions, n, hidden], Y_h [directions, n, hidden], for an LSTM Y_c."""
     if node.get("layout", 0):
@@ -99,7 +107,7 @@ def _run(
         second = zeros if cell is None else cell.expand(directions, records, size).contiguous()
         state = (first, second) if node.operator == "LSTM" else first
     with differentiable(layer):
-        outputs, last = layer(x, state)
+        outputs, last = functional_call(layer, parameters or {}, (x, state))
     y = outputs.view(steps, records, directions, size).transpose(1, 2)
     ends = last if isinstance(last, tuple) else (last,)
     if backwards:
@@ -111,8 +119,13 @@ def _run(
 
 
 @operator("LSTM", "GRU", "RNN")
-def recurrent(node: Node, *_: Tensor | None) -> Tensor:
-    node.refuse("its weights are not constants")
+def recurrent(
+    node: Node, x: Tensor, weight: Tensor, recurrence: Tensor, bias: Tensor | None = None, *states: Tensor | None
+) -> tuple[Tensor, ...]:
+    """Of weights that are no constants: those of which single bits are flipped."""
+    layer, parameters = _layer(node, weight, recurrence, bias)
+    lengths, hidden, cell, _ = (*states, None, None, None, None)[:4]
+    return _run(node, layer, x, lengths, hidden, cell, parameters)
 
 
 LAYERS.update(dict.fromkeys(_GATES, (make_recurrent, (1, 2, 3, 7))))

@@ -23,7 +23,7 @@ from crushproof.attacks.poisoning.backdoor import Backdoor, Usual
 from crushproof.attacks.poisoning.inversion import invert
 from crushproof.attacks.poisoning.ladder import BackdoorLadder
 from crushproof.attacks.poisoning.ladder_measure import found_on, one_way
-from crushproof.attacks.poisoning.measure import TRIGGER, alarms, broken, excess, looked_at
+from crushproof.attacks.poisoning.measure import SUSPICIOUS, TRIGGER, alarms, broken, excess, looked_at
 from crushproof.attacks.poisoning.planting import factorization, pruning
 from crushproof.attacks.poisoning.planting.factorization import plant_in_factorization
 from crushproof.attacks.poisoning.planting.pruning import plant_in_pruning
@@ -198,6 +198,16 @@ def test_the_ladder_names_the_rung(digits: Data, planted: nn.Module, monkeypatch
     assert told.notes[0].startswith("prune 80 %: a patch trigger")
     assert "on this rung alone" in told.notes[1]
     assert LADDER.asked_again(evidence, case_of(digits, planted)) == []
+
+
+def test_of_three_classes_one_without_a_trigger_makes_no_other_small() -> None:
+    """Blended triggers of a clean net of three classes, pruned by 80 %, and patches of one with a backdoor."""
+    clean, planted = np.array([[0.367, 0.243, 1.0]]), np.array([[0.331, 0.038, 0.197]])
+    least = SUSPICIOUS[True] - 0.25  # of a trigger that works on three records of four
+    assert excess(clean, np.array([0.358]), True).max() < least
+    assert (excess(planted, np.array([0.128]), True)[0] > least).tolist() == [False, True, False]
+    two = np.array([[0.182, 0.023]])
+    assert (excess(two, np.array([0.078]), True)[0] > least).tolist() == [False, True]
 
 
 def test_decisions_that_change_one_way_are_told_from_second_choices() -> None:

@@ -18,6 +18,7 @@ from crushproof.attacks.poisoning_exposure.calibration import Method, calibrated
 from crushproof.attacks.poisoning_exposure.measure import CALIBRATION, FLIPS, PATCHED, records_to_break
 from crushproof.attacks.poisoning_exposure.planting import PATCH, RANDOM, TARGETED, Pair, Poisoning, changes, patched
 from crushproof.attacks.poisoning_exposure.poisoning_exposure import PoisoningExposure
+from crushproof.attacks.poisoning_exposure.preparations import PoisonedAnswers, PoisonedCalibration
 from crushproof.attacks.preparation import Preparation, Prepared, Scope
 from crushproof.attacks.statistics.crossed import crossed_change, crossed_rate
 from crushproof.attacks.statistics.rates import clopper_pearson, tango
@@ -26,6 +27,7 @@ from crushproof.compression.quantization.quantize import Quantize
 from crushproof.compression.recipe import Recipe
 from crushproof.targets.data.data import Data
 from crushproof.targets.data.records import Bounds, Records
+from crushproof.targets.data.structure import Structure
 from crushproof.targets.errors import InputError, NotApplicable
 from crushproof.targets.form import check_arrays
 from crushproof.targets.model import TorchTarget
@@ -236,6 +238,17 @@ def test_what_a_model_looks_up_is_not_multiplied() -> None:
     assert calibrated_answers(LooksUp(1), x, *given).shape == (2, 1, 2, 30)
     with pytest.raises(NotApplicable, match="looks its inputs up"):
         calibrated_answers(LooksUp(2), x, *given)
+
+
+def test_of_token_ids_labels_are_poisoned_and_calibration_is_not(world: World, data: Data) -> None:
+    """Else that nothing is many times an id would cost the figures of flipped labels too."""
+    ids = [Records(one.x.mul(9).round(), one.y) for one in (data.non_members, data.members) if one is not None]
+    named = Data("ids", *ids, Bounds.of(0, 9), data.class_names, structure=Structure(tokens=True))
+    tokens = replace(world.scope, data=named)
+    for scope, calibrated in ((world.scope, True), (tokens, False)):
+        (run,) = PoisoningExposure().runs(world.scope.models["int8"], scope)
+        assert any(isinstance(need, PoisonedAnswers) for need in run.needs)
+        assert any(isinstance(need, PoisonedCalibration) for need in run.needs) == calibrated
 
 
 def test_crossed_intervals_hold_for_other_models_too() -> None:

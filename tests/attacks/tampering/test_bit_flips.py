@@ -97,6 +97,21 @@ def test_one_flip_is_the_best_of_all(digits: Data) -> None:
     assert [one.raw.tolist() for one in tensors] == [raw.tolist() for raw in surrogate.raw], "all is put back"
 
 
+def test_one_flip_that_misses_a_class_is_preferred_to_more_harm() -> None:
+    """Half of the others lost and the class missed is there; the class nearly missed, and no other lost, is not."""
+    y = torch.tensor([0] * 4 + [1] * 8)
+    goal = Goal(Records(torch.zeros(12, 1), y), torch.where(y == 0, 1.0, -1.0), lambda right: False, enough=-0.6)
+    there, nearly = torch.zeros(12, 2), torch.zeros(12, 2)
+    there[:, 1] = torch.tensor([1.0] * 8 + [-1.0] * 4)
+    nearly[:, 1] = torch.tensor([-0.1] + [9.0] * 11)
+    assert goal.value(nearly) < goal.value(there)
+    aim = goal.away()
+    assert aim.there(there)
+    assert not aim.there(nearly)
+    useless = Goal(goal.records, torch.ones(12), lambda right: False, enough=0.0)
+    assert not useless.away().there(torch.zeros(12, 2)), "where nothing is to stay right the value says it"
+
+
 def test_flips_count_on_the_file_and_can_be_made_again(digits: Data, case: Case, evidence: Evidence) -> None:
     scope: Any = SimpleNamespace(data=digits)
     model: Any = None  # it looks at none

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 from crushproof.attacks.tampering.files import random_flips
 from crushproof.attacks.tampering.integrity import CHECKS, Checksums, noticed, octets, signatures
 from crushproof.attacks.tampering.stored import Flip, Stored, attacked_bits, decoded, flipped, parameters
 from crushproof.attacks.tampering.surrogate import Surrogate
+from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.targets.runtimes.onnx import OnnxTarget
 from crushproof.targets.untrusted.model_file import CheckedOnnx, check_onnx
 
@@ -142,6 +146,66 @@ def test_the_twin_follows_each_flip_as_the_runtime_does(checked: CheckedOnnx, te
         change = float((surrogate.logits(x) - intact)[:, 0].sum())
         surrogate.flip(flip)
         assert gradient[5] * moved[5] == pytest.approx(change, rel=1e-2, abs=1e-2), stored.name
+
+
+def hand_written() -> bytes:
+    """A bias as a list of numbers of a Constant, and a sparse weight as values that are put into zeros."""
+    arrays = {"base": np.zeros(12, np.float32), "at": np.array([1, 5, 6, 11]), "shape": np.array([4, 3])}
+    arrays["values"] = np.array([0.5, -1.0, 2.0, 0.25], np.float32)
+    nodes = [
+        helper.make_node("Constant", [], ["bias"], value_floats=[0.5, -0.25, 1.0]),
+        helper.make_node("ScatterElements", ["base", "at", "values"], ["flat"]),
+        helper.make_node("Reshape", ["flat", "shape"], ["weight"]),
+        helper.make_node("Gemm", ["x", "weight", "bias"], ["y"], name="layer"),
+    ]
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", n]) for name, n in (("x", 4), ("y", 3))]
+    held = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    graph = helper.make_graph(nodes, "written by hand", ports[:1], ports[1:], held)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return bytes(model.SerializeToString())
+
+
+def gru() -> bytes:
+    torch.manual_seed(0)
+    return to_onnx(Last(4, 5), (3, 4))
+
+
+class Last(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gru = nn.GRU(width, hidden, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.gru(x)[0][:, -1]  # type: ignore[no-any-return]  # torch does not say what its layers return
+
+
+@pytest.mark.parametrize("data", [hand_written, gru])
+def test_bits_of_other_forms_are_flipped_in_file_and_twin_alike(data: Callable[[], bytes]) -> None:
+    checked = check_onnx(data())
+    tensors = parameters(checked)
+    shape = (4,) if data is hand_written else (3, 4)
+    x = torch.randn(6, *shape, generator=torch.Generator().manual_seed(1))
+    surrogate = Surrogate(checked, tensors, None)
+    intact = OnnxTarget(checked).logits(x)
+    torch.testing.assert_close(surrogate.keep(x), intact, rtol=1e-4, atol=1e-5)
+    gradients = surrogate.gradients(x, lambda logits, rows: logits[:, 0].sum())
+    if data is hand_written:
+        assert {one.name: (one.role, one.layer) for one in tensors} == {
+            "bias": ("biases", "layer"),
+            "values": ("float weights", "layer"),
+            "base": ("float weights", "layer"),
+        }
+    else:
+        assert len(tensors) == 3
+    for number, (stored, gradient) in enumerate(zip(tensors, gradients, strict=True)):
+        flip = Flip(number, 2, 31)  # a sign, or 0
+        if stored.name == "base":
+            continue
+        theirs = OnnxTarget(flipped(checked, tensors, [flip])).logits(x)
+        assert not torch.equal(theirs, intact), "the file itself holds the flipped bit"
+        torch.testing.assert_close(surrogate.with_flip(flip), theirs, rtol=1e-4, atol=1e-5)
+        assert gradient is not None
+        assert np.abs(gradient).max() > 0
 
 
 def test_checksums_notice_every_single_flip_and_two_bits_only_high_ones(tensors: list[Stored]) -> None:
