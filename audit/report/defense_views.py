@@ -216,8 +216,8 @@ def promise_words(promise: dict[str, Any]) -> str:
         f"{promise['max_gradient_norm']:g}. Condition: {promise['condition']}."
         + (
             f" It counts training ({promise['training_epsilon']:.2f} alone, which the figures before are of) and what "
-            f"the compression looked at: {promise['compression']}. It is of this file alone: who also gets another whose "
-            "compression looked at the same members learns more than either epsilon says."
+            f"the compression looked at: {promise['compression']}. It is of this file alone: who also gets another "
+            "whose compression looked at the same members learns more than either epsilon says."
             if {"training_epsilon", "compression"} <= promise.keys()
             else ""
         )
