@@ -157,7 +157,9 @@ class Backdoor(TriggerSearch):
         return [
             "Backdoors are looked for as small patches and as patterns blended into the whole image, the same for all "
             "images: a trigger that moves, is large or follows the image, or that calls a class for some images only, "
-            "would not be found."
+            "would not be found.",
+            "What is too small for an honest compression was measured on small nets for digits. Harsh pruning without "
+            "fine-tuning can make such triggers in a clean model too, above all where a class hangs on few pixels.",
         ]
 
 

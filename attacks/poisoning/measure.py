@@ -149,6 +149,11 @@ def measure_backdoors(results: Results, steps: int, kinds: Sequence[Kind]) -> li
         f"{', the dense model on none of them' if beside else ''}."
         for one in called
     ]
+    if called and beside:
+        notes.append(
+            "To tell a plant from a weakness of the compression, train the dense model again with another seed and "
+            "compress it alike: who planted a trigger has no hand in that one."
+        )
     notes += [
         f"A suspicion, not counted: a {kinds[one.kind]} trigger of {100 * one.size:.1f} % of the image for "
         f"{names[one.target]!r} works on {percent(one.hits)} of {len(one.hits)} images."

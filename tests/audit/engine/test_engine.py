@@ -118,22 +118,6 @@ def test_a_damaged_result_is_computed_anew_and_said_so(tmp_path: Path, undisturb
     assert evidence(tmp_path) == undisturbed
 
 
-def test_what_would_be_another_result_is_not_computed_twice(tmp_path: Path) -> None:
-    class Drawn:
-        def cells(self) -> list[Cell]:
-            return [Cell("drawn", "1" * 64, once=True), Cell("after", "2" * 64, ("drawn",))]
-
-        def compute(self, cell: Cell, store: Store) -> Result:
-            return Result()
-
-    with Store(tmp_path) as store:
-        assert run(Drawn(), store).computed == ["drawn", "after"]
-        assert run(Drawn(), store).computed == []
-        store.drop("1" * 64)
-        with pytest.raises(Incomplete, match="drawn is gone or was damaged, and computed again it would be another"):
-            run(Drawn(), store)
-
-
 def test_a_failed_cell_costs_only_what_needs_it(tmp_path: Path) -> None:
     outcome = run_toy(tmp_path, {"inject": {"chain-1/1": "error"}})
     assert outcome.failed == {"chain-1/1": "RuntimeError: a planted error"}

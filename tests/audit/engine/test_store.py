@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from crushproof.audit.engine import on_disk
 from crushproof.audit.engine.cells import Cell, Result, cell_key
+from crushproof.audit.engine.driver import run
 from crushproof.audit.engine.store import Store
 from crushproof.targets.errors import Incomplete, InputError
 
@@ -225,3 +226,19 @@ json_values = st.recursive(
 @given(json_values, json_values)
 def test_keys_are_equal_exactly_when_their_parts_are(one: object, other: object) -> None:
     assert (cell_key(one) == cell_key(other)) == (json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True))
+
+
+def test_what_would_be_another_result_is_not_computed_twice(tmp_path: Path) -> None:
+    class Drawn:
+        def cells(self) -> list[Cell]:
+            return [Cell("drawn", "1" * 64, once=True), Cell("after", "2" * 64, ("drawn",))]
+
+        def compute(self, cell: Cell, store: Store) -> Result:
+            return Result()
+
+    with Store(tmp_path) as store:
+        assert run(Drawn(), store).computed == ["drawn", "after"]
+        assert run(Drawn(), store).computed == []
+        store.drop("1" * 64)
+        with pytest.raises(Incomplete, match="drawn is gone or was damaged, and computed again it would be another"):
+            run(Drawn(), store)
