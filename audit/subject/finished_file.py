@@ -170,17 +170,17 @@ def open_file(
     if file is None:
         file = read_model_file(folder / path, data.shape)
         _check_time(path, file, interface.hours, answers)
+    overrides = Overrides.model_validate(interface.model_dump(exclude={"hours"}))
+    try:
+        assumptions, notes = assume(file, data, overrides, like)
+    except InputError as error:  # which of the plan's files it is
+        raise InputError(f"{quoted(path)}: {error}") from None
     if file.kind == "onnx" and vote_of(file.checked.model) is not None:
         raise InputError(
             f"{quoted(path)} says in its metadata it is served by vote under noise, and a finished file is audited "
             "as it answers by itself. Audit the recipe that made it, with `defense: randomized-smoothing`, or take "
             f"{PROPERTY} out of its metadata."
         )
-    overrides = Overrides.model_validate(interface.model_dump(exclude={"hours"}))
-    try:
-        assumptions, notes = assume(file, data, overrides, like)
-    except InputError as error:  # which of the plan's files it is
-        raise InputError(f"{quoted(path)}: {error}") from None
     declared = [
         f"{name} {', '.join(f'{one:g}' for one in value) if isinstance(value, tuple) else value}"
         for name, value in interface
