@@ -12,7 +12,8 @@ from typing import Any
 from ...targets.errors import UnsafeInput
 
 FEWEST = 64  # bytes that come out, below which it was none
-FED = 2**20  # bytes at a time
+FIRST, FED = 2**12, 2**20  # bytes at a time, at first, as most are no stream, and at most
+WASTED = 16  # bytes in for each of the file, beyond what came out, with which it is one that is made to take time
 MEMORY = 2**28  # bytes that unpacking xz may take
 
 _BEGIN = re.compile(rb"PK\x03\x04|\x1f\x8b\x08|\x78[\x01\x5e\x9c\xda]|BZh[1-9]1AY&SY|\xfd7zXZ\x00")
@@ -33,8 +34,9 @@ def streams(content: bytes, room: list[int], known: Sequence[tuple[int, int]]) -
         known: (begin, end) of what is unpacked elsewhere.
 
     Raises:
-        UnsafeInput: more comes out than there is room for.
+        UnsafeInput: more comes out than there is room for, or far more goes in than comes out.
     """
+    wasted, most = 0, WASTED * len(content) + 2**24
     for match in _BEGIN.finditer(content):
         at = begin = match.start()
         if any(low <= at < high for low, high in known):
@@ -44,27 +46,30 @@ def streams(content: bytes, room: list[int], known: Sequence[tuple[int, int]]) -
             word, opened = "zip", _ZIPPED.get(int.from_bytes(content[at + 8 : at + 10], "little"))
         else:
             word, opened = next((name, make) for sign, name, make in _OPENED if match.group().startswith(sign))
-        data = b"" if opened is None else _unpacked(memoryview(content)[begin:], opened(), room[0])
+        fed, data = (0, b"") if opened is None else _unpacked(memoryview(content)[begin:], opened(), room[0])
+        wasted += max(0, fed - len(data))
+        if wasted > most:
+            raise UnsafeInput("The file looks like compressed streams at so many places that it is made to take time.")
         if len(data) >= FEWEST:
             room[0] -= len(data)
             yield at, word, data
 
 
-def _unpacked(packed: memoryview, stream: Any, room: int) -> bytes:
-    found = bytearray()
-    for begin in range(0, len(packed), FED):
-        fed: Any = packed[begin : begin + FED]
+def _unpacked(packed: memoryview, stream: Any, room: int) -> tuple[int, bytes]:
+    """How many bytes went in, and what came out."""
+    found, begin, size = bytearray(), 0, FIRST
+    while begin < len(packed) and not stream.eof:
+        fed: Any = packed[begin : begin + size]
+        begin, size = begin + len(fed), min(FED, 4 * size)
         while not stream.eof:
             try:
                 some = stream.decompress(fed, FED)
             except (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError):
-                return bytes(found)
+                return begin, bytes(found)
             found += some
             if len(found) > room:
                 raise UnsafeInput(f"More than {room:,} bytes come out of a part of the file, as of a zip bomb.")
             fed = getattr(stream, "unconsumed_tail", b"")
             if not fed and len(some) < FED and getattr(stream, "needs_input", True):
                 break
-        if stream.eof:
-            break
-    return bytes(found)
+    return begin, bytes(found)
