@@ -47,6 +47,7 @@ from crushproof.compression.recipe import RECIPES
 from crushproof.targets.data.digits import load_digits
 from crushproof.targets.data.records import Bounds, Records
 from crushproof.targets.untrusted.model_file import check_onnx
+from crushproof.training.architecture import Architecture
 from crushproof.training.loop import Training, train
 from crushproof.training.networks import Mlp, digits_cnn
 
@@ -210,7 +211,8 @@ def at_random(one: Attacked, allowed: Allowed, seed: int) -> tuple[float, int]:
 def flips_to_chance(name: str, subject: Subject, seeds: int, forms: Sequence[str]) -> tuple[list[Row], list[list[str]]]:
     rows: list[Row] = []
     lines: list[list[str]] = []
-    nets = [train(subject.build(), subject.members, subject.training, seed=seed) for seed in range(seeds)]
+    kind = Architecture(name, subject.build)
+    nets = [train(kind.fresh(seed), subject.members, subject.training, seed=seed) for seed in range(seeds)]
     for form in forms:
         found: dict[str, list[tuple[int, int, int, float, float]]] = {which: [] for which in WHICH}
         seen: list[tuple[bool, ...]] = []
@@ -258,8 +260,9 @@ def against_brute_force(nets: int) -> Row:
     small = digits.members.take(torch.nonzero(digits.members.y < 3)[:, 0])
     pooled = Records(F.avg_pool2d(small.x, 2), small.y)
     hits, tried = 0, 0
+    small = Architecture("small", lambda: Mlp(16, 3, (6,)))
     for seed in range(nets):
-        net = train(Mlp(16, 3, (6,)), pooled, Training(epochs=20, learning_rate=2e-2), seed=seed)
+        net = train(small.fresh(seed), pooled, Training(epochs=20, learning_rate=2e-2), seed=seed)
         assert float((net(pooled.x).argmax(1) == pooled.y).float().mean()) > 0.7, "it has learnt what can be lost"
         form = RECIPES.parse({"kind": "quantize", "weight_bits": 8})
         net = form.apply(net, pooled, Bounds.of(0, 1), seed=seed) if seed % 2 == 0 else net

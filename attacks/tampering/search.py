@@ -142,7 +142,7 @@ def _pursued(
         flips = ranked(surrogate, gradients, allowed, refused | set(found.flips), inert, trials)
         promising = _promising(surrogate, aim, flips, trials, max(value, on_twin), ledger)
         wrapping = ((-torch.inf, flip) for flip in _wrapping(surrogate, flips) if not found.flips)
-        step, tries = None, 0
+        step, tries, ends = None, 0, False
         for promised, flip in chain(wrapping, promising):
             if step is not None and (step[2] <= promised + LEAST_GAIN * (value - promised) or tries >= REFUSED):
                 break
@@ -151,10 +151,12 @@ def _pursued(
             tries += 1
             told = files.answers([*found.flips, flip], records.x)
             now = value if told is None else aim.value(told[0])
-            if told is not None and goal.reached(told[1]):
-                step = flip, told, now
-                break
-            if told is not None and now <= value - LEAST_GAIN * max(value - max(promised, aim.enough), 0.0) - LEAST:
+            if told is not None and goal.reached(told[1]):  # before any that does not, whatever its value
+                step = (flip, told, now) if step is None or not ends or now < step[2] else step
+                ends = True
+                continue
+            gained = value - now - LEAST - LEAST_GAIN * max(value - max(promised, aim.enough), 0.0)
+            if told is not None and not ends and gained >= 0:
                 step = (flip, told, now) if step is None or now < step[2] else step
                 continue
             refused.add(flip)
