@@ -130,8 +130,8 @@ def test_the_layout_holds_with_any_fonts(browser: Any, tmp_path: Path) -> None:
         assert shown == [8] * 15, "the first model's are seen at once"
         view.evaluate("document.querySelectorAll('details.records').forEach(d => d.open = true)")
         widths = dict(zip(installed := families(), view.evaluate(WIDTH_OF, installed), strict=True))
-        for family in sorted({pick(widths, key=widths.__getitem__) for pick in (min, max)} if widths else {""}):
-            check_layout(view, family, usual=(390, 768), twice=(390, 1280))
+        widest = max(widths, key=widths.__getitem__) if widths else ""  # narrower ones need less room
+        check_layout(view, widest, usual=(390, 768), twice=(390, 1280))
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     nothing = {**os.environ, "FONTCONFIG_FILE": str(tmp_path / "fonts.conf")}
     bare = browser.browser_type.launch(executable_path=chromium, args=FLAGS, env=nothing)
