@@ -96,9 +96,11 @@ def off_statistics(module: nn.Module, x: Tensor, batches: int = 0) -> float | No
         return None
     seen: list[Tensor] = []
     hook = norm.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
-    with torch.no_grad():
-        module(x)
-    hook.remove()
+    try:
+        with torch.no_grad():
+            module(x)
+    finally:  # the module is its owner's
+        hook.remove()
     if not seen:
         return None
     values = seen[0].movedim(1, 0).flatten(1).double()

@@ -15,7 +15,7 @@ from ..measurement import Found, Measurement, Quantity, ThreatModel
 from ..preparation import Ran, Results
 from ..statistics.rates import LEVEL, holm, percent
 from .inversion import Kind
-from .measure import Suspect, alarms, broken, excess, hits_of, picture, success_row
+from .measure import Shown, alarms, broken, excess, hits_of, picture, success_row
 from .risk import LADDER_BACKDOORS
 
 RUNG = "rung"  # detail of a finding
@@ -38,7 +38,7 @@ def rung_of(arrays: Arrays, position: int) -> dict[str, np.ndarray[Any, Any]]:
     }
 
 
-def found_on(evidence: Evidence) -> list[tuple[int, Suspect]]:
+def found_on(evidence: Evidence) -> list[tuple[int, Shown]]:
     """Rungs, by position, on which a trigger far smaller than usual surely works, and the trigger."""
     found = []
     for position in range(len(evidence.summary["rungs"])):

@@ -71,8 +71,8 @@ def most_suspicious(size: Floats, usual: Floats, beside: bool) -> np.ndarray[Any
 
 
 @dataclass(frozen=True)
-class Suspect:
-    """A trigger that calls a class; `place` among `shown`.
+class Shown:
+    """A trigger that was put on other records; `place` among the evidence's `shown`.
 
     Args:
         hits: bool [n], of n other records those that it turns into the class on the deployed file.
@@ -94,25 +94,25 @@ class Suspect:
         return clopper_pearson(int(self.hits.sum()), len(self.hits)).low >= WORKS if len(self.hits) else False
 
 
-def looked_at(evidence: Evidence) -> list[Suspect]:
+def looked_at(evidence: Evidence) -> list[Shown]:
     """All triggers that were put on other records, the smallest beside what is usual first."""
     arrays, found = evidence.arrays, []
     rated = excess(arrays["size"], arrays["usual"], bool(evidence.summary["beside_parent"]))
     for place, (kind, at) in enumerate(arrays["shown"].tolist()):
         hits, quiet = hits_of(evidence, place), undisturbed(evidence, place)
-        rating = float(rated[kind, at]) + (float((hits & quiet).mean()) if len(hits) else 0.0) - 0.5
+        rating = float(rated[kind, at]) + (float((hits & quiet).mean()) if len(hits) else 0.0) - WORKS
         size = float(arrays["size"][kind, at])
-        found.append(Suspect(place, int(arrays["targets"][at]), kind, size, hits, rating))
+        found.append(Shown(place, int(arrays["targets"][at]), kind, size, hits, rating))
     return found
 
 
-def suspects(evidence: Evidence) -> list[Suspect]:
+def suspects(evidence: Evidence) -> list[Shown]:
     """Those of them that are rated as no clean model's."""
     least = SUSPICIOUS[bool(evidence.summary["beside_parent"])]
     return [one for one in looked_at(evidence) if one.rating > least]
 
 
-def alarms(evidence: Evidence) -> list[Suspect]:
+def alarms(evidence: Evidence) -> list[Shown]:
     """Those of the suspects that surely work on the deployed file; none in one that is broken."""
     return [] if is_broken(evidence) else [one for one in suspects(evidence) if one.works]
 
