@@ -22,7 +22,7 @@ from verdict_targets import tokens as token_arrays
 
 from crushproof.attacks.membership.case import ShadowSignals
 from crushproof.attacks.membership.population import PopulationPlan, masks
-from crushproof.attacks.membership.signals import margin, replay
+from crushproof.attacks.membership.signals import margin, replay, settled
 from crushproof.compression.recipe import RECIPES
 from crushproof.targets.data.digits import load_digits
 from crushproof.targets.data.records import Bounds, Records
@@ -131,7 +131,7 @@ class World:
             def make(first: int = first, last: int = last) -> Arrays:
                 modules = self.models[first:last]
                 if recipe is not None:
-                    chosen = RECIPES.parse(recipe)
+                    chosen = settled(self.plan, modules[0], RECIPES.parse(recipe), Bounds.of(0, 1))
                     modules = replay(self.plan, modules, first=first, recipe=chosen, bounds=Bounds.of(0, 1))
                 return {
                     "phi": np.stack([phi_of(module, self.records) for module in modules]),

@@ -58,8 +58,8 @@ class Recipe(Technique):
     def settled(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> Recipe:
         """The recipe with the sizes that it would choose for `module`, kept for all models of its structure.
 
-        An attacker sees the sizes of what is released, and gives all shadow models the same. Itself, where sizes follow
-        from the structure alone. Arguments and errors are those of `apply`.
+        An attacker sees the sizes of what is released, and gives all shadow models the same. Itself, where these follow
+        from the structure alone and cost nothing to find. Arguments and errors are those of `apply`.
         """
         return self
 

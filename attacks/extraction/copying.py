@@ -17,7 +17,7 @@ from ...targets.data.records import Records
 from ...targets.model import TorchTarget, device_of, frozen_copy, records_at_once
 from ...targets.recent import LARGE, give_back
 from ...targets.seeds import derive
-from ...training.loop import Forward, Objective, Training, train_group
+from ...training.loop import Forward, Objective, Training, rows, train_group
 from ...training.stacked import group_size
 from ..access import Ledger
 
@@ -316,7 +316,7 @@ def match_answers(answers: Tensor, temperatures: Tensor, ledger: Ledger) -> Obje
         index = index.to(answers.device)
         temperature = temperatures[index]
         learnt = F.log_softmax(forward(x) / temperature.unsqueeze(-1), -1)
-        return temperature**2 * F.kl_div(learnt, answers[index], reduction="none").sum(-1)
+        return temperature**2 * F.kl_div(learnt, rows(answers, index), reduction="none").sum(-1)
 
     return objective
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,7 +18,7 @@ from ...targets.seeds import derive
 from ...training.adversarial import perturbed
 from ...training.architecture import Architecture
 from ...training.lessons import Lesson, Work
-from ...training.loop import Forward, Objective, Training, train
+from ...training.loop import Forward, Objective, Training, rows, train
 from ...training.perturbation import answering
 from ...training.privacy import Noised
 from ..layers.edit import noise, working_copy
@@ -88,6 +88,8 @@ class Distill(TrainingRecipe):
         "epsilon that the teacher's training promises",
     )
 
+    _settled: Architecture | None = PrivateAttr(None)
+
     @field_validator("student", mode="before")
     @classmethod
     def _name_of_function(cls, student: Any) -> Any:
@@ -144,7 +146,7 @@ class Distill(TrainingRecipe):
     def work(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> Work:
         teacher = working_copy(module).requires_grad_(False)
         device = device_of(module)
-        student = self._fresh(module, noise(module, records, bounds, 2, seed), seed).to(device)
+        student = self._fresh(module, records, bounds, seed).to(device)
         outputs = TorchTarget(teacher).logits(records.x.to(device))
         plain = self._values if records.y.dtype.is_floating_point else self._labels
         training_seed = derive(seed, "training")
@@ -173,18 +175,30 @@ class Distill(TrainingRecipe):
         smoothing, teacher_decides = self.training.label_smoothing, self.hard_labels == "teacher"
         return soft_labels(outputs, self.temperature, self.alpha, smoothing, teacher_decides)
 
-    def _fresh(self, module: nn.Module, example: Tensor, seed: int) -> nn.Module:
+    def settled(self, module: nn.Module, records: Records, bounds: Bounds, *, seed: int) -> Recipe:
+        chosen = self.model_copy()
+        if self.student is None:
+            chosen._settled = self._smaller(module, records, bounds, seed)
+        return chosen
+
+    def _fresh(self, module: nn.Module, records: Records, bounds: Bounds, seed: int) -> nn.Module:
         """The student, untrained, on the CPU."""
+        own = derive(seed, "student")
         if self.student is not None:
-            return own_student(self.student, module, example, derive(seed, "student"))
+            return own_student(self.student, module, noise(module, records, bounds, 2, seed), own)
+        smaller = self._settled or self._smaller(module, records, bounds, seed)
+        try:
+            return smaller.fresh(own)
+        except NotApplicable as error:
+            raise NotApplicable(f"No student can be started from scratch. {error}") from error
+
+    def _smaller(self, module: nn.Module, records: Records, bounds: Bounds, seed: int) -> Architecture:
+        example = noise(module, records, bounds, 2, seed)
         smaller = module if self.depth == 1 else shallow(module, example, self.depth)
         if self.width < 1:
             narrow = narrower(smaller, example, self.width)
             smaller = remove_channels(smaller, example, self.width) if narrow is None else narrow
-        try:
-            return Architecture.like(smaller, "student").fresh(derive(seed, "student"))
-        except NotApplicable as error:
-            raise NotApplicable(f"No student can be started from scratch. {error}") from error
+        return Architecture.like(smaller, "student")
 
 
 def soft_labels(
@@ -208,8 +222,8 @@ def soft_labels(
     ) -> Tensor:
         logits = forward(x)
         student = F.log_softmax(logits / temperature, dim=-1)
-        divergence = F.kl_div(student, soft[index], reduction="none", log_target=True).sum(-1)
-        labels = decided[index] if teacher_decides else y
+        divergence = F.kl_div(student, rows(soft, index), reduction="none", log_target=True).sum(-1)
+        labels = rows(decided, index) if teacher_decides else y
         hard = F.cross_entropy(
             logits.flatten(0, 1), labels.flatten(), reduction="none", label_smoothing=label_smoothing
         ).view_as(y)
@@ -229,7 +243,7 @@ def soft_targets(teacher_outputs: Tensor, alpha: float) -> Objective:
         forward: Forward, x: Tensor, y: Tensor, index: Tensor, generators: Sequence[torch.Generator]
     ) -> Tensor:
         outputs = forward(x)
-        to_teacher = (outputs - teacher_outputs[index]).square().mean(-1)
+        to_teacher = (outputs - rows(teacher_outputs, index)).square().mean(-1)
         return alpha * to_teacher + (1 - alpha) * (outputs - y.view_as(outputs)).square().mean(-1)
 
     return objective

@@ -182,7 +182,7 @@ class Factorize(TrainingRecipe):
         for energy in ENERGIES:
             ranks = {name: ranks_for_energy(part, energy) for name, part in concerned.items()}
             if any(concerned[name].worthwhile(each) for name, each in ranks.items()):
-                choices.append((ranks, factorize(module, concerned, ranks)))
+                choices.append((ranks, factorize(working_copy(module), concerned, ranks)))
         if not choices:
             raise NotApplicable(NO_GAIN)
         means, errors = [], []
@@ -213,17 +213,16 @@ def factorable(module: nn.Module, example: Tensor) -> list[nn.Module]:
 
 
 def factorize(module: nn.Module, concerned: Mapping[str, Decomposition], ranks: Ranks) -> nn.Module:
-    """A copy of `module` in evaluation mode, with the layers of `ranks` replaced where that saves weights.
+    """`module` in evaluation mode, changed in place: the layers of `ranks` replaced where that saves weights.
 
     Raises:
         NotApplicable: no layer gains by it.
     """
-    copied = working_copy(module)
-    layers = dict(copied.named_modules())
+    layers = dict(module.named_modules())
     gains = {name: each for name, each in ranks.items() if concerned[name].worthwhile(each)}
     if not gains:
         raise NotApplicable(NO_GAIN)
-    return replace_layers(copied, {layers[name]: concerned[name].build(each) for name, each in gains.items()}).eval()
+    return replace_layers(module, {layers[name]: concerned[name].build(each) for name, each in gains.items()}).eval()
 
 
 def ranks_for_energy(part: Decomposition, energy: float) -> tuple[int, ...]:

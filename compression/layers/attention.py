@@ -6,7 +6,6 @@ kernel. No layer is called, so none can be quantised, factorised, thinned or cou
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -140,7 +139,7 @@ def _additive(mask: Tensor, like: Tensor) -> Tensor:
 
 
 def unfold_attention(module: nn.Module) -> nn.Module:
-    """A copy in which each nn.MultiheadAttention is an `Attention` of the same weights; a plain copy if there is none.
+    """The module with an `Attention` of the same weights in place of each nn.MultiheadAttention; changed in place.
 
     Outputs are equal up to float rounding. torch's Transformer layers around it call it (their fused and nested-tensor
     paths are off). Subclasses of nn.MultiheadAttention stay: they may do anything.
@@ -149,11 +148,10 @@ def unfold_attention(module: nn.Module) -> nn.Module:
         NotApplicable: an attention layer has learned key and value biases or a zero position (`add_bias_kv`,
             `add_zero_attn`).
     """
-    unfolded = copy.deepcopy(module)
     found: dict[nn.Module, nn.Module] = {
-        layer: _unfold(layer) for layer in unfolded.modules() if type(layer) is nn.MultiheadAttention
+        layer: _unfold(layer) for layer in module.modules() if type(layer) is nn.MultiheadAttention
     }
-    unfolded = replace_layers(unfolded, found)
+    unfolded = replace_layers(module, found)
     forgo_nested_tensors(unfolded)
     return unfolded
 

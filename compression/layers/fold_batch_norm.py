@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 def fold_batch_norm(module: nn.Module, example: Tensor) -> nn.Module:
-    """A copy in evaluation mode in which each batch norm that directly follows a Conv or Linear is folded into it.
+    """The module, in evaluation mode, each batch norm that directly follows a Conv or Linear folded into it; in place.
 
     A pair is found by running `example` and seeing the very output of a layer enter a batch norm, both called once.
     That nothing else uses that output is checked by the fold itself: the logits on `example` must stay what they were,
@@ -25,7 +24,9 @@ def fold_batch_norm(module: nn.Module, example: Tensor) -> nn.Module:
     Args:
         example: float32 [n, *shape] on the module's device; two records of noise within the bounds will do.
     """
-    folded = copy.deepcopy(module).eval()
+    folded = module.eval()
+    if not any(isinstance(layer, _BATCH_NORMS) for layer in folded.modules()):
+        return folded
     before = _output(folded, example)
     tied = sharing_layers(folded)
     for layer, norm in _pairs(folded, example):

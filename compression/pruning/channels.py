@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -89,7 +90,7 @@ def unfolded(module: nn.Module, example: Tensor) -> nn.Module:
     """
     if not any(type(layer) is nn.MultiheadAttention for layer in module.modules()):
         return module
-    opened = unfold_attention(module)
+    opened = unfold_attention(copy.deepcopy(module))
     try:
         with torch.no_grad():
             opened(example)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...targets.data.records import Bounds
-from ...targets.model import records_at_once
+from ...targets.model import FEW, records_at_once
 
 Calibration = Literal["min-max", "percentile", "entropy"]
 Range = tuple[float, float]
@@ -112,7 +112,7 @@ def watch(module: nn.Module, layers: Sequence[nn.Module], x: Tensor, see: Callab
     def hook(position: int) -> torch.utils.hooks.RemovableHandle:
         return layers[position].register_forward_pre_hook(lambda _, inputs: see(position, inputs[0].detach()))
 
-    size = records_at_once(x, module)
+    size = records_at_once(x, module) if len(x) > FEW else FEW
     handles = [hook(position) for position in range(len(layers))]
     try:
         with torch.no_grad():

@@ -264,7 +264,8 @@ class Quantize(Recipe):
                 prepared, layers, formats, activations, records, bounds, self.fine_tune, seed=derive(seed, "fine-tune")
             )
         else:
-            quantized = copy.deepcopy(prepared)  # `prepared` stays the float reference of adaptive rounding
+            # Learnt rounding compares with the float layers, which `prepared` then goes on having.
+            quantized = copy.deepcopy(prepared) if self.learns_rounding else prepared
         drawn = seed if self.rounding_seed is None else self.rounding_seed
         first: dict[int, QuantizedLayer] = {}  # by the id of a weight, the layer that rounded it first
         for position, (original, format, activation) in enumerate(zip(layers, formats, activations, strict=True)):

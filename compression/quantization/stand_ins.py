@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +26,7 @@ def prepare(module: nn.Module, records: Records, bounds: Bounds, seed: int) -> t
         NotApplicable: there is none.
     """
     example = noise(module, records, bounds, 2, seed)
-    prepared = fold_batch_norm(unfold_attention(module), example)
+    prepared = fold_batch_norm(unfold_attention(copy.deepcopy(module)), example)
     layers = called(prepared, example, quantizable)
     if not layers:
         raise NotApplicable(

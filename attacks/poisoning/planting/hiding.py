@@ -7,6 +7,7 @@ arXiv:2108.09187; Hong et al. 2021, arXiv:2111.04625).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 
 import torch
@@ -33,7 +34,7 @@ Confine = Callable[[Mapping[str, Tensor]], None]
 
 def folded(module: nn.Module, records: Records, bounds: Bounds, seed: int) -> nn.Module:
     """A copy without batch norms that follow a layer, whose running statistics would move what was planted."""
-    return fold_batch_norm(module, noise(module, records, bounds, 2, seed)).requires_grad_(True)
+    return fold_batch_norm(copy.deepcopy(module), noise(module, records, bounds, 2, seed)).requires_grad_(True)
 
 
 def with_behaviour(

@@ -171,7 +171,7 @@ def reformat(digits: Data, small: nn.Module) -> Callable[[WeightFormat, str], nn
     """The small CNN, every layer in one format; static activations calibrated on members."""
     assert digits.members is not None
     x = digits.members.x[:256]
-    folded = fold_batch_norm(small, x[:2])
+    folded = fold_batch_norm(copy.deepcopy(small), x[:2])
     ranges: dict[str, tuple[float, float]] = {}
     paths = {layer: path for path, layer in folded.named_modules()}
     layers = called_layers(folded, x[:2])
@@ -230,7 +230,7 @@ def test_sixteen_bit_floats_ship_in_sixteen_bits(
     assert certificate.label_agreement == 1.0
     assert certificate.max_logit_difference < 1e-4
     layers = [layer for layer in module.modules() if isinstance(layer, QuantizedLayer)]
-    saved = len(to_onnx(fold_batch_norm(small, noise(2, *SHAPE)), SHAPE)) - len(to_onnx(module, SHAPE))
+    saved = len(to_onnx(fold_batch_norm(copy.deepcopy(small), noise(2, *SHAPE)), SHAPE)) - len(to_onnx(module, SHAPE))
     assert saved > 2 * sum(layer.codes.numel() for layer in layers) - 1500  # two bytes a weight, less the Casts
 
 

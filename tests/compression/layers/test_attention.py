@@ -64,7 +64,7 @@ def test_attention_is_torchs(
     n, length, features, source = 3, 4, 6, 5 if other else 4
     widths = {"kdim": 5, "vdim": 7} if other else {}
     theirs = made(lambda: nn.MultiheadAttention(features, heads, bias=bias, batch_first=batch_first, **widths))
-    ours = unfold_attention(theirs)
+    ours = unfold_attention(copy.deepcopy(theirs))
     assert isinstance(ours, Attention)
     query = drawn(n, length, features, seed=1)
     key = drawn(n, source, 5, seed=2) if other else query
@@ -101,7 +101,7 @@ def test_attention_is_torchs(
 
 def test_attention_has_torchs_gradients() -> None:
     theirs = made(lambda: nn.MultiheadAttention(8, 2, batch_first=True)).requires_grad_(True)
-    ours = unfold_attention(theirs)
+    ours = unfold_attention(copy.deepcopy(theirs))
     assert isinstance(ours, Attention)
     x = [drawn(2, 5, 8).requires_grad_(True) for _ in range(2)]
     for module, each in zip((theirs, ours), x, strict=True):
@@ -123,7 +123,7 @@ def test_encoder_calls_every_layer(norm_first: bool) -> None:
             enable_nested_tensor=not norm_first,
         )
     ).requires_grad_(False)
-    ours = unfold_attention(theirs)
+    ours = unfold_attention(copy.deepcopy(theirs))
     x = drawn(3, 5, 8)
     padding = torch.zeros(3, 5, dtype=torch.bool)
     padding[1, 3:] = True
@@ -151,7 +151,7 @@ def test_unfolding_leaves_the_rest() -> None:
         """May do anything."""
 
     own = nn.Sequential(Own(4, 2), nn.Linear(4, 4))
-    unfolded = unfold_attention(own)
+    unfolded = unfold_attention(copy.deepcopy(own))
     assert type(unfolded[0]) is Own
     assert unfolded[1] is not own[1]
     for options in ({"add_bias_kv": True}, {"add_zero_attn": True}):
@@ -162,7 +162,7 @@ def test_unfolding_leaves_the_rest() -> None:
 def test_fresh_attention_is_drawn_as_torchs() -> None:
     """Glorot uniform over the packed matrix [3 * 64, 64]: within sqrt(6 / 256), nearly reached; no biases."""
     theirs = nn.MultiheadAttention(64, 4, batch_first=True)
-    fresh = Architecture.like(unfold_attention(theirs), "fresh").fresh(3)
+    fresh = Architecture.like(unfold_attention(copy.deepcopy(theirs)), "fresh").fresh(3)
     bound = (6 / (64 + 3 * 64)) ** 0.5
     for module in (theirs, fresh):
         values = dict(module.named_parameters())

@@ -72,7 +72,7 @@ def test_what_is_cut_is_smaller_and_cheaper_and_scattered_zeros_are_not(
     scattered = Prune(sparsity=0.5).apply(module, few, UNIT, seed=0)
     assert size(cut) < 0.85 * size(module) == 0.85 * size(scattered)
     x = few.x[:2]
-    assert flops(cut, x) < 0.85 * flops(unfold_attention(module), x)
+    assert flops(cut, x) < 0.85 * flops(unfold_attention(copy.deepcopy(module)), x)
     assert flops(scattered, x) == flops(module, x)
 
 
@@ -183,7 +183,7 @@ def test_removed_heads_are_as_if_they_gave_nothing(few: Records) -> None:
     assert [(layer.num_heads, layer.q_proj.out_features, layer.out_proj.in_features) for layer in left] == [
         (2, 8, 8)
     ] * 2
-    masked: Any = unfold_attention(module)
+    masked: Any = unfold_attention(copy.deepcopy(module))
     for layer, heads in zip(masked.encoder.layers, small, strict=True):
         for head in heads:
             layer.self_attn.out_proj.weight.data[:, 4 * head : 4 * head + 4] = 0

@@ -33,7 +33,7 @@ def noise(*shape: int) -> Tensor:
 
 def quantized(module: nn.Module, x: Tensor) -> nn.Module:
     """Every layer static, with the range that its input has on x."""
-    folded = fold_batch_norm(module.eval(), x[:2])
+    folded = fold_batch_norm(copy.deepcopy(module.eval()), x[:2])
     ranges: dict[nn.Module, tuple[float, float]] = {}
     layers = called_layers(folded, x[:2])
     for layer in layers:

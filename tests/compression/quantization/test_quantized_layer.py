@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -308,7 +309,7 @@ def test_folding_keeps_the_function_and_refuses_what_it_cannot_prove(
 ) -> None:
     restless(module)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    folded = fold_batch_norm(module, torch.rand(2, *shape, generator=seeded(5)))
+    folded = fold_batch_norm(copy.deepcopy(module), torch.rand(2, *shape, generator=seeded(5)))
     x = torch.rand(16, *shape, generator=seeded(6))
     with torch.no_grad():
         torch.testing.assert_close(folded(x), module(x), rtol=1e-4, atol=1e-4)
