@@ -9,7 +9,7 @@ import numpy as np
 
 from ...targets.form import Document, Share
 from ..measurement import Bools
-from ..statistics.roc import placements, tpr_at_fpr
+from ..statistics.roc import area, tpr_at_fpr
 from .rows import FPR
 
 
@@ -29,7 +29,7 @@ def over_shadows(scored: Mapping[str, np.ndarray[Any, Any]], inside: Bools) -> d
     """
     tells, found = FPR * int((~inside).sum(1).min()) + 1e-9 >= 1, {}
     for name, score in scored.items():
-        areas = [placements(row, side)[0].mean() for row, side in zip(score, inside, strict=True)]
+        areas = [area(row, side) for row, side in zip(score, inside, strict=True)]
         rates = [tpr_at_fpr(row, side, FPR) for row, side in zip(score, inside, strict=True)] if tells else None
         tpr = None if rates is None else float(np.mean(rates))
         found[name] = Procedure(tpr_mean=tpr, auc_mean=float(np.mean(areas)))

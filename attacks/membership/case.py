@@ -17,7 +17,7 @@ Bools = np.ndarray[Any, np.dtype[np.bool_]]
 TINY = 1e-12  # the least a sum of squares is taken for
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # one population is itself: what is found out of it is kept by it
 class ShadowSignals:
     """What one population of shadow models says of the attacked records.
 

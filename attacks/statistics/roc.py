@@ -62,6 +62,11 @@ def placements(scores: Vector, is_member: Vector) -> tuple[Vector, Vector]:
     return _below(members, others) / len(others), 1 - _below(others, members) / len(members)
 
 
+def area(scores: Vector, is_member: Vector) -> float:
+    """The AUC: the mean share of non-members that a member beats, ties half."""
+    return float(_below(scores[is_member], scores[~is_member]).mean()) / int((~is_member).sum())
+
+
 def _below(values: Vector, others: Vector) -> Vector:
     """How many of the others lie below each value, ties half."""
     rising = np.sort(others)

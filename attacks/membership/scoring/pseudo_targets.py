@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ...statistics.roc import placements, tpr_at_fpr
+from ...statistics.roc import area, tpr_at_fpr
 from ..case import ShadowSignals, related
 from . import scores
 
@@ -92,7 +92,7 @@ def more_shadows(half: float, all_but_a_pair: float, count: int) -> tuple[float,
 
 def _told(targets: list[tuple[Floats, Bools]]) -> Figures:
     """Of scores and truths, one pair per target."""
-    aucs = np.array([placements(score, truth)[0].mean() for score, truth in targets])
+    aucs = np.array([area(score, truth) for score, truth in targets])
     tprs = None
     if tells_tpr(min(int((~truth).sum()) for _, truth in targets)):
         tprs = [tpr_at_fpr(score, truth, FPR) for score, truth in targets]

@@ -7,11 +7,13 @@ pseudo-targets, each without itself and its complement. `WITH_SHADOWS` names tho
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import scipy  # its parts load where they are first used: a worker needs few
 
+from ...statistics.roc import area
 from ..case import ShadowSignals, every, related, sums
 from .bavaria import log_ratio
 
@@ -23,6 +25,7 @@ Score = Callable[[Floats, ShadowSignals, Bools | None], Floats]
 
 PRIOR_RECORDS = 5  # how many records of a class the figures over all classes count for
 TRIED = 16  # shadows as pseudo-targets: for two weights the records of so many are plenty
+MOVED = (0.0, 0.1, 0.3, 0.5, 0.7, 0.8, 0.9)
 OWN_VARIANCE = 64  # shadows: from so many on LiRA takes each record's own variance, as its authors do
 
 
@@ -73,23 +76,49 @@ def rmia(phi: Floats, signals: ShadowSignals, keep: Bools | None = None) -> Floa
 
     RMIA (Zarifzadeh et al. 2024, "Low-cost high-power membership inference attacks") scores the share of population
     records z with ratio(x) / ratio(z) above gamma. With gamma and z fixed that is a monotone step function of ratio(x),
-    so the ratio itself ranks the records the same way without its ties. The mean runs over shadows with and without x.
+    so the ratio itself ranks the records the same way without its ties. The mean runs over shadows with and without x,
+    and is moved towards 1 as the authors' coefficient `a` moves it (section 3.3): where members are remembered whole, a
+    record's difficulty says less than the ratio takes it for. How far is what ranks the shadows best.
 
     Args:
         phi: [t, n], the targets' margins.
         keep: bool [t, k], the shadows each target may be compared with; None: all.
     """
-    keep = every(phi, signals) if keep is None else keep
-    shadow = signals.phi.astype(np.float64)
-    count = keep.sum(1, keepdims=True)
-    likely = np.einsum("tk,kn->tn", keep.astype(float), scipy.special.expit(shadow)) / count
-    unlikely = np.einsum("tk,kn->tn", keep.astype(float), scipy.special.expit(-shadow)) / count
-    # Each form keeps its digits where the other loses them: p near 0, and p near 1 (most records).
+    means = _mean_probabilities(signals, every(phi, signals) if keep is None else keep)
+    return _log_probability(phi) - _reference(*means, towards_one(signals))
+
+
+@lru_cache(maxsize=4)  # every score of a population asks for it
+def towards_one(signals: ShadowSignals) -> float:
+    """The share in [0, 1) by which RMIA's mean probabilities are moved towards 1: of `MOVED` the one with the best mean
+    AUC on shadows, each as a pseudo-target of the others; 0 where leaving a pair out leaves no pair.
+    """
+    keep = ~related(signals.inside[:TRIED], signals.inside)
+    if (keep.sum(1) < 2).any():
+        return 0.0
+    mine, means = _log_probability(signals.phi[:TRIED]), _mean_probabilities(signals, keep)
+
+    def merit(share: float) -> float:
+        ratios = mine - _reference(*means, share)
+        return float(np.mean([area(*one) for one in zip(ratios, signals.inside[:TRIED], strict=True)]))
+
+    return max(MOVED, key=merit)
+
+
+def _mean_probabilities(signals: ShadowSignals, keep: Bools) -> tuple[Floats, Floats]:
+    """Of the label and of any other class, over the shadows kept, [t, n] each: near 0 either has the other's digits."""
+    shadow, share = signals.phi.astype(np.float64), keep / keep.sum(1, keepdims=True)
+    likely, unlikely = (share @ scipy.special.expit(sign * shadow) for sign in (1, -1))
+    return likely, unlikely
+
+
+def _reference(likely: Floats, unlikely: Floats, share: float) -> Floats:
+    """The logarithm of the mean probabilities of the labels, moved towards 1 by `share`."""
+    likely, unlikely = (1 - share) * likely + share, (1 - share) * unlikely
     small = likely < 0.5
     least = np.maximum(likely, np.finfo(np.float64).tiny)  # margins of a mask alone may go below -1000
-    reference = np.where(small, np.log(np.where(small, least, 1.0)), np.log1p(-np.where(small, 0.0, unlikely)))
-    mine: Floats = _log_probability(phi) - reference
-    return mine
+    reference: Floats = np.where(small, np.log(np.where(small, least, 1.0)), np.log1p(-np.where(small, 0.0, unlikely)))
+    return reference
 
 
 def bavaria(phi: Floats, signals: ShadowSignals, keep: Bools | None = None) -> Floats:

@@ -16,7 +16,7 @@ from crushproof.attacks.membership.population import masks
 from crushproof.attacks.membership.scoring.bavaria import log_ratio, shrinkage, trigamma_inverse
 from crushproof.attacks.membership.scoring.pseudo_targets import more_shadows, pseudo_targets, tpr_by_half
 from crushproof.attacks.membership.scoring.quantile import quantile
-from crushproof.attacks.membership.scoring.scores import WITH_SHADOWS, bavaria, lira, loss, rmia
+from crushproof.attacks.membership.scoring.scores import WITH_SHADOWS, bavaria, lira, loss, rmia, towards_one
 from crushproof.attacks.statistics.ranking import auc
 from crushproof.targets.data.records import Records
 
@@ -150,7 +150,8 @@ def test_rmia_ranks_as_its_definition_and_keeps_its_digits() -> None:
     phi, _, population = normal_signals(8, 60, 1.0, 1)
     fast = rmia(phi, population)[0]
     p = 1 / (1 + np.exp(-phi[0].astype(np.longdouble)))
-    reference = (1 / (1 + np.exp(-population.phi.astype(np.longdouble)))).mean(0)
+    share = towards_one(population)
+    reference = share + (1 - share) * (1 / (1 + np.exp(-population.phi.astype(np.longdouble)))).mean(0)
     assert fast == pytest.approx(np.log(p / reference).astype(float), rel=1e-6, abs=1e-12)
     ratio, z_ratio = np.exp(fast), np.exp(rmia(phi[:, ::-1] * 0.9, population)[0])
     score = (ratio[:, None] / z_ratio[None, :] > 1.1).mean(1)  # Zarifzadeh et al. 2024, equation 2
@@ -160,6 +161,25 @@ def test_rmia_ranks_as_its_definition_and_keeps_its_digits() -> None:
     assert lead == pytest.approx(math.exp(-60) - math.exp(-80), rel=1e-9)
     hard = ShadowSignals(population.inside, np.full((8, 60), -300, np.float32))
     assert rmia(np.full((1, 60), -290, np.float32), hard) == pytest.approx(10)
+
+
+@pytest.mark.parametrize(("remembered", "moved"), [(True, True), (False, False)])
+def test_rmia_takes_the_coefficient_that_ranks_shadows_best(remembered: bool, moved: bool) -> None:
+    """Where members are remembered whole and few others are known, difficulty says little of the ratio; where all are
+    known nearly alike, it says all. What the shadows chose is best on targets that had no say, too.
+    """
+    gains = []
+    for seed in range(3):
+        rng, n = np.random.default_rng(seed), 400
+        inside, is_member, hard = masks(n, 16, seed), np.arange(n) < n // 2, rng.normal(1, 4, n)
+        everybody = np.vstack([is_member, inside])
+        apart = rng.normal(size=everybody.shape)
+        phi = np.where(everybody, 6 + apart, hard + apart) if remembered else hard + 0.4 * everybody + 0.3 * apart
+        population = ShadowSignals(inside, phi[1:].astype(np.float32))
+        plain = np.log(1 / (1 + np.exp(-phi[0]))) - np.log((1 / (1 + np.exp(-population.phi))).mean(0))
+        gains.append(auc(rmia(phi[:1], population)[0], is_member).estimate - auc(plain, is_member).estimate)
+        assert (towards_one(population) > 0) == moved
+    assert np.mean(gains) > 0.02 if moved else np.allclose(gains, 0)
 
 
 def test_every_score_stays_a_number_where_probabilities_do_not() -> None:
