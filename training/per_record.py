@@ -25,6 +25,7 @@ from .per_record_layers import made as operation_of
 GRADIENT_FLOATS = 2**26  # per-record gradients held at once (256 MiB); fixed, so that float sums are too
 CHUNK = 256  # records whose gradients are computed side by side, at most
 ROWS = 1024  # records of all models of a stack in one pass: more are slower, as no cache holds what they leave
+KEPT = 31 * 2**20  # bytes: by one such block, freed, glibc learns to keep twice as much for the next pass (mallopt(3))
 ROUND = 32  # of records: torch makes a convolution's kernels anew for each number of them
 APART = 1e-3  # of the largest value: what another order of adding up makes of it, with room
 
@@ -133,6 +134,7 @@ def _one_by_one(module: nn.Module, weights: Weights, losses: RecordLosses) -> Cl
     """The models' own clippings, one after the other."""
     count = len(next(iter(weights.values())))
     own = [{name: value[at : at + 1] for name, value in weights.items()} for at in range(count)]
+    torch.empty(KEPT, dtype=torch.uint8)
     each = [_together(module, one, losses) for one in own]
     clippings = [one for one in each if one is not None]
     if len(clippings) < count:

@@ -109,12 +109,8 @@ def train_privately(
                 index, counts = _filled(drawn)
                 sums = clipping(records.x[index], records.y[index], counts, max_gradient_norm)
             for name, weight in weights.items():
-                weight.grad = torch.stack(
-                    [
-                        noisy_mean(total, sampling_rate * count, noise_multiplier * max_gradient_norm, noise)
-                        for total, noise in zip(sums[name], noises, strict=True)
-                    ]
-                )
+                noise = torch.stack([_gaussian(weight[0], own) for own in noises])
+                weight.grad = (sums[name] + noise_multiplier * max_gradient_norm * noise) / (sampling_rate * count)
             rule.step(learning_rate(step) if callable(learning_rate) else learning_rate)
             if after_step is not None:
                 after_step(weights)
@@ -150,11 +146,15 @@ def noisy_mean(total: Tensor, expected: float, deviation: float, noise: torch.Ge
         noise: None: the operating system's, each value the sum of four, whose last digits tell no more of the total
             than a Gaussian's would (Holohan and Braghin 2021, arXiv:2107.10138).
     """
+    return (total + deviation * _gaussian(total, noise)) / expected
+
+
+def _gaussian(like: Tensor, noise: torch.Generator | None) -> Tensor:
+    """Standard Gaussian noise of the shape and on the device of `like`."""
     if noise is None:
-        drawn: Tensor = torch.special.ndtri(_secret_uniform((4, *total.shape))).sum(0).div(2).to(total)
-    else:
-        drawn = torch.randn(total.shape, generator=noise, device=total.device)
-    return (total + deviation * drawn) / expected
+        drawn: Tensor = torch.special.ndtri(_secret_uniform((4, *like.shape))).sum(0).div(2).to(like)
+        return drawn
+    return torch.randn(like.shape, generator=noise, device=like.device)
 
 
 def _secret_uniform(shape: tuple[int, ...]) -> Tensor:
