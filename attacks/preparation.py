@@ -265,6 +265,9 @@ class Inputs(Protocol):
     def deployed(self, model: str) -> Target:
         """As `case` has it, where nothing else of the case is looked at."""
 
+    def twin(self, model: str) -> nn.Module | None:
+        """As `case` has it, likewise."""
+
     def elsewhere(self, model: str, runtime: str) -> Target: ...
     def weights(self, dense: str) -> nn.Module: ...
     def prepared(self, preparation: Preparation) -> Prepared: ...

@@ -15,7 +15,7 @@ from ...targets.data.records import Records
 from ...targets.form import Array, Layout, check_arrays
 from ...targets.model import device_of, records_at_once
 from ...targets.steps import Arrays, Check, kept, pulse, unchecked
-from ..access import Access, Ledger
+from ..access import Ledger
 from ..case import Case
 from ..statistics.sequential import FIRST
 from .ascent.gradients import followed
@@ -87,14 +87,11 @@ def at_once(case: Case) -> int:
 
 
 def followable(case: Case, parts: Iterable[Perturber]) -> Case:
-    """The same case with copies of its modules that all parts differentiate as they are (`followed`), if any does."""
-    x, modules = case.evaluation.x[:1], (case.twin, case.native, case.parent)
-    if not len(x) or all(part.access is not Access.WHITE_BOX for part in parts):
-        return case
-    copies = {
-        id(module): followed(module, x.to(device_of(module, x.device))) for module in modules if module is not None
-    }
-    twin, native, parent = (None if module is None else copies[id(module)] for module in modules)
+    """The same case with copies of the modules that these parts differentiate, as they are (`followed`)."""
+    x = case.evaluation.x[:1]
+    wanted = {id(one): one for part in parts for one in part.differentiated(case) if one is not None and len(x)}
+    copies = {key: followed(module, x.to(device_of(module, x.device))) for key, module in wanted.items()}
+    twin, native, parent = (copies.get(id(module), module) for module in (case.twin, case.native, case.parent))
     return replace(case, twin=twin, native=native, parent=parent)
 
 

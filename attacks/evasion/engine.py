@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...targets.data.records import Records
 from ...targets.model import Target
@@ -302,6 +302,10 @@ class Perturber(Technique):
     def effort(self) -> Effort:
         """About what one record costs at one epsilon, if it withstands."""
         return Effort(answers=1)
+
+    def differentiated(self, case: Case) -> tuple[nn.Module | None, ...]:
+        """The modules of the case whose gradients it follows."""
+        return (case.twin,) if self.access is Access.WHITE_BOX else ()
 
     def why_not(self, case: Case) -> str | None:
         """The reason why it cannot run on this case; None when it can."""

@@ -124,7 +124,7 @@ class EvasionRun:
             first = first / x[0].numel() ** 0.5
 
         def walked(spent: Ledger) -> Arrays:
-            return {"fall": falls(module, x, inside, first, seed, spent).cpu().numpy()}
+            return {"fall": falls(module, x, inside, first, seed, spent, self.batch).cpu().numpy()}
 
         form = {"fall": Array("float32", (len(x),), low=0, high=1)}
         self.falls = kept_at_cost(f"walk/0-{len(x)}", self.ledger, walked, form)["fall"]

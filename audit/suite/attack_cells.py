@@ -200,6 +200,9 @@ class CellInputs:
     def deployed(self, model: str) -> Target:
         return self._opened(model).target
 
+    def twin(self, model: str) -> nn.Module | None:
+        return self._on_device(self._opened(model))
+
     def elsewhere(self, model: str, runtime: str) -> Target:
         kinds = {label: one for one, label in self.suite.lineup.runtimes}
         return opened_in(self.suite.models[model], kinds[runtime], self._opened(model))

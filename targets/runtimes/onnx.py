@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ..data.labels import in_order
 from ..errors import InputError, UnsafeInput
+from ..recent import Recent
 from ..temporary import scratch
 from ..untrusted._try_onnx import settings
 from ..untrusted.model_file import CheckedOnnx, check_onnx
@@ -32,6 +34,11 @@ FLOAT_KERNELS = _names(
     "Attention Conv ConvTranspose FusedConv FusedGemm FusedMatMul GRU Gemm LSTM MatMul MatMulNBits "
     "MultiHeadAttention RNN TransposeMatMul"
 )
+
+
+# What a session may hold of a call, by which it is kept: bytes for each value of the records (64 channels), and a size
+# that the file leaves free.
+VALUE_BYTES, UNKNOWN = 256, 2**12
 
 
 class OnnxTarget:
@@ -74,7 +81,7 @@ class OnnxTarget:
         self._input, self._output = check_ports(checked.inputs, checked.outputs, output)
         self._alone = not together and checked.measures_ranges
         self._at_once = checked.facts.at_once
-        self._session = session or _session(checked, threads, provider=provider, exactly=exactly)
+        self._session = session or _opened(checked, threads, provider, exactly)
         self.queries = 0
 
     def logits(self, x: Tensor) -> Tensor:
@@ -137,6 +144,20 @@ def session_options(checked: CheckedOnnx, threads: int) -> Any:
     for name, value in settings(checked.model).items():
         options.add_session_config_entry(name, value)
     return options
+
+
+def _opened(checked: CheckedOnnx, threads: int, provider: str, exactly: bool) -> Any:
+    """A session, that of before where it is still at hand: to make one takes as long as a small model's 500 answers."""
+    key = f"{id(checked)} {threads} {provider} {exactly}"  # the model is kept too, so that no other takes its place
+    if (kept := _sessions.get(key)) is not None:
+        return kept[1]
+    session = _session(checked, threads, provider=provider, exactly=exactly)
+    values = math.prod(size if isinstance(size, int) else UNKNOWN for size in checked.inputs[0].shape[1:])
+    _sessions.put(key, (checked, session), len(checked.data) + VALUE_BYTES * values * checked.facts.at_once)
+    return session
+
+
+_sessions: Recent[tuple[CheckedOnnx, Any]] = Recent(2**28)
 
 
 def _session(

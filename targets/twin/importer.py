@@ -14,7 +14,7 @@ from .attributes import attributes_of, inferred_rank, safe_name, structural_inpu
 from .dynamic import find_records
 from .module import Source, Step, Twin, takes_any_batch
 from .nodes import BOOL, CAP, FLOATS, INTEGERS, OPERATORS, UINT8, Function, Node, Operator, constant, integers
-from .operators import elementwise, fused, qonnx, quantized, recurrent, shapes  # they register their operators
+from .operators import elementwise, fused, normalisations, qonnx, quantized, recurrent, shapes  # they register theirs
 from .operators.elementwise import COMPARISONS
 from .operators.layers import LAYERS
 from .operators.quantized import code_type, round_trip, softmax_round_trip
@@ -22,7 +22,7 @@ from .operators.quantized import code_type, round_trip, softmax_round_trip
 if TYPE_CHECKING:
     import onnx
 
-_FAMILIES = (elementwise, fused, qonnx, quantized, recurrent, shapes)
+_FAMILIES = (elementwise, fused, normalisations, qonnx, quantized, recurrent, shapes)
 
 OPSETS = range(7, 27)  # of the standard's operators; 25 has the 2-bit integers, 26 changed nothing that a twin follows
 STANDARD = ("", "ai.onnx")

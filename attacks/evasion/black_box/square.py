@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -44,28 +45,30 @@ class Square(Perturber):
         channels, _, width = image_shape(tuple(search.ball.center.shape[1:]))
         columns = 5 + channels  # two window corners, one orientation, a sign per channel
         random = search.noise((self.queries, columns), "windows")
+        ends: list[Tensor] = []  # of an L-inf ball, whose corners are all that is tried there
         if search.ball.norm == "linf":
             stripes = search.noise((channels, 1, width), "stripes") < 0.5
             x = extreme(search.ball, stripes)
+            low = torch.zeros(1, dtype=torch.bool, device=x.device)
+            ends = [extreme(search.ball, low), extreme(search.ball, ~low)]
         else:
             x = tiles(search.ball, search.noise((channels, 10, 10), "tiles") < 0.5)
         rows = torch.arange(len(x), device=x.device)  # of `random`, which is too large to be cut at every success
         lowest, stay = search.query(x, 0.0)
         if stay is not None:
-            x, lowest, rows = x[stay], lowest[stay], rows[stay]
+            x, lowest, rows, *ends = (one[stay] for one in (x, lowest, rows, *ends))
         for query in range(1, self.queries):
             if len(x) == 0:
                 return
             share = share_at(query / self.queries, self.first_share)
             draw = random[rows, query]
-            propose = square_step if search.ball.norm == "linf" else move_mass
-            proposed = propose(search.ball, x, share, draw)
+            proposed = square_step(ends, x, share, draw) if ends else move_mass(search.ball, x, share, draw)
             margin, stay = search.query(proposed, query / self.queries)
             better = margin < lowest
             x = torch.where(per_record(better, x), proposed, x)
             lowest = torch.where(better, margin, lowest)
             if stay is not None:
-                x, lowest, rows = x[stay], lowest[stay], rows[stay]
+                x, lowest, rows, *ends = (one[stay] for one in (x, lowest, rows, *ends))
 
 
 def image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -110,20 +113,26 @@ def extreme(ball: Region, positive: Tensor) -> Tensor:
     return ball.project(ball.center + 2 * ball.epsilon * ball.scale * sign)
 
 
-def square_step(ball: Region, x: Tensor, share: float, draw: Tensor) -> Tensor:
+def square_step(ends: Sequence[Tensor], x: Tensor, share: float, draw: Tensor) -> Tensor:
     """One window per record pushed to the edge of the L-inf ball, up or down by channel.
 
     Where the window already is so, the opposite sign is tried: no query is spent on an input known before.
+
+    Args:
+        ends: the ball's smallest and its largest values, like x [n, *shape].
     """
+    low, high = ends
     channels, height, width = image_shape(tuple(x.shape[1:]))
     tall, wide = window_size(share, height, width)
     top, left = corner(draw[:, 0], height - tall), corner(draw[:, 1], width - wide)
     inside = window(offsets(top, height), offsets(left, width), tall, wide).expand(-1, channels, -1, -1)
     inside = inside.reshape(x.shape)
-    positive = draw[:, 5:].view(-1, channels, 1, 1) < 0.5
-    proposed = torch.where(inside, extreme(ball, positive), x)
+    up = (draw[:, 5:].view(-1, channels, 1, 1) < 0.5).expand(-1, -1, height, width).reshape(x.shape)
+    proposed = torch.where(inside, torch.where(up, high, low), x)
     same = (proposed == x).flatten(1).all(1)
-    return torch.where(per_record(same, x), torch.where(inside, extreme(ball, ~positive), x), proposed)
+    if not same.any():
+        return proposed
+    return torch.where(per_record(same, x) & inside, torch.where(up, low, high), proposed)
 
 
 def bumps(height: int, width: int) -> Tensor:

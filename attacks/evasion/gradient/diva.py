@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
+from torch import nn
 
 from ....training.ball import per_record
 from ...access import Access
@@ -50,6 +51,9 @@ class Diva(Perturber):
     @property
     def effort(self) -> Effort:
         return Effort(gradients=2 * (self.steps + 1) * self.restarts)
+
+    def differentiated(self, case: Case) -> tuple[nn.Module | None, ...]:
+        return case.twin, case.parent
 
     def why_not(self, case: Case) -> str | None:
         if case.twin is None:

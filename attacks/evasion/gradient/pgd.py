@@ -64,6 +64,9 @@ class GradientPerturber(Perturber):
         """The module whose gradients are followed."""
         return case.native if self.gradients == "native" else case.twin
 
+    def differentiated(self, case: Case) -> tuple[nn.Module | None, ...]:
+        return (self.module(case),)
+
     def why_not(self, case: Case) -> str | None:
         if self.module(case) is None:
             return f"there is no differentiable module with {self.gradients} gradients for this candidate"

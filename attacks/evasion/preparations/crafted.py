@@ -118,7 +118,7 @@ class CraftedOnCandidate(Crafted):
         return Deployed(self.candidate), *self.radii.needs
 
     def compute(self, inputs: Inputs) -> Prepared:
-        twin = inputs.case(self.candidate).twin
+        twin = inputs.twin(self.candidate)
         if twin is None:
             raise NotApplicable("nothing can be crafted on it: it has no differentiable twin")
         return self.crafted(inputs, twin, (self.radii.resolved(inputs)[0],))

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from ...packed_bits import unpack
 from ..nodes import FLOAT, MICROSOFT, UINT8, Node, operator
-from .layers import affine, convolve, layer_norm
+from .layers import affine, convolve
+from .normalisations import layer_norm
 
 _FUSED: dict[str, Callable[[Tensor, Sequence[float]], Tensor]] = {
     "": lambda x, _: x,

@@ -1,4 +1,4 @@
-"""Convolutions, products, normalisations and pools; those with constant weights become torch's own trainable layers."""
+"""Convolutions, products, batch norms and pools; those with constant weights become torch's own trainable layers."""
 
 from __future__ import annotations
 
@@ -123,44 +123,6 @@ def batch_norm(node: Node, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor,
     if node.get("training_mode", 0):
         node.refuse("it is in training mode")
     return F.batch_norm(x, mean, variance, scale, bias, False, 0.0, node.get("epsilon", 1e-5))
-
-
-@operator("LayerNormalization")
-def layer_norm(node: Node, x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    axis = node.get("axis", -1) % x.dim()
-    normal = F.layer_norm(x, x.shape[axis:], eps=node.get("epsilon", 1e-5)) * scale
-    return normal if bias is None else normal + bias
-
-
-@operator("RMSNormalization", "SimplifiedLayerNormalization")
-def rms_norm(node: Node, x: Tensor, scale: Tensor) -> Tensor:
-    axis = node.get("axis", -1) % x.dim()
-    return F.rms_norm(x, x.shape[axis:], eps=node.get("epsilon", 1e-5)) * scale
-
-
-@operator("InstanceNormalization")
-def instance_norm(node: Node, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    return F.instance_norm(x, weight=scale, bias=bias, eps=node.get("epsilon", 1e-5))
-
-
-@operator("GroupNormalization")
-def group_norm(node: Node, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    groups = node.get("num_groups")
-    if node.opset < 21:  # then one factor per group
-        scale, bias = (item.repeat_interleave(x.shape[1] // groups) for item in (scale, bias))
-    return F.group_norm(x, groups, scale, bias, node.get("epsilon", 1e-5))
-
-
-@operator("LRN")
-def local_response_norm(node: Node, x: Tensor) -> Tensor:
-    return F.local_response_norm(
-        x, node.get("size"), node.get("alpha", 1e-4), node.get("beta", 0.75), node.get("bias", 1.0)
-    )
-
-
-@operator("LpNormalization")
-def unit_norm(node: Node, x: Tensor) -> Tensor:
-    return F.normalize(x, node.get("p", 2), node.get("axis", -1))
 
 
 @operator("MaxPool")
