@@ -71,8 +71,8 @@ class Auc:
     """The area under the ROC curve of scores, float [n], which are higher for members, bool [n].
 
     Args:
-        spread: by how much it varies among models alike beyond what the records explain, as a standard deviation; the
-            interval is as much wider.
+        spread: by how much one of .5 varies among models alike beyond what the records explain, as a standard
+            deviation; the interval is as much wider there, and less near 0 and 1.
     """
 
     scores: Floats

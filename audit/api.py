@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..compression.distillation.student import offered
 from ..compression.recipe import RECIPES, Recipe
+from ..compression.words import RECIPE_WORDS
 from ..targets.answers import answer_with_logits, answers_with_logits
 from ..targets.data.data import Data
 from ..targets.data.declared import Declared
@@ -27,7 +28,6 @@ from ..training.loop import Training
 from ..training.trainer import BuiltinTrainer, Trainer, UserTrainer
 from .engine.progress import Progress
 from .plan.plan import DENSE, Plan, check_techniques, validated
-from .plan.presets import RECIPE_WORDS
 from .plan.sections import DeclaredData
 from .plan.yaml_text import Source
 from .result import AuditResult

@@ -79,8 +79,8 @@ class Digits:
 
     def compressed(self) -> list[nn.Module]:
         """The net and two candidates, as many as an audit puts together of the built-in net."""
-        from crushproof.audit.plan.presets import RECIPE_WORDS
         from crushproof.compression.recipe import RECIPES
+        from crushproof.compression.words import RECIPE_WORDS
 
         assert self.data.members is not None
         made = [

@@ -31,8 +31,8 @@ from torch import Tensor, nn
 
 from crushproof.attacks.reconstruction.calibration import Calibration, Known, told
 from crushproof.attacks.reconstruction.fingerprint import fingerprint
+from crushproof.attacks.reconstruction.moments import Rows
 from crushproof.attacks.reconstruction.rebuild import rebuild
-from crushproof.attacks.reconstruction.rows import Rows
 from crushproof.attacks.reconstruction.search import Searched, rows_of, search_file
 from crushproof.compression.deployment.onnx_export import to_onnx
 from crushproof.compression.deployment.tflite_export import to_tflite

@@ -21,10 +21,11 @@ from crushproof.attacks.risk import QUALITIES
 from crushproof.audit.catalogue import Figure, Parameter, catalogue, parameters_of
 from crushproof.audit.exit_codes import EXIT_CODES
 from crushproof.audit.plan.plan import Plan
-from crushproof.audit.plan.presets import ATTACK_PRESETS, RECIPE_WORDS
+from crushproof.audit.plan.presets import ATTACK_PRESETS
 from crushproof.audit.plan.sections import MemoryData
 from crushproof.audit.schema.rows import SCHEMA, Audit
 from crushproof.audit.verdict.policy import BUILT_IN, Policy
+from crushproof.compression.words import RECIPE_WORDS
 from crushproof.targets.technique import Technique
 
 NESTED = re.compile(r"(\w+) \{\.\.\.\}")  # how the catalogue writes a model inside a model

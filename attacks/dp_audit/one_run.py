@@ -37,14 +37,19 @@ class GradientCanaries:
         self.scores = torch.zeros(count, dtype=torch.float64)
 
     def watch(self, step: Step) -> Step:
-        """The same step, with the canaries among the records: gradients [records, dimensions] in, [dimensions] out."""
-        canaries = LARGE * self.directions[self.taking_part]
+        """The same step, with the canaries among the records: gradients [records, dimensions] in, [dimensions] out.
+
+        Their gradients are turned round at every other step, so that noise that comes back cancels.
+        """
+        canaries, sign = LARGE * self.directions[self.taking_part], -1
 
         def watched(gradients: Tensor, draws: torch.Generator) -> Tensor:
-            private = step(torch.cat([gradients, canaries.to(gradients)]), draws)
+            nonlocal sign
+            sign = -sign
+            private = step(torch.cat([gradients, sign * canaries.to(gradients)]), draws)
             seen = private.detach().cpu().float()
             basis = _common(gradients.detach().cpu().float())
-            self.scores += (self.directions @ (seen - basis @ (basis.T @ seen))).double()
+            self.scores += sign * (self.directions @ (seen - basis @ (basis.T @ seen))).double()
             return private
 
         return watched

@@ -26,7 +26,7 @@ from .claim import claimed_epsilon
 from .risk import EPSILON_SHOWN, PRIVACY_CLAIM
 from .worlds import audit_dp
 
-FEWEST_WORLDS, MOST_WORLDS, PILOT = 100, 4000, 2.25  # of either kind; steps taken for each world, the pilot's included
+FEWEST_WORLDS, MOST_WORLDS, PILOT = 100, 4000, 2.75  # of either kind; steps taken for each world, the pilot's included
 CONFIDENCE = 0.999
 NOTHING = "no epsilon is claimed of its training"
 STACKED = 1000  # times as fast a step is that takes many worlds at once

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...compression.recipe import RECIPES, Recipe
+from ...compression.words import spelled
 from ...targets.data.records import Bounds, Records
 from ...targets.errors import CrushproofError, InputError, NotApplicable, user_error
 from ...targets.model import Target, TorchTarget, frozen_copy
@@ -50,22 +51,22 @@ class Population:
         bounds: what an input may be.
     """
 
-    modules: tuple[nn.Module, ...] = field(repr=False)
+    modules: tuple[nn.Module, ...]
     signals: ShadowSignals
-    plan: PopulationPlan = field(repr=False)
-    bounds: Bounds = field(repr=False)
+    plan: PopulationPlan
+    bounds: Bounds
 
-    def replay(self, recipe: Recipe | dict[str, Any]) -> Population:
+    def replay(self, recipe: Recipe | dict[str, Any] | str) -> Population:
         """The population compressed as a candidate was, each shadow with its own training records and seed.
 
         Args:
-            recipe: itself, or as a plan writes it: `{"kind": "prune", "sparsity": 0.8}`.
+            recipe: itself, or as a plan writes it: `"int8"`, or `{"kind": "prune", "sparsity": 0.8}`.
 
         Raises:
             InputError: it is no recipe, or records lie outside of what `train_shadows` was told an input may be.
             NotApplicable: it cannot do its work on such a model.
         """
-        parsed, (low, high) = RECIPES.parse(recipe), self.plan.records.x.aminmax()
+        parsed, (low, high) = RECIPES.parse(spelled(recipe)), self.plan.records.x.aminmax()
         if (self.bounds.low > low).any() or (self.bounds.high < high).any():
             raise InputError(
                 f"The records run from {float(low):g} to {float(high):g}, beyond what an input may be, from which a "
@@ -76,6 +77,9 @@ class Population:
 
     def __len__(self) -> int:
         return len(self.modules)
+
+    def __repr__(self) -> str:
+        return f"Population({len(self)} shadows, {self.plan.attacked} records)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,6 +192,12 @@ def train_shadows(
             f"{shadows} shadows, {len(records)} records, lower {lower:g} and upper {upper:g}. At least 2 shadows, 4 "
             "records and lower below upper are needed."
         )
+    asked = {one.tobytes() for one in records.x.cpu().numpy()}
+    if both := sum(one.tobytes() in asked for one in every.x[len(records) :].cpu().numpy()):
+        raise InputError(
+            f"{both} of the known records are among x: every shadow would be trained on them, and none could tell what "
+            "a model without them says. Leave them out of one of the two."
+        )
     kind = Architecture.of(architecture)
     try:
         blank = kind.blank()
@@ -202,8 +212,8 @@ def train_shadows(
     needed += 32 * shadows * len(records)
     if needed > memory:
         raise InputError(
-            f"{shadows} shadows of {weights:,} weights on {len(every)} records take about {needed / 1e9:.2f} GB, which "
-            f"is above memory = {memory / 1e9:.2f} GB. Train fewer, or allow more."
+            f"{shadows} shadows of {weights:,} weights on {len(every)} records take about {needed / 1e9:.2g} GB, which "
+            f"is above memory = {memory / 1e9:.2g} GB. Train fewer, or allow more."
         )
     try:
         shape = list(TorchTarget(frozen_copy(blank)).logits(records.x[:2]).shape)

@@ -40,7 +40,10 @@ class Turning:
             yield from self._turned(values.reshape(self.width, -1))
 
     def arrays(self, content: bytes) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
-        """Every .npy array in some bytes, by its offset, with the values in the other order than they lie in."""
+        """Every .npy array in some bytes, by its offset, with the values in the other order than they lie in.
+
+        Big-endian numbers and integers of 16 bits also as they lie.
+        """
         at = content.find(MAGIC)
         for _ in range(ARRAYS):
             if at < 0:
@@ -48,6 +51,10 @@ class Turning:
             found = _npy(content, at)
             for values in () if found is None else self._turned(found):
                 yield at, values
+            unread = found is not None and (found.dtype.byteorder == ">" or found.dtype.str[1:] in ("i2", "u2"))
+            if found is not None and unread and found.size <= min(TURNED, self._room):
+                self._room -= found.size
+                yield at, found.astype(np.float64).ravel()
             at = content.find(MAGIC, at + 1)
 
     def prefixed(self, content: bytes) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:

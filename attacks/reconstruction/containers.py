@@ -46,12 +46,24 @@ _ENCODED = (
     (_HEXADECIMAL_LINES, "hexadecimal"),
 )
 _NUMBER = rb"[-+]?(?:\d{1,40}+(?:\.\d{0,40}+)?|\.\d{1,40}+)(?:[eE][-+]?\d{1,3})?"  # no way back: digits are many
-_BETWEEN = rb"[\s,;\[\](){}\"']"
+_BETWEEN = rb"(?:[\s,;\[\](){}\"']|\\[nrt])"  # a line's end and a tabulator also as JSON writes them
 _TEXT = re.compile(rb"%s(?:%s{1,32}+%s){%d,}" % (_NUMBER, _BETWEEN, _NUMBER, FEW - 1))
 _VALUE = rb"[:=]\s?(%s)" % _NUMBER  # as JSON has a record: "age": 0.5
 _TEXT_NAMED = re.compile(rb"%s(?:%s{1,32}+[\w.-]{1,64}+[\"']?\s?%s){%d,}" % (_VALUE, _BETWEEN, _VALUE, FEW - 1))
 _TEXTS = ((_TEXT, re.compile(_NUMBER)), (_TEXT_NAMED, re.compile(_VALUE)))
-TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": BFLOAT, "I64": "<i8", "I32": "<i4", "I8": "<i1", "U8": "<u1"}
+TYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": BFLOAT,
+    "I64": "<i8",
+    "I32": "<i4",
+    "I8": "<i1",
+    "U8": "<u1",
+} | {
+    "I16": "<i2",
+    "U16": "<u2",
+}
 
 
 @dataclass(frozen=True)

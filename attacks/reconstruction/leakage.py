@@ -20,8 +20,8 @@ from ..effort import Effort
 from ..measurement import Found, Measurement, ThreatModel
 from ..preparation import Audited, Inputs, Ran, Results, Scope
 from ..risk import Metric, Risk
+from .moments import Rows
 from .risk import LEAKAGE, PRIVATE_WORDS, TRAINING_ROWS
-from .rows import Rows
 from .search import Searched, rows_of, search_file
 from .signatures import RecordSignatures, rows_in
 from .words import SORTS
@@ -32,9 +32,9 @@ PLACES = 1000  # places that evidence names
 
 UNFOUND = (
     "records encrypted, packed otherwise than by zip, gzip, zlib, bzip2 or xz, in big-endian numbers or integers of 16 "
-    "bits, compressed with loss, noisy, cropped, negated, of other units by feature (unless standardised), coarser "
-    "than 8 bits, interleaved with other values, or by columns in a container that says no shape; and what weights "
-    "remember"
+    "bits whose type nothing states, compressed with loss, noisy, cropped, negated, of other units by feature (unless "
+    "standardised, or scaled by least and largest), coarser than 8 bits, interleaved with other values, or by columns "
+    "in a container that says no shape; and what weights remember"
 )
 UNREAD = "words that look like no path, name, address or secret, are not ASCII, or are encrypted"
 

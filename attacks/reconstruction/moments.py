@@ -9,8 +9,8 @@ hold it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,13 @@ AT_MOST = 16  # cells of a record, on average
 STEPS = 255  # of the data's whole range, in the coarsest rounding that is searched for
 SLACK = 4.0  # standard deviations of a signature under such rounding
 CHUNK = 2**21  # values that are held at a time
+SHORTEST = 6  # values of a record: fewer are met by chance
+SCALED, TWO = "scaled", "two values, scaled"  # forms; that of records of two values, which their order alone tells
+RANGES = "scaled by feature"  # each by its least and largest value
+RAW = "in units of their own, as they are"  # an income beside an age: values are held against each other as logarithms
+DWARFED = 1 / 3  # of the features: where so many lie within a step of the whole range, units are their own
+TINY = 2.5  # what `STEPS` are steps of in logarithms: .6 % of a value, which bfloat16 keeps
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation by channel, of many models' inputs
 
 
 def over_windows(values: Floats, length: int, join: Callable[..., Any] = np.add, *, again: bool = False) -> Floats:
@@ -156,6 +163,100 @@ def signatures(
     known = np.zeros(size * size, dtype=bool)
     known[cells] = True
     return Signatures(mean, deviation, lowest, highest, slack, size, known, cells[order], spread[owner[order]])
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The records that are searched for, with their signatures.
+
+    Args:
+        values: float32 [n, d].
+        span: how far apart values of the data lie at most.
+        forms: the ways in which records are written down, beside scale and offset of all values alike; each with the
+            mean and the deviation [d] that a feature is held against.
+        tables: the signatures of each form.
+    """
+
+    values: np.ndarray[Any, np.dtype[np.float32]]
+    span: float
+    forms: tuple[tuple[str, Floats, Floats], ...]
+    tables: tuple[Signatures, ...]
+
+    def plain(self, form: int) -> bool:
+        """Whether all features alike are scaled."""
+        return self.forms[form][0] in (SCALED, TWO)
+
+    def rounded(self, form: int) -> bool:
+        """Whether whole numbers may be values of this form."""
+        return self.plain(form) or self.forms[form][0] in (RANGES, RAW)
+
+    def wide(self, form: int) -> float:
+        """What `STEPS` are steps of."""
+        return self.span if self.plain(form) else {RANGES: 1.0, RAW: TINY}.get(self.forms[form][0], 2.0)
+
+    def written(self, form: int, ids: Ints) -> Floats:
+        name, mean, deviation = self.forms[form]
+        values = (self.values[ids].astype(np.float64) - mean) / deviation
+        return np.arcsinh(values) if name == RAW else values
+
+    def seen(self, form: int, values: Floats) -> Floats:
+        """What `written` is held against, of numbers of a file."""
+        name, _, unit = self.forms[form]
+        return np.arcsinh(values / unit[0]) if name == RAW else values
+
+
+def prepare(values: np.ndarray[Any, Any], channels: int = 0) -> Rows | None:
+    """What to search for; None: records of fewer than `SHORTEST` values, or all without spread.
+
+    Args:
+        values: [n, d].
+        channels: equal parts of a record that are scaled by themselves; 0: it is no image of few.
+    """
+    values = np.ascontiguousarray(values, dtype=np.float32)
+    n, length = values.shape
+    if n == 0 or length < SHORTEST:
+        return None
+    span = float(values.max()) - float(values.min())
+    if not span > 0:
+        return None
+    nothing, one = np.zeros(length), np.ones(length)
+    mean, square, two = np.zeros(length), np.zeros(length), np.zeros(n, dtype=bool)
+    for begin in range(0, n, max(1, CHUNK // length)):
+        part = values[begin : begin + max(1, CHUNK // length)].astype(np.float64)
+        ends = part.min(1, keepdims=True), part.max(1, keepdims=True)
+        two[begin : begin + len(part)] = ((part == ends[0]) | (part == ends[1])).all(1)
+        mean += part.sum(0)
+        square += (part * part).sum(0)
+    mean /= n
+    variance = np.maximum(square / n - mean * mean, 0)
+    varies = variance > 1e-12 * square / n
+    deviation = np.where(varies, np.sqrt(variance), 1.0)
+    own = not channels and float((deviation[varies] < span / STEPS).mean()) > DWARFED
+    forms = [("standardised by feature", mean, deviation)]
+    if not own:
+        forms.insert(0, (SCALED, nothing, one))
+    low, wide = values.min(0).astype(np.float64), np.ptp(values, 0).astype(np.float64)
+    if not channels and max(np.ptp(low[varies]), np.ptp(wide[varies])) > span / STEPS:
+        forms.append((RANGES, low, np.where(varies, wide, 1.0)))
+    if channels > 1 and length % channels == 0:
+        parts = mean.reshape(channels, -1)
+        whole = np.sqrt(np.maximum((square / n).reshape(channels, -1).mean(1) - parts.mean(1) ** 2, 1e-12))
+        by = [np.repeat(one, length // channels) for one in (parts.mean(1), whole)]
+        forms.append(("standardised by channel", by[0], by[1]))
+    if channels == 3 and length % 3 == 0:
+        by = [np.repeat(one, length // 3) for one in IMAGENET]
+        forms.append(("standardised as for ImageNet", by[0], by[1]))
+    if two.any():
+        forms.append((TWO, nothing, one))
+    if own:
+        forms.append((RAW, nothing, np.full(length, deviation[varies].min())))
+    rows, tables = Rows(values, span, tuple(forms), ()), []
+    for at, (name, _, _) in enumerate(forms):
+        sought = {SCALED: ~two, TWO: two}.get(name, np.ones(n, dtype=bool))
+        # Standardised values were not rounded before: what they are stored in is fine enough.
+        steps = rows.wide(at) if rows.rounded(at) else float(STEPS) * 2e-3
+        tables.append(signatures(n, length, partial(rows.written, at), steps, sought, by_order=name == TWO))
+    return replace(rows, tables=tuple(tables))
 
 
 def _cell(value: Floats, size: int) -> Ints:

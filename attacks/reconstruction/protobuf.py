@@ -28,7 +28,19 @@ _NAME = {"tensor": 8, "attribute": 1, "node": 3, "entry": 1}
 _DOCUMENTED = {"model": 6, "graph": 10, "node": 6, "attribute": 13, "tensor": 12, "function": 8}
 _RAW, _PACKED = (4, 9, 10), (5, 7, 11)  # of a tensor: values as they lie, and as numbers of varying length
 BFLOAT = "bfloat16"
-_TYPES = {16: BFLOAT, 1: "<f4", 2: "<u1", 3: "<i1", 6: "<i4", 7: "<i8", 10: "<f2", 11: "<f8"}  # TensorProto.DataType
+SHORT = ("<i2", "<u2")  # which bytes are not read as unless something says that they are
+_TYPES = {
+    16: BFLOAT,
+    1: "<f4",
+    2: "<u1",
+    3: "<i1",
+    4: "<u2",
+    5: "<i2",
+    6: "<i4",
+    7: "<i8",
+    10: "<f2",
+    11: "<f8",
+}  # TensorProto.DataType
 
 
 @dataclass(frozen=True)
@@ -46,10 +58,15 @@ class Span:
     numbers: np.ndarray[Any, Any] | None = None
 
     def turned(self, content: bytes, dtype: str | None, shape: Any) -> Span:
-        """With the values in the order of the columns, where it is a matrix: a record may lie in a column."""
+        """With the values in the order of the columns, where it is a matrix: a record may lie in a column.
+
+        Integers of 16 bits in both orders, one behind the other.
+        """
         sizes = [int(size) for size in shape][:16]
         count = math.prod(sizes)
-        if dtype is None or len(sizes) < 2 or sizes[0] < 2 or count > TURNED or min(sizes) < 1:
+        if dtype is None or not sizes or count > TURNED or min(sizes) < 1:
+            return self
+        if dtype not in SHORT and (len(sizes) < 2 or sizes[0] < 2):
             return self
         plain = "<u2" if dtype == BFLOAT else dtype
         if count * np.dtype(plain).itemsize != self.end - self.begin or self.end > len(content):
@@ -58,7 +75,9 @@ class Span:
         if dtype == BFLOAT:
             values = widened(values)
         with np.errstate(invalid="ignore"):  # signalling NaN
-            return replace(self, numbers=values.astype(np.float64).ravel())
+            turned = values.astype(np.float64).ravel()
+        lies = values.T.astype(np.float64).ravel() if dtype in SHORT else turned[:0]
+        return replace(self, numbers=np.concatenate([lies, turned]))
 
 
 def widened(halves: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

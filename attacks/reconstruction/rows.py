@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -18,56 +17,30 @@ from .information import ALARM, SAMPLE, WORTH, agreement, by_chance
 from .moments import (
     CHUNK,
     GRID,
+    RAW,
     STEPS,
+    TWO,
     Floats,
     Ints,
+    Rows,
     Signatures,
     axes,
     order_axes,
     over_windows,
-    signatures,
     window_moments,
 )
 from .protobuf import widened
 
 Order = Literal["as stored", "other order"]
 
-SHORTEST = 6  # values of a record: fewer are met by chance
 BLOCK = 2**15  # windows that are looked at together: they stay in a processor's cache
-PAIRS = 2_000_000  # of a window and a record, compared value by value in one file at most
+PAIRS = 4_000_000  # of a window and a record, compared value by value in one file at most
 READINGS = 16  # types, offsets and forms that a window is read in, for the bound on chance
 TYPES = ("uint8", "int8", "float16", "bfloat16", "float32", "float64", "int32", "int64")
 LARGEST = 65_000.0  # what is larger, and larger than twice any value, is no number of a record
 SMALLEST = 1e-9
 WHOLE = ("uint8", "int8", "int32", "int64")
-SCALED, TWO = "scaled", "two values, scaled"  # forms; that of records of two values, which their order alone tells
 FLAT = 1 / GRID  # what the second axis of a window of two values lies below: it is 0
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The records that are searched for, with their signatures.
-
-    Args:
-        values: float32 [n, d].
-        span: how far apart values of the data lie at most.
-        forms: the ways in which records are written down, beside scale and offset of all values alike; each with the
-            mean and the deviation [d] that a feature is held against.
-        tables: the signatures of each form.
-    """
-
-    values: np.ndarray[Any, np.dtype[np.float32]]
-    span: float
-    forms: tuple[tuple[str, Floats, Floats], ...]
-    tables: tuple[Signatures, ...]
-
-    def plain(self, form: int) -> bool:
-        """Whether all features alike are scaled."""
-        return self.forms[form][0] in (SCALED, TWO)
-
-    def written(self, form: int, ids: Ints) -> Floats:
-        _, mean, deviation = self.forms[form]
-        return (self.values[ids].astype(np.float64) - mean) / deviation
 
 
 @dataclass(frozen=True)
@@ -88,48 +61,6 @@ class Match:
     form: str
     order: Order
     bound: float
-
-
-def prepare(values: np.ndarray[Any, Any], channels: int = 0) -> Rows | None:
-    """What to search for; None: records of fewer than `SHORTEST` values, or all without spread.
-
-    Args:
-        values: [n, d].
-        channels: equal parts of a record that are scaled by themselves; 0: one.
-    """
-    values = np.ascontiguousarray(values, dtype=np.float32)
-    n, length = values.shape
-    if n == 0 or length < SHORTEST:
-        return None
-    span = float(values.max()) - float(values.min())
-    if not span > 0:
-        return None
-    forms = [(SCALED, np.zeros(length), np.ones(length))]
-    mean, square, two = np.zeros(length), np.zeros(length), np.zeros(n, dtype=bool)
-    for begin in range(0, n, max(1, CHUNK // length)):
-        part = values[begin : begin + max(1, CHUNK // length)].astype(np.float64)
-        ends = part.min(1, keepdims=True), part.max(1, keepdims=True)
-        two[begin : begin + len(part)] = ((part == ends[0]) | (part == ends[1])).all(1)
-        mean += part.sum(0)
-        square += (part * part).sum(0)
-    mean /= n
-    variance = np.maximum(square / n - mean * mean, 0)
-    deviation = np.where(variance > 1e-12 * (span * span), np.sqrt(variance), 1.0)
-    forms.append(("standardised by feature", mean, deviation))
-    if channels > 1 and length % channels == 0:
-        parts = mean.reshape(channels, -1)
-        whole = np.sqrt(np.maximum((square / n).reshape(channels, -1).mean(1) - parts.mean(1) ** 2, 1e-12))
-        by = [np.repeat(one, length // channels) for one in (parts.mean(1), whole)]
-        forms.append(("standardised by channel", by[0], by[1]))
-    if two.any():
-        forms.append((TWO, *forms[0][1:]))
-    rows, tables = Rows(values, span, tuple(forms), ()), []
-    for at, (name, _, _) in enumerate(forms):
-        sought = {SCALED: ~two, TWO: two}.get(name, np.ones(n, dtype=bool))
-        # Standardised values were not rounded before: what they are stored in is fine enough.
-        wide = span if rows.plain(at) else float(STEPS) * 2e-3
-        tables.append(signatures(n, length, partial(rows.written, at), wide, sought, by_order=name == TWO))
-    return replace(rows, tables=tuple(tables))
 
 
 def numbers(content: Any, type_: str, phase: int) -> np.ndarray[Any, Any]:
@@ -194,19 +125,21 @@ class Search:
                 if not np.any(whole):
                     continue
                 some[~fine] = 0.0
+            self._last: tuple[Any, ...] | None = None
             for form in range(len(self.rows.tables)):
-                if type_ in WHOLE and not self.rows.plain(form):
+                if type_ in WHOLE and not self.rows.rounded(form):
                     continue
-                pairs = self._pairs_in(some, whole, form)
+                seen = self.rows.seen(form, some)
+                pairs = self._pairs_in(seen, whole, form)
                 if pairs is None or not len(pairs[0]):
                     continue
                 if sample is None:
                     sample = _sample(values, type_, self._largest)
-                self._compare(part, some, *pairs, form, type_, phase, begin, sample)
+                self._compare(part, seen, *pairs, form, type_, phase, begin, self.rows.seen(form, sample))
 
     def _pairs_in(self, some: Floats, whole: Any, form: int) -> tuple[Ints, Ints] | None:
         table = self.rows.tables[form]
-        if form == 0:
+        if self._last is None or self.rows.forms[form][0] == RAW:
             mean, deviation, skewness, kurtosis = window_moments(some, self._length)
             first, second = axes(skewness, kurtosis)
             self._last = mean, deviation, first, second, (deviation > 0) & whole
@@ -261,11 +194,11 @@ class Search:
                 return
             windows = np.lib.stride_tricks.sliding_window_view(some, length)[here]
             records = self.rows.written(form, ids)
-            span = self.rows.span if self.rows.plain(form) else 2.0
-            near, off, alike = _fits(windows, records, type_, span)
+            span, whole = self.rows.wide(form), type_ in WHOLE and self.rows.forms[form][0] != RAW
+            near, off, alike = _fits(windows, records, span, whole)
             rest = np.flatnonzero(~near)
             if len(rest):
-                mixed, off[rest], alike[rest] = _fits(np.sort(windows[rest], 1), np.sort(records[rest], 1), type_, span)
+                mixed, off[rest], alike[rest] = _fits(np.sort(windows[rest], 1), np.sort(records[rest], 1), span, whole)
                 rest = rest[mixed]
             hits = np.concatenate([np.flatnonzero(near), rest])
             hits = hits[np.lexsort((off[hits], ~near[hits], here[hits]))]
@@ -327,12 +260,12 @@ class Taken:
         return True
 
 
-def _fits(windows: Floats, records: Floats, type_: str, span: float) -> tuple[Any, Floats, Floats]:
+def _fits(windows: Floats, records: Floats, span: float, whole: bool) -> tuple[Any, Floats, Floats]:
     """Which windows are a * record + b with a > 0 but for rounding; how far off each is; and what counts as equal."""
     centred = records - records.mean(1, keepdims=True)
     scale = (windows * centred).sum(1) / np.maximum((centred * centred).sum(1), 1e-300)
     off = np.abs(windows - windows.mean(1, keepdims=True) - scale[:, None] * centred).max(1)
-    allowed = np.abs(scale) * span * 0.6 / STEPS if type_ not in WHOLE else np.full(len(off), 0.6)
+    allowed = np.abs(scale) * span * 0.6 / STEPS if not whole else np.full(len(off), 0.6)
     alike = np.maximum(2 * off, 1e-6 * np.abs(windows).max(1))
     return (scale > 0) & (off <= allowed), off, alike
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .containers import Contents, take_apart
-from .rows import Match, Rows, Search, prepare
+from .moments import Rows, prepare
+from .rows import Match, Search
 from .words import Word, words_in
 
 
@@ -61,10 +62,11 @@ def search_file(content: bytes, records: Tensor | Rows | None = None) -> Searche
 
     The file is taken apart but never loaded: ONNX, safetensors, zip archives (`.pt`, `.pt2`, `.npz`), what zip, gzip,
     zlib, bzip2 or xz packed anywhere in it, pickles, base64, hexadecimal, numbers written as text, and any other file
-    as bytes. A record is found exact, scaled, rounded to 8 bits or more, standardised by feature or channel, with its
-    features in any order, in the types of `rows.TYPES`, at any offset. It is not found encrypted, packed otherwise, in
-    big-endian numbers, in integers of 16 bits, in other units by feature, compressed with loss, with noise, cropped, or
-    negated; of one with two values only (one-hot columns) the order must be its own.
+    as bytes. A record is found exact, scaled (in a table by feature too), rounded to 8 bits or more, standardised by
+    feature or channel or as for ImageNet, with its features in any order, in the types of `rows.TYPES`, at any offset.
+    It is not found encrypted, packed otherwise, in big-endian numbers or integers of 16 bits whose type nothing
+    states, in further units by feature, compressed with loss, with noise, cropped, or negated; of one with two values
+    only (one-hot columns) the order must be its own.
 
     Args:
         records: float32 [n, *shape], or what `rows_of` made of them once for several files; None: words alone.

@@ -11,8 +11,7 @@ from pydantic import Field
 from ...targets.form import Array, Arrays, Document, Form, Layout, require
 from ..effort import Effort
 from ..preparation import Inputs, Preparation, Prepared, Scope
-from .moments import COARSEST, GRID, Signatures
-from .rows import Rows
+from .moments import COARSEST, GRID, Rows, Signatures
 from .search import rows_of
 
 COLUMNS = ("mean", "deviation", "lowest", "highest", "slack")

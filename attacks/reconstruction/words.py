@@ -8,6 +8,7 @@ from dataclasses import dataclass
 SHOWN = 4  # characters of a word that a report shows
 MOST = 200  # words that are kept of a file
 _RUN = re.compile(rb"[\x20-\x7e]{8,}")
+_UNNAMED = re.compile(rb"(?i)[=:]\s?[\"']?(?:none|null|str|string|int|true|false|self|unknown|optional)$")
 _NOBODY = {"user", "username", "name", "root", "you", "me", "runner", "shared", "public", "default"}
 
 _SORTS: tuple[tuple[str, bool, tuple[bytes, ...]], ...] = (  # what a word is called, whether it is private, its looks
@@ -15,22 +16,41 @@ _SORTS: tuple[tuple[str, bool, tuple[bytes, ...]], ...] = (  # what a word is ca
         "secret",
         True,
         (
-            rb"\b(?:AKIA[0-9A-Z]{16}|gh[pousr]_[0-9A-Za-z]{36}|hf_[0-9A-Za-z]{30,}|sk-[0-9A-Za-z_-]{32,})\b",
+            rb"\b(?:AKIA[0-9A-Z]{16}|gh[pousr]_[0-9A-Za-z]{36}|hf_[0-9A-Za-z]{30,}|sk-[0-9A-Za-z_-]{32,}|"
+            rb"github_pat_[0-9A-Za-z_]{50,}|xox[baprs]-[0-9A-Za-z-]{20,}|AIza[0-9A-Za-z_-]{35})\b",
+            rb"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}",
             rb"-----BEGIN [A-Z ]*PRIVATE KEY-----",
         ),
     ),
     ("address with a password", True, (rb"\b[a-z][a-z0-9+]{2,9}://[^\s/:@]+:[^\s/@]+@[\w.-]+",)),
     ("e-mail address", True, (rb"\b[A-Za-z0-9][\w.+-]{0,63}@(?:[A-Za-z0-9-]{2,63}\.){1,4}[A-Za-z]{2,10}\b",)),
-    ("home folder", True, (rb"(?:/home/|/Users/|[A-Za-z]:\\Users\\)[\w.-]{2,32}(?:[/\\][^\s\"':;,<>|]*)?",)),
+    ("home folder", True, (rb"(?:/home/|/Users/|[A-Za-z]:\\{1,2}Users\\{1,2})[\w.-]{2,32}(?:[/\\][^\s\"':;,<>|]*)?",)),
     (
         "path",
         True,
         (
             rb"(?<![\w./:-])/(?:mnt|data|srv|scratch|work|workspace|opt|nfs|media|root|tmp|var|usr)/[\w.-]+/[\w./-]+",
-            rb"\b[A-Z]:\\(?:[\w .-]+\\)+[\w.-]+",
+            rb"\b[A-Z]:\\{1,2}(?:[\w .-]+\\{1,2})+[\w.-]+",  # JSON writes two
+            rb"(?<![\w\\])\\{2,4}[A-Za-z][\w.-]{1,62}(?:\\{1,2}[\w.$-]+){2,}",
+            rb"\b(?:s3a?|gs|abfss?|wasbs?|hdfs|dbfs|smb|sftp|ssh)://[\w.@-]{2,}(?:[/:][\w./=-]*)?",
         ),
     ),
-    ("host name", True, (rb"\b[a-z0-9][a-z0-9-]{1,62}\.(?:local|internal|corp|lan|intranet)\b",)),
+    (
+        "user name",
+        True,
+        (
+            rb"(?i)(?<![\w.-])(?:user_?name|user|login|author|created_by)[\"']?\s?[=:]\s?[\"']?"
+            rb"[a-z][\w.-]{2,40}(?![\w(<\[])",
+        ),
+    ),
+    (
+        "host name",
+        True,
+        (
+            rb"\bhost_?name[\"']?\s?[=:]\s?[\"']?[A-Za-z][\w.-]{1,62}",
+            rb"\b[a-z0-9][a-z0-9-]{1,62}\.(?:local|internal|corp|lan|intranet)\b",
+        ),
+    ),
     (
         "private network address",
         True,
@@ -50,6 +70,7 @@ _SORTS: tuple[tuple[str, bool, tuple[bytes, ...]], ...] = (  # what a word is ca
         (
             rb"\b(?:torch|pytorch|tensorflow|tf|keras|onnx|onnxruntime|sklearn|scikit-learn|jax|flax|python|cuda|"
             rb"transformers|timm|safetensors)[ _=:v\"/-]{1,4}\d+(?:\.\d+){1,3}\w{0,16}",
+            rb"\b(?:commit|revision|git[_-]?(?:sha|hash|commit))[\"']?\s?[=: ]\s?[\"']?[0-9a-f]{7,40}\b",
         ),
     ),
 )
@@ -89,7 +110,9 @@ def words_in(content: bytes) -> list[Word]:
                     continue
                 taken.append((begin, end))
                 word = match.group()[:300].decode("ascii")
-                if kind == "home folder" and re.split(r"[/\\]", word)[2].lower() in _NOBODY:
+                if kind == "home folder" and re.split(r"[/\\]+", word)[2].lower() in _NOBODY:
+                    continue
+                if kind == "user name" and _UNNAMED.search(match.group()):
                     continue
                 found.setdefault((kind, word), Word(kind, private, run.start() + begin, word))
                 if len(found) >= MOST:

@@ -31,7 +31,8 @@ def auc(scores: Vector, is_member: Vector, level: float = LEVEL, *, spread: floa
     Args:
         scores: float [n].
         is_member: bool [n]; both sorts must occur, each at least twice.
-        spread: a standard deviation of the area that is no error of these records, added in quadrature.
+        spread: a standard deviation that an area of .5 has beside the error of these records, added in quadrature: of
+            a shift that all of a model's scores have in common. It moves an area near 0 or 1 less.
 
     Raises:
         ValueError: fewer than two of a sort, or a score that is not finite.
@@ -39,7 +40,8 @@ def auc(scores: Vector, is_member: Vector, level: float = LEVEL, *, spread: floa
     members, others = _placements(scores, is_member)
     area = float(members.mean())
     z = float(scipy.special.ndtri((1 + level) / 2))
-    error = float(np.sqrt(members.var(ddof=1) / len(members) + others.var(ddof=1) / len(others) + spread**2))
+    shift = spread * float(np.exp(-0.5 * scipy.special.ndtri(area) ** 2))  # as under normal scores
+    error = float(np.sqrt(members.var(ddof=1) / len(members) + others.var(ddof=1) / len(others) + shift**2))
     if error == 0 or area in (0.0, 1.0):
         few = min(len(members), len(others))
         exact = clopper_pearson(round(area * few), few, level)

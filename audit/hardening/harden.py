@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from ...compression.recipe import RECIPES, Recipe
+from ...compression.words import spelled
 from ...defenses.chain import parse_defenses, steps_of
 from ...defenses.defense import DEFENSES, TrainingDefense
 from ...targets.errors import InputError
@@ -26,7 +27,6 @@ from ...targets.technique import Technique
 from ..engine.driver import workers_of
 from ..engine.progress import Progress
 from ..plan.plan import Plan
-from ..plan.presets import RECIPE_WORDS
 from ..plan.sections import CandidatePlan, LocalEngine
 from ..run import run_audit
 from ..schema.policy_rows import Gate
@@ -232,7 +232,7 @@ def _trials(failing: Candidate, of: CandidatePlan, audit: Audit) -> list[Trial]:
     """The ladder: other ways of the recipe, then each defense of the dense model, by itself and with those ways."""
     findings = {finding.id: finding for finding in audit.findings}
     word = of.recipe  # as it was before a defense hardened it
-    recipe = RECIPES.parse(RECIPE_WORDS.get(word, word) if isinstance(word, str) else word)
+    recipe = RECIPES.parse(spelled(word))
     known = () if of.defense is None else steps_of(parse_defenses(of.defense))
     trained = any(one.stage == "training" for one in known)
     ways: list[Recipe] = []

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...compression.words import FINE_TUNE
 from .plan import Plan
-from .presets import FINE_TUNE
 
 PLAN: dict[str, Any] = {
     "name": "digits CNN",

@@ -287,9 +287,9 @@ def check_techniques(plan: Plan) -> None:
     """
     from ...attacks.attack import ATTACKS
     from ...compression.recipe import RECIPES
+    from ...compression.words import RECIPE_WORDS, spelled
     from ...targets.runtimes.runtime import RUNTIMES
     from ...training.loop import Training
-    from .presets import RECIPE_WORDS
 
     for name, candidate in plan.candidates.items():
         recipe = candidate.recipe
@@ -305,8 +305,7 @@ def check_techniques(plan: Plan) -> None:
                 f"{where}: {recipe!r} is a word of crushproof's and the kind of another package's recipe. Write kind: "
                 f"{recipe} for that one; crushproof's is {RECIPE_WORDS[recipe]}."
             )
-        recipe = RECIPE_WORDS.get(recipe, recipe) if isinstance(recipe, str) else recipe
-        parsed(RECIPES, recipe, plan, "candidates", name, "recipe")
+        parsed(RECIPES, spelled(recipe), plan, "candidates", name, "recipe")
         if candidate.defense is not None:
             _check_defenses(plan, name, candidate.defense)
     if not isinstance(plan.attacks, str):

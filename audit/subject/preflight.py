@@ -19,6 +19,7 @@ from ...compression.deployment.onnx_export import to_onnx
 from ...compression.deployment.structure import load_module, save_module
 from ...compression.deployment.tflite_export import to_tflite
 from ...compression.recipe import RECIPES, Recipe
+from ...compression.words import spelled
 from ...defenses.chain import parse_defenses, steps_of
 from ...defenses.defense import TrainingDefense
 from ...targets.data.data import Data
@@ -34,7 +35,6 @@ from ...targets.technique import Technique
 from ...targets.untrusted.model_file import Kind, need_litert
 from ...training.loop import Training
 from ..plan.plan import Plan
-from ..plan.presets import RECIPE_WORDS
 from .audited import DenseModel
 from .prices import answering, differentiating, training_of
 from .resolve import Subject
@@ -188,8 +188,7 @@ def _recipes(
         pulse("recipe", position, len(candidates))
         if candidate.deploy == "tflite":
             _check_litert(f"{plan.where('candidates', name, 'deploy')}: candidates.{name}.deploy")
-        raw = candidate.recipe
-        recipe = RECIPES.parse(RECIPE_WORDS.get(raw, raw) if isinstance(raw, str) else raw)
+        recipe = RECIPES.parse(spelled(candidate.recipe))
         hardened = () if candidate.defense is None else steps_of(parse_defenses(candidate.defense))
         other = [
             one for one in hardened if isinstance(one, TrainingDefense) and type(one).adapt is not TrainingDefense.adapt

@@ -9,13 +9,14 @@ from typing import TypeVar
 
 from ...attacks.attack import Attack, Task
 from ...compression.recipe import RECIPES
+from ...compression.words import spelled
 from ...defenses.chain import parse_defenses, steps_of
 from ...defenses.defense import CompressionDefense, TrainingDefense
 from ...targets.errors import InputError, NotApplicable, user_error
 from ...targets.runtimes.runtime import RUNTIMES, Runtime
 from ...training.architecture import Architecture
 from ..plan.plan import DENSE, Plan
-from ..plan.presets import RECIPE_WORDS, attacks_of
+from ..plan.presets import attacks_of
 from ..plan.sections import CandidatePlan
 from ..subject.audited import AuditedModel, Candidate, DenseModel, FinishedFile
 from ..subject.resolve import Subject
@@ -72,7 +73,7 @@ def _candidate(
     name: str, entry: CandidatePlan, subject: Subject, dense: dict[str, DenseModel]
 ) -> Candidate | FinishedFile:
     """One candidate; `dense` gains the hardened model it comes from."""
-    recipe = None if entry.recipe is None else RECIPES.parse(_expand(entry.recipe))
+    recipe = None if entry.recipe is None else RECIPES.parse(spelled(entry.recipe))
     defense = None if entry.defense is None else parse_defenses(entry.defense)
     parent = subject.model
     if name in subject.files:
@@ -93,10 +94,6 @@ def _candidate(
 
 def _task(subject: Subject) -> Task:
     return Task.REGRESSION if subject.data.regression else Task.CLASSIFICATION
-
-
-def _expand(recipe: object) -> object:
-    return RECIPE_WORDS.get(recipe, recipe) if isinstance(recipe, str) else recipe
 
 
 def _labelled(techniques: list[T]) -> tuple[tuple[T, str], ...]:

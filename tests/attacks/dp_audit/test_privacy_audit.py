@@ -63,8 +63,10 @@ def test_a_false_claim_fails_under_any_policy_and_a_true_one_is_not_confirmed(st
 
 def test_more_steps_than_calls_are_audited_in_part() -> None:
     found = measured(PrivacyClaim(40.0, 1e-5, NOISE, 1.0, 50, private))
-    assert found.notes[0].startswith("Epsilon of 4 of 50 steps is at least")
-    assert f"claimed is {gaussian_epsilon(2 / NOISE, 1e-5):.2f}" in found.notes[0], "what the noise gives for four"
+    assert found.notes[0].startswith("Epsilon of 3 of 50 steps is at least")
+    assert f"claimed is {gaussian_epsilon(3**0.5 / NOISE, 1e-5):.2f}" in found.notes[0], (
+        "what the noise gives for three"
+    )
 
 
 def test_what_cannot_be_tested_is_said() -> None:

@@ -42,6 +42,18 @@ def test_the_example() -> None:
     assert doctest.testmod(module_of_calls) == doctest.TestResults(failed=0, attempted=5)
 
 
+def test_calls_and_recipes_by_their_short_names(population: Population) -> None:
+    from crushproof.attacks import membership
+
+    assert membership.train_shadows is train_shadows
+    assert membership.infer_membership is infer_membership
+    some = replace(population, modules=population.modules[:2])
+    word, spelled = some.replay("int8"), some.replay({"kind": "quantize", "weight_bits": 8})
+    assert np.array_equal(word.signals.phi, spelled.signals.phi)
+    with pytest.raises(InputError, match="'int99'"):
+        some.replay("int99")
+
+
 def test_a_shadow_is_found_out_by_the_others(population: Population) -> None:
     """Memorised records of the first, attacked by a population without it and its complement."""
     others = Population(
@@ -77,7 +89,8 @@ def test_a_compressed_target_is_judged_by_shadows_compressed_alike(population: P
 
 def test_equal_seeds_give_equal_shadows_and_known_records_are_in_all() -> None:
     x, y = records(40)
-    one, two = (train_shadows(build, x, y, shadows=2, training=QUICK, known=(x[:7], y[:7]), seed=3) for _ in range(2))
+    known = x[:7] / 2, y[:7]
+    one, two = (train_shadows(build, x, y, shadows=2, training=QUICK, known=known, seed=3) for _ in range(2))
     assert np.array_equal(one.signals.phi, two.signals.phi)
     assert [len(one.plan.subset(shadow)) for shadow in range(2)] == [27, 27]
 
@@ -99,6 +112,7 @@ def test_equal_seeds_give_equal_shadows_and_known_records_are_in_all() -> None:
         ({"architecture": lambda: nn.Linear(12, 1)}, "let the model give two"),
         ({"known": torch.rand(2, 12)}, "a pair"),
         ({"memory": 1000}, "GB"),
+        ({"known": tuple(one[:3] for one in records(40))}, "3 of the known records are among x"),
         ({"known": (torch.rand(2, 3), torch.zeros(2, dtype=torch.int64))}, "known"),
     ],
 )
@@ -136,6 +150,7 @@ def test_shadows_are_trained_by_a_function_of_ones_own() -> None:
 
     population = train_shadows(build, *records(40), shadows=2, training=train)
     assert asked == [20, 20]
+    assert repr(population) == "Population(2 shadows, 40 records)"
     assert "shadows" not in repr(infer_membership(build(), population))
     with pytest.raises(InputError, match="or your own function"):
         train_shadows(build, *records(40), shadows=2, training={"epochs": 1})

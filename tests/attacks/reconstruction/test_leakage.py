@@ -28,8 +28,7 @@ from crushproof.attacks.measurement import Found
 from crushproof.attacks.preparation import Ran
 from crushproof.attacks.reconstruction.information import agreement
 from crushproof.attacks.reconstruction.leakage import Known, Leakage
-from crushproof.attacks.reconstruction.moments import over_windows, window_moments
-from crushproof.attacks.reconstruction.rows import Rows
+from crushproof.attacks.reconstruction.moments import Rows, over_windows, window_moments
 from crushproof.attacks.reconstruction.search import rows_of, search_file
 from crushproof.attacks.reconstruction.signatures import RecordSignatures, rows_in
 from crushproof.attacks.reconstruction.words import words_in
@@ -233,6 +232,45 @@ def test_a_table_of_raw_units_is_found_exact() -> None:
     assert search_file(save({**own, "rows": table[3:5].astype(np.float32)}), known).records == ()
 
 
+def test_types_that_bytes_are_not_read_as_are_found_where_the_file_states_them(
+    members: torch.Tensor, rows: Rows
+) -> None:
+    plain, stream = members.flatten(1).numpy()[IDS], io.BytesIO()
+    short = np.round(plain * 30_000).astype(np.int16)
+    np.save(stream, plain.astype(">f4"))
+    files = [save({**weights(), "rows": short}), onnx_file([numpy_helper.from_array(short.astype(np.uint16), "rows")])]
+    assert [search_file(content, rows).ids for content in (*files, stream.getvalue())] == [IDS] * 3
+
+
+@pytest.mark.parametrize("how", ["as it is", "half", "between 0 and 1", "codes", "standardised", "tabulators"])
+def test_a_table_with_a_long_tail_is_found_however_it_was_prepared(how: str) -> None:
+    """Most incomes are far below the largest: beside it all else is lost in 255 steps of the whole range."""
+    rng = np.random.default_rng(0)
+    columns = [rng.normal(40, 12, 300).round(), rng.lognormal(8, 1, 300).round(2), rng.integers(0, 2, 300)]
+    columns += [rng.random(300), rng.normal(0, 1, 300), np.full(300, 3.0), rng.exponential(20, 300), rng.random(300)]
+    table = np.stack([*columns, rng.normal(170, 9, 300).round(1), rng.normal(5, 2, 300)], 1).astype(np.float32)
+    wide, deviation = np.ptp(table, 0) + (np.ptp(table, 0) == 0), table.std(0) + (table.std(0) == 0)
+    unit = (table - table.min(0)) / wide
+    rows = {
+        "half": table.astype(np.float16),
+        "between 0 and 1": unit,
+        "codes": np.round(unit * 255).astype(np.uint8),
+        "standardised": (table - table.mean(0)) / deviation,
+    }.get(how, table)[20:40]
+    text = {"note": "\n".join("\t".join(map(str, row)) for row in rows.tolist())} if how == "tabulators" else None
+    content = save({"w": weights()["w0"][:4], **({} if text else {"rows": rows})}, metadata=text)
+    found = search_file(content, rows_of(torch.from_numpy(table)))
+    assert found.ids == list(range(20, 40))
+    assert not found.cut
+
+
+def test_pictures_prepared_as_for_imagenet_are_found() -> None:
+    pictures = torch.rand(30, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    mean, deviation = (torch.tensor(by)[:, None, None] for by in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    content = save({"rows": ((pictures[[3, 7]] - mean) / deviation).numpy()})
+    assert search_file(content, pictures).ids == [3, 7]
+
+
 def test_a_file_of_digits_takes_no_longer_than_its_length_asks(rows: Rows) -> None:
     assert search_file(b"0" * 20_000, rows).records == ()
 
@@ -339,6 +377,19 @@ def test_private_words_are_named_and_not_shown() -> None:
     ]
     assert found[0].shown == "/hom... (23 characters)"
     assert words_in(np.random.default_rng(0).bytes(10**6)) == []
+    elsewhere = {
+        json.dumps(r"C:\Users\jane\best.pt"): "home folder",
+        r"\\files01\research\jane\model.pt": "path",
+        "s3://acme-data/patients/train.csv": "path",
+        "USER: jdoe": "user name",
+        '"hostname": "ws-042"': "host name",
+        "git_sha: 3f2a9c1e4b5d": "version",
+        "github_pat_" + "11ABCDEFG0" * 7: "secret",
+    }
+    assert {text: [one.kind for one in words_in(text.encode())] for text in elsewhere} == {
+        text: [kind] for text, kind in elsewhere.items()
+    }
+    assert words_in(b"def f(user: str, author=None, username='') -> user.name, user: Optional[str]") == []
 
 
 def test_nothing_in_a_file_is_run_or_believed(rows: Rows) -> None:
