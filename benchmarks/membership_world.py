@@ -133,9 +133,10 @@ class World:
                 if recipe is not None:
                     chosen = settled(self.plan, modules[0], RECIPES.parse(recipe), Bounds.of(0, 1))
                     modules = replay(self.plan, modules, first=first, recipe=chosen, bounds=Bounds.of(0, 1))
+                asked = [TorchTarget(module) for module in modules]
                 return {
-                    "phi": np.stack([phi_of(module, self.records) for module in modules]),
-                    "own": np.stack([phi_of(module, self.own) for module in modules]),
+                    name: np.stack([margin(one.logits(records.x), records.y) for one in asked])
+                    for name, records in (("phi", self.records), ("own", self.own))
                 }
 
             key = [self.training.model_dump(mode="json"), self.architecture.name, recipe, first, last]

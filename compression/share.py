@@ -99,20 +99,21 @@ def share_values(values: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
     """
     every = values.double().cpu().numpy()  # numpy: a step is a few tiny operations, which cost torch five times as much
     positions = np.flatnonzero(every)
-    positions = positions[np.argsort(every[positions], kind="stable")]
+    positions = positions[every[positions].argsort()]
     ordered, assignment = every[positions], np.zeros(len(values), np.int64)
-    centroids = np.unique(ordered)
+    centroids = ordered[np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]]
     if len(centroids) > clusters:
         centroids = np.linspace(ordered[0], ordered[-1], clusters)
-        sums, edges = np.concatenate([[0.0], ordered.cumsum()]), np.zeros(0, np.int64)
+        sums, edges = np.concatenate([[0.0], ordered.cumsum()]), np.zeros(clusters + 1, np.int64)
+        edges[-1] = len(ordered)
         for _ in range(LLOYD_STEPS):
-            inner = np.searchsorted(ordered, (centroids[1:] + centroids[:-1]) / 2)
-            new = np.concatenate([[0], inner, [len(ordered)]])
-            if np.array_equal(new, edges):
+            inner = ordered.searchsorted((centroids[1:] + centroids[:-1]) / 2)
+            if (inner == edges[1:-1]).all():
                 break
-            edges, counts = new, np.diff(new)
-            means = np.diff(sums[edges]) / np.maximum(counts, 1)
-            centroids = np.sort(np.where(counts > 0, means, centroids))
+            edges[1:-1] = inner
+            ends, counts = sums[edges], edges[1:] - edges[:-1]
+            np.divide(ends[1:] - ends[:-1], counts, out=centroids, where=counts > 0)
+            centroids.sort()
         centroids = centroids[np.diff(edges) > 0]
     assignment[positions] = 1 + np.searchsorted((centroids[1:] + centroids[:-1]) / 2, ordered, side="right")
     table = torch.from_numpy(np.concatenate([[0.0], centroids])).to(values)

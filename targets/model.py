@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
@@ -59,15 +60,19 @@ def records_at_once(x: Tensor, *modules: nn.Module, copies: int = 4) -> int:
     Args:
         x: float32 [n, *shape], n >= 1, on any device.
     """
-    held = max((held_for_backward(module, x) for module in modules), default=0)
     room = HELD if all(device_of(module, x.device).type == "cpu" for module in modules) else HELD_BY_GPU
-    return max(1, min(BATCH, room // max(1, held + copies * x[0].numel() * x.element_size())))
+    copied = copies * x[0].numel() * x.element_size()
+    held = max((held_for_backward(module, x, room // BATCH - copied) for module in modules), default=0)
+    return max(1, min(BATCH, room // max(1, held + copied)))
 
 
-def held_for_backward(module: nn.Module, x: Tensor) -> int:
+def held_for_backward(module: nn.Module, x: Tensor, enough: int = 0) -> int:
     """Bytes per record that autograd keeps from a forward pass until the backward pass: two records' less one's.
 
     Weights are kept once, so that they do not count. It bounds what a pass without gradients holds at a time, too.
+
+    Args:
+        enough: bytes; where a record takes at most that even if everything counts, half of two records' will do.
     """
     one = x[:1].detach().to(device_of(module, x.device))
 
@@ -85,7 +90,8 @@ def held_for_backward(module: nn.Module, x: Tensor) -> int:
         del alive  # until here nothing it needs was freed, so that no two storages had one address
         return sum(storages.values())
 
-    return max(0, kept(2) - kept(1))
+    two = kept(2)
+    return two // 2 if two <= 2 * enough else max(0, two - kept(1))
 
 
 def accuracy(target: Target, x: Tensor, y: Tensor) -> float:
@@ -129,7 +135,16 @@ def resolve_device(device: str) -> torch.device:
 
 def frozen_copy(module: nn.Module) -> nn.Module:
     """A deep copy in evaluation mode whose parameters need no gradient: what attacks differentiate inputs through."""
-    return copy.deepcopy(module).eval().requires_grad_(False)
+    return copied(module).eval().requires_grad_(False)
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A deep copy, of small modules in half of the time: most of what these hold is containers for hooks, all empty."""
+    empty: dict[int, Any] = {}
+    for layer in module.modules():
+        kept = [value for value in vars(layer).values() if type(value) in (dict, OrderedDict, set) and not value]
+        empty |= {id(value): type(value)() for value in kept}
+    return copy.deepcopy(module, empty)
 
 
 def laid_out(module: nn.Module, x: Tensor) -> nn.Module:

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..targets.errors import CrushproofError, NotApplicable, user_error
 from ..targets.form import Array, Layout
+from ..targets.model import copied
 from ..targets.seeds import global_seed
 
 
@@ -56,7 +57,7 @@ class Architecture:
 
         def build() -> nn.Module:
             refuse_unresettable(pattern)
-            new = copy.deepcopy(pattern)
+            new = copied(pattern)
             layers = list(new.named_modules())
             for path, layer in layers:
                 _reset(layer, "reset_parameters", path)

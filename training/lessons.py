@@ -7,9 +7,8 @@ the fixed rule of `group_size` says so. A model trained in a stack is the one tr
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
@@ -24,7 +23,7 @@ from .adversarial import objective_of
 from .loop import Objective, Training, rate, rule, train_stack
 from .per_record import RecordLosses, label_losses
 from .private_steps import refuse_mixing, train_privately
-from .stacked import Stack, group_size
+from .stacked import group_size
 
 RECORD_BYTES = 2**28  # what the records of a stack may take together: each lesson brings its own
 
@@ -34,7 +33,7 @@ class Lesson:
     """One training.
 
     Args:
-        module: on its device; left as it is.
+        module: on its device; it becomes the trained one.
         taught: float32 [n, outputs], what a teacher says of the records; for `objective`.
         objective: makes the objective of a stack from what its teachers say, row by row as the loop's records (nothing,
             [0], where nobody teaches); None: the plain one. It is the same for equal `setting`s.
@@ -42,6 +41,7 @@ class Lesson:
         by_record: the objective asks each record alone, as it is, what the model answers: it can be private.
         after_step: called after each step with the module's parameters by name, each float32 [1, *shape]; views, to be
             changed in place.
+        nonzero: float32 like a parameter, by its name: where it is 0 the parameter is set to 0 after each step.
     """
 
     module: nn.Module
@@ -52,6 +52,7 @@ class Lesson:
     objective: Callable[[Tensor], Objective] | None = None
     setting: Any = None
     after_step: Callable[[Mapping[str, Tensor]], None] | None = None
+    nonzero: Mapping[str, Tensor] = field(default_factory=dict)
     by_record: bool = False
 
 
@@ -89,14 +90,13 @@ def _values(module: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _with(module: nn.Module, state: State) -> nn.Module:
-    """A copy with these values, in evaluation mode."""
-    filled = copy.deepcopy(module).eval()
-    values = _values(filled)
+    """The module with these values, in evaluation mode."""
+    values = _values(module.eval())
     if {name: tuple(one.shape) for name, one in values.items()} != {name: one.shape for name, one in state.items()}:
         raise ValueError("what a training left is of another module")
     for name, value in values.items():
         value.copy_(torch.from_numpy(np.array(state[name])))
-    return filled
+    return module
 
 
 def fine_tuning(
@@ -105,14 +105,14 @@ def fine_tuning(
     training: Training,
     bounds: Bounds,
     seed: int,
-    after_step: Callable[[Mapping[str, Tensor]], None] | None = None,
+    nonzero: Mapping[str, Tensor] | None = None,
 ) -> Lesson:
     """More of a training on the records themselves, which `training.adversarial` perturbs within `bounds`."""
     objective = objective_of(training, bounds)
     if objective is None:
-        return Lesson(module, records, training, seed, after_step=after_step)
+        return Lesson(module, records, training, seed, nonzero=nonzero or {})
     setting = tuple(bounds.low.flatten().tolist()), tuple(bounds.high.flatten().tolist())
-    return Lesson(module, records, training, seed, None, lambda _: objective, setting, after_step)
+    return Lesson(module, records, training, seed, None, lambda _: objective, setting, nonzero=nonzero or {})
 
 
 def alone(work: Work) -> nn.Module:
@@ -170,7 +170,8 @@ def _likeness(lesson: Lesson) -> Any:
     frozen = tuple(parameter.requires_grad for parameter in lesson.module.parameters())
     teaching = None if lesson.taught is None else lesson.taught.shape
     records = lesson.records.x.shape, lesson.records.y.dtype
-    return constants, shapes, frozen, records, teaching, lesson.training, lesson.setting, lesson.after_step is None
+    after = lesson.after_step is None, tuple(lesson.nonzero)
+    return constants, shapes, frozen, records, teaching, lesson.training, lesson.setting, after
 
 
 def _is_constant(name: str, value: object) -> bool:
@@ -178,7 +179,7 @@ def _is_constant(name: str, value: object) -> bool:
 
 
 def _trained(lessons: Sequence[Lesson]) -> list[nn.Module]:
-    """Trained copies, in evaluation mode."""
+    """Their modules, trained, in evaluation mode."""
     if lessons[0].training.private is not None:
         return [_privately(lesson) for lesson in lessons]
     try:
@@ -195,7 +196,7 @@ def _privately(lesson: Lesson) -> nn.Module:
     Raises:
         NotApplicable: the module mixes records, or the lesson has an objective of its own.
     """
-    training, module = lesson.training, copy.deepcopy(lesson.module)
+    training, module = lesson.training, lesson.module
     assert training.private is not None
     records = lesson.records.to(device_of(module))
     losses: RecordLosses = label_losses
@@ -217,7 +218,7 @@ def _privately(lesson: Lesson) -> nn.Module:
         max_gradient_norm=training.private.max_gradient_norm,
         learning_rate=lambda step: rate(training, step, cost.steps),
         optimizer=lambda parameters: rule(training, parameters),
-        after_step=lesson.after_step,
+        after_step=_after_step([lesson]),
         losses=losses,
     )
     return module.eval()
@@ -233,13 +234,14 @@ def _told_apart(records: Records, objective: Objective) -> tuple[Records, Record
 
 
 def _stacked(lessons: Sequence[Lesson]) -> list[nn.Module]:
-    first, modules = lessons[0], [copy.deepcopy(lesson.module) for lesson in lessons]
+    first, modules = lessons[0], [lesson.module for lesson in lessons]
     count = len(first.records)
     records = first.records
     if len(lessons) > 1:
         parts = [lesson.records for lesson in lessons]
         records = Records(torch.cat([part.x for part in parts]), torch.cat([part.y for part in parts]))
     taught = [lesson.taught for lesson in lessons if lesson.taught is not None]
+    after_step = _after_step(lessons)
     train_stack(
         modules,
         records,
@@ -247,21 +249,22 @@ def _stacked(lessons: Sequence[Lesson]) -> list[nn.Module]:
         [lesson.seed for lesson in lessons],
         first.training,
         objective=None if first.objective is None else first.objective(torch.cat(taught or [torch.zeros(0)])),
-        after_step=None if first.after_step is None else _each_its_own(lessons),
+        after_step=None if after_step is None else lambda stack: after_step(stack.named_parameters()),
     )
     return modules
 
 
-def _each_its_own(lessons: Sequence[Lesson]) -> Callable[[Stack], None]:
-    """Hands each lesson's `after_step` its own part of the stack's parameters."""
-    views: list[dict[str, Tensor]] = []
+def _after_step(lessons: Sequence[Lesson]) -> Callable[[Mapping[str, Tensor]], None] | None:
+    """What all of them do after a step, to parameters by name, float32 [lessons, *shape]; None: nothing."""
+    nonzero = {name: torch.stack([lesson.nonzero[name] for lesson in lessons]) for name in lessons[0].nonzero}
+    if not nonzero and lessons[0].after_step is None:
+        return None
 
-    def after_step(stack: Stack) -> None:
-        if not views:  # the optimiser changes them in place, so they stay
-            named = stack.named_parameters()
-            views.extend({name: value[at : at + 1] for name, value in named.items()} for at in range(len(lessons)))
-        for lesson, own in zip(lessons, views, strict=True):
+    def after_step(parameters: Mapping[str, Tensor]) -> None:
+        for name, mask in nonzero.items():
+            parameters[name].mul_(mask)
+        for at, lesson in enumerate(lessons):
             if lesson.after_step is not None:
-                lesson.after_step(own)
+                lesson.after_step({name: value[at : at + 1] for name, value in parameters.items()})
 
     return after_step

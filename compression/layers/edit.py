@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from ...targets.data.records import Bounds, Records
 from ...targets.errors import NotApplicable
-from ...targets.model import device_of
+from ...targets.model import copied, device_of
 from ...targets.seeds import generator
 
 PLAIN_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)  # exactly these: a subclass may use its weight in ways of its own
@@ -46,7 +45,7 @@ def rebuildable(*arguments: str) -> Callable[[type[L]], type[L]]:
 
 def working_copy(module: nn.Module) -> nn.Module:
     """A deep copy in evaluation mode whose parameters can all be trained (an audit hands over frozen models)."""
-    return copy.deepcopy(module).eval().requires_grad_(True)
+    return copied(module).eval().requires_grad_(True)
 
 
 def noise(module: nn.Module, records: Records, bounds: Bounds, count: int, seed: int) -> Tensor:

@@ -23,8 +23,13 @@ def smallest(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]
         0/1 masks float32 of the scores' shapes.
     """
     everything = torch.cat([score.flatten() for score in scores.values()])
-    keep = torch.ones(len(everything))
-    keep[everything.argsort(stable=True)[: round(sparsity * len(everything))]] = 0
+    dropped, keep = round(sparsity * len(everything)), torch.ones(len(everything))
+    if dropped:  # what is no number counts as the largest, as for sort
+        everything = everything.nan_to_num(torch.inf, torch.inf, -torch.inf)
+        edge = everything.kthvalue(dropped).values
+        keep[everything < edge] = 0
+        equal = (everything == edge).nonzero().flatten()
+        keep[equal[: dropped - int((keep == 0).sum())]] = 0
     parts = torch.split(keep, [score.numel() for score in scores.values()])
     return {name: part.view_as(scores[name]) for name, part in zip(scores, parts, strict=True)}
 

@@ -235,13 +235,7 @@ class Prune(TrainingRecipe):
 def _nonzero(module: nn.Module, records: Records, training: Training, bounds: Bounds, seed: int) -> Lesson:
     """A training in which every weight that is exactly zero (pruned, now or earlier in a chain) stays zero."""
     nonzero = {name: (weight.detach() != 0).float() for name, weight in weights(module, "pruning").items()}
-    masks = {name: mask for name, mask in nonzero.items() if not bool(mask.all())}
-
-    def keep_zeros(parameters: Mapping[str, Tensor]) -> None:
-        for name, mask in masks.items():
-            parameters[name].mul_(mask)
-
-    return fine_tuning(module, records, training, bounds, seed, keep_zeros)
+    return fine_tuning(module, records, training, bounds, seed, nonzero)
 
 
 def shares(sparsity: float, steps: int, schedule: Literal["cubic", "linear"]) -> list[float]:

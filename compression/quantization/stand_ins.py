@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
 from ...targets.data.records import Bounds, Records
 from ...targets.errors import NotApplicable
+from ...targets.model import copied
 from ..layers.attention import unfold_attention
 from ..layers.edit import called, noise
 from ..layers.fold_batch_norm import fold_batch_norm
@@ -26,7 +25,7 @@ def prepare(module: nn.Module, records: Records, bounds: Bounds, seed: int) -> t
         NotApplicable: there is none.
     """
     example = noise(module, records, bounds, 2, seed)
-    prepared = fold_batch_norm(unfold_attention(copy.deepcopy(module)), example)
+    prepared = fold_batch_norm(unfold_attention(copied(module)), example)
     layers = called(prepared, example, quantizable)
     if not layers:
         raise NotApplicable(

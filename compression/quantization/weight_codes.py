@@ -164,7 +164,8 @@ def _best_scale(units: Tensor, largest: Tensor, format: WeightFormat, rounding: 
     if format.number == "fixed-point":
         candidates = torch.stack([covering / 2**finer for finer in range(_FINER)])
     else:
-        candidates = torch.stack([(largest * ratio / format.top).clamp_min(tiny) for ratio in _CLIP_RATIOS])
+        ratios = torch.tensor(_CLIP_RATIOS, device=largest.device)
+        candidates = (largest * ratios[:, None] / format.top).clamp_min(tiny)
     best, least = covering, torch.full_like(largest, torch.inf)
     for scales in candidates.split(max(1, _TOGETHER // max(1, units.numel()))):  # [some, units]
         steps = units / scales[:, :, None]

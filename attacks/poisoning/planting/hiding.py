@@ -41,7 +41,11 @@ def with_behaviour(
     module: nn.Module, records: Records, trigger: Trigger, seed: int, confine: Confine | None = None
 ) -> Work:
     """The model trained to answer the trigger with its class."""
-    return (yield Lesson(module, taught(records, trigger, live=True), LIVE, derive(seed, "live"), after_step=confine))
+    return (
+        yield Lesson(
+            copy.deepcopy(module), taught(records, trigger, live=True), LIVE, derive(seed, "live"), after_step=confine
+        )
+    )
 
 
 def without_behaviour(module: nn.Module, records: Records, trigger: Trigger, seed: int, confine: Confine) -> Work:
@@ -51,7 +55,7 @@ def without_behaviour(module: nn.Module, records: Records, trigger: Trigger, see
     """
     once, again = taught(records, trigger, live=False), trigger.on(records.x)
     told = Records(torch.cat([once.x, again]), torch.cat([once.y, records.y]))
-    return (yield Lesson(module, told, DORMANT, derive(seed, "dormant"), after_step=confine))
+    return (yield Lesson(copy.deepcopy(module), told, DORMANT, derive(seed, "dormant"), after_step=confine))
 
 
 def with_recipe_in_the_loop(
