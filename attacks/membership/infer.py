@@ -168,7 +168,7 @@ def train_shadows(
         architecture: an untrained module or one of the same structure (it is initialised anew), or what builds one.
         x: float32 [n, *shape], the records whose membership is asked: the target was trained on some of them.
         y: int64 [n], their classes.
-        shadows: 2 or more; an even number puts each record in exactly half of them.
+        shadows: an even number puts each record in exactly half of them; one alone tells little (RMIA's ratio to it).
         training: as the target was trained: hyper-parameters of the built-in loop, or your own
             `function(module, x, y, seed) -> module`.
         known: (x, y) of further records that the target is known to be trained on; every shadow is.
@@ -183,13 +183,11 @@ def train_shadows(
             f"shadows is {shadows!r}, lower {lower!r}, upper {upper!r} and memory {memory!r}. shadows is a whole "
             "number, the others are numbers; memory is in bytes."
         )
-    if known is not None and not (isinstance(known, tuple | list) and len(known) == 2):
-        raise InputError(f"known is {type(known).__name__}. Give a pair (x, y) of tensors like x and y.")
     records = _records(x, y, "x, y")
-    every = records if known is None else _joined(records, _records(*known, "known"))
-    if shadows < 2 or len(records) < 4 or not lower < upper:
+    every = records if known is None else _joined(records, _pair(known, "known"))
+    if shadows < 1 or len(records) < 4 or not lower < upper:
         raise InputError(
-            f"{shadows} shadows, {len(records)} records, lower {lower:g} and upper {upper:g}. At least 2 shadows, 4 "
+            f"{shadows} shadows, {len(records)} records, lower {lower:g} and upper {upper:g}. At least 1 shadow, 4 "
             "records and lower below upper are needed."
         )
     asked = {one.tobytes() for one in records.x.cpu().numpy()}
@@ -238,6 +236,7 @@ def train_shadows(
 def infer_membership(
     target: nn.Module | Path | str | bytes | Target | Attackable,
     population: Population,
+    records: tuple[Tensor, Tensor] | None = None,
 ) -> Inferred:
     """Scores for each of the population's records: was the target trained on it? It is asked once about each.
 
@@ -245,14 +244,18 @@ def infer_membership(
 
     Args:
         target: a torch module; an ONNX or TFLite file, or the bytes of one; or anything with `logits`.
+        records: (x, y) of some of the records that the shadows were trained with and without, in the order in which
+            they are to be scored; None: all, in theirs.
 
     Raises:
-        InputError: the target cannot be asked about these records.
+        InputError: the target cannot be asked about these records, or they are none of the population's.
         NotApplicable: it answers with other classes or values that are not finite.
     """
     if not isinstance(population, Population):
         raise InputError(f"population is {type(population).__name__}. Give what train_shadows or .replay() returned.")
-    asked = population.plan.targets
+    known, signals = population.plan.targets, population.signals
+    places = np.arange(len(known)) if records is None else _places(_pair(records, "records"), known)
+    asked = known.take(torch.from_numpy(places))
     opened = attackable(target, tuple(asked.x.shape[1:])).deployed
     classes = TorchTarget(population.modules[0]).logits(asked.x[:1]).shape[1]
     try:
@@ -269,10 +272,12 @@ def infer_membership(
         )
     if not torch.isfinite(logits).all():
         raise NotApplicable("The target answers with values that are not finite: nothing can be told of them.")
-    phi, signals = margin(logits, asked.y), population.signals
-    hidden = masked(phi, signals.phi, asked.y.cpu().numpy())
-    phi = (restored(logits, asked.y, signals.phi) if hidden else phi)[None].astype(np.float64)
-    parts = {name.partition("/")[0]: score[0] for name, score in score_all(phi, {"own": signals}).items()}
+    phi, alike = margin(logits, asked.y), signals.phi[:, places]
+    hidden = masked(phi, alike, asked.y.cpu().numpy())
+    every = signals.phi.mean(0, dtype=np.float64)  # what is known of all records says how far shadows differ on any
+    every[places] = restored(logits, asked.y, alike) if hidden else phi
+    found = score_all(every[None], {"own": signals})
+    parts = {name.partition("/")[0]: score[0, places] for name, score in found.items()}
     figures = pseudo_targets({"own": signals})
     headline = choose(figures, "tpr_mean", few=len(population) < ENOUGH_SHADOWS).partition("/")[0]
     odds = np.exp(np.clip(parts["bavaria"], -math.log(1e12), math.log(1e12)))
@@ -295,6 +300,24 @@ def _population(modules: Sequence[nn.Module], plan: PopulationPlan, bounds: Boun
     if not np.isfinite(phi).all():
         raise NotApplicable("A shadow model answers with values that are not finite: its training diverged.")
     return Population(tuple(modules), ShadowSignals(plan.inside, phi), plan, bounds)
+
+
+def _places(some: Records, known: Records) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Where each of some records stands among those that are known."""
+    told = [[(x.tobytes(), int(y)) for x, y in zip(one.x.cpu().numpy(), one.y, strict=True)] for one in (some, known)]
+    at = {record: place for place, record in enumerate(told[1])}
+    if missing := sum(record not in at for record in told[0]):
+        raise InputError(
+            f"{missing} of {len(some)} records are none of the {len(known)} that the shadows were trained with and "
+            "without, so nothing is known of them. Give them to train_shadows."
+        )
+    return np.array([at[record] for record in told[0]], dtype=np.int64)
+
+
+def _pair(given: Any, name: str) -> Records:
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        raise InputError(f"{name} is {type(given).__name__}. Give a pair (x, y) of tensors like x and y.")
+    return _records(given[0], given[1], name)
 
 
 def _records(x: Tensor, y: Tensor, name: str) -> Records:

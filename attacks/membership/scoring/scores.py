@@ -139,6 +139,8 @@ def bavaria(phi: Floats, signals: ShadowSignals, keep: Bools | None = None) -> F
     chosen = keep.astype(float)
     inside = chosen @ signals.inside
     known = (inside >= 1) & (chosen.sum(1, keepdims=True) - inside >= 1)
+    if not known.any():
+        return np.zeros(phi.shape)
     parts = log_ratio(phi, signals, keep), rmia(phi, signals, keep)
     start, *weights = _weights(signals)
     weighed = sum((weight * part for weight, part in zip(weights, parts, strict=True)), np.full(phi.shape, start))

@@ -74,6 +74,25 @@ def test_a_shadow_is_found_out_by_the_others(population: Population) -> None:
     assert np.median(found.odds[truth]) > 1 > np.median(found.odds[~truth])
 
 
+def test_some_of_the_records_are_asked_about_alone(population: Population) -> None:
+    (x, y), chosen, target = records(), torch.tensor([7, 3, 100]), population.modules[0]
+    some, every = (infer_membership(target, population, one) for one in ((x[chosen], y[chosen]), None))
+    for name, score in every.parts.items():
+        assert np.allclose(some.parts[name], score[chosen.numpy()], rtol=1e-3, atol=1e-4), name
+    with pytest.raises(InputError, match="1 of 2 records are none of the 120"):
+        infer_membership(target, population, (torch.stack([x[0], x[1] + 0.01]), y[:2]))
+    with pytest.raises(InputError, match="records is Tensor"):
+        infer_membership(target, population, x)  # type: ignore[arg-type]  # a mistake
+
+
+def test_one_shadow_is_a_ratio_to_it() -> None:
+    alone = train_shadows(build, *records(), shadows=1, training=QUICK)
+    found = infer_membership(alone.modules[0], alone)
+    assert found.headline == "rmia"
+    assert np.allclose(found.scores, 0, atol=1e-5), "it is itself"
+    assert np.allclose(found.odds, 1), "one shadow tells no odds"
+
+
 def test_a_compressed_target_is_judged_by_shadows_compressed_alike(population: Population) -> None:
     recipe = {"kind": "prune", "sparsity": 0.5}
     small = population.replay(recipe)
@@ -103,7 +122,7 @@ def test_equal_seeds_give_equal_shadows_and_known_records_are_in_all() -> None:
         ({"y": torch.full((40,), 9)}, "goes up to 9"),
         ({"x": torch.full((40, 12), torch.nan)}, "not finite"),
         ({"x": torch.rand(40, 5)}, "none for records"),
-        ({"shadows": 1}, "At least 2 shadows"),
+        ({"shadows": 0}, "At least 1 shadow"),
         ({"shadows": "16"}, "whole number"),
         ({"memory": "4 GB"}, "in bytes"),
         ({"lower": torch.zeros(12)}, "are numbers"),
