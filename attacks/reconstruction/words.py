@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect
 from dataclasses import dataclass
 
 SHOWN = 4  # characters of a word that a report shows
@@ -18,7 +19,7 @@ _SORTS: tuple[tuple[str, bool, tuple[bytes, ...]], ...] = (  # what a word is ca
         (
             rb"\b(?:AKIA[0-9A-Z]{16}|gh[pousr]_[0-9A-Za-z]{36}|hf_[0-9A-Za-z]{30,}|sk-[0-9A-Za-z_-]{32,}|"
             rb"github_pat_[0-9A-Za-z_]{50,}|xox[baprs]-[0-9A-Za-z-]{20,}|AIza[0-9A-Za-z_-]{35})\b",
-            rb"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}",
+            rb"(?<![\w.-])eyJ[\w-]{10,}+\.eyJ[\w-]{10,}+\.[\w-]{10,}+",
             rb"-----BEGIN [A-Z ]*PRIVATE KEY-----",
         ),
     ),
@@ -102,13 +103,15 @@ def words_in(content: bytes) -> list[Word]:
     found: dict[tuple[str, str], Word] = {}
     for run in _RUN.finditer(content):
         text = run.group()[: 2**20]
-        taken: list[tuple[int, int]] = []
+        starts, ends = list[int](), list[int]()  # of what is taken, in order: a crafted run may hold 100,000 words
         for kind, private, pattern in _KINDS:
             for match in pattern.finditer(text):
                 begin, end = match.span()
-                if any(begin < high and end > low for low, high in taken):
+                place = bisect(starts, begin)
+                if (place and ends[place - 1] > begin) or (place < len(starts) and starts[place] < end):
                     continue
-                taken.append((begin, end))
+                starts.insert(place, begin)
+                ends.insert(place, end)
                 word = match.group()[:300].decode("ascii")
                 if kind == "home folder" and re.split(r"[/\\]+", word)[2].lower() in _NOBODY:
                     continue
