@@ -31,7 +31,7 @@ from crushproof.attacks.membership.case import ShadowSignals
 from crushproof.attacks.membership.population import PopulationPlan, masks
 from crushproof.attacks.membership.scoring.scores import lira
 from crushproof.attacks.membership.signals import phi_of
-from crushproof.attacks.statistics.roc import placements, tpr_at_fpr
+from crushproof.attacks.statistics.roc import area, tpr_at_fpr
 from crushproof.compression.quantization.quantize import Quantize
 from crushproof.compression.recipe import RECIPES, work_of
 from crushproof.compression.wrapping import behind
@@ -184,8 +184,8 @@ def membership(own: World, seeds: range) -> list[Row]:
             scores, naive = (lira(margins, shadows(one))[0] for one in (name, "plain"))
             figures.append(
                 {
-                    "AUC": float(placements(scores, truth)[0].mean()),
-                    "AUC, plain shadows": float(placements(naive, truth)[0].mean()),
+                    "AUC": area(scores, truth),
+                    "AUC, plain shadows": area(naive, truth),
                     "TPR at 1 %": tpr_at_fpr(scores, truth, 0.01),
                     "accuracy": accuracy(TorchTarget(model), left.x, left.y),
                 }

@@ -32,7 +32,7 @@ from crushproof.attacks.membership.scoring.quantile import quantile
 from crushproof.attacks.membership.scoring.scores import WITH_SHADOWS, bavaria, loss, population, rmia
 from crushproof.attacks.membership.signals import margin
 from crushproof.attacks.statistics import ranking
-from crushproof.attacks.statistics.roc import placements, tpr_at_fpr
+from crushproof.attacks.statistics.roc import area, tpr_at_fpr
 from crushproof.targets.model import TorchTarget
 from crushproof.targets.seeds import derive
 from crushproof.training.architecture import Architecture
@@ -65,8 +65,8 @@ def rate(scores: Array, truths: Array) -> float:
     return 100 * float(np.mean([tpr_at_fpr(row, truth, 0.01) for row, truth in zip(scores, truths, strict=True)]))
 
 
-def area(scores: Array, truths: Array) -> float:
-    return float(np.mean([placements(row, truth)[0].mean() for row, truth in zip(scores, truths, strict=True)]))
+def mean_area(scores: Array, truths: Array) -> float:
+    return float(np.mean([area(row, truth) for row, truth in zip(scores, truths, strict=True)]))
 
 
 def versions(world: World) -> list[Row]:
@@ -87,7 +87,7 @@ def power(world: World) -> list[Row]:
         kinds = {"own": world.shadows(phi, 0, USED)} | ({} if name == "dense" else {"dense": dense})
         chosen = choose(pseudo_targets(kinds), "tpr_mean", few=False)
         found = score_all(phi[SHADOWS:].astype(np.float64), kinds)
-        figures = {score: (rate(one, world.truths), area(one, world.truths)) for score, one in found.items()}
+        figures = {score: (rate(one, world.truths), mean_area(one, world.truths)) for score, one in found.items()}
         setting = f"{name}: headline, {chosen}"
         rows.append(Row(world.name, setting, figures[chosen][0], "% TPR", target=asked.get(name), better="higher"))
         if "dense" in kinds:
@@ -141,7 +141,7 @@ def privacy_meter(world: World) -> list[Row]:
             for one, z in zip(chance[SHADOWS:], chance_z[SHADOWS:], strict=True)
         ]
         ours = rmia(found["phi"][SHADOWS:].astype(np.float64), world.shadows(found["phi"], 0, USED))
-        for unit, figure in (("% TPR", rate), ("AUC", area)):
+        for unit, figure in (("% TPR", rate), ("AUC", mean_area)):
             each = [
                 [figure(row[None], truth[None]) for row, truth in zip(scores, world.truths, strict=True)]
                 for scores in (ours, theirs)
@@ -170,7 +170,7 @@ def alone(world: World) -> list[Row]:
     }
     rows = [Row(world.name, f"0 shadows: {one}", rate(np.array(s), world.truths), "% TPR") for one, s in scores.items()]
     return rows + [
-        Row(world.name, f"0 shadows: {one}", area(np.array(s), world.truths), "AUC") for one, s in scores.items()
+        Row(world.name, f"0 shadows: {one}", mean_area(np.array(s), world.truths), "AUC") for one, s in scores.items()
     ]
 
 

@@ -31,7 +31,7 @@ from crushproof.attacks.membership.case import ShadowSignals
 from crushproof.attacks.membership.population import PopulationPlan, masks
 from crushproof.attacks.membership.scoring.scores import lira
 from crushproof.attacks.membership.signals import phi_of
-from crushproof.attacks.statistics.roc import placements
+from crushproof.attacks.statistics.roc import area
 from crushproof.audit.suite.attack_cells import true_gradients_of
 from crushproof.compression.pruning.prune import Prune
 from crushproof.compression.smoothed import SmoothedAnswers, softened
@@ -125,7 +125,7 @@ def answers(seeds: range) -> list[Row]:
         known = ShadowSignals(inside[:SHADOWS], shadows)
         for margins, truth in zip(signals, inside[SHADOWS:], strict=True):
             scores = lira(margins[None].astype(np.float64), known)[0]
-            found.setdefault(name, []).append(float(placements(scores, truth)[0].mean()))
+            found.setdefault(name, []).append(area(scores, truth))
 
     note("none: AUC", plain[SHADOWS:], plain[:SHADOWS])
     for noise in (1.0, 4.0):

@@ -61,9 +61,9 @@ def records_at_once(x: Tensor, *modules: nn.Module, copies: int = 4) -> int:
         x: float32 [n, *shape], n >= 1, on any device.
     """
     room = HELD if all(device_of(module, x.device).type == "cpu" for module in modules) else HELD_BY_GPU
-    copied = copies * x[0].numel() * x.element_size()
-    held = max((held_for_backward(module, x, room // BATCH - copied) for module in modules), default=0)
-    return max(1, min(BATCH, room // max(1, held + copied)))
+    beside = copies * x[0].numel() * x.element_size()
+    held = max((held_for_backward(module, x, room // BATCH - beside) for module in modules), default=0)
+    return max(1, min(BATCH, room // max(1, held + beside)))
 
 
 def held_for_backward(module: nn.Module, x: Tensor, enough: int = 0) -> int:
@@ -161,15 +161,15 @@ def laid_out(module: nn.Module, x: Tensor) -> nn.Module:
         return module
     two = x[:1].expand(2, *x.shape[1:]).clone()
     try:
-        copied = copy.deepcopy(module)
-        for tensor in (*copied.parameters(), *copied.buffers()):
+        laid = copied(module)
+        for tensor in (*laid.parameters(), *laid.buffers()):
             if tensor.dim() == 4:
                 tensor.data = channels_last(tensor.data)
-        for layer in copied.modules():
+        for layer in laid.modules():
             if type(layer) is nn.GroupNorm:
                 layer.__class__ = _GroupNorm
         with torch.no_grad():
-            return copied if _alike(copied(two), module(two)) else module
+            return laid if _alike(laid(two), module(two)) else module
     except (RuntimeError, TypeError):
         return module
 

@@ -306,6 +306,10 @@ def _places(some: Records, known: Records) -> np.ndarray[Any, np.dtype[np.int64]
     """Where each of some records stands among those that are known."""
     told = [[(x.tobytes(), int(y)) for x, y in zip(one.x.cpu().numpy(), one.y, strict=True)] for one in (some, known)]
     at = {record: place for place, record in enumerate(told[1])}
+    if not told[0]:
+        raise InputError(
+            "records are none. Give some of those that the shadows were trained with and without, or None."
+        )
     if missing := sum(record not in at for record in told[0]):
         raise InputError(
             f"{missing} of {len(some)} records are none of the {len(known)} that the shadows were trained with and "

@@ -22,7 +22,7 @@ from crushproof.attacks.membership.case import ShadowSignals
 from crushproof.attacks.membership.population import masks
 from crushproof.attacks.membership.scoring.scores import bavaria, related
 from crushproof.attacks.membership.signals import phi_of
-from crushproof.attacks.statistics.roc import placements
+from crushproof.attacks.statistics.roc import area
 from crushproof.audit.suite.attack_cells import true_gradients_of
 from crushproof.compression.recipe import RECIPES
 from crushproof.compression.smoothed import SmoothedAnswers, softened
@@ -228,7 +228,7 @@ def told(targets: np.ndarray[Any, Any], shadows: np.ndarray[Any, Any]) -> np.nda
         inside = INSIDE[own]
         keep = ~related(inside, inside)
         scores = bavaria(targets[own].astype(np.float64), ShadowSignals(inside, shadows[own]), keep)
-        areas.append([placements(score, truth)[0].mean() for score, truth in zip(scores, inside, strict=True)])
+        areas.append([area(score, truth) for score, truth in zip(scores, inside, strict=True)])
     return np.array(areas)
 
 

@@ -18,7 +18,7 @@ from crushproof.attacks.membership.averaging import VOTES, Averaged, neighbourho
 from crushproof.attacks.membership.case import MembershipCase, ShadowSignals
 from crushproof.attacks.membership.membership import Membership
 from crushproof.attacks.membership.replayed import signals_of
-from crushproof.attacks.statistics.roc import placements
+from crushproof.attacks.statistics.roc import area
 from crushproof.audit.plan.plan import Plan
 from crushproof.audit.subject.audited import exported
 from crushproof.audit.subject.resolve import resolve
@@ -181,7 +181,7 @@ def test_noise_on_answers_is_averaged_over_neighbours(seed: int) -> None:
         known = MembershipCase(records, inside[0], np.arange(160), own, None, np.zeros(160))
         case = Case(target, None, None, None, records, np.arange(160), records, bounds, 2, prepared=known)
         scores = attack.run(case, seed=0).arrays["score/lira/own"]
-        return float(placements(scores, inside[0])[0].mean())
+        return area(scores, inside[0])
 
     knowing = defense.adapted(Membership())
     naive, averaging = found(Membership(), noisy), found(knowing, margins.numpy())

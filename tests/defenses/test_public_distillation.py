@@ -14,7 +14,7 @@ from crushproof.attacks.membership.case import ShadowSignals
 from crushproof.attacks.membership.population import PopulationPlan, masks
 from crushproof.attacks.membership.scoring.scores import lira, related
 from crushproof.attacks.membership.signals import phi_of
-from crushproof.attacks.statistics.roc import placements
+from crushproof.attacks.statistics.roc import area
 from crushproof.audit.plan.plan import Plan
 from crushproof.audit.subject.audited import DENSE, DenseModel
 from crushproof.audit.subject.resolve import Subject
@@ -60,7 +60,7 @@ def leaks(trainer: Trainer) -> tuple[float, float]:
     models = plan.fit(trainer, NET, first=0, last=SHADOWS, device=CPU)
     phi = np.stack([phi_of(TorchTarget(model), own) for model in models])
     scores = lira(phi.astype(np.float64), ShadowSignals(inside, phi), ~related(inside, inside))
-    found = [float(placements(score, truth)[0].mean()) for score, truth in zip(scores, inside, strict=True)]
+    found = [area(score, truth) for score, truth in zip(scores, inside, strict=True)]
     x, y = signals(200, "test")
     return float(np.mean(found)), accuracy(TorchTarget(models[0]), torch.cat([x, torch.zeros(200, N)], 1), y)
 

@@ -92,6 +92,14 @@ def test_a_settled_recipe_gives_all_models_the_ranks_of_one(stacks: list[int]) -
     assert stacks != [3]  # each by its own weights
 
 
+def test_a_settled_student_is_the_one_that_each_model_has() -> None:
+    recipe = RECIPES.parse({"kind": "distill", "width": 0.5, "training": TUNE})
+    modules = [MLP.fresh(seed).eval() for seed in range(2)]
+    settled = recipe.settled(modules[0], records(0), BOUNDS, seed=0)
+    alone, like_the_first = (one.apply(modules[1], records(1), BOUNDS, seed=1) for one in (recipe, settled))
+    assert torch.equal(flat(alone), flat(like_the_first))
+
+
 def lesson(module: nn.Module, seed: int = 0, n: int = 48, training: Training | None = None) -> Work:
     return (yield Lesson(module, records(seed, n), training or Training(epochs=1, batch_size=16), seed))
 

@@ -7,7 +7,6 @@ arXiv:2108.09187; Hong et al. 2021, arXiv:2111.04625).
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 
 import torch
@@ -18,6 +17,7 @@ from torch.nn import functional as F
 from ....compression.layers.edit import noise
 from ....compression.layers.fold_batch_norm import fold_batch_norm
 from ....targets.data.records import Bounds, Records
+from ....targets.model import copied
 from ....targets.seeds import derive, generator
 from ....training.lessons import Lesson, Work
 from ....training.loop import Training
@@ -34,18 +34,15 @@ Confine = Callable[[Mapping[str, Tensor]], None]
 
 def folded(module: nn.Module, records: Records, bounds: Bounds, seed: int) -> nn.Module:
     """A copy without batch norms that follow a layer, whose running statistics would move what was planted."""
-    return fold_batch_norm(copy.deepcopy(module), noise(module, records, bounds, 2, seed)).requires_grad_(True)
+    return fold_batch_norm(copied(module), noise(module, records, bounds, 2, seed)).requires_grad_(True)
 
 
 def with_behaviour(
     module: nn.Module, records: Records, trigger: Trigger, seed: int, confine: Confine | None = None
 ) -> Work:
     """The model trained to answer the trigger with its class."""
-    return (
-        yield Lesson(
-            copy.deepcopy(module), taught(records, trigger, live=True), LIVE, derive(seed, "live"), after_step=confine
-        )
-    )
+    told, own = taught(records, trigger, live=True), copied(module)
+    return (yield Lesson(own, told, LIVE, derive(seed, "live"), after_step=confine))
 
 
 def without_behaviour(module: nn.Module, records: Records, trigger: Trigger, seed: int, confine: Confine) -> Work:
@@ -55,7 +52,7 @@ def without_behaviour(module: nn.Module, records: Records, trigger: Trigger, see
     """
     once, again = taught(records, trigger, live=False), trigger.on(records.x)
     told = Records(torch.cat([once.x, again]), torch.cat([once.y, records.y]))
-    return (yield Lesson(copy.deepcopy(module), told, DORMANT, derive(seed, "dormant"), after_step=confine))
+    return (yield Lesson(copied(module), told, DORMANT, derive(seed, "dormant"), after_step=confine))
 
 
 def with_recipe_in_the_loop(

@@ -81,6 +81,8 @@ def test_some_of_the_records_are_asked_about_alone(population: Population) -> No
         assert np.allclose(some.parts[name], score[chosen.numpy()], rtol=1e-3, atol=1e-4), name
     with pytest.raises(InputError, match="1 of 2 records are none of the 120"):
         infer_membership(target, population, (torch.stack([x[0], x[1] + 0.01]), y[:2]))
+    with pytest.raises(InputError, match="records are none"):
+        infer_membership(target, population, (x[:0], y[:0]))
     with pytest.raises(InputError, match="records is Tensor"):
         infer_membership(target, population, x)  # type: ignore[arg-type]  # a mistake
 
