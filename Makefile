@@ -35,7 +35,8 @@ docs: $(VENV)/.test
 
 pytest: $(VENV)/.test
 	@# In conftest's order, the longest files first. What is compiled once serves the many processes that tests start.
-	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -q
+	@# Two processes fill two cores: more threads of theirs would wait for one another, and take a fifth more to do it.
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -q
 
 # All hostile inputs of the tests, then mutants with new seeds for MINUTES; one that fails is printed and kept in fuzz-failures.
 fuzz: $(VENV)/.test

@@ -7,10 +7,11 @@ import os
 import resource
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import torch
+import typer.testing
 from hypothesis import settings
 
 from crushproof.targets.data.data import Data
@@ -28,15 +29,15 @@ settings.load_profile("crushproof")
 # The longest files: with two workers one that is begun last would leave the other worker idle.
 LONGEST = (
     "test_ray.py",
-    "test_twin.py",
-    "test_own_model.py",
-    "test_forgeries.py",
     "test_kills.py",
     "test_finished_file.py",
-    "test_sequences.py",
+    "test_forgeries.py",
+    "test_report_browser.py",
+    "test_own_model.py",
     "test_audit.py",
+    "test_sequences.py",
+    "test_twin.py",
     "test_findings.py",
-    "test_rounds.py",
 )
 
 
@@ -50,8 +51,9 @@ gc.disable()  # until all is collected: nothing of what is loaded becomes garbag
 
 
 def pytest_collection_finish() -> None:
-    """What is loaded by now stays to the end: no search for garbage has to go through it again."""
+    """What is loaded by now stays to the end: no search for garbage has to go through it again, nor begin often."""
     gc.freeze()
+    gc.set_threshold(20_000)
     gc.enable()
 
 
@@ -78,11 +80,21 @@ def _no_waiting_for_the_disk() -> Iterator[None]:
 @pytest.fixture(autouse=True, scope="session")
 def _no_machine_to_measure() -> Iterator[None]:
     """Audits time their models a few times only, and say of each's memory that it is 50 MB."""
+    from crushproof.audit.subject import prices
     from crushproof.audit.suite import model_cells, model_suite
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prices, "TIMED", 0.001)
         patch.setattr(model_suite, "interleaved_latency", partial(model_suite.interleaved_latency, seconds=0.0))
         patch.setattr(model_cells, "peak_resident_bytes", lambda model, shape: 50_000_000)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_command_line() -> Iterator[None]:
+    """What Typer makes of the functions of a command line is the same at each call of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.testing, "_get_command", cache(typer.testing._get_command))
         yield
 
 

@@ -65,6 +65,8 @@ class RayCluster:
         try:
             if self.address != "auto":  # where nobody listens Ray tries for minutes
                 host, _, port = self.address.rpartition(":")
+                if not 0 < int(port) < 2**16:  # the system would take the port of its last 16 bits
+                    raise ValueError(f"there is no port {port}")
                 socket.create_connection((host, int(port)), timeout=10).close()
             self._ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, ValueError, OverflowError, RuntimeError) as error:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.testing
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import crushproof
@@ -431,6 +433,7 @@ def test_the_catalogue_is_filtered_by_kind_and_by_sort(monkeypatch: pytest.Monke
 def test_the_version_and_what_a_shell_completes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert call("--version").stdout == f"crushproof {crushproof.__version__}\n"
     monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
+    monkeypatch.setattr(typer.testing, "_get_command", get_command)  # anew: it is then that Typer asks the variable
     assert "_CRUSHPROOF_COMPLETE" in call("--show-completion", "bash").stdout
     assert {*crushproof.__all__} <= {*dir(crushproof)}
 
