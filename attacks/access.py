@@ -62,7 +62,8 @@ class Flag(StrEnum):
     FEW_SHADOWS = "few-shadows", "Too few shadow models for the attacker to be at full strength."
     NO_SHADOWS = (
         "no-shadows",
-        "The attacker had no shadow models: this model's training is not known. Leaks are underestimated.",
+        "The attacker had no shadow models: how this model was trained is not known, or the plan trains none like it. "
+        "Leaks are underestimated.",
     )
     AT_CHANCE = (
         "at-chance",

@@ -83,7 +83,8 @@ def audit_model(
             report says so.
         build: returns the untrained model, for shadow models; needed where a layer cannot initialise itself anew (it
             holds an nn.Parameter and has no reset_parameters).
-        shadows: `{"training_free": 64, "trained": 16}`, or the leak to be seen, `{"leak": 0.08, "within": "20 min"}`.
+        shadows: how many shadow models, `{"training_free": 64, "trained": 16}`; 0: none, an attacker has records of its
+            own to compare with; 1: one reference. Or the leak to be seen, `{"leak": 0.08, "within": "20 min"}`.
         task: regression: y are values to predict, float [n] or [n, outputs]; the error is audited, and no attack.
         bounds: smallest and largest value of an input, of a table also by column; epsilon counts in units of their
             distance. Left out: the range of the grid that the values lie on ([0, 1], [0, 255], [0, 16] ...); where that

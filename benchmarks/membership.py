@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from crushproof.attacks.membership.case import ShadowSignals, related
 from crushproof.attacks.membership.likeness import masked, restored
-from crushproof.attacks.membership.scoring.pseudo_targets import ENOUGH_SHADOWS, choose, pseudo_targets, score_all
+from crushproof.attacks.membership.scoring.pseudo_targets import choose, pseudo_targets, score_all, score_names
 from crushproof.attacks.membership.scoring.quantile import quantile
 from crushproof.attacks.membership.scoring.scores import WITH_SHADOWS, bavaria, loss, population, rmia
 from crushproof.attacks.membership.signals import margin
@@ -56,7 +56,7 @@ VERSIONS: dict[str, dict[str, Any] | None] = {
     "distilled": DISTILLED,
 }
 USED = 32  # shadows of the figures by version
-COUNTS = (2, 4, 8, 16, 64)
+COUNTS = (1, 2, 3, 4, 8, 16, 64)
 FEW = ("dense", "prune 80 % + fine-tune", "distilled")
 
 
@@ -85,7 +85,7 @@ def power(world: World) -> list[Row]:
     for name in ("dense", "int8", "prune 80 % + fine-tune", "distilled"):
         phi = world.signals(VERSIONS[name])[0]["phi"]
         kinds = {"own": world.shadows(phi, 0, USED)} | ({} if name == "dense" else {"dense": dense})
-        chosen = choose(pseudo_targets(kinds), "tpr_mean", few=False)
+        chosen = choose(pseudo_targets(kinds), "tpr_mean", shadows=USED)
         found = score_all(phi[SHADOWS:].astype(np.float64), kinds)
         figures = {score: (rate(one, world.truths), mean_area(one, world.truths)) for score, one in found.items()}
         setting = f"{name}: headline, {chosen}"
@@ -112,19 +112,19 @@ def few(world: World) -> list[Row]:
             continue
         phi, inside = world.signals(VERSIONS[name])[0]["phi"], world.plan.inside
         for count in COUNTS:
-            found: dict[str, list[float]] = {score: [] for score in (*WITH_SHADOWS, "headline")}
+            found: dict[str, list[float]] = {score: [] for score in (*score_names(count), "headline")}
             for first in list(range(0, SHADOWS, count))[:6]:
                 group = world.shadows(phi, first, first + count)
                 asked = [one for one in range(len(phi)) if count == SHADOWS or not first <= one < first + count]
                 targets, truths, keep = phi[asked].astype(float), inside[asked], ~related(inside[asked], group.inside)
-                for score, ask in WITH_SHADOWS.items():
-                    found[score].append(rate(ask(targets, group, keep), truths))
-                chosen = choose(pseudo_targets({"own": group}), "tpr_mean", few=count < ENOUGH_SHADOWS)
+                for score in score_names(count):
+                    found[score].append(rate(WITH_SHADOWS[score](targets, group, keep), truths))
+                chosen = choose(pseudo_targets({"own": group}), "tpr_mean", shadows=count)
                 found["headline"].append(found[chosen.partition("/")[0]][-1])
             rates = {score: float(np.mean(some)) for score, some in found.items()}
-            peer = max("lira", "lira-offline", "rmia", key=lambda one: rates[one])
-            asked_for = 0.95 if count > 2 else None
-            for score in ("bavaria", "headline"):
+            peer = max(rates.keys() & {"lira", "lira-offline", "rmia"}, key=lambda one: (rates[one], one))
+            asked_for = 0.95 if count > 1 else None
+            for score in ("bavaria", "headline") if count > 1 else ("headline",):
                 setting = f"{name}, {count} shadows: {score}, {peer}"
                 rows.append(Row(world.name, setting, rates[score], "% TPR", rates[peer], asked_for, "higher"))
     return rows
@@ -178,7 +178,7 @@ def masking(world: World) -> list[Row]:
     """Arg-max and a thousandth of the logits: what the mask hides, and what is left of it once scores are restored."""
     phi = world.signals(None)[0]["phi"]
     shadows = world.shadows(phi, 0, USED)
-    chosen = choose(pseudo_targets({"own": shadows}), "tpr_mean", few=False)
+    chosen = choose(pseudo_targets({"own": shadows}), "tpr_mean", shadows=USED)
     labels, changes, rates = world.records.y.numpy(), [], []
     for module, plain, truth in zip(world.models[SHADOWS:], phi[SHADOWS:], world.truths, strict=True):
         logits = TorchTarget(module).logits(world.records.x)

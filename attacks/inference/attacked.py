@@ -14,8 +14,8 @@ from ...targets.seeds import generator
 from ..measurement import Bools
 from ..membership.case import ShadowSignals
 from ..membership.population import PopulationPlan
-from ..membership.preparations import population_of, shadow_count
-from ..membership.replayed import SignalsOfShadows, signals_of
+from ..membership.preparations import enough_for_all, population_of
+from ..membership.replayed import own_signals
 from ..preparation import Audited, Inputs, Need, Scope
 
 Ids = np.ndarray[Any, np.dtype[np.int64]]
@@ -53,19 +53,6 @@ def rows_of(population: PopulationPlan, count: int, seed: int) -> Ids:
         return drawn
 
     return np.concatenate([some("members"), half + some("non-members")])
-
-
-def enough_for_all(scope: Scope) -> int:
-    """How many shadows every model has whose training is known: with more on one side a change would be theirs."""
-    return min(scope.training_free, scope.trained)
-
-
-def own_signals(model: Audited, scope: Scope) -> SignalsOfShadows | None:
-    """Of shadows compressed as the model is; None: nobody knows how it was trained, or the plan has fewer than two."""
-    parent = model.parent
-    if parent is None or min(enough_for_all(scope), shadow_count(scope, parent, model.recipe)) < 2:
-        return None
-    return signals_of(scope, parent, model.recipe)
 
 
 def needs_of(model: Audited, scope: Scope) -> tuple[Need, ...]:

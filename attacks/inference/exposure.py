@@ -17,13 +17,13 @@ from ..case import Case, Evidence
 from ..effort import Effort
 from ..measurement import Comparison, Measurement, PerRecord, Quantity, Rate, ThreatModel
 from ..membership.case import ShadowSignals
-from ..membership.preparations import population_of
+from ..membership.preparations import enough_for_all, population_of
 from ..membership.scoring import scores
 from ..membership.signals import SAME, margin, margins_again
 from ..preparation import Audited, Basis, Ran, Results, Scope
 from ..risk import Metric, Risk
 from ..statistics.roc import threshold_at_fpr
-from .attacked import Attacked, enough_for_all, needs_of, preparing
+from .attacked import Attacked, needs_of, preparing
 from .calibration import ENOUGH_FOR_LIRA
 from .risk import EXPOSED, EXPOSURE
 from .rows import FPR, OnMembers, doubts, why_not
@@ -31,6 +31,8 @@ from .rows import FPR, OnMembers, doubts, why_not
 SURELY = 10.0  # times likelier from a model trained on the record than from one that was not
 NAMED = 10  # of the most exposed records, by id
 EVERY_RECORD = 2**62
+LEAST = 4  # shadow models: two with a record and two without it, for variances
+FEW = f"odds need {LEAST} shadow models or more, and there are fewer, or nobody knows how this model was trained"
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Ids = np.ndarray[Any, np.dtype[np.int64]]
@@ -54,7 +56,7 @@ def most_exposed(odds: Floats, count: int) -> Ids:
 class Summary(Document):
     """`Evidence.summary`."""
 
-    shadows: int = Field(ge=2)
+    shadows: int = Field(ge=LEAST)
 
 
 @ATTACKS.register
@@ -101,8 +103,8 @@ class Exposure(OnMembers):
         given = case.prepared
         if not isinstance(given, Attacked):
             raise NotApplicable("no training records: membership can only be audited against the training's records")
-        if given.shadows is None:
-            raise NotApplicable("odds need shadow models, and nobody knows how this model was trained")
+        if given.shadows is None or len(given.shadows.phi) < LEAST:
+            raise NotApplicable(FEW)
         logits = case.deployed.logits(given.records.x)
         phi, right = margin(logits, given.records.y), (logits.argmax(1).cpu() == given.records.y.cpu()).numpy()
         if not np.isfinite(phi).all():

@@ -27,11 +27,11 @@ from ..evasion.blocks import blocks, kept_at_cost
 from ..evasion.categories import not_pixels
 from ..evasion.engine import Search
 from ..measurement import Floats, Measurement, ThreatModel
-from ..membership.preparations import population_of
+from ..membership.preparations import enough_for_all, population_of
 from ..preparation import Audited, Basis, Ran, Results, Scope
 from ..risk import Metric
 from .altered import altered
-from .attacked import Attacked, enough_for_all, needs_of, preparing, rows_of
+from .attacked import Attacked, needs_of, preparing, rows_of
 from .calibration import ENOUGH_FOR_LIRA, calibrated
 from .risk import LABELS
 from .rows import OnMembers, compared, doubts, rows, scores_of, unmeasured, why_not

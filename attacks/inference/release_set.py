@@ -236,7 +236,10 @@ class ReleaseSet(OnMembers):
             return unmeasured(RELEASE, words, NO_MEMBERS)
         if held is None:
             return unmeasured(
-                RELEASE, words, "not applicable: no other version of its parent is up for release with it"
+                RELEASE,
+                words,
+                f"not applicable: no other version of its parent with {LEAST} shadow models or more is up for release "
+                "with it",
             )
         found = results.prepared(held)
         if found is None:
@@ -281,8 +284,9 @@ class ReleaseSet(OnMembers):
             return None
         parent, names = known
         models = [scope.models[name] for name in names]
-        signals = [signals_of(scope, one.parent, one.recipe) for one in models if one.parent is not None]
-        return HeldTogether(scope.label, parent, names, tuple(signals), min(one.count for one in signals))
+        found = [signals_of(scope, one.parent, one.recipe) for one in models]
+        signals = tuple(one for one in found if one is not None)
+        return HeldTogether(scope.label, parent, names, signals, min(one.count for one in signals))
 
     def asked_again(self, evidence: Evidence, case: Case) -> list[str]:
         return margins_again(case.deployed, case.prepared.targets, evidence.arrays["phi"])

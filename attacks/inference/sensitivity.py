@@ -20,12 +20,12 @@ from ..effort import Effort
 from ..measurement import Bools, Floats, Measurement, ThreatModel
 from ..membership.case import ShadowSignals, related
 from ..membership.population import PopulationPlan
-from ..membership.preparations import population_of
+from ..membership.preparations import enough_for_all, population_of
+from ..membership.replayed import own_signals
 from ..membership.scoring import scores
 from ..membership.signals import SAME, impossible
 from ..preparation import Audited, Basis, Inputs, Ran, Results, Scope
 from ..risk import Metric
-from .attacked import enough_for_all, own_signals
 from .calibration import ENOUGH_FOR_LIRA
 from .choosing import Procedure, best, best_by_auc, over_shadows
 from .joint import joint

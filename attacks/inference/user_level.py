@@ -19,12 +19,13 @@ from ..effort import Effort
 from ..measurement import Bools, Measurement, ThreatModel
 from ..membership.case import ShadowSignals, related
 from ..membership.population import PopulationPlan
-from ..membership.preparations import population_of
+from ..membership.preparations import enough_for_all, population_of
+from ..membership.replayed import own_signals
 from ..membership.scoring import scores
 from ..membership.signals import SAME, impossible, margin, margins_again
 from ..preparation import Audited, Basis, Inputs, Ran, Results, Scope
 from ..risk import Metric
-from .attacked import enough_for_all, needs_of, own_signals
+from .attacked import needs_of
 from .calibration import ENOUGH_FOR_LIRA
 from .choosing import Procedure, best, best_by_auc, over_shadows
 from .risk import PERSONS
@@ -33,9 +34,11 @@ from .rows import OnMembers, compared, doubts, rows, scores_of, unmeasured, why_
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Ids = np.ndarray[Any, np.dtype[np.int64]]
 
+LEAST = 4  # shadow models: one pair is left out where a shadow is the target
 WAYS = ("sum of lira", "lira of the mean", "mean of rmia")
 HEADLINES = ("headline", "headline_auc")
 ALONE = "mean margin"  # without shadows
+UNTRIED = "mean of rmia"  # where there are too few shadows to attack one of them
 NO_PERSONS = "the data does not say whose the records are (persons_train and persons_test)"
 
 
@@ -161,11 +164,13 @@ class UserLevel(OnMembers):
         if shadows is not None:
             everything = np.ones((1, len(shadows.phi)), dtype=bool)
             found |= {name: one[0] for name, one in person_scores(targets, shadows, person, everything).items()}
-            first = np.unique(person, return_index=True)[1]
-            keep = ~related(shadows.inside, shadows.inside)
-            scored = person_scores(shadows.phi.astype(np.float64), shadows, person, keep)
-            figures = over_shadows(scored, shadows.inside[:, first])
-            headline, by_auc = best(figures, WAYS), best_by_auc(figures, WAYS)
+            headline, by_auc = UNTRIED, UNTRIED
+            if len(shadows.phi) >= LEAST:
+                first = np.unique(person, return_index=True)[1]
+                keep = ~related(shadows.inside, shadows.inside)
+                scored = person_scores(shadows.phi.astype(np.float64), shadows, person, keep)
+                figures = over_shadows(scored, shadows.inside[:, first])
+                headline, by_auc = best(figures, WAYS), best_by_auc(figures, WAYS)
             flags = [Flag.FEW_SHADOWS.value] if len(shadows.phi) < ENOUGH_FOR_LIRA else []
         persons = int(person.max()) + 1
         return Evidence(
@@ -195,7 +200,7 @@ class UserLevel(OnMembers):
         person = evidence.arrays["person"]
         flags, notes = doubts(results, evidence, is_member, lambda every: per_person(every, person))
         counts, shadows = np.bincount(person), evidence.summary["shadows"]
-        words = "{}, " + ("chosen on shadows as pseudo-targets" if shadows else "named beforehand")
+        words = "{}, " + ("chosen on shadows as pseudo-targets" if evidence.summary["figures"] else "named beforehand")
         return rows(
             PERSONS,
             words,

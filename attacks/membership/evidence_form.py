@@ -11,8 +11,8 @@ from pydantic import PositiveInt
 
 from ...targets.form import Amount, Array, Arrays, Document, Form, Layout, Share, require
 from ..preparation import Audited, Scope
-from .preparations import population_of
-from .scoring.scores import WITH_SHADOWS
+from .preparations import population_of, shadow_counts
+from .scoring.pseudo_targets import score_names
 
 
 class Procedure(Document):
@@ -47,7 +47,7 @@ def evidence_form(model: Audited, scope: Scope) -> Form:
 
 
 def _scores(summary: Summary) -> list[str]:
-    known = [f"{kind}/{sort}" for sort in summary.shadows for kind in WITH_SHADOWS]
+    known = [f"{kind}/{sort}" for sort, count in summary.shadows.items() for kind in score_names(count)]
     return ["loss", *(known or ["population", "quantile"])]
 
 
@@ -67,7 +67,9 @@ def _layout(scope: Scope, summary: Summary) -> Layout:
 def _holds(model: Audited, scope: Scope, found: Summary, arrays: Arrays, files: Mapping[str, Any]) -> None:
     population, names = population_of(scope), _scores(found)
     require({found.headline, found.headline_auc, *found.pseudo_targets} <= {*names}, "a score that there is not")
-    require(("own" in found.shadows) == (model.parent is not None), "shadow models of another model")
+    full, own = shadow_counts(model, scope)[0], found.shadows.get("own", 0)
+    of_runs = {full, *(count for count in (scope.training_free, scope.trained) if count < full)}
+    require(own in of_runs and (own > 0 or not found.shadows), "shadow models of another model")
     require(max(found.shadows.values(), default=0) <= max(scope.training_free, scope.trained), "too many shadow models")
     require("own" in found.shadows or not found.restored, "scores put on the scale of shadows that there are not")
     require(found.n == population.attacked, "n is not the number of records")

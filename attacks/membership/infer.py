@@ -27,7 +27,7 @@ from ..statistics import ranking
 from .case import ShadowSignals
 from .likeness import masked, restored
 from .population import PopulationPlan, masks
-from .scoring.pseudo_targets import ENOUGH_SHADOWS, choose, pseudo_targets, score_all
+from .scoring.pseudo_targets import choose, pseudo_targets, score_all
 from .signals import margin, replay, settled, target_signals
 
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
@@ -89,10 +89,12 @@ class Inferred:
     Args:
         scores: float64 [n], the score of `headline`.
         headline: the score that was best on the shadows, each attacked in turn by the others; the target has no say.
-            With fewer than 16 shadows it is `bavaria` or `rmia`, with fewer than 4 `rmia`.
+            With fewer than 16 shadows it is `bavaria` or `rmia`; with two or three `bavaria`, with one `rmia`, both
+            named beforehand.
         odds: float64 [n], above 0: how many times more likely the target's answer is from models trained on the
-            record than from models that were not (BaVarIA). 1 says nothing.
-        parts: each score by name: `loss`, `bavaria`, `calibrated`, `lira`, `lira-offline`, `rmia`.
+            record than from models that were not (BaVarIA). 1 says nothing, as with one shadow all are.
+        parts: each score by name: `loss`, `bavaria`, `calibrated`, `lira`, `lira-offline`, `rmia`; with one shadow
+            `loss` and `rmia`.
         masked: the target's scores are on another scale than its shadows', as if changed behind the model: they were
             put back on it by their order.
     """
@@ -279,8 +281,9 @@ def infer_membership(
     found = score_all(every[None], {"own": signals})
     parts = {name.partition("/")[0]: score[0, places] for name, score in found.items()}
     figures = pseudo_targets({"own": signals})
-    headline = choose(figures, "tpr_mean", few=len(population) < ENOUGH_SHADOWS).partition("/")[0]
-    odds = np.exp(np.clip(parts["bavaria"], -math.log(1e12), math.log(1e12)))
+    headline = choose(figures, "tpr_mean", shadows=len(population)).partition("/")[0]
+    log_odds = parts.get("bavaria", np.zeros(len(asked)))
+    odds = np.exp(np.clip(log_odds, -math.log(1e12), math.log(1e12)))
     return Inferred(parts[headline], headline, odds, parts, hidden)
 
 

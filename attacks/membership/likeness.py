@@ -26,12 +26,15 @@ def unlike(phi: np.ndarray[Any, Any], is_member: Bools, own: ShadowSignals) -> b
     """Whether the audited model gets records right at another rate than its shadows do, on either sort of record.
 
     Shadows of another training (a wrong learning rate, a loop that does nothing) make an attack that finds nothing.
-    Different means by more than 5 points and more than four standard deviations of the shadows' own rates.
+    Different means by more than 5 points and more than four standard deviations of the shadows' own rates; of one
+    shadow's, of what so many records explain.
     """
     right = own.phi > 0
     for target, side in ((phi[is_member] > 0, own.inside), (phi[~is_member] > 0, ~own.inside)):
         rates = np.array([row[chosen].mean() for row, chosen in zip(right, side, strict=True)])
-        if abs(target.mean() - rates.mean()) > max(0.05, 4 * rates.std(ddof=1)):
+        usual = float(rates.mean())
+        spread = rates.std(ddof=1) if len(rates) > 1 else np.sqrt(2 * usual * (1 - usual) / len(target))
+        if abs(target.mean() - usual) > max(0.05, 4 * spread):
             return True
     return False
 

@@ -48,9 +48,10 @@ class Membership(Attack):
     Evidence arrays, per attacked record (members first): `ids` int64, `is_member` bool, `phi` float32 (the deployed
     model's logit margin), `blind` float64, and `score/<name>` float64 for "loss" and each of `scores.WITH_SHADOWS` with
     "/own" and "/dense" behind it (compressed and uncompressed shadows; the latter only where the case has both).
-    Without shadows: "loss", "population" and "quantile", of which the second is the headline, named beforehand. Higher
-    scores mean "more likely a member". `restored` float32, where the model masks its scores: the margins that scores
-    with shadows are made of instead (see `likeness.restored`).
+    With one shadow "loss" and "rmia/own". Without shadows, where nobody knows how the model was trained or the plan
+    trains none for it: "loss", "population" and "quantile", of which the second is the headline, named beforehand.
+    Higher scores mean "more likely a member". `restored` float32, where the model masks its scores: the margins that
+    scores with shadows are made of instead (see `likeness.restored`).
 
     Summary: `headline` and `headline_auc`, the names the findings report, by TPR and by AUC; `n`; `shadows` by kind;
     `restored`, whether there is such an array; `pseudo_targets`: by name `targets`, `tpr_mean`, `tpr_sd`, `auc_mean`,
@@ -134,8 +135,6 @@ class Membership(Attack):
         population = case.prepared
         if not isinstance(population, MembershipCase):
             raise NotApplicable("no training records: membership can only be audited against the training's records")
-        if population.own is not None and len(population.own.phi) < 2:
-            raise NotApplicable("fewer than two shadow models: there is nothing to compare the model's scores with")
         asked = self._asked(case)
         each = self.neighbours if isinstance(asked, Averaged) else 1
         logits = asked.logits(population.records.x)
@@ -184,11 +183,12 @@ class Membership(Attack):
             every = {name: score[0] for name, score in score_all(read[None], kinds).items() if name != "loss"}
             found |= {f"score/{name}": score for name, score in every.items()}
             figures = pseudo_targets(kinds, population.is_member)
-            few = len(population.own.phi) < ENOUGH_SHADOWS
-            headline, headline_auc = choose(figures, "tpr_mean", few=few), choose(figures, "auc_mean", few=few)
+            count = len(population.own.phi)
+            headline = choose(figures, "tpr_mean", shadows=count)
+            headline_auc = choose(figures, "auc_mean", shadows=count)
             if headline in figures and headline.endswith("/own"):
                 figures[headline]["tpr_half"] = tpr_by_half(population.own, headline)
-            if few:
+            if count < ENOUGH_SHADOWS:
                 flags.append(Flag.FEW_SHADOWS.value)
             if unlike(phi, population.is_member, population.own):
                 flags.append(Flag.SHADOWS_DIFFER.value)

@@ -23,6 +23,8 @@ from ..preparation import Audited, Inputs, Preparation, Prepared, Scope, Trained
 from .blind import blind_scores
 from .population import PopulationPlan, plan_population
 
+FEWEST = 2  # shadow models that most attacks can use: each record is in one of them and not in the other
+
 
 def population_of(scope: Scope) -> PopulationPlan:
     """The attacked records, and who is inside which shadow."""
@@ -45,6 +47,14 @@ def shadow_count(scope: Scope, parent: Trained | None, recipe: Recipe | None) ->
 def shadow_counts(model: Audited, scope: Scope) -> tuple[int, int]:
     """How many shadows compressed as the model is, and how many uncompressed ones, its attacker has."""
     return shadow_count(scope, model.parent, model.recipe), shadow_count(scope, model.parent, None)
+
+
+def enough_for_all(scope: Scope) -> int:
+    """How many shadows every model has that has any: with more on one side a change would be theirs.
+
+    Models for which the plan trains fewer than `FEWEST` have none, and take none from the others.
+    """
+    return min((count for count in (scope.training_free, scope.trained) if count >= FEWEST), default=0)
 
 
 @dataclass(frozen=True)

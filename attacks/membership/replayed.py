@@ -22,8 +22,8 @@ from ...targets.technique import Technique
 from ...training.lessons import State, remembering, together
 from ...training.stacked import GROUP
 from ..effort import Effort, retraining
-from ..preparation import Inputs, Need, Preparation, Prepared, Scope, Trained
-from .preparations import ShadowModels, population_of, shadow_count
+from ..preparation import Audited, Inputs, Need, Preparation, Prepared, Scope, Trained
+from .preparations import FEWEST, ShadowModels, population_of, shadow_count
 from .signals import phi_of_shadow, replay, settled, works
 
 KEPT = 2**28  # bytes a shadow: what is stored at most of the trainings that a recipe took on it
@@ -239,14 +239,26 @@ class LookedAtShadows(SignalsOfShadows):
         """What is seen in some compressed shadows: a row each in every array."""
 
 
-def signals_of(scope: Scope, parent: Trained, recipe: Recipe | None) -> SignalsOfShadows:
-    """The shadows of a parent, as many as any model that came from it asks for; this one uses the first of them."""
+def signals_of(scope: Scope, parent: Trained | None, recipe: Recipe | None) -> SignalsOfShadows | None:
+    """The shadows of a parent, as many as any model that came from it asks for; this one uses the first of them.
+
+    None: nobody knows how it was trained, or the plan trains none for it.
+    """
+    count = shadow_count(scope, parent, recipe)
+    if parent is None or not count:
+        return None
     family = [model for model in scope.models.values() if model.parent is not None and model.parent.name == parent.name]
     most = max(shadow_count(scope, parent, one) for one in [recipe, None, *(model.recipe for model in family)])
-    count, device = shadow_count(scope, parent, recipe), torch.device(scope.device)
+    device = torch.device(scope.device)
     size = parent.side_by_side(device)
     chunks = tuple(ShadowModels(parent, first, min(first + size, most)) for first in range(0, count, size))
     return SignalsOfShadows(parent, recipe, replays_of(parent, recipe, chunks, count, device), count)
+
+
+def own_signals(model: Audited, scope: Scope) -> SignalsOfShadows | None:
+    """Of shadows compressed as the model is; None: nobody knows how it was trained, or the plan has too few for it."""
+    signals = signals_of(scope, model.parent, model.recipe)
+    return None if signals is None or signals.count < FEWEST else signals
 
 
 def replays_of(

@@ -17,13 +17,14 @@ def membership_run(model: Audited, scope: Scope, *, shadows: int | None = None, 
     """A run against one model, with every shadow there is or with the first so many.
 
     Args:
+        shadows: at most so many; 0: the attacker has none.
         neighbours: over so many its answers are averaged: shadow models answer without noise, and by more votes.
     """
-    parent, recipe = model.parent, model.recipe
+    recipe = model.recipe
     if neighbours > 1:
         recipe = asked_often(without_noise(recipe), neighbours)
-    own = None if parent is None else signals_of(scope, parent, recipe)
-    uncompressed = None if parent is None or model.recipe is None else signals_of(scope, parent, None)
+    own = None if shadows == 0 else signals_of(scope, model.parent, recipe)
+    uncompressed = None if own is None or model.recipe is None else signals_of(scope, model.parent, None)
     blind = BlindScores()
     return Run(
         detail=run_detail(model, scope, shadows),

@@ -77,7 +77,7 @@ class Controls(Preparation):
                     for kind, (made, _) in asked.items():
                         answers[kind].append(module(made).argmax(1).cpu().numpy())
         if len(answers[SCATTERED]) < FEWEST:
-            raise NotApplicable(f"fewer than {FEWEST} control models: train shadows")
+            raise NotApplicable(f"fewer than {FEWEST} control models: the plan's shadows (training_free) are too few")
         found: dict[str, np.ndarray[Any, Any]] = {}
         for kind, (made, own) in asked.items():
             found[f"{kind}/x"], found[f"{kind}/own"] = made.cpu().numpy(), own.cpu().numpy()

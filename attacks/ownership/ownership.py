@@ -137,7 +137,7 @@ class Ownership(Attack):
             why = (
                 "it is the dense model itself"
                 if model.is_dense
-                else "not applicable: no control models to compare with"
+                else "not applicable: no control models (shadow models of the dense model) to compare with"
             )
             return [Measurement(OWNED, "decisions, weights and hidden units", None, reason=why)]
         evidence = results.evidence(Ran(model.name))
@@ -160,8 +160,10 @@ def _controls(model: Audited, scope: Scope) -> Controls | None:
     """None: it is dense, its dense model is not known, or shadows are none."""
     if model.is_dense or model.parent is None or scope.data.members is None:
         return None
-    chunks = tuple(chunk for replay in signals_of(scope, model.parent, None).replays for chunk in replay.chunks)
-    return Controls(model.parent, chunks) if chunks else None
+    signals = signals_of(scope, model.parent, None)
+    if signals is None:
+        return None
+    return Controls(model.parent, tuple(chunk for replay in signals.replays for chunk in replay.chunks))
 
 
 def _known(controls: Controls, parent: str, inputs: Inputs) -> _Known:

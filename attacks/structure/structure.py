@@ -15,14 +15,14 @@ from ..access import Access, Flag
 from ..attack import ATTACKS, Run
 from ..case import Case, Evidence
 from ..effort import Effort
-from ..inference.attacked import enough_for_all, own_signals
 from ..inference.calibration import ENOUGH_FOR_LIRA
 from ..inference.choosing import Procedure, best, best_by_auc, over_shadows
 from ..inference.rows import OnMembers, doubts, rows, scores_of, unmeasured, why_not
 from ..measurement import Bools, Floats, Measurement, ThreatModel
 from ..membership.case import ShadowSignals, related
 from ..membership.population import PopulationPlan
-from ..membership.preparations import BlindScores, population_of, shadow_count
+from ..membership.preparations import BlindScores, enough_for_all, population_of, shadow_count
+from ..membership.replayed import own_signals
 from ..membership.scoring import scores
 from ..membership.signals import SAME
 from ..preparation import Audited, Basis, Deployed, Inputs, Need, Ran, Results, Scope, Weights

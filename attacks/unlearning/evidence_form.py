@@ -11,6 +11,7 @@ from pydantic import PositiveInt
 
 from ...targets.form import Amount, Array, Arrays, Count, Document, Form, Layout, Share, require
 from ..membership.preparations import population_of
+from ..membership.replayed import own_signals
 from ..preparation import Audited, Scope
 
 
@@ -37,9 +38,10 @@ class Summary(Document):
 
 def evidence_form(model: Audited, scope: Scope, retrained: bool) -> Form:
     """Of a run on this model."""
-    names = ["shadows"] if model.parent is not None else []
+    alone = own_signals(model, scope) is None
+    names = [] if alone else ["shadows"]
     names += ["retrained"] if retrained else []
-    names += ["population"] if model.parent is None else []
+    names += ["population"] if alone else []
     return Form(Summary, partial(_layout, scope, names), holds=partial(_holds, scope, names))
 
 

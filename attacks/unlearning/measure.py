@@ -154,9 +154,10 @@ def _caveats(
         flags.add(Flag.DISTRIBUTION_SHIFT.value)
         notes.append(
             "Without shadow models or a retrained model, records to forget that are easier or harder than others look "
-            "remembered or forgotten for that alone: give model.training, or a retrained model (`retrained`)."
+            "remembered or forgotten for that alone: give model.training and two shadow models or more, or a retrained "
+            "model (`retrained`)."
         )
-    if model.parent is not None:
+    if evidence.summary["shadows"]:
         notes += scope.shadow_notes
         if scope.shadows_differ or model.undeclared:
             flags.add(Flag.SHADOWS_DIFFER.value)

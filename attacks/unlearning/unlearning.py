@@ -19,8 +19,8 @@ from ..attack import ATTACKS, Attack, Run
 from ..case import Case, Evidence
 from ..effort import Effort
 from ..measurement import Measurement
-from ..membership.preparations import population_of
-from ..membership.replayed import SignalsOfShadows, signals_of
+from ..membership.preparations import enough_for_all, population_of
+from ..membership.replayed import SignalsOfShadows, own_signals
 from ..membership.scoring import scores
 from ..membership.scoring.pseudo_targets import ENOUGH_SHADOWS
 from ..membership.signals import SAME, impossible, margin, margins_again, phi_of
@@ -75,7 +75,7 @@ class Unlearning(Attack):
         if self.retrained is not None and self.retrained not in scope.models:
             hint = nearest_hint(self.retrained, list(scope.models))
             raise InputError(f"unlearning: retrained: {self.retrained!r} is no model of this plan.{hint}")
-        own = None if model.parent is None else signals_of(scope, model.parent, model.recipe)
+        own = own_signals(model, scope)
         control = None if self.retrained is None else Deployed(self.retrained)
         needs: list[Need] = [one for one in (own, control) if one is not None]
         asked = len(scope.data.forgotten) + population_of(scope).attacked // 2
@@ -159,7 +159,7 @@ def forgetting_case(own: SignalsOfShadows | None, retrained: str | None, inputs:
     inside = phi = None
     if own is not None:
         # as many for every model, so that a candidate is compared with its parent under equal ones
-        count = min(inputs.scope.training_free, inputs.scope.trained)
+        count = enough_for_all(inputs.scope)
         arrays = inputs.prepared(own).arrays
         none = np.zeros((len(arrays["phi"][:count]), len(forgotten)), dtype=bool)
         inside = np.hstack([none, arrays["inside"][:count, others]])
@@ -177,7 +177,7 @@ def _evidence(
     """All that follows from a model's margins; `alone`: the score that does without shadows."""
     found: dict[str, np.ndarray[Any, np.dtype[np.float64]]] = {}
     flags = []
-    if asked.phi is not None and asked.inside is not None and len(asked.phi) >= 2:
+    if asked.phi is not None and asked.inside is not None:
         found["shadows"] = known_beyond(phi[None], asked.phi, ~asked.inside)[0]
         flags += [Flag.FEW_SHADOWS.value] if len(asked.phi) < ENOUGH_SHADOWS else []
     if asked.control is not None:
@@ -185,8 +185,6 @@ def _evidence(
     if alone is not None:
         found["population"] = alone
         flags += [] if "retrained" in found else [Flag.NO_SHADOWS.value]
-    if not found:
-        raise NotApplicable("fewer than two shadow models: there is nothing to compare the model's scores with")
     headline, null = next(iter(found)), null_of(asked)
     arrays = {"ids": asked.ids, "is_forgotten": asked.is_forgotten, "phi": phi}
     return Evidence(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from ...targets.form import Form
 
-ENGINE_VERSION = "13"  # raise it when the same cell would compute something else: stored results are then not reused
+ENGINE_VERSION = "14"  # raise it when the same cell would compute something else: stored results are then not reused
 DOCUMENT, ARRAYS, FILES, MANIFEST = "document.json", "arrays.safetensors", "files", "manifest.json"
 LARGEST = {MANIFEST: 2**20, DOCUMENT: 2**26, ARRAYS: 2**33}  # bytes of each part
 LARGEST_FILE, MOST_FILES = 2**31, 32

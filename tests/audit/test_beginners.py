@@ -259,7 +259,10 @@ PLANS = {
     "no records": planned("quick", "[{kind: evasion, records: 0}]", "greater than 0"),
     "an unknown attack": planned("quick", "[fgsm]", "label-only, leakage, membership, ownership, patch"),
     "a speed": planned("quick", "fast", "quick, standard, thorough"),
-    "one shadow": planned("attacks: quick", "attacks: quick\nshadows: {trained: 1}", "equal to 2"),
+    "fewer than no shadow": planned("attacks: quick", "attacks: quick\nshadows: {trained: -1}", "equal to 0"),
+    "none to compare with": planned(
+        "attacks: quick", "attacks: quick\nshadows: {training_free: 0, trained: 4}", "more than training_free: 0"
+    ),
     "gpu": planned("attacks: quick", "attacks: quick\ndevice: gpu", "cuda:0"),
     "release of nobody": planned("attacks: quick", "attacks: quick\nrelease: [int4]", "mean 'int8'"),
     "no model": planned(DENSE, "", "under model"),

@@ -17,18 +17,24 @@ Figures = dict[str, float | int | None]
 FPR = 0.01  # false positive rate at which the true positive rate is reported
 WITH_FEW = ("bavaria", "rmia")  # what may be the headline below `ENOUGH_SHADOWS`: LiRA's variances rest on too little
 ENOUGH_SHADOWS = 16
-UNTRIED = "rmia/own"  # the headline where there are too few shadows to attack one of them
+LEAST = 4  # shadows: one pair is left out where a shadow is the target
 
 
-def choose(figures: dict[str, Figures], by: Literal["tpr_mean", "auc_mean"], *, few: bool) -> str:
-    """The name with the largest mean over pseudo-targets (AUC breaks ties); with few shadows, among `WITH_FEW`."""
+def choose(figures: dict[str, Figures], by: Literal["tpr_mean", "auc_mean"], *, shadows: int) -> str:
+    """The name with the largest mean over pseudo-targets (AUC breaks ties); with few shadows, among `WITH_FEW`.
+
+    Below `LEAST` none can be attacked, and the headline is named beforehand: BaVarIA with RMIA's ratio in it, or with
+    one shadow the ratio alone.
+    """
+    if shadows < LEAST:
+        return "rmia/own" if shadows == 1 else "bavaria/own"
 
     def merit(name: str) -> tuple[float, float]:
         first, auc = figures[name][by], figures[name]["auc_mean"]
         return (first if first is not None else 0.0, auc if auc is not None else 0.0)
 
-    names = [name for name in figures if not few or name.partition("/")[0] in WITH_FEW]
-    return max(names, key=merit, default=UNTRIED)
+    few = shadows < ENOUGH_SHADOWS
+    return max((name for name in figures if not few or name.partition("/")[0] in WITH_FEW), key=merit)
 
 
 def pseudo_targets(kinds: dict[str, ShadowSignals], is_member: Bools | None = None) -> dict[str, Figures]:
@@ -40,9 +46,9 @@ def pseudo_targets(kinds: dict[str, ShadowSignals], is_member: Bools | None = No
             on; None: without those figures.
     """
     own = kinds["own"]
-    if len(own.phi) < 4:
+    if len(own.phi) < LEAST:
         return {}
-    kinds = {kind: signals for kind, signals in kinds.items() if len(signals.phi) >= 4}  # one pair is left out
+    kinds = {kind: signals for kind, signals in kinds.items() if len(signals.phi) >= LEAST}
     keep = {kind: ~related(own.inside, signals.inside) for kind, signals in kinds.items()}
     figures: dict[str, Figures] = {}
     for name, score in score_all(own.phi, kinds, keep).items():
@@ -111,8 +117,15 @@ def score_all(
     found = {"loss": scores.loss(phi)}
     for kind, signals in kinds.items():
         chosen = keep[kind] if keep is not None else None
-        found |= {f"{name}/{kind}": score(phi, signals, chosen) for name, score in scores.WITH_SHADOWS.items()}
+        found |= {
+            f"{name}/{kind}": scores.WITH_SHADOWS[name](phi, signals, chosen) for name in score_names(len(signals.phi))
+        }
     return found
+
+
+def score_names(shadows: int) -> tuple[str, ...]:
+    """The scores that so many shadows give."""
+    return scores.WITH_ONE if shadows == 1 else tuple(scores.WITH_SHADOWS)
 
 
 def tells_tpr(non_members: int) -> bool:

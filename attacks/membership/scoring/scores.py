@@ -26,6 +26,10 @@ Score = Callable[[Floats, ShadowSignals, Bools | None], Floats]
 PRIOR_RECORDS = 5  # how many records of a class the figures over all classes count for
 TRIED = 16  # shadows as pseudo-targets: for two weights the records of so many are plenty
 MOVED = (0.0, 0.1, 0.3, 0.5, 0.7, 0.8, 0.9)
+# What `_weights` are with two or three shadows, which cannot say. In proportion about the middle of what they come to
+# with two on Location-30 and digits: a record's gap is mostly noise, and RMIA's one number is worth more. In size half
+# of that: of 15 nets 3 had log odds too sure of themselves by a factor of 2 to 8.
+WITH_A_PAIR = (0.0, 0.35, 1.0)
 OWN_VARIANCE = 64  # shadows: from so many on LiRA takes each record's own variance, as its authors do
 
 
@@ -76,9 +80,11 @@ def rmia(phi: Floats, signals: ShadowSignals, keep: Bools | None = None) -> Floa
 
     RMIA (Zarifzadeh et al. 2024, "Low-cost high-power membership inference attacks") scores the share of population
     records z with ratio(x) / ratio(z) above gamma. With gamma and z fixed that is a monotone step function of ratio(x),
-    so the ratio itself ranks the records the same way without its ties. The mean runs over shadows with and without x,
-    and is moved towards 1 as the authors' coefficient `a` moves it (section 3.3): where members are remembered whole, a
-    record's difficulty says less than the ratio takes it for. How far is what ranks the shadows best.
+    so the ratio itself ranks the records the same way without its ties. The mean is of two means, over the shadows with
+    x and over those without, so that their numbers tell nothing: with an odd number of shadows they differ by one, and
+    of one shadow there is one alone (see `_completed`). It is moved towards 1 as the authors' coefficient `a` moves it
+    (section 3.3): where members are remembered whole, a record's difficulty says less than the ratio takes it for. How
+    far is what ranks the shadows best.
 
     Args:
         phi: [t, n], the targets' margins.
@@ -107,9 +113,44 @@ def towards_one(signals: ShadowSignals) -> float:
 
 def _mean_probabilities(signals: ShadowSignals, keep: Bools) -> tuple[Floats, Floats]:
     """Of the label and of any other class, over the shadows kept, [t, n] each: near 0 either has the other's digits."""
-    shadow, share = signals.phi.astype(np.float64), keep / keep.sum(1, keepdims=True)
-    likely, unlikely = (share @ scipy.special.expit(sign * shadow) for sign in (1, -1))
-    return likely, unlikely
+    shadow, chosen = signals.phi.astype(np.float64), keep.astype(float)
+    counts = [chosen @ side.astype(float) for side in (signals.inside, ~signals.inside)]
+    means = []
+    for sign in (1, -1):
+        chance = scipy.special.expit(sign * shadow)
+        inside, outside = (
+            chosen @ (side * chance) / np.maximum(count, 1)
+            for side, count in zip((signals.inside, ~signals.inside), counts, strict=True)
+        )
+        for row in np.flatnonzero((counts[0] * counts[1] == 0).any(1)):
+            has, lacks = (count[row] > 0 for count in counts)
+            inside[row], outside[row] = (
+                _completed(inside[row], has, outside[row], lacks),
+                _completed(outside[row], lacks, inside[row], has),
+            )
+        means.append((inside + outside) / 2)
+    return means[0], means[1]
+
+
+def _completed(mean: Floats, known: Bools, other: Floats, other_known: Bools) -> Floats:
+    """The means over the shadows of one sort, [n]; where a record has none, that of a record of equal rank.
+
+    Whether a shadow was trained on a record is drawn at random, so those that it was trained on rank among themselves
+    as the others do. (With one shadow, on 15 nets of six data sets, 42 % more members are found at 1 % false positives
+    than with the one mean that there is; at worst .7 % fewer.)
+
+    Args:
+        mean, known: over these shadows, and which records have any.
+        other, other_known: the same of the other sort.
+    """
+    if known.all():
+        return mean
+    if not known.any():  # too few records for both sorts
+        return other
+    ranked = np.sort(other[other_known])
+    place = (np.searchsorted(ranked, other, "left") + np.searchsorted(ranked, other, "right")) / (2 * len(ranked))
+    completed: Floats = np.where(known, mean, np.quantile(mean[known], np.clip(place, 0, 1)))
+    return completed
 
 
 def _reference(likely: Floats, unlikely: Floats, share: float) -> Floats:
@@ -151,13 +192,13 @@ def bavaria(phi: Floats, signals: ShadowSignals, keep: Bools | None = None) -> F
 def _weights(signals: ShadowSignals) -> tuple[float, float, float]:
     """A constant, and what `log_ratio` and RMIA's ratio are worth, of the log odds of the shadows' memberships.
 
-    (0, 1, 0) where leaving a pair out leaves no pair. No weight is below 0: either is evidence, if of anything.
+    `WITH_A_PAIR` where leaving a pair out leaves no pair. No weight is below 0: either is evidence, if of anything.
     """
     from sklearn.linear_model import LogisticRegression
 
     keep = ~related(signals.inside[:TRIED], signals.inside)
     if (keep.sum(1) < 2).any():
-        return 0.0, 1.0, 0.0
+        return WITH_A_PAIR
     phi, truth = signals.phi[:TRIED].astype(np.float64), signals.inside[:TRIED].ravel()
     parts = np.stack([score(phi, signals, keep).ravel() for score in (log_ratio, rmia)], axis=1)
     scale = np.maximum(np.sqrt((parts**2).mean(0)), 1e-12)
@@ -210,6 +251,9 @@ WITH_SHADOWS: dict[str, Score] = {
     "rmia": rmia,
 }
 """By name: each takes phi [t, n], the signals and which shadows each target may be compared with, bool [t, k]."""
+
+
+WITH_ONE = ("rmia",)  # of these, what one shadow gives: the others need two, one with each record and one without
 
 
 def _standing(phi: Floats, signals: ShadowSignals, keep: Bools | None, side: Bools) -> tuple[Floats, Floats, Bools]:

@@ -88,6 +88,19 @@ def test_what_the_records_of_a_person_give_away_adds_up_and_nothing_comes_of_not
     assert abs(area(*planted(plan, 0.0, 1)) - 0.5) < 0.06
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_with_two_or_three_shadows_the_way_of_adding_up_is_named_beforehand(shared: Data, count: int) -> None:
+    plan = plan_population(shared, 2, seed=0)
+    phi, given = planted(plan, 1.0, 2)
+    assert given.shadows is not None
+    assert plan.person is not None
+    few = PersonCase(plan, ShadowSignals(given.shadows.inside[:count], given.shadows.phi[:count]))
+    found = UserLevel()._evidence(phi, few, plan.person, Ledger())
+    assert found.summary["headline"] == found.summary["headline_auc"] == "mean of rmia"
+    assert found.summary["figures"] == {}
+    assert area(phi, few) > 0.6
+
+
 def test_means_are_of_each_persons_records() -> None:
     assert per_person(np.array([[1.0, 2, 6], [0, 4, 4]]), np.array([0, 1, 1])).tolist() == [[1, 4], [0, 4]]
 

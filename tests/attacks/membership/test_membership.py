@@ -23,6 +23,7 @@ from crushproof.attacks.membership.likeness import masked, restored
 from crushproof.attacks.membership.membership import Membership
 from crushproof.attacks.membership.population import PopulationPlan, masks, plan_population
 from crushproof.attacks.membership.scoring.pseudo_targets import pseudo_targets
+from crushproof.attacks.membership.scoring.scores import WITH_SHADOWS
 from crushproof.attacks.membership.signals import margin, shadow_signals, target_signals
 from crushproof.attacks.statistics.ranking import auc, tpr_at_fpr
 from crushproof.compression.recipe import Recipe
@@ -231,9 +232,23 @@ def test_the_attack_is_registered_and_says_what_it_cannot(plan: PopulationPlan, 
     target = Fixed(signals.phi[0], plan.targets.y)
     with pytest.raises(NotApplicable, match="no training records"):
         Membership().run(case(target, None, plan), seed=0)
-    one = ShadowSignals(signals.inside[:1], signals.phi[:1])
-    with pytest.raises(NotApplicable, match="two shadow models"):
-        Membership().run(case(target, plan.case(one), plan), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("count", "headline"), [(0, "population"), (1, "rmia/own"), (2, "bavaria/own"), (3, "bavaria/own")]
+)
+def test_few_shadows_or_none_give_a_headline_named_beforehand(
+    count: int, headline: str, plan: PopulationPlan, signals: ShadowSignals
+) -> None:
+    few = ShadowSignals(signals.inside[:count], signals.phi[:count]) if count else None
+    found = Membership().run(case(Fixed(signals.phi[4], plan.targets.y), plan.case(few), plan), seed=0)
+    assert (found.summary["headline"], found.summary["headline_auc"]) == (headline, headline)
+    assert found.flags[headline][0] == (Flag.FEW_SHADOWS if count else Flag.NO_SHADOWS)
+    assert found.summary["shadows"] == ({"own": count} if count else {})
+    scores = {name for name in found.arrays if name.startswith("score/")}
+    alone = {0: {"population", "quantile"}, 1: {"rmia/own"}}.get(count, {f"{one}/own" for one in WITH_SHADOWS})
+    assert scores == {f"score/{name}" for name in alone | {"loss"}}
+    assert all(np.isfinite(found.arrays[name]).all() for name in scores)
 
 
 def test_flags_and_headline_follow_the_shadows_not_the_target(plan: PopulationPlan, signals: ShadowSignals) -> None:

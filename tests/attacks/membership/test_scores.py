@@ -14,7 +14,7 @@ from scipy.special import digamma, polygamma
 from crushproof.attacks.membership.case import ShadowSignals, related
 from crushproof.attacks.membership.population import masks
 from crushproof.attacks.membership.scoring.bavaria import log_ratio, shrinkage, trigamma_inverse
-from crushproof.attacks.membership.scoring.pseudo_targets import more_shadows, pseudo_targets, tpr_by_half
+from crushproof.attacks.membership.scoring.pseudo_targets import choose, more_shadows, pseudo_targets, tpr_by_half
 from crushproof.attacks.membership.scoring.quantile import quantile
 from crushproof.attacks.membership.scoring.scores import WITH_SHADOWS, bavaria, lira, loss, rmia, towards_one
 from crushproof.attacks.statistics.ranking import auc
@@ -133,7 +133,8 @@ def test_bavarias_odds_are_what_the_shadows_bear_out() -> None:
         for name, score in (("bavaria", bavaria), ("rmia", rmia), ("alone", log_ratio)):
             told[name].append(score(target, ShadowSignals(inside, phi))[0])
         few = ShadowSignals(inside[:2], phi[:2])
-        assert np.array_equal(bavaria(target, few), log_ratio(target, few)), "two shadows leave no pseudo-target"
+        for name, score in (("few", bavaria), ("rmia of few", rmia), ("few alone", log_ratio)):
+            told.setdefault(name, []).append(score(target, few)[0])
     truth, found = np.tile(is_member, 6), {name: np.concatenate(some) for name, some in told.items()}
 
     def slope(odds: np.ndarray) -> float:
@@ -144,6 +145,59 @@ def test_bavarias_odds_are_what_the_shadows_bear_out() -> None:
     assert slope(found["bavaria"]) > 0.7
     areas = {name: auc(some, truth).estimate for name, some in found.items()}
     assert areas["bavaria"] > max(areas["rmia"], areas["alone"]) - 0.003
+    assert areas["few"] > max(areas["rmia of few"], areas["few alone"]) - 0.003, "two shadows leave no pseudo-target"
+
+
+@pytest.mark.parametrize("tails", ["normal", "far"])
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_headline_of_two_or_three_shadows_is_nearer_to_the_better_of_its_parts(count: int, tails: str) -> None:
+    """Where a record's gap shows, RMIA's one number is far behind; where it is noise, the gap is."""
+    areas: dict[str, list[float]] = {"headline": [], "rmia": [], "log ratio": [], "null": []}
+    for seed in range(4):
+        rng, inside, is_member = np.random.default_rng(seed), masks(1500, 4, seed)[:count], np.arange(1500) < 750
+        noise = rng.standard_normal if tails == "normal" else (lambda size, draw=rng: draw.standard_t(2.5, size))
+        hard, gap = rng.normal(1, 2, 1500), rng.choice([0.0, 3.0] if tails == "normal" else [0.6], 1500)
+        signals = ShadowSignals(inside, (hard + gap * inside + noise((count, 1500))).astype(np.float32))
+        target = (hard + gap * is_member + noise((1, 1500))).astype(np.float32)
+        name = choose(pseudo_targets({"own": signals}), "tpr_mean", shadows=count)
+        assert name == "bavaria/own"
+        for told, score in (("headline", bavaria), ("rmia", rmia), ("log ratio", log_ratio)):
+            areas[told].append(auc(score(target, signals)[0], is_member).estimate)
+        areas["null"].append(auc(bavaria(target, signals)[0], rng.permutation(is_member)).estimate)
+    mean = {name: float(np.mean(some)) for name, some in areas.items()}
+    middle = (mean["rmia"] + mean["log ratio"]) / 2
+    assert mean["headline"] > (middle if tails == "normal" else mean["rmia"])
+    assert abs(mean["null"] - 0.5) < 0.02
+
+
+def test_numbers_of_shadows_with_and_without_a_record_tell_nothing() -> None:
+    """Of three shadows a record is in one or two. A loop over records takes the mean of both sorts' means."""
+    phi, _, population = normal_signals(4, 60, 1.0, 1)
+    odd = ShadowSignals(population.inside[:3], population.phi[:3])
+    chance = 1 / (1 + np.exp(-odd.phi.astype(float)))
+    for j, score in enumerate(rmia(phi, odd)[0]):
+        sides = [chance[odd.inside[:, j] == side, j].mean() for side in (True, False)]
+        expected = -math.log(1 + math.exp(-float(phi[0, j]))) - math.log(np.mean(sides))
+        assert score == pytest.approx(expected, abs=1e-5)
+
+
+def test_of_one_shadow_the_other_sort_is_that_of_equal_rank() -> None:
+    phi, is_member, population = normal_signals(2, 1200, 2.0, 2)
+    one = ShadowSignals(population.inside[:1], population.phi[:1])
+    chance, inside = 1 / (1 + np.exp(-one.phi[0].astype(float))), one.inside[0]
+    ranked = {side: np.sort(chance[inside == side]) for side in (True, False)}
+    found, ratio = rmia(phi, one)[0], np.log(1 / (1 + np.exp(-phi[0].astype(float)))) - np.log(chance)
+    for j in range(0, 1200, 37):
+        place = int((ranked[bool(inside[j])] < chance[j]).sum())
+        other = np.quantile(ranked[not inside[j]], (place + 0.5) / 600)
+        expected = math.log(1 / (1 + math.exp(-float(phi[0, j])))) - math.log((chance[j] + other) / 2)
+        assert found[j] == pytest.approx(expected, abs=1e-4)
+    assert auc(found, is_member).estimate > auc(ratio, is_member).estimate + 0.02, "that it was in the shadow hides it"
+    assert abs(auc(found, inside).estimate - 0.5) < abs(auc(ratio, inside).estimate - 0.5), "of which it tells less"
+    unseen = np.random.default_rng(0).permutation(is_member)
+    assert abs(auc(found, unseen).estimate - 0.5) < 0.05
+    assert np.isfinite(rmia(phi[:, :1], ShadowSignals(inside[None, :1], one.phi[:, :1]))).all(), "a record alone"
+    assert choose({}, "auc_mean", shadows=1) == "rmia/own"
 
 
 def test_rmia_ranks_as_its_definition_and_keeps_its_digits() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -177,7 +178,12 @@ def test_shadows_never_saw_what_is_to_be_forgotten() -> None:
     data = Data("d", split[0], split[1], Bounds.of(0, 1), ("a", "b"), forgotten=split[2])
     architecture = Architecture("linear", lambda: nn.Linear(4, 2))
     parent: Any = SimpleNamespace(
-        name="dense", architecture=architecture, trainer=BuiltinTrainer(Training(epochs=1)), hardened=None
+        name="dense",
+        architecture=architecture,
+        trainer=BuiltinTrainer(Training(epochs=1)),
+        hardened=None,
+        side_by_side=lambda device: 1,
+        stacks=lambda device: (1, 1),
     )
     model = SimpleNamespace(name="dense", parent=parent, recipe=None)
     scope = Scope("unlearning", data, 0, 6, 4, {"dense": model})  # type: ignore[dict-item]  # all that is looked at
@@ -199,5 +205,17 @@ def test_shadows_never_saw_what_is_to_be_forgotten() -> None:
     module.load_state_dict({key: torch.from_numpy(trained[f"0/{key}"]) for key in ("weight", "bias")})
     rounded = recipe.apply(module, split[0], data.bounds, seed=0)
     assert np.allclose(asked.phi[0, :15], phi_of(TorchTarget(rounded), split[2]), atol=1e-4)
+    for count, name in ((4, "shadows"), (1, "population"), (0, "population")):
+        few = replace(scope, training_free=count, trained=count)
+        run = Unlearning().runs(model, few)[0]  # type: ignore[arg-type]  # as above
+        assert len(run.needs) == (count > 1)
+        layout: Any = Unlearning().form(model, few).arrays  # type: ignore[arg-type]  # as above
+        assert {one for one in layout(None) if "/" in one} == {f"score/{name}"}
+        if count < 2:
+            given: Any = SimpleNamespace(scope=few)
+            case: Any = SimpleNamespace(prepared=run.prepare(given), deployed=TorchTarget(module), attacker=split[1])
+            evidence = Unlearning().run(case, seed=0)
+            assert evidence.summary["headline"] == "population"
+            assert evidence.flags == {"population": [Flag.NO_SHADOWS]}
     with pytest.raises(InputError, match="'other' is no model of this plan"):
         Unlearning(retrained="other").runs(model, scope)  # type: ignore[arg-type]  # as above

@@ -47,6 +47,25 @@ def test_a_plan_says_what_it_says() -> None:
     assert plan.where("candidates", "half", "recipe", "sparsity") == "plan.yaml, line 7"
 
 
+@pytest.mark.parametrize(
+    ("text", "free", "trained"),
+    [
+        ("{training_free: 0}", 0, 0),
+        ("{training_free: 1}", 1, 1),
+        ("{training_free: 4}", 4, 4),
+        ("{training_free: 64}", 64, 16),
+        ("{trained: 0}", 16, 0),
+        ("{training_free: 16, trained: 1}", 16, 1),
+        ("{training_free: 2, trained: 4}", 2, 4),
+    ],
+)
+def test_shadows_may_be_few_or_none_and_no_more_where_they_cost_more(text: str, free: int, trained: int) -> None:
+    plan = parse_plan(BASE + f"shadows: {text}\n")
+    assert (plan.shadows.training_free, plan.shadows.trained) == (free, trained)
+    again = Plan.model_validate(plan.model_dump(mode="json"))
+    assert (again.shadows, again.digest) == (plan.shadows, plan.digest)
+
+
 def test_a_plan_survives_json_with_its_digest() -> None:
     plan = parse_plan(BASE)
     copy = Plan.model_validate(plan.model_dump(mode="json"))
@@ -151,7 +170,8 @@ BAD_PLANS = [
     (BASE + "release: []", "line 8: release: names no candidate"),
     (BASE + "attacks: quik", "did you mean 'quick'?"),
     (BASE + "attacks:\n  - evasion\n  - {steps: 3}", "line 10: attacks.1: needs a kind"),
-    (BASE + "shadows: {trained: 1}", "line 8: shadows.trained"),
+    (BASE + "shadows: {trained: -1}", "line 8: shadows.trained"),
+    (BASE + "shadows: {training_free: 1, trained: 2}", "line 8: shadows.trained: is 2, more than training_free: 1"),
     (BASE + "shadows: {leak: 0.05, trained: 8}", "line 8: shadows.leak: decides the numbers"),
     (BASE + "shadows: {within: 20 min}", "line 8: shadows.within: is the time for a leak"),
     (BASE + "shadows: {leak: 0.05, within: 20}", "line 8: shadows.within: must be a number and s, min or h"),
