@@ -2,8 +2,10 @@
 
     python benchmarks/leakage.py --data DIR [--json FILE]
 
-Planted: three digits (8x8), and three MNIST images, exact, scaled to uint8, features permuted, both together, in each
-of the kinds of places below. Clean: 20 files of nets of various makes, trained on digits and compressed. Rebuilt: the
+Planted: three digits (8x8), and three MNIST images, exact, scaled to uint8, features permuted, both together, negated
+and negated with features permuted, in each of the kinds of places below, and the first of these as tables with decimal
+commas, as numbers of 16 bits without a header and as PNG pictures. Crafted: 4 MB each of what the search follows,
+beside 4 MB of random bytes. Clean: 20 files of nets of various makes, trained on digits and compressed. Rebuilt: the
 weights of those that are held in integers, beside what their scales say that rounding does. Parents: which of ten
 models a file came from. Ranges: whose activation those of 20 static 8-bit files end at. Large: 100 MB of random
 float32 weights with five images planted, against the 60,000 of MNIST. CPU seconds, one thread.
@@ -11,22 +13,16 @@ float32 weights with five images planted, against the 60,000 of MNIST. CPU secon
 
 from __future__ import annotations
 
-import base64
-import io
-import json
-import pickle
 import resource
-import tempfile
 import warnings
-from pathlib import Path
+import zlib
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
-import onnx
 import torch
 from contract import Row, cpu_seconds, parser, publish
-from onnx import TensorProto, helper, numpy_helper
-from safetensors.numpy import save
+from leakage_places import KINDS, PLACES
 from torch import Tensor, nn
 
 from crushproof.attacks.reconstruction.calibration import Calibration, Known, told
@@ -35,7 +31,6 @@ from crushproof.attacks.reconstruction.moments import Rows
 from crushproof.attacks.reconstruction.rebuild import rebuild
 from crushproof.attacks.reconstruction.search import Searched, rows_of, search_file
 from crushproof.compression.deployment.onnx_export import to_onnx
-from crushproof.compression.deployment.tflite_export import to_tflite
 from crushproof.compression.recipe import RECIPES
 from crushproof.targets.data.digits import load_digits
 from crushproof.targets.data.records import Records
@@ -52,72 +47,23 @@ RECIPE_SET = (
 )
 
 
-def onnx_file(tensors: list[onnx.TensorProto], note: str = "") -> bytes:
-    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 64]) for name in "xy"]
-    weights = np.random.default_rng(0).standard_normal((64, 128)).astype(np.float32)
-    kept = [numpy_helper.from_array(weights, "w"), *tensors]
-    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", ports[:1], ports[1:], kept)
-    model = helper.make_model(graph)
-    if note:
-        model.metadata_props.add(key="note", value=note)
-    return bytes(model.SerializeToString())
-
-
-def exported(rows: np.ndarray) -> bytes:
-    class Net(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x.float().sum(1)
-
-    stream = io.BytesIO()
-    torch.export.save(torch.export.export(Net(), (torch.from_numpy(rows),)), stream)
-    return stream.getvalue()
-
-
-def view(rows: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    torch.save({"w": torch.from_numpy(rows)[1:2, :1]}, stream)
-    return stream.getvalue()
-
-
-def archived(rows: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    np.savez_compressed(stream, rows=np.asfortranarray(rows))
-    return stream.getvalue()
-
-
-def tflite(weights: np.ndarray) -> bytes:
-    """A real file whose layer holds the rows (or their columns) as its weights: codes of 8 bits are float there."""
-    layer = nn.Linear(weights.shape[1], weights.shape[0])
-    layer.weight = nn.Parameter(torch.from_numpy(weights.astype(np.float32)), requires_grad=False)
-    shape = (weights.shape[1],)
-    return to_tflite(to_onnx(nn.Sequential(layer).eval(), shape))
-
-
-def external(rows: np.ndarray) -> bytes:
-    """The file beside an ONNX file that holds its tensors."""
-    model = onnx.load_from_string(onnx_file([numpy_helper.from_array(rows, "rows")]))
-    with tempfile.TemporaryDirectory() as folder:
-        onnx.save(model, f"{folder}/a.onnx", save_as_external_data=True, location="a.data", size_threshold=0)
-        return (Path(folder) / "a.data").read_bytes()
-
-
-PLACES = {
-    "ONNX external data": external,
-    "ONNX constant": lambda rows: onnx_file([numpy_helper.from_array(rows, "rows")]),
-    "ONNX columns": lambda rows: onnx_file([numpy_helper.from_array(rows.T.copy(), "rows")]),
-    "metadata, base64": lambda rows: onnx_file([], base64.b64encode(rows.tobytes()).decode()),
-    "metadata, text": lambda rows: onnx_file([], json.dumps(rows.tolist())),
-    "safetensors": lambda rows: save({"rows": rows}),
-    ".pt2 example input": exported,
-    ".pt storage behind a view": view,
-    "pickle": lambda rows: pickle.dumps({"rows": rows}),
-    "pickled list": lambda rows: pickle.dumps([rows.tolist()]),
-    "base64 in lines": lambda rows: base64.encodebytes(rows.tobytes()),
-    "pickle by columns": lambda rows: pickle.dumps(np.asfortranarray(rows)),
-    ".npz by columns": archived,
-    ".tflite weights": tflite,
-    ".tflite weights by columns": lambda rows: tflite(np.ascontiguousarray(rows.T)),
-}
+def crafted(rows: Rows) -> list[Row]:
+    """CPU seconds for 4 MB of one thing, which a file may be made of to take time."""
+    head = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+    grey = head + bytes([0, 0, 0, 8, 0, 0, 0, 8, 8, 0, 0, 0, 0]) + bytes(4)
+    packed = zlib.compress(bytes(2**22))
+    bomb = head + (2000).to_bytes(4, "big") * 2 + bytes([8, 0, 0, 0, 0]) + bytes(4)
+    bomb += len(packed).to_bytes(4, "big") + b"IDAT" + packed + bytes(4)
+    made = {
+        "random bytes": np.random.default_rng(0).bytes(2**22),
+        "headers of PNG": grey * (2**22 // len(grey)),
+        "bombs in PNG": bomb * (2**22 // len(bomb)),
+        "semicolons": b";" * 2**22,
+        "decimal commas": b"1,1;" * 2**20,
+        "pieces of UTF-16": ("abcd.fgh".encode("utf-16-le") + b"\xff\xff") * (2**22 // 18),
+    }
+    found = {name: cpu_seconds(partial(search_file, content, rows)) for name, content in made.items()}
+    return [Row("crafted, 4 MB", name, seconds, "CPU s") for name, seconds in found.items()]
 
 
 def planted(name: str, x: Tensor, rows: Rows) -> Row:
@@ -125,12 +71,15 @@ def planted(name: str, x: Tensor, rows: Rows) -> Row:
     mixed = np.random.default_rng(1).permutation(plain.shape[1])
     codes = np.round(plain * 255).astype(np.uint8)
     ways = {"exact": plain, "uint8": codes, "permuted": plain[:, mixed], "both": codes[:, mixed]}
+    ways |= {"negated": -plain, "negated and permuted": -plain[:, mixed]}
     missed = []
     for how, values in ways.items():
         for place, write in PLACES.items():
             if search_file(write(np.ascontiguousarray(values)), rows).ids != IDS:
                 missed.append(f"{how} in {place}")
-    total = len(ways) * len(PLACES)
+    square = plain.reshape(len(IDS), *x.shape[-2:])
+    missed += [place for place, write in KINDS.items() if search_file(write(square), rows).ids != IDS]
+    total = len(ways) * len(PLACES) + len(KINDS)
     told = f"of {total} files" + (f"; missed: {', '.join(missed)}" if missed else "")
     return Row(f"planted {name}", told, total - len(missed), "found", target=total, better="higher")
 
@@ -295,7 +244,7 @@ def main() -> None:
         known = rows_of(few)
         assert known is not None
         results.append(planted("MNIST", few, known))
-    results += [planted("digits", digits.members.x, rows), *clean(digits.members, rows)]
+    results += [planted("digits", digits.members.x, rows), *crafted(rows), *clean(digits.members, rows)]
     results += [*parents(digits.members), *ranges()]
     publish(results, options.json)
 

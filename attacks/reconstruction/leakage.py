@@ -31,12 +31,13 @@ NAMED = 5  # places and ids that a sentence names
 PLACES = 1000  # places that evidence names
 
 UNFOUND = (
-    "records encrypted, packed otherwise than by zip, gzip, zlib, bzip2 or xz, in big-endian numbers or integers of 16 "
-    "bits whose type nothing states, compressed with loss, noisy, cropped, negated, of other units by feature (unless "
-    "standardised, or scaled by least and largest), coarser than 8 bits, interleaved with other values, or by columns "
-    "in a container that says no shape; and what weights remember"
+    "records encrypted, packed otherwise than by zip, gzip, zlib, bzip2 or xz, in big-endian numbers whose type "
+    "nothing states, compressed with loss, noisy, cropped, resized, in pictures other than PNG (or interlaced ones, or "
+    "several records in one), of other units or signs by feature (unless standardised, or scaled by least and "
+    "largest), coarser than 8 bits, interleaved with other values, or by columns in a container that says no shape; "
+    "and what weights remember"
 )
-UNREAD = "words that look like no path, name, address or secret, are not ASCII, or are encrypted"
+UNREAD = "words that look like no path, name, address or secret, have other letters than ASCII, or are encrypted"
 
 Text = Annotated[str, Field(max_length=400)]
 
@@ -62,7 +63,7 @@ class Seen(Document):
 
 class Summary(Document):
     """`Evidence.summary`. `searched`: training records searched for; `kind`, `size`: of the file, in bytes; `cut`:
-    whether more places looked like records than were compared; `none`: why no records were searched for.
+    whether more places looked like records, or pictures, than were compared; `none`: why no records were searched for.
     """
 
     kind: Text
@@ -78,10 +79,10 @@ class Summary(Document):
 class Leakage(Attack):
     """Training records and private words in the shipped bytes; the model is never asked.
 
-    The file is searched as it lies and taken apart (ONNX, safetensors, zip archives, gzip, pickles, base64, text)
-    without running or loading anything in it. Records are found exact, scaled, rounded to 8 bits or more, standardised
-    and with their features in any order (skewness and kurtosis of every window, compared value by value where they
-    fit), each with a bound on how often chance would do the same.
+    The file is searched as it lies and taken apart (ONNX, safetensors, zip archives, gzip, pickles, base64, PNG, text,
+    UTF-16) without running or loading anything in it. Records are found exact, scaled, negated, rounded to 8 bits or
+    more, standardised and with their features in any order (skewness and kurtosis of every window, compared value by
+    value where they fit), each with a bound on how often chance would do the same.
 
     Evidence, of k finds in the order of their records: `record` int64 [k], the member's id; `offset` int64 [k], in the
     file; `place` int64 [k], in `Summary.places`; `bound` float64 [k], windows of the whole file that chance would take
@@ -143,7 +144,7 @@ class Leakage(Attack):
     def limits(self, scope: Scope) -> list[str]:
         return [
             "A file in which no training record was found may hold them encrypted, packed otherwise than by zip, gzip, "
-            "zlib, bzip2 or xz, in big-endian numbers, compressed with loss, with noise, cropped, negated or in other "
+            "zlib, bzip2 or xz, in big-endian numbers, compressed with loss, with noise, cropped, resized or in other "
             "units; and what the model remembers of them in its weights is a matter of membership."
         ]
 
@@ -252,7 +253,7 @@ def _notes(evidence: Evidence, found: Summary) -> tuple[str, ...]:
             "found fails whatever the policy, unless it limits this figure."
         )
     if found.cut:
-        notes.append("More places looked like records than were compared: there may be others.")
+        notes.append("More places looked like records, or more pictures, than were compared: there may be others.")
     return tuple(notes)
 
 

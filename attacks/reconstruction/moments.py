@@ -1,6 +1,7 @@
 """Signatures of rows of numbers that neither scale, offset nor order change, of all windows of a stream at once.
 
-A window's skewness and kurtosis stay what they are when its values are scaled, shifted or exchanged with each other.
+A window's skewness and kurtosis stay what they are when its values are scaled, shifted or exchanged with each other;
+when they are negated, the skewness changes its sign alone, so that each row is looked for as its mirror image too.
 Of rows of two values (one-hot columns, answers of yes and no) they tell next to nothing, and their order tells all.
 Sums over windows are put together from sums over powers of two, so that a huge value spoils those windows alone that
 hold it.
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -105,7 +106,7 @@ class Signatures:
         slack: how far those two may be off, in deviations.
         size: cells of an axis.
         known: bool [size * size], in which cells a row may be.
-        cells, rows: pairs of a cell and a row, in the order of the cells.
+        cells, rows: pairs of a cell and a row, in the order of the cells; row n + i is row i, negated.
     """
 
     mean: Floats
@@ -119,7 +120,7 @@ class Signatures:
     rows: Ints
 
     def candidates(self, first: Floats, second: Floats) -> tuple[Ints, Ints]:
-        """Places [k] in these signatures of windows, and the rows [k] that each may be: every fitting pair."""
+        """Places [k] in these signatures of windows, and rows [k], below 2 n, that each may be: every fitting pair."""
         cell = (first * self.size).astype(np.int64) * self.size + (second * self.size).astype(np.int64)
         np.clip(cell, 0, self.size * self.size - 1, out=cell)
         at = np.flatnonzero(self.known[cell])
@@ -127,6 +128,12 @@ class Signatures:
         counts = end - begin
         offsets = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         return np.repeat(at, counts), self.rows[np.repeat(begin, counts) + offsets]
+
+    @cached_property
+    def ends(self) -> tuple[Floats, Floats, Floats]:
+        """Lowest, highest and slack of 2 n rows: of a negated one, lowest and highest change places."""
+        both = np.concatenate
+        return both([self.lowest, -self.highest]), both([self.highest, -self.lowest]), both([self.slack, self.slack])
 
 
 def signatures(
@@ -146,10 +153,13 @@ def signatures(
     )
     deviation = np.where(sought, deviation, 0.0)
     spread = np.flatnonzero(deviation > 0)
+    first, second, wide, high = (one[spread] for one in (first, second, wide, high))
+    first, second = np.concatenate([first, 1 - first]), np.concatenate([second, 1 - second if by_order else second])
+    wide, high, spread = np.tile(wide, 2), np.tile(high, 2), np.concatenate([spread, spread + count])
     size = GRID
     while True:
-        low_u, high_u = (_cell(first[spread] + sign * wide[spread], size) for sign in (-1, 1))
-        low_v, high_v = (_cell(second[spread] + sign * high[spread], size) for sign in (-1, 1))
+        low_u, high_u = (_cell(first + sign * wide, size) for sign in (-1, 1))
+        low_v, high_v = (_cell(second + sign * high, size) for sign in (-1, 1))
         across, along = high_u - low_u + 1, high_v - low_v + 1
         total = int((across * along).sum())
         if total <= AT_MOST * max(1, len(spread)) or size <= COARSEST:
@@ -195,8 +205,10 @@ class Rows:
         return self.span if self.plain(form) else {RANGES: 1.0, RAW: TINY}.get(self.forms[form][0], 2.0)
 
     def written(self, form: int, ids: Ints) -> Floats:
+        """Records as this form has them; n + i is record i, negated."""
         name, mean, deviation = self.forms[form]
-        values = (self.values[ids].astype(np.float64) - mean) / deviation
+        values = (self.values[ids % len(self.values)].astype(np.float64) - mean) / deviation
+        values[ids >= len(self.values)] *= -1
         return np.arcsinh(values) if name == RAW else values
 
     def seen(self, form: int, values: Floats) -> Floats:

@@ -15,7 +15,7 @@ from ...compression.lineage.matched import Fit, match
 from ...targets.errors import NotApplicable
 from ...targets.twin.twin import Twin, twin_of
 from ...targets.untrusted.model_file import check_onnx
-from .containers import take_apart
+from .contents.containers import take_apart
 
 if TYPE_CHECKING:
     import onnx

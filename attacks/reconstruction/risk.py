@@ -10,8 +10,8 @@ TRAINING_ROWS = Metric(
     subject="the number of training records in the file",
     unit="number",
     better="lower",
-    meaning="How many training records lie in the shipped bytes, exact or scaled, rounded, standardised or with their "
-    "features in another order. Whoever has the file has them.",
+    meaning="How many training records lie in the shipped bytes, exact or scaled, negated, rounded, standardised or "
+    "with their features in another order. Whoever has the file has them.",
     fails_beyond=0.0,
 )
 PRIVATE_WORDS = Metric(

@@ -1,4 +1,4 @@
-"""Records in a stream of bytes: exact, scaled, rounded to 8 bits or more, in whatever order their features are.
+"""Records in a stream of bytes: exact, scaled, negated, rounded to 8 bits or more, their features in any order.
 
 Every window of the bytes is read as every type of number, at every offset, whatever a container says of it. A window
 whose signature is a record's (moments.py) is compared value by value, and counts where chance is ruled out
@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .contents.protobuf import widened
 from .information import ALARM, SAMPLE, WORTH, agreement, by_chance
 from .moments import (
     CHUNK,
@@ -29,17 +30,17 @@ from .moments import (
     over_windows,
     window_moments,
 )
-from .protobuf import widened
 
 Order = Literal["as stored", "other order"]
 
 BLOCK = 2**15  # windows that are looked at together: they stay in a processor's cache
 PAIRS = 4_000_000  # of a window and a record, compared value by value in one file at most
-READINGS = 16  # types, offsets and forms that a window is read in, for the bound on chance
-TYPES = ("uint8", "int8", "float16", "bfloat16", "float32", "float64", "int32", "int64")
-LARGEST = 65_000.0  # what is larger, and larger than twice any value, is no number of a record
+READINGS = 24  # types, offsets and forms that a window is read in, for the bound on chance
+TYPES = ("uint8", "int8", "uint16", "int16", "float16", "bfloat16", "float32", "float64", "int32", "int64")
+LARGEST = 65_536.0  # what is larger, and larger than twice any value, is no number of a record
 SMALLEST = 1e-9
-WHOLE = ("uint8", "int8", "int32", "int64")
+WHOLE = ("uint8", "int8", "uint16", "int16", "int32", "int64")
+SHORT = ("uint8", "int8", "uint16", "int16")  # of which every value may be a record's
 FLAT = 1 / GRID  # what the second axis of a window of two values lies below: it is 0
 
 
@@ -50,7 +51,7 @@ class Match:
     Args:
         offset: of its first byte.
         step: bytes from one value to the next.
-        form: "as they are", "scaled", "standardised ...".
+        form: "as they are", "scaled", "standardised ..."; "negated", or that and one of these.
         bound: windows that would agree so well with any record by chance, expected in the whole search, at most.
     """
 
@@ -76,7 +77,7 @@ def as_floats(
     """float64, and which may be numbers of a record; None: all."""
     if type_ == "bfloat16":
         values = widened(values)
-    if type_ in ("uint8", "int8"):
+    if type_ in SHORT:
         return values.astype(np.float64), None
     with np.errstate(invalid="ignore", over="ignore"):
         size = np.abs(values)
@@ -101,7 +102,7 @@ class Search:
         self.cut = False
         self._pairs = 0
         self._length = rows.values.shape[1]
-        self._largest = max(LARGEST, 2 * float(np.abs(rows.values).max()))
+        self._largest = max(LARGEST, 2 * float(max(rows.values.max(), -rows.values.min())))
 
     def content(self, part: int, content: Any) -> None:
         """Searches bytes, read as all types at all offsets."""
@@ -117,7 +118,10 @@ class Search:
         sample: Floats | None = None
         block = max(BLOCK, 2 * length)
         for begin in range(0, len(values) - length + 1, block):
-            some, fine = as_floats(values[begin : begin + block + length - 1], type_, self._largest)
+            read = values[begin : begin + block + length - 1]
+            if type_ in ("int8", "int16") and not read.min() < 0:
+                continue  # without a sign they were read before
+            some, fine = as_floats(read, type_, self._largest)
             whole: Any = True
             if fine is not None and not fine.all():
                 sums = np.concatenate([[0], np.cumsum(~fine, dtype=np.int32)])
@@ -153,9 +157,10 @@ class Search:
         if not len(at):
             return None
         unit = deviation[at]
-        for join, known in ((np.minimum, table.lowest), (np.maximum, table.highest)):
+        lowest, highest, slack = table.ends
+        for join, known in ((np.minimum, lowest), (np.maximum, highest)):
             edge = (over_windows(some, self._length, join, again=True)[at] - mean[at]) / unit
-            near = np.abs(edge - known[rows]) <= table.slack[rows]
+            near = np.abs(edge - known[rows]) <= slack[rows]
             at, rows, unit = at[near], rows[near], unit[near]
         return at, rows
 
@@ -185,6 +190,7 @@ class Search:
     ) -> None:
         """Value by value: in the order of the record, else sorted."""
         length, size = self._length, np.dtype("u2" if type_ == "bfloat16" else type_).itemsize
+        count = len(self.rows.values)
         step = max(1, CHUNK // length)
         for place in range(0, len(at), step):
             here, ids = at[place : place + step], rows[place : place + step]
@@ -210,12 +216,14 @@ class Search:
                     bits = agreement(np.arcsinh(window / unit), 2e-6, np.arcsinh(sample / unit), ordered=True)
                 else:
                     bits = agreement(window, float(alike[hit]), sample, ordered=ordered)
-                bound = by_chance(bits, len(self.rows.values))
+                bound = by_chance(bits, 2 * count)
                 if bound <= WORTH:
-                    word = "as they are" if same else self.rows.forms[form][0].split(", ")[-1]
+                    negated = "negated" if ids[hit] >= count else ""
+                    word = "" if same else self.rows.forms[form][0].split(", ")[-1]
                     order: Order = "as stored" if ordered else "other order"
                     offset = phase + size * (begin + int(here[hit]))
-                    self.found.append((part, Match(int(ids[hit]), offset, size, type_, word, order, bound)))
+                    how = ", ".join(filter(None, (word, negated))) or "as they are"
+                    self.found.append((part, Match(int(ids[hit]) % count, offset, size, type_, how, order, bound)))
 
     def best(self) -> list[tuple[int, Match]]:
         """Of each record, in each part, the surest match at each place; those that overlap it are the same find.

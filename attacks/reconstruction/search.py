@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from bisect import bisect_right
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .containers import Contents, take_apart
+from .contents.containers import Contents, take_apart
 from .moments import Rows, prepare
 from .rows import Match, Search
 from .words import Word, words_in
+
+TOGETHER = 2**22  # bytes of parts that are searched as one
 
 
 @dataclass(frozen=True)
@@ -20,7 +25,7 @@ class Record:
 
     Args:
         place: where, for people: "tensor 'rows'".
-        offset: in the file, of its first byte; of what holds it, where it is packed.
+        offset: in the file, of its first byte (of a picture, of the picture's); of what holds it, where it is packed.
         match: how it is written there, and how sure the find is.
     """
 
@@ -37,7 +42,7 @@ class Searched:
         kind: of the file, in a word or two.
         records: each with every place it is at, in the order of their ids.
         words: with their places; those of a packed part count from its own begin.
-        cut: whether more places looked like records than were compared: there may be others.
+        cut: whether more places looked like records, or pictures, than were compared: there may be others.
     """
 
     kind: str
@@ -61,12 +66,13 @@ def search_file(content: bytes, records: Tensor | Rows | None = None) -> Searche
     """Searches the bytes of a file for training records and for words that give something away.
 
     The file is taken apart but never loaded: ONNX, safetensors, zip archives (`.pt`, `.pt2`, `.npz`), what zip, gzip,
-    zlib, bzip2 or xz packed anywhere in it, pickles, base64, hexadecimal, numbers written as text, and any other file
-    as bytes. A record is found exact, scaled (in a table by feature too), rounded to 8 bits or more, standardised by
-    feature or channel or as for ImageNet, with its features in any order, in the types of `rows.TYPES`, at any offset.
-    It is not found encrypted, packed otherwise, in big-endian numbers or integers of 16 bits whose type nothing
-    states, in further units by feature, compressed with loss, with noise, cropped, or negated; of one with two values
-    only (one-hot columns) the order must be its own.
+    zlib, bzip2 or xz packed anywhere in it, pickles, base64, hexadecimal, PNG pictures, numbers written as text (with
+    decimal points or commas), text in UTF-16, and any other file as bytes. A record is found exact, scaled (in a table
+    by feature too), negated, rounded to 8 bits or more, standardised by feature or channel or as for ImageNet, with its
+    features in any order, in the types of `rows.TYPES`, at any offset. It is not found encrypted, packed otherwise, in
+    big-endian numbers whose type nothing states, in further units or signs by feature, compressed with loss, with
+    noise, cropped or resized, or as one of several in a picture; of one with two values only (one-hot columns) the
+    order must be its own.
 
     Args:
         records: float32 [n, *shape], or what `rows_of` made of them once for several files; None: words alone.
@@ -78,22 +84,67 @@ def search_file(content: bytes, records: Tensor | Rows | None = None) -> Searche
     contents = take_apart(content, 0 if rows is None else rows.values.shape[1])
     found, cut = [], False
     if rows is not None:
-        search = Search(rows, sum(len(one.content) for one in contents.parts))
-        for at, part in enumerate(contents.parts):
-            if part.numbers is not None:
-                search.stream(at, np.asarray(part.numbers, dtype=np.float64), "float64")
+        batches = _batches(contents)
+        search = Search(rows, sum(len(one.content) for one in batches))
+        for at, batch in enumerate(batches):
+            if isinstance(batch.content, bytes):
+                search.content(at, batch.content)
             else:
-                search.content(at, part.content)
-        found = [_located(contents, part, match) for part, match in search.best()]
-        cut = search.cut
+                search.stream(at, batch.content, batch.content.dtype.name)
+        found = [_located(contents, *batches[at].part(match.offset), match) for at, match in search.best()]
+        cut = search.cut or contents.cut
     words = [
-        (contents.place(at, word.offset), word)
+        (contents.place(at, word.offset), replace(word, offset=part.begin(word.offset)))
         for at, part in enumerate(contents.parts)
         for word in words_in(part.content)
     ]
     return Searched(contents.kind, tuple(found), tuple(words), cut)
 
 
-def _located(contents: Contents, part: int, match: Match) -> Record:
-    offset = match.offset if part == 0 else contents.parts[part].offset
-    return Record(contents.place(part, match.offset), offset, match)
+@dataclass(frozen=True)
+class _Batch:
+    """Parts that are searched as one, for a crafted file may hold 100,000 small ones; the content is theirs in a row.
+
+    Args:
+        begins: of each, ascending, in bytes.
+    """
+
+    content: bytes | np.ndarray[Any, Any]
+    parts: list[int]
+    begins: list[int]
+
+    def part(self, offset: int) -> tuple[int, int]:
+        """Which part lies there, and how far into it."""
+        one = bisect_right(self.begins, offset) - 1
+        return self.parts[one], offset - self.begins[one]
+
+
+def _batches(contents: Contents) -> list[_Batch]:
+    """Of all bytes, and of all numbers of each type, one after the other; what was read as text is no bytes."""
+    kinds: dict[str, list[list[int]]] = {}
+    sizes: dict[str, int] = {}
+    for at, part in enumerate(contents.parts):
+        kind = "" if part.numbers is None else part.numbers.dtype.name
+        size = len(part.content) if part.numbers is None else part.numbers.nbytes
+        if part.text is not None or not size:
+            continue
+        if not kinds.get(kind) or sizes[kind] + size > TOGETHER:
+            kinds.setdefault(kind, []).append([])
+            sizes[kind] = 0
+        kinds[kind][-1].append(at)
+        sizes[kind] += size
+    found = []
+    for kind, groups in kinds.items():
+        for group in groups:
+            parts = [contents.parts[at] for at in group]
+            lengths = [len(one.content) if one.numbers is None else one.numbers.nbytes for one in parts]
+            if kind:
+                content: Any = np.concatenate([one.numbers for one in parts if one.numbers is not None])
+            else:
+                content = b"".join(one.content for one in parts)
+            found.append(_Batch(content, group, [0, *accumulate(lengths[:-1])]))
+    return found
+
+
+def _located(contents: Contents, part: int, offset: int, match: Match) -> Record:
+    return Record(contents.place(part, offset), contents.parts[part].at(offset), match)

@@ -30,7 +30,8 @@ class RecordSignatures(Preparation):
     """What to look for in a file: the signatures of every training record (`moments.Signatures`).
 
     Arrays, of each form: `<form>/mean`, `deviation`, `lowest`, `highest`, `slack` float64 [n], `cells`, `rows` int32
-    [pairs], and of its features `centre`, `unit` float64 [d]. The records themselves are not stored.
+    [pairs] (n more than a record's: it is negated), and of its features `centre`, `unit` float64 [d]. The records
+    themselves are not stored.
     """
 
     phase: ClassVar[str] = "leakage"
@@ -81,7 +82,7 @@ class RecordSignatures(Preparation):
             for at, size in enumerate(document.sizes):
                 cells, rows = arrays[f"{at}/cells"], arrays[f"{at}/rows"]
                 require(bool((cells < size * size).all()) and bool((np.diff(cells) >= 0).all()), "no such cells")
-                require(bool((rows < n).all()), "a signature of no record")
+                require(bool((rows < 2 * n).all()), "a signature of no record")
 
         return Form(Forms, layout, holds=holds)
 

@@ -6,9 +6,12 @@ import re
 from bisect import bisect
 from dataclasses import dataclass
 
+from .contents.texts import ascii_text
+
 SHOWN = 4  # characters of a word that a report shows
 MOST = 200  # words that are kept of a file
 _RUN = re.compile(rb"[\x20-\x7e]{8,}")
+_HINT = re.compile(rb"[/\\\\@=:._ -]|AKIA|AIza")  # without one of which a run holds no word
 _UNNAMED = re.compile(rb"(?i)[=:]\s?[\"']?(?:none|null|str|string|int|true|false|self|unknown|optional)$")
 _NOBODY = {"user", "username", "name", "root", "you", "me", "runner", "shared", "public", "default"}
 
@@ -101,8 +104,11 @@ class Word:
 def words_in(content: bytes) -> list[Word]:
     """Each word once, at its first place, in the order of the places; `MOST` at most."""
     found: dict[tuple[str, str], Word] = {}
-    for run in _RUN.finditer(content):
+    written = ascii_text(content)
+    for run in _RUN.finditer(written.content):
         text = run.group()[: 2**20]
+        if not _HINT.search(text):
+            continue
         starts, ends = list[int](), list[int]()  # of what is taken, in order: a crafted run may hold 100,000 words
         for kind, private, pattern in _KINDS:
             for match in pattern.finditer(text):
@@ -117,7 +123,7 @@ def words_in(content: bytes) -> list[Word]:
                     continue
                 if kind == "user name" and _UNNAMED.search(match.group()):
                     continue
-                found.setdefault((kind, word), Word(kind, private, run.start() + begin, word))
+                found.setdefault((kind, word), Word(kind, private, written.place(run.start() + begin), word))
                 if len(found) >= MOST:
                     return sorted(found.values(), key=lambda one: one.offset)
     return sorted(found.values(), key=lambda one: one.offset)

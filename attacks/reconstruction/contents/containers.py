@@ -1,8 +1,8 @@
 """What a file holds, taken apart without running or believing it: bytes that lie packed in it, and what lies where.
 
 A file is searched as it lies, whatever its kind. Beyond that its kind tells what is written otherwise than as plain
-bytes (deflated entries of archives, base64, numbers as text, values of a pickle) and what the places are called. What
-cannot be taken apart hides nothing: its bytes are searched all the same.
+bytes (deflated entries of archives, base64, UTF-16, numbers as text, values of a pickle, pictures) and what the places
+are called. What cannot be taken apart hides nothing: its bytes are searched all the same.
 """
 
 from __future__ import annotations
@@ -20,18 +20,20 @@ from typing import Any
 
 import numpy as np
 
-from ...targets.errors import UnsafeInput
-from ...targets.untrusted.files import is_pickle, open_archive, read_entry
-from ...targets.untrusted.other_formats import unpacked
+from ....targets.errors import UnsafeInput
+from ....targets.untrusted.files import is_pickle, open_archive, read_entry
+from ....targets.untrusted.other_formats import unpacked
 from .blocks import Turning
+from .pictures import Album
 from .protobuf import BFLOAT, Span, onnx_spans
 from .streams import streams
+from .texts import Text, ascii_text, wide_text
 
 UNPACKED = 2**31  # bytes, of everything that is unpacked, as large a file as is read at all
 DEPTH = 4  # of what is packed in what is packed
 OPCODES = 2_000_000  # of a pickle that are looked at
 SHORT = 64  # characters of a word of base64, below which it holds no record
-FEW = 6  # numbers of a text or a pickle, below which they are none
+FEW = 6  # numbers or characters of a pickle, below which they are none
 
 _BASE64 = re.compile(rb"[A-Za-z0-9+/_-]{%d,}={0,2}" % SHORT)
 _HEXADECIMAL = re.compile(rb"[0-9a-fA-F]{%d,}" % SHORT)
@@ -45,12 +47,6 @@ _ENCODED = (
     (_BASE64_LINES, "base64"),
     (_HEXADECIMAL_LINES, "hexadecimal"),
 )
-_NUMBER = rb"[-+]?(?:\d{1,40}+(?:\.\d{0,40}+)?|\.\d{1,40}+)(?:[eE][-+]?\d{1,3})?"  # no way back: digits are many
-_BETWEEN = rb"(?:[\s,;\[\](){}\"']|\\[nrt])"  # a line's end and a tabulator also as JSON writes them
-_TEXT = re.compile(rb"%s(?:%s{1,32}+%s){%d,}" % (_NUMBER, _BETWEEN, _NUMBER, FEW - 1))
-_VALUE = rb"[:=]\s?(%s)" % _NUMBER  # as JSON has a record: "age": 0.5
-_TEXT_NAMED = re.compile(rb"%s(?:%s{1,32}+[\w.-]{1,64}+[\"']?\s?%s){%d,}" % (_VALUE, _BETWEEN, _VALUE, FEW - 1))
-_TEXTS = ((_TEXT, re.compile(_NUMBER)), (_TEXT_NAMED, re.compile(_VALUE)))
 TYPES = {
     "F64": "<f8",
     "F32": "<f4",
@@ -73,13 +69,31 @@ class Part:
         where: how they are packed in it, for people; "": they are the file itself.
         offset: of what holds them, in the file.
         content: the bytes; empty where they are numbers.
-        numbers: float64 [m], written as text or as values of a pickle; None: they are bytes.
+        numbers: uint8 or float64 [m], written as text, as values of a pickle or as pictures; None: they are bytes.
+        text: what the content was read from, where that is no plain bytes.
+        pieces: of numbers that are pictures of one size, one after the other, where each begins: int64 [k].
+        direct: whether the places of its text or its pieces, or of the bytes themselves, are offsets in the file.
     """
 
     where: str
     offset: int
     content: bytes = b""
     numbers: np.ndarray[Any, Any] | None = None
+    text: Text | None = None
+    pieces: np.ndarray[Any, Any] | None = None
+    direct: bool = False
+
+    def begin(self, offset: int) -> int:
+        """Where that is, `offset` bytes into the part, in the bytes that it was read from."""
+        if self.text is not None:
+            return self.text.place(offset)
+        if self.pieces is not None and self.numbers is not None:
+            return int(self.pieces[offset * len(self.pieces) // self.numbers.nbytes])
+        return offset
+
+    def at(self, offset: int) -> int:
+        """The offset in the file of that or, where it is packed, of what holds it."""
+        return self.begin(offset) if self.direct else self.offset
 
 
 @dataclass
@@ -90,40 +104,52 @@ class Contents:
         parts: the file itself first.
         spans: what lies where in the file itself, ascending.
         kind: what it is, in a word or two.
+        cut: whether it holds more pictures than were decoded.
     """
 
     parts: list[Part]
     spans: list[Span] = field(default_factory=list)
     kind: str = "a file of no known kind"
+    cut: bool = False
 
     def place(self, part: int, offset: int) -> str:
         """What people call the place, `offset` bytes into a part."""
         one = self.parts[part]
-        at = bisect_right([span.begin for span in self.spans], offset if part == 0 else one.offset) - 1
-        inside = offset if part == 0 else one.offset
+        inside = one.at(offset)
+        at = bisect_right([span.begin for span in self.spans], inside) - 1
         name = self.spans[at].name if at >= 0 and inside < self.spans[at].end else ""
         return ", ".join(word for word in (name, one.where) if word) or "no named part"
+
+
+@dataclass
+class _Limits:
+    """What is left to be spent on one file: bytes that may be unpacked, arrays to turn, pictures to decode."""
+
+    room: list[int]
+    turning: Turning
+    album: Album
 
 
 def take_apart(content: bytes, width: int = 0) -> Contents:
     """Everything that can be read out of a file without running it.
 
     Args:
-        width: values of a record, so that arrays of unstated shape are read by columns too; 0: they are not.
+        width: values of a record, so that arrays of unstated shape are read by columns too, and pictures; 0: neither.
 
     Raises:
         UnsafeInput: an archive that is damaged or crafted, or unpacks to more than `UNPACKED` bytes.
     """
-    found = Contents([Part("", 0, content)])
-    room, turning = [UNPACKED], Turning(width)
+    found = Contents([Part("", 0, content, direct=True)])
+    left = _Limits([UNPACKED], Turning(width), Album(len(content), width))
     found.kind, found.spans = _kind(content)
-    found.parts += _inside(content, "", 0, 0, room, found.spans, turning)
+    found.parts += _inside(content, "", 0, 0, left, found.spans)
     if found.kind == "TFLite":
-        found.parts += [Part("columns", at, numbers=values) for at, values in turning.prefixed(content)]
+        found.parts += [Part("columns", at, numbers=values) for at, values in left.turning.prefixed(content)]
     for span in list(found.spans):
         if span.numbers is not None:
             found.parts.append(Part("", span.begin, numbers=span.numbers))
     found.spans.sort(key=lambda span: span.begin)
+    found.cut = left.album.cut
     return found
 
 
@@ -140,15 +166,10 @@ def _kind(content: bytes) -> tuple[str, list[Span]]:
 
 
 def _inside(
-    content: bytes,
-    where: str,
-    offset: int,
-    depth: int,
-    room: list[int],
-    spans: list[Span] | None,
-    turning: Turning,
+    content: bytes, where: str, offset: int, depth: int, left: _Limits, spans: list[Span] | None
 ) -> Iterator[Part]:
     """What is packed in some bytes; `spans`: of the file itself, which entries of an archive are added to."""
+    room, turning = left.room, left.turning
     if depth >= DEPTH:
         if content.startswith((b"PK\x03\x04", b"\x1f\x8b")):
             raise UnsafeInput(
@@ -172,7 +193,7 @@ def _inside(
                 place = begin if spans is not None else offset
                 if not stored or is_pickle(data[:2]) or data[:4] == b"PK\x03\x04":
                     unpacked_here.append((begin, begin + 30 + len(entry.orig_filename) + entry.compress_size))
-                    yield from _inside(data, inner, place, depth + 1, room, None, turning)
+                    yield from _inside(data, inner, place, depth + 1, left, None)
                 else:
                     yield from (Part(_then(inner, "columns"), place, numbers=one) for one in turning.block(data))
                 yield from _by_columns(data, inner, place)
@@ -181,18 +202,27 @@ def _inside(
         data = unpacked(content, where or "the file", max(room[0], 1))
         room[0] -= len(data)
         yield Part(_then(where, "unpacked"), offset, data)
-        yield from _inside(data, _then(where, "unpacked"), offset, depth + 1, room, None, turning)
+        yield from _inside(data, _then(where, "unpacked"), offset, depth + 1, left, None)
         yield from _by_columns(data, _then(where, "unpacked"), offset)
     elif is_pickle(content[:2]):
         yield from _pickled(content, where, offset, turning)
     for at, values in turning.arrays(content):
         yield Part(_then(where, "columns"), at if spans is not None else offset, numbers=values)
+    for one in left.album.pictures(content, unpacked_here):
+        inner = _then(where, one.words)
+        values = one.pixels if one.pixels.dtype == np.uint8 else one.pixels.astype(np.float64)
+        yield Part(inner, offset, numbers=values.ravel(), pieces=one.places, direct=spans is not None)
     for at, word, data in streams(content, room, unpacked_here):
         place, inner = at if spans is not None else offset, _then(where, word)
         yield Part(inner, place, data)
-        yield from _inside(data, inner, place, depth + 1, room, None, turning)
+        yield from _inside(data, inner, place, depth + 1, left, None)
         yield from _by_columns(data, inner, place)
-    yield from _written(content, where, offset, depth, room, turning, top=spans is not None)
+    plain, wide = ascii_text(content), wide_text(content)
+    yield from _written(plain, where, offset, depth, left, top=spans is not None)
+    if wide.content:
+        inner = _then(where, "UTF-16 text")
+        yield Part(inner, offset, wide.content, text=wide, direct=spans is not None)
+        yield from _written(wide, inner, offset, depth, left, top=spans is not None)
 
 
 def _then(where: str, word: str) -> str:
@@ -206,26 +236,22 @@ def _by_columns(data: bytes, where: str, offset: int) -> Iterator[Part]:
             yield Part(_then(where, span.name), offset, numbers=span.numbers)
 
 
-def _written(
-    content: bytes, where: str, offset: int, depth: int, room: list[int], turning: Turning, *, top: bool
-) -> Iterator[Part]:
+def _written(text: Text, where: str, offset: int, depth: int, left: _Limits, *, top: bool) -> Iterator[Part]:
     """What is written as text: base64, hexadecimal, numbers."""
-    for look, single in _TEXTS:
-        for match in look.finditer(content):
-            values, place = np.array([float(one) for one in single.findall(match.group())]), match.start()
-            for order in (values, *turning.columns(values)):
-                yield Part(_then(where, "numbers as text"), place if top else offset, numbers=order)
+    for begin, values in text.numbers():
+        for order in (values, *left.turning.columns(values)):
+            yield Part(_then(where, "numbers as text"), text.place(begin) if top else offset, numbers=order)
     for pattern, word in _ENCODED:
-        for match in pattern.finditer(content):
-            text = match.group() if pattern in (_BASE64, _HEXADECIMAL) else _BREAKS.sub(b"", match.group())
+        for match in pattern.finditer(text.content):
+            code = match.group() if pattern in (_BASE64, _HEXADECIMAL) else _BREAKS.sub(b"", match.group())
             for glued in (0, 1):  # the length before a text may end in a byte that looks like its first character
-                data = _decoded(text[glued:], word)
-                if data is None or len(data) > room[0]:
+                data = _decoded(code[glued:], word)
+                if data is None or len(data) > left.room[0]:
                     continue
-                room[0] -= len(data)
-                at = match.start() if top else offset
+                left.room[0] -= len(data)
+                at = text.place(match.start()) if top else offset
                 yield Part(_then(where, word), at, data)
-                yield from _inside(data, _then(where, word), at, depth + 1, room, None, turning)
+                yield from _inside(data, _then(where, word), at, depth + 1, left, None)
 
 
 def _decoded(text: bytes, word: str) -> bytes | None:

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from ...targets.data.npy import MAGIC, read_header
-from ...targets.errors import CrushproofError
+from ....targets.data.npy import MAGIC, read_header
+from ....targets.errors import CrushproofError
 
 TURNED = 2**22  # values of one array that are read by columns, at most
-ROOM = 2**25  # of all arrays of a file
+ROOM = 3 * 2**24  # of all arrays of a file
 ARRAYS = 256  # .npy arrays and blocks of a file that are looked at
-TYPES = ("<f4", "<f2", "<f8", "|u1")
+TYPES = ("<f4", "<f2", "<f8", "|u1", "<u2", "<i2")
 
 
 class Turning:
@@ -32,7 +32,9 @@ class Turning:
         """Bytes that are one array, as [width, n] of each type that fits: float64 [n * width], record by record."""
         for type_ in TYPES:
             if self.width and len(content) % (np.dtype(type_).itemsize * self.width) == 0:
-                yield from self.columns(np.frombuffer(content, type_))
+                values = np.frombuffer(content, type_)
+                if type_ != "<i2" or values.min(initial=0) < 0:  # else they are what they were without a sign
+                    yield from self.columns(values)
 
     def columns(self, values: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:
         """Numbers that are one array, as [width, n]: float64 [n * width], record by record."""

@@ -6,10 +6,13 @@ import bz2
 import lzma
 import re
 import zlib
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
-from ...targets.errors import UnsafeInput
+from ....targets.errors import UnsafeInput
+from ....targets.untrusted.files import RATIO, SMALL
 
 FEWEST = 64  # bytes that come out, below which it was none
 FIRST, FED = 2**12, 2**20  # bytes at a time, at first, as most are no stream, and at most
@@ -34,12 +37,13 @@ def streams(content: bytes, room: list[int], known: Sequence[tuple[int, int]]) -
         known: (begin, end) of what is unpacked elsewhere.
 
     Raises:
-        UnsafeInput: more comes out than there is room for, or far more goes in than comes out.
+        UnsafeInput: more comes out than there is room for or than of anything but a bomb, or far more goes in.
     """
-    wasted, most = 0, WASTED * len(content) + 2**24
+    begins, ends = _apart(known)
+    wasted, most, packed, out = 0, WASTED * len(content) + 2**24, 0, 0
     for match in _BEGIN.finditer(content):
         at = begin = match.start()
-        if any(low <= at < high for low, high in known):
+        if at < ends[bisect_right(begins, at)]:
             continue
         if match.group().startswith(b"PK"):
             begin += 30 + sum(int.from_bytes(content[at + field : at + field + 2], "little") for field in (26, 28))
@@ -47,12 +51,21 @@ def streams(content: bytes, room: list[int], known: Sequence[tuple[int, int]]) -
         else:
             word, opened = next((name, make) for sign, name, make in _OPENED if match.group().startswith(sign))
         fed, data = (0, b"") if opened is None else _unpacked(memoryview(content)[begin:], opened(), room[0])
+        packed, out = packed + fed, out + len(data)
+        if out > SMALL and out > RATIO * packed:
+            raise UnsafeInput(f"{packed:,} bytes of the file unpack to {out:,}, as those of a zip bomb do.")
         wasted += max(0, fed - len(data))
         if wasted > most:
             raise UnsafeInput("The file looks like compressed streams at so many places that it is made to take time.")
         if len(data) >= FEWEST:
             room[0] -= len(data)
             yield at, word, data
+
+
+def _apart(spans: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
+    """Begins of spans, ascending, and up to where those reach that begin before: there is one more of these."""
+    ascending = sorted(spans)
+    return [low for low, _ in ascending], [-1, *accumulate((high for _, high in ascending), max)]
 
 
 def _unpacked(packed: memoryview, stream: Any, room: int) -> tuple[int, bytes]:
