@@ -256,7 +256,7 @@ SECTIONS: dict[str, Callable[[World], list[Row]]] = {
     "cheaper": cheaper,
 }
 
-HELD_OUT = "held-out"  # `few` on the worlds on which nothing was chosen
+HELD_OUT = "held-out"  # `few` and `alone` on the worlds on which nothing was chosen
 
 
 def main() -> None:
@@ -273,7 +273,8 @@ def main() -> None:
     rows: list[Row] = []
     for name in given.only or names:
         if name == HELD_OUT:
-            found = [] if given.data is None else [row for one in held_out(given.data, kept) for row in few(one)]
+            others = [] if given.data is None else held_out(given.data, kept)
+            found = [row for one in others for row in (*few(one), *alone(one))]
         else:
             of_world = name in SECTIONS
             found = [row for world in worlds for row in SECTIONS[name](world)] if of_world else CHECKS[name](kept)

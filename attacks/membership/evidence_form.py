@@ -67,10 +67,10 @@ def _layout(scope: Scope, summary: Summary) -> Layout:
 def _holds(model: Audited, scope: Scope, found: Summary, arrays: Arrays, files: Mapping[str, Any]) -> None:
     population, names = population_of(scope), _scores(found)
     require({found.headline, found.headline_auc, *found.pseudo_targets} <= {*names}, "a score that there is not")
+    require(max(found.shadows.values(), default=0) <= max(scope.training_free, scope.trained), "too many shadow models")
     full, own = shadow_counts(model, scope)[0], found.shadows.get("own", 0)
     of_runs = {full, *(count for count in (scope.training_free, scope.trained) if count < full)}
     require(own in of_runs and (own > 0 or not found.shadows), "shadow models of another model")
-    require(max(found.shadows.values(), default=0) <= max(scope.training_free, scope.trained), "too many shadow models")
     require("own" in found.shadows or not found.restored, "scores put on the scale of shadows that there are not")
     require(found.n == population.attacked, "n is not the number of records")
     require(np.array_equal(arrays["ids"], population.ids), "ids are not those of the records")

@@ -11,7 +11,6 @@ from .contents.texts import ascii_text
 SHOWN = 4  # characters of a word that a report shows
 MOST = 200  # words that are kept of a file
 _RUN = re.compile(rb"[\x20-\x7e]{8,}")
-_HINT = re.compile(rb"[/\\\\@=:._ -]|AKIA|AIza")  # without one of which a run holds no word
 _UNNAMED = re.compile(rb"(?i)[=:]\s?[\"']?(?:none|null|str|string|int|true|false|self|unknown|optional)$")
 _NOBODY = {"user", "username", "name", "root", "you", "me", "runner", "shared", "public", "default"}
 
@@ -26,9 +25,13 @@ _SORTS: tuple[tuple[str, bool, tuple[bytes, ...]], ...] = (  # what a word is ca
             rb"-----BEGIN [A-Z ]*PRIVATE KEY-----",
         ),
     ),
-    ("address with a password", True, (rb"\b[a-z][a-z0-9+]{2,9}://[^\s/:@]+:[^\s/@]+@[\w.-]+",)),
+    ("address with a password", True, (rb"\b[a-z][a-z0-9+]{2,9}://[^\s\0/:@]+:[^\s\0/@]+@[\w.-]+",)),
     ("e-mail address", True, (rb"\b[A-Za-z0-9][\w.+-]{0,63}@(?:[A-Za-z0-9-]{2,63}\.){1,4}[A-Za-z]{2,10}\b",)),
-    ("home folder", True, (rb"(?:/home/|/Users/|[A-Za-z]:\\{1,2}Users\\{1,2})[\w.-]{2,32}(?:[/\\][^\s\"':;,<>|]*)?",)),
+    (
+        "home folder",
+        True,
+        (rb"(?:/home/|/Users/|[A-Za-z]:\\{1,2}Users\\{1,2})[\w.-]{2,32}(?:[/\\][^\s\0\"':;,<>|]*)?",),
+    ),
     (
         "path",
         True,
@@ -43,7 +46,7 @@ _SORTS: tuple[tuple[str, bool, tuple[bytes, ...]], ...] = (  # what a word is ca
         "user name",
         True,
         (
-            rb"(?i)(?<![\w.-])(?:user_?name|user|login|author|created_by)[\"']?\s?[=:]\s?[\"']?"
+            rb"(?i)(?<![\w.-])(?:user_?name|user|login|author|created_by)[\"']? ?[=:] ?[\"']?"
             rb"[a-z][\w.-]{2,40}(?![\w(<\[])",
         ),
     ),
@@ -51,7 +54,7 @@ _SORTS: tuple[tuple[str, bool, tuple[bytes, ...]], ...] = (  # what a word is ca
         "host name",
         True,
         (
-            rb"\bhost_?name[\"']?\s?[=:]\s?[\"']?[A-Za-z][\w.-]{1,62}",
+            rb"\bhost_?name[\"']? ?[=:] ?[\"']?[A-Za-z][\w.-]{1,62}",
             rb"\b[a-z0-9][a-z0-9-]{1,62}\.(?:local|internal|corp|lan|intranet)\b",
         ),
     ),
@@ -65,7 +68,7 @@ _SORTS: tuple[tuple[str, bool, tuple[bytes, ...]], ...] = (  # what a word is ca
         False,
         (
             rb"\b(?:learning_rate|lr|batch_size|epochs?|weight_decay|momentum|dropout|seed|optimi[sz]er|num_layers|"
-            rb"noise_multiplier|epsilon|delta)[\"']?\s?[=:]\s?[\"']?[\w.+-]{1,24}",
+            rb"noise_multiplier|epsilon|delta)[\"']? ?[=:] ?[\"']?[\w.+-]{1,24}",
         ),
     ),
     (
@@ -74,7 +77,7 @@ _SORTS: tuple[tuple[str, bool, tuple[bytes, ...]], ...] = (  # what a word is ca
         (
             rb"\b(?:torch|pytorch|tensorflow|tf|keras|onnx|onnxruntime|sklearn|scikit-learn|jax|flax|python|cuda|"
             rb"transformers|timm|safetensors)[ _=:v\"/-]{1,4}\d+(?:\.\d+){1,3}\w{0,16}",
-            rb"\b(?:commit|revision|git[_-]?(?:sha|hash|commit))[\"']?\s?[=: ]\s?[\"']?[0-9a-f]{7,40}\b",
+            rb"\b(?:commit|revision|git[_-]?(?:sha|hash|commit))[\"']? ?[=: ] ?[\"']?[0-9a-f]{7,40}\b",
         ),
     ),
 )
@@ -102,28 +105,25 @@ class Word:
 
 
 def words_in(content: bytes) -> list[Word]:
-    """Each word once, at its first place, in the order of the places; `MOST` at most."""
+    """Each word once, at its first place, in the order of the places; `MOST` at most, the private ones first."""
     found: dict[tuple[str, str], Word] = {}
     written = ascii_text(content)
-    for run in _RUN.finditer(written.content):
-        text = run.group()[: 2**20]
-        if not _HINT.search(text):
-            continue
-        starts, ends = list[int](), list[int]()  # of what is taken, in order: a crafted run may hold 100,000 words
-        for kind, private, pattern in _KINDS:
-            for match in pattern.finditer(text):
-                begin, end = match.span()
-                place = bisect(starts, begin)
-                if (place and ends[place - 1] > begin) or (place < len(starts) and starts[place] < end):
-                    continue
-                starts.insert(place, begin)
-                ends.insert(place, end)
-                word = match.group()[:300].decode("ascii")
-                if kind == "home folder" and re.split(r"[/\\]+", word)[2].lower() in _NOBODY:
-                    continue
-                if kind == "user name" and _UNNAMED.search(match.group()):
-                    continue
-                found.setdefault((kind, word), Word(kind, private, written.place(run.start() + begin), word))
-                if len(found) >= MOST:
-                    return sorted(found.values(), key=lambda one: one.offset)
+    text, taken = written.content, bytearray(len(written.content))  # each character is part of one word at most
+    runs = [match.span() for match in _RUN.finditer(text)]
+    begins = [begin for begin, _ in runs]
+    for kind, private, pattern in _KINDS:
+        for match in pattern.finditer(text):
+            begin, end = match.span()
+            run = bisect(begins, begin) - 1
+            if run < 0 or end > runs[run][1] or 1 in taken[begin:end]:
+                continue
+            taken[begin:end] = b"\1" * (end - begin)
+            word = match.group()[:300].decode("ascii")
+            if kind == "home folder" and re.split(r"[/\\]+", word)[2].lower() in _NOBODY:
+                continue
+            if kind == "user name" and _UNNAMED.search(match.group()):
+                continue
+            found.setdefault((kind, word), Word(kind, private, written.place(begin), word))
+            if len(found) >= MOST:
+                return sorted(found.values(), key=lambda one: one.offset)
     return sorted(found.values(), key=lambda one: one.offset)

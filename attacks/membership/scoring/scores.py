@@ -136,7 +136,7 @@ def _completed(mean: Floats, known: Bools, other: Floats, other_known: Bools) ->
     """The means over the shadows of one sort, [n]; where a record has none, that of a record of equal rank.
 
     Whether a shadow was trained on a record is drawn at random, so those that it was trained on rank among themselves
-    as the others do. (With one shadow, on 15 nets of six data sets, 42 % more members are found at 1 % false positives
+    as the others do. (With one shadow, on 15 nets of five data sets, 42 % more members are found at 1 % false positives
     than with the one mean that there is; at worst .7 % fewer.)
 
     Args:

@@ -28,6 +28,11 @@ _NUMBER = rb"[-+]?(?:\d{1,40}+(?:\.\d{0,40}+)?|\.\d{1,40}+)" + _EXPONENT  # no w
 _GROUPS = rb"[1-9]\d{0,2}+(?:[%s]\d{3}(?!\d)){1,8}+"  # 1.234.567: digits by threes
 _COMMAS = rb"[-+]?(?:%s(?:,\d{1,40}+)?|\d{1,40}+(?:,\d{1,40}+)?|,\d{1,40}+)" % (_GROUPS % rb".' ") + _EXPONENT
 _POINTS = rb"[-+]?(?:%s(?:\.\d{0,40}+)?|\d{1,40}+(?:\.\d{0,40}+)?|\.\d{1,40}+)" % (_GROUPS % rb",'") + _EXPONENT
+_LONE = re.compile(rb",(?!\d)")
+_MARKS = {  # what is no part of a number becomes a blank
+    mark: bytes(ord(".") if code == ord(mark) else code if code in b"0123456789+-eE" else 0x20 for code in range(256))
+    for mark in (b".", b",")
+}
 _VALUE = rb"[:=]\s?(%s)" % _NUMBER  # as JSON has a record: "age": 0.5
 
 _ASCII, _WIDE = (re.compile(rb"(?:[\t-\r -~]%s){%d}" % one) for one in ((b"", LEAST), (rb"\0", LEAST - 1)))
@@ -42,6 +47,7 @@ class _Style:
         look: several of them, and what stands between.
         single: one of them.
         decimal: the mark before decimals; grouping: what stands between thousands.
+        named: whether names stand between them.
         sign: without which a text has no number of this style that the plain one would not read alike.
     """
 
@@ -50,22 +56,26 @@ class _Style:
     decimal: bytes = b"."
     grouping: bytes = b""
     sign: re.Pattern[bytes] | None = None
+    named: bool = False
 
     def values(self, text: bytes) -> list[float]:
         """The numbers of a text that holds nothing else but what stands between them."""
-        found = self.single.findall(text)
-        if self.sign is not None:
-            found = b"\n".join(found).translate(None, self.grouping).replace(self.decimal, b".").split(b"\n")
-        return list(map(float, found))
+        if self.named:
+            return list(map(float, self.single.findall(text)))
+        if not self.grouping or not re.search(rb"\d[%s]\d{3}(?!\d)" % self.grouping, text):
+            found = _LONE.sub(b" ", text) if self.decimal == b"," else text
+            return list(map(float, found.translate(_MARKS[self.decimal]).split()))
+        parts = b"\n".join(self.single.findall(text)).translate(None, self.grouping)
+        return list(map(float, parts.replace(self.decimal, b".").split(b"\n")))
 
 
 def _several(number: bytes, between: bytes) -> re.Pattern[bytes]:
-    return re.compile(rb"%s(?:%s%s){%d,}" % (number, between, number, FEW - 1))
+    return re.compile(rb"%s(?:%s%s){%d,}+" % (number, between, number, FEW - 1))
 
 
 _STYLES = (
     _Style(_several(_NUMBER, _BETWEEN), re.compile(_NUMBER)),
-    _Style(_several(_VALUE, rb"%s[\w.-]{1,64}+[\"']?\s?" % _BETWEEN), re.compile(_VALUE)),
+    _Style(_several(_VALUE, rb"%s[\w.-]{1,64}+[\"']?\s?" % _BETWEEN), re.compile(_VALUE), named=True),
     _Style(
         _several(_COMMAS, _BETWEEN_COMMAS),
         re.compile(_COMMAS),
