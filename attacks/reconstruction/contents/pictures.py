@@ -7,11 +7,14 @@ left out. Nothing that a header says is believed before so many bytes have come 
 from __future__ import annotations
 
 import zlib
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+from .streams import ordered
 
 SIGN = b"\x89PNG\r\n\x1a\n"
 HEADER = b"\0\0\0\rIHDR"
@@ -87,12 +90,17 @@ class Album:
         self._chunks, self._sweeps = 1024 + size // CHUNKS, SWEEPS
 
     def pictures(self, content: bytes, unpacked: list[tuple[int, int]]) -> Iterator[Pictures]:
-        """Those in some bytes, by size; `unpacked`: (begin, end) of their compressed pixels are added to it."""
+        """Those in some bytes, by size.
+
+        Args:
+            unpacked: (begin, end) of what is unpacked elsewhere; those of the pictures' compressed pixels are added.
+        """
+        begins, ends = ordered(unpacked)
         batches: dict[Layout, _Batch] = {}
         at = content.find(SIGN + HEADER) if self._least else -1
         while at >= 0:
             layout, end = _layout(content, at), at + len(SIGN)
-            if layout is not None:
+            if layout is not None and at >= ends[bisect_right(begins, at)]:
                 palette, parts, end = self._parts(content, at)
                 packed = self._unpacked(content, layout, parts) if layout.shown >= self._least else b""
                 if packed is not None:

@@ -39,7 +39,7 @@ def streams(content: bytes, room: list[int], known: Sequence[tuple[int, int]]) -
     Raises:
         UnsafeInput: more comes out than there is room for or than of anything but a bomb, or far more goes in.
     """
-    begins, ends = _apart(known)
+    begins, ends = ordered(known)
     wasted, most, packed, out = 0, WASTED * len(content) + 2**24, 0, 0
     for match in _BEGIN.finditer(content):
         at = begin = match.start()
@@ -62,7 +62,7 @@ def streams(content: bytes, room: list[int], known: Sequence[tuple[int, int]]) -
             yield at, word, data
 
 
-def _apart(spans: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
+def ordered(spans: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
     """Begins of spans, ascending, and up to where those reach that begin before: there is one more of these."""
     ascending = sorted(spans)
     return [low for low, _ in ascending], [-1, *accumulate((high for _, high in ascending), max)]

@@ -293,6 +293,12 @@ def test_pictures_of_records_are_found(members: torch.Tensor, rows: Rows, place:
             assert {one.offset for one in found.records} == begins, how
 
 
+def test_a_picture_in_a_pickle_in_an_archive_is_found_once(members: torch.Tensor, rows: Rows) -> None:
+    files = [saved(np.round(members.numpy()[at, 0] * 255).astype(np.uint8)) for at in IDS]
+    found = search_file(zipped(pickle.dumps(b"".join(files)), zipfile.ZIP_STORED), rows)
+    assert [one.match.record for one in found.records] == IDS
+
+
 def test_pictures_in_colours_are_found() -> None:
     pictures = torch.randint(0, 256, (30, 3, 6, 6), generator=torch.Generator().manual_seed(0)) / 255
     files = [saved(np.round(one.permute(1, 2, 0).numpy() * 255).astype(np.uint8)) for one in pictures[[3, 7]]]
