@@ -80,9 +80,9 @@ class Leakage(Attack):
     """Training records and private words in the shipped bytes; the model is never asked.
 
     The file is searched as it lies and taken apart (ONNX, safetensors, zip archives, gzip, pickles, base64, PNG, text,
-    UTF-16) without running or loading anything in it. Records are found exact, scaled, negated, rounded to 8 bits or
-    more, standardised and with their features in any order (skewness and kurtosis of every window, compared value by
-    value where they fit), each with a bound on how often chance would do the same.
+    UTF-16) without running or loading anything in it. Records are found exact, scaled, negated, rounded or cut off to 8
+    bits or more, standardised and with their features in any order (skewness and kurtosis of every window, compared
+    value by value where they fit), each with a bound on how often chance would do the same.
 
     Evidence, of k finds in the order of their records: `record` int64 [k], the member's id; `offset` int64 [k], in the
     file; `place` int64 [k], in `Summary.places`; `bound` float64 [k], windows of the whole file that chance would take

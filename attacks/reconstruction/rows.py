@@ -1,4 +1,4 @@
-"""Records in a stream of bytes: exact, scaled, negated, rounded to 8 bits or more, their features in any order.
+"""Records in a stream of bytes: exact, scaled, negated, rounded or cut off to 8 bits, their features in any order.
 
 Every window of the bytes is read as every type of number, at every offset, whatever a container says of it. A window
 whose signature is a record's (moments.py) is compared value by value, and counts where chance is ruled out
@@ -273,7 +273,8 @@ def _fits(windows: Floats, records: Floats, span: float, whole: bool) -> tuple[A
     centred = records - records.mean(1, keepdims=True)
     scale = (windows * centred).sum(1) / np.maximum((centred * centred).sum(1), 1e-300)
     off = np.abs(windows - windows.mean(1, keepdims=True) - scale[:, None] * centred).max(1)
-    allowed = np.abs(scale) * span * 0.6 / STEPS if not whole else np.full(len(off), 0.6)
+    # Of a step: rounding is off by half of one, cutting off what is behind the point by up to a whole one.
+    allowed = np.abs(scale) * span / STEPS if not whole else np.ones(len(off))
     alike = np.maximum(2 * off, 1e-6 * np.abs(windows).max(1))
     return (scale > 0) & (off <= allowed), off, alike
 

@@ -68,11 +68,11 @@ def search_file(content: bytes, records: Tensor | Rows | None = None) -> Searche
     The file is taken apart but never loaded: ONNX, safetensors, zip archives (`.pt`, `.pt2`, `.npz`), what zip, gzip,
     zlib, bzip2 or xz packed anywhere in it, pickles, base64, hexadecimal, PNG pictures, numbers written as text (with
     decimal points or commas), text in UTF-16, and any other file as bytes. A record is found exact, scaled (in a table
-    by feature too), negated, rounded to 8 bits or more, standardised by feature or channel or as for ImageNet, with its
-    features in any order, in the types of `rows.TYPES`, at any offset. It is not found encrypted, packed otherwise, in
-    big-endian numbers whose type nothing states, in further units or signs by feature, compressed with loss, with
-    noise, cropped or resized, or as one of several in a picture; of one with two values only (one-hot columns) the
-    order must be its own.
+    by feature too), negated, rounded or cut off to 8 bits or more, standardised by feature or channel or as for
+    ImageNet, with its features in any order, in the types of `rows.TYPES`, at any offset. It is not found encrypted,
+    packed otherwise, in big-endian numbers whose type nothing states, in further units or signs by feature, compressed
+    with loss, with noise, cropped or resized, or as one of several in a picture; of one with two values only (one-hot
+    columns) the order must be its own.
 
     Args:
         records: float32 [n, *shape], or what `rows_of` made of them once for several files; None: words alone.

@@ -99,6 +99,20 @@ def test_negated_records_are_found_and_called_so(members: torch.Tensor, rows: Ro
     assert {one.match.form for one in again.records} == {"as they are"}
 
 
+def test_records_cut_off_to_8_bits_are_found_as_rounded_ones_are(members: torch.Tensor, rows: Rows) -> None:
+    """As `(255 * x).astype(uint8)` has them: few shades, of which zero alone is exact."""
+    whole = (255 * members[IDS, 0].numpy()).astype(np.uint8)
+    planted = {
+        "bare": whole.tobytes(),
+        "mixed": np.ascontiguousarray(whole.reshape(len(IDS), -1)[:, MIXED]).tobytes(),
+        "inverted": (255 - whole).tobytes(),
+        "floats": (whole.astype(np.float32) / 255).tobytes(),
+        "pictures": b"".join(saved(one) for one in whole),
+    }
+    for how, content in planted.items():
+        assert search_file(b"\x13" * 1001 + content + WEIGHTS.tobytes(), rows).ids == IDS, how
+
+
 def test_negated_tables_are_found_however_they_are_scaled() -> None:
     rng = np.random.default_rng(0)
     columns = [rng.normal(40, 12, 300).round(), rng.lognormal(8, 1, 300).round(2), rng.normal(170, 9, 300)]
