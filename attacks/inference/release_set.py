@@ -20,6 +20,7 @@ from ..membership.population import PopulationPlan
 from ..membership.preparations import BlindScores, population_of, shadow_count
 from ..membership.replayed import SignalsOfShadows, signals_of
 from ..membership.scoring import scores
+from ..membership.scoring.pseudo_targets import LEAST
 from ..membership.signals import impossible, margin, margins_again
 from ..preparation import Audited, Basis, Inputs, Need, Preparation, Prepared, Ran, Results, Scope
 from ..risk import Metric
@@ -32,7 +33,6 @@ from .rows import NO_MEMBERS, Beside, OnMembers, doubts, rows, scores_of, unmeas
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Singles = np.ndarray[Any, np.dtype[np.float32]]
 
-LEAST = 4  # shadow models: one pair is left out where a shadow is the target
 TOGETHER = ("joint", "mean of lira", "mean of rmia")
 ALONE = "alone/"  # before the name of a version, of scores that have one version
 

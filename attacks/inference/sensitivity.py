@@ -23,6 +23,7 @@ from ..membership.population import PopulationPlan
 from ..membership.preparations import enough_for_all, population_of
 from ..membership.replayed import own_signals
 from ..membership.scoring import scores
+from ..membership.scoring.pseudo_targets import LEAST
 from ..membership.signals import SAME, impossible
 from ..preparation import Audited, Basis, Inputs, Ran, Results, Scope
 from ..risk import Metric
@@ -33,7 +34,6 @@ from .probing import Features, SensitivitiesOfShadows, asked, count_of, learned
 from .risk import SENSITIVITY
 from .rows import OnMembers, compared, doubts, rows, scores_of, unmeasured, why_not
 
-LEAST = 4  # shadow models: one pair is left out where a shadow is the target
 SAMIA, JOINT, MARGIN = "samia", "margin and sensitivity", "margin alone"
 NOT_PRUNED = "not applicable: neither it nor what is compared with it was pruned"
 FEW = f"not applicable: fewer than {LEAST} shadow models compressed as it was, or nobody knows how it was trained"

@@ -22,6 +22,7 @@ from ..membership.population import PopulationPlan
 from ..membership.preparations import enough_for_all, population_of
 from ..membership.replayed import own_signals
 from ..membership.scoring import scores
+from ..membership.scoring.pseudo_targets import LEAST
 from ..membership.signals import SAME, impossible, margin, margins_again
 from ..preparation import Audited, Basis, Inputs, Ran, Results, Scope
 from ..risk import Metric
@@ -34,7 +35,6 @@ from .rows import OnMembers, compared, doubts, rows, scores_of, unmeasured, why_
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Ids = np.ndarray[Any, np.dtype[np.int64]]
 
-LEAST = 4  # shadow models: one pair is left out where a shadow is the target
 WAYS = ("sum of lira", "lira of the mean", "mean of rmia")
 HEADLINES = ("headline", "headline_auc")
 ALONE = "mean margin"  # without shadows

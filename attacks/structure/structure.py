@@ -24,6 +24,7 @@ from ..membership.population import PopulationPlan
 from ..membership.preparations import BlindScores, enough_for_all, population_of, shadow_count
 from ..membership.replayed import own_signals
 from ..membership.scoring import scores
+from ..membership.scoring.pseudo_targets import LEAST
 from ..membership.signals import SAME
 from ..preparation import Audited, Basis, Deployed, Inputs, Need, Ran, Results, Scope, Weights
 from ..risk import Metric
@@ -32,7 +33,6 @@ from .preparations import Kind, StructuresOfShadows, sees_of, told_by
 from .risk import STRUCTURE
 from .shipped import filled, weights_in
 
-LEAST = 4  # shadow models: one pair is left out where a shadow is the target
 NAMES: dict[Kind, tuple[str, ...]] = {"mask": ("lira", "bavaria", "rmia"), "book": ("naive bayes",)}
 WORDS: dict[Kind, str] = {"mask": "which weights are zero", "book": "the values that weights share"}
 NEITHER = "not applicable: it was neither pruned weight by weight nor made to share its weights' values"
