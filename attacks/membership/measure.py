@@ -36,9 +36,9 @@ REVERSED = 0.02  # of AUC below that of models trained on neither sort of record
 EASY = 0.4  # AUC: test records that much easier than training records were chosen
 REPEATED_MEMBERS = Flag.REPEATED_MEMBERS.value
 UNFOUND = 1.0  # over their number: what of a leak shadows do not find (benchmarks/membership.py, few: .3 to 1.0)
-# Of what 64 shadow models find beyond guessing at 1 % false positives, what so few find: on average and from which net
-# to which, in percent (13 nets of five data sets: benchmarks/membership.py, few, held-out and alone).
-FOUND_BY_FEW = {0: (4, 0, 17), 1: (48, 37, 63), 2: (79, 61, 100), 3: (81, 70, 100)}
+# Of what 64 shadow models find beyond guessing at 1 % false positives, what so few find: on average, from which net to
+# which, in percent, and of how many nets of five data sets (benchmarks/membership.py, few, held-out and alone).
+FOUND_BY_FEW = {0: (4, 0, 17, 13), 1: (46, 36, 58, 14), 2: (77, 58, 97, 14), 3: (80, 66, 94, 14)}
 AUC_DETAIL = "auc"
 NO_MEMBERS = "the data has no training records (x_train, y_train) to tell apart from others"
 
@@ -169,11 +169,11 @@ def _counted(shadows: int) -> str:
 def few_found(counts: Iterable[int]) -> list[str]:
     """What is known of attackers with so few shadow models, a sentence each; nothing of those with enough."""
     return [
-        f"An attacker with {_counted(count)} found {mean} % on average ({least} to {most} %; 13 nets of 5 data sets) "
+        f"An attacker with {_counted(count)} found {mean} % on average ({low} to {high} %; {nets} nets of 5 data sets) "
         "of what one with 64 finds beyond guessing at 1 % false positives: a low figure says that much less of privacy."
         for count in sorted(set(counts))
         if count in FOUND_BY_FEW
-        for mean, least, most in [FOUND_BY_FEW[count]]
+        for mean, low, high, nets in [FOUND_BY_FEW[count]]
     ]
 
 
